@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Host fedora-messaging consumers as systemd services that do not lose messages.
+
+For authors of consumers: the base class, and what a handler may raise besides errors. The
+exceptions of the same meaning in ``fedora_messaging.exceptions`` (``Nack``, ``Drop``,
+``HaltConsumer``) are understood as well.
+"""
+
+from .core.consumer import Consumer
+from .core.errors import ConsumerFrameworkError, Drop, Halt, Retry
+
+__all__ = ["Consumer", "ConsumerFrameworkError", "Drop", "Halt", "Retry"]

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The broker: one connection, one channel for each queue, and what the channels are told.
+
+- :mod:`.connection` connects, by way of fedora-messaging's service, and connects again;
+- :mod:`.session` keeps every queue subscribed on whatever connection there is;
+- :mod:`.channels` is the :class:`.Acknowledger`;
+- :mod:`.faults` says in one line what the broker refused.
+"""
+
+from .channels import Channels
+from .session import Listener, Session
+
+__all__ = ["Channels", "Listener", "Session"]

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Says in one line what the broker refused, which object it was, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pika.exceptions
+from twisted.internet import error as twisted_error
+
+from consumer_framework.core.errors import ExitCode, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fedora_messaging.exceptions import BadDeclaration
+
+# Reply codes (AMQP 0-9-1, section 1.2).
+ACCESS_REFUSED = 403
+NOT_FOUND = 404
+RESOURCE_LOCKED = 405
+PRECONDITION_FAILED = 406
+
+# Frame, syntax, command, channel and unexpected-frame errors are defects of a client; NOT_ALLOWED
+# and NOT_IMPLEMENTED are settings that this broker does not take (prefetch_size, for one).
+_PERMANENT = frozenset({501, 502, 503, 504, 505, 530, 540})
+
+_CURES = {
+    ("queue", ACCESS_REFUSED): "set passive_declares = true if the queue exists already, "
+    "or ask the broker's administrators for the right to configure it",
+    ("queue", NOT_FOUND): "create it on the broker, or set passive_declares = false",
+    ("queue", RESOURCE_LOCKED): "stop the other connection that has it exclusively",
+    ("queue", PRECONDITION_FAILED): "it exists with other properties: "
+    "make its table under [queues] match, or delete it on the broker",
+    ("binding", ACCESS_REFUSED): "ask the broker's administrators for the right to bind",
+    ("binding", NOT_FOUND): "create the exchange on the broker, or name another one",
+}
+
+
+def declaration_fault(error: BadDeclaration) -> Fault:
+    """What to end with when the broker refused a queue or a binding."""
+    kind = str(error.obj_type)
+    description: Any = error.description
+    reason = one_line(error.reason)
+    cure = _CURES.get((kind, reply_code(error.reason)), "see the broker's log")
+    what = f"the broker refuses the {kind} {_name(kind, description)}: {reason}; {cure}"
+    return Fault(ExitCode.BAD_DECLARATION, what)
+
+
+def consume_fault(error: pika.exceptions.ChannelClosed, queue: str) -> Fault:
+    """What to end with when the broker refused ``basic.consume``."""
+    reason = one_line(error)
+    if reply_code(error) == NOT_FOUND:
+        what = f'the queue "{queue}" is gone: {reason}; create it on the broker'
+        return Fault(ExitCode.BAD_DECLARATION, what)
+    what = (
+        f'the broker does not let this user consume from the queue "{queue}": {reason}; '
+        "ask its administrators for the right to read it"
+    )
+    return Fault(ExitCode.PERMISSION, what)
+
+
+def canceled_fault(queue: str) -> Fault:
+    """What to end with when the broker canceled a consumer whose queue is gone."""
+    what = f'the broker canceled the consumer: the queue "{queue}" was deleted; create it again'
+    return Fault(ExitCode.CANCELED, what)
+
+
+def handshake_fault(error: BaseException, host: str) -> Fault:
+    """What to end with when the broker does not accept the first connection."""
+    what = f"the broker at {host} does not accept the connection: {one_line(error)}"
+    cure = "check user, password, vhost and [tls]"
+    return Fault(ExitCode.CONNECTION, f"{what}; {cure}")
+
+
+def connection_fault(error: object, host: str) -> Fault:
+    """What to end with when the broker closed the connection for what this client does."""
+    what = f"the broker at {host} closed the connection for good: {one_line(error)}"
+    return Fault(ExitCode.CONNECTION, f"{what}; check [qos], [queues] and [[bindings]]")
+
+
+def is_permanent(error: object) -> bool:
+    """Whether the broker closed the connection for something it will refuse again."""
+    return reply_code(error) in _PERMANENT
+
+
+def is_locked(error: BadDeclaration) -> bool:
+    """Whether another connection has the queue: after a cut, perhaps our own former one."""
+    return reply_code(error.reason) == RESOURCE_LOCKED
+
+
+def reply_code(error: object) -> int:
+    """The AMQP reply code in *error*, 0 where it has none."""
+    code = getattr(error, "reply_code", 0)
+    return code if isinstance(code, int) else 0
+
+
+_WORDS: tuple[tuple[type, str], ...] = (
+    (pika.exceptions.AMQPHeartbeatTimeout, "the broker sent no heartbeat"),
+    (pika.exceptions.ProbableAuthenticationError, "authentication failed"),
+    (pika.exceptions.ProbableAccessDeniedError, "access to the vhost was refused"),
+    (twisted_error.ConnectionDone, "the broker closed the connection"),
+    (twisted_error.ConnectionLost, "the connection was cut"),
+)
+
+
+def one_line(error: object) -> str:
+    """Say *error* in words a log reader knows."""
+    if code := reply_code(error):
+        return f"{code} {getattr(error, 'reply_text', '')}"
+    words = (text for kind, text in _WORDS if isinstance(error, kind))
+    return next(words, " ".join(str(error).split()) or type(error).__name__)
+
+
+def _name(kind: str, description: Mapping[str, Any]) -> str:
+    queue = f'"{description["queue"]}"'
+    if kind == "binding":
+        key, exchange = description["routing_key"], description["exchange"]
+        return f'of queue {queue} to exchange "{exchange}" with "{key}"'
+    return queue

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Keeps every queue subscribed, on whatever connection there is."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pika.exceptions
+from fedora_messaging.exceptions import BadDeclaration, ConnectionException, NoFreeChannels
+from twisted.internet import defer
+from twisted.internet import error as twisted_error
+
+from consumer_framework.core.delivery import Delivery
+from consumer_framework.core.errors import ExitCode, Fault
+
+from . import faults
+from .connection import CLOSE_TIMEOUT, Client, Clock, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from pika.adapters.twisted_connection import TwistedChannel
+
+    from consumer_framework.core.settings import Queue, Settings
+    from consumer_framework.core.stats import Snapshot
+
+    from .channels import Channels
+
+_log = logging.getLogger(__name__)
+
+# Seconds. The first keeps a channel that the broker closes again and again from being a hot
+# loop; the second bounds a broker that answers heartbeats but no declarations.
+RESUBSCRIBE_DELAY = 1.0
+SUBSCRIBE_TIMEOUT = 60.0
+
+_CONNECTION_GONE = (
+    ConnectionException,
+    defer.CancelledError,
+    pika.exceptions.AMQPConnectionError,
+    pika.exceptions.ChannelWrongStateError,
+    twisted_error.ConnectionClosed,
+)
+
+
+class Listener(Protocol):
+    """What a session reports. All of it is called on the reactor's thread."""
+
+    def delivered(self, delivery: Delivery) -> None:
+        """The broker delivered a message."""
+        ...
+
+    def voided(self, generation: int) -> None:
+        """A channel is gone: the broker delivers again what was not settled on it."""
+        ...
+
+    def connected(self) -> None:
+        """There is a connection; subscribing starts."""
+        ...
+
+    def subscribed(self) -> None:
+        """The broker confirmed a consumer on every queue."""
+        ...
+
+    def interrupted(self, reason: str) -> None:
+        """One queue is not consumed from for the moment; the connection stands."""
+        ...
+
+    def lost(self, reason: str, retry_in: float) -> None:
+        """There is no connection; the next attempt is in *retry_in* seconds."""
+        ...
+
+    def failed(self, fault: Fault) -> None:
+        """The session cannot go on."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """One consumer on one channel.
+
+    Attributes:
+        configured_name: What the configuration calls the queue; "" lets the broker choose.
+        queue: What the broker calls it.
+        canceled: Whether the broker canceled the consumer.
+    """
+
+    configured_name: str
+    queue: str
+    channel: TwistedChannel
+    generation: int
+    consumer_tag: str = ""
+    canceled: bool = False
+
+
+class Session:
+    """Subscribes to every queue of *settings* on each new connection.
+
+    Args:
+        settings: Queues, bindings, QoS; the URL and TLS are in fedora-messaging's configuration.
+        channels: Gets every channel that deliveries come on.
+        listener: Told of everything that happens.
+        clock: Twisted's reactor, or a clock of a test's.
+        snapshot: Returns the counts so far, for the monitoring server.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        channels: Channels,
+        listener: Listener,
+        clock: Clock,
+        snapshot: Callable[[], Snapshot],
+    ) -> None:
+        self._settings = settings
+        self._channels = channels
+        self._listener = listener
+        self._clock = clock
+        self._client: Client | None = None
+        self._subscriptions: dict[str, Subscription] = {}
+        # By configured name, the queues whose consumer the broker canceled: must still be there.
+        self._doubted: dict[str, str] = {}
+        self._subscribing_on: Client | None = None
+        self._ever_connected = False
+        self._closing = False
+        self.service = Service(self, clock, snapshot, lambda: self.is_complete)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every queue is consumed from."""
+        return not self._closing and self._subscriptions.keys() == self._settings.queues.keys()
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues consumed from, by the broker's names."""
+        return [subscription.queue for subscription in self._subscriptions.values()]
+
+    # What the connection reports.
+
+    def connection_opened(self, client: Client) -> None:
+        """Subscribe on the new connection."""
+        self._client = client
+        self._ever_connected = True
+        self._doubted.clear()
+        if self._closing:
+            client.close()
+            return
+        self._listener.connected()
+        self._subscribe_missing(client)
+
+    def connection_lost(self, error: object, retry_in: float) -> None:
+        """Pass the news on; the channels have reported their own end."""
+        self._client = None
+        if faults.is_permanent(error) and not self._closing:
+            self._listener.failed(faults.connection_fault(error, self.service.host))
+        self._listener.lost(faults.one_line(error), retry_in)
+
+    def handshake_refused(self, error: BaseException) -> None:
+        """Give up if the broker never accepted us; one that restarts may refuse for a while."""
+        if not self._ever_connected and not self._closing:
+            self._listener.failed(faults.handshake_fault(error, self.service.host))
+
+    # Stopping, in this order.
+
+    async def cancel(self) -> None:
+        """Stop the broker from sending more (``basic.cancel``); what came is still unsettled."""
+        self._closing = True
+        self.service.factory.stop()
+        cancels = [self._cancel(subscription) for subscription in self._subscriptions.values()]
+        await defer.DeferredList(cancels, consumeErrors=True)
+
+    async def close(self) -> None:
+        """Close the connection, after everything written to it has been sent."""
+        self._closing = True
+        stopped = defer.maybeDeferred(self.service.stopService)
+        stopped.addTimeout(CLOSE_TIMEOUT, self._clock)
+        try:
+            await stopped
+        except Exception as error:  # noqa: BLE001 -- it is closed, one way or the other
+            _log.debug("closing the connection: %r", error)
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection at once; the broker delivers again what is unsettled."""
+        self._closing = True
+        self.service.factory.stop()
+        if self._client is not None:
+            self._client.abort()
+
+    @defer.inlineCallbacks
+    def _cancel(self, subscription: Subscription) -> Generator[defer.Deferred[Any], Any, None]:
+        canceled = subscription.channel.basic_cancel(subscription.consumer_tag)
+        yield canceled.addTimeout(CLOSE_TIMEOUT, self._clock)
+
+    # Subscribing.
+
+    def _subscribe_missing(self, client: Client) -> None:
+        """Subscribe to what is not subscribed to; one such effort at a time on a connection."""
+        if self._closing or client is not self._client:
+            return
+        if self.is_complete or self._subscribing_on is client:
+            return
+        self._subscribing_on = client
+        done = defer.ensureDeferred(self._subscribe_all(client))
+        done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
+        done.addErrback(self._subscribe_failed, client)
+
+    async def _subscribe_all(self, client: Client) -> None:
+        try:
+            while missing := self._settings.queues.keys() - self._subscriptions.keys():
+                await self._subscribe(client, min(missing))
+        finally:
+            if self._subscribing_on is client:
+                self._subscribing_on = None
+        if client is self._client and not self._closing:
+            self.service.factory.succeeded()
+            self._listener.subscribed()
+
+    async def _subscribe(self, client: Client, name: str) -> None:
+        queue = self._settings.queues[name]
+        if name in self._doubted:
+            await self._must_exist(client, self._doubted.pop(name), queue)
+        actual_name = await client.declare_queue(_declaration(name, queue, self._settings))
+        await client.bind_queues(_bindings(name, actual_name, self._settings))
+        channel = await client._allocate_channel()  # noqa: SLF001 -- see connection.py
+        qos = self._settings.qos
+        await channel.basic_qos(prefetch_size=qos.prefetch_size, prefetch_count=qos.prefetch_count)
+        subscription = Subscription(name, actual_name, channel, self._channels.add(channel))
+        channel.on_closed.addCallback(self._channel_closed, subscription)
+        channel._channel.add_on_cancel_callback(  # noqa: SLF001 -- pika wraps no such thing
+            lambda _frame: self._canceled_by_broker(subscription)
+        )
+        await self._consume(subscription)
+        self._subscriptions[name] = subscription
+
+    async def _consume(self, subscription: Subscription) -> None:
+        # TwistedChannel.basic_consume would make two Deferreds for each delivery.
+        consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
+        try:
+            confirmed = await consume(
+                queue=subscription.queue, on_message_callback=self._receiver(subscription)
+            )
+        except pika.exceptions.ChannelClosed as error:
+            raise faults.consume_fault(error, subscription.queue) from error
+        subscription.consumer_tag = confirmed.method.consumer_tag
+
+    def _receiver(self, subscription: Subscription) -> Callable[[Any, Any, Any, bytes], None]:
+        queue, generation = subscription.queue, subscription.generation
+        delivered = self._listener.delivered
+
+        def receive(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            delivered(
+                Delivery(
+                    queue=queue,
+                    generation=generation,
+                    delivery_tag=method.delivery_tag,
+                    redelivered=method.redelivered,
+                    exchange=method.exchange,
+                    routing_key=method.routing_key,
+                    properties=properties,
+                    body=body,
+                )
+            )
+
+        return receive
+
+    def _subscribe_failed(self, failure: Any, client: Client) -> None:
+        error = failure.value
+        if self._closing or client is not self._client:
+            return
+        if isinstance(error, defer.TimeoutError):
+            _log.warning("the broker did not answer within %.0f s", SUBSCRIBE_TIMEOUT)
+            client.abort()
+        elif isinstance(error, _CONNECTION_GONE):
+            client.abort()
+        elif isinstance(error, BadDeclaration):
+            self._declaration_failed(error, client)
+        else:
+            self._listener.failed(_as_fault(error))
+
+    def _declaration_failed(self, error: BadDeclaration, client: Client) -> None:
+        fault = faults.declaration_fault(error)
+        if faults.is_locked(error) and self.service.factory.retries:
+            # The broker has not noticed yet that our former connection is dead.
+            _log.warning("%s", fault)
+            client.abort()
+        else:
+            self._listener.failed(fault)
+
+    # Losing a subscription.
+
+    def _channel_closed(self, reason: Exception, subscription: Subscription) -> None:
+        self._channels.remove(subscription.generation)
+        self._listener.voided(subscription.generation)
+        if self._subscriptions.get(subscription.configured_name) is not subscription:
+            return
+        del self._subscriptions[subscription.configured_name]
+        client = self._client
+        if self._closing or subscription.canceled or client is None:
+            return
+        if isinstance(reason, pika.exceptions.ChannelClosed):
+            self._interrupted(subscription, reason, client)
+
+    def _interrupted(
+        self, subscription: Subscription, reason: pika.exceptions.ChannelClosed, client: Client
+    ) -> None:
+        if faults.reply_code(reason) == faults.ACCESS_REFUSED:
+            self._listener.failed(faults.consume_fault(reason, subscription.queue))
+            return
+        text = f'the broker closed the channel of queue "{subscription.queue}"'
+        self._listener.interrupted(f"{text}: {faults.one_line(reason)}")
+        self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)
+
+    def _canceled_by_broker(self, subscription: Subscription) -> None:
+        """The queue was deleted, or its node went (RabbitMQ: Consumer Cancel Notification)."""
+        client = self._client
+        if self._closing or client is None:
+            return
+        subscription.canceled = True
+        self._doubted[subscription.configured_name] = subscription.queue
+        self._listener.interrupted(f'the broker canceled the consumer of "{subscription.queue}"')
+        # Give everything back by name before the channel closes: closing it would count against
+        # a quorum queue's delivery-limit.
+        subscription.channel.basic_nack(0, multiple=True, requeue=True)
+        subscription.channel.close()
+        self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)
+
+    async def _must_exist(self, client: Client, actual_name: str, queue: Queue) -> None:
+        passive = queue.model_copy(update={"passive": True})
+        try:
+            await client.declare_queue(_declaration(actual_name, passive, self._settings))
+        except BadDeclaration as error:
+            if faults.reply_code(error.reason) == faults.NOT_FOUND:
+                raise faults.canceled_fault(actual_name) from error
+            raise
+
+
+def _declaration(name: str, queue: Queue, settings: Settings) -> Any:
+    passive = settings.passive_declares if queue.passive is None else queue.passive
+    return {
+        "queue": name,
+        "durable": queue.durable,
+        "auto_delete": queue.auto_delete,
+        "exclusive": queue.exclusive,
+        "arguments": queue.arguments,
+        "passive": passive,
+    }
+
+
+def _bindings(name: str, actual_name: str, settings: Settings) -> Any:
+    return [
+        {
+            "queue": actual_name,
+            "exchange": binding.exchange,
+            "routing_key": key,
+            "arguments": binding.arguments,
+        }
+        for binding in settings.bindings_of(name)
+        for key in binding.routing_keys
+    ]
+
+
+def _as_fault(error: BaseException) -> Fault:
+    match error:
+        case Fault():
+            return error
+        case NoFreeChannels():
+            what = "the broker allows too few channels on a connection (channel_max)"
+            return Fault(ExitCode.CONNECTION, f"{what}; consume from fewer queues")
+    what = f"subscribing failed: {type(error).__name__}: {faults.one_line(error)}"
+    _log.error("unexpected error while subscribing", exc_info=error)
+    return Fault(ExitCode.UNEXPECTED, f"{what}; please report this as a defect")

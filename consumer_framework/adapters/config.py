@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads fedora-messaging's configuration file, and gives it to fedora-messaging.
+
+The file is checked here, whole, before upstream sees it. Upstream replaces tables that the file
+has, so that ``[qos]`` with one key loses the other one's default; here they are merged.
+"""
+
+from __future__ import annotations
+
+import copy
+import ssl
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pika
+from fedora_messaging import config as upstream
+from fedora_messaging.exceptions import ConfigurationException
+
+from consumer_framework.core import settings as core
+from consumer_framework.core.errors import ConfigurationError, Problem
+
+_MERGED_TABLES = ("qos", "tls")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigurationError: It is not there, cannot be read, or is not TOML.
+    """
+    try:
+        text = path.read_bytes().decode()
+        return {key.lower(): value for key, value in tomllib.loads(text).items()}
+    except FileNotFoundError:
+        problem = Problem("", "there is no such file", "create it, or name another one")
+    except OSError as error:
+        problem = Problem("", f"cannot be read: {error.strerror}", "check its permissions")
+    except UnicodeDecodeError as error:
+        problem = Problem("", f"is not UTF-8: byte {error.start}", "save it as UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        problem = Problem("", f"is not TOML: {error}", "mend the syntax there")
+    raise ConfigurationError(problem, source=str(path))
+
+
+def load(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> core.Settings:
+    """Load, check and freeze a configuration, and make it fedora-messaging's own.
+
+    Args:
+        path: The TOML file; None for fedora-messaging's defaults.
+        overrides: What the command line says instead.
+
+    Raises:
+        ConfigurationError: With every problem there is, each with the file and its TOML path.
+    """
+    written = read(path) if path else {}
+    try:
+        merged = _merge(written)
+        settings = _check(core.override(merged, overrides), written)
+    except ConfigurationError as error:
+        source = str(path) if path else "built-in configuration"
+        raise ConfigurationError(*error.problems, source=source) from None
+    _give_to_upstream(core.override(merged, overrides))
+    return settings
+
+
+def _merge(written: dict[str, Any]) -> dict[str, Any]:
+    defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
+    merged = {**defaults, **written}
+    for name in _MERGED_TABLES:
+        if isinstance(merged[name], dict):
+            merged[name] = {**defaults[name], **merged[name]}
+    return merged
+
+
+def _check(merged: dict[str, Any], written: dict[str, Any]) -> core.Settings:
+    document = {
+        **merged,
+        "log_config": written.get("log_config"),
+        "monitoring": merged["monitoring"] or None,
+    }
+    settings = core.parse(document, default_bindings="bindings" not in written)
+    problems = [*_url_problems(settings), *_tls_problems(settings), *_reserved(merged)]
+    if problems:
+        raise ConfigurationError(*problems)
+    return settings
+
+
+def _give_to_upstream(merged: dict[str, Any]) -> None:
+    """Handlers read ``config.conf``, and upstream's connection code does."""
+    upstream.conf.loaded = True
+    upstream.conf.update(merged)
+    upstream.validate_monitoring(upstream.conf["monitoring"])
+
+
+def _reserved(merged: dict[str, Any]) -> list[Problem]:
+    try:
+        upstream.validate_client_properties(merged["client_properties"])
+    except ConfigurationException as error:
+        return [Problem("client_properties", error.message, "remove that key")]
+    return []
+
+
+def _url_problems(settings: core.Settings) -> list[Problem]:
+    """What is wrong with the URL; never the URL itself, which may hold a password."""
+    scheme = settings.amqp_url.partition("://")[0]
+    if scheme not in ("amqp", "amqps") or "://" not in settings.amqp_url:
+        what, cure = "is not an AMQP URL", 'write "amqps://USER:PASSWORD@HOST/VHOST" (or amqp://)'
+        return [Problem("amqp_url", what, cure)]
+    try:
+        pika.URLParameters(settings.amqp_url)
+    except Exception as error:  # noqa: BLE001 -- pika raises whatever its parsers do
+        what = f"cannot be understood ({_without_url(error, settings.amqp_url)})"
+        cure = "percent-encode special characters of user, password and vhost, and check the port"
+        return [Problem("amqp_url", what, cure)]
+    return []
+
+
+def _without_url(error: Exception, url: str) -> str:
+    text = str(error)
+    secret = url.partition("://")[2].rpartition("@")[0]
+    for part in (url, *filter(None, secret.split(":"))):
+        text = text.replace(part, "***")
+    return text
+
+
+def _tls_problems(settings: core.Settings) -> list[Problem]:
+    if not settings.amqp_url.startswith("amqps:"):
+        return []
+    files = {key: value for key, value in settings.tls if value}
+    problems = [_file_problem(key, value) for key, value in files.items()]
+    return [p for p in problems if p] or _chain_problems(settings.tls)
+
+
+def _file_problem(key: str, value: str) -> Problem | None:
+    try:
+        Path(value).read_bytes()
+    except OSError as error:
+        what = f"{value} cannot be read: {error.strerror}"
+        return Problem(f"tls.{key}", what, "name a PEM file that this user can read")
+    return None
+
+
+def _chain_problems(tls: core.Tls) -> list[Problem]:
+    problems = []
+    context = ssl.create_default_context()
+    if tls.ca_cert:
+        try:
+            context.load_verify_locations(tls.ca_cert)
+        except ssl.SSLError as error:
+            what = f"{tls.ca_cert} holds no CA certificates ({error.reason})"
+            problems.append(Problem("tls.ca_cert", what, "name a PEM file with certificates"))
+    if tls.certfile and tls.keyfile:
+        try:
+            context.load_cert_chain(tls.certfile, tls.keyfile)
+        except ssl.SSLError as error:
+            what = f"{tls.keyfile} is not the key of {tls.certfile} ({error.reason})"
+            problems.append(Problem("tls.keyfile", what, "name a certificate and its own key"))
+    return problems

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line. Imports what a subcommand needs only when it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from consumer_framework.adapters.log import priority_prefix
+from consumer_framework.adapters.systemd import is_journal
+from consumer_framework.core.errors import ConfigurationError, ExitCode
+from consumer_framework.core.settings import Overrides, instance_name_problem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
+# What fedora-messaging reads where it is told nothing.
+DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
+
+_EXIT_CODES = """
+\b
+Exit codes:
+   0  told to stop (SIGTERM, SIGINT), or halted by the handler with code 0
+   2  this command was used wrongly
+  10  the broker refused a queue or binding     11  a defect of fm-consumer
+  12  the queue was deleted                     13  the handler failed
+  14  the broker refused the connection         15  no permission to consume
+  78  the configuration can never work; systemd does not restart the service
+Any other code is one that the handler halted with.
+"""
+
+
+def _complete_instance(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem | str]:
+    names = sorted(path.stem for path in CONFIGURATION_DIRECTORY.glob("*.toml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="consumer-framework")
+def main() -> None:
+    """Run fedora-messaging consumers as services."""
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("name", required=False, shell_complete=_complete_instance)
+@click.option(
+    "--conf",
+    type=click.Path(path_type=Path),
+    help="Read this file instead. Without NAME and --conf, $FEDORA_MESSAGING_CONF names it; "
+    f"without that, {DEFAULT_FILE} is read if it exists.",
+)
+@click.option(
+    "--callback",
+    default="",
+    metavar="MODULE:OBJECT",
+    help="Handle messages with this object, not with the file's 'callback'.",
+)
+@click.option(
+    "--callback-file",
+    default="",
+    metavar="FILE.py:OBJECT",
+    help="Handle messages with an object of this Python file.",
+)
+@click.option("--app-name", default="", help="How the broker's administrators see the connection.")
+@click.option("--queue-name", default="", help="Consume from this queue alone.")
+@click.option("--exchange", default="", help="Bind the queues to this exchange.")
+@click.option(
+    "--routing-key",
+    multiple=True,
+    help="Bind the queues with this key; may be given several times.",
+)
+@click.pass_context
+def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging consume`
+    context: click.Context,
+    name: str | None,
+    conf: Path | None,
+    callback: str,
+    callback_file: str,
+    app_name: str,
+    queue_name: str,
+    exchange: str,
+    routing_key: tuple[str, ...],
+) -> None:
+    """Consume messages until told to stop.
+
+    NAME is an instance: its configuration is /etc/fedora-messaging/NAME.toml, in the format of
+    fedora-messaging. `systemctl start fm-consumer@NAME` runs this command as a service. On
+    SIGTERM or SIGINT the running handlers finish and what else was delivered goes back to the
+    broker; a second signal does not wait for them.
+    """
+    # Late: the reactor must be installed before anything imports it, and --help must be quick.
+    from consumer_framework.host import reactor  # noqa: PLC0415
+
+    reactor.install()
+    from consumer_framework.host import app  # noqa: PLC0415
+
+    try:
+        request = app.Request(
+            _configuration_file(name, conf),
+            callback,
+            callback_file,
+            Overrides(app_name, queue_name, exchange, routing_key),
+        )
+        context.exit(app.run(request))
+    except ConfigurationError as error:
+        _complain(error)
+        context.exit(ExitCode.CONFIGURATION)
+
+
+def _configuration_file(name: str | None, conf: Path | None) -> Path | None:
+    if name and conf:
+        raise click.UsageError("give either NAME or --conf, not both")
+    if name:
+        problem = instance_name_problem(name)
+        if problem:
+            raise ConfigurationError(problem)
+        return CONFIGURATION_DIRECTORY / f"{name}.toml"
+    if conf:
+        return conf
+    if from_environment := os.environ.get("FEDORA_MESSAGING_CONF"):
+        return Path(from_environment)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def _complain(error: ConfigurationError) -> None:
+    prefix = priority_prefix(logging.ERROR) if is_journal(sys.stderr.fileno()) else "fm-consumer: "
+    for line in str(error).splitlines():
+        click.echo(f"{prefix}{line}", err=True)

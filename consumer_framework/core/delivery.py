@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A delivery as it came from the broker, and what its handler made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Properties(Protocol):
+    """What the core reads of the AMQP message properties (AMQP 0-9-1, section 1.8, basic)."""
+
+    @property
+    def message_id(self) -> str | None:
+        """The publisher's name for the message; fedora-messaging always sets one."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, Any] | None:
+        """The message headers table, None where the publisher sent none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One ``basic.deliver``.
+
+    Attributes:
+        queue: The name of the queue it came from, also where the broker chose that name.
+        generation: The number of the channel it came on. Channels are numbered upwards for the
+            life of the process; a settle for a channel that is gone is void.
+        delivery_tag: The broker's number for it on that channel.
+        redelivered: The broker's word that it delivered the message before, perhaps to another
+            consumer, perhaps without a handler having seen it.
+        exchange: Where it was published.
+        routing_key: The topic it was published with.
+        properties: The AMQP properties as they were received.
+        body: The message as it was received.
+    """
+
+    queue: str
+    generation: int
+    delivery_tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+
+    @property
+    def message_id(self) -> str:
+        """The publisher's message id, ``""`` where there is none."""
+        return self.properties.message_id or ""
+
+    def redelivers(self, earlier: Delivery) -> bool:
+        """Whether this is the same message as *earlier*, delivered anew on a later channel.
+
+        A message id alone does not decide: nothing makes publishers keep theirs unique, and a
+        message that has none must be recognised as well.
+        """
+        return (
+            self.redelivered
+            and self.generation > earlier.generation
+            and self.message_id == earlier.message_id
+            and self.queue == earlier.queue
+            and self.routing_key == earlier.routing_key
+            and self.body == earlier.body
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The handler returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The handler raised *error*: an author's signal, or anything else."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """The bytes are no valid message, so no handler ran; *reason* is one line."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Succeeded | Failed | Undecodable

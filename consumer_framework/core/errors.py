@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every exception of the framework, and the exit codes of the process.
+
+Two families under one root: *signals*, which a handler raises to say what should become of the
+delivery in its hands, and *framework errors*, which end the instance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``fm-consumer run``.
+
+    10 to 15 mean what they mean for ``fedora-messaging consume``; 78 is ``EX_CONFIG`` of
+    sysexits(3), which the unit's ``RestartPreventExitStatus=`` names.
+    """
+
+    OK = 0
+    USAGE = 2
+    BAD_DECLARATION = 10
+    UNEXPECTED = 11
+    CANCELED = 12
+    HANDLER_FAILED = 13
+    CONNECTION = 14
+    PERMISSION = 15
+    CONFIGURATION = 78
+
+
+class ConsumerFrameworkError(Exception):
+    """The root of every exception that the framework defines."""
+
+
+class Signal(ConsumerFrameworkError):  # noqa: N818 -- what a handler says is no error
+    """Raised by a handler to say what should become of the delivery; not an error."""
+
+
+class Retry(Signal):
+    """Give the message back to its queue, to be delivered again.
+
+    Args:
+        reason: Why, for the log.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Drop(Signal):
+    """Lose the message on purpose. A queue with a dead-letter exchange keeps it there.
+
+    Args:
+        reason: Why, for the log.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Halt(Signal):
+    """Stop the instance after this message.
+
+    Args:
+        exit_code: The exit code of the process, 0 to 255.
+        reason: Why, for the log.
+        requeue: True gives the message back to its queue; False counts it as handled.
+    """
+
+    def __init__(self, exit_code: int = 0, reason: str = "", *, requeue: bool = False) -> None:
+        super().__init__(exit_code, reason)
+        self.exit_code = exit_code
+        self.reason = reason
+        self.requeue = requeue
+
+
+class FrameworkError(ConsumerFrameworkError):
+    """The instance cannot start, or cannot go on."""
+
+
+class Fault(FrameworkError):  # noqa: N818 -- the field's word
+    """The instance cannot go on; restarting it may help.
+
+    Args:
+        exit_code: What the process exits with.
+        message: One line that names the object and says what to do.
+    """
+
+    def __init__(self, exit_code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration.
+
+    Attributes:
+        path: The TOML path of the key (``qos.prefetch_count``), or ``""`` for the whole file.
+        message: What is wrong.
+        cure: What to do about it, or ``""`` where the message says it.
+    """
+
+    path: str
+    message: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path else ""
+        cure = f"; {self.cure}" if self.cure else ""
+        return f"{where}{self.message}{cure}"
+
+
+class ConfigurationError(FrameworkError):
+    """The configuration can never start an instance; restarting it does not help.
+
+    Args:
+        problems: Everything that is wrong, not just the first thing.
+        source: The file, or other place, that the configuration came from.
+    """
+
+    exit_code = ExitCode.CONFIGURATION
+
+    def __init__(self, *problems: Problem, source: str = "") -> None:
+        super().__init__(problems, source)
+        self.problems = problems
+        self.source = source
+
+    def __str__(self) -> str:
+        where = f"{self.source}: " if self.source else ""
+        return "\n".join(f"{where}{problem}" for problem in self.problems)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The life of an instance: states x events -> (state, effects), as a table.
+
+The host executes the effects and reports what happens as events; only this table knows what
+follows from what. An event that a state has no row for is a defect and raises.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TypeAlias
+
+from .errors import FrameworkError
+
+
+class State(Enum):
+    """Where an instance is in its life."""
+
+    BUILDING = auto()  # the handler is constructed and set up
+    CONNECTING = auto()  # no usable connection; tried again with growing delay
+    SUBSCRIBING = auto()  # connected; not yet consuming from every queue
+    CONSUMING = auto()  # basic.consume-ok for every queue
+    DRAINING = auto()  # takes nothing more; what runs finishes
+    STOPPED = auto()
+
+
+class Event(Enum):
+    """What happens to an instance."""
+
+    BUILT = auto()
+    CONNECTED = auto()
+    SUBSCRIBED = auto()
+    INTERRUPTED = auto()  # one queue's channel or consumer is gone, the connection is not
+    LOST = auto()  # the connection is gone, or an attempt to connect failed
+    STOP = auto()  # SIGTERM or SIGINT
+    FAULT = auto()  # something that ends the instance with an exit code
+    DRAINED = auto()
+
+
+class Effect(Enum):
+    """What the host does about it."""
+
+    CONNECT = auto()
+    ANNOUNCE_READY = auto()
+    ANNOUNCE_STATUS = auto()
+    DRAIN = auto()
+    CUT_SHORT = auto()  # stop without waiting for what runs
+    EXIT = auto()
+
+
+class IllegalEventError(FrameworkError):
+    """An event came that the current state has no row for."""
+
+
+Transition: TypeAlias = tuple[State, tuple[Effect, ...]]
+
+_STOPPING: Transition = (State.DRAINING, (Effect.DRAIN,))
+_LOST: Transition = (State.CONNECTING, (Effect.ANNOUNCE_STATUS,))
+
+TABLE: dict[tuple[State, Event], Transition] = {
+    (State.BUILDING, Event.BUILT): (State.CONNECTING, (Effect.CONNECT, Effect.ANNOUNCE_STATUS)),
+    (State.BUILDING, Event.STOP): _STOPPING,
+    (State.BUILDING, Event.FAULT): _STOPPING,
+    (State.CONNECTING, Event.CONNECTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
+    (State.CONNECTING, Event.LOST): _LOST,
+    (State.CONNECTING, Event.STOP): _STOPPING,
+    (State.CONNECTING, Event.FAULT): _STOPPING,
+    (State.SUBSCRIBING, Event.SUBSCRIBED): (State.CONSUMING, (Effect.ANNOUNCE_READY,)),
+    (State.SUBSCRIBING, Event.INTERRUPTED): (State.SUBSCRIBING, ()),
+    (State.SUBSCRIBING, Event.LOST): _LOST,
+    (State.SUBSCRIBING, Event.STOP): _STOPPING,
+    (State.SUBSCRIBING, Event.FAULT): _STOPPING,
+    (State.CONSUMING, Event.INTERRUPTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
+    (State.CONSUMING, Event.LOST): _LOST,
+    (State.CONSUMING, Event.STOP): _STOPPING,
+    (State.CONSUMING, Event.FAULT): _STOPPING,
+    # The broker's news no longer matters; a second order to stop does.
+    (State.DRAINING, Event.BUILT): (State.DRAINING, ()),
+    (State.DRAINING, Event.CONNECTED): (State.DRAINING, ()),
+    (State.DRAINING, Event.SUBSCRIBED): (State.DRAINING, ()),
+    (State.DRAINING, Event.INTERRUPTED): (State.DRAINING, ()),
+    (State.DRAINING, Event.LOST): (State.DRAINING, ()),
+    (State.DRAINING, Event.FAULT): (State.DRAINING, ()),
+    (State.DRAINING, Event.STOP): (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT)),
+    (State.DRAINING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
+    # The connection closes, and signals may come, while the process ends.
+    (State.STOPPED, Event.LOST): (State.STOPPED, ()),
+    (State.STOPPED, Event.FAULT): (State.STOPPED, ()),
+    (State.STOPPED, Event.STOP): (State.STOPPED, ()),
+    (State.STOPPED, Event.DRAINED): (State.STOPPED, ()),
+}
+
+
+def advance(state: State, event: Event) -> Transition:
+    """Return the state after *event* happened in *state*, and what the host has to do, in order.
+
+    Raises:
+        IllegalEventError: The table has no row for it.
+    """
+    try:
+        return TABLE[state, event]
+    except KeyError:
+        raise IllegalEventError(f"{event.name} cannot happen to an instance {state.name}") from None

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Decides what becomes of a delivery. Never acts, never reads a clock or a random source.
+
+The policy is data: an ordered table of rules, the first match wins, and an answer for what no
+rule matches. It answers as ``fedora-messaging consume`` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from . import disposition as to
+from .delivery import Failed, Outcome, Succeeded, Undecodable
+from .errors import Drop, ExitCode, Halt, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .disposition import Disposition
+
+Answer: TypeAlias = "Callable[[Any], Disposition]"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What becomes of a delivery whose handler raised one of *raised*."""
+
+    raised: tuple[type[BaseException], ...]
+    then: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules for failures, first match first, and the answer for what none of them matches."""
+
+    rules: tuple[Rule, ...]
+    otherwise: Answer
+    undecodable: Answer
+
+
+def _halt(error: BaseException) -> Disposition:
+    reason = f"the handler raised {type(error).__name__}: {error}"
+    return to.Halt(ExitCode.HANDLER_FAILED, requeue=True, reason=reason)
+
+
+UPSTREAM = Policy(
+    rules=(
+        Rule((Retry,), lambda signal: to.Requeue(signal.reason)),
+        Rule((Drop,), lambda signal: to.Reject(signal.reason)),
+        Rule((Halt,), lambda signal: to.Halt(signal.exit_code, signal.requeue, signal.reason)),
+    ),
+    otherwise=_halt,
+    undecodable=to.Reject,
+)
+
+
+def decide(outcome: Outcome, policy: Policy) -> Disposition:
+    """Choose what becomes of the delivery that ended in *outcome*.
+
+    Returns:
+        Never None: what no rule matches is answered by ``policy.otherwise``.
+    """
+    match outcome:
+        case Succeeded():
+            return to.Ack()
+        case Undecodable(reason):
+            return policy.undecodable(reason)
+        case Failed(error):
+            matching = (rule.then for rule in policy.rules if isinstance(error, rule.raised))
+            return next(matching, policy.otherwise)(error)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Remembers runs whose outcome the broker could not be told.
+
+When a channel goes while a handler runs, the broker delivers the message again on the next
+channel. The run that this process already has, finished or not, answers for that redelivery:
+the handler does not run a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .delivery import Delivery, Outcome
+    from .ports import Clock
+
+# A redelivery comes at once after a closed channel, and at the latest when the broker has missed
+# the heartbeats of a dead connection. Long past that, an equal message is more likely one that
+# was published again, and it must run.
+MEMORY_SECONDS = 3600.0
+# Only handlers that were running when their channel went leave a run behind.
+MEMORY_RUNS = 1024
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """One run of the handler.
+
+    Attributes:
+        delivery: The latest delivery that the run answers for.
+        outcome: Done when the handler is.
+        ended_at: When that was, in seconds of the clock; None while the handler runs.
+    """
+
+    delivery: Delivery
+    outcome: asyncio.Future[Outcome] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    ended_at: float | None = None
+
+
+class Unsettled:
+    """The runs that go on, and the ended ones whose settle was void."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._runs: list[Run] = []
+
+    def begin(self, delivery: Delivery) -> Run:
+        """Note that the handler starts on *delivery*."""
+        run = Run(delivery)
+        self._runs.append(run)
+        return run
+
+    def claim(self, redelivery: Delivery) -> Run | None:
+        """Find the run that answers for *redelivery*.
+
+        It then answers for no other delivery on that channel: of two equal messages, only one
+        has run.
+        """
+        self._forget_old()
+        for run in self._runs:
+            if redelivery.redelivers(run.delivery):
+                run.delivery = redelivery
+                return run
+        return None
+
+    def end(self, run: Run, *, settled: bool) -> None:
+        """Note that *run* is over; it is remembered unless the broker knows of it."""
+        run.ended_at = self._clock.monotonic()
+        if settled and run in self._runs:
+            self._runs.remove(run)
+
+    def _forget_old(self) -> None:
+        oldest = self._clock.monotonic() - MEMORY_SECONDS
+        kept = [run for run in self._runs if run.ended_at is None or run.ended_at > oldest]
+        self._runs = kept[-MEMORY_RUNS:]

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration of an instance: frozen, checked whole, every error with its TOML path.
+
+The file format is fedora-messaging's. The framework's own settings are in
+``[consumer_config.framework]``; everything else under ``[consumer_config]`` is the author's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from typing import TYPE_CHECKING, Annotated, Any, is_typeddict
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from .errors import ConfigurationError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# systemd makes the user name `fm-NAME` of it, and refuses what is no user name (systemd.exec(5),
+# "User/Group Name Syntax"): letters, digits, "_" and "-", 31 characters at most.
+INSTANCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,28}", re.ASCII)
+
+# What fedora-messaging declares where a configuration names no queue.
+TRANSIENT_QUEUE: dict[str, Any] = {
+    "durable": False,
+    "auto_delete": True,
+    "exclusive": True,
+    "arguments": {},
+}
+
+_Port = Annotated[StrictInt, Field(ge=1, le=65535)]
+_UInt16 = Annotated[StrictInt, Field(ge=0, le=65535)]
+_UInt32 = Annotated[StrictInt, Field(ge=0, le=4294967295)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Queue(_Table):
+    """A queue to declare and consume from. An empty name lets the broker choose one."""
+
+    durable: StrictBool
+    auto_delete: StrictBool
+    exclusive: StrictBool
+    arguments: dict[str, Any]
+    passive: StrictBool | None = None
+
+
+class Binding(_Table):
+    """Routing keys that bring messages of an exchange to a queue."""
+
+    exchange: StrictStr
+    routing_keys: list[StrictStr]
+    queue: StrictStr = ""
+    arguments: dict[str, Any] = {}
+
+
+class Qos(_Table):
+    """How much the broker sends ahead, per queue."""
+
+    prefetch_size: _UInt32 = 0
+    prefetch_count: _UInt16 = 10
+
+
+class Tls(_Table):
+    """PEM files for ``amqps`` URLs."""
+
+    ca_cert: StrictStr | None = None
+    certfile: StrictStr | None = None
+    keyfile: StrictStr | None = None
+
+
+class Monitoring(_Table):
+    """The HTTP server with ``/live`` and ``/ready``; without a port there is none."""
+
+    address: StrictStr = ""
+    port: _Port
+
+
+class Framework(_Table):
+    """``[consumer_config.framework]``: reserved for this framework."""
+
+
+class Settings(_Table):
+    """A whole configuration file, with defaults filled in."""
+
+    amqp_url: StrictStr
+    client_properties: dict[str, Any] = {}
+    publish_exchange: StrictStr = "amq.topic"
+    topic_prefix: StrictStr = ""
+    publish_priority: StrictInt | None = None
+    passive_declares: StrictBool = False
+    exchanges: dict[str, dict[str, Any]] = {}
+    queues: Annotated[dict[str, Queue], Field(min_length=1)]
+    bindings: list[Binding]
+    qos: Qos = Qos()
+    callback: StrictStr | None = None
+    monitoring: Monitoring | None = None
+    consumer_config: dict[str, Any] = {}
+    tls: Tls = Tls()
+    log_config: dict[str, Any] | None = None
+
+    def bindings_of(self, queue: str) -> list[Binding]:
+        """The bindings of the queue that the configuration calls *queue*."""
+        return [binding for binding in self.bindings if binding.queue == queue]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says instead of the file; empty values leave the file's.
+
+    Attributes:
+        app_name: How the broker's administrators see the connection.
+        queue_name: Consume from this queue alone, with the settings that the configuration has
+            for it, or else for its server-named queue.
+        exchange: Bind to this exchange instead.
+        routing_keys: Bind with these keys instead.
+    """
+
+    app_name: str = ""
+    queue_name: str = ""
+    exchange: str = ""
+    routing_keys: tuple[str, ...] = ()
+
+
+NO_OVERRIDES = Overrides()
+
+
+def override(document: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """Return *document* with *overrides* applied, as ``fedora-messaging consume`` applies them."""
+    result = dict(document)
+    name = overrides.queue_name
+    queues, bindings = document["queues"], document["bindings"]
+    if name and isinstance(queues, dict):
+        result["queues"] = {name: queues.get(name) or queues.get("") or TRANSIENT_QUEUE}
+    changes = {
+        "queue": name,
+        "exchange": overrides.exchange,
+        "routing_keys": list(overrides.routing_keys),
+    }
+    given = {key: value for key, value in changes.items() if value}
+    if given and isinstance(bindings, list):
+        tables = (binding for binding in bindings if isinstance(binding, dict))
+        result["bindings"] = [{**binding, **given} for binding in tables]
+    properties = document["client_properties"]
+    if overrides.app_name and isinstance(properties, dict):
+        result["client_properties"] = {**properties, "app": overrides.app_name}
+    return result
+
+
+def parse(document: Mapping[str, Any], *, default_bindings: bool = False) -> Settings:
+    """Check a configuration and freeze it.
+
+    Args:
+        document: The configuration with fedora-messaging's defaults under it.
+        default_bindings: The bindings are those defaults, which must not be blamed.
+
+    Raises:
+        ConfigurationError: With every problem there is, each with its TOML path.
+    """
+    problems = _framework_problems(document)
+    if not default_bindings:
+        problems += _undeclared_queues(document)
+    try:
+        settings = Settings.model_validate(document)
+    except pydantic.ValidationError as error:
+        problems = [*_from_pydantic(error, "", Settings), *problems]
+    if problems:
+        raise ConfigurationError(*problems)
+    return settings
+
+
+def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
+    """Parse the author's part of ``[consumer_config]`` with the author's own type.
+
+    Args:
+        config_type: A pydantic model, a dataclass or a TypedDict; None for no type.
+        table: ``[consumer_config]``; its ``framework`` table is left out.
+
+    Returns:
+        An instance of *config_type*; a dict where that is None or a TypedDict.
+
+    Raises:
+        ConfigurationError: With every problem there is. A key that *config_type* does not know
+            is one, unless a pydantic model says what it does with ``extra``.
+    """
+    own = {key: value for key, value in table.items() if key != "framework"}
+    if config_type is None:
+        return own
+    problems = _unknown_keys("consumer_config", own, known_keys(config_type))
+    try:
+        config = pydantic.TypeAdapter(config_type).validate_python(own)
+    except pydantic.ValidationError as error:
+        unknown = {problem.path for problem in problems}
+        found = _from_pydantic(error, "consumer_config", config_type)
+        problems = [*(p for p in found if p.path not in unknown), *problems]
+    if problems:
+        raise ConfigurationError(*problems)
+    return config
+
+
+def known_keys(config_type: Any) -> set[str] | None:
+    """The keys that an author's ``Config`` knows; None where it takes any key."""
+    if dataclasses.is_dataclass(config_type):
+        return {field.name for field in dataclasses.fields(config_type) if field.init}
+    if is_typeddict(config_type):
+        return set(config_type.__annotations__)
+    if config_type.model_config.get("extra") is not None:
+        return None
+    fields = config_type.model_fields.items()
+    names = {name for name, _ in fields}
+    return names | {str(field.validation_alias) for _, field in fields if field.validation_alias}
+
+
+def is_config_type(config_type: Any) -> bool:
+    """Whether *config_type* is one of the types that an author's ``Config`` may be."""
+    return (
+        (isinstance(config_type, type) and dataclasses.is_dataclass(config_type))
+        or is_typeddict(config_type)
+        or (isinstance(config_type, type) and issubclass(config_type, BaseModel))
+    )
+
+
+def instance_name_problem(name: str) -> Problem | None:
+    """Say what is wrong with *name* as the NAME in ``fm-consumer@NAME``, if anything is."""
+    if INSTANCE_NAME.fullmatch(name):
+        return None
+    return Problem(
+        "",
+        f"{name!r} is no instance name",
+        'use 1 to 28 of the characters a-z, A-Z, 0-9, "_" and "-" '
+        "(the service runs as the user fm-NAME), or --conf FILE for a file anywhere",
+    )
+
+
+def _undeclared_queues(document: Mapping[str, Any]) -> list[Problem]:
+    """fedora-messaging skips such bindings silently, and the consumer waits for ever."""
+    queues, bindings = document.get("queues"), document.get("bindings")
+    if not isinstance(queues, dict) or not isinstance(bindings, list):
+        return []
+    tables = ((i, binding) for i, binding in enumerate(bindings) if isinstance(binding, dict))
+    names = ((i, binding.get("queue", "")) for i, binding in tables)
+    return [_undeclared_queue(i, name, queues) for i, name in names if name not in queues]
+
+
+def _undeclared_queue(index: int, queue: str, declared: Iterable[str]) -> Problem:
+    names = ", ".join(f'"{name}"' for name in declared) or "none"
+    what = f'there is no [queues."{queue}"] for this binding'
+    cure = f"declare it, or name a queue that is declared ({names})"
+    return Problem(f"bindings[{index}].queue", what, cure)
+
+
+def _framework_problems(document: Mapping[str, Any]) -> list[Problem]:
+    config = document.get("consumer_config")
+    table = config.get("framework", {}) if isinstance(config, dict) else {}
+    try:
+        Framework.model_validate(table)
+    except pydantic.ValidationError as error:
+        return list(_from_pydantic(error, "consumer_config.framework", Framework))
+    return []
+
+
+def _from_pydantic(error: pydantic.ValidationError, prefix: str, root: Any) -> Iterable[Problem]:
+    for item in error.errors(include_url=False):
+        path = _toml_path(prefix, item["loc"])
+        if item["type"] == "extra_forbidden":
+            yield _unknown_key(path, _keys_at(root, item["loc"][:-1]))
+        elif item["type"] == "missing":
+            yield Problem(path, "this key is required", "add it")
+        else:
+            yield Problem(path, _sentence(item["msg"]), f"it is {_toml_type(item['input'])} now")
+
+
+def _toml_path(prefix: str, location: tuple[int | str, ...]) -> str:
+    path = prefix
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            key = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"'
+            path += f".{key}" if path else key
+    return path
+
+
+def _keys_at(root: Any, location: tuple[int | str, ...]) -> set[str]:
+    """The keys known in the table at *location*, as far as plain nesting tells."""
+    table: Any = root
+    for part in location:
+        if part not in getattr(table, "model_fields", {}):
+            return _keys_of_items(root, location)
+        table = table.model_fields[part].annotation
+    return set(getattr(table, "model_fields", ()))
+
+
+def _keys_of_items(root: Any, location: tuple[int | str, ...]) -> set[str]:
+    items: dict[str, type[BaseModel]] = {
+        "queues": Queue,
+        "bindings": Binding,
+        "monitoring": Monitoring,
+    }
+    table = items.get(str(location[0])) if root is Settings else None
+    return set(table.model_fields) if table else set()
+
+
+def _unknown_keys(prefix: str, table: Mapping[str, Any], known: set[str] | None) -> list[Problem]:
+    if known is None:
+        return []
+    return [_unknown_key(f"{prefix}.{key}", known) for key in table if key not in known]
+
+
+def _unknown_key(path: str, known: set[str]) -> Problem:
+    key = path.rpartition(".")[2]
+    near = difflib.get_close_matches(key, known, 1)
+    if near:
+        return Problem(path, "unknown key", f'did you mean "{near[0]}"?')
+    if known:
+        return Problem(path, "unknown key", f"the keys here are {', '.join(sorted(known))}")
+    return Problem(path, "unknown key", "remove it")
+
+
+def _sentence(message: str) -> str:
+    """Pydantic's message as the rest of a line that starts with the key."""
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return message[:1].lower() + message[1:]
+
+
+_TOML_TYPES: dict[type, str] = {
+    bool: "a boolean",
+    dict: "a table",
+    float: "a float",
+    int: "an integer",
+    list: "an array",
+    str: "a string",
+}
+
+
+def _toml_type(value: Any) -> str:
+    """What *value* is, without showing it: it may be a secret."""
+    return _TOML_TYPES.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs an instance in this process, from its configuration file to its exit code.
+
+Import it after :func:`.reactor.install`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from twisted.internet import reactor
+from twisted.logger import STDLibLogObserver, globalLogBeginner
+
+from consumer_framework.adapters import codec, config, log
+from consumer_framework.adapters.clock import SystemClock
+from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.settings import NO_OVERRIDES, Overrides
+
+from . import loader
+from .runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
+
+    from consumer_framework.core.handler import Handler
+    from consumer_framework.core.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        path: The configuration file; None for fedora-messaging's defaults.
+        callback: ``module:object``; "" for the file's ``callback``.
+        callback_file: ``path/to/file.py:object``; stands before *callback*.
+        overrides: What the command line says instead of the file.
+    """
+
+    path: Path | None
+    callback: str = ""
+    callback_file: str = ""
+    overrides: Overrides = NO_OVERRIDES
+
+
+def run(request: Request) -> int:
+    """Run an instance until it is told to stop, or cannot go on.
+
+    Returns:
+        The exit code; see :class:`.ExitCode`.
+
+    Raises:
+        ConfigurationError: It cannot start as it is configured.
+    """
+    settings = config.load(request.path, request.overrides)
+    source = str(request.path) if request.path else "built-in configuration"
+    _set_up_logging(settings, source)
+    codec.load_schemas()
+    target = _find_target(request, settings, source)
+    factory = _factory(target, settings, source)
+    _log.info("starting %s with %s", target.name, source)
+    runner = Runner(settings, factory, SystemdNotifier(), SystemClock(), reactor)
+    # Twisted declares its reactor as a module.
+    untyped: Any = reactor
+    untyped.callLater(0, runner.startService)
+    untyped.run()
+    return runner.exit_code
+
+
+def _set_up_logging(settings: Settings, source: str) -> None:
+    try:
+        log.set_up(settings.log_config, is_journal)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        cause = error.__cause__ or error
+        what = f"logging cannot be set up: {error} ({cause})"
+        cure = "see logging.config.dictConfig in Python's documentation"
+        raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
+    globalLogBeginner.beginLoggingTo([STDLibLogObserver()], redirectStandardIO=False)
+
+
+def _factory(target: loader.Target, settings: Settings, source: str) -> Callable[[], Handler]:
+    try:
+        return loader.factory(target, settings.consumer_config)
+    except ConfigurationError as error:
+        raise ConfigurationError(*error.problems, source=source) from error
+
+
+def _find_target(request: Request, settings: Settings, source: str) -> loader.Target:
+    if request.callback_file:
+        return loader.find_in_file(request.callback_file, "--callback-file")
+    if request.callback:
+        return loader.find(request.callback, "--callback")
+    if settings.callback:
+        return loader.find(settings.callback, source)
+    cure = 'set callback = "module:object", or give --callback or --callback-file'
+    raise ConfigurationError(Problem("callback", "there is no callback", cure), source=source)

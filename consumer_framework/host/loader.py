@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From ``module:object`` or ``file.py:object`` to a handler."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.core.consumer import Consumer, handler_of
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.handler import Handler
+from consumer_framework.core.settings import is_config_type, parse_consumer_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An author's object, found but not yet used.
+
+    Attributes:
+        name: How the configuration calls it.
+        source: Where that was said: a file, or an option of the command line.
+        value: A function, a class, or another callable.
+    """
+
+    name: str
+    source: str
+    value: Any
+
+
+def find(spec: str, source: str) -> Target:
+    """Import the object that ``module:object`` names.
+
+    Args:
+        spec: The Python path.
+        source: Where it was said, for error messages.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or is nothing that handles messages.
+    """
+    module_name, attribute = _split(spec, source, "module:object")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise _import_error(spec, source, error, _cure(module_name, attribute)) from error
+    return _checked(Target(spec, source, _attribute(module, attribute, spec, source)))
+
+
+def find_in_file(spec: str, source: str) -> Target:
+    """Run the file that ``path/to/file.py:object`` names, and return its object.
+
+    Raises:
+        ConfigurationError: As :func:`find` does.
+    """
+    path, attribute = _split(spec, source, "path/to/file.py:object")
+    if not Path(path).is_file():
+        problem = Problem("callback", f"{path} is not a file", "name a Python file that exists")
+        raise ConfigurationError(problem, source=source)
+    try:
+        module = _run_file(Path(path))
+    except Exception as error:
+        raise _import_error(spec, source, error, "mend the file") from error
+    return _checked(Target(spec, source, _attribute(module, attribute, spec, source)))
+
+
+def factory(target: Target, consumer_config: Mapping[str, Any]) -> Callable[[], Handler]:
+    """Prepare to make the handler.
+
+    Args:
+        target: From :func:`find`.
+        consumer_config: The ``[consumer_config]`` table, for a :class:`.Consumer`.
+
+    Returns:
+        What makes the handler. To be called on the event loop's thread, while the loop runs:
+        authors get the loop in ``__init__``. Raises what their ``__init__`` raises.
+
+    Raises:
+        ConfigurationError: *consumer_config* does not fit the consumer's ``Config``.
+    """
+    name, value = target.name, target.value
+    if not inspect.isclass(value):
+        return lambda: Handler(name, value)
+    if issubclass(value, Consumer):
+        config = parse_consumer_config(value.Config, consumer_config)
+        return lambda: handler_of(value(config), name)
+    make: Callable[[], Any] = value
+    return lambda: Handler(name, make())
+
+
+def _split(spec: str, source: str, form: str) -> tuple[str, str]:
+    before, colon, attribute = spec.strip().rpartition(":")
+    if not (before and colon and attribute):
+        problem = Problem("callback", f"{spec!r} names no object", f"write it as {form}")
+        raise ConfigurationError(problem, source=source)
+    return before, attribute
+
+
+def _run_file(path: Path) -> ModuleType:
+    # A name that nothing else imports; classes need their module in sys.modules.
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_callback_file"
+    loader_spec = importlib.util.spec_from_file_location(name, path)
+    if loader_spec is None or loader_spec.loader is None:
+        raise ImportError(f"{path} does not end in .py")
+    module = importlib.util.module_from_spec(loader_spec)
+    sys.modules[name] = module
+    loader_spec.loader.exec_module(module)
+    return module
+
+
+def _attribute(module: ModuleType, name: str, spec: str, source: str) -> Any:
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        where = getattr(module, "__file__", None) or module.__name__
+        what = f"{spec!r}: {where} defines no {name!r}"
+        raise ConfigurationError(Problem("callback", what, "correct it"), source=source) from None
+
+
+def _import_error(spec: str, source: str, error: Exception, cure: str) -> ConfigurationError:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, ImportError):
+        where = ""
+    what = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{where}"
+    return ConfigurationError(Problem("callback", what, cure), source=source)
+
+
+def _cure(module_name: str, attribute: str) -> str:
+    file = module_name.replace(".", "/") + ".py"
+    if Path(file).is_file():
+        return f"use --callback-file {file}:{attribute}, or put this directory on PYTHONPATH"
+    return "is the package installed where fm-consumer runs?"
+
+
+def _checked(target: Target) -> Target:
+    problem = _kind_problem(target.value)
+    if problem:
+        what = f"{target.name!r} {problem[0]}"
+        raise ConfigurationError(Problem("callback", what, problem[1]), source=target.source)
+    return target
+
+
+_FORMS = "name a function, a class with __call__, or a subclass of consumer_framework.Consumer"
+
+
+def _kind_problem(value: Any) -> tuple[str, str] | None:
+    """What makes *value* unusable as a callback, and the cure."""
+    if not callable(value):
+        return f"is a {type(value).__name__} and cannot be called", _FORMS
+    if not inspect.isclass(value):
+        return None
+    if not issubclass(value, Consumer):
+        return _plain_class_problem(value)
+    if inspect.isabstract(value):
+        missing = ", ".join(f"{name}()" for name in sorted(value.__abstractmethods__))
+        return f"does not implement {missing}", "add it to the class"
+    if value.Config is not None and not is_config_type(value.Config):
+        return "has a Config of the wrong kind", "use a pydantic model, dataclass or TypedDict"
+    return None
+
+
+def _plain_class_problem(value: type) -> tuple[str, str] | None:
+    # A class is callable by itself; what counts is whether its instances are.
+    if not any("__call__" in base.__dict__ for base in value.__mro__):
+        return "is a class whose instances cannot be called", "give it a __call__(self, message)"
+    try:
+        inspect.signature(value).bind()
+    except TypeError:
+        cure = "read config.conf['consumer_config'] in it, or subclass consumer_framework.Consumer"
+        return "has an __init__ that needs arguments", cure
+    except ValueError:
+        pass  # a class of C has no signature to look at
+    return None

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Installs the event loop that everything runs on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import crochet
+from twisted.internet import asyncioreactor, error
+
+
+def install() -> None:
+    """Install Twisted's asyncio reactor; call it before anything imports the reactor.
+
+    Raises:
+        twisted.internet.error.ReactorAlreadyInstalledError: Another kind of reactor is installed.
+    """
+    try:
+        loop = asyncio.new_event_loop()
+        asyncioreactor.install(loop)  # type: ignore[no-untyped-call]
+        asyncio.set_event_loop(loop)
+    except error.ReactorAlreadyInstalledError:
+        from twisted.internet import reactor  # noqa: PLC0415 -- importing it would install one
+
+        loop.close()
+        if not isinstance(reactor, asyncioreactor.AsyncioSelectorReactor):
+            raise
+    # fedora_messaging.api.publish would start a second reactor in a thread of its own.
+    crochet.no_setup()

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs one instance: executes what the lifecycle table says, and tells it what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+from fedora_messaging import api
+from fedora_messaging.exceptions import ConfigurationException
+from fedora_messaging.twisted.monitor import monitor_service
+from twisted.application.service import MultiService
+from twisted.internet import defer, task
+from twisted.internet import error as twisted_error
+
+from consumer_framework.adapters import codec
+from consumer_framework.adapters.amqp import Channels, Session
+from consumer_framework.adapters.executor import Executor
+from consumer_framework.core.disposition import Halt
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, Problem
+from consumer_framework.core.intake import Intake
+from consumer_framework.core.lifecycle import Effect, Event, State, advance
+from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.recovery import UPSTREAM
+from consumer_framework.core.redelivery import Unsettled
+from consumer_framework.core.status import counts_text, status_line
+
+from .recorder import LogRecorder, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import FrameType
+
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.handler import Handler
+    from consumer_framework.core.ports import Clock, Notifier
+    from consumer_framework.core.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+# One handler at a time, as fedora-messaging promises: handlers need not be thread-safe.
+SLOTS = 1
+# Seconds between two looks at whether `systemctl status` should say something new.
+STATUS_INTERVAL = 5.0
+
+
+class Runner(MultiService):
+    """One instance, from the construction of its handler to the exit code.
+
+    Args:
+        settings: The whole configuration.
+        factory: Makes the handler, on the event loop's thread.
+        notifier: Told when the instance is ready, what it does, and that it stops.
+        clock: For the memory of redeliveries.
+        reactor: Twisted's asyncio reactor; stopped when the instance is.
+
+    Attributes:
+        exit_code: What the process should exit with, once the reactor has stopped.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        factory: Callable[[], Handler],
+        notifier: Notifier,
+        clock: Clock,
+        reactor: Any,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.exit_code: int = ExitCode.OK
+        self._settings = settings
+        self._factory = factory
+        self._notifier = notifier
+        self._clock = clock
+        self._reactor = reactor
+        self._state = State.BUILDING
+        self._trouble = ""
+        self._said = ""
+        self._executor: Executor | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: list[asyncio.Task[None]] = []
+        self._building: asyncio.Task[None] | None = None
+        self._stopped: defer.Deferred[None] = defer.Deferred()
+        self._former_handlers: dict[signal.Signals, Any] = {}
+        self._intake = Intake()
+        self._recorder = LogRecorder()
+        self._channels = Channels()
+        self._session = Session(
+            settings, self._channels, self, reactor, snapshot=self._recorder.snapshot
+        )
+        self._status_timer = task.LoopingCall(self._say_status)
+
+    def startService(self) -> None:  # noqa: N802 -- Twisted's name
+        """Start: build the handler, connect, consume. Call it while the reactor runs."""
+        super().startService()  # type: ignore[no-untyped-call]
+        # Not loop.add_signal_handler: it would take the wake-up descriptor that Twisted needs to
+        # notice ended child processes.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._former_handlers[number] = signal.signal(number, self._on_signal)
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._on_shutdown)
+        # What handlers publish with fedora_messaging.api goes over the instance's connection.
+        api._twisted_service = self._session.service  # noqa: SLF001
+        self._status_timer.start(STATUS_INTERVAL)
+        self._building = self._spawn(self._build())
+
+    # What the session reports.
+
+    def delivered(self, delivery: Delivery) -> None:
+        """Let the next free slot take it."""
+        self._intake.put(delivery)
+
+    def voided(self, generation: int) -> None:
+        """Forget what no slot took yet: it will be delivered again."""
+        self._intake.discard(generation)
+
+    def connected(self) -> None:
+        """There is a connection."""
+        _log.info("connected to the broker at %s", self._session.service.host)
+        self._trouble = ""
+        self._happened(Event.CONNECTED)
+
+    def subscribed(self) -> None:
+        """Every queue is consumed from."""
+        _log.info("consuming from %s", ", ".join(self._session.queues))
+        self._trouble = ""
+        self._happened(Event.SUBSCRIBED)
+
+    def interrupted(self, reason: str) -> None:
+        """One queue is not consumed from."""
+        _log.warning("%s; subscribing again", reason)
+        self._trouble = reason
+        self._happened(Event.INTERRUPTED)
+
+    def lost(self, reason: str, retry_in: float) -> None:
+        """There is no connection."""
+        if self._state in (State.DRAINING, State.STOPPED):
+            _log.debug("the connection is closed: %s", reason)
+        else:
+            self._trouble = f"{reason}; next attempt in {retry_in:.0f} s"
+            _log.warning(
+                "no connection to the broker at %s: %s", self._session.service.host, self._trouble
+            )
+        self._happened(Event.LOST)
+
+    def failed(self, fault: Fault | ConfigurationError) -> None:
+        """The instance cannot go on."""
+        for line in str(fault).splitlines():
+            _log.error("%s", line)
+        self._end(fault.exit_code, str(fault))
+
+    # The lifecycle.
+
+    def _happened(self, event: Event) -> None:
+        self._state, effects = advance(self._state, event)
+        for effect in effects:
+            self._execute(effect)
+
+    def _execute(self, effect: Effect) -> None:
+        match effect:
+            case Effect.CONNECT:
+                self._connect()
+            case Effect.ANNOUNCE_READY:
+                self._notifier.ready(self._status())
+            case Effect.ANNOUNCE_STATUS:
+                self._say_status()
+            case Effect.DRAIN:
+                self._intake.close()
+                self._notifier.stopping(self._status())
+                self._spawn(self._drain())
+            case Effect.CUT_SHORT:
+                self._cut_short()
+            case Effect.EXIT:
+                self._exit()
+
+    def _end(self, exit_code: int, trouble: str) -> None:
+        """Stop with the first exit code that is not 0."""
+        if self.exit_code == ExitCode.OK:
+            self.exit_code = exit_code
+            self._trouble = trouble
+        self._happened(Event.FAULT)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._told_to_stop, signal.Signals(number))
+
+    def _told_to_stop(self, number: signal.Signals) -> None:
+        if self._state is State.DRAINING:
+            self.exit_code = 128 + number
+        _log.info("%s: stopping", number.name)
+        self._happened(Event.STOP)
+
+    def _on_shutdown(self) -> defer.Deferred[None] | None:
+        """Somebody else stopped the reactor; drain first."""
+        if self._state is State.STOPPED:
+            return None
+        if self._state is not State.DRAINING:
+            self._happened(Event.STOP)
+        return self._stopped
+
+    # Starting.
+
+    async def _build(self) -> None:
+        try:
+            handler = self._factory()
+            executor = Executor(handler, SLOTS)
+            await executor.setup()
+        except ConfigurationException as error:
+            self.failed(ConfigurationError(Problem("consumer_config", error.message)))
+        except BaseException as error:  # noqa: BLE001 -- the author's code, and its sys.exit()
+            _log.error("the handler cannot be set up", exc_info=error)
+            what = f"the handler cannot be set up: {type(error).__name__}: {error}"
+            self._end(ExitCode.HANDLER_FAILED, what)
+        else:
+            self._executor = executor
+            self._happened(Event.BUILT)
+
+    def _connect(self) -> None:
+        assert self._executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
+        pipeline = Pipeline(
+            decode=codec.decode,
+            handler=self._executor,
+            policy=UPSTREAM,
+            acknowledger=self._channels,
+            recorder=self._recorder,
+            unsettled=Unsettled(self._clock),
+        )
+        self._workers = [self._spawn(self._work(pipeline)) for _ in range(SLOTS)]
+        self._monitor()
+        try:
+            self._session.service.setServiceParent(self)  # type: ignore[no-untyped-call]
+        except twisted_error.CannotListenError as error:
+            what = f"cannot listen: {error.socketError}"
+            self.failed(ConfigurationError(Problem("monitoring.port", what, "use another port")))
+
+    def _monitor(self) -> None:
+        monitoring = self._settings.monitoring
+        if monitoring is not None:
+            service = self._session.service
+            monitor_service(service, address=monitoring.address, port=monitoring.port)
+
+    async def _work(self, pipeline: Pipeline) -> None:
+        """One slot."""
+        while (delivery := await self._intake.take()) is not None:
+            disposition = await pipeline.process(delivery)
+            if isinstance(disposition, Halt):
+                self._end(disposition.exit_code, disposition.reason)
+
+    # Stopping.
+
+    async def _drain(self) -> None:
+        try:
+            await self._drain_in_order()
+        finally:
+            self._happened(Event.DRAINED)
+
+    async def _drain_in_order(self) -> None:
+        if self._building is not None:
+            await asyncio.wait([self._building])
+        await self._until(self._session.cancel())
+        waiting = self._intake.clear()
+        given_back = sum(self._channels.give_back(delivery) for delivery in waiting)
+        running = self._recorder.running
+        _log.info("stopping: %d given back to the broker, %d running", given_back, len(running))
+        if self._workers:
+            await asyncio.wait(self._workers)
+        await self._teardown()
+        await self._until(self._session.close())
+
+    async def _teardown(self) -> None:
+        if self._executor is None:
+            return
+        try:
+            await self._executor.teardown()
+        except BaseException as error:  # noqa: BLE001 -- the author's code
+            _log.error("the handler's teardown failed", exc_info=error)
+            self._end(ExitCode.HANDLER_FAILED, f"teardown failed: {error}")
+        self._executor.close()
+
+    def _cut_short(self) -> None:
+        for delivery in self._recorder.running:
+            _log.warning(
+                "%s is left in its handler; the broker will deliver it again", describe(delivery)
+            )
+        self._session.abort()
+        for spawned in self._tasks:
+            spawned.cancel()
+
+    def _exit(self) -> None:
+        self._status_timer.stop()
+        for number, former in self._former_handlers.items():
+            signal.signal(number, former)
+        self._said = self._status()
+        self._notifier.status(self._said)
+        _log.info(
+            "stopped with exit code %d; %s", self.exit_code, counts_text(self._recorder.snapshot())
+        )
+        self._stopped.callback(None)
+        with contextlib.suppress(twisted_error.ReactorNotRunning):
+            self._reactor.stop()
+
+    # Helpers.
+
+    def _status(self) -> str:
+        return status_line(
+            self._state,
+            self._session.service.host,
+            self._session.queues,
+            self._recorder.snapshot(),
+            self._trouble,
+        )
+
+    def _say_status(self) -> None:
+        status = self._status()
+        if status != self._said:
+            self._said = status
+            self._notifier.status(status)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        spawned = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(spawned)
+        spawned.add_done_callback(self._task_done)
+        return spawned
+
+    def _task_done(self, done: asyncio.Task[None]) -> None:
+        self._tasks.discard(done)
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            _log.critical("please report this defect of consumer_framework", exc_info=error)
+            self._end(ExitCode.UNEXPECTED, f"internal error: {error!r}")
+
+    async def _until(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Await a coroutine of the session's, which awaits Deferreds, in an asyncio task."""
+        loop = asyncio.get_running_loop()
+        await defer.Deferred.fromCoroutine(coroutine).asFuture(loop)

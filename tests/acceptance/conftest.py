@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures of the acceptance tests: a booted systemd with the product installed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from .container import Container, RootUnavailable, build_root, product_venv, why_not
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Set it to trixie or sid to run the same tests on a newer systemd.
+SUITE = os.environ.get("ACCEPTANCE_SUITE", "bookworm")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    directory = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(directory):
+            item.add_marker("acceptance")
+
+
+def skip_unless_in_ci(reason: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must be able to run the acceptance tests, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def acceptance_root() -> Path:
+    """The Debian root that containers are booted from."""
+    if reason := why_not():
+        skip_unless_in_ci(reason)
+    try:
+        return build_root(SUITE)
+    except RootUnavailable as unavailable:
+        skip_unless_in_ci(str(unavailable))
+
+
+@pytest.fixture(scope="session")
+def acceptance_venv(acceptance_root: Path, request: pytest.FixtureRequest) -> Path:
+    """A virtualenv with the product in it, at the same path on the host and in containers."""
+    return product_venv(request.config.rootpath, suite=SUITE)
+
+
+@pytest.fixture(scope="module")
+def container(acceptance_root: Path, acceptance_venv: Path) -> Iterator[Container]:
+    """A booted systemd with /usr/bin/fm-consumer, shared by a module's tests.
+
+    Per module, because that is what a host is like: many instances, one systemd. Tests keep out
+    of each other's way by the names of their instances.
+    """
+    with Container(acceptance_root, read_only=[acceptance_venv]) as booted:
+        booted.link_product(acceptance_venv)
+        yield booted

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures of the tests that need a real RabbitMQ node."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+
+from consumer_framework.testing.broker import Broker
+from consumer_framework.testing.proxy import Proxy
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The hook sees the items of the whole session, not only those below this file.
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A node for all tests of the session; one that takes it down brings it up again."""
+    if lacking := Broker.missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
+    with Broker() as running:
+        yield running
+
+
+@pytest.fixture
+def queue_name(broker: Broker) -> Iterator[str]:
+    """A name that no other test uses; what was declared by it is deleted afterwards."""
+    name = f"test.{uuid.uuid4()}"
+    yield name
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        connection.channel().queue_delete(name)
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[Proxy]:
+    """A way to the node that the test may cut."""
+    with Proxy("127.0.0.1", broker.port) as running:
+        yield running
