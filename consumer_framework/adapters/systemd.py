@@ -3,33 +3,60 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import sdnotify
 
+_log = logging.getLogger(__name__)
+
+
+# Seconds. The socket's queue is short; a service manager that does not read it must not stop the
+# reactor.
+SEND_TIMEOUT = 1.0
+
 
 class SystemdNotifier:
-    """A :class:`.Notifier` for the socket that ``$NOTIFY_SOCKET`` names; silent without one."""
+    """A :class:`.Notifier` for the socket that ``$NOTIFY_SOCKET`` names; silent without one.
+
+    A notification that could not be sent goes out with the next one.
+    """
 
     def __init__(self) -> None:
-        self._socket = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
+        self._systemd: sdnotify.SystemdNotifier | None = None
+        self._unsent: list[str] = []
+        self._status = ""
+        if "NOTIFY_SOCKET" in os.environ:
+            # debug: errors are raised here, and not swallowed there.
+            self._systemd = sdnotify.SystemdNotifier(debug=True)
+            self._systemd.socket.settimeout(SEND_TIMEOUT)
 
     def ready(self, status: str) -> None:
         """Send ``READY=1`` with *status*."""
         self._send("READY=1", status)
 
     def status(self, status: str) -> None:
-        """Send *status* alone."""
-        self._send("", status)
+        """Send *status*, if it is not what was sent last."""
+        if self._unsent or status != self._status:
+            self._send("", status)
 
     def stopping(self, status: str) -> None:
         """Send ``STOPPING=1`` with *status*."""
         self._send("STOPPING=1", status)
 
     def _send(self, assignment: str, status: str) -> None:
-        if self._socket is not None:
-            lines = [assignment, f"STATUS={one_ascii_line(status)}"]
-            self._socket.notify("\n".join(line for line in lines if line))
+        if self._systemd is None:
+            return
+        if assignment:
+            self._unsent.append(assignment)
+        lines = [*self._unsent, f"STATUS={one_ascii_line(status)}"]
+        try:
+            self._systemd.notify("\n".join(lines))
+        except OSError as error:
+            _log.warning("the service manager was not told %s: %s", lines[0], error)
+        else:
+            self._unsent.clear()
+            self._status = status
 
 
 def one_ascii_line(text: str) -> str:

@@ -10,9 +10,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, is_typeddict
+import sys
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    NotRequired,
+    Required,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import pydantic
+import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from .errors import ConfigurationError, Problem
@@ -194,7 +205,10 @@ def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
         return own
     problems = _unknown_keys("consumer_config", own, known_keys(config_type))
     try:
-        config = pydantic.TypeAdapter(config_type).validate_python(own)
+        config = pydantic.TypeAdapter(_for_pydantic(config_type)).validate_python(own)
+    except pydantic.PydanticUserError as error:
+        what = f"the consumer's Config cannot be used: {error.message}"
+        raise ConfigurationError(Problem("consumer_config", what, "mend the class")) from error
     except pydantic.ValidationError as error:
         unknown = {problem.path for problem in problems}
         found = _from_pydantic(error, "consumer_config", config_type)
@@ -202,6 +216,22 @@ def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
     if problems:
         raise ConfigurationError(*problems)
     return config
+
+
+def _for_pydantic(config_type: Any) -> Any:
+    """Pydantic takes ``typing.TypedDict`` from Python 3.12 on only, where it tells enough."""
+    if not is_typeddict(config_type) or sys.version_info >= (3, 12):
+        return config_type
+    hints = get_type_hints(config_type, include_extras=True)
+    keys = {key: _with_requirement(config_type, key, hint) for key, hint in hints.items()}
+    make: Any = typing_extensions.TypedDict
+    return make(config_type.__name__, keys)
+
+
+def _with_requirement(config_type: Any, key: str, hint: Any) -> Any:
+    if get_origin(hint) in (Required, NotRequired):
+        return hint
+    return Required[hint] if key in config_type.__required_keys__ else NotRequired[hint]
 
 
 def known_keys(config_type: Any) -> set[str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
@@ -25,7 +25,6 @@ from .runner import Runner
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
 
     from consumer_framework.core.handler import Handler
     from consumer_framework.core.settings import Settings
@@ -82,7 +81,8 @@ def _set_up_logging(settings: Settings, source: str) -> None:
         what = f"logging cannot be set up: {error} ({cause})"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
-    globalLogBeginner.beginLoggingTo([STDLibLogObserver()], redirectStandardIO=False)
+    observer: Any = STDLibLogObserver()
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
 def _factory(target: loader.Target, settings: Settings, source: str) -> Callable[[], Handler]:

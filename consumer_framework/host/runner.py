@@ -78,7 +78,6 @@ class Runner(MultiService):
         self._reactor = reactor
         self._state = State.BUILDING
         self._trouble = ""
-        self._said = ""
         self._executor: Executor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: list[asyncio.Task[None]] = []
@@ -291,8 +290,7 @@ class Runner(MultiService):
         self._status_timer.stop()
         for number, former in self._former_handlers.items():
             signal.signal(number, former)
-        self._said = self._status()
-        self._notifier.status(self._said)
+        self._say_status()
         _log.info(
             "stopped with exit code %d; %s", self.exit_code, counts_text(self._recorder.snapshot())
         )
@@ -312,10 +310,7 @@ class Runner(MultiService):
         )
 
     def _say_status(self) -> None:
-        status = self._status()
-        if status != self._said:
-            self._said = status
-            self._notifier.status(status)
+        self._notifier.status(self._status())
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         spawned = asyncio.get_running_loop().create_task(coroutine)

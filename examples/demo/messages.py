@@ -276,7 +276,7 @@ def build_changed(release: Release, old: int | None, new: int) -> Message:
         "owner": release.packager,
         "instance": "primary",
         "url": f"{KOJI}/koji/buildinfo?buildID={number}",
-        "files_base_url": "https://kojipkgs.fedoraproject.org/work",
+        "files_base_url": "https://kojipkgs.fedoraproject.org",
         "task_id": 130000000 + release.number * 10,
         "task": task(release, finished=finished),
         "request": [f"git+{DIST_GIT}/rpms/{release.package}.git#{release.commit}", "rawhide", {}],

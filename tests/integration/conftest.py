@@ -3,14 +3,17 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pika
 import pytest
 
 from consumer_framework.testing.broker import Broker
 from consumer_framework.testing.proxy import Proxy
+
+from .instance import Instance
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,3 +47,20 @@ def proxy(broker: Broker) -> Iterator[Proxy]:
     """A way to the node that the test may cut."""
     with Proxy("127.0.0.1", broker.port) as running:
         yield running
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Instance]]:
+    """Starts instances of `fm-consumer run`, each in a directory of its own."""
+    started: list[Instance] = []
+
+    def start_instance(url: str, queues: str, handler: str, **options: Any) -> Instance:
+        directory = tmp_path / f"instance_{len(started)}"
+        directory.mkdir()
+        instance = Instance(directory, url, queues, handler, **options)
+        started.append(instance)
+        return instance.start()
+
+    yield start_instance
+    for instance in started:
+        instance.end()

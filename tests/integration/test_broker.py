@@ -156,6 +156,7 @@ def test_a_restart_tells_clients_and_keeps_port_and_persistent_messages(own: Bro
 
 def test_a_killed_node_is_silent_and_keeps_what_it_had_confirmed(own: Broker) -> None:
     publish_confirmed(own.url, "killed")
+    own.ctl("eval", "mnesia:sync_log().")
     client = connect(own.url)
     own.kill()
     with pytest.raises(StreamLostError):

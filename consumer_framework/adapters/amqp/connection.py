@@ -17,6 +17,7 @@ from fedora_messaging.twisted.protocol import FedoraMessagingProtocolV2
 from fedora_messaging.twisted.service import FedoraMessagingServiceV2
 from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
 from twisted.internet import defer
+from twisted.internet.protocol import connectionDone
 
 from consumer_framework.core import backoff
 
@@ -56,12 +57,19 @@ class ConnectionEvents(Protocol):
 class Client(FedoraMessagingProtocolV2):
     """One connection."""
 
-    refusal: BaseException | None = None
+    # What ended the connection, as far as pika knew.
+    ending: BaseException | None = None
 
     def makeConnection(self, transport: Any) -> None:  # noqa: N802 -- Twisted's name
         """Start the handshake on *transport*."""
         impatient: Any = _ImpatientTransport(transport, self._impl._reactor)  # noqa: SLF001
         super().makeConnection(impatient)
+
+    def connectionLost(self, reason: Any = connectionDone) -> None:  # noqa: N802 -- Twisted's name
+        """Close everything that was on the connection."""
+        # pika reports that TCP ended; why the broker, or pika itself, ended it is lost there.
+        self.ending = self._impl._error  # noqa: SLF001
+        super().connectionLost(reason)
 
     def abort(self) -> None:
         """Drop the connection at once, without a word to the broker."""
@@ -72,7 +80,7 @@ class Client(FedoraMessagingProtocolV2):
         self, connection: pika.connection.Connection, error: Exception | None = None
     ) -> None:
         # pika's adapter tells its caller only how many attempts it made.
-        self.refusal = error
+        self.ending = error
         super()._on_connection_failed(connection, error)
 
 
@@ -166,7 +174,7 @@ class Factory(FedoraMessagingFactoryV2):
         self._stop_handshake_timer()
         self._client = client
         if client.closed is not None:
-            client.closed.addBoth(self._note_reason)
+            client.closed.addBoth(self._note_reason, client)
         # Publishers wait for this one; upstream renews it for each connection.
         waiting, self._client_deferred = self._client_deferred, defer.Deferred()
         waiting.callback(client)
@@ -174,18 +182,16 @@ class Factory(FedoraMessagingFactoryV2):
 
     def _refused(self, failure: Failure, client: Client) -> None:
         self._stop_handshake_timer()
-        error = client.refusal or failure.value or ConnectionError()
+        error = client.ending or failure.value or ConnectionError()
         self._error = error
         self._events.handshake_refused(error)
 
-    def _note_reason(self, error: object) -> None:
-        self._error = getattr(error, "value", error)
+    def _note_reason(self, error: object, client: Client) -> None:
+        self._error = client.ending or error
 
     def _give_up(self, client: Client) -> None:
         self._handshake_timer = None
-        client.refusal = TimeoutError(
-            f"no answer to the handshake within {HANDSHAKE_TIMEOUT:.0f} s"
-        )
+        client.ending = TimeoutError(f"no answer to the handshake within {HANDSHAKE_TIMEOUT:.0f} s")
         client.abort()
 
     def _stop_handshake_timer(self) -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Everything a developer runs. `make demo` and `make test` set up all they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PYTHON
+
+.PHONY: help venv demo test test-all lint docs clean
+
+help:
+	@echo 'make demo      run a sample consumer on a private broker and watch it work'
+	@echo 'make test      check and test everything'
+	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up'
+	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make docs      build the documentation into docs/_build/html'
+	@echo 'make venv      make $(VENV), with the product and all tools'
+	@echo 'make clean     remove what make made'
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	packaging/system-packages venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: venv
+	packaging/system-packages broker
+	$(BIN)/python examples/demo/run.py
+
+test: lint
+	packaging/system-packages --optional broker acceptance
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+test-all: venv
+	packaging/system-packages --optional broker
+	$(BIN)/nox
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: venv
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) .nox .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build

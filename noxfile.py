@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`make test-all`: the tests on every supported Python that this machine has."""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+# A Python that is missing is skipped, whatever $CI says.
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def tests(session: nox.Session) -> None:
+    """Run the unit and integration tests; arguments after `--` go to pytest."""
+    session.install(".[test]")
+    session.run("pytest", *(session.posargs or ("tests/unit", "tests/integration")))
