@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The consumers of the README and of the tutorial do what the text promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pika
+import pytest
+
+from consumer_framework.core.errors import ExitCode
+
+from .instance import Instance, publish, until
+
+if TYPE_CHECKING:
+    from consumer_framework.testing.broker import Broker
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs/tutorial/first-consumer.md"
+# As in a terminal with the virtual environment, in the directory of the files.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+Start = Callable[..., Instance]
+
+
+@pytest.fixture
+def start_command(start: Start, broker: Broker, tmp_path: Path) -> Start:
+    def start_in_directory(line: str) -> Instance:
+        command = ["sh", "-c", f'cd "$0" && exec env {line}', str(tmp_path)]
+        environment = {"PATH": PATH, "PYTHONPATH": ""}
+        return start(broker.url, "", "", command=command, environment=environment)
+
+    return start_in_directory
+
+
+@pytest.fixture
+def fresh_queues(broker: Broker) -> Iterator[None]:
+    yield
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        for name in ("sample", "greeter"):
+            connection.channel().queue_delete(name)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code blocks of *page*."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def line_of(page: Path, text: str) -> str:
+    """The line with *text* in the commands of *page*."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return next(line for line in lines if text in line)
+
+
+def configuration(page: Path, broker: Broker) -> str:
+    return re.sub(r"^amqp_url = .*", f'amqp_url = "{broker.url}"', blocks(page, "toml")[0])
+
+
+@pytest.mark.usefixtures("fresh_queues")
+def test_the_smallest_consumer_of_the_readme_runs(
+    broker: Broker, start_command: Start, tmp_path: Path
+):
+    (tmp_path / "sample.py").write_text(blocks(README, "python")[0])
+    (tmp_path / "sample.toml").write_text(configuration(README, broker))
+    instance = start_command(line_of(README, "fm-consumer run")).ready()
+    publish(broker.url, "org.example.hello", [1])
+    until(lambda: "org.example.hello" in instance.log, "the consumer's line")
+    assert instance.stop() == ExitCode.OK
+    assert broker.depth("sample") == (0, 0)
+
+
+@pytest.mark.usefixtures("fresh_queues")
+class TestTutorial:
+    @pytest.fixture(autouse=True)
+    def files(self, broker: Broker, tmp_path: Path) -> None:
+        (tmp_path / "greeter.py").write_text(blocks(TUTORIAL, "python")[0])
+        (tmp_path / "greeter.toml").write_text(configuration(TUTORIAL, broker))
+
+    @pytest.fixture
+    def run(self, start_command: Start) -> Callable[[], Instance]:
+        return lambda: start_command(line_of(TUTORIAL, "fm-consumer run"))
+
+    @pytest.fixture
+    def publish_as_told(self, tmp_path: Path) -> Callable[[str], Any]:
+        def run_block(body: str) -> None:
+            [script] = [text for text in blocks(TUTORIAL, "sh") if f"body={body})" in text]
+            environment = {**os.environ, "PATH": PATH}
+            subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, check=True)
+
+        return run_block
+
+    def test_the_consumer_greets(self, run, publish_as_told):
+        instance = run().ready()
+        publish_as_told('{"name": "world"}')
+        until(lambda: "\nGood morning, world!\n" in instance.log, "the greeting")
+        assert instance.stop() == ExitCode.OK
+
+    def test_a_misspelt_name_is_reported_as_shown(self, run, tmp_path):
+        path = tmp_path / "greeter.toml"
+        path.write_text(path.read_text().replace("\ngreeting =", "\ngreting ="))
+        instance = run()
+        assert instance.wait() == ExitCode.CONFIGURATION
+        assert instance.log in blocks(TUTORIAL, "text")
+
+    def test_a_message_without_a_name_fails_until_it_is_dropped(
+        self, broker, run, publish_as_told, tmp_path
+    ):
+        failing = run().ready()
+        publish_as_told("{}")
+        assert failing.wait() == ExitCode.HANDLER_FAILED
+        assert "KeyError" in failing.log
+        assert run().wait() == ExitCode.HANDLER_FAILED
+        (tmp_path / "greeter.py").write_text(blocks(TUTORIAL, "python")[1])
+        dropping = run().ready()
+        until(lambda: "is dropped by its handler: a message without a name" in dropping.log, "drop")
+        assert dropping.stop() == ExitCode.OK
+        assert broker.depth("greeter") == (0, 0)
