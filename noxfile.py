@@ -4,6 +4,7 @@
 import nox
 
 nox.options.default_venv_backend = "venv"
+nox.options.download_python = "never"
 # A Python that is missing is skipped, whatever $CI says.
 nox.options.error_on_missing_interpreters = False
 

@@ -34,6 +34,8 @@ def read(path: Path) -> dict[str, Any]:
         return {key.lower(): value for key, value in tomllib.loads(text).items()}
     except FileNotFoundError:
         problem = Problem("", "there is no such file", "create it, or name another one")
+    except IsADirectoryError:
+        problem = Problem("", "is a directory", "name a file in it")
     except OSError as error:
         problem = Problem("", f"cannot be read: {error.strerror}", "check its permissions")
     except UnicodeDecodeError as error:
@@ -79,8 +81,11 @@ def _check(merged: dict[str, Any], written: dict[str, Any]) -> core.Settings:
         "log_config": written.get("log_config"),
         "monitoring": merged["monitoring"] or None,
     }
-    settings = core.parse(document, default_bindings="bindings" not in written)
-    problems = [*_url_problems(settings), *_tls_problems(settings), *_reserved(merged)]
+    problems = [*_url_problems(merged), *_tls_problems(merged), *_reserved(merged)]
+    try:
+        settings = core.parse(document, default_bindings="bindings" not in written)
+    except ConfigurationError as error:
+        problems = [*error.problems, *problems]
     if problems:
         raise ConfigurationError(*problems)
     return settings
@@ -93,7 +98,12 @@ def _give_to_upstream(merged: dict[str, Any]) -> None:
     upstream.validate_monitoring(upstream.conf["monitoring"])
 
 
+# The three below look at values whose type is checked elsewhere, and say nothing of wrong types.
+
+
 def _reserved(merged: dict[str, Any]) -> list[Problem]:
+    if not isinstance(merged["client_properties"], dict):
+        return []
     try:
         upstream.validate_client_properties(merged["client_properties"])
     except ConfigurationException as error:
@@ -101,35 +111,33 @@ def _reserved(merged: dict[str, Any]) -> list[Problem]:
     return []
 
 
-def _url_problems(settings: core.Settings) -> list[Problem]:
+def _url_problems(merged: dict[str, Any]) -> list[Problem]:
     """What is wrong with the URL; never the URL itself, which may hold a password."""
-    scheme = settings.amqp_url.partition("://")[0]
-    if scheme not in ("amqp", "amqps") or "://" not in settings.amqp_url:
+    url = merged["amqp_url"]
+    if not isinstance(url, str):
+        return []
+    if not url.startswith(("amqp://", "amqps://")):
         what, cure = "is not an AMQP URL", 'write "amqps://USER:PASSWORD@HOST/VHOST" (or amqp://)'
         return [Problem("amqp_url", what, cure)]
     try:
-        pika.URLParameters(settings.amqp_url)
+        pika.URLParameters(url)
     except Exception as error:  # noqa: BLE001 -- pika raises whatever its parsers do
-        what = f"cannot be understood ({_without_url(error, settings.amqp_url)})"
+        # Where there is a password, parts of it may be in the error's text.
+        why = "" if "@" in url else f" ({error})"
         cure = "percent-encode special characters of user, password and vhost, and check the port"
-        return [Problem("amqp_url", what, cure)]
+        return [Problem("amqp_url", f"cannot be understood{why}", cure)]
     return []
 
 
-def _without_url(error: Exception, url: str) -> str:
-    text = str(error)
-    secret = url.partition("://")[2].rpartition("@")[0]
-    for part in (url, *filter(None, secret.split(":"))):
-        text = text.replace(part, "***")
-    return text
-
-
-def _tls_problems(settings: core.Settings) -> list[Problem]:
-    if not settings.amqp_url.startswith("amqps:"):
+def _tls_problems(merged: dict[str, Any]) -> list[Problem]:
+    url, tls = merged["amqp_url"], merged["tls"]
+    if not (isinstance(url, str) and url.startswith("amqps:") and isinstance(tls, dict)):
         return []
-    files = {key: value for key, value in settings.tls if value}
-    problems = [_file_problem(key, value) for key, value in files.items()]
-    return [p for p in problems if p] or _chain_problems(settings.tls)
+    files = {key: tls[key] for key in ("ca_cert", "certfile", "keyfile")}
+    if not all(value is None or isinstance(value, str) for value in files.values()):
+        return []
+    problems = [_file_problem(key, value) for key, value in files.items() if value]
+    return [p for p in problems if p] or _chain_problems(core.Tls(**files))
 
 
 def _file_problem(key: str, value: str) -> Problem | None:

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import exceptions as upstream
+from twisted.internet import defer
 
 from consumer_framework.core.delivery import Failed, Outcome, Succeeded
 from consumer_framework.core.errors import Drop, Halt, Retry
@@ -96,6 +97,8 @@ class Executor:
             result = await thread.call(function, *args)
         finally:
             self._idle.insert(0, thread)
+        if isinstance(result, defer.Deferred):
+            result = result.asFuture(asyncio.get_running_loop())
         if inspect.isawaitable(result):
             await result
 

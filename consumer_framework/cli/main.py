@@ -32,6 +32,7 @@ Exit codes:
   12  the queue was deleted                     13  the handler failed
   14  the broker refused the connection         15  no permission to consume
   78  the configuration can never work; systemd does not restart the service
+128 + N: a second signal N, and handlers were not waited for.
 Any other code is one that the handler halted with.
 """
 
@@ -102,23 +103,25 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     reactor.install()
     from consumer_framework.host import app  # noqa: PLC0415
 
+    overrides = Overrides(app_name, queue_name, exchange, routing_key)
     try:
-        request = app.Request(
-            _configuration_file(name, conf),
-            callback,
-            callback_file,
-            Overrides(app_name, queue_name, exchange, routing_key),
-        )
-        context.exit(app.run(request))
+        file = _configuration_file(name, conf)
+        exit_code = app.run(app.Request(file, callback, callback_file, overrides))
     except ConfigurationError as error:
         _complain(error)
-        context.exit(ExitCode.CONFIGURATION)
+        exit_code = ExitCode.CONFIGURATION
+    except click.ClickException:
+        raise
+    except Exception:
+        logging.exception("please report this defect of consumer_framework")  # noqa: LOG015
+        exit_code = ExitCode.UNEXPECTED
+    context.exit(exit_code)
 
 
 def _configuration_file(name: str | None, conf: Path | None) -> Path | None:
-    if name and conf:
+    if name is not None and conf:
         raise click.UsageError("give either NAME or --conf, not both")
-    if name:
+    if name is not None:
         problem = instance_name_problem(name)
         if problem:
             raise ConfigurationError(problem)

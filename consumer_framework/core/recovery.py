@@ -39,7 +39,18 @@ class Policy:
     undecodable: Answer
 
 
-def _halt(error: BaseException) -> Disposition:
+_HIGHEST_EXIT_CODE = 255
+
+
+def _halt(signal: Halt) -> Disposition:
+    """The kernel keeps eight bits of an exit code: 256 would be success."""
+    if 0 <= signal.exit_code <= _HIGHEST_EXIT_CODE:
+        return to.Halt(signal.exit_code, signal.requeue, signal.reason)
+    reason = f"{signal.reason} (it said exit code {signal.exit_code}; there are 0 to 255)".strip()
+    return to.Halt(ExitCode.HANDLER_FAILED, signal.requeue, reason)
+
+
+def _fail(error: BaseException) -> Disposition:
     reason = f"the handler raised {type(error).__name__}: {error}"
     return to.Halt(ExitCode.HANDLER_FAILED, requeue=True, reason=reason)
 
@@ -48,9 +59,9 @@ UPSTREAM = Policy(
     rules=(
         Rule((Retry,), lambda signal: to.Requeue(signal.reason)),
         Rule((Drop,), lambda signal: to.Reject(signal.reason)),
-        Rule((Halt,), lambda signal: to.Halt(signal.exit_code, signal.requeue, signal.reason)),
+        Rule((Halt,), _halt),
     ),
-    otherwise=_halt,
+    otherwise=_fail,
     undecodable=to.Reject,
 )
 

@@ -107,7 +107,7 @@ class Settings(_Table):
     publish_priority: StrictInt | None = None
     passive_declares: StrictBool = False
     exchanges: dict[str, dict[str, Any]] = {}
-    queues: Annotated[dict[str, Queue], Field(min_length=1)]
+    queues: dict[str, Queue]
     bindings: list[Binding]
     qos: Qos = Qos()
     callback: StrictStr | None = None
@@ -175,6 +175,9 @@ def parse(document: Mapping[str, Any], *, default_bindings: bool = False) -> Set
         ConfigurationError: With every problem there is, each with its TOML path.
     """
     problems = _framework_problems(document)
+    if document.get("queues") == {}:
+        cure = "add a [queues.NAME] table, or remove [queues] for a queue that the broker names"
+        problems.append(Problem("queues", "there is no queue to consume from", cure))
     if not default_bindings:
         problems += _undeclared_queues(document)
     try:
@@ -271,7 +274,7 @@ def instance_name_problem(name: str) -> Problem | None:
 def _undeclared_queues(document: Mapping[str, Any]) -> list[Problem]:
     """fedora-messaging skips such bindings silently, and the consumer waits for ever."""
     queues, bindings = document.get("queues"), document.get("bindings")
-    if not isinstance(queues, dict) or not isinstance(bindings, list):
+    if not isinstance(queues, dict) or not queues or not isinstance(bindings, list):
         return []
     tables = ((i, binding) for i, binding in enumerate(bindings) if isinstance(binding, dict))
     names = ((i, binding.get("queue", "")) for i, binding in tables)
@@ -302,8 +305,10 @@ def _from_pydantic(error: pydantic.ValidationError, prefix: str, root: Any) -> I
             yield _unknown_key(path, _keys_at(root, item["loc"][:-1]))
         elif item["type"] == "missing":
             yield Problem(path, "this key is required", "add it")
-        else:
+        elif item["type"].endswith(("_type", "_parsing")):
             yield Problem(path, _sentence(item["msg"]), f"it is {_toml_type(item['input'])} now")
+        else:
+            yield Problem(path, _sentence(item["msg"]))
 
 
 def _toml_path(prefix: str, location: tuple[int | str, ...]) -> str:
@@ -353,9 +358,22 @@ def _unknown_key(path: str, known: set[str]) -> Problem:
     return Problem(path, "unknown key", "remove it")
 
 
+# Pydantic speaks of Python, the file is TOML.
+_WORDS = {
+    "Value error, ": "",
+    "Input should be": "must be",
+    "valid dictionary": "table",
+    "valid list": "array",
+    "valid ": "",
+    "a integer": "an integer",
+    "a array": "an array",
+}
+
+
 def _sentence(message: str) -> str:
     """Pydantic's message as the rest of a line that starts with the key."""
-    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
     return message[:1].lower() + message[1:]
 
 

@@ -77,8 +77,8 @@ def _set_up_logging(settings: Settings, source: str) -> None:
     try:
         log.set_up(settings.log_config, is_journal)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
-        cause = error.__cause__ or error
-        what = f"logging cannot be set up: {error} ({cause})"
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
     observer: Any = STDLibLogObserver()

@@ -155,7 +155,7 @@ _FORMS = "name a function, a class with __call__, or a subclass of consumer_fram
 def _kind_problem(value: Any) -> tuple[str, str] | None:
     """What makes *value* unusable as a callback, and the cure."""
     if not callable(value):
-        return f"is a {type(value).__name__} and cannot be called", _FORMS
+        return f"cannot be called (its type is {type(value).__name__})", _FORMS
     if not inspect.isclass(value):
         return None
     if not issubclass(value, Consumer):

@@ -30,7 +30,7 @@ class LogRecorder(Counters):
             _log.error("%s failed", describe(delivery), exc_info=outcome.error)
         if void:
             _log.info(
-                "%s is handled, its channel is gone: settled when redelivered", describe(delivery)
+                "%s: its channel is gone, so the broker will deliver it again", describe(delivery)
             )
             return
         match disposition:

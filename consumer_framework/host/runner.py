@@ -166,6 +166,8 @@ class Runner(MultiService):
             case Effect.ANNOUNCE_STATUS:
                 self._say_status()
             case Effect.DRAIN:
+                if self.exit_code == ExitCode.OK:
+                    self._trouble = ""
                 self._intake.close()
                 self._notifier.stopping(self._status())
                 self._spawn(self._drain())
@@ -205,6 +207,8 @@ class Runner(MultiService):
             handler = self._factory()
             executor = Executor(handler, SLOTS)
             await executor.setup()
+        except asyncio.CancelledError:
+            raise
         except ConfigurationException as error:
             self.failed(ConfigurationError(Problem("consumer_config", error.message)))
         except BaseException as error:  # noqa: BLE001 -- the author's code, and its sys.exit()
@@ -272,6 +276,8 @@ class Runner(MultiService):
             return
         try:
             await self._executor.teardown()
+        except asyncio.CancelledError:
+            raise
         except BaseException as error:  # noqa: BLE001 -- the author's code
             _log.error("the handler's teardown failed", exc_info=error)
             self._end(ExitCode.HANDLER_FAILED, f"teardown failed: {error}")

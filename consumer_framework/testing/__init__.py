@@ -1,1 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""What authors and packagers import in their tests.
+
+- The fakes of :mod:`.fakes` stand in for the outside world of :mod:`consumer_framework.core`: no
+  broker, no systemd, no time that passes by itself. They are in this package's namespace.
+- :mod:`.broker` starts a private RabbitMQ node, :mod:`.proxy` a network that a test may cut. They
+  are imported by their own names, for they need more than the fakes do.
+"""
+
+from .fakes import (
+    FakeAcknowledger,
+    FakeClock,
+    FakeNotifier,
+    FakeProperties,
+    FakeRecorder,
+    Settlement,
+    make_delivery,
+)
+
+__all__ = [
+    "FakeAcknowledger",
+    "FakeClock",
+    "FakeNotifier",
+    "FakeProperties",
+    "FakeRecorder",
+    "Settlement",
+    "make_delivery",
+]

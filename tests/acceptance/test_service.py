@@ -130,7 +130,9 @@ def make(host: Container, broker: Broker, queue: str) -> Iterator[Callable[..., 
         service.systemctl("reset-failed", check=False)
 
 
-def publish(broker: Broker, queue: str, messages: Iterable[tuple[str, bytes, dict]]) -> list[str]:
+def publish(
+    broker: Broker, queue: str, messages: Iterable[tuple[str, bytes, dict[str, Any]]]
+) -> list[str]:
     """Publish (topic, body, headers), confirmed, and return the ids."""
     ids = []
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -145,7 +147,7 @@ def publish(broker: Broker, queue: str, messages: Iterable[tuple[str, bytes, dic
     return ids
 
 
-def bodies(count: int, **more: Any) -> list[tuple[str, bytes, dict]]:
+def bodies(count: int, **more: Any) -> list[tuple[str, bytes, dict[str, Any]]]:
     return [("t", json.dumps({"n": n, **more}).encode(), HEADERS) for n in range(count)]
 
 

@@ -49,10 +49,10 @@ def test_three_cuts_during_a_handler_leave_one_consumer_and_no_second_run(
     instance = start(proxy.url_for(broker.url), queue_table(queue_name), SLOW % 8).ready()
     publish(broker.url, queue_name, [0])
     instance.noted("start", 1)
-    for cut in range(1, 4):
+    for times in range(2, 5):
         proxy.cut()
         until(
-            lambda cut=cut: instance.log.count("consuming from") == cut + 1,
+            lambda: instance.log.count("consuming from") == times,
             "it is back",
             10,
         )
@@ -133,7 +133,7 @@ def test_a_wrong_password_ends_in_14_and_is_not_shown(broker, queue_name, start)
     url = broker.url.replace("guest:guest", "guest:s3cret-and-wrong")
     instance = start(url, queue_table(queue_name), QUICK)
     assert instance.wait() == 14
-    assert "does not accept the connection" in instance.log
+    assert "does not accept the connection: 403 ACCESS_REFUSED - Login was refused" in instance.log
     assert "s3cret" not in instance.log
     assert "Traceback" not in instance.log
 
@@ -298,7 +298,7 @@ def test_one_of_several_queues_can_be_deleted_and_made_again(broker, queue_name,
             channel.queue_delete(name)
             channel.queue_declare(name, durable=True)
         for name in (queue_name, other):
-            until(lambda name=name: broker.depth(name)[1] == 1, "both are subscribed again")
+            until(lambda: broker.depth(name)[1] == 1, "both are subscribed again")
             publish(broker.url, name, [1])
         instance.noted("done", 2)
         assert instance.stop() == 0

@@ -80,7 +80,7 @@ class Client(FedoraMessagingProtocolV2):
         self, connection: pika.connection.Connection, error: Exception | None = None
     ) -> None:
         # pika's adapter tells its caller only how many attempts it made.
-        self.ending = error
+        self.ending = self.ending or error
         super()._on_connection_failed(connection, error)
 
 

@@ -129,7 +129,7 @@ class Session:
     @property
     def is_complete(self) -> bool:
         """Whether every queue is consumed from."""
-        return not self._closing and self._subscriptions.keys() == self._settings.queues.keys()
+        return not self._closing and not self._missing()
 
     @property
     def queues(self) -> list[str]:
@@ -208,7 +208,7 @@ class Session:
 
     async def _subscribe_all(self, client: Client) -> None:
         try:
-            while missing := self._settings.queues.keys() - self._subscriptions.keys():
+            while not self._closing and (missing := self._missing()):
                 await self._subscribe(client, min(missing))
         finally:
             if self._subscribing_on is client:
@@ -216,6 +216,9 @@ class Session:
         if client is self._client and not self._closing:
             self.service.factory.succeeded()
             self._listener.subscribed()
+
+    def _missing(self) -> set[str]:
+        return self._settings.queues.keys() - self._subscriptions.keys()
 
     async def _subscribe(self, client: Client, name: str) -> None:
         queue = self._settings.queues[name]

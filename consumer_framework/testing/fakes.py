@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fakes of the ports of :mod:`consumer_framework.core.ports`, for tests without an outside world.
+
+Each behaves as the real thing does, as far as the port promises anything: one conformance suite
+per port runs against both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from consumer_framework.core.delivery import Delivery
+from consumer_framework.core.ports import Acknowledger, Clock, Notifier, Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from consumer_framework.core.delivery import Outcome
+    from consumer_framework.core.disposition import Disposition
+
+Settle: TypeAlias = Literal["ack", "give_back", "reject"]
+Notification: TypeAlias = Literal["ready", "status", "stopping"]
+
+
+@dataclass(frozen=True, slots=True)
+class FakeProperties:
+    """The AMQP properties of a delivery, as far as the core reads them.
+
+    Attributes:
+        message_id: The publisher's name for the message.
+        headers: The message headers table, None where the publisher sent none.
+    """
+
+    message_id: str | None = None
+    headers: Mapping[str, Any] | None = field(default_factory=dict)
+
+
+def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a default
+    *,
+    message_id: str | None = "1",
+    body: bytes = b"{}",
+    queue: str = "queue",
+    generation: int = 1,
+    delivery_tag: int = 1,
+    redelivered: bool = False,
+    exchange: str = "amq.topic",
+    routing_key: str = "a.topic",
+    headers: Mapping[str, Any] | None = None,
+) -> Delivery:
+    """Make a delivery.
+
+    Args:
+        message_id: The publisher's name for the message, None for a message without one.
+        body: The message as it was received.
+        queue: The name of the queue that it came from.
+        generation: The number of the channel that it came on.
+        delivery_tag: The broker's number for it on that channel.
+        redelivered: The broker's word that it delivered the message before.
+        exchange: Where it was published.
+        routing_key: The topic it was published with.
+        headers: The message headers table, None for a message without one.
+    """
+    return Delivery(
+        queue=queue,
+        generation=generation,
+        delivery_tag=delivery_tag,
+        redelivered=redelivered,
+        exchange=exchange,
+        routing_key=routing_key,
+        properties=FakeProperties(message_id, headers),
+        body=body,
+    )
+
+
+class FakeAcknowledger(Acknowledger):
+    """An :class:`.Acknowledger` that records what each delivery was told.
+
+    It knows which generations are open, as a connection does: a settle for any other one is void.
+
+    Args:
+        generations: How many channels are open at once, numbered from 1.
+
+    Attributes:
+        told: What was settled and how, in order; void settles are not in it.
+    """
+
+    def __init__(self, generations: int = 1) -> None:
+        self.told: list[tuple[Delivery, Settle]] = []
+        self._latest = 0
+        self._open: set[int] = set()
+        for _ in range(generations):
+            self.open()
+
+    def open(self) -> int:
+        """Open a channel and return its generation."""
+        self._latest += 1
+        self._open.add(self._latest)
+        return self._latest
+
+    def close(self, generation: int) -> None:
+        """Close a channel: every later settle for *generation* is void."""
+        self._open.discard(generation)
+
+    def ack(self, delivery: Delivery) -> bool:
+        """Record an ``ack``; False if that is void.
+
+        Raises:
+            AssertionError: *delivery* was settled before. A broker closes the channel then
+                (AMQP 0-9-1, section 1.8.3.13).
+        """
+        return self._settle(delivery, "ack")
+
+    def give_back(self, delivery: Delivery) -> bool:
+        """Record a ``give_back``; False if that is void. Raises what :meth:`ack` does."""
+        return self._settle(delivery, "give_back")
+
+    def reject(self, delivery: Delivery) -> bool:
+        """Record a ``reject``; False if that is void. Raises what :meth:`ack` does."""
+        return self._settle(delivery, "reject")
+
+    def of(self, delivery: Delivery) -> Settle | None:
+        """Return what *delivery* was told, None if it is unsettled."""
+        settled = (how for told, how in self.told if _tag(told) == _tag(delivery))
+        return next(settled, None)
+
+    def _settle(self, delivery: Delivery, how: Settle) -> bool:
+        if delivery.generation not in self._open:
+            return False
+        before = self.of(delivery)
+        if before is not None:
+            raise AssertionError(f"{before} and then {how} for one delivery: {delivery}")
+        self.told.append((delivery, how))
+        return True
+
+
+def _tag(delivery: Delivery) -> tuple[int, int]:
+    return delivery.generation, delivery.delivery_tag
+
+
+class FakeClock(Clock):
+    """A :class:`.Clock` that stands still until it is told to go on.
+
+    Args:
+        now: Seconds at the start.
+    """
+
+    def __init__(self, now: float = 0.0) -> None:
+        self._now = now
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* pass.
+
+        Raises:
+            ValueError: *seconds* is negative; such a clock never goes back.
+        """
+        if seconds < 0:
+            raise ValueError(f"a monotonic clock does not go back ({seconds} s)")
+        self._now += seconds
+
+
+class FakeNotifier(Notifier):
+    """A :class:`.Notifier` that records what it was told, in the place of a service manager.
+
+    Attributes:
+        calls: What was called and with which status, in order.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Notification, str]] = []
+
+    def ready(self, status: str) -> None:
+        """Record that the instance consumes from every queue."""
+        self.calls.append(("ready", status))
+
+    def status(self, status: str) -> None:
+        """Record *status*."""
+        self.calls.append(("status", status))
+
+    def stopping(self, status: str) -> None:
+        """Record that the instance drains."""
+        self.calls.append(("stopping", status))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the instance ever said that it is ready."""
+        return any(kind == "ready" for kind, _ in self.calls)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the instance said that it stops."""
+        return any(kind == "stopping" for kind, _ in self.calls)
+
+    @property
+    def status_line(self) -> str:
+        """The latest status, ``""`` before the first one."""
+        return self.calls[-1][1] if self.calls else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a :class:`.Recorder` is told of one delivery.
+
+    Attributes:
+        delivery: What was settled.
+        outcome: What its handler made of it.
+        disposition: What became of it.
+        void: Whether its channel was gone.
+    """
+
+    delivery: Delivery
+    outcome: Outcome
+    disposition: Disposition
+    void: bool
+
+
+class FakeRecorder(Recorder):
+    """A :class:`.Recorder` that keeps everything.
+
+    Attributes:
+        starts: The deliveries that slots took, in order.
+        settlements: What became of deliveries, in order.
+    """
+
+    def __init__(self) -> None:
+        self.starts: list[Delivery] = []
+        self.settlements: list[Settlement] = []
+
+    def started(self, delivery: Delivery) -> None:
+        """Keep a delivery that a slot took."""
+        self.starts.append(delivery)
+
+    def settled(
+        self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
+    ) -> None:
+        """Keep what became of *delivery*."""
+        self.settlements.append(Settlement(delivery, outcome, disposition, void))

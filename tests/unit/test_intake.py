@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The deliveries that wait for a slot."""
+
+import asyncio
+
+from consumer_framework.core.intake import Intake
+from consumer_framework.testing import make_delivery
+
+
+def numbered(tag, generation=1):
+    return make_delivery(delivery_tag=tag, generation=generation)
+
+
+async def turns():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_deliveries_are_taken_in_the_order_of_their_arrival():
+    async def scenario():
+        intake = Intake()
+        for tag in (1, 2, 3):
+            intake.put(numbered(tag))
+        assert len(intake) == 3
+        assert [await intake.take() for _ in range(3)] == [numbered(tag) for tag in (1, 2, 3)]
+        assert len(intake) == 0
+
+    asyncio.run(scenario())
+
+
+def test_slots_that_wait_get_one_delivery_each():
+    async def scenario():
+        intake = Intake()
+        slots = [asyncio.create_task(intake.take()) for _ in range(3)]
+        await turns()
+        intake.put(numbered(1))
+        intake.put(numbered(2))
+        await turns()
+        assert [slot.result() for slot in slots[:2]] == [numbered(1), numbered(2)]
+        assert not slots[2].done()
+        intake.put(numbered(3))
+        assert await slots[2] == numbered(3)
+
+    asyncio.run(scenario())
+
+
+def test_a_slot_that_is_quicker_than_the_one_woken_leaves_nobody_stuck():
+    async def scenario():
+        intake = Intake()
+        woken = asyncio.create_task(intake.take())
+        await turns()
+        intake.put(numbered(1))
+        assert await intake.take() == numbered(1)
+        await turns()
+        assert not woken.done()
+        intake.put(numbered(2))
+        assert await woken == numbered(2)
+
+    asyncio.run(scenario())
+
+
+def test_a_canceled_slot_takes_no_delivery_from_the_others():
+    async def scenario():
+        intake = Intake()
+        canceled, other = (asyncio.create_task(intake.take()) for _ in range(2))
+        await turns()
+        canceled.cancel()
+        await turns()
+        intake.put(numbered(1))
+        assert await other == numbered(1)
+
+    asyncio.run(scenario())
+
+
+def test_what_came_on_a_channel_that_is_gone_is_forgotten_and_nothing_else():
+    async def scenario():
+        intake = Intake()
+        for tag, generation in ((1, 1), (1, 2), (2, 1)):
+            intake.put(numbered(tag, generation))
+        assert intake.discard(1) == 2
+        assert intake.discard(1) == 0
+        assert await intake.take() == numbered(1, 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_slot_whose_delivery_was_forgotten_waits_for_the_next_one():
+    async def scenario():
+        intake = Intake()
+        slot = asyncio.create_task(intake.take())
+        await turns()
+        intake.put(numbered(1, 1))
+        intake.discard(1)
+        await turns()
+        assert not slot.done()
+        intake.put(numbered(1, 2))
+        assert await slot == numbered(1, 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_intake_gives_no_slot_a_delivery_and_returns_what_waited():
+    async def scenario():
+        intake = Intake()
+        slots = [asyncio.create_task(intake.take()) for _ in range(2)]
+        await turns()
+        intake.close()
+        assert await asyncio.gather(*slots) == [None, None]
+        intake.put(numbered(1))
+        intake.put(numbered(2))
+        assert await intake.take() is None
+        assert intake.clear() == [numbered(1), numbered(2)]
+        assert intake.clear() == []
+
+    asyncio.run(scenario())

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The table of an instance's life."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer_framework.core.lifecycle import (
+    TABLE,
+    Effect,
+    Event,
+    IllegalEventError,
+    State,
+    advance,
+)
+
+PAIRS = list(itertools.product(State, Event))
+
+
+def successors(state):
+    return {after for (before, _), (after, _) in TABLE.items() if before is state}
+
+
+def reachable(state):
+    found = {state}
+    todo = [state]
+    while todo:
+        new = successors(todo.pop()) - found
+        found |= new
+        todo += new
+    return found
+
+
+@pytest.mark.parametrize(("state", "event"), PAIRS)
+def test_every_event_in_every_state_has_a_row_or_raises(state, event):
+    if (state, event) in TABLE:
+        assert advance(state, event) == TABLE[state, event]
+    else:
+        with pytest.raises(
+            IllegalEventError, match=f"{event.name} cannot happen to an instance {state.name}"
+        ):
+            advance(state, event)
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_can_reach_the_end_and_is_reached_from_the_start(state):
+    assert State.STOPPED in reachable(state)
+    assert state in reachable(State.BUILDING)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", [Event.STOP, Event.FAULT])
+def test_an_order_to_stop_and_a_fault_are_accepted_in_every_state(state, event):
+    after, _ = advance(state, event)
+    assert after in (State.DRAINING, State.STOPPED)
+
+
+def test_nothing_leaves_the_end():
+    assert successors(State.STOPPED) == {State.STOPPED}
+    assert successors(State.DRAINING) <= {State.DRAINING, State.STOPPED}
+
+
+def test_a_second_order_to_stop_does_not_wait_for_what_runs():
+    assert advance(State.DRAINING, Event.STOP) == (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT))
+
+
+def test_readiness_is_announced_only_when_every_queue_is_consumed_from():
+    ready = {before for before, (_, effects) in TABLE.items() if Effect.ANNOUNCE_READY in effects}
+    assert ready == {(State.SUBSCRIBING, Event.SUBSCRIBED)}
+    assert TABLE[State.SUBSCRIBING, Event.SUBSCRIBED][0] is State.CONSUMING
+
+
+def live(events):
+    """The states and effects of a life in which illegal events are refused."""
+    state = State.BUILDING
+    states, effects = [state], []
+    for event in events:
+        try:
+            state, done = advance(state, event)
+        except IllegalEventError:
+            continue
+        states.append(state)
+        effects += done
+    return states, effects
+
+
+@given(st.lists(st.sampled_from(Event), max_size=40))
+def test_every_life_connects_drains_and_exits_once_at_most_and_in_that_order(events):
+    states, effects = live(events)
+    once = [Effect.CONNECT, Effect.DRAIN, Effect.CUT_SHORT, Effect.EXIT]
+    done = [effect for effect in effects if effect in once]
+    assert done == [effect for effect in once if effect in done]
+    assert (states[-1] is State.STOPPED) == (Effect.EXIT in effects)
+
+
+@given(st.lists(st.sampled_from(Event), max_size=40))
+def test_every_life_ends_after_two_orders_to_stop(events):
+    states, effects = live([*events, Event.STOP, Event.STOP])
+    assert states[-1] is State.STOPPED
+    assert effects.count(Effect.EXIT) == 1
+
+
+@given(st.lists(st.sampled_from(Event), max_size=40))
+def test_a_life_never_consumes_before_it_connected(events):
+    states, effects = live(events)
+    if State.CONSUMING in states:
+        assert State.SUBSCRIBING in states[: states.index(State.CONSUMING)]
+        assert effects.index(Effect.CONNECT) < effects.index(Effect.ANNOUNCE_READY)

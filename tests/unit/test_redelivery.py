@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whatever the network does, and in whatever order: no message is lost, and none runs twice at once.
+
+A model of a broker and of handlers that end when the machine says so, around the real pipeline,
+its memory of runs, and its intake, with several slots.
+
+Messages that are equal cannot be told apart, so what holds for a message is said of all equal ones
+together: there are never more settles than runs, and never more runs at once than messages.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from consumer_framework.core.delivery import Failed, Succeeded
+from consumer_framework.core.errors import Drop, Retry
+from consumer_framework.core.intake import Intake
+from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.recovery import UPSTREAM
+from consumer_framework.core.redelivery import MEMORY_SECONDS, Unsettled
+from consumer_framework.testing import FakeAcknowledger, FakeClock, FakeRecorder, make_delivery
+
+SETTLED_BY = {"ack": "success", "give_back": "retry", "reject": "drop"}
+OUTCOMES = {"success": Succeeded(), "retry": Failed(Retry()), "drop": Failed(Drop())}
+
+
+@dataclass(eq=False)
+class Stored:
+    """One message on the broker; *kind* is all that a consumer sees of it."""
+
+    kind: str
+    redelivered: bool = False
+
+
+@dataclass(eq=False)
+class Run:
+    kind: str
+    outcome: asyncio.Future = field(repr=False)
+    how: str = ""
+
+
+class Host(RuleBasedStateMachine):
+    """Its bundles are plain lists, for what waits is gone after a cut."""
+
+    @initialize(slots=st.integers(1, 4))
+    def start(self, slots):
+        self.loop = asyncio.new_event_loop()
+        self.acknowledger = FakeAcknowledger()
+        self.generation = 1
+        self.tag = 0
+        self.settles_seen = 0
+        self.settled: Counter[tuple[str, str]] = Counter()
+        self.published: Counter[str] = Counter()
+        self.ready: list[Stored] = []
+        self.unsettled: dict[int, Stored] = {}
+        self.runs: list[Run] = []
+        self.intake = Intake()
+        self.clock = FakeClock()
+        pipeline = Pipeline(
+            decode=lambda delivery: delivery.message_id,
+            handler=self,
+            policy=UPSTREAM,
+            acknowledger=self.acknowledger,
+            recorder=FakeRecorder(),
+            unsettled=Unsettled(self.clock),
+        )
+        self.slots = [self.loop.create_task(self.work(pipeline)) for _ in range(slots)]
+
+    async def work(self, pipeline):
+        while (delivery := await self.intake.take()) is not None:
+            await pipeline.process(delivery)
+
+    async def run(self, message):
+        """The handler."""
+        run = Run(message, self.loop.create_future())
+        self.runs.append(run)
+        await run.outcome
+        return OUTCOMES[run.how]
+
+    @property
+    def running(self):
+        return [run for run in self.runs if not run.how]
+
+    @rule(kind=st.sampled_from("aabc"))
+    def publish(self, kind):
+        self.published[kind] += 1
+        self.ready.append(Stored(kind))
+
+    @precondition(lambda self: self.ready)
+    @rule(data=st.data())
+    def deliver(self, data):
+        self.deliver_at(data.draw(st.integers(0, len(self.ready) - 1)))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), how=st.sampled_from(["success", "success", "retry", "drop"]))
+    def end_a_run(self, data, how):
+        self.end(data.draw(st.sampled_from(range(len(self.running)))), how)
+
+    @rule()
+    def cut(self):
+        self.acknowledger.close(self.generation)
+        self.intake.discard(self.generation)
+        self.generation = self.acknowledger.open()
+        self.tag = 0
+        for stored in self.unsettled.values():
+            stored.redelivered = True
+            self.ready.append(stored)
+        self.unsettled.clear()
+        self.turn()
+
+    @rule(seconds=st.floats(0, MEMORY_SECONDS * 2))
+    def let_time_pass(self, seconds):
+        self.clock.advance(seconds)
+
+    def deliver_at(self, position):
+        stored = self.ready.pop(position)
+        self.tag += 1
+        self.unsettled[self.tag] = stored
+        self.intake.put(
+            make_delivery(
+                message_id=stored.kind,
+                generation=self.generation,
+                delivery_tag=self.tag,
+                redelivered=stored.redelivered,
+            )
+        )
+        self.turn()
+
+    def end(self, number, how):
+        run = self.running[number]
+        run.how = how
+        run.outcome.set_result(None)
+        self.turn()
+
+    def turn(self):
+        """Let the slots do all they can, then let the broker hear of it."""
+        self.loop.run_until_complete(self.many_turns())
+        for slot in self.slots:
+            assert not slot.done(), slot
+        for delivery, settle in self.acknowledger.told[self.settles_seen :]:
+            self.hear(delivery, settle)
+        self.settles_seen = len(self.acknowledger.told)
+
+    async def many_turns(self):
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def hear(self, delivery, settle):
+        assert delivery.generation == self.generation, "a settle for a channel that is gone"
+        stored = self.unsettled.pop(delivery.delivery_tag)
+        self.settled[stored.kind, settle] += 1
+        if settle == "give_back":
+            stored.redelivered = True
+            self.ready.append(stored)
+
+    @invariant()
+    def no_settle_is_without_a_run_of_its_own(self):
+        for (kind, settle), count in self.settled.items():
+            ended = [run for run in self.runs if (run.kind, run.how) == (kind, SETTLED_BY[settle])]
+            assert count <= len(ended), f"{count} x {settle} of {kind!r} for {ended}"
+
+    @invariant()
+    def no_handler_runs_beside_itself(self):
+        for kind, count in Counter(run.kind for run in self.running).items():
+            stored = [s for s in (*self.ready, *self.unsettled.values()) if s.kind == kind]
+            assert count <= len(stored), f"{count} runs for {len(stored)} messages {kind!r}"
+
+    @invariant()
+    def a_slot_never_rests_while_a_delivery_waits(self):
+        # A slot is busy with a run, or waits for one as a redelivery of its message does.
+        if len(self.intake):
+            assert self.running
+
+    def teardown(self):
+        if not hasattr(self, "loop"):
+            return
+        try:
+            self.everything_is_settled_when_the_network_holds()
+        finally:
+            for slot in self.slots:
+                slot.cancel()
+            self.loop.run_until_complete(asyncio.gather(*self.slots, return_exceptions=True))
+            self.loop.close()
+
+    def everything_is_settled_when_the_network_holds(self):
+        while self.ready or self.running:
+            if self.ready:
+                self.deliver_at(0)
+            if self.running:
+                self.end(0, "success")
+        assert self.unsettled == {}
+        for kind, count in self.published.items():
+            assert count == self.settled[kind, "ack"] + self.settled[kind, "reject"]
+        self.no_settle_is_without_a_run_of_its_own()
+
+
+TestHost = Host.TestCase
+TestHost.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

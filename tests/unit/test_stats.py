@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The counts of what became of deliveries."""
+
+import pytest
+
+from consumer_framework.core import disposition as to
+from consumer_framework.core.delivery import Failed, Succeeded, Undecodable
+from consumer_framework.core.errors import Drop, Retry
+from consumer_framework.core.stats import Counters, Snapshot
+from consumer_framework.testing import make_delivery
+
+
+@pytest.mark.parametrize(
+    ("outcome", "disposition", "counts"),
+    [
+        (Succeeded(), to.Ack(), {"succeeded": 1, "acked": 1}),
+        (Undecodable("no JSON"), to.Reject(), {"undecodable": 1, "rejected": 1}),
+        (Failed(ValueError()), to.Halt(13, requeue=True), {"failed": 1, "requeued": 1}),
+        (Failed(Retry()), to.Requeue(), {"requeued": 1}),
+        (Failed(Drop()), to.Reject(), {"rejected": 1}),
+        (Succeeded(), to.Halt(0, requeue=False), {"succeeded": 1, "acked": 1}),
+    ],
+)
+def test_each_delivery_counts_once_as_outcome_and_once_as_disposition(outcome, disposition, counts):
+    counters = Counters()
+    counters.started(make_delivery())
+    counters.settled(make_delivery(), outcome, disposition, void=False)
+    assert counters.snapshot() == Snapshot(received=1, **counts)
+
+
+def test_a_void_settle_counts_the_run_but_nothing_that_the_broker_was_told():
+    counters = Counters()
+    counters.started(make_delivery())
+    counters.settled(make_delivery(), Succeeded(), to.Ack(), void=True)
+    assert counters.snapshot() == Snapshot(received=1, succeeded=1, void=1)
+
+
+def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
+    counters = Counters()
+    counters.started(make_delivery())
+    counters.settled(make_delivery(), Succeeded(), to.Ack(), void=True)
+    counters.settled(make_delivery(generation=2), Succeeded(), to.Ack(), void=False)
+    assert counters.snapshot() == Snapshot(received=1, succeeded=1, void=1, acked=1)
+
+
+def test_what_is_in_slots_is_known_longest_first():
+    counters = Counters()
+    first, second, same_tag = (
+        make_delivery(delivery_tag=1),
+        make_delivery(delivery_tag=2),
+        make_delivery(generation=2, delivery_tag=1),
+    )
+    for delivery in (first, second, same_tag):
+        counters.started(delivery)
+    assert counters.running == (first, second, same_tag)
+    counters.settled(first, Succeeded(), to.Ack(), void=False)
+    assert counters.running == (second, same_tag)
+    assert counters.snapshot().running == 2
+
+
+def test_a_snapshot_does_not_change_with_the_counts():
+    counters = Counters()
+    before = counters.snapshot()
+    counters.started(make_delivery())
+    assert before == Snapshot()
+    assert counters.snapshot().received == 1
