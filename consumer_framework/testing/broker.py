@@ -58,6 +58,10 @@ while read -r line; do pids=$line; done
 rm -rf -- "$1"
 """
 
+# Erlang's own hosts table (ERTS User's Guide, inet configuration): a bare container's /etc/hosts
+# may not know the name that the node's is made with.
+_NAMES = '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
+
 _LOOPBACK_DISTRIBUTION = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 # Few schedulers (erl(1)), instead of one for each core of a large machine, and these spin for a
@@ -174,6 +178,7 @@ class _Place:
         cookie = self.directory / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(20))
         cookie.chmod(0o400)  # Erlang refuses a cookie that others can read
+        (self.directory / "inetrc").write_text(_NAMES)
         (self.directory / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         # An empty file, so that the machine's own rabbitmq-env.conf is not read.
         (self.directory / "rabbitmq-env.conf").touch()
@@ -197,6 +202,7 @@ class _Place:
     def _erlang(self) -> dict[str, str]:
         return {
             "HOME": str(self.directory),  # where Erlang looks for the cookie
+            "ERL_INETRC": str(self.directory / "inetrc"),
             "ERL_CRASH_DUMP_BYTES": "0",  # nobody would read the dump
             "LC_ALL": "C.UTF-8",  # rabbitmqctl complains about anything but UTF-8
             "ERL_EPMD_ADDRESS": HOST,
