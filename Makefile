@@ -23,6 +23,7 @@ venv: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	packaging/system-packages venv
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`make test-all`: the tests on every supported Python that this machine has."""
 
+import os
+from pathlib import Path
+
 import nox
+
+# pyenv keeps its interpreters where PATH does not lead.
+for directory in sorted(Path.home().glob(".pyenv/versions/3.1*/bin")):
+    os.environ["PATH"] += f"{os.pathsep}{directory}"
 
 nox.options.default_venv_backend = "venv"
 nox.options.download_python = "never"

@@ -24,6 +24,7 @@ from consumer_framework.core.recovery import UPSTREAM
 from consumer_framework.core.redelivery import MEMORY_SECONDS, Unsettled
 from consumer_framework.testing import FakeAcknowledger, FakeClock, FakeRecorder, make_delivery
 
+STEPS = 40
 SETTLED_BY = {"ack": "success", "give_back": "retry", "reject": "drop"}
 OUTCOMES = {"success": Succeeded(), "retry": Failed(Retry()), "drop": Failed(Drop())}
 
@@ -85,21 +86,23 @@ class Host(RuleBasedStateMachine):
     def running(self):
         return [run for run in self.runs if not run.how]
 
-    @rule(kind=st.sampled_from("aabc"))
-    def publish(self, kind):
-        self.published[kind] += 1
-        self.ready.append(Stored(kind))
+    @rule(kinds=st.lists(st.sampled_from("aab"), min_size=1, max_size=3))
+    def publish(self, kinds):
+        self.published.update(kinds)
+        self.ready += [Stored(kind) for kind in kinds]
 
     @precondition(lambda self: self.ready)
     @rule(data=st.data())
     def deliver(self, data):
-        self.deliver_at(data.draw(st.integers(0, len(self.ready) - 1)))
+        for _ in range(data.draw(st.integers(1, len(self.ready)))):
+            self.deliver_at(data.draw(st.integers(0, len(self.ready) - 1)))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), how=st.sampled_from(["success", "success", "retry", "drop"]))
     def end_a_run(self, data, how):
         self.end(data.draw(st.sampled_from(range(len(self.running)))), how)
 
+    @precondition(lambda self: self.unsettled)
     @rule()
     def cut(self):
         self.acknowledger.close(self.generation)
@@ -112,7 +115,7 @@ class Host(RuleBasedStateMachine):
         self.unsettled.clear()
         self.turn()
 
-    @rule(seconds=st.floats(0, MEMORY_SECONDS * 2))
+    @rule(seconds=st.floats(0, MEMORY_SECONDS / STEPS))
     def let_time_pass(self, seconds):
         self.clock.advance(seconds)
 
@@ -164,6 +167,12 @@ class Host(RuleBasedStateMachine):
             assert count <= len(ended), f"{count} x {settle} of {kind!r} for {ended}"
 
     @invariant()
+    def no_handler_runs_again_on_what_it_is_done_with(self):
+        done = Counter(run.kind for run in self.runs if run.how in ("success", "drop"))
+        for kind, count in done.items():
+            assert count <= self.published[kind], f"{count} runs of {kind!r}"
+
+    @invariant()
     def no_handler_runs_beside_itself(self):
         for kind, count in Counter(run.kind for run in self.running).items():
             stored = [s for s in (*self.ready, *self.unsettled.values()) if s.kind == kind]
@@ -196,7 +205,8 @@ class Host(RuleBasedStateMachine):
         for kind, count in self.published.items():
             assert count == self.settled[kind, "ack"] + self.settled[kind, "reject"]
         self.no_settle_is_without_a_run_of_its_own()
+        self.no_handler_runs_again_on_what_it_is_done_with()
 
 
 TestHost = Host.TestCase
-TestHost.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHost.settings = settings(max_examples=200, stateful_step_count=STEPS, deadline=None)
