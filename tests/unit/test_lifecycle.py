@@ -75,7 +75,8 @@ def test_readiness_is_announced_only_when_every_queue_is_consumed_from():
 def live(events):
     """The states and effects of a life in which illegal events are refused."""
     state = State.BUILDING
-    states, effects = [state], []
+    states = [state]
+    effects: list[Effect] = []
     for event in events:
         try:
             state, done = advance(state, event)
