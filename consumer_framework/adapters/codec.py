@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
@@ -54,7 +55,10 @@ def decode(delivery: Delivery) -> Message | Undecodable:
     Raises:
         Exception: What a schema class, or a codec that the message names, raised.
     """
-    properties = cast("pika.BasicProperties", delivery.properties)
+    received = cast("pika.BasicProperties", delivery.properties)
+    # get_message fills in what is missing; the delivery stays as it was received.
+    properties = copy.copy(received)
+    properties.headers = dict(received.headers) if received.headers is not None else None
     try:
         message = get_message(delivery.routing_key, properties, delivery.body)
     except ValidationError as error:

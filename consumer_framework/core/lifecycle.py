@@ -20,7 +20,8 @@ class State(Enum):
     CONNECTING = auto()  # no usable connection; tried again with growing delay
     SUBSCRIBING = auto()  # connected; not yet consuming from every queue
     CONSUMING = auto()  # basic.consume-ok for every queue
-    DRAINING = auto()  # takes nothing more; what runs finishes
+    FAILING = auto()  # drains because it cannot go on
+    DRAINING = auto()  # was told to stop; takes nothing more, what runs finishes
     STOPPED = auto()
 
 
@@ -55,32 +56,42 @@ class IllegalEventError(FrameworkError):
 Transition: TypeAlias = tuple[State, tuple[Effect, ...]]
 
 _STOPPING: Transition = (State.DRAINING, (Effect.DRAIN,))
+_FAILING: Transition = (State.FAILING, (Effect.DRAIN,))
 _LOST: Transition = (State.CONNECTING, (Effect.ANNOUNCE_STATUS,))
 
 TABLE: dict[tuple[State, Event], Transition] = {
     (State.BUILDING, Event.BUILT): (State.CONNECTING, (Effect.CONNECT, Effect.ANNOUNCE_STATUS)),
     (State.BUILDING, Event.STOP): _STOPPING,
-    (State.BUILDING, Event.FAULT): _STOPPING,
+    (State.BUILDING, Event.FAULT): _FAILING,
     (State.CONNECTING, Event.CONNECTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
     (State.CONNECTING, Event.LOST): _LOST,
     (State.CONNECTING, Event.STOP): _STOPPING,
-    (State.CONNECTING, Event.FAULT): _STOPPING,
+    (State.CONNECTING, Event.FAULT): _FAILING,
     (State.SUBSCRIBING, Event.SUBSCRIBED): (State.CONSUMING, (Effect.ANNOUNCE_READY,)),
     (State.SUBSCRIBING, Event.INTERRUPTED): (State.SUBSCRIBING, ()),
     (State.SUBSCRIBING, Event.LOST): _LOST,
     (State.SUBSCRIBING, Event.STOP): _STOPPING,
-    (State.SUBSCRIBING, Event.FAULT): _STOPPING,
+    (State.SUBSCRIBING, Event.FAULT): _FAILING,
     (State.CONSUMING, Event.INTERRUPTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
     (State.CONSUMING, Event.LOST): _LOST,
     (State.CONSUMING, Event.STOP): _STOPPING,
-    (State.CONSUMING, Event.FAULT): _STOPPING,
-    # The broker's news no longer matters; a second order to stop does.
+    (State.CONSUMING, Event.FAULT): _FAILING,
+    # The broker's news no longer matters. The first order to stop finds the drain under way; the
+    # second one is not to wait.
     (State.DRAINING, Event.BUILT): (State.DRAINING, ()),
     (State.DRAINING, Event.CONNECTED): (State.DRAINING, ()),
     (State.DRAINING, Event.SUBSCRIBED): (State.DRAINING, ()),
     (State.DRAINING, Event.INTERRUPTED): (State.DRAINING, ()),
     (State.DRAINING, Event.LOST): (State.DRAINING, ()),
     (State.DRAINING, Event.FAULT): (State.DRAINING, ()),
+    (State.FAILING, Event.BUILT): (State.FAILING, ()),
+    (State.FAILING, Event.CONNECTED): (State.FAILING, ()),
+    (State.FAILING, Event.SUBSCRIBED): (State.FAILING, ()),
+    (State.FAILING, Event.INTERRUPTED): (State.FAILING, ()),
+    (State.FAILING, Event.LOST): (State.FAILING, ()),
+    (State.FAILING, Event.FAULT): (State.FAILING, ()),
+    (State.FAILING, Event.STOP): (State.DRAINING, ()),
+    (State.FAILING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
     (State.DRAINING, Event.STOP): (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT)),
     (State.DRAINING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
     # The connection closes, and signals may come, while the process ends.

@@ -29,7 +29,7 @@ class LogRecorder(Counters):
         if isinstance(outcome, Failed) and not isinstance(outcome.error, Signal):
             _log.error("%s failed", describe(delivery), exc_info=outcome.error)
         if void:
-            _log.info(
+            _log.warning(
                 "%s: its channel is gone, so the broker will deliver it again", describe(delivery)
             )
             return

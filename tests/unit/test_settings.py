@@ -315,7 +315,7 @@ def test_what_the_authors_own_validator_says_is_shown():
         def check(cls, value: str) -> str:
             raise ValueError("Globs are not good")
 
-    with pytest.raises(ConfigurationError, match=r"consumer_config\.glob: globs are not good"):
+    with pytest.raises(ConfigurationError, match=r"consumer_config\.glob: Globs are not good"):
         parse_consumer_config(Checked, {"glob": "*"})
 
 
