@@ -90,9 +90,11 @@ def test_a_binding_whose_queue_is_no_string_is_a_problem():
 
 
 def test_a_typed_dict_of_typing_extensions_is_a_config():
-    kind = typing_extensions.TypedDict("kind", {"a": int})
-    assert is_config_type(kind)
-    assert parse_consumer_config(kind, {"a": 1}) == {"a": 1}
+    class Config(typing_extensions.TypedDict):
+        a: int
+
+    assert is_config_type(Config)
+    assert parse_consumer_config(Config, {"a": 1}) == {"a": 1}
 
 
 def test_a_config_with_alternative_aliases_takes_each():
