@@ -135,10 +135,12 @@ def test_default_bindings_are_not_blamed_for_the_queues_that_the_file_names():
 
 
 SECRET = "correct horse battery staple"  # noqa: S105 -- nobody's
-JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.just(SECRET)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner)),
-    max_leaves=5,
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.just(SECRET))
+NESTED = st.one_of(
+    SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.text(), SCALARS, max_size=3)
+)
+JSON = st.one_of(
+    NESTED, st.lists(NESTED, max_size=3), st.dictionaries(st.text(), NESTED, max_size=3)
 )
 
 
