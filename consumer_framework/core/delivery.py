@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from .attempt import NO_HISTORY, History
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,6 +41,8 @@ class Delivery:
         routing_key: The topic it was published with.
         properties: The AMQP properties as they were received.
         body: The message as it was received.
+        history: What went wrong with it so far.
+        row: The journal's number for it where it came from there, with generation 0; else 0.
     """
 
     queue: str
@@ -49,6 +53,8 @@ class Delivery:
     routing_key: str
     properties: Properties
     body: bytes
+    history: History = NO_HISTORY
+    row: int = 0
 
     @property
     def message_id(self) -> str:

@@ -94,6 +94,14 @@ class Fault(FrameworkError):  # noqa: N818 -- the field's word
         self.exit_code = exit_code
 
 
+class JournalError(FrameworkError):
+    """The journal cannot be written; the message stays with the broker.
+
+    Args:
+        message: One line with the file and the system's reason.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with a configuration.

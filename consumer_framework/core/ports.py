@@ -59,6 +59,54 @@ class HandlerRunner(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """Keeps messages durably that the broker is told to forget.
+
+    Every write is idempotent by queue and message id (a digest of the message where it has no
+    id): a process that dies between the write and the ack gets the message again, and writes
+    the same row again. A write has happened when its awaitable is done, and survives the loss
+    of power then.
+
+    Every method raises :class:`.JournalError` where the disk does not take the write.
+    """
+
+    async def defer(self, delivery: Delivery, until: float) -> None:
+        """Keep *delivery*, history included, to run again at *until* seconds since the epoch."""
+        ...
+
+    async def quarantine(self, delivery: Delivery, reason: str) -> None:
+        """Keep *delivery*, history included, for an operator."""
+        ...
+
+    async def remove(self, row: int) -> None:
+        """Forget a deferred row: its message is done with."""
+        ...
+
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a row of this message waits, deferred or quarantined."""
+        ...
+
+    def due(self, now: float) -> list[Delivery]:
+        """The deferred messages whose time has come at *now*, as deliveries of the journal."""
+        ...
+
+    def next_due(self) -> float | None:
+        """When the next deferred message is due, in seconds since the epoch; None for never."""
+        ...
+
+
+class FlightRecorder(Protocol):
+    """Remembers which messages were in a handler, whatever ends the process."""
+
+    def took_off(self, delivery: Delivery) -> int:
+        """The handler starts on *delivery*; returns the place to give to :meth:`landed`."""
+        ...
+
+    def landed(self, place: int) -> None:
+        """The handler is done."""
+        ...
+
+
 class Notifier(Protocol):
     """Tells the service manager how the instance is (sd_notify(3))."""
 
