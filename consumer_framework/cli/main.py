@@ -78,6 +78,12 @@ def main() -> None:
     multiple=True,
     help="Bind the queues with this key; may be given several times.",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Keep quarantine and deferred messages here. Default: $STATE_DIRECTORY; without it "
+    "/var/lib/fedora-messaging/NAME for root, ~/.local/state/fedora-messaging/NAME for others.",
+)
 @click.pass_context
 def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging consume`
     context: click.Context,
@@ -89,6 +95,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     queue_name: str,
     exchange: str,
     routing_key: tuple[str, ...],
+    state_dir: Path | None,
 ) -> None:
     """Consume messages until told to stop.
 
@@ -106,7 +113,10 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     overrides = Overrides(app_name, queue_name, exchange, routing_key)
     try:
         file = _configuration_file(name, conf)
-        exit_code = app.run(app.Request(file, callback, callback_file, overrides))
+        instance = name or (file.stem if file else "default")
+        exit_code = app.run(
+            app.Request(file, callback, callback_file, overrides, instance, state_dir)
+        )
     except ConfigurationError as error:
         _complain(error)
         exit_code = ExitCode.CONFIGURATION

@@ -73,9 +73,11 @@ def fingerprint(error: BaseException) -> str:
     return f"{_qualified(type(error))}{where}"
 
 
-_FOREIGN = tuple(
-    {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-) + (__file__.rpartition("/core/")[0],)
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+_FOREIGN = (
+    *sorted({sysconfig.get_paths()[key] for key in _INSTALLED}),
+    __file__.rpartition("/core/")[0],
+)
 
 
 def _frames(trace: TracebackType | None) -> list[tuple[str, str]]:

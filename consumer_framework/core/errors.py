@@ -8,6 +8,7 @@ delivery in its hands, and *framework errors*, which end the instance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
 
 
@@ -37,8 +38,8 @@ class Signal(ConsumerFrameworkError):  # noqa: N818 -- what a handler says is no
     """Raised by a handler to say what should become of the delivery; not an error."""
 
 
-class Retry(Signal):
-    """Give the message back to its queue, to be delivered again.
+class Skip(Signal):
+    """Success that did nothing; counted apart.
 
     Args:
         reason: Why, for the log.
@@ -49,11 +50,63 @@ class Retry(Signal):
         self.reason = reason
 
 
+class Retry(Signal):
+    """Try the message again, as often and as late as the recovery settings allow.
+
+    Args:
+        reason: Why, for the log.
+        after: Seconds until then; None for the next of the configured delays.
+    """
+
+    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+
+
+class Defer(Signal):
+    """Not a failure: run the message again at *until*.
+
+    Args:
+        until: An aware :class:`datetime.datetime`, or seconds since the epoch.
+        reason: Why, for the log.
+    """
+
+    def __init__(self, until: datetime | float, reason: str = "") -> None:
+        super().__init__(until, reason)
+        self.until = until.timestamp() if isinstance(until, datetime) else float(until)
+        self.reason = reason
+
+
 class Drop(Signal):
     """Lose the message on purpose. A queue with a dead-letter exchange keeps it there.
 
     Args:
         reason: Why, for the log.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Quarantine(Signal):
+    """Set the message aside now, for an operator.
+
+    Args:
+        reason: Why, for the log and the operator.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class DependencyFault(Signal):
+    """Something that the handler needs is broken, not the message.
+
+    Args:
+        reason: What, for the log and ``systemctl status``.
     """
 
     def __init__(self, reason: str = "") -> None:

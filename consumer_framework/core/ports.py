@@ -22,6 +22,10 @@ class Acknowledger(Protocol):
     must be sent on the channel that the message was delivered on").
     """
 
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a settle of *delivery* would not be void."""
+        ...
+
     def ack(self, delivery: Delivery) -> bool:
         """Let the broker forget the message (``basic.ack``)."""
         ...
@@ -42,12 +46,24 @@ class Clock(Protocol):
         """Seconds since some fixed moment; never goes back."""
         ...
 
+    def time(self) -> float:
+        """Seconds since the epoch, as the machine believes."""
+        ...
+
+
+class Chance(Protocol):
+    """Luck, so that tests can decide it."""
+
+    def __call__(self) -> float:
+        """A random number from 0 to 1."""
+        ...
+
 
 class Decoder(Protocol):
     """Turns bytes into what handlers take."""
 
     def __call__(self, delivery: Delivery) -> Any:
-        """Return the message, or :class:`.Undecodable`. Raises for faults of this host."""
+        """Return the message. Raises whatever shows that the bytes are none."""
         ...
 
 
@@ -86,8 +102,8 @@ class Journal(Protocol):
         """Whether a row of this message waits, deferred or quarantined."""
         ...
 
-    def due(self, now: float) -> list[Delivery]:
-        """The deferred messages whose time has come at *now*, as deliveries of the journal."""
+    def due(self, now: float, limit: int) -> list[Delivery]:
+        """At most *limit* deferred messages whose time has come at *now*, the longest due first."""
         ...
 
     def next_due(self) -> float | None:
@@ -97,6 +113,14 @@ class Journal(Protocol):
 
 class FlightRecorder(Protocol):
     """Remembers which messages were in a handler, whatever ends the process."""
+
+    def crashes_of(self, delivery: Delivery) -> int:
+        """How often the process died while the handler had this message."""
+        ...
+
+    def forget(self, delivery: Delivery) -> None:
+        """The message is settled; its crashes count no longer."""
+        ...
 
     def took_off(self, delivery: Delivery) -> int:
         """The handler starts on *delivery*; returns the place to give to :meth:`landed`."""

@@ -4,57 +4,77 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from consumer_framework.core.attempt import fingerprint
 from consumer_framework.core.delivery import Failed, Undecodable
-from consumer_framework.core.disposition import Halt, Reject, Requeue
+from consumer_framework.core.disposition import Defer, Halt, Hold, Quarantine, Reject, Requeue
 from consumer_framework.core.errors import Signal
 from consumer_framework.core.stats import Counters
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.ports import Clock
 
 _log = logging.getLogger(__name__)
 
+# Seconds in which failures of one fingerprint are logged once.
+QUIET = 300.0
+
 
 class LogRecorder(Counters):
-    """A :class:`.Recorder`: one line for what an operator may have to know, none for success."""
+    """A :class:`.Recorder`: a line for what an operator may have to know, none for success.
+
+    Failures of the same cause are logged with their traceback once in five minutes, and
+    counted in between.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._logged: dict[str, float] = {}
+        self._more: Counter[str] = Counter()
 
     def settled(
         self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
     ) -> None:
         """Count, and log what is not plain success."""
         super().settled(delivery, outcome, disposition, void=void)
-        if isinstance(outcome, Failed) and not isinstance(outcome.error, Signal):
-            _log.error("%s failed", describe(delivery), exc_info=outcome.error)
         if void:
-            _log.info(
-                "%s: its channel is gone, so the broker will deliver it again", describe(delivery)
-            )
+            _log.info("%s: its channel is gone; it will be redelivered", describe(delivery))
             return
-        match disposition:
-            case Requeue(reason):
-                _log.info("%s is requeued%s", describe(delivery), _because(reason))
-            case Reject(reason):
-                self._rejected(delivery, outcome, reason)
-            case Halt(exit_code, requeue, reason):
-                fate = "requeued" if requeue else "acknowledged"
-                _log.warning(
-                    "%s is %s and halts the instance with exit code %d%s",
-                    describe(delivery),
-                    fate,
-                    exit_code,
-                    _because(reason),
-                )
+        match outcome:
+            case Failed(error) if not isinstance(error, Signal):
+                self._failed(delivery, error, disposition)
+            case Undecodable(error):
+                self._failed(delivery, error, disposition)
             case _:
-                _log.debug("%s is acknowledged", describe(delivery))
+                self._decided(delivery, disposition)
 
-    def _rejected(self, delivery: Delivery, outcome: Outcome, reason: str) -> None:
-        if isinstance(outcome, Undecodable):
-            _log.error("%s is rejected: it is no valid message: %s", describe(delivery), reason)
-        else:
-            _log.info("%s is dropped by its handler%s", describe(delivery), _because(reason))
+    def _failed(self, delivery: Delivery, error: BaseException, disposition: Disposition) -> None:
+        cause = fingerprint(error)
+        last, now = self._logged.get(cause), self._clock.monotonic()
+        if last is not None and now - last < QUIET:
+            self._more[cause] += 1
+            _log.debug("%s failed again: %s", describe(delivery), cause)
+            return
+        self._logged[cause] = now
+        more = f" ({self._more.pop(cause)} more of this cause since)" if self._more[cause] else ""
+        _log.error(
+            "%s failed%s; it is %s", describe(delivery), more, fate(disposition), exc_info=error
+        )
+
+    def _decided(self, delivery: Delivery, disposition: Disposition) -> None:
+        match disposition:
+            case Quarantine() | Halt():
+                _log.warning("%s is %s", describe(delivery), fate(disposition))
+            case Reject() | Requeue() | Hold() | Defer():
+                _log.info("%s is %s", describe(delivery), fate(disposition))
+            case _:
+                _log.debug("%s is %s", describe(delivery), fate(disposition))
 
 
 def describe(delivery: Delivery) -> str:
@@ -62,5 +82,29 @@ def describe(delivery: Delivery) -> str:
     return f"message {delivery.message_id or '(no id)'} on {delivery.routing_key}"
 
 
+def fate(disposition: Disposition) -> str:
+    """Say in a log line what becomes of a delivery."""
+    match disposition:
+        case Requeue(reason):
+            return f"requeued{_because(reason)}"
+        case Reject(reason):
+            return f"dropped{_because(reason)}"
+        case Hold(until, reason):
+            return f"held until {_time(until)}{_because(reason)}"
+        case Defer(until, reason):
+            return f"deferred until {_time(until)}{_because(reason)}"
+        case Quarantine(reason):
+            return f"quarantined{_because(reason)}"
+        case Halt(exit_code, requeue, reason):
+            what = "requeued" if requeue else "acknowledged"
+            return f"{what} and halts the instance with exit code {exit_code}{_because(reason)}"
+        case _:
+            return "acknowledged"
+
+
 def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")
