@@ -13,6 +13,9 @@ process that dies between any two bytes leaves the old state or the new one. The
 what else may happen to a file: no message is charged with such a *torn* record.
 
 A new process writes a new file and renames it over the old one: dying meanwhile loses nothing.
+
+``python benchmarks/flight.py`` measured 1.7 µs per message, took off and landed, and 2.5 µs for one
+of 1 kB without a message id (medians of 7 runs; Python 3.11, x86-64 with SHA instructions).
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ from consumer_framework.adapters.systemd import is_journal
 from consumer_framework.core.errors import ConfigurationError, ExitCode
 from consumer_framework.core.settings import Overrides, instance_name_problem
 
+from .explain import explain
+from .quarantine import quarantine
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -48,6 +51,10 @@ def _complete_instance(
 @click.version_option(package_name="consumer-framework")
 def main() -> None:
     """Run fedora-messaging consumers as services."""
+
+
+main.add_command(quarantine)
+main.add_command(explain)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -54,9 +54,22 @@ NO_HISTORY = History()
 
 def attempt_of(error: BaseException, at: float) -> Attempt:
     """Describe *error*, which ended an attempt *at* seconds since the epoch."""
-    text = "".join(traceback.format_exception(error))
-    first_line = str(error).partition("\n")[0]
-    return Attempt(at, _qualified(type(error)), first_line, text, fingerprint(error))
+    text = _storable("".join(traceback.format_exception(error)))
+    return Attempt(at, _qualified(type(error)), first_line(error), text, fingerprint(error))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what *error* says, "" where it fails to say anything."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 -- anybody's __str__
+        return ""
+    return _storable(text.partition("\n")[0])
+
+
+def _storable(text: str) -> str:
+    """JSON may hold half a surrogate pair, and then an error's text does; UTF-8 may not."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def fingerprint(error: BaseException) -> str:

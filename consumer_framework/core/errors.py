@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 
+from .durations import seconds
+
 
 class ExitCode(IntEnum):
     """Exit codes of ``fm-consumer run``.
@@ -37,6 +39,11 @@ class ConsumerFrameworkError(Exception):
 class Signal(ConsumerFrameworkError):  # noqa: N818 -- what a handler says is no error
     """Raised by a handler to say what should become of the delivery; not an error."""
 
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
 
 class Skip(Signal):
     """Success that did nothing; counted apart.
@@ -55,13 +62,17 @@ class Retry(Signal):
 
     Args:
         reason: Why, for the log.
-        after: Seconds until then; None for the next of the configured delays.
+        after: How long until then, as ``"5m"`` or in seconds; None for the next of the
+            configured delays.
+
+    Raises:
+        ValueError: *after* is no length of time.
     """
 
-    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+    def __init__(self, reason: str = "", *, after: str | float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.after = after
+        self.after = None if after is None else seconds(after)
 
 
 class Defer(Signal):

@@ -51,7 +51,7 @@ class Pipeline:
             What the handler did, and what becomes of the delivery. The caller stops the
             instance for a :class:`.Halt`, and pauses it for a broken dependency.
         """
-        if delivery.redelivered:
+        if delivery.redelivered or delivery.row:
             delivery = self.settler.recall(delivery)
         run, outcome = await self._outcome(delivery)
         situation = Situation(self.clock.time(), self.chance(), self.settler.holds.has_room)
@@ -60,9 +60,11 @@ class Pipeline:
         return outcome, decision
 
     async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
-        if delivery.redelivered and self.journal.is_open(delivery):
+        # What the journal brings back is in the journal, however it came to this process first.
+        redelivered = delivery.redelivered and not delivery.row
+        if redelivered and self.journal.is_open(delivery):
             return None, Known()
-        run = self.settler.unsettled.claim(delivery) if delivery.redelivered else None
+        run = self.settler.unsettled.claim(delivery) if redelivered else None
         if run is not None:
             return run, await run.outcome
         if self._is_too_deadly(delivery):

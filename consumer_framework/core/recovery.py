@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from . import disposition as to
 from . import errors
-from .attempt import History, attempt_of
+from .attempt import History, attempt_of, first_line
 from .delivery import Crashed, Delivery, Failed, Known, Outcome, Skipped, Succeeded, Undecodable
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
 
 
 def _said(error: BaseException) -> str:
-    text = str(error).partition("\n")[0]
+    text = first_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -159,13 +159,14 @@ class _Case:
         used = len(history.attempts)
         if used > len(self.policy.schedule) or self.delivery.replayed:
             return Decision(self._exhausted(error, used), history)
-        after = getattr(error, "after", None)
+        after = error.after if isinstance(error, errors.Retry) else None
         delay = self._spread(self.policy.schedule[used - 1]) if after is None else after
         return Decision(self._later(self.situation.now + delay, _said(error)), history)
 
     def defer(self, error: BaseException) -> Decision:
-        until = getattr(error, "until", self.situation.now + self.policy.defer)
-        until = max(until, self.situation.now + SHORTEST_WAIT)
+        now = self.situation.now
+        until = error.until if isinstance(error, errors.Defer) else now + self.policy.defer
+        until = max(until, now + SHORTEST_WAIT)
         return Decision(self._later(until, _said(error)), self.delivery.history)
 
     def drop(self, error: BaseException) -> Decision:
@@ -182,12 +183,15 @@ class _Case:
 
     def halt(self, error: BaseException) -> Decision:
         """The kernel keeps eight bits of an exit code: 256 would be success."""
-        code = getattr(error, "exit_code", errors.ExitCode.HANDLER_FAILED)
-        requeue, reason = getattr(error, "requeue", True), _reason(error)
-        if not 0 <= code <= _HIGHEST_EXIT_CODE:
+        reason = _reason(error)
+        if not isinstance(error, errors.Halt):
+            halt = to.Halt(errors.ExitCode.HANDLER_FAILED, requeue=True, reason=reason)
+            return Decision(halt, self.delivery.history)
+        code: object = error.exit_code
+        if not (isinstance(code, int) and 0 <= code <= _HIGHEST_EXIT_CODE):
             reason = f"{reason} (it said exit code {code}; there are 0 to 255)".strip()
             code = errors.ExitCode.HANDLER_FAILED
-        return Decision(to.Halt(code, requeue, reason), self.delivery.history)
+        return Decision(to.Halt(code, error.requeue, reason), self.delivery.history)
 
     def _failed(self, error: BaseException) -> History:
         return self.delivery.history.failed(attempt_of(error, self.situation.now))

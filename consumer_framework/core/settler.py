@@ -58,8 +58,12 @@ class Settler:
     _failing: int = 0
 
     def recall(self, redelivery: Delivery) -> Delivery:
-        """Return *redelivery* with what this process, and the one before, know of its message."""
-        known = self.histories.recall(redelivery)
+        """Return *redelivery* with what this process, and the one before, know of its message.
+
+        What comes from the journal has its attempts with it; how often the process died while
+        the handler had it is in the flight recorder alone.
+        """
+        known = redelivery if redelivery.row else self.histories.recall(redelivery)
         crashes = self.flight.crashes_of(redelivery)
         return replace(known, history=replace(known.history, crashes=crashes))
 
@@ -84,8 +88,11 @@ class Settler:
             await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
 
     def _hold(self, what: Settled, until: float) -> None:
-        self.holds.put(replace(what.delivery, history=what.decision.history), until)
-        self._finish(what, told=True)
+        is_open = self.acknowledger.is_open(what.delivery)
+        if is_open:
+            self.holds.put(replace(what.delivery, history=what.decision.history), until)
+        # Otherwise its redelivery is held, with the outcome of this run.
+        self._finish(what, told=is_open)
 
     def _tell(self, what: Settled) -> bool:
         """Tell the broker what is decided, or that the journal has the message now."""
@@ -104,7 +111,10 @@ class Settler:
             self.unsettled.end(what.run, settled=told)
         if told and not isinstance(what.decision.disposition, Hold | Requeue):
             self.flight.forget(what.delivery)
+        if not told:
+            self.histories.keep(what.delivery)
         self.recorder.settled(what.delivery, what.outcome, what.decision.disposition, void=not told)
+        self.done(what, told)
 
     # What the journal has to take first.
 

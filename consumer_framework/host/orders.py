@@ -6,16 +6,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.disposition import Ack, Quarantine
+from consumer_framework.core.disposition import Ack, Halt, Quarantine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from consumer_framework.adapters.journal import Journal
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
 
-    Answers = AsyncIterator[dict[str, Any]]
+    Answers = AsyncGenerator[dict[str, Any], None]
 
 
 class Orders:
@@ -41,9 +41,13 @@ class Orders:
         yield {"dropped": await self._journal.drop(_numbers(request))}
 
     async def edit(self, request: dict[str, Any]) -> Answers:
-        """Let a copy with the JSON in ``body`` stand for ``row``."""
-        body = json.dumps(request["body"]).encode()
-        yield {"row": await self._journal.supersede(int(request["row"]), body)}
+        """Let a copy with the JSON in ``body`` stand for ``row``; its number, None for neither."""
+        number = int(request["row"])
+        original = self._journal.delivery(number)
+        encoding = getattr(original and original.properties, "content_encoding", None) or "utf-8"
+        # The copy keeps the properties, and so must be what they say.
+        body = json.dumps(request["body"]).encode(encoding)
+        yield {"row": await self._journal.supersede(number, body)}
 
     async def replay(self, request: dict[str, Any]) -> Answers:
         """Run the rows in ``rows`` again, one after the other, and tell of each as it is done."""
@@ -57,7 +61,12 @@ class Orders:
             except BaseException:
                 await self._journal.release(number)
                 raise
+            if isinstance(disposition, Halt):
+                # Its settle leaves the row as it is; what follows waits for the next start.
+                await self._journal.release(number)
             yield {"row": number, **_told(disposition)}
+            if isinstance(disposition, Halt):
+                return
 
 
 def _numbers(request: dict[str, Any]) -> list[int]:

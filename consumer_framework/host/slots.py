@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import (
         Acknowledger,
+        Chance,
         Clock,
         FlightRecorder,
         HandlerRunner,
@@ -57,6 +58,7 @@ class Slots:
         halt: Called when a delivery halts the instance.
         pause: Called with a reason when nothing more should be consumed.
         resume: Called when that is over.
+        chance: Spreads delays.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
@@ -72,6 +74,7 @@ class Slots:
         halt: Callable[[Halt], None],
         pause: Callable[[str], None],
         resume: Callable[[], None],
+        chance: Chance = random.random,
     ) -> None:
         self._policy = policy
         self._acknowledger = acknowledger
@@ -79,6 +82,7 @@ class Slots:
         self._flight = flight
         self._recorder = recorder
         self._clock = clock
+        self._chance = chance
         self._halt = halt
         self._workers: list[asyncio.Task[None]] = []
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
@@ -110,7 +114,7 @@ class Slots:
             flight=self._flight,
             recorder=self._recorder,
             clock=self._clock,
-            chance=random.random,
+            chance=self._chance,
             settler=self._settler,
         )
         loop = asyncio.get_running_loop()

@@ -11,12 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pika
 
+from consumer_framework.adapters.journal import Journal
+
 if TYPE_CHECKING:
+    from consumer_framework.adapters.journal import Row
     from collections.abc import Callable, Iterable, Mapping
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
@@ -70,7 +74,7 @@ def publish(url: str, key: str, bodies: Iterable[Any], **properties: Any) -> Non
         for body in bodies:
             raw = body if isinstance(body, bytes) else json.dumps({"n": body}).encode()
             given = {
-                "message_id": str(body) if isinstance(body, int) else None,
+                "message_id": str(body) if isinstance(body, int) else str(uuid.uuid4()),
                 "content_type": "application/json",
                 "content_encoding": "utf-8",
                 "delivery_mode": 2,
@@ -112,6 +116,7 @@ class Instance:
         module = f"handlers_{directory.name.replace('-', '_')}"
         (directory / f"{module}.py").write_text(PRELUDE + handler)
         self.configuration = directory / "instance.toml"
+        self.state = directory / "state"
         self.configuration.write_text(
             f'amqp_url = "{url}"\ncallback = "{module}:handler"\n{extra}\n{queues}'
         )
@@ -134,6 +139,8 @@ class Instance:
             "NOTES": str(self._notes),
             "PYTHONPATH": str(self._directory),
             "FEDORA_MESSAGING_CONF": str(self.configuration),
+            "STATE_DIRECTORY": str(self.state),
+            "RUNTIME_DIRECTORY": str(self._directory),
             **self._environment,
         }
         with self._log.open("ab") as log:
@@ -192,6 +199,14 @@ class Instance:
         """Wait until the handler noted *event* that often."""
         until(lambda: len(self.notes(event)) >= count, f"{count} x {event}\n{self.log}", seconds)
         return self.notes(event)
+
+    def journal(self) -> list[Row]:
+        """The rows of its journal, oldest first."""
+        reader = Journal.read(self.state)
+        try:
+            return list(reader.rows())
+        finally:
+            reader.close()
 
     @property
     def log(self) -> str:

@@ -79,25 +79,28 @@ class Lock:
     def __init__(self, directory: Path, instance: str) -> None:
         self._file = directory / LOCK
         with described(self._file):
-            self._descriptor = create(self._file)
+            # Closing it twice is no error, as it would be with the bare descriptor.
+            self._stream = os.fdopen(create(self._file), "r+b", buffering=0)
             try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(self._descriptor, 0)
-                os.pwrite(self._descriptor, _who(instance).encode(), 0)
-            except BlockingIOError:
-                holder = os.pread(self._descriptor, 1000, 0).decode(errors="replace")
-                os.close(self._descriptor)
-                raise JournalError(
-                    f"{directory / DATABASE}: in use by {holder or 'another process'}; "
-                    "stop that first"
-                ) from None
-            except OSError:
-                os.close(self._descriptor)
+                self._take(instance)
+            except BaseException:
+                self._stream.close()
                 raise
+
+    def _take(self, instance: str) -> None:
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = (self._stream.read() or b"another process").decode(errors="replace")
+            raise JournalError(
+                f"{self._file.with_name(DATABASE)}: in use by {holder}; stop that first"
+            ) from None
+        self._stream.truncate(0)
+        self._stream.write(_who(instance).encode())
 
     def release(self) -> None:
         """Let another process have the journal."""
-        os.close(self._descriptor)
+        self._stream.close()
 
 
 def _who(instance: str) -> str:

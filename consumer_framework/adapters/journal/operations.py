@@ -61,9 +61,12 @@ _MOVE = "UPDATE messages SET state = ?, updated = ? WHERE id = ? AND state = ?"
 T = TypeVar("T")
 Operation: TypeAlias = "Callable[[sqlite3.Connection], T]"
 
-# Bytes of bodies, and pages of 4 KiB.
+# Bytes of bodies.
 _SLACK = 1 << 20
-_VACUUM_PAGES = 256
+# Pages of 4 KiB: so many free ones are kept for what comes next, and so many more are given back
+# to the disk in one go.
+_RESERVE = 1000
+_PORTION = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,5 +295,11 @@ def _delete(connection: sqlite3.Connection, numbers: list[int]) -> None:
     for number in numbers:
         for member in _family(connection, number):
             connection.execute("DELETE FROM messages WHERE id = ?", (member,))
-    # Gives what is free back to the disk, in portions.
-    connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+    _give_space_back(connection)
+
+
+def _give_space_back(connection: sqlite3.Connection) -> None:
+    free: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    # One page for each call: Python takes one step of a statement that has no columns.
+    for _ in range(min(free - _RESERVE, _PORTION)):
+        connection.execute("PRAGMA incremental_vacuum(1)")

@@ -172,7 +172,9 @@ class Writer:
 
 def _fail(jobs: list[_Job], error: Exception) -> None:
     for job in jobs:
-        job.error = error
+        # Each caller gets its own: raising one exception in many places mixes their tracebacks.
+        job.error = JournalError(str(error))
+        job.error.__cause__ = error
 
 
 def _answer(jobs: list[_Job]) -> None:
