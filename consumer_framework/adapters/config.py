@@ -20,6 +20,7 @@ from fedora_messaging.exceptions import ConfigurationException
 from consumer_framework.core import settings as core
 from consumer_framework.core.errors import ConfigurationError, Problem
 
+_SHORT_STRING = 255
 _MERGED_TABLES = ("qos", "tls")
 
 
@@ -40,6 +41,8 @@ def read(path: Path) -> dict[str, Any]:
         problem = Problem("", f"cannot be read: {error.strerror}", "check its permissions")
     except UnicodeDecodeError as error:
         problem = Problem("", f"is not UTF-8: byte {error.start}", "save it as UTF-8")
+    except RecursionError:
+        problem = Problem("", "is nested too deeply", "simplify it")
     except tomllib.TOMLDecodeError as error:
         problem = Problem("", f"is not TOML: {error}", "mend the syntax there")
     raise ConfigurationError(problem, source=str(path))
@@ -82,6 +85,7 @@ def _check(merged: dict[str, Any], written: dict[str, Any]) -> core.Settings:
         "monitoring": merged["monitoring"] or None,
     }
     problems = [*_url_problems(merged), *_tls_problems(merged), *_reserved(merged)]
+    problems += _unencodable(merged)
     try:
         settings = core.parse(document, default_bindings="bindings" not in written)
     except ConfigurationError as error:
@@ -98,7 +102,7 @@ def _give_to_upstream(merged: dict[str, Any]) -> None:
     upstream.validate_monitoring(upstream.conf["monitoring"])
 
 
-# The three below look at values whose type is checked elsewhere, and say nothing of wrong types.
+# Those below look at values whose type is checked elsewhere, and say nothing of wrong types.
 
 
 def _reserved(merged: dict[str, Any]) -> list[Problem]:
@@ -111,6 +115,41 @@ def _reserved(merged: dict[str, Any]) -> list[Problem]:
     return []
 
 
+def _unencodable(merged: dict[str, Any]) -> list[Problem]:
+    """TOML has types, and lengths, that AMQP tables do not."""
+    problems = [_table_problem("client_properties", merged["client_properties"])]
+    queues, bindings = merged["queues"], merged["bindings"]
+    for name, queue in queues.items() if isinstance(queues, dict) else ():
+        problems.append(_length_problem("queues", name))
+        if isinstance(queue, dict):
+            path = f'queues."{name}".arguments'
+            problems.append(_table_problem(path, queue.get("arguments")))
+    for index, binding in enumerate(bindings if isinstance(bindings, list) else ()):
+        if isinstance(binding, dict):
+            path = f"bindings[{index}]"
+            problems.append(_table_problem(f"{path}.arguments", binding.get("arguments")))
+            keys = binding.get("routing_keys")
+            texts = (binding.get("exchange"), *(keys if isinstance(keys, list) else ()))
+            problems += [_length_problem(path, text) for text in texts]
+    return [problem for problem in problems if problem]
+
+
+def _table_problem(path: str, table: Any) -> Problem | None:
+    try:
+        pika.data.encode_table([], table if isinstance(table, dict) else {})
+    except Exception as error:  # noqa: BLE001 -- pika raises whatever its encoders do
+        what = f"holds a value that AMQP has no type for ({type(error).__name__})"
+        return Problem(path, what, "use strings, integers, booleans, dates with time, and tables")
+    return None
+
+
+def _length_problem(path: str, text: Any) -> Problem | None:
+    """AMQP 0-9-1, section 4.2.5.3: a short string has at most 255 bytes."""
+    if isinstance(text, str) and len(text.encode()) > _SHORT_STRING:
+        return Problem(path, f'"{text[:20]}..." is longer than 255 bytes', "shorten it")
+    return None
+
+
 def _url_problems(merged: dict[str, Any]) -> list[Problem]:
     """What is wrong with the URL; never the URL itself, which may hold a password."""
     url = merged["amqp_url"]
@@ -121,11 +160,10 @@ def _url_problems(merged: dict[str, Any]) -> list[Problem]:
         return [Problem("amqp_url", what, cure)]
     try:
         pika.URLParameters(url)
-    except Exception as error:  # noqa: BLE001 -- pika raises whatever its parsers do
-        # Where there is a password, parts of it may be in the error's text.
-        why = "" if "@" in url else f" ({error})"
+    except Exception:  # noqa: BLE001 -- pika raises whatever its parsers do
+        # The error's text may show parts of a password.
         cure = "percent-encode special characters of user, password and vhost, and check the port"
-        return [Problem("amqp_url", f"cannot be understood{why}", cure)]
+        return [Problem("amqp_url", "cannot be understood", cure)]
     return []
 
 

@@ -18,7 +18,7 @@ from consumer_framework.core.errors import Drop, Halt, Retry, Skip
 from consumer_framework.core.handler import Handler, is_coroutine_callable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     _Job = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]]
 
@@ -90,9 +90,11 @@ class Executor:
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> None:
         if self._is_coroutine_function(function):
-            # One loop turn for the connection's heartbeats, however quick the coroutine is.
-            await asyncio.sleep(0)
-            await function(*args)
+            # In a task of its own: a handler that cancels its task cancels no slot. It also takes
+            # a loop turn, so that heartbeats get theirs however quick the coroutine is.
+            error = await asyncio.get_running_loop().create_task(_caught(function(*args)))
+            if error is not None:
+                raise error
             return
         thread = self._idle.pop(0)
         try:
@@ -108,6 +110,15 @@ class Executor:
         if function is self._handler.call:
             return self._is_coroutine
         return is_coroutine_callable(function)
+
+
+async def _caught(coroutine: Awaitable[Any]) -> BaseException | None:
+    """Return what *coroutine* raises: a SystemExit that leaves a task ends the event loop."""
+    try:
+        await coroutine
+    except BaseException as error:  # noqa: BLE001 -- raised again where it is waited for
+        return error
+    return None
 
 
 class _SlotThread:

@@ -31,6 +31,9 @@ _QUIET = {
 }
 
 
+_REMEMBERED_WARNINGS = 1000
+
+
 class OnceFilter(logging.Filter):
     """Lets each warning of a logger through once, and nothing else.
 
@@ -47,6 +50,8 @@ class OnceFilter(logging.Filter):
         text = record.getMessage()
         if record.levelno != logging.WARNING or text in self._seen:
             return False
+        if len(self._seen) >= _REMEMBERED_WARNINGS:
+            self._seen.clear()
         self._seen.add(text)
         return True
 
@@ -92,12 +97,20 @@ def set_up(log_config: Mapping[str, Any] | None, is_journal: Callable[[int], boo
         logging.getLogger("fedora_messaging.message").addFilter(OnceFilter())
     else:
         logging.config.dictConfig(dict(log_config))
+        _enable_own_loggers()
     for handler in _stream_handlers():
         if is_journal(_descriptor(handler)):
             inner = handler.formatter or logging.Formatter(_JOURNAL_FORMAT)
             if log_config is None:
                 inner = logging.Formatter(_JOURNAL_FORMAT)
             handler.setFormatter(PriorityFormatter(inner))
+
+
+def _enable_own_loggers() -> None:
+    """``disable_existing_loggers``, which is the default, silences what was imported before."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "consumer_framework":
+            logging.getLogger(name).disabled = False
 
 
 def _stream_handlers() -> list[logging.StreamHandler[Any]]:

@@ -27,9 +27,7 @@ class SystemdNotifier:
         self._unsent: list[str] = []
         self._status = ""
         if "NOTIFY_SOCKET" in os.environ:
-            # debug: errors are raised here, and not swallowed there.
-            self._systemd = sdnotify.SystemdNotifier(debug=True)
-            self._systemd.socket.settimeout(SEND_TIMEOUT)
+            self._systemd = _connect()
 
     def ready(self, status: str) -> None:
         """Send ``READY=1`` with *status*."""
@@ -57,6 +55,17 @@ class SystemdNotifier:
         else:
             self._unsent.clear()
             self._status = status
+
+
+def _connect() -> sdnotify.SystemdNotifier | None:
+    try:
+        # debug: errors are raised here, and not swallowed there.
+        notifier = sdnotify.SystemdNotifier(debug=True)
+    except (OSError, IndexError) as error:
+        _log.warning("the service manager's $NOTIFY_SOCKET cannot be used: %s", error)
+        return None
+    notifier.socket.settimeout(SEND_TIMEOUT)
+    return notifier
 
 
 def one_ascii_line(text: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,22 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     except Exception:
         logging.exception("please report this defect of consumer_framework")  # noqa: LOG015
         exit_code = ExitCode.UNEXPECTED
+    _leave_no_thread_behind(exit_code)
     context.exit(exit_code)
+
+
+def _leave_no_thread_behind(exit_code: int) -> None:
+    """A thread of a handler's that never ends must not keep the process: everything is settled."""
+    threads = [
+        t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
+    ]
+    if threads:
+        names = ", ".join(thread.name for thread in threads)
+        logging.getLogger(__name__).warning("the process ends although threads run: %s", names)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 def _configuration_file(name: str | None, conf: Path | None) -> Path | None:

@@ -21,7 +21,8 @@ class State(Enum):
     SUBSCRIBING = auto()  # connected; not yet consuming from every queue
     CONSUMING = auto()  # basic.consume-ok for every queue
     PAUSED = auto()  # consumes nothing on purpose, until what it needs is back
-    DRAINING = auto()  # takes nothing more; what runs finishes
+    FAILING = auto()  # drains because it cannot go on
+    DRAINING = auto()  # was told to stop; takes nothing more, what runs finishes
     STOPPED = auto()
 
 
@@ -63,28 +64,29 @@ Transition: TypeAlias = tuple[State, tuple[Effect, ...]]
 _STOPPING: Transition = (State.DRAINING, (Effect.DRAIN,))
 _PAUSED: Transition = (State.PAUSED, (Effect.PAUSE, Effect.ANNOUNCE_STATUS))
 _STILL_PAUSED: Transition = (State.PAUSED, (Effect.ANNOUNCE_STATUS,))
+_FAILING: Transition = (State.FAILING, (Effect.DRAIN,))
 _LOST: Transition = (State.CONNECTING, (Effect.ANNOUNCE_STATUS,))
 
 TABLE: dict[tuple[State, Event], Transition] = {
     (State.BUILDING, Event.BUILT): (State.CONNECTING, (Effect.CONNECT, Effect.ANNOUNCE_STATUS)),
     (State.BUILDING, Event.STOP): _STOPPING,
-    (State.BUILDING, Event.FAULT): _STOPPING,
+    (State.BUILDING, Event.FAULT): _FAILING,
     (State.CONNECTING, Event.CONNECTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
     (State.CONNECTING, Event.LOST): _LOST,
     (State.CONNECTING, Event.PAUSE): _PAUSED,
     (State.CONNECTING, Event.STOP): _STOPPING,
-    (State.CONNECTING, Event.FAULT): _STOPPING,
+    (State.CONNECTING, Event.FAULT): _FAILING,
     (State.SUBSCRIBING, Event.SUBSCRIBED): (State.CONSUMING, (Effect.ANNOUNCE_READY,)),
     (State.SUBSCRIBING, Event.INTERRUPTED): (State.SUBSCRIBING, ()),
     (State.SUBSCRIBING, Event.LOST): _LOST,
     (State.SUBSCRIBING, Event.PAUSE): _PAUSED,
     (State.SUBSCRIBING, Event.STOP): _STOPPING,
-    (State.SUBSCRIBING, Event.FAULT): _STOPPING,
+    (State.SUBSCRIBING, Event.FAULT): _FAILING,
     (State.CONSUMING, Event.INTERRUPTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
     (State.CONSUMING, Event.LOST): _LOST,
     (State.CONSUMING, Event.PAUSE): _PAUSED,
     (State.CONSUMING, Event.STOP): _STOPPING,
-    (State.CONSUMING, Event.FAULT): _STOPPING,
+    (State.CONSUMING, Event.FAULT): _FAILING,
     (State.PAUSED, Event.PAUSE): _STILL_PAUSED,
     (State.PAUSED, Event.CONNECTED): _STILL_PAUSED,
     (State.PAUSED, Event.SUBSCRIBED): (State.PAUSED, (Effect.PAUSE,)),
@@ -96,8 +98,9 @@ TABLE: dict[tuple[State, Event], Transition] = {
         (Effect.RESUME, Effect.ANNOUNCE_STATUS),
     ),
     (State.PAUSED, Event.STOP): _STOPPING,
-    (State.PAUSED, Event.FAULT): _STOPPING,
-    # The broker's news no longer matters; a second order to stop does.
+    (State.PAUSED, Event.FAULT): _FAILING,
+    # The broker's news no longer matters. The first order to stop finds the drain under way; the
+    # second one is not to wait.
     (State.DRAINING, Event.BUILT): (State.DRAINING, ()),
     (State.DRAINING, Event.CONNECTED): (State.DRAINING, ()),
     (State.DRAINING, Event.SUBSCRIBED): (State.DRAINING, ()),
@@ -107,11 +110,25 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (State.DRAINING, Event.RESUME): (State.DRAINING, ()),
     (State.DRAINING, Event.RESUME_OFFLINE): (State.DRAINING, ()),
     (State.DRAINING, Event.FAULT): (State.DRAINING, ()),
+    (State.FAILING, Event.BUILT): (State.FAILING, ()),
+    (State.FAILING, Event.CONNECTED): (State.FAILING, ()),
+    (State.FAILING, Event.SUBSCRIBED): (State.FAILING, ()),
+    (State.FAILING, Event.INTERRUPTED): (State.FAILING, ()),
+    (State.FAILING, Event.LOST): (State.FAILING, ()),
+    (State.FAILING, Event.PAUSE): (State.FAILING, ()),
+    (State.FAILING, Event.RESUME): (State.FAILING, ()),
+    (State.FAILING, Event.RESUME_OFFLINE): (State.FAILING, ()),
+    (State.FAILING, Event.FAULT): (State.FAILING, ()),
+    (State.FAILING, Event.STOP): (State.DRAINING, ()),
+    (State.FAILING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
     (State.DRAINING, Event.STOP): (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT)),
     (State.DRAINING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
     # The connection closes, and signals may come, while the process ends.
     (State.STOPPED, Event.LOST): (State.STOPPED, ()),
     (State.STOPPED, Event.FAULT): (State.STOPPED, ()),
+    (State.STOPPED, Event.PAUSE): (State.STOPPED, ()),
+    (State.STOPPED, Event.RESUME): (State.STOPPED, ()),
+    (State.STOPPED, Event.RESUME_OFFLINE): (State.STOPPED, ()),
     (State.STOPPED, Event.STOP): (State.STOPPED, ()),
     (State.STOPPED, Event.DRAINED): (State.STOPPED, ()),
 }

@@ -75,5 +75,6 @@ class Unsettled:
 
     def _forget_old(self) -> None:
         oldest = self._clock.monotonic() - MEMORY_SECONDS
-        kept = [run for run in self._runs if run.ended_at is None or run.ended_at > oldest]
-        self._runs = kept[-MEMORY_RUNS:]
+        running = [run for run in self._runs if run.ended_at is None]
+        ended = [run for run in self._runs if run.ended_at is not None and run.ended_at > oldest]
+        self._runs = [*ended[-MEMORY_RUNS:], *running]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 import sys
 from enum import Enum
@@ -18,9 +19,9 @@ from typing import (
     Any,
     NotRequired,
     Required,
+    get_args,
     get_origin,
     get_type_hints,
-    is_typeddict,
 )
 
 import pydantic
@@ -280,7 +281,8 @@ def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
     try:
         config = pydantic.TypeAdapter(_for_pydantic(config_type)).validate_python(own)
     except pydantic.PydanticUserError as error:
-        what = f"the consumer's Config cannot be used: {error.message}"
+        reason = error.message.partition("\n")[0]
+        what = f"the consumer's Config cannot be used: {reason}"
         raise ConfigurationError(Problem("consumer_config", what, "mend the class")) from error
     except pydantic.ValidationError as error:
         unknown = {problem.path for problem in problems}
@@ -293,7 +295,7 @@ def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
 
 def _for_pydantic(config_type: Any) -> Any:
     """Pydantic takes ``typing.TypedDict`` from Python 3.12 on only, where it tells enough."""
-    if not is_typeddict(config_type) or sys.version_info >= (3, 12):
+    if not typing_extensions.is_typeddict(config_type) or sys.version_info >= (3, 12):
         return config_type
     hints = get_type_hints(config_type, include_extras=True)
     keys = {key: _with_requirement(config_type, key, hint) for key, hint in hints.items()}
@@ -310,21 +312,23 @@ def _with_requirement(config_type: Any, key: str, hint: Any) -> Any:
 def known_keys(config_type: Any) -> set[str] | None:
     """The keys that an author's ``Config`` knows; None where it takes any key."""
     if dataclasses.is_dataclass(config_type):
-        return {field.name for field in dataclasses.fields(config_type) if field.init}
-    if is_typeddict(config_type):
+        return set(inspect.signature(config_type).parameters)  # type: ignore[arg-type]
+    if typing_extensions.is_typeddict(config_type):
         return set(config_type.__annotations__)
     if config_type.model_config.get("extra") is not None:
         return None
-    fields = config_type.model_fields.items()
-    names = {name for name, _ in fields}
-    return names | {str(field.validation_alias) for _, field in fields if field.validation_alias}
+    fields = config_type.model_fields
+    aliases = [field.validation_alias for field in fields.values() if field.validation_alias]
+    if not all(isinstance(alias, str) for alias in aliases):
+        return None
+    return {*fields, *map(str, aliases)}
 
 
 def is_config_type(config_type: Any) -> bool:
     """Whether *config_type* is one of the types that an author's ``Config`` may be."""
     return (
         (isinstance(config_type, type) and dataclasses.is_dataclass(config_type))
-        or is_typeddict(config_type)
+        or typing_extensions.is_typeddict(config_type)
         or (isinstance(config_type, type) and issubclass(config_type, BaseModel))
     )
 
@@ -348,7 +352,8 @@ def _undeclared_queues(document: Mapping[str, Any]) -> list[Problem]:
         return []
     tables = ((i, binding) for i, binding in enumerate(bindings) if isinstance(binding, dict))
     names = ((i, binding.get("queue", "")) for i, binding in tables)
-    return [_undeclared_queue(i, name, queues) for i, name in names if name not in queues]
+    texts = ((i, name) for i, name in names if isinstance(name, str))
+    return [_undeclared_queue(i, name, queues) for i, name in texts if name not in queues]
 
 
 def _undeclared_queue(index: int, queue: str, declared: Iterable[str]) -> Problem:
@@ -372,11 +377,13 @@ def _from_pydantic(error: pydantic.ValidationError, prefix: str, root: Any) -> I
     for item in error.errors(include_url=False):
         path = _toml_path(prefix, item["loc"])
         if item["type"] == "extra_forbidden":
-            yield _unknown_key(path, _keys_at(root, item["loc"][:-1]))
+            yield _unknown_key(path, _keys_at(root, item["loc"][:-1]), str(item["loc"][-1]))
         elif item["type"] == "missing":
             yield Problem(path, "this key is required", "add it")
         elif item["type"].endswith(("_type", "_parsing")):
             yield Problem(path, _sentence(item["msg"]), f"it is {_toml_type(item['input'])} now")
+        elif item["type"] in {"value_error", "assertion_error"}:
+            yield Problem(path, item["msg"].partition(", ")[2])
         else:
             yield Problem(path, _sentence(item["msg"]))
 
@@ -398,7 +405,8 @@ def _keys_at(root: Any, location: tuple[int | str, ...]) -> set[str]:
     for part in location:
         if part not in getattr(table, "model_fields", {}):
             return _keys_of_items(root, location)
-        table = table.model_fields[part].annotation
+        annotation = table.model_fields[part].annotation
+        table = next(iter(get_args(annotation)), annotation)
     return set(getattr(table, "model_fields", ()))
 
 
@@ -415,11 +423,10 @@ def _keys_of_items(root: Any, location: tuple[int | str, ...]) -> set[str]:
 def _unknown_keys(prefix: str, table: Mapping[str, Any], known: set[str] | None) -> list[Problem]:
     if known is None:
         return []
-    return [_unknown_key(f"{prefix}.{key}", known) for key in table if key not in known]
+    return [_unknown_key(_toml_path(prefix, (k,)), known, k) for k in table if k not in known]
 
 
-def _unknown_key(path: str, known: set[str]) -> Problem:
-    key = path.rpartition(".")[2]
+def _unknown_key(path: str, known: set[str], key: str) -> Problem:
     near = difflib.get_close_matches(key, known, 1)
     if near:
         return Problem(path, "unknown key", f'did you mean "{near[0]}"?')
@@ -430,7 +437,6 @@ def _unknown_key(path: str, known: set[str]) -> Problem:
 
 # Pydantic speaks of Python, the file is TOML.
 _WORDS = {
-    "Value error, ": "",
     "Input should be": "must be",
     "valid dictionary": "table",
     "valid list": "array",

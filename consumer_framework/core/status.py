@@ -33,6 +33,7 @@ def status_line(
         State.SUBSCRIBING: f"Connected to the broker at {broker}, subscribing",
         State.CONSUMING: f"Consuming from {_names(queues)}; {counts_text(counts)}",
         State.PAUSED: "Paused",
+        State.FAILING: f"Failing: waiting for {counts.running} running; {counts_text(counts)}",
         State.DRAINING: f"Stopping: waiting for {counts.running} running; {counts_text(counts)}",
         State.STOPPED: f"Stopped; {counts_text(counts)}",
     }

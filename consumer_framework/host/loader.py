@@ -50,7 +50,7 @@ def find(spec: str, source: str) -> Target:
     module_name, attribute = _split(spec, source, "module:object")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_error(spec, source, error, _cure(module_name, attribute)) from error
     return _checked(Target(spec, source, _attribute(module, attribute, spec, source)))
 
@@ -67,7 +67,7 @@ def find_in_file(spec: str, source: str) -> Target:
         raise ConfigurationError(problem, source=source)
     try:
         module = _run_file(Path(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_error(spec, source, error, "mend the file") from error
     return _checked(Target(spec, source, _attribute(module, attribute, spec, source)))
 
@@ -111,14 +111,18 @@ def _split(spec: str, source: str, form: str) -> tuple[str, str]:
 
 
 def _run_file(path: Path) -> ModuleType:
-    # A name that nothing else imports; classes need their module in sys.modules.
-    name = path.stem if path.stem not in sys.modules else f"{path.stem}_callback_file"
+    # A name that nothing else imports, not even the file; classes need theirs in sys.modules.
+    name = f"callback_file.{path.stem}"
     loader_spec = importlib.util.spec_from_file_location(name, path)
     if loader_spec is None or loader_spec.loader is None:
         raise ImportError(f"{path} does not end in .py")
     module = importlib.util.module_from_spec(loader_spec)
     sys.modules[name] = module
-    loader_spec.loader.exec_module(module)
+    try:
+        loader_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
@@ -131,7 +135,7 @@ def _attribute(module: ModuleType, name: str, spec: str, source: str) -> Any:
         raise ConfigurationError(Problem("callback", what, "correct it"), source=source) from None
 
 
-def _import_error(spec: str, source: str, error: Exception, cure: str) -> ConfigurationError:
+def _import_error(spec: str, source: str, error: BaseException, cure: str) -> ConfigurationError:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     if isinstance(error, ImportError):

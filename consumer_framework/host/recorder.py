@@ -44,7 +44,9 @@ class LogRecorder(Counters):
         """Count, and log what is not plain success."""
         super().settled(delivery, outcome, disposition, void=void)
         if void:
-            _log.info("%s: its channel is gone; it will be redelivered", describe(delivery))
+            _log.warning(
+                "%s: its channel is gone, so the broker will deliver it again", describe(delivery)
+            )
             return
         match outcome:
             case Failed(error) if not isinstance(error, Signal):

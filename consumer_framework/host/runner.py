@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import api
@@ -45,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 # Seconds between two looks at whether `systemctl status` should say something new.
 STATUS_INTERVAL = 5.0
+# Seconds that a second signal leaves for an orderly end.
+CUT_SHORT_GRACE = 5.0
 
 
 class Runner(MultiService):
@@ -85,6 +89,7 @@ class Runner(MultiService):
         self._tasks: set[asyncio.Task[None]] = set()
         self._building: asyncio.Task[None] | None = None
         self._stopped: defer.Deferred[None] = defer.Deferred()
+        self._signals = 0
         self._former_handlers: dict[signal.Signals, Any] = {}
         self._recorder = LogRecorder(clock)
         self._channels = Channels()
@@ -149,7 +154,7 @@ class Runner(MultiService):
 
     def lost(self, reason: str, retry_in: float) -> None:
         """There is no connection."""
-        if self._state in (State.DRAINING, State.STOPPED):
+        if self._state in (State.FAILING, State.DRAINING, State.STOPPED):
             _log.debug("the connection is closed: %s", reason)
         else:
             self._trouble = f"{reason}; next attempt in {retry_in:.0f} s"
@@ -203,11 +208,17 @@ class Runner(MultiService):
         self._happened(Event.FAULT)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            # Where something blocks the event loop, nothing else would end the process.
+            timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
+            timer.daemon = True
+            timer.start()
         self._reactor.callFromThread(self._told_to_stop, signal.Signals(number))
 
     def _told_to_stop(self, number: signal.Signals) -> None:
         if self._state is State.DRAINING:
-            self.exit_code = 128 + number
+            self.exit_code = self.exit_code or 128 + number
         _log.info("%s: stopping", number.name)
         self._happened(Event.STOP)
 
@@ -215,7 +226,7 @@ class Runner(MultiService):
         """Somebody else stopped the reactor; drain first."""
         if self._state is State.STOPPED:
             return None
-        if self._state is not State.DRAINING:
+        if self._state not in (State.FAILING, State.DRAINING):
             self._happened(Event.STOP)
         return self._stopped
 
@@ -226,11 +237,10 @@ class Runner(MultiService):
             handler = self._plan.factory()
             executor = Executor(handler, SLOTS)
             await executor.setup()
-        except asyncio.CancelledError:
-            raise
         except ConfigurationException as error:
             self.failed(ConfigurationError(Problem("consumer_config", error.message)))
         except BaseException as error:  # noqa: BLE001 -- the author's code, and its sys.exit()
+            _reraise_own_cancellation(error)
             _log.error("the handler cannot be set up", exc_info=error)
             what = f"the handler cannot be set up: {type(error).__name__}: {error}"
             self._end(ExitCode.HANDLER_FAILED, what)
@@ -288,7 +298,13 @@ class Runner(MultiService):
     async def _drain_in_order(self) -> None:
         if self._building is not None:
             await asyncio.wait([self._building])
-        await self._until(self._session.cancel())
+        try:
+            await self._until(self._session.cancel())
+        finally:
+            # Whatever the broker says: what runs finishes, and the author's code is told.
+            await self._finish()
+
+    async def _finish(self) -> None:
         given_back = self._slots.give_back_waiting() + self._slots.give_back_held()
         running = self._recorder.running
         _log.info("stopping: %d given back to the broker, %d running", given_back, len(running))
@@ -304,9 +320,8 @@ class Runner(MultiService):
             return
         try:
             await self._executor.teardown()
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:  # noqa: BLE001 -- the author's code
+            _reraise_own_cancellation(error)
             _log.error("the handler's teardown failed", exc_info=error)
             self._end(ExitCode.HANDLER_FAILED, f"teardown failed: {error}")
         self._executor.close()
@@ -356,7 +371,12 @@ class Runner(MultiService):
 
     def _task_done(self, done: asyncio.Task[None]) -> None:
         self._tasks.discard(done)
-        error = None if done.cancelled() else done.exception()
+        if done.cancelled():
+            # By the author's code, if not by _cut_short.
+            error: BaseException | None = asyncio.CancelledError("a task of the framework")
+            error = None if self._state is State.STOPPED else error
+        else:
+            error = done.exception()
         if error is not None:
             _log.critical("please report this defect of consumer_framework", exc_info=error)
             self._end(ExitCode.UNEXPECTED, f"internal error: {error!r}")
@@ -365,3 +385,10 @@ class Runner(MultiService):
         """Await a coroutine of the session's, which awaits Deferreds, in an asyncio task."""
         loop = asyncio.get_running_loop()
         await defer.Deferred.fromCoroutine(coroutine).asFuture(loop)
+
+
+def _reraise_own_cancellation(error: BaseException) -> None:
+    """Let a cancellation of this task through; one that comes out of a handler is its failure."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error

@@ -20,7 +20,7 @@ from pika.exceptions import (
 
 from consumer_framework.testing.broker import Broker, BrokerError, reserve_port
 
-PERSISTENT = pika.BasicProperties(delivery_mode=2)  # type: ignore[no-untyped-call]
+PERSISTENT = pika.BasicProperties(delivery_mode=2)
 
 
 @pytest.fixture(scope="module")

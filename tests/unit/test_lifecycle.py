@@ -54,12 +54,16 @@ def test_every_state_can_reach_the_end_and_is_reached_from_the_start(state):
 @pytest.mark.parametrize("event", [Event.STOP, Event.FAULT])
 def test_an_order_to_stop_and_a_fault_are_accepted_in_every_state(state, event):
     after, _ = advance(state, event)
-    assert after in (State.DRAINING, State.STOPPED)
+    assert after in (State.FAILING, State.DRAINING, State.STOPPED)
 
 
 def test_nothing_leaves_the_end():
     assert successors(State.STOPPED) == {State.STOPPED}
     assert successors(State.DRAINING) <= {State.DRAINING, State.STOPPED}
+
+
+def test_the_first_order_to_stop_finds_a_drain_under_way_and_lets_it_go_on():
+    assert advance(State.FAILING, Event.STOP) == (State.DRAINING, ())
 
 
 def test_a_second_order_to_stop_does_not_wait_for_what_runs():
@@ -75,7 +79,8 @@ def test_readiness_is_announced_only_when_every_queue_is_consumed_from():
 def live(events):
     """The states and effects of a life in which illegal events are refused."""
     state = State.BUILDING
-    states, effects = [state], []
+    states = [state]
+    effects: list[Effect] = []
     for event in events:
         try:
             state, done = advance(state, event)

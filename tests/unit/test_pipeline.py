@@ -2,6 +2,7 @@
 """The delivery path, from arrival to settle."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,11 @@ class Path:
         return self.acknowledger.open()
 
 
+def play(scenario):
+    # A slot that waits for ever fails its test.
+    asyncio.run(asyncio.wait_for(scenario, 20))
+
+
 SETTLES = [
     (Succeeded(), to.Ack(), "ack"),
     (Failed(Retry("busy")), to.Requeue("busy"), "give_back"),
@@ -90,7 +96,7 @@ def test_each_outcome_is_settled_once_and_recorded(outcome, disposition, told):
         assert path.acknowledger.told == [(delivery, told)]
         assert path.recorder.settlements == [Settlement(delivery, outcome, disposition, False)]
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_bytes_that_are_no_message_reach_no_handler():
@@ -100,7 +106,7 @@ def test_bytes_that_are_no_message_reach_no_handler():
         assert path.runner.runs == []
         assert path.acknowledger.of(make_delivery()) == "reject"
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_a_decoder_that_raises_fails_the_delivery_and_not_the_slot():
@@ -118,7 +124,7 @@ def test_a_decoder_that_raises_fails_the_delivery_and_not_the_slot():
         assert path.acknowledger.of(make_delivery()) == "give_back"
         assert path.recorder.settlements[0].outcome == Failed(error)
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 @pytest.mark.parametrize(("outcome", "disposition", "told"), SETTLES)
@@ -136,7 +142,7 @@ def test_a_redelivery_during_the_run_is_settled_with_its_outcome(outcome, dispos
         assert [s.void for s in path.recorder.settlements] == [True, False]
         assert path.recorder.starts == [first]
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 @pytest.mark.parametrize(("outcome", "disposition", "told"), SETTLES)
@@ -153,7 +159,7 @@ def test_a_redelivery_after_the_run_is_settled_with_its_outcome(outcome, disposi
         assert path.acknowledger.told == [(again, told)]
         assert len(path.runner.runs) == 1
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_a_run_answers_for_the_last_of_several_cuts():
@@ -168,7 +174,7 @@ def test_a_run_answers_for_the_last_of_several_cuts():
         assert path.acknowledger.told == [(again, "ack")]
         assert len(path.runner.runs) == 1
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_a_run_that_was_settled_answers_for_nothing_any_more():
@@ -182,7 +188,7 @@ def test_a_run_that_was_settled_answers_for_nothing_any_more():
         # The second one claims the run that the first one started.
         assert len(path.runner.runs) == 2
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 @pytest.mark.parametrize(
@@ -205,7 +211,7 @@ def test_a_delivery_that_is_not_surely_the_same_message_runs(change):
         await path.take(make_delivery(**{"generation": 2, "redelivered": True, **change}))
         assert len(path.runner.runs) == 2
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_messages_without_an_id_are_recognised_by_their_bytes():
@@ -218,7 +224,7 @@ def test_messages_without_an_id_are_recognised_by_their_bytes():
         await path.take(make_delivery(**again, delivery_tag=2, body=b"[]"))
         assert len(path.runner.runs) == 2
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_of_two_equal_messages_each_has_a_run_of_its_own():
@@ -230,7 +236,7 @@ def test_of_two_equal_messages_each_has_a_run_of_its_own():
         await path.take(make_delivery(**again, delivery_tag=2))
         assert len(path.runner.runs) == 2
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 @pytest.mark.parametrize(("seconds", "runs"), [(MEMORY_SECONDS - 1, 1), (MEMORY_SECONDS + 1, 2)])
@@ -245,7 +251,7 @@ def test_an_ended_run_is_remembered_for_a_while(seconds, runs):
         await path.take(make_delivery(generation=generation, redelivered=True))
         assert len(path.runner.runs) == runs
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_a_run_that_goes_on_is_remembered_however_long_it_takes():
@@ -256,7 +262,7 @@ def test_a_run_that_goes_on_is_remembered_however_long_it_takes():
         await path.take(make_delivery(generation=path.cut(), redelivered=True))
         assert len(path.runner.runs) == 1
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_the_memory_of_ended_runs_is_bounded(monkeypatch):
@@ -270,7 +276,7 @@ def test_the_memory_of_ended_runs_is_bounded(monkeypatch):
             generation = path.cut()
             path.runner.end(Succeeded())
             await task
-        again = {"generation": generation, "redelivered": True}
+        again: dict[str, Any] = {"generation": generation, "redelivered": True}
         for number in (2, 3, 4):
             await path.take(make_delivery(message_id=str(number), delivery_tag=number, **again))
         assert len(path.runner.runs) == 5, "the latest ones are remembered"
@@ -278,4 +284,4 @@ def test_the_memory_of_ended_runs_is_bounded(monkeypatch):
             await path.take(make_delivery(message_id=str(number), delivery_tag=number, **again))
         assert len(path.runner.runs) == 7
 
-    asyncio.run(scenario())
+    play(scenario())

@@ -39,6 +39,16 @@ def test_any_other_error_requeues_the_message_and_halts_with_upstreams_exit_code
     assert disposition == to.Halt(13, True, f"the handler raised {type(error).__name__}: boom")
 
 
+@pytest.mark.parametrize("exit_code", [-1, 256, 1000])
+@pytest.mark.parametrize("requeue", [False, True])
+def test_an_exit_code_that_the_kernel_cannot_keep_is_a_failure_and_not_success(exit_code, requeue):
+    signal = errors.Halt(exit_code, "enough", requeue=requeue)
+    disposition = decide(Failed(signal), UPSTREAM)
+    assert isinstance(disposition, to.Halt)
+    assert (disposition.exit_code, disposition.requeue) == (13, requeue)
+    assert str(exit_code) in disposition.reason
+
+
 def test_the_first_rule_that_matches_decides():
     policy = Policy(
         rules=(

@@ -68,7 +68,7 @@ class Client(FedoraMessagingProtocolV2):
     def connectionLost(self, reason: Any = connectionDone) -> None:  # noqa: N802 -- Twisted's name
         """Close everything that was on the connection."""
         # pika reports that TCP ended; why the broker, or pika itself, ended it is lost there.
-        self.ending = self._impl._error  # noqa: SLF001
+        self.ending = self.ending or self._impl._error  # noqa: SLF001
         super().connectionLost(reason)
 
     def abort(self) -> None:
@@ -154,8 +154,13 @@ class Factory(FedoraMessagingFactoryV2):
             return
         self.retries += 1
         self.delay = backoff.delay(self.retries, random.random())  # noqa: S311 -- not a secret
-        self._callID = self.clock.callLater(self.delay, connector.connect)
+        self._callID = self.clock.callLater(self.delay, self._connect_again, connector)
         self._report_loss(self.delay)
+
+    def _connect_again(self, connector: Any) -> None:
+        # stopTrying would cancel a call that has been made.
+        self._callID = None
+        connector.connect()
 
     def stop(self) -> None:
         """Make no further attempt."""

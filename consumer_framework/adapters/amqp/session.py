@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 # loop; the second bounds a broker that answers heartbeats but no declarations.
 RESUBSCRIBE_DELAY = 1.0
 SUBSCRIBE_TIMEOUT = 60.0
+# Seconds in which a broker that has accepted us may refuse a connection, or keep the exclusive
+# queue of our former one: it restarts, or has not noticed yet that the former one is dead.
+PATIENCE = 300.0
 
 _CONNECTION_GONE = (
     ConnectionException,
@@ -84,7 +87,6 @@ class Subscription:
     Attributes:
         configured_name: What the configuration calls the queue; "" lets the broker choose.
         queue: What the broker calls it.
-        canceled: Whether the broker canceled the consumer.
     """
 
     configured_name: str
@@ -92,7 +94,6 @@ class Subscription:
     channel: TwistedChannel
     generation: int
     consumer_tag: str = ""
-    canceled: bool = False
 
 
 class Session:
@@ -124,6 +125,9 @@ class Session:
         self._doubted: dict[str, str] = {}
         self._subscribing_on: Client | None = None
         self._ever_connected = False
+        self._refused_since: float | None = None
+        self._locked_since: float | None = None
+        self._subscribing: defer.Deferred[None] | None = None
         self._closing = False
         self._paused = False
         self.service = Service(self, clock, snapshot, lambda: self.is_complete)
@@ -144,6 +148,7 @@ class Session:
         """Subscribe on the new connection."""
         self._client = client
         self._ever_connected = True
+        self._refused_since = None
         self._doubted.clear()
         if self._closing:
             client.close()
@@ -153,14 +158,17 @@ class Session:
 
     def connection_lost(self, error: object, retry_in: float) -> None:
         """Pass the news on; the channels have reported their own end."""
-        self._client = None
-        if faults.is_permanent(error) and not self._closing:
+        was_open, self._client = self._client is not None, None
+        if was_open and faults.is_permanent(error) and not self._closing:
             self._listener.failed(faults.connection_fault(error, self.service.host))
         self._listener.lost(faults.one_line(error), retry_in)
 
     def handshake_refused(self, error: BaseException) -> None:
         """Give up if the broker never accepted us; one that restarts may refuse for a while."""
-        if not self._ever_connected and not self._closing:
+        now = self._clock.seconds()
+        self._refused_since = self._refused_since or now
+        patience = PATIENCE if self._ever_connected else 0
+        if now - self._refused_since >= patience and not self._closing:
             self._listener.failed(faults.handshake_fault(error, self.service.host))
 
     # Pausing: the channels stay open, for what is held on them.
@@ -190,6 +198,8 @@ class Session:
         """Stop the broker from sending more (``basic.cancel``); what came is still unsettled."""
         self._closing = True
         self.service.factory.stop()
+        if self._subscribing is not None:
+            self._subscribing.cancel()
         consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
         cancels = [self._cancel(subscription) for subscription in consuming]
         await defer.DeferredList(cancels, consumeErrors=True)
@@ -227,7 +237,7 @@ class Session:
         if self.is_complete or self._subscribing_on is client:
             return
         self._subscribing_on = client
-        done = defer.ensureDeferred(self._subscribe_all(client))
+        self._subscribing = done = defer.ensureDeferred(self._subscribe_all(client))
         done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
         done.addErrback(self._subscribe_failed, client)
 
@@ -237,9 +247,10 @@ class Session:
                 await self._subscribe(client, min(missing))
         finally:
             if self._subscribing_on is client:
-                self._subscribing_on = None
+                self._subscribing_on = self._subscribing = None
         if client is self._client and self._wants_more():
             self.service.factory.succeeded()
+            self._locked_since = None
             self._listener.subscribed()
 
     def _wants_more(self) -> bool:
@@ -261,17 +272,24 @@ class Session:
         actual_name = await client.declare_queue(_declaration(name, queue, self._settings))
         await client.bind_queues(_bindings(name, actual_name, self._settings))
         channel = await client._allocate_channel()  # noqa: SLF001 -- see connection.py
-        qos = self._settings.qos
-        await channel.basic_qos(prefetch_size=qos.prefetch_size, prefetch_count=qos.prefetch_count)
         subscription = Subscription(name, actual_name, channel, self._channels.add(channel))
         channel.on_closed.addCallback(self._channel_closed, subscription)
         channel._channel.add_on_cancel_callback(  # noqa: SLF001 -- pika wraps no such thing
             lambda _frame: self._canceled_by_broker(subscription)
         )
-        await self._consume(subscription)
+        try:
+            await self._consume(subscription)
+        except defer.CancelledError:
+            # The broker may have confirmed already: what it sends goes back with the channel.
+            channel.close()
+            raise
         self._subscriptions[name] = subscription
 
     async def _consume(self, subscription: Subscription) -> None:
+        qos = self._settings.qos
+        await subscription.channel.basic_qos(
+            prefetch_size=qos.prefetch_size, prefetch_count=qos.prefetch_count
+        )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
         try:
@@ -321,8 +339,10 @@ class Session:
 
     def _declaration_failed(self, error: BadDeclaration, client: Client) -> None:
         fault = faults.declaration_fault(error)
-        if faults.is_locked(error) and self.service.factory.retries:
-            # The broker has not noticed yet that our former connection is dead.
+        now = self._clock.seconds()
+        self._locked_since = self._locked_since or now
+        patient = self.service.factory.retries and now - self._locked_since < PATIENCE
+        if faults.is_locked(error) and patient:
             _log.warning("%s", fault)
             client.abort()
         else:
@@ -337,7 +357,7 @@ class Session:
             return
         del self._subscriptions[subscription.configured_name]
         client = self._client
-        if self._closing or subscription.canceled or client is None:
+        if self._closing or client is None:
             return
         if isinstance(reason, pika.exceptions.ChannelClosed):
             self._interrupted(subscription, reason, client)
@@ -355,15 +375,18 @@ class Session:
     def _canceled_by_broker(self, subscription: Subscription) -> None:
         """The queue was deleted, or its node went (RabbitMQ: Consumer Cancel Notification)."""
         client = self._client
-        if self._closing or client is None:
+        name = subscription.configured_name
+        if self._closing or client is None or self._subscriptions.get(name) is not subscription:
             return
-        subscription.canceled = True
+        del self._subscriptions[subscription.configured_name]
         self._doubted[subscription.configured_name] = subscription.queue
         self._listener.interrupted(f'the broker canceled the consumer of "{subscription.queue}"')
         # Give everything back by name before the channel closes: closing it would count against
         # a quorum queue's delivery-limit.
         subscription.channel.basic_nack(0, multiple=True, requeue=True)
         subscription.channel.close()
+        self._channels.remove(subscription.generation)
+        self._listener.voided(subscription.generation)
         self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)
 
     async def _must_exist(self, client: Client, actual_name: str, queue: Queue) -> None:

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Orders to stop, and things that end an instance, at awkward moments."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pika
+import pytest
+
+from .instance import publish, queue_table, until
+
+SLOW = """
+from consumer_framework import Consumer
+class handler(Consumer):
+    def handle(self, message):
+        note("start", message)
+        time.sleep(4)
+        note("done", message)
+    def teardown(self):
+        open(os.environ["NOTES"], "a").write('{"event": "teardown"}\\n')
+"""
+
+
+def test_a_stop_while_it_connects_again_waits_for_the_handler_and_tears_down(
+    broker, queue_name, proxy, start
+):
+    instance = start(proxy.url_for(broker.url), queue_table(queue_name), SLOW).ready()
+    publish(broker.url, queue_name, [1])
+    instance.noted("start", 1)
+    proxy.stall()
+    proxy.cut()
+    time.sleep(2)
+    assert instance.stop() == 0
+    assert [note["event"] for note in instance.notes()] == ["start", "done", "teardown"]
+    assert "Traceback" not in instance.log
+
+
+def test_what_is_gone_after_a_reconnect_ends_it_without_a_traceback(
+    broker, queue_name, proxy, start
+):
+    instance = start(proxy.url_for(broker.url), queue_table(queue_name), SLOW).ready()
+    proxy.refuse()
+    proxy.cut()
+    until(lambda: "no connection" in instance.log, "the loss is noticed")
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.queue_delete(queue_name)
+        channel.queue_declare(queue_name, durable=False)
+    proxy.accept()
+    assert instance.wait(40) == 10
+    assert "Traceback" not in instance.log
+
+
+def test_the_first_signal_does_not_cut_short_a_drain_that_began_by_itself(
+    broker, queue_name, start
+):
+    instance = start(broker.url, queue_table(queue_name), SLOW).ready()
+    publish(broker.url, queue_name, [1])
+    instance.noted("start", 1)
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        connection.channel().queue_delete(queue_name)
+    until(lambda: instance.told("STOPPING=1"), "it stops by itself")
+    assert instance.stop() == 12
+    assert [note["event"] for note in instance.notes()] == ["start", "done", "teardown"]
+
+
+@pytest.mark.parametrize(
+    "trick",
+    ["asyncio.current_task().cancel()", "[t.cancel() for t in asyncio.all_tasks()]"],
+)
+def test_a_handler_that_cancels_tasks_leaves_no_zombie(broker, queue_name, start, trick):
+    handler = f"""
+import asyncio
+async def handler(message):
+    {trick}
+    await asyncio.sleep(1)
+"""
+    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    publish(broker.url, queue_name, [1])
+    assert instance.wait() in (11, 13)
+    assert broker.depth(queue_name) == (1, 0)
+
+
+@pytest.mark.parametrize("method", ["setup", "teardown"])
+def test_a_cancellation_out_of_the_authors_code_is_its_failure(broker, queue_name, start, method):
+    handler = f"""
+import asyncio
+from consumer_framework import Consumer
+class handler(Consumer):
+    async def {method}(self):
+        raise asyncio.CancelledError
+    def handle(self, message):
+        pass
+"""
+    instance = start(broker.url, queue_table(queue_name), handler)
+    if method == "teardown":
+        instance.ready()
+        instance.send()
+    assert instance.wait() == 13
+
+
+def test_a_thread_of_the_author_does_not_keep_the_process(broker, queue_name, start):
+    handler = """
+def handler(message):
+    threading.Thread(target=time.sleep, args=[60], name="mine", daemon=False).start()
+    raise HaltConsumer(exit_code=7)
+"""
+    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    publish(broker.url, queue_name, [1])
+    assert instance.wait() == 7
+    assert "the process ends although threads run: mine" in instance.log
+
+
+def test_a_second_signal_ends_a_process_whose_event_loop_is_blocked(broker, queue_name, start):
+    handler = """
+async def handler(message):
+    note("start", message)
+    time.sleep(60)
+"""
+    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    publish(broker.url, queue_name, [1])
+    instance.noted("start", 1)
+    instance.send()
+    time.sleep(0.5)
+    assert instance.stop() == 128 + signal.SIGTERM
+
+
+def test_the_framework_is_heard_where_a_log_config_disables_what_exists(broker, queue_name, start):
+    extra = """
+passive_declares = true
+[log_config]
+version = 1
+disable_existing_loggers = true
+[log_config.handlers.console]
+class = "logging.StreamHandler"
+stream = "ext://sys.stdout"
+[log_config.root]
+level = "WARNING"
+handlers = ["console"]
+"""
+    instance = start(broker.url, queue_table(queue_name), SLOW, extra=extra)
+    assert instance.wait() == 10
+    assert f'the queue "{queue_name}": 404 NOT_FOUND' in instance.log
+
+
+def test_a_channel_close_that_takes_long_leaves_no_zombie(broker, queue_name, proxy, start):
+    instance = start(proxy.url_for(broker.url), queue_table(queue_name), SLOW).ready()
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.queue_delete(queue_name)
+        until(lambda: "canceled the consumer" in instance.log, "the cancel is noticed")
+        proxy.stall()
+        channel.queue_declare(queue_name, durable=True)
+        time.sleep(2)
+    proxy.resume()
+    until(lambda: broker.depth(queue_name)[1] == 1, "it is subscribed again")
+    assert instance.stop() == 0

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which channel is told what; what the broker makes of it is tested against a broker."""
+
+import pika.exceptions
+import pytest
+
+from consumer_framework.adapters.amqp import Channels
+from consumer_framework.testing import make_delivery
+
+
+class Channel:
+    """A channel of pika's Twisted adapter, as far as settles go."""
+
+    def __init__(self, error=None):
+        self.told = []
+        self._error = error
+
+    def _tell(self, *what):
+        if self._error:
+            raise self._error
+        self.told.append(what)
+
+    def basic_ack(self, delivery_tag=0, *, multiple=False):
+        self._tell("ack", delivery_tag, multiple)
+
+    def basic_nack(self, delivery_tag=None, *, multiple=False, requeue=True):
+        self._tell("nack", delivery_tag, multiple, requeue)
+
+    def basic_reject(self, delivery_tag, *, requeue=True):
+        self._tell("reject", delivery_tag, requeue)
+
+
+def channels_with(*channels):
+    acknowledger = Channels()
+    return acknowledger, [acknowledger.add(channel) for channel in channels]
+
+
+def test_channels_are_numbered_upwards_and_no_number_is_given_twice():
+    channels, numbers = channels_with(Channel(), Channel())
+    channels.remove(numbers[1])
+    assert [*numbers, channels.add(Channel())] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("settle", "told"),
+    [
+        ("ack", ("ack", 7, False)),
+        ("give_back", ("nack", 7, False, True)),
+        ("reject", ("reject", 7, False)),
+    ],
+)
+def test_each_settle_is_told_to_the_channel_of_its_delivery_and_concerns_it_alone(settle, told):
+    first, second = Channel(), Channel()
+    channels, (_, generation) = channels_with(first, second)
+    assert getattr(channels, settle)(make_delivery(generation=generation, delivery_tag=7))
+    assert first.told == []
+    assert second.told == [told]
+
+
+@pytest.mark.parametrize("settle", ["ack", "give_back", "reject"])
+def test_a_settle_for_a_channel_that_is_gone_is_void_and_tells_nobody(settle):
+    first, second = Channel(), Channel()
+    channels, (gone, _) = channels_with(first, second)
+    channels.remove(gone)
+    channels.remove(gone)
+    assert not getattr(channels, settle)(make_delivery(generation=gone))
+    assert not getattr(channels, settle)(make_delivery(generation=99))
+    assert first.told == second.told == []
+
+
+@pytest.mark.parametrize("settle", ["ack", "give_back", "reject"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pika.exceptions.ChannelWrongStateError("Channel is closed."),
+        pika.exceptions.ConnectionWrongStateError("Connection is closed."),
+    ],
+)
+def test_a_channel_that_closes_before_it_was_removed_makes_the_settle_void(settle, error):
+    channels, (generation,) = channels_with(Channel(error))
+    assert not getattr(channels, settle)(make_delivery(generation=generation))
+
+
+def test_any_other_error_of_a_channel_is_a_defect_and_is_raised():
+    channels, (generation,) = channels_with(Channel(ValueError("no such tag")))
+    with pytest.raises(ValueError, match="no such tag"):
+        channels.ack(make_delivery(generation=generation))

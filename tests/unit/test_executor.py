@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running the author's code, on a real event loop and in real threads."""
+
+import asyncio
+import functools
+import threading
+from typing import Any
+
+import pytest
+from fedora_messaging import exceptions as upstream
+from twisted.internet import defer
+
+from consumer_framework.adapters.executor import Executor, signal_of
+from consumer_framework.core.delivery import Failed, Succeeded
+from consumer_framework.core.errors import Drop, Halt, Retry
+from consumer_framework.core.handler import Handler
+
+PATIENCE = 20
+
+
+def play(scenario):
+    """Run *scenario*; one that would wait for ever fails."""
+    return asyncio.run(asyncio.wait_for(scenario, PATIENCE))
+
+
+def run(call, message="message", **more):
+    """The outcome of one run of *call*."""
+
+    async def scenario():
+        executor = Executor(Handler("test", call, **more))
+        try:
+            return await executor.run(message)
+        finally:
+            executor.close()
+
+    return play(scenario())
+
+
+def raising(error):
+    def handle(message):
+        raise error
+
+    return handle
+
+
+def raising_later(error):
+    async def handle(message):
+        await asyncio.sleep(0)
+        raise error
+
+    return handle
+
+
+BOTH = pytest.mark.parametrize("make", [raising, raising_later])
+
+
+def test_a_plain_handler_runs_in_a_thread_of_its_own():
+    seen = []
+    outcome = run(lambda message: seen.append((message, threading.current_thread())))
+    assert outcome == Succeeded()
+    ((message, thread),) = seen
+    assert message == "message"
+    assert thread is not threading.main_thread()
+    assert thread.daemon
+
+
+def test_a_coroutine_handler_runs_on_the_event_loop():
+    seen = []
+
+    async def handle(message):
+        await asyncio.sleep(0)
+        seen.append((message, threading.current_thread()))
+
+    assert run(handle) == Succeeded()
+    assert seen == [("message", threading.main_thread())]
+
+
+def test_an_object_with_a_coroutine_call_runs_on_the_event_loop():
+    seen = []
+
+    class Handle:
+        async def __call__(self, message):
+            seen.append(threading.current_thread())
+
+    assert run(Handle()) == Succeeded()
+    assert run(functools.partial(Handle().__call__)) == Succeeded()
+    assert seen == [threading.main_thread()] * 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_plain_handler_returns_to_be_awaited_is_awaited(fails):
+    async def work(message):
+        await asyncio.sleep(0)
+        if fails:
+            raise ValueError("boom")
+
+    outcome = run(lambda message: work(message))  # noqa: PLW0108 -- is the case
+    assert isinstance(outcome, Failed if fails else Succeeded)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_deferred_that_a_handler_returns_is_waited_for(fails):
+    error = ValueError("boom")
+    outcome = run(lambda _: defer.fail(error) if fails else defer.succeed(None))
+    assert outcome == (Failed(error) if fails else Succeeded())
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()]
+)
+@BOTH
+def test_whatever_a_handler_raises_is_its_outcome(make, error):
+    assert run(make(error)) == Failed(error)
+
+
+@BOTH
+def test_a_handler_that_raises_stop_iteration_fails(make):
+    outcome = run(make(StopIteration()))
+    assert isinstance(outcome, Failed)
+    # A coroutine cannot let StopIteration out (PEP 479).
+    causes = (outcome.error, outcome.error.__cause__)
+    assert any(isinstance(cause, StopIteration) for cause in causes)
+
+
+@BOTH
+def test_a_cancellation_that_comes_out_of_a_handler_is_its_failure(make):
+    error = asyncio.CancelledError("a query was canceled")
+    outcome = run(make(error))
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, asyncio.CancelledError)
+
+
+def test_a_run_that_the_host_cancels_is_canceled():
+    async def scenario():
+        async def handle(message):
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(Executor(Handler("test", handle)).run("message"))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    play(scenario())
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (upstream.Nack("busy"), Retry, "busy"),
+        (upstream.Drop("old"), Drop, "old"),
+        (Retry("busy"), Retry, "busy"),
+        (Halt(3, "enough"), Halt, "enough"),
+    ],
+)
+def test_upstreams_signals_become_ours(make, error, kind, reason):
+    outcome = run(make(error))
+    assert isinstance(outcome, Failed)
+    assert type(outcome.error) is kind
+    assert getattr(outcome.error, "reason", None) == reason
+
+
+@BOTH
+@pytest.mark.parametrize("requeue", [False, True])
+def test_upstreams_halt_keeps_its_exit_code_reason_and_requeue(make, requeue):
+    outcome = run(make(upstream.HaltConsumer(5, "enough", requeue=requeue)))
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, Halt)
+    halt = outcome.error
+    assert (halt.exit_code, halt.reason, halt.requeue) == (5, "enough", requeue)
+
+
+def test_upstreams_halt_without_arguments_is_a_plain_stop():
+    halt = signal_of(upstream.HaltConsumer())
+    assert isinstance(halt, Halt)
+    assert (halt.exit_code, halt.reason, halt.requeue) == (0, "", False)
+
+
+@pytest.mark.parametrize("error", [ValueError(), Retry(), upstream.ValidationError(ValueError())])
+def test_other_errors_stay_what_they_are(error):
+    assert signal_of(error) is error
+
+
+def test_with_one_slot_setup_handle_and_teardown_share_a_thread():
+    threads = []
+
+    def note(*_):
+        threads.append(threading.current_thread())
+
+    async def scenario():
+        executor = Executor(Handler("test", note, setup=note, teardown=note))
+        await executor.setup()
+        for _ in range(3):
+            await executor.run("message")
+        await executor.teardown()
+        executor.close()
+
+    play(scenario())
+    assert len(threads) == 5
+    assert len(set(threads)) == 1
+
+
+def test_setup_and_teardown_may_be_coroutines_and_may_be_missing():
+    seen = []
+
+    async def note():
+        seen.append(threading.current_thread())
+
+    async def scenario():
+        await Executor(Handler("test", print)).setup()
+        await Executor(Handler("test", print)).teardown()
+        executor = Executor(Handler("test", print, setup=note, teardown=note))
+        await executor.setup()
+        await executor.teardown()
+
+    play(scenario())
+    assert seen == [threading.main_thread()] * 2
+
+
+@pytest.mark.parametrize("part", ["setup", "teardown"])
+def test_what_setup_and_teardown_raise_is_raised(part):
+    def fail():
+        raise OSError("no database")
+
+    async def scenario():
+        executor = Executor(Handler("test", print, **{part: fail}))
+        try:
+            await getattr(executor, part)()
+        finally:
+            executor.close()
+
+    with pytest.raises(OSError, match="no database"):
+        play(scenario())
+
+
+def test_two_slots_run_two_plain_handlers_at_once_and_reuse_their_threads():
+    both = threading.Barrier(2, timeout=PATIENCE)
+    threads = []
+
+    def handle(message):
+        threads.append(threading.current_thread())
+        both.wait()
+
+    async def scenario():
+        executor = Executor(Handler("test", handle), slots=2)
+        for _ in range(5):
+            outcomes = await asyncio.gather(executor.run("a"), executor.run("b"))
+            assert outcomes == [Succeeded(), Succeeded()], "neither waited for the other's end"
+        executor.close()
+
+    play(scenario())
+    assert len(set(threads)) == 2
+
+
+def test_a_second_thread_is_made_only_when_two_handlers_run_at_once():
+    threads = []
+
+    async def scenario():
+        executor = Executor(
+            Handler("test", lambda _: threads.append(threading.current_thread())), slots=2
+        )
+        for _ in range(4):
+            await executor.run("message")
+        executor.close()
+
+    play(scenario())
+    assert len(set(threads)) == 1
+
+
+def test_the_loop_goes_on_while_a_plain_handler_blocks():
+    release = threading.Event()
+
+    async def scenario():
+        executor = Executor(Handler("test", lambda _: release.wait(PATIENCE)))
+        task = asyncio.create_task(executor.run("message"))
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        release.set()
+        assert await task == Succeeded()
+        executor.close()
+
+    play(scenario())
+
+
+def test_closing_ends_the_threads():
+    threads = []
+
+    async def scenario():
+        executor = Executor(
+            Handler("test", lambda _: threads.append(threading.current_thread())), slots=3
+        )
+        await executor.run("message")
+        executor.close()
+
+    play(scenario())
+    (thread,) = threads
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_a_handler_that_outlives_the_event_loop_ends_in_peace():
+    release = threading.Event()
+    threads = []
+    hooked: list[Any] = []
+    former, threading.excepthook = threading.excepthook, hooked.append
+
+    async def scenario():
+        started = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def handle(message):
+            threads.append(threading.current_thread())
+            loop.call_soon_threadsafe(started.set)
+            release.wait(PATIENCE)
+
+        executor = Executor(Handler("test", handle))
+        task = asyncio.create_task(executor.run("message"))
+        await started.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        executor.close()
+
+    try:
+        play(scenario())
+        release.set()
+        threads[0].join(PATIENCE)
+    finally:
+        threading.excepthook = former
+    assert not threads[0].is_alive()
+    assert hooked == []
+
+
+def test_every_run_of_a_coroutine_gives_the_loop_a_turn():
+    async def scenario():
+        turns: list[int] = []
+        asyncio.get_running_loop().call_soon(turns.append, 1)
+
+        async def handle(message):
+            assert turns, "the loop ran before the handler did"
+
+        return await Executor(Handler("test", handle)).run("message")
+
+    assert play(scenario()) == Succeeded()

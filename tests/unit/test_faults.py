@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is said when the broker refuses something."""
+
+import pika.exceptions as pika_errors
+import pytest
+from fedora_messaging.exceptions import BadDeclaration
+from twisted.internet import error as twisted_errors
+
+from consumer_framework.adapters.amqp import faults
+from consumer_framework.core.errors import ExitCode
+
+QUEUE = {"queue": "one", "durable": True}
+BINDING = {"queue": "one", "exchange": "amq.topic", "routing_key": "a.#"}
+
+
+def closed(code, text="TEXT"):
+    return pika_errors.ChannelClosedByBroker(code, text)
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (403, "passive_declares = true"),
+        (404, "create it on the broker"),
+        (405, "stop the other connection"),
+        (406, "make its table under [queues] match"),
+        (541, "see the broker's log"),
+    ],
+)
+def test_a_refused_queue_is_named_with_what_to_do(code, cure):
+    fault = faults.declaration_fault(BadDeclaration("queue", QUEUE, closed(code)))
+    assert fault.exit_code == ExitCode.BAD_DECLARATION == 10
+    assert str(fault).startswith(f'the broker refuses the queue "one": {code} TEXT; ')
+    assert cure in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (403, "the right to bind"),
+        (404, "create the exchange"),
+        (406, "see the broker's log"),
+    ],
+)
+def test_a_refused_binding_is_named_with_what_to_do(code, cure):
+    fault = faults.declaration_fault(BadDeclaration("binding", BINDING, closed(code)))
+    assert fault.exit_code == ExitCode.BAD_DECLARATION
+    assert str(fault).startswith(
+        'the broker refuses the binding of queue "one" to exchange "amq.topic" with "a.#": '
+        f"{code} TEXT; "
+    )
+    assert cure in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "word"),
+    [(403, ExitCode.PERMISSION, "right to read"), (404, ExitCode.BAD_DECLARATION, "is gone")],
+)
+def test_a_refused_consumer_has_upstreams_exit_code(code, exit_code, word):
+    fault = faults.consume_fault(closed(code), "one")
+    assert fault.exit_code == exit_code
+    assert '"one"' in str(fault)
+    assert word in str(fault)
+
+
+def test_a_deleted_queue_has_upstreams_exit_code():
+    fault = faults.canceled_fault("one")
+    assert fault.exit_code == ExitCode.CANCELED == 12
+    assert '"one"' in str(fault)
+
+
+@pytest.mark.parametrize("make", [faults.handshake_fault, faults.connection_fault])
+def test_a_refused_connection_names_the_broker_and_has_upstreams_exit_code(make):
+    error = pika_errors.ProbableAuthenticationError(closed(403))
+    fault = make(error, "broker.example.org:5671")
+    assert fault.exit_code == ExitCode.CONNECTION == 14
+    assert "broker.example.org:5671" in str(fault)
+    assert "authentication failed" in str(fault)
+    assert "\n" not in str(fault)
+
+
+@pytest.mark.parametrize("code", [501, 502, 503, 504, 505, 530, 540])
+def test_what_this_client_does_wrong_is_permanent(code):
+    assert faults.is_permanent(pika_errors.ConnectionClosedByBroker(code, "TEXT"))
+
+
+@pytest.mark.parametrize("code", [200, 311, 313, 320, 402, 403, 404, 405, 406, 506, 541])
+def test_what_the_broker_may_do_better_next_time_is_not_permanent(code):
+    assert not faults.is_permanent(pika_errors.ConnectionClosedByBroker(code, "TEXT"))
+
+
+@pytest.mark.parametrize("error", [None, ValueError(), pika_errors.AMQPConnectionError(3), "501"])
+def test_an_error_without_a_reply_code_is_not_permanent(error):
+    assert faults.reply_code(error) == 0
+    assert not faults.is_permanent(error)
+
+
+def test_a_reply_code_that_is_no_number_is_none():
+    error = ValueError()
+    error.reply_code = "501"  # type: ignore[attr-defined]
+    assert faults.reply_code(error) == 0
+
+
+@pytest.mark.parametrize(("code", "locked"), [(405, True), (406, False), (403, False)])
+def test_only_a_locked_queue_is_locked(code, locked):
+    assert faults.is_locked(BadDeclaration("queue", QUEUE, closed(code))) is locked
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (closed(404, "NOT_FOUND - no queue 'one'"), "404 NOT_FOUND - no queue 'one'"),
+        (pika_errors.AMQPHeartbeatTimeout(), "the broker sent no heartbeat"),
+        (pika_errors.ProbableAuthenticationError(), "authentication failed"),
+        (pika_errors.ProbableAccessDeniedError(), "access to the vhost was refused"),
+        (twisted_errors.ConnectionDone(), "the broker closed the connection"),
+        (twisted_errors.ConnectionLost(), "the connection was cut"),
+        (ConnectionRefusedError(111, "Connection refused"), "[Errno 111] Connection refused"),
+        (ValueError("two\n  lines"), "two lines"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_errors_are_said_in_one_line_of_words(error, words):
+    assert faults.one_line(error) == words

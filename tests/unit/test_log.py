@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Logging: readable on a terminal, with priorities in the journal."""
+
+import io
+import logging
+import os
+import socket
+import sys
+
+import pytest
+
+from consumer_framework.adapters import log
+from consumer_framework.adapters.systemd import is_journal
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_put_back():
+    root = logging.root
+    loggers = [root, *(logging.getLogger(name) for name in list(root.manager.loggerDict))]
+    before = [
+        (
+            logger,
+            logger.level,
+            logger.disabled,
+            logger.propagate,
+            logger.handlers[:],
+            logger.filters[:],
+        )
+        for logger in loggers
+    ]
+    # So that no handler of the test runner's is closed.
+    root.handlers = []
+    yield
+    for logger, level, disabled, propagate, handlers, filters in before:
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
+        logger.handlers, logger.filters = handlers, filters
+
+
+@pytest.fixture
+def stderr(capfd):
+    """What was written to standard error, which has a file descriptor."""
+    return lambda: capfd.readouterr().err
+
+
+def never(_descriptor):
+    return False
+
+
+def always(descriptor):
+    return descriptor >= 0
+
+
+def fail():
+    error = ValueError("two\nlines")
+    logging.getLogger("author").error("failed", exc_info=error)
+
+
+def test_a_terminal_gets_time_level_and_name(stderr):
+    log.set_up(None, never)
+    logging.getLogger("author").warning("hello %s", "world")
+    line = stderr()
+    assert line.endswith("WARNING author: hello world\n")
+    assert line[:4].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("level", "prefix"),
+    [
+        (logging.CRITICAL, "<2>"),
+        (logging.ERROR, "<3>"),
+        (logging.WARNING, "<4>"),
+        (logging.WARNING + 1, "<4>"),
+        (logging.INFO, "<6>"),
+        (logging.DEBUG, "<7>"),
+        (1, "<7>"),
+    ],
+)
+def test_the_journal_gets_the_priority_and_neither_time_nor_level(stderr, level, prefix):
+    log.set_up(None, always)
+    logging.getLogger("author").setLevel(1)
+    logging.getLogger("author").log(level, "hello")
+    assert stderr() == f"{prefix}author: hello\n"
+
+
+def test_every_line_of_a_traceback_carries_the_priority(stderr):
+    log.set_up(None, always)
+    fail()
+    lines = stderr().splitlines()
+    assert lines[0] == "<3>author: failed"
+    assert lines[1:] == ["<3>ValueError: two", "<3>lines"]
+    assert all(line.startswith("<3>") for line in lines)
+
+
+def test_an_empty_message_is_still_one_line_with_a_priority():
+    formatter = log.PriorityFormatter(logging.Formatter("%(message)s"))
+    record = logging.LogRecord("author", logging.INFO, "file", 1, "", (), None)
+    assert formatter.format(record) == "<6>"
+
+
+def test_debug_is_not_shown_and_the_layers_below_are_quiet(stderr):
+    log.set_up(None, never)
+    logging.getLogger("author").debug("hidden")
+    logging.getLogger("pika.connection").error("hidden")
+    logging.getLogger("twisted").info("hidden")
+    logging.getLogger("fedora_messaging.twisted.protocol").info("hidden")
+    logging.getLogger("fedora_messaging.cli").info("shown")
+    (line,) = stderr().splitlines()
+    assert line.endswith("shown")
+
+
+def test_upstreams_warning_about_a_schema_is_shown_once(stderr):
+    log.set_up(None, always)
+    logger = logging.getLogger("fedora_messaging.message")
+    for name in ("one", "one", "two"):
+        logger.warning('The schema "%s" is not in the schema registry!', name)
+        logger.error("Message validation of %r failed", name)
+    assert [line.split('"')[1] for line in stderr().splitlines()] == ["one", "two"]
+
+
+USERS = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"short": {"format": "%(levelname)s/%(message)s"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "short"},
+        "bare": {"class": "logging.StreamHandler"},
+    },
+    "loggers": {"author": {"handlers": ["console"], "propagate": False}},
+    "root": {"level": "ERROR", "handlers": ["bare"]},
+}
+
+
+def test_the_users_own_configuration_is_taken_as_it_is_on_a_terminal(stderr):
+    log.set_up(USERS, never)
+    logging.getLogger("author").error("hello")
+    logging.getLogger("other").error("root's")
+    logging.getLogger("other").warning("too low")
+    assert stderr() == "ERROR/hello\nroot's\n"
+
+
+def test_the_users_own_handlers_get_priorities_in_the_journal(stderr):
+    log.set_up(USERS, always)
+    logging.getLogger("author").error("one\ntwo")
+    logging.getLogger("other").error("root's")
+    assert stderr() == "<3>ERROR/one\n<3>two\n<3>other: root's\n"
+
+
+def test_a_handler_that_leads_elsewhere_gets_no_priorities(tmp_path, stderr):
+    file = tmp_path / "file.log"
+    handlers = {"file": {"class": "logging.FileHandler", "filename": str(file)}}
+    log.set_up(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "handlers": handlers,
+            "root": {"handlers": ["file"]},
+        },
+        always,
+    )
+    logging.getLogger("author").error("hello")
+    for handler in logging.root.handlers:
+        handler.close()
+    assert file.read_text() == "hello\n"
+
+
+def test_a_stream_without_a_descriptor_is_not_the_journal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.set_up(None, always)
+    logging.getLogger("author").error("hello")
+    assert "ERROR   author: hello\n" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "log_config", [{}, {"version": 2}, {"version": 1, "handlers": {"a": {"class": "no.such"}}}]
+)
+def test_a_configuration_that_logging_refuses_raises(log_config):
+    with pytest.raises((ValueError, TypeError)):
+        log.set_up(log_config, never)
+
+
+# What is the journal (systemd.exec(5), $JOURNAL_STREAM).
+
+
+def stream_of(descriptor):
+    status = os.fstat(descriptor)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def test_a_socket_is_the_journal_if_the_manager_says_so(monkeypatch):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setenv("JOURNAL_STREAM", stream_of(ours.fileno()))
+        assert is_journal(ours.fileno())
+        assert not is_journal(theirs.fileno())
+
+
+def test_a_redirection_into_a_file_is_not_the_journal(monkeypatch, tmp_path):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("w") as file:
+        monkeypatch.setenv("JOURNAL_STREAM", stream_of(ours.fileno()))
+        assert not is_journal(file.fileno())
+
+
+@pytest.mark.parametrize("value", ["", ":", "1", "a:b", "1:2:3"])
+def test_a_journal_stream_that_says_nothing_is_no_journal(monkeypatch, tmp_path, value):
+    monkeypatch.setenv("JOURNAL_STREAM", value)
+    with (tmp_path / "file").open("w") as file:
+        assert not is_journal(file.fileno())
+
+
+def test_without_a_manager_or_a_descriptor_there_is_no_journal(monkeypatch, tmp_path):
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    with (tmp_path / "file").open("w") as file:
+        assert not is_journal(file.fileno())
+    assert not is_journal(-1)

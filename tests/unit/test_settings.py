@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration: checked whole, each problem with its TOML path, and no secret in any."""
+
+import copy
+import dataclasses
+import typing
+from typing import Any, NotRequired, Required, TypedDict
+
+import pydantic
+import pytest
+from fedora_messaging.config import DEFAULTS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.settings import (
+    TRANSIENT_QUEUE,
+    Overrides,
+    Settings,
+    instance_name_problem,
+    is_config_type,
+    known_keys,
+    override,
+    parse,
+    parse_consumer_config,
+)
+
+QUEUE = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    defaults = copy.deepcopy(dict(DEFAULTS))
+    return {**defaults, "log_config": None, "monitoring": None, **changes}
+
+
+def problems(**changes: Any) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(document(**changes))
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_the_defaults_of_fedora_messaging_are_a_configuration():
+    settings = parse(document())
+    assert set(settings.queues) == {""}
+    assert settings.qos.prefetch_count == 10
+    assert settings.bindings_of("") == settings.bindings
+    assert settings.bindings_of("other") == []
+
+
+def test_settings_cannot_be_changed():
+    settings = parse(document())
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        settings.topic_prefix = "org"
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        settings.qos.prefetch_count = 1
+
+
+def test_every_kind_of_error_is_reported_at_once():
+    found = problems(
+        ammqp_url="amqp://",
+        topic_prefix=5,
+        queues={"one": {**QUEUE, "durable": "yes"}, "two": {"durable": True}},
+        bindings=[
+            {"queue": "three", "exchange": "amq.topic", "routing_keys": "#"},
+            {"queue": "one", "exchang": "amq.topic", "routing_keys": ["#", 5]},
+        ],
+        qos={"prefetch_count": 70000, "prefetch_size": True},
+        tls={"ca_certs": "/etc/ca.pem"},
+        monitoring={"address": "::1"},
+        consumer_config={"framework": {"slots": 2}},
+    )
+    assert set(found) == {
+        'ammqp_url: unknown key; did you mean "amqp_url"?',
+        "topic_prefix: must be a string; it is an integer now",
+        "queues.one.durable: must be a boolean; it is a string now",
+        "queues.two.auto_delete: this key is required; add it",
+        "queues.two.exclusive: this key is required; add it",
+        "queues.two.arguments: this key is required; add it",
+        "bindings[0].routing_keys: must be an array; it is a string now",
+        "bindings[1].exchange: this key is required; add it",
+        'bindings[1].exchang: unknown key; did you mean "exchange"?',
+        "bindings[1].routing_keys[1]: must be a string; it is an integer now",
+        (
+            'bindings[0].queue: there is no [queues."three"] for this binding; '
+            'declare it, or name a queue that is declared ("one", "two")'
+        ),
+        "qos.prefetch_count: must be less than or equal to 65535",
+        "qos.prefetch_size: must be an integer; it is a boolean now",
+        'tls.ca_certs: unknown key; did you mean "ca_cert"?',
+        "monitoring.port: this key is required; add it",
+        "consumer_config.framework.slots: unknown key; remove it",
+    }
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"wholly_other": 1}, "wholly_other: unknown key; the keys here are amqp_url, bindings, "),
+        ({"queues": {"": {**QUEUE, "color": 1}}}, 'queues."".color: unknown key; the keys here'),
+        ({"queues": {"": {**QUEUE, "durabel": 1}}}, 'queues."".durabel: unknown key; did you mean'),
+        ({"queues": {}}, "queues: there is no queue to consume from; add a [queues.NAME] table"),
+        ({"queues": []}, "queues: must be a table; it is an array now"),
+        ({"queues": {"": 1}}, 'queues."": must be a table'),
+        ({"queues": {"a.b": {}, "": QUEUE}}, 'queues."a.b".durable: this key is required; add it'),
+        ({"bindings": {}}, "bindings: must be an array; it is a table now"),
+        ({"bindings": [3]}, "bindings[0]: must be a table"),
+        ({"consumer_config": 3}, "consumer_config: must be a table"),
+        ({"consumer_config": {"framework": 3}}, "consumer_config.framework: must be a table"),
+        ({"qos": {"prefetch_count": -1}}, "qos.prefetch_count: must be greater than or equal to 0"),
+        ({"monitoring": {"port": 0}}, "monitoring.port: must be greater than or equal to 1"),
+        ({"callback": 1.5}, "callback: must be a string; it is a float now"),
+    ],
+)
+def test_a_problem_names_its_toml_path_and_says_what_to_do(changes, problem):
+    (found, *more) = problems(**changes)
+    assert found.startswith(problem)
+    assert all(line.partition(":")[0].startswith('queues."a.b".') for line in more)
+
+
+def test_a_binding_without_a_queue_needs_the_server_named_queue():
+    bindings = [{"exchange": "amq.topic", "routing_keys": ["#"]}]
+    assert parse(document(bindings=bindings)).bindings[0].queue == ""
+    assert problems(bindings=bindings, queues={"one": QUEUE}) == [
+        (
+            'bindings[0].queue: there is no [queues.""] for this binding; '
+            'declare it, or name a queue that is declared ("one")'
+        )
+    ]
+
+
+def test_default_bindings_are_not_blamed_for_the_queues_that_the_file_names():
+    settings = parse(document(queues={"one": QUEUE}), default_bindings=True)
+    assert settings.bindings_of("one") == []
+
+
+SECRET = "correct horse battery staple"  # noqa: S105 -- nobody's
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.just(SECRET)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner)),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), JSON, min_size=1))
+def test_no_value_of_a_configuration_is_ever_shown_in_a_problem(changes):
+    # `queue` of a binding is a name, and is shown.
+    changes.pop("bindings", None)
+    try:
+        parse(document(**changes))
+    except ConfigurationError as error:
+        assert SECRET not in str(error)  # noqa: PT017 -- many are valid
+
+
+@pytest.mark.parametrize("secret_in", ["amqp_url", "tls", "qos", "queues", "consumer_config"])
+def test_a_value_of_the_wrong_type_is_named_by_its_type_alone(secret_in):
+    (problem, *_) = problems(**{secret_in: [SECRET]})
+    assert SECRET not in problem
+    assert "it is an array now" in problem
+
+
+# What the command line says instead.
+
+
+def test_without_overrides_the_document_stays_as_it_is():
+    assert override(document(), Overrides()) == document()
+
+
+def test_a_queue_name_keeps_the_settings_that_the_file_has_for_it():
+    queues = {"one": QUEUE, "two": TRANSIENT_QUEUE}
+    bindings = [{"queue": q, "exchange": "e", "routing_keys": [q]} for q in queues]
+    result = override(document(queues=queues, bindings=bindings), Overrides(queue_name="one"))
+    assert result["queues"] == {"one": QUEUE}
+    assert [b["queue"] for b in result["bindings"]] == ["one", "one"]
+    assert [b["routing_keys"] for b in result["bindings"]] == [["one"], ["two"]]
+
+
+@pytest.mark.parametrize(
+    ("queues", "settings"),
+    [({"": QUEUE}, QUEUE), ({"two": QUEUE}, TRANSIENT_QUEUE)],
+)
+def test_an_unknown_queue_name_gets_the_settings_of_a_server_named_queue(queues, settings):
+    result = override(document(queues=queues), Overrides(queue_name="one"))
+    assert result["queues"] == {"one": settings}
+
+
+def test_exchange_and_routing_keys_change_every_binding_and_the_name_the_properties():
+    overrides = Overrides("app", "", "exchange", ("a", "b"))
+    before = document()
+    result = override(before, overrides)
+    assert result["bindings"] == [{"queue": "", "exchange": "exchange", "routing_keys": ["a", "b"]}]
+    assert result["client_properties"] == {**DEFAULTS["client_properties"], "app": "app"}
+    assert before == document(), "the document itself is not touched"
+
+
+def test_overrides_of_a_document_that_is_wrong_leave_it_for_the_checks():
+    wrong = document(queues=1, bindings=2, client_properties=3)
+    assert override(wrong, Overrides("app", "queue", "exchange", ("key",))) == wrong
+    assert override(document(bindings=[4]), Overrides(exchange="e"))["bindings"] == []
+
+
+# The author's part.
+
+
+class Model(pydantic.BaseModel):
+    packages: list[str]
+    limit: int = 3
+
+
+@dataclasses.dataclass
+class Data:
+    packages: list[str]
+    limit: int = 3
+
+
+class Typed(TypedDict):
+    packages: list[str]
+    limit: NotRequired[int]
+
+
+class PartlyTyped(TypedDict, total=False):
+    packages: Required[list[str]]
+    limit: int
+
+
+class Inherited(PartlyTyped):
+    more: NotRequired[bool]
+
+
+TYPES = [Model, Data, Typed, PartlyTyped, Inherited]
+
+
+@pytest.mark.parametrize("config_type", TYPES)
+def test_each_kind_of_config_takes_what_fits_without_the_frameworks_table(config_type):
+    table = {"packages": ["kernel"], "framework": {"anything": 1}}
+    config = parse_consumer_config(config_type, table)
+    if typing.is_typeddict(config_type):
+        assert config == {"packages": ["kernel"]}
+    else:
+        assert config == config_type(packages=["kernel"])
+
+
+@pytest.mark.parametrize("config_type", TYPES)
+def test_each_kind_of_config_reports_every_problem_at_once(config_type):
+    with pytest.raises(ConfigurationError) as caught:
+        parse_consumer_config(config_type, {"package": [SECRET], "limit": SECRET})
+    assert {str(problem) for problem in caught.value.problems} == {
+        "consumer_config.packages: this key is required; add it",
+        (
+            "consumer_config.limit: must be an integer, unable to parse string as an integer; "
+            "it is a string now"
+        ),
+        'consumer_config.package: unknown key; did you mean "packages"?',
+    }
+
+
+@pytest.mark.parametrize("config_type", TYPES)
+def test_each_kind_of_config_is_one_and_tells_its_keys(config_type):
+    assert is_config_type(config_type)
+    assert {"packages", "limit"} <= (known_keys(config_type) or set())
+
+
+@pytest.mark.parametrize("value", [dict, "Config", Data(packages=[]), Model(packages=[]), 3, None])
+def test_nothing_else_is_a_config(value):
+    assert not is_config_type(value)
+
+
+def test_without_a_config_the_table_is_the_authors_as_it_is():
+    assert parse_consumer_config(None, {"a": 1, "framework": {}}) == {"a": 1}
+
+
+@pytest.mark.parametrize("extra", ["allow", "ignore"])
+def test_a_model_that_says_what_it_does_with_extra_keys_is_left_alone(extra):
+    model = pydantic.create_model("Model", __config__=pydantic.ConfigDict(extra=extra))
+    parse_consumer_config(model, {"anything": 1})
+
+
+def test_a_model_that_forbids_extra_keys_reports_each_once():
+    model = pydantic.create_model("Model", __config__=pydantic.ConfigDict(extra="forbid"), key=int)
+    with pytest.raises(ConfigurationError) as caught:
+        parse_consumer_config(model, {"key": 1, "kez": 2})
+    assert [str(p) for p in caught.value.problems] == [
+        'consumer_config.kez: unknown key; did you mean "key"?'
+    ]
+
+
+def test_a_key_may_be_called_by_its_alias():
+    class Aliased(pydantic.BaseModel):
+        log_level: str = pydantic.Field(alias="log-level")
+
+    assert parse_consumer_config(Aliased, {"log-level": "info"}).log_level == "info"
+
+
+def test_a_problem_inside_a_nested_table_has_the_whole_path():
+    class Inner(pydantic.BaseModel):
+        ports: list[int]
+
+    class Outer(pydantic.BaseModel):
+        servers: dict[str, Inner]
+
+    table = {"servers": {"a b": {"ports": [1, SECRET]}}}
+    with pytest.raises(ConfigurationError) as caught:
+        parse_consumer_config(Outer, table)
+    (problem,) = caught.value.problems
+    assert problem.path == 'consumer_config.servers."a b".ports[1]'
+    assert SECRET not in str(problem)
+
+
+def test_what_the_authors_own_validator_says_is_shown():
+    class Checked(pydantic.BaseModel):
+        glob: str
+
+        @pydantic.field_validator("glob")
+        @classmethod
+        def check(cls, value: str) -> str:
+            raise ValueError("Globs are not good")
+
+    with pytest.raises(ConfigurationError, match=r"consumer_config\.glob: Globs are not good"):
+        parse_consumer_config(Checked, {"glob": "*"})
+
+
+def test_a_config_that_pydantic_cannot_use_is_a_problem_of_the_class():
+    class Odd:
+        pass
+
+    @dataclasses.dataclass
+    class Config:
+        odd: Odd
+
+    with pytest.raises(ConfigurationError, match=r"(?s)Config cannot be used: .*mend the class"):
+        parse_consumer_config(Config, {"odd": 1})
+
+
+# The names of instances.
+
+
+@pytest.mark.parametrize("name", ["a", "Fedora-Notifs_2", "x" * 28])
+def test_what_systemd_takes_in_a_user_name_is_an_instance_name(name):
+    assert instance_name_problem(name) is None
+
+
+@pytest.mark.parametrize("name", ["", "x" * 29, "a.b", "../etc", "a b", "é", "a\n", "a@b"])
+def test_nothing_else_is_an_instance_name(name):
+    problem = instance_name_problem(name)
+    assert problem is not None
+    assert repr(name) in problem.message
+    assert "--conf" in problem.cure

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What reaches the service manager, on a real socket."""
+
+import logging
+import socket
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer_framework.adapters import systemd
+from consumer_framework.adapters.systemd import SystemdNotifier, one_ascii_line
+
+
+class Manager:
+    """The other end of the notification socket."""
+
+    def __init__(self, address):
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(address)
+        self._socket.setblocking(False)
+
+    def told(self):
+        """The notifications that wait, oldest first."""
+        received = []
+        while True:
+            try:
+                received.append(self._socket.recv(65536).decode("ascii"))
+            except BlockingIOError:
+                return received
+
+    def close(self):
+        self._socket.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request, tmp_path, monkeypatch):
+    name = f"notify-{uuid.uuid4()}"
+    path = str(tmp_path / "notify")
+    bound, variable = (path, path) if request.param == "path" else (f"\0{name}", f"@{name}")
+    monkeypatch.setenv("NOTIFY_SOCKET", variable)
+    running = Manager(bound)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def notifier(manager, monkeypatch):
+    monkeypatch.setattr(systemd, "SEND_TIMEOUT", 0.01)
+    made = SystemdNotifier()
+    yield made
+    assert made._systemd is not None
+    made._systemd.socket.close()
+
+
+def test_without_a_service_manager_nothing_is_said(monkeypatch):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notifier = SystemdNotifier()
+    notifier.ready("ready")
+    notifier.status("status")
+    notifier.stopping("stopping")
+
+
+def test_each_call_is_one_notification_with_a_status(manager, notifier):
+    notifier.status("connecting")
+    notifier.ready("consuming")
+    notifier.stopping("stopping")
+    assert manager.told() == [
+        "STATUS=connecting",
+        "READY=1\nSTATUS=consuming",
+        "STOPPING=1\nSTATUS=stopping",
+    ]
+
+
+def test_a_status_that_did_not_change_is_not_sent_again(manager, notifier):
+    for status in ("one", "one", "two", "two", "one"):
+        notifier.status(status)
+    notifier.ready("one")
+    notifier.status("one")
+    assert manager.told() == ["STATUS=one", "STATUS=two", "STATUS=one", "READY=1\nSTATUS=one"]
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        ("the queue čaj", "the queue ?aj"),
+        ("one\ntwo\r\n  three", "one two three"),
+        ("READY=1\nSTOPPING=1", "READY=1 STOPPING=1"),
+        ("  tab\tand   spaces ", "tab and spaces"),
+    ],
+)
+def test_a_status_is_one_line_of_ascii(manager, notifier, status, line):
+    notifier.ready(status)
+    assert manager.told() == [f"READY=1\nSTATUS={line}"]
+
+
+@given(st.text())
+def test_any_text_becomes_one_printable_line(text):
+    line = one_ascii_line(text)
+    assert line.isascii()
+    assert len(line.splitlines()) <= 1
+    assert line == line.strip()
+
+
+def fill(notifier, caplog):
+    """Notify until the manager's queue is full; return the last status that was sent."""
+    for number in range(10_000):
+        notifier.status(f"status {number}")
+        if "was not told" in caplog.text:
+            return f"status {number - 1}"
+    raise AssertionError("the queue is endless")
+
+
+def test_a_manager_that_does_not_read_stops_nothing_and_is_told_later(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        fill(notifier, caplog)
+        notifier.ready("consuming")
+    assert "was not told READY=1" in caplog.text
+    manager.told()
+    notifier.status("still consuming")
+    assert manager.told() == ["READY=1\nSTATUS=still consuming"]
+    notifier.stopping("stopping")
+    assert manager.told() == ["STOPPING=1\nSTATUS=stopping"]
+
+
+def test_a_status_that_was_not_sent_is_sent_again(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        fill(notifier, caplog)
+        notifier.status("last")
+    manager.told()
+    notifier.status("last")
+    assert manager.told() == ["STATUS=last"]
+
+
+def test_readiness_that_was_not_sent_is_sent_with_a_status_that_did_not_change(
+    manager, notifier, caplog
+):
+    with caplog.at_level(logging.WARNING):
+        status = fill(notifier, caplog)
+        notifier.ready(status)
+    assert manager.told()[-1] == f"STATUS={status}"
+    notifier.status(status)
+    assert manager.told() == [f"READY=1\nSTATUS={status}"]
+
+
+def test_all_that_was_not_sent_goes_out_together_in_order(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        fill(notifier, caplog)
+        notifier.ready("consuming")
+    manager.told()
+    notifier.stopping("stopping")
+    assert manager.told() == ["READY=1\nSTOPPING=1\nSTATUS=stopping"]
+
+
+def test_a_manager_that_is_gone_is_only_logged(manager, notifier, caplog):
+    manager.close()
+    with caplog.at_level(logging.WARNING):
+        notifier.ready("consuming")
+        notifier.status("consuming")
+    assert "the service manager was not told READY=1" in caplog.text

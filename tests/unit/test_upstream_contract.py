@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What consumer_framework uses of fedora-messaging and pika that is not public.
+
+Each failure says what moved and which module uses it. The caps on both in pyproject.toml may be
+raised once all of this holds.
+"""
+
+import inspect
+from typing import Any
+from unittest import mock
+
+import crochet
+import pika
+import pytest
+from fedora_messaging import api, config, message
+from fedora_messaging import exceptions as fm_exceptions
+from fedora_messaging.twisted import monitor
+from fedora_messaging.twisted.factory import FedoraMessagingFactoryV2
+from fedora_messaging.twisted.protocol import FedoraMessagingProtocolV2
+from fedora_messaging.twisted.service import FedoraMessagingServiceV2
+from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
+from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
+from twisted.application.internet import SSLClient, TCPClient
+from twisted.internet import defer, error, task
+from twisted.internet.protocol import ReconnectingClientFactory
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
+
+CONNECTION = "consumer_framework/adapters/amqp/connection.py"
+SESSION = "consumer_framework/adapters/amqp/session.py"
+CODEC = "consumer_framework/adapters/codec.py"
+CONFIG = "consumer_framework/adapters/config.py"
+RUNNER = "consumer_framework/host/runner.py"
+REACTOR = "consumer_framework/host/reactor.py"
+
+
+def moved(what, where):
+    return f"{what} is not there any more, or is something else now; see its use in {where}"
+
+
+def parameters_of(function):
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.fixture(autouse=True)
+def _default_configuration():
+    with mock.patch.dict(config.conf, config.DEFAULTS):
+        yield
+
+
+@pytest.fixture
+def protocol():
+    return FedoraMessagingProtocolV2(pika.ConnectionParameters())
+
+
+# fedora_messaging.twisted
+
+
+@pytest.mark.parametrize(("url", "kind"), [("amqp://h:1/", TCPClient), ("amqps://h:1/", SSLClient)])
+def test_the_service_has_parameters_and_a_client_that_can_be_made_again(url, kind):
+    service = FedoraMessagingServiceV2(url)
+    assert isinstance(service._parameters, pika.connection.Parameters), moved(
+        "FedoraMessagingServiceV2._parameters", CONNECTION
+    )
+    client = service._service
+    assert type(client) is kind, moved("FedoraMessagingServiceV2._service", CONNECTION)
+    assert client.kwargs.get("factory") is service.factory, moved(
+        'FedoraMessagingServiceV2._service.kwargs["factory"]', CONNECTION
+    )
+    again = type(client)(*client.args, **{**client.kwargs, "factory": service.factory})
+    assert again.kwargs == client.kwargs, moved("the arguments of the Twisted client", CONNECTION)
+    assert list(service) == [client], moved("the one child of FedoraMessagingServiceV2", CONNECTION)
+
+
+def test_the_service_can_be_made_without_arguments_and_reads_the_configuration():
+    with mock.patch.dict(config.conf, {"amqp_url": "amqp://broker:1234/"}):
+        service = FedoraMessagingServiceV2()
+    assert (service._parameters.host, service._parameters.port) == ("broker", 1234), moved(
+        "FedoraMessagingServiceV2() with the URL of the configuration", CONNECTION
+    )
+    properties = service._parameters.client_properties
+    assert properties == config.DEFAULTS["client_properties"], moved(
+        "client_properties in FedoraMessagingServiceV2()", CONNECTION
+    )
+
+
+@pytest.mark.parametrize("name", ["stats", "consuming"])
+def test_the_monitoring_server_asks_the_service(name):
+    assert isinstance(inspect.getattr_static(FedoraMessagingServiceV2, name), property), moved(
+        f"FedoraMessagingServiceV2.{name}", CONNECTION
+    )
+    assert f"_fm_service.{name}" in inspect.getsource(monitor), moved(
+        f"the monitoring server's use of service.{name}", CONNECTION
+    )
+
+
+def test_the_monitoring_server_is_added_to_a_service():
+    assert parameters_of(monitor.monitor_service) == ["fm_service", "address", "port"], moved(
+        "fedora_messaging.twisted.monitor.monitor_service", RUNNER
+    )
+
+
+# Upstream still calls it.
+@pytest.mark.filterwarnings("ignore:twisted.internet.defer.returnValue:DeprecationWarning")
+def test_the_factory_has_what_publishers_wait_for():
+    factory = FedoraMessagingFactoryV2(pika.ConnectionParameters(), confirms=True)
+    assert isinstance(factory._client_deferred, defer.Deferred), moved(
+        "FedoraMessagingFactoryV2._client_deferred", CONNECTION
+    )
+    assert factory._client is None, moved("FedoraMessagingFactoryV2._client", CONNECTION)
+    assert isinstance(factory._parameters, pika.connection.Parameters), moved(
+        "FedoraMessagingFactoryV2._parameters", CONNECTION
+    )
+    assert factory.confirms is True, moved("FedoraMessagingFactoryV2.confirms", CONNECTION)
+    assert isinstance(factory._stats, FactoryStatistics), moved(
+        "FedoraMessagingFactoryV2._stats", CONNECTION
+    )
+    waiting = factory.when_connected()
+    client = mock.Mock(spec=FedoraMessagingProtocolV2, is_closed=False)
+    factory._client = client
+    factory._client_deferred.callback(client)
+    assert waiting.result is client, moved("FedoraMessagingFactoryV2.when_connected", CONNECTION)
+
+
+def test_the_statistics_have_the_fields_that_are_filled():
+    consumed = ConsumerStatistics(received=1, processed=2, dropped=3, rejected=4, failed=5)
+    assert FactoryStatistics(6, consumed).as_dict() == {
+        "published": 6,
+        "consumed": {"received": 1, "processed": 2, "dropped": 3, "rejected": 4, "failed": 5},
+    }, moved("fedora_messaging.twisted.stats", CONNECTION)
+
+
+def test_stopping_the_service_halts_the_client_and_the_factory():
+    source = inspect.getsource(FedoraMessagingServiceV2.stopService)
+    assert "self.factory.stopTrying()" in source, moved("stopService", SESSION)
+    assert "self.factory.stopFactory()" in source, moved("stopService", SESSION)
+    assert "self._client.halt()" in inspect.getsource(FedoraMessagingFactoryV2.stopFactory), moved(
+        "FedoraMessagingFactoryV2.stopFactory", SESSION
+    )
+
+
+def test_the_protocol_declares_and_allocates_channels():
+    for name, parameters in {
+        "_allocate_channel": ["self"],
+        "declare_queue": ["self", "queue"],
+        "bind_queues": ["self", "bindings"],
+    }.items():
+        method = getattr(FedoraMessagingProtocolV2, name, None)
+        assert method is not None, moved(f"FedoraMessagingProtocolV2.{name}", SESSION)
+        assert parameters_of(method) == parameters, moved(
+            f"FedoraMessagingProtocolV2.{name}'s parameters", SESSION
+        )
+
+
+def test_a_refused_declaration_says_what_was_refused():
+    reason = pika.exceptions.ChannelClosedByBroker(404, "NOT_FOUND")
+    refused = fm_exceptions.BadDeclaration("queue", {"queue": "one"}, reason)
+    assert (refused.obj_type, refused.description, refused.reason) == (
+        "queue",
+        {"queue": "one"},
+        reason,
+    ), moved("BadDeclaration.obj_type, .description or .reason", SESSION)
+
+
+# twisted
+
+
+def test_the_reconnecting_factory_keeps_its_state_in_known_places():
+    factory = ReconnectingClientFactory()
+    assert (factory._callID, factory.continueTrying, factory.retries) == (None, 1, 0), moved(
+        "ReconnectingClientFactory._callID, .continueTrying or .retries", CONNECTION
+    )
+    assert factory.connector is None, moved("ReconnectingClientFactory.connector", CONNECTION)
+
+
+def test_stopping_the_reconnecting_factory_cancels_the_attempt_that_waits():
+    factory = ReconnectingClientFactory()
+    clock = task.Clock()
+    factory._callID = clock.callLater(1, lambda: None)
+    factory.stopTrying()
+    assert clock.getDelayedCalls() == [], moved("ReconnectingClientFactory.stopTrying", CONNECTION)
+    assert not factory.continueTrying
+    factory._callID = clock.callLater(1, lambda: None)
+    factory.retries = 5
+    factory.resetDelay()
+    assert (factory._callID, factory.continueTrying, factory.retries) == (None, 1, 0), moved(
+        "ReconnectingClientFactory.resetDelay", CONNECTION
+    )
+
+
+# pika
+
+
+def test_the_connection_has_an_implementation_with_a_reactor_and_an_error(protocol):
+    assert isinstance(protocol, TwistedProtocolConnection)
+    assert isinstance(protocol._impl, pika.connection.Connection), moved(
+        "TwistedProtocolConnection._impl", CONNECTION
+    )
+    assert callable(protocol._impl._reactor.callLater), moved(
+        "TwistedProtocolConnection._impl._reactor", CONNECTION
+    )
+    assert protocol._impl._error is None, moved("pika.connection.Connection._error", CONNECTION)
+
+
+def test_the_connection_tells_of_a_failed_handshake():
+    seen = []
+
+    class Watched(FedoraMessagingProtocolV2):
+        def _on_connection_failed(self, connection, error=None):
+            seen.append(error)
+            super()._on_connection_failed(connection, error)
+
+    watched = Watched(pika.ConnectionParameters())
+    watched._impl._reactor = task.Clock()
+    assert isinstance(watched.ready, defer.Deferred), moved(
+        "TwistedProtocolConnection.ready", CONNECTION
+    )
+    assert watched.closed is None, moved("TwistedProtocolConnection.closed", CONNECTION)
+    failures: list[Any] = []
+    ready: Any = watched.ready
+    ready.addErrback(failures.append)
+    transport: Any = StringTransport()
+    watched.makeConnection(transport)
+    watched.connectionLost(Failure(error.ConnectionLost()))
+    assert len(seen) == len(failures) == 1, moved(
+        "TwistedProtocolConnection._on_connection_failed", CONNECTION
+    )
+
+
+def test_the_transport_that_the_protocol_is_given_is_the_one_that_pika_closes(protocol):
+    transport = mock.Mock(wraps=StringTransport())
+    protocol._impl._reactor = task.Clock()
+    protocol.ready.addErrback(lambda _: None)
+    protocol.makeConnection(transport)
+    protocol._impl._adapter_disconnect_stream()
+    transport.loseConnection.assert_called_once_with()
+    assert protocol.transport is transport, moved("Protocol.transport", CONNECTION)
+
+
+def test_the_twisted_channel_wraps_a_channel():
+    inner = mock.Mock(spec=pika.channel.Channel)
+    channel = TwistedChannel(inner)
+    assert channel._channel is inner, moved("TwistedChannel._channel", SESSION)
+    assert isinstance(channel.on_closed, defer.Deferred), moved("TwistedChannel.on_closed", SESSION)
+    assert hasattr(pika.channel.Channel, "add_on_cancel_callback"), moved(
+        "pika.channel.Channel.add_on_cancel_callback", SESSION
+    )
+
+
+def test_the_twisted_channel_wraps_methods_so_that_they_return_deferreds():
+    inner = mock.Mock(spec=pika.channel.Channel)
+    channel = TwistedChannel(inner)
+    confirmed = channel._wrap_channel_method("basic_consume")(queue="one", on_message_callback=len)
+    (call,) = inner.basic_consume.call_args_list
+    assert set(call.kwargs) == {"queue", "on_message_callback", "callback"}, moved(
+        "TwistedChannel._wrap_channel_method", SESSION
+    )
+    call.kwargs["callback"]("frame")
+    assert confirmed.result == "frame", moved("TwistedChannel._wrap_channel_method", SESSION)
+    taken = parameters_of(pika.channel.Channel.basic_consume)
+    assert {"queue", "on_message_callback", "callback"} <= set(taken), moved(
+        "pika.channel.Channel.basic_consume", SESSION
+    )
+
+
+def test_a_closed_channel_fires_its_deferred_with_the_reason():
+    inner = mock.Mock(spec=pika.channel.Channel)
+    channel = TwistedChannel(inner)
+    reasons: list[Any] = []
+    on_closed: Any = channel.on_closed
+    on_closed.addCallback(reasons.append)
+    (closing,) = inner.add_on_close_callback.call_args.args
+    reason = pika.exceptions.ChannelClosedByBroker(404, "NOT_FOUND")
+    closing(inner, reason)
+    assert reasons == [reason], moved("TwistedChannel.on_closed", SESSION)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("basic_ack", {"delivery_tag"}),
+        ("basic_nack", {"delivery_tag", "multiple", "requeue"}),
+        ("basic_reject", {"delivery_tag", "requeue"}),
+        ("basic_qos", {"prefetch_size", "prefetch_count"}),
+        ("basic_cancel", {"consumer_tag"}),
+        ("close", set()),
+    ],
+)
+def test_the_twisted_channel_takes_what_it_is_told(method, parameters):
+    taken = parameters_of(getattr(TwistedChannel, method))
+    assert parameters <= set(taken), moved(f"TwistedChannel.{method}", SESSION)
+
+
+# fedora_messaging.api, .config, .message; crochet
+
+
+def test_publishing_goes_over_the_service_that_the_api_module_holds():
+    assert hasattr(api, "_twisted_service"), moved("fedora_messaging.api._twisted_service", RUNNER)
+    service = mock.Mock(spec=FedoraMessagingServiceV2)
+    with mock.patch.object(api, "_twisted_service", service):
+        assert api._init_twisted_service() is service, moved(
+            "fedora_messaging.api._init_twisted_service", RUNNER
+        )
+
+
+def test_crochet_can_be_told_to_start_no_reactor():
+    assert callable(getattr(crochet, "no_setup", None)), moved("crochet.no_setup", REACTOR)
+    assert "crochet.setup()" in inspect.getsource(api), moved(
+        "fedora_messaging.api's call of crochet.setup", REACTOR
+    )
+
+
+def test_the_settings_are_the_keys_that_upstream_knows():
+    ours, theirs = set(Settings.model_fields), set(config.DEFAULTS)
+    assert ours == theirs, (
+        f"fedora-messaging has new keys {theirs - ours} and lost {ours - theirs}; "
+        "see Settings in consumer_framework/core/settings.py"
+    )
+
+
+def test_the_server_named_queue_is_upstreams():
+    assert config.DEFAULTS["queues"] == {"": TRANSIENT_QUEUE}, moved(
+        "the default queue", "consumer_framework/core/settings.py"
+    )
+
+
+def test_the_configuration_is_lazy_and_can_be_given():
+    conf = config.LazyConfig()
+    conf.loaded = True
+    conf.update({"callback": "given"})
+    assert dict(conf.items()) == {"callback": "given"}, moved("LazyConfig.loaded", CONFIG)
+    for name in ("validate_client_properties", "validate_monitoring"):
+        assert callable(getattr(config, name, None)), moved(f"config.{name}", CONFIG)
+    error = fm_exceptions.ConfigurationException("why")
+    assert error.message == "why", moved("ConfigurationException.message", CONFIG)
+
+
+def test_messages_are_made_from_the_bytes_of_a_delivery():
+    assert callable(getattr(message, "load_message_classes", None)), moved(
+        "fedora_messaging.message.load_message_classes", CODEC
+    )
+    assert parameters_of(message.get_message) == ["routing_key", "properties", "body"], moved(
+        "fedora_messaging.message.get_message", CODEC
+    )
+    assert 'group="fedora.messages"' in inspect.getsource(message.load_message_classes), moved(
+        "the entry point group fedora.messages", CODEC
+    )
+    assert isinstance(fm_exceptions.ValidationError.summary, property), moved(
+        "ValidationError.summary", CODEC
+    )
