@@ -182,7 +182,9 @@ class _Progress:
             for reason, count in self.reasons.most_common(5):
                 click.echo(f"{count:,} {output.safe(reason)}")
         colour = output.good if self.is_good else output.bad
-        if self.total != 1:
+        if not self.total:
+            click.echo("nothing is quarantined")
+        elif self.total != 1:
             click.echo(colour(f"{done:,} of {self.total:,} succeeded"))
         if not self.is_good:
             click.echo(f"See: {output.faint(at.command('list'))}")
@@ -247,8 +249,8 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
         if delivery is None:
             raise Refusal("--edit takes one ROW")
         numbers = [_edited(at, delivery, as_json=as_json)]
-    if not numbers and not as_json:
-        click.echo("nothing is quarantined")
+    if not numbers:
+        _Progress(0, as_json).sum_up(at)
         return
     _replay(at, numbers, (callback, callback_file), as_json=as_json)
 

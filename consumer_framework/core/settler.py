@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .delivery import Delivery, Outcome
+    from .disposition import Disposition
     from .histories import Histories
     from .holds import Holds
     from .ports import Acknowledger, FlightRecorder, Journal, Recorder
@@ -64,7 +65,7 @@ class Settler:
         the handler had it is in the flight recorder alone.
         """
         known = redelivery if redelivery.row else self.histories.recall(redelivery)
-        crashes = self.flight.crashes_of(redelivery)
+        crashes = max(known.history.crashes, self.flight.crashes_of(redelivery))
         return replace(known, history=replace(known.history, crashes=crashes))
 
     def settle(self, what: Settled) -> None:
@@ -109,7 +110,7 @@ class Settler:
     def _finish(self, what: Settled, *, told: bool) -> None:
         if what.run is not None:
             self.unsettled.end(what.run, settled=told)
-        if told and not isinstance(what.decision.disposition, Hold | Requeue):
+        if told and _is_final(what.decision.disposition):
             self.flight.forget(what.delivery)
         if not told:
             self.histories.keep(what.delivery)
@@ -160,3 +161,11 @@ class Settler:
             self._failing -= 1
             if not self._failing:
                 self.journal_works()
+
+
+def _is_final(disposition: Disposition) -> bool:
+    """Whether the message will not come to this instance's handler again."""
+    match disposition:
+        case Hold() | Requeue() | Defer() | Halt(requeue=True):
+            return False
+    return True

@@ -81,7 +81,9 @@ class Circuit:
         if self._reasons.get(what) != reason:
             self._reasons[what] = reason
             _log.warning("paused: %s", reason)
-        self._scheduler.pause()
+        if what == DEPENDENCY:
+            # Deferred messages go on where the journal is full: that is what makes room.
+            self._scheduler.pause()
         self._pause("; ".join(self._reasons.values()))
 
     def _mend(self, what: str) -> None:

@@ -63,7 +63,7 @@ class ControlProtocol(LineOnlyReceiver):
             self._say({"done": True})
 
     def _say(self, answer: dict[str, Any]) -> None:
-        self.sendLine(json.dumps(answer).encode())
+        self.sendLine(json.dumps(answer).encode())  # type: ignore[no-untyped-call]
 
 
 class ControlFactory(Factory):

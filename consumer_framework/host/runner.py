@@ -270,8 +270,8 @@ class Runner(MultiService):
         path = control_socket(self._stores.directory)
         path.unlink(missing_ok=True)
         factory = ControlFactory(Orders(self._stores.journal, self._slots.replay).by_name)
-        server = UNIXServer(str(path), factory, mode=0o600)
-        server.setServiceParent(self)
+        server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
+        server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     # What the slots report.
 

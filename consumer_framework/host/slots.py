@@ -164,7 +164,7 @@ class Slots:
         Raises:
             asyncio.CancelledError: The instance stops.
         """
-        done = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Disposition] = asyncio.get_running_loop().create_future()
         self._replays[delivery.row] = done
         self._intake.put_first(replace(delivery, history=NO_HISTORY, replayed=True))
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from consumer_framework.core.errors import ConfigurationError, JournalError, Pro
 
 if TYPE_CHECKING:
     from consumer_framework.core.settings import Framework
+
+_log = logging.getLogger(__name__)
 
 # What systemd makes for `StateDirectory=fedora-messaging/NAME` (systemd.exec(5)).
 SYSTEM_STATE = Path("/var/lib/fedora-messaging")
@@ -74,8 +77,24 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = Journal.open(directory, instance=instance, limits=limits)
-        flight, _ = Flight.open(directory, PLACES)
+        flight = _open_flight(directory, journal)
     except (OSError, JournalError) as error:
         cure = "give a directory that this user can write to with --state-dir"
         raise ConfigurationError(Problem("", str(error), cure), source=str(directory)) from error
     return Stores(directory, journal, flight)
+
+
+def _open_flight(directory: Path, journal: Journal) -> Flight:
+    try:
+        flight, wreckage = Flight.open(directory, PLACES)
+    except BaseException:
+        journal.close()
+        raise
+    for survivor in wreckage.survivors:
+        _log.warning(
+            "the process died while message %s of %s was handled (%d times so far)",
+            survivor.message_id,
+            survivor.queue,
+            survivor.crashes,
+        )
+    return flight

@@ -204,7 +204,16 @@ class Instance:
         """The rows of its journal, oldest first."""
         reader = Journal.read(self.state)
         try:
-            return list(reader.rows())
+            return list(reader.rows(state=None))
+        finally:
+            reader.close()
+
+    def bodies(self) -> list[bytes]:
+        """The bodies in its journal, oldest first."""
+        reader = Journal.read(self.state)
+        try:
+            found = [reader.delivery(row.id) for row in reader.rows(state=None)]
+            return [delivery.body for delivery in found if delivery is not None]
         finally:
             reader.close()
 

@@ -39,8 +39,8 @@ def test_a_poison_message_is_tried_again_and_quarantined_and_stops_no_other(
     rows = instance.journal()
     assert {row.state for row in rows} == {"quarantined"}
     assert {row.message_id for row in rows} == {"3", "13", "23"}
-    assert all(len(row.attempts) == 3 for row in rows)
-    assert all("in handler" in row.attempts[0].traceback for row in rows)
+    assert all(row.attempts == 3 for row in rows)
+    assert all("handler" in row.fingerprint for row in rows)
     assert instance.log.count("Traceback") == 1, "one cause, one traceback"
     assert instance.told("3 quarantined") or until(
         lambda: instance.told("3 quarantined"), "the status says so"
@@ -75,7 +75,7 @@ def test_everything_undecodable_is_kept_as_it_was_received(broker, queue_name, s
     publish(broker.url, queue_name, [1])
     instance.noted("run", 1)
     until(lambda: len(instance.journal()) == len(UNDECODABLE), "all are quarantined")
-    kept = [row.body for row in instance.journal()]
+    kept = instance.bodies()
     assert kept == [body for body, _ in UNDECODABLE.values()]
     assert [n["body"] for n in instance.notes()] == [{"n": 1}]
     assert instance.stop() == 0
@@ -192,12 +192,13 @@ def handler(message):
     proxy.cut()
     until(lambda: len(instance.journal()) == 1, "it is quarantined")
     assert len(instance.notes("run")) == 2
-    assert len(instance.journal()[0].attempts) == 2
+    assert instance.journal()[0].attempts == 2
     assert instance.stop() == 0
 
 
 def ask(instance, request):
     with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
         client.connect(str(instance.configuration.parent / "control"))
         client.sendall(json.dumps(request).encode() + b"\n")
         with client.makefile() as answers:
