@@ -17,6 +17,7 @@ from .core.errors import (
     Retry,
     Skip,
 )
+from .core.helpers import on, translate
 from .core.settings import Recovery
 
 __all__ = [
@@ -30,4 +31,6 @@ __all__ = [
     "Recovery",
     "Retry",
     "Skip",
+    "on",
+    "translate",
 ]

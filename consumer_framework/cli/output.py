@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -58,7 +59,7 @@ class Command(click.Command):
 def complain(error: BaseException) -> None:
     """Print *error* to standard error, with a priority where that is the journal."""
     to_journal = is_journal(_descriptor(sys.stderr))
-    prefix = priority_prefix(3) if to_journal else "fm-consumer: "
+    prefix = priority_prefix(logging.ERROR) if to_journal else "fm-consumer: "
     for line in str(error).splitlines():
         click.echo(f"{prefix}{safe(line)}", err=True)
 

@@ -6,26 +6,25 @@ Both go to the instance where it runs, and are carried out in this process where
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-import tempfile
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 
 from . import output
+from .editing import edit
 from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
 from .output import Command, Refusal, plural
 from .selection import FINGERPRINT, choose, open_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from consumer_framework.adapters.journal import Row
     from consumer_framework.core.delivery import Delivery
@@ -199,7 +198,7 @@ Examples:
   fm-consumer quarantine replay sample --fingerprint 'KeyError in'
   fm-consumer quarantine replay sample 41 --edit          # mend the message, then run it
 \b
-Exit code: 0 if every message succeeded, 1 if any did not, 2 if nothing was tried.
+Exit code: 0 if every message succeeded, 1 if any did not, 2 if the command made no sense.
 """,
 )
 @words("INSTANCE [ROW]...")
@@ -213,7 +212,9 @@ Exit code: 0 if every message succeeded, 1 if any did not, 2 if nothing was trie
     metavar="N",
     help="Only the oldest N of them: see whether one succeeds before you try them all.",
 )
-@click.option("--edit", is_flag=True, help="Edit the body of one ROW first, with $EDITOR.")
+@click.option(
+    "--edit", "do_edit", is_flag=True, help="Edit the body of one ROW first, with $EDITOR."
+)
 @click.option("--callback", default="", metavar="MODULE:OBJECT", help="As for 'run'.")
 @click.option("--callback-file", default="", metavar="FILE.py:OBJECT", help="As for 'run'.")
 @JSON
@@ -227,7 +228,7 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     callback_file: str,
     *,
     everything: bool,
-    edit: bool,
+    do_edit: bool,
     as_json: bool,
 ) -> None:
     """Run messages again, oldest first, each once. What fails again stays in quarantine.
@@ -243,9 +244,9 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     with closing(open_journal(at)) as journal:
         rows = choose(journal, at, fingerprint, everything=everything)[:first]
         _check_states(rows, ("quarantined",))
-        delivery = journal.delivery(rows[0].id) if edit and len(rows) == 1 else None
+        delivery = journal.delivery(rows[0].id) if do_edit and len(rows) == 1 else None
     numbers = [row.id for row in rows]
-    if edit:
+    if do_edit:
         if delivery is None:
             raise Refusal("--edit takes one ROW")
         numbers = [_edited(at, delivery, as_json=as_json)]
@@ -311,16 +312,13 @@ def _warn_of_root(at: Where) -> None:
         click.echo(f"fm-consumer: {what}; {cure}", err=True)
 
 
-# Editing.
-
-
 def _edited(at: Where, delivery: Delivery, *, as_json: bool) -> int:
     """Let the operator edit a body; returns the row of the edited copy.
 
     Raises:
         Refusal: Nothing was edited, or what was is no JSON object.
     """
-    body = _edit(delivery)
+    body = edit(delivery)
     [answer] = _ask(at, [{"do": "edit", "row": delivery.row, "body": body}])
     if answer["row"] is None:
         raise Refusal(f"row {delivery.row} is no longer quarantined; nothing was changed")
@@ -328,62 +326,3 @@ def _edited(at: Where, delivery: Delivery, *, as_json: bool) -> int:
         click.echo(f"row {delivery.row}, as edited, is row {answer['row']}")
     number: int = answer["row"]
     return number
-
-
-def _edit(delivery: Delivery) -> dict[str, Any]:
-    from .views import pretty  # noqa: PLC0415
-
-    _check_encoding(delivery)
-    before = pretty(delivery)
-    text = before or delivery.body.decode("utf-8", "backslashreplace")
-    descriptor, name = tempfile.mkstemp(prefix=f"fm-consumer-row-{delivery.row}-", suffix=".json")
-    file = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(f"{text}\n")
-        body = _changed(file)
-    except _KeptError:
-        raise
-    except BaseException:
-        file.unlink()
-        raise
-    file.unlink()
-    if before is not None and body == json.loads(before):
-        raise Refusal("the message is what it was; nothing was replayed")
-    return body
-
-
-def _changed(file: Path) -> dict[str, Any]:
-    """Open the editor on *file*, and read what comes of it."""
-    before = file.read_bytes()
-    click.edit(filename=str(file))
-    after = file.read_bytes()
-    if after == before:
-        raise Refusal("nothing was edited; nothing was replayed")
-    return _parsed(after, file)
-
-
-class _KeptError(Refusal):
-    """The operator's work is in a file."""
-
-
-def _parsed(data: bytes, file: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        what = f"that is no JSON ({error}); nothing was replayed, your text is in {file}"
-        raise _KeptError(what) from None
-    if not isinstance(body, dict):
-        raise _KeptError(f"that is no JSON object; nothing was replayed, your text is in {file}")
-    return body
-
-
-def _check_encoding(delivery: Delivery) -> None:
-    """Refuse a message whose properties would make any body undecodable."""
-    encoding = getattr(delivery.properties, "content_encoding", None)
-    try:
-        "{}".encode(encoding or "utf-8")
-    except (LookupError, TypeError, ValueError):
-        what = f"its content_encoding {encoding!r} lets nobody read any body"
-        cure = "export it, mend that and publish it, or drop it"
-        raise Refusal(f"row {delivery.row} cannot be mended by an edit: {what}; {cure}") from None

@@ -67,6 +67,12 @@ def first_line(error: BaseException) -> str:
     return _storable(text.partition("\n")[0])
 
 
+def said(error: BaseException) -> str:
+    """The class of *error* and the first line of what it says."""
+    text = first_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _storable(text: str) -> str:
     """JSON may hold half a surrogate pair, and then an error's text does; UTF-8 may not."""
     return text.encode(errors="backslashreplace").decode()

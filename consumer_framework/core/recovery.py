@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from . import disposition as to
 from . import errors
-from .attempt import History, attempt_of, first_line
+from .attempt import History, attempt_of, said
 from .delivery import Crashed, Delivery, Failed, Known, Outcome, Skipped, Succeeded, Undecodable
 
 if TYPE_CHECKING:
@@ -126,18 +126,13 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             return Decision(to.Ack(), delivery.history)
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))
-            return Decision(to.Quarantine(f"no valid message: {_said(error)}"), history)
+            return Decision(to.Quarantine(f"no valid message: {said(error)}"), history)
         case Crashed(times):
             reason = f"the process died {times} times while it was handled"
             return Decision(to.Quarantine(reason), delivery.history)
         case Failed(error):
             answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
             return next(answers, _Case.by_rules)(case, error)
-
-
-def _said(error: BaseException) -> str:
-    text = first_line(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +156,13 @@ class _Case:
             return Decision(self._exhausted(error, used), history)
         after = error.after if isinstance(error, errors.Retry) else None
         delay = self._spread(self.policy.schedule[used - 1]) if after is None else after
-        return Decision(self._later(self.situation.now + delay, _said(error)), history)
+        return Decision(self._later(self.situation.now + delay, said(error)), history)
 
     def defer(self, error: BaseException) -> Decision:
         now = self.situation.now
         until = error.until if isinstance(error, errors.Defer) else now + self.policy.defer
         until = max(until, now + SHORTEST_WAIT)
-        return Decision(self._later(until, _said(error)), self.delivery.history)
+        return Decision(self._later(until, said(error)), self.delivery.history)
 
     def drop(self, error: BaseException) -> Decision:
         return Decision(to.Reject(_reason(error)), self.delivery.history)
@@ -207,7 +202,7 @@ class _Case:
         return to.Defer(until, reason)
 
     def _exhausted(self, error: BaseException, used: int) -> Disposition:
-        reason = f"{_said(error)} ({used} attempts)" if used > 1 else _said(error)
+        reason = f"{said(error)} ({used} attempts)" if used > 1 else said(error)
         if self.delivery.replayed:
             return to.Quarantine(reason)
         match self.policy.on_exhausted:
@@ -223,7 +218,7 @@ class _Case:
 
 def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", None)
-    return reason if isinstance(reason, str) and reason else _said(error)
+    return reason if isinstance(reason, str) and reason else said(error)
 
 
 _Answer: TypeAlias = "Callable[[_Case, BaseException], Decision]"

@@ -12,7 +12,6 @@ import difflib
 import inspect
 import re
 import sys
-from enum import Enum
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -146,18 +145,9 @@ class Recovery(_Table):
         return self.model_copy(update=said)
 
 
-class Ordering(Enum):
-    """What order handlers keep."""
-
-    NONE = "none"
-    KEY = "key"
-    STRICT = "strict"
-
-
 class Framework(_Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
-    ordering: Ordering = Ordering.NONE
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
     quarantine_max_bytes: Annotated[StrictInt, Field(ge=1)] = 1 << 30
     recovery: Recovery = Recovery()

@@ -56,7 +56,7 @@ class ControlProtocol(LineOnlyReceiver):
                 self._say(answer)
         except (ValueError, KeyError, TypeError) as error:
             self._say({"error": f"no such request: {error}", "done": True})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- told to the client
             _log.exception("a request on the control socket failed")
             self._say({"error": f"{type(error).__name__}: {error}", "done": True})
         else:

@@ -30,7 +30,10 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
     Raises:
         ConfigurationError: A rule names what is no exception.
     """
-    rules = (*_rules(written, source), *_rules(own, name))
+    rules = (
+        *_rules(written, source, "consumer_config.framework.recovery.rules"),
+        *_rules(own, name, "recovery.rules"),
+    )
     settings = own.overridden_by(written)
     policy = Policy(
         schedule=(*(0.0 for _ in range(settings.immediate)), *settings.delays),
@@ -43,9 +46,9 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
     return policy, settings
 
 
-def _rules(recovery: Recovery, source: str) -> Iterator[Rule]:
+def _rules(recovery: Recovery, source: str, where: str) -> Iterator[Rule]:
     for index, rule in enumerate(recovery.rules):
-        path = f"consumer_config.framework.recovery.rules[{index}]"
+        path = f"{where}[{index}]"
         exceptions = tuple(_resolve(e, f"{path}.exceptions") for e in rule.exceptions)
         yield Rule(exceptions, rule.then, f"{source}: {path}")
 

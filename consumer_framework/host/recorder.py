@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.core.attempt import fingerprint
 from consumer_framework.core.delivery import Failed, Undecodable
-from consumer_framework.core.disposition import Defer, Halt, Hold, Quarantine, Reject, Requeue
+from consumer_framework.core.disposition import (
+    Ack,
+    Defer,
+    Disposition,
+    Halt,
+    Hold,
+    Quarantine,
+    Reject,
+    Requeue,
+)
 from consumer_framework.core.errors import Signal
 from consumer_framework.core.stats import Counters
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery, Outcome
-    from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import Clock
 
 _log = logging.getLogger(__name__)
@@ -57,7 +65,8 @@ class LogRecorder(Counters):
                 self._decided(delivery, disposition)
 
     def _failed(self, delivery: Delivery, error: BaseException, disposition: Disposition) -> None:
-        cause = fingerprint(error)
+        # A message that is held, and one that is quarantined, are two pieces of news.
+        cause = f"{type(disposition).__name__} {fingerprint(error)}"
         last, now = self._logged.get(cause), self._clock.monotonic()
         if last is not None and now - last < QUIET:
             self._more[cause] += 1
@@ -86,22 +95,23 @@ def describe(delivery: Delivery) -> str:
 
 def fate(disposition: Disposition) -> str:
     """Say in a log line what becomes of a delivery."""
+    because = _because(getattr(disposition, "reason", ""))
     match disposition:
-        case Requeue(reason):
-            return f"requeued{_because(reason)}"
-        case Reject(reason):
-            return f"dropped{_because(reason)}"
-        case Hold(until, reason):
-            return f"held until {_time(until)}{_because(reason)}"
-        case Defer(until, reason):
-            return f"deferred until {_time(until)}{_because(reason)}"
-        case Quarantine(reason):
-            return f"quarantined{_because(reason)}"
-        case Halt(exit_code, requeue, reason):
+        case Hold(until) | Defer(until):
+            what = "held" if isinstance(disposition, Hold) else "deferred"
+            return f"{what} until {_time(until)}{because}"
+        case Halt(exit_code, requeue):
             what = "requeued" if requeue else "acknowledged"
-            return f"{what} and halts the instance with exit code {exit_code}{_because(reason)}"
-        case _:
-            return "acknowledged"
+            return f"{what} and halts the instance with exit code {exit_code}{because}"
+    return f"{_FATES[type(disposition)]}{because}"
+
+
+_FATES: dict[type[Disposition], str] = {
+    Ack: "acknowledged",
+    Requeue: "requeued",
+    Reject: "dropped",
+    Quarantine: "quarantined",
+}
 
 
 def _because(reason: str) -> str:

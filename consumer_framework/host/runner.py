@@ -21,7 +21,13 @@ from twisted.internet import error as twisted_error
 
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.adapters.executor import Executor
-from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, Problem
+from consumer_framework.core.errors import (
+    ConfigurationError,
+    ExitCode,
+    Fault,
+    JournalError,
+    Problem,
+)
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text, status_line
 
@@ -47,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 # Seconds between two looks at whether `systemctl status` should say something new.
 STATUS_INTERVAL = 5.0
+# Seconds between two looks at what in the quarantine is too old.
+RETENTION_INTERVAL = 3600.0
 # Seconds that a second signal leaves for an orderly end.
 CUT_SHORT_GRACE = 5.0
 
@@ -66,7 +74,7 @@ class Runner(MultiService):
         exit_code: What the process should exit with, once the reactor has stopped.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- app.py puts it together, and nobody else
         self,
         settings: Settings,
         plan: Plan,
@@ -110,6 +118,7 @@ class Runner(MultiService):
             resume=self._resume,
         )
         self._status_timer = task.LoopingCall(self._say_status)
+        self._retention_timer = task.LoopingCall(lambda: self._spawn(self._expire()))
 
     def startService(self) -> None:  # noqa: N802 -- Twisted's name
         """Start: build the handler, connect, consume. Call it while the reactor runs."""
@@ -122,6 +131,7 @@ class Runner(MultiService):
         # What handlers publish with fedora_messaging.api goes over the instance's connection.
         api._twisted_service = self._session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
+        self._retention_timer.start(RETENTION_INTERVAL)
         self._building = self._spawn(self._build())
 
     # What the session reports.
@@ -253,7 +263,14 @@ class Runner(MultiService):
         for worker in self._slots.start(self._executor):
             self._watch(worker)
         self._monitor()
-        self._listen()
+        try:
+            self._listen()
+        except twisted_error.CannotListenError as error:
+            _log.warning(
+                "no replay while this runs: the control socket %s: %s",
+                error.port,
+                error.socketError,
+            )
         try:
             self._session.service.setServiceParent(self)  # type: ignore[no-untyped-call]
         except twisted_error.CannotListenError as error:
@@ -337,6 +354,7 @@ class Runner(MultiService):
 
     def _exit(self) -> None:
         self._status_timer.stop()
+        self._retention_timer.stop()
         for number, former in self._former_handlers.items():
             signal.signal(number, former)
         self._say_status()
@@ -357,6 +375,15 @@ class Runner(MultiService):
             self._recorder.snapshot(),
             self._trouble,
         )
+
+    async def _expire(self) -> None:
+        try:
+            expired = await self._stores.journal.expire(self._clock.time())
+        except JournalError as error:
+            _log.warning("what is too old cannot be exported, and is kept: %s", error)
+        else:
+            if expired.rows:
+                _log.warning("%d quarantined messages expired to %s", expired.rows, expired.file)
 
     def _say_status(self) -> None:
         self._notifier.status(self._status())

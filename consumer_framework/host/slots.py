@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters import codec
-from consumer_framework.core.attempt import NO_HISTORY
+from consumer_framework.core.attempt import History
 from consumer_framework.core.breaker import Breaker
 from consumer_framework.core.disposition import Defer, Halt, Hold
 from consumer_framework.core.histories import Histories
@@ -85,6 +85,7 @@ class Slots:
         self._chance = chance
         self._halt = halt
         self._workers: list[asyncio.Task[None]] = []
+        self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake()
         self._holds = Holds(recovery.hold_slots)
@@ -139,6 +140,7 @@ class Slots:
 
     def close(self) -> None:
         """Let no slot take a delivery any more, and nothing come back."""
+        self._is_closed = True
         self._intake.close()
         self._scheduler.pause()
         self._circuit.stop()
@@ -164,9 +166,13 @@ class Slots:
         Raises:
             asyncio.CancelledError: The instance stops.
         """
+        if self._is_closed:
+            raise asyncio.CancelledError
         done: asyncio.Future[Disposition] = asyncio.get_running_loop().create_future()
         self._replays[delivery.row] = done
-        self._intake.put_first(replace(delivery, history=NO_HISTORY, replayed=True))
+        # What happened before stays known; how often the process died does not count again.
+        history = History(delivery.history.attempts)
+        self._intake.put_first(replace(delivery, history=history, replayed=True))
         try:
             return await done
         finally:

@@ -379,9 +379,8 @@ class Harness:
         posted = self._queue.publish(what, key, properties, body)
         self._time.loop.call_soon(self._pump)
         self._settle_down()
-        while self._runner.is_killed:
-            self.crash()
-            self.advance(2 * ROUND_TRIP)
+        if kills:
+            self.advance(2 * kills * ROUND_TRIP)
         return posted.disposition
 
     def _pump(self) -> None:
@@ -401,7 +400,9 @@ class Harness:
         for worker in self._workers:
             if worker.done() and not worker.cancelled():
                 worker.result()
-        if self.halted is not None:
+        if self._runner.is_killed:
+            self.crash()
+        elif self.halted is not None:
             self._drain()
         elif self._has_something_to_deliver and not self._is_pumping:
             self._pump_call = self._time.reactor.callLater(ROUND_TRIP, self._pump)

@@ -96,6 +96,9 @@ class Instance:
         handler: Python source of the callback ``handler``.
         options: More arguments of ``fm-consumer run``.
         extra: More TOML, before the queues.
+        environment: More variables.
+        command: A whole other command.
+        prefix: What to run in the place of ``fm-consumer``, with its arguments.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Instance:
         extra: str = "",
         environment: Mapping[str, str] | None = None,
         command: Iterable[str] | None = None,
+        prefix: Iterable[str] | None = None,
     ) -> None:
         self._directory = directory
         self._notes = directory / "notes"
@@ -121,13 +125,15 @@ class Instance:
             f'amqp_url = "{url}"\ncallback = "{module}:handler"\n{extra}\n{queues}'
         )
         conf = ["--conf", str(self.configuration)]
-        self._command = list(command or [str(FM_CONSUMER), "run", *conf, *options])
+        program = list(prefix or [str(FM_CONSUMER)])
+        self._command = list(command or [*program, "run", *conf, *options])
         self._environment = dict(environment or {})
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.notifications: list[str] = []
 
     def start(self) -> Self:
+        self.notifications = []
         address = self._directory / "notify"
         address.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -159,8 +165,9 @@ class Instance:
 
     def _receive(self, notify_socket: socket.socket) -> None:
         """As a service manager does: at once, for the socket's queue is short."""
+        notifications = self.notifications
         while notification := notify_socket.recv(65536):
-            self.notifications.append(notification.decode())
+            notifications.append(notification.decode())
 
     def send(self, number: signal.Signals = signal.SIGTERM) -> None:
         assert self._process is not None

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import time
 from collections import Counter
 
@@ -273,5 +275,35 @@ def test_a_burst_of_poison_takes_few_commits(broker, queue_name, start):
             channel.basic_publish("amq.topic", queue_name, b"no json", properties)
     until(lambda: broker.depth(queue_name)[0] == 0, "all are taken", 60)
     until(lambda: len(instance.journal()) >= 100, "they are kept", 60)
+    assert instance.stop() == 0
+    assert broker.depth(queue_name) == (0, 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB for the state of an instance."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_pauses_the_instance_until_there_is_room(broker, queue_name, start, small_disk):
+    instance = start(
+        broker.url,
+        queue_table(queue_name),
+        POISON,
+        environment={"STATE_DIRECTORY": str(small_disk)},
+    ).ready()
+    publish(broker.url, queue_name, [b"no json" * 40_000] * 10)
+    until(lambda: instance.told("STATUS=Paused: "), "it is paused")
+    until(lambda: broker.depth(queue_name)[1] == 0, "it consumes no more")
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    instance.state = small_disk
+    until(lambda: len(instance.journal()) == 10, "it went on by itself", 40)
+    until(lambda: broker.depth(queue_name) == (0, 1), "it consumes again")
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)

@@ -24,13 +24,14 @@ from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
 from consumer_framework.core.attempt import Attempt, History, attempt_of
-from consumer_framework.core.delivery import Delivery
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from click.testing import Result
+
+    from consumer_framework.core.delivery import Delivery
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
 TOPIC = "org.fedoraproject.prod.bodhi.update.comment"

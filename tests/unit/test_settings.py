@@ -67,7 +67,12 @@ def test_every_kind_of_error_is_reported_at_once():
         qos={"prefetch_count": 70000, "prefetch_size": True},
         tls={"ca_certs": "/etc/ca.pem"},
         monitoring={"address": "::1"},
-        consumer_config={"framework": {"slots": 2}},
+        consumer_config={
+            "framework": {
+                "recovry": {},
+                "recovery": {"delays": ["10s", "soon"], "on_exhausted": "give up"},
+            }
+        },
     )
     assert set(found) == {
         'ammqp_url: unknown key; did you mean "amqp_url"?',
@@ -88,7 +93,15 @@ def test_every_kind_of_error_is_reported_at_once():
         "qos.prefetch_size: must be an integer; it is a boolean now",
         'tls.ca_certs: unknown key; did you mean "ca_cert"?',
         "monitoring.port: this key is required; add it",
-        "consumer_config.framework.slots: unknown key; remove it",
+        'consumer_config.framework.recovry: unknown key; did you mean "recovery"?',
+        (
+            "consumer_config.framework.recovery.delays[1]: "
+            'must be a length of time such as "10s", "5m", "1h 30m" or "7d"'
+        ),
+        (
+            "consumer_config.framework.recovery.on_exhausted: "
+            "must be 'quarantine', 'drop', 'requeue' or 'halt'"
+        ),
     }
     assert len(found) == len(set(found))
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
 import sqlite3
+import stat
 from contextlib import closing, contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -93,7 +95,8 @@ class Lock:
         except BlockingIOError:
             holder = (self._stream.read() or b"another process").decode(errors="replace")
             raise JournalError(
-                f"{self._file.with_name(DATABASE)}: in use by {holder}; stop that first"
+                f"{self._file.with_name(DATABASE)}: in use by {holder}; stop that first, or name "
+                "its own directories in $STATE_DIRECTORY and $RUNTIME_DIRECTORY"
             ) from None
         self._stream.truncate(0)
         self._stream.write(_who(instance).encode())
@@ -111,9 +114,14 @@ def _who(instance: str) -> str:
 def create(file: Path) -> int:
     """Open *file* for reading and writing, made where it is missing, and return its descriptor.
 
-    Root makes it the directory's owner's: the instance must be able to open it afterwards.
+    Root makes it the directory's owner's: the instance must be able to open it afterwards. That
+    owner could put a link in its place, and have root write somewhere else: links are refused.
     """
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    status = os.fstat(descriptor)
+    if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "is a link, or no regular file", str(file))
     if os.geteuid() == 0:
         owner = file.parent.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
@@ -156,6 +164,8 @@ def open_readable(file: Path) -> sqlite3.Connection:
     with described(file):
         if not file.parent.is_dir():
             raise NotADirectoryError(0, "no such directory", str(file.parent))
+        if file.is_symlink():
+            raise PermissionError(errno.EPERM, "is a link", str(file))
         if not file.exists():
             raise JournalError(f"{file}: there is no journal; no instance ran with this directory")
         connection = _connect(file, "ro")
