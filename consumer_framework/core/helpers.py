@@ -80,7 +80,7 @@ def translate(rules: Mapping[Kinds, Word] | None = None, *, reason: str = "") ->
     checked = tuple(_rule(kinds, word, reason) for kinds, word in (rules or {}).items())
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 -- the rules decide
         _answer(error, checked)
 
 

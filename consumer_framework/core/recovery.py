@@ -202,9 +202,9 @@ class _Case:
         return to.Defer(until, reason)
 
     def _exhausted(self, error: BaseException, used: int) -> Disposition:
-        reason = f"{said(error)} ({used} attempts)" if used > 1 else said(error)
         if self.delivery.replayed:
-            return to.Quarantine(reason)
+            return to.Quarantine(said(error))
+        reason = f"{said(error)} ({used} attempts)" if used > 1 else said(error)
         match self.policy.on_exhausted:
             case OnExhausted.QUARANTINE:
                 return to.Quarantine(reason)

@@ -65,18 +65,26 @@ class LogRecorder(Counters):
                 self._decided(delivery, disposition)
 
     def _failed(self, delivery: Delivery, error: BaseException, disposition: Disposition) -> None:
+        cause = fingerprint(error)
         # A message that is held, and one that is quarantined, are two pieces of news.
-        cause = f"{type(disposition).__name__} {fingerprint(error)}"
-        last, now = self._logged.get(cause), self._clock.monotonic()
-        if last is not None and now - last < QUIET:
-            self._more[cause] += 1
+        news = f"{type(disposition).__name__} {cause}"
+        if self._was_said(news):
+            self._more[news] += 1
             _log.debug("%s failed again: %s", describe(delivery), cause)
             return
-        self._logged[cause] = now
-        more = f" ({self._more.pop(cause)} more of this cause since)" if self._more[cause] else ""
+        more = f" ({self._more.pop(news)} more of this cause since)" if self._more[news] else ""
+        trace = None if self._was_said(cause) else error
         _log.error(
-            "%s failed%s; it is %s", describe(delivery), more, fate(disposition), exc_info=error
+            "%s failed%s; it is %s", describe(delivery), more, fate(disposition), exc_info=trace
         )
+
+    def _was_said(self, what: str) -> bool:
+        """Whether *what* was said a short while ago; it counts as said now if not."""
+        last, now = self._logged.get(what), self._clock.monotonic()
+        if last is not None and now - last < QUIET:
+            return True
+        self._logged[what] = now
+        return False
 
     def _decided(self, delivery: Delivery, disposition: Disposition) -> None:
         match disposition:

@@ -17,7 +17,7 @@ from consumer_framework.adapters.executor import Executor
 from consumer_framework.core import durations
 from consumer_framework.core import settings as core
 from consumer_framework.core.delivery import Known
-from consumer_framework.core.disposition import Ack, Defer, Halt, Hold, Quarantine, Reject
+from consumer_framework.core.disposition import Ack, Defer, Halt, Hold, Quarantine, Reject, Requeue
 from consumer_framework.core.handler import is_coroutine_callable
 from consumer_framework.core.recovery import Situation, decide
 from consumer_framework.host.loader import Target, factory, find, recovery_of
@@ -121,7 +121,7 @@ class Harness:
             written, recovery_of(target), "settings", target.name
         )
         self._patience = patience
-        self._time = VirtualTime(time.time(), self._patience_now)
+        self._time: VirtualTime
         self._flight = FakeFlightRecorder()
         self._queue = FakeQueue()
         self._runner: _Runner
@@ -129,14 +129,18 @@ class Harness:
         self._workers: list[asyncio.Task[None]] = []
         self._kills: Counter[str | None] = Counter()
         self._pump_call: Any = None
-        self._is_awaiting = False
+        self._awaited: asyncio.Task[None] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Start the instance; what the consumer's own ``setup`` raises is raised here."""
-        self._stack.callback(self._time.close)
-        self._stack.enter_context(_upstream_config(self._document))
-        self._start()
+        self._time = VirtualTime(time.time(), self._patience_now)
+        with self._stack as stack:
+            stack.callback(self._time.close)
+            stack.enter_context(_upstream_config(self._document))
+            self._start()
+            # What follows is undone by __exit__.
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -201,6 +205,10 @@ class Harness:
             message_id=message_id,
         )
         return self._deliver(body, routing_key, properties, body, kills)
+
+    def kill_next(self, message: Message, times: int = 1) -> None:
+        """Let the process be killed the next *times* that the handler has *message*."""
+        self._kills[message.id] = times
 
     def advance(self, duration: str | float) -> None:
         """Let time pass: *duration* is ``"10s"``, ``"1h 30m"``, or seconds. What is due runs."""
@@ -351,19 +359,16 @@ class Harness:
 
     def _await(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run the author's ``setup`` or ``teardown``, however long it takes."""
-        spawned = self._time.loop.create_task(coroutine)
-        self._is_awaiting = True
-        try:
-            self._time.run()
-            while not spawned.done():
-                self._time.step(self._time.next_timer() or ROUND_TRIP)
-        finally:
-            self._is_awaiting = False
+        self._awaited = spawned = self._time.loop.create_task(coroutine)
+        self._time.run()
+        while not spawned.done():
+            self._time.step(self._time.next_timer() or ROUND_TRIP)
+        self._awaited = None
         spawned.result()
 
     def _patience_now(self, has_timer: bool, has_sockets: bool) -> float | None:  # noqa: FBT001
-        if self._is_awaiting:
-            return 0 if has_timer else self._patience
+        if self._awaited is not None:
+            return 0 if has_timer or self._awaited.done() else self._patience
         if not self._runner.is_running:
             return 0
         if not self._runner.is_coroutine:
@@ -436,7 +441,7 @@ class Harness:
 
     def _note_settle(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
         posted = self._queue.of(delivery)
-        if isinstance(outcome, Known):
+        if isinstance(outcome, Known) or (delivery.row and _gives_back(disposition)):
             posted.disposition = self._kept(posted)
             return
         posted.disposition = disposition
@@ -509,6 +514,12 @@ class _Recorder(LogRecorder):
         super().settled(delivery, outcome, disposition, void=void)
         if not void:
             self._settled(delivery, outcome, disposition)
+
+
+def _gives_back(disposition: Disposition) -> bool:
+    return isinstance(disposition, Requeue) or (
+        isinstance(disposition, Halt) and disposition.requeue
+    )
 
 
 def _target(consumer: Any) -> Target:

@@ -144,6 +144,7 @@ class Instance:
             "NOTIFY_SOCKET": str(address),
             "NOTES": str(self._notes),
             "PYTHONPATH": str(self._directory),
+            "PYTHONUNBUFFERED": "1",
             "FEDORA_MESSAGING_CONF": str(self.configuration),
             "STATE_DIRECTORY": str(self.state),
             "RUNTIME_DIRECTORY": str(self._directory),

@@ -123,7 +123,7 @@ def test_a_deferral_takes_a_moment_in_any_zone_or_seconds_since_the_epoch(until)
 
 def test_a_consumer_says_nothing_of_recovery_unless_its_class_does():
     class Careful(Least):
-        recovery = Recovery(immediate=0, delays=["5s"])
+        recovery = Recovery(immediate=0, delays=(5,))
 
     assert Least.recovery is None
     assert Careful({}).recovery == Recovery(immediate=0, delays=(5.0,))

@@ -13,7 +13,8 @@ from consumer_framework import Consumer, DependencyFault, Drop, Halt, Recovery, 
 from consumer_framework.core import disposition as to
 from consumer_framework.core import helpers
 from consumer_framework.core.errors import ConfigurationError, JournalError
-from consumer_framework.testing import Harness, harness as harness_module
+from consumer_framework.testing import Harness
+from consumer_framework.testing import harness as harness_module
 
 
 def message(n=1):
@@ -31,7 +32,7 @@ class Sample(Consumer):
     class Config:
         word: str
 
-    recovery = Recovery(immediate=0, delays=("3s",))
+    recovery = Recovery(immediate=0, delays=(3,))
 
     def setup(self):
         self.heard = ["setup"]
@@ -59,8 +60,8 @@ def test_a_consumer_has_its_config_its_setup_and_its_own_recovery():
 
 
 def test_settings_stand_before_the_class():
-    recovery = {"recovery": {"delays": []}}
-    with Harness(Sample, config={"word": "hello"}, settings=recovery) as harness:
+    settings = {"recovery": {"delays": ()}}
+    with Harness(Sample, config={"word": "hello"}, settings=settings) as harness:
         assert isinstance(harness.deliver(message()), to.Quarantine)
 
 

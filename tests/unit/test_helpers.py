@@ -22,7 +22,7 @@ from consumer_framework import (
 from consumer_framework.testing import Harness
 
 # The host is imported by this:
-assert Harness
+assert Harness.__module__ in sys.modules
 
 WORDS = {
     "skip": Skip,
@@ -62,7 +62,7 @@ def raising(error, *rules):
 def test_each_word_is_its_signal(word):
     with pytest.raises(WORDS[word]) as raised:
         raising(KeyError("x"), ([KeyError], word))(None)
-    assert raised.value.reason == "KeyError: 'x'"
+    assert str(raised.value) == "KeyError: 'x'"
     assert isinstance(raised.value.__cause__, KeyError)
     with pytest.raises(WORDS[word], match="told"), translate({LookupError: word}, reason="told"):
         raise KeyError
@@ -170,6 +170,9 @@ def test_a_decorator_in_between_is_not_passed_over():
 
 def test_a_word_that_is_none_is_refused_where_it_is_written():
     with pytest.raises(ValueError, match="'ignore' is none of skip, retry"):
-        on(KeyError, then="ignore")
-    with pytest.raises(ValueError, match="none of"), translate({KeyError: "ignore"}):
+        on(KeyError, then="ignore")  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match="none of"),
+        translate({KeyError: "ignore"}),  # type: ignore[dict-item]
+    ):
         pass

@@ -270,7 +270,7 @@ def test_a_drain_waits_for_no_commit_that_the_disk_does_not_take():
 
 
 async def until(condition):
-    while not condition():
+    while not condition():  # noqa: ASYNC110 -- nothing tells the test
         await asyncio.sleep(0.01)
 
 

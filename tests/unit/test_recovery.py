@@ -45,7 +45,10 @@ def disposition_of(outcome, policy=POLICY, situation=SITUATION, **delivery):
         (Succeeded(), to.Ack()),
         (Skipped("not ours"), to.Ack()),
         (Known(), to.Ack()),
-        (Undecodable(ValueError("no JSON")), to.Quarantine("no valid message: ValueError: no JSON")),
+        (
+            Undecodable(ValueError("no JSON")),
+            to.Quarantine("no valid message: ValueError: no JSON"),
+        ),
         (Crashed(2), to.Quarantine("the process died 2 times while it was handled")),
         (Failed(errors.Retry("busy")), to.Hold(NOW, "Retry: busy")),
         (Failed(errors.Retry("busy", after="5m")), to.Hold(NOW + 300, "Retry: busy")),

@@ -32,9 +32,7 @@ from consumer_framework.testing.fake_journal import FakeJournal
 STEPS = 40
 SETTLED_BY = {"ack": "success", "give_back": "retry", "reject": "drop"}
 # Held as often as the schedule says, and for as long as it takes; then back to the broker.
-POLICY = Policy(
-    schedule=(0.0, 10.0), hold_ceiling=float("inf"), on_exhausted=OnExhausted.REQUEUE
-)
+POLICY = Policy(schedule=(0.0, 10.0), hold_ceiling=float("inf"), on_exhausted=OnExhausted.REQUEUE)
 OUTCOMES = {"success": Succeeded(), "retry": Failed(Retry()), "drop": Failed(Drop())}
 
 
@@ -130,7 +128,7 @@ class Host(RuleBasedStateMachine):
     def end_a_run(self, data, how):
         self.end(data.draw(st.sampled_from(range(len(self.running)))), how)
 
-    @precondition(lambda self: len(self.holds))
+    @precondition(lambda self: len(self.holds) > 0)
     @rule()
     def bring_back_what_is_due(self):
         self.bring_back(self.clock.time())

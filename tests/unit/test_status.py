@@ -44,9 +44,7 @@ def test_trouble_is_what_the_line_says_where_nothing_is_consumed(state, text):
     assert line(state, trouble="refused") == text
 
 
-@pytest.mark.parametrize(
-    "state", [State.BUILDING, State.CONSUMING, State.FAILING, State.DRAINING]
-)
+@pytest.mark.parametrize("state", [State.BUILDING, State.CONSUMING, State.FAILING, State.DRAINING])
 def test_trouble_of_the_past_is_not_shown(state):
     assert "refused" not in line(state, trouble="refused")
 
