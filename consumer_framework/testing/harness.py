@@ -304,7 +304,7 @@ class Harness:
         return self._now(lambda p: p in ready and p.redelivered)
 
     def attempts(self, message: Message | bytes) -> tuple[Attempt, ...]:
-        """The failed attempts at *message*, of all that are equal to it the latest one's."""
+        """The failed attempts at *message*; at its latest delivery, where there were several."""
         return self._posted(message).history.attempts
 
     def runs(self, message: Message | bytes) -> list[float]:
@@ -461,7 +461,10 @@ class Harness:
         return [posted.what for posted in self._queue.posted if applies(posted)]
 
     def _all(self, message: Message | bytes) -> list[Posted]:
-        return [posted for posted in self._queue.posted if posted.what == message]
+        if isinstance(message, bytes):
+            return [posted for posted in self._queue.posted if posted.what == message]
+        # Equal messages may be two.
+        return [posted for posted in self._queue.posted if posted.what is message]
 
     def _posted(self, message: Message | bytes) -> Posted:
         found = self._all(message)
