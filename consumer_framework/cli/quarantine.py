@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def quarantine() -> None:
-    r"""Look at messages that were set aside, and decide what becomes of them.
+    """Look at messages that were set aside, and decide what becomes of them.
 
     INSTANCE is a name as in `systemctl start fm-consumer@INSTANCE`. Everything works while the
     instance runs and while it is stopped.
@@ -39,7 +39,7 @@ def quarantine() -> None:
     fm-consumer quarantine show sample 41            one message, its tracebacks
     fm-consumer quarantine replay sample --first 1   mended? try one message
     fm-consumer quarantine replay sample --all       then the rest
-    """
+    """  # noqa: D301 -- click wants the backspace character
 
 
 quarantine.add_command(replay)

@@ -9,6 +9,8 @@ from typing import Annotated, TypeAlias
 from pydantic import BeforeValidator
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+# Ten years, in seconds: no calendar shows what lies much beyond.
+LONGEST = 3650 * 86400.0
 _PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
 _WHOLE = re.compile(rf"\s*(?:{_PART}\s*)+")
 
@@ -22,10 +24,13 @@ def seconds(value: object) -> float:
     Raises:
         ValueError: It is neither, or negative.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    if isinstance(value, str) and _WHOLE.fullmatch(value):
-        return sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, value))
+    length = -1.0
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        length = float(value)
+    elif isinstance(value, str) and _WHOLE.fullmatch(value):
+        length = sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, value))
+    if 0 <= length <= LONGEST:
+        return length
     raise ValueError('must be a length of time such as "10s", "5m", "1h 30m" or "7d"')
 
 

@@ -13,6 +13,9 @@ from enum import IntEnum
 
 from .durations import seconds
 
+# The last moment of the year 9999, in seconds since the epoch: the last that calendars show.
+LATEST = 253402300799.0
+
 
 class ExitCode(IntEnum):
     """Exit codes of ``fm-consumer run``.
@@ -81,11 +84,16 @@ class Defer(Signal):
     Args:
         until: An aware :class:`datetime.datetime`, or seconds since the epoch.
         reason: Why, for the log.
+
+    Raises:
+        ValueError: *until* is no moment between 1970 and 9999.
     """
 
     def __init__(self, until: datetime | float, reason: str = "") -> None:
         super().__init__(until, reason)
         self.until = until.timestamp() if isinstance(until, datetime) else float(until)
+        if not 0 <= self.until <= LATEST:
+            raise ValueError(f"until={until!r} is no time, in seconds since the epoch")
         self.reason = reason
 
 

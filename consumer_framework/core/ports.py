@@ -34,6 +34,10 @@ class Acknowledger(Protocol):
         """Put the message back on its queue without counting it (``basic.nack``, requeue)."""
         ...
 
+    def requeue(self, delivery: Delivery) -> bool:
+        """Put the message back on its queue and have that counted (``basic.reject``, requeue)."""
+        ...
+
     def reject(self, delivery: Delivery) -> bool:
         """Drop or dead-letter the message (``basic.reject``, no requeue)."""
         ...

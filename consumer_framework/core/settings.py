@@ -430,6 +430,8 @@ _WORDS = {
     "Input should be": "must be",
     "valid dictionary": "table",
     "valid list": "array",
+    "valid tuple": "array",
+    "tuple should": "array should",
     "valid ": "",
     "a integer": "an integer",
     "a array": "an array",

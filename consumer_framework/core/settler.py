@@ -11,7 +11,8 @@ from .disposition import Ack, Defer, Halt, Hold, Quarantine, Reject, Requeue
 from .errors import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Seconds between two tries of a commit that the disk did not take.
 COMMIT_RETRY = 5.0
+# Seconds before a message that nobody could handle goes back to its queue.
+REQUEUE_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +77,11 @@ class Settler:
             case Hold(until):
                 self._hold(what, until)
             case Defer() | Quarantine():
-                self._spawn(what)
+                self._spawn(self._commit(what))
             case _ if what.delivery.row:
-                self._spawn(what)
+                self._spawn(self._commit(what))
+            case Requeue():
+                self._spawn(self._requeue(what))
             case _:
                 self._finish(what, told=self._tell(what))
 
@@ -99,8 +104,10 @@ class Settler:
         """Tell the broker what is decided, or that the journal has the message now."""
         delivery = what.delivery
         match what.decision.disposition:
-            case Requeue() | Halt(requeue=True):
+            case Requeue():
                 self.histories.keep(replace(delivery, history=what.decision.history))
+                return self.acknowledger.requeue(delivery)
+            case Halt(requeue=True):
                 return self.acknowledger.give_back(delivery)
             case Reject():
                 return self.acknowledger.reject(delivery)
@@ -119,12 +126,25 @@ class Settler:
 
     # What the journal has to take first.
 
-    def _spawn(self, what: Settled) -> None:
-        task = asyncio.get_running_loop().create_task(self._commit(what))
+    def _spawn(self, settling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(settling)
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
 
+    async def _requeue(self, what: Settled) -> None:
+        # The broker delivers it again at once: without a pause it would be a hot loop.
+        await asyncio.sleep(REQUEUE_PAUSE)
+        self._finish(what, told=self._tell(what))
+
     async def _commit(self, what: Settled) -> None:
+        try:
+            await self._commit_until_it_succeeds(what)
+        except asyncio.CancelledError:
+            # The drain gives up on the disk: by name, before the channel closes.
+            self.acknowledger.give_back(what.delivery)
+            raise
+
+    async def _commit_until_it_succeeds(self, what: Settled) -> None:
         failed = False
         while what.delivery.row or self.acknowledger.is_open(what.delivery):
             try:

@@ -23,12 +23,13 @@ from . import loader
 from .plan import Plan
 from .policy import policy_of
 from .runner import Runner
+from .slots import SLOTS
 from .stores import open_stores, state_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from consumer_framework.core.settings import Settings
+    from consumer_framework.core.settings import Recovery, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,15 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
         policy, recovery = policy_of(settings.framework.recovery, own, source, target.name)
     except ConfigurationError as error:
         raise ConfigurationError(*error.problems, source=source) from error
-    return Plan(target.name, factory, policy, recovery)
+    return Plan(target.name, factory, policy, _fitting(recovery, settings.qos.prefetch_count))
+
+
+def _fitting(recovery: Recovery, prefetch_count: int) -> Recovery:
+    """Leave the slots something to take: what is held counts against ``prefetch_count``."""
+    if prefetch_count == 0:  # no limit
+        return recovery
+    hold_slots = min(recovery.hold_slots, prefetch_count - SLOTS)
+    return recovery.model_copy(update={"hold_slots": hold_slots})
 
 
 def _find_target(request: Request, settings: Settings, source: str) -> loader.Target:

@@ -242,6 +242,9 @@ class _NoBroker:
     def give_back(self, _delivery: Delivery) -> bool:
         return False
 
+    def requeue(self, _delivery: Delivery) -> bool:
+        return False
+
     def reject(self, _delivery: Delivery) -> bool:
         return False
 

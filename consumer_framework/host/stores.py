@@ -78,9 +78,13 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = Journal.open(directory, instance=instance, limits=limits)
         flight = _open_flight(directory, journal)
-    except (OSError, JournalError) as error:
+    except OSError as error:
         cure = "give a directory that this user can write to with --state-dir"
-        raise ConfigurationError(Problem("", str(error), cure), source=str(directory)) from error
+        problem = Problem("", f"cannot be used for state: {error.strerror}", cure)
+        raise ConfigurationError(problem, source=str(directory)) from error
+    except JournalError as error:
+        # It names the file and the cure itself.
+        raise ConfigurationError(Problem("", str(error))) from error
     return Stores(directory, journal, flight)
 
 

@@ -149,6 +149,10 @@ class FakeQueue(Acknowledger):
         """Drop the message. Raises what :meth:`ack` does."""
         return self._end(delivery, "reject")
 
+    def requeue(self, delivery: Delivery) -> bool:
+        """Put the message back, counted. Raises what :meth:`ack` does."""
+        return self.give_back(delivery)
+
     def give_back(self, delivery: Delivery) -> bool:
         """Put the message back. Raises what :meth:`ack` does."""
         posted = self._settle(delivery)

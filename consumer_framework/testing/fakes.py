@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Outcome
     from consumer_framework.core.disposition import Disposition
 
-Settle: TypeAlias = Literal["ack", "give_back", "reject"]
+Settle: TypeAlias = Literal["ack", "give_back", "requeue", "reject"]
 Notification: TypeAlias = Literal["ready", "status", "stopping"]
 
 
@@ -131,6 +131,10 @@ class FakeAcknowledger(Acknowledger):
     def give_back(self, delivery: Delivery) -> bool:
         """Record a ``give_back``; False if that is void. Raises what :meth:`ack` does."""
         return self._settle(delivery, "give_back")
+
+    def requeue(self, delivery: Delivery) -> bool:
+        """Record a ``requeue``; False if that is void. Raises what :meth:`ack` does."""
+        return self._settle(delivery, "requeue")
 
     def reject(self, delivery: Delivery) -> bool:
         """Record a ``reject``; False if that is void. Raises what :meth:`ack` does."""

@@ -20,8 +20,9 @@ import pika
 from consumer_framework.adapters.journal import Journal
 
 if TYPE_CHECKING:
-    from consumer_framework.adapters.journal import Row
     from collections.abc import Callable, Iterable, Mapping
+
+    from consumer_framework.adapters.journal import Row
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
 

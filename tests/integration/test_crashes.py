@@ -68,8 +68,8 @@ def waiting(broker, queue):
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
         found = []
-        while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
-            found.append(got[1].message_id)
+        while (properties := channel.basic_get(queue, auto_ack=True)[1]) is not None:
+            found.append(properties.message_id)
         return found
 
 
@@ -128,7 +128,7 @@ def settled(instance, broker, queue, count):
 def test_nothing_is_lost_in_chaos(queue_name, start):
     """Kills, cuts and broker restarts at random times, with failing handlers."""
     messages, kills = (20_000, 200) if FULL else (2_000, 20)
-    luck = random.Random(7)
+    luck = random.Random(7)  # noqa: S311 -- reproducible
     with Broker() as own, Proxy("127.0.0.1", own.port) as proxy:
         url = proxy.url_for(own.url)
         instance = start(url, queue_table(queue_name), HANDLER, extra=RECOVERY).ready()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
+from typing import Any
 
 import pika
 import pytest
@@ -50,7 +51,7 @@ def test_a_poison_message_is_tried_again_and_quarantined_and_stops_no_other(
     assert instance.stop() == 0
 
 
-UNDECODABLE = {
+UNDECODABLE: dict[str, tuple[bytes, dict[str, Any]]] = {
     "gzip": (b'{"n": 1}', {"content_encoding": "gzip"}),
     "no such encoding": (b'{"n": 1}', {"content_encoding": "no-such"}),
     "bad utf-8": (b'{"n": "\xff"}', {}),
@@ -235,7 +236,7 @@ def handler(message):
         "succeeded", "succeeded", "succeeded", "skipped", None,
     ]  # fmt: skip
     assert instance.journal() == []
-    assert list(ask(instance, {"do": "nonsense"}))[0]["done"]
+    assert next(iter(ask(instance, {"do": "nonsense"})))["done"]
     assert instance.stop() == 0
 
 

@@ -44,6 +44,10 @@ class Channels:
         """Put the message back on its queue; False if that is void."""
         return self._settle(delivery, lambda c: c.basic_nack(delivery.delivery_tag, requeue=True))
 
+    def requeue(self, delivery: Delivery) -> bool:
+        """Put the message back on its queue, counted; False if that is void."""
+        return self._settle(delivery, lambda c: c.basic_reject(delivery.delivery_tag, requeue=True))
+
     def reject(self, delivery: Delivery) -> bool:
         """Drop or dead-letter the message; False if that is void."""
         return self._settle(
