@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .delivery import Crashed, Known, Undecodable
+from .errors import JournalError
 from .recovery import Situation, decide
 from .settler import Settled
 
@@ -62,7 +63,7 @@ class Pipeline:
     async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
         # What the journal brings back is in the journal, however it came to this process first.
         redelivered = delivery.redelivered and not delivery.row
-        if redelivered and self.journal.is_open(delivery):
+        if redelivered and self._is_in_journal(delivery):
             return None, Known()
         run = self.settler.unsettled.claim(delivery) if redelivered else None
         if run is not None:
@@ -73,6 +74,13 @@ class Pipeline:
         outcome = await self._handle(delivery)
         run.outcome.set_result(outcome)
         return run, outcome
+
+    def _is_in_journal(self, delivery: Delivery) -> bool:
+        try:
+            return self.journal.is_open(delivery)
+        except JournalError:
+            # It runs a second time, at the worst; what cannot be written pauses the instance.
+            return False
 
     def _is_too_deadly(self, delivery: Delivery) -> bool:
         return delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed

@@ -149,10 +149,11 @@ class Settler:
         while what.delivery.row or self.acknowledger.is_open(what.delivery):
             try:
                 await self._write(what)
-            except JournalError as error:
+            except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
                 self._failing += not failed
                 failed = True
-                self.journal_failed(str(error))
+                known = isinstance(error, JournalError)
+                self.journal_failed(str(error) if known else f"the journal failed: {error!r}")
                 await asyncio.sleep(COMMIT_RETRY)
             else:
                 self._committed(failed=failed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.delivery import Succeeded
+from consumer_framework.core.delivery import Skipped, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class Circuit:
                 reason = getattr(decision.disposition, "reason", "")
                 self._break(DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s")
                 self._set_probe()
-        elif isinstance(outcome, Succeeded) or was_open:
+        elif isinstance(outcome, Succeeded | Skipped) or was_open:
             # A probe that fails of its own fault has met a dependency that works.
             self._breaker = self._breaker.success()
             if was_open:

@@ -47,7 +47,8 @@ class Scheduler:
         if self.is_paused:
             return
         now = self._clock.time()
-        for delivery in [*self._holds.due(now), *self._deferred(now, DUE_AT_ONCE)]:
+        due = [*self._holds.due(now), *self._deferred(now, DUE_AT_ONCE)]
+        for delivery in reversed(due):
             self._intake.put_first(delivery)
         self._timer = self._reactor.callLater(self._sleep(now), self.look)
 
@@ -93,7 +94,11 @@ class Scheduler:
         if self._out:
             # The journal's next may be one that is out; look when it is done, or in a second.
             return self._clock.time() + 1
-        return self._journal.next_due()
+        try:
+            return self._journal.next_due()
+        except JournalError:
+            # Reported by _deferred; it may work again later.
+            return None
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

@@ -135,8 +135,21 @@ class Slots:
 
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were."""
-        waiting = [delivery for delivery in self._intake.clear() if not delivery.row]
-        return sum(self._acknowledger.give_back(delivery) for delivery in waiting)
+        given_back = 0
+        for delivery in self._intake.clear():
+            if delivery.row:
+                self._put_away(delivery)
+            else:
+                self._settler.histories.keep(delivery)
+                given_back += self._acknowledger.give_back(delivery)
+        return given_back
+
+    def _put_away(self, delivery: Delivery) -> None:
+        """Leave a delivery of the journal's to a later look, and a replay to the operator."""
+        self._scheduler.done(delivery)
+        waiting = self._replays.pop(delivery.row, None)
+        if waiting is not None:
+            waiting.cancel()
 
     def close(self) -> None:
         """Let no slot take a delivery any more, and nothing come back."""
@@ -180,6 +193,9 @@ class Slots:
 
     def _done(self, what: Settled, _told: bool) -> None:  # noqa: FBT001 -- the settler's callback
         self._scheduler.done(what.delivery)
+        if isinstance(what.decision.disposition, Defer):
+            # It is in the journal only now.
+            self._scheduler.look()
         waiting = self._replays.pop(what.delivery.row, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(what.decision.disposition)
@@ -191,5 +207,5 @@ class Slots:
             self._circuit.judge(outcome, decision)
             if isinstance(decision.disposition, Halt):
                 self._halt(decision.disposition)
-            elif isinstance(decision.disposition, Hold | Defer):
+            elif isinstance(decision.disposition, Hold):
                 self._scheduler.look()

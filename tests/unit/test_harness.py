@@ -9,7 +9,16 @@ import pytest
 from fedora_messaging import config
 from fedora_messaging.message import Message
 
-from consumer_framework import Consumer, DependencyFault, Drop, Halt, Recovery, Skip
+from consumer_framework import (
+    Consumer,
+    DependencyFault,
+    Drop,
+    Halt,
+    Quarantine,
+    Recovery,
+    Retry,
+    Skip,
+)
 from consumer_framework.core import disposition as to
 from consumer_framework.core import helpers
 from consumer_framework.core.errors import ConfigurationError, JournalError
@@ -204,3 +213,29 @@ def test_a_drop_is_a_rejection():
 def test_a_message_that_was_never_delivered_has_no_attempts():
     with Harness(lambda _: None) as harness, pytest.raises(LookupError, match="never delivered"):
         harness.attempts(message())
+
+
+def test_a_deferred_message_that_waited_for_a_slot_when_the_journal_failed_comes_back_later():
+    async def handler(message):
+        number = message.body["n"]
+        if number == 2:
+            await asyncio.sleep(10)
+            raise Quarantine("odd")
+        if len(harness.runs(messages[number])) == 1:
+            raise Retry(after=30)
+        await asyncio.sleep(10)
+
+    settings = {"recovery": {"hold_slots": 0}}
+    with Harness(handler, patience=0, settings=settings) as harness:
+        messages = {n: Message(topic="a", body={"n": n}) for n in (1, 2, 4)}
+        harness.deliver(messages[1])
+        harness.deliver(messages[4])
+        harness.advance(25)
+        harness.deliver(messages[2])
+        harness.advance(6)
+        harness.journal.error = JournalError("full")
+        harness.advance(6)
+        harness.journal.error = None
+        harness.advance("24h")
+        assert {message.body["n"] for message in harness.acked} == {1, 4}
+        assert harness.deferred == []
