@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PYTHON
 
-.PHONY: help venv demo test test-all lint docs clean
+.PHONY: help venv demo test test-all chaos lint docs clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
 	@echo 'make test      check and test everything'
 	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up'
+	@echo 'make chaos     the crash tests in their long form, some ten minutes'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
@@ -37,6 +38,11 @@ test: lint
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# The crash tests whole: 200 kills over 20,000 messages.
+chaos: venv
+	packaging/system-packages broker
+	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py
 
 test-all: venv
 	packaging/system-packages --optional broker

@@ -7,6 +7,30 @@ exceptions of the same meaning in ``fedora_messaging.exceptions`` (``Nack``, ``D
 """
 
 from .core.consumer import Consumer
-from .core.errors import ConsumerFrameworkError, Drop, Halt, Retry
+from .core.errors import (
+    ConsumerFrameworkError,
+    Defer,
+    DependencyFault,
+    Drop,
+    Halt,
+    Quarantine,
+    Retry,
+    Skip,
+)
+from .core.helpers import on, translate
+from .core.settings import Recovery
 
-__all__ = ["Consumer", "ConsumerFrameworkError", "Drop", "Halt", "Retry"]
+__all__ = [
+    "Consumer",
+    "ConsumerFrameworkError",
+    "Defer",
+    "DependencyFault",
+    "Drop",
+    "Halt",
+    "Quarantine",
+    "Recovery",
+    "Retry",
+    "Skip",
+    "on",
+    "translate",
+]

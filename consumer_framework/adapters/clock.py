@@ -12,3 +12,7 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds since some fixed moment; never goes back."""
         return time.monotonic()
+
+    def time(self) -> float:
+        """Seconds since the epoch, as the machine believes."""
+        return time.time()

@@ -4,17 +4,23 @@
 from __future__ import annotations
 
 import copy
+import json
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
-from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import Message, get_message, load_message_classes
 
-from consumer_framework.core.delivery import Delivery, Undecodable
 from consumer_framework.core.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
     import pika
+
+    from consumer_framework.core.delivery import Delivery
+
+
+class UndecodableError(ValueError):
+    """The bytes and properties make no message."""
+
 
 SCHEMA_GROUP = "fedora.messages"
 
@@ -45,23 +51,33 @@ def _broken_schemas() -> list[Problem]:
     return problems
 
 
-def decode(delivery: Delivery) -> Message | Undecodable:
+def decode(delivery: Delivery) -> Message:
     """Decode and validate the message in *delivery*.
 
     Returns:
-        An instance of the class that the message's schema header names, with ``queue`` set; or
-        :class:`.Undecodable` where the body is no JSON or does not fit the schema.
+        An instance of the class that the message's schema header names, with ``queue`` set.
 
     Raises:
-        Exception: What a schema class, or a codec that the message names, raised.
+        Exception: The bytes are no valid message, or a schema class or codec raised; the
+            delivery itself is left exactly as it was received.
     """
     received = cast("pika.BasicProperties", delivery.properties)
-    # get_message fills in what is missing; the delivery stays as it was received.
+    if received.headers is None:
+        raise UndecodableError("it has no headers")
+    if received.message_id is None:
+        raise UndecodableError("it has no message id")
+    # get_message fills in what is missing.
     properties = copy.copy(received)
     properties.headers = dict(received.headers) if received.headers is not None else None
-    try:
-        message = get_message(delivery.routing_key, properties, delivery.body)
-    except ValidationError as error:
-        return Undecodable(error.summary.partition("\n")[0])
+    message = get_message(delivery.routing_key, properties, delivery.body)
+    if not message.body:
+        _check_empty_body(delivery.body, received.content_encoding)
     message.queue = delivery.queue
     return message
+
+
+def _check_empty_body(body: bytes, encoding: str | None) -> None:
+    """Upstream makes ``{}`` of ``null``, ``0``, ``false``, ``""`` and ``[]``."""
+    value = json.loads(body.decode(encoding or "utf-8"))
+    if not isinstance(value, dict):
+        raise UndecodableError(f"its body is {value!r}, not an object")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
-from consumer_framework.core.delivery import Failed, Outcome, Succeeded
-from consumer_framework.core.errors import Drop, Halt, Retry
+from consumer_framework.core.delivery import Failed, Outcome, Skipped, Succeeded
+from consumer_framework.core.errors import Drop, Halt, Retry, Skip
 from consumer_framework.core.handler import Handler, is_coroutine_callable
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Executor:
             if task is not None and task.cancelling():
                 raise
             return Failed(error)
+        except Skip as skip:
+            return Skipped(skip.reason)
         except BaseException as error:  # noqa: BLE001 -- sys.exit() in a handler is its failure
             return Failed(signal_of(error))
         return Succeeded()

@@ -8,19 +8,17 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from consumer_framework.adapters.log import priority_prefix
-from consumer_framework.adapters.systemd import is_journal
 from consumer_framework.core.errors import ConfigurationError, ExitCode
-from consumer_framework.core.settings import Overrides, instance_name_problem
+from consumer_framework.core.settings import Overrides
 
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
+from .explain import explain
+from .options import CONFIGURATION_DIRECTORY, complete_instance, instance_file
+from .output import complain
+from .quarantine import quarantine
 
-CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
 # What fedora-messaging reads where it is told nothing.
 DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
 
@@ -38,21 +36,18 @@ Any other code is one that the handler halted with.
 """
 
 
-def _complete_instance(
-    _context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem | str]:
-    names = sorted(path.stem for path in CONFIGURATION_DIRECTORY.glob("*.toml"))
-    return [name for name in names if name.startswith(incomplete)]
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="consumer-framework")
 def main() -> None:
     """Run fedora-messaging consumers as services."""
 
 
+main.add_command(quarantine)
+main.add_command(explain)
+
+
 @main.command(epilog=_EXIT_CODES)
-@click.argument("name", required=False, shell_complete=_complete_instance)
+@click.argument("name", required=False, shell_complete=complete_instance)
 @click.option(
     "--conf",
     type=click.Path(path_type=Path),
@@ -79,6 +74,12 @@ def main() -> None:
     multiple=True,
     help="Bind the queues with this key; may be given several times.",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Keep quarantine and deferred messages here. Default: $STATE_DIRECTORY; without it "
+    "/var/lib/fedora-messaging/NAME for root, ~/.local/state/fedora-messaging/NAME for others.",
+)
 @click.pass_context
 def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging consume`
     context: click.Context,
@@ -90,6 +91,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     queue_name: str,
     exchange: str,
     routing_key: tuple[str, ...],
+    state_dir: Path | None,
 ) -> None:
     """Consume messages until told to stop.
 
@@ -107,9 +109,12 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     overrides = Overrides(app_name, queue_name, exchange, routing_key)
     try:
         file = _configuration_file(name, conf)
-        exit_code = app.run(app.Request(file, callback, callback_file, overrides))
+        instance = name or (file.stem if file else "default")
+        exit_code = app.run(
+            app.Request(file, callback, callback_file, overrides, instance, state_dir)
+        )
     except ConfigurationError as error:
-        _complain(error)
+        complain(error)
         exit_code = ExitCode.CONFIGURATION
     except click.ClickException:
         raise
@@ -138,18 +143,9 @@ def _configuration_file(name: str | None, conf: Path | None) -> Path | None:
     if name is not None and conf:
         raise click.UsageError("give either NAME or --conf, not both")
     if name is not None:
-        problem = instance_name_problem(name)
-        if problem:
-            raise ConfigurationError(problem)
-        return CONFIGURATION_DIRECTORY / f"{name}.toml"
+        return instance_file(name)
     if conf:
         return conf
     if from_environment := os.environ.get("FEDORA_MESSAGING_CONF"):
         return Path(from_environment)
     return DEFAULT_FILE if DEFAULT_FILE.exists() else None
-
-
-def _complain(error: ConfigurationError) -> None:
-    prefix = priority_prefix(logging.ERROR) if is_journal(sys.stderr.fileno()) else "fm-consumer: "
-    for line in str(error).splitlines():
-        click.echo(f"{prefix}{line}", err=True)

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .handler import Handler
+
+if TYPE_CHECKING:
+    from .settings import Recovery
 
 
 class Consumer(ABC):
@@ -30,11 +33,14 @@ class Consumer(ABC):
     runs on the event loop's thread, while the loop runs.
 
     Attributes:
+        recovery: What happens when the handler fails; what the configuration file says in
+            ``[consumer_config.framework.recovery]`` stands before it.
         config: ``[consumer_config]`` without its ``framework`` table, as an instance of
             ``Config``; the plain dict where the class has none.
     """
 
     Config: ClassVar[Any] = None
+    recovery: ClassVar[Recovery | None] = None
     config: Any
 
     def __init__(self, config: Any) -> None:

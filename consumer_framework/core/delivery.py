@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from .attempt import NO_HISTORY, History
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,6 +41,10 @@ class Delivery:
         routing_key: The topic it was published with.
         properties: The AMQP properties as they were received.
         body: The message as it was received.
+        received_at: When, in seconds since the epoch.
+        history: What went wrong with it so far.
+        row: The journal's number for it where it came from there, with generation 0; else 0.
+        replayed: An operator had it run again: one attempt, and back to quarantine if that fails.
     """
 
     queue: str
@@ -49,6 +55,10 @@ class Delivery:
     routing_key: str
     properties: Properties
     body: bytes
+    received_at: float = 0.0
+    history: History = NO_HISTORY
+    row: int = 0
+    replayed: bool = False
 
     @property
     def message_id(self) -> str:
@@ -77,6 +87,13 @@ class Succeeded:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """The handler had nothing to do; *reason* is its own."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The handler raised *error*: an author's signal, or anything else."""
 
@@ -85,9 +102,21 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """The bytes are no valid message, so no handler ran; *reason* is one line."""
+    """The bytes are no valid message, so no handler ran."""
 
-    reason: str
+    error: Exception
 
 
-Outcome: TypeAlias = Succeeded | Failed | Undecodable
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The process died *times* times while the handler had the message; it did not run again."""
+
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The journal has the message already; it did not run again."""
+
+
+Outcome: TypeAlias = Succeeded | Skipped | Failed | Undecodable | Crashed | Known

@@ -27,6 +27,29 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Kept unacknowledged in memory, and run again at *until* (seconds since the epoch)."""
+
+    until: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Committed to the journal, acknowledged, and run again at *until*."""
+
+    until: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Committed to the journal with its failures, acknowledged, kept for an operator."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Halt:
     """The instance stops after this delivery.
 
@@ -41,4 +64,4 @@ class Halt:
     reason: str = ""
 
 
-Disposition: TypeAlias = Ack | Requeue | Reject | Halt
+Disposition: TypeAlias = Ack | Requeue | Reject | Hold | Defer | Quarantine | Halt

@@ -8,7 +8,13 @@ delivery in its hands, and *framework errors*, which end the instance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
+
+from .durations import seconds
+
+# The last moment of the year 9999, in seconds since the epoch: the last that calendars show.
+LATEST = 253402300799.0
 
 
 class ExitCode(IntEnum):
@@ -36,9 +42,14 @@ class ConsumerFrameworkError(Exception):
 class Signal(ConsumerFrameworkError):  # noqa: N818 -- what a handler says is no error
     """Raised by a handler to say what should become of the delivery; not an error."""
 
+    reason: str
 
-class Retry(Signal):
-    """Give the message back to its queue, to be delivered again.
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Skip(Signal):
+    """Success that did nothing; counted apart.
 
     Args:
         reason: Why, for the log.
@@ -49,11 +60,72 @@ class Retry(Signal):
         self.reason = reason
 
 
+class Retry(Signal):
+    """Try the message again, as often and as late as the recovery settings allow.
+
+    Args:
+        reason: Why, for the log.
+        after: How long until then, as ``"5m"`` or in seconds; None for the next of the
+            configured delays.
+
+    Raises:
+        ValueError: *after* is no length of time.
+    """
+
+    def __init__(self, reason: str = "", *, after: str | float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after = None if after is None else seconds(after)
+
+
+class Defer(Signal):
+    """Not a failure: run the message again at *until*.
+
+    Args:
+        until: An aware :class:`datetime.datetime`, or seconds since the epoch.
+        reason: Why, for the log.
+
+    Raises:
+        ValueError: *until* is no moment between 1970 and 9999.
+    """
+
+    def __init__(self, until: datetime | float, reason: str = "") -> None:
+        super().__init__(until, reason)
+        self.until = until.timestamp() if isinstance(until, datetime) else float(until)
+        if not 0 <= self.until <= LATEST:
+            raise ValueError(f"until={until!r} is no time, in seconds since the epoch")
+        self.reason = reason
+
+
 class Drop(Signal):
     """Lose the message on purpose. A queue with a dead-letter exchange keeps it there.
 
     Args:
         reason: Why, for the log.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Quarantine(Signal):
+    """Set the message aside now, for an operator.
+
+    Args:
+        reason: Why, for the log and the operator.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class DependencyFault(Signal):
+    """Something that the handler needs is broken, not the message.
+
+    Args:
+        reason: What, for the log and ``systemctl status``.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -92,6 +164,14 @@ class Fault(FrameworkError):  # noqa: N818 -- the field's word
     def __init__(self, exit_code: ExitCode, message: str) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class JournalError(FrameworkError):
+    """The journal cannot be written; the message stays with the broker.
+
+    Args:
+        message: One line with the file and the system's reason.
+    """
 
 
 @dataclass(frozen=True, slots=True)

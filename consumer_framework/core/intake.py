@@ -31,6 +31,11 @@ class Intake:
         self._waiting.append(delivery)
         self._wake()
 
+    def put_first(self, delivery: Delivery) -> None:
+        """Let *delivery* be the next: it has waited its time already."""
+        self._waiting.appendleft(delivery)
+        self._wake()
+
     async def take(self) -> Delivery | None:
         """Wait for the next delivery and remove it.
 

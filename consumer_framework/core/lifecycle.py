@@ -20,6 +20,7 @@ class State(Enum):
     CONNECTING = auto()  # no usable connection; tried again with growing delay
     SUBSCRIBING = auto()  # connected; not yet consuming from every queue
     CONSUMING = auto()  # basic.consume-ok for every queue
+    PAUSED = auto()  # consumes nothing on purpose, until what it needs is back
     FAILING = auto()  # drains because it cannot go on
     DRAINING = auto()  # was told to stop; takes nothing more, what runs finishes
     STOPPED = auto()
@@ -33,6 +34,9 @@ class Event(Enum):
     SUBSCRIBED = auto()
     INTERRUPTED = auto()  # one queue's channel or consumer is gone, the connection is not
     LOST = auto()  # the connection is gone, or an attempt to connect failed
+    PAUSE = auto()  # a dependency or the journal is broken
+    RESUME = auto()  # it works again; the connection stands
+    RESUME_OFFLINE = auto()  # it works again; there is no connection
     STOP = auto()  # SIGTERM or SIGINT
     FAULT = auto()  # something that ends the instance with an exit code
     DRAINED = auto()
@@ -44,6 +48,8 @@ class Effect(Enum):
     CONNECT = auto()
     ANNOUNCE_READY = auto()
     ANNOUNCE_STATUS = auto()
+    PAUSE = auto()
+    RESUME = auto()
     DRAIN = auto()
     CUT_SHORT = auto()  # stop without waiting for what runs
     EXIT = auto()
@@ -56,6 +62,8 @@ class IllegalEventError(FrameworkError):
 Transition: TypeAlias = tuple[State, tuple[Effect, ...]]
 
 _STOPPING: Transition = (State.DRAINING, (Effect.DRAIN,))
+_PAUSED: Transition = (State.PAUSED, (Effect.PAUSE, Effect.ANNOUNCE_STATUS))
+_STILL_PAUSED: Transition = (State.PAUSED, (Effect.ANNOUNCE_STATUS,))
 _FAILING: Transition = (State.FAILING, (Effect.DRAIN,))
 _LOST: Transition = (State.CONNECTING, (Effect.ANNOUNCE_STATUS,))
 
@@ -65,17 +73,32 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (State.BUILDING, Event.FAULT): _FAILING,
     (State.CONNECTING, Event.CONNECTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
     (State.CONNECTING, Event.LOST): _LOST,
+    (State.CONNECTING, Event.PAUSE): _PAUSED,
     (State.CONNECTING, Event.STOP): _STOPPING,
     (State.CONNECTING, Event.FAULT): _FAILING,
     (State.SUBSCRIBING, Event.SUBSCRIBED): (State.CONSUMING, (Effect.ANNOUNCE_READY,)),
     (State.SUBSCRIBING, Event.INTERRUPTED): (State.SUBSCRIBING, ()),
     (State.SUBSCRIBING, Event.LOST): _LOST,
+    (State.SUBSCRIBING, Event.PAUSE): _PAUSED,
     (State.SUBSCRIBING, Event.STOP): _STOPPING,
     (State.SUBSCRIBING, Event.FAULT): _FAILING,
     (State.CONSUMING, Event.INTERRUPTED): (State.SUBSCRIBING, (Effect.ANNOUNCE_STATUS,)),
     (State.CONSUMING, Event.LOST): _LOST,
+    (State.CONSUMING, Event.PAUSE): _PAUSED,
     (State.CONSUMING, Event.STOP): _STOPPING,
     (State.CONSUMING, Event.FAULT): _FAILING,
+    (State.PAUSED, Event.PAUSE): _STILL_PAUSED,
+    (State.PAUSED, Event.CONNECTED): _STILL_PAUSED,
+    (State.PAUSED, Event.SUBSCRIBED): (State.PAUSED, (Effect.PAUSE,)),
+    (State.PAUSED, Event.INTERRUPTED): _STILL_PAUSED,
+    (State.PAUSED, Event.LOST): _STILL_PAUSED,
+    (State.PAUSED, Event.RESUME): (State.SUBSCRIBING, (Effect.RESUME, Effect.ANNOUNCE_STATUS)),
+    (State.PAUSED, Event.RESUME_OFFLINE): (
+        State.CONNECTING,
+        (Effect.RESUME, Effect.ANNOUNCE_STATUS),
+    ),
+    (State.PAUSED, Event.STOP): _STOPPING,
+    (State.PAUSED, Event.FAULT): _FAILING,
     # The broker's news no longer matters. The first order to stop finds the drain under way; the
     # second one is not to wait.
     (State.DRAINING, Event.BUILT): (State.DRAINING, ()),
@@ -83,12 +106,18 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (State.DRAINING, Event.SUBSCRIBED): (State.DRAINING, ()),
     (State.DRAINING, Event.INTERRUPTED): (State.DRAINING, ()),
     (State.DRAINING, Event.LOST): (State.DRAINING, ()),
+    (State.DRAINING, Event.PAUSE): (State.DRAINING, ()),
+    (State.DRAINING, Event.RESUME): (State.DRAINING, ()),
+    (State.DRAINING, Event.RESUME_OFFLINE): (State.DRAINING, ()),
     (State.DRAINING, Event.FAULT): (State.DRAINING, ()),
     (State.FAILING, Event.BUILT): (State.FAILING, ()),
     (State.FAILING, Event.CONNECTED): (State.FAILING, ()),
     (State.FAILING, Event.SUBSCRIBED): (State.FAILING, ()),
     (State.FAILING, Event.INTERRUPTED): (State.FAILING, ()),
     (State.FAILING, Event.LOST): (State.FAILING, ()),
+    (State.FAILING, Event.PAUSE): (State.FAILING, ()),
+    (State.FAILING, Event.RESUME): (State.FAILING, ()),
+    (State.FAILING, Event.RESUME_OFFLINE): (State.FAILING, ()),
     (State.FAILING, Event.FAULT): (State.FAILING, ()),
     (State.FAILING, Event.STOP): (State.DRAINING, ()),
     (State.FAILING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
@@ -97,6 +126,9 @@ TABLE: dict[tuple[State, Event], Transition] = {
     # The connection closes, and signals may come, while the process ends.
     (State.STOPPED, Event.LOST): (State.STOPPED, ()),
     (State.STOPPED, Event.FAULT): (State.STOPPED, ()),
+    (State.STOPPED, Event.PAUSE): (State.STOPPED, ()),
+    (State.STOPPED, Event.RESUME): (State.STOPPED, ()),
+    (State.STOPPED, Event.RESUME_OFFLINE): (State.STOPPED, ()),
     (State.STOPPED, Event.STOP): (State.STOPPED, ()),
     (State.STOPPED, Event.DRAINED): (State.STOPPED, ()),
 }

@@ -5,8 +5,9 @@
 
     Delivery -> decode -> handler -> Outcome -> recovery.decide -> Disposition -> settle -> record
 
-Nothing flows back. Deciding never acts, settling never decides. A process that dies before the
-settle leaves the message with the broker, which delivers it again: at least once, always.
+Nothing flows back. Deciding never acts, settling never decides. A settle makes the durable effect
+first, then tells the broker. A process that dies between the two gets the message again, finds
+what it wrote, and does not write it a second time: at least once, always.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .delivery import Failed, Undecodable
-from .disposition import Ack, Halt, Reject, Requeue
-from .recovery import decide
+from .delivery import Crashed, Known, Undecodable
+from .errors import JournalError
+from .recovery import Situation, decide
+from .settler import Settled
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
-    from .disposition import Disposition
-    from .ports import Acknowledger, Decoder, HandlerRunner, Recorder
-    from .recovery import Policy
-    from .redelivery import Unsettled
+    from .ports import Chance, Clock, Decoder, FlightRecorder, HandlerRunner, Journal, Recorder
+    from .recovery import Decision, Policy
+    from .redelivery import Run
+    from .settler import Settler
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,45 +35,64 @@ class Pipeline:
     decode: Decoder
     handler: HandlerRunner
     policy: Policy
-    acknowledger: Acknowledger
+    journal: Journal
+    flight: FlightRecorder
     recorder: Recorder
-    unsettled: Unsettled
+    clock: Clock
+    chance: Chance
+    settler: Settler
 
-    async def process(self, delivery: Delivery) -> Disposition:
-        """Take *delivery* from its arrival to its settle.
+    async def process(self, delivery: Delivery) -> tuple[Outcome, Decision]:
+        """Take *delivery* from its arrival to its settle, or to the start of its commit.
 
-        A redelivery of a message that this process has run, or runs now, is settled with the
-        outcome of that run.
+        A redelivery is recognised: where the journal has the message it is acknowledged, where
+        this process has run it, or runs it now, it is settled with the outcome of that run.
 
         Returns:
-            What became of it; the caller stops the instance for a :class:`.Halt`.
+            What the handler did, and what becomes of the delivery. The caller stops the
+            instance for a :class:`.Halt`, and pauses it for a broken dependency.
         """
-        run = self.unsettled.claim(delivery) if delivery.redelivered else None
-        if run is None:
-            run = self.unsettled.begin(delivery)
-            run.outcome.set_result(await self._handle(delivery))
-        outcome = await run.outcome
-        disposition = decide(outcome, self.policy)
-        settled = self._settle(delivery, disposition)
-        self.unsettled.end(run, settled=settled)
-        self.recorder.settled(delivery, outcome, disposition, void=not settled)
-        return disposition
+        if delivery.redelivered or delivery.row:
+            delivery = self.settler.recall(delivery)
+        run, outcome = await self._outcome(delivery)
+        situation = Situation(self.clock.time(), self.chance(), self.settler.holds.has_room)
+        decision = decide(delivery, outcome, self.policy, situation)
+        self.settler.settle(Settled(delivery, run, outcome, decision))
+        return outcome, decision
+
+    async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+        # What the journal brings back is in the journal, however it came to this process first.
+        redelivered = delivery.redelivered and not delivery.row
+        if redelivered and self._is_in_journal(delivery):
+            return None, Known()
+        run = self.settler.unsettled.claim(delivery) if redelivered else None
+        if run is not None:
+            return run, await run.outcome
+        if self._is_too_deadly(delivery):
+            return None, Crashed(delivery.history.crashes)
+        run = self.settler.unsettled.begin(delivery)
+        outcome = await self._handle(delivery)
+        run.outcome.set_result(outcome)
+        return run, outcome
+
+    def _is_in_journal(self, delivery: Delivery) -> bool:
+        try:
+            return self.journal.is_open(delivery)
+        except JournalError:
+            # It runs a second time, at the worst; what cannot be written pauses the instance.
+            return False
+
+    def _is_too_deadly(self, delivery: Delivery) -> bool:
+        return delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed
 
     async def _handle(self, delivery: Delivery) -> Outcome:
         self.recorder.started(delivery)
         try:
             message = self.decode(delivery)
-        except Exception as error:  # noqa: BLE001 -- a schema class is somebody's code too
-            return Failed(error)
-        if isinstance(message, Undecodable):
-            return message
-        return await self.handler.run(message)
-
-    def _settle(self, delivery: Delivery, disposition: Disposition) -> bool:
-        match disposition:
-            case Ack() | Halt(requeue=False):
-                return self.acknowledger.ack(delivery)
-            case Requeue() | Halt():
-                return self.acknowledger.give_back(delivery)
-            case Reject():
-                return self.acknowledger.reject(delivery)
+        except Exception as error:  # noqa: BLE001 -- whatever a publisher or a schema class did
+            return Undecodable(error)
+        place = self.flight.took_off(delivery)
+        try:
+            return await self.handler.run(message)
+        finally:
+            self.flight.landed(place)

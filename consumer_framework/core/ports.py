@@ -22,12 +22,20 @@ class Acknowledger(Protocol):
     must be sent on the channel that the message was delivered on").
     """
 
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a settle of *delivery* would not be void."""
+        ...
+
     def ack(self, delivery: Delivery) -> bool:
         """Let the broker forget the message (``basic.ack``)."""
         ...
 
     def give_back(self, delivery: Delivery) -> bool:
         """Put the message back on its queue without counting it (``basic.nack``, requeue)."""
+        ...
+
+    def requeue(self, delivery: Delivery) -> bool:
+        """Put the message back on its queue and have that counted (``basic.reject``, requeue)."""
         ...
 
     def reject(self, delivery: Delivery) -> bool:
@@ -42,12 +50,24 @@ class Clock(Protocol):
         """Seconds since some fixed moment; never goes back."""
         ...
 
+    def time(self) -> float:
+        """Seconds since the epoch, as the machine believes."""
+        ...
+
+
+class Chance(Protocol):
+    """Luck, so that tests can decide it."""
+
+    def __call__(self) -> float:
+        """A random number from 0 to 1."""
+        ...
+
 
 class Decoder(Protocol):
     """Turns bytes into what handlers take."""
 
     def __call__(self, delivery: Delivery) -> Any:
-        """Return the message, or :class:`.Undecodable`. Raises for faults of this host."""
+        """Return the message. Raises whatever shows that the bytes are none."""
         ...
 
 
@@ -56,6 +76,62 @@ class HandlerRunner(Protocol):
 
     async def run(self, message: Any) -> Outcome:
         """Run the handler on *message*; whatever it raises comes back as a value."""
+        ...
+
+
+class Journal(Protocol):
+    """Keeps messages durably that the broker is told to forget.
+
+    Every write is idempotent by queue and message id (a digest of the message where it has no
+    id): a process that dies between the write and the ack gets the message again, and writes
+    the same row again. A write has happened when its awaitable is done, and survives the loss
+    of power then.
+
+    Every method raises :class:`.JournalError` where the disk does not take the write.
+    """
+
+    async def defer(self, delivery: Delivery, until: float) -> None:
+        """Keep *delivery*, history included, to run again at *until* seconds since the epoch."""
+        ...
+
+    async def quarantine(self, delivery: Delivery, reason: str) -> None:
+        """Keep *delivery*, history included, for an operator."""
+        ...
+
+    async def remove(self, row: int) -> None:
+        """Forget a deferred row: its message is done with."""
+        ...
+
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a row of this message waits, deferred or quarantined."""
+        ...
+
+    def due(self, now: float, limit: int) -> list[Delivery]:
+        """At most *limit* deferred messages whose time has come at *now*, the longest due first."""
+        ...
+
+    def next_due(self) -> float | None:
+        """When the next deferred message is due, in seconds since the epoch; None for never."""
+        ...
+
+
+class FlightRecorder(Protocol):
+    """Remembers which messages were in a handler, whatever ends the process."""
+
+    def crashes_of(self, delivery: Delivery) -> int:
+        """How often the process died while the handler had this message."""
+        ...
+
+    def forget(self, delivery: Delivery) -> None:
+        """The message is settled; its crashes count no longer."""
+        ...
+
+    def took_off(self, delivery: Delivery) -> int:
+        """The handler starts on *delivery*; returns the place to give to :meth:`landed`."""
+        ...
+
+    def landed(self, place: int) -> None:
+        """The handler is done."""
         ...
 
 

@@ -1,82 +1,244 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Decides what becomes of a delivery. Never acts, never reads a clock or a random source.
 
-The policy is data: an ordered table of rules, the first match wins, and an answer for what no
-rule matches. It answers as ``fedora-messaging consume`` does.
+The policy is data: what an author raised on purpose is answered as it says, then an ordered table
+of rules, first match wins, then the schedule of retries for what no rule matches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import disposition as to
-from .delivery import Failed, Outcome, Succeeded, Undecodable
-from .errors import Drop, ExitCode, Halt, Retry
+from . import errors
+from .attempt import History, attempt_of, said
+from .delivery import Crashed, Delivery, Failed, Known, Outcome, Skipped, Succeeded, Undecodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .disposition import Disposition
 
-Answer: TypeAlias = "Callable[[Any], Disposition]"
+
+class Then(Enum):
+    """What a rule answers."""
+
+    RETRY = "retry"
+    DEFER = "defer"
+    DROP = "drop"
+    QUARANTINE = "quarantine"
+    DEPENDENCY = "dependency"
+    HALT = "halt"
+
+
+class OnExhausted(Enum):
+    """What becomes of a message whose attempts are spent."""
+
+    QUARANTINE = "quarantine"
+    DROP = "drop"
+    REQUEUE = "requeue"
+    HALT = "halt"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of a delivery whose handler raised one of *raised*."""
+    """What becomes of a delivery whose handler raised one of *exceptions*.
 
-    raised: tuple[type[BaseException], ...]
-    then: Answer
+    Attributes:
+        source: Where the rule is written, for ``fm-consumer explain``.
+    """
+
+    exceptions: tuple[type[BaseException], ...]
+    then: Then
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules for failures, first match first, and the answer for what none of them matches."""
+    """Everything that decides. Times are in seconds.
 
-    rules: tuple[Rule, ...]
-    otherwise: Answer
-    undecodable: Answer
+    Attributes:
+        schedule: Seconds until the second attempt, the third, and so on.
+        hold_ceiling: How long a delivery may stay unacknowledged.
+        on_exhausted: What follows the last attempt.
+        crash_attempts: How many deaths of the process a message may be in the handler for.
+        rules: For exceptions that are no signals, first match first.
+        defer: Seconds that the rules' ``defer`` means.
+        dependency: Seconds until a message is tried again that met a broken dependency.
+    """
+
+    schedule: tuple[float, ...] = (0.0, 10.0, 60.0, 300.0)
+    hold_ceiling: float = 900.0
+    on_exhausted: OnExhausted = OnExhausted.QUARANTINE
+    crash_attempts: int = 2
+    rules: tuple[Rule, ...] = ()
+    defer: float = 300.0
+    dependency: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a decision depends on besides the delivery and its outcome.
+
+    Attributes:
+        now: Seconds since the epoch.
+        spread: A random number from 0 to 1.
+        may_hold: Whether a hold slot is free.
+    """
+
+    now: float
+    spread: float
+    may_hold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a delivery, and what is known of it from now on.
+
+    Attributes:
+        dependency_fault: Whether the breaker has to hear of it.
+    """
+
+    disposition: Disposition
+    history: History
+    dependency_fault: bool = False
+
+
+# Seconds. Nothing but a counted retry may run sooner again: no message becomes a hot loop.
+SHORTEST_WAIT = 1.0
+# The share of a delay that chance adds or takes away.
+JITTER = 0.2
 _HIGHEST_EXIT_CODE = 255
 
 
-def _halt(signal: Halt) -> Disposition:
-    """The kernel keeps eight bits of an exit code: 256 would be success."""
-    if 0 <= signal.exit_code <= _HIGHEST_EXIT_CODE:
-        return to.Halt(signal.exit_code, signal.requeue, signal.reason)
-    reason = f"{signal.reason} (it said exit code {signal.exit_code}; there are 0 to 255)".strip()
-    return to.Halt(ExitCode.HANDLER_FAILED, signal.requeue, reason)
-
-
-def _fail(error: BaseException) -> Disposition:
-    reason = f"the handler raised {type(error).__name__}: {error}"
-    return to.Halt(ExitCode.HANDLER_FAILED, requeue=True, reason=reason)
-
-
-UPSTREAM = Policy(
-    rules=(
-        Rule((Retry,), lambda signal: to.Requeue(signal.reason)),
-        Rule((Drop,), lambda signal: to.Reject(signal.reason)),
-        Rule((Halt,), _halt),
-    ),
-    otherwise=_fail,
-    undecodable=to.Reject,
-)
-
-
-def decide(outcome: Outcome, policy: Policy) -> Disposition:
-    """Choose what becomes of the delivery that ended in *outcome*.
+def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situation) -> Decision:
+    """Choose what becomes of *delivery* after its handler produced *outcome*.
 
     Returns:
-        Never None: what no rule matches is answered by ``policy.otherwise``.
+        Always a decision: what no rule matches is tried again, and once its attempts are spent
+        goes where ``policy.on_exhausted`` says.
     """
+    case = _Case(delivery, policy, situation)
     match outcome:
-        case Succeeded():
-            return to.Ack()
-        case Undecodable(reason):
-            return policy.undecodable(reason)
+        case Succeeded() | Skipped() | Known():
+            return Decision(to.Ack(), delivery.history)
+        case Undecodable(error):
+            history = delivery.history.failed(attempt_of(error, situation.now))
+            return Decision(to.Quarantine(f"no valid message: {said(error)}"), history)
+        case Crashed(times):
+            reason = f"the process died {times} times while it was handled"
+            return Decision(to.Quarantine(reason), delivery.history)
         case Failed(error):
-            matching = (rule.then for rule in policy.rules if isinstance(error, rule.raised))
-            return next(matching, policy.otherwise)(error)
+            answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
+            return next(answers, _Case.by_rules)(case, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One failed delivery, and the answers there are."""
+
+    delivery: Delivery
+    policy: Policy
+    situation: Situation
+
+    def by_rules(self, error: BaseException) -> Decision:
+        for rule in self.policy.rules:
+            if isinstance(error, rule.exceptions):
+                return _THEN[rule.then](self, error)
+        return self.retry(error)
+
+    def retry(self, error: BaseException) -> Decision:
+        history = self._failed(error)
+        used = len(history.attempts)
+        if used > len(self.policy.schedule) or self.delivery.replayed:
+            return Decision(self._exhausted(error, used), history)
+        after = error.after if isinstance(error, errors.Retry) else None
+        delay = self._spread(self.policy.schedule[used - 1]) if after is None else after
+        return Decision(self._later(self.situation.now + delay, said(error)), history)
+
+    def defer(self, error: BaseException) -> Decision:
+        now = self.situation.now
+        until = error.until if isinstance(error, errors.Defer) else now + self.policy.defer
+        until = max(until, now + SHORTEST_WAIT)
+        return Decision(self._later(until, said(error)), self.delivery.history)
+
+    def drop(self, error: BaseException) -> Decision:
+        return Decision(to.Reject(_reason(error)), self.delivery.history)
+
+    def quarantine(self, error: BaseException) -> Decision:
+        return Decision(to.Quarantine(_reason(error)), self._failed(error))
+
+    def dependency(self, error: BaseException) -> Decision:
+        wait = max(SHORTEST_WAIT, self._spread(self.policy.dependency))
+        until = self.situation.now + wait
+        later = self._later(until, _reason(error))
+        return Decision(later, self.delivery.history, dependency_fault=True)
+
+    def halt(self, error: BaseException) -> Decision:
+        """The kernel keeps eight bits of an exit code: 256 would be success."""
+        reason = _reason(error)
+        if not isinstance(error, errors.Halt):
+            halt = to.Halt(errors.ExitCode.HANDLER_FAILED, requeue=True, reason=reason)
+            return Decision(halt, self.delivery.history)
+        code: object = error.exit_code
+        if not (isinstance(code, int) and 0 <= code <= _HIGHEST_EXIT_CODE):
+            reason = f"{reason} (it said exit code {code}; there are 0 to 255)".strip()
+            code = errors.ExitCode.HANDLER_FAILED
+        return Decision(to.Halt(code, error.requeue, reason), self.delivery.history)
+
+    def _failed(self, error: BaseException) -> History:
+        return self.delivery.history.failed(attempt_of(error, self.situation.now))
+
+    def _spread(self, delay: float) -> float:
+        return delay * (1 + JITTER * (2 * self.situation.spread - 1))
+
+    def _later(self, until: float, reason: str) -> Disposition:
+        held_for = until - self.delivery.received_at
+        fits = held_for <= self.policy.hold_ceiling and self.situation.may_hold
+        if fits and not self.delivery.row:
+            return to.Hold(until, reason)
+        return to.Defer(until, reason)
+
+    def _exhausted(self, error: BaseException, used: int) -> Disposition:
+        if self.delivery.replayed:
+            return to.Quarantine(said(error))
+        reason = f"{said(error)} ({used} attempts)" if used > 1 else said(error)
+        match self.policy.on_exhausted:
+            case OnExhausted.QUARANTINE:
+                return to.Quarantine(reason)
+            case OnExhausted.DROP:
+                return to.Reject(reason)
+            case OnExhausted.REQUEUE:
+                return to.Requeue(reason)
+            case OnExhausted.HALT:
+                return to.Halt(errors.ExitCode.HANDLER_FAILED, requeue=True, reason=reason)
+
+
+def _reason(error: BaseException) -> str:
+    reason = getattr(error, "reason", None)
+    return reason if isinstance(reason, str) and reason else said(error)
+
+
+_Answer: TypeAlias = "Callable[[_Case, BaseException], Decision]"
+
+# What an author says on purpose.
+_ANSWERS: dict[type[BaseException], _Answer] = {
+    errors.Retry: _Case.retry,
+    errors.Defer: _Case.defer,
+    errors.Drop: _Case.drop,
+    errors.Quarantine: _Case.quarantine,
+    errors.DependencyFault: _Case.dependency,
+    errors.Halt: _Case.halt,
+}
+
+# What a rule says of other exceptions.
+_THEN: dict[Then, _Answer] = {
+    Then.RETRY: _Case.retry,
+    Then.DEFER: _Case.defer,
+    Then.DROP: _Case.drop,
+    Then.QUARANTINE: _Case.quarantine,
+    Then.DEPENDENCY: _Case.dependency,
+    Then.HALT: _Case.halt,
+}

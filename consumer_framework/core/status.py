@@ -32,6 +32,7 @@ def status_line(
         State.CONNECTING: f"Connecting to the broker at {broker}",
         State.SUBSCRIBING: f"Connected to the broker at {broker}, subscribing",
         State.CONSUMING: f"Consuming from {_names(queues)}; {counts_text(counts)}",
+        State.PAUSED: "Paused",
         State.FAILING: f"Failing: waiting for {counts.running} running; {counts_text(counts)}",
         State.DRAINING: f"Stopping: waiting for {counts.running} running; {counts_text(counts)}",
         State.STOPPED: f"Stopped; {counts_text(counts)}",
@@ -40,6 +41,8 @@ def status_line(
         return f"Waiting for the broker at {broker}: {trouble}"
     if trouble and state in (State.SUBSCRIBING, State.STOPPED):
         return trouble
+    if trouble and state is State.PAUSED:
+        return f"Paused: {trouble}; {counts_text(counts)}"
     return lines[state]
 
 
@@ -47,6 +50,9 @@ def counts_text(counts: Snapshot) -> str:
     """Say what was done; what never happened is left out, except successes."""
     numbers = {
         "handled": counts.acked,
+        "held": counts.held,
+        "deferred": counts.deferred,
+        "quarantined": counts.quarantined,
         "requeued": counts.requeued,
         "rejected": counts.rejected,
         "undecodable": counts.undecodable,

@@ -20,14 +20,16 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides
 
 from . import loader
+from .plan import Plan
+from .policy import policy_of
 from .runner import Runner
+from .slots import SLOTS
+from .stores import open_stores, state_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from consumer_framework.core.handler import Handler
-    from consumer_framework.core.settings import Settings
+    from consumer_framework.core.settings import Recovery, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +43,16 @@ class Request:
         callback: ``module:object``; "" for the file's ``callback``.
         callback_file: ``path/to/file.py:object``; stands before *callback*.
         overrides: What the command line says instead of the file.
+        instance: The instance's name.
+        state_directory: Where it keeps its state; None for the usual place.
     """
 
     path: Path | None
     callback: str = ""
     callback_file: str = ""
     overrides: Overrides = NO_OVERRIDES
+    instance: str = "default"
+    state_directory: Path | None = None
 
 
 def run(request: Request) -> int:
@@ -62,10 +68,11 @@ def run(request: Request) -> int:
     source = str(request.path) if request.path else "built-in configuration"
     _set_up_logging(settings, source)
     codec.load_schemas()
-    target = _find_target(request, settings, source)
-    factory = _factory(target, settings, source)
-    _log.info("starting %s with %s", target.name, source)
-    runner = Runner(settings, factory, SystemdNotifier(), SystemClock(), reactor)
+    plan = make_plan(request, settings, source)
+    directory = state_directory(request.instance, request.state_directory)
+    stores = open_stores(directory, request.instance, settings.framework)
+    _log.info("starting %s with %s", plan.name, source)
+    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     untyped.callLater(0, runner.startService)
@@ -85,11 +92,28 @@ def _set_up_logging(settings: Settings, source: str) -> None:
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
-def _factory(target: loader.Target, settings: Settings, source: str) -> Callable[[], Handler]:
+def make_plan(request: Request, settings: Settings, source: str) -> Plan:
+    """Find the handler, and put together how its failures are answered.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or does not fit its settings.
+    """
+    target = _find_target(request, settings, source)
+    own = loader.recovery_of(target)
     try:
-        return loader.factory(target, settings.consumer_config)
+        factory = loader.factory(target, settings.consumer_config)
+        policy, recovery = policy_of(settings.framework.recovery, own, source, target.name)
     except ConfigurationError as error:
         raise ConfigurationError(*error.problems, source=source) from error
+    return Plan(target.name, factory, policy, _fitting(recovery, settings.qos.prefetch_count))
+
+
+def _fitting(recovery: Recovery, prefetch_count: int) -> Recovery:
+    """Leave the slots something to take: what is held counts against ``prefetch_count``."""
+    if prefetch_count == 0:  # no limit
+        return recovery
+    hold_slots = min(recovery.hold_slots, prefetch_count - SLOTS)
+    return recovery.model_copy(update={"hold_slots": hold_slots})
 
 
 def _find_target(request: Request, settings: Settings, source: str) -> loader.Target:

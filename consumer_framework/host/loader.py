@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.consumer import Consumer, handler_of
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.handler import Handler
-from consumer_framework.core.settings import is_config_type, parse_consumer_config
+from consumer_framework.core.settings import Recovery, is_config_type, parse_consumer_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,6 +94,12 @@ def factory(target: Target, consumer_config: Mapping[str, Any]) -> Callable[[], 
         return lambda: handler_of(value(config), name)
     make: Callable[[], Any] = value
     return lambda: Handler(name, make())
+
+
+def recovery_of(target: Target) -> Recovery:
+    """The recovery settings that the author's class has itself."""
+    own = getattr(target.value, "recovery", None)
+    return own if isinstance(own, Recovery) else Recovery()
 
 
 def _split(spec: str, source: str, form: str) -> tuple[str, str]:

@@ -4,57 +4,96 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from consumer_framework.core.attempt import fingerprint
 from consumer_framework.core.delivery import Failed, Undecodable
-from consumer_framework.core.disposition import Halt, Reject, Requeue
+from consumer_framework.core.disposition import (
+    Ack,
+    Defer,
+    Disposition,
+    Halt,
+    Hold,
+    Quarantine,
+    Reject,
+    Requeue,
+)
 from consumer_framework.core.errors import Signal
 from consumer_framework.core.stats import Counters
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery, Outcome
-    from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.ports import Clock
 
 _log = logging.getLogger(__name__)
 
+# Seconds in which failures of one fingerprint are logged once.
+QUIET = 300.0
+
 
 class LogRecorder(Counters):
-    """A :class:`.Recorder`: one line for what an operator may have to know, none for success."""
+    """A :class:`.Recorder`: a line for what an operator may have to know, none for success.
+
+    Failures of the same cause are logged with their traceback once in five minutes, and
+    counted in between.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._logged: dict[str, float] = {}
+        self._more: Counter[str] = Counter()
 
     def settled(
         self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
     ) -> None:
         """Count, and log what is not plain success."""
         super().settled(delivery, outcome, disposition, void=void)
-        if isinstance(outcome, Failed) and not isinstance(outcome.error, Signal):
-            _log.error("%s failed", describe(delivery), exc_info=outcome.error)
         if void:
             _log.warning(
                 "%s: its channel is gone, so the broker will deliver it again", describe(delivery)
             )
             return
-        match disposition:
-            case Requeue(reason):
-                _log.info("%s is requeued%s", describe(delivery), _because(reason))
-            case Reject(reason):
-                self._rejected(delivery, outcome, reason)
-            case Halt(exit_code, requeue, reason):
-                fate = "requeued" if requeue else "acknowledged"
-                _log.warning(
-                    "%s is %s and halts the instance with exit code %d%s",
-                    describe(delivery),
-                    fate,
-                    exit_code,
-                    _because(reason),
-                )
+        match outcome:
+            case Failed(error) if not isinstance(error, Signal):
+                self._failed(delivery, error, disposition)
+            case Undecodable(error):
+                self._failed(delivery, error, disposition)
             case _:
-                _log.debug("%s is acknowledged", describe(delivery))
+                self._decided(delivery, disposition)
 
-    def _rejected(self, delivery: Delivery, outcome: Outcome, reason: str) -> None:
-        if isinstance(outcome, Undecodable):
-            _log.error("%s is rejected: it is no valid message: %s", describe(delivery), reason)
-        else:
-            _log.info("%s is dropped by its handler%s", describe(delivery), _because(reason))
+    def _failed(self, delivery: Delivery, error: BaseException, disposition: Disposition) -> None:
+        cause = fingerprint(error)
+        # A message that is held, and one that is quarantined, are two pieces of news.
+        news = f"{type(disposition).__name__} {cause}"
+        if self._was_said(news):
+            self._more[news] += 1
+            _log.debug("%s failed again: %s", describe(delivery), cause)
+            return
+        more = f" ({self._more.pop(news)} more of this cause since)" if self._more[news] else ""
+        trace = None if self._was_said(cause) else error
+        _log.error(
+            "%s failed%s; it is %s", describe(delivery), more, fate(disposition), exc_info=trace
+        )
+
+    def _was_said(self, what: str) -> bool:
+        """Whether *what* was said a short while ago; it counts as said now if not."""
+        last, now = self._logged.get(what), self._clock.monotonic()
+        if last is not None and now - last < QUIET:
+            return True
+        self._logged[what] = now
+        return False
+
+    def _decided(self, delivery: Delivery, disposition: Disposition) -> None:
+        match disposition:
+            case Quarantine() | Halt():
+                _log.warning("%s is %s", describe(delivery), fate(disposition))
+            case Reject() | Requeue() | Hold() | Defer():
+                _log.info("%s is %s", describe(delivery), fate(disposition))
+            case _:
+                _log.debug("%s is %s", describe(delivery), fate(disposition))
 
 
 def describe(delivery: Delivery) -> str:
@@ -62,5 +101,30 @@ def describe(delivery: Delivery) -> str:
     return f"message {delivery.message_id or '(no id)'} on {delivery.routing_key}"
 
 
+def fate(disposition: Disposition) -> str:
+    """Say in a log line what becomes of a delivery."""
+    because = _because(getattr(disposition, "reason", ""))
+    match disposition:
+        case Hold(until) | Defer(until):
+            what = "held" if isinstance(disposition, Hold) else "deferred"
+            return f"{what} until {_time(until)}{because}"
+        case Halt(exit_code, requeue):
+            what = "requeued" if requeue else "acknowledged"
+            return f"{what} and halts the instance with exit code {exit_code}{because}"
+    return f"{_FATES[type(disposition)]}{because}"
+
+
+_FATES: dict[type[Disposition], str] = {
+    Ack: "acknowledged",
+    Requeue: "requeued",
+    Reject: "dropped",
+    Quarantine: "quarantined",
+}
+
+
 def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")

@@ -14,39 +14,47 @@ from typing import TYPE_CHECKING, Any
 from fedora_messaging import api
 from fedora_messaging.exceptions import ConfigurationException
 from fedora_messaging.twisted.monitor import monitor_service
+from twisted.application.internet import UNIXServer
 from twisted.application.service import MultiService
 from twisted.internet import defer, task
 from twisted.internet import error as twisted_error
 
-from consumer_framework.adapters import codec
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.adapters.executor import Executor
-from consumer_framework.core.disposition import Halt
-from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, Problem
-from consumer_framework.core.intake import Intake
+from consumer_framework.core.errors import (
+    ConfigurationError,
+    ExitCode,
+    Fault,
+    JournalError,
+    Problem,
+)
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
-from consumer_framework.core.pipeline import Pipeline
-from consumer_framework.core.recovery import UPSTREAM
-from consumer_framework.core.redelivery import Unsettled
 from consumer_framework.core.status import counts_text, status_line
 
+from .control import ControlFactory
+from .orders import Orders
 from .recorder import LogRecorder, describe
+from .slots import SLOTS, Slots
+from .stores import control_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
     from types import FrameType
 
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.core.handler import Handler
+    from consumer_framework.core.disposition import Halt
     from consumer_framework.core.ports import Clock, Notifier
     from consumer_framework.core.settings import Settings
 
+    from .plan import Plan
+    from .stores import Stores
+
 _log = logging.getLogger(__name__)
 
-# One handler at a time, as fedora-messaging promises: handlers need not be thread-safe.
-SLOTS = 1
 # Seconds between two looks at whether `systemctl status` should say something new.
 STATUS_INTERVAL = 5.0
+# Seconds between two looks at what in the quarantine is too old.
+RETENTION_INTERVAL = 3600.0
 # Seconds that a second signal leaves for an orderly end.
 CUT_SHORT_GRACE = 5.0
 
@@ -56,7 +64,8 @@ class Runner(MultiService):
 
     Args:
         settings: The whole configuration.
-        factory: Makes the handler, on the event loop's thread.
+        plan: The handler to be made, and how its failures are answered.
+        stores: The journal and the flight recorder; closed at the end.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
@@ -65,10 +74,11 @@ class Runner(MultiService):
         exit_code: What the process should exit with, once the reactor has stopped.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- app.py puts it together, and nobody else
         self,
         settings: Settings,
-        factory: Callable[[], Handler],
+        plan: Plan,
+        stores: Stores,
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
@@ -76,7 +86,8 @@ class Runner(MultiService):
         super().__init__()  # type: ignore[no-untyped-call]
         self.exit_code: int = ExitCode.OK
         self._settings = settings
-        self._factory = factory
+        self._plan = plan
+        self._stores = stores
         self._notifier = notifier
         self._clock = clock
         self._reactor = reactor
@@ -84,18 +95,30 @@ class Runner(MultiService):
         self._trouble = ""
         self._executor: Executor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._workers: list[asyncio.Task[None]] = []
         self._building: asyncio.Task[None] | None = None
         self._stopped: defer.Deferred[None] = defer.Deferred()
         self._signals = 0
         self._former_handlers: dict[signal.Signals, Any] = {}
-        self._intake = Intake()
-        self._recorder = LogRecorder()
+        self._recorder = LogRecorder(clock)
         self._channels = Channels()
         self._session = Session(
             settings, self._channels, self, reactor, snapshot=self._recorder.snapshot
         )
+        self._slots = Slots(
+            plan.policy,
+            plan.recovery,
+            self._channels,
+            stores.journal,
+            stores.flight,
+            self._recorder,
+            clock,
+            reactor,
+            halt=self._halted,
+            pause=self._pause,
+            resume=self._resume,
+        )
         self._status_timer = task.LoopingCall(self._say_status)
+        self._retention_timer = task.LoopingCall(lambda: self._spawn(self._expire()))
 
     def startService(self) -> None:  # noqa: N802 -- Twisted's name
         """Start: build the handler, connect, consume. Call it while the reactor runs."""
@@ -108,17 +131,18 @@ class Runner(MultiService):
         # What handlers publish with fedora_messaging.api goes over the instance's connection.
         api._twisted_service = self._session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
+        self._retention_timer.start(RETENTION_INTERVAL)
         self._building = self._spawn(self._build())
 
     # What the session reports.
 
     def delivered(self, delivery: Delivery) -> None:
         """Let the next free slot take it."""
-        self._intake.put(delivery)
+        self._slots.put(delivery)
 
     def voided(self, generation: int) -> None:
         """Forget what no slot took yet: it will be delivered again."""
-        self._intake.discard(generation)
+        self._slots.voided(generation)
 
     def connected(self) -> None:
         """There is a connection."""
@@ -170,10 +194,15 @@ class Runner(MultiService):
                 self._notifier.ready(self._status())
             case Effect.ANNOUNCE_STATUS:
                 self._say_status()
+            case Effect.PAUSE:
+                self._session.pause()
+                self._slots.give_back_waiting()
+            case Effect.RESUME:
+                self._session.resume()
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._trouble = ""
-                self._intake.close()
+                self._slots.close()
                 self._notifier.stopping(self._status())
                 self._spawn(self._drain())
             case Effect.CUT_SHORT:
@@ -215,7 +244,7 @@ class Runner(MultiService):
 
     async def _build(self) -> None:
         try:
-            handler = self._factory()
+            handler = self._plan.factory()
             executor = Executor(handler, SLOTS)
             await executor.setup()
         except ConfigurationException as error:
@@ -231,16 +260,17 @@ class Runner(MultiService):
 
     def _connect(self) -> None:
         assert self._executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        pipeline = Pipeline(
-            decode=codec.decode,
-            handler=self._executor,
-            policy=UPSTREAM,
-            acknowledger=self._channels,
-            recorder=self._recorder,
-            unsettled=Unsettled(self._clock),
-        )
-        self._workers = [self._spawn(self._work(pipeline)) for _ in range(SLOTS)]
+        for worker in self._slots.start(self._executor):
+            self._watch(worker)
         self._monitor()
+        try:
+            self._listen()
+        except twisted_error.CannotListenError as error:
+            _log.warning(
+                "no replay while this runs: the control socket %s: %s",
+                error.port,
+                error.socketError,
+            )
         try:
             self._session.service.setServiceParent(self)  # type: ignore[no-untyped-call]
         except twisted_error.CannotListenError as error:
@@ -253,12 +283,26 @@ class Runner(MultiService):
             service = self._session.service
             monitor_service(service, address=monitoring.address, port=monitoring.port)
 
-    async def _work(self, pipeline: Pipeline) -> None:
-        """One slot."""
-        while (delivery := await self._intake.take()) is not None:
-            disposition = await pipeline.process(delivery)
-            if isinstance(disposition, Halt):
-                self._end(disposition.exit_code, disposition.reason)
+    def _listen(self) -> None:
+        path = control_socket(self._stores.directory)
+        path.unlink(missing_ok=True)
+        factory = ControlFactory(Orders(self._stores.journal, self._slots.replay).by_name)
+        server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
+        server.setServiceParent(self)  # type: ignore[no-untyped-call]
+
+    # What the slots report.
+
+    def _halted(self, halt: Halt) -> None:
+        self._end(halt.exit_code, halt.reason)
+
+    def _pause(self, reason: str) -> None:
+        self._trouble = reason
+        self._happened(Event.PAUSE)
+
+    def _resume(self) -> None:
+        self._trouble = ""
+        connected = self._session.is_connected
+        self._happened(Event.RESUME if connected else Event.RESUME_OFFLINE)
 
     # Stopping.
 
@@ -278,14 +322,15 @@ class Runner(MultiService):
             await self._finish()
 
     async def _finish(self) -> None:
-        waiting = self._intake.clear()
-        given_back = sum(self._channels.give_back(delivery) for delivery in waiting)
+        given_back = self._slots.give_back_waiting() + self._slots.give_back_held()
         running = self._recorder.running
         _log.info("stopping: %d given back to the broker, %d running", given_back, len(running))
-        if self._workers:
-            await asyncio.wait(self._workers)
+        await self._slots.finish()
+        # What was running may have been held meanwhile.
+        self._slots.give_back_held()
         await self._teardown()
         await self._until(self._session.close())
+        self._stores.close()
 
     async def _teardown(self) -> None:
         if self._executor is None:
@@ -309,6 +354,7 @@ class Runner(MultiService):
 
     def _exit(self) -> None:
         self._status_timer.stop()
+        self._retention_timer.stop()
         for number, former in self._former_handlers.items():
             signal.signal(number, former)
         self._say_status()
@@ -330,11 +376,22 @@ class Runner(MultiService):
             self._trouble,
         )
 
+    async def _expire(self) -> None:
+        try:
+            expired = await self._stores.journal.expire(self._clock.time())
+        except JournalError as error:
+            _log.warning("what is too old cannot be exported, and is kept: %s", error)
+        else:
+            if expired.rows:
+                _log.warning("%d quarantined messages expired to %s", expired.rows, expired.file)
+
     def _say_status(self) -> None:
         self._notifier.status(self._status())
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        spawned = asyncio.get_running_loop().create_task(coroutine)
+        return self._watch(asyncio.get_running_loop().create_task(coroutine))
+
+    def _watch(self, spawned: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(spawned)
         spawned.add_done_callback(self._task_done)
         return spawned

@@ -3,6 +3,7 @@
 
 - The fakes of :mod:`.fakes` stand in for the outside world of :mod:`consumer_framework.core`: no
   broker, no systemd, no time that passes by itself. They are in this package's namespace.
+- :class:`.Harness` runs a consumer between them, as an instance would: what authors test with.
 - :mod:`.broker` starts a private RabbitMQ node, :mod:`.proxy` a network that a test may cut. They
   are imported by their own names, for they need more than the fakes do.
 """
@@ -16,6 +17,7 @@ from .fakes import (
     Settlement,
     make_delivery,
 )
+from .harness import Harness
 
 __all__ = [
     "FakeAcknowledger",
@@ -23,6 +25,7 @@ __all__ = [
     "FakeNotifier",
     "FakeProperties",
     "FakeRecorder",
+    "Harness",
     "Settlement",
     "make_delivery",
 ]

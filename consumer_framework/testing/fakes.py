@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from consumer_framework.core.attempt import NO_HISTORY, History
 from consumer_framework.core.delivery import Delivery
 from consumer_framework.core.ports import Acknowledger, Clock, Notifier, Recorder
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Outcome
     from consumer_framework.core.disposition import Disposition
 
-Settle: TypeAlias = Literal["ack", "give_back", "reject"]
+Settle: TypeAlias = Literal["ack", "give_back", "requeue", "reject"]
 Notification: TypeAlias = Literal["ready", "status", "stopping"]
 
 
@@ -47,6 +48,10 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
     exchange: str = "amq.topic",
     routing_key: str = "a.topic",
     headers: Mapping[str, Any] | None = None,
+    received_at: float = 0.0,
+    history: History = NO_HISTORY,
+    row: int = 0,
+    replayed: bool = False,
 ) -> Delivery:
     """Make a delivery.
 
@@ -60,6 +65,10 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         exchange: Where it was published.
         routing_key: The topic it was published with.
         headers: The message headers table, None for a message without one.
+        received_at: When it came, in seconds since the epoch.
+        history: What went wrong with it so far.
+        row: The journal's number for it where it came from there.
+        replayed: Whether an operator had it run again.
     """
     return Delivery(
         queue=queue,
@@ -70,6 +79,10 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         routing_key=routing_key,
         properties=FakeProperties(message_id, headers),
         body=body,
+        received_at=received_at,
+        history=history,
+        row=row,
+        replayed=replayed,
     )
 
 
@@ -102,6 +115,10 @@ class FakeAcknowledger(Acknowledger):
         """Close a channel: every later settle for *generation* is void."""
         self._open.discard(generation)
 
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether the channel that *delivery* came on is there still."""
+        return delivery.generation in self._open
+
     def ack(self, delivery: Delivery) -> bool:
         """Record an ``ack``; False if that is void.
 
@@ -115,6 +132,10 @@ class FakeAcknowledger(Acknowledger):
         """Record a ``give_back``; False if that is void. Raises what :meth:`ack` does."""
         return self._settle(delivery, "give_back")
 
+    def requeue(self, delivery: Delivery) -> bool:
+        """Record a ``requeue``; False if that is void. Raises what :meth:`ack` does."""
+        return self._settle(delivery, "requeue")
+
     def reject(self, delivery: Delivery) -> bool:
         """Record a ``reject``; False if that is void. Raises what :meth:`ack` does."""
         return self._settle(delivery, "reject")
@@ -125,7 +146,7 @@ class FakeAcknowledger(Acknowledger):
         return next(settled, None)
 
     def _settle(self, delivery: Delivery, how: Settle) -> bool:
-        if delivery.generation not in self._open:
+        if not self.is_open(delivery):
             return False
         before = self.of(delivery)
         if before is not None:
@@ -142,15 +163,20 @@ class FakeClock(Clock):
     """A :class:`.Clock` that stands still until it is told to go on.
 
     Args:
-        now: Seconds at the start.
+        now: Seconds at the start, since some fixed moment and since the epoch alike.
     """
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
+        self._time = now
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment."""
         return self._now
+
+    def time(self) -> float:
+        """Seconds since the epoch, as the machine believes."""
+        return self._time
 
     def advance(self, seconds: float) -> None:
         """Let *seconds* pass.
@@ -161,6 +187,11 @@ class FakeClock(Clock):
         if seconds < 0:
             raise ValueError(f"a monotonic clock does not go back ({seconds} s)")
         self._now += seconds
+        self._time += seconds
+
+    def set_time(self, seconds: float) -> None:
+        """Let somebody set the machine's time, forward or back; no time passes by that."""
+        self._time = seconds
 
 
 class FakeNotifier(Notifier):

@@ -41,7 +41,6 @@ ROOT_PACKAGES = (
     "iproute2",
     "rpm",
 )
-FALLBACK_MIRROR = ""
 PRODUCT_SOURCES = ("consumer_framework", "units", "pyproject.toml", "README.md", "LICENSE")
 UNUSED_VENV_SECONDS = 2 * 60 * 60
 BOOT_SECONDS = 60.0
@@ -167,7 +166,7 @@ def _debootstrap(suite: str, target: Path) -> None:
     command = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "debootstrap")
     options = ("--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}")
     try:
-        _host(*command, *options, suite, str(target), _debian_mirror())
+        _host(*command, *options, suite, str(target), *_debian_mirror())
     except CommandFailed as failure:
         last_lines = "\n".join(failure.stdout.splitlines()[-5:])
         raise RootUnavailable(f"debootstrap {suite} failed:\n{last_lines}") from failure
@@ -175,15 +174,18 @@ def _debootstrap(suite: str, target: Path) -> None:
     (target / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
-def _debian_mirror() -> str:
-    """The mirror of this machine's own apt, in either of its two formats."""
+def _debian_mirror() -> list[str]:
+    """The mirror of this machine's own apt, in either of its two formats.
+
+    None on a host without apt: debootstrap then takes its own default.
+    """
     key, options = r"(?:URIs:|deb\s)", r"(?:\[[^]]*\]\s+)?"
     uri = re.compile(rf"^{key}\s*{options}(https?://\S+/debian)/?(?:\s|$)", re.MULTILINE)
     apt = Path("/etc/apt")
     for sources in (*apt.glob("sources.list.d/*.sources"), *apt.glob("**/*.list")):
         if found := uri.search(sources.read_text()):
-            return found[1]
-    return FALLBACK_MIRROR
+            return [found[1]]
+    return []
 
 
 class Container:

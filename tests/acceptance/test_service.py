@@ -245,11 +245,24 @@ def test_two_instances_with_two_files_are_independent(make, broker, queue):
 def test_log_lines_carry_their_priority(make, broker, queue):
     service = make("logging")
     service.systemctl("start")
-    publish(broker, queue, [("t", b"no json", HEADERS)])
-    service.until(lambda: "is no valid message" in service.journal("-p", "err"), "an error")
+    publish(broker, queue, [("t", b"no json", HEADERS)] * 3)
+    service.until(lambda: "no valid message" in service.journal("-p", "err"), "an error")
     assert "consuming from" not in service.journal("-p", "err")
     assert "consuming from" in service.journal("-p", "info")
     assert "<6>" not in service.journal()
+
+
+def test_what_no_handler_can_read_is_set_aside_and_logged_once_per_cause(make, broker, queue):
+    service = make("garbage")
+    service.systemctl("start")
+    publish(broker, queue, [("t", b"no json %d" % n, HEADERS) for n in range(3)])
+    (good,) = publish(broker, queue, bodies(1))
+    service.until(lambda: service.noted("handled") == [good], "it stops nothing behind it")
+    service.until(lambda: "3 quarantined" in service.show("StatusText"), "they are set aside")
+    errors = service.journal("-p", "err")
+    assert errors.count("it is quarantined: no valid message") == 1
+    service.systemctl("stop")
+    assert broker.depth(queue) == (0, 0)
 
 
 def test_a_broken_configuration_fails_at_once_and_is_not_restarted(make, host):

@@ -11,13 +11,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pika
 
+from consumer_framework.adapters.journal import Journal
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from consumer_framework.adapters.journal import Row
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
 
@@ -70,7 +75,7 @@ def publish(url: str, key: str, bodies: Iterable[Any], **properties: Any) -> Non
         for body in bodies:
             raw = body if isinstance(body, bytes) else json.dumps({"n": body}).encode()
             given = {
-                "message_id": str(body) if isinstance(body, int) else None,
+                "message_id": str(body) if isinstance(body, int) else str(uuid.uuid4()),
                 "content_type": "application/json",
                 "content_encoding": "utf-8",
                 "delivery_mode": 2,
@@ -92,6 +97,9 @@ class Instance:
         handler: Python source of the callback ``handler``.
         options: More arguments of ``fm-consumer run``.
         extra: More TOML, before the queues.
+        environment: More variables.
+        command: A whole other command.
+        prefix: What to run in the place of ``fm-consumer``, with its arguments.
     """
 
     def __init__(
@@ -105,6 +113,7 @@ class Instance:
         extra: str = "",
         environment: Mapping[str, str] | None = None,
         command: Iterable[str] | None = None,
+        prefix: Iterable[str] | None = None,
     ) -> None:
         self._directory = directory
         self._notes = directory / "notes"
@@ -112,17 +121,20 @@ class Instance:
         module = f"handlers_{directory.name.replace('-', '_')}"
         (directory / f"{module}.py").write_text(PRELUDE + handler)
         self.configuration = directory / "instance.toml"
+        self.state = directory / "state"
         self.configuration.write_text(
             f'amqp_url = "{url}"\ncallback = "{module}:handler"\n{extra}\n{queues}'
         )
         conf = ["--conf", str(self.configuration)]
-        self._command = list(command or [str(FM_CONSUMER), "run", *conf, *options])
+        program = list(prefix or [str(FM_CONSUMER)])
+        self._command = list(command or [*program, "run", *conf, *options])
         self._environment = dict(environment or {})
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.notifications: list[str] = []
 
     def start(self) -> Self:
+        self.notifications = []
         address = self._directory / "notify"
         address.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -135,6 +147,8 @@ class Instance:
             "PYTHONPATH": str(self._directory),
             "PYTHONUNBUFFERED": "1",
             "FEDORA_MESSAGING_CONF": str(self.configuration),
+            "STATE_DIRECTORY": str(self.state),
+            "RUNTIME_DIRECTORY": str(self._directory),
             **self._environment,
         }
         with self._log.open("ab") as log:
@@ -153,8 +167,9 @@ class Instance:
 
     def _receive(self, notify_socket: socket.socket) -> None:
         """As a service manager does: at once, for the socket's queue is short."""
+        notifications = self.notifications
         while notification := notify_socket.recv(65536):
-            self.notifications.append(notification.decode())
+            notifications.append(notification.decode())
 
     def send(self, number: signal.Signals = signal.SIGTERM) -> None:
         assert self._process is not None
@@ -193,6 +208,23 @@ class Instance:
         """Wait until the handler noted *event* that often."""
         until(lambda: len(self.notes(event)) >= count, f"{count} x {event}\n{self.log}", seconds)
         return self.notes(event)
+
+    def journal(self) -> list[Row]:
+        """The rows of its journal, oldest first."""
+        reader = Journal.read(self.state)
+        try:
+            return list(reader.rows(state=None))
+        finally:
+            reader.close()
+
+    def bodies(self) -> list[bytes]:
+        """The bodies in its journal, oldest first."""
+        reader = Journal.read(self.state)
+        try:
+            found = [reader.delivery(row.id) for row in reader.rows(state=None)]
+            return [delivery.body for delivery in found if delivery is not None]
+        finally:
+            reader.close()
 
     @property
     def log(self) -> str:

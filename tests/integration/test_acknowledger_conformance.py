@@ -31,7 +31,7 @@ class BrokerWorld(World):
         self.acknowledger = Channels()
         self._url = url
         self._queue = queue
-        self._notices = notices
+        self.notices = notices
         with pika.BlockingConnection(pika.URLParameters(url)) as connection:
             channel = connection.channel()
             channel.queue_declare(queue)
@@ -78,7 +78,7 @@ class BrokerWorld(World):
 
     async def cut(self):
         await self._close()
-        if self._notices:
+        if self.notices:
             self.acknowledger.remove(self._generation)
         await self._open()
 

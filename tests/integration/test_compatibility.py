@@ -72,9 +72,8 @@ def test_the_command_line_stands_before_the_file(broker, queue_name, start):
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
         body = json.dumps({"n": 1}).encode()
-        channel.basic_publish(
-            queue_name, "a.x", body, pika.BasicProperties(content_encoding="utf-8", headers={})
-        )
+        properties = pika.BasicProperties(message_id="1", content_encoding="utf-8", headers={})
+        channel.basic_publish(queue_name, "a.x", body, properties)
         assert instance.noted("done", 1)[0]["queue"] == other
         assert instance.stop() == 0
         channel.exchange_delete(queue_name)

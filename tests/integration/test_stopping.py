@@ -77,9 +77,34 @@ async def handler(message):
     {trick}
     await asyncio.sleep(1)
 """
-    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    extra = """
+[consumer_config.framework.recovery]
+immediate = 0
+delays = []
+on_exhausted = "halt"
+"""
+    instance = start(broker.url, queue_table(queue_name), handler, extra=extra).ready()
     publish(broker.url, queue_name, [1])
     assert instance.wait() in (11, 13)
+    assert broker.depth(queue_name) == (1, 0)
+
+
+def test_a_handler_that_cancels_itself_fails_like_any_other_and_the_instance_goes_on(
+    broker, queue_name, start
+):
+    handler = """
+import asyncio
+async def handler(message):
+    note("run", message)
+    if message.body["n"] == 1:
+        asyncio.current_task().cancel()
+        await asyncio.sleep(1)
+"""
+    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    publish(broker.url, queue_name, [1, 2])
+    instance.noted("run", 3)
+    assert instance.stop() == 0
+    assert sorted(note["body"]["n"] for note in instance.notes("run")) == [1, 1, 2]
     assert broker.depth(queue_name) == (1, 0)
 
 

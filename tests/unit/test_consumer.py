@@ -2,13 +2,25 @@
 """The base class, what it hands to the host, and the public names."""
 
 import functools
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
 import consumer_framework
-from consumer_framework import Consumer, ConsumerFrameworkError, Drop, Halt, Retry
+from consumer_framework import (
+    Consumer,
+    ConsumerFrameworkError,
+    Defer,
+    DependencyFault,
+    Drop,
+    Halt,
+    Quarantine,
+    Recovery,
+    Retry,
+    Skip,
+)
 from consumer_framework.core.consumer import handler_of
-from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, Problem
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, Problem, Signal
 from consumer_framework.core.handler import is_coroutine_callable
 
 
@@ -72,11 +84,49 @@ def test_every_public_name_is_documented(name):
 
 def test_the_signals_have_one_root_and_carry_what_they_were_given():
     assert Retry("busy").reason == str(Retry("busy")) == "busy"
-    assert Drop("old").reason == "old"
+    for kind in (Skip, Drop, Quarantine, DependencyFault):
+        assert kind("old").reason == str(kind("old")) == "old"
+        assert kind().reason == ""
     halt = Halt(3, "enough", requeue=True)
     assert (halt.exit_code, halt.reason, halt.requeue) == (3, "enough", True)
     assert (Halt().exit_code, Halt().reason, Halt().requeue) == (0, "", False)
-    assert all(issubclass(kind, ConsumerFrameworkError) for kind in (Retry, Drop, Halt, Fault))
+    assert Defer(5, "later").reason == str(Defer(5, "later")) == "later"
+    signals = (Skip, Retry, Defer, Drop, Quarantine, DependencyFault, Halt)
+    assert all(issubclass(kind, Signal) for kind in signals)
+    assert all(issubclass(kind, ConsumerFrameworkError) for kind in (Signal, Fault))
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"), [(None, None), (0, 0.0), (2.5, 2.5), ("90s", 90.0), ("1h 30m", 5400.0)]
+)
+def test_a_retry_says_when_in_seconds_or_as_people_write_it(after, seconds):
+    assert Retry(after=after).after == seconds
+
+
+@pytest.mark.parametrize("after", ["soon", "", -1, True, "5"])
+def test_a_retry_after_no_length_of_time_is_an_error_of_the_authors(after):
+    with pytest.raises(ValueError, match="length of time"):
+        Retry(after=after)
+
+
+@pytest.mark.parametrize(
+    "until",
+    [
+        1_000_000_000,
+        datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC),
+        datetime(2001, 9, 9, 3, 46, 40, tzinfo=timezone(timedelta(hours=2))),
+    ],
+)
+def test_a_deferral_takes_a_moment_in_any_zone_or_seconds_since_the_epoch(until):
+    assert Defer(until).until == 1e9
+
+
+def test_a_consumer_says_nothing_of_recovery_unless_its_class_does():
+    class Careful(Least):
+        recovery = Recovery(immediate=0, delays=(5,))
+
+    assert Least.recovery is None
+    assert Careful({}).recovery == Recovery(immediate=0, delays=(5.0,))
 
 
 def test_a_configuration_error_names_source_key_problem_and_cure_on_one_line_each():

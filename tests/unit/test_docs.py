@@ -6,30 +6,52 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+import pydantic
 import pytest
 from fedora_messaging import config as upstream
 from fedora_messaging import exceptions
 from fedora_messaging.message import Message
+from pydantic.json_schema import GenerateJsonSchema
 
 import consumer_framework
 from consumer_framework.adapters.executor import signal_of
-from consumer_framework.core import settings
-from consumer_framework.core.delivery import Failed, Succeeded
-from consumer_framework.core.disposition import Ack, Halt, Reject, Requeue
+from consumer_framework.cli import main
+from consumer_framework.core import durations, errors, settings
+from consumer_framework.core.delivery import Failed, Skipped, Succeeded
+from consumer_framework.core.disposition import (
+    Ack,
+    Defer,
+    Halt,
+    Hold,
+    Quarantine,
+    Reject,
+    Requeue,
+)
 from consumer_framework.core.errors import ExitCode
-from consumer_framework.core.recovery import UPSTREAM, decide
+from consumer_framework.core.recovery import (
+    OnExhausted,
+    Policy,
+    Rule,
+    Situation,
+    Then,
+    decide,
+)
+from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from consumer_framework.core.delivery import Outcome
-    from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.recovery import Decision
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -45,21 +67,35 @@ TABLES: dict[str, type[BaseModel]] = {
     "`[tls]`": settings.Tls,
     "`[monitoring]`": settings.Monitoring,
 }
-TOML_TYPES = {"object": "table", "number": "float"}
+FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
+    "`[consumer_config.framework]`": settings.Framework,
+    "`[consumer_config.framework.recovery]`": settings.Recovery,
+    "`[consumer_config.framework.recovery.breaker]`": settings.BreakerSettings,
+    "`[[consumer_config.framework.recovery.rules]]`": settings.RuleSettings,
+}
+# The models have no number that is not a length of time.
+TOML_TYPES = {"object": "table", "number": "length of time"}
 
 RAISED: dict[str, BaseException | None] = {
     "nothing: the handler returns": None,
-    "`consumer_framework.Retry(reason)`": consumer_framework.Retry("reason"),
+    "`consumer_framework.Skip(reason)`": errors.Skip("reason"),
+    "`consumer_framework.Retry(reason)`": errors.Retry("reason"),
+    '`consumer_framework.Retry(reason, after="5m")`': errors.Retry("reason", after="5m"),
     "`fedora_messaging.exceptions.Nack`": exceptions.Nack(),
-    "`consumer_framework.Drop(reason)`": consumer_framework.Drop("reason"),
+    "`consumer_framework.Defer(until, reason)`": errors.Defer(4000.0, "reason"),
+    "`consumer_framework.Drop(reason)`": errors.Drop("reason"),
     "`fedora_messaging.exceptions.Drop`": exceptions.Drop(),
-    "`consumer_framework.Halt(exit_code, reason)`": consumer_framework.Halt(3, "reason"),
-    "`consumer_framework.Halt(exit_code, reason, requeue=True)`": consumer_framework.Halt(
+    "`consumer_framework.Quarantine(reason)`": errors.Quarantine("reason"),
+    "`consumer_framework.DependencyFault(reason)`": errors.DependencyFault("reason"),
+    "`consumer_framework.Halt(exit_code, reason)`": errors.Halt(3, "reason"),
+    "`consumer_framework.Halt(exit_code, reason, requeue=True)`": errors.Halt(
         3, "reason", requeue=True
     ),
     "`fedora_messaging.exceptions.HaltConsumer`": exceptions.HaltConsumer(3, requeue=True),
     "any other exception, `SystemExit` included": SystemExit(0),
 }
+POLICY = Policy(schedule=(7.0, 70.0), dependency=30.0, defer=300.0)
+NOW = 1000.0
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -77,32 +113,55 @@ def table(page: Path, heading: str) -> list[list[str]]:
     return rows[2:]
 
 
-def toml_type(schema: dict[str, Any]) -> str:
+def toml_type(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     """The TOML type that a JSON schema describes; null only says that a key may be missing."""
     if "anyOf" in schema:
         [schema] = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
     name: str = schema.get("type", "object")
     return TOML_TYPES.get(name, name)
 
 
-def shown_default(value: Any) -> str:
+def shown_default(value: Any, kind: str, item_kind: str) -> str:
     if value is None:
         return "none"
-    if isinstance(value, dict | list) and value:
+    if kind == "length of time":
+        return f"`{json.dumps(durations.text(value))}`"
+    if item_kind == "length of time":
+        return f"`{json.dumps([durations.text(item) for item in value])}`"
+    if isinstance(value, Enum):
+        return f"`{json.dumps(value.value)}`"
+    if isinstance(value, pydantic.BaseModel) or (isinstance(value, dict | list) and value):
         return "see below"
     return f"`{json.dumps(value)}`"
 
 
 def expected_rows(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    properties = model.model_json_schema()["properties"]
+    # A class may name exceptions themselves, which no JSON can.
+    schema = model.model_json_schema(schema_generator=SchemaOfFiles)
+    definitions = schema.get("$defs", {})
     rows = {}
     for name, field in model.model_fields.items():
+        described = schema["properties"][name]
+        kind = toml_type(described, definitions)
+        items = described.get("items", {})
+        item_kind = toml_type(items, definitions) if "type" in items else ""
+        default = field.default
         if model is settings.Settings:
-            default = shown_default(upstream.DEFAULTS[name])  # type: ignore[literal-required]
-        else:
-            default = "required" if field.is_required() else shown_default(field.default)
-        rows[name] = (toml_type(properties[name]), default)
+            default = upstream.DEFAULTS[name]  # type: ignore[literal-required]
+        elif field.is_required():
+            rows[name] = (kind, "required")
+            continue
+        rows[name] = (kind, shown_default(default, kind, item_kind))
     return rows
+
+
+class SchemaOfFiles(GenerateJsonSchema):
+    """Leaves out what only a class may say."""
+
+    def is_subclass_schema(self, schema: Any) -> dict[str, Any]:
+        return {"type": "null"}
 
 
 @pytest.mark.parametrize("heading", TABLES)
@@ -112,42 +171,183 @@ def test_the_configuration_reference_lists_the_keys_their_types_and_defaults(hea
     assert documented == expected_rows(TABLES[heading])
 
 
+@pytest.mark.parametrize("heading", FRAMEWORK_TABLES)
+def test_the_recovery_reference_lists_the_settings_their_types_and_defaults(heading):
+    cells = table(DOCS / "reference/recovery.md", heading)
+    documented = {key.strip("`"): (kind, default) for key, kind, default, _ in cells}
+    assert documented == expected_rows(FRAMEWORK_TABLES[heading])
+
+
 def test_the_exit_code_reference_lists_the_codes_and_their_names():
     cells = table(DOCS / "reference/exit-codes.md", "Exit codes")
     documented = {name.strip("`"): int(code) for code, name, _, _ in cells}
     assert documented == {code.name: code.value for code in ExitCode}
 
 
-def fate(disposition: Disposition) -> str:
-    match disposition:
+def decision_on(error: BaseException | None, policy: Policy = POLICY) -> Decision:
+    """What becomes of a message that came a second ago."""
+    delivery = make_delivery(received_at=NOW - 1)
+    outcome: Outcome = Failed(signal_of(error)) if error else Succeeded()
+    if isinstance(error, errors.Skip):
+        outcome = Skipped(error.reason)
+    return decide(delivery, outcome, policy, Situation(NOW, 0.5, may_hold=True))
+
+
+def fate(decision: Decision) -> str:
+    match decision.disposition:
         case Ack() | Halt(requeue=False):
             return "acknowledged"
-        case Requeue():
-            return "requeued at once"
+        case Hold(until) | Defer(until):
+            return {
+                7: "tried again after the next of the delays",
+                300: "tried again after `after`",
+                3000: "runs again at `until`",
+                30: "tried again after the first `probe` delay",
+            }[round(until - NOW)]
+        case Quarantine():
+            return "quarantined"
         case Reject():
             return "rejected"
-        case Halt():
+        case Requeue() | Halt():
             return "requeued"
 
 
 @pytest.mark.parametrize("raised", RAISED)
-def test_the_handler_reference_says_what_becomes_of_a_message(raised):
-    cells = table(DOCS / "reference/handlers.md", "What a handler may raise")
+def test_the_recovery_reference_says_what_becomes_of_a_message(raised):
+    cells = table(DOCS / "reference/recovery.md", "What a handler may raise")
     assert [row[0] for row in cells] == list(RAISED)
-    [(_, message, instance)] = [row for row in cells if row[0] == raised]
-    error = RAISED[raised]
-    outcome: Outcome = Failed(signal_of(error)) if error else Succeeded()
-    disposition = decide(outcome, UPSTREAM)
-    assert message in {fate(disposition), "as its `requeue` says"}
-    assert (instance == "goes on") is not isinstance(disposition, Halt)
-    if isinstance(disposition, Halt) and "`exit_code`" not in instance:
-        assert instance.endswith(str(int(disposition.exit_code)))
+    [(_, counts, message, instance)] = [row for row in cells if row[0] == raised]
+    decision = decision_on(RAISED[raised])
+    assert counts == ("yes" if decision.history.attempts else "no")
+    assert fate(decision) in message or message == "as its `requeue` says"
+    assert instance.startswith("goes on") is not isinstance(decision.disposition, Halt)
+    assert ("pauses" in instance) is decision.dependency_fault
+
+
+def test_every_signal_is_in_the_recovery_reference_and_in_that_of_handlers():
+    signals = {kind.__name__ for kind in errors.Signal.__subclasses__()}
+    text = " ".join(RAISED)
+    assert {name for name in signals if f"`consumer_framework.{name}(" in text} == signals
+    cells = table(DOCS / "reference/handlers.md", "What a handler may raise")
+    assert {row[0].strip("`") for row in cells} == signals
+
+
+@pytest.mark.parametrize("then", Then)
+def test_the_recovery_reference_says_what_a_rule_may_say(then):
+    cells = table(DOCS / "reference/recovery.md", "What a rule may say")
+    said = {row[0].strip('`"'): row[1] for row in cells}
+    assert list(said) == [choice.value for choice in Then]
+    expression, _, later = said[then.value].partition(", 5 minutes later")
+    assert bool(later or then is Then.DEFER) is (then is Then.DEFER)
+    names = {**vars(consumer_framework), "until": NOW + 300}
+    raised = eval(expression.strip("`"), names)  # noqa: S307 -- our own text
+    by_rule = decision_on(KeyError(), Policy(rules=(Rule((LookupError,), then),)))
+    by_signal = decision_on(raised, Policy())
+    assert without_reason(by_rule) == without_reason(by_signal)
+
+
+def without_reason(decision: Decision) -> tuple[Any, ...]:
+    disposition = decision.disposition
+    names = ("until", "exit_code", "requeue")
+    values = [getattr(disposition, name, None) for name in names]
+    return type(disposition), values, len(decision.history.attempts), decision.dependency_fault
+
+
+@pytest.mark.parametrize("choice", OnExhausted)
+def test_the_recovery_reference_says_what_may_follow_the_last_attempt(choice):
+    cells = table(DOCS / "reference/recovery.md", "What may follow the last attempt")
+    said = {row[0].strip('`"'): row[1] for row in cells}
+    assert list(said) == [choice.value for choice in OnExhausted]
+    decision = decision_on(KeyError(), Policy(schedule=(), on_exhausted=choice))
+    assert said[choice.value].startswith(fate(decision))
+    if isinstance(decision.disposition, Halt):
+        assert said[choice.value].endswith(f"exits with {int(decision.disposition.exit_code)}")
+
+
+def test_the_schedule_in_the_explanation_is_the_default_one():
+    cells = table(DOCS / "explanation/recovery.md", "What happens to a failing message")
+    units = {"minute": "m", "minutes": "m", "seconds": "s"}
+    found = [re.search(r"about (\d+) (\w+) later", row[1]) for row in cells]
+    said = [durations.seconds(f"{m[1]}{units[m[2]]}") for m in found if m]
+    assert (0.0, *said) == Policy().schedule
+    assert cells[-2][0] == str(len(Policy().schedule) + 1)
+
+
+def test_what_is_shown_of_a_test_without_a_broker_passes():
+    [source] = [s for s in blocks(DOCS / "howto/tune-recovery.md", "python") if "Harness" in s]
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)  # noqa: S102 -- our own text
+    namespace["test_it_is_tried_five_times_and_quarantined"]()
+
+
+def test_the_settings_on_the_recovery_pages_are_valid():
+    pages = [DOCS / "howto/tune-recovery.md", DOCS / "reference/recovery.md"]
+    documents = [tomllib.loads(text) for page in pages for text in blocks(page, "toml")]
+    assert documents
+    for document in documents:
+        own = document.get("consumer_config", {}).get("framework", {})
+        settings.Framework.model_validate(own)
+        settings.Qos.model_validate(document.get("qos", {}))
+
+
+@pytest.mark.parametrize("page", ["howto/tune-recovery.md", "reference/handlers.md"])
+def test_every_consumer_with_settings_of_its_own_is_valid(page):
+    sources = [s for s in blocks(DOCS / page, "python") if "Recovery(" in s]
+    assert sources
+    for source in sources:
+        exec(source, {"__name__": "consumer"})  # noqa: S102 -- our own text
+
+
+def test_what_explain_is_shown_to_print_is_what_it_prints():
+    page = DOCS / "howto/repair-quarantined-messages.md"
+    [shown] = [text for text in blocks(page, "text") if "decided by" in text]
+    program = str(Path(sys.executable).with_name("fm-consumer"))
+    result = subprocess.run(
+        [program, "explain", "KeyError"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith(shown)
+
+
+def all_commands(group: click.Group, prefix: str) -> list[str]:
+    """The command lines of all commands of *group*."""
+    found = []
+    for name, command in group.commands.items():
+        line = f"{prefix} {name}"
+        found += all_commands(command, line) if isinstance(command, click.Group) else [line]
+    return found
+
+
+def test_the_settings_in_the_python_reference_have_their_defaults():
+    text = (DOCS / "reference/python-api.md").read_text(encoding="utf-8")
+    [arguments] = re.findall(r"consumer_framework\.Recovery\((.*)\)$", text, re.MULTILINE)
+    call = f"dict({arguments.removeprefix('*, ')})"
+    shown = eval(call)  # noqa: S307 -- our own text
+    assert list(shown) == list(settings.Recovery.model_fields)
+    assert settings.Recovery(**shown) == settings.Recovery()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_on_a_page_is_one_with_these_options(page):
+    known = all_commands(main, "fm-consumer")
+    lines = [line.strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    for line in lines:
+        found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
+        if found is None:
+            continue
+        [name] = [name for name in known if found[1].startswith(f"{name} ")]
+        command: Any = main
+        for word in name.split()[1:]:
+            command = command.commands[word]
+        arguments = shlex.split(found[1].removeprefix(name))
+        command.make_context(name, arguments, resilient_parsing=False)
 
 
 def test_the_python_reference_has_every_public_name():
     text = (DOCS / "reference/python-api.md").read_text(encoding="utf-8")
     documented = re.findall(
-        r"^\.\. auto(?:class|exception):: consumer_framework\.(\w+)$", text, re.MULTILINE
+        r"^\.\. auto(?:class|exception|function):: consumer_framework\.(\w+)(?:\(.*\))?$",
+        text,
+        re.MULTILINE,
     )
     assert sorted(documented) == sorted(consumer_framework.__all__)
 

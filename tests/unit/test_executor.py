@@ -11,8 +11,16 @@ from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
 from consumer_framework.adapters.executor import Executor, signal_of
-from consumer_framework.core.delivery import Failed, Succeeded
-from consumer_framework.core.errors import Drop, Halt, Retry
+from consumer_framework.core.delivery import Failed, Skipped, Succeeded
+from consumer_framework.core.errors import (
+    Defer,
+    DependencyFault,
+    Drop,
+    Halt,
+    Quarantine,
+    Retry,
+    Skip,
+)
 from consumer_framework.core.handler import Handler
 
 PATIENCE = 20
@@ -145,6 +153,29 @@ def test_a_run_that_the_host_cancels_is_canceled():
 
 
 @BOTH
+def test_a_handler_that_skips_has_not_failed(make):
+    assert run(make(Skip("not ours"))) == Skipped("not ours")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "signal",
+    [
+        Retry("busy", after="5m"),
+        Defer(5.0, "later"),
+        Drop("old"),
+        Quarantine("odd"),
+        DependencyFault("the database"),
+        Halt(3, "enough"),
+    ],
+)
+def test_every_other_signal_of_an_author_is_the_outcome_as_it_was_raised(make, signal):
+    outcome = run(make(signal))
+    assert isinstance(outcome, Failed)
+    assert outcome.error is signal
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("error", "kind", "reason"),
     [
@@ -175,6 +206,12 @@ def test_upstreams_halt_without_arguments_is_a_plain_stop():
     halt = signal_of(upstream.HaltConsumer())
     assert isinstance(halt, Halt)
     assert (halt.exit_code, halt.reason, halt.requeue) == (0, "", False)
+
+
+def test_upstreams_nack_is_a_retry_after_the_configured_delays():
+    retry = signal_of(upstream.Nack("busy"))
+    assert isinstance(retry, Retry)
+    assert retry.after is None
 
 
 @pytest.mark.parametrize("error", [ValueError(), Retry(), upstream.ValidationError(ValueError())])

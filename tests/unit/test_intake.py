@@ -28,6 +28,33 @@ def test_deliveries_are_taken_in_the_order_of_their_arrival():
     asyncio.run(scenario())
 
 
+def test_what_has_waited_its_time_already_is_taken_first():
+    async def scenario():
+        intake = Intake()
+        for tag in (1, 2):
+            intake.put(numbered(tag))
+        intake.put_first(numbered(3))
+        assert len(intake) == 3
+        assert [await intake.take() for _ in range(3)] == [numbered(tag) for tag in (3, 1, 2)]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_put_first_wakes_a_slot_that_waits():
+    async def scenario():
+        intake = Intake()
+        slots = [asyncio.create_task(intake.take()) for _ in range(2)]
+        await turns()
+        intake.put_first(numbered(1))
+        await turns()
+        assert slots[0].result() == numbered(1)
+        assert not slots[1].done()
+        intake.put_first(numbered(2))
+        assert await slots[1] == numbered(2)
+
+    asyncio.run(scenario())
+
+
 def test_slots_that_wait_get_one_delivery_each():
     async def scenario():
         intake = Intake()

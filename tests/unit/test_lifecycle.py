@@ -76,6 +76,38 @@ def test_readiness_is_announced_only_when_every_queue_is_consumed_from():
     assert TABLE[State.SUBSCRIBING, Event.SUBSCRIBED][0] is State.CONSUMING
 
 
+@pytest.mark.parametrize("state", [State.CONNECTING, State.SUBSCRIBING, State.CONSUMING])
+def test_whatever_an_instance_does_it_pauses_and_says_so(state):
+    assert advance(state, Event.PAUSE) == (State.PAUSED, (Effect.PAUSE, Effect.ANNOUNCE_STATUS))
+
+
+def test_a_pause_with_one_more_reason_is_told_and_not_begun_again():
+    assert advance(State.PAUSED, Event.PAUSE) == (State.PAUSED, (Effect.ANNOUNCE_STATUS,))
+
+
+@pytest.mark.parametrize("event", [Event.CONNECTED, Event.INTERRUPTED, Event.LOST])
+def test_nothing_that_the_broker_does_ends_a_pause(event):
+    assert advance(State.PAUSED, event) == (State.PAUSED, (Effect.ANNOUNCE_STATUS,))
+
+
+def test_a_subscription_that_was_under_way_is_paused_when_it_stands():
+    assert advance(State.PAUSED, Event.SUBSCRIBED) == (State.PAUSED, (Effect.PAUSE,))
+
+
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [(Event.RESUME, State.SUBSCRIBING), (Event.RESUME_OFFLINE, State.CONNECTING)],
+)
+def test_after_a_pause_an_instance_has_to_subscribe_again_before_it_consumes(event, state):
+    assert advance(State.PAUSED, event) == (state, (Effect.RESUME, Effect.ANNOUNCE_STATUS))
+
+
+@pytest.mark.parametrize("state", [State.FAILING, State.DRAINING, State.STOPPED])
+@pytest.mark.parametrize("event", [Event.PAUSE, Event.RESUME, Event.RESUME_OFFLINE])
+def test_an_end_is_not_held_up_by_a_pause(state, event):
+    assert advance(state, event) == (state, ())
+
+
 def live(events):
     """The states and effects of a life in which illegal events are refused."""
     state = State.BUILDING
@@ -110,6 +142,8 @@ def test_every_life_ends_after_two_orders_to_stop(events):
 @given(st.lists(st.sampled_from(Event), max_size=40))
 def test_a_life_never_consumes_before_it_connected(events):
     states, effects = live(events)
+    for before, after in itertools.pairwise(states):
+        assert after is not State.CONSUMING or before is State.SUBSCRIBING
     if State.CONSUMING in states:
         assert State.SUBSCRIBING in states[: states.index(State.CONSUMING)]
         assert effects.index(Effect.CONNECT) < effects.index(Effect.ANNOUNCE_READY)

@@ -2,16 +2,36 @@
 """The delivery path, from arrival to settle."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from consumer_framework.core import disposition as to
-from consumer_framework.core.delivery import Failed, Succeeded, Undecodable
-from consumer_framework.core.errors import Drop, Halt, Retry
+from consumer_framework.core import settler
+from consumer_framework.core.delivery import (
+    Crashed,
+    Failed,
+    Known,
+    Skipped,
+    Succeeded,
+    Undecodable,
+)
+from consumer_framework.core.errors import (
+    Defer,
+    DependencyFault,
+    Drop,
+    Halt,
+    JournalError,
+    Quarantine,
+    Retry,
+)
+from consumer_framework.core.histories import Histories
+from consumer_framework.core.holds import Holds
 from consumer_framework.core.pipeline import Pipeline
-from consumer_framework.core.recovery import UPSTREAM
+from consumer_framework.core.recovery import OnExhausted, Policy
 from consumer_framework.core.redelivery import MEMORY_SECONDS, Unsettled
+from consumer_framework.core.settler import Settler
 from consumer_framework.testing import (
     FakeAcknowledger,
     FakeClock,
@@ -19,6 +39,11 @@ from consumer_framework.testing import (
     Settlement,
     make_delivery,
 )
+from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fake_journal import FakeJournal
+
+# Gives back what fails, as upstream's Nack does.
+REQUEUE = Policy(schedule=(), on_exhausted=OnExhausted.REQUEUE)
 
 
 class Runner:
@@ -43,18 +68,48 @@ class Runner:
 class Path:
     """A pipeline between fakes."""
 
-    def __init__(self, decode=lambda delivery: delivery.body):
+    def __init__(self, decode=lambda delivery: delivery.body, policy=Policy()):  # noqa: B008
         self.runner = Runner()
         self.acknowledger = FakeAcknowledger()
+        self.journal = FakeJournal()
+        self.flight = FakeFlightRecorder(places=64)
         self.recorder = FakeRecorder()
         self.clock = FakeClock()
-        self.pipeline = Pipeline(
-            decode, self.runner, UPSTREAM, self.acknowledger, self.recorder, Unsettled(self.clock)
+        self.troubles: list[str] = []
+        self.done: list[tuple[Any, bool]] = []
+        self.settler = Settler(
+            self.acknowledger,
+            self.journal,
+            self.flight,
+            self.recorder,
+            Holds(4),
+            Histories(),
+            Unsettled(self.clock),
+            journal_failed=self.troubles.append,
+            journal_works=lambda: self.troubles.append("works"),
+            done=lambda what, told: self.done.append((what.delivery, told)),
         )
+        self.pipeline = Pipeline(
+            decode=decode,
+            handler=self.runner,
+            policy=policy,
+            journal=self.journal,
+            flight=self.flight,
+            recorder=self.recorder,
+            clock=self.clock,
+            chance=lambda: 0.5,
+            settler=self.settler,
+        )
+
+    async def process(self, delivery):
+        """What becomes of *delivery*, once everything is written."""
+        _, decision = await self.pipeline.process(delivery)
+        await self.settler.commits()
+        return decision.disposition
 
     async def take(self, delivery):
         """A slot takes *delivery*; the task ends when it is settled."""
-        task = asyncio.create_task(self.pipeline.process(delivery))
+        task = asyncio.create_task(self.process(delivery))
         await self.turns()
         return task
 
@@ -67,6 +122,11 @@ class Path:
         self.acknowledger.close(self.acknowledger._latest)
         return self.acknowledger.open()
 
+    @property
+    def told(self):
+        """How each delivery was settled, in order, by its place."""
+        return [(d.generation, d.delivery_tag, how) for d, how in self.acknowledger.told]
+
 
 def play(scenario):
     # A slot that waits for ever fails its test.
@@ -75,11 +135,32 @@ def play(scenario):
 
 SETTLES = [
     (Succeeded(), to.Ack(), "ack"),
-    (Failed(Retry("busy")), to.Requeue("busy"), "give_back"),
+    (Skipped("not ours"), to.Ack(), "ack"),
+    (Failed(Retry("busy")), to.Hold(0.0, "Retry: busy"), None),
+    (Failed(Defer(5000, "later")), to.Defer(5000.0, "Defer: later"), "ack"),
     (Failed(Drop("old")), to.Reject("old"), "reject"),
+    (Failed(Quarantine("odd")), to.Quarantine("odd"), "ack"),
+    (Failed(DependencyFault("the database")), to.Hold(30.0, "the database"), None),
+    (Failed(ValueError("boom")), to.Hold(0.0, "ValueError: boom"), None),
     (Failed(Halt(4, "done")), to.Halt(4, False, "done"), "ack"),
     (Failed(Halt(4, "done", requeue=True)), to.Halt(4, True, "done"), "give_back"),
 ]
+
+
+def as_told(delivery, told):
+    """What the acknowledger was told where it was told of *delivery* alone."""
+    return [] if told is None else [(delivery.generation, delivery.delivery_tag, told)]
+
+
+def kept(path):
+    """How many deliveries are held, deferred and quarantined."""
+    journal = path.journal
+    return len(path.settler.holds), len(journal.deferred), len(journal.quarantined)
+
+
+def kept_by(disposition):
+    """What :func:`kept` says after one such disposition."""
+    return tuple(int(isinstance(disposition, k)) for k in (to.Hold, to.Defer, to.Quarantine))
 
 
 @pytest.mark.parametrize(("outcome", "disposition", "told"), SETTLES)
@@ -90,39 +171,183 @@ def test_each_outcome_is_settled_once_and_recorded(outcome, disposition, told):
         task = await path.take(delivery)
         assert path.recorder.starts == [delivery]
         assert path.acknowledger.told == [], "nothing is settled while the handler runs"
+        assert list(path.flight.in_flight.values()) == [delivery]
         path.runner.end(outcome)
         assert await task == disposition
         assert path.runner.messages == [b"a body"]
-        assert path.acknowledger.told == [(delivery, told)]
+        assert path.told == as_told(delivery, told)
+        assert kept(path) == kept_by(disposition)
         assert path.recorder.settlements == [Settlement(delivery, outcome, disposition, False)]
+        assert path.done == [(delivery, True)]
+        assert path.flight.in_flight == {}
 
     play(scenario())
 
 
-def test_bytes_that_are_no_message_reach_no_handler():
+@pytest.mark.parametrize(
+    "error", [ValueError("no JSON"), LookupError("unknown encoding: gzip"), ZeroDivisionError("x")]
+)
+def test_bytes_that_are_no_message_reach_no_handler_and_are_quarantined(error):
+    """Whatever a decoder, a codec or a schema class raises fails the delivery and not the slot."""
+
     async def scenario():
-        path = Path(decode=lambda _: Undecodable("no JSON"))
-        assert await path.pipeline.process(make_delivery()) == to.Reject("no JSON")
-        assert path.runner.runs == []
-        assert path.acknowledger.of(make_delivery()) == "reject"
-
-    play(scenario())
-
-
-def test_a_decoder_that_raises_fails_the_delivery_and_not_the_slot():
-    async def scenario():
-        error = LookupError("unknown encoding: gzip")
-
         def decode(_delivery):
             raise error
 
         path = Path(decode)
-        disposition = await path.pipeline.process(make_delivery())
-        assert disposition == to.Halt(
-            13, True, "the handler raised LookupError: unknown encoding: gzip"
-        )
-        assert path.acknowledger.of(make_delivery()) == "give_back"
-        assert path.recorder.settlements[0].outcome == Failed(error)
+        delivery = make_delivery(body=b"\xff")
+        reason = f"no valid message: {type(error).__name__}: {error}"
+        assert await path.process(delivery) == to.Quarantine(reason)
+        assert path.runner.runs == []
+        assert path.flight.in_flight == {}
+        assert path.acknowledger.of(delivery) == "ack"
+        ((stored, why),) = path.journal.quarantined
+        assert (stored.body, why) == (b"\xff", reason)
+        (attempt,) = stored.history.attempts
+        assert "decode" in attempt.traceback
+        assert path.recorder.settlements[0].outcome == Undecodable(error)
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("outcome", [Failed(Quarantine("odd")), Failed(Defer(5000))])
+def test_nothing_is_acknowledged_before_the_journal_has_it(outcome, monkeypatch):
+    monkeypatch.setattr(settler, "COMMIT_RETRY", 0.01)
+
+    async def scenario():
+        path = Path()
+        path.journal.error = JournalError("no space left on device")
+        await end_at_once(path, make_delivery(), outcome)
+        await asyncio.sleep(0.05)
+        assert path.acknowledger.told == []
+        assert path.recorder.settlements == []
+        assert set(path.troubles) == {"no space left on device"}
+        await end_at_once(path, make_delivery(delivery_tag=2, message_id="2"), Succeeded())
+        assert path.told == [(1, 2, "ack")], "the slot does not wait for the disk"
+        path.journal.error = None
+        await until(lambda: len(path.troubles) > 1 and path.troubles[-1] == "works")
+        assert path.told == [(1, 2, "ack"), (1, 1, "ack")]
+        assert path.troubles.count("works") == 1
+        assert sum(kept(path)) == 1
+
+    play(scenario())
+
+
+def test_a_channel_that_goes_while_the_journal_fails_ends_the_attempts_to_write(monkeypatch):
+    monkeypatch.setattr(settler, "COMMIT_RETRY", 0.01)
+
+    async def scenario():
+        path = Path()
+        path.journal.error = JournalError("no space left on device")
+        delivery = make_delivery()
+        _, decision = await end_at_once(path, delivery, Failed(Quarantine("odd")))
+        await asyncio.sleep(0.03)
+        generation = path.cut()
+        path.journal.error = None
+        await until(lambda: path.done)
+        assert path.journal.quarantined == [], "the broker has the message again"
+        assert path.done == [(delivery, False)]
+        assert path.troubles[-1] == "works"
+        again = make_delivery(generation=generation, redelivered=True)
+        assert await path.process(again) == decision.disposition
+        assert len(path.runner.runs) == 1
+        assert kept(path) == (0, 0, 1)
+
+    play(scenario())
+
+
+def test_a_drain_waits_for_no_commit_that_the_disk_does_not_take():
+    async def scenario():
+        path = Path()
+        path.journal.error = JournalError("no space left on device")
+        await end_at_once(path, make_delivery(), Failed(Quarantine("odd")))
+        await path.turns()
+        await path.settler.commits()
+        # By name, before the channel closes: that would count against a delivery-limit.
+        assert path.told == [(1, 1, "give_back")]
+        assert path.journal.quarantined == []
+
+    play(scenario())
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110 -- nothing tells the test
+        await asyncio.sleep(0.01)
+
+
+async def end_at_once(path, delivery, outcome):
+    """The result of the pipeline, before anything is written."""
+    task = asyncio.create_task(path.pipeline.process(delivery))
+    await path.turns()
+    path.runner.end(outcome)
+    return await task
+
+
+@pytest.mark.parametrize("outcome", [Failed(Quarantine("odd")), Failed(Defer(5000))])
+def test_a_redelivery_that_the_journal_has_already_is_acknowledged_and_does_not_run(outcome):
+    """The process died between the commit and the ack; another one gets the message."""
+
+    async def scenario():
+        before = Path()
+        await end_at_once(before, make_delivery(), outcome)
+        await before.settler.commits()
+        after = Path()
+        after.journal = before.journal
+        after.pipeline = replace(after.pipeline, journal=before.journal)
+        again = make_delivery(redelivered=True)
+        assert await after.process(again) == to.Ack()
+        assert after.runner.runs == []
+        assert after.told == [(1, 1, "ack")]
+        assert after.recorder.settlements == [Settlement(again, Known(), to.Ack(), False)]
+        assert kept(before) == kept(after)
+
+    play(scenario())
+
+
+def test_a_message_that_is_published_again_runs_although_the_journal_has_one_like_it():
+    async def scenario():
+        path = Path()
+        await end_at_once(path, make_delivery(), Failed(Quarantine("odd")))
+        await path.settler.commits()
+        await path.take(make_delivery(delivery_tag=2))
+        assert len(path.runner.runs) == 2
+
+    play(scenario())
+
+
+@pytest.mark.parametrize(("crashes", "runs"), [(1, 1), (2, 0), (3, 0)])
+def test_a_message_that_killed_the_process_too_often_is_quarantined_before_it_runs(crashes, runs):
+    async def scenario():
+        flight = FakeFlightRecorder(crashed={("queue", "1"): crashes})
+        path = Path()
+        path.settler.flight = flight
+        path.pipeline = replace(path.pipeline, flight=flight)
+        task = await path.take(make_delivery(redelivered=True))
+        assert len(path.runner.runs) == runs
+        if not runs:
+            assert isinstance(await task, to.Quarantine)
+            assert path.told == [(1, 1, "ack")]
+            assert kept(path) == (0, 0, 1)
+            assert path.recorder.settlements[0].outcome == Crashed(crashes)
+            assert flight.crashes_of(make_delivery()) == 0, "a replay begins anew"
+
+    play(scenario())
+
+
+def test_what_the_journal_brings_back_is_settled_there_and_not_with_the_broker():
+    async def scenario():
+        path = Path()
+        await end_at_once(path, make_delivery(), Failed(Defer(5000)))
+        await path.settler.commits()
+        assert path.told == [(1, 1, "ack")]
+        (due,) = path.journal.due(5000, 1)
+        task = await path.take(due)
+        assert len(path.runner.runs) == 2, "the row itself does not stand in its way"
+        path.runner.end(Succeeded())
+        assert await task == to.Ack()
+        assert path.told == [(1, 1, "ack")]
+        assert kept(path) == (0, 0, 0)
+        assert path.done[-1] == (due, True)
 
     play(scenario())
 
@@ -138,8 +363,9 @@ def test_a_redelivery_during_the_run_is_settled_with_its_outcome(outcome, dispos
         assert len(path.runner.runs) == 1, "the handler does not run on it beside itself"
         path.runner.end(outcome)
         assert await original == await redelivery == disposition
-        assert path.acknowledger.told == [(again, told)]
-        assert [s.void for s in path.recorder.settlements] == [True, False]
+        assert path.told == as_told(again, told)
+        assert kept(path) == kept_by(disposition)
+        assert sorted(s.void for s in path.recorder.settlements) == [False, True]
         assert path.recorder.starts == [first]
 
     play(scenario())
@@ -154,10 +380,31 @@ def test_a_redelivery_after_the_run_is_settled_with_its_outcome(outcome, disposi
         path.runner.end(outcome)
         assert await original == disposition
         assert path.acknowledger.told == []
+        assert kept(path) == (0, 0, 0)
         again = make_delivery(generation=generation, redelivered=True)
-        assert await path.pipeline.process(again) == disposition
-        assert path.acknowledger.told == [(again, told)]
+        assert await path.process(again) == disposition
+        assert path.told == as_told(again, told)
+        assert kept(path) == kept_by(disposition)
         assert len(path.runner.runs) == 1
+
+    play(scenario())
+
+
+def test_a_failure_counts_once_however_often_its_settle_was_void():
+    async def scenario():
+        path = Path()
+        await end_at_once(path, make_delivery(), Failed(ValueError("boom")))
+        (held,) = path.settler.holds.due(0)
+        assert len(held.history.attempts) == 1
+        task = await path.take(held)
+        generation = path.cut()
+        path.runner.end(Failed(ValueError("boom")))
+        await task
+        again = make_delivery(generation=generation, redelivered=True)
+        assert await path.process(again) == to.Hold(10.0, "ValueError: boom")
+        (held,) = path.settler.holds.due(10)
+        assert len(held.history.attempts) == 2
+        assert held.generation == generation
 
     play(scenario())
 
@@ -172,6 +419,7 @@ def test_a_run_answers_for_the_last_of_several_cuts():
         path.runner.end(Succeeded())
         await asyncio.gather(*tasks)
         assert path.acknowledger.told == [(again, "ack")]
+        assert [s.void for s in path.recorder.settlements].count(False) == 1
         assert len(path.runner.runs) == 1
 
     play(scenario())
@@ -179,10 +427,12 @@ def test_a_run_answers_for_the_last_of_several_cuts():
 
 def test_a_run_that_was_settled_answers_for_nothing_any_more():
     async def scenario():
-        path = Path()
+        path = Path(policy=REQUEUE)
         task = await path.take(make_delivery())
         path.runner.end(Failed(Retry()))
         await task
+        await path.settler.commits()
+        assert path.told == [(1, 1, "requeue")]
         await path.take(make_delivery(delivery_tag=2, redelivered=True))
         await path.take(make_delivery(generation=path.cut(), redelivered=True))
         # The second one claims the run that the first one started.
@@ -250,6 +500,17 @@ def test_an_ended_run_is_remembered_for_a_while(seconds, runs):
         path.clock.advance(seconds)
         await path.take(make_delivery(generation=generation, redelivered=True))
         assert len(path.runner.runs) == runs
+
+    play(scenario())
+
+
+def test_a_held_delivery_runs_again_and_no_run_of_the_past_answers_for_it():
+    async def scenario():
+        path = Path()
+        await end_at_once(path, make_delivery(), Failed(Retry()))
+        (held,) = path.settler.holds.due(0)
+        await path.take(held)
+        assert len(path.runner.runs) == 2
 
     play(scenario())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What becomes of a delivery, from its outcome alone."""
+"""What becomes of a delivery, from its outcome and the situation alone."""
 
 import pytest
 from hypothesis import given
@@ -7,74 +7,172 @@ from hypothesis import strategies as st
 
 from consumer_framework.core import disposition as to
 from consumer_framework.core import errors
-from consumer_framework.core.delivery import Failed, Succeeded, Undecodable
-from consumer_framework.core.recovery import UPSTREAM, Policy, Rule, decide
+from consumer_framework.core.attempt import NO_HISTORY, History, attempt_of
+from consumer_framework.core.delivery import (
+    Crashed,
+    Failed,
+    Known,
+    Skipped,
+    Succeeded,
+    Undecodable,
+)
+from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
+from consumer_framework.testing import make_delivery
+
+POLICY = Policy()
+NOW = 1000.0
+# A spread of a half is no jitter.
+SITUATION = Situation(now=NOW, spread=0.5, may_hold=True)
+DELIVERY = make_delivery(received_at=NOW)
+SPENT = History(tuple(attempt_of(ValueError(str(n)), NOW) for n in range(4)))
 
 
 class LaterRetry(errors.Retry):
     """An author's own signal."""
 
 
+def decided(outcome, policy=POLICY, situation=SITUATION, **delivery):
+    return decide(make_delivery(**{"received_at": NOW, **delivery}), outcome, policy, situation)
+
+
+def disposition_of(outcome, policy=POLICY, situation=SITUATION, **delivery):
+    return decided(outcome, policy, situation, **delivery).disposition
+
+
 @pytest.mark.parametrize(
     ("outcome", "disposition"),
     [
         (Succeeded(), to.Ack()),
-        (Undecodable("no JSON"), to.Reject("no JSON")),
-        (Failed(errors.Retry("busy")), to.Requeue("busy")),
-        (Failed(LaterRetry("busy")), to.Requeue("busy")),
+        (Skipped("not ours"), to.Ack()),
+        (Known(), to.Ack()),
+        (
+            Undecodable(ValueError("no JSON")),
+            to.Quarantine("no valid message: ValueError: no JSON"),
+        ),
+        (Crashed(2), to.Quarantine("the process died 2 times while it was handled")),
+        (Failed(errors.Retry("busy")), to.Hold(NOW, "Retry: busy")),
+        (Failed(errors.Retry("busy", after="5m")), to.Hold(NOW + 300, "Retry: busy")),
+        (Failed(LaterRetry("busy")), to.Hold(NOW, "LaterRetry: busy")),
+        (Failed(errors.Defer(NOW + 20, "later")), to.Hold(NOW + 20, "Defer: later")),
         (Failed(errors.Drop("old")), to.Reject("old")),
+        (Failed(errors.Quarantine("odd")), to.Quarantine("odd")),
+        (Failed(errors.DependencyFault("the database")), to.Hold(NOW + 30, "the database")),
         (Failed(errors.Halt()), to.Halt(0, requeue=False)),
         (Failed(errors.Halt(5, "enough", requeue=True)), to.Halt(5, requeue=True, reason="enough")),
     ],
 )
 def test_each_outcome_and_each_signal_has_its_disposition(outcome, disposition):
-    assert decide(outcome, UPSTREAM) == disposition
+    decision = decided(outcome)
+    # A halt that says nothing names itself.
+    if isinstance(disposition, to.Halt) and not disposition.reason:
+        disposition = to.Halt(disposition.exit_code, disposition.requeue, "Halt")
+    assert decision.disposition == disposition
+    is_dependency = isinstance(getattr(outcome, "error", None), errors.DependencyFault)
+    assert decision.dependency_fault is is_dependency
 
 
-@pytest.mark.parametrize(
+ANY_ERROR = pytest.mark.parametrize(
     "error", [ValueError("boom"), SystemExit("boom"), KeyboardInterrupt("boom")]
 )
-def test_any_other_error_requeues_the_message_and_halts_with_upstreams_exit_code(error):
-    disposition = decide(Failed(error), UPSTREAM)
-    assert disposition == to.Halt(13, True, f"the handler raised {type(error).__name__}: boom")
+
+
+@ANY_ERROR
+def test_any_other_error_is_tried_again_and_then_quarantined(error):
+    first = decided(Failed(error))
+    assert first.disposition == to.Hold(NOW, f"{type(error).__name__}: boom")
+    assert [attempt.message for attempt in first.history.attempts] == ["boom"]
+    last = decided(Failed(error), history=SPENT)
+    assert last.disposition == to.Quarantine(f"{type(error).__name__}: boom (5 attempts)")
+    assert len(last.history.attempts) == 5
+
+
+@ANY_ERROR
+def test_where_the_last_attempt_is_to_halt_it_requeues_with_upstreams_exit_code(error):
+    policy = Policy(schedule=(), on_exhausted=OnExhausted.HALT)
+    disposition = disposition_of(Failed(error), policy)
+    assert disposition == to.Halt(13, True, f"{type(error).__name__}: boom")
 
 
 @pytest.mark.parametrize("exit_code", [-1, 256, 1000])
 @pytest.mark.parametrize("requeue", [False, True])
 def test_an_exit_code_that_the_kernel_cannot_keep_is_a_failure_and_not_success(exit_code, requeue):
     signal = errors.Halt(exit_code, "enough", requeue=requeue)
-    disposition = decide(Failed(signal), UPSTREAM)
+    disposition = disposition_of(Failed(signal))
     assert isinstance(disposition, to.Halt)
     assert (disposition.exit_code, disposition.requeue) == (13, requeue)
     assert str(exit_code) in disposition.reason
 
 
+@pytest.mark.parametrize("exit_code", [None, "3", 2.5])
+def test_an_exit_code_that_is_no_number_is_a_failure_and_not_success(exit_code):
+    disposition = disposition_of(Failed(errors.Halt(exit_code, "enough")))
+    assert isinstance(disposition, to.Halt)
+    assert disposition.exit_code == 13
+
+
 def test_the_first_rule_that_matches_decides():
     policy = Policy(
         rules=(
-            Rule((KeyError, IndexError), lambda _: to.Reject("first")),
-            Rule((LookupError,), lambda _: to.Requeue("second")),
+            Rule((KeyError, IndexError), Then.DROP),
+            Rule((LookupError,), Then.QUARANTINE),
+            Rule((OSError,), Then.HALT),
         ),
-        otherwise=lambda error: to.Halt(1, requeue=True, reason=str(error)),
-        undecodable=to.Requeue,
     )
-    assert decide(Failed(IndexError()), policy) == to.Reject("first")
-    assert decide(Failed(LookupError()), policy) == to.Requeue("second")
-    assert decide(Failed(ValueError("third")), policy) == to.Halt(1, True, "third")
-    assert decide(Undecodable("why"), policy) == to.Requeue("why")
+    assert disposition_of(Failed(IndexError("first")), policy) == to.Reject("IndexError: first")
+    assert disposition_of(Failed(LookupError("second")), policy) == to.Quarantine(
+        "LookupError: second"
+    )
+    assert disposition_of(Failed(PermissionError("third")), policy) == to.Halt(
+        13, True, "PermissionError: third"
+    )
+    assert disposition_of(Failed(ValueError("none")), policy) == to.Hold(NOW, "ValueError: none")
 
 
-ERRORS = [ValueError, errors.Retry, errors.Drop, errors.Halt, SystemExit, RecursionError]
+def test_no_rule_stands_before_what_an_author_says_on_purpose():
+    policy = Policy(rules=(Rule((BaseException,), Then.HALT),))
+    assert disposition_of(Failed(errors.Drop("old")), policy) == to.Reject("old")
+    assert disposition_of(Succeeded(), policy) == to.Ack()
+    assert isinstance(disposition_of(Undecodable(ValueError()), policy), to.Quarantine)
+
+
+ERRORS = [
+    ValueError,
+    errors.Retry,
+    lambda: errors.Defer(NOW + 5),
+    errors.Drop,
+    errors.Quarantine,
+    errors.DependencyFault,
+    errors.Halt,
+    lambda: errors.Halt(requeue=True),
+    SystemExit,
+    RecursionError,
+]
 
 
 @given(
     st.one_of(
         st.builds(Succeeded),
-        st.builds(Undecodable, st.text()),
-        st.builds(lambda kind: Failed(kind()), st.sampled_from(ERRORS)),
-    )
+        st.builds(Skipped, st.text()),
+        st.builds(Known),
+        st.builds(Crashed, st.integers(1)),
+        st.builds(lambda text: Undecodable(ValueError(text)), st.text()),
+        st.builds(lambda make: Failed(make()), st.sampled_from(ERRORS)),
+    ),
+    st.builds(Policy, on_exhausted=st.sampled_from(OnExhausted), schedule=st.just((0.0, 10.0))),
+    st.builds(Situation, now=st.just(NOW), spread=st.floats(0, 1), may_hold=st.booleans()),
+    st.sampled_from([NO_HISTORY, SPENT]),
 )
-def test_every_outcome_has_a_disposition_and_only_success_and_halts_acknowledge(outcome):
-    disposition = decide(outcome, UPSTREAM)
-    assert isinstance(disposition, to.Ack | to.Requeue | to.Reject | to.Halt)
-    assert isinstance(disposition, to.Ack) == isinstance(outcome, Succeeded)
+def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_unwritten(
+    outcome, policy, situation, history
+):
+    """Hold, Requeue and Halt leave it to the broker; Defer and Quarantine are written first."""
+    disposition = disposition_of(outcome, policy, situation, history=history)
+    kinds = to.Ack | to.Requeue | to.Reject | to.Hold | to.Defer | to.Quarantine | to.Halt
+    assert isinstance(disposition, kinds)
+    done = isinstance(outcome, Succeeded | Skipped | Known)
+    assert isinstance(disposition, to.Ack) == done
+    if isinstance(disposition, to.Reject):
+        ordered = isinstance(getattr(outcome, "error", None), errors.Drop)
+        assert ordered or policy.on_exhausted is OnExhausted.DROP
+    if isinstance(disposition, to.Hold):
+        assert situation.may_hold

@@ -2,7 +2,7 @@
 """Whatever the network does, in whatever order: no message is lost, none runs twice at once.
 
 A model of a broker and of handlers that end when the machine says so, around the real pipeline,
-its memory of runs, and its intake, with several slots.
+its memory of runs and of attempts, its holds and its intake, with several slots.
 
 Messages that are equal cannot be told apart, so what holds for a message is said of all equal ones
 together: there are never more settles than runs, and never more runs at once than messages.
@@ -18,14 +18,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from consumer_framework.core.delivery import Failed, Succeeded
 from consumer_framework.core.errors import Drop, Retry
+from consumer_framework.core.histories import Histories
+from consumer_framework.core.holds import Holds
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.pipeline import Pipeline
-from consumer_framework.core.recovery import UPSTREAM
+from consumer_framework.core.recovery import OnExhausted, Policy
 from consumer_framework.core.redelivery import MEMORY_SECONDS, Unsettled
+from consumer_framework.core.settler import Settler
 from consumer_framework.testing import FakeAcknowledger, FakeClock, FakeRecorder, make_delivery
+from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fake_journal import FakeJournal
 
 STEPS = 40
 SETTLED_BY = {"ack": "success", "give_back": "retry", "reject": "drop"}
+# Held as often as the schedule says, and for as long as it takes; then back to the broker.
+POLICY = Policy(schedule=(0.0, 10.0), hold_ceiling=float("inf"), on_exhausted=OnExhausted.REQUEUE)
 OUTCOMES = {"success": Succeeded(), "retry": Failed(Retry()), "drop": Failed(Drop())}
 
 
@@ -53,6 +60,7 @@ class Host(RuleBasedStateMachine):
         self.acknowledger = FakeAcknowledger()
         self.generation = 1
         self.tag = 0
+        self.cuts = 0
         self.settles_seen = 0
         self.settled: Counter[tuple[str, str]] = Counter()
         self.published: Counter[str] = Counter()
@@ -61,13 +69,31 @@ class Host(RuleBasedStateMachine):
         self.runs: list[Run] = []
         self.intake = Intake()
         self.clock = FakeClock()
+        flight = FakeFlightRecorder(places=slots)
+        self.holds = Holds(1000)
+        self.histories = Histories()
+        self.settler = Settler(
+            self.acknowledger,
+            FakeJournal(),
+            flight,
+            FakeRecorder(),
+            self.holds,
+            self.histories,
+            Unsettled(self.clock),
+            journal_failed=lambda _: None,
+            journal_works=lambda: None,
+            done=lambda _what, _told: None,
+        )
         pipeline = Pipeline(
             decode=lambda delivery: delivery.message_id,
             handler=self,
-            policy=UPSTREAM,
-            acknowledger=self.acknowledger,
-            recorder=FakeRecorder(),
-            unsettled=Unsettled(self.clock),
+            policy=POLICY,
+            journal=self.settler.journal,
+            flight=flight,
+            recorder=self.settler.recorder,
+            clock=self.clock,
+            chance=lambda: 0.5,
+            settler=self.settler,
         )
         self.slots = [self.loop.create_task(self.work(pipeline)) for _ in range(slots)]
 
@@ -102,12 +128,20 @@ class Host(RuleBasedStateMachine):
     def end_a_run(self, data, how):
         self.end(data.draw(st.sampled_from(range(len(self.running)))), how)
 
+    @precondition(lambda self: len(self.holds) > 0)
+    @rule()
+    def bring_back_what_is_due(self):
+        self.bring_back(self.clock.time())
+
     @precondition(lambda self: self.unsettled)
     @rule()
     def cut(self):
         self.acknowledger.close(self.generation)
         self.intake.discard(self.generation)
+        for delivery in self.holds.discard(self.generation):
+            self.histories.keep(delivery)
         self.generation = self.acknowledger.open()
+        self.cuts += len(self.unsettled)
         self.tag = 0
         for stored in self.unsettled.values():
             stored.redelivered = True
@@ -129,8 +163,14 @@ class Host(RuleBasedStateMachine):
                 generation=self.generation,
                 delivery_tag=self.tag,
                 redelivered=stored.redelivered,
+                received_at=self.clock.time(),
             )
         )
+        self.turn()
+
+    def bring_back(self, now):
+        for delivery in self.holds.due(now):
+            self.intake.put_first(delivery)
         self.turn()
 
     def end(self, number, how):
@@ -179,6 +219,16 @@ class Host(RuleBasedStateMachine):
             assert count <= len(stored), f"{count} runs for {len(stored)} messages {kind!r}"
 
     @invariant()
+    def no_message_runs_more_often_than_its_schedule_between_two_give_backs(self):
+        for kind, count in Counter(run.kind for run in self.runs if run.how == "retry").items():
+            again = self.settled[kind, "give_back"] + self.published[kind] + self.cuts
+            assert count <= again * (1 + len(POLICY.schedule)), kind
+
+    @invariant()
+    def what_is_held_is_unsettled(self):
+        assert len(self.holds) <= len(self.unsettled)
+
+    @invariant()
     def a_slot_never_rests_while_a_delivery_waits(self):
         # A slot is busy with a run, or waits for one as a redelivery of its message does.
         if len(self.intake):
@@ -196,7 +246,8 @@ class Host(RuleBasedStateMachine):
             self.loop.close()
 
     def everything_is_settled_when_the_network_holds(self):
-        while self.ready or self.running:
+        while self.ready or self.running or len(self.holds):
+            self.bring_back(float("inf"))
             if self.ready:
                 self.deliver_at(0)
             if self.running:

@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.recovery import Then
 from consumer_framework.core.settings import (
     TRANSIENT_QUEUE,
     Overrides,
+    Recovery,
+    RuleSettings,
     Settings,
     instance_name_problem,
     is_config_type,
@@ -67,7 +70,12 @@ def test_every_kind_of_error_is_reported_at_once():
         qos={"prefetch_count": 70000, "prefetch_size": True},
         tls={"ca_certs": "/etc/ca.pem"},
         monitoring={"address": "::1"},
-        consumer_config={"framework": {"slots": 2}},
+        consumer_config={
+            "framework": {
+                "recovry": {},
+                "recovery": {"delays": ["10s", "soon"], "on_exhausted": "give up"},
+            }
+        },
     )
     assert set(found) == {
         'ammqp_url: unknown key; did you mean "amqp_url"?',
@@ -88,7 +96,15 @@ def test_every_kind_of_error_is_reported_at_once():
         "qos.prefetch_size: must be an integer; it is a boolean now",
         'tls.ca_certs: unknown key; did you mean "ca_cert"?',
         "monitoring.port: this key is required; add it",
-        "consumer_config.framework.slots: unknown key; remove it",
+        'consumer_config.framework.recovry: unknown key; did you mean "recovery"?',
+        (
+            "consumer_config.framework.recovery.delays[1]: "
+            'must be a length of time such as "10s", "5m", "1h 30m" or "7d"'
+        ),
+        (
+            "consumer_config.framework.recovery.on_exhausted: "
+            "must be 'quarantine', 'drop', 'requeue' or 'halt'"
+        ),
     }
     assert len(found) == len(set(found))
 
@@ -116,6 +132,61 @@ def test_a_problem_names_its_toml_path_and_says_what_to_do(changes, problem):
     (found, *more) = problems(**changes)
     assert found.startswith(problem)
     assert all(line.partition(":")[0].startswith('queues."a.b".') for line in more)
+
+
+def recovery(**table: Any) -> dict[str, Any]:
+    return {"consumer_config": {"framework": {"recovery": table}}}
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"delay": []}, 'delay: unknown key; did you mean "delays"?'),
+        ({"delays": [5, -1]}, "delays[1]: must be a length of time"),
+        ({"delays": [float("nan")]}, "delays[0]: must be a length of time"),
+        ({"immediate": True}, "immediate: must be an integer; it is a boolean now"),
+        ({"immediate": -1}, "immediate: must be greater than or equal to 0"),
+        ({"hold_slots": -1}, "hold_slots: must be greater than or equal to 0"),
+        ({"ack_timeout": "0s"}, "ack_timeout: must be greater than 0"),
+        ({"crash_attempts": 0}, "crash_attempts: must be greater than or equal to 1"),
+        ({"on_exhausted": "hold"}, "on_exhausted: must be 'quarantine', 'drop', 'requeue' or"),
+        ({"breaker": {"probes": []}}, 'breaker.probes: unknown key; did you mean "probe"?'),
+        ({"breaker": {"consecutive": 0}}, "breaker.consecutive: must be greater than or equal"),
+        ({"breaker": {"probe": []}}, "breaker.probe: "),
+        ({"rules": [{"exceptions": [], "then": "drop"}]}, "rules[0].exceptions: "),
+        ({"rules": [{"then": "drop"}]}, "rules[0].exceptions: this key is required; add it"),
+        ({"rules": [{"exceptions": ["a"], "then": "x"}]}, "rules[0].then: must be 'retry', 'de"),
+    ],
+)
+def test_a_problem_of_recovery_names_its_toml_path(table, problem):
+    (found,) = problems(**recovery(**table))
+    assert found.startswith(f"consumer_config.framework.recovery.{problem}")
+
+
+def test_recovery_has_the_defaults_that_are_promised():
+    promised = {
+        "immediate": 1,
+        "delays": ["10s", "1m", "5m"],
+        "hold_slots": 4,
+        "ack_timeout": "30m",
+        "on_exhausted": "quarantine",
+        "crash_attempts": 2,
+        "breaker": {"consecutive": 5, "probe": ["30s", "5m"]},
+        "rules": [],
+    }
+    assert set(promised) == set(Recovery.model_fields)
+    assert parse(document(**recovery(**promised))).framework.recovery == Recovery()
+    assert parse(document()).framework.recovery == Recovery()
+
+
+def test_what_a_file_says_of_recovery_stands_before_what_the_class_says():
+    own = Recovery(
+        immediate=3, hold_slots=2, rules=(RuleSettings(exceptions=(KeyError,), then=Then.DROP),)
+    )
+    written = Recovery(immediate=1, rules=(RuleSettings(exceptions=("OSError",), then=Then.HALT),))
+    both = own.overridden_by(written)
+    assert (both.immediate, both.hold_slots, both.crash_attempts) == (1, 2, 2)
+    assert [rule.exceptions for rule in both.rules] == [("OSError",), (KeyError,)]
 
 
 def test_a_binding_without_a_queue_needs_the_server_named_queue():

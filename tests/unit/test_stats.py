@@ -4,8 +4,15 @@
 import pytest
 
 from consumer_framework.core import disposition as to
-from consumer_framework.core.delivery import Failed, Succeeded, Undecodable
-from consumer_framework.core.errors import Drop, Retry
+from consumer_framework.core.delivery import (
+    Crashed,
+    Failed,
+    Known,
+    Skipped,
+    Succeeded,
+    Undecodable,
+)
+from consumer_framework.core.errors import Defer, DependencyFault, Drop, Quarantine, Retry
 from consumer_framework.core.stats import Counters, Snapshot
 from consumer_framework.testing import make_delivery
 
@@ -14,9 +21,17 @@ from consumer_framework.testing import make_delivery
     ("outcome", "disposition", "counts"),
     [
         (Succeeded(), to.Ack(), {"succeeded": 1, "acked": 1}),
-        (Undecodable("no JSON"), to.Reject(), {"undecodable": 1, "rejected": 1}),
+        (Skipped("old"), to.Ack(), {"skipped": 1, "acked": 1}),
+        (Undecodable(ValueError()), to.Quarantine("bad"), {"undecodable": 1, "quarantined": 1}),
         (Failed(ValueError()), to.Halt(13, requeue=True), {"failed": 1, "requeued": 1}),
-        (Failed(Retry()), to.Requeue(), {"requeued": 1}),
+        (Failed(ValueError()), to.Hold(5), {"failed": 1, "held": 1}),
+        (Failed(ValueError()), to.Quarantine("bad"), {"failed": 1, "quarantined": 1}),
+        (Failed(ValueError()), to.Requeue(), {"failed": 1, "requeued": 1}),
+        (Failed(Retry()), to.Hold(5), {"held": 1}),
+        (Failed(Retry()), to.Defer(5), {"deferred": 1}),
+        (Failed(Defer(5)), to.Defer(5), {"deferred": 1}),
+        (Failed(DependencyFault()), to.Hold(5), {"held": 1}),
+        (Failed(Quarantine()), to.Quarantine("bad"), {"quarantined": 1}),
         (Failed(Drop()), to.Reject(), {"rejected": 1}),
         (Succeeded(), to.Halt(0, requeue=False), {"succeeded": 1, "acked": 1}),
     ],
@@ -41,6 +56,36 @@ def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
     counters.settled(make_delivery(), Succeeded(), to.Ack(), void=True)
     counters.settled(make_delivery(generation=2), Succeeded(), to.Ack(), void=False)
     assert counters.snapshot() == Snapshot(received=1, succeeded=1, void=1, acked=1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "disposition", "counts"),
+    [
+        (Known(), to.Ack(), {"acked": 1}),
+        (Crashed(2), to.Quarantine("it kills"), {"quarantined": 1}),
+    ],
+)
+def test_what_did_not_run_counts_as_what_became_of_it_alone(outcome, disposition, counts):
+    counters = Counters()
+    counters.settled(make_delivery(redelivered=True), outcome, disposition, void=False)
+    assert counters.snapshot() == Snapshot(**counts)
+
+
+def test_a_held_delivery_counts_again_when_it_runs_again():
+    counters = Counters()
+    for disposition in (to.Hold(5), to.Hold(10), to.Quarantine("bad")):
+        counters.started(make_delivery())
+        counters.settled(make_delivery(), Failed(ValueError()), disposition, void=False)
+    assert counters.snapshot() == Snapshot(received=3, failed=3, held=2, quarantined=1)
+
+
+def test_what_the_journal_brings_back_is_told_apart_by_its_row():
+    counters = Counters()
+    first, second = (make_delivery(generation=0, delivery_tag=0, row=row) for row in (1, 2))
+    counters.started(first)
+    counters.started(second)
+    counters.settled(first, Succeeded(), to.Ack(), void=False)
+    assert counters.running == (second,)
 
 
 def test_what_is_in_slots_is_known_longest_first():

@@ -32,6 +32,10 @@ class Channels:
         """Make every later settle for *generation* void."""
         self._open.pop(generation, None)
 
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether the channel that *delivery* came on is there still."""
+        return delivery.generation in self._open
+
     def ack(self, delivery: Delivery) -> bool:
         """Let the broker forget the message; False if that is void."""
         return self._settle(delivery, lambda c: c.basic_ack(delivery.delivery_tag))
@@ -39,6 +43,10 @@ class Channels:
     def give_back(self, delivery: Delivery) -> bool:
         """Put the message back on its queue; False if that is void."""
         return self._settle(delivery, lambda c: c.basic_nack(delivery.delivery_tag, requeue=True))
+
+    def requeue(self, delivery: Delivery) -> bool:
+        """Put the message back on its queue, counted; False if that is void."""
+        return self._settle(delivery, lambda c: c.basic_reject(delivery.delivery_tag, requeue=True))
 
     def reject(self, delivery: Delivery) -> bool:
         """Drop or dead-letter the message; False if that is void."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -128,6 +129,7 @@ class Session:
         self._locked_since: float | None = None
         self._subscribing: defer.Deferred[None] | None = None
         self._closing = False
+        self._paused = False
         self.service = Service(self, clock, snapshot, lambda: self.is_complete)
 
     @property
@@ -169,6 +171,27 @@ class Session:
         if now - self._refused_since >= patience and not self._closing:
             self._listener.failed(faults.handshake_fault(error, self.service.host))
 
+    # Pausing: the channels stay open, for what is held on them.
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._client is not None
+
+    def pause(self) -> None:
+        """Consume nothing (``basic.cancel``); what was delivered can still be settled."""
+        if not self._paused:
+            self._paused = True
+            for subscription in self._subscriptions.values():
+                canceled = self._cancel(subscription)
+                canceled.addErrback(lambda failure: _log.debug("pausing: %r", failure.value))
+
+    def resume(self) -> None:
+        """Consume again, on the same channels where they are there still."""
+        self._paused = False
+        if self._client is not None:
+            self._subscribe_missing(self._client)
+
     # Stopping, in this order.
 
     async def cancel(self) -> None:
@@ -177,7 +200,8 @@ class Session:
         self.service.factory.stop()
         if self._subscribing is not None:
             self._subscribing.cancel()
-        cancels = [self._cancel(subscription) for subscription in self._subscriptions.values()]
+        consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
+        cancels = [self._cancel(subscription) for subscription in consuming]
         await defer.DeferredList(cancels, consumeErrors=True)
 
     async def close(self) -> None:
@@ -200,14 +224,15 @@ class Session:
 
     @defer.inlineCallbacks
     def _cancel(self, subscription: Subscription) -> Generator[defer.Deferred[Any], Any, None]:
-        canceled = subscription.channel.basic_cancel(subscription.consumer_tag)
+        tag, subscription.consumer_tag = subscription.consumer_tag, ""
+        canceled = subscription.channel.basic_cancel(tag)
         yield canceled.addTimeout(CLOSE_TIMEOUT, self._clock)
 
     # Subscribing.
 
     def _subscribe_missing(self, client: Client) -> None:
         """Subscribe to what is not subscribed to; one such effort at a time on a connection."""
-        if self._closing or client is not self._client:
+        if self._closing or self._paused or client is not self._client:
             return
         if self.is_complete or self._subscribing_on is client:
             return
@@ -218,20 +243,29 @@ class Session:
 
     async def _subscribe_all(self, client: Client) -> None:
         try:
-            while not self._closing and (missing := self._missing()):
+            while self._wants_more() and (missing := self._missing()):
                 await self._subscribe(client, min(missing))
         finally:
             if self._subscribing_on is client:
                 self._subscribing_on = self._subscribing = None
-        if client is self._client and not self._closing:
+        if client is self._client and self._wants_more():
             self.service.factory.succeeded()
             self._locked_since = None
             self._listener.subscribed()
 
+    def _wants_more(self) -> bool:
+        return not self._closing and not self._paused
+
     def _missing(self) -> set[str]:
-        return self._settings.queues.keys() - self._subscriptions.keys()
+        """The configured names of the queues that have no consumer."""
+        consuming = {name for name, s in self._subscriptions.items() if s.consumer_tag}
+        return self._settings.queues.keys() - consuming
 
     async def _subscribe(self, client: Client, name: str) -> None:
+        existing = self._subscriptions.get(name)
+        if existing is not None:
+            await self._consume(existing)
+            return
         queue = self._settings.queues[name]
         if name in self._doubted:
             await self._must_exist(client, self._doubted.pop(name), queue)
@@ -265,6 +299,8 @@ class Session:
         except pika.exceptions.ChannelClosed as error:
             raise faults.consume_fault(error, subscription.queue) from error
         subscription.consumer_tag = confirmed.method.consumer_tag
+        if self._paused:
+            await self._cancel(subscription)
 
     def _receiver(self, subscription: Subscription) -> Callable[[Any, Any, Any, bytes], None]:
         queue, generation = subscription.queue, subscription.generation
@@ -281,6 +317,7 @@ class Session:
                     routing_key=method.routing_key,
                     properties=properties,
                     body=body,
+                    received_at=time.time(),
                 )
             )
 

@@ -14,6 +14,8 @@ class World(abc.ABC):
     """A queue with the messages "a", "b" and "c", and what an acknowledger makes of them."""
 
     acknowledger: Any
+    # Whether the acknowledger hears of it at once when a channel goes.
+    notices = True
 
     @abc.abstractmethod
     def play(self, scenario):
@@ -82,6 +84,24 @@ class AcknowledgerSuite:
         await world.cut()
         assert getattr(world.acknowledger, settle)(first) is False
         assert await world.left() == {b"a", b"b", b"c"}
+
+    @scenario
+    async def test_a_delivery_is_open_until_its_channel_is_known_to_be_gone(self, world):
+        (before,) = await world.deliver(1)
+        assert world.acknowledger.is_open(before) is True
+        await world.cut()
+        (after,) = await world.deliver(1)
+        assert world.acknowledger.is_open(before) is not world.notices
+        assert world.acknowledger.is_open(after) is True
+        assert await world.left() == {b"a", b"b", b"c"}
+
+    @scenario
+    async def test_asking_whether_a_delivery_is_open_settles_nothing(self, world):
+        (first,) = await world.deliver(1)
+        assert world.acknowledger.is_open(first)
+        assert world.acknowledger.is_open(first)
+        assert world.acknowledger.ack(first) is True
+        assert await world.left() == {b"b", b"c"}
 
     @pytest.mark.parametrize("settle", SETTLES)
     @scenario

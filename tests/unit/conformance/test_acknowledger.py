@@ -56,6 +56,7 @@ class TestFakeAcknowledger(AcknowledgerSuite):
 
     def test_it_may_start_with_any_number_of_channels(self):
         acknowledger = FakeAcknowledger(generations=0)
+        assert not acknowledger.is_open(make_delivery())
         assert not acknowledger.ack(make_delivery())
         assert acknowledger.open() == 1
         assert acknowledger.ack(make_delivery())

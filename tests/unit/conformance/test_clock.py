@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """FakeClock and SystemClock."""
 
+import time
+
 import pytest
 
 from consumer_framework.adapters.clock import SystemClock
@@ -14,14 +16,34 @@ def test_a_clock_never_goes_back(clock):
     assert all(isinstance(time, float) for time in times)
 
 
+@pytest.mark.parametrize("clock", [SystemClock(), FakeClock(1e9)])
+def test_a_clock_knows_the_time_since_the_epoch(clock):
+    assert isinstance(clock.time(), float)
+    assert clock.time() > 9e8
+
+
+def test_the_system_clock_tells_the_machines_time():
+    before = time.time()
+    assert before <= SystemClock().time() <= time.time()
+
+
 def test_a_fake_clock_goes_on_when_it_is_told_and_not_before():
     clock = FakeClock(10.0)
     assert clock.monotonic() == clock.monotonic() == 10
+    assert clock.time() == clock.time() == 10
     clock.advance(2.5)
     clock.advance(0)
-    assert clock.monotonic() == 12.5
+    assert clock.monotonic() == clock.time() == 12.5
 
 
 def test_a_fake_clock_cannot_be_turned_back():
     with pytest.raises(ValueError, match="-1"):
         FakeClock().advance(-1)
+
+
+def test_the_time_of_a_fake_clock_may_be_set_and_then_only_its_time():
+    clock = FakeClock(100.0)
+    clock.set_time(50.0)
+    assert (clock.time(), clock.monotonic()) == (50, 100)
+    clock.advance(2)
+    assert (clock.time(), clock.monotonic()) == (52, 102)

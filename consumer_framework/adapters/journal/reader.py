@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can be read of a journal, by the instance that writes it and by anybody else."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from .export import line_of
+from .files import described
+from .records import Group, Row, State, Stats, delivery_of, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from consumer_framework.core.delivery import Delivery
+
+# A superseded row has another key: its child answers for both.
+IS_OPEN = "SELECT 1 FROM messages WHERE queue = ? AND key = ?"
+# Named, for SQLite prefers the index by state where it has not counted the rows.
+DUE = """SELECT * FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred' AND due <= ? ORDER BY due LIMIT ?"""
+NEXT_DUE = """SELECT min(due) FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred'"""
+ATTEMPTS = """SELECT at, error, message, traceback, fingerprint FROM attempts
+    WHERE row_id = ? ORDER BY id"""
+
+_ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id,
+    length(m.body) AS size, m.due, m.reason, m.fingerprint,
+    (SELECT count(*) FROM attempts WHERE row_id = m.id) AS attempts,
+    coalesce(a.error, '') AS error, coalesce(a.message, '') AS message,
+    m.crashes, m.created, m.updated, m.parent
+    FROM messages AS m LEFT JOIN attempts AS a
+    ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
+_GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
+    WHERE state = 'quarantined' GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint"""
+_OLDEST = "SELECT min(updated) FROM messages WHERE state = 'quarantined'"
+
+
+class Reader:
+    """Reads a journal. Every method raises :class:`.JournalError` where the disk does not let it.
+
+    Args:
+        file: The database, for error messages.
+        connection: Is the reader's from now on; :meth:`close` closes it.
+
+    It sees what was committed before the call, and keeps nobody from writing.
+    """
+
+    def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
+        self._file = file
+        self._connection = connection
+        connection.row_factory = sqlite3.Row
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a row of this message waits: deferred, quarantined or in a replay."""
+        return bool(self._select(IS_OPEN, delivery.queue, key_of(delivery)))
+
+    def due(self, now: float, limit: int = 100) -> list[Delivery]:
+        """Return the deferred messages whose time has come at *now*, the longest due first.
+
+        Args:
+            now: Seconds since the epoch.
+            limit: Return so many at most. A row stays due, and is returned again, until it is
+                removed, or written with another state or time.
+        """
+        return [self._delivery(row) for row in self._select(DUE, now, limit)]
+
+    def next_due(self) -> float | None:
+        """When the next deferred message is due, in seconds since the epoch; None for never."""
+        when: float | None = self._select(NEXT_DUE)[0][0]
+        return when
+
+    def rows(
+        self,
+        *,
+        state: State | None = "quarantined",
+        fingerprint: str | None = None,
+        queue: str | None = None,
+        topic: str | None = None,
+        limit: int = -1,
+    ) -> list[Row]:
+        """Return the rows that fit, in the order in which they first came here.
+
+        Args:
+            state: None for any.
+            fingerprint: Of the latest attempt; None for any.
+            queue: None for any.
+            topic: A shell pattern (``org.fedoraproject.*.bodhi.*``), None for any.
+            limit: Return so many at most, -1 for all.
+        """
+        wanted = {
+            "m.state = ?": state,
+            "m.fingerprint = ?": fingerprint,
+            "m.queue = ?": queue,
+            "m.routing_key GLOB ?": topic,
+        }
+        chosen = {term: value for term, value in wanted.items() if value is not None}
+        where = " AND ".join(chosen) or "TRUE"
+        query = f"{_ROW} WHERE {where} ORDER BY m.id LIMIT ?"
+        return [Row(*row) for row in self._select(query, *chosen.values(), limit)]
+
+    def row(self, number: int) -> Row | None:
+        """Return one row, None where there is none."""
+        found = self._select(f"{_ROW} WHERE m.id = ?", number)
+        return Row(*found[0]) if found else None
+
+    def delivery(self, number: int) -> Delivery | None:
+        """Return the message of one row, with its whole history; None where there is none."""
+        found = self._select("SELECT * FROM messages WHERE id = ?", number)
+        return self._delivery(found[0]) if found else None
+
+    def groups(self) -> list[Group]:
+        """Return the causes of what is quarantined, the most frequent first."""
+        return list(self._groups())
+
+    def stats(self) -> Stats:
+        """Count; takes no longer where there is much."""
+        totals = {state: (rows, size) for state, rows, size in self._select("SELECT * FROM totals")}
+        rows = {state: count for state, (count, _) in totals.items()}
+        return Stats(
+            **rows,
+            bytes=sum(size for _, size in totals.values()),
+            oldest=self._select(_OLDEST)[0][0],
+            next_due=self.next_due(),
+        )
+
+    def export(self, ids: Iterable[int]) -> Iterator[str]:
+        r"""Yield messages in fedora-messaging's JSON-lines format, each line with its ``\n``.
+
+        Split them at ``\n`` alone. One that is no valid message is exported all the same, without
+        ``body`` and ``headers``: ``body_base64`` and ``properties`` have what was received. A row
+        that is gone is left out.
+        """
+        for number in ids:
+            delivery = self.delivery(number)
+            if delivery is not None:
+                yield line_of(delivery)
+
+    def _groups(self) -> Iterator[Group]:
+        for fingerprint, count, first, last, number in self._select(_GROUPS):
+            sample = self.row(number)
+            # Gone, where the writer was quicker.
+            if sample is not None:
+                yield Group(fingerprint, count, first, last, sample)
+
+    def _delivery(self, row: Mapping[str, Any]) -> Delivery:
+        return delivery_of(row, map(tuple, self._select(ATTEMPTS, row["id"])))
+
+    def _select(self, query: str, *values: object) -> list[Any]:
+        with described(self._file), closing(self._connection.execute(query, values)) as cursor:
+            return cursor.fetchall()

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``fm-consumer explain``: what would happen, and which line of which file decides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from consumer_framework.core.durations import text as duration
+
+from . import output
+from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
+from .output import Command, Refusal
+
+# What these need, `run` needs: --help and shell completion must be quick.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from consumer_framework.host.explain import Context, Explanation
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer explain ValueError sample
+  fm-consumer explain requests.exceptions.ConnectionError sample
+  fm-consumer explain consumer_framework.Retry
+  fm-consumer explain KeyError --callback mypackage.consumer:Consumer
+""",
+)
+@click.argument("exception")
+@click.argument("instance", required=False, shell_complete=complete_instance)
+@CONF
+@click.option("--callback", default="", metavar="MODULE:OBJECT", help="As for 'run'.")
+@click.option("--callback-file", default="", metavar="FILE.py:OBJECT", help="As for 'run'.")
+@JSON
+def explain(  # noqa: PLR0913 -- one for each option
+    exception: str,
+    instance: str | None,
+    conf: Path | None,
+    callback: str,
+    callback_file: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Say what becomes of a message whose handler raises EXCEPTION, and where that is written.
+
+    EXCEPTION is package.module.Class, or the bare name of a built-in exception, or of one of
+    consumer_framework's or fedora_messaging's. Without INSTANCE and --conf the defaults answer.
+    """
+    if instance and conf:
+        raise click.UsageError("give either INSTANCE or --conf, not both")
+    file = instance_file(instance) if instance else conf
+    if instance and file is not None and not file.exists():
+        raise no_such_instance(instance, file)
+    # Late, and in this order: authors' modules may import the reactor, which must be ours.
+    from consumer_framework.host import explain as host  # noqa: PLC0415
+
+    context = _context(file, callback, callback_file)
+    try:
+        kind = host.find_exception(exception)
+    except LookupError as error:
+        raise Refusal(str(error.args[0])) from None
+    explanation = host.explain(kind, context)
+    if as_json:
+        output.print_json(host.document(explanation, context))
+        return
+    for line in _lines(explanation, context):
+        click.echo(line)
+    if not file:
+        click.echo(output.faint("\nThese are the defaults; name an INSTANCE to see its rules."))
+
+
+def _context(file: Path | None, callback: str, callback_file: str) -> Context:
+    """Find the policy that an instance would have.
+
+    Raises:
+        ConfigurationError: It could not start.
+    """
+    from consumer_framework.adapters import config  # noqa: PLC0415
+    from consumer_framework.core.settings import Recovery  # noqa: PLC0415
+    from consumer_framework.host.explain import Context  # noqa: PLC0415
+    from consumer_framework.host.policy import policy_of  # noqa: PLC0415
+
+    settings = config.load(file) if file else None
+    written = settings.framework.recovery if settings else Recovery()
+    source = str(file or "built-in configuration")
+    if not (callback or callback_file or (settings and settings.callback)):
+        policy, merged = policy_of(written, Recovery(), source, "")
+        return Context(policy, written, merged, source)
+    from consumer_framework.host import app  # noqa: PLC0415
+
+    request = app.Request(file, callback, callback_file)
+    plan = app.make_plan(request, settings or config.load(None), source)
+    return Context(plan.policy, written, plan.recovery, source, plan.name)
+
+
+def _lines(explanation: Explanation, context: Context) -> Iterator[str]:
+    yield output.title(f"{explanation.name}: {_gist(explanation)}")
+    yield from output.pairs(
+        [
+            ("decided by", _decided_by(explanation)),
+            *_schedule(explanation),
+            *_written(explanation, context),
+            ("in the end", _end(explanation, context)),
+            ("breaker", _breaker(explanation, context)),
+        ]
+    )
+
+
+_GISTS = {
+    "succeed": "counts as success that did nothing",
+    "retry": "is tried again",
+    "defer": "is no failure, and runs again later",
+    "drop": "loses the message on purpose",
+    "quarantine": "puts the message into quarantine at once",
+    "dependency": "is the fault of a dependency, not of the message",
+    "halt": "stops the instance",
+}
+
+
+def _gist(explanation: Explanation) -> str:
+    if explanation.answer == "retry" and not explanation.steps:
+        return "is not tried again"
+    return _GISTS[explanation.answer]
+
+
+def _decided_by(explanation: Explanation) -> str:
+    from consumer_framework.host.explain import By  # noqa: PLC0415
+
+    match explanation.by:
+        case By.SIGNAL:
+            return "the handler itself, by raising it; no rule can change that"
+        case By.RULE:
+            matched = explanation.matched
+            via = "" if matched == explanation.name else f", for it is a kind of {matched}"
+            return f'then = "{explanation.answer}" in {explanation.where}{via}'
+    return "the default, as no rule names it"
+
+
+def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
+    if explanation.forever:
+        said = "when the handler says" if _is_own(explanation) else ""
+        yield (
+            "again",
+            said or f"after {duration(explanation.steps[-1].after)}, as often as it takes",
+        )
+        return
+    for step in explanation.steps:
+        kept = "held unacknowledged" if step.held else "kept in the journal"
+        waits = f"about {duration(step.after)}, {kept} meanwhile" if step.after else "0 s: at once"
+        yield f"attempt {step.attempt}", f"after {waits}"
+
+
+def _is_own(explanation: Explanation) -> bool:
+    return explanation.answer == "defer" and explanation.by.value == "signal"
+
+
+def _written(explanation: Explanation, context: Context) -> Iterator[tuple[str, str]]:
+    if explanation.answer != "retry":
+        return
+    for name in ("immediate", "delays"):
+        yield name, context.where(name)
+
+
+def _end(explanation: Explanation, context: Context) -> str:
+    said = _fate(explanation)
+    if explanation.answer == "retry":
+        return f"{said} (on_exhausted: {context.where('on_exhausted')})"
+    return said
+
+
+def _fate(explanation: Explanation) -> str:
+    from consumer_framework.core import disposition as to  # noqa: PLC0415
+
+    match explanation.end:
+        case None:
+            return "there is none: it does not use up attempts"
+        case to.Halt(code, requeue):
+            given = "goes back to its queue" if requeue else "is acknowledged"
+            if explanation.by.value == "signal":
+                given = "is acknowledged, or requeued if it says so"
+                return f"the instance stops with the exit code it names; the message {given}"
+            return f"the instance stops with exit code {int(code)}; the message {given}"
+        case end:
+            return _FATES[type(end).__name__]
+
+
+_FATES = {
+    "Ack": "acknowledged",
+    "Reject": "dropped, or dead-lettered where the queue has an exchange for that",
+    "Requeue": "back to its queue",
+    "Quarantine": "quarantined",
+}
+
+
+def _breaker(explanation: Explanation, context: Context) -> str:
+    if not explanation.breaker:
+        return "does not hear of it"
+    breaker = context.merged.breaker
+    probes = ", ".join(duration(wait) for wait in breaker.probe)
+    return (
+        f"counts it: {breaker.consecutive} in a row pause the instance; probes after {probes} "
+        f"({context.where('breaker')})"
+    )

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How commands are told which instance is meant, and where its files are."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.settings import instance_name_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from click.shell_completion import CompletionItem
+
+CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
+
+
+def complete_instance(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem | str]:
+    """Complete the name of an instance."""
+    return [name for name in instance_names() if name.startswith(incomplete)]
+
+
+def instance_names() -> list[str]:
+    """The instances that this machine is configured for."""
+    return sorted(path.stem for path in CONFIGURATION_DIRECTORY.glob("*.toml"))
+
+
+def instance_file(name: str) -> Path:
+    """Where the configuration of the instance *name* is.
+
+    Raises:
+        ConfigurationError: No instance can have that name.
+    """
+    problem = instance_name_problem(name)
+    if problem:
+        raise ConfigurationError(problem)
+    return CONFIGURATION_DIRECTORY / f"{name}.toml"
+
+
+CONF = click.option(
+    "--conf",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The instance is the one that was started with this configuration file, not one of "
+    "/etc/fedora-messaging.",
+)
+STATE_DIR = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIRECTORY",
+    help="Where it keeps its state, as given to 'fm-consumer run'. Default: $STATE_DIRECTORY; "
+    "without it /var/lib/fedora-messaging/NAME for root, ~/.local/state/fedora-messaging/NAME "
+    "for others.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def words(metavar: str) -> Callable[[Any], Any]:
+    """The arguments of a command: an instance, unless --conf names one, and what *metavar* says."""
+    return click.argument("words", nargs=-1, metavar=metavar, shell_complete=complete_instance)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """An instance as a command was told of it.
+
+    Attributes:
+        instance: Its name.
+        file: Its configuration.
+        directory: Its state.
+        rest: The arguments after it.
+        spelled: How it was named, for the next command line.
+    """
+
+    instance: str
+    file: Path
+    directory: Path
+    rest: tuple[str, ...]
+    spelled: str
+
+    def command(self, verb: str, *more: object) -> str:
+        """Return a command line to try next."""
+        tail = " ".join(["", *(str(word) for word in more)]).rstrip()
+        return f"fm-consumer quarantine {verb} {self.spelled}{tail}"
+
+
+def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Where:
+    """Find out which instance is meant.
+
+    Raises:
+        click.UsageError: None is named.
+        ConfigurationError: No instance can have that name.
+    """
+    # Late: it imports the journal, and with it half of what `run` needs.
+    from consumer_framework.host.stores import state_directory  # noqa: PLC0415
+
+    if conf is None and not given:
+        raise click.UsageError("name an INSTANCE, or its configuration file with --conf")
+    instance = conf.stem if conf else given[0]
+    file = conf or instance_file(instance)
+    spelled = ["--conf", str(conf)] if conf else [instance]
+    if state_dir:
+        spelled += ["--state-dir", str(state_dir)]
+    return Where(
+        instance=instance,
+        file=file,
+        directory=state_directory(instance, state_dir),
+        rest=tuple(given if conf else given[1:]),
+        spelled=shlex.join(spelled),
+    )
+
+
+def no_such_instance(name: str, file: Path) -> ConfigurationError:
+    """Say that there is no instance *name*, and which there are."""
+    known = ", ".join(instance_names())
+    cure = f"the instances here are {known}" if known else "name its file with --conf"
+    return ConfigurationError(
+        Problem("", f"there is no instance {name!r}: no file {file}", cure), source=""
+    )
+
+
+def no_more(at: Where) -> None:
+    """Refuse arguments after the instance.
+
+    Raises:
+        click.UsageError: There are some.
+    """
+    if at.rest:
+        raise click.UsageError(f"unexpected argument: {at.rest[0]}")

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``fm-consumer quarantine``: what an operator does with messages that were set aside."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import output
+from .options import CONF, JSON, STATE_DIR, no_more, where, words
+from .output import Command, Refusal, plural
+from .quarantine_orders import drop, replay
+from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_journal, row_numbers
+
+# The journal brings half of what `run` needs: --help and shell completion must be quick.
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from consumer_framework.adapters.journal import Reader
+
+    from .options import Where
+
+
+@click.group()
+def quarantine() -> None:
+    """Look at messages that were set aside, and decide what becomes of them.
+
+    INSTANCE is a name as in `systemctl start fm-consumer@INSTANCE`. Everything works while the
+    instance runs and while it is stopped.
+
+    \b
+    fm-consumer quarantine list sample               what went wrong, by cause
+    fm-consumer quarantine show sample 41            one message, its tracebacks
+    fm-consumer quarantine replay sample --first 1   mended? try one message
+    fm-consumer quarantine replay sample --all       then the rest
+    """  # noqa: D301 -- click wants the backspace character
+
+
+quarantine.add_command(replay)
+quarantine.add_command(drop)
+
+
+@quarantine.command(
+    "list",
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer quarantine list sample
+  fm-consumer quarantine list sample --rows --topic 'org.fedoraproject.*.bodhi.*'
+  fm-consumer quarantine list sample --state deferred
+""",
+)
+@words("INSTANCE")
+@CONF
+@STATE_DIR
+@click.option("--rows", "--all", "rows", is_flag=True, help="List every message by itself.")
+@click.option("--topic", metavar="PATTERN", help="Messages of these topics; * is any text.")
+@FINGERPRINT
+@click.option("--queue", metavar="QUEUE", help="Messages that came from this queue.")
+@click.option(
+    "--state",
+    type=click.Choice(["quarantined", "deferred", "replaying", "superseded", "any"]),
+    default="quarantined",
+    show_default=True,
+    help="Deferred ones run by themselves when they are due; superseded ones are the originals "
+    "of edited messages.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="So many messages at most.")
+@JSON
+def list_(
+    words: tuple[str, ...],
+    conf: Path | None,
+    state_dir: Path | None,
+    *,
+    rows: bool,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    """List what is quarantined, by cause.
+
+    Messages that failed for the same cause, the same exception at the same place of the handler,
+    are one line, with the number of the oldest one, and below it the cause's fingerprint. With
+    --rows, or any filter, each message is a line.
+    """
+    at = where(words, conf, state_dir)
+    no_more(at)
+    by_row = (
+        rows
+        or filters["state"] != "quarantined"
+        or any(filters[name] is not None for name in ("topic", "fingerprint", "queue", "limit"))
+    )
+    with closing(open_journal(at)) as journal:
+        if by_row:
+            _list_rows(journal, at, filters, as_json=as_json)
+        else:
+            _list_groups(journal, at, as_json=as_json)
+
+
+def _list_groups(journal: Reader, at: Where, *, as_json: bool) -> None:
+    from . import views  # noqa: PLC0415
+
+    groups = journal.groups()
+    if as_json:
+        output.print_json([asdict(group) for group in groups])
+        return
+    if not groups:
+        click.echo("nothing is quarantined")
+        return
+    for line in views.group_lines(groups, time.time(), output.terminal_width()):
+        click.echo(line)
+    total = plural(sum(group.count for group in groups), "message")
+    click.echo(f"\n{total}, {plural(len(groups), 'cause')}; ROW is the oldest of each:")
+    click.echo(output.faint(f"  {at.command('show', groups[0].sample.id)}"))
+
+
+def _list_rows(journal: Reader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
+    from . import views  # noqa: PLC0415
+
+    limit, state = filters.pop("limit"), filters.pop("state")
+    if filters["fingerprint"] is not None and state == "quarantined" and journal.groups():
+        filters["fingerprint"] = find_fingerprint(journal, filters["fingerprint"])
+    # One more than asked for tells whether there are more.
+    most = -1 if limit is None else limit + 1
+    rows = journal.rows(state=None if state == "any" else state, limit=most, **filters)
+    shown = rows[:limit]
+    if as_json:
+        output.print_json([asdict(row) for row in shown])
+        return
+    if not rows:
+        filtered = any(value is not None for value in filters.values())
+        what = "nothing is here" if state == "any" else f"nothing is {views.STATES[state]}"
+        click.echo(f"{what} that fits" if filtered else what)
+        return
+    for line in views.row_lines(shown, time.time(), output.terminal_width()):
+        click.echo(line)
+    more = "; there are more" if len(rows) > len(shown) else ""
+    click.echo(f"\n{plural(len(shown), 'message')}{more}:")
+    click.echo(output.faint(f"  {at.command('show', shown[0].id)}"))
+
+
+@quarantine.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer quarantine show sample 41
+  fm-consumer quarantine show sample 41 --json | jq .message.body
+""",
+)
+@words("INSTANCE ROW")
+@CONF
+@STATE_DIR
+@JSON
+def show(
+    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+) -> None:
+    """Show one message readably, and the traceback of every attempt with its time."""
+    from . import views  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    numbers = row_numbers(at.rest)
+    if len(numbers) != 1:
+        raise click.UsageError("name one ROW")
+    with closing(open_journal(at)) as journal:
+        [row] = find_rows(journal, numbers, at)
+        delivery = journal.delivery(row.id)
+    if delivery is None:
+        raise Refusal(f"row {row.id} is gone now")
+    if as_json:
+        output.print_json(views.message_document(row, delivery))
+        return
+    for line in views.message_lines(row, delivery, time.time()):
+        click.echo(line)
+    if row.state == "quarantined":
+        click.echo(f"\nMended? {output.faint(at.command('replay', row.id))}")
+
+
+@quarantine.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer quarantine export sample > quarantined.jsonl
+  fm-consumer quarantine export sample 41 42 --output two.jsonl
+  fedora-messaging publish quarantined.jsonl    # every subscriber gets them again
+""",
+)
+@words("INSTANCE [ROW]...")
+@CONF
+@STATE_DIR
+@FINGERPRINT
+@click.option(
+    "--output",
+    "-o",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write to this new file, for this user's eyes only. Default: standard output.",
+)
+@click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: JSON it is.")
+def export(
+    words: tuple[str, ...],
+    conf: Path | None,
+    state_dir: Path | None,
+    fingerprint: str | None,
+    target: Path | None,
+) -> None:
+    """Write messages as fedora-messaging's lines of JSON: all that are quarantined, or these rows.
+
+    fedora_messaging.message.loads and `fedora-messaging publish` read them. One that is no valid
+    message is written with its bytes in "body_base64" and its AMQP properties; both refuse it.
+    Nothing changes in quarantine.
+    """
+    at = where(words, conf, state_dir)
+    with closing(open_journal(at)) as journal:
+        everything = fingerprint is None and not at.rest
+        rows = choose(journal, at, fingerprint, everything=everything)
+        lines = journal.export([row.id for row in rows])
+        if target is None:
+            for line in lines:
+                click.echo(line, nl=False)
+            return
+        count = _write_new(target, lines)
+    click.echo(f"{plural(count, 'message')} written to {target}", err=True)
+
+
+def _write_new(target: Path, lines: Iterable[str]) -> int:
+    count = 0
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            for count, line in enumerate(lines, 1):  # noqa: B007 -- how many there were
+                file.write(line)
+            file.flush()
+            os.fsync(descriptor)
+    except FileExistsError:
+        raise Refusal(f"{target} is there already; name a new file") from None
+    except OSError as error:
+        raise Refusal(f"{target} cannot be written: {(error.strerror or '').lower()}") from error
+    return count
+
+
+@quarantine.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer quarantine stats sample
+  fm-consumer quarantine stats sample --json | jq .quarantined
+""",
+)
+@words("INSTANCE")
+@CONF
+@STATE_DIR
+@JSON
+def stats(
+    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+) -> None:
+    """Count: how many, how large, how old, what is due next, and of which causes."""
+    from . import views  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    no_more(at)
+    with closing(open_journal(at)) as journal:
+        found, groups = journal.stats(), journal.groups()
+    disk = sum(file.stat().st_size for file in at.directory.glob("journal.sqlite3*"))
+    if as_json:
+        causes = {group.fingerprint: group.count for group in groups}
+        output.print_json({**asdict(found), "disk_bytes": disk, "fingerprints": causes})
+        return
+    for line in views.stats_lines(found, groups, disk, time.time()):
+        click.echo(line)

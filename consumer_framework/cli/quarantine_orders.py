@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What changes the quarantine: ``replay`` and ``drop``.
+
+Both go to the instance where it runs, and are carried out in this process where it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from . import output
+from .editing import edit
+from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
+from .output import Command, Refusal, plural
+from .selection import FINGERPRINT, choose, open_journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from consumer_framework.adapters.journal import Row
+    from consumer_framework.core.delivery import Delivery
+
+    from .options import Where
+
+# Rows that one request names: its line must not get too long for the control socket.
+_PORTION = 1000
+# From so many rows on, a terminal shows a bar and not a line for each.
+_MANY = 20
+_INTERRUPTED = 130
+_FAILED = 1
+
+_WORDS = {
+    "succeeded": "succeeded",
+    "failed": "failed again",
+    "skipped": "skipped",
+    "defer": "deferred by the handler",
+    "reject": "dropped by the handler",
+    "halt": "halted the instance",
+}
+_DONE = ("succeeded", "reject")
+
+
+def _portions(numbers: Sequence[int]) -> Iterator[list[int]]:
+    for start in range(0, len(numbers), _PORTION):
+        yield list(numbers[start : start + _PORTION])
+
+
+def _ask(at: Where, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Have orders carried out that need no handler; returns all answers."""
+    from consumer_framework.host import client, replay  # noqa: PLC0415
+
+    with client.connected(at.directory, at.instance) as running:
+        if running is not None:
+            return [answer for request in requests for answer in running.ask(request)]
+    return [
+        answer
+        for request in requests
+        for answer in replay.order(at.directory, at.instance, request)
+    ]
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer quarantine export sample 41 42 --output lost.jsonl
+  fm-consumer quarantine drop sample 41 42
+  fm-consumer quarantine drop sample --fingerprint 'KeyError in' --yes
+""",
+)
+@words("INSTANCE [ROW]...")
+@CONF
+@STATE_DIR
+@FINGERPRINT
+@click.option("--all", "everything", is_flag=True, help="All that is quarantined.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@JSON
+def drop(  # noqa: PLR0913 -- one for each option
+    words: tuple[str, ...],
+    conf: Path | None,
+    state_dir: Path | None,
+    fingerprint: str | None,
+    *,
+    everything: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Lose messages, for ever. Asks before it does; 'export' keeps a copy."""
+    at = where(words, conf, state_dir)
+    with closing(open_journal(at)) as journal:
+        rows = choose(journal, at, fingerprint, everything=everything)
+    _check_states(rows, ("quarantined", "deferred"))
+    numbers = [row.id for row in rows]
+    if numbers and not yes:
+        what = f"Lose {plural(len(numbers), 'message')} of {at.instance} for ever?"
+        click.confirm(what, abort=True, err=True)
+    requests = [{"do": "drop", "rows": portion} for portion in _portions(numbers)]
+    dropped = [n for answer in _ask(at, requests) for n in answer["dropped"]] if numbers else []
+    kept = sorted(set(numbers) - set(dropped))
+    if as_json:
+        output.print_json({"dropped": dropped, "kept": kept})
+    elif not numbers:
+        click.echo("nothing is quarantined")
+    else:
+        click.echo(f"{plural(len(dropped), 'message')} dropped")
+    if kept:
+        which = ", ".join(map(str, kept))
+        click.echo(f"fm-consumer: not dropped, gone or in a replay meanwhile: {which}", err=True)
+        raise click.exceptions.Exit(_FAILED)
+
+
+def _check_states(rows: Sequence[Row], allowed: tuple[str, ...]) -> None:
+    from .views import STATES  # noqa: PLC0415
+
+    for row in rows:
+        if row.state not in allowed:
+            raise Refusal(f"row {row.id} is {STATES[row.state]}, not {' or '.join(allowed)}")
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Tells of each replayed row, and counts."""
+
+    total: int
+    as_json: bool
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    _bar: Any = None
+
+    def __enter__(self) -> Self:
+        terminal = sys.stdout.isatty()
+        if terminal and self.total > _MANY and not self.as_json:
+            self._bar = click.progressbar(length=self.total, show_pos=True).__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*error)
+
+    def tell(self, answer: dict[str, Any]) -> None:
+        """One row is done."""
+        result, reason = answer["result"], answer.get("reason", "")
+        self.counts[result] += 1
+        if reason:
+            self.reasons[f"{_WORDS.get(result, result)}: {reason}"] += 1
+        if self.as_json:
+            output.print_json(answer, indent=None)
+        elif self._bar is not None:
+            self._bar.update(1)
+        else:
+            click.echo(self._line(answer["row"], result, reason))
+
+    def _line(self, row: int, result: str, reason: str) -> str:
+        colour = output.good if result in _DONE else output.bad
+        because = f": {output.safe(reason)}" if reason else ""
+        return f"row {row} {colour(_WORDS.get(result, result))}{because}"
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every row is done with."""
+        return sum(self.counts[result] for result in _DONE) == self.total
+
+    def sum_up(self, at: Where) -> None:
+        """Say how many succeeded, and what to do about the others."""
+        done = sum(self.counts[result] for result in _DONE)
+        if self.as_json:
+            total = {"done": True, "rows": self.total, "results": dict(self.counts)}
+            output.print_json(total, indent=None)
+            return
+        if self._bar is not None:
+            for reason, count in self.reasons.most_common(5):
+                click.echo(f"{count:,} {output.safe(reason)}")
+        colour = output.good if self.is_good else output.bad
+        if not self.total:
+            click.echo("nothing is quarantined")
+        elif self.total != 1:
+            click.echo(colour(f"{done:,} of {self.total:,} succeeded"))
+        if not self.is_good:
+            click.echo(f"See: {output.faint(at.command('list'))}")
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer quarantine replay sample --first 1          # a canary
+  fm-consumer quarantine replay sample --fingerprint 'KeyError in'
+  fm-consumer quarantine replay sample 41 --edit          # mend the message, then run it
+\b
+Exit code: 0 if every message succeeded, 1 if any did not, 2 if the command made no sense.
+""",
+)
+@words("INSTANCE [ROW]...")
+@CONF
+@STATE_DIR
+@FINGERPRINT
+@click.option("--all", "everything", is_flag=True, help="All that is quarantined.")
+@click.option(
+    "--first",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Only the oldest N of them: see whether one succeeds before you try them all.",
+)
+@click.option(
+    "--edit", "do_edit", is_flag=True, help="Edit the body of one ROW first, with $EDITOR."
+)
+@click.option("--callback", default="", metavar="MODULE:OBJECT", help="As for 'run'.")
+@click.option("--callback-file", default="", metavar="FILE.py:OBJECT", help="As for 'run'.")
+@JSON
+def replay(  # noqa: PLR0913, PLR0917 -- one for each option
+    words: tuple[str, ...],
+    conf: Path | None,
+    state_dir: Path | None,
+    fingerprint: str | None,
+    first: int | None,
+    callback: str,
+    callback_file: str,
+    *,
+    everything: bool,
+    do_edit: bool,
+    as_json: bool,
+) -> None:
+    """Run messages again, oldest first, each once. What fails again stays in quarantine.
+
+    A running instance runs them between its other messages. Where it is stopped, this command
+    builds the handler from the configuration and runs it itself, as the user who calls it. No
+    other subscriber sees them: nothing is published. Ctrl-C ends it; what was not tried stays.
+
+    --edit keeps the original until the edited copy has succeeded.
+    """
+    at = where(words, conf, state_dir)
+    everything = everything or (first is not None and not at.rest and fingerprint is None)
+    with closing(open_journal(at)) as journal:
+        rows = choose(journal, at, fingerprint, everything=everything)[:first]
+        _check_states(rows, ("quarantined",))
+        delivery = journal.delivery(rows[0].id) if do_edit and len(rows) == 1 else None
+    numbers = [row.id for row in rows]
+    if do_edit:
+        if delivery is None:
+            raise Refusal("--edit takes one ROW")
+        numbers = [_edited(at, delivery, as_json=as_json)]
+    if not numbers:
+        _Progress(0, as_json).sum_up(at)
+        return
+    _replay(at, numbers, (callback, callback_file), as_json=as_json)
+
+
+def _replay(
+    at: Where, numbers: Sequence[int], callbacks: tuple[str, str], *, as_json: bool
+) -> None:
+    from consumer_framework.host import client  # noqa: PLC0415
+
+    with _Progress(len(numbers), as_json) as progress:
+        try:
+            with client.connected(at.directory, at.instance) as running:
+                if running is None:
+                    _replay_here(at, numbers, callbacks, progress)
+                else:
+                    running.wait_long()
+                    for portion in _portions(numbers):
+                        for answer in running.ask({"do": "replay", "rows": portion}):
+                            progress.tell(answer)
+        except KeyboardInterrupt:
+            left = len(numbers) - progress.counts.total()
+            text = f"interrupted: {plural(left, 'message')} left in quarantine"
+            click.echo(f"\nfm-consumer: {text}", err=True)
+            raise click.exceptions.Exit(_INTERRUPTED) from None
+    progress.sum_up(at)
+    if not progress.is_good:
+        raise click.exceptions.Exit(_FAILED)
+
+
+def _replay_here(
+    at: Where, numbers: Sequence[int], callbacks: tuple[str, str], progress: _Progress
+) -> None:
+    """Run the handler in this process."""
+    from consumer_framework.adapters import log  # noqa: PLC0415
+    from consumer_framework.adapters.systemd import is_journal  # noqa: PLC0415
+    from consumer_framework.host import reactor  # noqa: PLC0415
+
+    if not at.file.exists():
+        raise no_such_instance(at.instance, at.file)
+    # Before anything imports it.
+    reactor.install()
+    from consumer_framework.host import app  # noqa: PLC0415
+    from consumer_framework.host import replay as in_place  # noqa: PLC0415
+
+    log.set_up(None, is_journal)
+    logging.getLogger().setLevel(logging.WARNING)
+    _warn_of_root(at)
+    callback, callback_file = callbacks
+    request = app.Request(at.file, callback, callback_file, instance=at.instance)
+    in_place.replay(request, at.directory, numbers, progress.tell)
+
+
+def _warn_of_root(at: Where) -> None:
+    """What a handler writes as root, the service may not be able to write afterwards."""
+    if os.geteuid() == 0 and at.directory.stat().st_uid != 0:
+        what = f"{at.instance} is stopped: its handler runs here, as root"
+        cure = f"to have it run as the service does: systemctl start fm-consumer@{at.instance}"
+        click.echo(f"fm-consumer: {what}; {cure}", err=True)
+
+
+def _edited(at: Where, delivery: Delivery, *, as_json: bool) -> int:
+    """Let the operator edit a body; returns the row of the edited copy.
+
+    Raises:
+        Refusal: Nothing was edited, or what was is no JSON object.
+    """
+    body = edit(delivery)
+    [answer] = _ask(at, [{"do": "edit", "row": delivery.row, "body": body}])
+    if answer["row"] is None:
+        raise Refusal(f"row {delivery.row} is no longer quarantined; nothing was changed")
+    if not as_json:
+        click.echo(f"row {delivery.row}, as edited, is row {answer['row']}")
+    number: int = answer["row"]
+    return number

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Opens the journal of an instance, and finds the rows that a command names in it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from consumer_framework.core.errors import ConfigurationError, JournalError, Problem
+
+from .options import no_such_instance
+from .output import Refusal
+
+# The journal brings half of what `run` needs: --help and shell completion must be quick.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from consumer_framework.adapters.journal import Reader, Row
+
+    from .options import Where
+
+FINGERPRINT = click.option(
+    "--fingerprint",
+    metavar="F",
+    help="Those of this cause: a fingerprint as 'list' shows it, or a part that no other has.",
+)
+
+
+def open_journal(at: Where) -> Reader:
+    """Open the journal of an instance for reading.
+
+    Raises:
+        ConfigurationError: There is none, or this user may not read it.
+        JournalError: It cannot be read.
+    """
+    from consumer_framework.adapters.journal import Journal  # noqa: PLC0415
+    from consumer_framework.adapters.journal.files import DATABASE  # noqa: PLC0415
+
+    file = at.directory / DATABASE
+    try:
+        file.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_journal(at) from None
+    except PermissionError:
+        raise _not_permitted(file) from None
+    try:
+        return Journal.read(at.directory)
+    except JournalError:
+        # SQLite needs a file beside it, also to read.
+        if not os.access(at.directory, os.W_OK):
+            raise _not_permitted(file) from None
+        raise
+
+
+def _not_permitted(file: Path) -> ConfigurationError:
+    cure = "use sudo, or run this as the user that the instance runs as"
+    return ConfigurationError(Problem("", "may not be read by this user", cure), source=str(file))
+
+
+def _no_journal(at: Where) -> ConfigurationError:
+    if not at.file.exists():
+        return no_such_instance(at.instance, at.file)
+    sudo = "" if os.geteuid() == 0 else "use sudo if it runs as a system service; "
+    cure = f"{sudo}name its directory with --state-dir if it has another one"
+    what = f"there is no journal: {at.instance} has not run with this state directory yet"
+    return ConfigurationError(Problem("", what, cure), source=str(at.directory))
+
+
+def row_numbers(given: Sequence[str]) -> list[int]:
+    """Read the numbers of rows.
+
+    Raises:
+        Refusal: One is no number.
+    """
+    for word in given:
+        if not (word.isascii() and word.isdigit()):
+            raise Refusal(f"{word!r} is no row; 'list --rows' shows their numbers")
+    return list(dict.fromkeys(int(word) for word in given))
+
+
+def find_rows(journal: Reader, numbers: Sequence[int], at: Where) -> list[Row]:
+    """Find all these rows.
+
+    Raises:
+        Refusal: One is not there.
+    """
+    found = [(number, journal.row(number)) for number in numbers]
+    missing = [str(number) for number, row in found if row is None]
+    if missing:
+        which = f"row {missing[0]}" if len(missing) == 1 else f"rows {', '.join(missing)}"
+        hint = at.command("list", "--rows")
+        raise Refusal(f"there is no {which} (any more); see: {hint}")
+    return [cast("Row", row) for _, row in found]
+
+
+def find_fingerprint(journal: Reader, wanted: str) -> str:
+    """Find the one fingerprint that is, or else contains, *wanted*.
+
+    Raises:
+        Refusal: There is none, or more than one.
+    """
+    known = [group.fingerprint for group in journal.groups()]
+    if wanted in known:
+        return wanted
+    fitting = [fingerprint for fingerprint in known if wanted in fingerprint]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise Refusal(f"nothing quarantined has the fingerprint {wanted!r}; 'list' shows them")
+    several = ", ".join(repr(fingerprint) for fingerprint in fitting[:3])
+    raise Refusal(f"{wanted!r} is in {len(fitting)} fingerprints: {several}; give more of one")
+
+
+def choose(journal: Reader, at: Where, fingerprint: str | None, *, everything: bool) -> list[Row]:
+    """Find the rows that a command names, by their numbers or in another way.
+
+    Raises:
+        Refusal: It names them in two ways, or none, or some that are not there.
+    """
+    numbers = row_numbers(at.rest)
+    if bool(numbers) + everything + (fingerprint is not None) != 1:
+        raise Refusal("say which: row numbers, or --fingerprint F, or --all")
+    if numbers:
+        return find_rows(journal, numbers, at)
+    if fingerprint is not None:
+        fingerprint = find_fingerprint(journal, fingerprint)
+    return journal.rows(fingerprint=fingerprint)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is in the journal, as text for people and as values for JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.adapters.journal.export import line_of
+from consumer_framework.adapters.journal.properties import NAMES
+
+from . import output
+from .output import Column, age, faint, moment, plural, safe, safe_lines, title
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from consumer_framework.adapters.journal import Group, Row, Stats
+    from consumer_framework.core.attempt import Attempt
+    from consumer_framework.core.delivery import Delivery
+
+# Bytes of a body that is no JSON; `export` writes all of it.
+RAW_SHOWN = 4096
+_BYTES_IN_LINE = 16
+
+STATES = {
+    "quarantined": "quarantined",
+    "deferred": "deferred",
+    "replaying": "in a replay",
+    "superseded": "superseded by an edited copy",
+}
+
+_GROUP_COLUMNS = (
+    Column("COUNT", right=True),
+    Column("ROW", right=True),
+    Column("AGE", right=True),
+    Column("ATTEMPTS", right=True),
+    Column("TOPIC", gives_way=True, keep_end=True),
+    Column("ERROR", gives_way=True),
+)
+_ROW_COLUMNS = (
+    Column("ROW", right=True),
+    Column("AGE", right=True),
+    Column("ATTEMPTS", right=True),
+    Column("TOPIC", gives_way=True, keep_end=True),
+    Column("FINGERPRINT", gives_way=True, keep_end=True),
+    Column("ERROR", gives_way=True),
+)
+
+
+def error_of(row: Row) -> str:
+    """What went wrong at last, in one line."""
+    if not row.error:
+        return row.reason
+    return f"{row.error.rpartition('.')[2]}: {row.message}" if row.message else row.error
+
+
+def group_lines(groups: Sequence[Group], now: float, width: int | None) -> Iterator[str]:
+    """A table of causes: each with its oldest message, and its fingerprint on a line of its own."""
+    cells = [
+        [
+            f"{group.count:,}",
+            str(group.sample.id),
+            age(now - group.first),
+            str(group.sample.attempts),
+            group.sample.routing_key,
+            error_of(group.sample),
+        ]
+        for group in groups
+    ]
+    head, *lines = output.table(_GROUP_COLUMNS, cells, width)
+    yield title(head)
+    indent = " " * (max(len("COUNT"), *(len(row[0]) for row in cells)) + 2)
+    for group, line in zip(groups, lines, strict=True):
+        yield line
+        yield faint(f"{indent}{safe(group.fingerprint)}")
+
+
+def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[str]:
+    """A table of messages."""
+    cells = [
+        [
+            str(row.id),
+            age(now - row.created),
+            str(row.attempts),
+            row.routing_key,
+            row.fingerprint,
+            # The class is in the fingerprint already.
+            row.message or row.reason,
+        ]
+        for row in rows
+    ]
+    head, *lines = output.table(_ROW_COLUMNS, cells, width)
+    yield title(head)
+    yield from lines
+
+
+def message_lines(row: Row, delivery: Delivery, now: float) -> Iterator[str]:
+    """Everything that is known of one message."""
+    yield title(f"Row {row.id}: {STATES[row.state]}, {plural(row.attempts, 'failed attempt')}")
+    yield from output.pairs(_facts(row, delivery, now))
+    yield ""
+    headers = delivery.properties.headers
+    yield title("Headers" if headers else "Headers: none")
+    yield from output.pairs((str(name), _shown(value)) for name, value in _sorted(headers))
+    yield ""
+    yield from _body_lines(delivery)
+    for number in range(1, len(delivery.history.attempts) + 1):
+        yield from _attempt_lines(number, delivery.history.attempts, now)
+
+
+def _facts(row: Row, delivery: Delivery, now: float) -> Iterator[tuple[str, str]]:
+    yield "why", row.reason
+    yield "fingerprint", row.fingerprint
+    yield "topic", row.routing_key
+    yield "id", row.message_id or "(none)"
+    yield "queue", row.queue
+    yield "exchange", row.exchange
+    yield "received", _when(delivery.received_at, now)
+    yield "here since", _when(row.created, now)
+    if row.due is not None:
+        yield "runs again", moment(row.due)
+    if row.crashes:
+        yield "crashes", f"the process died {plural(row.crashes, 'time')} while it was handled"
+    if row.parent is not None:
+        yield "edited from", f"row {row.parent}"
+    for name in NAMES:
+        value = getattr(delivery.properties, name, None)
+        if name not in ("headers", "message_id") and value is not None:
+            yield name, _shown(value)
+
+
+def _when(at: float, now: float) -> str:
+    return f"{moment(at)} ({age(now - at)} ago)"
+
+
+def _sorted(headers: Any) -> list[tuple[Any, Any]]:
+    return sorted((headers or {}).items(), key=lambda item: str(item[0]))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=output.as_json)
+    except (TypeError, ValueError, RecursionError):
+        return repr(type(value))
+
+
+def _body_lines(delivery: Delivery) -> Iterator[str]:
+    length = plural(len(delivery.body), "byte")
+    text = pretty(delivery)
+    if text is not None:
+        yield title(f"Body ({length} of JSON)")
+        yield safe_lines(text, "  ")
+        return
+    yield title(f"Body ({length}, not JSON)")
+    shown = delivery.body[:RAW_SHOWN]
+    try:
+        yield safe_lines(shown.decode(), "  ")
+    except UnicodeDecodeError:
+        yield from _hex_lines(shown)
+    if len(delivery.body) > RAW_SHOWN:
+        rest = plural(len(delivery.body) - RAW_SHOWN, "byte")
+        yield faint(f"  and {rest} more: 'fm-consumer quarantine export' writes them all")
+
+
+def pretty(delivery: Delivery) -> str | None:
+    """The body's JSON with indents; None where it is no JSON."""
+    encoding = getattr(delivery.properties, "content_encoding", None) or "utf-8"
+    try:
+        value = json.loads(delivery.body.decode(encoding))
+        return json.dumps(value, indent=2, ensure_ascii=False)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _hex_lines(data: bytes) -> Iterator[str]:
+    for start in range(0, len(data), _BYTES_IN_LINE):
+        part = data[start : start + _BYTES_IN_LINE]
+        readable = "".join(chr(b) if chr(b).isprintable() and b < 127 else "." for b in part)  # noqa: PLR2004 -- ASCII
+        yield f"  {start:06x}  {part.hex(' '):<47}  {readable}"
+
+
+def _attempt_lines(number: int, attempts: Sequence[Attempt], now: float) -> Iterator[str]:
+    attempt = attempts[number - 1]
+    head = f"Attempt {number} of {len(attempts)}, {_when(attempt.at, now)}"
+    first = [earlier.traceback for earlier in attempts].index(attempt.traceback) + 1
+    if attempt.traceback and first < number:
+        yield f"{title(head)}: the traceback of attempt {first}"
+        return
+    yield ""
+    yield title(head)
+    text = attempt.traceback.rstrip("\n") or f"{attempt.error}: {attempt.message}"
+    yield safe_lines(text, "  ")
+
+
+def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
+    """One message for JSON: what ``export`` writes of it, and all that is known."""
+    properties = {name: getattr(delivery.properties, name, None) for name in NAMES}
+    try:
+        json.dumps(properties, default=output.as_json)
+    except (TypeError, ValueError, RecursionError):
+        # Names that are no text, or tables within tables without end.
+        properties["headers"] = repr(type(properties["headers"]))
+    return {
+        **asdict(row),
+        "received": delivery.received_at,
+        "message": json.loads(line_of(delivery)),
+        "properties": {name: value for name, value in properties.items() if value is not None},
+        "failures": [asdict(attempt) for attempt in delivery.history.attempts],
+    }
+
+
+def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) -> Iterator[str]:
+    """How much there is, and why."""
+    oldest = f", the oldest for {age(now - stats.oldest)}" if stats.oldest is not None else ""
+    due = f", the next one due {_due(stats.next_due, now)}" if stats.next_due is not None else ""
+    yield from output.pairs(
+        [
+            ("quarantined", f"{stats.quarantined:,}{oldest}"),
+            ("deferred", f"{stats.deferred:,}{due}"),
+            ("in a replay", f"{stats.replaying:,}"),
+            ("originals of edited ones", f"{stats.superseded:,}"),
+            ("size", f"{output.size(stats.bytes)} of bodies, {output.size(disk)} on the disk"),
+        ],
+        indent="",
+    )
+    if groups:
+        yield ""
+        columns = (Column("COUNT", right=True), Column("FINGERPRINT"))
+        cells = [[f"{group.count:,}", group.fingerprint] for group in groups]
+        head, *lines = output.table(columns, cells, None)
+        yield title(head)
+        yield from lines
+
+
+def _due(when: float, now: float) -> str:
+    return f"in {age(when - now)} ({moment(when)})" if when > now else f"since {moment(when)}"

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The deliveries that wait, unacknowledged and in memory, until they are due again."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .delivery import Delivery
+
+
+class Holds:
+    """A bounded set of deliveries, each with its time.
+
+    Args:
+        slots: How many deliveries may be held at once.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._heap: list[tuple[float, int, Delivery]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more delivery may be held."""
+        return len(self._heap) < self._slots
+
+    def put(self, delivery: Delivery, until: float) -> None:
+        """Hold *delivery* until *until*, in seconds since the epoch."""
+        heapq.heappush(self._heap, (until, next(self._order), delivery))
+
+    def due(self, now: float) -> list[Delivery]:
+        """Remove and return what is due at *now*, in the order of its times."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            found.append(heapq.heappop(self._heap)[2])
+        return found
+
+    def first(self) -> list[Delivery]:
+        """Remove and return the delivery that is due next, due or not; none where none is held."""
+        return [heapq.heappop(self._heap)[2]] if self._heap else []
+
+    def next_due(self) -> float | None:
+        """When the next delivery is due, in seconds since the epoch; None for never."""
+        return self._heap[0][0] if self._heap else None
+
+    def discard(self, generation: int) -> list[Delivery]:
+        """Remove and return what came on a channel that is gone."""
+        gone = [entry for entry in self._heap if entry[2].generation == generation]
+        self._heap = [entry for entry in self._heap if entry[2].generation != generation]
+        heapq.heapify(self._heap)
+        return [delivery for _, _, delivery in gone]
+
+    def clear(self) -> list[Delivery]:
+        """Remove and return everything, in the order of its times."""
+        everything = [delivery for _, _, delivery in sorted(self._heap, key=lambda e: e[:2])]
+        self._heap.clear()
+        return everything

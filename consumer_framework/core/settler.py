@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Carries dispositions out: the durable effect first, then the word to the broker."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from .disposition import Ack, Defer, Halt, Hold, Quarantine, Reject, Requeue
+from .errors import JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from .delivery import Delivery, Outcome
+    from .disposition import Disposition
+    from .histories import Histories
+    from .holds import Holds
+    from .ports import Acknowledger, FlightRecorder, Journal, Recorder
+    from .recovery import Decision
+    from .redelivery import Run, Unsettled
+
+# Seconds between two tries of a commit that the disk did not take.
+COMMIT_RETRY = 5.0
+# Seconds before a message that nobody could handle goes back to its queue.
+REQUEUE_PAUSE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One delivery with everything that its settle needs."""
+
+    delivery: Delivery
+    run: Run | None
+    outcome: Outcome
+    decision: Decision
+
+
+@dataclass(slots=True)
+class Settler:
+    """Settles deliveries, those of the broker and those of the journal.
+
+    Attributes:
+        journal_failed: Called when a commit fails, with the reason; nothing is acknowledged.
+        journal_works: Called when every commit that failed has succeeded after all.
+        done: Called when a settle is complete, and whether it was not void.
+    """
+
+    acknowledger: Acknowledger
+    journal: Journal
+    flight: FlightRecorder
+    recorder: Recorder
+    holds: Holds
+    histories: Histories
+    unsettled: Unsettled
+    journal_failed: Callable[[str], None]
+    journal_works: Callable[[], None]
+    done: Callable[[Settled, bool], None]
+    _commits: set[asyncio.Task[None]] = field(default_factory=set)
+    _failing: int = 0
+
+    def recall(self, redelivery: Delivery) -> Delivery:
+        """Return *redelivery* with what this process, and the one before, know of its message.
+
+        What comes from the journal has its attempts with it; how often the process died while
+        the handler had it is in the flight recorder alone.
+        """
+        known = redelivery if redelivery.row else self.histories.recall(redelivery)
+        crashes = max(known.history.crashes, self.flight.crashes_of(redelivery))
+        return replace(known, history=replace(known.history, crashes=crashes))
+
+    def settle(self, what: Settled) -> None:
+        """Settle now, or start a commit that settles later; the slot waits for neither."""
+        match what.decision.disposition:
+            case Hold(until):
+                self._hold(what, until)
+            case Defer() | Quarantine():
+                self._spawn(self._commit(what))
+            case _ if what.delivery.row:
+                self._spawn(self._commit(what))
+            case Requeue():
+                self._spawn(self._requeue(what))
+            case _:
+                self._finish(what, told=self._tell(what))
+
+    async def commits(self) -> None:
+        """Wait until no commit is under way, for a drain; those that fail are given up."""
+        while self._commits:
+            if self._failing:
+                for commit in self._commits:
+                    commit.cancel()
+            await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
+
+    def _hold(self, what: Settled, until: float) -> None:
+        is_open = self.acknowledger.is_open(what.delivery)
+        if is_open:
+            self.holds.put(replace(what.delivery, history=what.decision.history), until)
+        # Otherwise its redelivery is held, with the outcome of this run.
+        self._finish(what, told=is_open)
+
+    def _tell(self, what: Settled) -> bool:
+        """Tell the broker what is decided, or that the journal has the message now."""
+        delivery = what.delivery
+        match what.decision.disposition:
+            case Requeue():
+                self.histories.keep(replace(delivery, history=what.decision.history))
+                return self.acknowledger.requeue(delivery)
+            case Halt(requeue=True):
+                return self.acknowledger.give_back(delivery)
+            case Reject():
+                return self.acknowledger.reject(delivery)
+            case Ack() | Halt() | Defer() | Quarantine() | Hold():
+                return self.acknowledger.ack(delivery)
+
+    def _finish(self, what: Settled, *, told: bool) -> None:
+        if what.run is not None:
+            self.unsettled.end(what.run, settled=told)
+        if told and _is_final(what.decision.disposition):
+            self.flight.forget(what.delivery)
+        if not told:
+            self.histories.keep(what.delivery)
+        self.recorder.settled(what.delivery, what.outcome, what.decision.disposition, void=not told)
+        self.done(what, told)
+
+    # What the journal has to take first.
+
+    def _spawn(self, settling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(settling)
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+
+    async def _requeue(self, what: Settled) -> None:
+        # The broker delivers it again at once: without a pause it would be a hot loop.
+        await asyncio.sleep(REQUEUE_PAUSE)
+        self._finish(what, told=self._tell(what))
+
+    async def _commit(self, what: Settled) -> None:
+        try:
+            await self._commit_until_it_succeeds(what)
+        except asyncio.CancelledError:
+            # The drain gives up on the disk: by name, before the channel closes.
+            self.acknowledger.give_back(what.delivery)
+            raise
+
+    async def _commit_until_it_succeeds(self, what: Settled) -> None:
+        failed = False
+        while what.delivery.row or self.acknowledger.is_open(what.delivery):
+            try:
+                await self._write(what)
+            except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
+                self._failing += not failed
+                failed = True
+                known = isinstance(error, JournalError)
+                self.journal_failed(str(error) if known else f"the journal failed: {error!r}")
+                await asyncio.sleep(COMMIT_RETRY)
+            else:
+                self._committed(failed=failed)
+                self._finish(what, told=bool(what.delivery.row) or self._tell(what))
+                return
+        self._committed(failed=failed)
+        self._finish(what, told=False)
+
+    async def _write(self, what: Settled) -> None:
+        delivery = replace(what.delivery, history=what.decision.history)
+        match what.decision.disposition:
+            case Defer(until):
+                await self.journal.defer(delivery, until)
+            case Quarantine(reason):
+                await self.journal.quarantine(delivery, reason)
+            case Ack() | Reject() | Halt(requeue=False):
+                await self.journal.remove(delivery.row)
+            case Requeue(reason):
+                # The broker has it no more: an operator decides.
+                await self.journal.quarantine(delivery, reason)
+            case Halt() | Hold():
+                pass  # its row stays as it is
+
+    def _committed(self, *, failed: bool) -> None:
+        if failed:
+            self._failing -= 1
+            if not self._failing:
+                self.journal_works()
+
+
+def _is_final(disposition: Disposition) -> bool:
+    """Whether the message will not come to this instance's handler again."""
+    match disposition:
+        case Hold() | Requeue() | Defer() | Halt(requeue=True):
+            return False
+    return True

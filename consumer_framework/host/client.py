@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Gives operators' orders to a running instance, through its control socket.
+
+The other end is :mod:`.control`, which describes what goes over it. No reactor here: a command
+that only asks must be quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.core.errors import FrameworkError
+
+from .stores import CONTROL, SYSTEM_RUNTIME, SYSTEM_STATE, control_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Seconds. The event loop of an instance answers at once, whatever its handlers do.
+ANSWER_TIMEOUT = 10.0
+# Bytes of a socket's name, without the NUL at its end (unix(7)).
+_LONGEST_NAME = 107
+# Bytes; far more than an answer has.
+_LONGEST_ANSWER = 1 << 20
+
+
+class ControlError(FrameworkError):
+    """The running instance did not carry an order out, or did not say that it did.
+
+    Args:
+        message: One line that says what to do.
+    """
+
+    exit_code = 1
+
+
+class Client:
+    """A connection to a running instance. Made by :func:`connected`.
+
+    Args:
+        path: The socket's name, for error messages.
+        connection: Is the client's from now on.
+    """
+
+    def __init__(self, path: Path, connection: socket.socket) -> None:
+        self._path = path
+        self._connection = connection
+        self._answers = connection.makefile("rb")
+
+    def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Give one order, and yield its answers as they come. Take them all before the next.
+
+        Raises:
+            ControlError: The order was refused or failed, or the instance went away meanwhile.
+        """
+        try:
+            self._connection.sendall(json.dumps(request).encode() + b"\n")
+            while not (answer := self._read()).pop("done", False):
+                yield answer
+        except TimeoutError:
+            cure = "see its log (journalctl), and restart it if it hangs"
+            raise ControlError(f"{self._path}: the instance does not answer; {cure}") from None
+        except (OSError, EOFError):
+            raise ControlError(
+                f"{self._path}: the instance stopped before it was done; what was not told of is "
+                "quarantined again when it starts"
+            ) from None
+        if "error" in answer:
+            raise ControlError(f"{self._path}: the instance says: {answer['error']}")
+
+    def wait_long(self) -> None:
+        """Wait for answers as long as it takes: handlers run."""
+        self._connection.settimeout(None)
+
+    def close(self) -> None:
+        """Go away."""
+        self._answers.close()
+        self._connection.close()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._answers.readline(_LONGEST_ANSWER)
+        if not line.endswith(b"\n"):
+            raise EOFError
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextmanager
+def connected(directory: Path, instance: str) -> Iterator[Client | None]:
+    """Connect to the instance whose state is in *directory*; None where it does not run.
+
+    Raises:
+        ControlError: It runs, but this user may not give it orders, or it does not answer.
+    """
+    client = next((c for c in map(_connect, sockets(directory, instance)) if c), None)
+    try:
+        if client is not None:
+            list(client.ask({"do": "ping"}))
+        yield client
+    finally:
+        if client is not None:
+            client.close()
+
+
+def sockets(directory: Path, instance: str) -> list[Path]:
+    """Where the instance may listen, the likeliest first.
+
+    Only where its own service would: an order must never reach the instance next door.
+    """
+    places = [directory / CONTROL]
+    if directory.resolve() == (SYSTEM_STATE / instance).resolve():
+        places.insert(0, SYSTEM_RUNTIME / instance / CONTROL)
+    if os.environ.get("STATE_DIRECTORY", "").partition(":")[0] == str(directory):
+        # This command runs with the environment of a service, and $RUNTIME_DIRECTORY is of it.
+        places.insert(0, control_socket(directory))
+    return list(dict.fromkeys(places))
+
+
+def _connect(path: Path) -> Client | None:
+    if len(os.fsencode(path)) > _LONGEST_NAME:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(ANSWER_TIMEOUT)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        # None, or one that a killed instance left behind.
+        connection.close()
+        return None
+    except OSError as error:
+        connection.close()
+        cure = "use sudo, or run this as the user that the instance runs as"
+        reason = (error.strerror or str(error)).lower()
+        raise ControlError(f"{path}: the instance cannot be asked: {reason}; {cure}") from error
+    return Client(path, connection)

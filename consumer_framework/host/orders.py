@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an operator may order of the journal's owner, be that an instance or the command itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.core.disposition import Ack, Halt, Quarantine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from consumer_framework.adapters.journal import Journal
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.disposition import Disposition
+
+    Answers = AsyncGenerator[dict[str, Any], None]
+
+
+class Orders:
+    """Carries out what changes the quarantine.
+
+    Args:
+        journal: The journal, open for writing.
+        run: Runs one claimed row through the pipeline and returns what became of it.
+    """
+
+    def __init__(self, journal: Journal, run: Callable[[Delivery], Awaitable[Disposition]]) -> None:
+        self._journal = journal
+        self._run = run
+        self.by_name = {"ping": self.ping, "drop": self.drop, "edit": self.edit}
+        self.by_name["replay"] = self.replay
+
+    async def ping(self, _request: dict[str, Any]) -> Answers:
+        """Show that somebody listens."""
+        yield {"pong": True}
+
+    async def drop(self, request: dict[str, Any]) -> Answers:
+        """Lose the rows in ``rows``."""
+        yield {"dropped": await self._journal.drop(_numbers(request))}
+
+    async def edit(self, request: dict[str, Any]) -> Answers:
+        """Let a copy with the JSON in ``body`` stand for ``row``; its number, None for neither."""
+        number = int(request["row"])
+        original = self._journal.delivery(number)
+        encoding = getattr(original and original.properties, "content_encoding", None) or "utf-8"
+        # The copy keeps the properties, and so must be what they say.
+        body = json.dumps(request["body"]).encode(encoding)
+        yield {"row": await self._journal.supersede(number, body)}
+
+    async def replay(self, request: dict[str, Any]) -> Answers:
+        """Run the rows in ``rows`` again, one after the other, and tell of each as it is done."""
+        for number in _numbers(request):
+            delivery = self._journal.delivery(number)
+            if delivery is None or not await self._journal.claim(number):
+                yield {"row": number, "result": "skipped", "reason": "not, or no longer, there"}
+                continue
+            try:
+                disposition = await self._run(delivery)
+            except BaseException:
+                await self._journal.release(number)
+                raise
+            if isinstance(disposition, Halt):
+                # Its settle leaves the row as it is; what follows waits for the next start.
+                await self._journal.release(number)
+            yield {"row": number, **_told(disposition)}
+            if isinstance(disposition, Halt):
+                return
+
+
+def _numbers(request: dict[str, Any]) -> list[int]:
+    return [int(number) for number in request["rows"]]
+
+
+def _told(disposition: Disposition) -> dict[str, Any]:
+    if isinstance(disposition, Ack):
+        return {"result": "succeeded", "reason": ""}
+    result = "failed" if isinstance(disposition, Quarantine) else type(disposition).__name__.lower()
+    return {"result": result, "reason": getattr(disposition, "reason", "")}

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Carries out operators' orders where no instance runs that could: in this process.
+
+The orders are those of :mod:`.orders`, and a replayed message goes through the same pipeline and
+settler as in an instance. There is no broker: a row of the journal is settled in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.adapters import codec, config
+from consumer_framework.adapters.clock import SystemClock
+from consumer_framework.adapters.executor import Executor
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.core.attempt import History
+from consumer_framework.core.errors import ExitCode, Fault, JournalError
+from consumer_framework.core.histories import Histories
+from consumer_framework.core.holds import Holds
+from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.redelivery import Unsettled
+from consumer_framework.core.settler import Settler
+
+from .orders import Orders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+    from pathlib import Path
+
+    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.disposition import Disposition
+
+    from .app import Request
+    from .plan import Plan
+
+    Tell = Callable[[dict[str, Any]], None]
+
+
+def order(directory: Path, instance: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Carry out an order that needs no handler, on the journal of an instance that is stopped.
+
+    Args:
+        directory: The state directory.
+        instance: Its name, for whom finds the journal in use.
+        request: As the control socket takes it.
+
+    Returns:
+        The answers.
+
+    Raises:
+        JournalError: The journal cannot be written, or a process has it open.
+    """
+    # Who drops a message means that one: nothing else is expired to make room.
+    with closing(Journal.open(directory, instance=instance, limits=Limits())) as journal:
+        return asyncio.run(_answers(Orders(journal, _cannot_run), request))
+
+
+async def _answers(orders: Orders, request: dict[str, Any]) -> list[dict[str, Any]]:
+    return [answer async for answer in orders.by_name[request["do"]](request)]
+
+
+async def _cannot_run(_delivery: Delivery) -> Disposition:
+    raise NotImplementedError
+
+
+def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -> None:
+    """Run rows of a stopped instance's journal again, in this process.
+
+    Call it once, after :func:`.reactor.install`: it runs the reactor, which handlers may need.
+
+    Args:
+        request: Names the configuration that the handler is built from.
+        directory: The state directory.
+        rows: Their numbers.
+        tell: Called with each answer as it comes.
+
+    Raises:
+        ConfigurationError: The handler cannot be built from the configuration.
+        Fault: The handler's own code failed to set it up, or to tear it down.
+        JournalError: The journal cannot be written, or a process has it open.
+        KeyboardInterrupt: Somebody interrupted it; the row that ran is quarantined again.
+    """
+    # Late: it imports the reactor, which `order` does without.
+    from . import app  # noqa: PLC0415
+
+    settings = config.load(request.path, request.overrides)
+    codec.load_schemas()
+    plan = app.make_plan(request, settings, str(request.path or "built-in configuration"))
+    limits = Limits(settings.framework.quarantine_max_age, settings.framework.quarantine_max_bytes)
+    with closing(Journal.open(directory, instance=request.instance, limits=limits)) as journal:
+        _run_reactor(_replay(plan, journal, {"rows": list(rows)}, tell))
+
+
+def _run_reactor(work: Coroutine[Any, Any, None]) -> None:
+    """Run the reactor until *work* is done; raise what it raises."""
+    from twisted.internet import defer, reactor  # noqa: PLC0415 -- as above
+
+    untyped: Any = reactor
+    tasks: list[asyncio.Task[None]] = []
+
+    def start() -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: untyped.callLater(0, stop))
+        tasks.append(task)
+
+    def stop() -> None:
+        if untyped.running:
+            untyped.stop()
+
+    def interrupt() -> defer.Deferred[Any]:
+        """Before the reactor stops; it does so by itself on SIGINT and SIGTERM."""
+        for task in tasks:
+            task.cancel()
+        ended = asyncio.gather(*tasks, return_exceptions=True)
+        return defer.Deferred.fromFuture(ended)
+
+    untyped.addSystemEventTrigger("before", "shutdown", interrupt)
+    untyped.callLater(0, start)
+    untyped.run()
+    try:
+        for task in tasks:
+            task.result()
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _replay(plan: Plan, journal: Journal, request: dict[str, Any], tell: Tell) -> None:
+    executor = await _executor(plan)
+    bench = _Bench(plan, journal, executor)
+    try:
+        async with contextlib.aclosing(Orders(journal, bench.run).replay(request)) as answers:
+            async for answer in answers:
+                tell(answer)
+    finally:
+        await bench.finish()
+        await _tear_down(executor)
+
+
+async def _executor(plan: Plan) -> Executor:
+    try:
+        executor = Executor(plan.factory())
+        await executor.setup()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        raise _fault(plan.name, "be set up", error) from error
+    return executor
+
+
+async def _tear_down(executor: Executor) -> None:
+    try:
+        await executor.teardown()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        raise _fault("the handler", "be torn down", error) from error
+    finally:
+        executor.close()
+
+
+def _fault(name: str, what: str, error: BaseException) -> Fault:
+    cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return Fault(ExitCode.HANDLER_FAILED, f"{name} cannot {what}: {cause}")
+
+
+class _Bench:
+    """Where one message at a time is run and settled; the recorder of its own pipeline."""
+
+    def __init__(self, plan: Plan, journal: Journal, handler: Executor) -> None:
+        clock = SystemClock()
+        self._done: asyncio.Future[Disposition] | None = None
+        self._settler = Settler(
+            acknowledger=_NoBroker(),
+            journal=journal,
+            flight=_NoFlight(),
+            recorder=self,
+            holds=Holds(0),
+            histories=Histories(),
+            unsettled=Unsettled(clock),
+            journal_failed=self._journal_failed,
+            journal_works=_ignore,
+            done=_ignore,
+        )
+        self._pipeline = Pipeline(
+            decode=codec.decode,
+            handler=handler,
+            policy=plan.policy,
+            journal=journal,
+            flight=_NoFlight(),
+            recorder=self,
+            clock=clock,
+            chance=random.random,
+            settler=self._settler,
+        )
+
+    async def run(self, delivery: Delivery) -> Disposition:
+        """Run a claimed row once; returns when what became of it is committed."""
+        self._done = asyncio.get_running_loop().create_future()
+        # Its crashes are forgiven, or a handler that defers it would have it refused when due.
+        history = History(delivery.history.attempts)
+        await self._pipeline.process(replace(delivery, history=history, replayed=True))
+        return await self._done
+
+    async def finish(self) -> None:
+        """Give up what cannot be committed."""
+        await self._settler.commits()
+
+    def started(self, delivery: Delivery) -> None:
+        """A row was claimed."""
+
+    def settled(
+        self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool
+    ) -> None:
+        """What became of the row is committed; *void* if it could not be."""
+        if self._done is not None and not self._done.done() and not void:
+            self._done.set_result(disposition)
+
+    def _journal_failed(self, reason: str) -> None:
+        # An instance waits until the disk works again; an operator is told.
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(JournalError(reason))
+
+
+def _ignore(*_: object) -> None:
+    """Nobody waits for this here."""
+
+
+class _NoBroker:
+    """An :class:`.Acknowledger` for rows of the journal, which no broker waits for."""
+
+    def is_open(self, _delivery: Delivery) -> bool:
+        return False
+
+    def ack(self, _delivery: Delivery) -> bool:
+        return False
+
+    def give_back(self, _delivery: Delivery) -> bool:
+        return False
+
+    def requeue(self, _delivery: Delivery) -> bool:
+        return False
+
+    def reject(self, _delivery: Delivery) -> bool:
+        return False
+
+
+class _NoFlight:
+    """A :class:`.FlightRecorder` that leaves the instance's own alone."""
+
+    def crashes_of(self, _delivery: Delivery) -> int:
+        return 0
+
+    def forget(self, _delivery: Delivery) -> None:
+        pass
+
+    def took_off(self, _delivery: Delivery) -> int:
+        return 0
+
+    def landed(self, _place: int) -> None:
+        pass

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an instance keeps on disk, and where."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consumer_framework.adapters.flight import Flight
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.core.errors import ConfigurationError, JournalError, Problem
+
+if TYPE_CHECKING:
+    from consumer_framework.core.settings import Framework
+
+_log = logging.getLogger(__name__)
+
+# What systemd makes for `StateDirectory=fedora-messaging/NAME` (systemd.exec(5)).
+SYSTEM_STATE = Path("/var/lib/fedora-messaging")
+# The runtime directory of an instance, likewise.
+SYSTEM_RUNTIME = Path("/run/fedora-messaging")
+CONTROL = "control"
+# Handlers in flight at once, at the most that slots will ever be.
+PLACES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The open files of an instance."""
+
+    directory: Path
+    journal: Journal
+    flight: Flight
+
+    def close(self) -> None:
+        """Close them; what was written stays."""
+        self.flight.close()
+        self.journal.close()
+
+
+def state_directory(instance: str, given: Path | None) -> Path:
+    """Where *instance* keeps its state.
+
+    In this order: what was *given*; ``$STATE_DIRECTORY``, as systemd sets it; for root
+    ``/var/lib/fedora-messaging/NAME``; for other users ``$XDG_STATE_HOME/fedora-messaging/NAME``,
+    which is below ``~/.local/state`` where that is not set (XDG Base Directory Specification).
+    """
+    if given is not None:
+        return given
+    if from_systemd := os.environ.get("STATE_DIRECTORY"):
+        return Path(from_systemd.partition(":")[0])
+    if os.geteuid() == 0:
+        return SYSTEM_STATE / instance
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(home) / "fedora-messaging" / instance
+
+
+def control_socket(directory: Path) -> Path:
+    """Where the instance whose state is in *directory* listens to operators.
+
+    ``$RUNTIME_DIRECTORY`` as systemd sets it, or else the state directory.
+    """
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(runtime or directory) / CONTROL
+
+
+def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
+    """Open the journal and the flight recorder, and make the directory where it is missing.
+
+    Raises:
+        ConfigurationError: There is nothing to write to, or another instance has it.
+    """
+    limits = Limits(framework.quarantine_max_age, framework.quarantine_max_bytes)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        journal = Journal.open(directory, instance=instance, limits=limits)
+        flight = _open_flight(directory, journal)
+    except OSError as error:
+        cure = "give a directory that this user can write to with --state-dir"
+        problem = Problem("", f"cannot be used for state: {error.strerror}", cure)
+        raise ConfigurationError(problem, source=str(directory)) from error
+    except JournalError as error:
+        # It names the file and the cure itself.
+        raise ConfigurationError(Problem("", str(error))) from error
+    return Stores(directory, journal, flight)
+
+
+def _open_flight(directory: Path, journal: Journal) -> Flight:
+    try:
+        flight, wreckage = Flight.open(directory, PLACES)
+    except BaseException:
+        journal.close()
+        raise
+    for survivor in wreckage.survivors:
+        _log.warning(
+            "the process died while message %s of %s was handled (%d times so far)",
+            survivor.message_id,
+            survivor.queue,
+            survivor.crashes,
+        )
+    return flight

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Nothing is lost, wherever and whenever the process is killed, the network cut, the broker gone.
+
+The ledger of each test: every message that was published ends as handled, quarantined, dropped by
+order, or still waiting (in its queue or deferred). `make chaos` runs the long form.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pika
+import pytest
+
+from consumer_framework.testing.broker import Broker
+from consumer_framework.testing.proxy import Proxy
+
+from .instance import publish, queue_table, until
+from .killer import POINTS
+
+KILLER = Path(__file__).with_name("killer.py")
+FULL = os.environ.get("CHAOS") == "full"
+
+RECOVERY = """
+[consumer_config.framework.recovery]
+immediate = 0
+delays = ["1s"]
+hold_slots = 1
+crash_attempts = 1000
+"""
+
+# By its number, a message is poison, is dropped, has to be retried or deferred, or is handled.
+HANDLER = r"""
+from consumer_framework import Defer, Drop, Retry
+
+def seen_before(message):
+    # Over kills as well, or a second death would make the retry the last one.
+    with open(os.environ["NOTES"] + ".seen", "a+") as seen:
+        seen.seek(0)
+        if f"{message.id}\n" in seen.readlines():
+            return True
+        seen.write(f"{message.id}\n")
+        return False
+
+def handler(message):
+    n = message.body["n"]
+    if n % 20 == 3:
+        raise ValueError("poison")
+    if n % 20 == 5:
+        note("dropped", message)
+        raise Drop("unwanted")
+    if n % 20 in (7, 8) and not seen_before(message):
+        if n % 20 == 7:
+            raise Retry("once more")
+        raise Defer(time.time() + 1)
+    note("handled", message)
+"""
+
+
+def waiting(broker, queue):
+    """Take what still is in the queue."""
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        found = []
+        while (properties := channel.basic_get(queue, auto_ack=True)[1]) is not None:
+            found.append(properties.message_id)
+        return found
+
+
+def ledger(instance, broker, queue):
+    """Where each message is."""
+    rows = instance.journal()
+    return {
+        "handled": {note["id"] for note in instance.notes("handled")},
+        "dropped": {note["id"] for note in instance.notes("dropped")},
+        "quarantined": {row.message_id for row in rows if row.state == "quarantined"},
+        "deferred": {row.message_id for row in rows if row.state == "deferred"},
+        "queued": set(waiting(broker, queue)),
+    }
+
+
+def check(places, published):
+    lost = set(published) - set().union(*places.values())
+    assert not lost, f"lost: {sorted(lost)}"
+    unknown = set().union(*places.values()) - set(published)
+    assert not unknown, f"from nowhere: {sorted(unknown)}"
+    final = [places[name] for name in ("handled", "quarantined", "queued", "deferred")]
+    both = [one & other for i, one in enumerate(final) for other in final[i + 1 :]]
+    assert not any(both), f"in two places: {both}"
+
+
+@pytest.mark.parametrize("number", [1, 4] if FULL else [2])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_at_a_boundary_loses_nothing(broker, queue_name, start, point, number, tmp_path):
+    command = [sys.executable, str(KILLER), point, str(number), str(tmp_path / "killed")]
+    instance = start(
+        broker.url, queue_table(queue_name), HANDLER, extra=RECOVERY, prefix=command
+    ).ready()
+    published = [str(n) for n in range(80)]
+    publish(broker.url, queue_name, range(80))
+    assert instance.wait(30) == -signal.SIGKILL
+    instance.start().ready()
+    until(lambda: settled(instance, broker, queue_name, 80), f"all are settled\n{instance.log}", 40)
+    assert instance.stop() == 0
+    places = ledger(instance, broker, queue_name)
+    check(places, published)
+    assert not places["queued"]
+    assert not places["deferred"]
+    assert len(places["quarantined"]) == 4
+    assert len(places["dropped"]) == 4
+    extra = Counter(note["id"] for note in instance.notes("handled")).total() - 72
+    assert extra <= 2, "only what was in the process's hands may run again"
+
+
+def settled(instance, broker, queue, count):
+    rows = instance.journal()
+    done = {n["id"] for n in instance.notes()} | {r.message_id for r in rows}
+    states = {row.state for row in rows}
+    return len(done) == count and "deferred" not in states and broker.depth(queue)[0] == 0
+
+
+def test_nothing_is_lost_in_chaos(queue_name, start):
+    """Kills, cuts and broker restarts at random times, with failing handlers."""
+    messages, kills = (20_000, 200) if FULL else (2_000, 20)
+    luck = random.Random(7)  # noqa: S311 -- reproducible
+    with Broker() as own, Proxy("127.0.0.1", own.port) as proxy:
+        url = proxy.url_for(own.url)
+        instance = start(url, queue_table(queue_name), HANDLER, extra=RECOVERY).ready()
+        publish(own.url, queue_name, range(messages))
+        for kill in range(kills):
+            time.sleep(luck.uniform(0.0, 0.6))
+            if kill % 7 == 3:
+                proxy.cut()
+                time.sleep(luck.uniform(0.0, 1.5))
+            if kill % 50 == 10:
+                own.ctl("eval", "mnesia:sync_log().")
+                own.restart()
+            instance.send(signal.SIGKILL)
+            instance.wait()
+            instance.start()
+            if kill % 3:
+                until(lambda: instance.told("READY=1"), instance.log[-2000:], 60)
+            instance.notifications.clear()
+        until(
+            lambda: settled(instance, own, queue_name, messages),
+            f"all are settled\n{instance.log[-3000:]}",
+            600 if FULL else 120,
+        )
+        assert instance.stop() == 0
+        places = ledger(instance, own, queue_name)
+        check(places, [str(n) for n in range(messages)])
+        assert not places["queued"]
+        assert not places["deferred"]

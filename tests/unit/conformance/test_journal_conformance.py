@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every journal promises: the real one, and the one that tests use."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.core.attempt import Attempt, History
+from consumer_framework.testing import make_delivery
+from consumer_framework.testing.fake_journal import FakeJournal
+
+FAILED = History((Attempt(1.5, "ValueError", "no", "Traceback ...", "ValueError in f"),), crashes=1)
+
+
+@pytest.fixture(params=["real", "fake"])
+def journal(request, tmp_path):
+    if request.param == "fake":
+        yield FakeJournal()
+        return
+    real = Journal.open(tmp_path, limits=Limits())
+    yield real
+    real.close()
+
+
+def run(*writes):
+    """Carry out writes, one after the other."""
+
+    async def in_order():
+        return [await write for write in writes]
+
+    return asyncio.run(in_order())
+
+
+def test_an_empty_journal_knows_nothing(journal):
+    assert not journal.is_open(make_delivery())
+    assert journal.due(1e12, 10) == []
+    assert journal.next_due() is None
+
+
+def test_a_deferred_message_is_due_when_its_time_has_come_and_not_before(journal):
+    run(journal.defer(make_delivery(), 100.0))
+    assert journal.next_due() == 100.0
+    assert journal.due(99.9, 10) == []
+    assert len(journal.due(100.0, 10)) == 1
+
+
+def test_a_due_message_comes_back_as_it_was_received_with_its_history(journal):
+    original = replace(
+        make_delivery(
+            message_id="an id",
+            body=b"\x00\xff not even text",
+            queue="my queue",
+            generation=3,
+            delivery_tag=17,
+            redelivered=True,
+            exchange="amq.topic",
+            routing_key="org.example",
+            headers={"a": [1, {"b": None}]},
+        ),
+        received_at=12.25,
+        history=FAILED,
+    )
+    run(journal.defer(original, 5.0))
+    (back,) = journal.due(5.0, 10)
+    assert back.row > 0
+    assert (back.generation, back.delivery_tag) == (0, back.row)
+    assert back.properties.message_id == "an id"
+    assert back.properties.headers == {"a": [1, {"b": None}]}
+    assert (
+        replace(back, generation=3, delivery_tag=17, row=0, properties=original.properties)
+        == original
+    )
+
+
+def test_what_is_longest_due_comes_first_and_no_more_than_asked_for(journal):
+    run(*(journal.defer(make_delivery(message_id=str(due)), due) for due in (3.0, 1.0, 4.0, 2.0)))
+    assert [delivery.message_id for delivery in journal.due(9.0, 3)] == ["1.0", "2.0", "3.0"]
+
+
+def test_a_due_message_is_due_until_it_is_removed(journal):
+    run(journal.defer(make_delivery(), 1.0))
+    (once,) = journal.due(2.0, 10)
+    (again,) = journal.due(2.0, 10)
+    assert once == again
+    run(journal.remove(once.row))
+    assert journal.due(2.0, 10) == []
+    assert not journal.is_open(make_delivery())
+
+
+def test_removing_what_is_not_there_is_no_error(journal):
+    run(journal.remove(12345))
+
+
+@pytest.mark.parametrize("message_id", ["1", "", None])
+def test_deferred_and_quarantined_messages_are_open_by_whatever_channel_they_come(
+    journal, message_id
+):
+    deferred = make_delivery(message_id=message_id, body=b"1")
+    quarantined = make_delivery(message_id=message_id, body=b"2")
+    run(journal.defer(deferred, 1.0), journal.quarantine(quarantined, "poison"))
+    for delivery in deferred, quarantined:
+        assert journal.is_open(replace(delivery, generation=9, delivery_tag=9, redelivered=True))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_delivery(message_id="2"),
+        make_delivery(body=b"[]"),
+        make_delivery(routing_key="another.topic"),
+        make_delivery(queue="another"),
+    ],
+    ids=["id", "body", "topic", "queue"],
+)
+def test_two_messages_that_share_all_but_one_thing_never_take_each_others_row(journal, other):
+    run(journal.defer(make_delivery(), 1.0))
+    assert not journal.is_open(other)
+    run(journal.defer(other, 2.0))
+    assert len(journal.due(3.0, 10)) == 2
+
+
+def test_a_quarantined_message_is_never_due(journal):
+    run(journal.quarantine(make_delivery(), "poison"))
+    assert journal.due(1e12, 10) == []
+    assert journal.next_due() is None
+
+
+def test_writing_a_message_twice_leaves_one_row(journal):
+    run(journal.defer(make_delivery(), 1.0), journal.defer(make_delivery(generation=2), 1.0))
+    assert len(journal.due(1.0, 10)) == 1
+
+
+def test_the_later_of_two_writes_wins(journal):
+    run(journal.defer(make_delivery(), 1.0), journal.defer(make_delivery(), 7.0))
+    assert journal.next_due() == 7.0
+    run(journal.quarantine(make_delivery(), "poison"))
+    assert journal.next_due() is None
+    run(journal.defer(replace(make_delivery(), history=FAILED), 8.0))
+    (delivery,) = journal.due(8.0, 10)
+    assert delivery.history == FAILED
+
+
+def test_a_message_that_came_from_the_journal_goes_back_to_its_row(journal):
+    run(journal.defer(make_delivery(), 1.0))
+    (delivery,) = journal.due(1.0, 10)
+    run(journal.defer(replace(delivery, history=FAILED, replayed=True), 2.0))
+    assert journal.due(1.0, 10) == []
+    assert journal.due(2.0, 10) == [replace(delivery, history=FAILED)]
+
+
+def test_the_number_of_a_row_that_is_gone_is_not_used_again(journal):
+    run(journal.defer(make_delivery(), 1.0))
+    (first,) = journal.due(1.0, 10)
+    run(journal.remove(first.row), journal.defer(make_delivery(message_id="2"), 1.0))
+    (second,) = journal.due(1.0, 10)
+    assert second.row != first.row
+
+
+def test_a_message_whose_row_was_dropped_while_it_ran_gets_a_new_one(journal):
+    run(journal.defer(make_delivery(), 1.0))
+    (delivery,) = journal.due(1.0, 10)
+    run(journal.remove(delivery.row), journal.quarantine(delivery, "poison"))
+    assert journal.is_open(make_delivery())

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When a dependency counts as broken."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer_framework.core.breaker import Breaker
+
+
+def after(events, consecutive=3, probe=(30.0, 300.0)):
+    breaker = Breaker(consecutive, probe)
+    for event in events:
+        breaker = breaker.fault() if event else breaker.success()
+    return breaker
+
+
+def test_so_many_faults_in_a_row_open_it_and_no_fewer():
+    assert not after([1, 1]).is_open
+    assert after([1, 1, 1]).is_open
+    assert not after([1, 1, 0, 1, 1]).is_open
+
+
+def test_probes_come_later_and_later_up_to_the_last():
+    assert [after([1] * n).wait for n in (3, 4, 5, 6)] == [30, 300, 300, 300]
+
+
+def test_success_closes_it_and_begins_anew():
+    assert after([1, 1, 1, 1, 0]) == Breaker(3, (30.0, 300.0))
+
+
+@given(st.lists(st.booleans()), st.integers(1, 5))
+def test_it_is_open_where_the_last_outcomes_are_faults_and_only_there(events, consecutive):
+    faults = 0
+    for event in events:
+        faults = faults + 1 if event else 0
+    assert after(events, consecutive).is_open == (faults >= consecutive)

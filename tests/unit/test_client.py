@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The client of the control socket, against instances that behave and others."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from consumer_framework.host import client, stores
+from consumer_framework.host.client import ControlError, connected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+DONE = b'{"done": true}\n'
+
+
+@pytest.fixture
+def instance(tmp_path) -> Iterator[Instance]:
+    running = Instance(str(tmp_path / "control"))
+    yield running
+    running.close()
+
+
+class Instance:
+    """Listens, answers each line with the next of its answers, and then hangs up."""
+
+    def __init__(self, path: str) -> None:
+        self.requests: list[Any] = []
+        self.answers: list[bytes] = []
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(path)
+        self._listening.listen()
+        self._hang_up = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def says(self, *answers: bytes) -> None:
+        """Answer a ping, and then so."""
+        self.answers = [b'{"pong": true}\n' + DONE, *answers]
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listening.accept()
+        with connection, connection.makefile("rb") as lines:
+            for answer in self.answers:
+                self.requests.append(json.loads(lines.readline()))
+                connection.sendall(answer)
+                if not answer:
+                    self._hang_up.wait(10)
+
+    def close(self) -> None:
+        self._hang_up.set()
+        if self._thread.ident:
+            self._thread.join()
+        self._listening.close()
+
+
+def answers(directory: Any, *requests: dict[str, Any]) -> Iterable[Any]:
+    with connected(directory, "sample") as running:
+        assert running is not None
+        return [answer for request in requests for answer in running.ask(request)]
+
+
+def test_an_order_is_given_and_its_answers_come_back(instance, tmp_path):
+    instance.says(b'{"row": 1}\n{"row": 2}\n' + DONE)
+    order = {"do": "replay", "rows": [1, 2]}
+    assert answers(tmp_path, order) == [{"row": 1}, {"row": 2}]
+    assert instance.requests == [{"do": "ping"}, order]
+
+
+def test_several_orders_go_over_one_connection(instance, tmp_path):
+    instance.says(b'{"a": 1}\n' + DONE, b'{"a": 2}\n' + DONE)
+    assert answers(tmp_path, {"do": "x"}, {"do": "y"}) == [{"a": 1}, {"a": 2}]
+
+
+def test_without_a_socket_the_instance_does_not_run(tmp_path):
+    with connected(tmp_path, "sample") as running:
+        assert running is None
+
+
+def test_a_socket_that_nobody_listens_to_means_that_it_does_not_run(tmp_path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "control"))
+    with connected(tmp_path, "sample") as running:
+        assert running is None
+
+
+def test_a_directory_whose_name_is_too_long_for_a_socket_has_none(tmp_path):
+    with connected(tmp_path / ("x" * 120), "sample") as running:
+        assert running is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b'{"error": "no such request: 1", "done": true}\n', "the instance says: no such request"),
+        (b'{"row": 1}\n', "the instance stopped before it was done"),
+        (b'{"row": 1}\n{"ro', "the instance stopped before it was done"),
+        (b"", "the instance does not answer"),
+    ],
+    ids=["refused", "gone", "torn", "hangs"],
+)
+def test_what_goes_wrong_is_one_line_with_the_socket(instance, tmp_path, monkeypatch, answer, said):
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.5)
+    instance.says(answer)
+    with pytest.raises(ControlError, match=said) as raised:
+        answers(tmp_path, {"do": "replay", "rows": [1]})
+    assert str(tmp_path / "control") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_instance_is_looked_for_where_its_service_listens(tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "SYSTEM_STATE", tmp_path / "lib")
+    monkeypatch.setattr(client, "SYSTEM_RUNTIME", tmp_path / "run")
+    state = tmp_path / "lib" / "sample"
+    assert client.sockets(state, "sample") == [
+        tmp_path / "run" / "sample" / "control",
+        state / "control",
+    ]
+    # Another directory is another instance, whatever it is called.
+    assert client.sockets(tmp_path, "sample") == [tmp_path / "control"]
+
+
+def test_the_runtime_directory_of_another_service_is_not_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    assert client.sockets(tmp_path, "sample") == [tmp_path / "control"]
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    assert client.sockets(tmp_path, "sample")[0] == stores.control_socket(tmp_path)

@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flight recorder's file: killed at any byte, damaged, unwritable."""
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from consumer_framework.adapters.flight import (
+    RECORD,
+    REMEMBERED,
+    Flight,
+    Survivor,
+    Wreckage,
+    examine,
+    image,
+)
+from consumer_framework.core.attempt import History
+from consumer_framework.core.errors import JournalError
+from consumer_framework.testing import make_delivery
+
+A = make_delivery(message_id="a" * 40)
+B = make_delivery(message_id="b", queue="another queue")
+
+
+def names(wreckage):
+    return [(one.queue, one.message_id, one.crashes) for one in wreckage.survivors]
+
+
+def crashed(delivery, times):
+    return replace(delivery, history=History(crashes=times))
+
+
+# Killed at any byte.
+
+
+class KilledError(BaseException):
+    """The process is no more."""
+
+
+class Dying(bytearray):
+    """Memory that takes one byte after the other, in the order of *steps*, and then no more."""
+
+    bytes_left = sys.maxsize
+    backwards = False
+
+    def __setitem__(self, where, what):
+        if isinstance(where, int):
+            where, what = slice(where, where + 1), bytes([what])
+        for at, byte in self._steps(zip(range(where.start, where.stop), what, strict=True)):
+            if not self.bytes_left:
+                raise KilledError
+            self.bytes_left -= 1
+            super().__setitem__(at, byte)
+
+    def _steps(self, steps):
+        return reversed(list(steps)) if self.backwards else steps
+
+
+def verdicts(action, *, crashed=(), backwards=False):
+    """What a reader says of each state that *action* leaves when it is killed.
+
+    *action* gets a recorder, and a function that it calls when the part begins that is killed.
+    """
+    for killed_at in range(10_000):
+        memory = Dying(image(1, crashed))
+        memory.backwards = backwards
+
+        def part_begins(memory=memory, killed_at=killed_at):
+            memory.bytes_left = killed_at
+
+        try:
+            action(Flight(memory), part_begins)
+        except KilledError:
+            yield examine(bytes(memory[RECORD:]))
+        else:
+            yield examine(bytes(memory[RECORD:]))
+            return
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_killed_at_any_byte_of_a_take_off_the_message_is_in_flight_or_not(backwards):
+    def take_off(recorder, part_begins):
+        recorder.landed(recorder.took_off(crashed(B, 200)))
+        part_begins()
+        recorder.took_off(crashed(A, 3))
+
+    seen = list(verdicts(take_off, backwards=backwards))
+
+    assert len(seen) > 60
+    assert seen[:-1] == [Wreckage()] * (len(seen) - 1)
+    assert names(seen[-1]) == [("queue", "a" * 40, 4)]
+
+
+def test_killed_at_any_byte_of_a_landing_the_message_is_in_flight_or_not():
+    def land(recorder, part_begins):
+        place = recorder.took_off(A)
+        part_begins()
+        recorder.landed(place)
+
+    seen = [names(verdict) for verdict in verdicts(land)]
+
+    assert seen == [[("queue", "a" * 40, 1)], []]
+
+
+def test_killed_at_any_byte_of_forgetting_the_message_is_remembered_or_not():
+    (before,) = verdicts(lambda recorder, _: recorder.took_off(A))
+
+    def forget(recorder, part_begins):
+        part_begins()
+        recorder.forget(A)
+
+    seen = [verdict.remembered for verdict in verdicts(forget, crashed=before.survivors)]
+
+    assert seen == [before.survivors, ()]
+
+
+def test_a_record_that_is_half_another_one_is_torn_and_charges_nobody():
+    """As no process leaves it, but a disk without power may."""
+    old, new = image(1), image(1)
+    Flight(old).took_off(crashed(A, 1))
+    Flight(new).took_off(crashed(B, 2))
+    whole = [examine(bytes(contents[RECORD:])) for contents in (old, new)]
+    changed = [at for at in range(len(old)) if old[at] != new[at]]
+
+    mixed = [examine(bytes(new[RECORD:at] + old[at:])) for at in changed]
+
+    assert len(mixed) > 20
+    assert mixed[0] == whole[0]
+    # From the last byte of the shorter, newer record on, nothing that counts is the old one's.
+    assert {verdict for verdict in mixed if verdict.torn == 0} <= set(whole)
+    assert Wreckage(torn=1) in mixed
+
+
+def test_any_flipped_byte_of_a_record_is_found():
+    contents = image(1)
+    place = Flight(contents).took_off(A)
+    whole = bytes(contents)
+    label_ends = whole.index(b"a" * 40) + 40
+
+    for at in range(place, label_ends):
+        flipped = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        assert examine(flipped[RECORD:]) == Wreckage(torn=1)
+
+
+# A real kill.
+
+CHILD = """
+import os, resource, sys
+from dataclasses import replace
+from pathlib import Path
+from consumer_framework.adapters.flight import Flight
+from consumer_framework.core.attempt import History
+from consumer_framework.testing import make_delivery
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+recorder, wreckage = Flight.open(Path(sys.argv[1]), 2)
+poison = make_delivery(message_id="poison", queue="q")
+recorder.took_off(replace(poison, history=History(crashes=recorder.crashes_of(poison))))
+say(wreckage.torn, *(f"{one.message_id}:{one.crashes}" for one in wreckage.survivors))
+number = 0
+while True:
+    number += 1
+    say("before", number)
+    place = recorder.took_off(make_delivery(message_id=str(number), queue="q" * (number % 200)))
+    say("took_off", number)
+    say("landing", number)
+    recorder.landed(place)
+    say("fast", number)
+    for number in range(number + 1, number + 51):
+        recorder.landed(recorder.took_off(make_delivery(message_id=str(number))))
+"""
+
+
+def run_and_kill(directory, how, seconds):
+    """Run a child until it is killed; returns what it found, and the last that it said."""
+    child = subprocess.Popen([sys.executable, "-c", CHILD, directory], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    found = child.stdout.readline().decode().split()
+    time.sleep(seconds)
+    child.send_signal(how)
+    said = child.communicate()[0].decode().splitlines()
+    assert child.returncode == -how
+    return found, said[-1] if said else "fast 0"
+
+
+def may_be_in_flight(said):
+    state, number = said.split()[0], int(said.split()[1])
+    match state:
+        case "before" | "landing":
+            return [[], [f"{number}:1"]]
+        case "took_off":
+            return [[f"{number}:1"]]
+        case _:
+            return [[]] + [[f"{fast}:1"] for fast in range(number, number + 52)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGABRT])
+def test_a_killed_process_leaves_what_was_in_flight_whenever_that_is(tmp_path, how):
+    chance = random.Random(3)  # noqa: S311 -- when to kill is no secret
+    (torn, *survivors), said = run_and_kill(tmp_path, how, 0)
+    assert (torn, survivors) == ("0", [])
+
+    for kills in range(1, 21):
+        found, next_said = run_and_kill(tmp_path, how, chance.uniform(0, 0.01))
+        torn, *survivors = found
+        assert torn == "0"
+        # In flight all the time, in every process.
+        assert f"poison:{kills}" in survivors
+        survivors.remove(f"poison:{kills}")
+        assert survivors in may_be_in_flight(said)
+        said = next_said
+
+
+# The file.
+
+
+def remnant(directory):
+    """Leave what a process leaves that died with A."""
+    recorder, _ = Flight.open(directory, 2)
+    recorder.took_off(A)
+    return directory / "flight"
+
+
+def test_what_is_in_flight_is_read_by_the_next_process(tmp_path):
+    recorder, wreckage = Flight.open(tmp_path, 2)
+    assert wreckage == Wreckage()
+    recorder.took_off(A)
+    recorder.took_off(crashed(B, 4))
+
+    _, wreckage = Flight.open(tmp_path, 1)
+
+    assert sorted(names(wreckage)) == [("another queue", "b", 5), ("queue", "a" * 40, 1)]
+
+
+def test_a_survivor_without_an_id_has_its_queue(tmp_path):
+    recorder, _ = Flight.open(tmp_path, 1)
+    recorder.took_off(make_delivery(message_id=None, queue="queue"))
+
+    assert names(Flight.open(tmp_path, 1)[1]) == [("queue", "", 1)]
+
+
+def test_survivors_are_those_of_the_last_death_with_the_crashes_of_all(tmp_path):
+    remnant(tmp_path)
+    recorder, _ = Flight.open(tmp_path, 2)
+    recorder.took_off(B)
+
+    recorder, wreckage = Flight.open(tmp_path, 2)
+    assert names(wreckage) == [("another queue", "b", 1)]
+    assert [one.message_id for one in wreckage.remembered] == ["a" * 40]
+
+
+def test_a_handler_that_got_a_message_without_its_count_does_not_make_it_smaller(tmp_path):
+    recorder, _ = Flight.open(tmp_path, 2)
+    recorder.took_off(crashed(A, 6))
+    recorder, _ = Flight.open(tmp_path, 2)
+    recorder.took_off(A)
+
+    recorder, wreckage = Flight.open(tmp_path, 2)
+
+    assert names(wreckage) == [("queue", "a" * 40, 7)]
+    assert recorder.crashes_of(A) == 7
+
+
+def test_what_has_not_landed_when_the_file_is_closed_counts_as_a_crash(tmp_path):
+    recorder, _ = Flight.open(tmp_path, 2)
+    recorder.took_off(A)
+    recorder.landed(recorder.took_off(B))
+    recorder.close()
+
+    assert names(Flight.open(tmp_path, 2)[1]) == [("queue", "a" * 40, 1)]
+
+
+def test_the_message_that_crashed_longest_ago_is_forgotten_first(tmp_path):
+    for number in range(REMEMBERED // 8 + 1):
+        recorder, _ = Flight.open(tmp_path, 8)
+        for place in range(8):
+            recorder.took_off(make_delivery(message_id=f"{number}.{place}"))
+        if number == 2:
+            # Again, so that it is no more the oldest.
+            recorder.took_off(make_delivery(message_id="0.0"))
+
+    recorder, _ = Flight.open(tmp_path, 8)
+
+    def count(number):
+        ids = (f"{number}.{place}" for place in range(8))
+        return sum(recorder.crashes_of(make_delivery(message_id=one)) for one in ids)
+
+    assert [count(number) for number in (0, 1, 2, REMEMBERED // 8)] == [1, 7, 8, 8]
+
+
+def test_all_that_were_in_flight_are_remembered_however_many_there_were(tmp_path):
+    many = REMEMBERED + 10
+    recorder, _ = Flight.open(tmp_path, many)
+    for number in range(many):
+        recorder.took_off(make_delivery(message_id=str(number)))
+
+    _, wreckage = Flight.open(tmp_path, many)
+    recorder, _ = Flight.open(tmp_path, many)
+
+    assert len(wreckage.survivors) == many
+    counts = {recorder.crashes_of(make_delivery(message_id=str(n))) for n in range(many)}
+    assert counts == {1}
+
+
+def test_there_is_always_a_place_for_as_many_as_were_asked_for():
+    full = [Survivor(bytes([n % 256, n // 256] * 8), b"", 1) for n in range(2 * REMEMBERED)]
+    recorder = Flight(image(3, full))
+    for _ in range(3):
+        recorder.took_off(A)
+
+    with pytest.raises(RuntimeError, match="places"):
+        recorder.took_off(A)
+
+
+@pytest.mark.parametrize("places", [0, -1])
+def test_a_recorder_without_a_place_is_refused(tmp_path, places):
+    with pytest.raises(ValueError, match="needs a place"):
+        Flight.open(tmp_path, places)
+
+
+def test_the_file_is_private_and_has_its_room_on_the_disk(tmp_path):
+    file = remnant(tmp_path)
+
+    status = file.stat()
+
+    assert status.st_mode & 0o777 == 0o600
+    assert status.st_blocks * 512 >= status.st_size
+    assert [one.name for one in tmp_path.iterdir()] == ["flight"]
+
+
+# What is not to be read.
+
+GARBAGE = {
+    "empty": lambda _: b"",
+    "text": lambda _: b"what is this?",
+    "zeros": lambda whole: bytes(len(whole)),
+    "truncated": lambda whole: whole[:-RECORD],
+    "header only": lambda whole: whole[:RECORD],
+    "too long": lambda whole: whole + bytes(RECORD),
+    "newer": lambda whole: whole.replace(b"fm-flight 1", b"fm-flight 2", 1),
+    "damaged header": lambda whole: whole.replace(b"bytes", b"bites", 1),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_file_that_is_none_is_set_aside_with_a_warning(tmp_path, caplog, garbage):
+    file = remnant(tmp_path)
+    contents = GARBAGE[garbage](file.read_bytes())
+    file.write_bytes(contents)
+
+    recorder, wreckage = Flight.open(tmp_path, 1)
+
+    assert wreckage == Wreckage()
+    (aside,) = tmp_path.glob("flight.bad-*")
+    assert aside.read_bytes() == contents
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert str(file) in record.getMessage()
+    assert aside.name in record.getMessage()
+    recorder.took_off(A)
+    assert names(Flight.open(tmp_path, 1)[1]) == [("queue", "a" * 40, 1)]
+
+
+def test_at_most_one_file_that_is_none_is_kept(tmp_path):
+    (tmp_path / "flight.bad-20200101T000000Z").write_text("first")
+    (tmp_path / "flight.bad-20210101T000000Z").write_text("second")
+    (tmp_path / "flight").write_text("third")
+
+    Flight.open(tmp_path, 1)
+
+    (aside,) = tmp_path.glob("flight.bad-*")
+    assert aside.read_text() == "third"
+
+
+def test_a_damaged_record_is_left_out_with_a_warning_and_the_others_count(tmp_path, caplog):
+    recorder, _ = Flight.open(tmp_path, 2)
+    recorder.took_off(A)
+    recorder.took_off(B)
+    file = tmp_path / "flight"
+    file.write_bytes(file.read_bytes().replace(b"a" * 40, b"a" * 39 + b"b"))
+
+    _, wreckage = Flight.open(tmp_path, 2)
+
+    assert names(wreckage) == [("another queue", "b", 1)]
+    assert wreckage.torn == 1
+    assert "1 records are damaged" in caplog.text
+
+
+# What cannot be written.
+
+
+def test_a_missing_directory_is_a_journal_error(tmp_path):
+    with pytest.raises(JournalError, match=r"missing/flight: No such file or directory"):
+        Flight.open(tmp_path / "missing", 1)
+
+
+def test_a_file_in_the_place_of_the_directory_is_a_journal_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalError, match=r"file/flight: Not a directory"):
+        Flight.open(tmp_path / "file", 1)
+
+
+def test_a_directory_that_cannot_be_written_is_a_journal_error():
+    with pytest.raises(JournalError, match=r"^/proc/flight: \w"):
+        Flight.open(Path("/proc"), 1)
+
+
+def test_a_directory_in_the_place_of_the_file_is_a_journal_error(tmp_path):
+    (tmp_path / "flight").mkdir()
+    with pytest.raises(JournalError, match=r"flight: Is a directory"):
+        Flight.open(tmp_path, 1)
+
+
+@contextmanager
+def no_room(size):
+    """Let the kernel refuse files of more than *size* bytes, in this process only."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_room_on_the_disk_nothing_is_changed(tmp_path):
+    file = remnant(tmp_path)
+    before = file.read_bytes()
+
+    with no_room(100_000), pytest.raises(JournalError, match=os.strerror(errno.EFBIG)):
+        Flight.open(tmp_path, 2)
+
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_bytes() == before
+    assert names(Flight.open(tmp_path, 2)[1]) == [("queue", "a" * 40, 1)]
+
+
+@pytest.mark.parametrize("step", ["os.posix_fallocate", "mmap.mmap", "os.replace"])
+def test_a_step_that_fails_while_opening_loses_nothing(tmp_path, monkeypatch, step):
+    file = remnant(tmp_path)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, fail)
+        with pytest.raises(JournalError, match=rf"^{file}: No space left on device$"):
+            Flight.open(tmp_path, 2)
+
+    assert list(tmp_path.iterdir()) == [file]
+    assert names(Flight.open(tmp_path, 2)[1]) == [("queue", "a" * 40, 1)]
+
+
+def test_half_a_file_of_a_process_that_died_while_opening_is_replaced(tmp_path):
+    remnant(tmp_path)
+    (tmp_path / "flight.new").write_bytes(b"half")
+
+    assert names(Flight.open(tmp_path, 2)[1]) == [("queue", "a" * 40, 1)]
+    assert [one.name for one in tmp_path.iterdir()] == ["flight"]

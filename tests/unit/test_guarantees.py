@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whatever happens, and in whatever order: no message is lost, none loops, none stops the others.
+
+The machine publishes messages whose handler does what the machine has chosen for each run, lets
+time pass, drops connections, kills and restarts the process, and breaks the journal's disk. All
+that is between the broker and the handler is the real thing, in virtual time.
+"""
+
+import asyncio
+
+from fedora_messaging.message import Message
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from consumer_framework import Defer, DependencyFault, Drop, Halt, Quarantine, Retry, Skip
+from consumer_framework.core.errors import JournalError
+from consumer_framework.testing import Harness
+
+RECOVERIES = st.fixed_dictionaries(
+    {
+        "immediate": st.integers(0, 2),
+        "delays": st.sampled_from([[], ["2s"], ["10s", "5m"], ["1s", "1h"]]),
+        "hold_slots": st.integers(0, 2),
+        "ack_timeout": st.sampled_from(["20s", "30m"]),
+        "on_exhausted": st.sampled_from(["quarantine", "quarantine", "drop", "halt"]),
+        "crash_attempts": st.integers(1, 2),
+        "breaker": st.fixed_dictionaries(
+            {"consecutive": st.integers(1, 2), "probe": st.just(["5s", "30s"])}
+        ),
+    }
+)
+# What a run of the handler may do; the time now is known when it does.
+RUNS = {
+    "success": lambda _: None,
+    "skip": lambda _: Skip(),
+    "error": lambda _: ValueError("poison"),
+    "retry": lambda _: Retry(),
+    "retry soon": lambda _: Retry(after=0),
+    "retry late": lambda _: Retry(after="2h"),
+    "defer": lambda now: Defer(now + 100),
+    "defer to the past": lambda now: Defer(now - 100),
+    "quarantine": lambda _: Quarantine("odd"),
+    "dependency": lambda _: DependencyFault("the database"),
+    "drop": lambda _: Drop("old"),
+    "halt": lambda _: Halt(3),
+    "halt and requeue": lambda _: Halt(3, requeue=True),
+}
+DONE = {"success", "skip", "halt"}
+# An instance needs some hours at most, with the settings above, once all is well.
+HOURS = 24
+
+
+class Instance(RuleBasedStateMachine):
+    """A broker, an instance on it, and everything that may happen to both."""
+
+    @initialize(recovery=RECOVERIES, chance=st.sampled_from([0.0, 0.5, 1.0]))
+    def start(self, recovery, chance):
+        self.recovery = recovery
+        self.plans: dict[str, tuple[list[str], float]] = {}
+        self.did: dict[str, list[str]] = {}
+        self.published: list[object] = []
+        self.began: dict[str, float] = {}
+        self.breaks = 0
+        # What goes on inside a run that never ends must be cheap.
+        self.harness = Harness(
+            self.handle, settings={"recovery": recovery}, chance=chance, patience=0
+        ).__enter__()
+
+    async def handle(self, message):
+        plan, lasts = self.plans[message.id]
+        self.began.setdefault(message.id, self.harness.now)
+        how = plan.pop(0) if len(plan) > 1 else plan[0]
+        await asyncio.sleep(lasts)
+        self.did.setdefault(message.id, []).append(how)
+        error = RUNS[how](self.harness.now)
+        if error is not None:
+            raise error
+
+    # What happens.
+
+    @rule(
+        plan=st.lists(st.sampled_from(sorted(RUNS)), min_size=1, max_size=4),
+        lasts=st.sampled_from([0.0, 0.0, 3.0]),
+        kills=st.sampled_from([0, 0, 0, 1, 2, 3]),
+    )
+    def publish(self, plan, lasts, kills):
+        message = Message(topic="a.topic", body={"n": len(self.published)})
+        self.plans[message.id] = (plan, lasts)
+        self.published.append(message)
+        self.breaks += kills
+        self.harness.deliver(message, kills=kills)
+
+    @rule(message_id=st.sampled_from(["one", "two", None]), headers=st.sampled_from([None, {}]))
+    def publish_garbage(self, message_id, headers):
+        body = b"no json %d" % len(self.published)
+        self.published.append(body)
+        self.harness.deliver_raw(body, message_id=message_id, headers=headers)
+
+    @rule(seconds=st.sampled_from([0.5, 2, 15, 70, 400, 8000]))
+    def let_time_pass(self, seconds):
+        self.harness.advance(seconds)
+
+    @rule()
+    def drop_the_connection(self):
+        self.breaks += 1
+        self.harness.cut()
+
+    @rule()
+    def kill_the_process(self):
+        self.breaks += 1
+        self.harness.crash()
+
+    @rule()
+    def restart_in_good_order(self):
+        self.breaks += 1
+        self.harness.restart()
+
+    @rule()
+    def fill_the_disk(self):
+        self.harness.journal.error = JournalError("no space left on device")
+
+    @precondition(lambda self: self.harness.journal.error)
+    @rule()
+    def make_room_on_the_disk(self):
+        self.harness.journal.error = None
+
+    # What holds all the time.
+
+    @invariant()
+    def every_message_is_in_exactly_one_place(self):
+        harness = self.harness
+        places = [harness.acked, harness.rejected, harness.deferred, harness.quarantined]
+        places += [harness.queued, harness.unsettled]
+        everything = [_name(message) for place in places for message in place]
+        assert sorted(everything) == sorted(map(_name, self.published))
+
+    @invariant()
+    def what_was_acknowledged_was_handled(self):
+        for message in self.harness.acked:
+            assert DONE & set(self.did[message.id]), message.id
+
+    @invariant()
+    def what_the_journal_has_is_in_the_journal(self):
+        deferred = [delivery.body for delivery, _ in self.harness.journal.deferred]
+        quarantined = [delivery.body for delivery, _ in self.harness.journal.quarantined]
+        assert {_body(m) for m in self.harness.deferred} <= set(deferred)
+        assert {_body(m) for m in self.harness.quarantined} <= set(quarantined)
+
+    @invariant()
+    def only_an_order_loses_a_message(self):
+        for message in self.harness.rejected:
+            ordered = self.recovery["on_exhausted"] == "drop" or "drop" in self.did[message.id]
+            assert ordered, message.id
+
+    @invariant()
+    def no_message_is_a_hot_loop(self):
+        for message_id, began in self.began.items():
+            runs = len(self.did.get(message_id, []))
+            # A process that dies may forget attempts, and then there are new ones at once.
+            at_once = (1 + self.recovery["immediate"]) * (1 + self.breaks) + self.soon(message_id)
+            assert runs <= at_once + self.harness.now - began, message_id
+
+    def soon(self, message_id):
+        """The retries for which the handler itself asked to have them at once."""
+        return self.did.get(message_id, []).count("retry soon")
+
+    def teardown(self):
+        if not hasattr(self, "harness"):
+            return
+        try:
+            self.everything_ends_once_all_is_well()
+        finally:
+            self.harness.__exit__(None, None, None)
+
+    def everything_ends_once_all_is_well(self):
+        """Poison goes on being poison; the rest succeeds."""
+        self.harness.journal.error = None
+        for plan, _ in self.plans.values():
+            poison = plan[-1] == "error" and self.recovery["on_exhausted"] != "halt"
+            plan[:] = ["error" if poison else "success"]
+        for _ in range(HOURS):
+            if self.harness.halted is not None:
+                self.harness.restart()
+            if self.ended() == len(self.published):
+                break
+            self.harness.advance("1h")
+        self.every_message_is_in_exactly_one_place()
+        assert self.ended() == len(self.published)
+
+    def ended(self):
+        harness = self.harness
+        return len(harness.acked) + len(harness.rejected) + len(harness.quarantined)
+
+
+def _name(message):
+    return message.decode() if isinstance(message, bytes) else message.id
+
+
+def _body(message):
+    return message if isinstance(message, bytes) else message._encoded_body
+
+
+TestInstance = Instance.TestCase
+TestInstance.settings = settings(
+    max_examples=80,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

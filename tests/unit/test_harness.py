@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The harness, which authors test their consumers with."""
+
+import asyncio
+import doctest
+from dataclasses import dataclass
+
+import pytest
+from fedora_messaging import config
+from fedora_messaging.message import Message
+
+from consumer_framework import (
+    Consumer,
+    DependencyFault,
+    Drop,
+    Halt,
+    Quarantine,
+    Recovery,
+    Retry,
+    Skip,
+)
+from consumer_framework.core import disposition as to
+from consumer_framework.core import helpers
+from consumer_framework.core.errors import ConfigurationError, JournalError
+from consumer_framework.testing import Harness
+from consumer_framework.testing import harness as harness_module
+
+
+def message(n=1):
+    return Message(topic="org.example.test", body={"n": n})
+
+
+@pytest.mark.parametrize("module", [harness_module, helpers])
+def test_the_examples_in_the_docstrings_are_true(module):
+    result = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    assert (result.failed, result.attempted > 0) == (0, True)
+
+
+class Sample(Consumer):
+    @dataclass
+    class Config:
+        word: str
+
+    recovery = Recovery(immediate=0, delays=(3,))
+
+    def setup(self):
+        self.heard = ["setup"]
+
+    def handle(self, message):
+        self.heard.append(self.config.word)
+        raise ValueError(self.heard)
+
+    def teardown(self):
+        pass
+
+
+def test_a_consumer_has_its_config_its_setup_and_its_own_recovery():
+    with Harness(Sample, config={"word": "hello"}) as harness:
+        first = message()
+        held = harness.deliver(first)
+        assert isinstance(held, to.Hold)
+        assert held.until == pytest.approx(harness.now + 3)
+        harness.advance(3)
+        assert harness.quarantined == [first]
+        assert [a.message for a in harness.attempts(first)] == [
+            "['setup', 'hello']",
+            "['setup', 'hello', 'hello']",
+        ]
+
+
+def test_settings_stand_before_the_class():
+    settings = {"recovery": {"delays": ()}}
+    with Harness(Sample, config={"word": "hello"}, settings=settings) as harness:
+        assert isinstance(harness.deliver(message()), to.Quarantine)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ({"config": {"wrong": 1}}, "consumer_config"),
+        ({"config": {"word": "x"}, "settings": {"slot": 1}}, "consumer_config.framework"),
+    ],
+)
+def test_a_configuration_that_starts_no_instance_starts_no_harness(arguments, where):
+    with pytest.raises(ConfigurationError, match=where):
+        Harness(Sample, **arguments)
+
+
+class Reads:
+    def __init__(self):
+        self.word = config.conf["consumer_config"]["word"]
+        self.loop = asyncio.get_event_loop()
+
+    async def __call__(self, message):
+        assert self.loop is asyncio.get_running_loop()
+        raise Skip(self.word)
+
+
+def test_a_plain_class_reads_its_configuration_and_leaves_none_behind():
+    before = dict(config.conf.items())
+    with Harness(Reads, config={"word": "hello"}) as harness:
+        assert harness.deliver(message()) == to.Ack()
+    assert dict(config.conf.items()) == before
+
+
+def test_a_coroutine_sleeps_in_virtual_time():
+    async def handler(_message):
+        await asyncio.sleep(3600)
+
+    with Harness(handler) as harness:
+        first = message()
+        assert harness.deliver(first) is None
+        harness.advance("59m")
+        assert harness.unsettled == [first]
+        harness.advance("1m")
+        assert harness.acked == [first]
+
+
+def test_a_coroutine_may_await_the_world_outside():
+    async def handler(_message):
+        await asyncio.to_thread(lambda: None)
+
+    with Harness(handler, patience=20) as harness:
+        assert harness.deliver(message()) == to.Ack()
+
+
+def test_what_setup_raises_is_raised():
+    class Broken(Sample):
+        def setup(self):
+            raise LookupError("no database")
+
+    with pytest.raises(LookupError, match="no database"), Harness(Broken, config={"word": ""}):
+        pass
+
+
+def test_a_dropped_connection_brings_back_what_was_held_and_forgets_no_attempt():
+    with Harness(Sample, config={"word": "hello"}) as harness:
+        first = message()
+        harness.deliver(first)
+        harness.cut()
+        assert harness.requeued == [first]
+        harness.advance(1)
+        assert harness.quarantined == [first]
+
+
+def test_a_killed_process_counts():
+    with Harness(lambda _: None) as harness:
+        once, twice = message(1), message(2)
+        assert harness.deliver(once, kills=1) == to.Ack()
+        assert isinstance(harness.deliver(twice, kills=2), to.Quarantine)
+
+
+def test_a_restart_gives_back_what_is_held():
+    with Harness(Sample, config={"word": "hello"}) as harness:
+        first = message()
+        harness.deliver(first)
+        harness.restart()
+        assert harness.requeued == [first]
+
+
+def test_a_halted_instance_takes_nothing_until_it_is_started_again():
+    def handler(_message):
+        if len(harness.runs(first)) == 1:
+            raise Halt(4, "enough", requeue=True)
+
+    with Harness(handler) as harness:
+        first, second = message(1), message(2)
+        harness.deliver(first)
+        assert harness.halted == to.Halt(4, requeue=True, reason="enough")
+        assert harness.deliver(second) is None
+        assert harness.queued == [first, second]
+        harness.restart()
+        harness.advance(1)
+        assert harness.acked == [first, second]
+
+
+def test_a_broken_dependency_pauses_and_a_probe_resumes():
+    def handler(_message):
+        if harness.now < back:
+            raise DependencyFault("database")
+
+    with Harness(handler, settings={"recovery": {"breaker": {"consecutive": 1}}}) as harness:
+        back = harness.now + 100
+        first, second = message(1), message(2)
+        harness.deliver(first)
+        assert "database" in harness.paused
+        assert harness.deliver(second) is None
+        harness.advance("10m")
+        assert (harness.paused, harness.acked) == ("", [first, second])
+        assert harness.attempts(first) == ()
+
+
+def test_a_full_disk_pauses_and_nothing_is_acknowledged_before_there_is_room():
+    with Harness(Sample, config={"word": "hello"}) as harness:
+        harness.journal.error = JournalError("no space left")
+        assert harness.deliver_raw(b"no json", message_id="1", headers={}) is None
+        assert (harness.paused, harness.unsettled) == ("no space left", [b"no json"])
+        harness.journal.error = None
+        harness.advance("10s")
+        assert (harness.paused, harness.quarantined) == ("", [b"no json"])
+
+
+def test_a_drop_is_a_rejection():
+    def handler(_message):
+        raise Drop("old")
+
+    with Harness(handler) as harness:
+        first = message()
+        assert harness.deliver(first) == to.Reject("old")
+        assert harness.rejected == [first]
+
+
+def test_a_message_that_was_never_delivered_has_no_attempts():
+    with Harness(lambda _: None) as harness, pytest.raises(LookupError, match="never delivered"):
+        harness.attempts(message())
+
+
+def test_a_deferred_message_that_waited_for_a_slot_when_the_journal_failed_comes_back_later():
+    async def handler(message):
+        number = message.body["n"]
+        if number == 2:
+            await asyncio.sleep(10)
+            raise Quarantine("odd")
+        if len(harness.runs(messages[number])) == 1:
+            raise Retry(after=30)
+        await asyncio.sleep(10)
+
+    settings = {"recovery": {"hold_slots": 0}}
+    with Harness(handler, patience=0, settings=settings) as harness:
+        messages = {n: Message(topic="a", body={"n": n}) for n in (1, 2, 4)}
+        harness.deliver(messages[1])
+        harness.deliver(messages[4])
+        harness.advance(25)
+        harness.deliver(messages[2])
+        harness.advance(6)
+        harness.journal.error = JournalError("full")
+        harness.advance(6)
+        harness.journal.error = None
+        harness.advance("24h")
+        assert {message.body["n"] for message in harness.acked} == {1, 4}
+        assert harness.deferred == []

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What authors say of other people's exceptions."""
+
+import asyncio
+import functools
+import sys
+
+import pytest
+from fedora_messaging import exceptions as upstream
+
+from consumer_framework import (
+    Defer,
+    DependencyFault,
+    Drop,
+    Halt,
+    Quarantine,
+    Retry,
+    Skip,
+    on,
+    translate,
+)
+from consumer_framework.testing import Harness
+
+# The host is imported by this:
+assert Harness.__module__ in sys.modules
+
+WORDS = {
+    "skip": Skip,
+    "retry": Retry,
+    "defer": Defer,
+    "drop": Drop,
+    "quarantine": Quarantine,
+    "dependency": DependencyFault,
+    "halt": Halt,
+}
+UPSTREAM = {
+    "retry": upstream.Nack,
+    "defer": upstream.Nack,
+    "drop": upstream.Drop,
+    "quarantine": upstream.Nack,
+    "dependency": upstream.Nack,
+    "halt": upstream.HaltConsumer,
+}
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """As under `fedora-messaging consume`, where nothing imports the host."""
+    monkeypatch.delitem(sys.modules, "consumer_framework.host.slots")
+
+
+def raising(error, *rules):
+    def handler(_message):
+        raise error
+
+    for kinds, then in reversed(rules):
+        handler = on(*kinds, then=then)(handler)
+    return handler
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_each_word_is_its_signal(word):
+    with pytest.raises(WORDS[word]) as raised:
+        raising(KeyError("x"), ([KeyError], word))(None)
+    assert str(raised.value) == "KeyError: 'x'"
+    assert isinstance(raised.value.__cause__, KeyError)
+    with pytest.raises(WORDS[word], match="told"), translate({LookupError: word}, reason="told"):
+        raise KeyError
+
+
+@pytest.mark.parametrize("word", UPSTREAM)
+def test_elsewhere_each_word_is_upstreams_nearest(word, elsewhere):
+    with pytest.raises(UPSTREAM[word]) as raised:
+        raising(KeyError("x"), ([KeyError], word))(None)
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
+def test_elsewhere_a_halt_keeps_the_message_and_has_the_exit_code(elsewhere):
+    with pytest.raises(upstream.HaltConsumer) as raised:
+        raising(KeyError("x"), ([KeyError], "halt"))(None)
+    assert (raised.value.exit_code, raised.value.requeue) == (13, True)
+
+
+def test_elsewhere_a_skip_is_a_success(elsewhere):
+    assert raising(KeyError("x"), ([KeyError], "skip"))(None) is None
+    with translate({KeyError: "skip"}):
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("signal", "theirs"),
+    [(Retry("busy"), upstream.Nack), (Drop("old"), upstream.Drop), (Quarantine(), upstream.Nack)],
+)
+def test_elsewhere_signals_become_upstreams(signal, theirs, elsewhere):
+    with pytest.raises(theirs):
+        raising(signal, ([KeyError], "drop"))(None)
+    with pytest.raises(theirs), translate():
+        raise signal
+
+
+@pytest.mark.parametrize("signal", [Retry(after=5), upstream.Nack(), upstream.HaltConsumer(4)])
+def test_signals_pass_through_whatever_the_rules_are(signal):
+    with pytest.raises(type(signal)) as raised:
+        raising(signal, ([Exception], "drop"))(None)
+    assert raised.value is signal
+    with pytest.raises(type(signal)) as raised, translate({Exception: "drop"}):
+        raise signal
+    assert raised.value is signal
+
+
+def test_the_first_rule_that_matches_decides():
+    rules = (([ConnectionError], "dependency"), ([OSError, EOFError], "retry"))
+    with pytest.raises(DependencyFault):
+        raising(ConnectionResetError(), *rules)(None)
+    for error in (OSError(), EOFError()):
+        with pytest.raises(Retry):
+            raising(error, *rules)(None)
+    with pytest.raises(Drop), translate({KeyError: "drop", (LookupError, OSError): "retry"}):
+        raise KeyError
+
+
+def test_what_no_rule_names_passes_through():
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as raised:
+        raising(error, ([KeyError], "drop"))(None)
+    assert raised.value is error
+
+
+def test_coroutine_functions_and_methods_stay_what_they_are():
+    class Consumer:
+        @on(KeyError, then="drop")
+        async def handle(self, message):
+            """Handle."""
+            return message["x"]
+
+        @on(KeyError, then="drop")
+        def __call__(self, message):
+            return message["x"]
+
+    assert asyncio.iscoroutinefunction(Consumer().handle)
+    assert Consumer.handle.__doc__ == "Handle."
+    assert asyncio.run(Consumer().handle({"x": 1})) == Consumer()({"x": 1}) == 1
+    with pytest.raises(Drop):
+        asyncio.run(Consumer().handle({}))
+    with pytest.raises(Drop):
+        Consumer()({})
+
+
+def test_a_decorator_in_between_is_not_passed_over():
+    calls = []
+
+    def counted(function):
+        @functools.wraps(function)
+        def run(message):
+            calls.append(message)
+            return function(message)
+
+        return run
+
+    @on(KeyError, then="drop")
+    @counted
+    @on(OSError, then="retry")
+    def handle(_message):
+        raise KeyError
+
+    with pytest.raises(Drop):
+        handle(1)
+    assert calls == [1]
+
+
+def test_a_word_that_is_none_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match="'ignore' is none of skip, retry"):
+        on(KeyError, then="ignore")  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match="none of"),
+        translate({KeyError: "ignore"}),  # type: ignore[dict-item]
+    ):
+        pass

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is remembered of messages that went back to the broker."""
+
+from dataclasses import replace
+
+import pytest
+
+from consumer_framework.core.attempt import NO_HISTORY, Attempt, History
+from consumer_framework.core.histories import MEMORY_MESSAGES, Histories
+from consumer_framework.testing import make_delivery
+
+FAILED = History((Attempt(1.0, "ValueError", "", "", "ValueError"),))
+
+
+def failed(**properties):
+    return replace(make_delivery(**properties), history=FAILED)
+
+
+def again(**properties):
+    return make_delivery(redelivered=True, generation=2, **properties)
+
+
+def test_a_redelivery_has_the_attempts_of_its_message_once():
+    histories = Histories()
+    histories.keep(failed())
+    assert histories.recall(again()).history == FAILED
+    assert histories.recall(again()).history == NO_HISTORY
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_delivery(generation=2),
+        again(message_id="2"),
+        again(queue="another"),
+        again(routing_key="another.topic"),
+    ],
+)
+def test_another_message_has_none_of_them(other):
+    histories = Histories()
+    histories.keep(failed())
+    assert histories.recall(other) is other
+
+
+def test_messages_without_an_id_are_told_apart_by_their_bytes():
+    histories = Histories()
+    histories.keep(failed(message_id=None, body=b"1"))
+    assert histories.recall(again(message_id=None, body=b"2")).history == NO_HISTORY
+    assert histories.recall(again(message_id=None, body=b"1")).history == FAILED
+
+
+def test_its_memory_is_bounded_and_the_latest_are_in_it():
+    histories = Histories()
+    for number in range(MEMORY_MESSAGES + 1):
+        histories.keep(failed(message_id=str(number)))
+    assert histories.recall(again(message_id="0")).history == NO_HISTORY
+    assert histories.recall(again(message_id="1")).history == FAILED
+
+
+def test_what_never_failed_takes_no_memory():
+    histories = Histories()
+    histories.keep(failed(message_id="failed"))
+    for number in range(MEMORY_MESSAGES + 1):
+        histories.keep(make_delivery(message_id=str(number)))
+    assert histories.recall(again(message_id="failed")).history == FAILED

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The deliveries that wait, unacknowledged and in memory."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer_framework.core.holds import Holds
+from consumer_framework.testing import make_delivery
+
+TIMES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 3)), max_size=20)
+
+
+def filled(entries):
+    holds = Holds(100)
+    for tag, (until, generation) in enumerate(entries):
+        holds.put(make_delivery(delivery_tag=tag, generation=generation), until)
+    return holds
+
+
+def tags(deliveries):
+    return [delivery.delivery_tag for delivery in deliveries]
+
+
+def in_order(entries):
+    return sorted(range(len(entries)), key=lambda tag: (entries[tag][0], tag))
+
+
+def test_there_is_room_for_as_many_as_there_are_slots():
+    holds = Holds(2)
+    holds.put(make_delivery(delivery_tag=1), 5)
+    assert holds.has_room
+    holds.put(make_delivery(delivery_tag=2), 5)
+    assert not holds.has_room
+    assert not Holds(0).has_room
+
+
+def test_where_nothing_is_held_nothing_is_ever_due():
+    holds = Holds(1)
+    assert (holds.next_due(), holds.first(), holds.due(1e9), holds.clear()) == (None, [], [], [])
+
+
+@given(TIMES, st.integers(0, 20))
+def test_what_is_due_comes_in_the_order_of_its_times_and_the_rest_stays(entries, now):
+    holds = filled(entries)
+    due = [tag for tag in in_order(entries) if entries[tag][0] <= now]
+    assert tags(holds.due(now)) == due
+    assert len(holds) == len(entries) - len(due)
+    rest = [until for until, _ in entries if until > now]
+    assert holds.next_due() == min(rest, default=None)
+
+
+@given(TIMES)
+def test_everything_comes_out_once_one_by_one_or_all_together(entries):
+    assert tags(filled(entries).clear()) == in_order(entries)
+    holds = filled(entries)
+    one_by_one = [delivery for _ in entries for delivery in holds.first()]
+    assert tags(one_by_one) == in_order(entries)
+    assert len(holds) == 0
+
+
+@given(TIMES)
+def test_only_what_came_on_a_lost_channel_is_discarded(entries):
+    holds = filled(entries)
+    gone = holds.discard(2)
+    assert sorted(tags(gone)) == [tag for tag, (_, gen) in enumerate(entries) if gen == 2]
+    kept = [tag for tag in in_order(entries) if entries[tag][1] != 2]
+    assert tags(holds.due(100)) == kept

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What was reported as written is there, whatever happens to the process or the disk."""
+
+import asyncio
+import errno
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, suppress
+
+import pytest
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.journal.files import open_writable
+from consumer_framework.core.errors import JournalError
+from consumer_framework.testing import make_delivery
+
+ROUNDS = 20
+
+# Writes from many tasks at once, and says what is done. Sizes differ, so that it dies in commits,
+# in checkpoints and in between.
+WRITER = """
+import asyncio, sys
+from dataclasses import replace
+from pathlib import Path
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.testing import make_delivery
+
+async def task(journal, name):
+    for number in range(100_000):
+        message_id = f"{name}.{number}"
+        delivery = make_delivery(message_id=message_id, body=b"x" * (number * 97 % 20_000))
+        if number % 3:
+            await journal.quarantine(delivery, "poison")
+        else:
+            await journal.defer(delivery, 1.0)
+        print(message_id, flush=True)
+
+async def main(name):
+    journal = Journal.open(Path(sys.argv[1]), limits=Limits())
+    await asyncio.gather(*(task(journal, f"{name}.{n}") for n in range(8)))
+
+print("ready", flush=True)
+asyncio.run(main(sys.stdin.readline().strip()))
+"""
+
+# As WRITER, but no file may grow beyond a size, until it may again.
+LIMITED = """
+import asyncio, resource, sys
+from pathlib import Path
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.core.errors import JournalError
+from consumer_framework.testing import make_delivery
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+async def main():
+    journal = Journal.open(Path(sys.argv[1]), limits=Limits())
+    limit(500_000)
+    for number in range(100):
+        try:
+            await journal.quarantine(make_delivery(message_id=str(number), body=b"x" * 20_000), "")
+        except JournalError as error:
+            print("failed", number, error)
+            limit(resource.RLIM_INFINITY)
+        else:
+            print("done", number)
+    journal.close()
+
+asyncio.run(main())
+"""
+
+
+def program(code, directory):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def check_integrity(directory):
+    with closing(sqlite3.connect(directory / "journal.sqlite3")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def kept(directory):
+    with closing(Journal.read(directory)) as journal:
+        return {row.message_id for row in journal.rows(state=None)}
+
+
+def test_commits_are_synced_to_the_disk(tmp_path):
+    with closing(open_writable(tmp_path / "journal.sqlite3")) as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_whatever_was_reported_as_written_survives_sigkill(tmp_path):
+    luck = random.Random(3)  # noqa: S311 -- not for secrets
+    # Started ahead, for it is the start that takes long.
+    writers = [program(WRITER, tmp_path) for _ in range(ROUNDS)]
+    reported: set[str] = set()
+    for number, writer in enumerate(writers):
+        with writer:
+            assert writer.stdout.readline() == "ready\n"
+            writer.stdin.write(f"{number}\n")
+            writer.stdin.flush()
+            reported.add(writer.stdout.readline().rstrip("\n"))
+            time.sleep(luck.uniform(0, 0.05))
+            writer.kill()
+            # The last line may be cut.
+            reported.update(writer.stdout.read().split("\n")[:-1])
+        assert reported <= kept(tmp_path)
+    check_integrity(tmp_path)
+    assert len(reported) > 10 * ROUNDS
+    journal = Journal.open(tmp_path, limits=Limits())
+    stats = journal.stats()
+    journal.close()
+    assert stats.deferred + stats.quarantined == len(kept(tmp_path))
+
+
+def test_a_disk_that_takes_no_more_fails_the_write_and_then_takes_the_next(tmp_path):
+    with program(LIMITED, tmp_path) as ended:
+        output, _ = ended.communicate()
+    lines = [line.split(" ", 2) for line in output.splitlines()]
+    failed = [number for word, number, *_ in lines if word == "failed"]
+    assert len(failed) == 1, output
+    assert len(lines) == 100
+    assert str(tmp_path / "journal.sqlite3") in output
+    assert kept(tmp_path) == {str(number) for number in range(100)} - set(failed)
+    check_integrity(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        if os.environ.get("CI") == "true":
+            pytest.fail("cannot mount a tmpfs")
+        pytest.skip("needs root, to mount a tmpfs")
+    yield disk
+    # Lazily: a test that failed has left files open.
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk):
+    """Take all the room there is; return the file that has it."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as stream, suppress(OSError):
+        while stream.write(b"x" * 4096):
+            pass
+    return filler
+
+
+def write(journal, ids):
+    """Quarantine a burst; return the ids whose write succeeded, and the errors of the others."""
+
+    async def burst():
+        writes = [
+            journal.quarantine(make_delivery(message_id=message_id, body=b"x" * 2000), "")
+            for message_id in ids
+        ]
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    results = dict(zip(ids, asyncio.run(burst()), strict=True))
+    assert all(result is None or isinstance(result, JournalError) for result in results.values())
+    return (
+        {message_id for message_id, result in results.items() if result is None},
+        [str(result) for result in results.values() if result is not None],
+    )
+
+
+def test_a_full_disk_fails_every_write_until_there_is_room_again(small_disk):
+    journal = Journal.open(small_disk, limits=Limits())
+    before, errors = write(journal, ["1", "2"])
+    assert not errors
+    filler = fill(small_disk)
+    during, errors = write(journal, [f"full.{n}" for n in range(50)])
+    assert errors
+    assert set(errors) == {
+        f"{small_disk / 'journal.sqlite3'}: database or disk is full; make room on the disk"
+    }
+    again, errors = write(journal, ["still full"] * 1 + [f"full2.{n}" for n in range(50)])
+    assert errors
+    filler.unlink()
+    after, errors = write(journal, [f"room.{n}" for n in range(50)])
+    assert not errors
+    written = before | during | again | after
+    assert {row.message_id for row in journal.rows()} == written
+    journal.close()
+    assert kept(small_disk) == written
+    check_integrity(small_disk)
+
+
+def test_where_a_full_disk_takes_no_export_nothing_expires(small_disk):
+    journal = Journal.open(small_disk, limits=Limits(max_age=1.0))
+    write(journal, [str(n) for n in range(50)])
+    export = small_disk / "expired.jsonl"
+    export.write_text("{}\n")
+    filler = fill(small_disk)
+    with pytest.raises(JournalError, match=os.strerror(errno.ENOSPC).lower()):
+        asyncio.run(journal.expire(1e12))
+    assert export.read_text() == "{}\n"
+    assert journal.stats().quarantined == 50
+    filler.unlink()
+    assert asyncio.run(journal.expire(1e12)).rows == 50
+    assert len(export.read_text().splitlines()) == 51
+    journal.close()
+
+
+def test_a_journal_that_is_deleted_while_in_use_takes_no_more_writes(tmp_path):
+    journal = Journal.open(tmp_path, limits=Limits())
+    (tmp_path / "journal.sqlite3").rename(tmp_path / "moved")
+    _, errors = write(journal, ["1"])
+    assert "no such file" in errors[0]
+    (tmp_path / "journal.sqlite3").touch()
+    _, errors = write(journal, ["1"])
+    assert "replaced while in use; restart the instance" in errors[0]
+    (tmp_path / "moved").replace(tmp_path / "journal.sqlite3")
+    _, errors = write(journal, ["1"])
+    assert not errors
+    journal.close()

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Opening a journal: who may, and what is said where it cannot be."""
+
+import asyncio
+import os
+import pwd
+import sqlite3
+import stat
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.journal.files import APPLICATION_ID, MIGRATIONS
+from consumer_framework.core.errors import JournalError
+from consumer_framework.testing import make_delivery
+
+HOLDER = """
+import sys
+from pathlib import Path
+from consumer_framework.adapters.journal import Journal, Limits
+journal = Journal.open(Path(sys.argv[1]), limits=Limits(), instance="robosignatory")
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def open_journal(directory, **limits):
+    return Journal.open(directory, limits=Limits(**limits))
+
+
+def refusal(directory):
+    with pytest.raises(JournalError) as error:
+        open_journal(directory).close()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def database(tmp_path):
+    return tmp_path / "journal.sqlite3"
+
+
+def test_a_missing_directory_is_named_with_what_to_do(tmp_path):
+    message = refusal(tmp_path / "none")
+    assert str(tmp_path / "none") in message
+    assert "no such file or directory" in message
+    assert "--state-dir" in message
+
+
+def test_a_directory_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    assert "not a directory" in refusal(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_directory_of_somebody_else_is_named_with_what_to_do(tmp_path):
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    nobody = pwd.getpwnam("nobody")
+    code = HOLDER.replace("journal =", f"import os; os.seteuid({nobody.pw_uid})\njournal =")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "permission denied; make it writable for this user" in ended.stderr
+
+
+def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path, database):
+    database.write_text("Dear diary, today " * 100)
+    message = refusal(tmp_path)
+    assert str(database) in message
+    assert "not a database; move the file away" in message
+    assert database.read_text().startswith("Dear diary")
+
+
+def test_a_database_of_another_program_is_named_and_left_alone(tmp_path, database):
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+        connection.commit()
+    assert "no journal" in refusal(tmp_path)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
+
+
+def test_a_journal_of_a_newer_version_is_refused_for_writing_and_reading(tmp_path, database):
+    open_journal(tmp_path).close()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    assert "newer version (schema 99" in refusal(tmp_path)
+    with pytest.raises(JournalError, match="newer version"):
+        Journal.read(tmp_path)
+
+
+def test_a_refused_journal_can_be_opened_once_its_fault_is_mended(tmp_path, database):
+    database.write_text("no database " * 100)
+    refusal(tmp_path)
+    database.unlink()
+    open_journal(tmp_path).close()
+
+
+def test_the_file_says_what_it_is_and_which_version(tmp_path, database):
+    open_journal(tmp_path).close()
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(tmp_path, database, monkeypatch):
+    broken = (*MIGRATIONS, "CREATE TABLE news (a); INSERT INTO nowhere VALUES (1);")
+    open_journal(tmp_path).close()
+    monkeypatch.setattr("consumer_framework.adapters.journal.files.MIGRATIONS", broken)
+    assert "nowhere" in refusal(tmp_path)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert not connection.execute("SELECT * FROM sqlite_schema WHERE name='news'").fetchall()
+
+
+def test_an_older_journal_is_brought_up_to_date_with_its_rows(tmp_path, monkeypatch):
+    journal = open_journal(tmp_path)
+    asyncio.run(journal.defer(make_delivery(), 1.0))
+    journal.close()
+    newer = (*MIGRATIONS, "CREATE TABLE news (a);")
+    monkeypatch.setattr("consumer_framework.adapters.journal.files.MIGRATIONS", newer)
+    with pytest.raises(JournalError, match="older version; start the instance once"):
+        Journal.read(tmp_path)
+    journal = open_journal(tmp_path)
+    assert journal.next_due() == 1.0
+    journal.close()
+    Journal.read(tmp_path).close()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_told_who_has_the_journal(tmp_path, holder):
+    message = refusal(tmp_path)
+    assert f"in use by process {holder.pid} (instance robosignatory)" in message
+    assert "stop that first" in message
+
+
+def test_a_holder_that_is_killed_lets_go(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    open_journal(tmp_path).close()
+
+
+def test_the_journal_is_read_while_another_process_writes_it(tmp_path, holder):
+    reader = Journal.read(tmp_path)
+    assert reader.rows(state=None) == []
+    reader.close()
+    assert holder.poll() is None
+
+
+def test_one_process_cannot_open_it_twice_either(tmp_path):
+    journal = open_journal(tmp_path)
+    assert f"process {os.getpid()}" in refusal(tmp_path)
+    journal.close()
+
+
+def test_reading_where_nothing_ran_says_so(tmp_path):
+    with pytest.raises(JournalError, match="there is no journal"):
+        Journal.read(tmp_path)
+    with pytest.raises(JournalError, match="no such directory"):
+        Journal.read(tmp_path / "none")
+
+
+def test_a_reader_cannot_write(tmp_path):
+    open_journal(tmp_path).close()
+    reader = Journal.read(tmp_path)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader._connection.execute("DELETE FROM messages")
+    reader.close()
+
+
+def test_nobody_else_reads_the_messages(tmp_path):
+    journal = open_journal(tmp_path)
+    asyncio.run(journal.defer(make_delivery(), 1.0))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+    journal.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give the directory away")
+def test_what_root_makes_belongs_to_the_instance(tmp_path):
+    os.chown(tmp_path, 1234, 1234)
+    journal = open_journal(tmp_path)
+    asyncio.run(journal.defer(make_delivery(), 1.0))
+    assert {file.stat().st_uid for file in tmp_path.iterdir()} == {1234}
+    journal.close()
+
+
+def test_a_closed_journal_leaves_one_file_of_messages(tmp_path):
+    journal = open_journal(tmp_path)
+    asyncio.run(journal.defer(make_delivery(), 1.0))
+    journal.close()
+    journal.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"journal.sqlite3", "journal.lock"}
+
+
+def test_a_journal_whose_tables_are_broken_is_refused_and_let_go(tmp_path, database):
+    open_journal(tmp_path).close()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("DROP TABLE messages")
+    assert "no such table" in refusal(tmp_path)
+    assert "no such table" in refusal(tmp_path)

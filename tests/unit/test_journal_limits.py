@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the journal gives up, when, and where it is afterwards."""
+
+import asyncio
+import json
+from base64 import b64decode
+from dataclasses import replace
+
+import pytest
+
+from consumer_framework.adapters.journal import Expired, Journal, Limits
+from consumer_framework.core.attempt import Attempt, History
+from consumer_framework.core.errors import JournalError
+from consumer_framework.testing import make_delivery
+
+FAILED = History((Attempt(1.5, "ValueError", "no", "Traceback ...", "ValueError in f"),), crashes=1)
+
+
+class Time:
+    """A clock for rows."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Time()
+
+
+@pytest.fixture
+def opened(tmp_path, clock):
+    """Opens journals with limits."""
+    journals = []
+
+    def open_journal(**limits):
+        journals.append(Journal.open(tmp_path, limits=Limits(**limits), now=clock))
+        return journals[-1]
+
+    yield open_journal
+    for journal in journals:
+        journal.close()
+
+
+def run(*writes):
+    async def in_order():
+        return [await write for write in writes]
+
+    return asyncio.run(in_order())
+
+
+def quarantine(journal, *ids, body=b"0123456789"):
+    for message_id in ids:
+        delivery = replace(make_delivery(message_id=message_id, body=body), history=FAILED)
+        run(journal.quarantine(delivery, "spent"))
+
+
+def kept(journal):
+    return [row.message_id for row in journal.rows(state=None)]
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+
+
+# Age.
+
+
+def test_what_is_quarantined_for_too_long_expires_into_a_file(opened, clock, tmp_path):
+    journal = opened(max_age=100.0)
+    quarantine(journal, "old", body=b'{"a": 1}')
+    clock.now = 1050.0
+    quarantine(journal, "young")
+    assert run(journal.expire(1099.9)) == [Expired(0, tmp_path / "expired.jsonl")]
+    assert not (tmp_path / "expired.jsonl").exists()
+    assert run(journal.expire(1100.0, tmp_path / "out")) == [Expired(1, tmp_path / "out")]
+    assert kept(journal) == ["young"]
+    (line,) = lines(tmp_path / "out")
+    assert (line["id"], line["body"]) == ("old", {"a": 1})
+    assert line["quarantine"]["reason"] == "spent"
+    assert line["quarantine"]["attempts"] == [
+        {"at": 1.5, "error": "ValueError", "message": "no", "traceback": "Traceback ..."}
+    ]
+
+
+def test_what_expires_later_is_appended(opened, clock, tmp_path):
+    journal = opened(max_age=1.0)
+    for number in range(3):
+        quarantine(journal, str(number))
+        clock.now += 10
+        run(journal.expire(clock.now))
+    assert [line["id"] for line in lines(tmp_path / "expired.jsonl")] == ["0", "1", "2"]
+
+
+def test_a_half_line_left_by_a_crash_spoils_no_other(opened, clock, tmp_path):
+    journal = opened(max_age=1.0)
+    quarantine(journal, "1")
+    (tmp_path / "expired.jsonl").write_text('{"half": ')
+    run(journal.expire(2000.0))
+    half, whole, end = (tmp_path / "expired.jsonl").read_text().split("\n")
+    assert (half, json.loads(whole)["id"], end) == ('{"half": ', "1", "")
+
+
+def test_deferred_and_claimed_messages_never_expire(opened):
+    journal = opened(max_age=1.0)
+    run(journal.defer(make_delivery(message_id="deferred"), 1.0))
+    quarantine(journal, "claimed")
+    run(journal.claim(2))
+    assert run(journal.expire(1e12))[0].rows == 0
+    assert kept(journal) == ["deferred", "claimed"]
+
+
+def test_without_a_limit_nothing_expires(opened):
+    journal = opened()
+    quarantine(journal, "1")
+    assert run(journal.expire(1e12))[0].rows == 0
+
+
+def test_a_failed_replay_makes_a_message_young_again(opened, clock):
+    journal = opened(max_age=100.0)
+    quarantine(journal, "1")
+    clock.now = 1090.0
+    run(journal.claim(1), journal.release(1))
+    assert run(journal.expire(1110.0))[0].rows == 0
+
+
+def test_more_than_one_portion_expires_and_the_originals_of_edited_messages_too(opened, tmp_path):
+    journal = opened(max_age=1.0)
+
+    async def burst():
+        deliveries = [make_delivery(message_id=str(n), body=b"not json") for n in range(1200)]
+        await asyncio.gather(*(journal.quarantine(delivery, "") for delivery in deliveries))
+        await journal.supersede(1, b"edited")
+
+    asyncio.run(burst())
+    assert run(journal.expire(1e12))[0].rows == 1200
+    assert kept(journal) == []
+    bodies = [b64decode(line["body_base64"]) for line in lines(tmp_path / "expired.jsonl")]
+    assert sorted(bodies) == [b"edited", *[b"not json"] * 1200]
+
+
+def test_where_expired_messages_cannot_be_exported_they_stay(opened, tmp_path):
+    journal = opened(max_age=1.0, max_bytes=10)
+    quarantine(journal, "1")
+    (tmp_path / "expired.jsonl").mkdir()
+    with pytest.raises(JournalError, match=r"expired\.jsonl: is a directory"):
+        run(journal.expire(1e12))
+    with pytest.raises(JournalError, match=r"expired\.jsonl: is a directory"):
+        quarantine(journal, "2")
+    assert kept(journal) == ["1"]
+    (tmp_path / "expired.jsonl").rmdir()
+    quarantine(journal, "2")
+    assert kept(journal) == ["2"]
+
+
+# Size.
+
+
+def test_the_oldest_quarantined_messages_make_room(opened, tmp_path):
+    journal = opened(max_bytes=30)
+    quarantine(journal, "1", "2", "3", "4", "5")
+    assert kept(journal) == ["3", "4", "5"]
+    assert [line["id"] for line in lines(tmp_path / "expired.jsonl")] == ["1", "2"]
+    assert journal.stats().bytes == 30
+
+
+def test_deferred_messages_make_room_as_well_as_they_take_it(opened):
+    journal = opened(max_bytes=30)
+    quarantine(journal, "1", "2", "3")
+    run(journal.defer(make_delivery(message_id="deferred", body=b"x" * 15), 1.0))
+    assert kept(journal) == ["3", "deferred"]
+
+
+def test_what_is_full_of_deferred_messages_takes_no_more_and_loses_none(opened):
+    journal = opened(max_bytes=30)
+    for number in range(3):
+        run(journal.defer(make_delivery(message_id=str(number), body=b"x" * 10), 1.0))
+    with pytest.raises(JournalError, match=r"full \(30 bytes of 30\) of messages that are def"):
+        quarantine(journal, "3")
+    assert kept(journal) == ["0", "1", "2"]
+    run(journal.remove(1))
+    quarantine(journal, "3")
+    assert kept(journal) == ["1", "2", "3"]
+
+
+def test_a_message_that_is_there_already_needs_no_room(opened):
+    journal = opened(max_bytes=10)
+    quarantine(journal, "1")
+    quarantine(journal, "1")
+    run(journal.defer(make_delivery(message_id="1", body=b"0123456789"), 1.0))
+    assert kept(journal) == ["1"]
+
+
+def test_a_message_larger_than_the_limit_is_kept_alone_rather_than_block_the_queue(opened):
+    journal = opened(max_bytes=5)
+    quarantine(journal, "1")
+    quarantine(journal, "2")
+    assert kept(journal) == ["2"]
+
+
+def test_an_edit_never_pushes_out_its_own_original(opened):
+    journal = opened(max_bytes=25)
+    quarantine(journal, "1", "2")
+    (child,) = run(journal.supersede(2, b"x" * 10))
+    assert [(row.id, row.state) for row in journal.rows(state=None)] == [
+        (2, "superseded"),
+        (child, "quarantined"),
+    ]
+
+
+def test_a_burst_into_a_full_journal_takes_a_handful_of_commits(opened, tmp_path):
+    journal = opened(max_bytes=100_000)
+
+    async def burst():
+        deliveries = [make_delivery(message_id=str(n), body=b"x" * 1000) for n in range(1000)]
+        await asyncio.gather(*(journal.quarantine(delivery, "") for delivery in deliveries))
+
+    asyncio.run(burst())
+    assert journal.commits <= 10
+    expired = {line["id"] for line in lines(tmp_path / "expired.jsonl")}
+    assert expired | set(kept(journal)) == {str(n) for n in range(1000)}
+
+
+def test_an_edit_that_finds_no_room_leaves_its_original_as_it_was(opened):
+    journal = opened(max_bytes=30)
+    run(journal.defer(make_delivery(message_id="1", body=b"x" * 20), 1.0))
+    quarantine(journal, "2")
+    with pytest.raises(JournalError, match="full"):
+        run(journal.supersede(2, b"x" * 20))
+    assert [row.id for row in journal.rows()] == [2]
+    assert run(journal.claim(2)) == [True]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From settings, written in a file and in a class, to what decides."""
+
+import pytest
+
+from consumer_framework import Recovery
+from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.recovery import OnExhausted, Policy, Then
+from consumer_framework.host.policy import policy_of
+
+
+def policy(written, own=None):
+    made, _ = policy_of(recovery(written), recovery(own or {}), "a.toml", "a:Class")
+    return made
+
+
+def recovery(table):
+    return Recovery.model_validate(table)
+
+
+def rule(then, *exceptions):
+    return {"exceptions": list(exceptions), "then": then}
+
+
+def test_without_settings_the_defaults_decide():
+    assert policy({}) == Policy()
+
+
+@pytest.mark.parametrize(
+    ("written", "field", "value"),
+    [
+        ({"immediate": 0}, "schedule", (10.0, 60.0, 300.0)),
+        ({"immediate": 3, "delays": []}, "schedule", (0.0, 0.0, 0.0)),
+        ({"delays": ["1s", 2]}, "schedule", (0.0, 1.0, 2.0)),
+        ({"ack_timeout": "1h"}, "hold_ceiling", 1800.0),
+        ({"on_exhausted": "drop"}, "on_exhausted", OnExhausted.DROP),
+        ({"crash_attempts": 5}, "crash_attempts", 5),
+        ({"breaker": {"probe": ["7s", "1m"]}}, "dependency", 7.0),
+    ],
+)
+def test_each_setting_has_its_part(written, field, value):
+    assert getattr(policy(written), field) == value
+
+
+def test_the_files_word_stands_before_the_classs_and_its_rules_come_first():
+    own = {"immediate": 0, "delays": ["5s"], "rules": [rule("drop", "KeyError")]}
+    written = {"delays": ["9s"], "rules": [rule("retry", "json.JSONDecodeError")]}
+    made = policy(written, own)
+    assert made.schedule == (9.0,)
+    assert [r.then for r in made.rules] == [Then.RETRY, Then.DROP]
+    assert [r.source.partition(":")[0] for r in made.rules] == ["a.toml", "a"]
+
+
+def test_a_class_may_name_the_exceptions_themselves():
+    made = policy({}, {"rules": [{"exceptions": [KeyError], "then": "drop"}]})
+    assert made.rules[0].exceptions == (KeyError,)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("NoSuchError", "cannot be imported"),
+        ("no.such.package.Error", "cannot be imported"),
+        ("json.NoSuchError", "cannot be imported"),
+        ("", "cannot be imported|is no exception"),
+        ("json.loads", "is no exception"),
+        ("int", "is no exception"),
+    ],
+)
+def test_what_is_no_exception_is_refused_with_its_path(name, what):
+    with pytest.raises(ConfigurationError, match=what) as raised:
+        policy({"rules": [rule("drop", "KeyError"), rule("drop", name)]})
+    (problem,) = raised.value.problems
+    assert problem.path == "consumer_config.framework.recovery.rules[1].exceptions"

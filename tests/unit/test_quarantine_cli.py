@@ -1,0 +1,615 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an operator types, on the journal of an instance that is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pika
+import pytest
+from click.testing import CliRunner
+from fedora_messaging import message as upstream
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.cli import main
+from consumer_framework.cli import options as cli_options
+from consumer_framework.core.attempt import Attempt, History, attempt_of
+from consumer_framework.testing import make_delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from click.testing import Result
+
+    from consumer_framework.core.delivery import Delivery
+
+FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
+TOPIC = "org.fedoraproject.prod.bodhi.update.comment"
+CAUSE = "ValueError in toddlers/comments.py:process"
+OTHER_CAUSE = "KeyError in toddlers/builds.py:process"
+HEADERS = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
+
+HANDLER = """
+import os, pathlib
+from fedora_messaging.exceptions import Drop, HaltConsumer
+here = pathlib.Path(__file__).parent
+def handler(message):
+    with open(here / "seen", "a") as seen:
+        seen.write(f"{message.id} {message.body['n']}\\n")
+    if message.body["n"] == "poison" and not (here / "mended").exists():
+        raise RuntimeError("still broken")
+    if message.body["n"] == "halt":
+        raise HaltConsumer(3, "enough", requeue=True)
+    if message.body["n"] == "drop":
+        raise Drop("unwanted")
+"""
+
+
+def words_of(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else ""
+
+
+def failures(count: int, cause: str = CAUSE, message: str = "no such package") -> History:
+    error = cause.partition(" ")[0]
+    attempts = (
+        Attempt(1000.0 * n, error, message, f"Traceback of {error}\n  number {n}\n", cause)
+        for n in range(1, count + 1)
+    )
+    return History(tuple(attempts))
+
+
+def a_delivery(number: int = 1, body: Any = None, **more: Any) -> Delivery:
+    raw = body if isinstance(body, bytes) else json.dumps(body or {"n": number}).encode()
+    properties = pika.BasicProperties(
+        content_type="application/json",
+        content_encoding=more.pop("content_encoding", "utf-8"),
+        message_id=f"id-{number}",
+        headers=HEADERS,
+    )
+    made = make_delivery(queue="sample", routing_key=more.pop("routing_key", TOPIC), body=raw)
+    received = {"received_at": time.time() - 7200, "history": failures(2), **more}
+    return replace(made, properties=properties, **received)
+
+
+@dataclass
+class Operator:
+    """Runs ``fm-consumer`` on the journal in ``directory/state``."""
+
+    directory: Path
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def instance(self) -> list[str]:
+        conf = self.directory / "sample.toml"
+        return ["--conf", str(conf), "--state-dir", str(self.state)]
+
+    def does(self, verb: str, *words: str, **more: Any) -> Result:
+        """Run a command in this process."""
+        command = ["quarantine", verb, *self.instance, *words]
+        return CliRunner().invoke(main, command, **more, catch_exceptions=False)
+
+    def shows(self, verb: str, *words: str, **more: Any) -> Any:
+        """Run a command with --json and return the document."""
+        result = self.does(verb, *words, "--json", **more)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    def runs(self, verb: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in a process of its own, for it may run the reactor."""
+        command = [str(FM_CONSUMER), "quarantine", verb, *self.instance, *words]
+        environment = {**os.environ, "PYTHONPATH": str(self.directory), **environment}
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=60
+        )
+
+    def keeps(self, *writes: Callable[[Journal], Awaitable[Any]]) -> None:
+        """Write to the journal, as an instance does."""
+        self.state.mkdir(exist_ok=True)
+        journal = Journal.open(self.state, limits=Limits())
+
+        async def in_order() -> None:
+            for write in writes:
+                await write(journal)
+
+        asyncio.run(in_order())
+        journal.close()
+
+    def quarantines(self, *deliveries: Delivery, reason: str = "ValueError: no (2 attempts)"):
+        self.keeps(*(lambda j, d=delivery: j.quarantine(d, reason) for delivery in deliveries))
+
+    def rows(self, state: str = "any") -> dict[int, str]:
+        return {row["id"]: row["state"] for row in self.shows("list", "--rows", "--state", state)}
+
+    def seen(self) -> list[str]:
+        file = self.directory / "seen"
+        return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.fixture
+def operator(tmp_path):
+    module = f"handlers_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(HANDLER)
+    (tmp_path / "sample.toml").write_text(f'callback = "{module}:handler"\n')
+    return Operator(tmp_path)
+
+
+@pytest.fixture
+def three(operator):
+    """Two messages of one cause, and one of another."""
+    other = a_delivery(3, history=failures(5, OTHER_CAUSE, "'package'"), routing_key="org.build")
+    operator.quarantines(a_delivery(1), a_delivery(2), other)
+    return operator
+
+
+# list
+
+
+def test_list_groups_by_cause_and_names_a_row_of_each(three):
+    lines = three.does("list").stdout.splitlines()
+    assert lines[0].split() == ["COUNT", "ROW", "AGE", "ATTEMPTS", "TOPIC", "ERROR"]
+    assert lines[1].split()[:2] == ["2", "1"]
+    assert lines[1].endswith(f"{TOPIC}  ValueError: no such package")
+    assert lines[2].strip() == CAUSE
+    assert lines[3].split()[:2] == ["1", "3"]
+    assert lines[4].strip() == OTHER_CAUSE
+    assert "3 messages, 2 causes" in lines[6]
+
+
+def test_list_rows_has_a_line_for_each_message(three):
+    lines = three.does("list", "--rows").stdout.splitlines()
+    titles = ["ROW", "AGE", "ATTEMPTS", "TOPIC", "FINGERPRINT", "ERROR"]
+    assert lines[0].split() == titles
+    assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
+    assert lines[3].split()[2:4] == ["5", "org.build"]
+    assert " ".join(lines[3].split()).endswith(f"{OTHER_CAUSE} 'package'")
+
+
+def test_list_says_so_when_nothing_is_quarantined(operator):
+    operator.quarantines()
+    assert operator.does("list").stdout == "nothing is quarantined\n"
+    assert operator.does("list", "--rows").stdout == "nothing is quarantined\n"
+    assert operator.does("list", "--state", "deferred").stdout == "nothing is deferred\n"
+    assert operator.shows("list") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--topic", "*.bodhi.*"], [1, 2]),
+        (["--topic", "nothing.*"], []),
+        (["--fingerprint", "builds.py"], [3]),
+        (["--queue", "sample"], [1, 2, 3]),
+        (["--queue", "other"], []),
+        (["--limit", "2"], [1, 2]),
+        (["--state", "deferred"], [4]),
+        (["--state", "any"], [1, 2, 3, 4]),
+    ],
+    ids=words_of,
+)
+def test_list_filters(three, words, expected):
+    three.keeps(lambda journal: journal.defer(a_delivery(4), time.time() + 60))
+    assert [row["id"] for row in three.shows("list", *words)] == expected
+
+
+def test_a_list_that_was_cut_says_that_there_is_more(three):
+    assert "2 messages; there are more" in three.does("list", "--limit", "2").stdout
+    assert "more" not in three.does("list", "--limit", "3").stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--rows"]], ids=["groups", "rows"])
+def test_no_line_of_a_table_is_wider_than_the_terminal(three, words):
+    long = a_delivery(4, history=failures(1, CAUSE, "x" * 300), routing_key="org." + "y" * 100)
+    three.quarantines(long)
+    lines = three.does("list", *words, env={"COLUMNS": "80"}).stdout.splitlines()
+    table = lines[: lines.index("")]
+    assert max(map(len, table)) <= 80
+    assert any("…" in line for line in table)
+    unlimited = three.does("list", "--rows").stdout
+    assert "x" * 300 in unlimited
+
+
+def test_what_a_publisher_wrote_does_nothing_to_the_terminal(operator):
+    evil = a_delivery(1, {"n": "\x9b31m \u202e"}, routing_key="org.\x1b]0;title\x07")
+    operator.quarantines(replace(evil, history=failures(1, CAUSE, "\x1b[2J")))
+    for words in (["list"], ["list", "--rows"], ["show", "1"]):
+        shown = operator.does(*words).stdout
+        assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    assert "\\x1b]0;title\\x07" in shown
+
+
+def test_colours_are_for_terminals_and_no_color_turns_them_off(three):
+    assert "\x1b[" not in three.does("list").stdout
+    assert "\x1b[1m" in three.does("list", color=True).stdout
+    assert "\x1b[" not in three.does("list", color=True, env={"NO_COLOR": "1"}).stdout
+
+
+# show
+
+
+def test_show_prints_the_message_and_every_attempt_with_its_time(operator):
+    error = attempt_of(ValueError("first line\nsecond line"), 0.0)
+    history = History((*failures(2).attempts, error, error))
+    operator.quarantines(a_delivery(1, {"n": 1, "who": "jürgen"}, history=history))
+    shown = operator.does("show", "1").stdout
+    for text in (TOPIC, "id-1", "sample", "amq.topic", "fedora_messaging_severity  20"):
+        assert text in shown
+    assert '    "who": "jürgen"\n' in shown
+    assert "Traceback of ValueError\n    number 1\n" in shown
+    assert "Attempt 1 of 4, 1970-01-01" in shown
+    assert "ValueError: first line\n  second line\n" in shown
+    assert "Attempt 4 of 4" in shown
+    assert ": the traceback of attempt 3\n" in shown
+    assert shown.count("second line") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"plain text", "  plain text\n"),
+        (b"\xff\x00\x01", "  000000  ff 00 01"),
+        (b"[" * 100_000, "bytes more"),
+        (b"", "Body (0 bytes, not JSON)"),
+    ],
+    ids=["text", "bytes", "deep", "empty"],
+)
+def test_show_prints_a_body_that_is_no_json_safely(operator, body, expected):
+    operator.quarantines(a_delivery(1, body))
+    result = operator.does("show", "1")
+    assert result.exit_code == 0
+    assert expected in result.stdout
+    assert len(result.stdout) < 10_000
+
+
+def test_show_prints_a_message_of_a_lying_encoding(operator):
+    operator.quarantines(a_delivery(1, content_encoding="klingon"))
+    assert '  {"n": 1}\n' in operator.does("show", "1").stdout
+
+
+def test_show_as_json_has_everything(operator):
+    operator.quarantines(a_delivery(1, {"n": 1}))
+    shown = operator.shows("show", "1")
+    assert shown["message"]["body"] == {"n": 1}
+    assert shown["properties"]["headers"] == HEADERS
+    assert [failure["at"] for failure in shown["failures"]] == [1000.0, 2000.0]
+    assert shown["state"] == "quarantined"
+
+
+# What goes wrong: one line, a cure, no traceback.
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["show", "99"], "there is no row 99"),
+        (["show", "x"], "'x' is no row"),
+        (["drop", "1", "99"], "there is no row 99"),
+        (["drop"], "say which"),
+        (["drop", "1", "--all"], "say which"),
+        (["drop", "--fingerprint", "nothing"], "nothing quarantined has the fingerprint"),
+        (["drop", "--fingerprint", "process"], "'process' is in 2 fingerprints"),
+        (["replay", "99"], "there is no row 99"),
+        (["replay", "--all", "--edit"], "--edit takes one ROW"),
+        (["export", "99"], "there is no row 99"),
+    ],
+    ids=words_of,
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(three, words, line):
+    result = three.does(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fm-consumer: ")
+    assert line in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert three.rows() == dict.fromkeys([1, 2, 3], "quarantined")
+
+
+def test_an_instance_must_be_named(operator):
+    result = CliRunner().invoke(main, ["quarantine", "list"])
+    assert result.exit_code == 2
+    assert "name an INSTANCE" in result.stderr
+
+
+def test_a_name_that_no_instance_can_have_is_one_line(operator):
+    result = CliRunner().invoke(main, ["quarantine", "list", "no/such"])
+    assert result.exit_code == 78
+    assert result.stderr.count("\n") == 1
+    assert "'no/such' is no instance name" in result.stderr
+
+
+def test_an_unknown_instance_is_told_with_those_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_options, "CONFIGURATION_DIRECTORY", tmp_path)
+    (tmp_path / "toddlers.toml").touch()
+    command = ["quarantine", "list", "todlers", "--state-dir", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 78
+    assert "there is no instance 'todlers'" in result.stderr
+    assert "the instances here are toddlers" in result.stderr
+
+
+def test_the_name_of_an_instance_is_enough(three, monkeypatch):
+    monkeypatch.setattr(cli_options, "CONFIGURATION_DIRECTORY", three.directory)
+    monkeypatch.setenv("STATE_DIRECTORY", str(three.state))
+    command = ["quarantine", "show", "sample", "3"]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "org.build" in result.stdout
+    assert "fm-consumer quarantine replay sample 3" in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["list", "stats", "export"])
+def test_an_instance_that_never_ran_is_told_in_one_line(operator, verb):
+    result = operator.does(verb)
+    assert result.exit_code == 78
+    assert result.stderr.count("\n") == 1
+    assert "there is no journal" in result.stderr
+
+
+def test_a_file_that_is_no_journal_is_told_in_one_line(operator):
+    operator.state.mkdir()
+    (operator.state / "journal.sqlite3").write_text("not a database, but long enough to be one")
+    result = operator.does("list")
+    assert result.exit_code == 78
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="must be root to become somebody else")
+def test_a_journal_that_may_not_be_read_is_told_with_a_cure(three):
+    three.state.chmod(0o700)
+    command = [str(FM_CONSUMER), "quarantine", "list", *three.instance]
+    # Nobody may not write where the coverage of the tests is measured, and would say so.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
+    result = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "Permission denied" in result.stderr or "execute" in result.stderr:
+        pytest.skip("nobody may not run the command from where it is installed")
+    assert result.returncode == 78
+    assert "use sudo" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# drop
+
+
+def test_drop_asks_first_and_no_means_no(three):
+    result = three.does("drop", "1", input="n\n")
+    assert result.exit_code == 1
+    assert "Lose 1 message of sample for ever?" in result.stderr
+    assert three.rows() == dict.fromkeys([1, 2, 3], "quarantined")
+
+
+def test_drop_loses_what_it_names_and_nothing_else(three):
+    assert three.does("drop", "1", input="y\n").stdout == "1 message dropped\n"
+    assert list(three.rows()) == [2, 3]
+    assert three.shows("drop", "--fingerprint", "KeyError", "--yes") == {"dropped": [3], "kept": []}
+    assert three.does("drop", "--all", "--yes").exit_code == 0
+    assert three.rows() == {}
+    assert three.does("drop", "--all", "--yes").stdout == "nothing is quarantined\n"
+
+
+def test_drop_leaves_alone_what_a_replay_has(three):
+    journal = Journal.open(three.state, limits=Limits())
+    try:
+        assert asyncio.run(journal.claim(1))
+        result = three.does("drop", "1", "2", "--yes")
+    finally:
+        journal.close()
+    assert result.exit_code == 2
+    assert "row 1 is in a replay" in result.stderr
+
+
+def test_a_journal_that_another_process_has_open_is_told_in_one_line(three):
+    journal = Journal.open(three.state, instance="sample", limits=Limits())
+    try:
+        result = three.does("drop", "1", "--yes")
+    finally:
+        journal.close()
+    assert result.exit_code == 78
+    assert "in use by process" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# export and stats
+
+
+def test_an_export_can_be_read_by_fedora_messaging(three):
+    messages = list(upstream.loads(three.does("export").stdout))
+    assert [message.id for message in messages] == ["id-1", "id-2", "id-3"]
+    assert [message.body for message in messages] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    [only] = upstream.loads(three.does("export", "2").stdout)
+    assert only.topic == TOPIC
+
+
+def test_an_export_to_a_file_is_private_and_overwrites_nothing(three, tmp_path):
+    target = tmp_path / "out.jsonl"
+    result = three.does("export", "--fingerprint", "builds", "--output", str(target))
+    assert result.stderr == f"1 message written to {target}\n"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert json.loads(target.read_text())["id"] == "id-3"
+    again = three.does("export", "--output", str(target))
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+
+
+def test_stats_count(three):
+    three.keeps(lambda journal: journal.defer(a_delivery(4), time.time() + 3600))
+    shown = three.shows("stats")
+    assert (shown["quarantined"], shown["deferred"], shown["replaying"]) == (3, 1, 0)
+    assert shown["fingerprints"] == {CAUSE: 2, OTHER_CAUSE: 1}
+    assert shown["disk_bytes"] > shown["bytes"] > 0
+    text = three.does("stats").stdout
+    assert "deferred" in text
+    assert "the next one due in" in text
+    assert f"2  {CAUSE}" in text
+
+
+# replay, in this process
+
+
+def test_replay_of_a_stopped_instance_runs_its_handler(operator):
+    operator.quarantines(a_delivery(1), a_delivery(2))
+    result = operator.runs("replay", "--all")
+    assert result.stdout == "row 1 succeeded\nrow 2 succeeded\n2 of 2 succeeded\n"
+    assert (result.returncode, result.stderr) == (0, "")
+    assert operator.seen() == ["id-1 1", "id-2 2"]
+    assert operator.rows() == {}
+
+
+def test_what_fails_again_stays_with_one_more_attempt(operator):
+    operator.quarantines(a_delivery(1, {"n": "poison"}), a_delivery(2))
+    result = operator.runs("replay", "1", "2")
+    assert result.returncode == 1
+    assert "row 1 failed again: RuntimeError: still broken" in result.stdout
+    assert "1 of 2 succeeded" in result.stdout
+    shown = operator.shows("show", "1")
+    assert [failure["error"] for failure in shown["failures"]] == [
+        "ValueError",
+        "ValueError",
+        "RuntimeError",
+    ]
+    assert operator.rows() == {1: "quarantined"}
+
+
+def test_a_canary_is_one_message(operator):
+    operator.quarantines(*(a_delivery(n, {"n": "poison"}) for n in (1, 2, 3)))
+    assert operator.runs("replay", "--first", "1").returncode == 1
+    assert operator.seen() == ["id-1 poison"]
+    (operator.directory / "mended").touch()
+    assert operator.runs("replay", "--first", "1").returncode == 0
+    assert operator.runs("replay", "--all").returncode == 0
+    assert operator.rows() == {}
+
+
+def test_a_handler_that_halts_ends_the_replay_and_its_message_stays(operator):
+    operator.quarantines(a_delivery(1, {"n": "halt"}), a_delivery(2))
+    result = operator.runs("replay", "--all")
+    assert result.returncode == 1
+    assert "row 1 halted the instance: enough" in result.stdout
+    assert operator.rows() == {1: "quarantined", 2: "quarantined"}
+
+
+def test_a_handler_may_drop_a_replayed_message(operator):
+    operator.quarantines(a_delivery(1, {"n": "drop"}))
+    result = operator.runs("replay", "1", "--json")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"row": 1, "result": "reject", "reason": "unwanted"},
+        {"done": True, "rows": 1, "results": {"reject": 1}},
+    ]
+    assert operator.rows() == {}
+
+
+def test_a_handler_that_cannot_be_built_is_told_in_one_line_and_nothing_happens(operator):
+    operator.quarantines(a_delivery(1))
+    result = operator.runs("replay", "1", "--callback", "no.such:module")
+    assert result.returncode == 78
+    assert result.stderr.count("\n") == 1
+    file = operator.directory / "broken.py"
+    file.write_text("class C:\n  def __init__(self): 1 / 0\n  def __call__(self, m): pass\n")
+    result = operator.runs("replay", "1", "--callback-file", f"{file}:C")
+    assert result.returncode == 13
+    assert "cannot be set up: ZeroDivisionError" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert operator.rows() == {1: "quarantined"}
+
+
+def test_an_interrupted_replay_leaves_its_message_in_quarantine(operator):
+    operator.quarantines(a_delivery(1), a_delivery(2))
+    file = operator.directory / "slow.py"
+    file.write_text(
+        textwrap.dedent("""
+            import os, signal, time
+            def handler(message):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+        """)
+    )
+    result = operator.runs("replay", "--all", "--callback-file", f"{file}:handler")
+    assert result.returncode == 130
+    assert "2 messages left in quarantine" in result.stderr
+    assert operator.rows() == {1: "quarantined", 2: "quarantined"}
+
+
+# --edit
+
+
+def editor(operator: Operator, source: str) -> str:
+    """A program that edits the file it is given, with Python's `text` for what is in it."""
+    script = operator.directory / "editor.py"
+    script.write_text(
+        "import pathlib, sys\nfile = pathlib.Path(sys.argv[1])\n"
+        f"text = file.read_text()\n{source}\nfile.write_text(text)\n"
+    )
+    return f"{sys.executable} {script}"
+
+
+def test_an_edited_copy_stands_for_its_original_and_both_go_when_it_succeeds(operator):
+    operator.quarantines(a_delivery(1, {"n": "poison"}))
+    program = editor(operator, "text = text.replace('poison', 'food')")
+    result = operator.runs("replay", "1", "--edit", VISUAL=program)
+    assert result.stdout == "row 1, as edited, is row 2\nrow 2 succeeded\n"
+    assert operator.seen() == ["id-1 food"]
+    assert operator.rows() == {}
+
+
+def test_an_edited_copy_that_fails_stays_and_keeps_its_original(operator):
+    operator.quarantines(a_delivery(1, b"no JSON at all"))
+    program = editor(operator, """text = '{"n": "poison"}'""")
+    assert operator.runs("replay", "1", "--edit", VISUAL=program).returncode == 1
+    assert operator.rows() == {1: "superseded", 2: "quarantined"}
+    assert "edited from  row 1" in " ".join(operator.does("show", "2").stdout.split("      "))
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("pass", "nothing was edited"),
+        ("text = text + ' '", "the message is what it was"),
+        ("text = text.replace('{', '[')", "that is no JSON"),
+        ("text = '[1]'", "that is no JSON object"),
+    ],
+    ids=["untouched", "same", "invalid", "array"],
+)
+def test_an_edit_that_is_none_or_no_json_changes_nothing(operator, tmp_path, source, line):
+    operator.quarantines(a_delivery(1))
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    program = editor(operator, source)
+    result = operator.runs("replay", "1", "--edit", VISUAL=program, TMPDIR=str(folder))
+    assert result.returncode == 2
+    assert line in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert operator.rows() == {1: "quarantined"}
+    assert operator.seen() == []
+    # What cost the operator work is kept, and named.
+    assert all(str(file) in result.stderr for file in folder.iterdir())
+
+
+def test_a_message_that_no_edit_can_mend_is_not_edited(operator):
+    operator.quarantines(a_delivery(1, content_encoding="klingon"))
+    result = operator.runs("replay", "1", "--edit", VISUAL="false")
+    assert result.returncode == 2
+    assert "cannot be mended by an edit" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "replay", "drop", "export", "stats"])
+def test_every_help_text_has_an_example(verb):
+    text = CliRunner().invoke(main, ["quarantine", verb, "--help"]).stdout
+    assert "Examples:" in text
+    assert f"  fm-consumer quarantine {verb} sample" in text
+    assert "--json" in text
