@@ -7,7 +7,7 @@ The file format is fedora-messaging's. The framework's own settings are in
 
 from .author import is_config_type, known_keys, parse_consumer_config
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
-from .framework import BreakerSettings, Framework, Recovery, RuleSettings
+from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
 from .names import INSTANCE_NAME, instance_name_problem
 from .overrides import NO_OVERRIDES, Overrides, override
 from .parsing import parse
@@ -16,10 +16,12 @@ __all__ = [
     "INSTANCE_NAME",
     "NO_OVERRIDES",
     "TRANSIENT_QUEUE",
+    "Batch",
     "Binding",
     "BreakerSettings",
     "Framework",
     "Monitoring",
+    "Ordering",
     "Overrides",
     "Qos",
     "Queue",

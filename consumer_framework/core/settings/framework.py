@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import Enum
+from typing import Annotated, Self
 
-from pydantic import Field, StrictInt
+from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
 
 from consumer_framework.core.durations import Duration
+from consumer_framework.core.ordering import source_of
+from consumer_framework.core.rate import Rate
 from consumer_framework.core.recovery import OnExhausted, Then
 
 from .table import Table
@@ -62,9 +65,58 @@ class Recovery(Table):
         return self.model_copy(update=said)
 
 
+class Ordering(Enum):
+    """Which messages may overtake each other."""
+
+    NONE = "none"
+    KEY = "key"
+    STRICT = "strict"
+
+
+class Batch(Table):
+    """How many messages a batch handler gets at once, and how long it waits for them.
+
+    Args:
+        size: Messages, at the most.
+        seconds: How long the first one waits for the others.
+    """
+
+    size: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
+    seconds: Annotated[Duration, Field(gt=0)] = 1.0
+
+
+def _checked_source(text: str) -> str:
+    source_of(text)
+    return text
+
+
 class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
+    slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
+    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 50
+    ordering: Ordering = Ordering.NONE
+    ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
+    handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    batch: Batch | None = None
+    rate: Rate | None = None
+    burst: Annotated[StrictInt, Field(ge=1)] | None = None
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
     quarantine_max_bytes: Annotated[StrictInt, Field(ge=1)] = 1 << 30
     recovery: Recovery = Recovery()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.ordering_key is not None and self.ordering is not Ordering.KEY:
+            raise ValueError('ordering_key means something with ordering = "key" alone')
+        if self.burst is not None and self.rate is None:
+            raise ValueError("burst means something with rate alone")
+        if self.handler_timeout >= self.recovery.ack_timeout:
+            raise ValueError("handler_timeout must be shorter than recovery.ack_timeout")
+        return self
+
+    @property
+    def prefetch_count(self) -> int:
+        """How many messages the broker sends ahead, where the file does not say."""
+        at_once = self.slots * (self.batch.size if self.batch else 1)
+        return min(at_once + self.recovery.hold_slots + self.read_ahead, 65535)
