@@ -74,8 +74,11 @@ class Decoder(Protocol):
 class HandlerRunner(Protocol):
     """Runs the author's handler."""
 
-    async def run(self, message: Any) -> Outcome:
-        """Run the handler on *message*; whatever it raises comes back as a value."""
+    async def run(self, delivery: Delivery) -> Outcome:
+        """Decode *delivery* and run the handler on it, as soon as a slot is free.
+
+        Whatever is raised meanwhile comes back as a value.
+        """
         ...
 
 
@@ -104,6 +107,15 @@ class Journal(Protocol):
 
     def is_open(self, delivery: Delivery) -> bool:
         """Whether a row of this message waits, deferred or quarantined."""
+        ...
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether a message of *lane* waits that stands before *row*.
+
+        Args:
+            lane: Not "".
+            row: 0 for a message that has no row.
+        """
         ...
 
     def due(self, now: float, limit: int) -> list[Delivery]:
@@ -154,8 +166,8 @@ class Notifier(Protocol):
 class Recorder(Protocol):
     """Counts and logs what became of deliveries."""
 
-    def started(self, delivery: Delivery) -> None:
-        """A slot took *delivery*."""
+    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
+        """A slot was done with *delivery*; called once for each run."""
         ...
 
     def settled(
