@@ -73,6 +73,7 @@ FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "`[consumer_config.framework.recovery.breaker]`": settings.BreakerSettings,
     "`[[consumer_config.framework.recovery.rules]]`": settings.RuleSettings,
 }
+DERIVED = {(settings.Qos, "prefetch_count")}
 # The models have no number that is not a length of time.
 TOML_TYPES = {"object": "table", "number": "length of time"}
 
@@ -153,7 +154,8 @@ def expected_rows(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
         elif field.is_required():
             rows[name] = (kind, "required")
             continue
-        rows[name] = (kind, shown_default(default, kind, item_kind))
+        derived = (model, name) in DERIVED
+        rows[name] = (kind, "derived" if derived else shown_default(default, kind, item_kind))
     return rows
 
 
