@@ -105,7 +105,7 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
         policy, recovery = policy_of(settings.framework.recovery, own, source, target.name)
     except ConfigurationError as error:
         raise ConfigurationError(*error.problems, source=source) from error
-    return Plan(target.name, factory, policy, _fitting(recovery, settings.qos.prefetch_count))
+    return Plan(target.name, factory, policy, _fitting(recovery, settings.prefetch_count))
 
 
 def _fitting(recovery: Recovery, prefetch_count: int) -> Recovery:

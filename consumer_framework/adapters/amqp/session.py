@@ -286,9 +286,9 @@ class Session:
         self._subscriptions[name] = subscription
 
     async def _consume(self, subscription: Subscription) -> None:
-        qos = self._settings.qos
+        settings = self._settings
         await subscription.channel.basic_qos(
-            prefetch_size=qos.prefetch_size, prefetch_count=qos.prefetch_count
+            prefetch_size=settings.qos.prefetch_size, prefetch_count=settings.prefetch_count
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001

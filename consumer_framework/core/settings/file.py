@@ -43,10 +43,14 @@ class Binding(Table):
 
 
 class Qos(Table):
-    """How much the broker sends ahead, per queue."""
+    """How much the broker sends ahead, per queue.
+
+    Attributes:
+        prefetch_count: None where the file does not say; see :attr:`Settings.prefetch_count`.
+    """
 
     prefetch_size: _UInt32 = 0
-    prefetch_count: _UInt16 = 10
+    prefetch_count: _UInt16 | None = None
 
 
 class Tls(Table):
@@ -87,6 +91,12 @@ class Settings(Table):
     def framework(self) -> Framework:
         """The framework's own settings; checked when these were made."""
         return Framework.model_validate(self.consumer_config.get("framework", {}))
+
+    @property
+    def prefetch_count(self) -> int:
+        """How many messages the broker sends ahead, per queue: as written, or as slots need."""
+        written = self.qos.prefetch_count
+        return self.framework.prefetch_count if written is None else written
 
     def bindings_of(self, queue: str) -> list[Binding]:
         """The bindings of the queue that the configuration calls *queue*."""
