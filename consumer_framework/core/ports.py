@@ -7,6 +7,7 @@ Each port has one conformance suite, run against the real adapter and against th
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -78,6 +79,18 @@ class HandlerRunner(Protocol):
         """Decode *delivery* and run the handler on it, as soon as a slot is free.
 
         Whatever is raised meanwhile comes back as a value.
+        """
+        ...
+
+    def withdraw(self, received_before: float = math.inf) -> int:
+        """End the runs that no slot has begun with, as :class:`.Withdrawn`.
+
+        Args:
+            received_before: Those of deliveries that came before it alone, in seconds since the
+                epoch.
+
+        Returns:
+            How many that were.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,11 @@ class Executor:
         self._outstanding = 0
 
     @property
+    def is_busy(self) -> bool:
+        """Whether something runs, or could if a slot were free."""
+        return self._outstanding > 0
+
+    @property
     def running(self) -> tuple[Delivery, ...]:
         """The deliveries that are in the handler, longest first."""
         return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
@@ -104,16 +110,22 @@ class Executor:
             self._gather(delivery, waiter)
         return await waiter
 
-    def withdraw(self) -> int:
+    def withdraw(self, received_before: float = math.inf) -> int:
         """Let no slot begin with what none has begun with; returns how many deliveries that is."""
-        self._stop_gathering()
-        gathered, self._gathering = self._gathering, Job()
-        begun = [*self._threads.withdraw(), *self._tasks.withdraw()]
-        self._outstanding -= len(begun)
-        jobs = [gathered, *begun]
-        for job in jobs:
-            job.end([Withdrawn()] * len(job.waiters))
-        return sum(len(job.deliveries) for job in jobs)
+        withdrawn = 0
+        if self._gathering.is_older(received_before):
+            withdrawn += self._withdraw(self._gathered())
+        for job in [*self._threads.withdraw(), *self._tasks.withdraw()]:
+            self._outstanding -= 1
+            if job.is_older(received_before):
+                withdrawn += self._withdraw(job)
+            else:
+                self._submit(job)
+        return withdrawn
+
+    def _withdraw(self, job: Job) -> int:
+        job.end([Withdrawn()] * len(job.waiters))
+        return len(job.deliveries)
 
     async def teardown(self) -> None:
         """Run the handler's ``teardown``; what it raises is raised here."""
@@ -121,7 +133,7 @@ class Executor:
 
     def close(self) -> None:
         """End the threads that run nothing."""
-        self._stop_gathering()
+        self._gathered()
         if self._patrol is not None:
             self._patrol.cancel()
         self._threads.close()
@@ -170,11 +182,17 @@ class Executor:
 
     def _done_later(self, job: Job, task: asyncio.Task[Any], go_on: Callable[[], None]) -> None:
         del self._running[job]
-        result = [Failed(asyncio.CancelledError())] if task.cancelled() else task.result()
-        # Its thread waits, whatever the result is.
-        self._done(job, [result] * len(job.waiters) if result is SUCCEEDED else result, None, go_on)
+        if task.cancelled() or task.result() is not SUCCEEDED:
+            result = [Failed(asyncio.CancelledError())] if task.cancelled() else task.result()
+            self._done(job, result, None, go_on)
+        else:
+            self._outstanding -= 1
+            job.end(SUCCEEDED)
+            # Its thread waits, whatever the result is.
+            self._loop.call_soon(go_on)
 
     def _submit(self, job: Job) -> None:
+        """Let the next free slot run *job*."""
         self._outstanding += 1
         if self._patrol is None:
             self._patrol = self._loop.call_later(self._limits.timeout, self._look_at_deadlines)
@@ -184,20 +202,20 @@ class Executor:
         self._gathering.deliveries.append(delivery)
         self._gathering.waiters.append(waiter)
         if len(self._gathering.deliveries) >= self._limits.batch_size:
-            self._gathered()
+            self._submit(self._gathered())
         elif self._gather_timer is None:
             seconds = self._limits.batch_seconds
-            self._gather_timer = self._loop.call_later(seconds, self._gathered)
+            self._gather_timer = self._loop.call_later(
+                seconds, lambda: self._submit(self._gathered())
+            )
 
-    def _gathered(self) -> None:
-        self._stop_gathering()
-        job, self._gathering = self._gathering, Job()
-        self._submit(job)
-
-    def _stop_gathering(self) -> None:
+    def _gathered(self) -> Job:
+        """The batch so far; the next one begins."""
         timer, self._gather_timer = self._gather_timer, None
         if timer is not None:
             timer.cancel()
+        job, self._gathering = self._gathering, Job()
+        return job
 
     async def _call(self, function: Callable[[], Any] | None) -> None:
         """Run another function of the author's where the handler runs."""

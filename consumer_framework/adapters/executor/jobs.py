@@ -33,6 +33,10 @@ class Job:
     overdue: bool = False
     task: asyncio.Task[Any] | None = None
 
+    def is_older(self, moment: float) -> bool:
+        """Whether any of it was received before *moment*, in seconds since the epoch."""
+        return any(delivery.received_at < moment for delivery in self.deliveries)
+
     def end(self, result: Succeeded | list[Outcome]) -> None:
         """Tell whoever waits what came of it."""
         outcomes = result if isinstance(result, list) else [result] * len(self.waiters)
