@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
+    from .ordering import Blocker
 
 
 class Acknowledger(Protocol):
@@ -103,15 +104,24 @@ class Journal(Protocol):
     the same row again. A write has happened when its awaitable is done, and survives the loss
     of power then.
 
+    The rows of one lane are in the order in which they were first written. A row keeps the lane
+    that it was first written with. A deferred one never stays behind a quarantined one: whichever
+    of the two comes later, the follower is quarantined, with :func:`.ordering.behind` for its
+    reason and with its history.
+
     Every method raises :class:`.JournalError` where the disk does not take the write.
     """
 
     async def defer(self, delivery: Delivery, until: float) -> None:
-        """Keep *delivery*, history included, to run again at *until* seconds since the epoch."""
+        """Keep *delivery*, history included, to run again at *until* seconds since the epoch.
+
+        What waits behind a deferred row of its lane wants that one's time, so that it is due as
+        soon as that one is done with. Behind a quarantined one, it is quarantined instead.
+        """
         ...
 
     async def quarantine(self, delivery: Delivery, reason: str) -> None:
-        """Keep *delivery*, history included, for an operator."""
+        """Keep *delivery*, history included, for an operator, and so what is deferred behind it."""
         ...
 
     async def remove(self, row: int) -> None:
@@ -132,11 +142,26 @@ class Journal(Protocol):
         ...
 
     def due(self, now: float, limit: int) -> list[Delivery]:
-        """At most *limit* deferred messages whose time has come at *now*, the longest due first."""
+        """At most *limit* deferred messages whose time has come at *now*, the longest due first.
+
+        Of each lane only its first open row, if that is one of them.
+        """
         ...
 
     def next_due(self) -> float | None:
-        """When the next deferred message is due, in seconds since the epoch; None for never."""
+        """When :meth:`due` has the next one, in seconds since the epoch; None for never."""
+        ...
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether an open row of *lane* stands before *row*; for row 0 any one does.
+
+        Open is whatever is deferred, quarantined or in a replay. Quick where the lane has no rows,
+        for it is asked for every delivery; never True for lane "".
+        """
+        ...
+
+    def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
+        """The first open row of *lane*, None where none stands before *row*."""
         ...
 
 

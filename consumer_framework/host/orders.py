@@ -54,7 +54,7 @@ class Orders:
         for number in _numbers(request):
             delivery = self._journal.delivery(number)
             if delivery is None or not await self._journal.claim(number):
-                yield {"row": number, "result": "skipped", "reason": "not, or no longer, there"}
+                yield {"row": number, "result": "skipped", "reason": self._why_not(number)}
                 continue
             try:
                 disposition = await self._run(delivery)
@@ -67,6 +67,14 @@ class Orders:
             yield {"row": number, **_told(disposition)}
             if isinstance(disposition, Halt):
                 return
+
+    def _why_not(self, number: int) -> str:
+        """Why a row cannot be claimed."""
+        row = self._journal.row(number)
+        first = self._journal.blocked_by(row.lane, number) if row else None
+        if row is None or row.state != "quarantined" or first is None:
+            return "not, or no longer, there"
+        return f"behind row {first.row} of key {row.lane}: replay or drop that one first"
 
 
 def _numbers(request: dict[str, Any]) -> list[int]:
