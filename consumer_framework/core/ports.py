@@ -132,15 +132,6 @@ class Journal(Protocol):
         """Whether a row of this message waits, deferred or quarantined."""
         ...
 
-    def is_blocked(self, lane: str, row: int = 0) -> bool:
-        """Whether a message of *lane* waits that stands before *row*.
-
-        Args:
-            lane: Not "".
-            row: 0 for a message that has no row.
-        """
-        ...
-
     def due(self, now: float, limit: int) -> list[Delivery]:
         """At most *limit* deferred messages whose time has come at *now*, the longest due first.
 

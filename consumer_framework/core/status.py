@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 _SHOWN_QUEUES = 3
 
 
-def status_line(
-    state: State, broker: str, queues: Sequence[str], counts: Snapshot, trouble: str, running: int
+def status_line(  # noqa: PLR0913 -- each is one thing that the line says
+    state: State,
+    broker: str,
+    queues: Sequence[str],
+    counts: Snapshot,
+    trouble: str = "",
+    *,
+    running: int = 0,
 ) -> str:
     """Say in one line what an instance does.
 

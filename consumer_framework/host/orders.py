@@ -24,11 +24,18 @@ class Orders:
     Args:
         journal: The journal, open for writing.
         run: Runs one claimed row through the pipeline and returns what became of it.
+        changed: Called when rows are gone that others may have waited for.
     """
 
-    def __init__(self, journal: Journal, run: Callable[[Delivery], Awaitable[Disposition]]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        run: Callable[[Delivery], Awaitable[Disposition]],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._journal = journal
         self._run = run
+        self._changed = changed
         self.by_name = {"ping": self.ping, "drop": self.drop, "edit": self.edit}
         self.by_name["replay"] = self.replay
 
@@ -38,7 +45,9 @@ class Orders:
 
     async def drop(self, request: dict[str, Any]) -> Answers:
         """Lose the rows in ``rows``."""
-        yield {"dropped": await self._journal.drop(_numbers(request))}
+        dropped = await self._journal.drop(_numbers(request))
+        self._changed()
+        yield {"dropped": dropped}
 
     async def edit(self, request: dict[str, Any]) -> Answers:
         """Let a copy with the JSON in ``body`` stand for ``row``; its number, None for neither."""

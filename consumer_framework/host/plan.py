@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.executor import Limits
+from consumer_framework.core.settings import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from consumer_framework.core.handler import Handler
     from consumer_framework.core.recovery import Policy
-    from consumer_framework.core.settings import Framework
+    from consumer_framework.core.settings import Framework, Recovery, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Plan:
     factory: Callable[[], Handler]
     policy: Policy
     framework: Framework
-    prefetch_count: int
+    prefetch_count: int = 0
 
     @property
     def limits(self) -> Limits:
@@ -42,3 +43,28 @@ class Plan:
         if batch is None:
             return limits
         return Limits(limits.slots, limits.timeout, batch.size, batch.seconds)
+
+
+def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:
+    """Return *plan* with numbers that fit together.
+
+    Args:
+        plan: What is to be run.
+        settings: What the file says.
+        recovery: The recovery settings in force, those of the author's class included.
+    """
+    framework = plan.framework
+    # A batch that fails is held whole, to be tried again message by message.
+    batch = framework.batch.size if framework.batch else 0
+    wanted = max(recovery.hold_slots, batch)
+    holding = recovery.model_copy(update={"hold_slots": wanted})
+    framework = framework.model_copy(update={"recovery": holding})
+    written = settings.qos.prefetch_count
+    prefetch_count = framework.prefetch_count if written is None else written
+    if prefetch_count:
+        # What is held counts against it, and the slots need something to take.
+        room = max(prefetch_count - framework.at_once, 0)
+        holding = recovery.model_copy(update={"hold_slots": min(wanted, room)})
+        framework = framework.model_copy(update={"recovery": holding})
+    policy = replace(plan.policy, strict=framework.ordering is Ordering.STRICT)
+    return replace(plan, policy=policy, framework=framework, prefetch_count=prefetch_count)

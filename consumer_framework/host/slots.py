@@ -96,9 +96,7 @@ class Slots:
         self._intake = Intake(bucket, clock.monotonic)
         self._holds = Holds(framework.recovery.hold_slots)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
-        breaker = Breaker(
-            framework.recovery.breaker.consecutive, framework.recovery.breaker.probe
-        )
+        breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
         self._circuit = Circuit(breaker, self._scheduler, reactor, pause, resume)
         self._settler = Settler(
             acknowledger,

@@ -100,22 +100,25 @@ class Session:
     """Subscribes to every queue of *settings* on each new connection.
 
     Args:
-        settings: Queues, bindings, QoS; the URL and TLS are in fedora-messaging's configuration.
+        settings: Queues and bindings; the URL and TLS are in fedora-messaging's configuration.
+        prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
         channels: Gets every channel that deliveries come on.
         listener: Told of everything that happens.
         clock: Twisted's reactor, or a clock of a test's.
         snapshot: Returns the counts so far, for the monitoring server.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- runner.py puts it together, and nobody else
         self,
         settings: Settings,
+        prefetch_count: int,
         channels: Channels,
         listener: Listener,
         clock: Clock,
         snapshot: Callable[[], Snapshot],
     ) -> None:
         self._settings = settings
+        self._prefetch_count = prefetch_count
         self._channels = channels
         self._listener = listener
         self._clock = clock
@@ -286,9 +289,8 @@ class Session:
         self._subscriptions[name] = subscription
 
     async def _consume(self, subscription: Subscription) -> None:
-        settings = self._settings
         await subscription.channel.basic_qos(
-            prefetch_size=settings.qos.prefetch_size, prefetch_count=settings.prefetch_count
+            prefetch_size=self._settings.qos.prefetch_size, prefetch_count=self._prefetch_count
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001

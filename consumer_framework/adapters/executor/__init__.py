@@ -65,7 +65,7 @@ class Executor:
         handler: Handler,
         decode: Decoder,
         flight: FlightRecorder,
-        limits: Limits = Limits(),  # noqa: B008 -- frozen
+        limits: Limits = Limits(),
     ) -> None:
         self._handler = handler
         self._limits = limits
@@ -103,7 +103,7 @@ class Executor:
             What the handler did; :class:`.Withdrawn` where :meth:`withdraw` came first.
         """
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
-        if self._handler.call_batch is None or delivery.history is not NO_HISTORY:
+        if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # A batch that failed, or killed the process, is told apart: each message is on its own.
             self._submit(Job([delivery], [waiter]))
         else:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ class Tasks:
             self._free -= 1
             job = self._waiting.popleft()
             job.task = self._loop.create_task(self._work(job))
-            job.task.add_done_callback(lambda task, job=job: self._ended(job, task))
+            job.task.add_done_callback(functools.partial(self._ended, job))
 
     def _ended(self, job: Job, task: asyncio.Task[Any]) -> None:
         # Cancelled is it only before its first step; otherwise that is an outcome.
