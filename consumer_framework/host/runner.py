@@ -104,7 +104,7 @@ class Runner(MultiService):
         self._signals = 0
         self._former_handlers: dict[signal.Signals, Any] = {}
         self._recorder = LogRecorder(clock)
-        self._channels = Channels()
+        self._channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
         self._session = Session(
             settings,
             plan.prefetch_count,

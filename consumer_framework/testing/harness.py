@@ -513,7 +513,8 @@ class _Runner:
             return await self.executor.run(delivery)
         except _Killed:
             self.is_killed = True
-            return await asyncio.get_running_loop().create_future()
+            never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+            return await never
 
     def withdraw(self, received_before: float = math.inf) -> int:
         return self.executor.withdraw(received_before)
