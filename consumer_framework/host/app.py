@@ -20,7 +20,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides
 
 from . import loader
-from .plan import Plan, fitted
+from .plan import Plan, fitted, with_batch
 from .policy import policy_of
 from .runner import Runner
 from .stores import open_stores, state_directory
@@ -104,7 +104,8 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
         policy, recovery = policy_of(settings.framework.recovery, own, source, target.name)
     except ConfigurationError as error:
         raise ConfigurationError(*error.problems, source=source) from error
-    return fitted(Plan(target.name, factory, policy, settings.framework), settings, recovery)
+    framework = with_batch(settings.framework, target.value)
+    return fitted(Plan(target.name, factory, policy, framework), settings, recovery)
 
 
 def _find_target(request: Request, settings: Settings, source: str) -> loader.Target:

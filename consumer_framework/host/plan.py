@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.executor import Limits
-from consumer_framework.core.settings import Ordering
+from consumer_framework.core.consumer import BatchConsumer
+from consumer_framework.core.settings import Batch, Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,14 @@ class Plan:
         if batch is None:
             return limits
         return Limits(limits.slots, limits.timeout, batch.size, batch.seconds)
+
+
+def with_batch(framework: Framework, consumer: Any) -> Framework:
+    """Return *framework* with the defaults of a batch where *consumer* takes batches."""
+    takes_batches = isinstance(consumer, type) and issubclass(consumer, BatchConsumer)
+    if framework.batch is not None or not takes_batches:
+        return framework
+    return framework.model_copy(update={"batch": Batch()})
 
 
 def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:

@@ -33,7 +33,7 @@ from consumer_framework.core.handler import is_coroutine_callable
 from consumer_framework.core.recovery import Situation, decide
 from consumer_framework.host.lane import lane_of
 from consumer_framework.host.loader import Target, factory, find, recovery_of
-from consumer_framework.host.plan import Plan, fitted
+from consumer_framework.host.plan import Plan, fitted, with_batch
 from consumer_framework.host.policy import policy_of
 from consumer_framework.host.recorder import LogRecorder
 from consumer_framework.host.slots import Slots
@@ -130,7 +130,8 @@ class Harness:
         make = factory(target, checked.consumer_config)
         written = checked.framework.recovery
         policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
-        self._plan = fitted(Plan(target.name, make, policy, checked.framework), checked, recovery)
+        framework = with_batch(checked.framework, target.value)
+        self._plan = fitted(Plan(target.name, make, policy, framework), checked, recovery)
         self._patience = patience
         self._time: VirtualTime
         self._flight = FakeFlightRecorder()

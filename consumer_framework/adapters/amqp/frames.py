@@ -124,7 +124,7 @@ class Frames:
 
 
 def _content_end(buffer: bytes, at: int, channel: int) -> int | None:
-    """Find the end of the content header that begins at *at*; returns as :meth:`Frames._deliver`."""
+    """Find the end of the content header at *at*; returns as :meth:`Frames._deliver`."""
     if len(buffer) - at < _FRAME_SIZE:
         return None
     kind, its_channel, size = _FRAME.unpack_from(buffer, at)
@@ -135,7 +135,7 @@ def _content_end(buffer: bytes, at: int, channel: int) -> int | None:
 
 
 def _body_end(buffer: bytes, at: int, header_at: int, channel: int) -> int | None:
-    """Find the end of the body that begins at *at*; returns as :meth:`Frames._deliver`."""
+    """Find the end of the body at *at*; returns as :meth:`Frames._deliver`."""
     (size,) = _BODY_SIZE.unpack_from(buffer, header_at + 11)
     if not size:
         return at

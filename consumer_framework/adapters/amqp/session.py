@@ -322,7 +322,12 @@ class Session:
         delivered, give_back = self._listener.delivered, self._channels.give_back
 
         def receive(  # noqa: PLR0913, PLR0917 -- what a delivery has
-            tag: int, redelivered: bool, exchange: str, key: str, properties: Any, body: bytes
+            tag: int,
+            redelivered: bool,  # noqa: FBT001 -- as above
+            exchange: str,
+            key: str,
+            properties: Any,
+            body: bytes,
         ) -> None:
             delivery = Delivery(
                 queue=queue,
