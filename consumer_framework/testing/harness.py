@@ -134,7 +134,7 @@ class Harness:
         self._plan = fitted(Plan(target.name, make, policy, framework), checked, recovery)
         self._patience = patience
         self._time: VirtualTime
-        self._flight = FakeFlightRecorder()
+        self._flight = FakeFlightRecorder(self._plan.framework.at_once)
         self._queue = FakeQueue()
         self._runner: _Runner
         self._slots: Slots
