@@ -39,7 +39,9 @@ class Plan:
     @property
     def limits(self) -> Limits:
         """How much of the handler runs at once, and for how long."""
-        limits = Limits(self.framework.slots, self.framework.handler_timeout)
+        # The default one may be longer than a short ack_timeout.
+        timeout = min(self.framework.handler_timeout, self.framework.recovery.ack_timeout)
+        limits = Limits(self.framework.slots, timeout)
         batch = self.framework.batch
         if batch is None:
             return limits

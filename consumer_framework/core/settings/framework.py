@@ -111,7 +111,8 @@ class Framework(Table):
             raise ValueError('ordering_key means something with ordering = "key" alone')
         if self.burst is not None and self.rate is None:
             raise ValueError("burst means something with rate alone")
-        if self.handler_timeout >= self.recovery.ack_timeout:
+        written = "handler_timeout" in self.model_fields_set
+        if written and self.handler_timeout >= self.recovery.ack_timeout:
             raise ValueError("handler_timeout must be shorter than recovery.ack_timeout")
         return self
 
