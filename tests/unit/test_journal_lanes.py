@@ -19,7 +19,7 @@ FAILED = History((Attempt(1.5, "ValueError", "no", "Traceback ...", "ValueError 
 @pytest.fixture
 def opened(tmp_path):
     """Opens journals with limits."""
-    journals = []
+    journals: list[Journal] = []
 
     def open_journal(**limits):
         for journal in journals:
@@ -168,9 +168,9 @@ def test_an_edited_copy_has_its_originals_place_however_often_it_was_edited(jour
 
 def test_an_edit_for_which_the_first_row_made_room_is_the_first(opened):
     journal = opened(max_bytes=30)
-    for message_id in "123":
-        run(journal.quarantine(laned(message_id, body=b"x" * 10), "poison"))
-    (child,) = run(journal.supersede(2, b"y" * 10))
+    for message_id, size in ("1", 12), ("2", 9), ("3", 9):
+        run(journal.quarantine(laned(message_id, body=b"x" * size), "poison"))
+    (child,) = run(journal.supersede(2, b"y" * 9))
     assert journal.row(1) is None
     assert (journal.row(child).behind, journal.row(3).behind) == (None, child)
 
