@@ -242,7 +242,7 @@ class Lanes(RuleBasedStateMachine):
 
 TestLanes = Lanes.TestCase
 TestLanes.settings = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -340,7 +340,7 @@ def test_what_stands_behind_a_dropped_message_waits_for_an_operator(keyed):
     assert keyed.runs("replay", "2").returncode == 0
 
 
-# replay, in this process
+# show
 
 
 def test_show_prints_the_message_and_every_attempt_with_its_time(operator):
