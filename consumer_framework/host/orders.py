@@ -59,8 +59,11 @@ class Orders:
         yield {"row": await self._journal.supersede(number, body)}
 
     async def replay(self, request: dict[str, Any]) -> Answers:
-        """Run the rows in ``rows`` again, one after the other, and tell of each as it is done."""
-        for number in _numbers(request):
+        """Run the rows in ``rows`` again, one after the other, and tell of each as it is done.
+
+        Those of one lane run in their order. Where one does not succeed, the others are skipped.
+        """
+        for number in self._journal.in_lane_order(_numbers(request)):
             delivery = self._journal.delivery(number)
             if delivery is None or not await self._journal.claim(number):
                 yield {"row": number, "result": "skipped", "reason": self._why_not(number)}
@@ -80,10 +83,9 @@ class Orders:
     def _why_not(self, number: int) -> str:
         """Why a row cannot be claimed."""
         row = self._journal.row(number)
-        first = self._journal.blocked_by(row.lane, number) if row else None
-        if row is None or row.state != "quarantined" or first is None:
+        if row is None or row.state != "quarantined" or row.behind is None:
             return "not, or no longer, there"
-        return f"behind row {first.row} of key {row.lane}: replay or drop that one first"
+        return f"behind row {row.behind} of key {row.lane}: replay or drop that one first"
 
 
 def _numbers(request: dict[str, Any]) -> list[int]:
