@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Generated JSON schemas, and values that often satisfy them."""
 
+from typing import Any
+
 import jsonschema
 from hypothesis import strategies as st
 
@@ -20,6 +22,13 @@ SCALARS = [None, True, False, *NUMBERS, *STRINGS]
 TYPES = ["array", "boolean", "integer", "null", "number", "object", "string"]
 PATTERNS = ["", "a", "^a", "b$", "^$", "a|b", "[a-z]", ".", "é", "^.$"]
 
+DEFINITIONS = ["#/definitions/x", "#/definitions/y"]
+# Below these a reference to what is above comes to an end, with the value.
+_INNER = {
+    *("properties", "patternProperties", "additionalProperties", "propertyNames"),
+    *("items", "prefixItems", "additionalItems", "contains"),
+}
+
 scalars = st.sampled_from(SCALARS)
 names = st.sampled_from(NAMES)
 values = st.recursive(
@@ -33,7 +42,7 @@ counts = st.integers(0, 3)
 limits = st.sampled_from([-1, 0, 1, 1.0, 1.5, 2, 2**53, 10**30, 1e308])
 
 _ANY_DRAFT = {
-    "$ref": lambda _: st.sampled_from(["#", "#/definitions/x", "#/definitions/y"]),
+    "$ref": lambda _: st.sampled_from([*DEFINITIONS, "#"]),
     "type": lambda _: (
         st.sampled_from(TYPES) | st.lists(st.sampled_from(TYPES), min_size=1, unique=True)
     ),
@@ -118,8 +127,8 @@ KEYWORDS = {
 @st.composite
 def schemas(draw, draft):
     """Whole documents, with two definitions."""
-    schema = draw(_subschemas(draft, 3).filter(lambda schema: isinstance(schema, dict)))
-    definitions = {"x": draw(_subschemas(draft, 1)), "y": draw(_subschemas(draft, 2))}
+    schema = draw(_subschemas(draft, 3, DEFINITIONS).filter(lambda each: isinstance(each, dict)))
+    definitions = {"x": draw(_subschemas(draft, 1, [])), "y": draw(_subschemas(draft, 2, []))}
     dialect = DRAFTS[draft].META_SCHEMA
     return {
         **schema,
@@ -129,15 +138,19 @@ def schemas(draw, draft):
 
 
 @st.composite
-def _subschemas(draw, draft, depth):
+def _subschemas(draw, draft, depth, references):
     if draft != "draft4" and not draw(st.integers(0, 9)):
         return draw(st.booleans())
     keywords = KEYWORDS[draft]
     fitting = [name for name in keywords if depth or (name in _ANY_DRAFT and name not in _NESTED)]
     chosen = draw(st.lists(st.sampled_from(fitting), max_size=3, unique=True))
-    schema = {}
+    if "$ref" in chosen and not references:
+        chosen.remove("$ref")
+    schema: dict[str, Any] = {}
     for name in chosen:
-        value = draw(keywords[name](_subschemas(draft, depth - 1)))
+        inner = [*DEFINITIONS, "#"] if name in _INNER else references
+        strategy = keywords[name](_subschemas(draft, depth - 1, inner))
+        value = draw(st.sampled_from(references) if name == "$ref" else strategy)
         schema.update(zip(name.split(", "), value, strict=True) if "," in name else [(name, value)])
     return schema
 
@@ -219,21 +232,16 @@ def _implied(schema):
 
 
 def _of_type(kind, schema, root, depth, care):
-    match kind:
-        case "object":
-            return _objects(schema, root, depth, care)
-        case "array":
-            return _arrays(schema, root, depth, care)
-        case "integer":
-            return st.sampled_from([n for n in NUMBERS if n == n // 1])
-        case "number":
-            return st.sampled_from(NUMBERS)
-        case "string":
-            return st.sampled_from(STRINGS)
-        case "boolean":
-            return st.booleans()
-        case _:
-            return st.none()
+    simple = {
+        "integer": st.sampled_from([n for n in NUMBERS if n == n // 1]),
+        "number": st.sampled_from(NUMBERS),
+        "string": st.sampled_from(STRINGS),
+        "boolean": st.booleans(),
+        "null": st.none(),
+    }
+    if kind == "object":
+        return _objects(schema, root, depth, care)
+    return _arrays(schema, root, depth, care) if kind == "array" else simple[kind]
 
 
 @st.composite

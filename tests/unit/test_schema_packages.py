@@ -19,8 +19,10 @@ import pytest
 from fedora_messaging import message as upstream
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from jsonschema.validators import validator_for
 
 from consumer_framework.adapters import codec
+from consumer_framework.adapters.codec.compiler import compiled
 from consumer_framework.testing import make_delivery
 
 from .json_schemas import values_for
@@ -135,7 +137,7 @@ def test_every_installed_schema_is_compiled(name):
     kind = upstream.get_class(name)
     if not isinstance(kind.body_schema, dict):
         pytest.skip("it has its schema by the message")
-    codec.schemas.compiled(kind.body_schema, codec.schemas.validator_for(kind.body_schema))
+    compiled(kind.body_schema, validator_for(kind.body_schema))
 
 
 @pytest.mark.skipif(not REAL_MESSAGES.exists(), reason="the real messages are not beside the repo")

@@ -55,7 +55,7 @@ def _checked(schema: Any) -> Validator | None:
     if not isinstance(schema, dict):
         return None
     try:
-        known = validator_for(schema, default=cast("Any", None))
+        known: Any = validator_for(schema, default=cast("Any", None))
         if "$schema" in schema and known is None:
             # An unknown dialect: jsonschema warns of it every time.
             return None
