@@ -12,7 +12,7 @@ export PYTHON
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
 	@echo 'make test      check and test everything'
-	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up'
+	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
 	@echo 'make chaos     the crash tests in their long form, some ten minutes'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      build the documentation into docs/_build/html'
