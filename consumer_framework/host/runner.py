@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import api
@@ -286,7 +287,8 @@ class Runner(MultiService):
     def _listen(self) -> None:
         path = control_socket(self._stores.directory)
         path.unlink(missing_ok=True)
-        factory = ControlFactory(Orders(self._stores.journal, self._slots.replay).by_name)
+        orders = Orders(self._stores.journal, self._slots.replay, self._report)
+        factory = ControlFactory(orders.by_name)
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
@@ -375,6 +377,19 @@ class Runner(MultiService):
             self._recorder.snapshot(),
             self._trouble,
         )
+
+    def _report(self) -> dict[str, Any]:
+        """What the control socket says of the instance; see docs/reference/cli.md."""
+        return {
+            "pid": os.getpid(),
+            "state": self._state.name.lower(),
+            "status": self._status(),
+            "trouble": self._trouble,
+            "broker": self._session.service.host,
+            "queues": list(self._session.queues),
+            "held": self._slots.held,
+            "counts": asdict(self._recorder.snapshot()),
+        }
 
     async def _expire(self) -> None:
         try:

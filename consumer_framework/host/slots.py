@@ -133,6 +133,11 @@ class Slots:
         for delivery in self._holds.discard(generation):
             self._settler.histories.keep(delivery)
 
+    @property
+    def held(self) -> int:
+        """How many deliveries are held."""
+        return len(self._holds)
+
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were."""
         given_back = 0

@@ -24,6 +24,8 @@ DUE = """SELECT * FROM messages INDEXED BY messages_by_due
     WHERE state = 'deferred' AND due <= ? ORDER BY due LIMIT ?"""
 NEXT_DUE = """SELECT min(due) FROM messages INDEXED BY messages_by_due
     WHERE state = 'deferred'"""
+LAST_DUE = """SELECT max(due) FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred'"""
 ATTEMPTS = """SELECT at, error, message, traceback, fingerprint FROM attempts
     WHERE row_id = ? ORDER BY id"""
 
@@ -75,6 +77,11 @@ class Reader:
     def next_due(self) -> float | None:
         """When the next deferred message is due, in seconds since the epoch; None for never."""
         when: float | None = self._select(NEXT_DUE)[0][0]
+        return when
+
+    def last_due(self) -> float | None:
+        """When the last deferred message is due, in seconds since the epoch; None for never."""
+        when: float | None = self._select(LAST_DUE)[0][0]
         return when
 
     def rows(
