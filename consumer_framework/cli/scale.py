@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -62,24 +63,26 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     file = instance_file(name)
     if not file.exists():
         raise no_such_instance(name, file)
-    from consumer_framework.adapters.systemctl import Systemctl  # noqa: PLC0415
+    from consumer_framework.adapters.systemctl import Systemctl, SystemctlError  # noqa: PLC0415
     from consumer_framework.host import scaler  # noqa: PLC0415
-    from consumer_framework.host.scaling import plan  # noqa: PLC0415
+    from consumer_framework.host.scaling import ScalingError, plan  # noqa: PLC0415
 
     directory, services = options.CONFIGURATION_DIRECTORY, Systemctl()
     found = scaler.find(directory, services, name, count, strict=not leave_deferred)
     steps = plan(found, count, leave_deferred=leave_deferred)
     _check_configuration(file, name, steps)
     if dry_run:
-        _print(steps)
+        _print(name, steps)
         return
-    executor = scaler.Scaler(name, directory, services, _tell, _warn)
+    executor = scaler.Scaler(name, directory, services, partial(_tell, name), _warn)
+    again = f"'fm-consumer scale {name} {count}' goes on where it was"
     try:
         executor.carry_out(steps)
     except KeyboardInterrupt:
-        what = f"interrupted; 'fm-consumer scale {name} {count}' goes on where it was"
-        click.echo(f"\nfm-consumer: {what}", err=True)
+        click.echo(f"\nfm-consumer: interrupted; {again}", err=True)
         raise click.exceptions.Exit(_INTERRUPTED) from None
+    except SystemctlError as error:
+        raise ScalingError(f"{error} When that is mended, {again}") from error
     click.echo(output.good(f"{name}: {plural(count, 'worker')}"))
 
 
@@ -105,14 +108,14 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
         )
 
 
-def _print(steps: Sequence[Step]) -> None:
+def _print(name: str, steps: Sequence[Step]) -> None:
     for step in steps:
-        _tell(step)
+        _tell(name, step)
     if not steps:
         click.echo("nothing to do")
 
 
-def _tell(step: Step) -> None:
+def _tell(name: str, step: Step) -> None:
     from consumer_framework.adapters.systemctl import unit_name  # noqa: PLC0415
     from consumer_framework.host.scaling import Action  # noqa: PLC0415
 
@@ -122,7 +125,7 @@ def _tell(step: Step) -> None:
     service = unit_name(step.instance).removesuffix(".service")
     file = options.CONFIGURATION_DIRECTORY / f"{step.instance}.toml"
     whats = {
-        Action.LINK: str(file),
+        Action.LINK: f"{file} -> {name}.toml",
         Action.UNLINK: str(file),
         Action.STOP: f"{service}, which finishes what is in its handler",
         Action.CHECK: f"that {step.instance} has no deferred message",

@@ -164,7 +164,8 @@ def _ask(name: str, is_configured: bool, unit: Unit | None, state: Path | None) 
     try:
         kept = _first_kept(directories)
     except JournalError as error:
-        return Instance(name, is_configured, unit, None, None, "; ".join([*problems, str(error)]))
+        # Both are of the same cause, most often: this user may not look.
+        return Instance(name, is_configured, unit, None, None, [*problems, str(error)][0])
     return Instance(name, is_configured, unit, None, kept, "; ".join(problems))
 
 

@@ -203,13 +203,12 @@ def _warnings(found: Found, surplus: list[str]) -> Iterator[Step]:
     for instance in surplus:
         kept, place = found.kept.get(instance, NOTHING), SYSTEM_STATE / instance
         if kept.quarantined:
-            what = _count(kept.quarantined, "quarantined")
-            cure = f"'fm-consumer quarantine list {instance}' shows them"
-            yield Step(Action.WARN, instance, f"{what} of {instance} stay in {place}; {cure}")
+            what = f"left in {place}: {_count(kept.quarantined, 'quarantined')}"
+            cure = f"see 'fm-consumer quarantine list {instance}'"
+            yield Step(Action.WARN, instance, f"{what}; {cure}")
         if kept.deferred:
-            what = _count(kept.deferred, "deferred")
-            cure = f"they run when {instance} is back"
-            yield Step(Action.WARN, instance, f"{what} of {instance} stay in {place}; {cure}")
+            what = f"left in {place}: {_count(kept.deferred, 'deferred')}"
+            yield Step(Action.WARN, instance, f"{what}, to run when {instance} is back")
     target = found.units.get(TARGET)
     if target is not None and not target.is_enabled:
         text = f"{TARGET} is not enabled, so none of them starts at boot: systemctl enable {TARGET}"

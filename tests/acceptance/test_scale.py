@@ -170,8 +170,8 @@ def test_a_worker_stays_while_it_has_deferred_messages_and_they_run_when_it_is_b
     assert later.links() == {"later_2.toml": "later.toml"}
 
     gone = later.scale(1, "--leave-deferred")
-    assert "2 deferred messages of later_2 stay in /var/lib/fedora-messaging/later_2" in gone.stderr
-    assert "1 quarantined message of later_2 stay" in gone.stderr
+    assert "left in /var/lib/fedora-messaging/later_2: 2 deferred messages, to run" in gone.stderr
+    assert "left in /var/lib/fedora-messaging/later_2: 1 quarantined message;" in gone.stderr
     assert second.show("ActiveState") == "inactive"
     assert later.links() == {}
     kept = host.run("fm-consumer", "quarantine", "list", "later_2", "--state", "deferred", "--json")
