@@ -93,6 +93,7 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
         ConfigurationError: They cannot, or nobody can work with it.
     """
     from consumer_framework.adapters import config  # noqa: PLC0415
+    from consumer_framework.core.queues import SINGLE_ACTIVE  # noqa: PLC0415
     from consumer_framework.host import scalable  # noqa: PLC0415
     from consumer_framework.host.scaling import Action  # noqa: PLC0415
 
@@ -103,7 +104,7 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     scalable.check(settings, str(file))
     for queue in scalable.standby_queues(settings):
         _warn(
-            f"the queue {queue} has {scalable.SINGLE_ACTIVE}: one worker at a time gets its "
+            f"the queue {queue} has {SINGLE_ACTIVE}: one worker at a time gets its "
             "messages, the others stand by"
         )
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.queues import is_single_active
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from consumer_framework.core.settings import Settings
-
-SINGLE_ACTIVE = "x-single-active-consumer"
 
 
 def check(settings: Settings, source: str) -> None:
@@ -41,8 +40,4 @@ def _problems(settings: Settings) -> Iterator[Problem]:
 
 def standby_queues(settings: Settings) -> list[str]:
     """The queues that give their messages to one worker at a time, in the order of the file."""
-    return [
-        name
-        for name, queue in settings.queues.items()
-        if queue.arguments.get(SINGLE_ACTIVE) is True
-    ]
+    return [name for name, queue in settings.queues.items() if is_single_active(queue)]

@@ -123,6 +123,23 @@ def test_without_systemctl_nothing_is_done_and_that_is_said(host, monkeypatch):
     assert host.links() == []
 
 
+def test_a_systemctl_that_cannot_be_run_is_an_error(host):
+    (host.directory / "bin/systemctl").chmod(0o644)
+    with pytest.raises(SystemctlError, match="systemctl cannot be run: Permission denied"):
+        Systemctl().show(["x.service"])
+
+
+def test_a_failed_worker_that_goes_leaves_no_failed_unit(host):
+    host.configures()
+    host.does("scale", "sample", "2")
+    host.has_unit("sample_2", "failed")
+    # The program keeps it failed, as systemd does what is stopped.
+    program = host.directory / "bin/systemctl"
+    program.write_text(program.read_text().replace('"stop": ("ActiveState", "inactive")', ""))
+    assert host.does("scale", "sample", "1").exit_code == 0
+    assert "reset-failed fm-consumer@sample_2" in host.calls()
+
+
 def test_what_systemctl_says_is_passed_on(host):
     host.configures()
     (host.directory / "bin/broken").write_text("Failed to connect to bus:\nHost is down")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer_framework.adapters.systemctl import TARGET, SystemctlError, Unit, unit_name
+from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.host import scaler as host
 from consumer_framework.host.kept import Kept
 from consumer_framework.host.scaler import Scaler
@@ -444,3 +445,5 @@ def test_files_of_other_programs_are_no_instances_and_no_directory_has_none(tmp_
     (tmp_path / "a_3.toml").symlink_to("../a.toml")
     assert files_in(tmp_path) == {"a": None, "a_2": "a", "a_3": None}
     assert files_in(tmp_path / "none") == {}
+    with pytest.raises(ConfigurationError, match="cannot be read: Not a directory; make it"):
+        files_in(tmp_path / "a.toml")
