@@ -18,6 +18,8 @@ from .explain import explain
 from .options import CONFIGURATION_DIRECTORY, complete_instance, instance_file
 from .output import complain
 from .quarantine import quarantine
+from .scale import scale
+from .status import status
 
 # What fedora-messaging reads where it is told nothing.
 DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
@@ -44,6 +46,8 @@ def main() -> None:
 
 main.add_command(quarantine)
 main.add_command(explain)
+main.add_command(scale)
+main.add_command(status)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -25,6 +25,7 @@ class Orders:
         journal: The journal, open for writing.
         run: Runs one claimed row through the pipeline and returns what became of it.
         changed: Called when rows are gone that others may have waited for.
+        report: Says what the instance does, as a value for JSON.
     """
 
     def __init__(
@@ -32,16 +33,28 @@ class Orders:
         journal: Journal,
         run: Callable[[Delivery], Awaitable[Disposition]],
         changed: Callable[[], None] = lambda: None,
+        report: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._journal = journal
         self._run = run
         self._changed = changed
+        self._report = report
         self.by_name = {"ping": self.ping, "drop": self.drop, "edit": self.edit}
-        self.by_name["replay"] = self.replay
+        self.by_name |= {"replay": self.replay, "status": self.status}
 
     async def ping(self, _request: dict[str, Any]) -> Answers:
         """Show that somebody listens."""
         yield {"pong": True}
+
+    async def status(self, _request: dict[str, Any]) -> Answers:
+        """Tell what the instance does, and how much is in its journal."""
+        stats = self._journal.stats()
+        yield {
+            **self._report(),
+            "deferred": stats.deferred,
+            "quarantined": stats.quarantined + stats.replaying,
+            "next_due": stats.next_due,
+        }
 
     async def drop(self, request: dict[str, Any]) -> Answers:
         """Lose the rows in ``rows``."""

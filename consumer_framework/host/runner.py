@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import api
@@ -295,7 +296,8 @@ class Runner(MultiService):
     def _listen(self) -> None:
         path = control_socket(self._stores.directory)
         path.unlink(missing_ok=True)
-        orders = Orders(self._stores.journal, self._slots.replay, self._slots.look)
+        journal, slots = self._stores.journal, self._slots
+        orders = Orders(journal, slots.replay, slots.look, self._report)
         factory = ControlFactory(orders.by_name)
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
@@ -391,6 +393,19 @@ class Runner(MultiService):
     def _running(self) -> tuple[Delivery, ...]:
         """The deliveries that are in the handler."""
         return self._executor.running if self._executor is not None else ()
+
+    def _report(self) -> dict[str, Any]:
+        """What the control socket says of the instance; see docs/reference/cli.md."""
+        return {
+            "pid": os.getpid(),
+            "state": self._state.name.lower(),
+            "status": self._status(),
+            "trouble": self._trouble,
+            "broker": self._session.service.host,
+            "queues": list(self._session.queues),
+            "held": self._slots.held,
+            "counts": asdict(self._recorder.snapshot()),
+        }
 
     async def _expire(self) -> None:
         try:

@@ -135,11 +135,6 @@ class Slots:
         self.look()
         return self._workers
 
-    @property
-    def held(self) -> int:
-        """How many deliveries are held."""
-        return len(self._holds)
-
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
         if self._lane_of is not None:
@@ -160,6 +155,11 @@ class Slots:
         if self._handler is not None:
             # Those of other channels are given back; they come again, too.
             self._handler.withdraw()
+
+    @property
+    def held(self) -> int:
+        """How many deliveries are held."""
+        return len(self._holds)
 
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were."""

@@ -34,6 +34,7 @@ class Channels:
         self._open: dict[int, tuple[TwistedChannel, Acks]] = {}
         self._latest = 0
         self._is_called = False
+        self._left: set[int] = set()
 
     def add(self, channel: TwistedChannel) -> int:
         """Return the generation of a new channel."""
@@ -44,6 +45,15 @@ class Channels:
     def remove(self, generation: int) -> None:
         """Make every later settle for *generation* void."""
         self._open.pop(generation, None)
+        self._left.discard(generation)
+
+    def leave(self, generation: int) -> None:
+        """Let what is given back of *generation* go back together, when its channel closes."""
+        self._left.add(generation)
+
+    def is_left(self, generation: int) -> bool:
+        """Whether :meth:`leave` was called for *generation*."""
+        return generation in self._left
 
     def is_open(self, delivery: Delivery) -> bool:
         """Whether the channel that *delivery* came on is there still."""
@@ -62,6 +72,8 @@ class Channels:
 
     def give_back(self, delivery: Delivery) -> bool:
         """Put the message back on its queue; False if that is void."""
+        if delivery.generation in self._left:
+            return self.is_open(delivery)
         return self._settle(delivery, lambda c: c.basic_nack(delivery.delivery_tag, requeue=True))
 
     def requeue(self, delivery: Delivery) -> bool:

@@ -15,6 +15,7 @@ from twisted.internet import error as twisted_error
 
 from consumer_framework.core.delivery import Delivery
 from consumer_framework.core.errors import ExitCode, Fault
+from consumer_framework.core.queues import is_single_active
 
 from . import faults
 from .connection import CLOSE_TIMEOUT, Client, Clock, Service
@@ -204,13 +205,20 @@ class Session:
     # Stopping, in this order.
 
     async def cancel(self) -> None:
-        """Stop the broker from sending more (``basic.cancel``); what came is still unsettled."""
+        """Stop the broker from sending more (``basic.cancel``); what came is still unsettled.
+
+        A queue with a single active consumer keeps this one until the channel closes: the next
+        one must neither begin while something runs here, nor overtake what is given back.
+        """
         self._closing = True
         self.service.factory.stop()
         if self._subscribing is not None:
             self._subscribing.cancel()
         consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
-        cancels = [self._cancel(subscription) for subscription in consuming]
+        for subscription in consuming:
+            if is_single_active(self._settings.queues[subscription.configured_name]):
+                self._channels.leave(subscription.generation)
+        cancels = [self._cancel(s) for s in consuming if not self._channels.is_left(s.generation)]
         await defer.DeferredList(cancels, consumeErrors=True)
 
     async def close(self) -> None:

@@ -34,6 +34,7 @@ FIRST = """SELECT id, state, due FROM messages INDEXED BY messages_by_lane
 _IN_ORDER = """SELECT m.id, m.lane FROM json_each(?) AS wanted JOIN messages AS m
     ON m.id = wanted.value WHERE m.lane <> '' ORDER BY m.position"""
 POSITION = "SELECT position FROM messages WHERE id = ?"
+LAST_DUE = "SELECT max(due) FROM messages WHERE state = 'deferred'"
 ATTEMPTS = """SELECT at, error, message, traceback, fingerprint FROM attempts
     WHERE row_id = ? ORDER BY id"""
 
@@ -114,6 +115,11 @@ class Reader:
         found = self._select(POSITION, row) if row else [(_LAST,)]
         position: int = found[0][0] if found else row
         return position
+
+    def last_due(self) -> float | None:
+        """When the last deferred message is due, in seconds since the epoch; None for never."""
+        when: float | None = self._select(LAST_DUE)[0][0]
+        return when
 
     def rows(
         self,
