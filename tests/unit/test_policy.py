@@ -93,5 +93,5 @@ def test_a_module_that_breaks_while_it_is_imported_is_named(tmp_path, monkeypatc
 
 
 def test_a_misspelt_built_in_exception_is_guessed():
-    with pytest.raises(ConfigurationError, match='did you mean "ValueError"?'):
+    with pytest.raises(ConfigurationError, match=r'did you mean "ValueError"\?'):
         policy({"rules": [rule("drop", "Valueerror")]})

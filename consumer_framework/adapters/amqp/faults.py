@@ -101,6 +101,12 @@ _WORDS: tuple[tuple[type, str], ...] = (
     (pika.exceptions.ProbableAccessDeniedError, "access to the vhost was refused"),
     (twisted_error.ConnectionDone, "the broker closed the connection"),
     (twisted_error.ConnectionLost, "the connection was cut"),
+    # Their own texts say the same twice, with a number in between.
+    (twisted_error.ConnectionRefusedError, "connection refused"),
+    (ConnectionRefusedError, "connection refused"),
+    (twisted_error.NoRouteError, "no route to host"),
+    (twisted_error.TCPTimedOutError, "the connection attempt timed out"),
+    (twisted_error.TimeoutError, "the connection attempt timed out"),
 )
 
 

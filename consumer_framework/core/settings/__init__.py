@@ -6,6 +6,7 @@ The file format is fedora-messaging's. The framework's own settings are in
 """
 
 from .author import is_config_type, known_keys, parse_consumer_config
+from .conflicts import conflicts
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
 from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
 from .names import INSTANCE_NAME, instance_name_problem
@@ -29,6 +30,7 @@ __all__ = [
     "RuleSettings",
     "Settings",
     "Tls",
+    "conflicts",
     "instance_name_problem",
     "is_config_type",
     "known_keys",
