@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +33,13 @@ class Consumer(ABC):
     for them. Coroutine methods run on the process's event loop and must not block. ``__init__``
     runs on the event loop's thread, while the loop runs.
 
+    Two methods are optional, and not there unless a subclass defines them:
+
+    - ``ordering_key(self, message)`` returns the ordering key of a message, for
+      ``ordering = "key"`` in ``[consumer_config.framework]``; a plain method, quick;
+    - ``handle_batch(self, messages)`` handles a list of messages, for ``batch`` there. A subclass
+      that has it needs no ``handle``: a single message is a batch of one.
+
     Attributes:
         recovery: What happens when the handler fails; what the configuration file says in
             ``[consumer_config.framework.recovery]`` stands before it.
@@ -45,6 +53,14 @@ class Consumer(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        batch = getattr(cls, "handle_batch", None)
+        # Before ABC looks for what is not implemented.
+        if batch is not None and cls.handle is Consumer.handle:
+            alone = _handle_alone_async if inspect.iscoroutinefunction(batch) else _handle_alone
+            cls.handle = alone  # type: ignore[method-assign]
 
     def setup(self) -> Any:  # noqa: B027 -- optional
         """Open what :meth:`handle` needs. Runs once, before the first message.
@@ -69,6 +85,28 @@ class Consumer(ABC):
         """Close what :meth:`setup` opened. Runs once, after the last message."""
 
 
+def _handle_alone(self: Any, message: Any) -> Any:
+    """Handle one message, as a batch of one."""
+    return self.handle_batch([message])
+
+
+async def _handle_alone_async(self: Any, message: Any) -> Any:
+    """Handle one message, as a batch of one."""
+    return await self.handle_batch([message])
+
+
+def handles_singly(consumer: type[Consumer]) -> bool:
+    """Whether authors wrote a ``handle`` for *consumer*, and not ``handle_batch`` alone."""
+    return consumer.handle not in (_handle_alone, _handle_alone_async)
+
+
 def handler_of(consumer: Consumer, name: str) -> Handler:
     """Return *consumer* as what the host runs; *name* is how logs call it."""
-    return Handler(name, consumer.handle, consumer.setup, consumer.teardown)
+    return Handler(
+        name,
+        consumer.handle,
+        consumer.setup,
+        consumer.teardown,
+        getattr(consumer, "ordering_key", None),
+        getattr(consumer, "handle_batch", None),
+    )
