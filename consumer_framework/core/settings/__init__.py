@@ -9,6 +9,7 @@ from .author import is_config_type, known_keys, parse_consumer_config
 from .conflicts import conflicts
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
 from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
+from .locations import toml_path
 from .names import INSTANCE_NAME, instance_name_problem
 from .overrides import NO_OVERRIDES, Overrides, override
 from .parsing import parse
@@ -37,4 +38,5 @@ __all__ = [
     "override",
     "parse",
     "parse_consumer_config",
+    "toml_path",
 ]
