@@ -18,7 +18,7 @@ from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery
+from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
 from . import loader, salvage
 from .plan import Plan
@@ -122,7 +122,9 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
     own = loader.recovery_of(target) if target else Recovery()
     name = target.name if target else ""
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)
-    if factory is None or decided is None:
+    if decided is not None:
+        found.call(refuse_conflicts, settings.framework, decided[1])
+    if factory is None or decided is None or found.problems:
         raise found.error()
     policy, recovery = decided
     return Plan(name, factory, policy, _fitting(recovery, settings.prefetch_count))

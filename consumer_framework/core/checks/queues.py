@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LIMITED_SINCE = (4,)
 _DEFAULT_LIMIT = 20
 _DLX = "x-dead-letter-exchange"
-_ELSEWHERE = "or by a policy; the arguments of a queue that exists cannot be changed"
+_OTHER_QUEUE = "use a queue without it, of another name (arguments cannot be changed)"
 
 
 def queue_findings(
@@ -68,24 +68,31 @@ def _goes(arguments: Mapping[str, Any]) -> str:
     return f'moves to the exchange "{exchange}"' if exchange is not None else "drops"
 
 
+def _keep(arguments: Mapping[str, Any]) -> str:
+    """How to keep such messages."""
+    policy = ", or let a policy give this one a dead-letter exchange"
+    return _OTHER_QUEUE if _DLX in arguments else _OTHER_QUEUE + policy
+
+
 def _lengths(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     refuses = str(arguments.get("x-overflow", "")).startswith("reject-publish")
     then = "refuses what is sent to it" if refuses else f"{_goes(arguments)} the oldest ones"
+    cure = _OTHER_QUEUE if refuses else _keep(arguments)
     for key, unit in (("x-max-length", "messages"), ("x-max-length-bytes", "bytes")):
         if key in arguments:
             what = f"when {_count(arguments[key])} {unit} wait in the queue, the broker {then}"
-            yield warning(f"{place}.{key}", what, f"remove it here, {_ELSEWHERE}")
+            yield warning(f"{place}.{key}", what, cure)
 
 
 def _ages(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     if "x-message-ttl" in arguments:
         waited = _age(arguments["x-message-ttl"])
         what = f"the broker {_goes(arguments)} messages that have waited for {waited}"
-        yield warning(f"{place}.x-message-ttl", what, f"remove it here, {_ELSEWHERE}")
+        yield warning(f"{place}.x-message-ttl", what, _keep(arguments))
     if "x-expires" in arguments:
         idle = _age(arguments["x-expires"])
         what = f"the queue and its messages are deleted when nobody has consumed for {idle}"
-        yield warning(f"{place}.x-expires", what, f"remove it here, {_ELSEWHERE}")
+        yield warning(f"{place}.x-expires", what, _OTHER_QUEUE)
 
 
 def _deliveries(
@@ -94,16 +101,16 @@ def _deliveries(
     if _DLX in arguments:
         return
     limit = arguments.get("x-delivery-limit")
-    cure = f"give it a {_DLX} here, {_ELSEWHERE}"
     if isinstance(limit, int) and limit >= 0:
         what = f"the broker drops a message that came back more than {limit} times"
-        yield warning(f"{place}.x-delivery-limit", what, cure)
+        yield warning(f"{place}.x-delivery-limit", what, _keep(arguments))
     elif limit is None and _is_quorum(arguments) and (version or _LIMITED_SINCE) >= _LIMITED_SINCE:
         what = (
-            f"RabbitMQ 4 drops a message of a quorum queue that came back {_DEFAULT_LIMIT} times, "
-            "as what is given back at each stop does"
+            f"RabbitMQ 4 drops a message of a quorum queue that came back {_DEFAULT_LIMIT} times; "
+            "it may come back at each stop"
         )
-        yield warning(f"{place}.x-queue-type", what, f"{cure}; or set x-delivery-limit = -1")
+        cure = "let a policy give the queue a dead-letter exchange, or a delivery-limit of -1"
+        yield warning(f"{place}.x-queue-type", what, cure)
 
 
 def _is_quorum(arguments: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ The file format is fedora-messaging's. The framework's own settings are in
 """
 
 from .author import is_config_type, known_keys, parse_consumer_config
-from .conflicts import conflicts
+from .conflicts import conflicts, refuse_conflicts
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
 from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
 from .locations import toml_path
@@ -38,5 +38,6 @@ __all__ = [
     "override",
     "parse",
     "parse_consumer_config",
+    "refuse_conflicts",
     "toml_path",
 ]

@@ -6,14 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from consumer_framework.core.durations import text
-from consumer_framework.core.errors import Problem
+from consumer_framework.core.errors import ConfigurationError, Problem
 
 from .framework import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .framework import Framework
+    from .framework import Framework, Recovery
 
 # The TOML path of the framework's own settings.
 FRAMEWORK = "consumer_config.framework"
@@ -28,6 +28,17 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
     if framework.burst is not None and framework.rate is None:
         yield Problem(f"{FRAMEWORK}.burst", "has no effect without rate", "set rate, or remove it")
     yield from _timeouts(framework)
+
+
+def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
+    """Check again with what the consumer's class says of recovery.
+
+    Raises:
+        ConfigurationError: *framework*, with *recovery* for its own, contradicts itself.
+    """
+    problems = tuple(conflicts(framework.model_copy(update={"recovery": recovery})))
+    if problems:
+        raise ConfigurationError(*problems)
 
 
 def _timeouts(framework: Framework) -> Iterator[Problem]:
