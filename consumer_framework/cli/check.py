@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +122,9 @@ def _look(
     from consumer_framework.host import app, checking  # noqa: PLC0415
 
     request = app.Request(*told, instance=instance, state_directory=state_dir)
-    return checking.check(request, as_service=as_service, ask_broker=broker)
+    # What authors' modules print is no part of the report.
+    with redirect_stdout(sys.stderr):
+        return checking.check(request, as_service=as_service, ask_broker=broker)
 
 
 def _is_systems(file: Path) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.findings import Finding
 
 # What the unit hides (ProtectHome= and PrivateTmp= in systemd.exec(5)).
-_HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
+HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
 # Everybody who has no rights of their own.
 _OTHERS = Account("everybody", None, frozenset())
 # What RabbitMQ has for everybody, and takes from the same machine only.
@@ -49,7 +49,7 @@ def closed_findings(key: str, path: Path, account: Account) -> Iterator[Finding]
         closed = f"{what} closed to the service's user {account.name}"
         where = f" by the mode of {obstacle}" if obstacle != path else ""
         yield error(Problem(key, f"{closed}{where}", f"chmod {_bit(obstacle)} {obstacle}"))
-    above = next((each for each in _HIDDEN if path.resolve().is_relative_to(each)), None)
+    above = next((each for each in HIDDEN if path.resolve().is_relative_to(each)), None)
     if above is not None:
         cure = "move it, or set ProtectHome= and PrivateTmp= for the unit with systemctl edit"
         yield warning(key, f"{what} below {above}, which the unit hides from the service", cure)

@@ -52,7 +52,7 @@ def examine(request: Request, source: str) -> Start:
     found.call(codec.load_schemas)
     if settings is None:
         return Start(None, None, Recovery(), found.problems)
-    found.call(_check_logging, settings.log_config)
+    found.call(check_logging, settings.log_config)
     found.call(app.make_plan, request, settings, source)
     target = found.call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
@@ -65,7 +65,7 @@ def examine(request: Request, source: str) -> Start:
     return Start(settings, target, recovery, found.problems)
 
 
-def _check_logging(table: Mapping[str, Any] | None) -> None:
+def check_logging(table: Mapping[str, Any] | None) -> None:
     """Setting it up for a try would open its files, as the wrong user."""
     problems = list(_logging_problems(table)) if table is not None else []
     if problems:
