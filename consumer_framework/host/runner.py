@@ -265,7 +265,7 @@ class Runner(MultiService):
             self._end(ExitCode.HANDLER_FAILED, what)
         else:
             self._executor = executor
-            self._lane_of = lane_of(self._plan.framework, handler)
+            self._lane_of = lane_of(self._plan, handler)
             self._happened(Event.BUILT)
 
     def _connect(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -77,7 +78,7 @@ RECOVERY_TABLES: dict[str, type[BaseModel]] = {
     "`[[consumer_config.framework.recovery.rules]]`": settings.RuleSettings,
 }
 DERIVED = {(settings.Qos, "prefetch_count")}
-KINDS = {(settings.Framework, "rate"): "rate"}
+KINDS: dict[tuple[type[BaseModel], str], str] = {(settings.Framework, "rate"): "rate"}
 # The models have no other number that is not a length of time.
 TOML_TYPES = {"object": "table", "number": "length of time"}
 
@@ -386,8 +387,15 @@ def test_the_errors_in_the_configuration_reference_are_what_the_command_prints(t
     )
     (tmp_path / "sample.toml").write_text(f"{bad}[qos]\nprefetch_coun = 1\n")
     program = str(Path(sys.executable).with_name("fm-consumer"))
-    command = [program, "run", "--conf", "sample.toml"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "sample.py").write_text(blocks(ROOT / "README.md", "python")[0])
+    result = subprocess.run(
+        [program, "run", "--conf", "sample.toml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == ExitCode.CONFIGURATION
     [shown] = [
         text

@@ -261,7 +261,8 @@ def test_what_setup_and_teardown_raise_is_raised(part):
         raise OSError("no database")
 
     async def scenario():
-        executor = Executor(Handler("test", print, **{part: fail}))
+        parts: dict[str, Any] = {part: fail}
+        executor = Executor(Handler("test", print, **parts))
         try:
             await getattr(executor, part)()
         finally:
