@@ -153,6 +153,8 @@ def framework(
 CONSUMING = "Successfully registered AMQP consumer"
 """What `fedora-messaging consume` logs when the broker sends it messages."""
 
+FRAMEWORK = "fm-consumer"
+"""How the labels of the framework begin."""
 OURS = "class"
 UPSTREAM = "fedora-messaging"
 LIMIT = "raw"

@@ -37,7 +37,7 @@ _ID = "ffffffff-ffff-4fff-bfff-ffffffffffff"
 _STAMP = 0x7A7B7C7D7A7B7C7D
 _MARKS = [_ID.encode(), _STAMP.to_bytes(8, "big"), str(_STAMP).encode()]
 _HOLES = re.compile(b"(" + b"|".join(map(re.escape, _MARKS)) + b")")
-_WORDS = [
+_WORDS = ["build", "compose", "package", "release", "branch", "signed", "tagged", "stable"]
     "build",
     "update",
     "compose",
