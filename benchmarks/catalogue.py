@@ -103,7 +103,7 @@ def dramatiq_arguments(queue: str) -> dict[str, Any]:
 
 
 def configuration(
-    task: Task, callback: str, prefetch: int | None = None, framework: str = ""
+    task: Task, callback: str, prefetch: int | None = None, framework: str = "", key: str = "#"
 ) -> Path:
     """Write the file that `fedora-messaging` and `fm-consumer` read alike.
 
@@ -112,6 +112,7 @@ def configuration(
         callback: The handler.
         prefetch: None leaves it to the program.
         framework: Lines of ``[consumer_config.framework]``.
+        key: The routing key of the binding.
     """
     qos = f"[qos]\nprefetch_size = 0\nprefetch_count = {prefetch}\n" if prefetch else ""
     table = f"[consumer_config.framework]\n{framework}\n" if framework else ""
@@ -122,7 +123,8 @@ def configuration(
         f"passive_declares = true\n{qos}{table}"
         f"[queues.{queue}]\ndurable = true\nauto_delete = false\nexclusive = false\n"
         "arguments = {}\n"
-        f'[[bindings]]\nqueue = {queue}\nexchange = "amq.topic"\nrouting_keys = ["#"]\n'
+        f'[[bindings]]\nqueue = {queue}\nexchange = "amq.topic"\n'
+        f"routing_keys = [{json.dumps(key)}]\n"
     )
     return path
 

@@ -38,18 +38,6 @@ _STAMP = 0x7A7B7C7D7A7B7C7D
 _MARKS = [_ID.encode(), _STAMP.to_bytes(8, "big"), str(_STAMP).encode()]
 _HOLES = re.compile(b"(" + b"|".join(map(re.escape, _MARKS)) + b")")
 _WORDS = ["build", "compose", "package", "release", "branch", "signed", "tagged", "stable"]
-    "build",
-    "update",
-    "compose",
-    "package",
-    "release",
-    "branch",
-    "arch",
-    "signed",
-    "tagged",
-    "stable",
-    "testing",
-]
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,9 @@ def _write(axes: Axes, x: float, y: float, text: str) -> None:
 def _line(axes: Axes, curve: dict[str, Any], key: str, colour: str) -> None:
     xs = [point["x"] for point in curve["points"]]
     values = [[run[key] for run in point["runs"]] for point in curve["points"]]
-    axes.plot(xs, [statistics.median(runs) for runs in values], "o-", color=colour, label="measured")
+    axes.plot(
+        xs, [statistics.median(runs) for runs in values], "o-", color=colour, label="measured"
+    )
     axes.fill_between(
         xs, [min(runs) for runs in values], [max(runs) for runs in values], color=colour, alpha=0.25
     )
