@@ -64,6 +64,7 @@ class Ledger:
         lost: Messages that are nowhere.
         poison_runs: Handler runs per second of messages that can never succeed.
         starts: How often the process was started.
+        consumers: Consumers of the queue in the end; a process should be one.
         consuming: Whether messages that came at the end were handled.
     """
 
@@ -77,6 +78,7 @@ class Ledger:
     lost: int
     poison_runs: float
     starts: int
+    consumers: int
     consuming: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,6 +125,12 @@ class Queue:
                 }
                 properties = pika.BasicProperties(**given)
                 channel.basic_publish("amq.topic", self.name, body, properties, mandatory=True)
+
+    def consumers(self) -> int:
+        """Return how many consumers the queue has."""
+        with self._connection() as connection:
+            found = connection.channel().queue_declare(self.name, passive=True)
+            return int(found.method.consumer_count)
 
     def take(self) -> tuple[set[str], set[str]]:
         """Return the ids of what is in the queue and of what was rejected, and empty both."""
@@ -232,9 +240,24 @@ def answers(service: Service, queue: Queue) -> bool:
     return False
 
 
-def account(
-    service: Service, queue: Queue, published: list[Sent], poison_runs: float, *, consuming: bool
-) -> Ledger:
+@dataclass(frozen=True)
+class Alive:
+    """What was seen before the service was stopped; see `Ledger`."""
+
+    poison_runs: float
+    consuming: bool
+    consumers: int
+
+
+def look(service: Service, queue: Queue, published: list[Sent], seconds: float) -> Alive:
+    """Look at a service that had *published* for so many *seconds*."""
+    runs = service.noted("run")
+    poison = sum(runs[sent.id] for sent in published if sent.poison)
+    consuming = answers(service, queue)
+    return Alive(poison / seconds, consuming, queue.consumers())
+
+
+def account(service: Service, queue: Queue, published: list[Sent], alive: Alive) -> Ledger:
     """Find every message of *published*, once the service is stopped."""
     ids = {sent.id for sent in published}
     done = Counter({name: n for name, n in service.noted("done").items() if name in ids})
@@ -250,7 +273,6 @@ def account(
         dropped=len(dropped),
         queued=len(queued),
         lost=len(ids - found),
-        poison_runs=poison_runs,
         starts=service.starts,
-        consuming=consuming,
+        **asdict(alive),
     )

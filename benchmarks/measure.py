@@ -92,8 +92,10 @@ class Process:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        for target in (self._read_log, self._read_notifications):
-            threading.Thread(target=target, daemon=True).start()
+        readers = (self._read_log, self._read_notifications)
+        self._readers = [threading.Thread(target=reader, daemon=True) for reader in readers]
+        for reader in self._readers:
+            reader.start()
 
     def _environment(self) -> dict[str, str]:
         task, directory = self._task, str(self._task.directory)
@@ -118,7 +120,7 @@ class Process:
         }
 
     def _read_log(self) -> None:
-        with self._log.open("ab", buffering=0) as log:
+        with self._log.open("ab", buffering=0) as log, self._process.stdout:
             for line in self._process.stdout:
                 if self.ready_at is None and self._sign and self._sign.encode() in line:
                     self.ready_at = time.monotonic()
@@ -171,6 +173,8 @@ class Process:
             self.kill()
             self._process.wait()
         self._notifications.shutdown(socket.SHUT_RDWR)
+        for reader in self._readers:
+            reader.join()
         self._notifications.close()
 
     def log_tail(self, lines: int = 25) -> str:

@@ -17,7 +17,7 @@ from consumer_framework.testing.broker import Broker
 from consumer_framework.testing.proxy import Proxy
 
 from .catalogue import BIN, ROOT, Task, configuration
-from .ledger import HEADERS, RESTART_DELAY, Ledger, Queue, Sent, Service, account, answers
+from .ledger import HEADERS, RESTART_DELAY, Ledger, Queue, Sent, Service, account, look
 from .report import table
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def mixture(
 
 
 FINE = {"do": "nothing"}
-WAIT = {"do": "wait", "seconds": 0.01}
 NEVER = 10**9
 INVALID_HEADERS = {**HEADERS, "fedora_messaging_severity": "high"}
 
@@ -116,12 +115,12 @@ SCENARIOS = {
     ),
     "cut": Scenario(
         "The connection is cut three times, with a handler running",
-        mixture(500, NEVER, WAIT, FINE),
+        mixture(60, NEVER, {"do": "wait", "seconds": 0.2}, FINE),
         cutting,
     ),
     "kill": Scenario(
         "The process is killed (SIGKILL) five times, with a handler running",
-        mixture(500, NEVER, WAIT, FINE),
+        mixture(400, NEVER, {"do": "wait", "seconds": 0.02}, FINE),
         killing,
     ),
     "die": Scenario(
@@ -162,13 +161,10 @@ def play(
         try:
             begin = time.monotonic()
             scenario.disturb(Stage(service, proxy), seconds)
-            runs = service.noted("run")
-            poison = sum(runs[sent.id] for sent in scenario.messages if sent.poison)
-            rate = poison / (time.monotonic() - begin)
-            consuming = answers(service, queue)
+            alive = look(service, queue, scenario.messages, time.monotonic() - begin)
         finally:
             service.stop()
-        return account(service, queue, scenario.messages, rate, consuming=consuming)
+        return account(service, queue, scenario.messages, alive)
 
 
 HEAD = [
@@ -183,6 +179,7 @@ HEAD = [
     "lost",
     "poison runs/s",
     "starts",
+    "AMQP consumers",
     "consumes at the end",
 ]
 INTRODUCTION = f"""# What faults cost
@@ -191,15 +188,16 @@ Written by `make bench-recovery`.
 
 The same callback, on the same broker, under `fm-consumer run` and under `fedora-messaging consume`,
 for {SECONDS:.0f} seconds in each scenario.
-A process that ends is started again after {RESTART_DELAY:.0f} s (fedora-messaging's own unit waits
-60 s).
-`fm-consumer` has `{SETTINGS}`, so that
-{SECONDS:.0f} seconds see the last attempt; everything else is as by default.
+A process that ends is started again after {RESTART_DELAY:.0f} s (fedora-messaging's own unit
+waits 60 s).
+`fm-consumer` has `{SETTINGS}`, so that {SECONDS:.0f} seconds
+see the last attempt; everything else is as by default.
 
 - *again*: successes of the handler beyond each message's first.
 - *dropped*: rejected without requeue. A dead-letter queue catches them here, to be counted;
   Fedora's queues have none, so that there they are gone.
 - *poison runs/s*: how often per second the handler ran for messages that can never succeed.
+- *AMQP consumers*: how many the one process has on the queue in the end.
 - *consumes at the end*: whether 20 more messages, published at the end, were handled within 5 s.
 """
 
@@ -216,7 +214,8 @@ def row(name: str, ledger: Ledger) -> list[str]:
         ledger.queued,
         ledger.lost,
     )
-    ending = [f"{ledger.poison_runs:.1f}", str(ledger.starts), "yes" if ledger.consuming else "no"]
+    ending = [f"{ledger.poison_runs:.1f}", str(ledger.starts), str(ledger.consumers)]
+    ending.append("yes" if ledger.consuming else "no")
     return [name, *map(str, counts), *ending]
 
 
