@@ -81,6 +81,7 @@ def _merge(written: dict[str, Any]) -> dict[str, Any]:
 def _check(merged: dict[str, Any], written: dict[str, Any]) -> core.Settings:
     document = {
         **merged,
+        "qos": _qos(merged["qos"], written),
         "log_config": written.get("log_config"),
         "monitoring": merged["monitoring"] or None,
     }
@@ -93,6 +94,14 @@ def _check(merged: dict[str, Any], written: dict[str, Any]) -> core.Settings:
     if problems:
         raise ConfigurationError(*problems)
     return settings
+
+
+def _qos(merged: Any, written: dict[str, Any]) -> Any:
+    """Upstream's default of ``prefetch_count`` is not the file's word: slots decide without one."""
+    if not isinstance(merged, dict):
+        return merged
+    said = written.get("qos", {})
+    return {k: v for k, v in merged.items() if k != "prefetch_count" or k in said}
 
 
 def _give_to_upstream(merged: dict[str, Any]) -> None:

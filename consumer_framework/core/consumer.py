@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .batch import Batch
 from .handler import Handler
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Consumer(ABC):
     Plain ones run in a thread of their own and may block; the connection's heartbeats never wait
     for them. Coroutine methods run on the process's event loop and must not block. ``__init__``
     runs on the event loop's thread, while the loop runs.
+
+    With ``ordering = "key"`` and no ``ordering_key`` in the file, a subclass has a method
+    ``ordering_key(self, message)`` as well: messages with the same key, a text or a number, are
+    handled one after the other and in their order. It runs on the event loop, and must be quick.
 
     Attributes:
         recovery: What happens when the handler fails; what the configuration file says in
@@ -69,6 +74,44 @@ class Consumer(ABC):
         """Close what :meth:`setup` opened. Runs once, after the last message."""
 
 
+class BatchConsumer(Consumer):
+    """A consumer that gets several messages at once.
+
+    How many, and how long the first one waits for the others, is in
+    ``[consumer_config.framework.batch]``::
+
+        class Indexer(BatchConsumer):
+            def handle_batch(self, messages):
+                for message, error in self.index.add_all(messages):
+                    messages.fail(message, error)
+
+    Messages that failed, or were in the handler when the process died, come alone the next time:
+    one that is poison takes no others with it.
+    """
+
+    @abstractmethod
+    def handle_batch(self, messages: Batch) -> Any:
+        """Handle some messages.
+
+        Returning means success for all of them but those that ``messages.fail(message, error)``
+        was called for; raising means that all the others have failed.
+
+        Args:
+            messages: One message or more, in the order in which they came. All are validated.
+        """
+
+    def handle(self, message: Any) -> Any:
+        """Handle one message: a batch of one."""
+        return self.handle_batch(Batch([message]))
+
+
 def handler_of(consumer: Consumer, name: str) -> Handler:
     """Return *consumer* as what the host runs; *name* is how logs call it."""
-    return Handler(name, consumer.handle, consumer.setup, consumer.teardown)
+    return Handler(
+        name,
+        consumer.handle,
+        consumer.setup,
+        consumer.teardown,
+        call_batch=consumer.handle_batch if isinstance(consumer, BatchConsumer) else None,
+        ordering_key=getattr(consumer, "ordering_key", None),
+    )

@@ -44,6 +44,7 @@ class Delivery:
         received_at: When, in seconds since the epoch.
         history: What went wrong with it so far.
         row: The journal's number for it where it came from there, with generation 0; else 0.
+        lane: What it must not overtake others of: its ordering key; "" for no such others.
         replayed: An operator had it run again: one attempt, and back to quarantine if that fails.
     """
 
@@ -58,6 +59,7 @@ class Delivery:
     received_at: float = 0.0
     history: History = NO_HISTORY
     row: int = 0
+    lane: str = ""
     replayed: bool = False
 
     @property
@@ -119,4 +121,16 @@ class Known:
     """The journal has the message already; it did not run again."""
 
 
-Outcome: TypeAlias = Succeeded | Skipped | Failed | Undecodable | Crashed | Known
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """It was taken back before the handler saw it: the instance stops, pauses, or may not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """An earlier message of its lane is in the journal; it did not run."""
+
+
+Outcome: TypeAlias = (
+    Succeeded | Skipped | Failed | Undecodable | Crashed | Known | Withdrawn | Behind
+)

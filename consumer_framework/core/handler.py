@@ -18,6 +18,8 @@ class Handler:
     Attributes:
         name: How logs call it (``module:object``).
         call: Takes one message. Sync, or a coroutine function.
+        call_batch: Takes a :class:`.Batch` instead, None for a handler of single messages.
+        ordering_key: Gives the ordering key of a message, None where the author wrote none.
         setup: Runs before the first message, None where there is nothing to do.
         teardown: Runs after the last one.
     """
@@ -26,6 +28,8 @@ class Handler:
     call: Callable[[Any], Any]
     setup: Callable[[], Any] | None = None
     teardown: Callable[[], Any] | None = None
+    call_batch: Callable[[Any], Any] | None = None
+    ordering_key: Callable[[Any], Any] | None = None
 
 
 def is_coroutine_callable(function: Callable[..., Any]) -> bool:

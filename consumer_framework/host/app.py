@@ -20,16 +20,15 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides
 
 from . import loader
-from .plan import Plan
+from .plan import Plan, fitted, with_batch
 from .policy import policy_of
 from .runner import Runner
-from .slots import SLOTS
 from .stores import open_stores, state_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from consumer_framework.core.settings import Recovery, Settings
+    from consumer_framework.core.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def run(request: Request) -> int:
     codec.load_schemas()
     plan = make_plan(request, settings, source)
     directory = state_directory(request.instance, request.state_directory)
-    stores = open_stores(directory, request.instance, settings.framework)
+    stores = open_stores(directory, request.instance, plan.framework)
     _log.info("starting %s with %s", plan.name, source)
     runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor)
     # Twisted declares its reactor as a module.
@@ -105,15 +104,8 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
         policy, recovery = policy_of(settings.framework.recovery, own, source, target.name)
     except ConfigurationError as error:
         raise ConfigurationError(*error.problems, source=source) from error
-    return Plan(target.name, factory, policy, _fitting(recovery, settings.qos.prefetch_count))
-
-
-def _fitting(recovery: Recovery, prefetch_count: int) -> Recovery:
-    """Leave the slots something to take: what is held counts against ``prefetch_count``."""
-    if prefetch_count == 0:  # no limit
-        return recovery
-    hold_slots = min(recovery.hold_slots, prefetch_count - SLOTS)
-    return recovery.model_copy(update={"hold_slots": hold_slots})
+    framework = with_batch(settings.framework, target.value)
+    return fitted(Plan(target.name, factory, policy, framework), settings, recovery)
 
 
 def _find_target(request: Request, settings: Settings, source: str) -> loader.Target:

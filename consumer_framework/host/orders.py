@@ -24,11 +24,18 @@ class Orders:
     Args:
         journal: The journal, open for writing.
         run: Runs one claimed row through the pipeline and returns what became of it.
+        changed: Called when rows are gone that others may have waited for.
     """
 
-    def __init__(self, journal: Journal, run: Callable[[Delivery], Awaitable[Disposition]]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        run: Callable[[Delivery], Awaitable[Disposition]],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._journal = journal
         self._run = run
+        self._changed = changed
         self.by_name = {"ping": self.ping, "drop": self.drop, "edit": self.edit}
         self.by_name["replay"] = self.replay
 
@@ -38,7 +45,9 @@ class Orders:
 
     async def drop(self, request: dict[str, Any]) -> Answers:
         """Lose the rows in ``rows``."""
-        yield {"dropped": await self._journal.drop(_numbers(request))}
+        dropped = await self._journal.drop(_numbers(request))
+        self._changed()
+        yield {"dropped": dropped}
 
     async def edit(self, request: dict[str, Any]) -> Answers:
         """Let a copy with the JSON in ``body`` stand for ``row``; its number, None for neither."""
@@ -54,7 +63,7 @@ class Orders:
         for number in _numbers(request):
             delivery = self._journal.delivery(number)
             if delivery is None or not await self._journal.claim(number):
-                yield {"row": number, "result": "skipped", "reason": "not, or no longer, there"}
+                yield {"row": number, "result": "skipped", "reason": self._why_not(number)}
                 continue
             try:
                 disposition = await self._run(delivery)
@@ -67,6 +76,14 @@ class Orders:
             yield {"row": number, **_told(disposition)}
             if isinstance(disposition, Halt):
                 return
+
+    def _why_not(self, number: int) -> str:
+        """Why a row cannot be claimed."""
+        row = self._journal.row(number)
+        first = self._journal.blocked_by(row.lane, number) if row else None
+        if row is None or row.state != "quarantined" or first is None:
+            return "not, or no longer, there"
+        return f"behind row {first.row} of key {row.lane}: replay or drop that one first"
 
 
 def _numbers(request: dict[str, Any]) -> list[int]:

@@ -23,8 +23,6 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
-# Handlers in flight at once, at the most that slots will ever be.
-PLACES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = Journal.open(directory, instance=instance, limits=limits)
-        flight = _open_flight(directory, journal)
+        flight = _open_flight(directory, journal, framework.at_once)
     except OSError as error:
         cure = "give a directory that this user can write to with --state-dir"
         problem = Problem("", f"cannot be used for state: {error.strerror}", cure)
@@ -88,9 +86,9 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     return Stores(directory, journal, flight)
 
 
-def _open_flight(directory: Path, journal: Journal) -> Flight:
+def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:
     try:
-        flight, wreckage = Flight.open(directory, PLACES)
+        flight, wreckage = Flight.open(directory, places)
     except BaseException:
         journal.close()
         raise

@@ -162,15 +162,33 @@ def test_no_file_at_all_means_upstreams_defaults():
     ("text", "qos"),
     [
         ("[qos]\nprefetch_count = 5", (0, 5)),
-        ("[qos]\nprefetch_size = 5", (5, 10)),
-        ("[qos]", (0, 10)),
-        ("", (0, 10)),
+        ("[qos]\nprefetch_count = 0", (0, 0)),
+        ("[qos]\nprefetch_size = 5", (5, None)),
+        ("[qos]", (0, None)),
+        ("", (0, None)),
     ],
 )
 def test_a_partial_qos_table_keeps_the_other_default(load, text, qos):
     settings = load(text)
     assert (settings.qos.prefetch_size, settings.qos.prefetch_count) == qos
-    assert upstream.conf["qos"] == {"prefetch_size": qos[0], "prefetch_count": qos[1]}
+    theirs = 10 if qos[1] is None else qos[1]
+    assert upstream.conf["qos"] == {"prefetch_size": qos[0], "prefetch_count": theirs}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 1 + 4 + 50),
+        ("[qos]\nprefetch_count = 10", 10),
+        ("[qos]\nprefetch_count = 0", 0),
+        ("[consumer_config.framework]\nslots = 3\nread_ahead = 7", 3 + 4 + 7),
+        ("[consumer_config.framework]\nslots = 3\nbatch = { size = 20 }", 60 + 4 + 50),
+        ("[consumer_config.framework.recovery]\nhold_slots = 9", 1 + 9 + 50),
+        ("[consumer_config.framework]\nslots = 64\nbatch = { size = 10000 }", 65535),
+    ],
+)
+def test_what_the_broker_sends_ahead_is_what_the_slots_need_unless_it_is_written(load, text, count):
+    assert load(text).prefetch_count == count
 
 
 def test_a_partial_tls_table_keeps_the_other_defaults(load, pems):

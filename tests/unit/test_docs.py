@@ -69,11 +69,16 @@ TABLES: dict[str, type[BaseModel]] = {
 }
 FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "`[consumer_config.framework]`": settings.Framework,
+    "`[consumer_config.framework.batch]`": settings.Batch,
+}
+RECOVERY_TABLES: dict[str, type[BaseModel]] = {
     "`[consumer_config.framework.recovery]`": settings.Recovery,
     "`[consumer_config.framework.recovery.breaker]`": settings.BreakerSettings,
     "`[[consumer_config.framework.recovery.rules]]`": settings.RuleSettings,
 }
-# The models have no number that is not a length of time.
+DERIVED = {(settings.Qos, "prefetch_count")}
+KINDS = {(settings.Framework, "rate"): "rate"}
+# The models have no other number that is not a length of time.
 TOML_TYPES = {"object": "table", "number": "length of time"}
 
 RAISED: dict[str, BaseException | None] = {
@@ -144,7 +149,7 @@ def expected_rows(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
     rows = {}
     for name, field in model.model_fields.items():
         described = schema["properties"][name]
-        kind = toml_type(described, definitions)
+        kind = KINDS.get((model, name)) or toml_type(described, definitions)
         items = described.get("items", {})
         item_kind = toml_type(items, definitions) if "type" in items else ""
         default = field.default
@@ -153,7 +158,8 @@ def expected_rows(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
         elif field.is_required():
             rows[name] = (kind, "required")
             continue
-        rows[name] = (kind, shown_default(default, kind, item_kind))
+        derived = (model, name) in DERIVED
+        rows[name] = (kind, "derived" if derived else shown_default(default, kind, item_kind))
     return rows
 
 
@@ -172,10 +178,30 @@ def test_the_configuration_reference_lists_the_keys_their_types_and_defaults(hea
 
 
 @pytest.mark.parametrize("heading", FRAMEWORK_TABLES)
+def test_the_framework_reference_lists_the_settings_their_types_and_defaults(heading):
+    cells = table(DOCS / "reference/framework.md", heading)
+    documented = {key.strip("`"): (kind, default) for key, kind, default, _ in cells}
+    assert documented == expected_rows(FRAMEWORK_TABLES[heading])
+
+
+@pytest.mark.parametrize("heading", RECOVERY_TABLES)
 def test_the_recovery_reference_lists_the_settings_their_types_and_defaults(heading):
     cells = table(DOCS / "reference/recovery.md", heading)
     documented = {key.strip("`"): (kind, default) for key, kind, default, _ in cells}
-    assert documented == expected_rows(FRAMEWORK_TABLES[heading])
+    assert documented == expected_rows(RECOVERY_TABLES[heading])
+
+
+def test_the_framework_reference_says_what_ordering_may_be():
+    cells = table(DOCS / "reference/framework.md", "Ordering")
+    choices = [choice.value for choice in settings.Ordering]
+    assert [row[0].strip('`"') for row in cells[: len(choices)]] == choices
+
+
+def test_the_framework_reference_adds_up_what_is_sent_ahead():
+    text = (DOCS / "reference/framework.md").read_text(encoding="utf-8")
+    [(parts, total)] = re.findall(r"That is ([\d +]+) = (\d+) by default", text)
+    default = settings.Framework()
+    assert sum(map(int, parts.split("+"))) == int(total) == default.prefetch_count
 
 
 def test_the_exit_code_reference_lists_the_codes_and_their_names():
@@ -281,7 +307,8 @@ def test_what_is_shown_of_a_test_without_a_broker_passes():
 
 
 def test_the_settings_on_the_recovery_pages_are_valid():
-    pages = [DOCS / "howto/tune-recovery.md", DOCS / "reference/recovery.md"]
+    names = ["howto/tune-recovery.md", "reference/framework.md", "reference/recovery.md"]
+    pages = [DOCS / name for name in names]
     documents = [tomllib.loads(text) for page in pages for text in blocks(page, "toml")]
     assert documents
     for document in documents:

@@ -316,13 +316,13 @@ def test_the_settings_are_the_keys_that_upstream_knows():
     ours, theirs = set(Settings.model_fields), set(config.DEFAULTS)
     assert ours == theirs, (
         f"fedora-messaging has new keys {theirs - ours} and lost {ours - theirs}; "
-        "see Settings in consumer_framework/core/settings.py"
+        "see Settings in consumer_framework/core/settings/file.py"
     )
 
 
 def test_the_server_named_queue_is_upstreams():
     assert config.DEFAULTS["queues"] == {"": TRANSIENT_QUEUE}, moved(
-        "the default queue", "consumer_framework/core/settings.py"
+        "the default queue", "consumer_framework/core/settings/file.py"
     )
 
 

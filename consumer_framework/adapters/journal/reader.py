@@ -7,9 +7,11 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.ordering import Blocker
+
 from .export import line_of
 from .files import described
-from .records import Group, Row, State, Stats, delivery_of, key_of
+from .records import Group, Row, State, Stats, delivery_of, key_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +23,13 @@ if TYPE_CHECKING:
 IS_OPEN = "SELECT 1 FROM messages WHERE queue = ? AND key = ?"
 # Named, for SQLite prefers the index by state where it has not counted the rows.
 DUE = """SELECT * FROM messages INDEXED BY messages_by_due
-    WHERE state = 'deferred' AND due <= ? ORDER BY due LIMIT ?"""
+    WHERE state = 'deferred' AND waits = 0 AND due <= ? ORDER BY due LIMIT ?"""
 NEXT_DUE = """SELECT min(due) FROM messages INDEXED BY messages_by_due
-    WHERE state = 'deferred'"""
+    WHERE state = 'deferred' AND waits = 0"""
+FIRST = """SELECT id, state, due FROM messages INDEXED BY messages_by_lane
+    WHERE lane = ? AND lane <> '' AND state <> 'superseded' AND position < ?
+    ORDER BY position LIMIT 1"""
+POSITION = "SELECT position FROM messages WHERE id = ?"
 ATTEMPTS = """SELECT at, error, message, traceback, fingerprint FROM attempts
     WHERE row_id = ? ORDER BY id"""
 
@@ -31,12 +37,16 @@ _ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id
     length(m.body) AS size, m.due, m.reason, m.fingerprint,
     (SELECT count(*) FROM attempts WHERE row_id = m.id) AS attempts,
     coalesce(a.error, '') AS error, coalesce(a.message, '') AS message,
-    m.crashes, m.created, m.updated, m.parent
+    m.crashes, m.created, m.updated, m.parent, m.lane, m.position
     FROM messages AS m LEFT JOIN attempts AS a
     ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
 _GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
     WHERE state = 'quarantined' GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint"""
 _OLDEST = "SELECT min(updated) FROM messages WHERE state = 'quarantined'"
+BLOCKED_LANES = """SELECT count(*) FROM messages INDEXED BY messages_blocking
+    WHERE lane <> '' AND state = 'quarantined' AND waits = 0"""
+
+_LAST = 2**63 - 1
 
 
 class Reader:
@@ -65,6 +75,8 @@ class Reader:
     def due(self, now: float, limit: int = 100) -> list[Delivery]:
         """Return the deferred messages whose time has come at *now*, the longest due first.
 
+        Of a lane, that is its first row at most: the next one is due when that is gone.
+
         Args:
             now: Seconds since the epoch.
             limit: Return so many at most. A row stays due, and is returned again, until it is
@@ -76,6 +88,25 @@ class Reader:
         """When the next deferred message is due, in seconds since the epoch; None for never."""
         when: float | None = self._select(NEXT_DUE)[0][0]
         return when
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether an open row of *lane* stands before *row*; for row 0 any one does."""
+        return self.blocked_by(lane, row) is not None
+
+    def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
+        """Return the first open row of *lane*, None where none stands before *row*.
+
+        Args:
+            lane: "" is no lane, and nothing stands before its rows.
+            row: 0 for a message that is not here yet.
+        """
+        found = self._select(FIRST, text(lane), self._position(row)) if lane else None
+        return Blocker(*found[0]) if found else None
+
+    def _position(self, row: int) -> int:
+        found = self._select(POSITION, row) if row else [(_LAST,)]
+        position: int = found[0][0] if found else row
+        return position
 
     def rows(
         self,
@@ -129,6 +160,7 @@ class Reader:
             bytes=sum(size for _, size in totals.values()),
             oldest=self._select(_OLDEST)[0][0],
             next_due=self.next_due(),
+            blocked_lanes=self._select(BLOCKED_LANES)[0][0],
         )
 
     def export(self, ids: Iterable[int]) -> Iterator[str]:

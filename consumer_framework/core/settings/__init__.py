@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration of an instance: frozen, checked whole, every error with its TOML path.
+
+The file format is fedora-messaging's. The framework's own settings are in
+``[consumer_config.framework]``; everything else under ``[consumer_config]`` is the author's.
+"""
+
+from .author import is_config_type, known_keys, parse_consumer_config
+from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
+from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
+from .names import INSTANCE_NAME, instance_name_problem
+from .overrides import NO_OVERRIDES, Overrides, override
+from .parsing import parse
+
+__all__ = [
+    "INSTANCE_NAME",
+    "NO_OVERRIDES",
+    "TRANSIENT_QUEUE",
+    "Batch",
+    "Binding",
+    "BreakerSettings",
+    "Framework",
+    "Monitoring",
+    "Ordering",
+    "Overrides",
+    "Qos",
+    "Queue",
+    "Recovery",
+    "RuleSettings",
+    "Settings",
+    "Tls",
+    "instance_name_problem",
+    "is_config_type",
+    "known_keys",
+    "override",
+    "parse",
+    "parse_consumer_config",
+]

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``[consumer_config.framework]``: this framework's own settings."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
+
+from consumer_framework.core.durations import Duration
+from consumer_framework.core.ordering import source_of
+from consumer_framework.core.rate import Rate
+from consumer_framework.core.recovery import OnExhausted, Then
+
+from .table import Table
+
+
+class BreakerSettings(Table):
+    """When a dependency counts as broken, and how often it is looked at then."""
+
+    consecutive: Annotated[StrictInt, Field(ge=1)] = 5
+    probe: Annotated[tuple[Duration, ...], Field(min_length=1)] = (30.0, 300.0)
+
+
+class RuleSettings(Table):
+    """What becomes of a message whose handler raised one of some exceptions.
+
+    In a file, exceptions are dotted names; a class may name them itself.
+    """
+
+    exceptions: Annotated[tuple[str | type[BaseException], ...], Field(min_length=1)]
+    then: Then
+
+
+class Recovery(Table):
+    """What happens when a handler fails; also the ``recovery`` attribute of a :class:`.Consumer`.
+
+    Args:
+        immediate: How many retries follow at once.
+        delays: How long to wait before each further retry, with a fifth more or less by chance.
+        hold_slots: How many messages may wait in memory, unacknowledged.
+        ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it.
+        on_exhausted: What follows the last attempt.
+        crash_attempts: How many deaths of the process a message may be in the handler for.
+        breaker: When a dependency counts as broken.
+        rules: For exceptions that are no signals; the first that matches decides.
+
+    Lengths of time are text such as ``"10s"`` and ``"5m"``, or seconds.
+    """
+
+    immediate: Annotated[StrictInt, Field(ge=0)] = 1
+    delays: tuple[Duration, ...] = (10.0, 60.0, 300.0)
+    hold_slots: Annotated[StrictInt, Field(ge=0)] = 4
+    ack_timeout: Annotated[Duration, Field(gt=0)] = 1800.0
+    on_exhausted: OnExhausted = OnExhausted.QUARANTINE
+    crash_attempts: Annotated[StrictInt, Field(ge=1)] = 2
+    breaker: BreakerSettings = BreakerSettings()
+    rules: tuple[RuleSettings, ...] = ()
+
+    def overridden_by(self, other: Recovery) -> Recovery:
+        """These settings with what *other* says itself, and its rules before these."""
+        said = {name: getattr(other, name) for name in other.model_fields_set}
+        said["rules"] = (*other.rules, *self.rules)
+        return self.model_copy(update=said)
+
+
+class Ordering(Enum):
+    """Which messages may overtake each other."""
+
+    NONE = "none"
+    KEY = "key"
+    STRICT = "strict"
+
+
+class Batch(Table):
+    """How many messages a batch handler gets at once, and how long it waits for them.
+
+    Args:
+        size: Messages, at the most.
+        seconds: How long the first one waits for the others.
+    """
+
+    size: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
+    seconds: Annotated[Duration, Field(gt=0)] = 1.0
+
+
+def _checked_source(text: str) -> str:
+    source_of(text)
+    return text
+
+
+class Framework(Table):
+    """``[consumer_config.framework]``: this framework's own settings."""
+
+    slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
+    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 50
+    ordering: Ordering = Ordering.NONE
+    ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
+    handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    batch: Batch | None = None
+    rate: Rate | None = None
+    burst: Annotated[StrictInt, Field(ge=1)] | None = None
+    quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
+    quarantine_max_bytes: Annotated[StrictInt, Field(ge=1)] = 1 << 30
+    recovery: Recovery = Recovery()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.ordering_key is not None and self.ordering is not Ordering.KEY:
+            raise ValueError('ordering_key means something with ordering = "key" alone')
+        if self.burst is not None and self.rate is None:
+            raise ValueError("burst means something with rate alone")
+        if self.handler_timeout >= self.recovery.ack_timeout:
+            raise ValueError("handler_timeout must be shorter than recovery.ack_timeout")
+        return self
+
+    @property
+    def at_once(self) -> int:
+        """How many messages are in handlers at the most."""
+        return self.slots * (self.batch.size if self.batch else 1)
+
+    @property
+    def prefetch_count(self) -> int:
+        """How many messages the broker sends ahead, where the file does not say."""
+        return min(self.at_once + self.recovery.hold_slots + self.read_ahead, 65535)
