@@ -40,7 +40,13 @@ SCHEMAS = (
 )
 # Of arrays with something in them: koji's tasks have tasks.
 DEPTH = 3
-EXAMPLES: dict[str, Any] = {"array": [], "boolean": True, "integer": 123456, "null": None, "number": 1.5}
+EXAMPLES: dict[str, Any] = {
+    "array": [],
+    "boolean": True,
+    "integer": 123456,
+    "null": None,
+    "number": 1.5,
+}
 
 
 def example(schema: Any, root: Any, text: str, depth: int = 0) -> Any:

@@ -131,6 +131,11 @@ class Process:
             if self.ready_at is None and self._sign == "notify" and b"READY=1" in notification:
                 self.ready_at = time.monotonic()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def wait(self, timeout: float = TIMEOUT) -> dict[str, Any]:
         """Wait until every message is handled and return what the process counted.
 

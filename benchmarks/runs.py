@@ -48,6 +48,7 @@ def throughput(
     peer: Peer,
     load: Load,
     prepare: Callable[[Task], Mapping[str, str] | None] = lambda _: None,
+    watch: Callable[[int], None] = lambda _: None,
 ) -> Figures:
     """Let *peer* handle a queue that was filled before it started.
 
@@ -56,6 +57,7 @@ def throughput(
         peer: What is measured.
         load: What is in the queue.
         prepare: Called before the start; may return more variables for the process.
+        watch: Called with the process's id once it runs.
 
     Raises:
         BenchError: Not exactly the expected messages were handled.
@@ -69,6 +71,7 @@ def throughput(
         queues.fill(url, queues.templates_for(peer, load.samples), load.count + load.backlog)
         task = replace(task, environment=prepare(task) or {})
         with running(peer, task) as process:
+            watch(process.pid)
             figures = process.figures(process.wait())
         if not load.backlog:
             check(peer, figures, load.count, queues.state(url, name)[0])
