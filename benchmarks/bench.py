@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from . import catalogue, curves, machine, messages, queues, report, runs
 from .measure import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .catalogue import Peer
     from .measure import Figures
@@ -156,17 +157,26 @@ def _median_throughput(result: dict[str, Any]) -> float:
     return statistics.median(run["throughput"] for run in result["runs"])
 
 
-def measure(plan: Plan, peers: list[Peer], names: list[str]) -> dict[str, Any]:
-    """Measure *peers* and the curves of these *names* against a broker of their own."""
+def measure(url: str, plan: Plan, peers: list[Peer], names: list[str]) -> dict[str, Any]:
+    """Measure *peers* and the curves of these *names* against the broker at *url*."""
+    bench = Bench(url, plan)
+    return {
+        "machine": machine.describe(url),
+        "measured_on": datetime.now(UTC).date().isoformat(),
+        "prefetch": catalogue.PREFETCH,
+        "peers": bench.peers(peers) if peers else {},
+        "curves": {name: bench.curve(name) for name in names},
+    }
+
+
+@contextmanager
+def broker_at(url: str | None) -> Iterator[str]:
+    """Give the URL of a broker: a private one, unless there is one already."""
+    if url:
+        yield url
+        return
     with Broker(config=queues.BROKER_CONFIG) as broker:
-        bench = Bench(broker.url, plan)
-        return {
-            "machine": machine.describe(broker),
-            "measured_on": datetime.now(UTC).date().isoformat(),
-            "prefetch": catalogue.PREFETCH,
-            "peers": bench.peers(peers) if peers else {},
-            "curves": {name: bench.curve(name) for name in names},
-        }
+        yield broker.url
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -200,6 +210,7 @@ def measure(plan: Plan, peers: list[Peer], names: list[str]) -> dict[str, Any]:
     help="Put the results into benchmarks/results.json, and table and plots into "
     "docs/explanation/performance. A part that was not measured this time stays as it is there.",
 )
+@click.option("--url", help="Use this broker, with amq.topic for oneself, not a private one.")
 @click.option("--redraw", is_flag=True, help="Measure nothing; make table and plots anew.")
 def main(  # noqa: PLR0913, PLR0917 -- one for each option
     run_count: int | None,
@@ -209,6 +220,7 @@ def main(  # noqa: PLR0913, PLR0917 -- one for each option
     quick: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
     write: bool,  # noqa: FBT001
+    url: str | None,
     redraw: bool,  # noqa: FBT001
 ) -> None:
     r"""Compare consumers on one private broker, and see how fm-consumer scales.
@@ -229,7 +241,8 @@ def main(  # noqa: PLR0913, PLR0917 -- one for each option
     everything = not peer_names and not curve_names
     peers = catalogue.named(peer_names) if peer_names or everything else []
     try:
-        results = measure(plan, peers, list(curves.CURVES if everything else curve_names))
+        with broker_at(url) as at:
+            results = measure(at, plan, peers, list(curves.CURVES if everything else curve_names))
     except BenchError as error:
         raise click.ClickException(str(error)) from None
     print(json.dumps(results, indent=1) if as_json else report.markdown(results))

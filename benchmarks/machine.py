@@ -7,10 +7,9 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from consumer_framework.testing.broker import Broker
+from .wire import Wire
 
 LIBRARIES = (
     "consumer-framework",
@@ -26,15 +25,17 @@ LIBRARIES = (
 )
 
 
-def describe(broker: Broker) -> dict[str, Any]:
-    """Return the description."""
+def describe(url: str) -> dict[str, Any]:
+    """Return the description of this machine and of the broker at *url*."""
+    with Wire(url) as wire:
+        broker = wire.server
     return {
         "cores": os.cpu_count(),
         "cpu": _first("/proc/cpuinfo", "model name"),
         "memory_gib": round(int(_first("/proc/meminfo", "MemTotal").split()[0]) / 2**20),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "rabbitmq": broker.ctl("version").strip(),
+        "rabbitmq": broker,
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
 

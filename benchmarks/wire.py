@@ -54,7 +54,8 @@ class Wire:
 
     def _handshake(self, given: URLParameters) -> None:
         self._socket.sendall(frame.ProtocolHeader().marshal())
-        self._expect(spec.Connection.Start)
+        start = self._expect(spec.Connection.Start)
+        self.server: str = start.server_properties["version"]
         who = given.credentials
         secret = f"\0{who.username}\0{who.password}"
         self._tell(spec.Connection.StartOk({}, "PLAIN", secret, "en_US"), channel=0)

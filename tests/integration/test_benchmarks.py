@@ -10,22 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
-from benchmarks.catalogue import PEERS, named
-from benchmarks.ledger import Sent
-from benchmarks.messages import BODY, copies, json_body, samples, templates
-from benchmarks.recovery import CONSUMERS, Scenario, play, quietly
-from benchmarks.runs import Load, latency, throughput
-
 ROOT = Path(__file__).resolve().parents[2]
+# Behind everything else: the product under test may be installed, the benchmarks never are.
+sys.path.append(str(ROOT))
+
+from benchmarks import report  # noqa: E402
+from benchmarks.catalogue import PEERS, named  # noqa: E402
+from benchmarks.ledger import Sent  # noqa: E402
+from benchmarks.messages import BODY, copies, json_body, samples, templates  # noqa: E402
+from benchmarks.recovery import CONSUMERS, Scenario, play, quietly  # noqa: E402
+from benchmarks.runs import Load, latency, throughput  # noqa: E402
+
 HERE = ("class", "pika", "raw")
 MESSAGES = 300
 
 
+@pytest.fixture(scope="module")
+def given():
+    return samples()
+
+
 @pytest.mark.parametrize("name", HERE)
-def test_a_run_of_throughput_counts_every_message_once(broker, name):
+def test_a_run_of_throughput_counts_every_message_once(broker, given, name):
     (peer,) = named((name,))
-    figures = throughput(broker.url, peer, Load(MESSAGES, samples()))
+    figures = throughput(broker.url, peer, Load(MESSAGES, given))
     assert figures.handled == MESSAGES
     assert figures.throughput > 0
     assert figures.cpu_per_1000 > 0
@@ -35,15 +43,15 @@ def test_a_run_of_throughput_counts_every_message_once(broker, name):
     assert figures.p99 is None
 
 
-def test_what_is_skipped_and_what_stays_queued_are_no_part_of_a_run(broker):
+def test_what_is_skipped_and_what_stays_queued_are_no_part_of_a_run(broker, given):
     (peer,) = named(("pika",))
-    figures = throughput(broker.url, peer, Load(200, samples(), skip=50, backlog=100))
+    figures = throughput(broker.url, peer, Load(200, given, skip=50, backlog=100))
     assert figures.handled >= 200
 
 
-def test_latency_is_that_of_every_message(broker):
+def test_latency_is_that_of_every_message(broker, given):
     (peer,) = named(("class",))
-    figures = latency(broker.url, peer, samples(), rate=200, seconds=1)
+    figures = latency(broker.url, peer, given, rate=200, seconds=1)
     assert figures.handled == 300, "with 100 to warm up"
     assert figures.p50 is not None
     assert figures.p99 is not None
@@ -62,18 +70,17 @@ def test_the_ledger_finds_every_message(broker):
     assert (ledger.starts, ledger.consumers, ledger.consuming) == (1, 1, True)
 
 
-def test_the_messages_are_of_several_applications_and_of_one_size():
-    given = samples()
+def test_the_messages_are_of_several_applications_and_of_one_size(given):
     assert {len(json_body(sample, "", 0)) for sample in given} == {BODY}
     assert len({sample.headers["fedora_messaging_schema"] for sample in given}) >= 4
     encoded = list(copies(templates(json_body, given), 2 * len(given)))
     assert len(set(encoded)) == len(encoded), "each has an id of its own"
 
 
-def test_the_command_prints_its_figures_as_json_and_a_table_can_be_made_of_them():
+def test_the_command_prints_its_figures_as_json_and_a_table_can_be_made_of_them(broker):
     command = [sys.executable, "-m", "benchmarks.bench", "--quick", "--messages", "50"]
     done = subprocess.run(
-        [*command, "--peer", "raw", "--json"],
+        [*command, "--url", broker.url, "--peer", "raw", "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
