@@ -175,7 +175,16 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-TABLES = st.lists(st.tuples(SHORT, VALUES), max_size=4).map(table)
+# The kinds that fedora-messaging sets.
+QUICK = st.one_of(
+    SHORT.map(lambda v: b"S" + long_string(v)),
+    st.integers(-(2**31), 2**31 - 1).map(lambda v: field(b"I", ">i", v)),
+    st.integers(-(2**63), 2**63 - 1).map(lambda v: field(b"l", ">q", v)),
+    st.integers(0, 255).map(lambda v: field(b"t", ">B", v)),
+)
+TABLES = st.one_of(
+    st.lists(st.tuples(SHORT, values), max_size=4).map(table) for values in (QUICK, VALUES)
+)
 
 # In the order, and with the flags, of AMQP 0-9-1, section 1.8.1.
 PROPERTIES = [
