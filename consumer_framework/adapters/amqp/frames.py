@@ -67,9 +67,13 @@ class Frames:
         self.taken = (0, 0)
         self._others = others
         self._rest = b""
+        self._is_lost = False
 
     def feed(self, data: bytes) -> None:
         """Take what came next."""
+        if self._is_lost:
+            self._others(data)
+            return
         buffer = self._rest + data if self._rest else data
         self._rest = b""
         at = self._consume(buffer)
@@ -82,6 +86,8 @@ class Frames:
             kind, channel, size = _FRAME.unpack_from(buffer, at)
             stop = at + _FRAME_SIZE + size
             if not _METHOD <= kind <= _BODY and kind != _HEARTBEAT:
+                # Where the next frame begins is anybody's guess from here on.
+                self._is_lost = True
                 self._others(buffer[at:])
                 return end
             if stop > end:
@@ -94,7 +100,10 @@ class Frames:
                     self.taken = (self.taken[0] + after - at, self.taken[1] + 3)
                     at = after
                     continue
-            self._others(buffer[at:stop])
+            frame = buffer[at:stop]
+            if kind == _HEADER and channel in self.receivers:
+                frame = _decodable(frame)
+            self._others(frame)
             at = stop
         return at
 
@@ -157,6 +166,23 @@ def _properties(encoded: bytes) -> pika.BasicProperties:
     except Exception:  # noqa: BLE001 -- whatever pika makes of a wrong field
         raw: Any = {RAW_PROPERTIES: encoded}
         return pika.BasicProperties(headers=raw)  # type: ignore[no-untyped-call]
+
+
+def _decodable(frame: bytes) -> bytes:
+    """Return the frame of a content header in a form that pika can decode.
+
+    What pika cannot decode it raises, and the connection ends, for as long as the broker delivers
+    that message again.
+    """
+    encoded = frame[_FLAGS_AT:-1]
+    properties = _properties(encoded)
+    headers: Any = properties.headers or {}
+    if not encoded or headers.get(RAW_PROPERTIES) is not encoded:
+        return frame
+    encode: Any = properties.encode
+    content = frame[_FRAME.size : _FLAGS_AT] + b"".join(encode())
+    start = _FRAME.pack(_HEADER, _FRAME.unpack_from(frame)[1], len(content))
+    return start + content + frame[-1:]
 
 
 def _any_properties(encoded: bytes) -> pika.BasicProperties:
