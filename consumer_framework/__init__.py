@@ -6,13 +6,15 @@ exceptions of the same meaning in ``fedora_messaging.exceptions`` (``Nack``, ``D
 ``HaltConsumer``) are understood as well.
 """
 
-from .core.consumer import Consumer
+from .core.batch import Batch
+from .core.consumer import BatchConsumer, Consumer
 from .core.errors import (
     ConsumerFrameworkError,
     Defer,
     DependencyFault,
     Drop,
     Halt,
+    HandlerTimeoutError,
     Quarantine,
     Retry,
     Skip,
@@ -21,12 +23,15 @@ from .core.helpers import on, translate
 from .core.settings import Recovery
 
 __all__ = [
+    "Batch",
+    "BatchConsumer",
     "Consumer",
     "ConsumerFrameworkError",
     "Defer",
     "DependencyFault",
     "Drop",
     "Halt",
+    "HandlerTimeoutError",
     "Quarantine",
     "Recovery",
     "Retry",

@@ -96,7 +96,7 @@ def _context(file: Path | None, callback: str, callback_file: str) -> Context:
 
     request = app.Request(file, callback, callback_file)
     plan = app.make_plan(request, settings or config.load(None), source)
-    return Context(plan.policy, written, plan.recovery, source, plan.name)
+    return Context(plan.policy, written, plan.framework.recovery, source, plan.name)
 
 
 def _lines(explanation: Explanation, context: Context) -> Iterator[str]:

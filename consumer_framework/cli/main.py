@@ -19,6 +19,8 @@ from .explain import explain
 from .options import DEFAULT_FILE, complete_instance, configuration_file
 from .output import complain
 from .quarantine import quarantine
+from .scale import scale
+from .status import status
 
 _EXIT_CODES = """
 \b
@@ -43,6 +45,8 @@ def main() -> None:
 main.add_command(quarantine)
 main.add_command(explain)
 main.add_command(check)
+main.add_command(scale)
+main.add_command(status)
 
 
 @main.command(epilog=_EXIT_CODES)

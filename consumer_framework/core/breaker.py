@@ -41,4 +41,4 @@ class Breaker:
 
     def success(self) -> Breaker:
         """The breaker after the dependency worked."""
-        return replace(self, faults=0, probes=0)
+        return replace(self, faults=0, probes=0) if self.faults else self

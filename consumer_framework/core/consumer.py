@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .batch import Batch
 from .handler import Handler
 
 if TYPE_CHECKING:
@@ -33,12 +33,9 @@ class Consumer(ABC):
     for them. Coroutine methods run on the process's event loop and must not block. ``__init__``
     runs on the event loop's thread, while the loop runs.
 
-    Two methods are optional, and not there unless a subclass defines them:
-
-    - ``ordering_key(self, message)`` returns the ordering key of a message, for
-      ``ordering = "key"`` in ``[consumer_config.framework]``; a plain method, quick;
-    - ``handle_batch(self, messages)`` handles a list of messages, for ``batch`` there. A subclass
-      that has it needs no ``handle``: a single message is a batch of one.
+    With ``ordering = "key"`` and no ``ordering_key`` in the file, a subclass has a method
+    ``ordering_key(self, message)`` as well: messages with the same key, a text or a number, are
+    handled one after the other and in their order. It runs on the event loop, and must be quick.
 
     Attributes:
         recovery: What happens when the handler fails; what the configuration file says in
@@ -53,14 +50,6 @@ class Consumer(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        batch = getattr(cls, "handle_batch", None)
-        # Before ABC looks for what is not implemented.
-        if batch is not None and cls.handle is Consumer.handle:
-            alone = _handle_alone_async if inspect.iscoroutinefunction(batch) else _handle_alone
-            cls.handle = alone  # type: ignore[method-assign]
 
     def setup(self) -> Any:  # noqa: B027 -- optional
         """Open what :meth:`handle` needs. Runs once, before the first message.
@@ -85,19 +74,35 @@ class Consumer(ABC):
         """Close what :meth:`setup` opened. Runs once, after the last message."""
 
 
-def _handle_alone(self: Any, message: Any) -> Any:
-    """Handle one message, as a batch of one."""
-    return self.handle_batch([message])
+class BatchConsumer(Consumer):
+    """A consumer that gets several messages at once.
 
+    How many, and how long the first one waits for the others, is in
+    ``[consumer_config.framework.batch]``::
 
-async def _handle_alone_async(self: Any, message: Any) -> Any:
-    """Handle one message, as a batch of one."""
-    return await self.handle_batch([message])
+        class Indexer(BatchConsumer):
+            def handle_batch(self, messages):
+                for message, error in self.index.add_all(messages):
+                    messages.fail(message, error)
 
+    Messages that failed, or were in the handler when the process died, come alone the next time:
+    one that is poison takes no others with it.
+    """
 
-def handles_singly(consumer: type[Consumer]) -> bool:
-    """Whether authors wrote a ``handle`` for *consumer*, and not ``handle_batch`` alone."""
-    return consumer.handle not in (_handle_alone, _handle_alone_async)
+    @abstractmethod
+    def handle_batch(self, messages: Batch) -> Any:
+        """Handle some messages.
+
+        Returning means success for all of them but those that ``messages.fail(message, error)``
+        was called for; raising means that all the others have failed.
+
+        Args:
+            messages: One message or more, in the order in which they came. All are validated.
+        """
+
+    def handle(self, message: Any) -> Any:
+        """Handle one message: a batch of one."""
+        return self.handle_batch(Batch([message]))
 
 
 def handler_of(consumer: Consumer, name: str) -> Handler:
@@ -107,6 +112,6 @@ def handler_of(consumer: Consumer, name: str) -> Handler:
         consumer.handle,
         consumer.setup,
         consumer.teardown,
-        getattr(consumer, "ordering_key", None),
-        getattr(consumer, "handle_batch", None),
+        call_batch=consumer.handle_batch if isinstance(consumer, BatchConsumer) else None,
+        ordering_key=getattr(consumer, "ordering_key", None),
     )

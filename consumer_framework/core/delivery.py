@@ -121,4 +121,16 @@ class Known:
     """The journal has the message already; it did not run again."""
 
 
-Outcome: TypeAlias = Succeeded | Skipped | Failed | Undecodable | Crashed | Known
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """It was taken back before the handler saw it: the instance stops, pauses, or may not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """An earlier message of its lane is in the journal; it did not run."""
+
+
+Outcome: TypeAlias = (
+    Succeeded | Skipped | Failed | Undecodable | Crashed | Known | Withdrawn | Behind
+)

@@ -20,6 +20,11 @@ class Requeue:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Back to its queue as if it had never been delivered; what is of the journal stays there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """Lost on purpose, or dead-lettered where the queue has a dead-letter exchange."""
 
@@ -64,4 +69,4 @@ class Halt:
     reason: str = ""
 
 
-Disposition: TypeAlias = Ack | Requeue | Reject | Hold | Defer | Quarantine | Halt
+Disposition: TypeAlias = Ack | Requeue | GiveBack | Reject | Hold | Defer | Quarantine | Halt

@@ -166,6 +166,10 @@ class Fault(FrameworkError):  # noqa: N818 -- the field's word
         self.exit_code = exit_code
 
 
+class HandlerTimeoutError(ConsumerFrameworkError, TimeoutError):
+    """A handler took longer than ``handler_timeout``, and was cancelled."""
+
+
 class JournalError(FrameworkError):
     """The journal cannot be written; the message stays with the broker.
 

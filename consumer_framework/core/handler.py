@@ -18,19 +18,18 @@ class Handler:
     Attributes:
         name: How logs call it (``module:object``).
         call: Takes one message. Sync, or a coroutine function.
+        call_batch: Takes a :class:`.Batch` instead, None for a handler of single messages.
+        ordering_key: Gives the ordering key of a message, None where the author wrote none.
         setup: Runs before the first message, None where there is nothing to do.
         teardown: Runs after the last one.
-        ordering_key: Takes a message and returns its ordering key; None where the handler has no
-            opinion.
-        call_batch: Takes a list of messages, as *call* takes one; None where it takes no batches.
     """
 
     name: str
     call: Callable[[Any], Any]
     setup: Callable[[], Any] | None = None
     teardown: Callable[[], Any] | None = None
+    call_batch: Callable[[Any], Any] | None = None
     ordering_key: Callable[[Any], Any] | None = None
-    call_batch: Callable[[list[Any]], Any] | None = None
 
 
 def is_coroutine_callable(function: Callable[..., Any]) -> bool:

@@ -4,51 +4,101 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from .lanes import Lanes
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .delivery import Delivery
+    from .rate import TokenBucket
 
 
 class Intake:
     """A queue of deliveries whose channel may go while they wait.
 
     The broker bounds its length: it sends no more than ``prefetch_count`` unsettled deliveries
-    on a channel.
+    on a channel. A delivery with a lane waits for those before it in the lane, until they have
+    left (:meth:`left`).
+
+    Args:
+        bucket: Limits how fast deliveries are taken; None for no limit.
+        now: Seconds of a clock that never goes back.
     """
 
-    def __init__(self) -> None:
-        self._waiting: deque[Delivery] = deque()
+    def __init__(
+        self, bucket: TokenBucket | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._bucket = bucket
+        self._now = now
+        self._ready: deque[Delivery] = deque()
+        self._lanes = Lanes()
         self._takers: deque[asyncio.Future[None]] = deque()
-        self._closed = False
+        # With a limit, one slot at a time waits for the next token.
+        self._turn = asyncio.Lock()
+        self._closed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._ready) + len(self._lanes)
 
     def put(self, delivery: Delivery) -> None:
         """Append *delivery*; accepted after :meth:`close` too, for :meth:`clear` to return."""
-        self._waiting.append(delivery)
-        self._wake()
+        if not delivery.lane or self._lanes.enter(delivery):
+            self._ready.append(delivery)
+            self._wake()
 
     def put_first(self, delivery: Delivery) -> None:
-        """Let *delivery* be the next: it has waited its time already."""
-        self._waiting.appendleft(delivery)
-        self._wake()
+        """Let *delivery* be the next of those that may run: it has waited its time already."""
+        if not delivery.lane or self._lanes.enter(delivery):
+            self._ready.appendleft(delivery)
+            self._wake()
+
+    def left(self, delivery: Delivery) -> None:
+        """Let the next of its lane go on: *delivery* is settled, and will not come back."""
+        if delivery.lane:
+            follower = self._lanes.leave(delivery)
+            if follower is not None:
+                self._ready.appendleft(follower)
+                self._wake()
+
+    def followers(self, lane: str) -> list[Delivery]:
+        """Remove and return what waits in *lane* behind its head."""
+        return self._lanes.followers(lane)
 
     async def take(self) -> Delivery | None:
-        """Wait for the next delivery and remove it.
+        """Wait for the next delivery, and for the rate to allow it, and remove it.
 
         Returns:
             None once the intake is closed, whatever still waits in it.
         """
-        while not self._closed:
-            if self._waiting:
-                return self._waiting.popleft()
+        if self._bucket is None:
+            return await self._take()
+        async with self._turn:
+            while not self._closed.is_set():
+                await self._arrival()
+                delay = self._bucket.take(self._now()) if self._ready else 0.0
+                if self._ready and not delay:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), delay)
+            return None if self._closed.is_set() else self._ready.popleft()
+
+    async def _take(self) -> Delivery | None:
+        while not self._closed.is_set():
+            if self._ready:
+                return self._ready.popleft()
+            await self._arrival()
+        return None
+
+    async def _arrival(self) -> None:
+        if not self._ready and not self._closed.is_set():
             taker = asyncio.get_running_loop().create_future()
             self._takers.append(taker)
             await taker
-        return None
 
     def discard(self, generation: int) -> int:
         """Forget what came on a channel that is gone: the broker will deliver it again.
@@ -56,20 +106,37 @@ class Intake:
         Returns:
             How many deliveries were forgotten.
         """
-        before = len(self._waiting)
-        self._waiting = deque(d for d in self._waiting if d.generation != generation)
-        return before - len(self._waiting)
+        forgotten = self._lanes.discard(generation)
+        gone = [delivery for delivery in self._ready if delivery.generation == generation]
+        self._ready = deque(d for d in self._ready if d.generation != generation)
+        for delivery in gone:
+            self.left(delivery)
+        return forgotten + len(gone)
+
+    def older_than(self, moment: float) -> list[Delivery]:
+        """Remove and return what came before *moment*, in seconds since the epoch.
+
+        Behind a delivery that is removed, its lane is: nothing overtakes.
+        """
+        old = [d for d in self._ready if d.received_at < moment and not d.row]
+        for delivery in old:
+            self._ready.remove(delivery)
+            old += self._lanes.followers(delivery.lane) if delivery.lane else []
+            self.left(delivery)
+        return old
 
     def close(self) -> None:
         """Let no slot take a delivery any more."""
-        self._closed = True
+        self._closed.set()
         while self._takers:
             self._wake()
 
     def clear(self) -> list[Delivery]:
         """Remove and return the deliveries that no slot took."""
-        rest = list(self._waiting)
-        self._waiting.clear()
+        rest = [*self._ready, *self._lanes.clear()]
+        ready, self._ready = self._ready, deque()
+        for delivery in ready:
+            self.left(delivery)
         return rest
 
     def _wake(self) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -13,7 +14,29 @@ if TYPE_CHECKING:
     # Gives the key of a delivery, "" for none. The function gives it the decoded message.
     Source: TypeAlias = Callable[[Delivery, Callable[[], Any]], str]
 
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """The row of the journal that goes before all others of its lane.
+
+    Attributes:
+        row: Its number.
+        state: ``deferred``: it runs again by itself; ``quarantined`` or ``replaying``: an operator
+            decides.
+        due: When it runs again, in seconds since the epoch; None unless it is deferred.
+    """
+
+    row: int
+    state: str
+    due: float | None
+
+
 FORMS = '"topic", "header:NAME" or "body:PATH" (such as "body:update.alias")'
+
+
+def behind(row: int) -> str:
+    """Why a message is quarantined whose lane is blocked by a quarantined *row*."""
+    return f"behind row {row} of the same key"
 
 
 def source_of(text: str) -> Source:

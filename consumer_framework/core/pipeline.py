@@ -15,14 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .delivery import Crashed, Known, Undecodable
+from .delivery import Behind, Crashed, Known, Withdrawn
 from .errors import JournalError
 from .recovery import Situation, decide
 from .settler import Settled
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
-    from .ports import Chance, Clock, Decoder, FlightRecorder, HandlerRunner, Journal, Recorder
+    from .ports import Chance, Clock, HandlerRunner, Journal, Recorder
     from .recovery import Decision, Policy
     from .redelivery import Run
     from .settler import Settler
@@ -32,11 +32,9 @@ if TYPE_CHECKING:
 class Pipeline:
     """What one delivery goes through, and what it goes through it with."""
 
-    decode: Decoder
     handler: HandlerRunner
     policy: Policy
     journal: Journal
-    flight: FlightRecorder
     recorder: Recorder
     clock: Clock
     chance: Chance
@@ -62,18 +60,18 @@ class Pipeline:
 
     async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
         # What the journal brings back is in the journal, however it came to this process first.
-        redelivered = delivery.redelivered and not delivery.row
-        if redelivered and self._is_in_journal(delivery):
-            return None, Known()
-        run = self.settler.unsettled.claim(delivery) if redelivered else None
-        if run is not None:
-            return run, await run.outcome
+        if delivery.redelivered and not delivery.row:
+            if self._is_in_journal(delivery):
+                return None, Known()
+            while (earlier := self.settler.unsettled.claim(delivery)) is not None:
+                outcome = await earlier.result()
+                if not isinstance(outcome, Withdrawn):
+                    return earlier, outcome
         if self._is_too_deadly(delivery):
             return None, Crashed(delivery.history.crashes)
-        run = self.settler.unsettled.begin(delivery)
-        outcome = await self._handle(delivery)
-        run.outcome.set_result(outcome)
-        return run, outcome
+        if delivery.lane and self.journal.is_blocked(delivery.lane, delivery.row):
+            return None, Behind()
+        return await self._run(delivery)
 
     def _is_in_journal(self, delivery: Delivery) -> bool:
         try:
@@ -85,14 +83,13 @@ class Pipeline:
     def _is_too_deadly(self, delivery: Delivery) -> bool:
         return delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed
 
-    async def _handle(self, delivery: Delivery) -> Outcome:
-        self.recorder.started(delivery)
-        try:
-            message = self.decode(delivery)
-        except Exception as error:  # noqa: BLE001 -- whatever a publisher or a schema class did
-            return Undecodable(error)
-        place = self.flight.took_off(delivery)
-        try:
-            return await self.handler.run(message)
-        finally:
-            self.flight.landed(place)
+    async def _run(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+        run = self.settler.unsettled.begin(delivery)
+        outcome = await self.handler.run(delivery)
+        run.end(outcome)
+        if isinstance(outcome, Withdrawn):
+            # The handler has not seen it: its redelivery must run.
+            self.settler.unsettled.end(run, settled=True)
+            return None, outcome
+        self.recorder.ran(delivery, outcome)
+        return run, outcome

@@ -7,11 +7,13 @@ Each port has one conformance suite, run against the real adapter and against th
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
+    from .ordering import Blocker
 
 
 class Acknowledger(Protocol):
@@ -74,8 +76,23 @@ class Decoder(Protocol):
 class HandlerRunner(Protocol):
     """Runs the author's handler."""
 
-    async def run(self, message: Any) -> Outcome:
-        """Run the handler on *message*; whatever it raises comes back as a value."""
+    async def run(self, delivery: Delivery) -> Outcome:
+        """Decode *delivery* and run the handler on it, as soon as a slot is free.
+
+        Whatever is raised meanwhile comes back as a value.
+        """
+        ...
+
+    def withdraw(self, received_before: float = math.inf) -> int:
+        """End the runs that no slot has begun with, as :class:`.Withdrawn`.
+
+        Args:
+            received_before: Those of deliveries that came before it alone, in seconds since the
+                epoch.
+
+        Returns:
+            How many that were.
+        """
         ...
 
 
@@ -87,15 +104,24 @@ class Journal(Protocol):
     the same row again. A write has happened when its awaitable is done, and survives the loss
     of power then.
 
+    The rows of one lane are in the order in which they were first written. A row keeps the lane
+    that it was first written with. A deferred one never stays behind a quarantined one: whichever
+    of the two comes later, the follower is quarantined, with :func:`.ordering.behind` for its
+    reason and with its history.
+
     Every method raises :class:`.JournalError` where the disk does not take the write.
     """
 
     async def defer(self, delivery: Delivery, until: float) -> None:
-        """Keep *delivery*, history included, to run again at *until* seconds since the epoch."""
+        """Keep *delivery*, history included, to run again at *until* seconds since the epoch.
+
+        What waits behind a deferred row of its lane wants that one's time, so that it is due as
+        soon as that one is done with. Behind a quarantined one, it is quarantined instead.
+        """
         ...
 
     async def quarantine(self, delivery: Delivery, reason: str) -> None:
-        """Keep *delivery*, history included, for an operator."""
+        """Keep *delivery*, history included, for an operator, and so what is deferred behind it."""
         ...
 
     async def remove(self, row: int) -> None:
@@ -107,11 +133,26 @@ class Journal(Protocol):
         ...
 
     def due(self, now: float, limit: int) -> list[Delivery]:
-        """At most *limit* deferred messages whose time has come at *now*, the longest due first."""
+        """At most *limit* deferred messages whose time has come at *now*, the longest due first.
+
+        Of each lane only its first open row, if that is one of them.
+        """
         ...
 
     def next_due(self) -> float | None:
-        """When the next deferred message is due, in seconds since the epoch; None for never."""
+        """When :meth:`due` has the next one, in seconds since the epoch; None for never."""
+        ...
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether an open row of *lane* stands before *row*; for row 0 any one does.
+
+        Open is whatever is deferred, quarantined or in a replay. Quick where the lane has no rows,
+        for it is asked for every delivery; never True for lane "".
+        """
+        ...
+
+    def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
+        """The first open row of *lane*, None where none stands before *row*."""
         ...
 
 
@@ -154,8 +195,8 @@ class Notifier(Protocol):
 class Recorder(Protocol):
     """Counts and logs what became of deliveries."""
 
-    def started(self, delivery: Delivery) -> None:
-        """A slot took *delivery*."""
+    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
+        """A slot was done with *delivery*; called once for each run."""
         ...
 
     def settled(

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, TypeAlias
 from . import disposition as to
 from . import errors
 from .attempt import History, attempt_of, said
-from .delivery import Crashed, Delivery, Failed, Known, Outcome, Skipped, Succeeded, Undecodable
+from .delivery import (
+    Behind,
+    Crashed,
+    Delivery,
+    Failed,
+    Known,
+    Outcome,
+    Skipped,
+    Succeeded,
+    Undecodable,
+    Withdrawn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +78,7 @@ class Policy:
         rules: For exceptions that are no signals, first match first.
         defer: Seconds that the rules' ``defer`` means.
         dependency: Seconds until a message is tried again that met a broken dependency.
+        strict: Whether what may not overtake another stays on the broker, and not in the journal.
     """
 
     schedule: tuple[float, ...] = (0.0, 10.0, 60.0, 300.0)
@@ -76,6 +88,7 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     defer: float = 300.0
     dependency: float = 30.0
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,8 @@ SHORTEST_WAIT = 1.0
 # The share of a delay that chance adds or takes away.
 JITTER = 0.2
 _HIGHEST_EXIT_CODE = 255
+# Why a message is put into the journal that its handler has not seen.
+BEHIND = "behind an earlier message with the same key"
 
 
 def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situation) -> Decision:
@@ -130,6 +145,12 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         case Crashed(times):
             reason = f"the process died {times} times while it was handled"
             return Decision(to.Quarantine(reason), delivery.history)
+        case Withdrawn():
+            return Decision(to.GiveBack(), delivery.history)
+        case Behind():
+            # The journal keeps it behind the other, quarantined where that one is.
+            behind = to.GiveBack() if policy.strict else to.Defer(situation.now, BEHIND)
+            return Decision(behind, delivery.history)
         case Failed(error):
             answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
             return next(answers, _Case.by_rules)(case, error)

@@ -9,7 +9,7 @@ the handler does not run a second time.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,15 +30,28 @@ class Run:
 
     Attributes:
         delivery: The latest delivery that the run answers for.
-        outcome: Done when the handler is.
-        ended_at: When that was, in seconds of the clock; None while the handler runs.
+        outcome: What the handler did; None while it runs.
+        ended_at: When its settle was tried, in seconds of the clock; None until then.
     """
 
     delivery: Delivery
-    outcome: asyncio.Future[Outcome] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    outcome: Outcome | None = None
     ended_at: float | None = None
+    _waiter: asyncio.Future[Outcome] | None = None
+
+    def end(self, outcome: Outcome) -> None:
+        """Note what the handler did."""
+        self.outcome = outcome
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(outcome)
+
+    async def result(self) -> Outcome:
+        """Wait for what the handler does."""
+        if self.outcome is not None:
+            return self.outcome
+        if self._waiter is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._waiter)
 
 
 class Unsettled:
@@ -46,12 +59,12 @@ class Unsettled:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._runs: list[Run] = []
+        self._runs: dict[Run, None] = {}
 
     def begin(self, delivery: Delivery) -> Run:
         """Note that the handler starts on *delivery*."""
         run = Run(delivery)
-        self._runs.append(run)
+        self._runs[run] = None
         return run
 
     def claim(self, redelivery: Delivery) -> Run | None:
@@ -69,12 +82,13 @@ class Unsettled:
 
     def end(self, run: Run, *, settled: bool) -> None:
         """Note that *run* is over; it is remembered unless the broker knows of it."""
-        run.ended_at = self._clock.monotonic()
-        if settled and run in self._runs:
-            self._runs.remove(run)
+        if settled:
+            self._runs.pop(run, None)
+        else:
+            run.ended_at = self._clock.monotonic()
 
     def _forget_old(self) -> None:
         oldest = self._clock.monotonic() - MEMORY_SECONDS
         running = [run for run in self._runs if run.ended_at is None]
         ended = [run for run in self._runs if run.ended_at is not None and run.ended_at > oldest]
-        self._runs = [*ended[-MEMORY_RUNS:], *running]
+        self._runs = dict.fromkeys([*ended[-MEMORY_RUNS:], *running])

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .disposition import Ack, Defer, Halt, Hold, Quarantine, Reject, Requeue
+from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
 from .errors import JournalError
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class Settler:
         match what.decision.disposition:
             case Hold(until):
                 self._hold(what, until)
+            case GiveBack():
+                self._finish(what, told=self._tell(what))
             case Defer() | Quarantine():
                 self._spawn(self._commit(what))
             case _ if what.delivery.row:
@@ -107,6 +109,10 @@ class Settler:
             case Requeue():
                 self.histories.keep(replace(delivery, history=what.decision.history))
                 return self.acknowledger.requeue(delivery)
+            case GiveBack():
+                # What is of the journal stays there: no broker waits for it.
+                self.histories.keep(delivery)
+                return bool(delivery.row) or self.acknowledger.give_back(delivery)
             case Halt(requeue=True):
                 return self.acknowledger.give_back(delivery)
             case Reject():
@@ -174,7 +180,7 @@ class Settler:
             case Requeue(reason):
                 # The broker has it no more: an operator decides.
                 await self.journal.quarantine(delivery, reason)
-            case Halt() | Hold():
+            case Halt() | Hold() | GiveBack():
                 pass  # its row stays as it is
 
     def _committed(self, *, failed: bool) -> None:
@@ -187,6 +193,6 @@ class Settler:
 def _is_final(disposition: Disposition) -> bool:
     """Whether the message will not come to this instance's handler again."""
     match disposition:
-        case Hold() | Requeue() | Defer() | Halt(requeue=True):
+        case Hold() | Requeue() | GiveBack() | Defer() | Halt(requeue=True):
             return False
     return True

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .delivery import (
+    Behind,
     Crashed,
     Delivery,
     Failed,
@@ -15,8 +16,9 @@ from .delivery import (
     Skipped,
     Succeeded,
     Undecodable,
+    Withdrawn,
 )
-from .disposition import Ack, Defer, Disposition, Halt, Hold, Quarantine, Reject, Requeue
+from .disposition import Ack, Defer, Disposition, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
 from .errors import Signal
 
 
@@ -25,19 +27,19 @@ class Snapshot:
     """The counts at one moment, since the process started.
 
     Attributes:
-        received: Deliveries that a slot took.
+        received: Deliveries that a slot was done with, repetitions included.
         succeeded: Handler runs that returned.
         skipped: Handler runs that had nothing to do.
         failed: Handler runs that raised something else than a signal of the author's.
         undecodable: Deliveries that no handler saw because they were no valid message.
         acked: Deliveries that are done with.
-        requeued: Deliveries given back to their queue.
+        requeued: Deliveries put back on their queue because of what their handler did.
         rejected: Deliveries dropped, or dead-lettered.
         held: Times that a delivery was held.
         deferred: Times that a delivery was deferred.
         quarantined: Deliveries quarantined.
+        given_back: Deliveries put back on their queue without a run.
         void: Settles that the broker could not be told of, because the channel was gone.
-        running: Deliveries in slots now.
     """
 
     received: int = 0
@@ -51,8 +53,8 @@ class Snapshot:
     held: int = 0
     deferred: int = 0
     quarantined: int = 0
+    given_back: int = 0
     void: int = 0
-    running: int = 0
 
 
 def _outcome_name(outcome: Outcome) -> str | None:
@@ -65,13 +67,14 @@ def _outcome_name(outcome: Outcome) -> str | None:
             return "undecodable"
         case Failed(error) if not isinstance(error, Signal):
             return "failed"
-        case Failed() | Crashed() | Known():
+        case Failed() | Crashed() | Known() | Withdrawn() | Behind():
             return None
 
 
 _DISPOSITIONS: dict[type[Disposition], str] = {
     Ack: "acked",
     Requeue: "requeued",
+    GiveBack: "given_back",
     Reject: "rejected",
     Hold: "held",
     Defer: "deferred",
@@ -86,36 +89,24 @@ def _disposition_name(disposition: Disposition) -> str:
 
 
 class Counters:
-    """A :class:`.Recorder` that counts, and knows which deliveries are in slots."""
+    """A :class:`.Recorder` that counts."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._running: dict[tuple[int, int, int], Delivery] = {}
 
-    def started(self, delivery: Delivery) -> None:
-        """Count a delivery that a slot took."""
+    def ran(self, _delivery: Delivery, outcome: Outcome) -> None:
+        """Count a run by what came of it."""
         self._counts["received"] += 1
-        self._running[_place(delivery)] = delivery
+        name = _outcome_name(outcome)
+        if name:
+            self._counts[name] += 1
 
     def settled(
-        self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
+        self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool
     ) -> None:
-        """Count an outcome once, and what the broker was told."""
-        ran = self._running.pop(_place(delivery), None)
-        name = _outcome_name(outcome)
-        if ran and name:
-            self._counts[name] += 1
+        """Count what the broker was told."""
         self._counts["void" if void else _disposition_name(disposition)] += 1
-
-    @property
-    def running(self) -> tuple[Delivery, ...]:
-        """The deliveries in slots, longest first."""
-        return tuple(self._running.values())
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""
-        return Snapshot(**self._counts, running=len(self._running))
-
-
-def _place(delivery: Delivery) -> tuple[int, int, int]:
-    return delivery.generation, delivery.delivery_tag, delivery.row
+        return Snapshot(**self._counts)

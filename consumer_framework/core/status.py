@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 _SHOWN_QUEUES = 3
 
 
-def status_line(
-    state: State, broker: str, queues: Sequence[str], counts: Snapshot, trouble: str = ""
+def status_line(  # noqa: PLR0913 -- each is one thing that the line says
+    state: State,
+    broker: str,
+    queues: Sequence[str],
+    counts: Snapshot,
+    trouble: str = "",
+    *,
+    running: int = 0,
 ) -> str:
     """Say in one line what an instance does.
 
@@ -25,7 +31,8 @@ def status_line(
         broker: ``HOST:PORT``.
         queues: The names of the queues that it consumes from.
         counts: What it has done since it started.
-        trouble: Why it does not consume, or why it stopped.
+        trouble: Why it does not consume, or why it stopped; "" for no reason.
+        running: How many messages are in the handler.
     """
     lines = {
         State.BUILDING: "Starting: setting up the handler",
@@ -33,8 +40,8 @@ def status_line(
         State.SUBSCRIBING: f"Connected to the broker at {broker}, subscribing",
         State.CONSUMING: f"Consuming from {_names(queues)}; {counts_text(counts)}",
         State.PAUSED: "Paused",
-        State.FAILING: f"Failing: waiting for {counts.running} running; {counts_text(counts)}",
-        State.DRAINING: f"Stopping: waiting for {counts.running} running; {counts_text(counts)}",
+        State.FAILING: f"Failing: waiting for {running} running; {counts_text(counts)}",
+        State.DRAINING: f"Stopping: waiting for {running} running; {counts_text(counts)}",
         State.STOPPED: f"Stopped; {counts_text(counts)}",
     }
     if trouble and state is State.CONNECTING:

@@ -21,10 +21,11 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
 from . import loader, salvage
-from .plan import Plan
+from .batching import check_batch, with_batch
+from .ordering import source_for
+from .plan import Plan, fitted
 from .policy import policy_of
 from .runner import Runner
-from .slots import SLOTS
 from .stores import open_stores, state_directory
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def run(request: Request) -> int:
     codec.load_schemas()
     plan = make_plan(request, settings, source)
     directory = state_directory(request.instance, request.state_directory)
-    stores = open_stores(directory, request.instance, settings.framework)
+    stores = open_stores(directory, request.instance, plan.framework)
     _log.info("starting %s with %s", plan.name, source)
     runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor)
     # Twisted declares its reactor as a module.
@@ -124,15 +125,11 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)
     if decided is not None:
         found.call(refuse_conflicts, settings.framework, decided[1])
+    value = target.value if target else None
+    found.call(check_batch, settings.framework, value)
+    source_of = found.call(source_for, settings.framework, value)
     if factory is None or decided is None or found.problems:
         raise found.error()
     policy, recovery = decided
-    return Plan(name, factory, policy, _fitting(recovery, settings.prefetch_count))
-
-
-def _fitting(recovery: Recovery, prefetch_count: int) -> Recovery:
-    """Leave the slots something to take: what is held counts against ``prefetch_count``."""
-    if prefetch_count == 0:  # no limit
-        return recovery
-    hold_slots = min(recovery.hold_slots, prefetch_count - SLOTS)
-    return recovery.model_copy(update={"hold_slots": hold_slots})
+    framework = with_batch(settings.framework, value)
+    return fitted(Plan(name, factory, policy, framework, source_of), settings, recovery)

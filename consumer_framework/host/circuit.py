@@ -21,6 +21,17 @@ _log = logging.getLogger(__name__)
 
 DEPENDENCY = "dependency"
 JOURNAL = "journal"
+ORDER = "order"
+
+_WORKS = {
+    DEPENDENCY: "the dependency works again",
+    JOURNAL: "the journal works again",
+    ORDER: "nothing in the journal is in the way any more",
+}
+_IN_THE_WAY = (
+    'a message is deferred or quarantined, and nothing may overtake it (ordering = "strict"); '
+    "`fm-consumer quarantine list` shows it"
+)
 
 
 class Circuit:
@@ -73,14 +84,22 @@ class Circuit:
         """What could not be committed is committed."""
         self._mend(JOURNAL)
 
+    def order_is(self, *, blocked: bool) -> None:
+        """Whether a message in the journal may not be overtaken."""
+        if blocked:
+            self._break(ORDER, _IN_THE_WAY)
+        else:
+            self._mend(ORDER)
+
     def stop(self) -> None:
         """Probe no more."""
         self._stop_probe()
 
     def _break(self, what: str, reason: str) -> None:
-        if self._reasons.get(what) != reason:
-            self._reasons[what] = reason
-            _log.warning("paused: %s", reason)
+        if self._reasons.get(what) == reason:
+            return
+        self._reasons[what] = reason
+        _log.warning("paused: %s", reason)
         if what == DEPENDENCY:
             # Deferred messages go on where the journal is full: that is what makes room.
             self._scheduler.pause()
@@ -89,7 +108,7 @@ class Circuit:
     def _mend(self, what: str) -> None:
         if self._reasons.pop(what, None) is None or self._reasons:
             return
-        _log.info("the %s works again", what)
+        _log.info("%s", _WORKS[what])
         self._stop_probe()
         self._scheduler.resume()
         self._resume()

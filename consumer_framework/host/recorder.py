@@ -14,6 +14,7 @@ from consumer_framework.core.disposition import (
     Ack,
     Defer,
     Disposition,
+    GiveBack,
     Halt,
     Hold,
     Quarantine,
@@ -55,6 +56,8 @@ class LogRecorder(Counters):
             _log.warning(
                 "%s: its channel is gone, so the broker will deliver it again", describe(delivery)
             )
+            return
+        if isinstance(disposition, Ack) and not _log.isEnabledFor(logging.DEBUG):
             return
         match outcome:
             case Failed(error) if not isinstance(error, Signal):
@@ -117,6 +120,7 @@ def fate(disposition: Disposition) -> str:
 _FATES: dict[type[Disposition], str] = {
     Ack: "acknowledged",
     Requeue: "requeued",
+    GiveBack: "given back",
     Reject: "dropped",
     Quarantine: "quarantined",
 }

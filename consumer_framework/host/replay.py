@@ -143,7 +143,7 @@ async def _replay(plan: Plan, journal: Journal, request: dict[str, Any], tell: T
 
 async def _executor(plan: Plan) -> Executor:
     try:
-        executor = Executor(plan.factory())
+        executor = Executor(plan.factory(), codec.decode, _NoFlight(), plan.limits)
         await executor.setup()
     except asyncio.CancelledError:
         raise
@@ -187,11 +187,9 @@ class _Bench:
             done=_ignore,
         )
         self._pipeline = Pipeline(
-            decode=codec.decode,
             handler=handler,
             policy=plan.policy,
             journal=journal,
-            flight=_NoFlight(),
             recorder=self,
             clock=clock,
             chance=random.random,
@@ -210,8 +208,8 @@ class _Bench:
         """Give up what cannot be committed."""
         await self._settler.commits()
 
-    def started(self, delivery: Delivery) -> None:
-        """A row was claimed."""
+    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
+        """A row was run."""
 
     def settled(
         self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool

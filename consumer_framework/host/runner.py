@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import api
@@ -19,6 +20,7 @@ from twisted.application.service import MultiService
 from twisted.internet import defer, task
 from twisted.internet import error as twisted_error
 
+from consumer_framework.adapters import codec
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.core.errors import (
@@ -32,9 +34,10 @@ from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text, status_line
 
 from .control import ControlFactory
+from .lane import lane_of
 from .orders import Orders
 from .recorder import LogRecorder, describe
-from .slots import SLOTS, Slots
+from .slots import Slots
 from .stores import control_socket
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.ports import Clock, Notifier
     from consumer_framework.core.settings import Settings
 
+    from .lane import LaneOf
     from .plan import Plan
     from .stores import Stores
 
@@ -94,19 +98,24 @@ class Runner(MultiService):
         self._state = State.BUILDING
         self._trouble = ""
         self._executor: Executor | None = None
+        self._lane_of: LaneOf | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._building: asyncio.Task[None] | None = None
         self._stopped: defer.Deferred[None] = defer.Deferred()
         self._signals = 0
         self._former_handlers: dict[signal.Signals, Any] = {}
         self._recorder = LogRecorder(clock)
-        self._channels = Channels()
+        self._channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
         self._session = Session(
-            settings, self._channels, self, reactor, snapshot=self._recorder.snapshot
+            settings,
+            plan.prefetch_count,
+            self._channels,
+            self,
+            reactor,
+            snapshot=self._recorder.snapshot,
         )
         self._slots = Slots(
-            plan.policy,
-            plan.recovery,
+            plan,
             self._channels,
             stores.journal,
             stores.flight,
@@ -245,7 +254,7 @@ class Runner(MultiService):
     async def _build(self) -> None:
         try:
             handler = self._plan.factory()
-            executor = Executor(handler, SLOTS)
+            executor = Executor(handler, codec.decode, self._stores.flight, self._plan.limits)
             await executor.setup()
         except ConfigurationException as error:
             self.failed(ConfigurationError(Problem("consumer_config", error.message)))
@@ -256,11 +265,12 @@ class Runner(MultiService):
             self._end(ExitCode.HANDLER_FAILED, what)
         else:
             self._executor = executor
+            self._lane_of = lane_of(self._plan, handler)
             self._happened(Event.BUILT)
 
     def _connect(self) -> None:
         assert self._executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        for worker in self._slots.start(self._executor):
+        for worker in self._slots.start(self._executor, self._lane_of):
             self._watch(worker)
         self._monitor()
         try:
@@ -286,7 +296,9 @@ class Runner(MultiService):
     def _listen(self) -> None:
         path = control_socket(self._stores.directory)
         path.unlink(missing_ok=True)
-        factory = ControlFactory(Orders(self._stores.journal, self._slots.replay).by_name)
+        journal, slots = self._stores.journal, self._slots
+        orders = Orders(journal, slots.replay, slots.look, self._report)
+        factory = ControlFactory(orders.by_name)
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
@@ -323,8 +335,8 @@ class Runner(MultiService):
 
     async def _finish(self) -> None:
         given_back = self._slots.give_back_waiting() + self._slots.give_back_held()
-        running = self._recorder.running
-        _log.info("stopping: %d given back to the broker, %d running", given_back, len(running))
+        running = len(self._running)
+        _log.info("stopping: %d given back to the broker, %d running", given_back, running)
         await self._slots.finish()
         # What was running may have been held meanwhile.
         self._slots.give_back_held()
@@ -344,7 +356,7 @@ class Runner(MultiService):
         self._executor.close()
 
     def _cut_short(self) -> None:
-        for delivery in self._recorder.running:
+        for delivery in self._running:
             _log.warning(
                 "%s is left in its handler; the broker will deliver it again", describe(delivery)
             )
@@ -374,7 +386,26 @@ class Runner(MultiService):
             self._session.queues,
             self._recorder.snapshot(),
             self._trouble,
+            running=len(self._running),
         )
+
+    @property
+    def _running(self) -> tuple[Delivery, ...]:
+        """The deliveries that are in the handler."""
+        return self._executor.running if self._executor is not None else ()
+
+    def _report(self) -> dict[str, Any]:
+        """What the control socket says of the instance; see docs/reference/cli.md."""
+        return {
+            "pid": os.getpid(),
+            "state": self._state.name.lower(),
+            "status": self._status(),
+            "trouble": self._trouble,
+            "broker": self._session.service.host,
+            "queues": list(self._session.queues),
+            "held": self._slots.held,
+            "counts": asdict(self._recorder.snapshot()),
+        }
 
     async def _expire(self) -> None:
         try:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.errors import JournalError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.holds import Holds
     from consumer_framework.core.intake import Intake
@@ -27,16 +29,24 @@ class Scheduler:
 
     Args:
         reactor: Twisted's reactor, or a clock of a test's.
+        tidy: Called whenever the alarm rings, every 30 seconds at the latest.
     """
 
-    def __init__(
-        self, holds: Holds, journal: Journal, intake: Intake, clock: Clock, reactor: Any
+    def __init__(  # noqa: PLR0913, PLR0917 -- slots.py puts it together, and nobody else
+        self,
+        holds: Holds,
+        journal: Journal,
+        intake: Intake,
+        clock: Clock,
+        reactor: Any,
+        tidy: Callable[[], None],
     ) -> None:
         self._holds = holds
         self._journal = journal
         self._intake = intake
         self._clock = clock
         self._reactor = reactor
+        self._tidy = tidy
         self._timer: Any = None
         self._out: set[int] = set()
         self.is_paused = False
@@ -50,7 +60,11 @@ class Scheduler:
         due = [*self._holds.due(now), *self._deferred(now, DUE_AT_ONCE)]
         for delivery in reversed(due):
             self._intake.put_first(delivery)
-        self._timer = self._reactor.callLater(self._sleep(now), self.look)
+        self._timer = self._reactor.callLater(self._sleep(now), self._ring)
+
+    def _ring(self) -> None:
+        self.look()
+        self._tidy()
 
     def bring_one(self) -> bool:
         """Bring back one delivery, due or not; False where there is none."""

@@ -8,18 +8,21 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.adapters import codec
 from consumer_framework.core.attempt import History
 from consumer_framework.core.breaker import Breaker
-from consumer_framework.core.disposition import Defer, Halt, Hold
+from consumer_framework.core.delivery import Withdrawn
+from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.rate import TokenBucket
+from consumer_framework.core.recovery import Decision
 from consumer_framework.core.redelivery import Unsettled
 from consumer_framework.core.settler import Settled, Settler
 
 from .circuit import Circuit
+from .lane import EVERYTHING
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -36,19 +39,20 @@ if TYPE_CHECKING:
         Journal,
         Recorder,
     )
-    from consumer_framework.core.recovery import Policy
-    from consumer_framework.core.settings import Recovery
 
-# One handler at a time, as fedora-messaging promises: handlers need not be thread-safe.
-SLOTS = 1
+    from .lane import LaneOf
+    from .plan import Plan
+
+# Deliveries that are ready for the slots besides those that are in them: a quick handler takes its
+# next without waiting for the event loop.
+HAND_OVER = 32
 
 
 class Slots:
     """The deliveries of an instance, from their arrival to their settle.
 
     Args:
-        policy: Decides.
-        recovery: Its settings.
+        plan: How the handler is run.
         acknowledger: Tells the broker.
         journal: Keeps what the broker may forget.
         flight: Remembers what was in a handler.
@@ -63,8 +67,7 @@ class Slots:
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
         self,
-        policy: Policy,
-        recovery: Recovery,
+        plan: Plan,
         acknowledger: Acknowledger,
         journal: Journal,
         flight: FlightRecorder,
@@ -76,21 +79,24 @@ class Slots:
         resume: Callable[[], None],
         chance: Chance = random.random,
     ) -> None:
-        self._policy = policy
+        framework = plan.framework
+        self._plan = plan
         self._acknowledger = acknowledger
         self._journal = journal
-        self._flight = flight
         self._recorder = recorder
         self._clock = clock
         self._chance = chance
         self._halt = halt
+        self._handler: HandlerRunner | None = None
+        self._lane_of: LaneOf | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
-        self._intake = Intake()
-        self._holds = Holds(recovery.hold_slots)
-        self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor)
-        breaker = Breaker(recovery.breaker.consecutive, recovery.breaker.probe)
+        bucket = TokenBucket(framework.rate, framework.burst) if framework.rate else None
+        self._intake = Intake(bucket, clock.monotonic)
+        self._holds = Holds(framework.recovery.hold_slots)
+        self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
+        breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
         self._circuit = Circuit(breaker, self._scheduler, reactor, pause, resume)
         self._settler = Settler(
             acknowledger,
@@ -105,51 +111,67 @@ class Slots:
             self._done,
         )
 
-    def start(self, handler: HandlerRunner) -> list[asyncio.Task[None]]:
-        """Let the slots take deliveries; the tasks end after :meth:`close`."""
+    def start(self, handler: HandlerRunner, lane_of: LaneOf | None) -> list[asyncio.Task[None]]:
+        """Let the slots take deliveries; the tasks end after :meth:`close`.
+
+        Args:
+            handler: Runs the author's code, in as many slots as the plan says.
+            lane_of: Finds the lane of a delivery; None where none has one.
+        """
+        self._handler = handler
+        self._lane_of = lane_of
         pipeline = Pipeline(
-            decode=codec.decode,
             handler=handler,
-            policy=self._policy,
+            policy=self._plan.policy,
             journal=self._journal,
-            flight=self._flight,
             recorder=self._recorder,
             clock=self._clock,
             chance=self._chance,
             settler=self._settler,
         )
         loop = asyncio.get_running_loop()
-        self._workers = [loop.create_task(self._work(pipeline)) for _ in range(SLOTS)]
-        self._scheduler.look()
+        at_once = self._plan.framework.at_once + HAND_OVER
+        self._workers = [loop.create_task(self._work(pipeline)) for _ in range(at_once)]
+        self.look()
         return self._workers
 
     def put(self, delivery: Delivery) -> None:
-        """Let the next free slot take *delivery*."""
+        """Let the next free slot take *delivery*, after those before it in its lane."""
+        if self._lane_of is not None:
+            delivery = replace(delivery, lane=self._lane_of(delivery))
         self._intake.put(delivery)
+
+    def look(self) -> None:
+        """Bring back what is due; somebody may have changed the journal."""
+        self._scheduler.look()
+        self._look_at_order()
 
     def voided(self, generation: int) -> None:
         """Forget what waits of a channel that is gone: the broker will deliver it again."""
         self._intake.discard(generation)
         for delivery in self._holds.discard(generation):
             self._settler.histories.keep(delivery)
+            self._intake.left(delivery)
+        if self._handler is not None:
+            # Those of other channels are given back; they come again, too.
+            self._handler.withdraw()
+
+    @property
+    def held(self) -> int:
+        """How many deliveries are held."""
+        return len(self._holds)
 
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were."""
-        given_back = 0
-        for delivery in self._intake.clear():
-            if delivery.row:
-                self._put_away(delivery)
-            else:
-                self._settler.histories.keep(delivery)
-                given_back += self._acknowledger.give_back(delivery)
-        return given_back
+        waiting = self._intake.clear()
+        for delivery in waiting:
+            self._give_back(delivery)
+        withdrawn = self._handler.withdraw() if self._handler is not None else 0
+        return sum(not delivery.row for delivery in waiting) + withdrawn
 
-    def _put_away(self, delivery: Delivery) -> None:
-        """Leave a delivery of the journal's to a later look, and a replay to the operator."""
-        self._scheduler.done(delivery)
-        waiting = self._replays.pop(delivery.row, None)
-        if waiting is not None:
-            waiting.cancel()
+    def _give_back(self, delivery: Delivery) -> None:
+        decision = Decision(GiveBack(), delivery.history)
+        self._settler.settle(Settled(delivery, None, Withdrawn(), decision))
 
     def close(self) -> None:
         """Let no slot take a delivery any more, and nothing come back."""
@@ -177,7 +199,7 @@ class Slots:
             What became of it, once that is committed: :class:`.Ack` for a success.
 
         Raises:
-            asyncio.CancelledError: The instance stops.
+            asyncio.CancelledError: The instance stops, or pauses.
         """
         if self._is_closed:
             raise asyncio.CancelledError
@@ -191,17 +213,8 @@ class Slots:
         finally:
             self._replays.pop(delivery.row, None)
 
-    def _done(self, what: Settled, _told: bool) -> None:  # noqa: FBT001 -- the settler's callback
-        self._scheduler.done(what.delivery)
-        if isinstance(what.decision.disposition, Defer):
-            # It is in the journal only now.
-            self._scheduler.look()
-        waiting = self._replays.pop(what.delivery.row, None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(what.decision.disposition)
-
     async def _work(self, pipeline: Pipeline) -> None:
-        """One slot."""
+        """One of the deliveries that are in the slots, or ready for them."""
         while (delivery := await self._intake.take()) is not None:
             outcome, decision = await pipeline.process(delivery)
             self._circuit.judge(outcome, decision)
@@ -209,3 +222,52 @@ class Slots:
                 self._halt(decision.disposition)
             elif isinstance(decision.disposition, Hold):
                 self._scheduler.look()
+
+    # What follows a settle.
+
+    def _done(self, what: Settled, told: bool) -> None:  # noqa: FBT001 -- the settler's callback
+        delivery, disposition = what.delivery, what.decision.disposition
+        if delivery.lane:
+            self._leave_lane(delivery, disposition, told=told)
+        if delivery.row:
+            self._row_done(delivery, disposition)
+        elif isinstance(disposition, Defer):
+            # It is in the journal only now.
+            self._scheduler.look()
+
+    def _leave_lane(self, delivery: Delivery, disposition: Disposition, *, told: bool) -> None:
+        if isinstance(disposition, Hold) and told:
+            return
+        if isinstance(disposition, Requeue | GiveBack):
+            # It will come again, and they behind it.
+            for follower in self._intake.followers(delivery.lane):
+                self._give_back(follower)
+        self._intake.left(delivery)
+        self._look_at_order()
+
+    def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
+        self._scheduler.done(delivery)
+        if delivery.lane or isinstance(disposition, Defer):
+            # The next of its lane may be due.
+            self._scheduler.look()
+        waiting = self._replays.pop(delivery.row, None)
+        if waiting is None or waiting.done():
+            return
+        if isinstance(disposition, GiveBack):
+            waiting.cancel()
+        else:
+            waiting.set_result(disposition)
+
+    def _look_at_order(self) -> None:
+        """Where nothing may overtake anything, what is in the journal stops all the others."""
+        if self._plan.policy.strict and not self._is_closed:
+            self._circuit.order_is(blocked=self._journal.is_blocked(EVERYTHING))
+
+    def _tidy(self) -> None:
+        """Give back what waits for so long that the broker would close the channel."""
+        before = self._clock.time() - self._plan.policy.hold_ceiling
+        for delivery in self._intake.older_than(before):
+            self._give_back(delivery)
+        if self._handler is not None:
+            self._handler.withdraw(received_before=before)
+        self._look_at_order()

@@ -23,8 +23,6 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
-# Handlers in flight at once, at the most that slots will ever be.
-PLACES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +50,11 @@ def state_directory(instance: str, given: Path | None) -> Path:
         return given
     if from_systemd := os.environ.get("STATE_DIRECTORY"):
         return Path(from_systemd.partition(":")[0])
+    return users_directory(instance)
+
+
+def users_directory(instance: str) -> Path:
+    """Where *instance* keeps its state if this user runs it and says nothing of it."""
     if os.geteuid() == 0:
         return SYSTEM_STATE / instance
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
@@ -77,7 +80,7 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = Journal.open(directory, instance=instance, limits=limits)
-        flight = _open_flight(directory, journal)
+        flight = _open_flight(directory, journal, framework.at_once)
     except OSError as error:
         cure = "give a directory that this user can write to with --state-dir"
         problem = Problem("", f"cannot be used for state: {error.strerror}", cure)
@@ -88,9 +91,9 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     return Stores(directory, journal, flight)
 
 
-def _open_flight(directory: Path, journal: Journal) -> Flight:
+def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:
     try:
-        flight, wreckage = Flight.open(directory, PLACES)
+        flight, wreckage = Flight.open(directory, places)
     except BaseException:
         journal.close()
         raise

@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from consumer_framework.core.ordering import Blocker, behind
 from consumer_framework.core.ports import Journal
 
 if TYPE_CHECKING:
@@ -58,13 +59,24 @@ class FakeJournal(Journal):
 
     def due(self, now: float, limit: int) -> list[Delivery]:
         """At most *limit* messages whose time has come at *now*, the longest due first."""
-        waiting = [(row.until, n) for n, row in self._rows.items() if row.until is not None]
-        due = sorted((until, number) for until, number in waiting if until <= now)
+        due = sorted(waiting for waiting in self._waiting() if waiting[0] <= now)
         return [self._rows[number].delivery for _, number in due[:limit]]
 
     def next_due(self) -> float | None:
         """When the next one is due, in seconds since the epoch; None for never."""
-        return min((r.until for r in self._rows.values() if r.until is not None), default=None)
+        return min((until for until, _ in self._waiting()), default=None)
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether a row of *lane* stands before *row*; for row 0 any one does."""
+        return self.blocked_by(lane, row) is not None
+
+    def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
+        """The first row of *lane*, None where none stands before *row*."""
+        first = min(self._lane(lane), default=None)
+        if first is None or (row and first >= row):
+            return None
+        until = self._rows[first].until
+        return Blocker(first, "quarantined" if until is None else "deferred", until)
 
     @property
     def deferred(self) -> list[tuple[Delivery, float]]:
@@ -83,17 +95,42 @@ class FakeJournal(Journal):
         if self.error is not None:
             raise self.error
 
+    def _waiting(self) -> list[tuple[float, int]]:
+        """What is deferred and first of its lane: when it is due, and its number."""
+        return [
+            (row.until, number)
+            for number, row in self._rows.items()
+            if row.until is not None and not self.is_blocked(row.delivery.lane, number)
+        ]
+
+    def _lane(self, lane: str) -> list[int]:
+        return [n for n, row in self._rows.items() if lane and row.delivery.lane == lane]
+
+    def _quarantine_followers(self, lane: str) -> None:
+        rows = sorted(self._lane(lane))
+        first = next((number for number in rows if self._rows[number].until is None), None)
+        for number in rows:
+            row = self._rows[number]
+            if first is not None and number > first and row.until is not None:
+                self._rows[number] = replace(row, until=None, reason=behind(first))
+
     def _put(self, row: _Row) -> None:
         number = row.delivery.row
         if number not in self._rows:
             number = next((n for n, old in self._rows.items() if old.key == row.key), 0)
         if not number:
             number = self._latest = self._latest + 1
-        key = self._rows[number].key if number in self._rows else row.key
+        first = self._rows.get(number, row)
         delivery = replace(
-            row.delivery, generation=0, delivery_tag=number, row=number, replayed=False
+            row.delivery,
+            generation=0,
+            delivery_tag=number,
+            row=number,
+            lane=first.delivery.lane,
+            replayed=False,
         )
-        self._rows[number] = replace(row, key=key, delivery=delivery)
+        self._rows[number] = replace(row, key=first.key, delivery=delivery)
+        self._quarantine_followers(delivery.lane)
 
 
 def _key(delivery: Delivery) -> _Key:

@@ -51,6 +51,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
     received_at: float = 0.0,
     history: History = NO_HISTORY,
     row: int = 0,
+    lane: str = "",
     replayed: bool = False,
 ) -> Delivery:
     """Make a delivery.
@@ -68,6 +69,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         received_at: When it came, in seconds since the epoch.
         history: What went wrong with it so far.
         row: The journal's number for it where it came from there.
+        lane: Its ordering key.
         replayed: Whether an operator had it run again.
     """
     return Delivery(
@@ -82,6 +84,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         received_at=received_at,
         history=history,
         row=row,
+        lane=lane,
         replayed=replayed,
     )
 
@@ -253,17 +256,17 @@ class FakeRecorder(Recorder):
     """A :class:`.Recorder` that keeps everything.
 
     Attributes:
-        starts: The deliveries that slots took, in order.
+        runs: The deliveries that slots were done with, in order.
         settlements: What became of deliveries, in order.
     """
 
     def __init__(self) -> None:
-        self.starts: list[Delivery] = []
+        self.runs: list[Delivery] = []
         self.settlements: list[Settlement] = []
 
-    def started(self, delivery: Delivery) -> None:
-        """Keep a delivery that a slot took."""
-        self.starts.append(delivery)
+    def ran(self, delivery: Delivery, _outcome: Outcome) -> None:
+        """Keep a delivery that a slot was done with."""
+        self.runs.append(delivery)
 
     def settled(
         self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -13,14 +14,28 @@ from typing import TYPE_CHECKING, Any, Self
 import pika
 from fedora_messaging import config as upstream
 
+from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.core import durations
 from consumer_framework.core import settings as core
 from consumer_framework.core.delivery import Known
-from consumer_framework.core.disposition import Ack, Defer, Halt, Hold, Quarantine, Reject, Requeue
+from consumer_framework.core.disposition import (
+    Ack,
+    Defer,
+    GiveBack,
+    Halt,
+    Hold,
+    Quarantine,
+    Reject,
+    Requeue,
+)
 from consumer_framework.core.handler import is_coroutine_callable
 from consumer_framework.core.recovery import Situation, decide
+from consumer_framework.host.batching import check_batch, with_batch
+from consumer_framework.host.lane import lane_of
 from consumer_framework.host.loader import Target, factory, find, recovery_of
+from consumer_framework.host.ordering import source_for
+from consumer_framework.host.plan import Plan, fitted
 from consumer_framework.host.policy import policy_of
 from consumer_framework.host.recorder import LogRecorder
 from consumer_framework.host.slots import Slots
@@ -36,6 +51,7 @@ if TYPE_CHECKING:
 
     from fedora_messaging.message import Message
 
+    from consumer_framework.adapters.executor import Limits
     from consumer_framework.core.attempt import Attempt
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
@@ -43,8 +59,6 @@ if TYPE_CHECKING:
 
     from .fake_queue import Posted
 
-# What a consumer is sent ahead, besides what it holds.
-READ_AHEAD = 10
 # Seconds after which a broker delivers again what was given back to it.
 ROUND_TRIP = 0.01
 # A loop of messages that never takes time would never end; a defect of the framework, then.
@@ -115,14 +129,16 @@ class Harness:
         target = _target(consumer)
         self._document = _document(dict(config or {}), dict(settings or {}))
         checked = core.parse(self._document, default_bindings=True)
-        self._make = factory(target, checked.consumer_config)
+        make = factory(target, checked.consumer_config)
         written = checked.framework.recovery
-        self._policy, self._recovery = policy_of(
-            written, recovery_of(target), "settings", target.name
-        )
+        policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
+        check_batch(checked.framework, target.value)
+        framework = with_batch(checked.framework, target.value)
+        plan = Plan(target.name, make, policy, framework, source_for(framework, target.value))
+        self._plan = fitted(plan, checked, recovery)
         self._patience = patience
         self._time: VirtualTime
-        self._flight = FakeFlightRecorder()
+        self._flight = FakeFlightRecorder(self._plan.framework.at_once)
         self._queue = FakeQueue()
         self._runner: _Runner
         self._slots: Slots
@@ -321,12 +337,11 @@ class Harness:
 
     def _make_slots(self) -> Slots:
         return Slots(
-            self._policy,
-            self._recovery,
+            self._plan,
             self._queue,
             self.journal,
             self._flight,
-            _Recorder(self._time, self._note_start, self._note_settle),
+            _Recorder(self._time, self._note_settle),
             self._time,
             self._time.reactor,
             halt=self._halt,
@@ -336,9 +351,11 @@ class Harness:
         )
 
     async def _build(self) -> None:
-        self._runner = _Runner(self._make(), self._take_kill)
+        handler = self._plan.factory()
+        self._runner = _Runner(handler, self._plan.limits, self._flight, self._begin)
         await self._runner.executor.setup()
-        self._workers = self._slots.start(self._runner)
+        lanes = lane_of(self._plan, handler)
+        self._workers = self._slots.start(self._runner, lanes)
 
     def _drain(self) -> None:
         self._slots.close()
@@ -369,7 +386,7 @@ class Harness:
     def _patience_now(self, has_timer: bool, has_sockets: bool) -> float | None:  # noqa: FBT001
         if self._awaited is not None:
             return 0 if has_timer or self._awaited.done() else self._patience
-        if not self._runner.is_running:
+        if not self._runner.executor.is_busy or self._runner.is_killed:
             return 0
         if not self._runner.is_coroutine:
             return None
@@ -395,7 +412,7 @@ class Harness:
 
     @property
     def _has_something_to_deliver(self) -> bool:
-        room = 1 + self._recovery.hold_slots + READ_AHEAD
+        room = self._plan.prefetch_count or math.inf
         consumes = not self.paused and self.halted is None
         return consumes and bool(self._queue.ready) and len(self._queue.unsettled) < room
 
@@ -429,15 +446,14 @@ class Harness:
     def _resume(self) -> None:
         self.paused = ""
 
-    def _take_kill(self, message: Any) -> bool:
-        self._kills[message.id] -= 1
-        return self._kills[message.id] >= 0
-
-    def _note_start(self, delivery: Delivery) -> None:
+    def _begin(self, delivery: Delivery) -> bool:
+        """Note that a slot begins with *delivery*; returns whether the process dies meanwhile."""
         posted = self._queue.of(delivery)
         posted.runs.append(self.now)
         if not delivery.row:
             posted.disposition = None
+        self._kills[delivery.message_id] -= 1
+        return self._kills[delivery.message_id] >= 0
 
     def _note_settle(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
         posted = self._queue.of(delivery)
@@ -447,7 +463,7 @@ class Harness:
         posted.disposition = disposition
         # Deciding is pure, so it can be asked once more for what it said of the history.
         situation = Situation(self.now, self.chance, may_hold=True)
-        posted.history = decide(delivery, outcome, self._policy, situation).history
+        posted.history = decide(delivery, outcome, self._plan.policy, situation).history
 
     def _kept(self, posted: Posted) -> Disposition:
         for delivery, reason in self.journal.quarantined:
@@ -473,25 +489,51 @@ class Harness:
         return found[-1]
 
 
+class _Killed(BaseException):
+    """The process is dead: nothing that it does counts any more."""
+
+
 class _Runner:
-    """Runs the handler, or lets the process die while the handler has the message."""
+    """Runs the handler, or lets the process die while the handler has the message.
 
-    def __init__(self, handler: Handler, take_kill: Callable[[Any], bool]) -> None:
-        self.executor = Executor(handler)
-        self.is_coroutine = is_coroutine_callable(handler.call)
+    Args:
+        begin: Called with each delivery that a slot begins with; returns whether that kills.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        flight: FakeFlightRecorder,
+        begin: Callable[[Delivery], bool],
+    ) -> None:
+        self.executor = Executor(handler, self._decode, flight, limits)
+        self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self.is_killed = False
-        self.is_running = False
-        self._take_kill = take_kill
+        self._flight = flight
+        self._begin = begin
 
-    async def run(self, message: Any) -> Outcome:
-        if self._take_kill(message):
-            self.is_killed = True
-            await asyncio.get_running_loop().create_future()
-        self.is_running = True
+    async def run(self, delivery: Delivery) -> Outcome:
         try:
-            return await self.executor.run(message)
-        finally:
-            self.is_running = False
+            return await self.executor.run(delivery)
+        except _Killed:
+            self.is_killed = True
+            never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+            return await never
+
+    def withdraw(self, received_before: float = math.inf) -> int:
+        return self.executor.withdraw(received_before)
+
+    def _decode(self, delivery: Delivery) -> Message:
+        if self.is_killed:
+            raise _Killed
+        kills = self._begin(delivery)
+        message = codec.decode(delivery)
+        if kills:
+            self._flight.took_off(delivery)
+            self.is_killed = True
+            raise _Killed
+        return message
 
 
 class _Recorder(LogRecorder):
@@ -500,16 +542,10 @@ class _Recorder(LogRecorder):
     def __init__(
         self,
         clock: VirtualTime,
-        started: Callable[[Delivery], None],
         settled: Callable[[Delivery, Outcome, Disposition], None],
     ) -> None:
         super().__init__(clock)
-        self._started = started
         self._settled = settled
-
-    def started(self, delivery: Delivery) -> None:
-        super().started(delivery)
-        self._started(delivery)
 
     def settled(
         self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
@@ -520,7 +556,7 @@ class _Recorder(LogRecorder):
 
 
 def _gives_back(disposition: Disposition) -> bool:
-    return isinstance(disposition, Requeue) or (
+    return isinstance(disposition, Requeue | GiveBack) or (
         isinstance(disposition, Halt) and disposition.requeue
     )
 

@@ -85,3 +85,17 @@ def test_any_other_error_of_a_channel_is_a_defect_and_is_raised():
     channels, (generation,) = channels_with(Channel(ValueError("no such tag")))
     with pytest.raises(ValueError, match="no such tag"):
         channels.ack(make_delivery(generation=generation))
+
+
+def test_what_is_left_goes_back_with_its_channel_and_everything_else_is_told():
+    first, second = Channel(), Channel()
+    channels, (left, other) = channels_with(first, second)
+    channels.leave(left)
+    assert channels.give_back(make_delivery(generation=left, delivery_tag=7))
+    assert channels.ack(make_delivery(generation=left, delivery_tag=8))
+    assert channels.give_back(make_delivery(generation=other, delivery_tag=9))
+    assert first.told == [("ack", 8, False)]
+    assert second.told == [("nack", 9, False, True)]
+    channels.remove(left)
+    assert not channels.is_left(left)
+    assert not channels.give_back(make_delivery(generation=left, delivery_tag=7))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits, Stats, operations, reader
+from consumer_framework.adapters.journal import Journal, Limits, Stats, operations, reader, room
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
@@ -176,8 +176,8 @@ def test_names_that_are_no_utf8_come_back_as_the_bytes_that_pika_gave(journal):
         (reader.NEXT_DUE, (), "messages_by_due"),
         (reader.ATTEMPTS, (1,), "attempts_by_row (row_id=?)"),
         (operations.FIND_KEY, ("q", b"k"), "sqlite_autoindex_messages_1 (queue=? AND key=?)"),
-        (operations.OLDEST, (), "messages_by_age (state=?)"),
-        (operations.AGED, (1.0, 10), "messages_by_age (state=? AND updated<?)"),
+        (room.OLDEST, (), "messages_by_age (state=?)"),
+        (room.AGED, (1.0, 10), "messages_by_age (state=? AND updated<?)"),
     ],
 )
 def test_what_the_event_loop_asks_is_answered_by_an_index(journal, tmp_path, query, values, index):
@@ -266,14 +266,14 @@ def test_groups_count_causes_the_most_frequent_first(journal, clock):
 
 
 def test_stats_follow_every_move_of_a_row(journal, clock):
-    assert journal.stats() == Stats(0, 0, 0, 0, 0, None, None)
+    assert journal.stats() == Stats(0, 0, 0, 0, 0, None, None, 0)
     quarantine(journal, failed(1, message_id="1", body=b"1234"))
     run(journal.defer(make_delivery(message_id="2", body=b"12"), 7.0))
-    assert journal.stats() == Stats(1, 1, 0, 0, 6, 1000.0, 7.0)
+    assert journal.stats() == Stats(1, 1, 0, 0, 6, 1000.0, 7.0, 0)
     run(journal.claim(1))
-    assert journal.stats() == Stats(1, 0, 1, 0, 6, None, 7.0)
+    assert journal.stats() == Stats(1, 0, 1, 0, 6, None, 7.0, 0)
     run(journal.resolve(1), journal.remove(2))
-    assert journal.stats() == Stats(0, 0, 0, 0, 0, None, None)
+    assert journal.stats() == Stats(0, 0, 0, 0, 0, None, None, 0)
 
 
 # What the operator does.

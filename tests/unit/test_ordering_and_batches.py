@@ -8,11 +8,11 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import Consumer
-from consumer_framework.core.consumer import handler_of, handles_singly
+from consumer_framework.core.consumer import BatchConsumer, handler_of
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.handler import Handler, is_coroutine_callable
-from consumer_framework.core.settings import Framework
-from consumer_framework.host.batching import check_batch, idle_batch, takes_batches
+from consumer_framework.core.handler import Handler
+from consumer_framework.core.settings import Batch, Framework
+from consumer_framework.host.batching import check_batch, takes_batches, with_batch
 from consumer_framework.host.ordering import source_for
 from consumer_framework.testing import make_delivery
 
@@ -40,19 +40,14 @@ class ByText(Plain):
     ordering_key = "topic"
 
 
-class Batches(Consumer):
+class Batches(BatchConsumer):
     def handle_batch(self, messages):
         return ["batch", *messages]
 
 
-class AsyncBatches(Consumer):
+class AsyncBatches(BatchConsumer):
     async def handle_batch(self, messages):
         return ["async", *messages]
-
-
-class Both(Batches):
-    def handle(self, message):
-        return message
 
 
 class Inherited(Batches):
@@ -61,12 +56,6 @@ class Inherited(Batches):
 
 def function(message):
     pass
-
-
-def made(value: Any) -> Consumer:
-    """A type checker does not know that ``handle_batch`` stands for ``handle``."""
-    consumer: Consumer = value({})
-    return consumer
 
 
 def key_of(framework: Framework, value: Any, handler: Handler) -> str:
@@ -124,8 +113,8 @@ def test_what_cannot_be_called_for_a_key_is_refused(value, kind):
 # Batches.
 
 
-@pytest.mark.parametrize("value", [Batches, AsyncBatches, Both, Inherited])
-def test_a_consumer_with_handle_batch_takes_batches(value):
+@pytest.mark.parametrize("value", [Batches, AsyncBatches, Inherited])
+def test_a_batch_consumer_takes_batches(value):
     assert takes_batches(value)
     check_batch(BATCHED, value)
     assert handler_of(value({}), "name").call_batch is not None
@@ -134,44 +123,29 @@ def test_a_consumer_with_handle_batch_takes_batches(value):
 @pytest.mark.parametrize(("value", "name"), [(Plain, "Plain"), (function, "function")])
 def test_a_batch_table_for_what_takes_no_batches_is_refused(value, name):
     assert problem_of(check_batch, BATCHED, value) == (
-        f"consumer_config.framework.batch: {name} has no method handle_batch(self, messages); "
-        "add it to a subclass of consumer_framework.Consumer, or remove this table"
+        f"consumer_config.framework.batch: {name} takes single messages; "
+        "make it a subclass of consumer_framework.BatchConsumer, or remove this table"
     )
     check_batch(Framework(), value)
 
 
 def test_an_object_without_a_name_is_named_by_its_class():
-    assert "object has no method" in problem_of(check_batch, BATCHED, object())
+    assert "object takes single messages" in problem_of(check_batch, BATCHED, object())
 
 
-@pytest.mark.parametrize(
-    ("value", "idle"),
-    [(Batches, True), (AsyncBatches, True), (Inherited, True), (Both, False), (Plain, False)],
-)
-def test_batches_of_one_are_pointed_out(value, idle):
-    problem = idle_batch(Framework(), value)
-    assert (problem is not None) is idle
-    assert problem is None or "gets one message at a time" in problem.message
-    assert idle_batch(BATCHED, value) is None
-    assert idle_batch(Framework(), function) is None
+def test_a_batch_consumer_has_batches_where_the_file_says_nothing():
+    assert with_batch(Framework(), Batches).batch == Batch()
+    assert with_batch(BATCHED, Batches) is BATCHED
+    assert with_batch(Framework(), Plain).batch is None
+    assert with_batch(Framework(), function).batch is None
 
 
-@pytest.mark.parametrize("value", [Batches, Inherited])
-def test_a_consumer_of_batches_alone_handles_a_message_as_a_batch_of_one(value):
-    assert not handles_singly(value)
-    handler = handler_of(value({}), "name")
+def test_a_batch_consumer_handles_a_message_as_a_batch_of_one():
+    handler = handler_of(Batches({}), "name")
     assert handler.call(MESSAGE) == ["batch", MESSAGE]
-    assert not is_coroutine_callable(handler.call)
+    assert asyncio.run(handler_of(AsyncBatches({}), "name").call(MESSAGE)) == ["async", MESSAGE]
 
 
-def test_a_consumer_of_coroutine_batches_handles_a_message_in_a_coroutine():
-    handler = handler_of(made(AsyncBatches), "name")
-    assert is_coroutine_callable(handler.call)
-    assert asyncio.run(handler.call(MESSAGE)) == ["async", MESSAGE]
-
-
-def test_a_consumer_that_handles_both_is_asked_for_a_single_message():
-    assert handles_singly(Both)
-    assert handler_of(Both({}), "name").call(MESSAGE) is MESSAGE
+def test_a_consumer_without_them_has_neither_batches_nor_keys():
     assert handler_of(Plain({}), "name").call_batch is None
     assert handler_of(Plain({}), "name").ordering_key is None

@@ -35,7 +35,9 @@ from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
 CONNECTION = "consumer_framework/adapters/amqp/connection.py"
 INSPECTION = "consumer_framework/adapters/amqp/inspection.py"
 SESSION = "consumer_framework/adapters/amqp/session.py"
-CODEC = "consumer_framework/adapters/codec.py"
+DECODING = "consumer_framework/adapters/codec/decoding.py"
+REGISTRY = "consumer_framework/adapters/codec/registry.py"
+VALIDATION = "consumer_framework/adapters/codec/validation.py"
 CONFIG = "consumer_framework/adapters/config.py"
 RUNNER = "consumer_framework/host/runner.py"
 REACTOR = "consumer_framework/host/reactor.py"
@@ -364,16 +366,50 @@ def test_the_configuration_is_lazy_and_can_be_given():
     assert error.message == "why", moved("ConfigurationException.message", CONFIG)
 
 
-def test_messages_are_made_from_the_bytes_of_a_delivery():
+def test_the_registry_maps_names_to_classes_and_knows_whether_it_is_loaded():
     assert callable(getattr(message, "load_message_classes", None)), moved(
-        "fedora_messaging.message.load_message_classes", CODEC
-    )
-    assert parameters_of(message.get_message) == ["routing_key", "properties", "body"], moved(
-        "fedora_messaging.message.get_message", CODEC
+        "fedora_messaging.message.load_message_classes", REGISTRY
     )
     assert 'group="fedora.messages"' in inspect.getsource(message.load_message_classes), moved(
-        "the entry point group fedora.messages", CODEC
+        "the entry point group fedora.messages", REGISTRY
     )
+    message.load_message_classes()
+    assert message._registry_loaded is True, moved("_registry_loaded", REGISTRY)
+    assert message._schema_name_to_class["base.message"] is message.Message, moved(
+        "_schema_name_to_class", REGISTRY
+    )
+
+
+def test_messages_are_made_of_what_get_message_makes_them_of():
+    source = inspect.getsource(message.get_message)
+    assert parameters_of(message.get_message) == ["routing_key", "properties", "body"], moved(
+        "fedora_messaging.message.get_message", DECODING
+    )
+    assert (
+        "body=body_dict, topic=routing_key, properties=properties, severity=severity" in source
+    ), moved("how get_message makes a Message", DECODING)
+    for step in ("body.decode(", "json.loads(", "message.validate()", "MessageClass.deprecated"):
+        assert step in source, moved(f"get_message's {step}", DECODING)
     assert isinstance(fm_exceptions.ValidationError.summary, property), moved(
-        "ValidationError.summary", CODEC
+        "ValidationError.summary", DECODING
+    )
+
+
+def test_a_message_is_validated_by_four_schemas():
+    source = inspect.getsource(message.Message.validate)
+    for step in (
+        "for schema in (self.headers_schema, Message.headers_schema):",
+        "jsonschema.validate(self._headers, schema)",
+        "for schema in (self.body_schema, Message.body_schema):",
+        "jsonschema.validate(self.body, schema)",
+    ):
+        assert step in source, moved(f"Message.validate's {step}", VALIDATION)
+    assert source.count("jsonschema.validate(") == 2, moved("Message.validate", VALIDATION)
+
+
+def test_properties_keep_everything_in_their_dictionary():
+    given = pika.BasicProperties(message_id="1", headers={})
+    assert vars(given)["message_id"] == "1", moved("pika.BasicProperties.__dict__", DECODING)
+    assert not hasattr(pika.BasicProperties, "__slots__"), moved(
+        "pika.BasicProperties.__dict__", DECODING
     )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pika.exceptions
 
+from .acks import Acks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -14,23 +16,44 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery
 
+_GONE = (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError)
+
 
 class Channels:
-    """An :class:`.Acknowledger` that settles each delivery on the channel it came from, or not."""
+    """An :class:`.Acknowledger` that settles each delivery on the channel it came from, or not.
 
-    def __init__(self) -> None:
-        self._open: dict[int, TwistedChannel] = {}
+    Acknowledgements are told together, in the same turn of the event loop or the next; whatever
+    else becomes of a delivery is told at once.
+
+    Args:
+        soon: Calls a function in the next turn of the event loop.
+    """
+
+    def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
+        self._soon = soon
+        self._open: dict[int, tuple[TwistedChannel, Acks]] = {}
         self._latest = 0
+        self._is_called = False
+        self._left: set[int] = set()
 
     def add(self, channel: TwistedChannel) -> int:
         """Return the generation of a new channel."""
         self._latest += 1
-        self._open[self._latest] = channel
+        self._open[self._latest] = (channel, Acks())
         return self._latest
 
     def remove(self, generation: int) -> None:
         """Make every later settle for *generation* void."""
         self._open.pop(generation, None)
+        self._left.discard(generation)
+
+    def leave(self, generation: int) -> None:
+        """Let what is given back of *generation* go back together, when its channel closes."""
+        self._left.add(generation)
+
+    def is_left(self, generation: int) -> bool:
+        """Whether :meth:`leave` was called for *generation*."""
+        return generation in self._left
 
     def is_open(self, delivery: Delivery) -> bool:
         """Whether the channel that *delivery* came on is there still."""
@@ -38,10 +61,19 @@ class Channels:
 
     def ack(self, delivery: Delivery) -> bool:
         """Let the broker forget the message; False if that is void."""
-        return self._settle(delivery, lambda c: c.basic_ack(delivery.delivery_tag))
+        entry = self._open.get(delivery.generation)
+        if entry is None:
+            return False
+        entry[1].ack(delivery.delivery_tag)
+        if not self._is_called:
+            self._is_called = True
+            self._soon(self.flush)
+        return True
 
     def give_back(self, delivery: Delivery) -> bool:
         """Put the message back on its queue; False if that is void."""
+        if delivery.generation in self._left:
+            return self.is_open(delivery)
         return self._settle(delivery, lambda c: c.basic_nack(delivery.delivery_tag, requeue=True))
 
     def requeue(self, delivery: Delivery) -> bool:
@@ -54,12 +86,24 @@ class Channels:
             delivery, lambda c: c.basic_reject(delivery.delivery_tag, requeue=False)
         )
 
+    def flush(self) -> None:
+        """Tell the broker what was acknowledged so far."""
+        self._is_called = False
+        for channel, acks in list(self._open.values()):
+            for tag, multiple in acks.take():
+                try:
+                    channel.basic_ack(tag, multiple=multiple)
+                except _GONE:
+                    break
+
     def _settle(self, delivery: Delivery, tell: Callable[[TwistedChannel], None]) -> bool:
-        channel = self._open.get(delivery.generation)
-        if channel is None:
+        entry = self._open.get(delivery.generation)
+        if entry is None:
             return False
+        channel, acks = entry
         try:
             tell(channel)
-        except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError):
+        except _GONE:
             return False
+        acks.settled(delivery.delivery_tag)
         return True

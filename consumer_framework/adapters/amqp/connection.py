@@ -21,6 +21,8 @@ from twisted.internet.protocol import connectionDone
 
 from consumer_framework.core import backoff
 
+from .frames import Frames
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -59,6 +61,20 @@ class Client(FedoraMessagingProtocolV2):
 
     # What ended the connection, as far as pika knew.
     ending: BaseException | None = None
+
+    def __init__(self, parameters: pika.connection.Parameters, *, confirms: bool) -> None:
+        super().__init__(parameters, confirms=confirms)
+        self.frames = Frames(self._impl.data_received)
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
+        """Take what came from the broker."""
+        frames = self.frames
+        frames.feed(data)
+        # What pika has not seen counts for its heartbeats all the same.
+        size, number = frames.taken
+        frames.taken = (0, 0)
+        self._impl.bytes_received += size
+        self._impl.frames_received += number
 
     def makeConnection(self, transport: Any) -> None:  # noqa: N802 -- Twisted's name
         """Start the handshake on *transport*."""

@@ -15,6 +15,7 @@ from twisted.internet import error as twisted_error
 
 from consumer_framework.core.delivery import Delivery
 from consumer_framework.core.errors import ExitCode, Fault
+from consumer_framework.core.queues import is_single_active
 
 from . import faults
 from .connection import CLOSE_TIMEOUT, Client, Clock, Service
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.stats import Snapshot
 
     from .channels import Channels
+    from .frames import Receiver
 
 _log = logging.getLogger(__name__)
 
@@ -87,35 +89,43 @@ class Subscription:
     Attributes:
         configured_name: What the configuration calls the queue; "" lets the broker choose.
         queue: What the broker calls it.
+        receivers: Who gets the deliveries of the connection, by channel number.
+        consumer_tag: The broker's name for the consumer; "" where it is not confirmed.
+        is_wanted: Whether deliveries are taken; those after a ``basic.cancel`` are not.
     """
 
     configured_name: str
     queue: str
     channel: TwistedChannel
     generation: int
+    receivers: dict[int, Receiver]
     consumer_tag: str = ""
+    is_wanted: bool = False
 
 
 class Session:
     """Subscribes to every queue of *settings* on each new connection.
 
     Args:
-        settings: Queues, bindings, QoS; the URL and TLS are in fedora-messaging's configuration.
+        settings: Queues and bindings; the URL and TLS are in fedora-messaging's configuration.
+        prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
         channels: Gets every channel that deliveries come on.
         listener: Told of everything that happens.
         clock: Twisted's reactor, or a clock of a test's.
         snapshot: Returns the counts so far, for the monitoring server.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- runner.py puts it together, and nobody else
         self,
         settings: Settings,
+        prefetch_count: int,
         channels: Channels,
         listener: Listener,
         clock: Clock,
         snapshot: Callable[[], Snapshot],
     ) -> None:
         self._settings = settings
+        self._prefetch_count = prefetch_count
         self._channels = channels
         self._listener = listener
         self._clock = clock
@@ -195,18 +205,26 @@ class Session:
     # Stopping, in this order.
 
     async def cancel(self) -> None:
-        """Stop the broker from sending more (``basic.cancel``); what came is still unsettled."""
+        """Stop the broker from sending more (``basic.cancel``); what came is still unsettled.
+
+        A queue with a single active consumer keeps this one until the channel closes: the next
+        one must neither begin while something runs here, nor overtake what is given back.
+        """
         self._closing = True
         self.service.factory.stop()
         if self._subscribing is not None:
             self._subscribing.cancel()
         consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
-        cancels = [self._cancel(subscription) for subscription in consuming]
+        for subscription in consuming:
+            if is_single_active(self._settings.queues[subscription.configured_name]):
+                self._channels.leave(subscription.generation)
+        cancels = [self._cancel(s) for s in consuming if not self._channels.is_left(s.generation)]
         await defer.DeferredList(cancels, consumeErrors=True)
 
     async def close(self) -> None:
         """Close the connection, after everything written to it has been sent."""
         self._closing = True
+        self._channels.flush()
         stopped = defer.maybeDeferred(self.service.stopService)
         stopped.addTimeout(CLOSE_TIMEOUT, self._clock)
         try:
@@ -225,6 +243,7 @@ class Session:
     @defer.inlineCallbacks
     def _cancel(self, subscription: Subscription) -> Generator[defer.Deferred[Any], Any, None]:
         tag, subscription.consumer_tag = subscription.consumer_tag, ""
+        subscription.is_wanted = False
         canceled = subscription.channel.basic_cancel(tag)
         yield canceled.addTimeout(CLOSE_TIMEOUT, self._clock)
 
@@ -272,7 +291,9 @@ class Session:
         actual_name = await client.declare_queue(_declaration(name, queue, self._settings))
         await client.bind_queues(_bindings(name, actual_name, self._settings))
         channel = await client._allocate_channel()  # noqa: SLF001 -- see connection.py
-        subscription = Subscription(name, actual_name, channel, self._channels.add(channel))
+        generation = self._channels.add(channel)
+        receivers = client.frames.receivers
+        subscription = Subscription(name, actual_name, channel, generation, receivers)
         channel.on_closed.addCallback(self._channel_closed, subscription)
         channel._channel.add_on_cancel_callback(  # noqa: SLF001 -- pika wraps no such thing
             lambda _frame: self._canceled_by_broker(subscription)
@@ -286,15 +307,17 @@ class Session:
         self._subscriptions[name] = subscription
 
     async def _consume(self, subscription: Subscription) -> None:
-        settings = self._settings
         await subscription.channel.basic_qos(
-            prefetch_size=settings.qos.prefetch_size, prefetch_count=settings.prefetch_count
+            prefetch_size=self._settings.qos.prefetch_size, prefetch_count=self._prefetch_count
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
+        receive = self._receiver(subscription)
+        subscription.is_wanted = True
+        subscription.receivers[subscription.channel.channel_number] = receive
         try:
             confirmed = await consume(
-                queue=subscription.queue, on_message_callback=self._receiver(subscription)
+                queue=subscription.queue, on_message_callback=_from_pika(receive)
             )
         except pika.exceptions.ChannelClosed as error:
             raise faults.consume_fault(error, subscription.queue) from error
@@ -302,24 +325,33 @@ class Session:
         if self._paused:
             await self._cancel(subscription)
 
-    def _receiver(self, subscription: Subscription) -> Callable[[Any, Any, Any, bytes], None]:
+    def _receiver(self, subscription: Subscription) -> Receiver:
         queue, generation = subscription.queue, subscription.generation
-        delivered = self._listener.delivered
+        delivered, give_back = self._listener.delivered, self._channels.give_back
 
-        def receive(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            delivered(
-                Delivery(
-                    queue=queue,
-                    generation=generation,
-                    delivery_tag=method.delivery_tag,
-                    redelivered=method.redelivered,
-                    exchange=method.exchange,
-                    routing_key=method.routing_key,
-                    properties=properties,
-                    body=body,
-                    received_at=time.time(),
-                )
+        def receive(  # noqa: PLR0913, PLR0917 -- what a delivery has
+            tag: int,
+            redelivered: bool,  # noqa: FBT001 -- as above
+            exchange: str,
+            key: str,
+            properties: Any,
+            body: bytes,
+        ) -> None:
+            delivery = Delivery(
+                queue=queue,
+                generation=generation,
+                delivery_tag=tag,
+                redelivered=redelivered,
+                exchange=exchange,
+                routing_key=key,
+                properties=properties,
+                body=body,
+                received_at=time.time(),
             )
+            if subscription.is_wanted:
+                delivered(delivery)
+            else:
+                give_back(delivery)
 
         return receive
 
@@ -351,8 +383,7 @@ class Session:
     # Losing a subscription.
 
     def _channel_closed(self, reason: Exception, subscription: Subscription) -> None:
-        self._channels.remove(subscription.generation)
-        self._listener.voided(subscription.generation)
+        self._forget(subscription)
         if self._subscriptions.get(subscription.configured_name) is not subscription:
             return
         del self._subscriptions[subscription.configured_name]
@@ -383,11 +414,17 @@ class Session:
         self._listener.interrupted(f'the broker canceled the consumer of "{subscription.queue}"')
         # Give everything back by name before the channel closes: closing it would count against
         # a quorum queue's delivery-limit.
+        self._channels.flush()
         subscription.channel.basic_nack(0, multiple=True, requeue=True)
         subscription.channel.close()
+        self._forget(subscription)
+        self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)
+
+    def _forget(self, subscription: Subscription) -> None:
+        """Its channel is gone, or as good as that."""
+        subscription.receivers.pop(subscription.channel.channel_number, None)
         self._channels.remove(subscription.generation)
         self._listener.voided(subscription.generation)
-        self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)
 
     async def _must_exist(self, client: Client, actual_name: str, queue: Queue) -> None:
         passive = queue.model_copy(update={"passive": True})
@@ -397,6 +434,22 @@ class Session:
             if faults.reply_code(error.reason) == faults.NOT_FOUND:
                 raise faults.canceled_fault(actual_name) from error
             raise
+
+
+def _from_pika(receive: Receiver) -> Callable[[Any, Any, Any, bytes], None]:
+    """Take deliveries that pika has put together."""
+
+    def callback(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        receive(
+            method.delivery_tag,
+            method.redelivered,
+            method.exchange,
+            method.routing_key,
+            properties,
+            body,
+        )
+
+    return callback
 
 
 def _declaration(name: str, queue: Queue, settings: Settings) -> Any:

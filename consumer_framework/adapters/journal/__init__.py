@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.core import ports
 
-from . import operations
+from . import operations, room
 from .files import DATABASE, Lock, described, open_readable, open_writable
-from .operations import Limits, Place, Room
+from .lanes import Lanes
+from .operations import Place
 from .reader import Reader
-from .records import Expired, Group, Row, State, Stats
+from .records import Expired, Group, Row, State, Stats, text
+from .room import Limits, Room
 from .writer import Writer
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
@@ -97,7 +100,8 @@ class Journal(Reader, ports.Journal):
         writable = open_writable(file)
         try:
             with described(file):
-                operations.release_all(now())(writable)
+                _release_all(writable, now())
+                self._lanes = Lanes(writable)
             super().__init__(file, open_readable(file))
         except BaseException:
             writable.close()
@@ -106,7 +110,7 @@ class Journal(Reader, ports.Journal):
         self._limits = limits
         self._now = now
         self._room = Room(limits.max_bytes, directory / EXPIRED)
-        self._writer = Writer(file, writable)
+        self._writer = Writer(file, writable, self._lanes)
 
     @property
     def commits(self) -> int:
@@ -120,12 +124,25 @@ class Journal(Reader, ports.Journal):
         self._writer.close()
         self._lock.release()
 
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether an open row of *lane* stands before *row*; for row 0 any one does.
+
+        Asked for every delivery: where the lane has no rows, nothing is read.
+        """
+        return bool(lane) and text(lane) in self._lanes and super().is_blocked(lane, row)
+
     async def defer(self, delivery: Delivery, until: float) -> None:
-        """Keep *delivery*, history included, to run again at *until* seconds since the epoch."""
+        """Keep *delivery*, history included, to run again at *until* seconds since the epoch.
+
+        Behind a quarantined row of its lane, it is quarantined itself.
+        """
         await self._put(delivery, Place("deferred", "deferred", self._now(), until))
 
     async def quarantine(self, delivery: Delivery, reason: str) -> None:
-        """Keep *delivery*, history included, for an operator; *reason* is one line."""
+        """Keep *delivery*, history included, for an operator; *reason* is one line.
+
+        Rows of its lane that are deferred behind it are quarantined as well.
+        """
         await self._put(delivery, Place("quarantined", reason, self._now()))
 
     async def _put(self, delivery: Delivery, place: Place) -> None:
@@ -145,9 +162,13 @@ class Journal(Reader, ports.Journal):
         return await self._writer.submit(write)
 
     async def claim(self, row: int) -> bool:
-        """Take a quarantined row for a replay; False where it is not, or no longer, quarantined."""
-        write = operations.move(row, "quarantined", "replaying", self._now())
-        return await self._writer.submit(write)
+        """Take a quarantined row for a replay.
+
+        Returns:
+            False where it is not, or no longer, quarantined, and where an open row of its lane
+            stands before it: :meth:`blocked_by` says which.
+        """
+        return await self._writer.submit(operations.claim(row, self._now()))
 
     async def release(self, row: int, attempt: Attempt | None = None) -> bool:
         """Quarantine a claimed row again, with one more *attempt*; False where none is claimed."""
@@ -186,8 +207,14 @@ class Journal(Reader, ports.Journal):
             return Expired(0, file)
         rows = 0
         while True:
-            write = operations.expire(now - self._limits.max_age, _PORTION, file)
+            write = room.expire(now - self._limits.max_age, _PORTION, file)
             portion = await self._writer.submit(write)
             rows += portion
             if portion < _PORTION:
                 return Expired(rows, file)
+
+
+def _release_all(connection: sqlite3.Connection, now: float) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    operations.release_all(now)(connection)
+    connection.execute("COMMIT")

@@ -27,7 +27,10 @@ LOCK = "journal.lock"
 APPLICATION_ID = 0x464D4A4C  # "FMJL"
 
 # Applied in order; the version of a journal is how many of them it has seen.
-MIGRATIONS = (files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"),)
+MIGRATIONS = tuple(
+    files(__package__).joinpath(name).read_text(encoding="utf-8")
+    for name in ("schema.sql", "lanes.sql")
+)
 
 # Only our own processes write, one at a time; somebody's `sqlite3` shell may hold a lock.
 _BUSY_SECONDS = 5.0

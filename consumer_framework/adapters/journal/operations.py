@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the writer does: each function returns one operation for its thread.
 
-The later one of two writes of a message wins; the row, its number and its body stay. (The body of
-the two can differ only where an operator has edited the row's.)
+The later one of two writes of a message wins; the row, its number, its lane and its body stay. (The
+body of the two can differ only where an operator has edited the row's.)
+
+Each operation leaves every lane in order: a row that is deferred never stands behind a quarantined
+one, or it would never run.
 """
 
 from __future__ import annotations
@@ -10,129 +13,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from consumer_framework.core.errors import JournalError
-
-from .export import append, expired_line_of
-from .files import DATABASE, described
-from .reader import Reader
+from .lanes import lane_of, quarantine_followers
 from .records import attempt_columns, columns_of, text
+from .removal import delete
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Collection, Iterable
-    from pathlib import Path
 
     from consumer_framework.core.attempt import Attempt
     from consumer_framework.core.delivery import Delivery
 
-    from .records import Row, State
-
+    from .records import State
+    from .room import Room
 
 FIND_ROW = "SELECT id, state FROM messages WHERE id = ?"
 FIND_KEY = "SELECT id, state FROM messages WHERE queue = ? AND key = ?"
-OLDEST = """SELECT id, length(body) FROM messages WHERE state = 'quarantined'
-    ORDER BY updated, id"""
-AGED = """SELECT id FROM messages WHERE state = 'quarantined' AND updated <= ?
-    ORDER BY updated LIMIT ?"""
-# A row and what it supersedes.
-FAMILY = """WITH RECURSIVE family (id, parent) AS (
-    SELECT id, parent FROM messages WHERE id = ?
-    UNION SELECT m.id, m.parent FROM messages AS m JOIN family ON m.id = family.parent)
-    SELECT id FROM family"""
-
 _INSERT = """INSERT INTO messages (queue, key, state, message_id, exchange, routing_key,
-    redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated)
+    redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated,
+    lane)
     VALUES (:queue, :key, :state, :message_id, :exchange, :routing_key, :redelivered, :received_at,
-    :properties, :body, :due, :reason, :fingerprint, :crashes, :now, :now)"""
+    :properties, :body, :due, :reason, :fingerprint, :crashes, :now, :now, :lane)"""
 _UPDATE = """UPDATE messages SET state = :state, due = :due, reason = :reason,
     fingerprint = :fingerprint, crashes = :crashes, updated = :now WHERE id = :id"""
 _ATTEMPT = """INSERT INTO attempts (row_id, at, error, message, traceback, fingerprint)
     VALUES (?, ?, ?, ?, ?, ?)"""
 _CHILD = """INSERT INTO messages (queue, key, state, message_id, exchange, routing_key,
     redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated,
-    parent)
+    lane, parent, origin)
     SELECT queue, ?, 'quarantined', message_id, exchange, routing_key, redelivered, received_at,
-    properties, ?, NULL, reason, fingerprint, 0, ?, ?, id FROM messages WHERE id = ?"""
+    properties, ?, NULL, reason, fingerprint, 0, ?, ?, lane, id, position
+    FROM messages WHERE id = ?"""
 _CAUSE = "UPDATE messages SET fingerprint = ? WHERE id = ?"
 _RENAME = "UPDATE messages SET key = ? WHERE id = ?"
-_MOVE_ALL = "UPDATE messages SET state = ?, updated = ? WHERE state = ?"
+_CLAIM = """UPDATE messages SET state = 'replaying', updated = ?
+    WHERE id = ? AND state = 'quarantined' AND waits = 0"""
+_CLAIMED_LANES = "SELECT DISTINCT lane FROM messages WHERE state = 'replaying'"
+_RELEASE_ALL = "UPDATE messages SET state = 'quarantined', updated = ? WHERE state = 'replaying'"
 _MOVE = "UPDATE messages SET state = ?, updated = ? WHERE id = ? AND state = ?"
 
 T = TypeVar("T")
 Operation: TypeAlias = "Callable[[sqlite3.Connection], T]"
-
-# Bytes of bodies.
-_SLACK = 1 << 20
-# Pages of 4 KiB: so many free ones are kept for what comes next, and so many more are given back
-# to the disk in one go.
-_RESERVE = 1000
-_PORTION = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the journal keeps for operators; deferred messages are never given up.
-
-    Attributes:
-        max_age: Quarantined messages expire after so many seconds without a change, None for
-            never.
-        max_bytes: The bodies of all messages take so much at most: the oldest quarantined ones
-            make room. None for no limit.
-    """
-
-    max_age: float | None = None
-    max_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Makes room for what is written.
-
-    Attributes:
-        max_bytes: See :class:`Limits`.
-        export_to: The file that expired messages are appended to.
-    """
-
-    max_bytes: int | None
-    export_to: Path
-
-    def make(self, connection: sqlite3.Connection, size: int) -> None:
-        """Expire the oldest quarantined rows until a body of *size* bytes fits.
-
-        One that is larger than the whole limit fits where nothing else is: it must be kept
-        somewhere, or it would block every message behind it.
-
-        Raises:
-            JournalError: It does not fit because of messages that must not expire, or those that
-                must cannot be exported.
-        """
-        if self.max_bytes is None:
-            return
-        used: int = connection.execute("SELECT sum(bytes) FROM totals").fetchone()[0]
-        excess = used + size - self.max_bytes
-        chosen, freed = _choose(connection, excess, min(self.max_bytes // 16, _SLACK))
-        if freed < min(excess, used):
-            raise JournalError(
-                f"{self.export_to.parent / DATABASE}: full ({used} bytes of {self.max_bytes}) "
-                "of messages that are deferred or in a replay; raise quarantine_max_bytes"
-            )
-        expire_rows(connection, chosen, self.export_to)
-
-
-def _choose(connection: sqlite3.Connection, excess: int, slack: int) -> tuple[list[int], int]:
-    """Return the oldest quarantined rows that free *excess* bytes, and how many they free.
-
-    They free *slack* more where they can, or each write of a burst would export, and sync, a row.
-    """
-    chosen: list[int] = []
-    freed = 0
-    if excess > 0:
-        for number, size in connection.execute(OLDEST):
-            if freed >= excess + slack:
-                break
-            chosen.append(number)
-            freed += size
-    return chosen, freed
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +95,9 @@ def put(delivery: Delivery, place: Place, room: Room) -> Operation[int]:
             connection.execute(_UPDATE, columns | {"id": number})
             connection.execute("DELETE FROM attempts WHERE row_id = ?", (number,))
         connection.executemany(_ATTEMPT, [(number, *attempt) for attempt in attempts])
-        return cast("int", number)
+        number = cast("int", number)
+        quarantine_followers(connection, lane_of(connection, number), place.now)
+        return number
 
     return operation
 
@@ -196,6 +119,15 @@ def move(number: int, before: State, after: State, now: float) -> Operation[bool
     return operation
 
 
+def claim(number: int, now: float) -> Operation[bool]:
+    """Take a quarantined row for a replay; returns False where it is none, or waits in its lane."""
+
+    def operation(connection: sqlite3.Connection) -> bool:
+        return connection.execute(_CLAIM, (now, number)).rowcount == 1
+
+    return operation
+
+
 def release(number: int, attempt: Attempt | None, now: float) -> Operation[bool]:
     """Give a claimed row back, with one more *attempt*; returns whether it was claimed."""
     give_back = move(number, "replaying", "quarantined", now)
@@ -207,6 +139,7 @@ def release(number: int, attempt: Attempt | None, now: float) -> Operation[bool]
             columns = attempt_columns(attempt)
             connection.execute(_ATTEMPT, (number, *columns))
             connection.execute(_CAUSE, (columns[-1], number))
+        quarantine_followers(connection, lane_of(connection, number), now)
         return True
 
     return operation
@@ -216,7 +149,11 @@ def release_all(now: float) -> Operation[int]:
     """Give back every claimed row: who claimed it is dead. Returns how many there were."""
 
     def operation(connection: sqlite3.Connection) -> int:
-        return connection.execute(_MOVE_ALL, ("quarantined", now, "replaying")).rowcount
+        lanes = connection.execute(_CLAIMED_LANES).fetchall()
+        count = connection.execute(_RELEASE_ALL, (now,)).rowcount
+        for (lane,) in lanes:
+            quarantine_followers(connection, lane, now)
+        return count
 
     return operation
 
@@ -226,7 +163,7 @@ def remove(numbers: Iterable[int], states: Collection[State]) -> Operation[list[
 
     def operation(connection: sqlite3.Connection) -> list[int]:
         found = [number for number in numbers if _state(connection, number) in states]
-        _delete(connection, found)
+        delete(connection, found)
         return found
 
     return operation
@@ -240,7 +177,8 @@ def _state(connection: sqlite3.Connection, number: int) -> State | None:
 def supersede(number: int, body: bytes, now: float, room: Room) -> Operation[int | None]:
     """Make a row with another *body* to stand for a quarantined one; returns its number or None.
 
-    It takes the key over: where the broker delivers the original again, it is known.
+    It takes the key over: where the broker delivers the original again, it is known. And it takes
+    over the place in the lane.
     """
 
     def operation(connection: sqlite3.Connection) -> int | None:
@@ -252,54 +190,3 @@ def supersede(number: int, body: bytes, now: float, room: Room) -> Operation[int
         return connection.execute(_CHILD, (key, body, now, now, number)).lastrowid
 
     return operation
-
-
-def expire(before: float, limit: int, export_to: Path) -> Operation[int]:
-    """Export and delete *limit* rows quarantined until *before*; returns how many there were."""
-
-    def operation(connection: sqlite3.Connection) -> int:
-        aged = [number for (number,) in connection.execute(AGED, (before, limit))]
-        expire_rows(connection, aged, export_to)
-        return len(aged)
-
-    return operation
-
-
-def expire_rows(connection: sqlite3.Connection, numbers: list[int], export_to: Path) -> None:
-    """Append rows to a file, what they supersede included, and then delete them.
-
-    Where the deletion is not committed afterwards, they are exported again with the next try.
-
-    Raises:
-        JournalError: They cannot be exported, and are all there still.
-    """
-    if numbers:
-        reader = Reader(export_to, connection)
-        family = (member for number in numbers for member in _family(connection, number))
-        with described(export_to):
-            append(export_to, (_expired_line(reader, number) for number in family))
-        _delete(connection, numbers)
-
-
-def _expired_line(reader: Reader, number: int) -> str:
-    row, delivery = reader.row(number), reader.delivery(number)
-    # Within one transaction: what was found is there.
-    return expired_line_of(cast("Row", row), cast("Delivery", delivery))
-
-
-def _family(connection: sqlite3.Connection, number: int) -> list[int]:
-    return [member for (member,) in connection.execute(FAMILY, (number,))]
-
-
-def _delete(connection: sqlite3.Connection, numbers: list[int]) -> None:
-    for number in numbers:
-        for member in _family(connection, number):
-            connection.execute("DELETE FROM messages WHERE id = ?", (member,))
-    _give_space_back(connection)
-
-
-def _give_space_back(connection: sqlite3.Connection) -> None:
-    free: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
-    # One page for each call: Python takes one step of a statement that has no columns.
-    for _ in range(min(free - _RESERVE, _PORTION)):
-        connection.execute("PRAGMA incremental_vacuum(1)")

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections import deque
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.ordering import Blocker
+
 from .export import line_of
 from .files import described
-from .records import Group, Row, State, Stats, delivery_of, key_of
+from .records import Group, Row, State, Stats, delivery_of, key_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +25,16 @@ if TYPE_CHECKING:
 IS_OPEN = "SELECT 1 FROM messages WHERE queue = ? AND key = ?"
 # Named, for SQLite prefers the index by state where it has not counted the rows.
 DUE = """SELECT * FROM messages INDEXED BY messages_by_due
-    WHERE state = 'deferred' AND due <= ? ORDER BY due LIMIT ?"""
+    WHERE state = 'deferred' AND waits = 0 AND due <= ? ORDER BY due LIMIT ?"""
 NEXT_DUE = """SELECT min(due) FROM messages INDEXED BY messages_by_due
-    WHERE state = 'deferred'"""
+    WHERE state = 'deferred' AND waits = 0"""
+FIRST = """SELECT id, state, due FROM messages INDEXED BY messages_by_lane
+    WHERE lane = ? AND lane <> '' AND state <> 'superseded' AND position < ?
+    ORDER BY position LIMIT 1"""
+_IN_ORDER = """SELECT m.id, m.lane FROM json_each(?) AS wanted JOIN messages AS m
+    ON m.id = wanted.value WHERE m.lane <> '' ORDER BY m.position"""
+POSITION = "SELECT position FROM messages WHERE id = ?"
+LAST_DUE = "SELECT max(due) FROM messages WHERE state = 'deferred'"
 ATTEMPTS = """SELECT at, error, message, traceback, fingerprint FROM attempts
     WHERE row_id = ? ORDER BY id"""
 
@@ -31,12 +42,19 @@ _ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id
     length(m.body) AS size, m.due, m.reason, m.fingerprint,
     (SELECT count(*) FROM attempts WHERE row_id = m.id) AS attempts,
     coalesce(a.error, '') AS error, coalesce(a.message, '') AS message,
-    m.crashes, m.created, m.updated, m.parent
+    m.crashes, m.created, m.updated, m.parent, m.lane,
+    CASE WHEN m.waits = 1 AND m.state <> 'superseded' THEN
+        (SELECT f.id FROM messages AS f WHERE f.lane = m.lane AND f.lane <> ''
+        AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind
     FROM messages AS m LEFT JOIN attempts AS a
     ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
 _GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
     WHERE state = 'quarantined' GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint"""
 _OLDEST = "SELECT min(updated) FROM messages WHERE state = 'quarantined'"
+BLOCKED_LANES = """SELECT count(*) FROM messages INDEXED BY messages_blocking
+    WHERE lane <> '' AND state = 'quarantined' AND waits = 0"""
+
+_LAST = 2**63 - 1
 
 
 class Reader:
@@ -65,6 +83,8 @@ class Reader:
     def due(self, now: float, limit: int = 100) -> list[Delivery]:
         """Return the deferred messages whose time has come at *now*, the longest due first.
 
+        Of a lane, that is its first row at most: the next one is due when that is gone.
+
         Args:
             now: Seconds since the epoch.
             limit: Return so many at most. A row stays due, and is returned again, until it is
@@ -75,6 +95,30 @@ class Reader:
     def next_due(self) -> float | None:
         """When the next deferred message is due, in seconds since the epoch; None for never."""
         when: float | None = self._select(NEXT_DUE)[0][0]
+        return when
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether an open row of *lane* stands before *row*; for row 0 any one does."""
+        return self.blocked_by(lane, row) is not None
+
+    def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
+        """Return the first open row of *lane*, None where none stands before *row*.
+
+        Args:
+            lane: "" is no lane, and nothing stands before its rows.
+            row: 0 for a message that is not here yet.
+        """
+        found = self._select(FIRST, text(lane), self._position(row)) if lane else None
+        return Blocker(*found[0]) if found else None
+
+    def _position(self, row: int) -> int:
+        found = self._select(POSITION, row) if row else [(_LAST,)]
+        position: int = found[0][0] if found else row
+        return position
+
+    def last_due(self) -> float | None:
+        """When the last deferred message is due, in seconds since the epoch; None for never."""
+        when: float | None = self._select(LAST_DUE)[0][0]
         return when
 
     def rows(
@@ -116,6 +160,16 @@ class Reader:
         found = self._select("SELECT * FROM messages WHERE id = ?", number)
         return self._delivery(found[0]) if found else None
 
+    def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
+        """Let the rows of each lane trade places until they are in their order; others stay."""
+        given = list(numbers)
+        found = self._select(_IN_ORDER, json.dumps(given))
+        lanes = dict(found)
+        members: dict[str, deque[int]] = {}
+        for number, lane in found:
+            members.setdefault(lane, deque()).append(number)
+        return [members[lanes[n]].popleft() if n in lanes else n for n in given]
+
     def groups(self) -> list[Group]:
         """Return the causes of what is quarantined, the most frequent first."""
         return list(self._groups())
@@ -129,6 +183,7 @@ class Reader:
             bytes=sum(size for _, size in totals.values()),
             oldest=self._select(_OLDEST)[0][0],
             next_due=self.next_due(),
+            blocked_lanes=self._select(BLOCKED_LANES)[0][0],
         )
 
     def export(self, ids: Iterable[int]) -> Iterator[str]:

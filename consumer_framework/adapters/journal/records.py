@@ -42,6 +42,9 @@ class Row:
         created: When it came here, in seconds since the epoch.
         updated: When its state was last written.
         parent: The row that it supersedes, None for a message as it was received.
+        lane: Its ordering key, "" for none.
+        behind: The first open row of its lane, which has to leave before this one runs; None where
+            this is the first, is superseded, or has no lane.
     """
 
     id: int
@@ -61,6 +64,8 @@ class Row:
     created: float
     updated: float
     parent: int | None
+    lane: str
+    behind: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,8 @@ class Stats:
         oldest: When the oldest quarantined one was last written, in seconds since the epoch;
             None where there is none.
         next_due: When the next deferred one is due, None where there is none.
+        blocked_lanes: Ordering keys whose first message is quarantined, so that those behind it
+            wait for an operator too.
     """
 
     deferred: int
@@ -104,6 +111,7 @@ class Stats:
     bytes: int
     oldest: float | None
     next_due: float | None
+    blocked_lanes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,7 @@ def columns_of(delivery: Delivery) -> dict[str, Any]:
         "properties": properties.pack(delivery.properties),
         "body": delivery.body,
         "crashes": delivery.history.crashes,
+        "lane": text(delivery.lane),
     }
 
 
@@ -185,4 +194,5 @@ def delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) -> 
         received_at=row["received_at"],
         history=History(tuple(Attempt(*columns) for columns in attempts), row["crashes"]),
         row=row["id"],
+        lane=row["lane"],
     )

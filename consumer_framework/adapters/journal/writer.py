@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from .lanes import Lanes
+
     Operation: TypeAlias = Callable[[sqlite3.Connection], Any]
 
 T = TypeVar("T")
@@ -55,10 +57,12 @@ class Writer:
     Args:
         file: The database, for error messages.
         connection: Is the writer's from now on; :meth:`close` closes it.
+        lanes: Is told of each commit.
     """
 
-    def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, file: Path, connection: sqlite3.Connection, lanes: Lanes) -> None:
         self._file = file
+        self._lanes = lanes
         self._connection = connection
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._commits = 0
@@ -160,7 +164,9 @@ class Writer:
                 job.error = error
                 execute("ROLLBACK TO job")
             execute("RELEASE job")
+        changes = self._lanes.changes()
         execute("COMMIT")
+        self._lanes.committed(changes)
 
     def _roll_back(self) -> None:
         # SQLite has done so itself after some errors (https://www.sqlite.org/lang_transaction.html,

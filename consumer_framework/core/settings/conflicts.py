@@ -43,12 +43,12 @@ def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
 
 def _timeouts(framework: Framework) -> Iterator[Problem]:
     timeout, ack_timeout = framework.handler_timeout, framework.recovery.ack_timeout
-    if timeout < ack_timeout:
+    # The default one gives way to a short ack_timeout.
+    if timeout < ack_timeout or "handler_timeout" not in framework.model_fields_set:
         return
-    written = "handler_timeout" in framework.model_fields_set
     yield Problem(
         f"{FRAMEWORK}.handler_timeout",
-        f"{text(timeout)}{'' if written else ' (the default)'} is not shorter than "
+        f"{text(timeout)} is not shorter than "
         f"recovery.ack_timeout ({text(ack_timeout)}), after which the broker takes messages back",
         f"set it below {text(ack_timeout)}, or ack_timeout to the broker's consumer_timeout",
     )

@@ -106,7 +106,11 @@ class Framework(Table):
     recovery: Recovery = Recovery()
 
     @property
+    def at_once(self) -> int:
+        """How many messages are in handlers at the most."""
+        return self.slots * (self.batch.size if self.batch else 1)
+
+    @property
     def prefetch_count(self) -> int:
         """How many messages the broker sends ahead, where the file does not say."""
-        at_once = self.slots * (self.batch.size if self.batch else 1)
-        return min(at_once + self.recovery.hold_slots + self.read_ahead, 65535)
+        return min(self.at_once + self.recovery.hold_slots + self.read_ahead, 65535)

@@ -16,7 +16,6 @@ from consumer_framework.adapters.accounts import service_account
 from consumer_framework.core.checks import flow_findings, queue_findings
 from consumer_framework.core.findings import Finding, Level, error, report
 from consumer_framework.core.settings import instance_name_problem
-from consumer_framework.host.batching import idle_batch
 from consumer_framework.host.stores import SYSTEM_STATE, state_directory
 
 from .broker import NOT_ASKED, broker_findings
@@ -85,9 +84,6 @@ def _settings_findings(
         yield from password_findings(settings.amqp_url, path, account)
     yield from tls_findings(settings, account, datetime.now(UTC))
     yield from flow_findings(settings, start.recovery)
-    idle = idle_batch(settings.framework, start.target.value) if start.target else None
-    if idle:
-        yield Finding(Level.WARNING, idle)
 
 
 def _broker_and_queues(start: Start, settings: Settings, *, ask: bool) -> Iterator[Finding]:

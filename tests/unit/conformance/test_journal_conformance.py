@@ -8,6 +8,7 @@ import pytest
 
 from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.core.attempt import Attempt, History
+from consumer_framework.core.ordering import Blocker
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fake_journal import FakeJournal
 
@@ -163,3 +164,138 @@ def test_a_message_whose_row_was_dropped_while_it_ran_gets_a_new_one(journal):
     (delivery,) = journal.due(1.0, 10)
     run(journal.remove(delivery.row), journal.quarantine(delivery, "poison"))
     assert journal.is_open(make_delivery())
+
+
+# Lanes.
+
+
+def laned(message_id, lane="key"):
+    return replace(make_delivery(message_id=message_id), lane=lane)
+
+
+def due(journal, now=9.0):
+    return [delivery.message_id for delivery in journal.due(now, 10)]
+
+
+def test_a_due_message_has_its_lane(journal):
+    run(journal.defer(laned("1"), 1.0))
+    (delivery,) = journal.due(1.0, 10)
+    assert delivery.lane == "key"
+
+
+def test_of_a_lane_only_the_first_row_is_due_and_the_next_when_that_is_gone(journal):
+    run(
+        journal.defer(laned("1"), 5.0),
+        journal.defer(laned("2"), 1.0),
+        journal.defer(laned("3"), 1.0),
+        journal.defer(laned("other", "another key"), 2.0),
+        journal.defer(laned("none", ""), 3.0),
+    )
+    assert journal.next_due() == 2.0
+    assert due(journal, 4.0) == ["other", "none"]
+    assert due(journal) == ["other", "none", "1"]
+    run(journal.remove(journal.due(9.0, 10)[-1].row))
+    assert journal.next_due() == 1.0
+    assert due(journal) == ["2", "other", "none"]
+
+
+def test_a_first_row_that_is_deferred_again_stays_the_first(journal):
+    run(journal.defer(laned("1"), 1.0), journal.defer(laned("2"), 1.0))
+    (first,) = journal.due(9.0, 10)
+    run(journal.defer(first, 7.0))
+    assert due(journal, 6.0) == []
+    assert journal.next_due() == 7.0
+    assert due(journal) == ["1"]
+
+
+def test_rows_without_a_lane_never_wait_for_each_other(journal):
+    run(*(journal.defer(laned(message_id, ""), 1.0) for message_id in "123"))
+    run(journal.quarantine(laned("0", ""), "poison"))
+    assert due(journal) == ["1", "2", "3"]
+    assert not journal.is_blocked("")
+    assert journal.blocked_by("") is None
+
+
+def test_a_lane_is_blocked_while_it_has_a_row(journal):
+    assert not journal.is_blocked("key")
+    run(journal.defer(laned("1"), 1.0), journal.quarantine(laned("2"), "poison"))
+    assert journal.is_blocked("key")
+    assert not journal.is_blocked("another key")
+    (first,) = journal.due(1.0, 10)
+    run(journal.remove(first.row))
+    assert journal.is_blocked("key")
+    run(journal.remove(journal.blocked_by("key").row))
+    assert not journal.is_blocked("key")
+
+
+def test_a_row_is_blocked_by_the_first_one_of_its_lane(journal):
+    run(*(journal.defer(laned(message_id), 3.0) for message_id in "123"))
+    first = journal.due(9.0, 1)[0].row
+    second, third = first + 1, first + 2
+    assert not journal.is_blocked("key", first)
+    assert journal.blocked_by("key", first) is None
+    assert journal.blocked_by("key") == Blocker(first, "deferred", 3.0)
+    for row in second, third:
+        assert journal.is_blocked("key", row)
+        assert journal.blocked_by("key", row) == Blocker(first, "deferred", 3.0)
+    run(journal.remove(first))
+    assert not journal.is_blocked("key", second)
+    assert journal.blocked_by("key", third) == Blocker(second, "deferred", 3.0)
+
+
+def test_what_is_deferred_behind_a_row_is_quarantined_with_it_and_nothing_else_is(journal):
+    run(
+        journal.defer(laned("before"), 8.0),
+        journal.defer(laned("1"), 1.0),
+        journal.defer(replace(laned("2"), history=FAILED), 1.0),
+        journal.defer(laned("other", "another key"), 1.0),
+    )
+    first = journal.due(9.0, 10)[-1].row
+    run(journal.quarantine(laned("1"), "poison"))
+    assert due(journal) == ["other", "before"]
+    run(journal.remove(first))
+    assert journal.blocked_by("key") == Blocker(first + 1, "quarantined", None)
+    assert due(journal) == ["other"]
+
+
+def test_what_is_deferred_behind_a_quarantined_row_is_quarantined(journal):
+    run(journal.quarantine(laned("1"), "poison"), journal.defer(laned("2"), 1.0))
+    first = journal.blocked_by("key").row
+    run(journal.remove(first))
+    assert due(journal) == []
+    assert journal.blocked_by("key") == Blocker(first + 1, "quarantined", None)
+    assert journal.is_open(laned("2"))
+
+
+@pytest.mark.parametrize("follower_first", [False, True])
+def test_no_order_of_two_commits_leaves_a_deferred_row_that_never_runs(journal, follower_first):
+    run(journal.defer(laned("1"), 1.0))
+    (head,) = journal.due(1.0, 10)
+
+    async def at_once():
+        writes = [journal.quarantine(head, "poison"), journal.defer(laned("2"), 1.0)]
+        await asyncio.gather(*(reversed(writes) if follower_first else writes))
+
+    asyncio.run(at_once())
+    run(journal.remove(head.row))
+    assert due(journal) == []
+    assert journal.blocked_by("key").state == "quarantined"
+
+
+def test_a_row_keeps_the_lane_that_it_came_with(journal):
+    run(journal.defer(laned("1", "then"), 1.0), journal.defer(laned("1", "now"), 2.0))
+    assert [delivery.lane for delivery in journal.due(9.0, 10)] == ["then"]
+    assert not journal.is_blocked("now")
+
+
+def test_many_writes_at_once_keep_the_lanes_exact(journal):
+    async def burst():
+        await asyncio.gather(
+            *(journal.defer(laned(str(n), f"key {n % 7}"), 1.0) for n in range(50))
+        )
+
+    asyncio.run(burst())
+    assert len(due(journal)) == 7
+    while journal.due(9.0, 1):
+        run(journal.remove(journal.due(9.0, 1)[0].row))
+    assert not any(journal.is_blocked(f"key {n}") for n in range(7))

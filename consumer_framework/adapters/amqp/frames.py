@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads deliveries out of the bytes that the broker sends; what else they are is pika's.
+
+A delivery is three frames or more: ``basic.deliver``, the content header, the body (AMQP 0-9-1,
+sections 2.3.5 and 4.2). pika makes an object of each, and copies what is left of its buffer after
+each, which is most of what a message costs in its consumers. Here the frames of a delivery that
+lie one behind the other in the buffer, as RabbitMQ sends them, are taken at once. Any that do not,
+and large ones, take pika's way: nothing depends on where the network cuts the stream.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pika
+import pika.data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    # Takes delivery tag, redelivered, exchange, routing key, properties and body.
+    Receiver = Callable[[int, bool, str, str, pika.BasicProperties, bytes], None]
+
+_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_END = 0xCE
+_FRAME = struct.Struct(">BHL")
+_FRAME_SIZE = _FRAME.size + 1  # with its end octet
+_DELIVER = b"\x00\x3c\x00\x3c"
+_BODY_SIZE = struct.Struct(">Q")
+# In a frame with a content header, after class, weight and the size of the body.
+_FLAGS_AT = 19
+_LONG = struct.Struct(">I")
+_SIGNED = struct.Struct(">i")
+_LONGLONG = struct.Struct(">q")
+_TAG = struct.Struct(">QB")
+_TIMESTAMP = struct.Struct(">Q")
+# The kinds of field values that fedora-messaging sets: long string, integers, boolean.
+_TEXT, _INT, _LONG_INT, _BOOL = b"SIlt"
+
+# Larger bodies are pika's to put together: waiting for one here would copy what is there of it
+# with every piece that comes.
+_LARGEST = 1 << 18
+
+# The bits of the property flags that are known here (AMQP 0-9-1, section 4.2.6.1): content-type,
+# content-encoding, headers, delivery-mode, priority, message-id, timestamp.
+_KNOWN = 0xF8C0
+_BLANK = dict.fromkeys(vars(pika.BasicProperties()))  # type: ignore[no-untyped-call]
+
+# Where the content header of a message is kept that cannot be decoded.
+RAW_PROPERTIES = "x-undecodable-properties"
+
+
+class Frames:
+    """The stream of one connection.
+
+    Args:
+        others: Gets whole frames that are no deliveries to a receiver, and whatever is no frame.
+
+    Attributes:
+        receivers: Who gets the deliveries of a channel, by the channel's number.
+        taken: How many bytes went to receivers, and how many frames.
+    """
+
+    def __init__(self, others: Callable[[bytes], None]) -> None:
+        self.receivers: dict[int, Receiver] = {}
+        self.taken = (0, 0)
+        self._others = others
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what came next."""
+        buffer = self._rest + data if self._rest else data
+        self._rest = b""
+        at = self._consume(buffer)
+        # Whatever the receivers did: there is one stream, and this is where it goes on.
+        self._rest = buffer[at:]
+
+    def _consume(self, buffer: bytes) -> int:
+        at, end = 0, len(buffer)
+        while end - at >= _FRAME_SIZE:
+            kind, channel, size = _FRAME.unpack_from(buffer, at)
+            stop = at + _FRAME_SIZE + size
+            if not _METHOD <= kind <= _BODY and kind != _HEARTBEAT:
+                self._others(buffer[at:])
+                return end
+            if stop > end:
+                break
+            if kind == _METHOD and channel in self.receivers:
+                after = self._deliver(buffer, at, stop, channel)
+                if after is None:
+                    break
+                if after:
+                    self.taken = (self.taken[0] + after - at, self.taken[1] + 3)
+                    at = after
+                    continue
+            self._others(buffer[at:stop])
+            at = stop
+        return at
+
+    def _deliver(self, buffer: bytes, at: int, stop: int, channel: int) -> int | None:
+        """Take the delivery that begins at *at*.
+
+        Returns:
+            Where it ends; 0 where it is none, or is left to pika; None where more of it is to come.
+        """
+        if not buffer.startswith(_DELIVER, at + 7):
+            return 0
+        body_at = _content_end(buffer, stop, channel)
+        after = _body_end(buffer, body_at, stop, channel) if body_at else body_at
+        if not after or body_at is None:
+            return after
+        if not buffer[stop - 1] == buffer[body_at - 1] == buffer[after - 1] == _END:
+            return 0
+        # consumer-tag, delivery-tag, redelivered, exchange, routing-key (section 1.8.3.9)
+        here = at + 12 + buffer[at + 11]
+        tag, bits = _TAG.unpack_from(buffer, here)
+        exchange, here = _short(buffer, here + 9)
+        key, _ = _short(buffer, here)
+        properties = _properties(buffer[stop + _FLAGS_AT : body_at - 1])
+        body = buffer[body_at + 7 : after - 1]
+        self.receivers[channel](tag, bool(bits & 1), exchange, key, properties, body)
+        return after
+
+
+def _content_end(buffer: bytes, at: int, channel: int) -> int | None:
+    """Find the end of the content header at *at*; returns as :meth:`Frames._deliver`."""
+    if len(buffer) - at < _FRAME_SIZE:
+        return None
+    kind, its_channel, size = _FRAME.unpack_from(buffer, at)
+    if kind != _HEADER or its_channel != channel:
+        return 0
+    stop = at + _FRAME_SIZE + size
+    return stop if stop <= len(buffer) else None
+
+
+def _body_end(buffer: bytes, at: int, header_at: int, channel: int) -> int | None:
+    """Find the end of the body at *at*; returns as :meth:`Frames._deliver`."""
+    (size,) = _BODY_SIZE.unpack_from(buffer, header_at + 11)
+    if not size:
+        return at
+    if size > _LARGEST:
+        return 0
+    if len(buffer) - at < _FRAME_SIZE:
+        return None
+    if _FRAME.unpack_from(buffer, at) != (_BODY, channel, size):
+        # It may come in several frames, or with others between.
+        return 0
+    after = at + _FRAME_SIZE + size
+    return after if after <= len(buffer) else None
+
+
+def _properties(encoded: bytes) -> pika.BasicProperties:
+    """Decode properties; what cannot be decoded is kept as it is, in a header."""
+    try:
+        return _known_properties(encoded) or _any_properties(encoded)
+    except Exception:  # noqa: BLE001 -- whatever pika makes of a wrong field
+        raw: Any = {RAW_PROPERTIES: encoded}
+        return pika.BasicProperties(headers=raw)  # type: ignore[no-untyped-call]
+
+
+def _any_properties(encoded: bytes) -> pika.BasicProperties:
+    properties: Any = pika.BasicProperties()  # type: ignore[no-untyped-call]
+    decoded: pika.BasicProperties = properties.decode(encoded)
+    return decoded
+
+
+def _known_properties(encoded: bytes) -> pika.BasicProperties | None:
+    """Decode what fedora-messaging sets; None where there is more."""
+    flags = encoded[0] << 8 | encoded[1]
+    if flags & ~_KNOWN:
+        return None
+    values = _BLANK.copy()
+    at = 2
+    if flags & 0x8000:
+        values["content_type"], at = _short(encoded, at)
+    if flags & 0x4000:
+        values["content_encoding"], at = _short(encoded, at)
+    if flags & 0x2000:
+        values["headers"], at = _table(encoded, at)
+    if flags & 0x1000:
+        values["delivery_mode"] = encoded[at]
+        at += 1
+    if flags & 0x0800:
+        values["priority"] = encoded[at]
+        at += 1
+    if flags & 0x0080:
+        values["message_id"], at = _short(encoded, at)
+    if flags & 0x0040:
+        values["timestamp"] = _TIMESTAMP.unpack_from(encoded, at)[0]
+        at += 8
+    if at != len(encoded):
+        return None
+    properties = pika.BasicProperties.__new__(pika.BasicProperties)
+    properties.__dict__ = values
+    return properties
+
+
+def _short(encoded: bytes, at: int) -> tuple[Any, int]:
+    stop = at + 1 + encoded[at]
+    return _text(encoded[at + 1 : stop]), stop
+
+
+def _text(encoded: bytes) -> Any:
+    """As pika: what is no UTF-8 stays bytes."""
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return encoded
+
+
+def _table(encoded: bytes, at: int) -> tuple[Any, int]:
+    """Decode a table of text and numbers; one that has more is pika's."""
+    table = {}
+    start, at = at, at + 4
+    stop = at + _LONG.unpack_from(encoded, start)[0]
+    while at < stop:
+        key, at = _short(encoded, at)
+        kind = encoded[at]
+        at += 1
+        value: Any
+        if kind == _TEXT:
+            value_end = at + 4 + _LONG.unpack_from(encoded, at)[0]
+            value, at = _text(encoded[at + 4 : value_end]), value_end
+        elif kind == _INT:
+            value, at = _SIGNED.unpack_from(encoded, at)[0], at + 4
+        elif kind == _LONG_INT:
+            value, at = _LONGLONG.unpack_from(encoded, at)[0], at + 8
+        elif kind == _BOOL:
+            value, at = encoded[at] != 0, at + 1
+        else:
+            return pika.data.decode_table(encoded, start)
+        table[key] = value
+    if at != stop:
+        return pika.data.decode_table(encoded, start)
+    return table, at

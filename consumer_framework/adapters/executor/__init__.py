@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs the author's code: plain functions in threads of their own, coroutines on the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.core.attempt import NO_HISTORY
+from consumer_framework.core.delivery import Failed, Withdrawn
+from consumer_framework.core.durations import text
+from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.handler import Handler, is_coroutine_callable
+
+from .attempts import SUCCEEDED, Attempts, Later, Result, as_awaitable, is_later, signal_of
+from .jobs import Job
+from .tasks import Tasks
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.ports import Decoder, FlightRecorder
+
+__all__ = ["Executor", "Limits", "signal_of"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of the handler runs at once, and for how long.
+
+    Attributes:
+        slots: Runs at once.
+        timeout: Seconds that a run may take.
+        batch_size: Messages that a batch handler gets at the most.
+        batch_seconds: How long the first of them waits for the others.
+    """
+
+    slots: int = 1
+    timeout: float = 600.0
+    batch_size: int = 100
+    batch_seconds: float = 1.0
+
+
+class Executor:
+    """A :class:`.HandlerRunner`: runs one handler in so many slots.
+
+    Args:
+        handler: What to run.
+        decode: Makes messages of deliveries; runs where the handler does.
+        flight: Told of what is in the handler.
+        limits: How much of it runs at once.
+
+    Must be made, and used, on the event loop's thread while the loop runs.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        decode: Decoder,
+        flight: FlightRecorder,
+        limits: Limits = Limits(),
+    ) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        call = handler.call_batch or handler.call
+        self._attempts = Attempts(call, decode, flight, handler.call_batch is not None)
+        self._threads = Threads(limits.slots, self._work, self._done)
+        self._tasks = Tasks(limits.slots, self._work_in_task, self._done)
+        self._start = (self._tasks if is_coroutine_callable(call) else self._threads).start
+        # Written by the slots' threads too; each operation on it is atomic.
+        self._running: dict[Job, None] = {}
+        self._gathering = Job()
+        self._gather_timer: asyncio.TimerHandle | None = None
+        self._patrol: asyncio.TimerHandle | None = None
+        self._outstanding = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something runs, or could if a slot were free."""
+        return self._outstanding > 0
+
+    @property
+    def running(self) -> tuple[Delivery, ...]:
+        """The deliveries that are in the handler, longest first."""
+        return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
+
+    async def setup(self) -> None:
+        """Run the handler's ``setup``; what it raises is raised here."""
+        await self._call(self._handler.setup)
+
+    async def run(self, delivery: Delivery) -> Outcome:
+        """Run the handler on *delivery* as soon as a slot is free, alone or in a batch.
+
+        Returns:
+            What the handler did; :class:`.Withdrawn` where :meth:`withdraw` came first.
+        """
+        waiter: asyncio.Future[Outcome] = self._loop.create_future()
+        if self._handler.call_batch is None or delivery.history != NO_HISTORY:
+            # A batch that failed, or killed the process, is told apart: each message is on its own.
+            self._submit(Job([delivery], [waiter]))
+        else:
+            self._gather(delivery, waiter)
+        return await waiter
+
+    def withdraw(self, received_before: float = math.inf) -> int:
+        """Let no slot begin with what none has begun with; returns how many deliveries that is."""
+        withdrawn = 0
+        if self._gathering.is_older(received_before):
+            withdrawn += self._withdraw(self._gathered())
+        for job in [*self._threads.withdraw(), *self._tasks.withdraw()]:
+            self._outstanding -= 1
+            if job.is_older(received_before):
+                withdrawn += self._withdraw(job)
+            else:
+                self._submit(job)
+        return withdrawn
+
+    def _withdraw(self, job: Job) -> int:
+        job.end([Withdrawn()] * len(job.waiters))
+        return len(job.deliveries)
+
+    async def teardown(self) -> None:
+        """Run the handler's ``teardown``; what it raises is raised here."""
+        await self._call(self._handler.teardown)
+
+    def close(self) -> None:
+        """End the threads that run nothing."""
+        self._gathered()
+        if self._patrol is not None:
+            self._patrol.cancel()
+        self._threads.close()
+
+    # In a slot, which may be a thread.
+
+    def _work(self, job: Job) -> Any:
+        job.started_at = self._loop.time()
+        self._running[job] = None
+        try:
+            if job.function is not None:
+                return [_returned(job.function)]
+            return self._attempts.run(job.deliveries)
+        finally:
+            del self._running[job]
+
+    async def _work_in_task(self, job: Job) -> Result:
+        job.started_at = self._loop.time()
+        self._running[job] = None
+        try:
+            return await self._attempts.run_coroutine(job.deliveries)
+        finally:
+            del self._running[job]
+
+    # On the event loop.
+
+    def _done(
+        self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]
+    ) -> None:
+        if isinstance(result, Later):
+            self._running[job] = None
+            job.task = self._loop.create_task(result.result)
+            job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
+            return
+        self._outstanding -= 1
+        if error is not None:
+            job.fail(error)
+        elif job.overdue and job.task is not None and result is not SUCCEEDED:
+            job.end([Failed(self._too_late())] * len(job.waiters))
+        else:
+            job.end(result)
+        if result is not SUCCEEDED:
+            # Callbacks run in the order of their registration: this one after whoever waits for
+            # the outcome has settled it.
+            self._loop.call_soon(go_on)
+
+    def _done_later(self, job: Job, task: asyncio.Task[Any], go_on: Callable[[], None]) -> None:
+        del self._running[job]
+        if task.cancelled() or task.result() is not SUCCEEDED:
+            result = [Failed(asyncio.CancelledError())] if task.cancelled() else task.result()
+            self._done(job, result, None, go_on)
+        else:
+            self._outstanding -= 1
+            job.end(SUCCEEDED)
+            # Its thread waits, whatever the result is.
+            self._loop.call_soon(go_on)
+
+    def _submit(self, job: Job) -> None:
+        """Let the next free slot run *job*."""
+        self._outstanding += 1
+        if self._patrol is None:
+            self._patrol = self._loop.call_later(self._limits.timeout, self._look_at_deadlines)
+        self._start(job)
+
+    def _gather(self, delivery: Delivery, waiter: asyncio.Future[Outcome]) -> None:
+        self._gathering.deliveries.append(delivery)
+        self._gathering.waiters.append(waiter)
+        if len(self._gathering.deliveries) >= self._limits.batch_size:
+            self._submit(self._gathered())
+        elif self._gather_timer is None:
+            seconds = self._limits.batch_seconds
+            self._gather_timer = self._loop.call_later(
+                seconds, lambda: self._submit(self._gathered())
+            )
+
+    def _gathered(self) -> Job:
+        """The batch so far; the next one begins."""
+        timer, self._gather_timer = self._gather_timer, None
+        if timer is not None:
+            timer.cancel()
+        job, self._gathering = self._gathering, Job()
+        return job
+
+    async def _call(self, function: Callable[[], Any] | None) -> None:
+        """Run another function of the author's where the handler runs."""
+        if function is None:
+            return
+        if is_coroutine_callable(function):
+            # In a task of its own, which it may cancel.
+            error = await self._loop.create_task(_caught(function()))
+        else:
+            error = await self._call_in_thread(function)
+        if error is not None:
+            raise error
+
+    async def _call_in_thread(self, function: Callable[[], Any]) -> BaseException | None:
+        waiter: asyncio.Future[Any] = self._loop.create_future()
+        self._outstanding += 1
+        self._threads.start(Job(waiters=[waiter], function=function))
+        returned, error = await waiter
+        if error is None and returned is not None and is_later(returned):
+            error = await self._loop.create_task(_caught(as_awaitable(returned)))
+        caught: BaseException | None = error
+        return caught
+
+    # Deadlines.
+
+    def _look_at_deadlines(self) -> None:
+        """Look again when the next run may be over its time; one timer serves them all."""
+        now, timeout = self._loop.time(), self._limits.timeout
+        running = [job for job in list(self._running) if not job.overdue]
+        for job in running:
+            if now - job.started_at >= timeout:
+                self._overdue(job)
+        starts = [job.started_at for job in running if not job.overdue]
+        self._patrol = None
+        if self._outstanding:
+            delay = min(starts, default=now) + timeout - now
+            self._patrol = self._loop.call_later(delay, self._look_at_deadlines)
+
+    def _overdue(self, job: Job) -> None:
+        job.overdue = True
+        if job.task is not None:
+            job.task.cancel()
+        else:
+            _log.error(
+                "%s has had %s for more than %s, and cannot be interrupted",
+                self._handler.name,
+                _named(job),
+                text(self._limits.timeout),
+            )
+
+    def _too_late(self) -> HandlerTimeoutError:
+        return HandlerTimeoutError(f"cancelled after {text(self._limits.timeout)}")
+
+
+async def _caught(outcome: Awaitable[Any]) -> BaseException | None:
+    """Return what *outcome* raises: a SystemExit that leaves a task ends the event loop."""
+    try:
+        await outcome
+    except BaseException as error:  # noqa: BLE001 -- raised again where it is waited for
+        return error
+    return None
+
+
+def _returned(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    try:
+        return function(), None
+    except BaseException as error:  # noqa: BLE001 -- as above
+        return None, error
+
+
+def _named(job: Job) -> str:
+    if not job.deliveries:
+        return "its setup or teardown"
+    more = f" and {len(job.deliveries) - 1} more" if len(job.deliveries) > 1 else ""
+    return f"message {job.deliveries[0].message_id or '(no id)'}{more}"

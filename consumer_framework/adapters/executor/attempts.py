@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One run of the author's code, from the bytes to its outcome.
+
+Decoding comes before, and the flight recorder knows of the message meanwhile. Runs where the
+handler does: in a thread of a slot, or on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fedora_messaging import exceptions as upstream
+from twisted.internet import defer
+
+from consumer_framework.core.batch import Batch
+from consumer_framework.core.delivery import Failed, Outcome, Skipped, Succeeded, Undecodable
+from consumer_framework.core.errors import Drop, Halt, Retry, Skip
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.ports import Decoder, FlightRecorder
+
+SUCCEEDED = Succeeded()
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What a plain function returned is to be awaited on the event loop."""
+
+    result: Coroutine[Any, Any, Result]
+
+
+# One outcome for each delivery; SUCCEEDED alone where all of them are.
+Result: TypeAlias = "Succeeded | list[Outcome] | Later"
+
+
+def signal_of(error: BaseException) -> BaseException:
+    """Return the framework's signal for one of fedora-messaging's; any other error unchanged."""
+    match error:
+        case upstream.Nack():
+            return Retry(str(error))
+        case upstream.Drop():
+            return Drop(str(error))
+        case upstream.HaltConsumer():
+            return Halt(error.exit_code, error.reason or "", requeue=error.requeue)
+    return error
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The outcome of a handler that raised *error*; sys.exit() is a failure like any other."""
+    if isinstance(error, Skip):
+        return Skipped(error.reason)
+    return Failed(signal_of(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Runs a handler on deliveries.
+
+    Attributes:
+        call: Takes one message, or a :class:`.Batch` of them.
+        decode: Makes a message of a delivery.
+        flight: Told when the handler starts, and when it is done.
+        is_batch: What *call* takes.
+    """
+
+    call: Callable[[Any], Any]
+    decode: Decoder
+    flight: FlightRecorder
+    is_batch: bool = False
+
+    def run(self, deliveries: Sequence[Delivery]) -> Result:
+        """Run a plain handler."""
+        if self.is_batch:
+            return self._run_batch(deliveries)
+        (delivery,) = deliveries
+        try:
+            message = self.decode(delivery)
+        except Exception as error:  # noqa: BLE001 -- whatever a publisher or a schema class did
+            return [Undecodable(error)]
+        place = self.flight.took_off(delivery)
+        try:
+            returned = self.call(message)
+        except BaseException as error:  # noqa: BLE001 -- the author's code
+            self.flight.landed(place)
+            return [outcome_of(error)]
+        if returned is not None and is_later(returned):
+            return Later(self._finish_later(returned, place))
+        self.flight.landed(place)
+        return SUCCEEDED
+
+    async def run_coroutine(self, deliveries: Sequence[Delivery]) -> Result:
+        """Run a coroutine handler, in a task of its own: one that cancels it cancels no slot."""
+        if self.is_batch:
+            return await self._run_batch_coroutine(deliveries)
+        (delivery,) = deliveries
+        try:
+            message = self.decode(delivery)
+        except Exception as error:  # noqa: BLE001 -- as above
+            return [Undecodable(error)]
+        place = self.flight.took_off(delivery)
+        try:
+            await self.call(message)
+        except BaseException as error:  # noqa: BLE001 -- as above; SystemExit would end the loop
+            return [outcome_of(error)]
+        finally:
+            self.flight.landed(place)
+        return SUCCEEDED
+
+    async def _finish_later(self, returned: Any, place: int) -> Result:
+        try:
+            await as_awaitable(returned)
+        except BaseException as error:  # noqa: BLE001 -- as above
+            return [outcome_of(error)]
+        finally:
+            self.flight.landed(place)
+        return SUCCEEDED
+
+    def _run_batch(self, deliveries: Sequence[Delivery]) -> Result:
+        flying = _Flying(self, deliveries)
+        try:
+            returned = self.call(flying.batch) if flying.batch else None
+        except BaseException as error:  # noqa: BLE001 -- as above
+            return flying.land(error)
+        if returned is not None and is_later(returned):
+            return Later(_land_later(flying, returned))
+        return flying.land(None)
+
+    async def _run_batch_coroutine(self, deliveries: Sequence[Delivery]) -> Result:
+        flying = _Flying(self, deliveries)
+        try:
+            if flying.batch:
+                await self.call(flying.batch)
+        except BaseException as error:  # noqa: BLE001 -- as above
+            return flying.land(error)
+        return flying.land(None)
+
+
+class _Flying:
+    """A batch that is in the handler."""
+
+    def __init__(self, attempts: Attempts, deliveries: Sequence[Delivery]) -> None:
+        self._flight = attempts.flight
+        self._outcomes: list[Outcome] = [SUCCEEDED] * len(deliveries)
+        self._numbers: list[int] = []
+        messages = []
+        for number, delivery in enumerate(deliveries):
+            try:
+                messages.append(attempts.decode(delivery))
+            except Exception as error:  # noqa: BLE001 -- as above
+                self._outcomes[number] = Undecodable(error)
+            else:
+                self._numbers.append(number)
+        self.batch = Batch(messages)
+        self._places = [self._flight.took_off(deliveries[number]) for number in self._numbers]
+
+    def land(self, error: BaseException | None) -> Result:
+        """Note that the handler is done, or has raised *error*."""
+        for place in self._places:
+            self._flight.landed(place)
+        for index, number in enumerate(self._numbers):
+            own = self.batch.error_of(index) or error
+            if own is not None:
+                self._outcomes[number] = outcome_of(own)
+        is_plain = all(outcome is SUCCEEDED for outcome in self._outcomes)
+        return SUCCEEDED if is_plain else self._outcomes
+
+
+async def _land_later(flying: _Flying, returned: Any) -> Result:
+    try:
+        await as_awaitable(returned)
+    except BaseException as error:  # noqa: BLE001 -- as above
+        return flying.land(error)
+    return flying.land(None)
+
+
+def is_later(returned: Any) -> bool:
+    """Whether a plain function only began what it is to do."""
+    return isinstance(returned, defer.Deferred) or inspect.isawaitable(returned)
+
+
+def as_awaitable(returned: Any) -> Awaitable[Any]:
+    """Make what an asyncio task can await of a coroutine, a future or a Deferred."""
+    if isinstance(returned, defer.Deferred):
+        future: asyncio.Future[Any] = returned.asFuture(asyncio.get_running_loop())
+        return future
+    awaitable: Awaitable[Any] = returned
+    return awaitable

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What slots do: some deliveries, and who waits for their outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from consumer_framework.core.delivery import Delivery, Outcome, Succeeded
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One run of the handler: on one delivery, or on a batch of them.
+
+    Attributes:
+        function: Another function of the author's to run instead.
+        deliveries: In the order of their arrival.
+        waiters: Who waits for the outcome of each.
+        started_at: When a slot began with it, in seconds of the loop's clock.
+        overdue: Whether it has taken longer than a handler may.
+        task: The task that a coroutine handler runs in.
+    """
+
+    deliveries: list[Delivery] = field(default_factory=list)
+    waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    function: Callable[[], Any] | None = None
+    started_at: float = 0.0
+    overdue: bool = False
+    task: asyncio.Task[Any] | None = None
+
+    def is_older(self, moment: float) -> bool:
+        """Whether any of it was received before *moment*, in seconds since the epoch."""
+        return any(delivery.received_at < moment for delivery in self.deliveries)
+
+    def end(self, result: Succeeded | list[Outcome]) -> None:
+        """Tell whoever waits what came of it."""
+        outcomes = result if isinstance(result, list) else [result] * len(self.waiters)
+        for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell whoever waits of a defect of the framework's."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Slots that are threads, for handlers that block.
+
+A thread takes its next job by itself, and the event loop collects what is done with one wake-up
+for as many jobs as have ended meanwhile: a handler that is quick costs no wake-up of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import threading
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from .attempts import SUCCEEDED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .jobs import Job
+
+    Done = Callable[[Job, Any, BaseException | None, Callable[[], None]], None]
+
+
+class Threads:
+    """So many threads, each made when it is first needed.
+
+    They are daemon threads: one that never returns cannot keep the process alive.
+
+    Args:
+        slots: How many there are at the most.
+        work: What a thread does with a job; returns its result.
+        done: Called on the event loop with the job, its result or what *work* raised, and what
+            lets the thread go on: it waits for that unless the result is a plain success.
+
+    Must be made, and used, on the event loop's thread while the loop runs.
+    """
+
+    def __init__(self, slots: int, work: Callable[[Job], Any], done: Done) -> None:
+        self._slots = slots
+        self._work = work
+        self._done = done
+        self._loop = asyncio.get_running_loop()
+        self._threads: list[threading.Thread] = []
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._load = 0
+        # Shared with the threads; each operation on them is atomic.
+        self._ended: deque[tuple[Job, Any, BaseException | None, Callable[[], None]]] = deque()
+        self._is_called = False
+
+    def start(self, job: Job) -> None:
+        """Let the next free thread run *job*."""
+        self._load += 1
+        if len(self._threads) < min(self._load, self._slots):
+            name = f"slot-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put(job)
+
+    def withdraw(self) -> list[Job]:
+        """Take back the jobs that no thread has begun with."""
+        found = []
+        with contextlib.suppress(Empty):
+            while (job := self._jobs.get_nowait()) is not None:
+                found.append(job)
+        self._load -= len(found)
+        return found
+
+    def close(self) -> None:
+        """End the threads as soon as they run nothing."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    # In the threads.
+
+    def _serve(self) -> None:
+        gate: SimpleQueue[None] = SimpleQueue()
+        go_on = functools.partial(gate.put, None)
+        while (job := self._jobs.get()) is not None:
+            result, error = None, None
+            try:
+                result = self._work(job)
+            except BaseException as raised:  # noqa: BLE001 -- handed to the loop, whatever it is
+                error = raised
+            self._report(job, result, error, go_on)
+            if result is not SUCCEEDED:
+                # It may stop the instance, or pause it: what follows must not run before.
+                gate.get()
+            del job, result, error
+
+    def _report(
+        self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]
+    ) -> None:
+        self._ended.append((job, result, error, go_on))
+        if not self._is_called:
+            self._is_called = True
+            # The loop may be closed by now, where the drain was cut short.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._collect)
+
+    # On the event loop.
+
+    def _collect(self) -> None:
+        # First: what ends from now on is collected now, or calls again.
+        self._is_called = False
+        while self._ended:
+            job, result, error, go_on = self._ended.popleft()
+            self._load -= 1
+            self._done(job, result, error, go_on)

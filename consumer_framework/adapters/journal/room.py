@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the journal gives up, by age and by size: exported to a file first, and then deleted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from consumer_framework.core.errors import JournalError
+
+from .export import append, expired_line_of
+from .files import DATABASE, described
+from .reader import Reader
+from .removal import delete, family_of
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from consumer_framework.core.delivery import Delivery
+
+    from .records import Row
+
+OLDEST = """SELECT id, length(body) FROM messages WHERE state = 'quarantined'
+    ORDER BY updated, id"""
+AGED = """SELECT id FROM messages WHERE state = 'quarantined' AND updated <= ?
+    ORDER BY updated LIMIT ?"""
+
+# Bytes of bodies.
+_SLACK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the journal keeps for operators; deferred messages are never given up.
+
+    Attributes:
+        max_age: Quarantined messages expire after so many seconds without a change, None for
+            never.
+        max_bytes: The bodies of all messages take so much at most: the oldest quarantined ones
+            make room. None for no limit.
+    """
+
+    max_age: float | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Makes room for what is written.
+
+    Attributes:
+        max_bytes: See :class:`Limits`.
+        export_to: The file that expired messages are appended to.
+    """
+
+    max_bytes: int | None
+    export_to: Path
+
+    def make(self, connection: sqlite3.Connection, size: int) -> None:
+        """Expire the oldest quarantined rows until a body of *size* bytes fits.
+
+        One that is larger than the whole limit fits where nothing else is: it must be kept
+        somewhere, or it would block every message behind it.
+
+        Raises:
+            JournalError: It does not fit because of messages that must not expire, or those that
+                must cannot be exported.
+        """
+        if self.max_bytes is None:
+            return
+        used: int = connection.execute("SELECT sum(bytes) FROM totals").fetchone()[0]
+        excess = used + size - self.max_bytes
+        chosen, freed = _choose(connection, excess, min(self.max_bytes // 16, _SLACK))
+        if freed < min(excess, used):
+            raise JournalError(
+                f"{self.export_to.parent / DATABASE}: full ({used} bytes of {self.max_bytes}) "
+                "of messages that are deferred or in a replay; raise quarantine_max_bytes"
+            )
+        expire_rows(connection, chosen, self.export_to)
+
+
+def _choose(connection: sqlite3.Connection, excess: int, slack: int) -> tuple[list[int], int]:
+    """Return the oldest quarantined rows that free *excess* bytes, and how many they free.
+
+    They free *slack* more where they can, or each write of a burst would export, and sync, a row.
+    """
+    chosen: list[int] = []
+    freed = 0
+    if excess > 0:
+        for number, size in connection.execute(OLDEST):
+            if freed >= excess + slack:
+                break
+            chosen.append(number)
+            freed += size
+    return chosen, freed
+
+
+def expire(before: float, limit: int, export_to: Path) -> Callable[[sqlite3.Connection], int]:
+    """Export and delete *limit* rows quarantined until *before*; returns how many there were."""
+
+    def operation(connection: sqlite3.Connection) -> int:
+        aged = [number for (number,) in connection.execute(AGED, (before, limit))]
+        expire_rows(connection, aged, export_to)
+        return len(aged)
+
+    return operation
+
+
+def expire_rows(connection: sqlite3.Connection, numbers: list[int], export_to: Path) -> None:
+    """Append rows to a file, what they supersede included, and then delete them.
+
+    Where the deletion is not committed afterwards, they are exported again with the next try.
+
+    Raises:
+        JournalError: They cannot be exported, and are all there still.
+    """
+    if numbers:
+        reader = Reader(export_to, connection)
+        family = (member for number in numbers for member in family_of(connection, number))
+        with described(export_to):
+            append(export_to, (_expired_line(reader, number) for number in family))
+        delete(connection, numbers)
+
+
+def _expired_line(reader: Reader, number: int) -> str:
+    row, delivery = reader.row(number), reader.delivery(number)
+    # Within one transaction: what was found is there.
+    return expired_line_of(cast("Row", row), cast("Delivery", delivery))
