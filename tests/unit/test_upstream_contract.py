@@ -20,6 +20,10 @@ from fedora_messaging.twisted.protocol import FedoraMessagingProtocolV2
 from fedora_messaging.twisted.service import FedoraMessagingServiceV2
 from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectorException,
+    AMQPConnectorStackTimeout,
+)
 from twisted.application.internet import SSLClient, TCPClient
 from twisted.internet import defer, error, task
 from twisted.internet.protocol import ReconnectingClientFactory
@@ -29,6 +33,7 @@ from twisted.python.failure import Failure
 from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
 
 CONNECTION = "consumer_framework/adapters/amqp/connection.py"
+INSPECTION = "consumer_framework/adapters/amqp/inspection.py"
 SESSION = "consumer_framework/adapters/amqp/session.py"
 DECODING = "consumer_framework/adapters/codec/decoding.py"
 REGISTRY = "consumer_framework/adapters/codec/registry.py"
@@ -293,6 +298,28 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
 def test_the_twisted_channel_takes_what_it_is_told(method, parameters):
     taken = parameters_of(getattr(TwistedChannel, method))
     assert parameters <= set(taken), moved(f"TwistedChannel.{method}", SESSION)
+
+
+# pika's blocking connection
+
+
+def test_the_blocking_connection_knows_its_server_and_raises_what_is_caught():
+    assert "self._impl" in inspect.getsource(pika.BlockingConnection.__init__), moved(
+        "BlockingConnection._impl", INSPECTION
+    )
+    assert "self.server_properties" in inspect.getsource(pika.connection.Connection), moved(
+        "Connection.server_properties", INSPECTION
+    )
+    assert not issubclass(AMQPConnectorException, pika.exceptions.AMQPError), moved(
+        "AMQPConnectorException", INSPECTION
+    )
+    assert issubclass(AMQPConnectorStackTimeout, AMQPConnectorException), moved(
+        "AMQPConnectorStackTimeout", INSPECTION
+    )
+    for name in ("connection_attempts", "socket_timeout", "stack_timeout"):
+        assert isinstance(getattr(pika.connection.Parameters, name, None), property), moved(
+            f"Parameters.{name}", INSPECTION
+        )
 
 
 # fedora_messaging.api, .config, .message; crochet
