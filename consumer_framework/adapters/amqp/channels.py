@@ -68,7 +68,8 @@ class Channels:
     def ack(self, delivery: Delivery) -> bool:
         """Let the broker forget the message; False if that is void."""
         entry = self._open.get(delivery.generation)
-        if entry is None:
+        # As for what is told at once: the channel may have closed, and nobody was told yet.
+        if entry is None or not entry[0].is_open:
             return False
         entry[1].ack(delivery.delivery_tag)
         self._quiet_turns = 0
