@@ -215,6 +215,11 @@ class Session:
     async def close(self) -> None:
         """Close the connection, after everything written to it has been sent."""
         self._closing = True
+        for subscription in self._subscriptions.values():
+            if self._channels.is_left(subscription.generation):
+                # pika would tell the broker so before it closes the channel.
+                cancelled = subscription.channel._channel._cancelled  # noqa: SLF001
+                cancelled.add(subscription.consumer_tag)
         stopped = defer.maybeDeferred(self.service.stopService)
         stopped.addTimeout(CLOSE_TIMEOUT, self._clock)
         try:
