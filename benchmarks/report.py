@@ -71,7 +71,9 @@ def machine(results: dict[str, Any]) -> str:
     """Return where and when it was measured."""
     found = results["machine"]
     libraries = ", ".join(f"{name} {v}" for name, v in found["libraries"].items() if v)
+    warning = "**A quick run, to try the harness: these figures mean nothing.**\n\n"
     return (
+        f"{warning if results['quick'] else ''}"
         f"Measured on {results['measured_on']}: {found['cores']} cores of {found['cpu']}, "
         f"{found['memory_gib']} GiB, Linux {found['kernel']}, Python {found['python']}, "
         f"RabbitMQ {found['rabbitmq']} on the same machine.\n"
