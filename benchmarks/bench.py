@@ -16,7 +16,7 @@ import click
 
 from consumer_framework.testing.broker import Broker
 
-from . import catalogue, curves, machine, messages, queues, report, runs
+from . import catalogue, curves, flame, machine, messages, queues, report, runs
 from .measure import BenchError
 
 if TYPE_CHECKING:
@@ -123,6 +123,12 @@ class Bench:
         runs_by_x = {x: [figures.as_dict() for figures in all_] for x, all_ in measured.items()}
         return {"points": [{"x": x, "runs": found} for x, found in runs_by_x.items()]}
 
+    def profile(self) -> dict[str, float]:
+        """Find out where the time goes, with a class as handler."""
+        peer = catalogue.PEERS[0]
+        load = runs.Load(2 * self._count(peer), self._samples)
+        return flame.breakdown(self._url, peer, load)
+
     def _count(self, peer: Peer) -> int:
         """Return how many messages take about as long as planned."""
         if self._plan.messages is not None:
@@ -171,6 +177,7 @@ def measure(url: str, plan: Plan, peers: list[Peer], names: list[str]) -> dict[s
         "quick": plan.is_quick,
         "peers": bench.peers(peers) if peers else {},
         "curves": {name: bench.curve(name) for name in names},
+        "profile": bench.profile() if peers and names else {},
     }
 
 
