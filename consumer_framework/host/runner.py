@@ -404,7 +404,7 @@ class Runner(MultiService):
             "broker": self._session.service.host,
             "queues": list(self._session.queues),
             "held": self._slots.held,
-            "counts": asdict(self._recorder.snapshot()),
+            "counts": {**asdict(self._recorder.snapshot()), "running": len(self._running)},
         }
 
     async def _expire(self) -> None:

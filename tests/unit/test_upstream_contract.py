@@ -236,6 +236,20 @@ def test_the_connection_tells_of_a_failed_handshake():
     )
 
 
+def test_a_channel_that_closes_cancels_no_consumer_that_counts_as_canceled(protocol):
+    channel = pika.channel.Channel(protocol._impl, 1, lambda _: None)
+    channel._set_state(channel.OPEN)
+    channel._consumers["tag"] = lambda *_: None
+    channel._cancelled.add("tag")
+    with (
+        mock.patch.object(channel, "_rpc") as told,
+        mock.patch.object(channel, "basic_cancel") as canceled,
+    ):
+        channel.close()
+    assert not canceled.called, moved("pika.channel.Channel._cancelled", SESSION)
+    assert told.called, moved("pika.channel.Channel.close", SESSION)
+
+
 def test_the_transport_that_the_protocol_is_given_is_the_one_that_pika_closes(protocol):
     transport = mock.Mock(wraps=StringTransport())
     protocol._impl._reactor = task.Clock()

@@ -225,6 +225,11 @@ class Session:
         """Close the connection, after everything written to it has been sent."""
         self._closing = True
         self._channels.flush()
+        for subscription in self._subscriptions.values():
+            if self._channels.is_left(subscription.generation):
+                # pika would tell the broker so before it closes the channel.
+                cancelled = subscription.channel._channel._cancelled  # noqa: SLF001
+                cancelled.add(subscription.consumer_tag)
         stopped = defer.maybeDeferred(self.service.stopService)
         stopped.addTimeout(CLOSE_TIMEOUT, self._clock)
         try:
