@@ -67,7 +67,11 @@ def in_force(framework: Framework, target: Target) -> Framework:
 
 
 def check_logging(table: Mapping[str, Any] | None) -> None:
-    """Setting it up for a try would open its files, as the wrong user."""
+    """Check ``[log_config]`` without setting it up, which would open its files as a wrong user.
+
+    Raises:
+        ConfigurationError: With everything that is seen to be wrong; not everything can be.
+    """
     problems = list(_logging_problems(table)) if table is not None else []
     if problems:
         raise ConfigurationError(*problems)
