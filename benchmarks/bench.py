@@ -16,7 +16,7 @@ import click
 
 from consumer_framework.testing.broker import Broker
 
-from . import catalogue, curves, machine, messages, queues, report, runs
+from . import catalogue, curves, flame, machine, messages, queues, report, runs
 from .measure import BenchError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .messages import Sample
 
 CALIBRATION = 500
-"""Messages of the first run of each peer, which is not counted."""
+"""Messages of the first run of each peer, which like the second one is not counted."""
 LEAST, MOST = 1_000, 150_000
 """Messages of a run."""
 
@@ -44,6 +44,7 @@ class Plan:
         paced_seconds: How long messages are sent for latency.
         curve_limit: The largest x of the long curves.
         curve_runs: Runs of each point of a curve.
+        is_quick: Whether the figures mean nothing.
     """
 
     runs: int = 5
@@ -53,9 +54,10 @@ class Plan:
     paced_seconds: float = 20.0
     curve_limit: int = 10**6
     curve_runs: int = 3
+    is_quick: bool = False
 
 
-QUICK = Plan(1, 1, None, 1.0, 4.0, 10**5, 1)
+QUICK = Plan(1, 1, None, 1.0, 4.0, 10**5, 1, is_quick=True)
 
 
 class Bench:
@@ -121,13 +123,21 @@ class Bench:
         runs_by_x = {x: [figures.as_dict() for figures in all_] for x, all_ in measured.items()}
         return {"points": [{"x": x, "runs": found} for x, found in runs_by_x.items()]}
 
+    def profile(self) -> dict[str, float]:
+        """Find out where the time goes, with a class as handler."""
+        peer = catalogue.PEERS[0]
+        load = runs.Load(2 * self._count(peer), self._samples)
+        return flame.breakdown(self._url, peer, load)
+
     def _count(self, peer: Peer) -> int:
         """Return how many messages take about as long as planned."""
         if self._plan.messages is not None:
             return self._plan.messages
-        load = runs.Load(CALIBRATION, self._samples)
-        rate = runs.throughput(self._url, peer, load).throughput
-        count = int(min(MOST, max(LEAST, rate * self._plan.seconds)))
+        count = CALIBRATION
+        # The second try is long enough for a fast peer.
+        for seconds in (min(1.0, self._plan.seconds), self._plan.seconds):
+            rate = self._throughput(peer, count).throughput
+            count = int(min(MOST, max(LEAST, rate * seconds)))
         self._say(f"{peer.name}: about {rate:.0f}/s, so {count} messages a run")
         return count
 
@@ -164,8 +174,10 @@ def measure(url: str, plan: Plan, peers: list[Peer], names: list[str]) -> dict[s
         "machine": machine.describe(url),
         "measured_on": datetime.now(UTC).date().isoformat(),
         "prefetch": catalogue.PREFETCH,
+        "quick": plan.is_quick,
         "peers": bench.peers(peers) if peers else {},
         "curves": {name: bench.curve(name) for name in names},
+        "profile": bench.profile() if peers and names else {},
     }
 
 
@@ -186,7 +198,7 @@ def broker_at(url: str | None) -> Iterator[str]:
     "message_count",
     type=click.IntRange(10),
     help="Messages of each run of throughput. Default: as many as take about 4 seconds, found out "
-    "by a first run of each peer that is not counted.",
+    "by two runs of each peer that are not counted.",
 )
 @click.option(
     "--peer",

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Shows where `fm-consumer run` spends its time: `python -m benchmarks.flame`."""
+"""Shows where `fm-consumer run` spends its time: `python -m benchmarks.flame`, and a table."""
 
 from __future__ import annotations
 
 import pstats
+import re
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +29,9 @@ RATE = 200
 FUNCTIONS = 30
 """How many functions are listed."""
 
+# A frame of a delivery's path: not those that only start the event loop.
+_OURS = re.compile(r"\((?:consumer_framework/((?!cli/|host/app)[\w/]+)|benchmarks/peers/)")
+
 _PROFILED = """
 import cProfile, sys
 profiler = cProfile.Profile()
@@ -37,10 +43,17 @@ finally:
 """
 
 
-def sample(pid: int, output: Path) -> subprocess.Popen[bytes]:
-    """Have py-spy write a flame graph (SVG) of a process, which it does when the process ends."""
-    options = ["--rate", str(RATE), "--threads", "--gil", "--output", str(output)]
-    return subprocess.Popen([str(BIN / "py-spy"), "record", *options, "--pid", str(pid)])
+def sample(pid: int, output: Path, kind: str = "flamegraph") -> subprocess.Popen[bytes]:
+    """Have py-spy sample a process whenever it runs Python code, and write what it saw in the end.
+
+    Args:
+        pid: The process.
+        output: The file.
+        kind: py-spy's word for the format.
+    """
+    options = ["--rate", str(RATE), "--gil", "--format", kind, "--output", str(output)]
+    command = [str(BIN / "py-spy"), "record", *options, "--pid", str(pid)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def instrumented(peer: Peer, output: Path) -> Peer:
@@ -53,14 +66,46 @@ def instrumented(peer: Peer, output: Path) -> Peer:
     return replace(peer, command=command)
 
 
-def _sampled(url: str, peer: Peer, load: runs.Load, output: Path) -> Figures:
+def _sampled(
+    url: str, peer: Peer, load: runs.Load, output: Path, kind: str = "flamegraph"
+) -> Figures:
     samplers: list[subprocess.Popen[bytes]] = []
     figures = runs.throughput(
-        url, peer, load, watch=lambda pid: samplers.append(sample(pid, output))
+        url, peer, load, watch=lambda pid: samplers.append(sample(pid, output, kind))
     )
     for sampler in samplers:
         sampler.wait()
     return figures
+
+
+def breakdown(url: str, peer: Peer, load: runs.Load) -> dict[str, float]:
+    """Return which part of its time *peer* spends in which module, the largest first.
+
+    Returns:
+        Nothing where py-spy may not trace.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory) / "stacks"
+        _sampled(url, peer, load, output, "raw")
+        return shares(output.read_text() if output.exists() else "")
+
+
+def shares(stacks: str) -> dict[str, float]:
+    """Sum up collapsed *stacks* by what :func:`area` says; what happens once is left out."""
+    found: Counter[str] = Counter()
+    for line in stacks.splitlines():
+        stack, _, count = line.rpartition(" ")
+        if "importlib" not in stack:
+            found[area(stack.split(";"))] += int(count)
+    return {name: count / found.total() for name, count in found.most_common()}
+
+
+def area(stack: list[str]) -> str:
+    """Return the module of ours that is innermost in *stack*; a library's time is its caller's."""
+    for call in reversed(stack):
+        if match := _OURS.search(call):
+            return match[1] or "handler"
+    return "event loop"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -63,7 +63,8 @@ class Figures:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures for JSON."""
-        return asdict(self)
+        values = asdict(self).items()
+        return {name: round(v, 4) if isinstance(v, float) else v for name, v in values}
 
 
 class Process:

@@ -85,7 +85,7 @@ def bars(peers: list[dict[str, Any]], key: str, title: str, unit: str) -> Figure
 
 def latency(peers: list[dict[str, Any]]) -> Figure:
     """Return for each peer the way from its p50 to its p99, at 100 messages per second."""
-    title = "Latency at 100 messages per second: median (dot) to 99th percentile (bar)"
+    title = "Latency at 100 messages/s: median to 99th percentile"
     figure, axes = _peer_axes(peers, title, "milliseconds from sending to the handler")
     for at, peer in enumerate(peers):
         runs = peer["latency_100"]["runs"]
@@ -94,9 +94,10 @@ def latency(peers: list[dict[str, Any]]) -> Figure:
         axes.plot([p50, p99], [at, at], color=colour, linewidth=2)
         axes.plot(p50, at, "o", color=colour)
         axes.plot(p99, at, "|", color=colour, markersize=12, markeredgewidth=2)
-        _write(axes, p99, at, f"{p50:.1f} to {p99:.1f}")
+        _write(axes, p99, at, f"{_three_digits(p50)} to {_three_digits(p99)}")
     axes.set_xscale("log")
-    axes.margins(x=0.2)
+    least, greatest = axes.get_xlim()
+    axes.set_xlim(least, greatest * 5)  # a place for the last label
     axes.xaxis.set_major_formatter(_thousands())
     axes.xaxis.set_minor_locator(NullLocator())
     return figure
@@ -120,7 +121,7 @@ def curve_of(name: str, curve: dict[str, Any]) -> Figure:
         axes.grid(visible=True)
         axes.yaxis.set_major_formatter(_thousands())
         if name != "slots" or axes is lower:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
     return made
 
 
@@ -172,6 +173,10 @@ def _scale_x(axes: Axes, xs: list[int]) -> None:
 
 def _colour(peer: dict[str, Any]) -> str:
     return OURS if peer["label"].startswith(FRAMEWORK) else OTHERS
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
 
 
 def _thousands() -> Callable[..., str]:

@@ -28,6 +28,8 @@ RATIOS = [
     ("throughput", "faststream", 3.0),
     ("throughput", LIMIT, 0.5),
 ]
+SHOWN = 0.01
+"""The least part of the time that the table of the profile names."""
 LINEAR_TO, LINEAR_AT_LEAST = 32, 0.9
 
 
@@ -71,7 +73,9 @@ def machine(results: dict[str, Any]) -> str:
     """Return where and when it was measured."""
     found = results["machine"]
     libraries = ", ".join(f"{name} {v}" for name, v in found["libraries"].items() if v)
+    warning = "**A quick run, to try the harness: these figures mean nothing.**\n\n"
     return (
+        f"{warning if results['quick'] else ''}"
         f"Measured on {results['measured_on']}: {found['cores']} cores of {found['cpu']}, "
         f"{found['memory_gib']} GiB, Linux {found['kernel']}, Python {found['python']}, "
         f"RabbitMQ {found['rabbitmq']} on the same machine.\n"
@@ -175,7 +179,12 @@ def linear_shares(curve: dict[str, Any]) -> list[tuple[int, float]]:
 
 def _target(what: str, sign: str, aim: float, value: float) -> list[str]:
     met = value >= aim if sign == "≥" else value <= aim
-    return [what, f"{sign} {aim:g} ×", f"{value:.2f} ×", "yes" if met else "no"]
+    return [
+        what,
+        f"{sign} {aim:g} ×",
+        f"{value:.2f} ×" if value >= SHOWN else "< 0.01 ×",
+        "yes" if met else "no",
+    ]
 
 
 def curves(results: dict[str, Any]) -> str:
@@ -198,12 +207,23 @@ def _curve(name: str, curve: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def profile(results: dict[str, Any]) -> str:
+    """Return the table of where the time goes."""
+    shares = {name: share for name, share in results["profile"].items() if share >= SHOWN}
+    rows = [
+        [f"`{name}`" if "/" in name else name, f"{share:.0%}"] for name, share in shares.items()
+    ]
+    rows.append(["everything else", f"{1 - sum(shares.values()):.0%}"])
+    return table(["module", "of the time"], rows) if shares else ""
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "machine": machine,
     "targets": targets,
     "throughput": throughput,
     "latency": latency,
     "curves": curves,
+    "profile": profile,
 }
 
 
@@ -220,7 +240,8 @@ def merged(results: dict[str, Any]) -> dict[str, Any]:
     """Return *results*, and for what they lack what was written last."""
     old = read() if RESULTS.exists() else {"peers": {}, "curves": {}}
     new = {**results, "curves": {**old["curves"], **results["curves"]}}
-    new["peers"] = results["peers"] or old["peers"]
+    for part in ("peers", "profile"):
+        new[part] = results[part] or old.get(part, {})
     return new
 
 

@@ -125,11 +125,12 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)
     if decided is not None:
         found.call(refuse_conflicts, settings.framework, decided[1])
-    value = target.value if target else None
-    found.call(check_batch, settings.framework, value)
-    source_of = found.call(source_for, settings.framework, value)
-    if factory is None or decided is None or found.problems:
+    source_of = None
+    if target is not None:
+        found.call(check_batch, settings.framework, target.value)
+        source_of = found.call(source_for, settings.framework, target.value)
+    if target is None or factory is None or decided is None or found.problems:
         raise found.error()
     policy, recovery = decided
-    framework = with_batch(settings.framework, value)
+    framework = with_batch(settings.framework, target.value)
     return fitted(Plan(name, factory, policy, framework, source_of), settings, recovery)

@@ -188,10 +188,11 @@ def test_status_shows_what_failed_and_what_is_left_to_do(group, host):
     sick = group("sick")
     sick.scale(2)
     second = sick.worker(2)
-    second.systemctl("kill", "--signal=STOP")
-    second.systemctl("kill", "--signal=KILL")
+    drop_in = f"/etc/systemd/system/{second.unit}.service.d/zz-broken.conf"
+    host.write(drop_in, "[Service]\nEnvironment=PYTHONPATH=/nonexistent\n")
+    host.run("systemctl", "daemon-reload")
+    assert second.systemctl("restart", check=False).returncode != 0
     host.run("rm", "/etc/fedora-messaging/sick_2.toml")
-    second.until(lambda: second.show("ActiveState") != "active", "it is down")
     status = sick.status()
     assert status.returncode == 3
     assert "sick: 1 of 2 workers active" in status.stdout
@@ -199,7 +200,10 @@ def test_status_shows_what_failed_and_what_is_left_to_do(group, host):
     assert "without a configuration file" in status.stdout
     everything = host.run("fm-consumer", "status", check=False)
     assert "sick: 1 of 2 workers active" in everything.stdout
-    # Scaling mends it.
+    assert "sick_2  failed (exit-code)" in everything.stdout
+    host.run("rm", drop_in)
+    host.run("systemctl", "daemon-reload")
+    # Scaling mends the rest.
     sick.scale(2)
     assert sick.status().returncode == 0
 

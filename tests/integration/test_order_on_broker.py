@@ -40,10 +40,12 @@ def numbers(notes: Sequence[dict[str, Any]]) -> list[int]:
     return [note["body"]["n"] for note in notes]
 
 
-@pytest.fixture
-def pair(broker, queue_name, start) -> tuple[Instance, Instance]:
+@pytest.fixture(params=["classic", "quorum"])
+def pair(request, broker, queue_name, start) -> tuple[Instance, Instance]:
     """Two instances of one queue with a single active consumer; the first is active."""
-    queues = queue_table(queue_name, arguments={"x-single-active-consumer": True})
+    queues = queue_table(
+        queue_name, arguments={"x-single-active-consumer": True, "x-queue-type": request.param}
+    )
     active = start(broker.url, queues, HANDLER).ready()
     return active, start(broker.url, queues, HANDLER).ready()
 

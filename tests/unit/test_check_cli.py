@@ -144,6 +144,15 @@ def test_problems_of_callback_config_and_rules_are_told_together(check):
         assert words in told
 
 
+def test_a_callback_that_is_not_there_is_told_once_and_nothing_is_said_of_it(check):
+    result = check(
+        GOOD.replace("MODULE", "no_such_module")
+        + '[consumer_config.framework]\nordering = "key"\nbatch = {}\n'
+    )
+    (line,) = lines(result, "error")
+    assert "'no_such_module:function' cannot be imported" in line
+
+
 def test_what_the_class_says_of_recovery_counts(check):
     result = check(
         GOOD.replace("function", "Impatient")
@@ -188,7 +197,9 @@ def test_a_broken_schema_package_is_an_error(check, monkeypatch):
         def load(self):
             raise ImportError("no module broken")
 
-    monkeypatch.setattr("consumer_framework.adapters.codec.entry_points", lambda **_: [Broken()])
+    monkeypatch.setattr(
+        "consumer_framework.adapters.codec.registry.entry_points", lambda **_: [Broken()]
+    )
     result = check(GOOD)
     assert result.exit_code == 78
     assert 'message schemas: schema "broken.schema": cannot be imported' in result.stdout

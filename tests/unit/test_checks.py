@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What settings alone say about messages that may be lost."""
 
-import copy
 from typing import Any
 
 import pytest
-from fedora_messaging.config import DEFAULTS
 
 from consumer_framework.core.checks import flow_findings, queue_findings
 from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.findings import Finding, Level, error, info, report, warning
-from consumer_framework.core.settings import Queue, Recovery, Settings, parse
+from consumer_framework.core.settings import Framework, Queue, Recovery
 
 DURABLE = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}}
 
@@ -131,12 +129,6 @@ def test_a_broker_that_takes_messages_back_early_is_warned_of():
 # What is sent ahead.
 
 
-def settings(prefetch_count: int | None = None, **framework: Any) -> Settings:
-    document = {**copy.deepcopy(dict(DEFAULTS)), "log_config": None, "monitoring": None}
-    document["qos"] = {} if prefetch_count is None else {"prefetch_count": prefetch_count}
-    return parse({**document, "consumer_config": {"framework": framework}})
-
-
 @pytest.mark.parametrize(
     ("count", "framework", "level", "what"),
     [
@@ -148,7 +140,7 @@ def settings(prefetch_count: int | None = None, **framework: Any) -> Settings:
     ],
 )
 def test_a_prefetch_count_that_does_not_fit_is_told(count, framework, level, what):
-    (finding,) = flow_findings(settings(count, **framework), Recovery())
+    (finding,) = flow_findings(count, Framework.model_validate(framework))
     assert finding.level is level
     assert finding.problem.path == "qos.prefetch_count"
     assert what in finding.problem.message
@@ -156,11 +148,11 @@ def test_a_prefetch_count_that_does_not_fit_is_told(count, framework, level, wha
 
 @pytest.mark.parametrize("count", [None, 5, 100])
 def test_a_prefetch_count_that_fits_is_not_told(count):
-    assert list(flow_findings(settings(count), Recovery())) == []
+    assert list(flow_findings(count, Framework())) == []
 
 
 def test_the_classs_own_hold_slots_count():
-    (finding,) = flow_findings(settings(8), Recovery(hold_slots=9))
+    (finding,) = flow_findings(8, Framework(recovery=Recovery(hold_slots=9)))
     assert "7 of hold_slots = 9" in finding.problem.message
 
 

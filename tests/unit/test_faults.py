@@ -113,6 +113,7 @@ def test_only_a_locked_queue_is_locked(code, locked):
         (pika_errors.AMQPHeartbeatTimeout(), "the broker sent no heartbeat"),
         (pika_errors.ProbableAuthenticationError(), "authentication failed"),
         (pika_errors.ProbableAccessDeniedError(), "access to the vhost was refused"),
+        (pika_errors.IncompatibleProtocolError("x"), "it does not speak AMQP 0-9-1"),
         (pika_errors.StreamLostError(), "the broker closed the connection"),
         (twisted_errors.ConnectionDone(), "the broker closed the connection"),
         (twisted_errors.ConnectionLost(), "the connection was cut"),

@@ -195,15 +195,16 @@ def test_a_problem_of_recovery_names_its_toml_path(table, problem):
             {"handler_timeout": "30m"},
             "handler_timeout: 30m is not shorter than recovery.ack_timeout (30m), after which",
         ),
-        (
-            {"recovery": {"ack_timeout": "5m"}},
-            "handler_timeout: 10m (the default) is not shorter than recovery.ack_timeout (5m), a",
-        ),
     ],
 )
 def test_a_problem_of_the_framework_names_its_toml_path(table, problem):
     (found,) = problems(consumer_config={"framework": table})
     assert found.startswith(f"consumer_config.framework.{problem}")
+
+
+def test_the_default_handler_timeout_gives_way_to_a_short_ack_timeout():
+    table = {"recovery": {"ack_timeout": "5m"}}
+    assert parse(document(consumer_config={"framework": table})).framework.handler_timeout == 600.0
 
 
 def test_all_settings_that_contradict_each_other_are_told():

@@ -20,6 +20,10 @@ from fedora_messaging.twisted.protocol import FedoraMessagingProtocolV2
 from fedora_messaging.twisted.service import FedoraMessagingServiceV2
 from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectorException,
+    AMQPConnectorStackTimeout,
+)
 from twisted.application.internet import SSLClient, TCPClient
 from twisted.internet import defer, error, task
 from twisted.internet.protocol import ReconnectingClientFactory
@@ -29,6 +33,7 @@ from twisted.python.failure import Failure
 from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
 
 CONNECTION = "consumer_framework/adapters/amqp/connection.py"
+INSPECTION = "consumer_framework/adapters/amqp/inspection.py"
 SESSION = "consumer_framework/adapters/amqp/session.py"
 DECODING = "consumer_framework/adapters/codec/decoding.py"
 REGISTRY = "consumer_framework/adapters/codec/registry.py"
@@ -231,6 +236,20 @@ def test_the_connection_tells_of_a_failed_handshake():
     )
 
 
+def test_a_channel_that_closes_cancels_no_consumer_that_counts_as_canceled(protocol):
+    channel = pika.channel.Channel(protocol._impl, 1, lambda _: None)
+    channel._set_state(channel.OPEN)
+    channel._consumers["tag"] = lambda *_: None
+    channel._cancelled.add("tag")
+    with (
+        mock.patch.object(channel, "_rpc") as told,
+        mock.patch.object(channel, "basic_cancel") as canceled,
+    ):
+        channel.close()
+    assert not canceled.called, moved("pika.channel.Channel._cancelled", SESSION)
+    assert told.called, moved("pika.channel.Channel.close", SESSION)
+
+
 def test_the_transport_that_the_protocol_is_given_is_the_one_that_pika_closes(protocol):
     transport = mock.Mock(wraps=StringTransport())
     protocol._impl._reactor = task.Clock()
@@ -293,6 +312,28 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
 def test_the_twisted_channel_takes_what_it_is_told(method, parameters):
     taken = parameters_of(getattr(TwistedChannel, method))
     assert parameters <= set(taken), moved(f"TwistedChannel.{method}", SESSION)
+
+
+# pika's blocking connection
+
+
+def test_the_blocking_connection_knows_its_server_and_raises_what_is_caught():
+    assert "self._impl" in inspect.getsource(pika.BlockingConnection.__init__), moved(
+        "BlockingConnection._impl", INSPECTION
+    )
+    assert "self.server_properties" in inspect.getsource(pika.connection.Connection), moved(
+        "Connection.server_properties", INSPECTION
+    )
+    assert not issubclass(AMQPConnectorException, pika.exceptions.AMQPError), moved(
+        "AMQPConnectorException", INSPECTION
+    )
+    assert issubclass(AMQPConnectorStackTimeout, AMQPConnectorException), moved(
+        "AMQPConnectorStackTimeout", INSPECTION
+    )
+    for name in ("connection_attempts", "socket_timeout", "stack_timeout"):
+        assert isinstance(getattr(pika.connection.Parameters, name, None), property), moved(
+            f"Parameters.{name}", INSPECTION
+        )
 
 
 # fedora_messaging.api, .config, .message; crochet

@@ -99,6 +99,7 @@ _WORDS: tuple[tuple[type, str], ...] = (
     (pika.exceptions.AMQPHeartbeatTimeout, "the broker sent no heartbeat"),
     (pika.exceptions.ProbableAuthenticationError, "authentication failed"),
     (pika.exceptions.ProbableAccessDeniedError, "access to the vhost was refused"),
+    (pika.exceptions.IncompatibleProtocolError, "it does not speak AMQP 0-9-1"),
     (pika.exceptions.StreamLostError, "the broker closed the connection"),
     (twisted_error.ConnectionDone, "the broker closed the connection"),
     (twisted_error.ConnectionLost, "the connection was cut"),

@@ -162,15 +162,16 @@ def _look(connection: BlockingConnection, settings: Settings, host: str, vhost: 
     named = [(name, queue) for name, queue in settings.queues.items() if name]
     return View(
         host=host,
-        product=_text(properties.get("product"), "AMQP broker"),
-        version=_text(properties.get("version"), ""),
+        product=text(properties.get("product"), "AMQP broker"),
+        version=text(properties.get("version"), ""),
         vhost=vhost,
         queues=tuple(_queue(connection, name, queue, settings) for name, queue in named),
         faults=tuple(_binding_faults(connection, settings.bindings)),
     )
 
 
-def _text(value: Any, default: str) -> str:
+def text(value: Any, default: str) -> str:
+    """Return what a broker says of itself, or *default* where it does not."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str) else default

@@ -11,32 +11,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from consumer_framework.core.findings import Finding
-    from consumer_framework.core.settings import Recovery, Settings
+    from consumer_framework.core.settings import Framework
 
 _PATH = "qos.prefetch_count"
 
 
-def flow_findings(settings: Settings, recovery: Recovery) -> Iterator[Finding]:
+def flow_findings(count: int | None, framework: Framework) -> Iterator[Finding]:
     """Say what a written ``prefetch_count`` is too small, or too large, for.
 
     Args:
-        settings: The file.
-        recovery: The recovery settings in force, those of the consumer's class included.
+        count: What the file says; None where it does not.
+        framework: The settings in force, those of the consumer's class included.
     """
-    count = settings.qos.prefetch_count
     if count is None:
         return
-    framework = settings.framework
-    busy = framework.slots * (framework.batch.size if framework.batch else 1)
+    busy, hold_slots = framework.at_once, framework.recovery.hold_slots
     if count == 0:
         what = "the broker sends everything that the queue has, whatever memory that takes"
         yield warning(_PATH, what, "remove this key, and it fits the slots")
     elif count < busy:
         what = f"slots take {busy} messages at once, and the broker sends {count}: some idle"
         yield warning(_PATH, what, f"set it to {busy} or more, or remove this key")
-    elif count < busy + recovery.hold_slots:
+    elif count < busy + hold_slots:
         what = (
-            f"{count - busy} of hold_slots = {recovery.hold_slots} can be used; "
+            f"{count - busy} of hold_slots = {hold_slots} can be used; "
             "what must wait for another attempt is written to the disk instead"
         )
         yield info(_PATH, what, "remove this key, and it fits the slots")

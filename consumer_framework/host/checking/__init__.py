@@ -83,11 +83,11 @@ def _settings_findings(
     if path is not None:
         yield from password_findings(settings.amqp_url, path, account)
     yield from tls_findings(settings, account, datetime.now(UTC))
-    yield from flow_findings(settings, start.recovery)
+    yield from flow_findings(settings.qos.prefetch_count, start.framework)
 
 
 def _broker_and_queues(start: Start, settings: Settings, *, ask: bool) -> Iterator[Finding]:
     version, found = broker_findings(settings) if ask else (None, [NOT_ASKED])
     yield from found
     for name, queue in settings.queues.items():
-        yield from queue_findings(name, queue, start.recovery.ack_timeout, version)
+        yield from queue_findings(name, queue, start.framework.recovery.ack_timeout, version)

@@ -50,11 +50,11 @@ def _findings(view: View) -> Iterator[Finding]:
     for fault in view.faults:
         yield error(Problem("bindings", str(fault)), fault.exit_code)
     what = "policies, and the rights to bind and to consume, cannot be seen with this account"
-    command = (
-        f"rabbitmqctl list_queues -p {shlex.quote(view.vhost)} "
-        "name type arguments effective_policy_definition"
-    )
-    yield info("", what, f"the broker's administrators see limits with: {command}")
+    vhost = shlex.quote(view.vhost)
+    queues = f"rabbitmqctl list_queues -p {vhost} name type arguments policy"
+    policies = f"rabbitmqctl list_policies -p {vhost}"
+    cure = f"the broker's administrators see limits with `{queues}` and `{policies}`"
+    yield info("", what, cure)
 
 
 def _queue(queue: QueueView) -> Finding:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters import codec
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.settings import Recovery
+from consumer_framework.core.settings import Framework
 from consumer_framework.host import app, loader
-from consumer_framework.host.batching import check_batch
-from consumer_framework.host.ordering import source_for
+from consumer_framework.host.batching import with_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,14 +28,12 @@ class Start:
 
     Attributes:
         settings: None where the file cannot be used.
-        target: The author's object; None where it cannot be.
-        recovery: The recovery settings of the file, over those of the author's class.
+        framework: The settings of the file, over those of the author's class.
         problems: Everything that would end it.
     """
 
     settings: Settings | None
-    target: Target | None
-    recovery: Recovery
+    framework: Framework
     problems: tuple[Problem, ...]
 
 
@@ -51,22 +48,30 @@ def examine(request: Request, source: str) -> Start:
     settings = found.call(app.load, request)
     found.call(codec.load_schemas)
     if settings is None:
-        return Start(None, None, Recovery(), found.problems)
+        return Start(None, Framework(), found.problems)
     found.call(check_logging, settings.log_config)
+    # It tells everything that is wrong with the callback and with what goes with it.
     found.call(app.make_plan, request, settings, source)
-    target = found.call(
+    target = Collector().call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
-    recovery = settings.framework.recovery
-    if target is not None:
-        found.call(source_for, settings.framework, target.value)
-        found.call(check_batch, settings.framework, target.value)
-        recovery = loader.recovery_of(target).overridden_by(recovery)
-    return Start(settings, target, recovery, found.problems)
+    framework = in_force(settings.framework, target) if target else settings.framework
+    return Start(settings, framework, found.problems)
+
+
+def in_force(framework: Framework, target: Target) -> Framework:
+    """Return *framework* with what the class of *target* says of itself."""
+    recovery = loader.recovery_of(target).overridden_by(framework.recovery)
+    with_recovery = framework.model_copy(update={"recovery": recovery})
+    return with_batch(with_recovery, target.value)
 
 
 def check_logging(table: Mapping[str, Any] | None) -> None:
-    """Setting it up for a try would open its files, as the wrong user."""
+    """Check ``[log_config]`` without setting it up, which would open its files as a wrong user.
+
+    Raises:
+        ConfigurationError: With everything that is seen to be wrong; not everything can be.
+    """
     problems = list(_logging_problems(table)) if table is not None else []
     if problems:
         raise ConfigurationError(*problems)
