@@ -183,7 +183,7 @@ QUICK = st.one_of(
     st.integers(0, 255).map(lambda v: field(b"t", ">B", v)),
 )
 TABLES = st.one_of(
-    st.lists(st.tuples(SHORT, values), max_size=4).map(table) for values in (QUICK, VALUES)
+    *(st.lists(st.tuples(SHORT, values), max_size=4).map(table) for values in (QUICK, VALUES))
 )
 
 # In the order, and with the flags, of AMQP 0-9-1, section 1.8.1.
