@@ -134,7 +134,8 @@ class Host:
         state = self.directory / place / instance
         state.mkdir(parents=True, exist_ok=True)
         journal = Journal.open(state, limits=Limits())
-        orders = Orders(journal, None, lambda: {**report, "counts": counts})  # type: ignore[arg-type]
+        report["counts"] = counts
+        orders = Orders(journal, None, report=lambda: report)  # type: ignore[arg-type]
         loop, ready = asyncio.new_event_loop(), threading.Event()
         thread = threading.Thread(target=_serve, args=(loop, state / "control", orders, ready))
         thread.start()

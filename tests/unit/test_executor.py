@@ -300,6 +300,38 @@ def test_two_slots_run_two_plain_handlers_at_once_and_reuse_their_threads():
     assert len(set(threads)) == 2
 
 
+@pytest.mark.parametrize(
+    "deliveries",
+    [
+        [make_delivery(delivery_tag=tag) for tag in (1, 2)],
+        [make_delivery(generation=generation) for generation in (1, 2)],
+        [make_delivery(generation=0, delivery_tag=0, row=row) for row in (2, 1)],
+    ],
+    ids=["tags", "channels", "rows"],
+)
+def test_what_is_in_the_handler_is_known_longest_first(deliveries):
+    async def scenario():
+        ends: list[asyncio.Event] = []
+
+        async def handle(message):
+            ends.append(asyncio.Event())
+            await ends[-1].wait()
+
+        executor = executor_of(Handler("test", handle), slots=2)
+        runs = [asyncio.create_task(executor.run(delivery)) for delivery in deliveries]
+        await asyncio.sleep(0.01)
+        assert executor.running == tuple(deliveries)
+        ends[0].set()
+        await runs[0]
+        assert executor.running == tuple(deliveries[1:])
+        ends[1].set()
+        await runs[1]
+        assert executor.running == ()
+        executor.close()
+
+    play(scenario())
+
+
 def test_a_second_thread_is_made_only_when_two_handlers_run_at_once():
     threads = []
 
