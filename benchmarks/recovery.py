@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGE = ROOT / "benchmarks" / "recovery.md"
-SECONDS = 15.0
+SECONDS = 20.0
 """How long each scenario lasts."""
 CALLBACK = "benchmarks.peers.faulty:callback"
 SETTINGS = 'recovery = { immediate = 1, delays = ["2s"] }'
