@@ -32,7 +32,7 @@ class Channel:
 
 
 class Loop:
-    """An event loop that takes its next turn when it is told to."""
+    """An event loop that turns when it is told to, for as long as there is something to do."""
 
     def __init__(self):
         self._calls = []
@@ -40,10 +40,9 @@ class Loop:
     def call_soon(self, function):
         self._calls.append(function)
 
-    def turn(self):
-        calls, self._calls = self._calls, []
-        for call in calls:
-            call()
+    def run(self):
+        while self._calls:
+            self._calls.pop(0)()
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_each_settle_is_told_to_the_channel_of_its_delivery_and_concerns_it_alon
     first, second = Channel(), Channel()
     channels, (_, generation) = channels_with(first, second)
     assert getattr(channels, settle)(make_delivery(generation=generation, delivery_tag=7))
-    loop.turn()
+    loop.run()
     assert first.told == []
     assert second.told == [told]
 
@@ -93,7 +92,7 @@ def test_a_settle_for_a_channel_that_is_gone_is_void_and_tells_nobody(channels_w
     channels.remove(gone)
     assert not getattr(channels, settle)(make_delivery(generation=gone))
     assert not getattr(channels, settle)(make_delivery(generation=99))
-    loop.turn()
+    loop.run()
     assert first.told == second.told == []
 
 
@@ -116,7 +115,7 @@ def test_any_other_error_of_a_channel_is_a_defect_and_is_raised(channels_with, l
     channels, (generation,) = channels_with(Channel(ValueError("no such tag")))
     channels.ack(make_delivery(generation=generation))
     with pytest.raises(ValueError, match="no such tag"):
-        loop.turn()
+        loop.run()
 
 
 def test_what_is_left_goes_back_with_its_channel_and_everything_else_is_told(channels_with, loop):
@@ -126,7 +125,7 @@ def test_what_is_left_goes_back_with_its_channel_and_everything_else_is_told(cha
     assert channels.give_back(make_delivery(generation=left, delivery_tag=7))
     assert channels.ack(make_delivery(generation=left, delivery_tag=8))
     assert channels.give_back(make_delivery(generation=other, delivery_tag=9))
-    loop.turn()
+    loop.run()
     assert first.told == [("ack", 8, False)]
     assert second.told == [("nack", 9, False, True)]
     channels.remove(left)

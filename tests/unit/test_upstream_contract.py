@@ -30,11 +30,14 @@ from twisted.internet.protocol import ReconnectingClientFactory
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from consumer_framework.adapters.amqp import frames
 from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
 
 CONNECTION = "consumer_framework/adapters/amqp/connection.py"
 INSPECTION = "consumer_framework/adapters/amqp/inspection.py"
 SESSION = "consumer_framework/adapters/amqp/session.py"
+CHANNELS = "consumer_framework/adapters/amqp/channels.py"
+FRAMES = "consumer_framework/adapters/amqp/frames.py"
 DECODING = "consumer_framework/adapters/codec/decoding.py"
 REGISTRY = "consumer_framework/adapters/codec/registry.py"
 VALIDATION = "consumer_framework/adapters/codec/validation.py"
@@ -211,6 +214,57 @@ def test_the_connection_has_an_implementation_with_a_reactor_and_an_error(protoc
     assert protocol._impl._error is None, moved("pika.connection.Connection._error", CONNECTION)
 
 
+def test_the_connection_takes_bytes_and_counts_them_and_their_frames(protocol):
+    implementation = protocol._impl
+    with mock.patch.object(implementation, "data_received") as taken:
+        protocol.dataReceived(b"bytes")
+    taken.assert_called_once_with(b"bytes")
+    # A heartbeat is the shortest frame.
+    implementation.data_received(b"\x08\x00\x00\x00\x00\x00\x00\xce")
+    assert (implementation.bytes_received, implementation.frames_received) == (8, 1), moved(
+        "Connection.bytes_received and .frames_received", CONNECTION
+    )
+
+
+def test_missed_heartbeats_are_counted_by_the_bytes_that_were_received():
+    connection = mock.Mock(bytes_received=1)
+    checker = pika.heartbeat.HeartbeatChecker(connection, 60)
+    checker._update_counters()
+    assert not checker._has_received_data, moved("HeartbeatChecker", CONNECTION)
+    connection.bytes_received += 1
+    assert checker._has_received_data, moved("HeartbeatChecker", CONNECTION)
+
+
+def test_properties_and_tables_are_decoded_by_pika_where_they_are_odd():
+    encoded = b"\x00\x80\x01a"
+    properties = pika.BasicProperties().decode(encoded)
+    assert properties.message_id == "a", moved("pika.BasicProperties.decode", FRAMES)
+    assert pika.data.decode_table(b"\x00\x00\x00\x04\x01at\x01", 0) == ({"a": True}, 8), moved(
+        "pika.data.decode_table", FRAMES
+    )
+
+
+def test_empty_properties_have_what_decoded_ones_have_in_their_dictionary():
+    flags = {
+        "content_type": pika.BasicProperties.FLAG_CONTENT_TYPE,
+        "content_encoding": pika.BasicProperties.FLAG_CONTENT_ENCODING,
+        "headers": pika.BasicProperties.FLAG_HEADERS,
+        "delivery_mode": pika.BasicProperties.FLAG_DELIVERY_MODE,
+        "priority": pika.BasicProperties.FLAG_PRIORITY,
+        "message_id": pika.BasicProperties.FLAG_MESSAGE_ID,
+        "timestamp": pika.BasicProperties.FLAG_TIMESTAMP,
+    }
+    assert sum(flags.values()) == frames._KNOWN, moved("BasicProperties.FLAG_...", FRAMES)
+    empty = vars(pika.BasicProperties())
+    assert flags.keys() <= empty.keys(), moved("pika.BasicProperties.__dict__", FRAMES)
+    assert set(empty.values()) == {None}, moved("pika.BasicProperties.__dict__", FRAMES)
+    decoded = pika.BasicProperties()
+    decoded.decode(b"\x00\x80\x01a")
+    assert vars(decoded) == {**empty, "message_id": "a"}, moved(
+        "pika.BasicProperties.__dict__", FRAMES
+    )
+
+
 def test_the_connection_tells_of_a_failed_handshake():
     seen = []
 
@@ -265,6 +319,9 @@ def test_the_twisted_channel_wraps_a_channel():
     channel = TwistedChannel(inner)
     assert channel._channel is inner, moved("TwistedChannel._channel", SESSION)
     assert isinstance(channel.on_closed, defer.Deferred), moved("TwistedChannel.on_closed", SESSION)
+    inner.channel_number, inner.is_open = 7, True
+    assert channel.channel_number == 7, moved("TwistedChannel.channel_number", SESSION)
+    assert channel.is_open is True, moved("TwistedChannel.is_open", CHANNELS)
     assert hasattr(pika.channel.Channel, "add_on_cancel_callback"), moved(
         "pika.channel.Channel.add_on_cancel_callback", SESSION
     )
@@ -301,7 +358,7 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
-        ("basic_ack", {"delivery_tag"}),
+        ("basic_ack", {"delivery_tag", "multiple"}),
         ("basic_nack", {"delivery_tag", "multiple", "requeue"}),
         ("basic_reject", {"delivery_tag", "requeue"}),
         ("basic_qos", {"prefetch_size", "prefetch_count"}),

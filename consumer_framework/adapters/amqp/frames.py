@@ -165,7 +165,7 @@ def _properties(encoded: bytes) -> pika.BasicProperties:
     """Decode properties; what cannot be decoded is kept as it is, in a header."""
     try:
         known = _known_properties(encoded)
-    except (UnicodeDecodeError, IndexError, struct.error):
+    except Exception:  # noqa: BLE001 -- text that is none, lengths that lead astray, pika's errors
         known = None
     try:
         return known or _any_properties(encoded)
