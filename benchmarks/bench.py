@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = 500
 """Messages of the first run of each peer, which like the second one is not counted."""
-LEAST, MOST = 1_000, 150_000
+LEAST, MOST = 300, 150_000
 """Messages of a run."""
 
 
