@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pika import spec
 
 from . import messages
+from .measure import BenchError
 from .wire import Wire
 
 if TYPE_CHECKING:
@@ -58,12 +59,12 @@ def await_consumer(url: str, name: str, timeout: float = 30.0) -> None:
     """Wait until somebody consumes from a queue.
 
     Raises:
-        TimeoutError: Nobody did.
+        BenchError: Nobody did.
     """
     deadline = time.monotonic() + timeout
     while state(url, name)[1] == 0:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody consumes from {name}")
+            raise BenchError(f"nobody consumes from {name}")
         time.sleep(0.05)
 
 

@@ -521,8 +521,12 @@ class _Runner:
             never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
             return await never
 
-    def withdraw(self, received_before: float = math.inf) -> int:
-        return self.executor.withdraw(received_before)
+    def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
+        return self.executor.withdraw(which)
+
+    @property
+    def is_quick(self) -> bool:
+        return self.executor.is_quick
 
     def _decode(self, delivery: Delivery) -> Message:
         if self.is_killed:

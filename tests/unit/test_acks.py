@@ -5,7 +5,7 @@ from typing import Any
 
 import pika.exceptions
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -130,7 +130,12 @@ class Settles(RuleBasedStateMachine):
 
 
 TestSettles = Settles.TestCase
-TestSettles.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestSettles.settings = settings(
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 def told(tags, *, settled=()):

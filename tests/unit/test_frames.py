@@ -10,7 +10,7 @@ from typing import Any
 
 import pika
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pika import frame, spec
 from pika.channel import ContentFrameAssembler
@@ -22,6 +22,12 @@ TAKEN = (1, 2)
 CHANNELS = (*TAKEN, 3)
 LARGE = 300_000
 FRAME_MAX = 131_072
+
+
+def within(examples):
+    return settings(
+        max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
 
 
 class Pika:
@@ -183,7 +189,7 @@ QUICK = st.one_of(
     st.integers(0, 255).map(lambda v: field(b"t", ">B", v)),
 )
 TABLES = st.one_of(
-    *(st.lists(st.tuples(SHORT, values), max_size=4).map(table) for values in (QUICK, VALUES))
+    [st.lists(st.tuples(SHORT, values), max_size=4).map(table) for values in (QUICK, VALUES)]
 )
 
 # In the order, and with the flags, of AMQP 0-9-1, section 1.8.1.
@@ -275,7 +281,7 @@ def pieces_of(draw, stream):
     return [stream[start:stop] for start, stop in zip([0, *cuts], [*cuts, size], strict=True)]
 
 
-@settings(max_examples=200, deadline=None)
+@within(200)
 @given(st.data())
 def test_whatever_comes_and_however_it_is_cut_all_of_it_is_what_pika_alone_makes_of_it(data):
     stream = b"".join(data.draw(streams()))
@@ -283,7 +289,7 @@ def test_whatever_comes_and_however_it_is_cut_all_of_it_is_what_pika_alone_makes
     assert with_frames(pieces) == pika_alone(stream)
 
 
-@settings(max_examples=30, deadline=None)
+@within(30)
 @given(
     st.lists(
         st.tuples(
@@ -334,6 +340,18 @@ def test_a_message_for_nobody_here_is_left_to_pika():
     frames.feed(b"".join(stream))
     assert others == stream
     assert frames.taken == (0, 0)
+
+
+@pytest.mark.parametrize("size", range(14))
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_content_header_that_is_too_short_is_pika_s_to_complain_about(size, pieces):
+    stream = delivery(1, 1, usual(), b"{}", pieces=pieces)
+    stream[1] = struct.pack(">BHL", 2, 1, size) + stream[1][7 : 7 + size] + b"\xce"
+    seen = Seen()
+    frames = frames_with(seen)
+    with pytest.raises((struct.error, IndexError)):
+        frames.feed(b"".join(stream))
+    assert seen == []
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -424,7 +442,7 @@ def test_what_a_connection_s_own_channel_sends_is_not_changed():
 
 @given(st.binary(max_size=60))
 @example(b"\xf8\xc0")
-@settings(max_examples=300, deadline=None)
+@within(300)
 def test_of_any_bytes_as_properties_the_message_comes_and_is_what_pika_makes_of_it(encoded):
     try:
         properties = pika.BasicProperties()

@@ -30,6 +30,7 @@ _DELIVER = b"\x00\x3c\x00\x3c"
 _BODY_SIZE = struct.Struct(">Q")
 # In a frame with a content header, after class, weight and the size of the body.
 _FLAGS_AT = 19
+_SHORTEST_HEADER = 14
 _LONG = struct.Struct(">I")
 _SIGNED = struct.Struct(">i")
 _LONGLONG = struct.Struct(">q")
@@ -138,7 +139,7 @@ def _content_end(buffer: bytes, at: int, channel: int) -> int | None:
     if len(buffer) - at < _FRAME_SIZE:
         return None
     kind, its_channel, size = _FRAME.unpack_from(buffer, at)
-    if kind != _HEADER or its_channel != channel:
+    if kind != _HEADER or its_channel != channel or size < _SHORTEST_HEADER:
         return 0
     stop = at + _FRAME_SIZE + size
     return stop if stop <= len(buffer) else None
@@ -182,7 +183,7 @@ def _decodable(frame: bytes) -> bytes:
     encoded = frame[_FLAGS_AT:-1]
     properties = _properties(encoded)
     headers: Any = properties.headers or {}
-    if not encoded or headers.get(RAW_PROPERTIES) is not encoded:
+    if len(frame) < _FRAME_SIZE + _SHORTEST_HEADER or headers.get(RAW_PROPERTIES) is not encoded:
         return frame
     encode: Any = properties.encode
     content = frame[_FRAME.size : _FLAGS_AT] + b"".join(encode())
