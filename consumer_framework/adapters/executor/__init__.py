@@ -127,7 +127,18 @@ class Executor:
             self._submit(Job([delivery], [waiter]))
         else:
             self._gather(delivery, waiter)
-        return await waiter
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # By the host: what comes out of a handler is its outcome.
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Cancel what nobody waits for any more."""
+        for job in list(self._running):
+            if job.task is not None and all(waiter.done() for waiter in job.waiters):
+                job.task.cancel()
 
     def stop(self) -> None:
         """Let no slot begin with anything any more; :meth:`withdraw` ends what waits for one."""
