@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.delivery import Skipped, Succeeded
+from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,11 +70,14 @@ class Circuit:
                 reason = getattr(decision.disposition, "reason", "")
                 self._break(DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s")
                 self._set_probe()
-        elif isinstance(outcome, Succeeded | Skipped) or was_open:
+        elif isinstance(outcome, Succeeded | Skipped) or (was_open and isinstance(outcome, Failed)):
             # A probe that fails of its own fault has met a dependency that works.
             self._breaker = self._breaker.success()
             if was_open:
                 self._mend(DEPENDENCY)
+        elif was_open and self._probe is None:
+            # No handler ran, so it has met nothing. If it was the probe, another one follows.
+            self._set_probe()
 
     def journal_failed(self, reason: str) -> None:
         """Nothing can be committed, so nothing more is taken."""

@@ -207,6 +207,26 @@ def test_a_broken_dependency_pauses_and_a_probe_resumes():
         assert harness.attempts(first) == ()
 
 
+def test_what_waits_for_a_slot_while_a_dependency_breaks_is_no_probe():
+    async def handler(message):
+        if message.body["n"] > 1:
+            await asyncio.sleep(1)
+            if harness.now < back:
+                raise DependencyFault("database")
+
+    with Harness(handler, settings={"recovery": {"breaker": {"consecutive": 1}}}) as harness:
+        back = harness.now + 100
+        messages = [message(n) for n in range(1, 5)]
+        # After a quick first one, several are ready for the slot.
+        for each in messages:
+            harness.deliver(each)
+        harness.advance(20)
+        assert harness.paused == "database; next probe in 30 s"
+        assert [len(harness.runs(each)) for each in messages] == [1, 1, 0, 0]
+        harness.advance("10m")
+        assert (harness.paused, harness.acked) == ("", messages)
+
+
 def test_a_full_disk_pauses_and_nothing_is_acknowledged_before_there_is_room():
     with Harness(Sample, config={"word": "hello"}) as harness:
         harness.journal.error = JournalError("no space left")
