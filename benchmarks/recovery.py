@@ -194,8 +194,8 @@ waits 60 s).
 see the last attempt; everything else is as by default.
 
 - *again*: successes of the handler beyond each message's first.
-- *queued*: still in the queue; a message whose acknowledgement never arrived may be both handled and
-  queued.
+- *queued*: still in the queue; a message whose acknowledgement never arrived may be both handled
+  and queued.
 - *dropped*: rejected without requeue. A dead-letter queue catches them here, to be counted;
   Fedora's queues have none, so that there they are gone.
 - *poison runs/s*: how often per second the handler ran for messages that can never succeed.
