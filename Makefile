@@ -13,7 +13,7 @@ export PYTHON
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
 	@echo 'make test      check and test everything'
-	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up'
+	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
 	@echo 'make chaos     the crash tests in their long form, some ten minutes'
 	@echo 'make bench     compare with other consumers; for an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Measures what it costs to make a message of a delivery, every check included.
 
-    python benchmarks/codec.py [--json] [--runs N] [--size BYTES]
+    python benchmarks/codec.py [--json] [--runs N] [--size BYTES]  (needs the extra `demo`)
 
 For one message of each kind that the extra `demo` has schemas for: fedora-messaging's own
 get_message, the same with jsonschema's validators made once for each class, and ours. The bodies

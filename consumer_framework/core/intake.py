@@ -118,11 +118,15 @@ class Intake:
 
         Behind a delivery that is removed, its lane is: nothing overtakes.
         """
-        old = [d for d in self._ready if d.received_at < moment and not d.row]
-        for delivery in old:
-            self._ready.remove(delivery)
-            old += self._lanes.followers(delivery.lane) if delivery.lane else []
-            self.left(delivery)
+        old = [
+            follower
+            for lane in {d.lane for d in self._lanes.waiting() if d.received_at < moment}
+            for follower in self._lanes.followers(lane)
+        ]
+        for head in [d for d in self._ready if d.received_at < moment and not d.row]:
+            self._ready.remove(head)
+            old += [head, *(self._lanes.followers(head.lane) if head.lane else ())]
+            self.left(head)
         return old
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ _DELIVER = b"\x00\x3c\x00\x3c"
 _BODY_SIZE = struct.Struct(">Q")
 # In a frame with a content header, after class, weight and the size of the body.
 _FLAGS_AT = 19
+_SHORTEST_HEADER = 14
 _LONG = struct.Struct(">I")
 _SIGNED = struct.Struct(">i")
 _LONGLONG = struct.Struct(">q")
@@ -45,6 +46,7 @@ _LARGEST = 1 << 18
 # The bits of the property flags that are known here (AMQP 0-9-1, section 4.2.6.1): content-type,
 # content-encoding, headers, delivery-mode, priority, message-id, timestamp.
 _KNOWN = 0xF8C0
+_SHORT_STRINGS = ((0x8000, "content_type"), (0x4000, "content_encoding"))
 _BLANK = dict.fromkeys(vars(pika.BasicProperties()))  # type: ignore[no-untyped-call]
 
 # Where the content header of a message is kept that cannot be decoded.
@@ -67,9 +69,13 @@ class Frames:
         self.taken = (0, 0)
         self._others = others
         self._rest = b""
+        self._is_lost = False
 
     def feed(self, data: bytes) -> None:
         """Take what came next."""
+        if self._is_lost:
+            self._others(data)
+            return
         buffer = self._rest + data if self._rest else data
         self._rest = b""
         at = self._consume(buffer)
@@ -82,6 +88,8 @@ class Frames:
             kind, channel, size = _FRAME.unpack_from(buffer, at)
             stop = at + _FRAME_SIZE + size
             if not _METHOD <= kind <= _BODY and kind != _HEARTBEAT:
+                # Where the next frame begins is anybody's guess from here on.
+                self._is_lost = True
                 self._others(buffer[at:])
                 return end
             if stop > end:
@@ -94,7 +102,10 @@ class Frames:
                     self.taken = (self.taken[0] + after - at, self.taken[1] + 3)
                     at = after
                     continue
-            self._others(buffer[at:stop])
+            frame = buffer[at:stop]
+            if kind == _HEADER and channel in self.receivers:
+                frame = _decodable(frame)
+            self._others(frame)
             at = stop
         return at
 
@@ -128,7 +139,7 @@ def _content_end(buffer: bytes, at: int, channel: int) -> int | None:
     if len(buffer) - at < _FRAME_SIZE:
         return None
     kind, its_channel, size = _FRAME.unpack_from(buffer, at)
-    if kind != _HEADER or its_channel != channel:
+    if kind != _HEADER or its_channel != channel or size < _SHORTEST_HEADER:
         return 0
     stop = at + _FRAME_SIZE + size
     return stop if stop <= len(buffer) else None
@@ -153,10 +164,31 @@ def _body_end(buffer: bytes, at: int, header_at: int, channel: int) -> int | Non
 def _properties(encoded: bytes) -> pika.BasicProperties:
     """Decode properties; what cannot be decoded is kept as it is, in a header."""
     try:
-        return _known_properties(encoded) or _any_properties(encoded)
+        known = _known_properties(encoded)
+    except Exception:  # noqa: BLE001 -- text that is none, lengths that lead astray, pika's errors
+        known = None
+    try:
+        return known or _any_properties(encoded)
     except Exception:  # noqa: BLE001 -- whatever pika makes of a wrong field
         raw: Any = {RAW_PROPERTIES: encoded}
         return pika.BasicProperties(headers=raw)  # type: ignore[no-untyped-call]
+
+
+def _decodable(frame: bytes) -> bytes:
+    """Return the frame of a content header in a form that pika can decode.
+
+    What pika cannot decode it raises, and the connection ends, for as long as the broker delivers
+    that message again.
+    """
+    encoded = frame[_FLAGS_AT:-1]
+    properties = _properties(encoded)
+    headers: Any = properties.headers or {}
+    if len(frame) < _FRAME_SIZE + _SHORTEST_HEADER or headers.get(RAW_PROPERTIES) is not encoded:
+        return frame
+    encode: Any = properties.encode
+    content = frame[_FRAME.size : _FLAGS_AT] + b"".join(encode())
+    start = _FRAME.pack(_HEADER, _FRAME.unpack_from(frame)[1], len(content))
+    return start + content + frame[-1:]
 
 
 def _any_properties(encoded: bytes) -> pika.BasicProperties:
@@ -166,16 +198,18 @@ def _any_properties(encoded: bytes) -> pika.BasicProperties:
 
 
 def _known_properties(encoded: bytes) -> pika.BasicProperties | None:
-    """Decode what fedora-messaging sets; None where there is more."""
+    """Decode what fedora-messaging sets; None, or an error, where there is more to it."""
     flags = encoded[0] << 8 | encoded[1]
     if flags & ~_KNOWN:
         return None
     values = _BLANK.copy()
     at = 2
-    if flags & 0x8000:
-        values["content_type"], at = _short(encoded, at)
-    if flags & 0x4000:
-        values["content_encoding"], at = _short(encoded, at)
+    # Strings are decoded in place: calls would cost more than all the rest.
+    for flag, name in _SHORT_STRINGS:
+        if flags & flag:
+            stop = at + 1 + encoded[at]
+            values[name] = encoded[at + 1 : stop].decode()
+            at = stop
     if flags & 0x2000:
         values["headers"], at = _table(encoded, at)
     if flags & 0x1000:
@@ -185,7 +219,9 @@ def _known_properties(encoded: bytes) -> pika.BasicProperties | None:
         values["priority"] = encoded[at]
         at += 1
     if flags & 0x0080:
-        values["message_id"], at = _short(encoded, at)
+        stop = at + 1 + encoded[at]
+        values["message_id"] = encoded[at + 1 : stop].decode()
+        at = stop
     if flags & 0x0040:
         values["timestamp"] = _TIMESTAMP.unpack_from(encoded, at)[0]
         at += 8
@@ -211,26 +247,29 @@ def _text(encoded: bytes) -> Any:
 
 def _table(encoded: bytes, at: int) -> tuple[Any, int]:
     """Decode a table of text and numbers; one that has more is pika's."""
-    table = {}
+    table: dict[str, Any] = {}
     start, at = at, at + 4
     stop = at + _LONG.unpack_from(encoded, start)[0]
     while at < stop:
-        key, at = _short(encoded, at)
-        kind = encoded[at]
-        at += 1
-        value: Any
+        kind_at = at + 1 + encoded[at]
+        key = encoded[at + 1 : kind_at].decode()
+        kind = encoded[kind_at]
+        at = kind_at + 1
         if kind == _TEXT:
-            value_end = at + 4 + _LONG.unpack_from(encoded, at)[0]
-            value, at = _text(encoded[at + 4 : value_end]), value_end
+            end = at + 4 + _LONG.unpack_from(encoded, at)[0]
+            table[key] = encoded[at + 4 : end].decode()
+            at = end
         elif kind == _INT:
-            value, at = _SIGNED.unpack_from(encoded, at)[0], at + 4
+            (table[key],) = _SIGNED.unpack_from(encoded, at)
+            at += 4
         elif kind == _LONG_INT:
-            value, at = _LONGLONG.unpack_from(encoded, at)[0], at + 8
+            (table[key],) = _LONGLONG.unpack_from(encoded, at)
+            at += 8
         elif kind == _BOOL:
-            value, at = encoded[at] != 0, at + 1
+            table[key] = encoded[at] != 0
+            at += 1
         else:
-            return pika.data.decode_table(encoded, start)
-        table[key] = value
+            break
     if at != stop:
         return pika.data.decode_table(encoded, start)
     return table, at

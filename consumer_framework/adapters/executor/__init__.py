@@ -31,6 +31,15 @@ __all__ = ["Executor", "Limits", "signal_of"]
 _log = logging.getLogger(__name__)
 
 
+# Seconds. Runs that take longer gain nothing from having the next delivery ready, and what is ready
+# can no longer be overtaken by a message that is due again.
+QUICK = 0.05
+
+
+def _any(_delivery: Delivery) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much of the handler runs at once, and for how long.
@@ -81,11 +90,17 @@ class Executor:
         self._gather_timer: asyncio.TimerHandle | None = None
         self._patrol: asyncio.TimerHandle | None = None
         self._outstanding = 0
+        self._last_took = math.inf
 
     @property
     def is_busy(self) -> bool:
         """Whether something runs, or could if a slot were free."""
         return self._outstanding > 0
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the last run took no longer than :data:`QUICK`."""
+        return self._last_took <= QUICK
 
     @property
     def running(self) -> tuple[Delivery, ...]:
@@ -110,14 +125,18 @@ class Executor:
             self._gather(delivery, waiter)
         return await waiter
 
-    def withdraw(self, received_before: float = math.inf) -> int:
-        """Let no slot begin with what none has begun with; returns how many deliveries that is."""
+    def withdraw(self, which: Callable[[Delivery], bool] = _any) -> int:
+        """Let no slot begin with what none has begun with; returns how many deliveries that is.
+
+        Args:
+            which: Says whether a delivery is meant; of a batch, one is enough.
+        """
         withdrawn = 0
-        if self._gathering.is_older(received_before):
+        if self._gathering.has(which):
             withdrawn += self._withdraw(self._gathered())
         for job in [*self._threads.withdraw(), *self._tasks.withdraw()]:
             self._outstanding -= 1
-            if job.is_older(received_before):
+            if job.has(which):
                 withdrawn += self._withdraw(job)
             else:
                 self._submit(job)
@@ -169,6 +188,7 @@ class Executor:
             job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
             return
         self._outstanding -= 1
+        self._last_took = self._loop.time() - job.started_at
         if error is not None:
             job.fail(error)
         elif job.overdue and job.task is not None and result is not SUCCEEDED:
