@@ -18,6 +18,7 @@ from consumer_framework.testing.proxy import Proxy
 
 from .catalogue import BIN, ROOT, Task, configuration
 from .ledger import HEADERS, RESTART_DELAY, Ledger, Queue, Sent, Service, account, look
+from .measure import leave_nothing_behind
 from .report import table
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ def main(names: tuple[str, ...], seconds: float, as_json: bool, write: bool) -> 
 
     Takes some five minutes. Progress goes to standard error.
     """
+    leave_nothing_behind()
     ledgers: dict[str, dict[str, Ledger]] = {}
     with Broker() as broker:
         for name in names or SCENARIOS:
