@@ -84,6 +84,10 @@ class HandlerRunner(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """Let no slot begin with anything any more; what waits for one waits for a withdrawal."""
+        ...
+
     def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
         """End the runs that no slot has begun with, as :class:`.Withdrawn`.
 

@@ -177,11 +177,13 @@ class Slots:
         self._settler.settle(Settled(delivery, None, Withdrawn(), decision))
 
     def close(self) -> None:
-        """Let no slot take a delivery any more, and nothing come back."""
+        """Let no slot begin with a delivery any more, and nothing come back."""
         self._is_closed = True
         # Who waits for it finds the intake closed.
         self._is_quick.set()
         self._intake.close()
+        if self._handler is not None:
+            self._handler.stop()
         self._scheduler.pause()
         self._circuit.stop()
         for waiting in self._replays.values():

@@ -521,6 +521,9 @@ class _Runner:
             never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
             return await never
 
+    def stop(self) -> None:
+        self.executor.stop()
+
     def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
         return self.executor.withdraw(which)
 

@@ -32,6 +32,7 @@ from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.disposition import (
     Ack,
     Defer,
+    GiveBack,
     Halt,
     Hold,
     Quarantine,
@@ -269,7 +270,7 @@ def fate(decision: Decision) -> str:
             return "quarantined"
         case Reject():
             return "rejected"
-        case Requeue() | Halt():
+        case Requeue() | GiveBack() | Halt():
             return "requeued"
 
 

@@ -149,14 +149,20 @@ def test_a_cancellation_that_comes_out_of_a_handler_is_its_failure(make):
 
 def test_a_run_that_the_host_cancels_is_canceled():
     async def scenario():
+        ended = asyncio.Event()
+
         async def handle(message):
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
 
         task = asyncio.create_task(executor_of(Handler("test", handle)).run(DELIVERY))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await ended.wait()
 
     play(scenario())
 

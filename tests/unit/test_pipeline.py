@@ -2,7 +2,6 @@
 """The delivery path, from arrival to settle."""
 
 import asyncio
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +49,8 @@ REQUEUE = Policy(schedule=(), on_exhausted=OnExhausted.REQUEUE)
 class Runner:
     """Runs nothing: each run ends as the test says."""
 
+    is_quick = False
+
     def __init__(self, decode, flight):
         self.runs = []
         self._decode = decode
@@ -68,7 +69,10 @@ class Runner:
         finally:
             self._flight.landed(place)
 
-    def withdraw(self, received_before=math.inf):
+    def stop(self):
+        raise AssertionError("the host stops, and the pipeline does not")
+
+    def withdraw(self, which=lambda _delivery: True):
         raise AssertionError("the host withdraws, and the pipeline does not")
 
     def end(self, outcome, number=-1):

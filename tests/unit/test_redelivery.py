@@ -10,7 +10,6 @@ together: there are never more settles than runs, and never more runs at once th
 """
 
 import asyncio
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from unittest import mock
@@ -60,6 +59,8 @@ class Run:
 class Handlers:
     """So many slots; each run in one ends when the machine says so."""
 
+    is_quick = False
+
     def __init__(self, slots, runs):
         self.waiting = {}
         self._free = slots
@@ -80,7 +81,10 @@ class Handlers:
         self._fill()
         return OUTCOMES[run.how]
 
-    def withdraw(self, received_before=math.inf):
+    def stop(self):
+        raise AssertionError("nothing stops here")
+
+    def withdraw(self, which=lambda _delivery: True):
         withdrawn, self.waiting = self.waiting, {}
         for begun in withdrawn.values():
             begun.set_result(False)

@@ -88,6 +88,8 @@ class Executor:
         self._running: dict[Job, None] = {}
         self._gathering = Job()
         self._gather_timer: asyncio.TimerHandle | None = None
+        self._is_stopped = False
+        self._stopped: list[Job] = []
         self._patrol: asyncio.TimerHandle | None = None
         self._outstanding = 0
         self._last_took = math.inf
@@ -117,13 +119,33 @@ class Executor:
         Returns:
             What the handler did; :class:`.Withdrawn` where :meth:`withdraw` came first.
         """
+        if self._is_stopped:
+            return Withdrawn()
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # A batch that failed, or killed the process, is told apart: each message is on its own.
             self._submit(Job([delivery], [waiter]))
         else:
             self._gather(delivery, waiter)
-        return await waiter
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # By the host: what comes out of a handler is its outcome.
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Cancel what nobody waits for any more."""
+        for job in list(self._running):
+            if job.task is not None and all(waiter.done() for waiter in job.waiters):
+                job.task.cancel()
+
+    def stop(self) -> None:
+        """Let no slot begin with anything any more; :meth:`withdraw` ends what waits for one."""
+        self._is_stopped = True
+        self._stopped += self._take_back()
+        if self._gathering.deliveries:
+            self._stopped.append(self._gathered())
 
     def withdraw(self, which: Callable[[Delivery], bool] = _any) -> int:
         """Let no slot begin with what none has begun with; returns how many deliveries that is.
@@ -134,13 +156,18 @@ class Executor:
         withdrawn = 0
         if self._gathering.has(which):
             withdrawn += self._withdraw(self._gathered())
-        for job in [*self._threads.withdraw(), *self._tasks.withdraw()]:
-            self._outstanding -= 1
+        stopped, self._stopped = self._stopped, []
+        for job in [*stopped, *self._take_back()]:
             if job.has(which):
                 withdrawn += self._withdraw(job)
             else:
                 self._submit(job)
         return withdrawn
+
+    def _take_back(self) -> list[Job]:
+        jobs = [*self._threads.withdraw(), *self._tasks.withdraw()]
+        self._outstanding -= len(jobs)
+        return jobs
 
     def _withdraw(self, job: Job) -> int:
         job.end([Withdrawn()] * len(job.waiters))
@@ -212,7 +239,10 @@ class Executor:
             self._loop.call_soon(go_on)
 
     def _submit(self, job: Job) -> None:
-        """Let the next free slot run *job*."""
+        """Let the next free slot run *job*, unless nothing more is to begin."""
+        if self._is_stopped and job.function is None:
+            self._stopped.append(job)
+            return
         self._outstanding += 1
         if self._patrol is None:
             self._patrol = self._loop.call_later(self._limits.timeout, self._look_at_deadlines)
