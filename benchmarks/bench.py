@@ -17,7 +17,7 @@ import click
 from consumer_framework.testing.broker import Broker
 
 from . import catalogue, curves, flame, machine, messages, queues, report, runs
-from .measure import BenchError
+from .measure import BenchError, leave_nothing_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -267,6 +267,7 @@ def main(  # noqa: PLR0913, PLR0917 -- one for each option
     if redraw:
         report.publish(report.read())
         return
+    leave_nothing_behind()
     plan = QUICK if quick else Plan()
     plan = replace(plan, runs=run_count or plan.runs, messages=message_count)
     everything = not peer_names and not curve_names

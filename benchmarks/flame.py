@@ -19,6 +19,7 @@ from consumer_framework.testing.broker import Broker
 
 from . import messages, queues, runs
 from .catalogue import BIN, PEERS, Peer
+from .measure import leave_nothing_behind
 
 if TYPE_CHECKING:
     from .catalogue import Task
@@ -128,6 +129,7 @@ def area(stack: list[str]) -> str:
 @click.option("--cprofile", is_flag=True, help="Profile the reactor's thread from inside.")
 def main(name: str, count: int, output: Path, cprofile: bool) -> None:  # noqa: FBT001
     """Let fm-consumer work off a full queue, and record where its time goes."""
+    leave_nothing_behind()
     (peer,) = [peer for peer in PEERS if peer.name == name]
     load = runs.Load(count, messages.samples())
     with Broker(config=queues.BROKER_CONFIG) as broker:

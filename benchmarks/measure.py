@@ -215,6 +215,11 @@ def running(peer: Peer, task: Task) -> Iterator[Process]:
         process.close()
 
 
+def leave_nothing_behind() -> None:
+    """Have SIGTERM end this process as Ctrl-C does: with what it started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def _listen(path: Path) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     made.bind(str(path))

@@ -18,6 +18,7 @@ from consumer_framework.testing.proxy import Proxy
 
 from .catalogue import BIN, ROOT, Task, configuration
 from .ledger import HEADERS, RESTART_DELAY, Ledger, Queue, Sent, Service, account, look
+from .measure import leave_nothing_behind
 from .report import table
 
 if TYPE_CHECKING:
@@ -194,8 +195,8 @@ waits 60 s).
 see the last attempt; everything else is as by default.
 
 - *again*: successes of the handler beyond each message's first.
-- *queued*: still in the queue; a message whose acknowledgement never arrived may be both handled and
-  queued.
+- *queued*: still in the queue; a message whose acknowledgement never arrived may be both handled
+  and queued.
 - *dropped*: rejected without requeue. A dead-letter queue catches them here, to be counted;
   Fedora's queues have none, so that there they are gone.
 - *poison runs/s*: how often per second the handler ran for messages that can never succeed.
@@ -247,6 +248,7 @@ def main(names: tuple[str, ...], seconds: float, as_json: bool, write: bool) -> 
 
     Takes some five minutes. Progress goes to standard error.
     """
+    leave_nothing_behind()
     ledgers: dict[str, dict[str, Ledger]] = {}
     with Broker() as broker:
         for name in names or SCENARIOS:

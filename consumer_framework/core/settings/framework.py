@@ -94,7 +94,7 @@ class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
-    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 50
+    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
     ordering: Ordering = Ordering.NONE
     ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
     handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
