@@ -76,7 +76,7 @@ class Circuit:
             if was_open:
                 self._mend(DEPENDENCY)
         elif was_open and self._probe is None:
-            # No handler ran, so it has met nothing. If it was the probe, another one follows.
+            # If this was the probe, it has not seen the dependency.
             self._set_probe()
 
     def journal_failed(self, reason: str) -> None:
@@ -109,12 +109,17 @@ class Circuit:
         self._pause("; ".join(self._reasons.values()))
 
     def _mend(self, what: str) -> None:
-        if self._reasons.pop(what, None) is None or self._reasons:
+        if self._reasons.pop(what, None) is None:
             return
         _log.info("%s", _WORKS[what])
-        self._stop_probe()
-        self._scheduler.resume()
-        self._resume()
+        if DEPENDENCY not in self._reasons:
+            # Also where something else is broken: a deferred message may be what stands in the way.
+            self._stop_probe()
+            self._scheduler.resume()
+        if self._reasons:
+            self._pause("; ".join(self._reasons.values()))
+        else:
+            self._resume()
 
     def _set_probe(self) -> None:
         self._stop_probe()
