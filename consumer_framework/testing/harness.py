@@ -568,6 +568,8 @@ def _document(config: dict[str, Any], framework: dict[str, Any]) -> dict[str, An
     defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
     return {
         **defaults,
+        # As in a file that does not say: the prefetch count follows from the framework's settings.
+        "qos": {},
         "log_config": None,
         "monitoring": None,
         "consumer_config": {**config, "framework": framework} if framework else config,
