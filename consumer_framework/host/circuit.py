@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.delivery import Skipped, Succeeded
+from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,11 +70,14 @@ class Circuit:
                 reason = getattr(decision.disposition, "reason", "")
                 self._break(DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s")
                 self._set_probe()
-        elif isinstance(outcome, Succeeded | Skipped) or was_open:
+        elif isinstance(outcome, Succeeded | Skipped) or (was_open and isinstance(outcome, Failed)):
             # A probe that fails of its own fault has met a dependency that works.
             self._breaker = self._breaker.success()
             if was_open:
                 self._mend(DEPENDENCY)
+        elif was_open and self._probe is None:
+            # If this was the probe, it has not seen the dependency.
+            self._set_probe()
 
     def journal_failed(self, reason: str) -> None:
         """Nothing can be committed, so nothing more is taken."""
@@ -106,12 +109,17 @@ class Circuit:
         self._pause("; ".join(self._reasons.values()))
 
     def _mend(self, what: str) -> None:
-        if self._reasons.pop(what, None) is None or self._reasons:
+        if self._reasons.pop(what, None) is None:
             return
         _log.info("%s", _WORKS[what])
-        self._stop_probe()
-        self._scheduler.resume()
-        self._resume()
+        if DEPENDENCY not in self._reasons:
+            # Also where something else is broken: a deferred message may be what stands in the way.
+            self._stop_probe()
+            self._scheduler.resume()
+        if self._reasons:
+            self._pause("; ".join(self._reasons.values()))
+        else:
+            self._resume()
 
     def _set_probe(self) -> None:
         self._stop_probe()
