@@ -5,15 +5,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.installed-bench
 export PYTHON
 
-.PHONY: help venv demo test test-all chaos lint docs clean
+.PHONY: help venv demo test test-all chaos bench bench-recovery lint docs clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
 	@echo 'make test      check and test everything'
-	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up'
+	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
 	@echo 'make chaos     the crash tests in their long form, some ten minutes'
+	@echo 'make bench     compare with other consumers; for an hour, on a machine that does nothing else'
+	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
@@ -26,6 +29,11 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# The other consumers and the plots: `make test` does not need them.
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
 demo: venv
@@ -43,6 +51,16 @@ test: lint
 chaos: venv
 	packaging/system-packages broker
 	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py
+
+# Writes benchmarks/results.json and docs/explanation/performance.
+bench: $(BENCH_INSTALLED)
+	packaging/system-packages broker
+	$(BIN)/python -m benchmarks.bench --write
+
+# Writes benchmarks/recovery.md.
+bench-recovery: venv
+	packaging/system-packages broker
+	$(BIN)/python -m benchmarks.recovery --write
 
 test-all: venv
 	packaging/system-packages --optional broker

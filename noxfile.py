@@ -21,3 +21,10 @@ def tests(session: nox.Session) -> None:
     """Run the unit and integration tests; arguments after `--` go to pytest."""
     session.install(".[test]")
     session.run("pytest", *(session.posargs or ("tests/unit", "tests/integration")))
+
+
+@nox.session(python="3.11")
+def schemas(session: nox.Session) -> None:
+    """Compare the codec with fedora-messaging over every known package of message schemas."""
+    session.install(".[test,schemas]")
+    session.run("pytest", "tests/unit/test_schema_packages.py", env={"SCHEMAS": "full"})

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Measures what it costs to make a message of a delivery, every check included.
 
-    python benchmarks/codec.py [--json] [--runs N] [--size BYTES]
+    python benchmarks/codec.py [--json] [--runs N] [--size BYTES]  (needs the extra `demo`)
 
 For one message of each kind that the extra `demo` has schemas for: fedora-messaging's own
 get_message, the same with jsonschema's validators made once for each class, and ours. The bodies
@@ -40,7 +40,13 @@ SCHEMAS = (
 )
 # Of arrays with something in them: koji's tasks have tasks.
 DEPTH = 3
-EXAMPLES: dict[str, Any] = {"array": [], "boolean": True, "integer": 123456, "null": None, "number": 1.5}
+EXAMPLES: dict[str, Any] = {
+    "array": [],
+    "boolean": True,
+    "integer": 123456,
+    "null": None,
+    "number": 1.5,
+}
 
 
 def example(schema: Any, root: Any, text: str, depth: int = 0) -> Any:

@@ -20,6 +20,8 @@ from fedora_messaging.exceptions import ConfigurationException
 from consumer_framework.core import settings as core
 from consumer_framework.core.errors import ConfigurationError, Problem
 
+# What stands for the file where there is none.
+BUILT_IN = "built-in configuration"
 _SHORT_STRING = 255
 _MERGED_TABLES = ("qos", "tls")
 
@@ -34,7 +36,7 @@ def read(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode()
         return {key.lower(): value for key, value in tomllib.loads(text).items()}
     except FileNotFoundError:
-        problem = Problem("", "there is no such file", "create it, or name another one")
+        problem = _missing(path)
     except IsADirectoryError:
         problem = Problem("", "is a directory", "name a file in it")
     except OSError as error:
@@ -46,6 +48,13 @@ def read(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         problem = Problem("", f"is not TOML: {error}", "mend the syntax there")
     raise ConfigurationError(problem, source=str(path))
+
+
+def _missing(path: Path) -> Problem:
+    if path.is_symlink():
+        what = f"is a symbolic link to {path.readlink()}, which is not there"
+        return Problem("", what, "create that file, or mend the link")
+    return Problem("", "there is no such file", "create it, or name another one")
 
 
 def load(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> core.Settings:
@@ -63,10 +72,24 @@ def load(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> co
         merged = _merge(written)
         settings = _check(core.override(merged, overrides), written)
     except ConfigurationError as error:
-        source = str(path) if path else "built-in configuration"
+        source = str(path) if path else BUILT_IN
         raise ConfigurationError(*error.problems, source=source) from None
     _give_to_upstream(core.override(merged, overrides))
     return settings
+
+
+def preview(path: Path) -> dict[str, Any]:
+    """Read a file that :func:`load` refuses, and make of it what authors' modules see.
+
+    For a process that goes no further than to say what else is wrong.
+
+    Raises:
+        ConfigurationError: It cannot even be read.
+    """
+    merged = _merge(read(path))
+    upstream.conf.loaded = True
+    upstream.conf.update(merged)
+    return merged
 
 
 def _merge(written: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +214,14 @@ def _file_problem(key: str, value: str) -> Problem | None:
     try:
         Path(value).read_bytes()
     except OSError as error:
-        what = f"{value} cannot be read: {error.strerror}"
+        link = Path(value)
+        gone = isinstance(error, FileNotFoundError) and link.is_symlink()
+        reason = (
+            f"it is a symbolic link to {link.readlink()}, which is not there"
+            if gone
+            else error.strerror
+        )
+        what = f"{value} cannot be read: {reason}"
         return Problem(f"tls.{key}", what, "name a PEM file that this user can read")
     return None
 

@@ -31,31 +31,6 @@ _QUIET = {
 }
 
 
-_REMEMBERED_WARNINGS = 1000
-
-
-class OnceFilter(logging.Filter):
-    """Lets each warning of a logger through once, and nothing else.
-
-    For ``fedora_messaging.message``, which says for every message again that its schema is not
-    installed, and shows invalid messages whole in several lines of their own.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether *record* is a warning that was not there before."""
-        text = record.getMessage()
-        if record.levelno != logging.WARNING or text in self._seen:
-            return False
-        if len(self._seen) >= _REMEMBERED_WARNINGS:
-            self._seen.clear()
-        self._seen.add(text)
-        return True
-
-
 class PriorityFormatter(logging.Formatter):
     """Puts the priority before every line of what another formatter makes of a record."""
 
@@ -94,7 +69,6 @@ def set_up(log_config: Mapping[str, Any] | None, is_journal: Callable[[int], boo
         logging.basicConfig(level=logging.INFO, format=_TERMINAL_FORMAT, force=True)
         for name, level in _QUIET.items():
             logging.getLogger(name).setLevel(level)
-        logging.getLogger("fedora_messaging.message").addFilter(OnceFilter())
     else:
         logging.config.dictConfig(dict(log_config))
         _enable_own_loggers()

@@ -14,13 +14,13 @@ import click
 from consumer_framework.core.errors import ConfigurationError, ExitCode
 from consumer_framework.core.settings import Overrides
 
+from .check import check
 from .explain import explain
-from .options import CONFIGURATION_DIRECTORY, complete_instance, instance_file
+from .options import DEFAULT_FILE, complete_instance, configuration_file
 from .output import complain
 from .quarantine import quarantine
-
-# What fedora-messaging reads where it is told nothing.
-DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
+from .scale import scale
+from .status import status
 
 _EXIT_CODES = """
 \b
@@ -44,6 +44,9 @@ def main() -> None:
 
 main.add_command(quarantine)
 main.add_command(explain)
+main.add_command(check)
+main.add_command(scale)
+main.add_command(status)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -108,7 +111,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
 
     overrides = Overrides(app_name, queue_name, exchange, routing_key)
     try:
-        file = _configuration_file(name, conf)
+        file = configuration_file(name, conf)
         instance = name or (file.stem if file else "default")
         exit_code = app.run(
             app.Request(file, callback, callback_file, overrides, instance, state_dir)
@@ -137,15 +140,3 @@ def _leave_no_thread_behind(exit_code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
-
-
-def _configuration_file(name: str | None, conf: Path | None) -> Path | None:
-    if name is not None and conf:
-        raise click.UsageError("give either NAME or --conf, not both")
-    if name is not None:
-        return instance_file(name)
-    if conf:
-        return conf
-    if from_environment := os.environ.get("FEDORA_MESSAGING_CONF"):
-        return Path(from_environment)
-    return DEFAULT_FILE if DEFAULT_FILE.exists() else None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
+# What fedora-messaging reads where it is told nothing.
+DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
 
 
 def complete_instance(
@@ -43,6 +46,24 @@ def instance_file(name: str) -> Path:
     if problem:
         raise ConfigurationError(problem)
     return CONFIGURATION_DIRECTORY / f"{name}.toml"
+
+
+def configuration_file(name: str | None, conf: Path | None) -> Path | None:
+    """Which file configures an instance; None for fedora-messaging's defaults.
+
+    Raises:
+        click.UsageError: Two are named.
+        ConfigurationError: No instance can have that name.
+    """
+    if name is not None and conf:
+        raise click.UsageError("give either NAME or --conf, not both")
+    if name is not None:
+        return instance_file(name)
+    if conf:
+        return conf
+    if from_environment := os.environ.get("FEDORA_MESSAGING_CONF"):
+        return Path(from_environment)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
 
 
 CONF = click.option(

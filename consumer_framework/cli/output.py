@@ -240,6 +240,11 @@ def good(text: str) -> str:
     return click.style(text, fg="green")
 
 
+def doubtful(text: str) -> str:
+    """Colour *text* as a warning."""
+    return click.style(text, fg="yellow")
+
+
 def bad(text: str) -> str:
     """Colour *text* as failure."""
     return click.style(text, fg="red")

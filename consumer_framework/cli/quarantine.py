@@ -171,15 +171,17 @@ def show(
     with closing(open_journal(at)) as journal:
         [row] = find_rows(journal, numbers, at)
         delivery = journal.delivery(row.id)
+        first = None if row.behind is None else journal.row(row.behind)
     if delivery is None:
         raise Refusal(f"row {row.id} is gone now")
     if as_json:
         output.print_json(views.message_document(row, delivery))
         return
-    for line in views.message_lines(row, delivery, time.time()):
+    for line in views.message_lines(row, first, delivery, time.time()):
         click.echo(line)
     if row.state == "quarantined":
-        click.echo(f"\nMended? {output.faint(at.command('replay', row.id))}")
+        number = row.id if first is None else first.id
+        click.echo(f"\nMended? {output.faint(at.command('replay', number))}")
 
 
 @quarantine.command(

@@ -117,14 +117,16 @@ def find_fingerprint(journal: Reader, wanted: str) -> str:
 def choose(journal: Reader, at: Where, fingerprint: str | None, *, everything: bool) -> list[Row]:
     """Find the rows that a command names, by their numbers or in another way.
 
+    Rows of one key are in the order in which they were published.
+
     Raises:
         Refusal: It names them in two ways, or none, or some that are not there.
     """
     numbers = row_numbers(at.rest)
     if bool(numbers) + everything + (fingerprint is not None) != 1:
         raise Refusal("say which: row numbers, or --fingerprint F, or --all")
-    if numbers:
-        return find_rows(journal, numbers, at)
     if fingerprint is not None:
         fingerprint = find_fingerprint(journal, fingerprint)
-    return journal.rows(fingerprint=fingerprint)
+    rows = find_rows(journal, numbers, at) if numbers else journal.rows(fingerprint=fingerprint)
+    by_number = {row.id: row for row in rows}
+    return [by_number[number] for number in journal.in_lane_order(by_number)]

@@ -39,14 +39,8 @@ _GROUP_COLUMNS = (
     Column("TOPIC", gives_way=True, keep_end=True),
     Column("ERROR", gives_way=True),
 )
-_ROW_COLUMNS = (
-    Column("ROW", right=True),
-    Column("AGE", right=True),
-    Column("ATTEMPTS", right=True),
-    Column("TOPIC", gives_way=True, keep_end=True),
-    Column("FINGERPRINT", gives_way=True, keep_end=True),
-    Column("ERROR", gives_way=True),
-)
+# Columns of a terminal: so much of an ordering key is shown in a list.
+_KEY_SHOWN = 24
 
 
 def error_of(row: Row) -> str:
@@ -78,28 +72,43 @@ def group_lines(groups: Sequence[Group], now: float, width: int | None) -> Itera
 
 
 def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[str]:
-    """A table of messages."""
-    cells = [
-        [
-            str(row.id),
-            age(now - row.created),
-            str(row.attempts),
-            row.routing_key,
-            row.fingerprint,
-            # The class is in the fingerprint already.
-            row.message or row.reason,
-        ]
-        for row in rows
+    """A table of messages; what is the same, or missing, in all of them has no column."""
+    columns = [
+        (Column("ROW", right=True), [str(row.id) for row in rows]),
+        (Column("AGE", right=True), [age(now - row.created) for row in rows]),
     ]
-    head, *lines = output.table(_ROW_COLUMNS, cells, width)
+    if len({row.state for row in rows}) > 1:
+        columns.append((Column("STATE"), [row.state for row in rows]))
+    if any(row.due is not None for row in rows):
+        columns.append((Column("DUE"), [_runs(row, now) for row in rows]))
+    if any(row.lane for row in rows):
+        columns.append((Column("KEY"), [output.fit(safe(row.lane), _KEY_SHOWN) for row in rows]))
+    columns += [
+        (Column("ATTEMPTS", right=True), [str(row.attempts) for row in rows]),
+        (Column("TOPIC", gives_way=True, keep_end=True), [row.routing_key for row in rows]),
+        (Column("FINGERPRINT", gives_way=True, keep_end=True), [row.fingerprint for row in rows]),
+        # The class is in the fingerprint already.
+        (Column("ERROR", gives_way=True), [row.message or row.reason for row in rows]),
+    ]
+    heads, cells = zip(*columns, strict=True)
+    head, *lines = output.table(heads, list(zip(*cells, strict=True)), width)
     yield title(head)
     yield from lines
 
 
-def message_lines(row: Row, delivery: Delivery, now: float) -> Iterator[str]:
-    """Everything that is known of one message."""
+def _runs(row: Row, now: float) -> str:
+    """When a row runs by itself, in few words."""
+    if row.due is None:
+        return ""
+    if row.behind is not None:
+        return f"after {row.behind}"
+    return f"in {age(row.due - now)}" if row.due > now else "now"
+
+
+def message_lines(row: Row, first: Row | None, delivery: Delivery, now: float) -> Iterator[str]:
+    """Everything that is known of one message; *first* is the row that it stands behind, if any."""
     yield title(f"Row {row.id}: {STATES[row.state]}, {plural(row.attempts, 'failed attempt')}")
-    yield from output.pairs(_facts(row, delivery, now))
+    yield from output.pairs([*_facts(row, delivery, now), *_turn(row, first, now)])
     yield ""
     headers = delivery.properties.headers
     yield title("Headers" if headers else "Headers: none")
@@ -119,8 +128,6 @@ def _facts(row: Row, delivery: Delivery, now: float) -> Iterator[tuple[str, str]
     yield "exchange", row.exchange
     yield "received", _when(delivery.received_at, now)
     yield "here since", _when(row.created, now)
-    if row.due is not None:
-        yield "runs again", moment(row.due)
     if row.crashes:
         yield "crashes", f"the process died {plural(row.crashes, 'time')} while it was handled"
     if row.parent is not None:
@@ -129,6 +136,16 @@ def _facts(row: Row, delivery: Delivery, now: float) -> Iterator[tuple[str, str]
         value = getattr(delivery.properties, name, None)
         if name not in ("headers", "message_id") and value is not None:
             yield name, _shown(value)
+
+
+def _turn(row: Row, first: Row | None, now: float) -> Iterator[tuple[str, str]]:
+    """When it is this message's turn."""
+    if row.lane:
+        yield "key", row.lane
+    if first is not None:
+        yield "behind", f"row {first.id} of the same key, {STATES[first.state]}"
+    if row.due is not None:
+        yield "runs again", _due(row.due, now) if first is None else f"after row {first.id}"
 
 
 def _when(at: float, now: float) -> str:
@@ -223,6 +240,7 @@ def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) ->
             ("deferred", f"{stats.deferred:,}{due}"),
             ("in a replay", f"{stats.replaying:,}"),
             ("originals of edited ones", f"{stats.superseded:,}"),
+            *_blocked(stats),
             ("size", f"{output.size(stats.bytes)} of bodies, {output.size(disk)} on the disk"),
         ],
         indent="",
@@ -234,6 +252,11 @@ def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) ->
         head, *lines = output.table(columns, cells, None)
         yield title(head)
         yield from lines
+
+
+def _blocked(stats: Stats) -> Iterator[tuple[str, str]]:
+    if stats.blocked_lanes:
+        yield "keys", f"{stats.blocked_lanes:,} of which the first message is quarantined"
 
 
 def _due(when: float, now: float) -> str:

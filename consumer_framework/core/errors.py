@@ -7,7 +7,7 @@ delivery in its hands, and *framework errors*, which end the instance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
 
@@ -186,11 +186,13 @@ class Problem:
         path: The TOML path of the key (``qos.prefetch_count``), or ``""`` for the whole file.
         message: What is wrong.
         cure: What to do about it, or ``""`` where the message says it.
+        source: The file, or other place, that it is in; ``""`` for that of its error.
     """
 
     path: str
     message: str
     cure: str = ""
+    source: str = ""
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
@@ -213,6 +215,11 @@ class ConfigurationError(FrameworkError):
         self.problems = problems
         self.source = source
 
+    @property
+    def located(self) -> tuple[Problem, ...]:
+        """The problems, each with the place that it is in."""
+        return tuple(replace(p, source=p.source or self.source) for p in self.problems)
+
     def __str__(self) -> str:
-        where = f"{self.source}: " if self.source else ""
-        return "\n".join(f"{where}{problem}" for problem in self.problems)
+        places = ((f"{p.source}: " if p.source else "", p) for p in self.located)
+        return "\n".join(f"{where}{problem}" for where, problem in places)

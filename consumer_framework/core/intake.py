@@ -114,15 +114,18 @@ class Intake:
         return forgotten + len(gone)
 
     def older_than(self, moment: float) -> list[Delivery]:
-        """Remove and return what came before *moment*, in seconds since the epoch.
+        """Remove and return what the broker delivered before *moment*, in seconds since the epoch.
 
-        Behind a delivery that is removed, its lane is: nothing overtakes.
+        With a delivery of a lane go all behind it: nothing overtakes. What is of the journal stays.
         """
         old = []
         for head in [d for d in self._ready if d.received_at < moment and not d.row]:
             self._ready.remove(head)
-            old += [head, *(self._lanes.followers(head.lane) if head.lane else ())]
+            behind = self._lanes.followers(head.lane, of_journal=False) if head.lane else []
+            old += [head, *behind]
             self.left(head)
+        for lane in self._lanes.stale(moment):
+            old += self._lanes.followers(lane, of_journal=False)
         return old
 
     def close(self) -> None:

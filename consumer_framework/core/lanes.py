@@ -12,8 +12,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .delivery import Delivery
 
 
@@ -54,14 +52,20 @@ class Lanes:
         del self._lanes[delivery.lane]
         return None
 
-    def followers(self, lane: str) -> list[Delivery]:
-        """Remove and return what waits behind the head of *lane*."""
+    def followers(self, lane: str, *, of_journal: bool = True) -> list[Delivery]:
+        """Remove and return what waits behind the head of *lane*.
+
+        Args:
+            lane: Its ordering key.
+            of_journal: Those that came from the journal, too.
+        """
         found = self._lanes.get(lane)
         if found is None:
             return []
         head, *rest = found
-        self._lanes[lane] = deque([head])
-        return rest
+        gone = [follower for follower in rest if of_journal or not follower.row]
+        self._lanes[lane] = deque([head, *(d for d in rest if d not in gone)])
+        return gone
 
     def discard(self, generation: int) -> int:
         """Forget the followers that came on a channel that is gone; returns how many those were.
@@ -78,9 +82,13 @@ class Lanes:
         """Remove and return everything that waits behind a head."""
         return [follower for name in list(self._lanes) for follower in self.followers(name)]
 
-    def waiting(self) -> Iterator[Delivery]:
-        """What waits behind heads."""
-        return (delivery for lane in self._lanes.values() for delivery in list(lane)[1:])
+    def stale(self, moment: float) -> list[str]:
+        """The lanes in which a delivery of the broker's waits that came before *moment*."""
+        return [
+            name
+            for name, (_, *rest) in self._lanes.items()
+            if any(follower.received_at < moment and not follower.row for follower in rest)
+        ]
 
 
 def _is_same(one: Delivery, other: Delivery) -> bool:

@@ -7,10 +7,11 @@ Each port has one conformance suite, run against the real adapter and against th
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
     from .ordering import Blocker
@@ -83,16 +84,24 @@ class HandlerRunner(Protocol):
         """
         ...
 
-    def withdraw(self, received_before: float = math.inf) -> int:
+    def stop(self) -> None:
+        """Let no slot begin with anything any more; what waits for one waits for a withdrawal."""
+        ...
+
+    def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
         """End the runs that no slot has begun with, as :class:`.Withdrawn`.
 
         Args:
-            received_before: Those of deliveries that came before it alone, in seconds since the
-                epoch.
+            which: Says whether that of a delivery is one to end.
 
         Returns:
             How many that were.
         """
+        ...
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether runs take so little time that the next delivery should be ready for a slot."""
         ...
 
 

@@ -135,7 +135,6 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         Always a decision: what no rule matches is tried again, and once its attempts are spent
         goes where ``policy.on_exhausted`` says.
     """
-    case = _Case(delivery, policy, situation)
     match outcome:
         case Succeeded() | Skipped() | Known():
             return Decision(to.Ack(), delivery.history)
@@ -153,6 +152,7 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             return Decision(behind, delivery.history)
         case Failed(error):
             answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
+            case = _Case(delivery, policy, situation)
             return next(answers, _Case.by_rules)(case, error)
 
 

@@ -16,11 +16,14 @@ from twisted.logger import STDLibLogObserver, globalLogBeginner
 from consumer_framework.adapters import codec, config, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
+from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.settings import NO_OVERRIDES, Overrides
+from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import loader
-from .plan import Plan, fitted, with_batch
+from . import loader, salvage
+from .batching import check_batch, with_batch
+from .ordering import source_for
+from .plan import Plan, fitted
 from .policy import policy_of
 from .runner import Runner
 from .stores import open_stores, state_directory
@@ -63,8 +66,8 @@ def run(request: Request) -> int:
     Raises:
         ConfigurationError: It cannot start as it is configured.
     """
-    settings = config.load(request.path, request.overrides)
-    source = str(request.path) if request.path else "built-in configuration"
+    source = str(request.path) if request.path else config.BUILT_IN
+    settings = load(request)
     _set_up_logging(settings, source)
     codec.load_schemas()
     plan = make_plan(request, settings, source)
@@ -77,6 +80,20 @@ def run(request: Request) -> int:
     untyped.callLater(0, runner.startService)
     untyped.run()
     return runner.exit_code
+
+
+def load(request: Request) -> Settings:
+    """Load the configuration.
+
+    Raises:
+        ConfigurationError: With every problem there is. Where the file has some, those of the
+            callback and of the rules that it names are there too, as far as can be told.
+    """
+    try:
+        return config.load(request.path, request.overrides)
+    except ConfigurationError as error:
+        more = salvage.problems(request.path, request.callback, request.callback_file)
+        raise ConfigurationError(*dict.fromkeys([*error.located, *more])) from None
 
 
 def _set_up_logging(settings: Settings, source: str) -> None:
@@ -95,25 +112,25 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
     """Find the handler, and put together how its failures are answered.
 
     Raises:
-        ConfigurationError: It cannot be imported, or does not fit its settings.
+        ConfigurationError: With every problem there is: it cannot be imported, does not fit its
+            settings, or a rule names what is no exception.
     """
-    target = _find_target(request, settings, source)
-    own = loader.recovery_of(target)
-    try:
-        factory = loader.factory(target, settings.consumer_config)
-        policy, recovery = policy_of(settings.framework.recovery, own, source, target.name)
-    except ConfigurationError as error:
-        raise ConfigurationError(*error.problems, source=source) from error
+    found = Collector(source)
+    target = found.call(
+        loader.target_of, request.callback, request.callback_file, settings.callback, source
+    )
+    factory = found.call(loader.factory, target, settings.consumer_config) if target else None
+    own = loader.recovery_of(target) if target else Recovery()
+    name = target.name if target else ""
+    decided = found.call(policy_of, settings.framework.recovery, own, source, name)
+    if decided is not None:
+        found.call(refuse_conflicts, settings.framework, decided[1])
+    source_of = None
+    if target is not None:
+        found.call(check_batch, settings.framework, target.value)
+        source_of = found.call(source_for, settings.framework, target.value)
+    if target is None or factory is None or decided is None or found.problems:
+        raise found.error()
+    policy, recovery = decided
     framework = with_batch(settings.framework, target.value)
-    return fitted(Plan(target.name, factory, policy, framework), settings, recovery)
-
-
-def _find_target(request: Request, settings: Settings, source: str) -> loader.Target:
-    if request.callback_file:
-        return loader.find_in_file(request.callback_file, "--callback-file")
-    if request.callback:
-        return loader.find(request.callback, "--callback")
-    if settings.callback:
-        return loader.find(settings.callback, source)
-    cure = 'set callback = "module:object", or give --callback or --callback-file'
-    raise ConfigurationError(Problem("callback", "there is no callback", cure), source=source)
+    return fitted(Plan(name, factory, policy, framework, source_of), settings, recovery)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import codec
 from consumer_framework.core.attempt import fingerprint, said
-from consumer_framework.core.ordering import source_from, source_of
-from consumer_framework.core.settings import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +15,8 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.handler import Handler
     from consumer_framework.core.ordering import Source
-    from consumer_framework.core.settings import Framework
+
+    from .plan import Plan
 
     LaneOf = Callable[[Delivery], str]
 
@@ -27,22 +26,14 @@ _log = logging.getLogger(__name__)
 EVERYTHING = "everything"
 
 
-def lane_of(framework: Framework, handler: Handler) -> LaneOf | None:
+def lane_of(plan: Plan, handler: Handler) -> LaneOf | None:
     """Return what finds the lane of a delivery, None where no message has one.
 
     A message that has no key, or whose key cannot be found, has no lane.
     """
-    match framework.ordering:
-        case Ordering.NONE:
-            return None
-        case Ordering.STRICT:
-            return lambda _delivery: EVERYTHING
-        case Ordering.KEY:
-            if framework.ordering_key is not None:
-                return _Finder(source_of(framework.ordering_key))
-            # Checked by make_plan: a consumer without the setting has the method.
-            assert handler.ordering_key is not None  # noqa: S101
-            return _Finder(source_from(handler.ordering_key))
+    if plan.policy.strict:
+        return lambda _delivery: EVERYTHING
+    return _Finder(plan.source_of(handler)) if plan.source_of is not None else None
 
 
 class _Finder:

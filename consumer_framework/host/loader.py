@@ -37,6 +37,29 @@ class Target:
     value: Any
 
 
+def target_of(callback: str, callback_file: str, written: str | None, source: str) -> Target:
+    """Find the object that handles messages.
+
+    Args:
+        callback: What ``--callback`` says; stands before the file.
+        callback_file: What ``--callback-file`` says; stands before both.
+        written: The ``callback`` of the configuration file.
+        source: That file.
+
+    Raises:
+        ConfigurationError: It cannot be imported, is nothing that handles messages, or none of
+            the three names one.
+    """
+    if callback_file:
+        return find_in_file(callback_file, "--callback-file")
+    if callback:
+        return find(callback, "--callback")
+    if written:
+        return find(written, source)
+    cure = 'set callback = "module:object", or give --callback or --callback-file'
+    raise ConfigurationError(Problem("callback", "there is no callback", cure), source=source)
+
+
 def find(spec: str, source: str) -> Target:
     """Import the object that ``module:object`` names.
 

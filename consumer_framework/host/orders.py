@@ -25,6 +25,7 @@ class Orders:
         journal: The journal, open for writing.
         run: Runs one claimed row through the pipeline and returns what became of it.
         changed: Called when rows are gone that others may have waited for.
+        report: Says what the instance does, as a value for JSON.
     """
 
     def __init__(
@@ -32,16 +33,28 @@ class Orders:
         journal: Journal,
         run: Callable[[Delivery], Awaitable[Disposition]],
         changed: Callable[[], None] = lambda: None,
+        report: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._journal = journal
         self._run = run
         self._changed = changed
+        self._report = report
         self.by_name = {"ping": self.ping, "drop": self.drop, "edit": self.edit}
-        self.by_name["replay"] = self.replay
+        self.by_name |= {"replay": self.replay, "status": self.status}
 
     async def ping(self, _request: dict[str, Any]) -> Answers:
         """Show that somebody listens."""
         yield {"pong": True}
+
+    async def status(self, _request: dict[str, Any]) -> Answers:
+        """Tell what the instance does, and how much is in its journal."""
+        stats = self._journal.stats()
+        yield {
+            **self._report(),
+            "deferred": stats.deferred,
+            "quarantined": stats.quarantined + stats.replaying,
+            "next_due": stats.next_due,
+        }
 
     async def drop(self, request: dict[str, Any]) -> Answers:
         """Lose the rows in ``rows``."""
@@ -59,8 +72,11 @@ class Orders:
         yield {"row": await self._journal.supersede(number, body)}
 
     async def replay(self, request: dict[str, Any]) -> Answers:
-        """Run the rows in ``rows`` again, one after the other, and tell of each as it is done."""
-        for number in _numbers(request):
+        """Run the rows in ``rows`` again, one after the other, and tell of each as it is done.
+
+        Those of one lane run in their order. Where one does not succeed, the others are skipped.
+        """
+        for number in self._journal.in_lane_order(_numbers(request)):
             delivery = self._journal.delivery(number)
             if delivery is None or not await self._journal.claim(number):
                 yield {"row": number, "result": "skipped", "reason": self._why_not(number)}
@@ -80,10 +96,9 @@ class Orders:
     def _why_not(self, number: int) -> str:
         """Why a row cannot be claimed."""
         row = self._journal.row(number)
-        first = self._journal.blocked_by(row.lane, number) if row else None
-        if row is None or row.state != "quarantined" or first is None:
+        if row is None or row.state != "quarantined" or row.behind is None:
             return "not, or no longer, there"
-        return f"behind row {first.row} of key {row.lane}: replay or drop that one first"
+        return f"behind row {row.behind} of key {row.lane}: replay or drop that one first"
 
 
 def _numbers(request: dict[str, Any]) -> list[int]:

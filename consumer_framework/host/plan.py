@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.executor import Limits
-from consumer_framework.core.consumer import BatchConsumer
-from consumer_framework.core.settings import Batch, Ordering
+from consumer_framework.core.settings import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from consumer_framework.core.handler import Handler
     from consumer_framework.core.recovery import Policy
     from consumer_framework.core.settings import Framework, Recovery, Settings
+
+    from .ordering import SourceOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Plan:
         factory: Makes it, on the event loop's thread; raises what the author's code raises.
         policy: Decides what becomes of its failures.
         framework: The settings in force, those of the author's class included.
+        source_of: Gives what finds the ordering key of a message, once the handler is made; None
+            where there is no order by key.
         prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
     """
 
@@ -34,24 +37,19 @@ class Plan:
     factory: Callable[[], Handler]
     policy: Policy
     framework: Framework
+    source_of: SourceOf | None = None
     prefetch_count: int = 0
 
     @property
     def limits(self) -> Limits:
         """How much of the handler runs at once, and for how long."""
-        limits = Limits(self.framework.slots, self.framework.handler_timeout)
+        # The default one may be longer than a short ack_timeout.
+        timeout = min(self.framework.handler_timeout, self.framework.recovery.ack_timeout)
+        limits = Limits(self.framework.slots, timeout)
         batch = self.framework.batch
         if batch is None:
             return limits
         return Limits(limits.slots, limits.timeout, batch.size, batch.seconds)
-
-
-def with_batch(framework: Framework, consumer: Any) -> Framework:
-    """Return *framework* with the defaults of a batch where *consumer* takes batches."""
-    takes_batches = isinstance(consumer, type) and issubclass(consumer, BatchConsumer)
-    if framework.batch is not None or not takes_batches:
-        return framework
-    return framework.model_copy(update={"batch": Batch()})
 
 
 def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:

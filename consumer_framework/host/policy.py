@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import builtins
+import difflib
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.recovery import Policy, Rule
 
@@ -13,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from consumer_framework.core.settings import Recovery
+
+
+RULES = "consumer_config.framework.recovery.rules"
 
 
 def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple[Policy, Recovery]:
@@ -28,12 +34,15 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
         The policy, and all the settings in force.
 
     Raises:
-        ConfigurationError: A rule names what is no exception.
+        ConfigurationError: Rules name what is no exception; with every such name.
     """
+    found = Collector()
     rules = (
-        *_rules(written, source, "consumer_config.framework.recovery.rules"),
-        *_rules(own, name, "recovery.rules"),
+        *_rules(written, source, RULES, found),
+        *_rules(own, name, "recovery.rules", found),
     )
+    if found.problems:
+        raise found.error()
     settings = own.overridden_by(written)
     policy = Policy(
         schedule=(*(0.0 for _ in range(settings.immediate)), *settings.delays),
@@ -46,29 +55,50 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
     return policy, settings
 
 
-def _rules(recovery: Recovery, source: str, where: str) -> Iterator[Rule]:
+def _rules(recovery: Recovery, source: str, where: str, found: Collector) -> Iterator[Rule]:
     for index, rule in enumerate(recovery.rules):
         path = f"{where}[{index}]"
-        exceptions = tuple(_resolve(e, f"{path}.exceptions") for e in rule.exceptions)
+        resolved = [found.call(exception, e, f"{path}.exceptions") for e in rule.exceptions]
+        exceptions = tuple(e for e in resolved if e is not None)
         yield Rule(exceptions, rule.then, f"{source}: {path}")
 
 
-def _resolve(exception: str | type[BaseException], path: str) -> type[BaseException]:
-    if isinstance(exception, type):
-        return exception
-    found = _find(exception, path)
-    if isinstance(found, type) and issubclass(found, BaseException):
-        return found
-    raise ConfigurationError(Problem(path, f'"{exception}" is no exception', "correct the name"))
+def exception(name: str | type[BaseException], path: str) -> type[BaseException]:
+    """Import the exception that a rule names.
+
+    Args:
+        name: ``package.module.Class``, the bare name of a built-in one, or the class itself.
+        path: The TOML path of the rule's ``exceptions``, for errors.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or is none.
+    """
+    if isinstance(name, type):
+        return name
+    found = _find(name, path)
+    if _is_exception(found):
+        return cast("type[BaseException]", found)
+    raise ConfigurationError(Problem(path, f'"{name}" is no exception', "correct the name"))
 
 
 def _find(name: str, path: str) -> object:
-    """Import ``package.module.Class``, or a built-in exception by its bare name."""
     module_name, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name or "builtins"), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        cure = "write package.module.Class, and install the package where fm-consumer runs"
-        raise ConfigurationError(
-            Problem(path, f'"{name}" cannot be imported: {error}', cure)
-        ) from error
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        what = f'"{name}" cannot be imported ({why})'
+        raise ConfigurationError(Problem(path, what, _cure(name, module_name))) from error
+
+
+def _cure(name: str, module_name: str) -> str:
+    if not module_name:
+        known = [n for n, value in vars(builtins).items() if _is_exception(value)]
+        near = difflib.get_close_matches(name, known, 1)
+        if near:
+            return f'did you mean "{near[0]}"?'
+    return "write package.module.Class, and install the package where fm-consumer runs"
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)

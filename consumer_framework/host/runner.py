@@ -7,8 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import api
@@ -36,12 +35,14 @@ from .control import ControlFactory
 from .lane import lane_of
 from .orders import Orders
 from .recorder import LogRecorder, describe
+from .signals import Signals
 from .slots import Slots
 from .stores import control_socket
+from .tasks import Tasks
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Coroutine
-    from types import FrameType
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
@@ -58,8 +59,6 @@ _log = logging.getLogger(__name__)
 STATUS_INTERVAL = 5.0
 # Seconds between two looks at what in the quarantine is too old.
 RETENTION_INTERVAL = 3600.0
-# Seconds that a second signal leaves for an orderly end.
-CUT_SHORT_GRACE = 5.0
 
 
 class Runner(MultiService):
@@ -98,11 +97,10 @@ class Runner(MultiService):
         self._trouble = ""
         self._executor: Executor | None = None
         self._lane_of: LaneOf | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._task_failed)
         self._building: asyncio.Task[None] | None = None
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._signals = 0
-        self._former_handlers: dict[signal.Signals, Any] = {}
+        self._signals = Signals(reactor, self._told_to_stop)
         self._recorder = LogRecorder(clock)
         self._channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
         self._session = Session(
@@ -126,21 +124,18 @@ class Runner(MultiService):
             resume=self._resume,
         )
         self._status_timer = task.LoopingCall(self._say_status)
-        self._retention_timer = task.LoopingCall(lambda: self._spawn(self._expire()))
+        self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
 
     def startService(self) -> None:  # noqa: N802 -- Twisted's name
         """Start: build the handler, connect, consume. Call it while the reactor runs."""
         super().startService()  # type: ignore[no-untyped-call]
-        # Not loop.add_signal_handler: it would take the wake-up descriptor that Twisted needs to
-        # notice ended child processes.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._former_handlers[number] = signal.signal(number, self._on_signal)
+        self._signals.catch()
         self._reactor.addSystemEventTrigger("before", "shutdown", self._on_shutdown)
         # What handlers publish with fedora_messaging.api goes over the instance's connection.
         api._twisted_service = self._session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
         self._retention_timer.start(RETENTION_INTERVAL)
-        self._building = self._spawn(self._build())
+        self._building = self._tasks.spawn(self._build())
 
     # What the session reports.
 
@@ -212,7 +207,7 @@ class Runner(MultiService):
                     self._trouble = ""
                 self._slots.close()
                 self._notifier.stopping(self._status())
-                self._spawn(self._drain())
+                self._tasks.spawn(self._drain())
             case Effect.CUT_SHORT:
                 self._cut_short()
             case Effect.EXIT:
@@ -224,15 +219,6 @@ class Runner(MultiService):
             self.exit_code = exit_code
             self._trouble = trouble
         self._happened(Event.FAULT)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            # Where something blocks the event loop, nothing else would end the process.
-            timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
-            timer.daemon = True
-            timer.start()
-        self._reactor.callFromThread(self._told_to_stop, signal.Signals(number))
 
     def _told_to_stop(self, number: signal.Signals) -> None:
         if self._state is State.DRAINING:
@@ -264,13 +250,13 @@ class Runner(MultiService):
             self._end(ExitCode.HANDLER_FAILED, what)
         else:
             self._executor = executor
-            self._lane_of = lane_of(self._plan.framework, handler)
+            self._lane_of = lane_of(self._plan, handler)
             self._happened(Event.BUILT)
 
     def _connect(self) -> None:
         assert self._executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
         for worker in self._slots.start(self._executor, self._lane_of):
-            self._watch(worker)
+            self._tasks.watch(worker)
         self._monitor()
         try:
             self._listen()
@@ -295,7 +281,8 @@ class Runner(MultiService):
     def _listen(self) -> None:
         path = control_socket(self._stores.directory)
         path.unlink(missing_ok=True)
-        orders = Orders(self._stores.journal, self._slots.replay, self._slots.look)
+        journal, slots = self._stores.journal, self._slots
+        orders = Orders(journal, slots.replay, slots.look, self._report)
         factory = ControlFactory(orders.by_name)
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
@@ -359,14 +346,12 @@ class Runner(MultiService):
                 "%s is left in its handler; the broker will deliver it again", describe(delivery)
             )
         self._session.abort()
-        for spawned in self._tasks:
-            spawned.cancel()
+        self._tasks.cancel()
 
     def _exit(self) -> None:
         self._status_timer.stop()
         self._retention_timer.stop()
-        for number, former in self._former_handlers.items():
-            signal.signal(number, former)
+        self._signals.release()
         self._say_status()
         _log.info(
             "stopped with exit code %d; %s", self.exit_code, counts_text(self._recorder.snapshot())
@@ -392,6 +377,19 @@ class Runner(MultiService):
         """The deliveries that are in the handler."""
         return self._executor.running if self._executor is not None else ()
 
+    def _report(self) -> dict[str, Any]:
+        """What the control socket says of the instance; see docs/reference/cli.md."""
+        return {
+            "pid": os.getpid(),
+            "state": self._state.name.lower(),
+            "status": self._status(),
+            "trouble": self._trouble,
+            "broker": self._session.service.host,
+            "queues": list(self._session.queues),
+            "held": self._slots.held,
+            "counts": {**asdict(self._recorder.snapshot()), "running": len(self._running)},
+        }
+
     async def _expire(self) -> None:
         try:
             expired = await self._stores.journal.expire(self._clock.time())
@@ -404,25 +402,12 @@ class Runner(MultiService):
     def _say_status(self) -> None:
         self._notifier.status(self._status())
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._watch(asyncio.get_running_loop().create_task(coroutine))
-
-    def _watch(self, spawned: asyncio.Task[None]) -> asyncio.Task[None]:
-        self._tasks.add(spawned)
-        spawned.add_done_callback(self._task_done)
-        return spawned
-
-    def _task_done(self, done: asyncio.Task[None]) -> None:
-        self._tasks.discard(done)
-        if done.cancelled():
-            # By the author's code, if not by _cut_short.
-            error: BaseException | None = asyncio.CancelledError("a task of the framework")
-            error = None if self._state is State.STOPPED else error
-        else:
-            error = done.exception()
-        if error is not None:
-            _log.critical("please report this defect of consumer_framework", exc_info=error)
-            self._end(ExitCode.UNEXPECTED, f"internal error: {error!r}")
+    def _task_failed(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError) and self._state is State.STOPPED:
+            # By _cut_short, and not by the author's code.
+            return
+        _log.critical("please report this defect of consumer_framework", exc_info=error)
+        self._end(ExitCode.UNEXPECTED, f"internal error: {error!r}")
 
     async def _until(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Await a coroutine of the session's, which awaits Deferreds, in an asyncio task."""

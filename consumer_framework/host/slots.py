@@ -91,6 +91,7 @@ class Slots:
         self._lane_of: LaneOf | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._is_closed = False
+        self._is_quick = asyncio.Event()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         bucket = TokenBucket(framework.rate, framework.burst) if framework.rate else None
         self._intake = Intake(bucket, clock.monotonic)
@@ -130,15 +131,13 @@ class Slots:
             settler=self._settler,
         )
         loop = asyncio.get_running_loop()
-        at_once = self._plan.framework.at_once + HAND_OVER
-        self._workers = [loop.create_task(self._work(pipeline)) for _ in range(at_once)]
+        framework = self._plan.framework
+        workers = [self._work(pipeline) for _ in range(framework.at_once)]
+        if framework.rate is None:
+            workers += [self._work_ahead(pipeline) for _ in range(HAND_OVER)]
+        self._workers = [loop.create_task(worker) for worker in workers]
         self.look()
         return self._workers
-
-    @property
-    def held(self) -> int:
-        """How many deliveries are held."""
-        return len(self._holds)
 
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
@@ -158,8 +157,12 @@ class Slots:
             self._settler.histories.keep(delivery)
             self._intake.left(delivery)
         if self._handler is not None:
-            # Those of other channels are given back; they come again, too.
-            self._handler.withdraw()
+            self._handler.withdraw(lambda delivery: delivery.generation == generation)
+
+    @property
+    def held(self) -> int:
+        """How many deliveries are held."""
+        return len(self._holds)
 
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were."""
@@ -174,9 +177,13 @@ class Slots:
         self._settler.settle(Settled(delivery, None, Withdrawn(), decision))
 
     def close(self) -> None:
-        """Let no slot take a delivery any more, and nothing come back."""
+        """Let no slot begin with a delivery any more, and nothing come back."""
         self._is_closed = True
+        # Who waits for it finds the intake closed.
+        self._is_quick.set()
         self._intake.close()
+        if self._handler is not None:
+            self._handler.stop()
         self._scheduler.pause()
         self._circuit.stop()
         for waiting in self._replays.values():
@@ -214,14 +221,29 @@ class Slots:
             self._replays.pop(delivery.row, None)
 
     async def _work(self, pipeline: Pipeline) -> None:
-        """One of the deliveries that are in the slots, or ready for them."""
+        """Take what the slots need, one delivery after the other."""
         while (delivery := await self._intake.take()) is not None:
-            outcome, decision = await pipeline.process(delivery)
-            self._circuit.judge(outcome, decision)
-            if isinstance(decision.disposition, Halt):
-                self._halt(decision.disposition)
-            elif isinstance(decision.disposition, Hold):
-                self._scheduler.look()
+            await self._process(pipeline, delivery)
+
+    async def _work_ahead(self, pipeline: Pipeline) -> None:
+        """Take what a quick handler needs next."""
+        while not self._is_closed:
+            await self._is_quick.wait()
+            delivery = await self._intake.take()
+            if delivery is not None:
+                await self._process(pipeline, delivery)
+
+    async def _process(self, pipeline: Pipeline, delivery: Delivery) -> None:
+        outcome, decision = await pipeline.process(delivery)
+        if pipeline.handler.is_quick:
+            self._is_quick.set()
+        elif not self._is_closed:
+            self._is_quick.clear()
+        self._circuit.judge(outcome, decision)
+        if isinstance(decision.disposition, Halt):
+            self._halt(decision.disposition)
+        elif isinstance(decision.disposition, Hold):
+            self._scheduler.look()
 
     # What follows a settle.
 
@@ -269,5 +291,5 @@ class Slots:
         for delivery in self._intake.older_than(before):
             self._give_back(delivery)
         if self._handler is not None:
-            self._handler.withdraw(received_before=before)
+            self._handler.withdraw(lambda delivery: delivery.received_at < before)
         self._look_at_order()

@@ -50,6 +50,11 @@ def state_directory(instance: str, given: Path | None) -> Path:
         return given
     if from_systemd := os.environ.get("STATE_DIRECTORY"):
         return Path(from_systemd.partition(":")[0])
+    return users_directory(instance)
+
+
+def users_directory(instance: str) -> Path:
+    """Where *instance* keeps its state if this user runs it and says nothing of it."""
     if os.geteuid() == 0:
         return SYSTEM_STATE / instance
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"

@@ -31,9 +31,11 @@ from consumer_framework.core.disposition import (
 )
 from consumer_framework.core.handler import is_coroutine_callable
 from consumer_framework.core.recovery import Situation, decide
+from consumer_framework.host.batching import check_batch, with_batch
 from consumer_framework.host.lane import lane_of
 from consumer_framework.host.loader import Target, factory, find, recovery_of
-from consumer_framework.host.plan import Plan, fitted, with_batch
+from consumer_framework.host.ordering import source_for
+from consumer_framework.host.plan import Plan, fitted
 from consumer_framework.host.policy import policy_of
 from consumer_framework.host.recorder import LogRecorder
 from consumer_framework.host.slots import Slots
@@ -130,8 +132,10 @@ class Harness:
         make = factory(target, checked.consumer_config)
         written = checked.framework.recovery
         policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
+        check_batch(checked.framework, target.value)
         framework = with_batch(checked.framework, target.value)
-        self._plan = fitted(Plan(target.name, make, policy, framework), checked, recovery)
+        plan = Plan(target.name, make, policy, framework, source_for(framework, target.value))
+        self._plan = fitted(plan, checked, recovery)
         self._patience = patience
         self._time: VirtualTime
         self._flight = FakeFlightRecorder(self._plan.framework.at_once)
@@ -350,7 +354,7 @@ class Harness:
         handler = self._plan.factory()
         self._runner = _Runner(handler, self._plan.limits, self._flight, self._begin)
         await self._runner.executor.setup()
-        lanes = lane_of(self._plan.framework, handler)
+        lanes = lane_of(self._plan, handler)
         self._workers = self._slots.start(self._runner, lanes)
 
     def _drain(self) -> None:
@@ -517,8 +521,15 @@ class _Runner:
             never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
             return await never
 
-    def withdraw(self, received_before: float = math.inf) -> int:
-        return self.executor.withdraw(received_before)
+    def stop(self) -> None:
+        self.executor.stop()
+
+    def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
+        return self.executor.withdraw(which)
+
+    @property
+    def is_quick(self) -> bool:
+        return self.executor.is_quick
 
     def _decode(self, delivery: Delivery) -> Message:
         if self.is_killed:

@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import pika
 import pytest
 
+from consumer_framework.testing.broker import Broker
+
 from .container import Container, RootUnavailable, build_root, product_venv, why_not
+from .service import CONSUMER, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+REPO = Path(__file__).parents[2]
 
 # Set it to trixie or sid to run the same tests on a newer systemd.
 SUITE = os.environ.get("ACCEPTANCE_SUITE", "bookworm")
@@ -59,3 +66,51 @@ def container(acceptance_root: Path, acceptance_venv: Path) -> Iterator[Containe
     with Container(acceptance_root, read_only=[acceptance_venv]) as booted:
         booted.link_product(acceptance_venv)
         yield booted
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    if lacking := Broker.missing():
+        skip_unless_in_ci(lacking)
+    with Broker() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def host(container: Container) -> Container:
+    """The container with the units installed as a packager would, and a consumer's module."""
+    for unit in (REPO / "units").iterdir():
+        container.write(f"/etc/systemd/system/{unit.name}", unit.read_text())
+    container.run("mkdir", "-p", "/etc/fedora-messaging", "/usr/local/lib/consumers")
+    container.write("/usr/local/lib/consumers/acceptance_consumer.py", CONSUMER)
+    container.write(
+        "/etc/systemd/system/fm-consumer@.service.d/module.conf",
+        "[Service]\nEnvironment=PYTHONPATH=/usr/local/lib/consumers\n",
+    )
+    container.run("systemctl", "daemon-reload")
+    return container
+
+
+@pytest.fixture
+def queue(broker: Broker) -> Iterator[str]:
+    name = f"acceptance-{uuid.uuid4()}"
+    yield name
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        connection.channel().queue_delete(name)
+
+
+@pytest.fixture
+def make(host: Container, broker: Broker, queue: str) -> Iterator[Callable[..., Service]]:
+    """Makes configured instances, and stops them."""
+    services: list[Service] = []
+
+    def make_service(name: str, **options: str) -> Service:
+        service = Service(host, name)
+        service.configure(broker.url, **{"queue": queue, **options})
+        services.append(service)
+        return service
+
+    yield make_service
+    for service in services:
+        service.systemctl("stop", check=False)
+        service.systemctl("reset-failed", check=False)

@@ -4,151 +4,16 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
 
-from consumer_framework.testing.broker import Broker
-
-from .conftest import skip_unless_in_ci
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from .container import Container
+from .service import HEADERS, bodies, publish
 
 REPO = Path(__file__).parents[2]
 REAL_MESSAGES = REPO.parent / "shared" / "data" / "fedora-messages.jsonl"
-HEADERS = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
-
-# Each message handled is a line of the journal: what the tests count.
-CONSUMER = """
-import time
-from consumer_framework import Consumer
-
-class Sample(Consumer):
-    def handle(self, message):
-        print(f"start {message.id}", flush=True)
-        time.sleep(float(message.body.get("sleep", 0)))
-        print(f"handled {message.id}", flush=True)
-"""
-
-
-class Service:
-    """One instance of fm-consumer@.service in the container."""
-
-    def __init__(self, container: Container, name: str) -> None:
-        self.container = container
-        self.name = name
-        self.unit = f"fm-consumer@{name}"
-
-    def configure(self, url: str, queue: str, extra: str = "") -> None:
-        self.container.write(
-            f"/etc/fedora-messaging/{self.name}.toml",
-            f'amqp_url = "{url}"\n'
-            'callback = "acceptance_consumer:Sample"\n'
-            f"{extra}\n"
-            f'[queues."{queue}"]\n'
-            "durable = true\nauto_delete = false\nexclusive = false\narguments = {}\n"
-            f'[[bindings]]\nqueue = "{queue}"\nexchange = "amq.topic"\n'
-            f'routing_keys = ["{queue}.#"]\n',
-        )
-
-    def systemctl(self, verb: str, *options: str, check: bool = True) -> Any:
-        return self.container.run("systemctl", verb, *options, self.unit, check=check)
-
-    def show(self, name: str) -> str:
-        return str(self.systemctl("show", f"--property={name}", "--value").stdout).strip()
-
-    def journal(self, *options: str) -> str:
-        self.container.run("journalctl", "--sync")
-        return str(
-            self.container.run("journalctl", "-u", self.unit, "-o", "cat", "-q", *options).stdout
-        )
-
-    def noted(self, word: str) -> list[str]:
-        lines = self.journal().splitlines()
-        return [line.partition(" ")[2] for line in lines if line.startswith(f"{word} ")]
-
-    def until(self, condition: Callable[[], Any], what: str, seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"in {seconds} s: {what}\n{self.journal()[-8000:]}"
-            time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    if lacking := Broker.missing():
-        skip_unless_in_ci(lacking)
-    with Broker() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def host(container: Container) -> Container:
-    """The container with the units installed as a packager would, and a consumer's module."""
-    for unit in (REPO / "units").iterdir():
-        container.write(f"/etc/systemd/system/{unit.name}", unit.read_text())
-    container.run("mkdir", "-p", "/etc/fedora-messaging", "/usr/local/lib/consumers")
-    container.write("/usr/local/lib/consumers/acceptance_consumer.py", CONSUMER)
-    container.write(
-        "/etc/systemd/system/fm-consumer@.service.d/module.conf",
-        "[Service]\nEnvironment=PYTHONPATH=/usr/local/lib/consumers\n",
-    )
-    container.run("systemctl", "daemon-reload")
-    return container
-
-
-@pytest.fixture
-def queue(broker: Broker) -> Iterator[str]:
-    name = f"acceptance-{uuid.uuid4()}"
-    yield name
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        connection.channel().queue_delete(name)
-
-
-@pytest.fixture
-def make(host: Container, broker: Broker, queue: str) -> Iterator[Callable[..., Service]]:
-    """Makes configured instances, and stops them."""
-    services: list[Service] = []
-
-    def make_service(name: str, **options: str) -> Service:
-        service = Service(host, name)
-        service.configure(broker.url, **{"queue": queue, **options})
-        services.append(service)
-        return service
-
-    yield make_service
-    for service in services:
-        service.systemctl("stop", check=False)
-        service.systemctl("reset-failed", check=False)
-
-
-def publish(
-    broker: Broker, queue: str, messages: Iterable[tuple[str, bytes, dict[str, Any]]]
-) -> list[str]:
-    """Publish (topic, body, headers), confirmed, and return the ids."""
-    ids = []
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        channel = connection.channel()
-        channel.confirm_delivery()
-        for topic, body, headers in messages:
-            ids.append(str(uuid.uuid4()))
-            properties = pika.BasicProperties(
-                message_id=ids[-1], content_encoding="utf-8", headers=headers, delivery_mode=2
-            )
-            channel.basic_publish("amq.topic", f"{queue}.{topic}", body, properties, mandatory=True)
-    return ids
-
-
-def bodies(count: int, **more: Any) -> list[tuple[str, bytes, dict[str, Any]]]:
-    return [("t", json.dumps({"n": n, **more}).encode(), HEADERS) for n in range(count)]
 
 
 def test_start_returns_once_it_consumes_and_every_message_is_handled_once(make, broker, queue):

@@ -14,6 +14,13 @@ from consumer_framework.core.delivery import Delivery
 from tests.unit.conformance.acknowledger import AcknowledgerSuite, World
 
 
+def soon(function):
+    from twisted.internet import reactor  # noqa: PLC0415 -- as below
+
+    untyped: Any = reactor
+    untyped.callLater(0, function)
+
+
 @defer.inlineCallbacks
 def connect(url):
     # Late: pytest-twisted chooses the reactor.
@@ -28,7 +35,7 @@ def connect(url):
 
 class BrokerWorld(World):
     def __init__(self, url, queue, *, notices):
-        self.acknowledger = Channels()
+        self.acknowledger = Channels(soon)
         self._url = url
         self._queue = queue
         self.notices = notices
@@ -57,6 +64,8 @@ class BrokerWorld(World):
         self._generation = self.acknowledger.add(self._channel)
 
     async def _close(self):
+        # What is acknowledged is told some turns of the event loop later.
+        self.acknowledger.flush()
         self._channel.close()
         await self._channel.on_closed
 

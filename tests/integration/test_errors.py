@@ -105,6 +105,32 @@ CASES = {
         "[consumer_config.framework]\nslot = 4",
         ["consumer_config.framework.slot: unknown key"],
     ),
+    "file-callback-and-rules-at-once": (
+        (
+            'amqp_ulr = "x"\ncallback = "handlers:Typed"\n[consumer_config]\nname = "n"\n'
+            "[[consumer_config.framework.recovery.rules]]\n"
+            'exceptions = ["Valueerror", "no.such.Error"]\nthen = "dorp"'
+        ),
+        [
+            'amqp_ulr: unknown key; did you mean "amqp_url"?',
+            "consumer_config.port: this key is required",
+            'recovery.rules[0].then: must be "retry"',
+            'recovery.rules[0].exceptions: "Valueerror" cannot be imported (Attrib',
+            'did you mean "ValueError"?',
+            'recovery.rules[0].exceptions: "no.such.Error" cannot be imported (ModuleNotFoundErr',
+        ],
+    ),
+    "callback-config-and-rules-at-once": (
+        (
+            'callback = "handlers:Typed"\n[[consumer_config.framework.recovery.rules]]\n'
+            'exceptions = ["json.dumps", "no.such.Error"]\nthen = "drop"'
+        ),
+        [
+            "consumer_config.name: this key is required",
+            'recovery.rules[0].exceptions: "json.dumps" is no exception',
+            'recovery.rules[0].exceptions: "no.such.Error" cannot be imported (ModuleNotFoundErr',
+        ],
+    ),
     "reserved-property": (
         '[client_properties]\nproduct = "mine"',
         ["client_properties: ", "reserved"],

@@ -23,6 +23,8 @@ class BrokerChannel:
         told: How many methods came.
     """
 
+    is_open = True
+
     def __init__(self):
         self.outstanding: list[int] = []
         self.acked: set[int] = set()
@@ -57,6 +59,12 @@ def channels_of(*brokers):
     calls: list[Any] = []
     channels: Any = Channels(calls.append)
     return channels, [channels.add(broker) for broker in brokers], calls
+
+
+def run(calls):
+    """Let the event loop turn for as long as it has something to do."""
+    while calls:
+        calls.pop()()
 
 
 class Settles(RuleBasedStateMachine):
@@ -178,13 +186,13 @@ def test_nothing_is_told_twice():
     assert acks.take() == []
 
 
-def test_thousands_of_successes_cost_one_acknowledgement_for_each_turn_of_the_loop():
+def test_thousands_of_successes_cost_an_acknowledgement_in_a_few_turns_of_the_loop():
     broker = BrokerChannel()
     channels, (generation,), calls = channels_of(broker)
     for turn in range(20):
         for _ in range(100):
             channels.ack(make_delivery(generation=generation, delivery_tag=broker.deliver()))
-        calls.pop()()
+        run(calls)
         assert broker.told == turn + 1
     assert broker.outstanding == []
     assert len(broker.acked) == 2000
@@ -211,7 +219,7 @@ def test_a_channel_that_is_gone_before_the_turn_of_the_loop_costs_the_others_not
     for generation, broker in zip(generations, brokers, strict=True):
         channels.ack(make_delivery(generation=generation, delivery_tag=broker.deliver()))
     channels.remove(generations[gone])
-    calls.pop()()
+    run(calls)
     assert brokers[gone].acked == set()
     assert brokers[1 - gone].acked == {1}
 
@@ -231,5 +239,5 @@ def test_a_channel_that_has_closed_unnoticed_costs_the_others_nothing():
             channels.ack(make_delivery(generation=generation, delivery_tag=tag))
     for _ in range(3):
         broker.deliver()
-    calls.pop()()
+    run(calls)
     assert broker.acked == {1, 3}

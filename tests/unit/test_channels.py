@@ -13,6 +13,7 @@ class Channel:
 
     def __init__(self, error=None):
         self.told = []
+        self.is_open = not isinstance(error, pika.exceptions.AMQPError)
         self._error = error
 
     def _tell(self, *what):
@@ -30,12 +31,35 @@ class Channel:
         self._tell("reject", delivery_tag, requeue)
 
 
-def channels_with(*channels):
-    acknowledger = Channels()
-    return acknowledger, [acknowledger.add(channel) for channel in channels]
+class Loop:
+    """An event loop that turns when it is told to, for as long as there is something to do."""
+
+    def __init__(self):
+        self._calls = []
+
+    def call_soon(self, function):
+        self._calls.append(function)
+
+    def run(self):
+        while self._calls:
+            self._calls.pop(0)()
 
 
-def test_channels_are_numbered_upwards_and_no_number_is_given_twice():
+@pytest.fixture
+def loop():
+    return Loop()
+
+
+@pytest.fixture
+def channels_with(loop):
+    def make(*channels):
+        acknowledger = Channels(loop.call_soon)
+        return acknowledger, [acknowledger.add(channel) for channel in channels]
+
+    return make
+
+
+def test_channels_are_numbered_upwards_and_no_number_is_given_twice(channels_with):
     channels, numbers = channels_with(Channel(), Channel())
     channels.remove(numbers[1])
     assert [*numbers, channels.add(Channel())] == [1, 2, 3]
@@ -49,22 +73,26 @@ def test_channels_are_numbered_upwards_and_no_number_is_given_twice():
         ("reject", ("reject", 7, False)),
     ],
 )
-def test_each_settle_is_told_to_the_channel_of_its_delivery_and_concerns_it_alone(settle, told):
+def test_each_settle_is_told_to_the_channel_of_its_delivery_and_concerns_it_alone(
+    channels_with, loop, settle, told
+):
     first, second = Channel(), Channel()
     channels, (_, generation) = channels_with(first, second)
     assert getattr(channels, settle)(make_delivery(generation=generation, delivery_tag=7))
+    loop.run()
     assert first.told == []
     assert second.told == [told]
 
 
 @pytest.mark.parametrize("settle", ["ack", "give_back", "reject"])
-def test_a_settle_for_a_channel_that_is_gone_is_void_and_tells_nobody(settle):
+def test_a_settle_for_a_channel_that_is_gone_is_void_and_tells_nobody(channels_with, loop, settle):
     first, second = Channel(), Channel()
     channels, (gone, _) = channels_with(first, second)
     channels.remove(gone)
     channels.remove(gone)
     assert not getattr(channels, settle)(make_delivery(generation=gone))
     assert not getattr(channels, settle)(make_delivery(generation=99))
+    loop.run()
     assert first.told == second.told == []
 
 
@@ -76,12 +104,30 @@ def test_a_settle_for_a_channel_that_is_gone_is_void_and_tells_nobody(settle):
         pika.exceptions.ConnectionWrongStateError("Connection is closed."),
     ],
 )
-def test_a_channel_that_closes_before_it_was_removed_makes_the_settle_void(settle, error):
+def test_a_channel_that_closes_before_it_was_removed_makes_the_settle_void(
+    channels_with, settle, error
+):
     channels, (generation,) = channels_with(Channel(error))
     assert not getattr(channels, settle)(make_delivery(generation=generation))
 
 
-def test_any_other_error_of_a_channel_is_a_defect_and_is_raised():
+def test_any_other_error_of_a_channel_is_a_defect_and_is_raised(channels_with, loop):
     channels, (generation,) = channels_with(Channel(ValueError("no such tag")))
+    channels.ack(make_delivery(generation=generation))
     with pytest.raises(ValueError, match="no such tag"):
-        channels.ack(make_delivery(generation=generation))
+        loop.run()
+
+
+def test_what_is_left_goes_back_with_its_channel_and_everything_else_is_told(channels_with, loop):
+    first, second = Channel(), Channel()
+    channels, (left, other) = channels_with(first, second)
+    channels.leave(left)
+    assert channels.give_back(make_delivery(generation=left, delivery_tag=7))
+    assert channels.ack(make_delivery(generation=left, delivery_tag=8))
+    assert channels.give_back(make_delivery(generation=other, delivery_tag=9))
+    loop.run()
+    assert first.told == [("ack", 8, False)]
+    assert second.told == [("nack", 9, False, True)]
+    channels.remove(left)
+    assert not channels.is_left(left)
+    assert not channels.give_back(make_delivery(generation=left, delivery_tag=7))

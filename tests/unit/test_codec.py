@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From the bytes of a delivery to a fedora-messaging message, or not."""
 
+import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import json
+import logging
 
+import jsonschema
 import pika
 import pytest
 from fedora_messaging import message as upstream
@@ -12,6 +16,7 @@ from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import Message
 
 from consumer_framework.adapters import codec
+from consumer_framework.adapters.codec import registry, validation
 from consumer_framework.core.attempt import first_line
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.testing import make_delivery
@@ -130,6 +135,237 @@ def test_a_schema_class_that_raises_raises_for_the_pipeline_to_catch(monkeypatch
     headers = {"fedora_messaging_schema": "broken", "fedora_messaging_severity": 20}
     with pytest.raises(ZeroDivisionError):
         codec.decode(delivery_with(b"{}", headers=headers))
+
+
+# Classes as nobody expects them.
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Register a class as the schema "mine", and decode messages of it."""
+
+    def decode(kind, body=b"{}", **headers):
+        monkeypatch.setitem(upstream._schema_name_to_class, "mine", kind)
+        given = {"fedora_messaging_schema": "mine", "fedora_messaging_severity": 20, **headers}
+        return codec.decode(delivery_with(body, headers=given))
+
+    return decode
+
+
+STRICT = {"type": "object", "required": ["a"]}
+
+
+class OfTheInstance(Message):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        vars(self)["body_schema"] = STRICT
+
+
+class OfTheTopic(Message):
+    @property
+    def body_schema(self):  # type: ignore[override]
+        return dict(STRICT)
+
+
+class OfTheHeaders(Message):
+    headers_schema = {"properties": {"fedora_messaging_severity": {"maximum": 10}}}  # noqa: RUF012
+
+
+class WithItsOwnCheck(Message):
+    def validate(self):
+        super().validate()
+        jsonschema.validate(self.body, STRICT)
+
+
+class Wrapping(Message):
+    body_schema = STRICT
+
+    def __init__(self, body=None, **kwargs):
+        super().__init__(body=body and body["inner"], **kwargs)
+
+
+@pytest.mark.parametrize("kind", [OfTheInstance, OfTheTopic, WithItsOwnCheck])
+def test_a_class_that_brings_its_own_schema_or_check_is_asked_every_time(register, kind):
+    for _ in range(2):
+        with pytest.raises(ValidationError, match="'a' is a required property"):
+            register(kind)
+        assert type(register(kind, b'{"a": 1}')) is kind
+
+
+def test_the_headers_are_checked_against_the_class_and_against_upstreams(register):
+    with pytest.raises(ValidationError, match="20 is greater than the maximum of 10"):
+        register(OfTheHeaders)
+    with pytest.raises(ValidationError, match="5 is not one of"):
+        register(OfTheHeaders, fedora_messaging_severity=5)
+    assert register(OfTheHeaders, fedora_messaging_severity=10).severity == 10
+
+
+def test_what_a_class_makes_of_the_body_is_checked(register):
+    with pytest.raises(ValidationError, match="'a' is a required property"):
+        register(Wrapping, b'{"inner": {"b": 1}}')
+    with pytest.raises(ValidationError, match="is not of type 'object'"):
+        register(Wrapping, b'{"inner": [1]}')
+    assert register(Wrapping, b'{"inner": {"a": 1}}').body == {"a": 1}
+
+
+def test_a_schema_that_is_none_fails_every_message_of_its_class(register):
+    class Invalid(Message):
+        body_schema = {"type": "strnig"}  # noqa: RUF012
+
+    for _ in range(2):
+        with pytest.raises(jsonschema.SchemaError):
+            register(Invalid)
+
+
+def test_a_schema_that_is_replaced_is_not_mistaken_for_the_first(register):
+    class Replaced(Message):
+        body_schema = STRICT
+
+    with pytest.raises(ValidationError):
+        register(Replaced)
+    Replaced.body_schema = {"type": "object"}
+    assert register(Replaced).body == {}
+
+
+def test_a_panic_below_jsonschema_is_an_exception_like_others(register):
+    panic = type("PanicException", (BaseException,), {})
+
+    class Panics(Message):
+        def validate(self):
+            raise panic("__eq__ failed!: PyErr")
+
+    with pytest.raises(RecursionError, match="nested too deeply"):
+        register(Panics)
+
+
+def test_what_ends_the_process_is_let_through(register):
+    class Interrupted(Message):
+        def validate(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        register(Interrupted)
+
+
+def test_a_body_too_deep_for_python_is_an_exception():
+    with pytest.raises(RecursionError):
+        codec.decode(delivery_with(b'{"a":' * 100_000 + b"1" + b"}" * 100_000))
+
+
+def test_a_number_too_long_for_python_is_undecodable():
+    with pytest.raises(ValidationError, match="integer string conversion"):
+        codec.decode(delivery_with(b'{"a": ' + b"1" * 5000 + b"}"))
+
+
+def test_a_schema_header_that_is_a_table_is_an_exception():
+    headers = {"fedora_messaging_schema": {"a": 1}, "fedora_messaging_severity": 20}
+    with pytest.raises(TypeError, match="unhashable"):
+        codec.decode(delivery_with(b"{}", headers=headers))
+
+
+def test_the_schemas_are_loaded_by_the_first_message_where_nobody_did(monkeypatch):
+    monkeypatch.setattr(upstream, "_registry_loaded", False)
+    monkeypatch.setattr(upstream, "_schema_name_to_class", {})
+    headers = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
+    assert type(codec.decode(delivery_with(b"{}", headers=headers))) is Message
+    assert upstream._registry_loaded
+
+
+def test_schemas_are_compiled_once_and_not_before_they_are_needed(register):
+    class Counted(Message):
+        body_schema = STRICT
+
+    codec.load_schemas()
+    assert Counted not in validation._plans
+    register(Counted, b'{"a": 1}')
+    plan = validation._plans[Counted]
+    register(Counted, b'{"a": 1}')
+    assert validation._plans[Counted] is plan
+
+
+def test_several_threads_may_decode(monkeypatch):
+    class Shared(Message):
+        body_schema = STRICT
+
+    monkeypatch.setitem(upstream._schema_name_to_class, "shared", Shared)
+    headers = {"fedora_messaging_schema": "shared", "fedora_messaging_severity": 20}
+    deliveries = [delivery_with(b'{"a": %d}' % n, headers=headers) for n in range(200)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        messages = list(threads.map(codec.decode, deliveries))
+    assert [message.body["a"] for message in messages] == list(range(200))
+
+
+# What a handler does to its message stays there.
+
+
+def test_a_handler_that_changes_its_message_does_not_change_the_delivery():
+    headers = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
+    delivery = delivery_with(b'{"a": 1}', headers=headers, priority=3)
+    before = copy.deepcopy(delivery.properties)
+    message = codec.decode(delivery)
+    assert message.priority == 3
+    message.priority = 7
+    message.id = "another"
+    message._headers["mine"] = True
+    message.body["a"] = 2  # type: ignore[index]
+    message._headers = {}
+    assert delivery.properties == before
+    assert delivery.body == b'{"a": 1}'
+
+
+# Warnings.
+
+
+@pytest.fixture
+def warned(monkeypatch, caplog):
+    monkeypatch.setattr(registry, "_warned", set())
+    caplog.set_level(logging.DEBUG)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_a_schema_that_is_not_installed_is_warned_of_once(warned):
+    for name in ("one", "two", "one"):
+        codec.decode(delivery_with(b"{}", headers={"fedora_messaging_schema": name}))
+    hint = {"fedora_messaging_schema": "three", "fedora_messaging_schema_package": "a_package"}
+    codec.decode(delivery_with(b"{}", headers=hint))
+    general = "Either install the package with its schema definition or define a schema"
+    cures = {"one": general, "two": general}
+    cures["three"] = "You can install the missing schema from package 'a_package'"
+    assert warned() == [
+        f'The schema "{name}" is not in the schema registry! {cure}. '
+        "Falling back to the default schema..."
+        for name, cure in cures.items()
+    ]
+
+
+def test_a_message_that_names_no_schema_is_not_warned_of(warned):
+    codec.decode(delivery_with(b"{}", headers={}))
+    assert warned() == []
+
+
+def test_a_deprecated_schema_is_warned_of_once(warned, register):
+    class Old(Message):
+        deprecated = True
+
+    for _ in range(2):
+        register(Old)
+    (warning,) = warned()
+    assert warning.startswith(f"A message with a deprecated schema ({__name__}.Old) has been")
+    assert "received on topic 'a.topic'. You should check" in warning
+
+
+def test_an_invalid_message_is_not_logged_for_whoever_decides_about_it_does(warned):
+    for body in (b"no json", b"\xff", b"[1]"):
+        with contextlib.suppress(ValidationError):
+            codec.decode(delivery_with(body))
+    assert warned() == []
+
+
+def test_a_publisher_that_makes_names_up_does_not_fill_the_memory(warned):
+    for number in range(3 * registry._REMEMBERED_WARNINGS):
+        codec.decode(delivery_with(b"{}", headers={"fedora_messaging_schema": f"made-up-{number}"}))
+    assert len(registry._warned) <= registry._REMEMBERED_WARNINGS
+    assert len(warned()) == 3 * registry._REMEMBERED_WARNINGS
 
 
 # Broken schema packages.

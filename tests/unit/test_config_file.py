@@ -178,12 +178,12 @@ def test_a_partial_qos_table_keeps_the_other_default(load, text, qos):
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("", 1 + 4 + 50),
+        ("", 1 + 4 + 100),
         ("[qos]\nprefetch_count = 10", 10),
         ("[qos]\nprefetch_count = 0", 0),
         ("[consumer_config.framework]\nslots = 3\nread_ahead = 7", 3 + 4 + 7),
-        ("[consumer_config.framework]\nslots = 3\nbatch = { size = 20 }", 60 + 4 + 50),
-        ("[consumer_config.framework.recovery]\nhold_slots = 9", 1 + 9 + 50),
+        ("[consumer_config.framework]\nslots = 3\nbatch = { size = 20 }", 60 + 4 + 100),
+        ("[consumer_config.framework.recovery]\nhold_slots = 9", 1 + 9 + 100),
         ("[consumer_config.framework]\nslots = 64\nbatch = { size = 10000 }", 65535),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -26,10 +27,12 @@ import consumer_framework
 from consumer_framework.adapters.executor import signal_of
 from consumer_framework.cli import main
 from consumer_framework.core import durations, errors, settings
+from consumer_framework.core.checks import queue_findings
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.disposition import (
     Ack,
     Defer,
+    GiveBack,
     Halt,
     Hold,
     Quarantine,
@@ -77,7 +80,7 @@ RECOVERY_TABLES: dict[str, type[BaseModel]] = {
     "`[[consumer_config.framework.recovery.rules]]`": settings.RuleSettings,
 }
 DERIVED = {(settings.Qos, "prefetch_count")}
-KINDS = {(settings.Framework, "rate"): "rate"}
+KINDS: dict[tuple[type[BaseModel], str], str] = {(settings.Framework, "rate"): "rate"}
 # The models have no other number that is not a length of time.
 TOML_TYPES = {"object": "table", "number": "length of time"}
 
@@ -204,6 +207,39 @@ def test_the_framework_reference_adds_up_what_is_sent_ahead():
     assert sum(map(int, parts.split("+"))) == int(total) == default.prefetch_count
 
 
+def test_the_check_reference_lists_the_arguments_that_are_warned_of():
+    cells = table(DOCS / "reference/check.md", "Arguments of queues")
+    values = {"x-queue-type": "quorum"}
+    queue = {"durable": True, "auto_delete": False, "exclusive": False}
+    for argument in (row[0].strip("`") for row in cells):
+        arguments = {argument: values.get(argument, 5)}
+        (finding,) = queue_findings(
+            "one", settings.Queue.model_validate({**queue, "arguments": arguments}), 1800.0
+        )
+        assert finding.problem.path == f"queues.one.arguments.{argument}"
+
+
+def test_the_check_reference_shows_what_is_printed(tmp_path):
+    [shown] = blocks(DOCS / "reference/check.md", "text")
+    text = blocks(ROOT / "README.md", "toml")[0]
+    text = text.replace("sample:", "sampel:").replace(
+        "arguments = {}", "arguments = {x-message-ttl = 3600000}"
+    )
+    file = tmp_path / "sample.toml"
+    file.write_text(text)
+    program = str(Path(sys.executable).with_name("fm-consumer"))
+    result = subprocess.run(
+        [program, "check", "--conf", str(file), "--state-dir", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == ExitCode.CONFIGURATION
+    printed = result.stdout.replace(str(file), "/etc/fedora-messaging/sample.toml")
+    assert printed.splitlines() == shown.splitlines()
+
+
 def test_the_exit_code_reference_lists_the_codes_and_their_names():
     cells = table(DOCS / "reference/exit-codes.md", "Exit codes")
     documented = {name.strip("`"): int(code) for code, name, _, _ in cells}
@@ -234,7 +270,7 @@ def fate(decision: Decision) -> str:
             return "quarantined"
         case Reject():
             return "rejected"
-        case Requeue() | Halt():
+        case Requeue() | GiveBack() | Halt():
             return "requeued"
 
 
@@ -386,8 +422,15 @@ def test_the_errors_in_the_configuration_reference_are_what_the_command_prints(t
     )
     (tmp_path / "sample.toml").write_text(f"{bad}[qos]\nprefetch_coun = 1\n")
     program = str(Path(sys.executable).with_name("fm-consumer"))
-    command = [program, "run", "--conf", "sample.toml"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "sample.py").write_text(blocks(ROOT / "README.md", "python")[0])
+    result = subprocess.run(
+        [program, "run", "--conf", "sample.toml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == ExitCode.CONFIGURATION
     [shown] = [
         text

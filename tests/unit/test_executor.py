@@ -10,7 +10,7 @@ import pytest
 from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
-from consumer_framework.adapters.executor import Executor, signal_of
+from consumer_framework.adapters.executor import Executor, Limits, signal_of
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.errors import (
     Defer,
@@ -22,8 +22,11 @@ from consumer_framework.core.errors import (
     Skip,
 )
 from consumer_framework.core.handler import Handler
+from consumer_framework.testing import make_delivery
+from consumer_framework.testing.fake_flight import FakeFlightRecorder
 
 PATIENCE = 20
+DELIVERY = make_delivery()
 
 
 def play(scenario):
@@ -31,13 +34,19 @@ def play(scenario):
     return asyncio.run(asyncio.wait_for(scenario, PATIENCE))
 
 
-def run(call, message="message", **more):
+def executor_of(handler, slots=1):
+    """What is on the event loop that runs."""
+    flight = FakeFlightRecorder(places=slots)
+    return Executor(handler, lambda _delivery: "message", flight, Limits(slots))
+
+
+def run(call):
     """The outcome of one run of *call*."""
 
     async def scenario():
-        executor = Executor(Handler("test", call, **more))
+        executor = executor_of(Handler("test", call))
         try:
-            return await executor.run(message)
+            return await executor.run(DELIVERY)
         finally:
             executor.close()
 
@@ -140,14 +149,20 @@ def test_a_cancellation_that_comes_out_of_a_handler_is_its_failure(make):
 
 def test_a_run_that_the_host_cancels_is_canceled():
     async def scenario():
-        async def handle(message):
-            await asyncio.Event().wait()
+        ended = asyncio.Event()
 
-        task = asyncio.create_task(Executor(Handler("test", handle)).run("message"))
+        async def handle(message):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        task = asyncio.create_task(executor_of(Handler("test", handle)).run(DELIVERY))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await ended.wait()
 
     play(scenario())
 
@@ -226,10 +241,10 @@ def test_with_one_slot_setup_handle_and_teardown_share_a_thread():
         threads.append(threading.current_thread())
 
     async def scenario():
-        executor = Executor(Handler("test", note, setup=note, teardown=note))
+        executor = executor_of(Handler("test", note, setup=note, teardown=note))
         await executor.setup()
         for _ in range(3):
-            await executor.run("message")
+            await executor.run(DELIVERY)
         await executor.teardown()
         executor.close()
 
@@ -245,9 +260,9 @@ def test_setup_and_teardown_may_be_coroutines_and_may_be_missing():
         seen.append(threading.current_thread())
 
     async def scenario():
-        await Executor(Handler("test", print)).setup()
-        await Executor(Handler("test", print)).teardown()
-        executor = Executor(Handler("test", print, setup=note, teardown=note))
+        await executor_of(Handler("test", print)).setup()
+        await executor_of(Handler("test", print)).teardown()
+        executor = executor_of(Handler("test", print, setup=note, teardown=note))
         await executor.setup()
         await executor.teardown()
 
@@ -261,7 +276,8 @@ def test_what_setup_and_teardown_raise_is_raised(part):
         raise OSError("no database")
 
     async def scenario():
-        executor = Executor(Handler("test", print, **{part: fail}))
+        parts: dict[str, Any] = {part: fail}
+        executor = executor_of(Handler("test", print, **parts))
         try:
             await getattr(executor, part)()
         finally:
@@ -280,9 +296,9 @@ def test_two_slots_run_two_plain_handlers_at_once_and_reuse_their_threads():
         both.wait()
 
     async def scenario():
-        executor = Executor(Handler("test", handle), slots=2)
+        executor = executor_of(Handler("test", handle), slots=2)
         for _ in range(5):
-            outcomes = await asyncio.gather(executor.run("a"), executor.run("b"))
+            outcomes = await asyncio.gather(*(executor.run(DELIVERY) for _ in range(2)))
             assert outcomes == [Succeeded(), Succeeded()], "neither waited for the other's end"
         executor.close()
 
@@ -290,15 +306,47 @@ def test_two_slots_run_two_plain_handlers_at_once_and_reuse_their_threads():
     assert len(set(threads)) == 2
 
 
+@pytest.mark.parametrize(
+    "deliveries",
+    [
+        [make_delivery(delivery_tag=tag) for tag in (1, 2)],
+        [make_delivery(generation=generation) for generation in (1, 2)],
+        [make_delivery(generation=0, delivery_tag=0, row=row) for row in (2, 1)],
+    ],
+    ids=["tags", "channels", "rows"],
+)
+def test_what_is_in_the_handler_is_known_longest_first(deliveries):
+    async def scenario():
+        ends: list[asyncio.Event] = []
+
+        async def handle(message):
+            ends.append(asyncio.Event())
+            await ends[-1].wait()
+
+        executor = executor_of(Handler("test", handle), slots=2)
+        runs = [asyncio.create_task(executor.run(delivery)) for delivery in deliveries]
+        await asyncio.sleep(0.01)
+        assert executor.running == tuple(deliveries)
+        ends[0].set()
+        await runs[0]
+        assert executor.running == tuple(deliveries[1:])
+        ends[1].set()
+        await runs[1]
+        assert executor.running == ()
+        executor.close()
+
+    play(scenario())
+
+
 def test_a_second_thread_is_made_only_when_two_handlers_run_at_once():
     threads = []
 
     async def scenario():
-        executor = Executor(
+        executor = executor_of(
             Handler("test", lambda _: threads.append(threading.current_thread())), slots=2
         )
         for _ in range(4):
-            await executor.run("message")
+            await executor.run(DELIVERY)
         executor.close()
 
     play(scenario())
@@ -309,8 +357,8 @@ def test_the_loop_goes_on_while_a_plain_handler_blocks():
     release = threading.Event()
 
     async def scenario():
-        executor = Executor(Handler("test", lambda _: release.wait(PATIENCE)))
-        task = asyncio.create_task(executor.run("message"))
+        executor = executor_of(Handler("test", lambda _: release.wait(PATIENCE)))
+        task = asyncio.create_task(executor.run(DELIVERY))
         await asyncio.sleep(0.01)
         assert not task.done()
         release.set()
@@ -324,10 +372,10 @@ def test_closing_ends_the_threads():
     threads = []
 
     async def scenario():
-        executor = Executor(
+        executor = executor_of(
             Handler("test", lambda _: threads.append(threading.current_thread())), slots=3
         )
-        await executor.run("message")
+        await executor.run(DELIVERY)
         executor.close()
 
     play(scenario())
@@ -351,8 +399,8 @@ def test_a_handler_that_outlives_the_event_loop_ends_in_peace():
             loop.call_soon_threadsafe(started.set)
             release.wait(PATIENCE)
 
-        executor = Executor(Handler("test", handle))
-        task = asyncio.create_task(executor.run("message"))
+        executor = executor_of(Handler("test", handle))
+        task = asyncio.create_task(executor.run(DELIVERY))
         await started.wait()
         task.cancel()
         await asyncio.wait([task])
@@ -376,6 +424,6 @@ def test_every_run_of_a_coroutine_gives_the_loop_a_turn():
         async def handle(message):
             assert turns, "the loop ran before the handler did"
 
-        return await Executor(Handler("test", handle)).run("message")
+        return await executor_of(Handler("test", handle)).run(DELIVERY)
 
     assert play(scenario()) == Succeeded()

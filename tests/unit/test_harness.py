@@ -105,12 +105,12 @@ def test_a_plain_class_reads_its_configuration_and_leaves_none_behind():
 
 def test_a_coroutine_sleeps_in_virtual_time():
     async def handler(_message):
-        await asyncio.sleep(3600)
+        await asyncio.sleep(300)
 
     with Harness(handler) as harness:
         first = message()
         assert harness.deliver(first) is None
-        harness.advance("59m")
+        harness.advance("4m")
         assert harness.unsettled == [first]
         harness.advance("1m")
         assert harness.acked == [first]
@@ -172,6 +172,23 @@ def test_a_halted_instance_takes_nothing_until_it_is_started_again():
         harness.restart()
         harness.advance(1)
         assert harness.acked == [first, second]
+
+
+def test_what_waits_for_a_slot_when_the_instance_halts_stays_in_the_queue():
+    async def handler(message):
+        if message.body["n"] == 2:
+            await asyncio.sleep(1)
+            raise Halt(4)
+
+    with Harness(handler) as harness:
+        messages = [message(n) for n in range(1, 5)]
+        # After a quick first one, several are ready for the slot.
+        for each in messages:
+            harness.deliver(each)
+        harness.advance(10)
+        assert harness.acked == messages[:2]
+        assert harness.queued == messages[2:]
+        assert [len(harness.runs(each)) for each in messages] == [1, 1, 0, 0]
 
 
 def test_a_broken_dependency_pauses_and_a_probe_resumes():

@@ -47,6 +47,44 @@ print("ready", flush=True)
 asyncio.run(main(sys.stdin.readline().strip()))
 """
 
+# Rows of a few lanes come, fail, are replayed and go, from many tasks at once.
+LANES = """
+import asyncio, random, sys
+from dataclasses import replace
+from pathlib import Path
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.testing import make_delivery
+
+async def arrive(journal, name):
+    for number in range(100_000):
+        delivery = make_delivery(message_id=f"{name}.{number}", body=b"x" * (number * 97 % 5_000))
+        await journal.defer(replace(delivery, lane=f"key {number % 5}"), 1.0)
+        print(number, flush=True)
+
+async def work(journal, luck):
+    while True:
+        for delivery in journal.due(9.0, 5):
+            if luck.random() < 0.3:
+                await journal.quarantine(delivery, "poison")
+            else:
+                await journal.remove(delivery.row)
+        for row in journal.rows(limit=10):
+            if await journal.claim(row.id):
+                ends = (journal.resolve, journal.release, journal.remove)
+                await luck.choice(ends)(row.id)
+            elif luck.random() < 0.1:
+                await journal.supersede(row.id, b"edited")
+        await asyncio.sleep(0)
+
+async def main(name):
+    journal = Journal.open(Path(sys.argv[1]), limits=Limits())
+    arrivals = (arrive(journal, f"{name}.{n}") for n in range(4))
+    await asyncio.gather(*arrivals, work(journal, random.Random(name)))
+
+print("ready", flush=True)
+asyncio.run(main(sys.stdin.readline().strip()))
+"""
+
 # As WRITER, but no file may grow beyond a size, until it may again.
 LIMITED = """
 import asyncio, resource, sys
@@ -123,6 +161,44 @@ def test_whatever_was_reported_as_written_survives_sigkill(tmp_path):
     stats = journal.stats()
     journal.close()
     assert stats.deferred + stats.quarantined == len(kept(tmp_path))
+
+
+def check_lanes(directory):
+    """Every lane is in order, as the process that died left it."""
+    lanes: dict[str, list[tuple[str, int]]] = {}
+    query = """SELECT lane, state, waits FROM messages WHERE state <> 'superseded'
+        ORDER BY position"""
+    with closing(sqlite3.connect(directory / "journal.sqlite3")) as connection:
+        for lane, state, waits in connection.execute(query):
+            lanes.setdefault(lane, []).append((state, waits))
+    assert lanes
+    for rows in lanes.values():
+        states = [state for state, _ in rows]
+        assert [waits for _, waits in rows] == [0] + [1] * (len(rows) - 1)
+        assert "replaying" not in states[1:]
+        if "quarantined" in states:
+            assert "deferred" not in states[states.index("quarantined") :]
+
+
+def test_a_sigkill_leaves_every_lane_in_order(tmp_path):
+    luck = random.Random(4)  # noqa: S311 -- not for secrets
+    writers = [program(LANES, tmp_path) for _ in range(ROUNDS // 2)]
+    for number, writer in enumerate(writers):
+        with writer:
+            assert writer.stdout.readline() == "ready\n"
+            writer.stdin.write(f"{number}\n")
+            writer.stdin.flush()
+            writer.stdout.readline()
+            time.sleep(luck.uniform(0.05, 0.2))
+            writer.kill()
+        check_lanes(tmp_path)
+    check_integrity(tmp_path)
+    journal = Journal.open(tmp_path, limits=Limits())
+    check_lanes(tmp_path)
+    lanes = {row.lane for row in journal.rows(state=None)}
+    assert all(journal.is_blocked(lane) for lane in lanes)
+    assert journal.stats().replaying == 0
+    journal.close()
 
 
 def test_a_disk_that_takes_no_more_fails_the_write_and_then_takes_the_next(tmp_path):

@@ -109,15 +109,6 @@ def test_debug_is_not_shown_and_the_layers_below_are_quiet(stderr):
     assert line.endswith("shown")
 
 
-def test_upstreams_warning_about_a_schema_is_shown_once(stderr):
-    log.set_up(None, always)
-    logger = logging.getLogger("fedora_messaging.message")
-    for name in ("one", "one", "two"):
-        logger.warning('The schema "%s" is not in the schema registry!', name)
-        logger.error("Message validation of %r failed", name)
-    assert [line.split('"')[1] for line in stderr().splitlines()] == ["one", "two"]
-
-
 USERS = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -49,13 +49,31 @@ REQUEUE = Policy(schedule=(), on_exhausted=OnExhausted.REQUEUE)
 class Runner:
     """Runs nothing: each run ends as the test says."""
 
-    def __init__(self):
-        self.runs = []
+    is_quick = False
 
-    async def run(self, message):
+    def __init__(self, decode, flight):
+        self.runs = []
+        self._decode = decode
+        self._flight = flight
+
+    async def run(self, delivery):
+        try:
+            message = self._decode(delivery)
+        except Exception as error:  # noqa: BLE001 -- as the executor
+            return Undecodable(error)
         outcome = asyncio.get_running_loop().create_future()
         self.runs.append((message, outcome))
-        return await outcome
+        place = self._flight.took_off(delivery)
+        try:
+            return await outcome
+        finally:
+            self._flight.landed(place)
+
+    def stop(self):
+        raise AssertionError("the host stops, and the pipeline does not")
+
+    def withdraw(self, which=lambda _delivery: True):
+        raise AssertionError("the host withdraws, and the pipeline does not")
 
     def end(self, outcome, number=-1):
         self.runs[number][1].set_result(outcome)
@@ -69,10 +87,10 @@ class Path:
     """A pipeline between fakes."""
 
     def __init__(self, decode=lambda delivery: delivery.body, policy=Policy()):  # noqa: B008
-        self.runner = Runner()
         self.acknowledger = FakeAcknowledger()
         self.journal = FakeJournal()
         self.flight = FakeFlightRecorder(places=64)
+        self.runner = Runner(decode, self.flight)
         self.recorder = FakeRecorder()
         self.clock = FakeClock()
         self.troubles: list[str] = []
@@ -90,11 +108,9 @@ class Path:
             done=lambda what, told: self.done.append((what.delivery, told)),
         )
         self.pipeline = Pipeline(
-            decode=decode,
             handler=self.runner,
             policy=policy,
             journal=self.journal,
-            flight=self.flight,
             recorder=self.recorder,
             clock=self.clock,
             chance=lambda: 0.5,
@@ -169,11 +185,12 @@ def test_each_outcome_is_settled_once_and_recorded(outcome, disposition, told):
         path = Path()
         delivery = make_delivery(body=b"a body")
         task = await path.take(delivery)
-        assert path.recorder.starts == [delivery]
+        assert path.recorder.runs == []
         assert path.acknowledger.told == [], "nothing is settled while the handler runs"
         assert list(path.flight.in_flight.values()) == [delivery]
         path.runner.end(outcome)
         assert await task == disposition
+        assert path.recorder.runs == [delivery]
         assert path.runner.messages == [b"a body"]
         assert path.told == as_told(delivery, told)
         assert kept(path) == kept_by(disposition)
@@ -321,7 +338,6 @@ def test_a_message_that_killed_the_process_too_often_is_quarantined_before_it_ru
         flight = FakeFlightRecorder(crashed={("queue", "1"): crashes})
         path = Path()
         path.settler.flight = flight
-        path.pipeline = replace(path.pipeline, flight=flight)
         task = await path.take(make_delivery(redelivered=True))
         assert len(path.runner.runs) == runs
         if not runs:
@@ -366,7 +382,7 @@ def test_a_redelivery_during_the_run_is_settled_with_its_outcome(outcome, dispos
         assert path.told == as_told(again, told)
         assert kept(path) == kept_by(disposition)
         assert sorted(s.void for s in path.recorder.settlements) == [False, True]
-        assert path.recorder.starts == [first]
+        assert path.recorder.runs == [first]
 
     play(scenario())
 

@@ -72,3 +72,26 @@ def test_what_is_no_exception_is_refused_with_its_path(name, what):
         policy({"rules": [rule("drop", "KeyError"), rule("drop", name)]})
     (problem,) = raised.value.problems
     assert problem.path == "consumer_config.framework.recovery.rules[1].exceptions"
+
+
+def test_every_name_that_is_no_exception_is_told_at_once():
+    with pytest.raises(ConfigurationError) as raised:
+        policy({"rules": [rule("drop", "json.dumps", "no.Such")]}, {"rules": [rule("halt", "int")]})
+    assert [(p.path, p.message.partition(" ")[0]) for p in raised.value.problems] == [
+        ("consumer_config.framework.recovery.rules[0].exceptions", '"json.dumps"'),
+        ("consumer_config.framework.recovery.rules[0].exceptions", '"no.Such"'),
+        ("recovery.rules[0].exceptions", '"int"'),
+    ]
+
+
+def test_a_module_that_breaks_while_it_is_imported_is_named(tmp_path, monkeypatch):
+    module = f"broken_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"cannot be imported \(SystemExit: 3\)"):
+        policy({"rules": [rule("drop", f"{module}.Error")]})
+
+
+def test_a_misspelt_built_in_exception_is_guessed():
+    with pytest.raises(ConfigurationError, match=r'did you mean "ValueError"\?'):
+        policy({"rules": [rule("drop", "Valueerror")]})

@@ -23,7 +23,8 @@ from fedora_messaging import message as upstream
 from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
-from consumer_framework.core.attempt import Attempt, History, attempt_of
+from consumer_framework.core.attempt import NO_HISTORY, Attempt, History, attempt_of
+from consumer_framework.core.ordering import behind
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -234,6 +235,109 @@ def test_colours_are_for_terminals_and_no_color_turns_them_off(three):
     assert "\x1b[" not in three.does("list").stdout
     assert "\x1b[1m" in three.does("list", color=True).stdout
     assert "\x1b[" not in three.does("list", color=True, env={"NO_COLOR": "1"}).stdout
+
+
+# Keys
+
+
+@pytest.fixture
+def keyed(operator):
+    """Three messages of one key, of which the first failed; one of another; one without."""
+    one = "FEDORA-2024-" + "x" * 40
+    operator.quarantines(replace(a_delivery(1, {"n": "poison"}), lane=one))
+    followers = (replace(a_delivery(n, history=NO_HISTORY), lane=one) for n in (2, 3))
+    operator.quarantines(*followers, reason=behind(1))
+    operator.quarantines(replace(a_delivery(4), lane="other"), a_delivery(5))
+    return operator
+
+
+def test_a_list_has_a_column_of_keys_where_there_are_any(keyed):
+    head, first, *others = keyed.does("list", "--rows").stdout.splitlines()[:6]
+    assert head.split() == ["ROW", "AGE", "KEY", "ATTEMPTS", "TOPIC", "FINGERPRINT", "ERROR"]
+    assert "  FEDORA-2024-xxxxxxxxxxx…  " in first
+    assert [" other " in line for line in others] == [False, False, True, False]
+
+
+def test_a_list_of_several_states_says_which_and_what_is_due(three):
+    now = time.time()
+    for number, due in (4, now + 3700), (5, now - 5), (6, now - 5):
+        lane = "key" if number > 4 else ""
+        delivery = replace(a_delivery(number), lane=lane)
+        three.keeps(lambda journal, d=delivery, at=due: journal.defer(d, at))
+    head, *lines = three.does("list", "--state", "any").stdout.splitlines()[:7]
+    assert head.split()[:6] == ["ROW", "AGE", "STATE", "DUE", "KEY", "ATTEMPTS"]
+    assert [" ".join(line.split()[2:5]) for line in lines[2:]] == [
+        "quarantined 5 org.build",
+        "deferred in 61m",
+        "deferred now key",
+        "deferred after 5",
+    ]
+    head = three.does("list", "--state", "deferred").stdout.splitlines()[0]
+    assert head.split()[:4] == ["ROW", "AGE", "DUE", "KEY"]
+
+
+def test_show_says_the_key_and_what_the_message_stands_behind(keyed):
+    text = keyed.does("show", "2").stdout
+    assert "behind row 1 of the same key, quarantined" in " ".join(text.split())
+    assert "key FEDORA-2024-" in " ".join(text.split())
+    assert text.splitlines()[-1].endswith(" 1")
+    text = keyed.does("show", "5").stdout
+    assert "key " not in text
+    assert text.splitlines()[-1].endswith(" 5")
+
+
+def test_show_says_when_a_deferred_message_runs(operator):
+    first, second = (replace(a_delivery(n), lane="key") for n in (1, 2))
+    due = time.time() + 3700
+    operator.keeps(lambda journal: journal.defer(first, due))
+    operator.keeps(lambda journal: journal.defer(second, due))
+    assert "runs again in 61m" in " ".join(operator.does("show", "1").stdout.split())
+    assert "runs again after row 1" in " ".join(operator.does("show", "2").stdout.split())
+
+
+def test_programs_get_the_key_and_what_a_message_stands_behind(keyed):
+    rows = keyed.shows("list", "--rows")
+    assert [(row["lane"][:6], row["behind"]) for row in rows] == [
+        ("FEDORA", None),
+        ("FEDORA", 1),
+        ("FEDORA", 1),
+        ("other", None),
+        ("", None),
+    ]
+    assert keyed.shows("show", "3")["behind"] == 1
+    assert keyed.shows("stats")["blocked_lanes"] == 2
+    assert "2 of which the first message is quarantined" in keyed.does("stats").stdout
+
+
+def test_a_replay_keeps_the_order_of_a_key_and_stops_it_where_one_fails(keyed):
+    result = keyed.runs("replay", "3", "1", "5", "2", "--json")
+    answers = [json.loads(line) for line in result.stdout.splitlines()][:-1]
+    lane = keyed.shows("show", "1")["lane"]
+    reason = f"behind row 1 of key {lane}: replay or drop that one first"
+    assert [(a["row"], a["result"]) for a in answers] == [
+        (1, "failed"),
+        (2, "skipped"),
+        (5, "succeeded"),
+        (3, "skipped"),
+    ]
+    assert [a["reason"] for a in answers if a["result"] == "skipped"] == [reason] * 2
+    assert result.returncode == 1
+    (keyed.directory / "mended").touch()
+    assert keyed.runs("replay", "--all").returncode == 0
+    assert keyed.seen() == ["id-1 poison", "id-5 5", "id-1 poison", "id-2 2", "id-3 3", "id-4 4"]
+    assert keyed.rows() == {}
+
+
+def test_an_edited_message_of_a_key_is_tried_first(keyed):
+    keyed.keeps(lambda journal: journal.supersede(1, b'{"n": "food"}'))
+    assert keyed.runs("replay", "--first", "1").returncode == 0
+    assert keyed.seen() == ["id-1 food"]
+
+
+def test_what_stands_behind_a_dropped_message_waits_for_an_operator(keyed):
+    assert keyed.does("drop", "1", "--yes").exit_code == 0
+    assert keyed.rows() == dict.fromkeys((2, 3, 4, 5), "quarantined")
+    assert keyed.runs("replay", "2").returncode == 0
 
 
 # show

@@ -9,12 +9,14 @@ from consumer_framework.core import disposition as to
 from consumer_framework.core import errors
 from consumer_framework.core.attempt import NO_HISTORY, History, attempt_of
 from consumer_framework.core.delivery import (
+    Behind,
     Crashed,
     Failed,
     Known,
     Skipped,
     Succeeded,
     Undecodable,
+    Withdrawn,
 )
 from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
 from consumer_framework.testing import make_delivery
@@ -50,6 +52,8 @@ def disposition_of(outcome, policy=POLICY, situation=SITUATION, **delivery):
             to.Quarantine("no valid message: ValueError: no JSON"),
         ),
         (Crashed(2), to.Quarantine("the process died 2 times while it was handled")),
+        (Withdrawn(), to.GiveBack()),
+        (Behind(), to.Defer(NOW, "behind an earlier message with the same key")),
         (Failed(errors.Retry("busy")), to.Hold(NOW, "Retry: busy")),
         (Failed(errors.Retry("busy", after="5m")), to.Hold(NOW + 300, "Retry: busy")),
         (Failed(LaterRetry("busy")), to.Hold(NOW, "LaterRetry: busy")),
@@ -155,20 +159,27 @@ ERRORS = [
         st.builds(Skipped, st.text()),
         st.builds(Known),
         st.builds(Crashed, st.integers(1)),
+        st.builds(Withdrawn),
+        st.builds(Behind),
         st.builds(lambda text: Undecodable(ValueError(text)), st.text()),
         st.builds(lambda make: Failed(make()), st.sampled_from(ERRORS)),
     ),
-    st.builds(Policy, on_exhausted=st.sampled_from(OnExhausted), schedule=st.just((0.0, 10.0))),
+    st.builds(
+        Policy,
+        on_exhausted=st.sampled_from(OnExhausted),
+        schedule=st.just((0.0, 10.0)),
+        strict=st.booleans(),
+    ),
     st.builds(Situation, now=st.just(NOW), spread=st.floats(0, 1), may_hold=st.booleans()),
     st.sampled_from([NO_HISTORY, SPENT]),
 )
 def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_unwritten(
     outcome, policy, situation, history
 ):
-    """Hold, Requeue and Halt leave it to the broker; Defer and Quarantine are written first."""
+    """Hold, Requeue, GiveBack, Halt leave it to the broker; Defer, Quarantine are written first."""
     disposition = disposition_of(outcome, policy, situation, history=history)
     kinds = to.Ack | to.Requeue | to.Reject | to.Hold | to.Defer | to.Quarantine | to.Halt
-    assert isinstance(disposition, kinds)
+    assert isinstance(disposition, kinds | to.GiveBack)
     done = isinstance(outcome, Succeeded | Skipped | Known)
     assert isinstance(disposition, to.Ack) == done
     if isinstance(disposition, to.Reject):
@@ -176,3 +187,5 @@ def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_u
         assert ordered or policy.on_exhausted is OnExhausted.DROP
     if isinstance(disposition, to.Hold):
         assert situation.may_hold
+    if isinstance(disposition, to.GiveBack):
+        assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Behind) and policy.strict)

@@ -21,7 +21,16 @@ from consumer_framework import (
 )
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import Attempt, History
-from consumer_framework.core.delivery import Crashed, Failed, Known, Skipped, Succeeded, Undecodable
+from consumer_framework.core.delivery import (
+    Behind,
+    Crashed,
+    Failed,
+    Known,
+    Skipped,
+    Succeeded,
+    Undecodable,
+    Withdrawn,
+)
 from consumer_framework.core.errors import JournalError
 from consumer_framework.core.recovery import (
     OnExhausted,
@@ -79,6 +88,8 @@ def always(error):
         (ValueError("x"), to.Hold(NOW, "ValueError: x"), True),
         (SystemExit(3), to.Hold(NOW, "SystemExit: 3"), True),
         (Crashed(2), to.Quarantine("the process died 2 times while it was handled"), False),
+        (Withdrawn(), to.GiveBack(), False),
+        (Behind(), to.Defer(NOW, "behind an earlier message with the same key"), False),
         (Undecodable(ValueError("x")), to.Quarantine("no valid message: ValueError: x"), True),
     ],
 )

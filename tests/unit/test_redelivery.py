@@ -2,7 +2,8 @@
 """Whatever the network does, in whatever order: no message is lost, none runs twice at once.
 
 A model of a broker and of handlers that end when the machine says so, around the real pipeline,
-its memory of runs and of attempts, its holds and its intake, with several slots.
+its memory of runs and of attempts, its holds and its intake, with several slots. What is handed
+over waits for a slot, and is withdrawn when its channel goes.
 
 Messages that are equal cannot be told apart, so what holds for a message is said of all equal ones
 together: there are never more settles than runs, and never more runs at once than messages.
@@ -11,12 +12,15 @@ together: there are never more settles than runs, and never more runs at once th
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from unittest import mock
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from consumer_framework.core.delivery import Failed, Succeeded
+from consumer_framework.core import settler
+from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
+from consumer_framework.core.disposition import Hold
 from consumer_framework.core.errors import Drop, Retry
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
@@ -30,7 +34,8 @@ from consumer_framework.testing.fake_flight import FakeFlightRecorder
 from consumer_framework.testing.fake_journal import FakeJournal
 
 STEPS = 40
-SETTLED_BY = {"ack": "success", "give_back": "retry", "reject": "drop"}
+# What is given back has not run.
+SETTLED_BY = {"ack": "success", "requeue": "retry", "reject": "drop"}
 # Held as often as the schedule says, and for as long as it takes; then back to the broker.
 POLICY = Policy(schedule=(0.0, 10.0), hold_ceiling=float("inf"), on_exhausted=OnExhausted.REQUEUE)
 OUTCOMES = {"success": Succeeded(), "retry": Failed(Retry()), "drop": Failed(Drop())}
@@ -51,11 +56,51 @@ class Run:
     how: str = ""
 
 
+class Handlers:
+    """So many slots; each run in one ends when the machine says so."""
+
+    is_quick = False
+
+    def __init__(self, slots, runs):
+        self.waiting = {}
+        self._free = slots
+        self._runs = runs
+        self._flight = FakeFlightRecorder(places=slots)
+
+    async def run(self, delivery):
+        begun = self.waiting[delivery] = asyncio.get_running_loop().create_future()
+        self._fill()
+        if not await begun:
+            return Withdrawn()
+        run = Run(delivery.message_id, asyncio.get_running_loop().create_future())
+        self._runs.append(run)
+        place = self._flight.took_off(delivery)
+        await run.outcome
+        self._flight.landed(place)
+        self._free += 1
+        self._fill()
+        return OUTCOMES[run.how]
+
+    def stop(self):
+        raise AssertionError("nothing stops here")
+
+    def withdraw(self, which=lambda _delivery: True):
+        withdrawn, self.waiting = self.waiting, {}
+        for begun in withdrawn.values():
+            begun.set_result(False)
+        return len(withdrawn)
+
+    def _fill(self):
+        while self._free and self.waiting:
+            self._free -= 1
+            self.waiting.pop(next(iter(self.waiting))).set_result(True)
+
+
 class Host(RuleBasedStateMachine):
     """Its bundles are plain lists, for what waits is gone after a cut."""
 
-    @initialize(slots=st.integers(1, 4))
-    def start(self, slots):
+    @initialize(slots=st.integers(1, 4), handed_over=st.integers(0, 4))
+    def start(self, slots, handed_over):
         self.loop = asyncio.new_event_loop()
         self.acknowledger = FakeAcknowledger()
         self.generation = 1
@@ -69,13 +114,13 @@ class Host(RuleBasedStateMachine):
         self.runs: list[Run] = []
         self.intake = Intake()
         self.clock = FakeClock()
-        flight = FakeFlightRecorder(places=slots)
+        self.handlers = Handlers(slots, self.runs)
         self.holds = Holds(1000)
         self.histories = Histories()
         self.settler = Settler(
             self.acknowledger,
             FakeJournal(),
-            flight,
+            FakeFlightRecorder(),
             FakeRecorder(),
             self.holds,
             self.histories,
@@ -85,28 +130,22 @@ class Host(RuleBasedStateMachine):
             done=lambda _what, _told: None,
         )
         pipeline = Pipeline(
-            decode=lambda delivery: delivery.message_id,
-            handler=self,
+            handler=self.handlers,
             policy=POLICY,
             journal=self.settler.journal,
-            flight=flight,
             recorder=self.settler.recorder,
             clock=self.clock,
             chance=lambda: 0.5,
             settler=self.settler,
         )
-        self.slots = [self.loop.create_task(self.work(pipeline)) for _ in range(slots)]
+        at_once = slots + handed_over
+        self.workers = [self.loop.create_task(self.work(pipeline)) for _ in range(at_once)]
 
     async def work(self, pipeline):
         while (delivery := await self.intake.take()) is not None:
-            await pipeline.process(delivery)
-
-    async def run(self, message):
-        """The handler."""
-        run = Run(message, self.loop.create_future())
-        self.runs.append(run)
-        await run.outcome
-        return OUTCOMES[run.how]
+            _, decision = await pipeline.process(delivery)
+            if isinstance(decision.disposition, Hold):
+                self.look(self.clock.time())
 
     @property
     def running(self):
@@ -140,6 +179,7 @@ class Host(RuleBasedStateMachine):
         self.intake.discard(self.generation)
         for delivery in self.holds.discard(self.generation):
             self.histories.keep(delivery)
+        self.handlers.withdraw()
         self.generation = self.acknowledger.open()
         self.cuts += len(self.unsettled)
         self.tag = 0
@@ -169,9 +209,12 @@ class Host(RuleBasedStateMachine):
         self.turn()
 
     def bring_back(self, now):
-        for delivery in self.holds.due(now):
-            self.intake.put_first(delivery)
+        self.look(now)
         self.turn()
+
+    def look(self, now):
+        for delivery in reversed(self.holds.due(now)):
+            self.intake.put_first(delivery)
 
     def end(self, number, how):
         run = self.running[number]
@@ -181,9 +224,11 @@ class Host(RuleBasedStateMachine):
 
     def turn(self):
         """Let the slots do all they can, then let the broker hear of it."""
-        self.loop.run_until_complete(self.many_turns())
-        for slot in self.slots:
-            assert not slot.done(), slot
+        # What is requeued is so at once: there is no real time.
+        with mock.patch.object(settler, "REQUEUE_PAUSE", 0):
+            self.loop.run_until_complete(self.many_turns())
+        for worker in self.workers:
+            assert not worker.done(), worker
         for delivery, settle in self.acknowledger.told[self.settles_seen :]:
             self.hear(delivery, settle)
         self.settles_seen = len(self.acknowledger.told)
@@ -196,13 +241,15 @@ class Host(RuleBasedStateMachine):
         assert delivery.generation == self.generation, "a settle for a channel that is gone"
         stored = self.unsettled.pop(delivery.delivery_tag)
         self.settled[stored.kind, settle] += 1
-        if settle == "give_back":
+        if settle in {"requeue", "give_back"}:
             stored.redelivered = True
             self.ready.append(stored)
 
     @invariant()
     def no_settle_is_without_a_run_of_its_own(self):
         for (kind, settle), count in self.settled.items():
+            if settle == "give_back":
+                continue
             ended = [run for run in self.runs if (run.kind, run.how) == (kind, SETTLED_BY[settle])]
             assert count <= len(ended), f"{count} x {settle} of {kind!r} for {ended}"
 
@@ -219,9 +266,9 @@ class Host(RuleBasedStateMachine):
             assert count <= len(stored), f"{count} runs for {len(stored)} messages {kind!r}"
 
     @invariant()
-    def no_message_runs_more_often_than_its_schedule_between_two_give_backs(self):
+    def no_message_runs_more_often_than_its_schedule_between_two_requeues(self):
         for kind, count in Counter(run.kind for run in self.runs if run.how == "retry").items():
-            again = self.settled[kind, "give_back"] + self.published[kind] + self.cuts
+            again = self.settled[kind, "requeue"] + self.published[kind] + self.cuts
             assert count <= again * (1 + len(POLICY.schedule)), kind
 
     @invariant()
@@ -231,7 +278,7 @@ class Host(RuleBasedStateMachine):
     @invariant()
     def a_slot_never_rests_while_a_delivery_waits(self):
         # A slot is busy with a run, or waits for one as a redelivery of its message does.
-        if len(self.intake):
+        if len(self.intake) or self.handlers.waiting:
             assert self.running
 
     def teardown(self):
@@ -240,9 +287,9 @@ class Host(RuleBasedStateMachine):
         try:
             self.everything_is_settled_when_the_network_holds()
         finally:
-            for slot in self.slots:
-                slot.cancel()
-            self.loop.run_until_complete(asyncio.gather(*self.slots, return_exceptions=True))
+            for worker in self.workers:
+                worker.cancel()
+            self.loop.run_until_complete(asyncio.gather(*self.workers, return_exceptions=True))
             self.loop.close()
 
     def everything_is_settled_when_the_network_holds(self):

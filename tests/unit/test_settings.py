@@ -103,7 +103,7 @@ def test_every_kind_of_error_is_reported_at_once():
         ),
         (
             "consumer_config.framework.recovery.on_exhausted: "
-            "must be 'quarantine', 'drop', 'requeue' or 'halt'"
+            'must be "quarantine", "drop", "requeue" or "halt"'
         ),
     }
     assert len(found) == len(set(found))
@@ -134,6 +134,9 @@ def test_a_problem_names_its_toml_path_and_says_what_to_do(changes, problem):
     assert all(line.partition(":")[0].startswith('queues."a.b".') for line in more)
 
 
+RULE = {"exceptions": ["KeyError"], "then": "drop"}
+
+
 def recovery(**table: Any) -> dict[str, Any]:
     return {"consumer_config": {"framework": {"recovery": table}}}
 
@@ -149,18 +152,66 @@ def recovery(**table: Any) -> dict[str, Any]:
         ({"hold_slots": -1}, "hold_slots: must be greater than or equal to 0"),
         ({"ack_timeout": "0s"}, "ack_timeout: must be greater than 0"),
         ({"crash_attempts": 0}, "crash_attempts: must be greater than or equal to 1"),
-        ({"on_exhausted": "hold"}, "on_exhausted: must be 'quarantine', 'drop', 'requeue' or"),
+        ({"on_exhausted": "hold"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or'),
         ({"breaker": {"probes": []}}, 'breaker.probes: unknown key; did you mean "probe"?'),
         ({"breaker": {"consecutive": 0}}, "breaker.consecutive: must be greater than or equal"),
-        ({"breaker": {"probe": []}}, "breaker.probe: "),
-        ({"rules": [{"exceptions": [], "then": "drop"}]}, "rules[0].exceptions: "),
+        (
+            {"on_exhausted": "Drop "},
+            'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"',
+        ),
+        ({"on_exhausted": "requeu"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or '),
+        ({"on_exhausted": 3}, 'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"; i'),
+        ({"breaker": {"probe": []}}, "breaker.probe: must have at least 1 item; add one"),
+        ({"breaker": {"probs": []}}, 'breaker.probs: unknown key; did you mean "probe"?'),
+        ({"rules": [RULE, RULE | {"when": 1}]}, 'rules[1].when: unknown key; did you mean "then"'),
+        ({"rules": [RULE | {"x": 1}]}, "rules[0].x: unknown key; the keys here are exceptions, t"),
+        ({"rules": [RULE | {"exceptions": [5]}]}, "rules[0].exceptions[0]: must be a string; it "),
+        ({"rules": [RULE | {"exceptions": "a"}]}, "rules[0].exceptions: must be an array; it is "),
+        ({"rules": [{"exceptions": [], "then": "drop"}]}, "rules[0].exceptions: must have at lea"),
         ({"rules": [{"then": "drop"}]}, "rules[0].exceptions: this key is required; add it"),
-        ({"rules": [{"exceptions": ["a"], "then": "x"}]}, "rules[0].then: must be 'retry', 'de"),
+        ({"rules": [{"exceptions": ["a"], "then": "x"}]}, 'rules[0].then: must be "retry", "de'),
     ],
 )
 def test_a_problem_of_recovery_names_its_toml_path(table, problem):
     (found,) = problems(**recovery(**table))
     assert found.startswith(f"consumer_config.framework.recovery.{problem}")
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"slot": 1}, 'slot: unknown key; did you mean "slots"?'),
+        ({"slots": 0}, "slots: must be greater than or equal to 1"),
+        ({"batch": {"sise": 1}}, 'batch.sise: unknown key; did you mean "size"?'),
+        ({"batch": {"quick": 1}}, "batch.quick: unknown key; the keys here are seconds, size"),
+        ({"batch": 5}, "batch: must be a table"),
+        ({"ordering": "keys"}, 'ordering: must be "none", "key" or "strict"; did you mean "key"?'),
+        ({"ordering": "x"}, 'ordering: must be "none", "key" or "strict"'),
+        ({"ordering_key": "topics"}, 'ordering_key: must be "topic", "header:NAME" or "body:PATH"'),
+        ({"rate": 5}, 'rate: must be a rate such as "100/s"'),
+        ({"ordering_key": "topic"}, 'ordering_key: has no effect with ordering = "none"; set ord'),
+        ({"burst": 5}, "burst: has no effect without rate; set rate, or remove it"),
+        (
+            {"handler_timeout": "30m"},
+            "handler_timeout: 30m is not shorter than recovery.ack_timeout (30m), after which",
+        ),
+    ],
+)
+def test_a_problem_of_the_framework_names_its_toml_path(table, problem):
+    (found,) = problems(consumer_config={"framework": table})
+    assert found.startswith(f"consumer_config.framework.{problem}")
+
+
+def test_the_default_handler_timeout_gives_way_to_a_short_ack_timeout():
+    table = {"recovery": {"ack_timeout": "5m"}}
+    assert parse(document(consumer_config={"framework": table})).framework.handler_timeout == 600.0
+
+
+def test_all_settings_that_contradict_each_other_are_told():
+    table = {"ordering_key": "topic", "burst": 1, "handler_timeout": "1h"}
+    assert [line.partition(":")[0] for line in problems(consumer_config={"framework": table})] == [
+        f"consumer_config.framework.{key}" for key in ("ordering_key", "burst", "handler_timeout")
+    ]
 
 
 def test_recovery_has_the_defaults_that_are_promised():
@@ -377,6 +428,28 @@ def test_a_problem_inside_a_nested_table_has_the_whole_path():
     (problem,) = caught.value.problems
     assert problem.path == 'consumer_config.servers."a b".ports[1]'
     assert SECRET not in str(problem)
+
+
+def test_a_value_that_may_be_of_several_types_is_one_problem_without_pydantics_names():
+    class Server(pydantic.BaseModel):
+        host: str
+
+    class Several(pydantic.BaseModel):
+        port: int | bool
+        level: typing.Literal["low", "high"]
+        server: Server | list[str]
+        servers: dict[str, Server | None] = {}
+
+    table = {"port": [SECRET], "level": "hihg", "server": {"hots": 1}, "servers": {"a": {}}}
+    with pytest.raises(ConfigurationError) as caught:
+        parse_consumer_config(Several, table)
+    assert {str(problem) for problem in caught.value.problems} == {
+        "consumer_config.port: must be an integer or a boolean; it is an array now",
+        'consumer_config.level: must be "low" or "high"; did you mean "high"?',
+        "consumer_config.server.host: this key is required; add it",
+        "consumer_config.server: must be an array; it is a table now",
+        "consumer_config.servers.a.host: this key is required; add it",
+    }
 
 
 def test_what_the_authors_own_validator_says_is_shown():

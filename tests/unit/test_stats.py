@@ -5,12 +5,14 @@ import pytest
 
 from consumer_framework.core import disposition as to
 from consumer_framework.core.delivery import (
+    Behind,
     Crashed,
     Failed,
     Known,
     Skipped,
     Succeeded,
     Undecodable,
+    Withdrawn,
 )
 from consumer_framework.core.errors import Defer, DependencyFault, Drop, Quarantine, Retry
 from consumer_framework.core.stats import Counters, Snapshot
@@ -38,21 +40,21 @@ from consumer_framework.testing import make_delivery
 )
 def test_each_delivery_counts_once_as_outcome_and_once_as_disposition(outcome, disposition, counts):
     counters = Counters()
-    counters.started(make_delivery())
+    counters.ran(make_delivery(), outcome)
     counters.settled(make_delivery(), outcome, disposition, void=False)
     assert counters.snapshot() == Snapshot(received=1, **counts)
 
 
 def test_a_void_settle_counts_the_run_but_nothing_that_the_broker_was_told():
     counters = Counters()
-    counters.started(make_delivery())
+    counters.ran(make_delivery(), Succeeded())
     counters.settled(make_delivery(), Succeeded(), to.Ack(), void=True)
     assert counters.snapshot() == Snapshot(received=1, succeeded=1, void=1)
 
 
 def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
     counters = Counters()
-    counters.started(make_delivery())
+    counters.ran(make_delivery(), Succeeded())
     counters.settled(make_delivery(), Succeeded(), to.Ack(), void=True)
     counters.settled(make_delivery(generation=2), Succeeded(), to.Ack(), void=False)
     assert counters.snapshot() == Snapshot(received=1, succeeded=1, void=1, acked=1)
@@ -63,6 +65,9 @@ def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
     [
         (Known(), to.Ack(), {"acked": 1}),
         (Crashed(2), to.Quarantine("it kills"), {"quarantined": 1}),
+        (Withdrawn(), to.GiveBack(), {"given_back": 1}),
+        (Behind(), to.GiveBack(), {"given_back": 1}),
+        (Behind(), to.Defer(5), {"deferred": 1}),
     ],
 )
 def test_what_did_not_run_counts_as_what_became_of_it_alone(outcome, disposition, counts):
@@ -74,38 +79,14 @@ def test_what_did_not_run_counts_as_what_became_of_it_alone(outcome, disposition
 def test_a_held_delivery_counts_again_when_it_runs_again():
     counters = Counters()
     for disposition in (to.Hold(5), to.Hold(10), to.Quarantine("bad")):
-        counters.started(make_delivery())
+        counters.ran(make_delivery(), Failed(ValueError()))
         counters.settled(make_delivery(), Failed(ValueError()), disposition, void=False)
     assert counters.snapshot() == Snapshot(received=3, failed=3, held=2, quarantined=1)
-
-
-def test_what_the_journal_brings_back_is_told_apart_by_its_row():
-    counters = Counters()
-    first, second = (make_delivery(generation=0, delivery_tag=0, row=row) for row in (1, 2))
-    counters.started(first)
-    counters.started(second)
-    counters.settled(first, Succeeded(), to.Ack(), void=False)
-    assert counters.running == (second,)
-
-
-def test_what_is_in_slots_is_known_longest_first():
-    counters = Counters()
-    first, second, same_tag = (
-        make_delivery(delivery_tag=1),
-        make_delivery(delivery_tag=2),
-        make_delivery(generation=2, delivery_tag=1),
-    )
-    for delivery in (first, second, same_tag):
-        counters.started(delivery)
-    assert counters.running == (first, second, same_tag)
-    counters.settled(first, Succeeded(), to.Ack(), void=False)
-    assert counters.running == (second, same_tag)
-    assert counters.snapshot().running == 2
 
 
 def test_a_snapshot_does_not_change_with_the_counts():
     counters = Counters()
     before = counters.snapshot()
-    counters.started(make_delivery())
+    counters.ran(make_delivery(), Succeeded())
     assert before == Snapshot()
     assert counters.snapshot().received == 1

@@ -20,17 +20,27 @@ from fedora_messaging.twisted.protocol import FedoraMessagingProtocolV2
 from fedora_messaging.twisted.service import FedoraMessagingServiceV2
 from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectorException,
+    AMQPConnectorStackTimeout,
+)
 from twisted.application.internet import SSLClient, TCPClient
 from twisted.internet import defer, error, task
 from twisted.internet.protocol import ReconnectingClientFactory
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from consumer_framework.adapters.amqp import frames
 from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
 
 CONNECTION = "consumer_framework/adapters/amqp/connection.py"
+INSPECTION = "consumer_framework/adapters/amqp/inspection.py"
 SESSION = "consumer_framework/adapters/amqp/session.py"
-CODEC = "consumer_framework/adapters/codec.py"
+CHANNELS = "consumer_framework/adapters/amqp/channels.py"
+FRAMES = "consumer_framework/adapters/amqp/frames.py"
+DECODING = "consumer_framework/adapters/codec/decoding.py"
+REGISTRY = "consumer_framework/adapters/codec/registry.py"
+VALIDATION = "consumer_framework/adapters/codec/validation.py"
 CONFIG = "consumer_framework/adapters/config.py"
 RUNNER = "consumer_framework/host/runner.py"
 REACTOR = "consumer_framework/host/reactor.py"
@@ -204,6 +214,57 @@ def test_the_connection_has_an_implementation_with_a_reactor_and_an_error(protoc
     assert protocol._impl._error is None, moved("pika.connection.Connection._error", CONNECTION)
 
 
+def test_the_connection_takes_bytes_and_counts_them_and_their_frames(protocol):
+    implementation = protocol._impl
+    with mock.patch.object(implementation, "data_received") as taken:
+        protocol.dataReceived(b"bytes")
+    taken.assert_called_once_with(b"bytes")
+    # A heartbeat is the shortest frame.
+    implementation.data_received(b"\x08\x00\x00\x00\x00\x00\x00\xce")
+    assert (implementation.bytes_received, implementation.frames_received) == (8, 1), moved(
+        "Connection.bytes_received and .frames_received", CONNECTION
+    )
+
+
+def test_missed_heartbeats_are_counted_by_the_bytes_that_were_received():
+    connection = mock.Mock(bytes_received=1)
+    checker = pika.heartbeat.HeartbeatChecker(connection, 60)
+    checker._update_counters()
+    assert not checker._has_received_data, moved("HeartbeatChecker", CONNECTION)
+    connection.bytes_received += 1
+    assert checker._has_received_data, moved("HeartbeatChecker", CONNECTION)
+
+
+def test_properties_and_tables_are_decoded_by_pika_where_they_are_odd():
+    encoded = b"\x00\x80\x01a"
+    properties = pika.BasicProperties().decode(encoded)
+    assert properties.message_id == "a", moved("pika.BasicProperties.decode", FRAMES)
+    assert pika.data.decode_table(b"\x00\x00\x00\x04\x01at\x01", 0) == ({"a": True}, 8), moved(
+        "pika.data.decode_table", FRAMES
+    )
+
+
+def test_empty_properties_have_what_decoded_ones_have_in_their_dictionary():
+    flags = {
+        "content_type": pika.BasicProperties.FLAG_CONTENT_TYPE,
+        "content_encoding": pika.BasicProperties.FLAG_CONTENT_ENCODING,
+        "headers": pika.BasicProperties.FLAG_HEADERS,
+        "delivery_mode": pika.BasicProperties.FLAG_DELIVERY_MODE,
+        "priority": pika.BasicProperties.FLAG_PRIORITY,
+        "message_id": pika.BasicProperties.FLAG_MESSAGE_ID,
+        "timestamp": pika.BasicProperties.FLAG_TIMESTAMP,
+    }
+    assert sum(flags.values()) == frames._KNOWN, moved("BasicProperties.FLAG_...", FRAMES)
+    empty = vars(pika.BasicProperties())
+    assert flags.keys() <= empty.keys(), moved("pika.BasicProperties.__dict__", FRAMES)
+    assert set(empty.values()) == {None}, moved("pika.BasicProperties.__dict__", FRAMES)
+    decoded = pika.BasicProperties()
+    decoded.decode(b"\x00\x80\x01a")
+    assert vars(decoded) == {**empty, "message_id": "a"}, moved(
+        "pika.BasicProperties.__dict__", FRAMES
+    )
+
+
 def test_the_connection_tells_of_a_failed_handshake():
     seen = []
 
@@ -229,6 +290,20 @@ def test_the_connection_tells_of_a_failed_handshake():
     )
 
 
+def test_a_channel_that_closes_cancels_no_consumer_that_counts_as_canceled(protocol):
+    channel = pika.channel.Channel(protocol._impl, 1, lambda _: None)
+    channel._set_state(channel.OPEN)
+    channel._consumers["tag"] = lambda *_: None
+    channel._cancelled.add("tag")
+    with (
+        mock.patch.object(channel, "_rpc") as told,
+        mock.patch.object(channel, "basic_cancel") as canceled,
+    ):
+        channel.close()
+    assert not canceled.called, moved("pika.channel.Channel._cancelled", SESSION)
+    assert told.called, moved("pika.channel.Channel.close", SESSION)
+
+
 def test_the_transport_that_the_protocol_is_given_is_the_one_that_pika_closes(protocol):
     transport = mock.Mock(wraps=StringTransport())
     protocol._impl._reactor = task.Clock()
@@ -244,6 +319,9 @@ def test_the_twisted_channel_wraps_a_channel():
     channel = TwistedChannel(inner)
     assert channel._channel is inner, moved("TwistedChannel._channel", SESSION)
     assert isinstance(channel.on_closed, defer.Deferred), moved("TwistedChannel.on_closed", SESSION)
+    inner.channel_number, inner.is_open = 7, True
+    assert channel.channel_number == 7, moved("TwistedChannel.channel_number", SESSION)
+    assert channel.is_open is True, moved("TwistedChannel.is_open", CHANNELS)
     assert hasattr(pika.channel.Channel, "add_on_cancel_callback"), moved(
         "pika.channel.Channel.add_on_cancel_callback", SESSION
     )
@@ -280,7 +358,7 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
-        ("basic_ack", {"delivery_tag"}),
+        ("basic_ack", {"delivery_tag", "multiple"}),
         ("basic_nack", {"delivery_tag", "multiple", "requeue"}),
         ("basic_reject", {"delivery_tag", "requeue"}),
         ("basic_qos", {"prefetch_size", "prefetch_count"}),
@@ -291,6 +369,28 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
 def test_the_twisted_channel_takes_what_it_is_told(method, parameters):
     taken = parameters_of(getattr(TwistedChannel, method))
     assert parameters <= set(taken), moved(f"TwistedChannel.{method}", SESSION)
+
+
+# pika's blocking connection
+
+
+def test_the_blocking_connection_knows_its_server_and_raises_what_is_caught():
+    assert "self._impl" in inspect.getsource(pika.BlockingConnection.__init__), moved(
+        "BlockingConnection._impl", INSPECTION
+    )
+    assert "self.server_properties" in inspect.getsource(pika.connection.Connection), moved(
+        "Connection.server_properties", INSPECTION
+    )
+    assert not issubclass(AMQPConnectorException, pika.exceptions.AMQPError), moved(
+        "AMQPConnectorException", INSPECTION
+    )
+    assert issubclass(AMQPConnectorStackTimeout, AMQPConnectorException), moved(
+        "AMQPConnectorStackTimeout", INSPECTION
+    )
+    for name in ("connection_attempts", "socket_timeout", "stack_timeout"):
+        assert isinstance(getattr(pika.connection.Parameters, name, None), property), moved(
+            f"Parameters.{name}", INSPECTION
+        )
 
 
 # fedora_messaging.api, .config, .message; crochet
@@ -337,16 +437,50 @@ def test_the_configuration_is_lazy_and_can_be_given():
     assert error.message == "why", moved("ConfigurationException.message", CONFIG)
 
 
-def test_messages_are_made_from_the_bytes_of_a_delivery():
+def test_the_registry_maps_names_to_classes_and_knows_whether_it_is_loaded():
     assert callable(getattr(message, "load_message_classes", None)), moved(
-        "fedora_messaging.message.load_message_classes", CODEC
-    )
-    assert parameters_of(message.get_message) == ["routing_key", "properties", "body"], moved(
-        "fedora_messaging.message.get_message", CODEC
+        "fedora_messaging.message.load_message_classes", REGISTRY
     )
     assert 'group="fedora.messages"' in inspect.getsource(message.load_message_classes), moved(
-        "the entry point group fedora.messages", CODEC
+        "the entry point group fedora.messages", REGISTRY
     )
+    message.load_message_classes()
+    assert message._registry_loaded is True, moved("_registry_loaded", REGISTRY)
+    assert message._schema_name_to_class["base.message"] is message.Message, moved(
+        "_schema_name_to_class", REGISTRY
+    )
+
+
+def test_messages_are_made_of_what_get_message_makes_them_of():
+    source = inspect.getsource(message.get_message)
+    assert parameters_of(message.get_message) == ["routing_key", "properties", "body"], moved(
+        "fedora_messaging.message.get_message", DECODING
+    )
+    assert (
+        "body=body_dict, topic=routing_key, properties=properties, severity=severity" in source
+    ), moved("how get_message makes a Message", DECODING)
+    for step in ("body.decode(", "json.loads(", "message.validate()", "MessageClass.deprecated"):
+        assert step in source, moved(f"get_message's {step}", DECODING)
     assert isinstance(fm_exceptions.ValidationError.summary, property), moved(
-        "ValidationError.summary", CODEC
+        "ValidationError.summary", DECODING
+    )
+
+
+def test_a_message_is_validated_by_four_schemas():
+    source = inspect.getsource(message.Message.validate)
+    for step in (
+        "for schema in (self.headers_schema, Message.headers_schema):",
+        "jsonschema.validate(self._headers, schema)",
+        "for schema in (self.body_schema, Message.body_schema):",
+        "jsonschema.validate(self.body, schema)",
+    ):
+        assert step in source, moved(f"Message.validate's {step}", VALIDATION)
+    assert source.count("jsonschema.validate(") == 2, moved("Message.validate", VALIDATION)
+
+
+def test_properties_keep_everything_in_their_dictionary():
+    given = pika.BasicProperties(message_id="1", headers={})
+    assert vars(given)["message_id"] == "1", moved("pika.BasicProperties.__dict__", DECODING)
+    assert not hasattr(pika.BasicProperties, "__slots__"), moved(
+        "pika.BasicProperties.__dict__", DECODING
     )

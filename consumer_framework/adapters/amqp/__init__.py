@@ -4,6 +4,7 @@
 - :mod:`.connection` connects, by way of fedora-messaging's service, and connects again;
 - :mod:`.session` keeps every queue subscribed on whatever connection there is;
 - :mod:`.channels` is the :class:`.Acknowledger`;
+- :mod:`.inspection` looks at the broker for ``fm-consumer check``, and changes nothing;
 - :mod:`.faults` says in one line what the broker refused.
 """
 

@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery
 
+# Acknowledgements that are worth a word to the broker, and turns of the event loop in which a
+# quick coroutine handler ends.
+MANY = 16
+QUIET_TURNS = 4
+
 _GONE = (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError)
 
 
 class Channels:
     """An :class:`.Acknowledger` that settles each delivery on the channel it came from, or not.
 
-    Acknowledgements are told together, in the same turn of the event loop or the next; whatever
-    else becomes of a delivery is told at once.
+    Acknowledgements are told together: when so many wait, or none has come for some turns of the
+    event loop, which never sleeps until then. Whatever else becomes of a delivery is told at once.
 
     Args:
         soon: Calls a function in the next turn of the event loop.
@@ -33,7 +38,9 @@ class Channels:
         self._soon = soon
         self._open: dict[int, tuple[TwistedChannel, Acks]] = {}
         self._latest = 0
-        self._is_called = False
+        self._untold = 0
+        self._quiet_turns = 0
+        self._left: set[int] = set()
 
     def add(self, channel: TwistedChannel) -> int:
         """Return the generation of a new channel."""
@@ -44,6 +51,15 @@ class Channels:
     def remove(self, generation: int) -> None:
         """Make every later settle for *generation* void."""
         self._open.pop(generation, None)
+        self._left.discard(generation)
+
+    def leave(self, generation: int) -> None:
+        """Let what is given back of *generation* go back together, when its channel closes."""
+        self._left.add(generation)
+
+    def is_left(self, generation: int) -> bool:
+        """Whether :meth:`leave` was called for *generation*."""
+        return generation in self._left
 
     def is_open(self, delivery: Delivery) -> bool:
         """Whether the channel that *delivery* came on is there still."""
@@ -52,16 +68,20 @@ class Channels:
     def ack(self, delivery: Delivery) -> bool:
         """Let the broker forget the message; False if that is void."""
         entry = self._open.get(delivery.generation)
-        if entry is None:
+        # As for what is told at once: the channel may have closed, and nobody was told yet.
+        if entry is None or not entry[0].is_open:
             return False
         entry[1].ack(delivery.delivery_tag)
-        if not self._is_called:
-            self._is_called = True
-            self._soon(self.flush)
+        self._quiet_turns = 0
+        self._untold += 1
+        if self._untold == 1:
+            self._soon(self._turn)
         return True
 
     def give_back(self, delivery: Delivery) -> bool:
         """Put the message back on its queue; False if that is void."""
+        if delivery.generation in self._left:
+            return self.is_open(delivery)
         return self._settle(delivery, lambda c: c.basic_nack(delivery.delivery_tag, requeue=True))
 
     def requeue(self, delivery: Delivery) -> bool:
@@ -74,9 +94,16 @@ class Channels:
             delivery, lambda c: c.basic_reject(delivery.delivery_tag, requeue=False)
         )
 
+    def _turn(self) -> None:
+        self._quiet_turns += 1
+        if self._untold >= MANY or self._quiet_turns > QUIET_TURNS:
+            self.flush()
+        elif self._untold:
+            self._soon(self._turn)
+
     def flush(self) -> None:
         """Tell the broker what was acknowledged so far."""
-        self._is_called = False
+        self._untold = 0
         for channel, acks in list(self._open.values()):
             for tag, multiple in acks.take():
                 try:

@@ -99,9 +99,22 @@ _WORDS: tuple[tuple[type, str], ...] = (
     (pika.exceptions.AMQPHeartbeatTimeout, "the broker sent no heartbeat"),
     (pika.exceptions.ProbableAuthenticationError, "authentication failed"),
     (pika.exceptions.ProbableAccessDeniedError, "access to the vhost was refused"),
+    (pika.exceptions.IncompatibleProtocolError, "it does not speak AMQP 0-9-1"),
+    (pika.exceptions.StreamLostError, "the broker closed the connection"),
     (twisted_error.ConnectionDone, "the broker closed the connection"),
     (twisted_error.ConnectionLost, "the connection was cut"),
+    # Their own texts say the same twice, with a number in between.
+    (twisted_error.ConnectionRefusedError, "connection refused"),
+    (ConnectionRefusedError, "connection refused"),
+    (twisted_error.NoRouteError, "no route to host"),
+    (twisted_error.TCPTimedOutError, "the connection attempt timed out"),
+    (twisted_error.TimeoutError, "the connection attempt timed out"),
 )
+
+
+def is_known(error: object) -> bool:
+    """Whether :func:`one_line` has better words than the error's own text."""
+    return reply_code(error) > 0 or any(isinstance(error, kind) for kind, _ in _WORDS)
 
 
 def one_line(error: object) -> str:

@@ -46,6 +46,7 @@ _LARGEST = 1 << 18
 # The bits of the property flags that are known here (AMQP 0-9-1, section 4.2.6.1): content-type,
 # content-encoding, headers, delivery-mode, priority, message-id, timestamp.
 _KNOWN = 0xF8C0
+_SHORT_STRINGS = ((0x8000, "content_type"), (0x4000, "content_encoding"))
 _BLANK = dict.fromkeys(vars(pika.BasicProperties()))  # type: ignore[no-untyped-call]
 
 # Where the content header of a message is kept that cannot be decoded.
@@ -163,7 +164,11 @@ def _body_end(buffer: bytes, at: int, header_at: int, channel: int) -> int | Non
 def _properties(encoded: bytes) -> pika.BasicProperties:
     """Decode properties; what cannot be decoded is kept as it is, in a header."""
     try:
-        return _known_properties(encoded) or _any_properties(encoded)
+        known = _known_properties(encoded)
+    except Exception:  # noqa: BLE001 -- text that is none, lengths that lead astray, pika's errors
+        known = None
+    try:
+        return known or _any_properties(encoded)
     except Exception:  # noqa: BLE001 -- whatever pika makes of a wrong field
         raw: Any = {RAW_PROPERTIES: encoded}
         return pika.BasicProperties(headers=raw)  # type: ignore[no-untyped-call]
@@ -193,16 +198,18 @@ def _any_properties(encoded: bytes) -> pika.BasicProperties:
 
 
 def _known_properties(encoded: bytes) -> pika.BasicProperties | None:
-    """Decode what fedora-messaging sets; None where there is more."""
+    """Decode what fedora-messaging sets; None, or an error, where there is more to it."""
     flags = encoded[0] << 8 | encoded[1]
     if flags & ~_KNOWN:
         return None
     values = _BLANK.copy()
     at = 2
-    if flags & 0x8000:
-        values["content_type"], at = _short(encoded, at)
-    if flags & 0x4000:
-        values["content_encoding"], at = _short(encoded, at)
+    # Strings are decoded in place: calls would cost more than all the rest.
+    for flag, name in _SHORT_STRINGS:
+        if flags & flag:
+            stop = at + 1 + encoded[at]
+            values[name] = encoded[at + 1 : stop].decode()
+            at = stop
     if flags & 0x2000:
         values["headers"], at = _table(encoded, at)
     if flags & 0x1000:
@@ -212,7 +219,9 @@ def _known_properties(encoded: bytes) -> pika.BasicProperties | None:
         values["priority"] = encoded[at]
         at += 1
     if flags & 0x0080:
-        values["message_id"], at = _short(encoded, at)
+        stop = at + 1 + encoded[at]
+        values["message_id"] = encoded[at + 1 : stop].decode()
+        at = stop
     if flags & 0x0040:
         values["timestamp"] = _TIMESTAMP.unpack_from(encoded, at)[0]
         at += 8
@@ -238,26 +247,29 @@ def _text(encoded: bytes) -> Any:
 
 def _table(encoded: bytes, at: int) -> tuple[Any, int]:
     """Decode a table of text and numbers; one that has more is pika's."""
-    table = {}
+    table: dict[str, Any] = {}
     start, at = at, at + 4
     stop = at + _LONG.unpack_from(encoded, start)[0]
     while at < stop:
-        key, at = _short(encoded, at)
-        kind = encoded[at]
-        at += 1
-        value: Any
+        kind_at = at + 1 + encoded[at]
+        key = encoded[at + 1 : kind_at].decode()
+        kind = encoded[kind_at]
+        at = kind_at + 1
         if kind == _TEXT:
-            value_end = at + 4 + _LONG.unpack_from(encoded, at)[0]
-            value, at = _text(encoded[at + 4 : value_end]), value_end
+            end = at + 4 + _LONG.unpack_from(encoded, at)[0]
+            table[key] = encoded[at + 4 : end].decode()
+            at = end
         elif kind == _INT:
-            value, at = _SIGNED.unpack_from(encoded, at)[0], at + 4
+            (table[key],) = _SIGNED.unpack_from(encoded, at)
+            at += 4
         elif kind == _LONG_INT:
-            value, at = _LONGLONG.unpack_from(encoded, at)[0], at + 8
+            (table[key],) = _LONGLONG.unpack_from(encoded, at)
+            at += 8
         elif kind == _BOOL:
-            value, at = encoded[at] != 0, at + 1
+            table[key] = encoded[at] != 0
+            at += 1
         else:
-            return pika.data.decode_table(encoded, start)
-        table[key] = value
+            break
     if at != stop:
         return pika.data.decode_table(encoded, start)
     return table, at

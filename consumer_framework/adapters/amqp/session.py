@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pika.exceptions
@@ -13,22 +11,22 @@ from fedora_messaging.exceptions import BadDeclaration, ConnectionException, NoF
 from twisted.internet import defer
 from twisted.internet import error as twisted_error
 
-from consumer_framework.core.delivery import Delivery
 from consumer_framework.core.errors import ExitCode, Fault
+from consumer_framework.core.queues import is_single_active
 
 from . import faults
 from .connection import CLOSE_TIMEOUT, Client, Clock, Service
+from .declarations import bindings, declaration
+from .subscription import Subscription, from_pika, receiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from pika.adapters.twisted_connection import TwistedChannel
-
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.settings import Queue, Settings
     from consumer_framework.core.stats import Snapshot
 
     from .channels import Channels
-    from .frames import Receiver
 
 _log = logging.getLogger(__name__)
 
@@ -79,27 +77,6 @@ class Listener(Protocol):
     def failed(self, fault: Fault) -> None:
         """The session cannot go on."""
         ...
-
-
-@dataclass(eq=False, slots=True)
-class Subscription:
-    """One consumer on one channel.
-
-    Attributes:
-        configured_name: What the configuration calls the queue; "" lets the broker choose.
-        queue: What the broker calls it.
-        receivers: Who gets the deliveries of the connection, by channel number.
-        consumer_tag: The broker's name for the consumer; "" where it is not confirmed.
-        is_wanted: Whether deliveries are taken; those after a ``basic.cancel`` are not.
-    """
-
-    configured_name: str
-    queue: str
-    channel: TwistedChannel
-    generation: int
-    receivers: dict[int, Receiver]
-    consumer_tag: str = ""
-    is_wanted: bool = False
 
 
 class Session:
@@ -204,19 +181,31 @@ class Session:
     # Stopping, in this order.
 
     async def cancel(self) -> None:
-        """Stop the broker from sending more (``basic.cancel``); what came is still unsettled."""
+        """Stop the broker from sending more (``basic.cancel``); what came is still unsettled.
+
+        A queue with a single active consumer keeps this one until the channel closes: the next
+        one must neither begin while something runs here, nor overtake what is given back.
+        """
         self._closing = True
         self.service.factory.stop()
         if self._subscribing is not None:
             self._subscribing.cancel()
         consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
-        cancels = [self._cancel(subscription) for subscription in consuming]
+        for subscription in consuming:
+            if is_single_active(self._settings.queues[subscription.configured_name]):
+                self._channels.leave(subscription.generation)
+        cancels = [self._cancel(s) for s in consuming if not self._channels.is_left(s.generation)]
         await defer.DeferredList(cancels, consumeErrors=True)
 
     async def close(self) -> None:
         """Close the connection, after everything written to it has been sent."""
         self._closing = True
         self._channels.flush()
+        for subscription in self._subscriptions.values():
+            if self._channels.is_left(subscription.generation):
+                # pika would tell the broker so before it closes the channel.
+                cancelled = subscription.channel._channel._cancelled  # noqa: SLF001
+                cancelled.add(subscription.consumer_tag)
         stopped = defer.maybeDeferred(self.service.stopService)
         stopped.addTimeout(CLOSE_TIMEOUT, self._clock)
         try:
@@ -280,8 +269,8 @@ class Session:
         queue = self._settings.queues[name]
         if name in self._doubted:
             await self._must_exist(client, self._doubted.pop(name), queue)
-        actual_name = await client.declare_queue(_declaration(name, queue, self._settings))
-        await client.bind_queues(_bindings(name, actual_name, self._settings))
+        actual_name = await client.declare_queue(declaration(name, queue, self._settings))
+        await client.bind_queues(bindings(name, actual_name, self._settings))
         channel = await client._allocate_channel()  # noqa: SLF001 -- see connection.py
         generation = self._channels.add(channel)
         receivers = client.frames.receivers
@@ -304,48 +293,18 @@ class Session:
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
-        receive = self._receiver(subscription)
+        receive = receiver(subscription, self._listener.delivered, self._channels.give_back)
         subscription.is_wanted = True
         subscription.receivers[subscription.channel.channel_number] = receive
         try:
             confirmed = await consume(
-                queue=subscription.queue, on_message_callback=_from_pika(receive)
+                queue=subscription.queue, on_message_callback=from_pika(receive)
             )
         except pika.exceptions.ChannelClosed as error:
             raise faults.consume_fault(error, subscription.queue) from error
         subscription.consumer_tag = confirmed.method.consumer_tag
         if self._paused:
             await self._cancel(subscription)
-
-    def _receiver(self, subscription: Subscription) -> Receiver:
-        queue, generation = subscription.queue, subscription.generation
-        delivered, give_back = self._listener.delivered, self._channels.give_back
-
-        def receive(  # noqa: PLR0913, PLR0917 -- what a delivery has
-            tag: int,
-            redelivered: bool,  # noqa: FBT001 -- as above
-            exchange: str,
-            key: str,
-            properties: Any,
-            body: bytes,
-        ) -> None:
-            delivery = Delivery(
-                queue=queue,
-                generation=generation,
-                delivery_tag=tag,
-                redelivered=redelivered,
-                exchange=exchange,
-                routing_key=key,
-                properties=properties,
-                body=body,
-                received_at=time.time(),
-            )
-            if subscription.is_wanted:
-                delivered(delivery)
-            else:
-                give_back(delivery)
-
-        return receive
 
     def _subscribe_failed(self, failure: Any, client: Client) -> None:
         error = failure.value
@@ -421,52 +380,11 @@ class Session:
     async def _must_exist(self, client: Client, actual_name: str, queue: Queue) -> None:
         passive = queue.model_copy(update={"passive": True})
         try:
-            await client.declare_queue(_declaration(actual_name, passive, self._settings))
+            await client.declare_queue(declaration(actual_name, passive, self._settings))
         except BadDeclaration as error:
             if faults.reply_code(error.reason) == faults.NOT_FOUND:
                 raise faults.canceled_fault(actual_name) from error
             raise
-
-
-def _from_pika(receive: Receiver) -> Callable[[Any, Any, Any, bytes], None]:
-    """Take deliveries that pika has put together."""
-
-    def callback(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        receive(
-            method.delivery_tag,
-            method.redelivered,
-            method.exchange,
-            method.routing_key,
-            properties,
-            body,
-        )
-
-    return callback
-
-
-def _declaration(name: str, queue: Queue, settings: Settings) -> Any:
-    passive = settings.passive_declares if queue.passive is None else queue.passive
-    return {
-        "queue": name,
-        "durable": queue.durable,
-        "auto_delete": queue.auto_delete,
-        "exclusive": queue.exclusive,
-        "arguments": queue.arguments,
-        "passive": passive,
-    }
-
-
-def _bindings(name: str, actual_name: str, settings: Settings) -> Any:
-    return [
-        {
-            "queue": actual_name,
-            "exchange": binding.exchange,
-            "routing_key": key,
-            "arguments": binding.arguments,
-        }
-        for binding in settings.bindings_of(name)
-        for key in binding.routing_keys
-    ]
 
 
 def _as_fault(error: BaseException) -> Fault:

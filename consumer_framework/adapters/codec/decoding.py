@@ -47,6 +47,12 @@ def decode(delivery: Delivery) -> Message:
         validate(message)
     except jsonschema.ValidationError as error:
         raise ValidationError(error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        # What rpds, below jsonschema, makes of a RecursionError now and then. It is no Exception,
+        # and would end the process.
+        raise RecursionError("the body is nested too deeply for its schema") from error
     if kind.deprecated:
         warn_of_deprecated(kind, message.topic)
     message.queue = delivery.queue

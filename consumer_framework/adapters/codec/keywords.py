@@ -155,6 +155,9 @@ def maximum_draft4(limit: Any, schema: Schema, compiler: Compiler) -> Table:
 
 
 def multiple_of(divisor: Any, _schema: Schema, compiler: Compiler) -> Table:
+    if isinstance(divisor, float):
+        # jsonschema raises for NaN and infinity; whether it gets there depends on its order.
+        raise TypeError("a multipleOf that is no integer")
     return only(_NUMBERS, compiler.delegate({"multipleOf": divisor}))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import jsonschema
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
 
 from .compiler import compiled
@@ -54,13 +54,14 @@ def _checked(schema: Any) -> Validator | None:
     """Do once what jsonschema.validate() does every time; None where that would not do."""
     if not isinstance(schema, dict):
         return None
-    if "$schema" in schema and validator_for(schema, default=cast("Any", None)) is None:
-        # An unknown dialect: jsonschema warns of it every time.
-        return None
-    kind = validator_for(schema)
     try:
+        known: Any = validator_for(schema, default=cast("Any", None))
+        if "$schema" in schema and known is None:
+            # An unknown dialect: jsonschema warns of it every time.
+            return None
+        kind = validator_for(schema)
         kind.check_schema(schema)
-    except SchemaError:
+    except Exception:  # noqa: BLE001 -- jsonschema raises it anew every time
         return None
     return kind(schema)
 

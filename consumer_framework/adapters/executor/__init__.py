@@ -31,6 +31,15 @@ __all__ = ["Executor", "Limits", "signal_of"]
 _log = logging.getLogger(__name__)
 
 
+# Seconds. Runs that take longer gain nothing from having the next delivery ready, and what is ready
+# can no longer be overtaken by a message that is due again.
+QUICK = 0.05
+
+
+def _any(_delivery: Delivery) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much of the handler runs at once, and for how long.
@@ -79,13 +88,21 @@ class Executor:
         self._running: dict[Job, None] = {}
         self._gathering = Job()
         self._gather_timer: asyncio.TimerHandle | None = None
+        self._is_stopped = False
+        self._stopped: list[Job] = []
         self._patrol: asyncio.TimerHandle | None = None
         self._outstanding = 0
+        self._last_took = math.inf
 
     @property
     def is_busy(self) -> bool:
         """Whether something runs, or could if a slot were free."""
         return self._outstanding > 0
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the last run took no longer than :data:`QUICK`."""
+        return self._last_took <= QUICK
 
     @property
     def running(self) -> tuple[Delivery, ...]:
@@ -102,26 +119,55 @@ class Executor:
         Returns:
             What the handler did; :class:`.Withdrawn` where :meth:`withdraw` came first.
         """
+        if self._is_stopped:
+            return Withdrawn()
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # A batch that failed, or killed the process, is told apart: each message is on its own.
             self._submit(Job([delivery], [waiter]))
         else:
             self._gather(delivery, waiter)
-        return await waiter
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # By the host: what comes out of a handler is its outcome.
+            self._abandon()
+            raise
 
-    def withdraw(self, received_before: float = math.inf) -> int:
-        """Let no slot begin with what none has begun with; returns how many deliveries that is."""
+    def _abandon(self) -> None:
+        """Cancel what nobody waits for any more."""
+        for job in list(self._running):
+            if job.task is not None and all(waiter.done() for waiter in job.waiters):
+                job.task.cancel()
+
+    def stop(self) -> None:
+        """Let no slot begin with anything any more; :meth:`withdraw` ends what waits for one."""
+        self._is_stopped = True
+        self._stopped += self._take_back()
+        if self._gathering.deliveries:
+            self._stopped.append(self._gathered())
+
+    def withdraw(self, which: Callable[[Delivery], bool] = _any) -> int:
+        """Let no slot begin with what none has begun with; returns how many deliveries that is.
+
+        Args:
+            which: Says whether a delivery is meant; of a batch, one is enough.
+        """
         withdrawn = 0
-        if self._gathering.is_older(received_before):
+        if self._gathering.has(which):
             withdrawn += self._withdraw(self._gathered())
-        for job in [*self._threads.withdraw(), *self._tasks.withdraw()]:
-            self._outstanding -= 1
-            if job.is_older(received_before):
+        stopped, self._stopped = self._stopped, []
+        for job in [*stopped, *self._take_back()]:
+            if job.has(which):
                 withdrawn += self._withdraw(job)
             else:
                 self._submit(job)
         return withdrawn
+
+    def _take_back(self) -> list[Job]:
+        jobs = [*self._threads.withdraw(), *self._tasks.withdraw()]
+        self._outstanding -= len(jobs)
+        return jobs
 
     def _withdraw(self, job: Job) -> int:
         job.end([Withdrawn()] * len(job.waiters))
@@ -169,6 +215,7 @@ class Executor:
             job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
             return
         self._outstanding -= 1
+        self._last_took = self._loop.time() - job.started_at
         if error is not None:
             job.fail(error)
         elif job.overdue and job.task is not None and result is not SUCCEEDED:
@@ -192,7 +239,10 @@ class Executor:
             self._loop.call_soon(go_on)
 
     def _submit(self, job: Job) -> None:
-        """Let the next free slot run *job*."""
+        """Let the next free slot run *job*, unless nothing more is to begin."""
+        if self._is_stopped and job.function is None:
+            self._stopped.append(job)
+            return
         self._outstanding += 1
         if self._patrol is None:
             self._patrol = self._loop.call_later(self._limits.timeout, self._look_at_deadlines)

@@ -33,9 +33,9 @@ class Job:
     overdue: bool = False
     task: asyncio.Task[Any] | None = None
 
-    def is_older(self, moment: float) -> bool:
-        """Whether any of it was received before *moment*, in seconds since the epoch."""
-        return any(delivery.received_at < moment for delivery in self.deliveries)
+    def has(self, which: Callable[[Delivery], bool]) -> bool:
+        """Whether any of its deliveries is meant."""
+        return any(map(which, self.deliveries))
 
     def end(self, result: Succeeded | list[Outcome]) -> None:
         """Tell whoever waits what came of it."""

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections import deque
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,10 @@ NEXT_DUE = """SELECT min(due) FROM messages INDEXED BY messages_by_due
 FIRST = """SELECT id, state, due FROM messages INDEXED BY messages_by_lane
     WHERE lane = ? AND lane <> '' AND state <> 'superseded' AND position < ?
     ORDER BY position LIMIT 1"""
+_IN_ORDER = """SELECT m.id, m.lane FROM json_each(?) AS wanted JOIN messages AS m
+    ON m.id = wanted.value WHERE m.lane <> '' ORDER BY m.position"""
 POSITION = "SELECT position FROM messages WHERE id = ?"
+LAST_DUE = "SELECT max(due) FROM messages WHERE state = 'deferred'"
 ATTEMPTS = """SELECT at, error, message, traceback, fingerprint FROM attempts
     WHERE row_id = ? ORDER BY id"""
 
@@ -37,7 +42,10 @@ _ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id
     length(m.body) AS size, m.due, m.reason, m.fingerprint,
     (SELECT count(*) FROM attempts WHERE row_id = m.id) AS attempts,
     coalesce(a.error, '') AS error, coalesce(a.message, '') AS message,
-    m.crashes, m.created, m.updated, m.parent, m.lane, m.position
+    m.crashes, m.created, m.updated, m.parent, m.lane,
+    CASE WHEN m.waits = 1 AND m.state <> 'superseded' THEN
+        (SELECT f.id FROM messages AS f WHERE f.lane = m.lane AND f.lane <> ''
+        AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind
     FROM messages AS m LEFT JOIN attempts AS a
     ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
 _GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
@@ -108,6 +116,11 @@ class Reader:
         position: int = found[0][0] if found else row
         return position
 
+    def last_due(self) -> float | None:
+        """When the last deferred message is due, in seconds since the epoch; None for never."""
+        when: float | None = self._select(LAST_DUE)[0][0]
+        return when
+
     def rows(
         self,
         *,
@@ -146,6 +159,16 @@ class Reader:
         """Return the message of one row, with its whole history; None where there is none."""
         found = self._select("SELECT * FROM messages WHERE id = ?", number)
         return self._delivery(found[0]) if found else None
+
+    def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
+        """Let the rows of each lane trade places until they are in their order; others stay."""
+        given = list(numbers)
+        found = self._select(_IN_ORDER, json.dumps(given))
+        lanes = dict(found)
+        members: dict[str, deque[int]] = {}
+        for number, lane in found:
+            members.setdefault(lane, deque()).append(number)
+        return [members[lanes[n]].popleft() if n in lanes else n for n in given]
 
     def groups(self) -> list[Group]:
         """Return the causes of what is quarantined, the most frequent first."""

@@ -43,8 +43,8 @@ class Row:
         updated: When its state was last written.
         parent: The row that it supersedes, None for a message as it was received.
         lane: Its ordering key, "" for none.
-        position: Grows in the order in which messages came here. An edited copy has its
-            original's.
+        behind: The first open row of its lane, which has to leave before this one runs; None where
+            this is the first, is superseded, or has no lane.
     """
 
     id: int
@@ -65,7 +65,7 @@ class Row:
     updated: float
     parent: int | None
     lane: str
-    position: int
+    behind: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ The file format is fedora-messaging's. The framework's own settings are in
 """
 
 from .author import is_config_type, known_keys, parse_consumer_config
+from .conflicts import conflicts, refuse_conflicts
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
 from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
+from .locations import toml_path
 from .names import INSTANCE_NAME, instance_name_problem
 from .overrides import NO_OVERRIDES, Overrides, override
 from .parsing import parse
@@ -29,10 +31,13 @@ __all__ = [
     "RuleSettings",
     "Settings",
     "Tls",
+    "conflicts",
     "instance_name_problem",
     "is_config_type",
     "known_keys",
     "override",
     "parse",
     "parse_consumer_config",
+    "refuse_conflicts",
+    "toml_path",
 ]

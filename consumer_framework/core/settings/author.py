@@ -46,7 +46,7 @@ def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
         raise ConfigurationError(Problem("consumer_config", what, "mend the class")) from error
     except pydantic.ValidationError as error:
         unknown = {problem.path for problem in problems}
-        found = from_pydantic(error, "consumer_config", config_type)
+        found = from_pydantic(error, "consumer_config", config_type, own)
         problems = [*(p for p in found if p.path not in unknown), *problems]
     if problems:
         raise ConfigurationError(*problems)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
 from consumer_framework.core.durations import Duration
 from consumer_framework.core.ordering import source_of
@@ -94,7 +94,7 @@ class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
-    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 50
+    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
     ordering: Ordering = Ordering.NONE
     ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
     handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
@@ -104,16 +104,6 @@ class Framework(Table):
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
     quarantine_max_bytes: Annotated[StrictInt, Field(ge=1)] = 1 << 30
     recovery: Recovery = Recovery()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.ordering_key is not None and self.ordering is not Ordering.KEY:
-            raise ValueError('ordering_key means something with ordering = "key" alone')
-        if self.burst is not None and self.rate is None:
-            raise ValueError("burst means something with rate alone")
-        if self.handler_timeout >= self.recovery.ack_timeout:
-            raise ValueError("handler_timeout must be shorter than recovery.ack_timeout")
-        return self
 
     @property
     def at_once(self) -> int:

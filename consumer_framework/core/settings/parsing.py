@@ -9,6 +9,7 @@ import pydantic
 
 from consumer_framework.core.errors import ConfigurationError, Problem
 
+from .conflicts import FRAMEWORK, conflicts
 from .file import Settings
 from .framework import Framework
 from .problems import from_pydantic
@@ -36,7 +37,7 @@ def parse(document: Mapping[str, Any], *, default_bindings: bool = False) -> Set
     try:
         settings = Settings.model_validate(document)
     except pydantic.ValidationError as error:
-        problems = [*from_pydantic(error, "", Settings), *problems]
+        problems = [*from_pydantic(error, "", Settings, document), *problems]
     if problems:
         raise ConfigurationError(*problems)
     return settings
@@ -64,7 +65,7 @@ def _framework_problems(document: Mapping[str, Any]) -> list[Problem]:
     config = document.get("consumer_config")
     table = config.get("framework", {}) if isinstance(config, dict) else {}
     try:
-        Framework.model_validate(table)
+        framework = Framework.model_validate(table)
     except pydantic.ValidationError as error:
-        return list(from_pydantic(error, "consumer_config.framework", Framework))
-    return []
+        return list(from_pydantic(error, FRAMEWORK, Framework, table))
+    return list(conflicts(framework))

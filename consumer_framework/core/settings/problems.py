@@ -5,78 +5,114 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.errors import Problem
 
-from .file import Binding, Monitoring, Queue, Settings
+from .locations import in_document, keys_at, toml_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pydantic
-    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
+    from .locations import Location
 
 
-def from_pydantic(error: pydantic.ValidationError, prefix: str, root: Any) -> Iterable[Problem]:
-    """Say each error of a validation as a problem.
+def from_pydantic(
+    error: pydantic.ValidationError, prefix: str, root: Any, document: Any
+) -> Iterable[Problem]:
+    """Say the errors of a validation as problems, one for each place.
 
     Args:
         error: What pydantic raised.
         prefix: The TOML path of what was parsed.
         root: The model that it was parsed with.
+        document: What was parsed.
     """
+    for location, items in _by_place(error, document).items():
+        path = toml_path(prefix, location)
+        if items[0]["type"] == "extra_forbidden":
+            yield _unknown_key(path, keys_at(root, location[:-1]), str(location[-1]))
+        else:
+            yield _problem(path, items)
+
+
+def _by_place(error: pydantic.ValidationError, document: Any) -> dict[Any, list[ErrorDetails]]:
+    """Each member of a union has errors of its own, for the same value."""
+    places: dict[Any, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
-        path = _toml_path(prefix, item["loc"])
-        if item["type"] == "extra_forbidden":
-            yield _unknown_key(path, _keys_at(root, item["loc"][:-1]), str(item["loc"][-1]))
-        elif item["type"] == "missing":
-            yield Problem(path, "this key is required", "add it")
-        elif item["type"].endswith(("_type", "_parsing")):
-            yield Problem(path, _sentence(item["msg"]), f"it is {_toml_type(item['input'])} now")
-        elif item["type"] in {"value_error", "assertion_error"}:
-            yield Problem(path, item["msg"].partition(", ")[2])
-        else:
-            yield Problem(path, _sentence(item["msg"]))
+        if _is_echo(item):
+            continue
+        places.setdefault(_place(item, document), []).append(item)
+    return places
 
 
-def _toml_path(prefix: str, location: tuple[int | str, ...]) -> str:
-    path = prefix
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        else:
-            key = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"'
-            path += f".{key}" if path else key
-    return path
+def _is_echo(item: ErrorDetails) -> bool:
+    """An array counts as too short because of the items that are wrong, and told themselves."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
-def _keys_at(root: Any, location: tuple[int | str, ...]) -> set[str]:
-    """The keys known in the table at *location*, as far as plain nesting tells."""
-    table: Any = root
-    for part in location:
-        if part not in getattr(table, "model_fields", {}):
-            return _keys_of_items(root, location)
-        annotation = table.model_fields[part].annotation
-        table = next(iter(get_args(annotation)), annotation)
-    return set(getattr(table, "model_fields", ()))
+def _place(item: ErrorDetails, document: Any) -> Location:
+    if item["type"] == "missing":
+        return (*in_document(item["loc"][:-1], document), item["loc"][-1])
+    return in_document(item["loc"], document)
 
 
-def _keys_of_items(root: Any, location: tuple[int | str, ...]) -> set[str]:
-    items: dict[str, type[BaseModel]] = {
-        "queues": Queue,
-        "bindings": Binding,
-        "monitoring": Monitoring,
-    }
-    table = items.get(str(location[0])) if root is Settings else None
-    return set(table.model_fields) if table else set()
+# What only a class can say is no advice for a file.
+_PYTHON_ONLY = {"is_subclass_of", "is_type", "is_instance_of"}
+
+
+def _problem(path: str, items: Sequence[ErrorDetails]) -> Problem:
+    items = [item for item in items if item["type"] not in _PYTHON_ONLY] or items
+    said = list(dict.fromkeys(_said(item) for item in items))
+    (first, cure), *others = said
+    more = (message.removeprefix("must be ") for message, _ in others)
+    return Problem(path, " or ".join([first, *more]), cure)
+
+
+def _said(item: ErrorDetails) -> tuple[str, str]:
+    """What an error says, and the cure."""
+    kind, context = item["type"], item.get("ctx", {})
+    now = f"it is {_toml_type(item['input'])} now"
+    if kind == "missing":
+        return "this key is required", "add it"
+    if kind in {"enum", "literal_error"}:
+        return _choice(str(context["expected"]), item["input"])
+    if kind == "too_short":
+        return f"must have {_at_least(context['min_length'])}", "add one"
+    if kind.endswith(("_type", "_parsing")):
+        return _sentence(item["msg"]), now
+    if kind in {"value_error", "assertion_error"}:
+        return item["msg"].partition(", ")[2], ""
+    return _sentence(item["msg"]), ""
+
+
+def _at_least(count: int) -> str:
+    return "at least 1 item" if count == 1 else f"at least {count} items"
+
+
+def _choice(expected: str, value: Any) -> tuple[str, str]:
+    """Pydantic lists the choices as ``'a', 'b' or 'c'``."""
+    said = f"must be {expected}".replace("'", '"')
+    if not isinstance(value, str):
+        return said, f"it is {_toml_type(value)} now"
+    near = difflib.get_close_matches(value.lower(), re.findall(r"'([^']*)'", expected), 1)
+    return said, f'did you mean "{near[0]}"?' if near else ""
 
 
 def unknown_keys(prefix: str, table: Mapping[str, Any], known: set[str] | None) -> list[Problem]:
     """Name the keys of *table* that are not *known*; None knows every key."""
     if known is None:
         return []
-    return [_unknown_key(_toml_path(prefix, (k,)), known, k) for k in table if k not in known]
+    return list(_unknown_keys(prefix, table, known))
+
+
+def _unknown_keys(prefix: str, table: Mapping[str, Any], known: set[str]) -> Iterator[Problem]:
+    for key in table:
+        if key not in known:
+            yield _unknown_key(toml_path(prefix, (key,)), known, key)
 
 
 def _unknown_key(path: str, known: set[str], key: str) -> Problem:

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How fm-consumer behaves as one thing grows: backlog, slots, schemas, quarantine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.testing import make_delivery
+
+from . import catalogue, runs
+from .catalogue import ROOT, Peer, framework
+from .messages import BODY, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .measure import Figures
+
+WARM_UP = 500
+"""Messages before the clock starts: what happens once in a process's life is no part of a curve."""
+WORK_MS = 10
+"""How long the handler of the curve of slots takes."""
+PER_SLOT = 200
+"""Messages for each slot: about two seconds."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One thing that grows.
+
+    Attributes:
+        title: The title of its plot.
+        axis: What x counts.
+        points: The values of x.
+        measure: Measures one point: broker's URL, samples, x, and how many messages take about as
+            long as a run of throughput.
+    """
+
+    title: str
+    axis: str
+    points: list[int]
+    measure: Callable[[str, list[Sample], int, int], Figures]
+
+
+def ours(name: str, callback: str = "framework:Handler", lines: str = "") -> Peer:
+    """Return `fm-consumer run` with a class."""
+    return Peer(name, name, framework(callback, lines=lines), ready="notify")
+
+
+def backlog(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
+    """Handle messages from a queue that has *x* of them."""
+    count = min(x, steady)
+    load = runs.Load(count + WARM_UP, samples, WARM_UP, backlog=x - count)
+    return runs.throughput(url, ours("backlog"), load)
+
+
+def slots(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
+    """Handle messages with *x* slots and a handler that waits."""
+    load = runs.Load(PER_SLOT * x + 2 * x, samples, skip=2 * x)
+    return runs.throughput(url, ours("slots", "framework:Slow", f"slots = {x}"), load)
+
+
+def schemas(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
+    """Handle messages of *x* schemas in turn."""
+    load = runs.Load(max(steady, 2 * x) + 2 * x, schema_samples(samples[0], x), skip=2 * x)
+    return runs.throughput(url, ours("schemas"), load, lambda task: install_schemas(task, x))
+
+
+def quarantine(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
+    """Handle messages while *x* are quarantined."""
+    load = runs.Load(steady + WARM_UP, samples, WARM_UP)
+    return runs.throughput(url, ours("quarantine"), load, lambda task: fill_journal(task, x))
+
+
+CURVES = {
+    "backlog": Curve(
+        "Backlog of the queue", "messages in the queue", [10**n for n in range(3, 7)], backlog
+    ),
+    "slots": Curve(
+        f"Slots, with a handler that waits {WORK_MS} ms", "slots", [1, 2, 4, 8, 16, 32, 64], slots
+    ),
+    "schemas": Curve("Message schemas in use", "schemas", [1, 10, 50, 100, 500], schemas),
+    "quarantine": Curve(
+        "Quarantined messages in the journal", "rows", [0, 10**3, 10**4, 10**5, 10**6], quarantine
+    ),
+}
+
+
+# Schemas
+
+
+def schema_samples(base: Sample, count: int) -> list[Sample]:
+    """Return one message of each generated schema."""
+    return [_schema_sample(base, number) for number in range(count)]
+
+
+def _schema_sample(base: Sample, number: int) -> Sample:
+    name = f"bench.schema{number}"
+    body = {"agent": "hazel", "number": number, "tags": ["a", "b"], "package": {"name": "pebble"}}
+    room = BODY - len(json.dumps({**body, "notes": ""}))
+    headers = {**base.headers, "fedora_messaging_schema": name}
+    headers["fedora_messaging_schema_package"] = "bench_schemas"
+    return Sample(f"org.fedoraproject.test.{name}", headers, {**body, "notes": "x" * room})
+
+
+_MODULE = '''
+"""Generated message schemas."""
+from fedora_messaging.message import Message
+
+def body_schema(number):
+    return {{
+        "id": f"http://fedoraproject.org/message-schema/bench{{number}}",
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {{
+            "agent": {{"type": "string"}},
+            "number": {{"type": "integer", "minimum": number}},
+            "tags": {{"type": "array", "items": {{"type": "string"}}}},
+            "package": {{
+                "type": "object",
+                "properties": {{"name": {{"type": "string"}}}},
+                "required": ["name"],
+            }},
+            "notes": {{"type": "string"}},
+        }},
+        "required": ["agent", "number", "tags", "package"],
+    }}
+
+for number in range({count}):
+    globals()[f"Schema{{number}}"] = type(
+        f"Schema{{number}}", (Message,), {{"body_schema": body_schema(number)}}
+    )
+'''
+
+
+def install_schemas(task: catalogue.Task, count: int) -> dict[str, str]:
+    """Make a distribution of *count* schemas, and return the variable that has it found."""
+    library = task.directory / "library"
+    metadata = library / "bench_schemas-1.dist-info"
+    metadata.mkdir(parents=True)
+    (library / "bench_schemas.py").write_text(_MODULE.format(count=count))
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-schemas\nVersion: 1\n")
+    entries = [f"bench.schema{n} = bench_schemas:Schema{n}\n" for n in range(count)]
+    (metadata / "entry_points.txt").write_text("[fedora.messages]\n" + "".join(entries))
+    return {"PYTHONPATH": f"{ROOT}:{library}"}
+
+
+# Quarantined messages
+
+_COLUMNS = (
+    "queue, state, exchange, routing_key, redelivered, received_at, properties, body, reason, "
+    "fingerprint, crashes, created, updated"
+)
+_MULTIPLY = f"""
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+INSERT INTO messages (key, message_id, {_COLUMNS})
+SELECT randomblob(32), 'row-' || n, {_COLUMNS} FROM numbers, messages WHERE messages.id = 1
+"""
+
+
+def fill_journal(task: catalogue.Task, rows: int) -> None:
+    """Make a journal with *rows* quarantined messages: copies of one that the journal wrote."""
+    state = task.directory / "state"
+    state.mkdir()
+    if rows:
+        asyncio.run(_quarantine_one(state, task.queue))
+    if rows > 1:
+        with closing(sqlite3.connect(state / "journal.sqlite3")) as connection, connection:
+            connection.execute(_MULTIPLY, (rows - 1,))
+
+
+async def _quarantine_one(state: Path, queue: str) -> None:
+    journal = Journal.open(state, limits=Limits(max_bytes=2**30, max_age=None))
+    delivery: Any = make_delivery(queue=queue, body=b'{"notes": "%s"}' % (b"x" * 200))
+    await journal.quarantine(delivery, "ValueError: the benchmark's")
+    journal.close()

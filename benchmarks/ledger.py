@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs a consumer under faults, and accounts for every message that was published."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pika
+
+from consumer_framework.adapters.journal import Journal
+from consumer_framework.core.errors import JournalError
+
+from .catalogue import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .catalogue import Task
+
+RESTART_DELAY = 1.0
+"""Seconds that the stand-in for a service manager waits before it starts a process again."""
+PROBES = 20
+PROBE_SECONDS = 5.0
+HEADERS = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message to publish.
+
+    Attributes:
+        id: Its id.
+        body: What the handler is to do with it, or the very bytes.
+        properties: AMQP properties that differ from those of a valid message.
+        poison: Whether it can never be handled.
+    """
+
+    id: str
+    body: dict[str, Any] | bytes
+    properties: dict[str, Any]
+    poison: bool
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of the messages.
+
+    Attributes:
+        published: How many there were.
+        handled: Messages whose handler succeeded.
+        again: Successes beyond the first, over all messages.
+        quarantined: Messages kept for an operator.
+        deferred: Messages that the journal keeps to run again.
+        dropped: Messages that were rejected for good.
+        queued: Messages still in the queue.
+        lost: Messages that are nowhere.
+        poison_runs: Handler runs per second of messages that can never succeed.
+        starts: How often the process was started.
+        consumers: Consumers of the queue in the end; a process should be one.
+        consuming: Whether messages that came at the end were handled.
+    """
+
+    published: int
+    handled: int
+    again: int
+    quarantined: int
+    deferred: int
+    dropped: int
+    queued: int
+    lost: int
+    poison_runs: float
+    starts: int
+    consumers: int
+    consuming: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+class Queue:
+    """The queue of a run. What is rejected goes to another one, to be counted.
+
+    Args:
+        url: The broker's.
+        name: Its name.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self.name, self._dead = name, f"{name}.rejected"
+        self._url = url
+        arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self._dead}
+        with self._connection() as connection:
+            channel = connection.channel()
+            for queue, given in ((name, arguments), (self._dead, {})):
+                channel.queue_delete(queue)
+                channel.queue_declare(queue, durable=True, arguments=given)
+            channel.queue_bind(name, "amq.topic", name)
+
+    def _connection(self) -> pika.BlockingConnection:
+        return pika.BlockingConnection(pika.URLParameters(self._url))
+
+    def publish(self, messages: Iterable[Sent]) -> None:
+        """Publish *messages*, confirmed."""
+        with self._connection() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for sent in messages:
+                body = sent.body if isinstance(sent.body, bytes) else json.dumps(sent.body).encode()
+                given = {
+                    "message_id": sent.id,
+                    "content_type": "application/json",
+                    "content_encoding": "utf-8",
+                    "delivery_mode": 2,
+                    "headers": HEADERS,
+                    **sent.properties,
+                }
+                properties = pika.BasicProperties(**given)
+                channel.basic_publish("amq.topic", self.name, body, properties, mandatory=True)
+
+    def consumers(self) -> int:
+        """Return how many consumers the queue has."""
+        with self._connection() as connection:
+            found = connection.channel().queue_declare(self.name, passive=True)
+            return int(found.method.consumer_count)
+
+    def take(self) -> tuple[set[str], set[str]]:
+        """Return the ids of what is in the queue and of what was rejected, and empty both."""
+        with self._connection() as connection:
+            channel = connection.channel()
+            return self._taken(channel, self.name), self._taken(channel, self._dead)
+
+    @staticmethod
+    def _taken(channel: Any, queue: str) -> set[str]:
+        found = set()
+        while (properties := channel.basic_get(queue, auto_ack=True)[1]) is not None:
+            found.add(properties.message_id)
+        return found
+
+
+class Service:
+    """A consumer that is started again whenever it ends, as a service manager does.
+
+    Args:
+        command: Its command line.
+        task: Where its files are.
+    """
+
+    def __init__(self, command: list[str], task: Task) -> None:
+        self._command = command
+        self._directory = task.directory
+        self._notes = task.directory / "notes"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended_at = 0.0
+        self.starts = 0
+
+    def keep_up(self) -> None:
+        """Start the process if it does not run, and has not for a while."""
+        if self._process is not None and self._process.poll() is None:
+            self._ended_at = time.monotonic()
+        elif self._process is None or time.monotonic() - self._ended_at > RESTART_DELAY:
+            self._start()
+
+    def _start(self) -> None:
+        self.starts += 1
+        self._ended_at = time.monotonic()
+        environment = {
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+            "PYTHONPATH": str(ROOT),
+            "STATE_DIRECTORY": str(self._directory / "state"),
+            "RUNTIME_DIRECTORY": str(self._directory),
+            "BENCH_NOTES": str(self._notes),
+        }
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=environment, cwd=ROOT, stdout=log, stderr=log
+            )
+
+    def run_for(self, seconds: float) -> None:
+        """Keep the process up for so long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.keep_up()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Kill the process, if it runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Ask the process to end, and kill it if it does not."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+            self.kill()
+
+    def noted(self, event: str) -> Counter[str]:
+        """Count what the handler noted, by id."""
+        lines = self._notes.read_text().splitlines() if self._notes.exists() else []
+        return Counter(line.split()[1] for line in lines if line.startswith(f"{event} "))
+
+    def journal(self, state: str) -> set[str]:
+        """Return the ids of the rows in a state; none where there is no journal."""
+        try:
+            reader = Journal.read(self._directory / "state")
+        except JournalError:
+            return set()
+        try:
+            return {row.message_id for row in reader.rows(state=None) if row.state == state}
+        finally:
+            reader.close()
+
+
+def probes() -> list[Sent]:
+    """Messages that show whether the process still consumes."""
+    return [
+        Sent(f"probe-{number}", {"do": "nothing"}, {}, poison=False) for number in range(PROBES)
+    ]
+
+
+def answers(service: Service, queue: Queue) -> bool:
+    """Publish a few messages and say whether they were handled soon."""
+    queue.publish(probes())
+    deadline = time.monotonic() + PROBE_SECONDS
+    while time.monotonic() < deadline:
+        service.run_for(0.1)
+        if sum(name.startswith("probe-") for name in service.noted("done")) == PROBES:
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Alive:
+    """What was seen before the service was stopped; see `Ledger`."""
+
+    poison_runs: float
+    consuming: bool
+    consumers: int
+
+
+def look(service: Service, queue: Queue, published: list[Sent], seconds: float) -> Alive:
+    """Look at a service that had *published* for so many *seconds*."""
+    runs = service.noted("run")
+    poison = sum(runs[sent.id] for sent in published if sent.poison)
+    consuming = answers(service, queue)
+    return Alive(poison / seconds, consuming, queue.consumers())
+
+
+def account(service: Service, queue: Queue, published: list[Sent], alive: Alive) -> Ledger:
+    """Find every message of *published*, once the service is stopped."""
+    ids = {sent.id for sent in published}
+    done = Counter({name: n for name, n in service.noted("done").items() if name in ids})
+    queued, dropped = (found & ids for found in queue.take())
+    kept = {state: service.journal(state) & ids for state in ("quarantined", "deferred")}
+    found = set(done) | queued | dropped | kept["quarantined"] | kept["deferred"]
+    return Ledger(
+        published=len(ids),
+        handled=len(done),
+        again=done.total() - len(done),
+        quarantined=len(kept["quarantined"]),
+        deferred=len(kept["deferred"]),
+        dropped=len(dropped),
+        queued=len(queued),
+        lost=len(ids - found),
+        starts=service.starts,
+        **asdict(alive),
+    )

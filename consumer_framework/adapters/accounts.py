@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The account that a service runs as, and which files it may read."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+# Seconds in which systemctl answers, or is not waited for.
+_PATIENCE = 5
+_PROPERTIES = ("LoadState", "User", "Group", "DynamicUser", "SupplementaryGroups")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who reads files.
+
+    Attributes:
+        name: As people call it.
+        uid: Its number; None for a user that systemd makes for the time of the service, who owns
+            no file.
+        gids: The groups that it is in.
+    """
+
+    name: str
+    uid: int | None
+    gids: frozenset[int]
+
+    def obstacle(self, path: Path) -> Path | None:
+        """Return what keeps this account from reading *path*: itself, or a directory above it.
+
+        None where nothing does, by owners and modes; what cannot be looked at is no obstacle.
+        """
+        if self.uid == 0:
+            return None
+        try:
+            real = path.resolve()
+            passed = ((p, stat.S_IXOTH) for p in reversed(real.parents))
+            for each, needed in (*passed, (real, stat.S_IROTH)):
+                if not self._may(each.stat(), needed):
+                    return each
+        except OSError:
+            pass
+        return None
+
+    def _may(self, status: os.stat_result, needed: int) -> bool:
+        """*needed* is the bit for others; those of group and owner stand before it."""
+        if status.st_uid == self.uid:
+            needed <<= 6
+        elif status.st_gid in self.gids:
+            needed <<= 3
+        return bool(status.st_mode & needed)
+
+
+def service_account(unit: str, default_user: str) -> Account:
+    """Find out what systemd runs *unit* as.
+
+    Args:
+        unit: The unit's name.
+        default_user: The dynamic user of the unit as it is shipped, which is taken where systemd
+            does not answer, or knows no such unit.
+    """
+    said = _properties(unit)
+    if said.get("LoadState") != "loaded":
+        return Account(default_user, None, frozenset())
+    name = said.get("User") or "root"
+    groups = said.get("SupplementaryGroups", "").split()
+    if said.get("DynamicUser") == "yes":
+        return Account(name, None, _numbers(groups))
+    return _fixed(name, [*groups, *said.get("Group", "").split()])
+
+
+def _properties(unit: str) -> Mapping[str, str]:
+    command = ["systemctl", "show", unit, *(f"--property={name}" for name in _PROPERTIES)]
+    try:
+        result = subprocess.run(  # noqa: S603 -- no shell, and a name that was checked
+            command, capture_output=True, text=True, timeout=_PATIENCE, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(line.split("=", 1) for line in result.stdout.splitlines() if "=" in line)
+
+
+def _fixed(name: str, groups: Iterable[str]) -> Account:
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    except KeyError:
+        return Account(name, None, _numbers(groups))
+    own = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    return Account(entry.pw_name, entry.pw_uid, frozenset(own) | _numbers(groups))
+
+
+def _numbers(groups: Iterable[str]) -> frozenset[int]:
+    found = set()
+    for name in groups:
+        try:
+            found.add(int(name) if name.isdigit() else grp.getgrnam(name).gr_gid)
+        except KeyError:
+            continue
+    return frozenset(found)

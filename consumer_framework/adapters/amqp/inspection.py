@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Looks at the broker as an instance would see it, and leaves everything as it is."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pika
+from fedora_messaging.exceptions import BadDeclaration
+from fedora_messaging.twisted.service import FedoraMessagingServiceV2
+from pika import exceptions
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectorException,
+    AMQPConnectorStackTimeout,
+)
+
+from consumer_framework.core.errors import ExitCode, Fault
+
+from . import faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+
+    from consumer_framework.core.settings import Binding, Queue, Settings
+
+# Seconds, for each of: the connection with its handshake; one answer on it.
+TIMEOUT = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """One queue of the configuration.
+
+    Attributes:
+        name: What the configuration calls it.
+        exists: Whether the broker has it.
+        messages: How many wait in it.
+        consumers: How many there are already.
+        locked: Whether another connection has it exclusively.
+        fault: What an instance would end with because of it.
+    """
+
+    name: str
+    exists: bool = False
+    messages: int = 0
+    consumers: int = 0
+    locked: bool = False
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a client sees of the broker.
+
+    Attributes:
+        host: Where it is, as ``HOST:PORT``.
+        product: What it calls itself.
+        version: Its version, as text.
+        vhost: Where the queues are.
+        queues: Those of the configuration that have a name.
+        faults: What an instance would end with because of bindings.
+    """
+
+    host: str
+    product: str
+    version: str
+    vhost: str
+    queues: tuple[QueueView, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+
+def inspect(settings: Settings) -> View:
+    """Connect as an instance with *settings* would, and look at its queues and exchanges.
+
+    Queues and exchanges are declared passively. A queue that exists is then declared with the
+    properties of the file, as the instance does: that changes nothing, and the broker says whether
+    they are those that it has.
+
+    Args:
+        settings: Loaded, so that fedora-messaging has the URL and TLS.
+
+    Raises:
+        Fault: There is no connection.
+    """
+    parameters = _parameters()
+    host = f"{parameters.host}:{parameters.port}"
+    with _quiet_pika():
+        connection = _connect(parameters, host)
+        try:
+            return _look(connection, settings, host, parameters.virtual_host)
+        except exceptions.AMQPConnectionError as error:
+            raise faults.connection_fault(error, host) from error
+        finally:
+            if connection.is_open:
+                connection.close()
+
+
+def _parameters() -> pika.connection.Parameters:
+    """Upstream's service knows how URL, TLS and client properties become parameters."""
+    parameters = FedoraMessagingServiceV2()._parameters  # noqa: SLF001 -- see connection.py
+    parameters.connection_attempts = 1
+    parameters.socket_timeout = parameters.stack_timeout = TIMEOUT
+    parameters.blocked_connection_timeout = TIMEOUT
+    return parameters
+
+
+@contextmanager
+def _quiet_pika() -> Iterator[None]:
+    """Pika logs each failure, with tracebacks, and raises it too."""
+    logger = logging.getLogger("pika")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConnection:
+    try:
+        return pika.BlockingConnection(parameters)
+    except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+        cause = _root(error)
+        if isinstance(cause, exceptions.AMQPError):
+            raise faults.handshake_fault(cause, host) from error
+        what = f"the broker at {host} cannot be reached: {_words(cause)}"
+        cure = "an instance would wait for it; check amqp_url, and the network between"
+        raise Fault(ExitCode.CONNECTION, f"{what}; {cure}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What pika wrapped into errors of its own, some of which say nothing."""
+    while True:
+        wrapped = [e for e in (*_parts(error), error.__cause__) if isinstance(e, BaseException)]
+        if not wrapped or faults.is_known(error):
+            return error
+        error = wrapped[-1]
+
+
+def _parts(error: BaseException) -> tuple[object, ...]:
+    return (*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, AMQPConnectorStackTimeout):
+        return f"no answer to the handshake within {TIMEOUT:.0f} s"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
+    if isinstance(error, OSError) and error.strerror and not faults.is_known(error):
+        return error.strerror
+    return faults.one_line(error)
+
+
+def _look(connection: BlockingConnection, settings: Settings, host: str, vhost: str) -> View:
+    properties: Any = connection._impl.server_properties  # noqa: SLF001 -- nothing else has it
+    named = [(name, queue) for name, queue in settings.queues.items() if name]
+    return View(
+        host=host,
+        product=text(properties.get("product"), "AMQP broker"),
+        version=text(properties.get("version"), ""),
+        vhost=vhost,
+        queues=tuple(_queue(connection, name, queue, settings) for name, queue in named),
+        faults=tuple(_binding_faults(connection, settings.bindings)),
+    )
+
+
+def text(value: Any, default: str) -> str:
+    """Return what a broker says of itself, or *default* where it does not."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else default
+
+
+def _queue(
+    connection: BlockingConnection, name: str, queue: Queue, settings: Settings
+) -> QueueView:
+    passive = settings.passive_declares if queue.passive is None else queue.passive
+    found = _ask(connection, lambda channel: channel.queue_declare(name, passive=True))
+    if isinstance(found, exceptions.ChannelClosed):
+        if faults.reply_code(found) == faults.RESOURCE_LOCKED:
+            return QueueView(name, exists=True, locked=True)
+        missing = faults.reply_code(found) == faults.NOT_FOUND and not passive
+        return QueueView(name, fault=None if missing else _queue_fault(name, found))
+    fault = None if passive else _mismatch(connection, name, queue)
+    counts = found.method
+    return QueueView(name, True, counts.message_count, counts.consumer_count, fault=fault)  # noqa: FBT003 -- exists
+
+
+def _mismatch(connection: BlockingConnection, name: str, queue: Queue) -> Fault | None:
+    answer = _ask(
+        connection,
+        lambda channel: channel.queue_declare(
+            name,
+            durable=queue.durable,
+            exclusive=queue.exclusive,
+            auto_delete=queue.auto_delete,
+            arguments=queue.arguments,
+        ),
+    )
+    refused = isinstance(answer, exceptions.ChannelClosed)
+    return _queue_fault(name, answer) if refused else None
+
+
+def _queue_fault(name: str, error: exceptions.ChannelClosed) -> Fault:
+    return faults.declaration_fault(BadDeclaration("queue", {"queue": name}, error))
+
+
+def _binding_faults(connection: BlockingConnection, bindings: list[Binding]) -> Iterator[Fault]:
+    """What is wrong with exchanges; the default one needs no look, and takes no bindings."""
+    answers: dict[str, Any] = {}
+    for binding in bindings:
+        exchange = binding.exchange
+        if exchange and exchange not in answers:
+            answers[exchange] = _exchange(connection, exchange)
+        answer = answers.get(exchange)
+        if isinstance(answer, exceptions.ChannelClosed):
+            described = {
+                "queue": binding.queue,
+                "exchange": exchange,
+                "routing_key": ", ".join(binding.routing_keys),
+            }
+            yield faults.declaration_fault(BadDeclaration("binding", described, answer))
+
+
+def _exchange(connection: BlockingConnection, name: str) -> Any:
+    return _ask(connection, lambda channel: channel.exchange_declare(name, passive=True))
+
+
+def _ask(connection: BlockingConnection, question: Callable[[BlockingChannel], Any]) -> Any:
+    """Ask on a channel of its own: the broker closes it to say no.
+
+    Returns:
+        The answer, or the error.
+    """
+    channel = connection.channel()
+    try:
+        return question(channel)
+    except exceptions.ChannelClosedByBroker as error:
+        return error
+    finally:
+        if channel.is_open:
+            channel.close()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Asks systemd for the state of services, and has it start and stop them: systemctl(1)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from consumer_framework.core.errors import FrameworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TEMPLATE = "fm-consumer@{}.service"
+TARGET = "fm-consumers.target"
+
+# States of systemctl(1), "is-enabled", in which enabling changes nothing.
+_ENABLED = ("enabled", "static", "alias", "indirect", "generated")
+_RUNNING = ("active", "reloading")
+_PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+    "Result",
+    "StatusText",
+    "MainPID",
+    "StateChangeTimestampMonotonic",
+)
+
+
+class SystemctlError(FrameworkError):
+    """Systemd is not there, or did not do what it was asked to do.
+
+    Args:
+        message: One line with the command and what it said.
+    """
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit as systemd knows it; systemctl(1), "show".
+
+    Attributes:
+        id: Its name, with the suffix.
+        load: ``loaded``, or ``not-found`` where there is no such unit file.
+        active: ``active``, ``inactive``, ``failed``, ``activating`` and others.
+        sub: The same in the words of the kind of unit.
+        file_state: ``enabled``, ``disabled`` and others.
+        result: Why it failed, ``success`` where it did not.
+        text: What it says of itself (``STATUS=`` of sd_notify(3)).
+        pid: Its main process; 0 for none.
+        since: When it got into this state, in seconds since the epoch; None for never.
+    """
+
+    id: str
+    load: str = "loaded"
+    active: str = "inactive"
+    sub: str = "dead"
+    file_state: str = "disabled"
+    result: str = "success"
+    text: str = ""
+    pid: int = 0
+    since: float | None = None
+
+    @property
+    def instance(self) -> str:
+        """The NAME in ``fm-consumer@NAME``; "" where it is another unit."""
+        name, _, rest = self.id.partition("@")
+        return rest.removesuffix(".service") if name == "fm-consumer" else ""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has started, and was not told to stop."""
+        return self.active in _RUNNING
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether there is nothing to enable."""
+        return self.file_state in _ENABLED
+
+
+def unit_name(instance: str) -> str:
+    """The unit of *instance*."""
+    return TEMPLATE.format(instance)
+
+
+class Systemctl:
+    """The system's service manager. Every method raises :class:`SystemctlError`."""
+
+    def show(self, names: Sequence[str]) -> dict[str, Unit]:
+        """Return units by their names.
+
+        Args:
+            names: Units, and patterns (``fm-consumer@*.service``), which stand for loaded ones.
+        """
+        said = self._run("show", f"--property={','.join(_PROPERTIES)}", "--", *names)
+        tables = (_table(paragraph) for paragraph in said.split("\n\n") if paragraph.strip())
+        # The clock of the timestamps; it may be set meanwhile, but not much.
+        boot = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+        units = [_unit(table, boot) for table in tables]
+        return {unit.id: unit for unit in units}
+
+    def enable(self, instance: str) -> None:
+        """Let *instance* start at boot."""
+        self._run("enable", "--quiet", unit_name(instance))
+
+    def disable(self, instance: str) -> None:
+        """Let *instance* start no more at boot."""
+        self._run("disable", "--quiet", unit_name(instance))
+
+    def start(self, instance: str) -> None:
+        """Start *instance*, and wait until it is ready."""
+        self._run("start", unit_name(instance))
+
+    def stop(self, instance: str) -> None:
+        """Stop *instance*, and wait until it has ended."""
+        self._run("stop", unit_name(instance))
+
+    def reset_failed(self, instance: str) -> None:
+        """Forget that *instance* failed."""
+        self._run("reset-failed", unit_name(instance))
+
+    def _run(self, verb: str, *arguments: str) -> str:
+        # An operator's own command in PATH, as every other program that is called by its name.
+        command = ["systemctl", "--no-pager", "--no-ask-password", verb, *arguments]
+        clean = {"LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "SYSTEMD_URLIFY": "0"}
+        try:
+            done = subprocess.run(  # noqa: S603 -- no shell, and no name but of an instance
+                command,
+                env={**os.environ, **clean},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except FileNotFoundError:
+            raise SystemctlError("there is no systemctl in $PATH: no systemd runs here") from None
+        except OSError as error:
+            raise SystemctlError(f"systemctl cannot be run: {error.strerror}") from error
+        if done.returncode:
+            raise SystemctlError(_complaint(verb, arguments, done.stderr))
+        return done.stdout
+
+
+def _complaint(verb: str, arguments: Sequence[str], said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    what = "systemctl show" if verb == "show" else f"systemctl {verb} {arguments[-1]}"
+    return f"{what}: {' '.join(lines) or 'failed without a word'}"
+
+
+def _table(paragraph: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in paragraph.strip().splitlines())
+    return {key: value for key, _, value in pairs}
+
+
+def _unit(table: Mapping[str, str], boot: float) -> Unit:
+    changed = int(table.get("StateChangeTimestampMonotonic") or 0)
+    return Unit(
+        id=table.get("Id", ""),
+        load=table.get("LoadState", ""),
+        active=table.get("ActiveState", ""),
+        sub=table.get("SubState", ""),
+        file_state=table.get("UnitFileState", ""),
+        result=table.get("Result", ""),
+        text=table.get("StatusText", ""),
+        pid=int(table.get("MainPID") or 0),
+        since=boot + changed / 1e6 if changed else None,
+    )

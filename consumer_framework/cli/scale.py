@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``fm-consumer scale``: how many workers an instance has on this host."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from . import options, output
+from .options import complete_instance, instance_file, no_such_instance
+from .output import Command, plural
+
+# `run` needs what these import: --help and shell completion must be quick.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from consumer_framework.host.scaling import Step
+
+_INTERRUPTED = 130
+# Against a slip of the finger; far more than a host has memory for.
+_MOST = 1000
+_WIDEST_ACTION = len("disable")
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer scale builds 3             # builds, builds_2 and builds_3
+  fm-consumer scale builds 1 --dry-run   # what would be stopped and removed?
+  fm-consumer status builds              # all of them, and their sum
+\b
+Exit code: 0 if there are N workers now; 1 if something is in the way, or could not be done;
+2 if the command made no sense; 78 if workers cannot share what NAME.toml says.
+""",
+)
+@click.argument("name", shell_complete=complete_instance)
+@click.argument("count", metavar="N", type=click.IntRange(1, _MOST))
+@click.option("--dry-run", is_flag=True, help="Print the steps, and do nothing.")
+@click.option(
+    "--leave-deferred",
+    is_flag=True,
+    help="Remove a worker also while deferred messages wait in its state directory; they run when "
+    "it is back.",
+)
+def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None:
+    """Run N workers of NAME on this host, which share its queues.
+
+    The first worker is NAME itself, the others are NAME_2, NAME_3 and so on: instances of their
+    own, with their own process, user, state directory and log, whose file NAME_2.toml is a
+    symbolic link to NAME.toml. This command makes and removes the links, and
+    enables, starts, stops and disables the services. What is right already it leaves alone, so it
+    also mends what was interrupted. A file that is no link to NAME.toml it never touches.
+
+    A worker that goes finishes the messages in its handler, and gives the others back to the
+    queue. It stays while messages that it has deferred wait in its journal: nobody else would
+    run them.
+    """
+    file = instance_file(name)
+    if not file.exists():
+        raise no_such_instance(name, file)
+    from consumer_framework.adapters.systemctl import Systemctl, SystemctlError  # noqa: PLC0415
+    from consumer_framework.host import scaler  # noqa: PLC0415
+    from consumer_framework.host.scaling import ScalingError, plan  # noqa: PLC0415
+
+    directory, services = options.CONFIGURATION_DIRECTORY, Systemctl()
+    found = scaler.find(directory, services, name, count, strict=not leave_deferred)
+    steps = plan(found, count, leave_deferred=leave_deferred)
+    _check_configuration(file, name, steps)
+    if dry_run:
+        _print(name, steps)
+        return
+    executor = scaler.Scaler(name, directory, services, partial(_tell, name), _warn)
+    again = f"'fm-consumer scale {name} {count}' goes on where it was"
+    try:
+        executor.carry_out(steps)
+    except KeyboardInterrupt:
+        click.echo(f"\nfm-consumer: interrupted; {again}", err=True)
+        raise click.exceptions.Exit(_INTERRUPTED) from None
+    except SystemctlError as error:
+        raise ScalingError(f"{error} When that is mended, {again}") from error
+    click.echo(output.good(f"{name}: {plural(count, 'worker')}"))
+
+
+def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
+    """See whether the workers that a plan starts can share the configuration.
+
+    Raises:
+        ConfigurationError: They cannot, or nobody can work with it.
+    """
+    from consumer_framework.adapters import config  # noqa: PLC0415
+    from consumer_framework.core.queues import SINGLE_ACTIVE  # noqa: PLC0415
+    from consumer_framework.host import scalable  # noqa: PLC0415
+    from consumer_framework.host.scaling import Action  # noqa: PLC0415
+
+    added = (Action.LINK, Action.START)
+    if not any(step.action in added and step.instance != name for step in steps):
+        return
+    settings = config.load(file)
+    scalable.check(settings, str(file))
+    for queue in scalable.standby_queues(settings):
+        _warn(
+            f"the queue {queue} has {SINGLE_ACTIVE}: one worker at a time gets its "
+            "messages, the others stand by"
+        )
+
+
+def _print(name: str, steps: Sequence[Step]) -> None:
+    for step in steps:
+        _tell(name, step)
+    if not steps:
+        click.echo("nothing to do")
+
+
+def _tell(name: str, step: Step) -> None:
+    from consumer_framework.adapters.systemctl import unit_name  # noqa: PLC0415
+    from consumer_framework.host.scaling import Action  # noqa: PLC0415
+
+    if step.action is Action.WARN:
+        _warn(step.text)
+        return
+    service = unit_name(step.instance).removesuffix(".service")
+    file = options.CONFIGURATION_DIRECTORY / f"{step.instance}.toml"
+    whats = {
+        Action.LINK: f"{file} -> {name}.toml",
+        Action.UNLINK: str(file),
+        Action.STOP: f"{service}, which finishes what is in its handler",
+        Action.CHECK: f"that {step.instance} has no deferred message",
+    }
+    click.echo(f"{step.action:<{_WIDEST_ACTION}}  {whats.get(step.action, service)}")
+
+
+def _warn(text: str) -> None:
+    click.echo(f"fm-consumer: {output.safe(text)}", err=True)

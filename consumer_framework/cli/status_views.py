@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How instances are, as text for people and as values for JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .output import age, bad, faint, good, plural, safe, title
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from consumer_framework.adapters.systemctl import Unit
+    from consumer_framework.host.census import Census, Instance
+
+# As systemctl(1) marks units.
+_UP, _DOWN, _FAILED, _CHANGING = "●", "○", "×", "↻"  # noqa: RUF001 -- theirs
+_INDENT = "  "
+
+# What is summed up, as people read it and as JSON has it.
+_TOTALS = ("handled", "running", "held", "deferred", "quarantined")
+
+
+def totals_of(group: Sequence[Instance]) -> dict[str, int]:
+    """Sum up what the workers of a group have done since they started, and what waits."""
+    sums = Counter(dict.fromkeys(_TOTALS, 0))
+    for instance in group:
+        if instance.report:
+            counts = instance.report["counts"]
+            sums.update(handled=counts["acked"], running=counts["running"])
+            sums.update(held=instance.report["held"])
+        if instance.kept:
+            sums.update(deferred=instance.kept.deferred, quarantined=instance.kept.quarantined)
+    return dict(sums)
+
+
+def document(census: Census) -> dict[str, Any]:
+    """Everything that was found, for JSON."""
+    return {
+        "systemd": census.problem == "",
+        "problem": census.problem,
+        "groups": [
+            {
+                "name": name,
+                "workers": len(group),
+                "active": sum(instance.is_active for instance in group),
+                "totals": totals_of(group),
+                "instances": [_instance_document(instance) for instance in group],
+            }
+            for name, group in census.groups.items()
+        ],
+    }
+
+
+def _instance_document(instance: Instance) -> dict[str, Any]:
+    kept = instance.kept
+    return {
+        "name": instance.name,
+        "configured": instance.is_configured,
+        "active": instance.is_active,
+        "should_run": instance.should_run,
+        "unit": asdict(instance.unit) if instance.unit else None,
+        "report": instance.report,
+        "deferred": kept.deferred if kept else None,
+        "quarantined": kept.quarantined if kept else None,
+        "next_due": kept.next_due if kept else None,
+        "problem": instance.problem,
+    }
+
+
+def group_lines(name: str, group: Sequence[Instance], now: float) -> Iterator[str]:
+    """A name with its workers, and their sum where there is more than one."""
+    if len(group) == 1:
+        yield from _instance_lines(group[0], now, 0)
+        return
+    active = sum(instance.is_active for instance in group)
+    sums = [f"{count:,} {what}" for what, count in totals_of(group).items() if count]
+    counts = f"; {', '.join(sums)}" if sums else ""
+    head = f"{name}: {active} of {plural(len(group), 'worker')} active"
+    colour: Callable[[str], str] = title if active == len(group) else bad
+    yield f"{colour(head)}{counts}"
+    widest = max(len(instance.name) for instance in group)
+    for instance in group:
+        for line in _instance_lines(instance, now, widest):
+            yield f"{_INDENT}{line}"
+
+
+def _instance_lines(instance: Instance, now: float, name_width: int) -> Iterator[str]:
+    mark, colour = _mark(instance)
+    name, state = instance.name.ljust(name_width), _state(instance, now)
+    yield f"{colour(mark)} {title(name)}  {colour(safe(state))}"
+    indent = " " * len(f"{mark} {name}  ")
+    for text, style in _details(instance, now):
+        # Whole, and wrapped by the terminal: who reads it wants to know why.
+        yield f"{indent}{style(safe(text))}"
+
+
+def _plain(text: str) -> str:
+    return text
+
+
+def _mark(instance: Instance) -> tuple[str, Callable[[str], str]]:
+    if instance.is_active:
+        return _UP, good
+    match instance.unit.active if instance.unit else "inactive":
+        case "failed":
+            return _FAILED, bad
+        case "inactive":
+            return _DOWN, bad if instance.should_run else _plain
+    return _CHANGING, bad
+
+
+def _state(instance: Instance, now: float) -> str:
+    unit = instance.unit
+    if unit is None or (unit.active == "inactive" and instance.report):
+        return f"runs by hand, {_pid(instance.report)}" if instance.report else "does not run"
+    why = unit.result if unit.active == "failed" else unit.sub
+    parts = [f"{unit.active} ({why})"]
+    if unit.since is not None:
+        parts[0] += f" for {age(now - unit.since)}"
+    if unit.pid:
+        parts.append(f"PID {unit.pid}")
+    if not unit.is_enabled:
+        parts.append(unit.file_state or "disabled")
+    if not instance.is_configured:
+        parts.append("without a configuration file")
+    return ", ".join(parts)
+
+
+def _pid(report: Mapping[str, Any]) -> str:
+    return f"PID {report['pid']}"
+
+
+def _details(instance: Instance, now: float) -> Iterator[tuple[str, Callable[[str], str]]]:
+    text = str(instance.report["status"]) if instance.report else _last_words(instance.unit)
+    if text:
+        yield text, _plain
+    if waiting := _waiting(instance, now):
+        yield waiting, _plain
+    if instance.problem:
+        yield instance.problem, bad
+    if instance.unit and not instance.is_active and instance.unit.active != "inactive":
+        yield f"journalctl -u fm-consumer@{instance.name} -n 50", faint
+    if instance.kept and instance.kept.quarantined:
+        yield f"fm-consumer quarantine list {instance.name}", faint
+
+
+def _last_words(unit: Unit | None) -> str:
+    return unit.text if unit else ""
+
+
+def _waiting(instance: Instance, now: float) -> str:
+    """What is not done yet."""
+    parts = []
+    if instance.report:
+        numbers = {
+            "running": instance.report["counts"]["running"],
+            "held": instance.report["held"],
+        }
+        parts += [f"{count:,} {what}" for what, count in numbers.items() if count]
+    if kept := instance.kept:
+        if kept.deferred:
+            due = "" if kept.next_due is None else f" ({_due(kept.next_due, now)})"
+            parts.append(f"{kept.deferred:,} deferred{due}")
+        if kept.quarantined:
+            parts.append(f"{kept.quarantined:,} quarantined")
+    return f"now: {', '.join(parts)}" if parts else ""
+
+
+def _due(when: float, now: float) -> str:
+    return f"the next due in {age(when - now)}" if when > now else "due now"

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Settings that are right one by one, and do not go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from consumer_framework.core.durations import text
+from consumer_framework.core.errors import ConfigurationError, Problem
+
+from .framework import Ordering
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .framework import Framework, Recovery
+
+# The TOML path of the framework's own settings.
+FRAMEWORK = "consumer_config.framework"
+
+
+def conflicts(framework: Framework) -> Iterator[Problem]:
+    """Say which of the framework's settings contradict each other."""
+    if framework.ordering_key is not None and framework.ordering is not Ordering.KEY:
+        cure = 'set ordering = "key", or remove this key'
+        what = f'has no effect with ordering = "{framework.ordering.value}"'
+        yield Problem(f"{FRAMEWORK}.ordering_key", what, cure)
+    if framework.burst is not None and framework.rate is None:
+        yield Problem(f"{FRAMEWORK}.burst", "has no effect without rate", "set rate, or remove it")
+    yield from _timeouts(framework)
+
+
+def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
+    """Check again with what the consumer's class says of recovery.
+
+    Raises:
+        ConfigurationError: *framework*, with *recovery* for its own, contradicts itself.
+    """
+    problems = tuple(conflicts(framework.model_copy(update={"recovery": recovery})))
+    if problems:
+        raise ConfigurationError(*problems)
+
+
+def _timeouts(framework: Framework) -> Iterator[Problem]:
+    timeout, ack_timeout = framework.handler_timeout, framework.recovery.ack_timeout
+    # The default one gives way to a short ack_timeout.
+    if timeout < ack_timeout or "handler_timeout" not in framework.model_fields_set:
+        return
+    yield Problem(
+        f"{FRAMEWORK}.handler_timeout",
+        f"{text(timeout)} is not shorter than "
+        f"recovery.ack_timeout ({text(ack_timeout)}), after which the broker takes messages back",
+        f"set it below {text(ack_timeout)}, or ack_timeout to the broker's consumer_timeout",
+    )

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Says before a start whether an instance will work, and what lies outside the guarantee.
+
+Starts nothing: the author's module is imported, and neither its class nor its ``setup`` is called.
+Import it after :func:`.reactor.install`.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from consumer_framework.adapters import config
+from consumer_framework.adapters.accounts import service_account
+from consumer_framework.core.checks import flow_findings, queue_findings
+from consumer_framework.core.findings import Finding, Level, error, report
+from consumer_framework.core.settings import instance_name_problem
+from consumer_framework.host.stores import SYSTEM_STATE, state_directory
+
+from .broker import NOT_ASKED, broker_findings
+from .files import file_findings, password_findings
+from .start import examine
+from .state import state_findings
+from .tls import tls_findings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from consumer_framework.adapters.accounts import Account
+    from consumer_framework.core.findings import Report
+    from consumer_framework.core.settings import Settings
+    from consumer_framework.host.app import Request
+
+    from .start import Start
+
+
+def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
+    """Look at everything that an instance needs.
+
+    Args:
+        request: What ``fm-consumer run`` would be told.
+        as_service: The instance is one of systemd's: what it may read is asked of systemd.
+        ask_broker: Connect to the broker too.
+    """
+    source = str(request.path or config.BUILT_IN)
+    account = _account(request.instance) if as_service else None
+    start = examine(request, source)
+    found = [*map(error, start.problems), *_service_findings(request, account)]
+    if start.settings is not None:
+        found += _settings_findings(start, request.path, account)
+        found += _broker_and_queues(start, start.settings, ask=ask_broker)
+    return report(source, tuple(finding.at(source) for finding in found))
+
+
+def _account(instance: str) -> Account:
+    return service_account(f"fm-consumer@{instance}.service", f"fm-{instance}")
+
+
+def _service_findings(request: Request, account: Account | None) -> Iterator[Finding]:
+    if account is not None:
+        problem = instance_name_problem(request.instance)
+        if problem:
+            yield Finding(Level.WARNING, problem)
+    if request.path is not None:
+        yield from file_findings(request.path, account)
+    yield from state_findings(_state_directory(request, account), made=account is not None)
+
+
+def _state_directory(request: Request, account: Account | None) -> Path:
+    given = request.state_directory
+    if account is not None and given is None and "STATE_DIRECTORY" not in os.environ:
+        return SYSTEM_STATE / request.instance
+    return state_directory(request.instance, given)
+
+
+def _settings_findings(
+    start: Start, path: Path | None, account: Account | None
+) -> Iterator[Finding]:
+    settings = start.settings
+    assert settings is not None  # noqa: S101 -- its caller looked
+    if path is not None:
+        yield from password_findings(settings.amqp_url, path, account)
+    yield from tls_findings(settings, account, datetime.now(UTC))
+    yield from flow_findings(settings.qos.prefetch_count, start.framework)
+
+
+def _broker_and_queues(start: Start, settings: Settings, *, ask: bool) -> Iterator[Finding]:
+    version, found = broker_findings(settings) if ask else (None, [NOT_ASKED])
+    yield from found
+    for name, queue in settings.queues.items():
+        yield from queue_findings(name, queue, start.framework.recovery.ack_timeout, version)

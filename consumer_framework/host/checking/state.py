@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether the state directory can be used, and keeps what is written to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from consumer_framework.adapters.filesystems import filesystem_of, nearest
+from consumer_framework.core.errors import Problem
+from consumer_framework.core.findings import error, info, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from consumer_framework.core.findings import Finding
+
+_IN_MEMORY = {"tmpfs", "ramfs"}
+_IN_A_CONTAINER = {"overlay", "aufs"}
+_REMOTE = {"9p", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "nfs", "nfs4", "smb3"}
+# Bytes. An instance whose journal cannot be written pauses.
+_SCARCE = 64 << 20
+_CURE = "give a directory on a local disk with --state-dir"
+
+
+def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
+    """Say what is wrong with the directory that an instance keeps its state in.
+
+    Args:
+        directory: Where; it need not be there yet.
+        made: systemd makes it, and gives it to the service.
+    """
+    place = str(directory)
+    there = nearest(directory)
+    if not there.is_dir():
+        problem = Problem("", f"cannot be used for state: {there} is no directory", _CURE)
+        yield error(problem).at(place)
+        return
+    if not made and not os.access(there, os.W_OK | os.X_OK):
+        cure = "give a directory that this user can write to with --state-dir"
+        yield error(Problem("", "cannot be used for state: Permission denied", cure)).at(place)
+    for finding in (*_filesystem(filesystem_of(there)), *_room(shutil.disk_usage(there).free)):
+        yield finding.at(place)
+
+
+def _filesystem(kind: str) -> Iterator[Finding]:
+    if kind in _IN_MEMORY:
+        what = f"is in memory ({kind}): what waits or is quarantined is lost when the machine stops"
+        yield warning("", what, _CURE)
+    elif kind in _REMOTE:
+        what = f"is on another machine ({kind}), where SQLite's write-ahead log is not safe"
+        yield warning("", what, _CURE)
+    elif kind in _IN_A_CONTAINER:
+        what = f"is in a container's own layer ({kind}), and is lost with the container"
+        yield info("", what, "mount a volume there")
+
+
+def _room(free: int) -> Iterator[Finding]:
+    if free < _SCARCE:
+        what = f"has {free >> 20} MiB left: an instance that cannot write its journal pauses"
+        yield warning("", what, "make room")

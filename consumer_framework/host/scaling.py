@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plans how many workers an instance has. Pure: it looks at nothing and changes nothing.
+
+NAME is the first worker; the others are instances of their own, NAME_2 and so on, whose files are
+symbolic links to NAME.toml. Only those, and units without any file, are ever planned for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from consumer_framework.adapters.systemctl import TARGET, TEMPLATE, Unit, unit_name
+from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.settings import INSTANCE_NAME
+
+from .kept import NOTHING
+from .stores import SYSTEM_STATE
+from .workers import number_of, worker_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .kept import Kept
+    from .workers import Files
+
+
+class ScalingError(FrameworkError):
+    """The workers cannot be made so many.
+
+    Args:
+        problems: Lines, each of which says what is in the way and what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+
+
+class Action(StrEnum):
+    """What a step does with an instance."""
+
+    LINK = "link"
+    ENABLE = "enable"
+    START = "start"
+    STOP = "stop"
+    CHECK = "check"
+    DISABLE = "disable"
+    UNLINK = "unlink"
+    WARN = "warn"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        action: What.
+        instance: With which instance.
+        text: What a warning says.
+    """
+
+    action: Action
+    instance: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is.
+
+    Attributes:
+        name: The instance that is scaled.
+        files: The configuration files of all instances.
+        units: Units by their names; one that is not there is neither enabled nor running.
+        kept: What workers keep in their journals, by instance; nothing where one is not there.
+    """
+
+    name: str
+    files: Files
+    units: Mapping[str, Unit] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+
+    def unit(self, instance: str) -> Unit:
+        """The unit of *instance*."""
+        name = unit_name(instance)
+        return self.units.get(name, Unit(name))
+
+    def is_foreign(self, instance: str) -> bool:
+        """Whether its file is somebody's, and not a link to the file of the name."""
+        return instance in self.files and self.files[instance] != self.name
+
+    def surplus(self, count: int) -> list[str]:
+        """The workers beyond *count*, the highest number first."""
+        found = {*self.files, *(unit.instance for unit in self.units.values())}
+        numbers = {number_of(self.name, instance) or 1: instance for instance in found}
+        ours = (numbers[n] for n in sorted(numbers, reverse=True) if n > count)
+        return [instance for instance in ours if not self.is_foreign(instance)]
+
+
+def plan(found: Found, count: int, *, leave_deferred: bool = False) -> list[Step]:
+    """Say what is to be done so that there are *count* workers, all enabled and running.
+
+    Args:
+        found: What there is now.
+        count: How many workers; 1 is the instance alone.
+        leave_deferred: Remove a worker also where messages of its journal would never run.
+
+    Returns:
+        The steps in their order; none but warnings where all is as it should be.
+
+    Raises:
+        ScalingError: Something is in the way; nothing must be done then.
+    """
+    wanted = [worker_name(found.name, number) for number in range(1, count + 1)]
+    surplus = found.surplus(count)
+    problems = [*_obstacles(found, wanted)]
+    if not leave_deferred:
+        problems += _left_behind(found, surplus)
+    if problems:
+        raise ScalingError(*problems)
+    steps = [step for instance in wanted for step in _grow(found, instance)]
+    for instance in surplus:
+        steps += _shrink(found, instance, leave_deferred=leave_deferred)
+    return [*steps, *_warnings(found, surplus)]
+
+
+def _obstacles(found: Found, wanted: list[str]) -> Iterator[str]:
+    base = found.files.get(found.name)
+    if base is not None and number_of(base, found.name):
+        yield f"{found.name} is a worker of {base}: scale that, with 'fm-consumer scale {base} N'"
+    if found.unit(found.name).load == "not-found":
+        yield (
+            f"systemd knows no {TEMPLATE.format('')}: install it into /etc/systemd/system, and run "
+            "'systemctl daemon-reload'"
+        )
+    if not INSTANCE_NAME.fullmatch(wanted[-1]):
+        yield (
+            f"{wanted[-1]!r} is too long for an instance (28 characters, for its user fm-NAME): "
+            "give the instance a shorter name"
+        )
+    for instance in wanted[1:]:
+        if found.is_foreign(instance):
+            yield (
+                f"{instance}.toml is in the way, and stays as it is: it is no link to "
+                f"{found.name}.toml; give that instance another name, or remove the file"
+            )
+
+
+def _left_behind(found: Found, surplus: list[str]) -> Iterator[str]:
+    for instance in surplus:
+        kept = found.kept.get(instance, NOTHING)
+        if kept.deferred:
+            yield would_never_run(instance, kept)
+
+
+def would_never_run(instance: str, kept: Kept) -> str:
+    """Say why a worker cannot go, and what to do."""
+    return (
+        f"{instance} stays, for it has {_count(kept.deferred, 'deferred')}, due until "
+        f"{_time(kept.last_due)}, and nobody else would run them: scale down after that time "
+        f"('fm-consumer quarantine list {instance} --state deferred' shows them), or give "
+        f"--leave-deferred, which leaves them in {SYSTEM_STATE / instance} until {instance} is back"
+    )
+
+
+def _count(number: int, state: str) -> str:
+    return f"{number:,} {state} message{'' if number == 1 else 's'}"
+
+
+def _time(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds or 0.0, UTC).astimezone().isoformat(" ", "seconds")
+
+
+def _grow(found: Found, instance: str) -> Iterator[Step]:
+    unit = found.unit(instance)
+    if instance not in found.files:
+        yield Step(Action.LINK, instance)
+    if not unit.is_enabled:
+        yield Step(Action.ENABLE, instance)
+    if not unit.is_running:
+        yield Step(Action.START, instance)
+
+
+def _shrink(found: Found, instance: str, *, leave_deferred: bool) -> Iterator[Step]:
+    unit = found.unit(instance)
+    if unit.active != "inactive":
+        yield Step(Action.STOP, instance)
+        if not leave_deferred:
+            # It may have deferred some while it stopped.
+            yield Step(Action.CHECK, instance)
+    if unit.file_state == "enabled":
+        yield Step(Action.DISABLE, instance)
+    # Last: what was interrupted before is found again.
+    if instance in found.files:
+        yield Step(Action.UNLINK, instance)
+
+
+def _warnings(found: Found, surplus: list[str]) -> Iterator[Step]:
+    for instance in surplus:
+        kept, place = found.kept.get(instance, NOTHING), SYSTEM_STATE / instance
+        if kept.quarantined:
+            what = f"left in {place}: {_count(kept.quarantined, 'quarantined')}"
+            cure = f"see 'fm-consumer quarantine list {instance}'"
+            yield Step(Action.WARN, instance, f"{what}; {cure}")
+        if kept.deferred:
+            what = f"left in {place}: {_count(kept.deferred, 'deferred')}"
+            yield Step(Action.WARN, instance, f"{what}, to run when {instance} is back")
+    target = found.units.get(TARGET)
+    if target is not None and not target.is_enabled:
+        text = f"{TARGET} is not enabled, so none of them starts at boot: systemctl enable {TARGET}"
+        yield Step(Action.WARN, found.name, text)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The orders to stop that come as signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+# Seconds that a second signal leaves for an orderly end.
+CUT_SHORT_GRACE = 5.0
+
+
+class Signals:
+    """Passes SIGTERM and SIGINT on to the reactor's thread.
+
+    The second one ends the process after a while, also where something blocks the event loop.
+
+    Args:
+        reactor: Twisted's reactor.
+        told: Called with each signal, on the reactor's thread.
+    """
+
+    def __init__(self, reactor: Any, told: Callable[[signal.Signals], None]) -> None:
+        self._reactor = reactor
+        self._told = told
+        self._count = 0
+        self._former: dict[signal.Signals, Any] = {}
+
+    def catch(self) -> None:
+        """Take the signals over."""
+        # Not loop.add_signal_handler: it would take the wake-up descriptor that Twisted needs to
+        # notice ended child processes.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._former[number] = signal.signal(number, self._on_signal)
+
+    def release(self) -> None:
+        """Leave them to whoever had them before."""
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count > 1:
+            # Where something blocks the event loop, nothing else would end the process.
+            timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
+            timer.daemon = True
+            timer.start()
+        self._reactor.callFromThread(self._told, signal.Signals(number))

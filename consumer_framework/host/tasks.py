@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tasks of an instance: none ends without somebody hearing why."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+class Tasks:
+    """A set of tasks that must not fail.
+
+    Args:
+        failed: Called with what a task ended with, be that an error or its cancellation.
+    """
+
+    def __init__(self, failed: Callable[[BaseException], None]) -> None:
+        self._failed = failed
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *coroutine* in a task."""
+        return self.watch(asyncio.get_running_loop().create_task(coroutine))
+
+    def watch(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Look after *task* as well."""
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def cancel(self) -> None:
+        """Cancel all that run."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        cancelled = asyncio.CancelledError("a task of the framework")
+        error = cancelled if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)

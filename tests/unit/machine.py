@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A machine for commands that look at services: files, state, and a program for systemctl."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from click.testing import CliRunner
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.systemctl import unit_name
+from consumer_framework.cli import main
+from consumer_framework.cli import options as cli_options
+from consumer_framework.host import client, stores
+from consumer_framework.host.orders import Orders
+from consumer_framework.testing import make_delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pytest
+    from click.testing import Result
+
+TOML = """
+amqp_url = "amqp://localhost"
+callback = "sample:Sample"
+[queues.sample]
+durable = true
+auto_delete = false
+exclusive = false
+arguments = {}
+[[bindings]]
+queue = "sample"
+exchange = "amq.topic"
+routing_keys = ["#"]
+"""
+
+# Knows units as long as it is told of them, and does nothing else.
+SYSTEMCTL = f"""#!{sys.executable} -IS
+import fnmatch, json, os, pathlib, sys
+here = pathlib.Path(__file__).parent
+units = json.loads((here / "units.json").read_text())
+options = [word for word in sys.argv[1:] if word.startswith("-")]
+verb, *names = [word for word in sys.argv[1:] if not word.startswith("-")]
+if (here / "broken").exists():
+    sys.exit((here / "broken").read_text())
+if verb == "show":
+    found = [n for n in names if "*" not in n]
+    found += [u for u in units for n in names if "*" in n and fnmatch.fnmatch(u, n)]
+    for name in found:
+        unit = {{"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead",
+                "UnitFileState": "disabled", "Id": name, **units.get(name, {{}})}}
+        print("\\n".join(f"{{key}}={{value}}" for key, value in unit.items()), end="\\n\\n")
+else:
+    changes = {{"enable": ("UnitFileState", "enabled"), "disable": ("UnitFileState", "disabled"),
+               "start": ("ActiveState", "active"), "stop": ("ActiveState", "inactive")}}
+    if verb in changes:
+        key, value = changes[verb]
+        units.setdefault(names[-1], {{}})[key] = value
+    (here / "units.json").write_text(json.dumps(units))
+    with open(here / "calls", "a") as calls:
+        calls.write(f"{{verb}} {{names[-1]}}\\n")
+"""
+
+
+@dataclass
+class Host:
+    """A machine: configuration files, state, units."""
+
+    directory: Path
+
+    @property
+    def etc(self) -> Path:
+        return self.directory / "etc"
+
+    def does(self, *words: str) -> Result:
+        return CliRunner().invoke(main, words, catch_exceptions=False)
+
+    def shows(self, *words: str) -> Any:
+        return json.loads(self.does("status", "--json", *words).stdout)
+
+    def configures(self, name: str = "sample", text: str = TOML) -> Path:
+        file = self.etc / f"{name}.toml"
+        file.write_text(text)
+        return file
+
+    def links(self) -> list[str]:
+        return sorted(path.stem for path in self.etc.iterdir() if path.is_symlink())
+
+    def has_unit(self, instance: str, active: str = "active", **more: str) -> None:
+        file = self.directory / "bin/units.json"
+        units = json.loads(file.read_text())
+        units[unit_name(instance)] = {
+            "ActiveState": active,
+            "SubState": "running" if active == "active" else active,
+            "UnitFileState": "enabled",
+            **more,
+        }
+        file.write_text(json.dumps(units))
+
+    def calls(self) -> list[str]:
+        file = self.directory / "bin/calls"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line.removesuffix(".service") for line in lines]
+
+    def keeps(self, instance: str, *, deferred: int = 0, quarantined: int = 0) -> None:
+        state = self.directory / "lib" / instance
+        state.mkdir(parents=True, exist_ok=True)
+        with closing(Journal.open(state, limits=Limits())) as journal:
+
+            async def write() -> None:
+                for number in range(deferred + quarantined):
+                    delivery = make_delivery(queue="sample", body=b'{"n": %d}' % number)
+                    if number < deferred:
+                        await journal.defer(delivery, time.time() + 3600)
+                    else:
+                        await journal.quarantine(delivery, "poison")
+
+            asyncio.run(write())
+
+    @contextmanager
+    def runs(self, instance: str, place: str = "lib", **more: Any) -> Iterator[None]:
+        """Let something answer on the control socket of an instance."""
+        counts = {"acked": 7, "running": 1, **more.pop("counts", {})}
+        report = {"pid": 42, "status": "Consuming from sample; 7 handled", "held": 2, **more}
+        state = self.directory / place / instance
+        state.mkdir(parents=True, exist_ok=True)
+        journal = Journal.open(state, limits=Limits())
+        report["counts"] = counts
+        orders = Orders(journal, None, report=lambda: report)  # type: ignore[arg-type]
+        loop, ready = asyncio.new_event_loop(), threading.Event()
+        thread = threading.Thread(target=_serve, args=(loop, state / "control", orders, ready))
+        thread.start()
+        ready.wait(10)
+        try:
+            yield
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            journal.close()
+
+
+def _serve(
+    loop: asyncio.AbstractEventLoop, path: Path, orders: Orders, ready: threading.Event
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            request = json.loads(line)
+            async for said in orders.by_name[request["do"]](request):
+                writer.write(json.dumps(said).encode() + b"\n")
+            writer.write(b'{"done": true}\n')
+        writer.close()
+
+    server = loop.run_until_complete(asyncio.start_unix_server(answer, path))
+    loop.call_soon(ready.set)
+    loop.run_forever()
+    server.close()
+    loop.run_until_complete(server.wait_closed())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    path.unlink(missing_ok=True)
+
+
+def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Let commands see this machine, and not the real one, until the end of the test."""
+    for name in ("etc", "lib", "bin", "home/state/fedora-messaging"):
+        (tmp_path / name).mkdir(parents=True)
+    program = tmp_path / "bin/systemctl"
+    program.write_text(SYSTEMCTL)
+    program.chmod(0o755)
+    (tmp_path / "bin/units.json").write_text("{}")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(cli_options, "CONFIGURATION_DIRECTORY", tmp_path / "etc")
+    monkeypatch.setattr(stores, "SYSTEM_STATE", tmp_path / "lib")
+    monkeypatch.setattr(client, "SYSTEM_STATE", tmp_path / "lib")
+    monkeypatch.setattr(client, "SYSTEM_RUNTIME", tmp_path / "run")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home/state"))
+    return Host(tmp_path)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`fm-consumer status`, with a program in the place of systemctl."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+from consumer_framework.cli import main
+from consumer_framework.host import census, client
+
+from .machine import make_host
+
+if TYPE_CHECKING:
+    from .machine import Host
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch) -> Host:
+    return make_host(tmp_path, monkeypatch)
+
+
+def test_workers_are_shown_below_their_name_with_their_sum(host):
+    host.configures()
+    (host.etc / "sample_2.toml").symlink_to("sample.toml")
+    host.has_unit("sample", MainPID="42", StatusText="Consuming")
+    since = (time.clock_gettime(time.CLOCK_MONOTONIC) - 60) * 1e6
+    host.has_unit("sample_2", MainPID="43", StateChangeTimestampMonotonic=str(int(since)))
+    host.keeps("sample_2", deferred=1, quarantined=1)
+    with host.runs("sample"), host.runs("sample_2", counts={"acked": 8, "running": 0}):
+        result = host.does("status")
+        document = host.shows("sample")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "sample: 2 of 2 workers active; 15 handled, 1 running, 4 held, 1 deferred, 1 quarantined",
+        "  ● sample    active (running), PID 42",
+        "              Consuming from sample; 7 handled",
+        "              now: 1 running, 2 held",
+        "  ● sample_2  active (running) for 1m, PID 43",
+        "              Consuming from sample; 7 handled",
+        "              now: 2 held, 1 deferred (the next due in 59m), 1 quarantined",
+        "              fm-consumer quarantine list sample_2",
+    ]
+    [group] = document["groups"]
+    assert (group["name"], group["workers"], group["active"]) == ("sample", 2, 2)
+    assert group["totals"] == {
+        "handled": 15,
+        "running": 1,
+        "held": 4,
+        "deferred": 1,
+        "quarantined": 1,
+    }
+    assert [one["report"]["pid"] for one in group["instances"]] == [42, 42]
+
+
+def test_one_that_failed_is_shown_with_what_to_look_at_and_the_exit_code_is_3(host):
+    host.configures()
+    (host.etc / "sample_2.toml").symlink_to("sample.toml")
+    host.has_unit("sample")
+    host.has_unit("sample_2", "failed", Result="exit-code", StatusText="no such user")
+    result = host.does("status", "sample")
+    assert result.exit_code == 3
+    assert result.stdout.splitlines() == [
+        "sample: 1 of 2 workers active",
+        "  ● sample    active (running)",
+        "  × sample_2  failed (exit-code)",  # noqa: RUF001 -- as systemctl marks it
+        "              no such user",
+        "              journalctl -u fm-consumer@sample_2 -n 50",
+    ]
+
+
+def test_one_that_does_not_answer_is_known_by_its_journal(host):
+    host.configures()
+    host.has_unit("sample", "activating", SubState="auto-restart")
+    host.keeps("sample", deferred=1)
+    result = host.does("status", "sample")
+    assert "↻ sample  activating (auto-restart)" in result.stdout
+    assert "now: 1 deferred (the next due in 59m)" in result.stdout
+    [instance] = host.shows()["groups"][0]["instances"]
+    assert (instance["report"], instance["deferred"]) == (None, 1)
+
+
+def test_what_is_overdue_is_due_now(host, monkeypatch):
+    host.configures()
+    host.keeps("sample", deferred=1)
+    later = time.time() + 7200
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert "now: 1 deferred (due now)" in host.does("status").stdout
+
+
+def test_without_a_name_one_that_nobody_wants_to_run_does_not_count(host):
+    host.configures()
+    host.configures("fedora")
+    host.has_unit("sample")
+    assert "○ fedora  inactive (dead), disabled" in host.does("status").stdout
+    assert host.does("status").exit_code == 0
+    assert host.does("status", "fedora").exit_code == 3
+    assert host.does("status", "fedora", "sample").exit_code == 3
+    host.has_unit("fedora", "inactive", SubState="dead")
+    assert host.does("status").exit_code == 3, "it is enabled"
+
+
+def test_a_name_shows_its_workers_and_a_worker_itself_alone(host):
+    host.configures()
+    host.configures("other")
+    (host.etc / "sample_2.toml").symlink_to("sample.toml")
+    host.has_unit("sample")
+    host.has_unit("sample_2")
+    host.has_unit("gone_2")
+
+    def names(*given: str) -> list[list[str]]:
+        groups = host.shows(*given)["groups"]
+        return [[one["name"] for one in group["instances"]] for group in groups]
+
+    assert names() == [["gone_2"], ["other"], ["sample", "sample_2"]]
+    assert names("sample") == [["sample", "sample_2"]]
+    assert names("sample_2", "other") == [["other"], ["sample_2"]]
+    assert "without a configuration file" in host.does("status", "gone_2").stdout
+
+
+def test_an_unknown_name_is_an_error_with_those_that_there_are(host):
+    host.configures()
+    result = host.does("status", "sampel")
+    assert result.exit_code == 4
+    assert "there is no instance 'sampel'; the instances here are sample" in result.stderr
+    assert host.does("status", "no.name").exit_code == 78
+    (host.etc / "sample.toml").unlink()
+    assert "'fm-consumer run --help' tells more" in host.does("status", "sample").stderr
+    empty = host.does("status")
+    assert empty.exit_code == 0
+    assert "no instance is configured in" in empty.stdout
+
+
+def test_one_that_was_started_by_hand_is_found_in_its_state_directory(host, monkeypatch):
+    home = "home/state/fedora-messaging"
+    with host.runs("by-hand", home):
+        assert host.does("status").stdout.startswith("● by-hand  runs by hand, PID 42\n")
+        assert host.does("status", "by-hand").exit_code == 0
+        monkeypatch.setenv("PATH", "/nonexistent")
+        result = host.does("status")
+        assert result.exit_code == 0
+        assert "systemd was not asked: there is no systemctl in $PATH" in result.stdout
+        assert host.shows()["systemd"] is False
+    assert host.does("status", "by-hand").exit_code == 4
+
+
+def test_a_state_directory_that_is_named_is_looked_at_alone(host):
+    with host.runs("mine", "elsewhere"):
+        state = str(host.directory / "elsewhere/mine")
+        result = host.does("status", "mine", "--state-dir", state)
+    assert result.exit_code == 0, result.output
+    assert "runs by hand, PID 42" in result.stdout
+    assert host.does("status", "--state-dir", state).exit_code == 2
+
+
+def test_one_that_may_not_be_asked_says_so_and_is_shown_all_the_same(host, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise client.ControlError("control: permission denied; use sudo")
+
+    host.configures()
+    host.has_unit("sample", StatusText="Consuming")
+    monkeypatch.setattr(census, "connected", refuse)
+    result = host.does("status")
+    assert result.exit_code == 0
+    assert "control: permission denied; use sudo" in result.stdout
+    (host.directory / "lib/sample").mkdir()
+    (host.directory / "lib/sample/journal.sqlite3").write_text("no database" * 100)
+    [instance] = host.shows()["groups"][0]["instances"]
+    assert instance["problem"] == "control: permission denied; use sudo"
+    assert instance["deferred"] is None
+
+
+def test_an_instance_of_an_older_version_is_shown_without_its_counts(host, monkeypatch):
+    host.configures()
+    host.has_unit("sample")
+
+    def unknown(*_: Any) -> None:
+        raise client.ControlError("control: the instance says: no such request: 'status'")
+
+    monkeypatch.setattr(census, "_report", unknown)
+    assert "no such request: 'status'" in host.does("status").stdout
+
+
+@pytest.mark.parametrize("command", ["scale", "status"])
+def test_names_complete_like_those_of_the_other_commands(host, command):
+    host.configures()
+    argument = main.commands[command].params[0]
+    context = click.Context(main.commands[command])
+    assert [item.value for item in argument.shell_complete(context, "sa")] == ["sample"]
