@@ -206,7 +206,7 @@ def test_what_was_told_at_once_leaves_no_gap_in_what_is_acknowledged(how):
         tag = broker.deliver()
         settle = getattr(channels, how) if tag == 2 else channels.ack
         assert settle(make_delivery(generation=generation, delivery_tag=tag))
-    calls.pop()()
+    run(calls)
     assert broker.told == 2
     assert broker.acked == {1, 3, 4, 5}
     assert broker.returned == {2}

@@ -13,8 +13,11 @@ from fedora_messaging.message import Message
 from consumer_framework import Consumer
 from consumer_framework.core.consumer import handler_of
 from consumer_framework.core.ordering import behind, source_from, source_of
+from consumer_framework.core.recovery import Policy
 from consumer_framework.core.settings import Framework
 from consumer_framework.host.lane import EVERYTHING, lane_of
+from consumer_framework.host.ordering import source_for
+from consumer_framework.host.plan import Plan
 from consumer_framework.testing import make_delivery
 
 BODY = {
@@ -117,7 +120,11 @@ class WithKey(Plain):
 
 
 def lane_finder(consumer=Plain, **settings):
-    return lane_of(Framework.model_validate(settings), handler_of(consumer({}), "test"))
+    framework = Framework.model_validate(settings)
+    handler = handler_of(consumer({}), "test")
+    policy = Policy(strict=settings.get("ordering") == "strict")
+    plan = Plan("test", lambda: handler, policy, framework, source_for(framework, consumer))
+    return lane_of(plan, handler)
 
 
 def delivery_of(body):
