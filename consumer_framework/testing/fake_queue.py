@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -25,6 +26,7 @@ class Posted:
     """A message that a test published.
 
     Attributes:
+        number: Where it is in the queue.
         what: The message as the test gave it.
         delivery: How it is delivered for the first time.
         redelivered: Whether it was delivered before.
@@ -34,6 +36,7 @@ class Posted:
         runs: When a handler began with it, each time, in seconds since the epoch.
     """
 
+    number: int
     what: object
     delivery: Delivery
     redelivered: bool = False
@@ -82,7 +85,7 @@ class FakeQueue(Acknowledger):
             properties=properties,
             body=body,
         )
-        posted = Posted(what, delivery)
+        posted = Posted(len(self.posted), what, delivery)
         self.posted.append(posted)
         self._ready.append(posted)
         return posted
@@ -125,8 +128,8 @@ class FakeQueue(Acknowledger):
 
     def cut(self) -> int:
         """Close the channel and open another; returns the number of the closed one."""
-        for tag in sorted(self._unsettled, reverse=True):
-            self._put_back(self._unsettled[tag])
+        for posted in self._unsettled.values():
+            self._put_back(posted)
         self._unsettled.clear()
         self.generation += 1
         self._tag = 0
@@ -176,4 +179,5 @@ class FakeQueue(Acknowledger):
 
     def _put_back(self, posted: Posted) -> None:
         posted.redelivered = True
-        self._ready.appendleft(posted)
+        # To its original position (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
+        bisect.insort(self._ready, posted, key=lambda other: other.number)

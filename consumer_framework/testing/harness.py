@@ -144,6 +144,7 @@ class Harness:
         self._slots: Slots
         self._workers: list[asyncio.Task[None]] = []
         self._kills: Counter[str | None] = Counter()
+        self._replays: dict[int, asyncio.Task[Disposition]] = {}
         self._pump_call: Any = None
         self._awaited: asyncio.Task[None] | None = None
         self._stack = ExitStack()
@@ -268,6 +269,40 @@ class Harness:
         self._queue.cut()
         self._start()
 
+    # What an operator does.
+
+    def replay(self, message: Message | bytes) -> Disposition | None:
+        """Have a quarantined message run again, as by ``fm-consumer quarantine replay``.
+
+        Returns:
+            What became of it. None while it is being handled, and where it was not begun with,
+            since the instance is stopped, or pauses meanwhile.
+
+        Raises:
+            LookupError: It is not quarantined, or it is being replayed already, or an earlier
+                message with its key has to be replayed, or dropped, first.
+        """
+        row, posted = self._claimable(message)
+        replay = self._time.loop.create_task(self._slots.replay(row))
+        self._replays[row.row] = replay
+        self._settle_down()
+        if not replay.done() or replay.cancelled():
+            return None
+        disposition = replay.result()
+        return posted.disposition if isinstance(disposition, Defer) else disposition
+
+    def drop(self, message: Message | bytes) -> None:
+        """Lose a quarantined message, as by ``fm-consumer quarantine drop``.
+
+        Raises:
+            LookupError: It is not quarantined, or it is being replayed.
+        """
+        row, posted = self._quarantined_row(message)
+        self.journal.drop(row.row)
+        posted.disposition = Reject("dropped by an operator")
+        self._slots.look()
+        self._settle_down()
+
     # What a test asks.
 
     @property
@@ -294,12 +329,15 @@ class Harness:
     @property
     def deferred(self) -> list[Any]:
         """The messages that wait in the journal to be tried again."""
-        return self._now(lambda p: isinstance(p.disposition, Defer))
+        return self._now(lambda p: isinstance(self._kept(p), Defer))
 
     @property
     def quarantined(self) -> list[Any]:
-        """The messages that wait in the journal for an operator."""
-        return self._now(lambda p: isinstance(p.disposition, Quarantine))
+        """The messages that wait in the journal for an operator.
+
+        Those with the same ordering key that come later do, too.
+        """
+        return self._now(lambda p: isinstance(self._kept(p), Quarantine))
 
     @property
     def queued(self) -> list[Any]:
@@ -458,20 +496,43 @@ class Harness:
     def _note_settle(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
         posted = self._queue.of(delivery)
         if isinstance(outcome, Known) or (delivery.row and _gives_back(disposition)):
-            posted.disposition = self._kept(posted)
+            posted.disposition = self._row_of(posted)
             return
         posted.disposition = disposition
         # Deciding is pure, so it can be asked once more for what it said of the history.
         situation = Situation(self.now, self.chance, may_hold=True)
         posted.history = decide(delivery, outcome, self._plan.policy, situation).history
 
-    def _kept(self, posted: Posted) -> Disposition:
+    def _kept(self, posted: Posted) -> Disposition | None:
+        """What became of a message, where the journal may have made something else of it."""
+        if isinstance(posted.disposition, Defer | Quarantine):
+            return self._row_of(posted) or posted.disposition
+        return posted.disposition
+
+    def _row_of(self, posted: Posted) -> Disposition | None:
         for delivery, reason in self.journal.quarantined:
             if posted.is_of(delivery):
                 return Quarantine(reason)
-        return next(Defer(until) for kept, until in self.journal.deferred if posted.is_of(kept))
+        deferred = self.journal.deferred
+        return next((Defer(until) for kept, until in deferred if posted.is_of(kept)), None)
 
     # Helpers.
+
+    def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, Posted]:
+        posted = self._posted(message)
+        rows = [delivery for delivery, _ in self.journal.quarantined if posted.is_of(delivery)]
+        if not rows:
+            raise LookupError(f"not quarantined: {message!r}")
+        replay = self._replays.get(rows[0].row)
+        if replay is not None and not replay.done():
+            raise LookupError(f"is being replayed: {message!r}")
+        return rows[0], posted
+
+    def _claimable(self, message: Message | bytes) -> tuple[Delivery, Posted]:
+        row, posted = self._quarantined_row(message)
+        if self.journal.is_blocked(row.lane, row.row):
+            raise LookupError(f"is behind another one with its key: {message!r}")
+        return row, posted
 
     def _now(self, applies: Callable[[Posted], bool]) -> list[Any]:
         return [posted.what for posted in self._queue.posted if applies(posted)]
@@ -579,6 +640,8 @@ def _document(config: dict[str, Any], framework: dict[str, Any]) -> dict[str, An
     defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
     return {
         **defaults,
+        # As in a file that does not say: the prefetch count follows from the framework's settings.
+        "qos": {},
         "log_config": None,
         "monitoring": None,
         "consumer_config": {**config, "framework": framework} if framework else config,

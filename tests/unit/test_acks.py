@@ -198,6 +198,20 @@ def test_thousands_of_successes_cost_an_acknowledgement_in_a_few_turns_of_the_lo
     assert len(broker.acked) == 2000
 
 
+@pytest.mark.parametrize("how", ["give_back", "requeue", "reject"])
+def test_what_was_told_at_once_leaves_no_gap_in_what_is_acknowledged(how):
+    broker = BrokerChannel()
+    channels, (generation,), calls = channels_of(broker)
+    for _ in range(5):
+        tag = broker.deliver()
+        settle = getattr(channels, how) if tag == 2 else channels.ack
+        assert settle(make_delivery(generation=generation, delivery_tag=tag))
+    run(calls)
+    assert broker.told == 2
+    assert broker.acked == {1, 3, 4, 5}
+    assert broker.returned == {2}
+
+
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_channel_that_is_gone_before_the_turn_of_the_loop_costs_the_others_nothing(gone):
     brokers = [BrokerChannel(), BrokerChannel()]

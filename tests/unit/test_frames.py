@@ -440,7 +440,7 @@ def test_what_a_connection_s_own_channel_sends_is_not_changed():
     assert others == stream
 
 
-@given(st.binary(max_size=60))
+@given(st.binary(min_size=2, max_size=60))
 @example(b"\xf8\xc0")
 @within(300)
 def test_of_any_bytes_as_properties_the_message_comes_and_is_what_pika_makes_of_it(encoded):

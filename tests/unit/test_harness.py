@@ -276,3 +276,75 @@ def test_a_deferred_message_that_waited_for_a_slot_when_the_journal_failed_comes
         harness.advance("24h")
         assert {message.body["n"] for message in harness.acked} == {1, 4}
         assert harness.deferred == []
+
+
+# What an operator does.
+
+
+def poison_until_mended(mended):
+    def handle(message):
+        if not mended:
+            raise Quarantine("poison")
+
+    return handle
+
+
+def test_a_quarantined_message_can_be_replayed():
+    mended: list[bool] = []
+    with Harness(poison_until_mended(mended)) as harness:
+        first = message()
+        harness.deliver(first)
+        assert isinstance(harness.replay(first), to.Quarantine)
+        assert harness.quarantined == [first]
+        mended.append(True)
+        assert harness.replay(first) == to.Ack()
+        assert harness.quarantined == []
+        assert harness.acked == [first]
+        assert len(harness.runs(first)) == 3
+
+
+def test_a_quarantined_message_can_be_dropped():
+    with Harness(poison_until_mended([])) as harness:
+        first = message()
+        harness.deliver(first)
+        harness.drop(first)
+        assert harness.quarantined == harness.journal.quarantined == []
+        assert harness.rejected == [first]
+
+
+def test_only_what_is_quarantined_and_first_of_its_key_can_be_replayed():
+    mended: list[bool] = []
+    settings = {"ordering": "key", "ordering_key": "topic"}
+    with Harness(poison_until_mended(mended), settings=settings) as harness:
+        messages = [message(n) for n in (1, 2)]
+        with pytest.raises(LookupError, match="never delivered"):
+            harness.replay(messages[0])
+        for one in messages:
+            harness.deliver(one)
+        assert harness.quarantined == messages
+        assert harness.runs(messages[1]) == [], "behind the first"
+        with pytest.raises(LookupError, match="behind another one"):
+            harness.replay(messages[1])
+        mended.append(True)
+        for one in messages:
+            assert harness.replay(one) == to.Ack()
+        with pytest.raises(LookupError, match="not quarantined"):
+            harness.drop(messages[0])
+
+
+def test_what_is_being_replayed_cannot_be_replayed_or_dropped_meanwhile():
+    async def handle(message):
+        await asyncio.sleep(10)
+        if len(harness.runs(first)) == 1:
+            raise Quarantine("poison")
+
+    with Harness(handle) as harness:
+        first = message()
+        harness.deliver(first)
+        harness.advance(10)
+        assert harness.replay(first) is None
+        for order in (harness.replay, harness.drop):
+            with pytest.raises(LookupError, match="is being replayed"):
+                order(first)
+        harness.advance(10)
+        assert harness.acked == [first]

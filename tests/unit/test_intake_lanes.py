@@ -127,6 +127,7 @@ def test_with_a_rate_a_slot_takes_no_token_for_a_delivery_that_is_not_there():
         await turns()
         intake.put(of("", 1))
         intake.discard(1)
+        await turns()
         intake.put(of("", 2))
         assert await slots[0] == of("", 2)
         intake.put(of("", 3))

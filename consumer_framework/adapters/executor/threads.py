@@ -79,7 +79,7 @@ class Threads:
 
     def _serve(self) -> None:
         gate: SimpleQueue[None] = SimpleQueue()
-        go_on = functools.partial(gate.put, None)
+        go_on = functools.partial(self._release, gate)
         while (job := self._jobs.get()) is not None:
             result, error = None, None
             try:
@@ -109,5 +109,11 @@ class Threads:
         self._is_called = False
         while self._ended:
             job, result, error, go_on = self._ended.popleft()
-            self._load -= 1
+            if result is SUCCEEDED:
+                self._load -= 1
             self._done(job, result, error, go_on)
+
+    def _release(self, gate: SimpleQueue[None]) -> None:
+        """Let a thread go on that waited, perhaps for something that its job only began."""
+        self._load -= 1
+        gate.put(None)
