@@ -65,6 +65,9 @@ class Circuit:
         """Learn from an outcome whether the dependency works."""
         was_open = self._breaker.is_open
         if decision.dependency_fault:
+            if was_open and self._probe is not None:
+                # It ran beside the one that opened the breaker, and is no probe in vain.
+                return
             self._breaker = self._breaker.fault()
             if self._breaker.is_open:
                 reason = getattr(decision.disposition, "reason", "")
@@ -75,8 +78,13 @@ class Circuit:
             self._breaker = self._breaker.success()
             if was_open:
                 self._mend(DEPENDENCY)
-        elif was_open and self._probe is None:
+        else:
             # If this was the probe, it has not seen the dependency.
+            self.look()
+
+    def look(self) -> None:
+        """Probe again where the probe may be lost: its channel is gone."""
+        if self._breaker.is_open and self._probe is None:
             self._set_probe()
 
     def journal_failed(self, reason: str) -> None:

@@ -158,6 +158,7 @@ class Slots:
             self._intake.left(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
+        self._circuit.look()
 
     @property
     def held(self) -> int:

@@ -58,7 +58,11 @@ def get(url: str, queue: str) -> bytes | None:
 
 def listening_addresses(pid: int) -> set[str]:
     """Addresses, as /proc/net/tcp and tcp6 write them, on which a process listens (proc(5))."""
-    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    inodes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        # It may be closed by now.
+        with contextlib.suppress(FileNotFoundError):
+            inodes.add(str(fd.readlink()))
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     lines += Path("/proc/net/tcp6").read_text().splitlines()[1:]
     rows = [line.split() for line in lines]

@@ -17,6 +17,7 @@ from consumer_framework.core.handler import Handler, is_coroutine_callable
 
 from .attempts import SUCCEEDED, Attempts, Later, Result, as_awaitable, is_later, signal_of
 from .jobs import Job
+from .patrol import Patrol
 from .tasks import Tasks
 from .threads import Threads
 
@@ -90,7 +91,13 @@ class Executor:
         self._gather_timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
         self._stopped: list[Job] = []
-        self._patrol: asyncio.TimerHandle | None = None
+        self._patrol = Patrol(
+            self._loop,
+            limits.timeout,
+            lambda: list(self._running),
+            lambda: self.is_busy,
+            self._overdue,
+        )
         self._outstanding = 0
         self._last_took = math.inf
 
@@ -180,8 +187,7 @@ class Executor:
     def close(self) -> None:
         """End the threads that run nothing."""
         self._gathered()
-        if self._patrol is not None:
-            self._patrol.cancel()
+        self._patrol.stop()
         self._threads.close()
 
     # In a slot, which may be a thread.
@@ -244,8 +250,7 @@ class Executor:
             self._stopped.append(job)
             return
         self._outstanding += 1
-        if self._patrol is None:
-            self._patrol = self._loop.call_later(self._limits.timeout, self._look_at_deadlines)
+        self._patrol.start()
         self._start(job)
 
     def _gather(self, delivery: Delivery, waiter: asyncio.Future[Outcome]) -> None:
@@ -289,23 +294,9 @@ class Executor:
         caught: BaseException | None = error
         return caught
 
-    # Deadlines.
-
-    def _look_at_deadlines(self) -> None:
-        """Look again when the next run may be over its time; one timer serves them all."""
-        now, timeout = self._loop.time(), self._limits.timeout
-        running = [job for job in list(self._running) if not job.overdue]
-        for job in running:
-            if now - job.started_at >= timeout:
-                self._overdue(job)
-        starts = [job.started_at for job in running if not job.overdue]
-        self._patrol = None
-        if self._outstanding:
-            delay = min(starts, default=now) + timeout - now
-            self._patrol = self._loop.call_later(delay, self._look_at_deadlines)
+    # What takes too long.
 
     def _overdue(self, job: Job) -> None:
-        job.overdue = True
         if job.task is not None:
             job.task.cancel()
         else:

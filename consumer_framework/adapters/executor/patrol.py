@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Finds runs that take longer than they may, with one timer for all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+
+    from .jobs import Job
+
+
+class Patrol:
+    """Looks at what runs when the oldest run may be over its time.
+
+    Args:
+        loop: The event loop.
+        timeout: Seconds that a run may take.
+        running: Returns what runs.
+        is_busy: Whether anything runs, or is about to.
+        overdue: Called once for each run that takes too long.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeout: float,
+        running: Callable[[], Iterable[Job]],
+        is_busy: Callable[[], bool],
+        overdue: Callable[[Job], None],
+    ) -> None:
+        self._loop = loop
+        self._timeout = timeout
+        self._running = running
+        self._is_busy = is_busy
+        self._overdue = overdue
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Look in time for what begins now."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        for job in self._running():
+            if not job.overdue and now - job.started_at >= self._timeout:
+                job.overdue = True
+                self._overdue(job)
+        starts = [job.started_at for job in self._running() if not job.overdue]
+        self._timer = None
+        if self._is_busy():
+            delay = min(starts, default=now) + self._timeout - now
+            self._timer = self._loop.call_later(delay, self._look)
