@@ -15,7 +15,7 @@ help:
 	@echo 'make test      check and test everything'
 	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
 	@echo 'make chaos     the crash tests in their long form, some ten minutes'
-	@echo 'make bench     compare with other consumers; for an hour, on a machine that does nothing else'
+	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      build the documentation into docs/_build/html'

@@ -48,12 +48,12 @@ class Plan:
     """
 
     runs: int = 5
-    latency_runs: int = 3
+    latency_runs: int = 1
     messages: int | None = None
     seconds: float = 4.0
     paced_seconds: float = 20.0
     curve_limit: int = 10**6
-    curve_runs: int = 3
+    curve_runs: int = 2
     is_quick: bool = False
 
 

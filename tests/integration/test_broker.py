@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The private RabbitMQ node."""
 
+import contextlib
 import signal
 import socket
 import subprocess

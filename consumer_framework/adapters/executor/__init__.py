@@ -15,7 +15,17 @@ from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.handler import Handler, is_coroutine_callable
 
-from .attempts import SUCCEEDED, Attempts, Later, Result, as_awaitable, is_later, signal_of
+from .attempts import (
+    SUCCEEDED,
+    Attempts,
+    Later,
+    Result,
+    as_awaitable,
+    caught,
+    is_later,
+    returned,
+    signal_of,
+)
 from .jobs import Job
 from .patrol import Patrol
 from .tasks import Tasks
@@ -197,7 +207,7 @@ class Executor:
         self._running[job] = None
         try:
             if job.function is not None:
-                return [_returned(job.function)]
+                return [returned(job.function)]
             return self._attempts.run(job.deliveries)
         finally:
             del self._running[job]
@@ -278,7 +288,7 @@ class Executor:
             return
         if is_coroutine_callable(function):
             # In a task of its own, which it may cancel.
-            error = await self._loop.create_task(_caught(function()))
+            error = await self._loop.create_task(caught(function()))
         else:
             error = await self._call_in_thread(function)
         if error is not None:
@@ -290,7 +300,7 @@ class Executor:
         self._threads.start(Job(waiters=[waiter], function=function))
         returned, error = await waiter
         if error is None and returned is not None and is_later(returned):
-            error = await self._loop.create_task(_caught(as_awaitable(returned)))
+            error = await self._loop.create_task(caught(as_awaitable(returned)))
         caught: BaseException | None = error
         return caught
 
@@ -303,32 +313,9 @@ class Executor:
             _log.error(
                 "%s has had %s for more than %s, and cannot be interrupted",
                 self._handler.name,
-                _named(job),
+                job.named,
                 text(self._limits.timeout),
             )
 
     def _too_late(self) -> HandlerTimeoutError:
         return HandlerTimeoutError(f"cancelled after {text(self._limits.timeout)}")
-
-
-async def _caught(outcome: Awaitable[Any]) -> BaseException | None:
-    """Return what *outcome* raises: a SystemExit that leaves a task ends the event loop."""
-    try:
-        await outcome
-    except BaseException as error:  # noqa: BLE001 -- raised again where it is waited for
-        return error
-    return None
-
-
-def _returned(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    try:
-        return function(), None
-    except BaseException as error:  # noqa: BLE001 -- as above
-        return None, error
-
-
-def _named(job: Job) -> str:
-    if not job.deliveries:
-        return "its setup or teardown"
-    more = f" and {len(job.deliveries) - 1} more" if len(job.deliveries) > 1 else ""
-    return f"message {job.deliveries[0].message_id or '(no id)'}{more}"

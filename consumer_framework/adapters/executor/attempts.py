@@ -191,3 +191,20 @@ def as_awaitable(returned: Any) -> Awaitable[Any]:
         return future
     awaitable: Awaitable[Any] = returned
     return awaitable
+
+
+async def caught(outcome: Awaitable[Any]) -> BaseException | None:
+    """Return what *outcome* raises: a SystemExit that leaves a task ends the event loop."""
+    try:
+        await outcome
+    except BaseException as error:  # noqa: BLE001 -- raised again where it is waited for
+        return error
+    return None
+
+
+def returned(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Return what *function* returns, or what it raises."""
+    try:
+        return function(), None
+    except BaseException as error:  # noqa: BLE001 -- as above
+        return None, error

@@ -33,6 +33,14 @@ class Job:
     overdue: bool = False
     task: asyncio.Task[Any] | None = None
 
+    @property
+    def named(self) -> str:
+        """How a log line calls what it runs on."""
+        if not self.deliveries:
+            return "its setup or teardown"
+        more = f" and {len(self.deliveries) - 1} more" if len(self.deliveries) > 1 else ""
+        return f"message {self.deliveries[0].message_id or '(no id)'}{more}"
+
     def has(self, which: Callable[[Delivery], bool]) -> bool:
         """Whether any of its deliveries is meant."""
         return any(map(which, self.deliveries))
