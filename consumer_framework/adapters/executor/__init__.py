@@ -32,7 +32,7 @@ from .tasks import Tasks
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.ports import Decoder, FlightRecorder
@@ -298,11 +298,11 @@ class Executor:
         waiter: asyncio.Future[Any] = self._loop.create_future()
         self._outstanding += 1
         self._threads.start(Job(waiters=[waiter], function=function))
-        returned, error = await waiter
-        if error is None and returned is not None and is_later(returned):
-            error = await self._loop.create_task(caught(as_awaitable(returned)))
-        caught: BaseException | None = error
-        return caught
+        value, error = await waiter
+        if error is None and value is not None and is_later(value):
+            error = await self._loop.create_task(caught(as_awaitable(value)))
+        raised: BaseException | None = error
+        return raised
 
     # What takes too long.
 
