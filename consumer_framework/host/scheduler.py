@@ -73,6 +73,10 @@ class Scheduler:
             self._intake.put_first(delivery)
         return bool(found)
 
+    def took(self, delivery: Delivery) -> None:
+        """A row was brought by somebody else, who replays it."""
+        self._out.add(delivery.row)
+
     def done(self, delivery: Delivery) -> None:
         """A delivery was settled; where it was a deferred one, there may be room for another."""
         if delivery.row:

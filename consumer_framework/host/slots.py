@@ -213,6 +213,8 @@ class Slots:
             raise asyncio.CancelledError
         done: asyncio.Future[Disposition] = asyncio.get_running_loop().create_future()
         self._replays[delivery.row] = done
+        # It may be deferred before its replay is over.
+        self._scheduler.took(delivery)
         # What happened before stays known; how often the process died does not count again.
         history = History(delivery.history.attempts)
         self._intake.put_first(replace(delivery, history=history, replayed=True))

@@ -154,10 +154,12 @@ def test_a_batch_that_raises_has_failed_whole_and_its_messages_come_alone_the_ne
 
 @BOTH
 def test_what_failed_by_itself_keeps_its_own_error_in_a_batch_that_raises(consumer):
-    with harness_of(consumer, []) as harness:
+    batches: list[list[int]] = []
+    with harness_of(consumer, batches) as harness:
         messages = [message(n) for n in (4, 99, 5)]
         for one in messages:
             harness.deliver(one)
+        assert batches == [[4, 99, 5], [99]]
         assert harness.rejected == [messages[0]]
         assert harness.acked == [messages[2]]
 
@@ -173,6 +175,17 @@ def test_bytes_that_are_no_message_take_no_others_with_them(consumer):
         assert batches == [[10, 11]]
         assert harness.acked == good
         assert harness.quarantined == [b"no json"]
+
+
+@BOTH
+def test_behind_bytes_that_are_no_message_each_message_has_its_own_fate_still(consumer):
+    with harness_of(consumer, []) as harness:
+        harness.deliver_raw(b"no json")
+        messages = [message(n) for n in (10, 4)]
+        for one in messages:
+            harness.deliver(one)
+        assert harness.acked == messages[:1]
+        assert harness.rejected == messages[1:]
 
 
 @BOTH

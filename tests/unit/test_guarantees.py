@@ -2,14 +2,16 @@
 """Whatever happens, and in whatever order: no message is lost, none loops, none stops the others.
 
 The machine publishes messages whose handler does what the machine has chosen for each run, lets
-time pass, drops connections, kills and restarts the process, and breaks the journal's disk. All
-that is between the broker and the handler is the real thing, in virtual time.
+time pass, drops connections, kills and restarts the process, breaks the journal's disk, and has an
+operator replay and drop what is quarantined. All that is between the broker and the handler is the
+real thing, in virtual time.
 """
 
 import asyncio
+import os
 
 from fedora_messaging.message import Message
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -23,12 +25,15 @@ RECOVERIES = st.fixed_dictionaries(
         "delays": st.sampled_from([[], ["2s"], ["10s", "5m"], ["1s", "1h"]]),
         "hold_slots": st.integers(0, 2),
         "ack_timeout": st.sampled_from(["20s", "30m"]),
-        "on_exhausted": st.sampled_from(["quarantine", "quarantine", "drop", "halt"]),
+        "on_exhausted": st.sampled_from(["quarantine", "quarantine", "drop", "halt", "requeue"]),
         "crash_attempts": st.integers(1, 2),
         "breaker": st.fixed_dictionaries(
             {"consecutive": st.integers(1, 2), "probe": st.just(["5s", "30s"])}
         ),
     }
+)
+ORDERINGS = st.sampled_from(
+    [{}, {"ordering": "key", "ordering_key": "body:key"}, {"ordering": "strict"}]
 )
 # What a run of the handler may do; the time now is known when it does.
 RUNS = {
@@ -54,20 +59,61 @@ HOURS = 24
 class Instance(RuleBasedStateMachine):
     """A broker, an instance on it, and everything that may happen to both."""
 
-    @initialize(recovery=RECOVERIES, chance=st.sampled_from([0.0, 0.5, 1.0]))
-    def start(self, recovery, chance):
+    @initialize(
+        recovery=RECOVERIES,
+        ordering=ORDERINGS,
+        slots=st.integers(1, 3),
+        chance=st.sampled_from([0.0, 0.5, 1.0]),
+    )
+    def start(self, recovery, ordering, slots, chance):
         self.recovery = recovery
+        self.ordering = ordering.get("ordering", "none")
+        self.slots = slots
+        self.lanes: dict[str, str] = {}
+        self.running: list[str] = []
+        self.wrong: list[str] = []
+        self.dropped: set[str] = set()
         self.plans: dict[str, tuple[list[str], float]] = {}
         self.did: dict[str, list[str]] = {}
         self.published: list[object] = []
         self.began: dict[str, float] = {}
         self.breaks = 0
         # What goes on inside a run that never ends must be cheap.
+        framework = {"recovery": recovery, "slots": slots, **ordering}
         self.harness = Harness(
-            self.handle, settings={"recovery": recovery}, chance=chance, patience=0
+            self.handle, settings=framework, chance=chance, patience=0
         ).__enter__()
 
     async def handle(self, message):
+        self.see_that_it_may_begin(message)
+        self.running.append(message.id)
+        try:
+            await self.run(message)
+        finally:
+            self.running.remove(message.id)
+
+    def see_that_it_may_begin(self, message):
+        if len(self.running) >= self.slots:
+            self.wrong.append(f"{message.id} begins, and every slot is taken")
+        if message.id in self.running:
+            self.wrong.append(f"{message.id} runs twice at once")
+        for earlier in self.before(message.id):
+            if earlier in self.running:
+                self.wrong.append(f"{message.id} overlaps with {earlier}")
+            if earlier not in self.done():
+                self.wrong.append(f"{message.id} overtakes {earlier}")
+
+    def before(self, name):
+        """What must not be overtaken by a message."""
+        lane = self.lanes[name]
+        names = list(self.lanes)
+        earlier = names[: names.index(name)]
+        return [other for other in earlier if lane and self.lanes[other] == lane]
+
+    def done(self):
+        return {_name(message) for message in [*self.harness.acked, *self.harness.rejected]}
+
+    async def run(self, message):
         plan, lasts = self.plans[message.id]
         self.began.setdefault(message.id, self.harness.now)
         how = plan.pop(0) if len(plan) > 1 else plan[0]
@@ -83,9 +129,12 @@ class Instance(RuleBasedStateMachine):
         plan=st.lists(st.sampled_from(sorted(RUNS)), min_size=1, max_size=4),
         lasts=st.sampled_from([0.0, 0.0, 3.0]),
         kills=st.sampled_from([0, 0, 0, 1, 2, 3]),
+        key=st.sampled_from(["one", "one", "two", None]),
     )
-    def publish(self, plan, lasts, kills):
-        message = Message(topic="a.topic", body={"n": len(self.published)})
+    def publish(self, plan, lasts, kills, key):
+        message = Message(topic="a.topic", body={"n": len(self.published), "key": key})
+        by_key = key or "" if self.ordering == "key" else ""
+        self.lanes[message.id] = "all" if self.ordering == "strict" else by_key
         self.plans[message.id] = (plan, lasts)
         self.published.append(message)
         self.breaks += kills
@@ -95,6 +144,7 @@ class Instance(RuleBasedStateMachine):
     def publish_garbage(self, message_id, headers):
         body = b"no json %d" % len(self.published)
         self.published.append(body)
+        self.lanes[_name(body)] = "all" if self.ordering == "strict" else ""
         self.harness.deliver_raw(body, message_id=message_id, headers=headers)
 
     @rule(seconds=st.sampled_from([0.5, 2, 15, 70, 400, 8000]))
@@ -125,7 +175,39 @@ class Instance(RuleBasedStateMachine):
     def make_room_on_the_disk(self):
         self.harness.journal.error = None
 
+    @precondition(lambda self: self.harness.quarantined)
+    @rule(data=st.data())
+    def an_operator_replays_one(self, data):
+        self.breaks += 1
+        self.replay(data.draw(st.sampled_from(self.harness.quarantined)))
+
+    def replay(self, message):
+        try:
+            self.harness.replay(message)
+        except LookupError as error:
+            if "is being replayed" not in str(error) and not self.is_behind(message):
+                raise
+
+    def is_behind(self, message):
+        return not self.done().issuperset(self.before(_name(message)))
+
+    @precondition(lambda self: self.harness.quarantined)
+    @rule(data=st.data())
+    def an_operator_drops_one(self, data):
+        message = data.draw(st.sampled_from(self.harness.quarantined))
+        try:
+            self.harness.drop(message)
+        except LookupError as error:
+            if "is being replayed" not in str(error):
+                raise
+        else:
+            self.dropped.add(_name(message))
+
     # What holds all the time.
+
+    @invariant()
+    def nothing_ran_that_had_to_wait(self):
+        assert self.wrong == []
 
     @invariant()
     def every_message_is_in_exactly_one_place(self):
@@ -150,8 +232,8 @@ class Instance(RuleBasedStateMachine):
     @invariant()
     def only_an_order_loses_a_message(self):
         for message in self.harness.rejected:
-            ordered = self.recovery["on_exhausted"] == "drop" or "drop" in self.did[message.id]
-            assert ordered, message.id
+            if _name(message) not in self.dropped:
+                assert self.recovery["on_exhausted"] == "drop" or "drop" in self.did[message.id]
 
     @invariant()
     def no_message_is_a_hot_loop(self):
@@ -176,16 +258,54 @@ class Instance(RuleBasedStateMachine):
     def everything_ends_once_all_is_well(self):
         """Poison goes on being poison; the rest succeeds."""
         self.harness.journal.error = None
+        poison_ends = self.recovery["on_exhausted"] not in ("halt", "requeue")
+        for message in self.published:
+            if not isinstance(message, bytes):
+                self.harness.kill_next(message, 0)
         for plan, _ in self.plans.values():
-            poison = plan[-1] == "error" and self.recovery["on_exhausted"] != "halt"
-            plan[:] = ["error" if poison else "success"]
+            plan[:] = ["error" if plan[-1] == "error" and poison_ends else "success"]
+        self.advance_until(self.nothing_is_left)
+        self.every_message_is_in_exactly_one_place()
+        assert self.nothing_is_left()
+        self.what_follows_a_quarantined_message_is_quarantined_behind_it()
+        self.everything_can_be_replayed_in_its_order()
+        self.nothing_ran_that_had_to_wait()
+
+    def advance_until(self, condition):
         for _ in range(HOURS):
             if self.harness.halted is not None:
                 self.harness.restart()
-            if self.ended() == len(self.published):
-                break
+            if condition():
+                return
             self.harness.advance("1h")
-        self.every_message_is_in_exactly_one_place()
+
+    def nothing_is_left(self):
+        """Where nothing may overtake anything, all wait for an operator."""
+        if self.ordering == "strict" and self.harness.quarantined:
+            return not self.harness.deferred
+        return self.ended() == len(self.published)
+
+    def what_follows_a_quarantined_message_is_quarantined_behind_it(self):
+        done = self.done()
+        for message in self.harness.quarantined:
+            behind = {n for n in self.lanes if _name(message) in self.before(n)} - self.dropped
+            assert behind.isdisjoint(done)
+
+    def everything_can_be_replayed_in_its_order(self):
+        for plan, _ in self.plans.values():
+            plan[:] = ["success"]
+        # What is being replayed meanwhile.
+        self.harness.advance(10)
+        while quarantined := self.harness.quarantined:
+            first = quarantined[0]
+            self.advance_until(lambda: self.harness.halted is None)
+            if isinstance(first, bytes):
+                self.harness.drop(first)
+            else:
+                self.replay(first)
+            self.harness.advance(10)
+            assert _name(first) in self.done()
+        self.advance_until(lambda: self.ended() == len(self.published))
         assert self.ended() == len(self.published)
 
     def ended(self):
@@ -202,9 +322,13 @@ def _body(message):
 
 
 TestInstance = Instance.TestCase
+# A failure is found quickly and shrunk slowly: with CI=true its steps are shown as they were.
+SHRINKING = [] if os.environ.get("CI") == "true" else [Phase.shrink]
 TestInstance.settings = settings(
     max_examples=80,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, *SHRINKING],
 )

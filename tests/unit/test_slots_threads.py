@@ -5,15 +5,16 @@ import asyncio
 import logging
 import random
 import threading
+from unittest.mock import patch
 
 import pytest
 from fedora_messaging.message import Message
 from twisted.internet import defer
 
-from consumer_framework import DependencyFault
+from consumer_framework import Defer, DependencyFault, Quarantine
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.core.delivery import Failed, Succeeded, Undecodable, Withdrawn
-from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.errors import HandlerTimeoutError, JournalError
 from consumer_framework.core.handler import Handler
 from consumer_framework.core.ports import FlightRecorder
 from consumer_framework.testing import Harness, make_delivery
@@ -680,3 +681,82 @@ def test_what_a_pause_takes_back_comes_again_in_order():
         assert harness.paused == ""
         assert ran == [0, 0, 1, 2, 3, 4]
         assert harness.acked == messages
+
+
+def test_a_replay_that_is_deferred_while_the_disk_is_full_runs_again_once():
+    ran = []
+
+    async def handle(message):
+        ran.append(harness.now)
+        if len(ran) == 1:
+            raise Quarantine("poison")
+        if len(ran) == 2:
+            raise Defer(harness.now + 1)
+        await asyncio.sleep(1)
+
+    with Harness(handle, settings={"slots": 2}) as harness:
+        one = message()
+        harness.deliver(one)
+        harness.journal.error = JournalError("no space left on device")
+        assert harness.replay(one) is None
+        harness.advance(60)
+        harness.journal.error = None
+        harness.advance(60)
+        assert harness.acked == [one]
+        assert len(ran) == 3
+
+
+def test_with_strict_ordering_a_dependency_that_works_again_lets_the_first_message_go_on():
+    """Also where that fails for another reason then."""
+    plan = [DependencyFault("the database is gone"), ValueError("once"), None]
+    ran = []
+
+    def handle(message):
+        ran.append(message.body["n"])
+        error = plan.pop(0) if plan else None
+        if error is not None:
+            raise error
+
+    recovery = {
+        "hold_slots": 0,
+        "immediate": 0,
+        "delays": ["10s"],
+        "breaker": {"consecutive": 1, "probe": ["30s"]},
+    }
+    with Harness(handle, settings={"ordering": "strict", "recovery": recovery}) as harness:
+        messages = [message(n) for n in range(3)]
+        for one in messages:
+            harness.deliver(one)
+        assert "the database is gone" in harness.paused
+        assert "nothing may overtake it" in harness.paused
+        harness.advance(31)
+        assert ran == [0, 0]
+        assert "the database is gone" not in harness.paused
+        assert "nothing may overtake it" in harness.paused
+        harness.advance(15)
+        assert ran == [0, 0, 0, 1, 2]
+        assert harness.paused == ""
+        assert harness.acked == messages
+
+
+def test_a_probe_that_never_saw_the_dependency_is_followed_by_another():
+    """It was deferred, and is no valid message any more where it comes back."""
+    plan: list[BaseException] = [DependencyFault("gone")]
+
+    def handle(message):
+        if plan:
+            raise plan.pop()
+
+    recovery = {"hold_slots": 0, "breaker": {"consecutive": 1, "probe": ["30s"]}}
+    with Harness(handle, settings={"recovery": recovery}) as harness:
+        first, second = message(1), message(2)
+        harness.deliver(first)
+        harness.deliver(second)
+        assert harness.queued == [second]
+        with patch("consumer_framework.adapters.codec.decode", side_effect=ValueError("schema")):
+            harness.advance(31)
+        assert harness.quarantined == [first]
+        assert harness.paused
+        harness.advance(31)
+        assert harness.paused == ""
+        assert harness.acked == [second]
