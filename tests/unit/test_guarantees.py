@@ -75,7 +75,7 @@ class Instance(RuleBasedStateMachine):
         self.dropped: set[str] = set()
         self.plans: dict[str, tuple[list[str], float]] = {}
         self.did: dict[str, list[str]] = {}
-        self.published: list[object] = []
+        self.published: list[Message | bytes] = []
         self.began: dict[str, float] = {}
         self.breaks = 0
         # What goes on inside a run that never ends must be cheap.
