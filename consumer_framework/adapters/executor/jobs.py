@@ -47,10 +47,14 @@ class Job:
 
     def end(self, result: Succeeded | list[Outcome]) -> None:
         """Tell whoever waits what came of it."""
-        outcomes = result if isinstance(result, list) else [result] * len(self.waiters)
-        for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+        if isinstance(result, list):
+            for waiter, outcome in zip(self.waiters, result, strict=True):
+                if not waiter.done():
+                    waiter.set_result(outcome)
+            return
+        for waiter in self.waiters:
             if not waiter.done():
-                waiter.set_result(outcome)
+                waiter.set_result(result)
 
     def fail(self, error: BaseException) -> None:
         """Tell whoever waits of a defect of the framework's."""
