@@ -69,7 +69,7 @@ class Pipeline:
                     return earlier, outcome
         if self._is_too_deadly(delivery):
             return None, Crashed(delivery.history.crashes)
-        if delivery.lane and self.journal.is_blocked(delivery.lane, delivery.row):
+        if delivery.lane and self._is_blocked(delivery):
             return None, Behind()
         return await self._run(delivery)
 
@@ -79,6 +79,15 @@ class Pipeline:
         except JournalError:
             # It runs a second time, at the worst; what cannot be written pauses the instance.
             return False
+
+    def _is_blocked(self, delivery: Delivery) -> bool:
+        try:
+            return self.journal.is_blocked(delivery.lane, delivery.row)
+        except JournalError:
+            if self.policy.strict:
+                raise
+            # It must not overtake what cannot be read; nor can this be written, so that it waits.
+            return True
 
     def _is_too_deadly(self, delivery: Delivery) -> bool:
         return delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed

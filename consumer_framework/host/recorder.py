@@ -52,6 +52,8 @@ class LogRecorder(Counters):
     ) -> None:
         """Count, and log what is not plain success."""
         super().settled(delivery, outcome, disposition, void=void)
+        if void and isinstance(disposition, GiveBack):
+            return
         if void:
             _log.warning(
                 "%s: its channel is gone, so the broker will deliver it again", describe(delivery)
