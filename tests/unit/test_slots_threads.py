@@ -760,3 +760,23 @@ def test_a_probe_that_never_saw_the_dependency_is_followed_by_another():
         harness.advance(31)
         assert harness.paused == ""
         assert harness.acked == [second]
+
+
+def test_what_waits_behind_a_message_that_goes_back_goes_back_behind_it():
+    ran = []
+
+    async def handle(message):
+        ran.append(message.body["n"])
+        await asyncio.sleep(3)
+        if len(ran) == 1:
+            raise ValueError("once")
+
+    recovery = {"immediate": 0, "delays": [], "on_exhausted": "requeue"}
+    settings = {"ordering": "key", "ordering_key": "topic", "recovery": recovery, "slots": 2}
+    with Harness(handle, settings=settings) as harness:
+        messages = [message(n) for n in range(3)]
+        for one in messages:
+            harness.deliver(one)
+        harness.advance(30)
+        assert ran == [0, 0, 1, 2]
+        assert harness.acked == messages
