@@ -29,7 +29,7 @@ from consumer_framework.core.errors import (
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.pipeline import Pipeline
-from consumer_framework.core.recovery import OnExhausted, Policy
+from consumer_framework.core.recovery import BEHIND, OnExhausted, Policy
 from consumer_framework.core.redelivery import MEMORY_SECONDS, Unsettled
 from consumer_framework.core.settler import Settler
 from consumer_framework.testing import (
@@ -560,5 +560,25 @@ def test_the_memory_of_ended_runs_is_bounded(monkeypatch):
         for number in (0, 1):
             await path.take(make_delivery(message_id=str(number), delivery_tag=number, **again))
         assert len(path.runner.runs) == 7
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_journal_that_cannot_be_read_lets_nothing_overtake(strict, monkeypatch):
+    async def scenario():
+        path = Path(policy=Policy(strict=strict))
+
+        def fail(_lane, _row):
+            raise JournalError("input/output error")
+
+        monkeypatch.setattr(path.journal, "is_blocked", fail)
+        delivery = make_delivery(lane="kernel")
+        if strict:
+            with pytest.raises(JournalError):
+                await path.process(delivery)
+        else:
+            assert await path.process(delivery) == to.Defer(0.0, BEHIND)
+        assert path.runner.messages == []
 
     play(scenario())
