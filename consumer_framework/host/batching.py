@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.consumer import BatchConsumer
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.settings import Batch
+from consumer_framework.core.settings import Batch, Ordering
 
 if TYPE_CHECKING:
     from consumer_framework.core.settings import Framework
@@ -38,7 +38,9 @@ def with_batch(framework: Framework, value: Any) -> Framework:
     """Return *framework* with the defaults of a batch where the consumer takes batches."""
     if framework.batch is not None or not takes_batches(value):
         return framework
-    return framework.model_copy(update={"batch": Batch()})
+    # Where nothing may overtake anything there is never a second message.
+    batch = Batch(size=1) if framework.ordering is Ordering.STRICT else Batch()
+    return framework.model_copy(update={"batch": batch})
 
 
 def takes_batches(value: Any) -> bool:

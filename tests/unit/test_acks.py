@@ -241,3 +241,15 @@ def test_a_channel_that_has_closed_unnoticed_costs_the_others_nothing():
         broker.deliver()
     run(calls)
     assert broker.acked == {1, 3}
+
+
+def test_what_passes_a_held_delivery_takes_no_room():
+    acks = Acks()
+    for tag in range(2, 100_000):
+        acks.ack(tag)
+    assert len(acks._last) == len(acks._first) == 1
+    assert len(acks.take()) == 99_998, "each of them is told alone"
+    acks.ack(1)
+    acks.ack(100_000)
+    assert acks.take() == [(100_000, True)]
+    assert not acks._last

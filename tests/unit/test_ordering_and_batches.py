@@ -136,6 +136,8 @@ def test_an_object_without_a_name_is_named_by_its_class():
 def test_a_batch_consumer_has_batches_where_the_file_says_nothing():
     assert with_batch(Framework(), Batches).batch == Batch()
     assert with_batch(BATCHED, Batches) is BATCHED
+    strict = Framework.model_validate({"ordering": "strict"})
+    assert with_batch(strict, Batches).batch == Batch(size=1)
     assert with_batch(Framework(), Plain).batch is None
     assert with_batch(Framework(), function).batch is None
 

@@ -190,6 +190,11 @@ def test_a_problem_of_recovery_names_its_toml_path(table, problem):
         ({"ordering_key": "topics"}, 'ordering_key: must be "topic", "header:NAME" or "body:PATH"'),
         ({"rate": 5}, 'rate: must be a rate such as "100/s"'),
         ({"ordering_key": "topic"}, 'ordering_key: has no effect with ordering = "none"; set ord'),
+        (
+            {"ordering": "strict", "batch": {}},
+            'batch: with ordering = "strict" one message is handled at a time; '
+            "remove it, or order by key",
+        ),
         ({"burst": 5}, "burst: has no effect without rate; set rate, or remove it"),
         (
             {"handler_timeout": "30m"},

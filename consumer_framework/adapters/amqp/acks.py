@@ -10,13 +10,18 @@ from __future__ import annotations
 
 
 class Acks:
-    """What is settled on one channel, and what of it the broker was not told yet."""
+    """What is settled on one channel, and what of it the broker was not told yet.
+
+    What is settled beyond the first gap is kept as ranges: a delivery that is held for minutes is one
+    gap, however many deliveries pass it meanwhile.
+    """
 
     def __init__(self) -> None:
         # Every delivery up to this tag is settled.
         self._prefix = 0
-        # Settled beyond it.
-        self._settled: set[int] = set()
+        # The ranges of settled tags beyond it: the last tag by the first one, and the reverse.
+        self._last: dict[int, int] = {}
+        self._first: dict[int, int] = {}
         self._untold: list[int] = []
 
     def ack(self, tag: int) -> None:
@@ -26,13 +31,16 @@ class Acks:
 
     def settled(self, tag: int) -> None:
         """Note that *tag* is settled, in whatever way."""
-        if tag == self._prefix + 1:
-            self._prefix = tag
-            while self._settled and self._prefix + 1 in self._settled:
-                self._prefix += 1
-                self._settled.remove(self._prefix)
+        first = self._first.pop(tag - 1, tag)
+        last = self._last.pop(tag + 1, tag)
+        if first != tag:
+            del self._last[first]
+        if last != tag:
+            del self._first[last]
+        if first == self._prefix + 1:
+            self._prefix = last
         else:
-            self._settled.add(tag)
+            self._last[first], self._first[last] = last, first
 
     def take(self) -> list[tuple[int, bool]]:
         """Return what to tell the broker: tags, and whether all before them are meant too."""

@@ -27,6 +27,9 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
         yield Problem(f"{FRAMEWORK}.ordering_key", what, cure)
     if framework.burst is not None and framework.rate is None:
         yield Problem(f"{FRAMEWORK}.burst", "has no effect without rate", "set rate, or remove it")
+    if framework.batch is not None and framework.ordering is Ordering.STRICT:
+        what = 'with ordering = "strict" one message is handled at a time'
+        yield Problem(f"{FRAMEWORK}.batch", what, "remove it, or order by key")
     yield from _timeouts(framework)
 
 
