@@ -192,8 +192,7 @@ def test_a_problem_of_recovery_names_its_toml_path(table, problem):
         ({"ordering_key": "topic"}, 'ordering_key: has no effect with ordering = "none"; set ord'),
         (
             {"ordering": "strict", "batch": {}},
-            'batch: with ordering = "strict" one message is handled at a time; '
-            "remove it, or order by key",
+            'batch: with ordering = "strict" one message is handled at a time; remove it, or order',
         ),
         ({"burst": 5}, "burst: has no effect without rate; set rate, or remove it"),
         (

@@ -12,8 +12,8 @@ from __future__ import annotations
 class Acks:
     """What is settled on one channel, and what of it the broker was not told yet.
 
-    What is settled beyond the first gap is kept as ranges: a delivery that is held for minutes is one
-    gap, however many deliveries pass it meanwhile.
+    What is settled beyond the first gap is kept as ranges: a delivery that is held for minutes is
+    one gap, however many deliveries pass it meanwhile.
     """
 
     def __init__(self) -> None:
