@@ -90,7 +90,9 @@ class Bench:
             }
             for peer in peers
         }
-        self._add_latency([peer for peer in peers if peer.name != catalogue.LIMIT], result)
+        self._add_latency(
+            [peer for peer in peers if not peer.name.startswith(catalogue.LIMIT)], result
+        )
         return result
 
     def _add_latency(self, peers: list[Peer], result: dict[str, Any]) -> None:

@@ -196,6 +196,7 @@ PEERS = [
         arguments=dramatiq_arguments,
     ),
     Peer(LIMIT, "broker's own limit (automatic ack)", script("raw_reader")),
+    Peer(f"{LIMIT}-acks", "broker's limit with acknowledgements", script("raw_acks")),
 ]
 
 
