@@ -50,8 +50,8 @@ class Plan:
     runs: int = 5
     latency_runs: int = 1
     messages: int | None = None
-    seconds: float = 4.0
-    paced_seconds: float = 20.0
+    seconds: float = 2.5
+    paced_seconds: float = 8.0
     curve_limit: int = 10**6
     curve_runs: int = 2
     is_quick: bool = False
@@ -222,7 +222,7 @@ Peers:
     "--messages",
     "message_count",
     type=click.IntRange(10),
-    help="Messages of each run of throughput. Default: as many as take about 4 seconds, found out "
+    help="Messages of each run of throughput. Default: as many as take two or three seconds, found out "
     "by two runs of each peer that are not counted.",
 )
 @click.option(

@@ -639,6 +639,7 @@ def test_an_interrupted_replay_leaves_its_message_in_quarantine(operator):
         textwrap.dedent("""
             import os, signal, time
             def handler(message):
+                time.sleep(0.2)  # as an operator would, who sees that it runs
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(60)
         """)
