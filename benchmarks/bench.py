@@ -222,8 +222,8 @@ Peers:
     "--messages",
     "message_count",
     type=click.IntRange(10),
-    help="Messages of each run of throughput. Default: as many as take two or three seconds, found out "
-    "by two runs of each peer that are not counted.",
+    help="Messages of each run of throughput. Default: as many as take two or three seconds, found "
+    "out by two runs of each peer that are not counted.",
 )
 @click.option(
     "--peer",
