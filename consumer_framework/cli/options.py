@@ -139,10 +139,12 @@ def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Wh
     )
 
 
-def no_such_instance(name: str, file: Path) -> ConfigurationError:
-    """Say that there is no instance *name*, and which there are."""
+def no_such_instance(
+    name: str, file: Path, otherwise: str = "name its file with --conf"
+) -> ConfigurationError:
+    """Say that there is no instance *name*, and which there are; the cure *otherwise*."""
     known = ", ".join(instance_names())
-    cure = f"the instances here are {known}" if known else "name its file with --conf"
+    cure = f"the instances here are {known}" if known else otherwise
     return ConfigurationError(
         Problem("", f"there is no instance {name!r}: no file {file}", cure), source=""
     )

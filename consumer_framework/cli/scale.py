@@ -62,7 +62,7 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     """
     file = instance_file(name)
     if not file.exists():
-        raise no_such_instance(name, file)
+        raise no_such_instance(name, file, otherwise="write that file first")
     from consumer_framework.adapters.systemctl import Systemctl, SystemctlError  # noqa: PLC0415
     from consumer_framework.host import scaler  # noqa: PLC0415
     from consumer_framework.host.scaling import ScalingError, plan  # noqa: PLC0415

@@ -110,6 +110,7 @@ def test_only_an_instance_that_has_a_file_is_scaled(host):
     result = host.does("scale", "sample", "2")
     assert result.exit_code == 78
     assert "there is no instance 'sample': no file" in result.stderr
+    assert "write that file first" in result.stderr
     assert host.does("scale", "a.b", "2").exit_code == 78
     assert host.does("scale", "sample", "0").exit_code == 2
 
