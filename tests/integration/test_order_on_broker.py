@@ -119,7 +119,7 @@ def publish_builds(url: str, numbers: Iterable[int]) -> None:
 
 
 def test_all_messages_of_a_key_go_to_one_worker_in_order_and_a_standby_takes_over(hashing, start):
-    _, *files = documented(PAGE)
+    _, *files = (text for text in documented(PAGE) if "x-single-active-consumer" in text)
     assert len(files) == 2
     workers = [start(hashing.url, file, HANDLER).ready() for file in files]
     standby = start(hashing.url, files[0], HANDLER).ready()
