@@ -42,3 +42,10 @@ class Tasks:
         error = cancelled if task.cancelled() else task.exception()
         if error is not None:
             self._failed(error)
+
+
+def reraise_own_cancellation(error: BaseException) -> None:
+    """Let a cancellation of this task through; one that comes out of a handler is its failure."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of one instance, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.adapters.amqp import Channels, Session
+from consumer_framework.core.lifecycle import State
+from consumer_framework.core.status import status_line
+
+from .recorder import LogRecorder
+from .slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from consumer_framework.adapters.amqp.session import Listener
+    from consumer_framework.adapters.executor import Executor
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.disposition import Halt
+    from consumer_framework.core.ports import Clock, Notifier
+    from consumer_framework.core.settings import Settings
+
+    from .plan import Plan
+    from .stores import Stores
+
+
+class Instance:
+    """What the runner, and those who work for it, run.
+
+    Args:
+        settings: The whole configuration.
+        plan: The handler to be made, and how its failures are answered.
+        stores: The journal and the flight recorder.
+        notifier: Told when the instance is ready, what it does, and that it stops.
+        clock: For the memory of redeliveries.
+        reactor: Twisted's asyncio reactor.
+        listener: Told of everything that happens on the connection.
+        halt: Called when a delivery halts the instance.
+        pause: Called with a reason when nothing more should be consumed.
+        resume: Called when that is over.
+
+    Attributes:
+        recorder: Counts and logs.
+        session: The connection and its subscriptions.
+        slots: The deliveries, from their arrival to their settle.
+        executor: Runs the handler; None until that is set up.
+        state: Where the instance is in its life; the runner changes it.
+        trouble: Why it does not consume, or why it stopped; "" for no reason.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
+        self,
+        settings: Settings,
+        plan: Plan,
+        stores: Stores,
+        notifier: Notifier,
+        clock: Clock,
+        reactor: Any,
+        listener: Listener,
+        halt: Callable[[Halt], None],
+        pause: Callable[[str], None],
+        resume: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.stores = stores
+        self.notifier = notifier
+        self.clock = clock
+        self.reactor = reactor
+        self.state = State.BUILDING
+        self.trouble = ""
+        self.executor: Executor | None = None
+        self.recorder = LogRecorder(clock)
+        channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
+        self.session = Session(
+            settings,
+            plan.prefetch_count,
+            channels,
+            listener,
+            reactor,
+            snapshot=self.recorder.snapshot,
+        )
+        self.slots = Slots(
+            plan,
+            channels,
+            stores.journal,
+            stores.flight,
+            self.recorder,
+            clock,
+            reactor,
+            halt=halt,
+            pause=pause,
+            resume=resume,
+        )
+
+    @property
+    def broker(self) -> str:
+        """``HOST:PORT``."""
+        return self.session.service.host
+
+    @property
+    def running(self) -> tuple[Delivery, ...]:
+        """The deliveries that are in the handler."""
+        return self.executor.running if self.executor is not None else ()
+
+    def status(self) -> str:
+        """The line that ``systemctl status`` shows."""
+        return status_line(
+            self.state,
+            self.broker,
+            self.session.queues,
+            self.recorder.snapshot(),
+            self.trouble,
+            running=len(self.running),
+        )
+
+    def say_status(self) -> None:
+        """Tell the service manager, if there is news."""
+        self.notifier.status(self.status())
+
+    def report(self) -> dict[str, Any]:
+        """What the control socket says of the instance; see docs/reference/cli.md."""
+        return {
+            "pid": os.getpid(),
+            "state": self.state.name.lower(),
+            "status": self.status(),
+            "trouble": self.trouble,
+            "broker": self.broker,
+            "queues": list(self.session.queues),
+            "held": self.slots.held,
+            "counts": {**asdict(self.recorder.snapshot()), "running": len(self.running)},
+        }
