@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
@@ -107,6 +107,13 @@ class Instance:
     def running(self) -> tuple[Delivery, ...]:
         """The deliveries that are in the handler."""
         return self.executor.running if self.executor is not None else ()
+
+    def resize(self, slots: int) -> None:
+        """Run so many handlers at once from now on; those that run are not disturbed by fewer."""
+        framework = self.plan.framework.model_copy(update={"slots": slots})
+        if self.executor is not None:
+            self.executor.resize(replace(self.plan.limits, slots=slots))
+        self.slots.resize(framework.at_once)
 
     def status(self) -> str:
         """The line that ``systemctl status`` shows."""

@@ -238,8 +238,7 @@ class Runner(MultiService):
 
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        for worker in self._instance.slots.start(self._instance.executor, self._lane_of):
-            self._tasks.watch(worker)
+        self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
         self._monitor()
         try:
             self._listen()

@@ -126,6 +126,15 @@ class Executor:
         """The deliveries that are in the handler, longest first."""
         return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
 
+    def resize(self, limits: Limits) -> None:
+        """Keep to other limits from now on; nothing that runs is disturbed by fewer slots."""
+        self._limits = limits
+        self._threads.resize(limits.slots)
+        self._tasks.resize(limits.slots)
+        self._patrol.allow(limits.timeout)
+        if len(self._gathering.deliveries) >= limits.batch_size:
+            self._submit(self._gathered())
+
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
