@@ -143,6 +143,38 @@ class Slots:
         """
         self._crew.resize(at_once)
 
+    def apply(self, plan: Plan, lane_of: LaneOf | None) -> None:
+        """Take deliveries by another plan from now on; how many at once is :meth:`resize`.
+
+        Args:
+            plan: With the same ordering.
+            lane_of: Finds the lane of what comes from now on.
+        """
+        former, recovery = self._plan.framework, plan.framework.recovery
+        self._plan = plan
+        self._lane_of = lane_of
+        if self._pipeline is not None:
+            self._pipeline = replace(self._pipeline, policy=plan.policy)
+        if (plan.framework.rate, plan.framework.burst) != (former.rate, former.burst):
+            self._intake.limit(_bucket(plan.framework))
+        self._holds.resize(recovery.hold_slots)
+        self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
+
+    async def rest(self) -> None:
+        """Begin with nothing more, and wait until nothing runs nor is being written.
+
+        What comes meanwhile waits for :meth:`go_on`.
+        """
+        self._intake.suspend()
+        if self._handler is not None:
+            self._handler.withdraw()
+        await self._crew.idle()
+        await self._settler.written()
+
+    def go_on(self) -> None:
+        """Begin again, after :meth:`rest`."""
+        self._intake.go_on()
+
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
         if self._lane_of is not None:
