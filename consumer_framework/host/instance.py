@@ -85,7 +85,7 @@ class Instance:
         self.trouble = ""
         self.executor: Executor | None = None
         self.recorder = LogRecorder(clock)
-        self.countdown = Countdown(reactor, notifier, self.say_status, late)
+        self.countdown = Countdown(reactor, clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
         self.lag: int | None = None
         self._progress = Progress(clock.monotonic())
