@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import ssl
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def _missing(path: Path) -> Problem:
     return Problem("", "there is no such file", "create it, or name another one")
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration that was read and checked.
+
+    Attributes:
+        settings: What it says.
+        document: The same as fedora-messaging takes it.
+    """
+
+    settings: core.Settings
+    document: dict[str, Any]
+
+
 def load(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> core.Settings:
     """Load, check and freeze a configuration, and make it fedora-messaging's own.
 
@@ -67,6 +81,13 @@ def load(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> co
     Raises:
         ConfigurationError: With every problem there is, each with the file and its TOML path.
     """
+    loaded = examine(path, overrides)
+    give_to_upstream(loaded.document)
+    return loaded.settings
+
+
+def examine(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> Loaded:
+    """As :func:`load`, without making it fedora-messaging's own."""
     written = read(path) if path else {}
     try:
         merged = _merge(written)
@@ -74,8 +95,7 @@ def load(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> co
     except ConfigurationError as error:
         source = str(path) if path else BUILT_IN
         raise ConfigurationError(*error.problems, source=source) from None
-    _give_to_upstream(core.override(merged, overrides))
-    return settings
+    return Loaded(settings, core.override(merged, overrides))
 
 
 def preview(path: Path) -> dict[str, Any]:
@@ -127,11 +147,20 @@ def _qos(merged: Any, written: dict[str, Any]) -> Any:
     return {k: v for k, v in merged.items() if k != "prefetch_count" or k in said}
 
 
-def _give_to_upstream(merged: dict[str, Any]) -> None:
-    """Handlers read ``config.conf``, and upstream's connection code does."""
+def give_to_upstream(document: dict[str, Any]) -> dict[str, Any]:
+    """Handlers read ``config.conf``, and upstream's connection code does.
+
+    Args:
+        document: From :class:`Loaded`, or what this function returned.
+
+    Returns:
+        What they read before.
+    """
+    before = dict(upstream.conf.items())
     upstream.conf.loaded = True
-    upstream.conf.update(merged)
+    upstream.conf.update(document)
     upstream.validate_monitoring(upstream.conf["monitoring"])
+    return before
 
 
 # Those below look at values whose type is checked elsewhere, and say nothing of wrong types.

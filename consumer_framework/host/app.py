@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor
@@ -25,6 +26,7 @@ from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
+from .reload import Configuration
 from .runner import Runner
 from .stores import open_stores, state_directory
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.core.settings import Settings
+
+    from .loader import Target
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +78,16 @@ def run(request: Request) -> int:
     directory = state_directory(request.instance, request.state_directory)
     stores = open_stores(directory, request.instance, plan.framework)
     _log.info("starting %s with %s", plan.name, source)
-    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor)
+    configuration = Configuration(
+        source,
+        read=partial(config.examine, request.path, request.overrides),
+        plan=partial(make_plan, request, source=source),
+        set_up_logging=partial(configure_logging, source=source),
+        names_callback=not (request.callback or request.callback_file),
+    )
+    runner = Runner(
+        settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, configuration
+    )
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     untyped.callLater(0, runner.startService)
@@ -98,6 +111,17 @@ def load(request: Request) -> Settings:
 
 
 def _set_up_logging(settings: Settings, source: str) -> None:
+    configure_logging(settings, source)
+    observer: Any = STDLibLogObserver()
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+
+
+def configure_logging(settings: Settings, source: str) -> None:
+    """Log as *settings* say, from now on.
+
+    Raises:
+        ConfigurationError: They cannot be used.
+    """
     try:
         log.set_up(settings.log_config, is_journal)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
@@ -105,19 +129,25 @@ def _set_up_logging(settings: Settings, source: str) -> None:
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
-    observer: Any = STDLibLogObserver()
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
-def make_plan(request: Request, settings: Settings, source: str) -> Plan:
+def make_plan(
+    request: Request, settings: Settings, source: str, target: Target | None = None
+) -> Plan:
     """Find the handler, and put together how its failures are answered.
+
+    Args:
+        request: What to run.
+        settings: What its file says.
+        source: That file.
+        target: The author's object where it was found before, and is to be used again.
 
     Raises:
         ConfigurationError: With every problem there is: it cannot be imported, does not fit its
             settings, or a rule names what is no exception.
     """
     found = Collector(source)
-    target = found.call(
+    target = target or found.call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
     factory = found.call(loader.factory, target, settings.consumer_config) if target else None
@@ -134,4 +164,5 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
         raise found.error()
     policy, recovery = decided
     framework = with_batch(settings.framework, target.value)
-    return fitted(Plan(name, factory, policy, framework, source_of), settings, recovery)
+    plan = Plan(name, factory, policy, framework, source_of, target=target)
+    return fitted(plan, settings, recovery)

@@ -61,6 +61,9 @@ class Slots:
         pause: Called with a reason when nothing more should be consumed.
         resume: Called when that is over.
         chance: Spreads delays.
+
+    Attributes:
+        lane_of: Finds the lane of what comes; None where nothing has one.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
@@ -86,7 +89,7 @@ class Slots:
         self._chance = chance
         self._halt = halt
         self._handler: HandlerRunner | None = None
-        self._lane_of: LaneOf | None = None
+        self.lane_of: LaneOf | None = None
         self._pipeline: Pipeline | None = None
         self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
@@ -123,7 +126,7 @@ class Slots:
             watch: Called with each of the tasks, those that :meth:`resize` makes included.
         """
         self._handler = handler
-        self._lane_of = lane_of
+        self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=handler,
             policy=self._plan.policy,
@@ -143,16 +146,13 @@ class Slots:
         """
         self._crew.resize(at_once)
 
-    def apply(self, plan: Plan, lane_of: LaneOf | None) -> None:
-        """Take deliveries by another plan from now on; how many at once is :meth:`resize`.
+    def apply(self, plan: Plan) -> None:
+        """Take deliveries by another plan from now on, one with the same ordering.
 
-        Args:
-            plan: With the same ordering.
-            lane_of: Finds the lane of what comes from now on.
+        How many at once is for :meth:`resize`.
         """
         former, recovery = self._plan.framework, plan.framework.recovery
         self._plan = plan
-        self._lane_of = lane_of
         if self._pipeline is not None:
             self._pipeline = replace(self._pipeline, policy=plan.policy)
         if (plan.framework.rate, plan.framework.burst) != (former.rate, former.burst):
@@ -177,8 +177,8 @@ class Slots:
 
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
-        if self._lane_of is not None:
-            delivery = replace(delivery, lane=self._lane_of(delivery))
+        if self.lane_of is not None:
+            delivery = replace(delivery, lane=self.lane_of(delivery))
         self._intake.put(delivery)
 
     def look(self) -> None:

@@ -122,6 +122,7 @@ class Session:
         # Bindings to be changed when the next effort to subscribe ends.
         self._to_bind: list[Bound] = []
         self._to_unbind: list[Bound] = []
+        self._lost: defer.Deferred[None] | None = None
         self.service = Service(self, clock, snapshot, lambda: self.is_complete)
 
     @property
@@ -155,6 +156,9 @@ class Session:
         if was_open and faults.is_permanent(error) and not self._closing:
             self._listener.failed(faults.connection_fault(error, self.service.host))
         self._listener.lost(faults.one_line(error), retry_in)
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            lost.callback(None)
 
     def handshake_refused(self, error: BaseException) -> None:
         """Give up if the broker never accepted us; one that restarts may refuse for a while."""
@@ -222,11 +226,16 @@ class Session:
         Raises:
             Fault: The broker refused one; those before it are there.
         """
-        if self._client is not None:
-            try:
-                await rebinding.bind(self._client, bound, self._names)
-            except BadDeclaration as error:
-                raise faults.declaration_fault(error) from error
+        if self._client is None:
+            return
+        done = defer.ensureDeferred(rebinding.bind(self._client, bound, self._names))
+        try:
+            await done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
+        except BadDeclaration as error:
+            raise faults.declaration_fault(error) from error
+        except (*_CONNECTION_GONE, defer.TimeoutError) as error:
+            # The next connection brings them.
+            _log.debug("binding: %r", error)
 
     def apply(self, settings: Settings, bound: Sequence[Bound], unbound: Sequence[Bound]) -> None:
         """Go by other settings from the next subscription on, and change bindings now.
@@ -243,8 +252,10 @@ class Session:
         if self._client is not None:
             self._subscribe_missing(self._client)
 
-    def reconnect(self, reason: str) -> None:
+    async def reconnect(self, reason: str) -> None:
         """Close the connection, after all that was written to it; another one follows.
+
+        Done when it is closed, and :meth:`Listener.lost` was called. Does nothing without one.
 
         Args:
             reason: What the log is to say.
@@ -254,9 +265,12 @@ class Session:
             return
         self._channels.flush()
         client.ending = ConnectionResetError(reason)
+        self._lost = self._lost or defer.Deferred()
+        lost = self._lost
         closed = defer.maybeDeferred(client.close)
         closed.addTimeout(CLOSE_TIMEOUT, self._clock)
         closed.addErrback(lambda _failure: client.abort())
+        await lost
 
     @property
     def _names(self) -> dict[str, str]:
