@@ -65,9 +65,10 @@ def handler(message):
 
 def config_of(instance, url, queues, extra=""):
     """Write another configuration for the callback that there is."""
-    callback = re.search(r"^callback = .*$", instance.configuration.read_text(), re.MULTILINE)
-    assert callback
-    instance.configuration.write_text(f'amqp_url = "{url}"\n{callback[0]}\n{extra}\n{queues}')
+    module = f"handlers_{instance.configuration.parent.name}"
+    instance.configuration.write_text(
+        f'amqp_url = "{url}"\ncallback = "{module}:handler"\n{extra}\n{queues}'
+    )
 
 
 def reload(instance, *options):
@@ -174,7 +175,7 @@ def test_another_config_makes_another_handler_between_messages(broker, queue_nam
     life = [(n["event"], n["label"]) for n in instance.notes()]
     for former, latter in (("first", "second"), ("second", "third"), ("third", "fourth")):
         assert life.index(("setup", latter)) < life.index(("teardown", former))
-        messages = [i for i, what in enumerate(life) if what in {("begin", former)}]
+        messages = [i for i, what in enumerate(life) if what == ("begin", former)]
         assert max(messages) < life.index(("teardown", former))
         assert max(messages) < min(i for i, w in enumerate(life) if w == ("begin", latter))
     assert life.count(("teardown", "fourth")) == 1
@@ -395,9 +396,7 @@ def test_a_binding_that_the_broker_refuses_is_a_reason_to_refuse_the_file(
 ):
     instance = start(broker.url, queue_table(queue_name), FUNCTION).ready()
     queues = queue_table(queue_name, keys=[queue_name, f"{queue_name}.more"])
-    queues += (
-        '[[bindings]]\nqueue = "%s"\nexchange = "no.such"\nrouting_keys = ["x"]\n' % queue_name
-    )
+    queues += f'[[bindings]]\nqueue = "{queue_name}"\nexchange = "no.such"\nrouting_keys = ["x"]\n'
     config_of(instance, broker.url, queues)
     (problem,) = refused(instance)
     assert problem["path"] == "bindings"
