@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
@@ -24,9 +24,6 @@ from consumer_framework.core.settings.credentials import (
     references,
     substitute,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Safe:
@@ -141,7 +138,7 @@ def test_references_are_found_without_looking_them_up():
 
 @pytest.fixture
 def store(tmp_path):
-    def write(*names: str, content: bytes = b"text\n", directory: str = "credentials") -> Path:
+    def write(*names: str, content: bytes = b"text\n", directory: str = "credentials") -> Any:
         (tmp_path / directory).mkdir(exist_ok=True)
         for name in names:
             (tmp_path / directory / name).write_bytes(content)
