@@ -73,7 +73,7 @@ def _ask(at: Where, *, as_json: bool) -> dict[str, Any]:
 
     with client.connected(at.directory, at.instance) as running:
         if running is None:
-            return {"result": "not running", "changes": [], "problems": []}
+            return {"result": "not running", "changes": [], "problems": [], "notes": []}
         running.wait_long()
         for answer in running.ask({"do": "reload"}, "it reads the file when it is started again"):
             if "result" in answer:
@@ -84,28 +84,37 @@ def _ask(at: Where, *, as_json: bool) -> dict[str, Any]:
 
 
 def _show(at: Where, answer: dict[str, Any]) -> None:
-    result, changes = answer["result"], answer["changes"]
-    if result == "not running":
-        if at.file.exists():
-            _complain(f"{at.instance} does not run; it reads {at.file} when it is started")
-        else:
-            output.complain(no_such_instance(at.instance, at.file))
-        return
-    if result == "refused":
-        _complain(f"{at.instance} goes on with its old settings:")
-        for problem in answer["problems"]:
-            _complain(f"  {_text(problem)}")
-        return
-    if not changes:
+    match answer["result"]:
+        case "not running":
+            _show_absence(at)
+        case "refused":
+            _complain(f"{at.instance} goes on with its old settings:")
+            for problem in answer["problems"]:
+                _complain(f"  {_text(problem)}")
+        case _:
+            _show_changes(at, answer)
+
+
+def _show_absence(at: Where) -> None:
+    if at.file.exists():
+        _complain(f"{at.instance} does not run; it reads {at.file} when it is started")
+    else:
+        output.complain(no_such_instance(at.instance, at.file))
+
+
+def _show_changes(at: Where, answer: dict[str, Any]) -> None:
+    for note in answer["notes"]:
+        _complain(f"{at.instance}: {note}")
+    if not answer["changes"]:
         click.echo(f"{at.instance}: nothing has changed")
         return
-    for change in changes:
-        if change["takes"] != "restart":
+    waiting = [change for change in answer["changes"] if change["takes"] == "restart"]
+    for change in answer["changes"]:
+        if change not in waiting:
             click.echo(f"{at.instance}: {safe(_line(change))}")
-    for change in changes:
-        if change["takes"] == "restart":
-            what = safe(f"{_line(change)}: takes a restart")
-            click.echo(f"{at.instance}: {output.doubtful(what)}")
+    for change in waiting:
+        what = safe(f"{_line(change)}: takes a restart")
+        click.echo(f"{at.instance}: {output.doubtful(what)}")
     click.echo(f"{at.instance}: {output.good('reloaded')}")
 
 

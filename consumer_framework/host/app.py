@@ -21,12 +21,12 @@ from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import loader, salvage
+from . import configuration, loader, rereading, salvage
 from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
-from .reload import Configuration
+from .reload import Origin
 from .runner import Runner
 from .stores import open_stores, state_directory
 
@@ -51,6 +51,7 @@ class Request:
         overrides: What the command line says instead of the file.
         instance: The instance's name.
         state_directory: Where it keeps its state; None for the usual place.
+        access: How the configuration is got at; None for the instance's own way.
     """
 
     path: Path | None
@@ -59,6 +60,12 @@ class Request:
     overrides: Overrides = NO_OVERRIDES
     instance: str = "default"
     state_directory: Path | None = None
+    access: config.Access | None = None
+
+    @property
+    def way(self) -> config.Access:
+        """How the configuration is got at."""
+        return self.access or configuration.inside(self.path, self.instance)
 
 
 def run(request: Request) -> int:
@@ -78,16 +85,15 @@ def run(request: Request) -> int:
     directory = state_directory(request.instance, request.state_directory)
     stores = open_stores(directory, request.instance, plan.framework)
     _log.info("starting %s with %s", plan.name, source)
-    configuration = Configuration(
+    origin = Origin(
         source,
-        read=partial(config.examine, request.path, request.overrides),
+        read=lambda: config.examine(request.path, request.overrides, request.way),
         plan=partial(make_plan, request, source=source),
         set_up_logging=partial(configure_logging, source=source),
         names_callback=not (request.callback or request.callback_file),
+        handed_over=partial(rereading.handed_over, request.path, request.instance),
     )
-    runner = Runner(
-        settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, configuration
-    )
+    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, origin)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     untyped.callLater(0, runner.startService)
@@ -104,9 +110,9 @@ def load(request: Request) -> Settings:
             callback and of the rules that it names are there too, as far as can be told.
     """
     try:
-        return config.load(request.path, request.overrides)
+        return config.load(request.path, request.overrides, request.way)
     except ConfigurationError as error:
-        more = salvage.problems(request.path, request.callback, request.callback_file)
+        more = salvage.problems(request.path, request.callback, request.callback_file, request.way)
         raise ConfigurationError(*dict.fromkeys([*error.located, *more])) from None
 
 
@@ -132,14 +138,19 @@ def configure_logging(settings: Settings, source: str) -> None:
 
 
 def make_plan(
-    request: Request, settings: Settings, source: str, target: Target | None = None
+    request: Request,
+    settings: Settings,
+    source: str,
+    absent: frozenset[str] = frozenset(),
+    target: Target | None = None,
 ) -> Plan:
     """Find the handler, and put together how its failures are answered.
 
     Args:
         request: What to run.
-        settings: What its file says.
-        source: That file.
+        settings: Its configuration.
+        source: How errors call that.
+        absent: The TOML paths of credentials that are not there: the handler is not made.
         target: The author's object where it was found before, and is to be used again.
 
     Raises:
@@ -150,7 +161,8 @@ def make_plan(
     target = target or found.call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
-    factory = found.call(loader.factory, target, settings.consumer_config) if target else None
+    config_of = settings.consumer_config
+    factory = found.call(loader.factory, target, config_of, absent) if target else None
     own = loader.recovery_of(target) if target else Recovery()
     name = target.name if target else ""
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)

@@ -17,6 +17,7 @@ from consumer_framework.core.lifecycle import State
 from consumer_framework.core.settings import Takes, changes, in_force
 
 from .countdown import LEASE, RENEWAL
+from .rereading import HandedOver
 from .tasks import from_twisted, reraise_own_cancellation
 from .transition import Candidate, Transition, stopping
 
@@ -38,7 +39,7 @@ _TAKES_ROOM = {f"consumer_config.framework.{key}" for key in ("slots", "batch", 
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
+class Origin:
     """Where an instance's configuration comes from.
 
     Attributes:
@@ -48,6 +49,7 @@ class Configuration:
             that it is given as ``target``.
         set_up_logging: Logs as settings say, likewise.
         names_callback: Whether the file says which one that is, and not the command line.
+        handed_over: Looks at what the service manager has handed over.
     """
 
     source: str
@@ -55,6 +57,7 @@ class Configuration:
     plan: Callable[..., Plan]
     set_up_logging: Callable[[Settings], None]
     names_callback: bool = True
+    handed_over: Callable[[], HandedOver] = HandedOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,12 @@ class Report:
     Attributes:
         changes: How the file differs from what was in force before.
         problems: Why it was refused; nothing where it was not.
+        notes: What could not be read again.
     """
 
     changes: tuple[Change, ...] = ()
     problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def result(self) -> str:
@@ -83,7 +88,8 @@ class Report:
         """The answer on the control socket."""
         found = [{**asdict(change), "takes": change.takes.value} for change in self.changes]
         problems = [asdict(problem) for problem in self.problems]
-        return {"result": self.result, "changes": found, "problems": problems}
+        told = {"changes": found, "problems": problems, "notes": list(self.notes)}
+        return {"result": self.result, **told}
 
 
 class Reloader:
@@ -91,21 +97,22 @@ class Reloader:
 
     Args:
         instance: What runs.
-        configuration: Where its configuration comes from.
+        origin: Where its configuration comes from.
         spawn: Starts a task that is looked after.
     """
 
     def __init__(
         self,
         instance: Instance,
-        configuration: Configuration,
+        origin: Origin,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._instance = instance
-        self._configuration = configuration
+        self._origin = origin
         self._spawn = spawn
         self._lock = asyncio.Lock()
         self._files = certificates.digests(instance.settings.tls)
+        self._handed_over = origin.handed_over()
         self._reconnecting: asyncio.Task[None] | None = None
         self._is_resting = False
         self._extension = task.LoopingCall(instance.notifier.extend, LEASE)
@@ -146,7 +153,7 @@ class Reloader:
         await self._instance.is_built.wait()
         if self._is_stopping:
             return Report(problems=stopping().problems)
-        source = self._configuration.source
+        source = self._origin.source
         _log.info("reloading %s", source)
         with self._announced(f"Reloading {source}"):
             report = await self._try(say)
@@ -177,32 +184,36 @@ class Reloader:
             candidate = self._candidate()
             if candidate.makes_handler:
                 say("setting up a new handler")
-            transition = Transition(self._instance, candidate, self._configuration.set_up_logging)
+            transition = Transition(self._instance, candidate, self._origin.set_up_logging)
             if candidate.changes and await transition.run():
                 self._reconnect()
         except ConfigurationError as error:
-            located = ConfigurationError(*error.located, source=self._configuration.source)
+            located = ConfigurationError(*error.located, source=self._origin.source)
             return Report(problems=located.located)
         except BaseException as error:  # noqa: BLE001 -- the author's code may be part of it
             reraise_own_cancellation(error)
             _log.critical("please report this defect of consumer_framework", exc_info=error)
             return Report(problems=(Problem("", f"internal error: {error!r}", "see the log"),))
         self._files = certificates.digests(candidate.settings.tls)
-        return Report(candidate.changes)
+        return Report(candidate.changes, notes=self._not_reread())
+
+    def _not_reread(self) -> tuple[str, ...]:
+        before, self._handed_over = self._handed_over, self._origin.handed_over()
+        return before.not_reread(self._handed_over)
 
     # What is to come into force.
 
     def _candidate(self) -> Candidate:
         """Read the file, check it whole, and put together what of it can be in force now."""
-        loaded = self._configuration.read()
+        loaded = self._origin.read()
         old, new = self._instance.settings, loaded.settings
-        if not self._configuration.names_callback:
+        if not self._origin.names_callback:
             new = new.model_copy(update={"callback": old.callback})
         found = changes(old, new, self._other_files(new))
         is_other = any(change.path == "callback" for change in found)
         target = self._instance.plan.target
         # Checked whole: with the callback that it names. Python does not import a module twice.
-        self._configuration.plan(settings=new, target=None if is_other else target)
+        self._origin.plan(settings=new, target=None if is_other else target)
         settings, plan = self._in_force(new, found)
         if plan.framework.at_once > self._instance.stores.places:
             found = changes(old, new, self._other_files(new), _TAKES_ROOM)
@@ -213,7 +224,7 @@ class Reloader:
         settings = in_force(self._instance.settings, new, found)
         target = self._instance.plan.target
         try:
-            return settings, self._configuration.plan(settings=settings, target=target)
+            return settings, self._origin.plan(settings=settings, target=target)
         except ConfigurationError as error:
             # It is right as a whole, and was found so before.
             what = "does not go together with what takes a restart"
@@ -270,6 +281,8 @@ def _log_report(report: Report, source: str) -> None:
             _log.warning("%s: takes a restart of the instance", change)
         else:
             _log.info("%s", change)
+    for note in report.notes:
+        _log.warning("%s", note)
     _log.info("reloaded %s" if report.changes else "nothing has changed in %s", source)
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from .lane import LaneOf
     from .plan import Plan
-    from .reload import Configuration
+    from .reload import Origin
     from .stores import Stores
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Runner(MultiService):
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
-        configuration: Where the settings and the plan are from, for a reload.
+        origin: Where the settings and the plan are from, for a reload.
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
@@ -85,7 +85,7 @@ class Runner(MultiService):
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
-        configuration: Configuration,
+        origin: Origin,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.exit_code: int = ExitCode.OK
@@ -110,7 +110,7 @@ class Runner(MultiService):
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._reloader = Reloader(self._instance, configuration, self._tasks.spawn)
+        self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
         self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
         self._status_timer = task.LoopingCall(self._instance.say_status)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))

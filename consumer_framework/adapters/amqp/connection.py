@@ -22,7 +22,7 @@ from twisted.internet.protocol import connectionDone
 from consumer_framework.core import backoff
 
 from .frames import Frames
-from .tls import TlsOptions
+from .renewal import TlsOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,63 +1,52 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS as fedora-messaging configures it, read again while the process runs."""
+"""Says in words why there is no TLS connection: what OpenSSL and the broker's alerts mean."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+import ssl
 
-import pika
-from fedora_messaging import config
-from fedora_messaging.exceptions import ConfigurationException
-from fedora_messaging.twisted import service as upstream
-from OpenSSL.SSL import Error as OpenSSLError
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from zope.interface import implementer  # type: ignore[import-untyped]
+from OpenSSL import SSL
 
-from consumer_framework.core.errors import ConfigurationError, Problem
+# What OpenSSL's reasons end with; alerts are those of RFC 8446, section 6.2.
+_WORDS = {
+    "certificate verify failed": "the broker's certificate is refused: tls.ca_cert does not vouch "
+    "for it, or it has ended",
+    "alert certificate required": "the broker demands a client certificate: give tls.certfile and "
+    "tls.keyfile",
+    "alert handshake failure": "the broker refuses TLS with this client: it may demand a client "
+    "certificate (tls.certfile and tls.keyfile)",
+    "alert certificate expired": "the broker refuses the client certificate of tls.certfile: it "
+    "has ended",
+    "alert certificate revoked": "the broker refuses the client certificate of tls.certfile: it "
+    "is revoked",
+    "alert unknown ca": "the broker refuses the client certificate of tls.certfile: it does not "
+    "know who issued it",
+    "alert bad certificate": "the broker refuses the client certificate of tls.certfile",
+    "alert certificate unknown": "the broker refuses the client certificate of tls.certfile",
+    "alert unsupported certificate": "the broker refuses the client certificate of tls.certfile",
+    # An alert may be lost with the connection.
+    "unexpected eof while reading": "the broker ended the TLS connection without a word",
+    "eof occurred in violation of protocol": "the broker ended the TLS connection without a word",
+    "wrong version number": "the port does not speak TLS: is it the one for amqp://?",
+}
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+
+def words(error: object) -> str:
+    """Say why TLS failed; "" where *error* is none of TLS, or one that nobody needs words for."""
+    reason = _reason(error)
+    said = next((text for end, text in _WORDS.items() if reason.endswith(end)), "")
+    detail = getattr(error, "verify_message", "")
+    return f"{said} ({detail})" if said and detail else said
 
 
-@implementer(IOpenSSLClientConnectionCreator)
-class TlsOptions:
-    """What connections are made with; another connection may be made with other files.
-
-    Args:
-        options: Upstream's.
-    """
-
-    def __init__(self, options: Any) -> None:
-        self._options = options
-
-    def clientConnectionForTLS(self, protocol: Any) -> Any:  # noqa: N802 -- Twisted's name
-        """Make the TLS side of a new connection."""
-        return self._options.clientConnectionForTLS(protocol)
-
-    def prepare(self, parameters: Any) -> Callable[[], None]:
-        """Read the files that fedora-messaging's configuration names now.
-
-        Args:
-            parameters: The connection's, as pika has them: whether the broker is shown a
-                certificate is in there.
-
-        Returns:
-            What makes the next connection use them.
-
-        Raises:
-            ConfigurationError: They cannot be used.
-        """
-        fresh: Any = pika.URLParameters(config.conf["amqp_url"])
-        try:
-            upstream._configure_tls_parameters(fresh)  # noqa: SLF001 -- nobody else reads [tls]
-            options = upstream._ssl_context_factory(fresh)  # noqa: SLF001 -- as above
-        except (OSError, ValueError, OpenSSLError, ConfigurationException) as error:
-            what = f"the files cannot be used: {error}"
-            raise ConfigurationError(Problem("tls", what, "name PEM files")) from error
-
-        def use() -> None:
-            self._options = options
-            parameters.credentials = fresh.credentials
-            parameters.ssl_options = fresh.ssl_options
-
-        return use
+def _reason(error: object) -> str:
+    """OpenSSL's own words, as far as it is said."""
+    match error:
+        case SSL.Error(args=[[*_, (_, _, str(reason))]]):
+            return reason
+        case ssl.SSLError(reason=str(reason)):
+            return reason.lower().replace("_", " ")
+    # pika keeps no more than the text of what it caught.
+    found = re.search(r"\[SSL: ([A-Z0-9_]+)\]|(EOF occurred in violation of protocol)", str(error))
+    return (found[1] or found[2]).lower().replace("_", " ") if found else ""
