@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import threading
 import time
 from collections import Counter
 
 import pika
 import pytest
 
-from .instance import FM_CONSUMER, publish, queue_table, until
+from .instance import publish, queue_table, until
+from .reloading import (
+    ask,
+    config_of,
+    handled_once,
+    published_all_the_time,
+    refused,
+    reload,
+    reloaded,
+)
 
 CONSUMER = """
 import pydantic, sqlite3
@@ -64,112 +69,10 @@ def handler(message):
 """
 
 
-def config_of(instance, url, queues, extra=""):
-    """Write another configuration for the callback that there is."""
-    module = f"handlers_{instance.configuration.parent.name}"
-    instance.configuration.write_text(
-        f'amqp_url = "{url}"\ncallback = "{module}:handler"\n{extra}\n{queues}'
-    )
-
-
-def reload(instance, *options):
-    """Let an operator reload; returns the exit code, and what was printed."""
-    command = [str(FM_CONSUMER), "reload", "--conf", str(instance.configuration)]
-    command += ["--state-dir", str(instance.state), *options]
-    directory = instance.configuration.parent
-    environment = {
-        **os.environ,
-        "STATE_DIRECTORY": str(instance.state),
-        "RUNTIME_DIRECTORY": str(directory),
-    }
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, env=environment
-    )
-
-
-def ask(instance):
-    """Reload as the command does, without the time that its start takes; returns all answers."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-        control.settimeout(60)
-        control.connect(str(instance.configuration.with_name("control")))
-        control.sendall(b'{"do": "reload"}\n')
-        answers = [json.loads(line) for line in _lines(control)]
-    assert answers.pop() == {"done": True}
-    return answers
-
-
-def _lines(control):
-    with control.makefile("rb") as lines:
-        for line in lines:
-            yield line
-            if json.loads(line).get("done"):
-                return
-
-
-def reloaded(instance):
-    """Reload, and see that it is in force; returns what changed."""
-    answer = ask(instance)[-1]
-    assert answer["result"] in {"reloaded", "unchanged"}, str(answer) + instance.log
-    assert answer["problems"] == []
-    return {change["path"]: (change["takes"], change["text"]) for change in answer["changes"]}
-
-
-def refused(instance):
-    """Reload, and see that it is refused; returns why."""
-    answer = ask(instance)[-1]
-    assert answer["result"] == "refused"
-    return answer["problems"]
-
-
 @pytest.fixture
 def stream(broker):
     """Publishes all the time; what was published has to be handled once."""
-
-    @contextlib.contextmanager
-    def run(key, pause=0.003):
-        published: list[int] = []
-        is_over = threading.Event()
-
-        def publish_all():
-            parameters = pika.URLParameters(broker.url)
-            with pika.BlockingConnection(parameters) as connection:
-                channel = connection.channel()
-                channel.confirm_delivery()
-                while not is_over.is_set():
-                    number = len(published)
-                    channel.basic_publish(
-                        "amq.topic",
-                        key,
-                        json.dumps({"n": number}).encode(),
-                        pika.BasicProperties(
-                            message_id=str(number),
-                            content_type="application/json",
-                            content_encoding="utf-8",
-                            delivery_mode=2,
-                            headers={"fedora_messaging_schema": "base.message"},
-                        ),
-                        mandatory=True,
-                    )
-                    published.append(number)
-                    connection.sleep(pause)
-
-        thread = threading.Thread(target=publish_all)
-        thread.start()
-        try:
-            yield published
-        finally:
-            is_over.set()
-            thread.join()
-
-    return run
-
-
-def handled_once(instance, event, published):
-    """Wait until all are handled, and see that none is twice."""
-    notes = instance.noted(event, len(published), 60)
-    counts = Counter(note["body"]["n"] for note in notes)
-    assert counts == dict.fromkeys(published, 1)
-    return notes
+    return functools.partial(published_all_the_time, broker.url)
 
 
 # What changes while messages are handled.
