@@ -9,7 +9,7 @@ import click
 
 from . import output
 from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
-from .output import Command, Refusal, safe
+from .output import Command, safe
 
 # `run` needs what these import: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _ask(at: Where, *, as_json: bool) -> dict[str, Any]:
                 return answer
             if not as_json:
                 click.echo(f"{at.instance}: {safe(answer['step'])}", err=True)
-    raise Refusal("the instance did not say what came of it; see its log (journalctl)")
+    raise client.ControlError("the instance did not say what came of it; see its log (journalctl)")
 
 
 def _show(at: Where, answer: dict[str, Any]) -> None:
