@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -346,3 +347,9 @@ def test_a_wheel_has_the_units_in_it(tmp_path):
 def test_only_whole_paths_of_the_command_are_replaced():
     text = "ExecStart=/usr/bin/fm-consumer run\nX=/usr/bin/fm-consumer-x /a/usr/bin/fm-consumer\n"
     assert with_command(text, "/c") == text.replace("=/usr/bin/fm-consumer run", "=/c run")
+
+
+def test_the_reference_lists_every_unit_file():
+    page = (ROOT / "docs/reference/units.md").read_text()
+    listed = re.findall(r"^\| `((?:examples/)?fm-consumer[^`]+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(unit_files.shipped())
