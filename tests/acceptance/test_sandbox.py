@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from consumer_framework.testing.broker_tls import TlsBroker
+
 from .container import Container
-from .service import HEADERS, install_module, publish
+from .service import HEADERS, bodies, install_module, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,6 +153,42 @@ def test_a_consumer_that_works_is_exposed_no_more_than_promised(probe, host):
     working = probe("exposed")
     assert working("answer = 6 * 7") == 42
     assert exposure(host, working.service.unit) <= 1.1
+
+
+@pytest.fixture(scope="module")
+def tls_broker(broker, tmp_path_factory) -> Iterator[TlsBroker]:
+    """A node that demands client certificates; the other one says what is missing for one."""
+    with TlsBroker(tmp_path_factory.mktemp("tls")) as running:
+        yield running
+
+
+TLS = """
+[tls]
+ca_cert = "credential:ca"
+certfile = "credential:cert"
+keyfile = "credential:key"
+"""
+
+
+def test_the_sandbox_lets_tls_work(make, host, tls_broker, queue):
+    pair = tls_broker.add_certificate_user("consumer.example.org")
+    files = {"ca": tls_broker.authority.certificate, "cert": pair.certificate, "key": pair.key}
+    loaded = [f"LoadCredential={name}:/etc/tls/{name}.pem\n" for name in files]
+    host.write(
+        "/etc/systemd/system/fm-consumer@encrypted.service.d/tls.conf",
+        "".join(["[Service]\n", *loaded]),
+    )
+    for name, file in files.items():
+        host.write(f"/etc/tls/{name}.pem", file.read_text(), mode=0o600)
+    host.run("systemctl", "daemon-reload")
+    service = make("encrypted")
+    service.configure(tls_broker.tls_url, queue, extra=TLS)
+    service.systemctl("start")
+    ids = publish(tls_broker, queue, bodies(3))
+    service.until(lambda: service.noted("handled") == ids, "it handles")
+    connections = tls_broker.ctl("list_connections", "user", "ssl").splitlines()
+    assert "consumer.example.org\ttrue" in connections
+    assert exposure(host, service.unit) <= 1.1
 
 
 def test_a_handler_can_write_to_its_own_directories_and_nowhere_else(probe):
