@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import defer
 
-from .recorder import describe
+from consumer_framework.core.fields import fields_of
+
 from .tasks import reraise_own_cancellation
+from .wording import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -63,7 +65,9 @@ def cut_short(instance: Instance) -> None:
     """Drop the connection at once, and say what that leaves."""
     for delivery in instance.running:
         _log.warning(
-            "%s is left in its handler; the broker will deliver it again", describe(delivery)
+            "%s is left in its handler; the broker will deliver it again",
+            describe(delivery),
+            extra=fields_of(delivery),
         )
     instance.session.abort()
 

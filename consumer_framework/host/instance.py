@@ -75,7 +75,7 @@ class Instance:
         self.state = State.BUILDING
         self.trouble = ""
         self.executor: Executor | None = None
-        self.recorder = LogRecorder(clock)
+        self.recorder = LogRecorder(clock, reactor.callLater)
         channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
         self.session = Session(
             settings,

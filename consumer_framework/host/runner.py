@@ -302,6 +302,7 @@ class Runner(MultiService):
         self._retention_timer.stop()
         self._signals.release()
         self._instance.say_status()
+        self._instance.recorder.close()
         _log.info(
             "stopped with exit code %d; %s",
             self.exit_code,

@@ -9,10 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core import current
 from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Withdrawn
 from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.handler import Handler, is_coroutine_callable
 
 from .attempts import (
@@ -205,16 +207,21 @@ class Executor:
     def _work(self, job: Job) -> Any:
         job.started_at = self._loop.time()
         self._running[job] = None
+        current.deliveries.set(job.deliveries)
         try:
             if job.function is not None:
                 return [returned(job.function)]
             return self._attempts.run(job.deliveries)
         finally:
             del self._running[job]
+            # The event loop's callbacks inherit what is set here.
+            current.deliveries.set(())
 
     async def _work_in_task(self, job: Job) -> Result:
         job.started_at = self._loop.time()
         self._running[job] = None
+        # For this task, and for those that it starts.
+        current.deliveries.set(job.deliveries)
         try:
             return await self._attempts.run_coroutine(job.deliveries)
         finally:
@@ -227,7 +234,9 @@ class Executor:
     ) -> None:
         if isinstance(result, Later):
             self._running[job] = None
-            job.task = self._loop.create_task(result.result)
+            job.task = self._loop.create_task(
+                result.result, context=current.context_of(job.deliveries)
+            )
             job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
             return
         self._outstanding -= 1
@@ -315,6 +324,7 @@ class Executor:
                 self._handler.name,
                 job.named,
                 text(self._limits.timeout),
+                extra=fields_of_all(job.deliveries),
             )
 
     def _too_late(self) -> HandlerTimeoutError:
