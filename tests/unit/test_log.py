@@ -177,17 +177,8 @@ def test_a_configuration_that_logging_refuses_raises(log_config):
 # The native journal.
 
 
-@pytest.fixture
-def native(tmp_path):
-    """A handler for a journal that is not there: everything falls back on standard error."""
-    handler = JournalHandler(path=str(tmp_path / "socket"))
-    yield handler
-    handler.close()
-
-
-def test_the_journals_own_socket_takes_everything_in_the_place_of_standard_error(
-    tmp_path, stderr, native
-):
+def test_the_journals_own_socket_takes_everything_in_the_place_of_standard_error(tmp_path, stderr):
+    native = JournalHandler(path=str(tmp_path / "socket"))
     log.set_up(None, always, native)
     with JournalSocket(tmp_path / "socket") as journal:
         logging.getLogger("author").warning("hello %s", "world")
@@ -196,12 +187,15 @@ def test_the_journals_own_socket_takes_everything_in_the_place_of_standard_error
         logging.getLogger("author").info("next")
         entries = [journal.entry(), journal.entry()]
     assert [entry["MESSAGE"] for entry in entries] == [["hello world"], ["next"]]
+    native.close()
     assert stderr() == ""
 
 
-def test_what_that_socket_does_not_take_has_its_priority_and_name(stderr, native):
+def test_what_that_socket_does_not_take_has_its_priority_and_name(stderr, tmp_path):
+    native = JournalHandler(path=str(tmp_path / "socket"))
     log.set_up(None, always, native)
     fail()
+    native.close()
     assert stderr().splitlines()[:2] == ["<3>author: failed", "<3>ValueError: two"]
 
 
