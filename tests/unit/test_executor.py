@@ -2,6 +2,7 @@
 """Running the author's code, on a real event loop and in real threads."""
 
 import asyncio
+import contextlib
 import functools
 import threading
 from typing import Any
@@ -493,3 +494,79 @@ def test_what_runs_on_the_loop_after_a_handler_has_no_message():
 
     play(scenario())
     assert found == [()]
+
+
+def test_what_runs_has_a_deadline_that_is_the_latest_of_all():
+    gates = [threading.Event(), threading.Event()]
+    started = [threading.Event(), threading.Event()]
+
+    def handle(message):
+        started[message].set()
+        assert gates[message].wait(PATIENCE)
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        numbers = iter([0, 1])
+        flight, limits = FakeFlightRecorder(places=2), Limits(slots=2, timeout=100.0)
+        executor = Executor(Handler("test", handle), lambda _: next(numbers), flight, limits)
+        assert executor.deadline is None
+        runs, before = [], []
+        for number in (0, 1):
+            before.append(loop.time())
+            runs.append(asyncio.ensure_future(executor.run(DELIVERY)))
+            await loop.run_in_executor(None, started[number].wait, PATIENCE)
+        latest: Any = executor.deadline
+        assert before[1] + 100 <= latest <= loop.time() + 100
+        gates[1].set()
+        await runs[1]
+        earlier: Any = executor.deadline
+        assert before[0] + 100 <= earlier < latest
+        gates[0].set()
+        await runs[0]
+        assert executor.deadline is None
+        executor.close()
+
+    play(scenario())
+
+
+def test_the_setup_is_no_run_with_a_deadline():
+    async def scenario():
+        seen = []
+        handler = Handler("test", print, setup=lambda: seen.append(executor.deadline))
+        executor = executor_of(handler)
+        await executor.setup()
+        executor.close()
+        return seen
+
+    assert play(scenario()) == [None]
+
+
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_only_a_coroutine_can_be_cancelled_and_only_once(is_coroutine):
+    gate = threading.Event()
+
+    async def wait_later(message):
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    def wait(message):
+        assert gate.wait(PATIENCE)
+
+    async def scenario():
+        handler = Handler("test", wait_later if is_coroutine else wait)
+        executor = Executor(
+            handler, lambda _: "message", FakeFlightRecorder(places=1), Limits(timeout=0.3)
+        )
+        running = asyncio.ensure_future(executor.run(DELIVERY))
+        while not executor.running:  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0)
+        assert executor.cancellable == ((DELIVERY,) if is_coroutine else ())
+        while executor.cancellable:  # noqa: ASYNC110 -- likewise
+            await asyncio.sleep(0.01)
+        assert executor.running == (DELIVERY,)
+        gate.set()
+        await running
+        executor.close()
+
+    play(scenario())

@@ -128,6 +128,30 @@ class Executor:
         """The deliveries that are in the handler, longest first."""
         return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
 
+    def resize(self, limits: Limits) -> None:
+        """Keep to other limits from now on; nothing that runs is disturbed by fewer slots."""
+        self._limits = limits
+        self._threads.resize(limits.slots)
+        self._tasks.resize(limits.slots)
+        self._patrol.allow(limits.timeout)
+        if len(self._gathering.deliveries) >= limits.batch_size:
+            self._submit(self._gathered())
+
+    @property
+    def deadline(self) -> float | None:
+        """When the last of what is in the handler has had its time; None where nothing is.
+
+        In seconds of the event loop's clock.
+        """
+        starts = [job.started_at for job in list(self._running) if job.function is None]
+        return max(starts) + self._limits.timeout if starts else None
+
+    @property
+    def cancellable(self) -> tuple[Delivery, ...]:
+        """Those of :attr:`running` whose handler is a coroutine that was not told to end yet."""
+        jobs = (job for job in list(self._running) if job.task is not None and not job.overdue)
+        return tuple(delivery for job in jobs for delivery in job.deliveries)
+
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
