@@ -58,6 +58,7 @@ class Instance:
         trouble: Why it does not consume, or why it stopped; "" for no reason.
         countdown: Bounds the start and the drain.
         awaited: Says what the drain waits for.
+        strain: Why it takes on less than its settings say; "" where it does not.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
@@ -87,6 +88,7 @@ class Instance:
         self.recorder = LogRecorder(clock, reactor.callLater)
         self.countdown = Countdown(reactor, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
+        self.strain = ""
         self.lag: int | None = None
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
@@ -148,6 +150,7 @@ class Instance:
             trouble=self.trouble,
             awaited=self.awaited(),
             left=self.countdown.left,
+            strain=self.strain,
         )
         return status_line(self.state, facts)
 
