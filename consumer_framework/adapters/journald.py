@@ -166,7 +166,7 @@ class JournalHandler(logging.Handler):
         if self.instance:
             yield INSTANCE, self.instance
         extra = {name: value for name, value in vars(record).items() if _NAME.fullmatch(name)}
-        for name, value in {**fields_of_all(current.deliveries.get()), **extra}.items():
+        for name, value in {**fields_of_all(current.deliveries()), **extra}.items():
             if name not in own:
                 values = value if isinstance(value, list) else [value]
                 yield from ((name, str(each)) for each in values)

@@ -439,7 +439,7 @@ def noted_by(noting):
     seen = []
 
     def note():
-        seen.append([delivery.message_id for delivery in current.deliveries.get()])
+        seen.append([delivery.message_id for delivery in current.deliveries()])
 
     return noting(note), seen
 
@@ -472,7 +472,7 @@ def test_what_a_handler_calls_can_tell_which_message_it_has(kind):
         executor = executor_of(Handler("test", handle))
         outcomes = [await executor.run(make_delivery(message_id=str(n))) for n in range(3)]
         executor.close()
-        return outcomes, current.deliveries.get()
+        return outcomes, current.deliveries()
 
     outcomes, after = play(scenario())
     assert outcomes == [Succeeded()] * 3
@@ -487,7 +487,7 @@ def test_what_runs_on_the_loop_after_a_handler_has_no_message():
         executor = executor_of(Handler("test", lambda message: None))
         loop = asyncio.get_running_loop()
         run = loop.create_task(executor.run(DELIVERY))
-        run.add_done_callback(lambda _: found.append(current.deliveries.get()))
+        run.add_done_callback(lambda _: found.append(current.deliveries()))
         await run
         await asyncio.sleep(0)
         executor.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,17 +15,20 @@ from hypothesis import strategies as st
 
 import consumer_framework
 from consumer_framework.adapters import journald
+from consumer_framework.adapters.executor.jobs import Job
 from consumer_framework.adapters.journald import JournalHandler
-from consumer_framework.core import current
 from consumer_framework.core.disposition import Quarantine
 from consumer_framework.core.fields import fields_of
+from consumer_framework.core.heartbeat import RUN
 from consumer_framework.testing import make_delivery
 
 from .journal_socket import JournalSocket, parsed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from consumer_framework.core.delivery import Delivery
 
 
 @pytest.fixture
@@ -80,6 +84,13 @@ def test_a_value_of_one_line_is_text_and_one_with_more_has_its_length_before_it(
 # What a record becomes.
 
 
+def in_handler(deliveries: list[Delivery], function: Callable[..., None], *args, **more) -> None:
+    """Call *function* as a handler would that has *deliveries*."""
+    context = copy_context()
+    context.run(RUN.set, Job(deliveries))
+    context.run(function, *args, **more)
+
+
 def test_a_record_has_its_text_priority_place_and_instance(logger, journal):
     logger.warning("hello %s", "world")
     found = journal.entry()
@@ -115,8 +126,7 @@ def test_a_traceback_is_part_of_the_text(logger, journal):
 
 def test_what_a_handler_logs_names_its_message(logger, journal):
     delivery = make_delivery(message_id="m-1", queue="q", routing_key="t")
-    context = current.context_of([delivery])
-    context.run(logger.info, "from the handler")
+    in_handler([delivery], logger.info, "from the handler")
     found = journal.entry()
     assert found["FM_MESSAGE_ID"] == ["m-1"]
     assert found["FM_TOPIC"] == ["t"]
@@ -126,7 +136,7 @@ def test_what_a_handler_logs_names_its_message(logger, journal):
 
 def test_what_a_handler_of_batches_logs_names_all_its_messages(logger, journal):
     batch = [make_delivery(message_id=f"m-{n}", routing_key="t") for n in range(3)]
-    current.context_of(batch).run(logger.info, "from the handler")
+    in_handler(batch, logger.info, "from the handler")
     found = journal.entry()
     assert found["FM_MESSAGE_ID"] == ["m-0", "m-1", "m-2"]
     assert found["FM_TOPIC"] == ["t"]
@@ -137,7 +147,7 @@ def test_a_line_about_a_message_has_its_fields_and_not_those_of_the_handler_that
 ):
     mine, other = make_delivery(message_id="mine"), make_delivery(message_id="other")
     extra = fields_of(other, Quarantine("x"))
-    current.context_of([mine]).run(logger.info, "about another", extra=extra)
+    in_handler([mine], logger.info, "about another", extra=extra)
     found = journal.entry()
     assert found["FM_MESSAGE_ID"] == ["other"]
     assert found["FM_DISPOSITION"] == ["quarantine"]
