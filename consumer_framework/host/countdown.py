@@ -25,6 +25,7 @@ class Countdown:
 
     Args:
         reactor: Twisted's reactor, or a clock of a test's.
+        now: Returns seconds of a clock that never goes back, which the reactor's own may.
         notifier: Asked to let the start, or the stop, go on meanwhile.
         tick: Called once a second.
         passed: Called when the time is over; nothing is called after that.
@@ -33,11 +34,12 @@ class Countdown:
     def __init__(
         self,
         reactor: Any,
+        now: Callable[[], float],
         notifier: Notifier,
         tick: Callable[[], None],
         passed: Callable[[], None],
     ) -> None:
-        self._reactor = reactor
+        self._now = now
         self._notifier = notifier
         self._tick = tick
         self._passed = passed
@@ -49,10 +51,10 @@ class Countdown:
     @property
     def left(self) -> float | None:
         """Seconds until the end; None where nothing is waited for."""
-        return None if self._end is None else max(self._end() - self._now, 0.0)
+        return None if self._end is None else max(self._end() - self._now(), 0.0)
 
     def start(self, end: Callable[[], float]) -> None:
-        """Wait until *end* at the most, which returns seconds of the reactor's clock.
+        """Wait until *end* at the most, which returns seconds of that clock.
 
         What was waited for before is not any more.
         """
@@ -68,16 +70,12 @@ class Countdown:
         if self._timer.running:
             self._timer.stop()
 
-    @property
-    def _now(self) -> float:
-        return float(self._reactor.seconds())
-
     def _look(self) -> None:
         if self.left == 0:
             self.stop()
             self._passed()
             return
-        if self._now - self._asked_at >= RENEWAL:
-            self._asked_at = self._now
+        if self._now() - self._asked_at >= RENEWAL:
+            self._asked_at = self._now()
             self._notifier.extend(LEASE)
         self._tick()

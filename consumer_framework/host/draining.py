@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import defer
 
+from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
 from consumer_framework.core.fields import fields_of
 
 from .tasks import reraise_own_cancellation
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 # Seconds that are left for what follows a handler that was ended at its deadline: its settle, the
 # write to the journal.
-GRACE = 5.0
+GRACE = 3.0
 
 
 class Drain:
@@ -33,8 +34,8 @@ class Drain:
 
     Args:
         instance: What to drain.
-        setup_end: When the set-up of the handler has had its time, in seconds of the reactor's
-            clock.
+        setup_end: When the set-up of the handler has had its time, in seconds of a clock
+            that never goes back, as all times here.
         teardown_failed: Called with what the author's teardown raised.
 
     Attributes:
@@ -50,6 +51,7 @@ class Drain:
         self._instance = instance
         self._teardown_failed = teardown_failed
         self._awaited = "the handler's setup"
+        self._quiet_since = self._now
         self._end = max(setup_end, self._now) + GRACE
 
     @property
@@ -59,20 +61,19 @@ class Drain:
         return f"{running} running" if running else self._awaited
 
     def end(self) -> float:
-        """When what is waited for has had its time, in seconds of the reactor's clock."""
+        """When what is waited for has had its time."""
         executor = self._instance.executor
         deadline = executor.deadline if executor is not None else None
-        if deadline is not None:
-            # What follows, when it has ended, may take a moment more.
-            self._end = max(self._end, self._now + GRACE)
-            return max(self._end, deadline + GRACE)
-        return self._end
+        if deadline is None:
+            return max(self._end, self._quiet_since + GRACE)
+        self._quiet_since = self._now
+        return max(self._end, deadline + GRACE)
 
     async def run(self, building: asyncio.Task[None] | None) -> None:
         """Wait for the set-up, then drain."""
         if building is not None:
             await asyncio.wait([building])
-        self._await("the broker")
+        self._await("the broker", CLOSE_TIMEOUT)
         try:
             await _until(self._instance.session.cancel())
         finally:
@@ -89,7 +90,7 @@ class Drain:
         # What was running may have been held meanwhile.
         slots.give_back_held()
         await self._teardown()
-        self._await("the broker")
+        self._await("the broker", CLOSE_TIMEOUT)
         await _until(self._instance.session.close())
         self._instance.stores.close()
 
@@ -113,30 +114,38 @@ class Drain:
 
     @property
     def _now(self) -> float:
-        return float(self._instance.reactor.seconds())
+        return self._instance.clock.monotonic()
 
 
 def cut_short(instance: Instance) -> None:
-    """Drop the connection at once, and say what that leaves."""
-    crash_attempts = instance.plan.policy.crash_attempts
-    cancelled = set(map(id, instance.executor.cancellable)) if instance.executor else set()
-    for delivery in instance.running:
-        is_cancelled = id(delivery) in cancelled
-        end = _cancelled(delivery) if is_cancelled else _left(delivery, crash_attempts)
-        _log.warning("%s %s", describe(delivery), end, extra=fields_of(delivery))
+    """Drop the connection at once, and cancel what can be cancelled."""
+    for delivery in instance.executor.cancel() if instance.executor is not None else ():
+        _log.warning(
+            "%s is cancelled in its handler; %s",
+            describe(delivery),
+            _again(delivery),
+            extra=fields_of(delivery),
+        )
     instance.session.abort()
 
 
-def _left(delivery: Delivery, crash_attempts: int) -> str:
-    """What the next process makes of a message that the flight recorder has."""
-    crashes = delivery.history.crashes + 1
-    then = ": it will be quarantined" if crashes >= crash_attempts else ""
-    counted = f"this counts as crash {crashes} of {crash_attempts}{then}"
-    return f"is left in its handler; {_again(delivery)}, and {counted}"
+def say_what_is_left(instance: Instance) -> None:
+    """Say what a process that is about to end leaves in the handler, where its drain was cut short.
 
-
-def _cancelled(delivery: Delivery) -> str:
-    return f"is cancelled in its handler; {_again(delivery)}, and this does not count as a crash"
+    The flight recorder has just these messages, and the next process counts a crash for each.
+    """
+    crash_attempts = instance.plan.policy.crash_attempts
+    for delivery in instance.running:
+        crashes = delivery.history.crashes + 1
+        _log.warning(
+            "%s is left in its handler; %s, and this counts as crash %d of %d%s",
+            describe(delivery),
+            _again(delivery),
+            crashes,
+            crash_attempts,
+            ": it will be quarantined" if crashes >= crash_attempts else "",
+            extra=fields_of(delivery),
+        )
 
 
 def _again(delivery: Delivery) -> str:

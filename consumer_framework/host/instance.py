@@ -86,7 +86,7 @@ class Instance:
         self.trouble = ""
         self.executor: Executor | None = None
         self.recorder = LogRecorder(clock, reactor.callLater)
-        self.countdown = Countdown(reactor, notifier, self.say_status, late)
+        self.countdown = Countdown(reactor, clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
         self.strain = ""
         self.lag: int | None = None

@@ -28,7 +28,7 @@ from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text
 
 from .control import ControlFactory
-from .draining import Drain, cut_short
+from .draining import Drain, cut_short, say_what_is_left
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
@@ -54,6 +54,8 @@ _log = logging.getLogger(__name__)
 
 # Seconds between two looks at whether `systemctl status` should say something new.
 STATUS_INTERVAL = 5.0
+# Seconds that coroutines have to end when they are cancelled because nobody waits for them.
+LAST_TURNS = 0.2
 # Seconds between two looks at what in the quarantine is too old.
 RETENTION_INTERVAL = 3600.0
 
@@ -103,6 +105,7 @@ class Runner(MultiService):
         self._building: asyncio.Task[None] | None = None
         self._startup = Startup(plan, stores.flight, self._waits_for_dependency)
         self._start_end = 0.0
+        self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
         self._relief = Relief(self._instance)
         self._signals = Signals(reactor, self._told_to_stop)
@@ -118,9 +121,14 @@ class Runner(MultiService):
         api._twisted_service = self._instance.session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
         self._retention_timer.start(RETENTION_INTERVAL)
-        self._start_end = self._reactor.seconds() + self._instance.plan.framework.start_timeout
+        now, instance = self._instance.clock.monotonic(), self._instance
+        self._start_end = now + instance.plan.framework.start_timeout
         self._instance.countdown.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
+
+    def say_what_is_left(self) -> None:
+        """Log what is in the handler still. Call it when the reactor has stopped."""
+        say_what_is_left(self._instance)
 
     # What the session reports.
 
@@ -201,6 +209,7 @@ class Runner(MultiService):
                 self._instance.countdown.stop()
                 cut_short(self._instance)
                 self._tasks.cancel()
+                self._last_turns = LAST_TURNS
             case Effect.EXIT:
                 self._exit()
 
@@ -342,6 +351,9 @@ class Runner(MultiService):
             self.exit_code,
             counts_text(self._instance.recorder.snapshot()),
         )
+        self._reactor.callLater(self._last_turns, self._stop_reactor)
+
+    def _stop_reactor(self) -> None:
         self._stopped.callback(None)
         with contextlib.suppress(twisted_error.ReactorNotRunning):
             self._reactor.stop()

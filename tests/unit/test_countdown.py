@@ -16,7 +16,9 @@ class Wait:
         self.notifier = FakeNotifier()
         self.seen = []
         self.passed = 0
-        self.countdown = Countdown(self.clock, self.notifier, self._tick, self._pass)
+        self.countdown = Countdown(
+            self.clock, self.clock.seconds, self.notifier, self._tick, self._pass
+        )
 
     def _tick(self):
         self.seen.append(self.countdown.left)

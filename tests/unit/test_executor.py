@@ -2,7 +2,6 @@
 """Running the author's code, on a real event loop and in real threads."""
 
 import asyncio
-import contextlib
 import functools
 import threading
 from typing import Any
@@ -544,29 +543,33 @@ def test_the_setup_is_no_run_with_a_deadline():
 @pytest.mark.parametrize("is_coroutine", [False, True])
 def test_only_a_coroutine_can_be_cancelled_and_only_once(is_coroutine):
     gate = threading.Event()
+    cancelled = []
 
     async def wait_later(message):
         while not gate.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                cancelled.append(message)
 
     def wait(message):
         assert gate.wait(PATIENCE)
 
     async def scenario():
-        handler = Handler("test", wait_later if is_coroutine else wait)
-        executor = Executor(
-            handler, lambda _: "message", FakeFlightRecorder(places=1), Limits(timeout=0.3)
-        )
+        executor = executor_of(Handler("test", wait_later if is_coroutine else wait))
         running = asyncio.ensure_future(executor.run(DELIVERY))
         while not executor.running:  # noqa: ASYNC110 -- nothing tells of it
             await asyncio.sleep(0)
-        assert executor.cancellable == ((DELIVERY,) if is_coroutine else ())
-        while executor.cancellable:  # noqa: ASYNC110 -- likewise
-            await asyncio.sleep(0.01)
-        assert executor.running == (DELIVERY,)
+        assert executor.cancel() == ((DELIVERY,) if is_coroutine else ())
+        assert executor.cancel() == ()
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait([running])
+        assert executor.running == (DELIVERY,), "it does as it likes"
         gate.set()
-        await running
+        while executor.running:  # noqa: ASYNC110 -- likewise
+            await asyncio.sleep(0.01)
         executor.close()
 
     play(scenario())
+    assert cancelled == ["message"] * is_coroutine
