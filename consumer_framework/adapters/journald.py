@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.core import current
 from consumer_framework.core.fields import INSTANCE, fields_of_all
 from consumer_framework.core.priority import priority_of
+from consumer_framework.core.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -169,4 +170,5 @@ class JournalHandler(logging.Handler):
         for name, value in {**fields_of_all(current.deliveries()), **extra}.items():
             if name not in own:
                 values = value if isinstance(value, list) else [value]
-                yield from ((name, str(each)) for each in values)
+                # The text is redacted where the record is made.
+                yield from ((name, redact(str(each))) for each in values)

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import consumer_framework
-from consumer_framework.adapters import journald
+from consumer_framework.adapters import journald, log
 from consumer_framework.adapters.executor.jobs import Job
 from consumer_framework.adapters.journald import JournalHandler
+from consumer_framework.core import secrets
 from consumer_framework.core.disposition import Quarantine
 from consumer_framework.core.fields import fields_of
 from consumer_framework.core.heartbeat import RUN
@@ -163,6 +164,15 @@ def test_what_an_author_gives_in_capitals_is_a_field_and_nothing_of_the_journals
     assert found["COUNT"] == ["3"]
     assert found["PRIORITY"] == ["6"]
     assert not {"lower", "_PID"} & found.keys()
+
+
+def test_a_secret_is_in_no_field(logger, journal, monkeypatch):
+    secrets.keep("in-no-field-8231", "credential:token")
+    monkeypatch.setattr(logging, "_logRecordFactory", log.RedactedRecord)
+    logger.info("with %s", "in-no-field-8231", extra={"URL": "amqp://me:in-no-field-8231@broker"})
+    found = journal.entry()
+    assert found["MESSAGE"] == ["with <credential:token>"]
+    assert found["URL"] == ["amqp://me:<credential:token>@broker"]
 
 
 def test_a_formatter_of_the_users_makes_the_text(handler, logger, journal):
