@@ -17,6 +17,7 @@ from consumer_framework.core.status import Facts, status_line
 
 from .countdown import Countdown
 from .recorder import LogRecorder
+from .relief import Relief
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Instance:
         trouble: Why it does not consume, or why it stopped; "" for no reason.
         countdown: Bounds the start and the drain.
         awaited: Says what the drain waits for.
-        strain: Why it takes on less than its settings say; "" where it does not.
+        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
@@ -88,7 +89,7 @@ class Instance:
         self.recorder = LogRecorder(clock, reactor.callLater)
         self.countdown = Countdown(reactor, clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
-        self.strain = ""
+        self.relief = Relief(self)
         self.lag: int | None = None
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
@@ -150,7 +151,7 @@ class Instance:
             trouble=self.trouble,
             awaited=self.awaited(),
             left=self.countdown.left,
-            strain=self.strain,
+            strain=self.relief.strain,
         )
         return status_line(self.state, facts)
 

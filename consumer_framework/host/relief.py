@@ -23,13 +23,18 @@ FREE_DELAY = 0.1
 
 
 class Relief:
-    """Shrinks slots and prefetch of *instance* while there is memory pressure."""
+    """Shrinks slots and prefetch of *instance* while there is memory pressure.
+
+    Attributes:
+        strain: What ``systemctl status`` says of it; "" where all is well.
+    """
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._squeeze = Squeeze()
         self._watch: PressureWatch | None = None
         self._timer: Any = None
+        self.strain = ""
 
     def start(self) -> None:
         """Watch what systemd names, if it names something."""
@@ -50,16 +55,20 @@ class Relief:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
-    def apply(self) -> None:
-        """Let the capacity be what the settings and the pressure say; call it when those change."""
+    def apply(self) -> list[str]:
+        """Take on what the settings and the pressure allow; call it when the settings change.
+
+        Returns:
+            The queues whose prefetch count changes with their next subscription only.
+        """
         full = self._full
         now = full.halved(self._squeeze.times)
-        self._instance.resize(now.slots)
-        self._instance.session.set_prefetch(now.prefetch_count)
         is_short = bool(self._squeeze.times)
-        text = f"memory is short: {now.slots} of {full.slots} slots"
-        self._instance.strain = text if is_short else ""
+        self.strain = f"memory is short: {now.slots} of {full.slots} slots" if is_short else ""
+        self._instance.resize(now.slots)
+        kept = self._instance.session.set_prefetch(now.prefetch_count)
         self._instance.say_status()
+        return kept
 
     @property
     def _full(self) -> Capacity:

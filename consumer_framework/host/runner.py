@@ -32,7 +32,6 @@ from .draining import Drain, cut_short, say_what_is_left
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
-from .relief import Relief
 from .signals import Signals
 from .startup import Startup
 from .stores import control_socket
@@ -107,7 +106,6 @@ class Runner(MultiService):
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._relief = Relief(self._instance)
         self._signals = Signals(reactor, self._told_to_stop)
         self._status_timer = task.LoopingCall(self._instance.say_status)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
@@ -202,7 +200,7 @@ class Runner(MultiService):
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
-                self._relief.stop()
+                self._instance.relief.stop()
                 self._instance.slots.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
@@ -259,7 +257,7 @@ class Runner(MultiService):
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
         self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
-        self._relief.start()
+        self._instance.relief.start()
         self._monitor()
         try:
             self._listen()

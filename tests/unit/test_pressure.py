@@ -300,7 +300,6 @@ class FakeInstance:
         self.time.advance(1000)
         policy = Policy(schedule=())
         self.plan = Plan("test", lambda: HANDLER, policy, Framework(slots=4), prefetch_count=40)
-        self.strain = ""
         self.calls: list[object] = []
 
     def monotonic(self) -> float:
@@ -312,15 +311,16 @@ class FakeInstance:
     def resize(self, slots: int) -> None:
         self.calls.append(slots)
 
-    def set_prefetch(self, count: int) -> None:
+    def set_prefetch(self, count: int) -> list[str]:
         self.calls.append(("ahead", count))
+        return ["kept"]
 
     def give_back_old(self) -> int:
         self.calls.append("back")
         return 7
 
     def say_status(self) -> None:
-        self.calls.append(self.strain)
+        self.calls.append("said")
 
 
 HANDLER = Handler("test", lambda _message: None)
@@ -365,12 +365,12 @@ def play(instance, monkeypatch, tmp_path):
 
 
 def test_pressure_shrinks_what_is_taken_on_and_gives_back_what_waits(instance, play, caplog):
-    async def scenario(_relief, press):
+    async def scenario(relief, press):
         await press()
+        assert relief.strain == "memory is short: 2 of 4 slots"
 
     play(scenario)
-    strain = "memory is short: 2 of 4 slots"
-    assert instance.calls == [2, ("ahead", 20), strain, "back"]
+    assert instance.calls == [2, ("ahead", 20), "said", "back"]
     said = "memory is short: 2 of 4 slots from now on, and 20 of 40 messages ahead; 7 given back"
     assert caplog.messages == [said]
 
@@ -378,15 +378,17 @@ def test_pressure_shrinks_what_is_taken_on_and_gives_back_what_waits(instance, p
 def test_it_grows_step_by_step_and_says_so(instance, play, caplog):
     caplog.set_level("INFO")
 
-    async def scenario(_relief, press):
+    async def scenario(relief, press):
         await press()
         instance.time.advance(STEP)
         await press()
         del instance.calls[:]
         instance.time.advance(CALM)
-        assert instance.calls == [2, ("ahead", 20), "memory is short: 2 of 4 slots"]
+        assert instance.calls == [2, ("ahead", 20), "said"]
+        assert relief.strain == "memory is short: 2 of 4 slots"
         instance.time.advance(CALM)
-        assert instance.calls[3:] == [4, ("ahead", 40), ""]
+        assert instance.calls[3:] == [4, ("ahead", 40), "said"]
+        assert relief.strain == ""
         assert instance.time.getDelayedCalls() == []
 
     play(scenario)
@@ -404,10 +406,11 @@ def test_other_settings_keep_the_squeeze(instance, play):
         framework = Framework(slots=16)
         instance.plan = replace(instance.plan, framework=framework, prefetch_count=0)
         del instance.calls[:]
-        relief.apply()
+        assert relief.apply() == ["kept"]
+        assert relief.strain == "memory is short: 8 of 16 slots"
 
     play(scenario)
-    assert instance.calls == [8, ("ahead", UNLIMITED // 2), "memory is short: 8 of 16 slots"]
+    assert instance.calls == [8, ("ahead", UNLIMITED // 2), "said"]
 
 
 def test_one_that_stops_grows_no_more(instance, play):
