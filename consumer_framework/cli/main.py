@@ -23,6 +23,7 @@ from .quarantine import quarantine
 from .reload import reload
 from .scale import scale
 from .status import status
+from .units import units
 
 _EXIT_CODES = """
 \b
@@ -51,6 +52,7 @@ main.add_command(check)
 main.add_command(reload)
 main.add_command(scale)
 main.add_command(status)
+main.add_command(units)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 
-from consumer_framework.adapters import codec, config, log
+from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
 from consumer_framework.core.collector import Collector
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .loader import Target
 
 _log = logging.getLogger(__name__)
+
+STDERR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def run(request: Request) -> int:
     """
     source = str(request.path) if request.path else config.BUILT_IN
     settings = load(request)
-    _set_up_logging(settings, source)
+    _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
     plan = make_plan(request, settings, source)
     directory = state_directory(request.instance, request.state_directory)
@@ -89,7 +91,7 @@ def run(request: Request) -> int:
         source,
         read=lambda: config.examine(request.path, request.overrides, request.way),
         plan=partial(make_plan, request, source=source),
-        set_up_logging=partial(configure_logging, source=source),
+        set_up_logging=partial(configure_logging, source=source, instance=request.instance),
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
     )
@@ -116,25 +118,30 @@ def load(request: Request) -> Settings:
         raise ConfigurationError(*dict.fromkeys([*error.located, *more])) from None
 
 
-def _set_up_logging(settings: Settings, source: str) -> None:
-    configure_logging(settings, source)
+def _set_up_logging(settings: Settings, source: str, instance: str) -> None:
+    configure_logging(settings, source, instance)
     observer: Any = STDLibLogObserver()
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
-def configure_logging(settings: Settings, source: str) -> None:
+def configure_logging(settings: Settings, source: str, instance: str) -> None:
     """Log as *settings* say, from now on.
 
     Raises:
         ConfigurationError: They cannot be used.
     """
+    is_native = is_journal(STDERR) and journald.is_reachable()
+    journal = journald.JournalHandler() if is_native else None
     try:
-        log.set_up(settings.log_config, is_journal)
+        log.set_up(settings.log_config, is_journal, journal)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
+    for handler in log.handlers():
+        if isinstance(handler, journald.JournalHandler):
+            handler.instance = handler.instance or instance
 
 
 def make_plan(

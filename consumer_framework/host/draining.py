@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import defer
 
 from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
+from consumer_framework.core.fields import fields_of
 
-from .recorder import describe
 from .tasks import reraise_own_cancellation
+from .wording import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -119,7 +120,12 @@ class Drain:
 def cut_short(instance: Instance) -> None:
     """Drop the connection at once, and cancel what can be cancelled."""
     for delivery in instance.executor.cancel() if instance.executor is not None else ():
-        _log.warning("%s is cancelled in its handler; %s", describe(delivery), _again(delivery))
+        _log.warning(
+            "%s is cancelled in its handler; %s",
+            describe(delivery),
+            _again(delivery),
+            extra=fields_of(delivery),
+        )
     instance.session.abort()
 
 
@@ -138,6 +144,7 @@ def say_what_is_left(instance: Instance) -> None:
             crashes,
             crash_attempts,
             ": it will be quarantined" if crashes >= crash_attempts else "",
+            extra=fields_of(delivery),
         )
 
 

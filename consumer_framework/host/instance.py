@@ -17,6 +17,7 @@ from consumer_framework.core.status import Facts, status_line
 
 from .countdown import Countdown
 from .recorder import LogRecorder
+from .relief import Relief
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Instance:
         is_built: Set once the handler is set up, or will not be any more.
         is_reloading: Whether the service manager waits for the end of a reload.
         remarks: What else the status says, by what it is about; "" for nothing.
+        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
@@ -88,9 +90,10 @@ class Instance:
         self.state = State.BUILDING
         self.trouble = ""
         self.executor: Executor | None = None
-        self.recorder = LogRecorder(clock)
+        self.recorder = LogRecorder(clock, reactor.callLater)
         self.countdown = Countdown(reactor, clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
+        self.relief = Relief(self)
         self.lag: int | None = None
         self.was_ready = False
         self.is_built = asyncio.Event()
@@ -156,6 +159,7 @@ class Instance:
             trouble=self.trouble,
             awaited=self.awaited(),
             left=self.countdown.left,
+            strain=self.relief.strain,
         )
         return "; ".join([status_line(self.state, facts), *filter(None, self.remarks.values())])
 

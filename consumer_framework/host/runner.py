@@ -205,6 +205,7 @@ class Runner(MultiService):
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
+                self._instance.relief.stop()
                 self._instance.slots.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
@@ -263,6 +264,7 @@ class Runner(MultiService):
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
         self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
+        self._instance.relief.start()
         self._monitor()
         try:
             self._listen()
@@ -348,6 +350,7 @@ class Runner(MultiService):
         self._retention_timer.stop()
         self._signals.release()
         self._instance.say_status()
+        self._instance.recorder.close()
         _log.info(
             "stopped with exit code %d; %s",
             self.exit_code,

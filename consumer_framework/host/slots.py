@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -209,6 +210,21 @@ class Slots:
         withdrawn = self._handler.withdraw() if self._handler is not None else 0
         return sum(not delivery.row for delivery in waiting) + withdrawn
 
+    def give_back_old(self, before: float = math.inf) -> int:
+        """Give back what no slot took, and what the broker delivered *before* that moment.
+
+        What is of the journal stays: no broker has it.
+
+        Returns:
+            How many messages that were.
+        """
+        old = self._intake.older_than(before)
+        for delivery in old:
+            self._give_back(delivery)
+        if self._handler is None:
+            return len(old)
+        return len(old) + self._handler.withdraw(lambda d: d.received_at < before and not d.row)
+
     def _give_back(self, delivery: Delivery) -> None:
         decision = Decision(GiveBack(), delivery.history)
         self._settler.settle(Settled(delivery, None, Withdrawn(), decision))
@@ -312,11 +328,7 @@ class Slots:
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""
-        before = self._clock.time() - self._plan.policy.hold_ceiling
-        for delivery in self._intake.older_than(before):
-            self._give_back(delivery)
-        if self._handler is not None:
-            self._handler.withdraw(lambda delivery: delivery.received_at < before)
+        self.give_back_old(self._clock.time() - self._plan.policy.hold_ceiling)
         self._look_at_order()
 
 

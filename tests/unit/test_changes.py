@@ -43,7 +43,7 @@ def found(old, new, **more):
 
 
 def test_every_key_of_the_file_is_in_the_table():
-    tables = {"qos": Qos, "tls": Tls}
+    tables: dict[str, Any] = {"qos": Qos, "tls": Tls}
     keys = set(Settings.model_fields) - set(tables)
     keys |= {f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
     assert set(TABLE) == keys

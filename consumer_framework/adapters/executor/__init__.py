@@ -13,7 +13,9 @@ from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Withdrawn
 from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.handler import Handler, is_coroutine_callable
+from consumer_framework.core.heartbeat import RUN
 
 from .attempts import (
     SUCCEEDED,
@@ -102,7 +104,8 @@ class Executor:
         self._start = (self._tasks if _is_coroutine(handler) else self._threads).start
         # Written by the slots' threads too; each operation on it is atomic.
         self._running: dict[Job, None] = {}
-        self._gathering = Job()
+        self._now = self._loop.time
+        self._gathering = Job(clock=self._now)
         self._gather_timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
         self._stopped: list[Job] = []
@@ -225,7 +228,7 @@ class Executor:
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # A batch that failed, or killed the process, is told apart: each message is on its own.
-            self._submit(Job([delivery], [waiter]))
+            self._submit(Job([delivery], [waiter], clock=self._now))
         else:
             self._gather(delivery, waiter)
         try:
@@ -290,9 +293,10 @@ class Executor:
     # In a slot, which may be a thread.
 
     def _work(self, job: Job) -> Any:
-        job.started_at = self._loop.time()
+        job.started_at = self._now()
         # Before it is known which handler that is: see _replace.
         self._running[job] = None
+        RUN.set(job)
         result = None
         try:
             if job.function is not None:
@@ -300,16 +304,28 @@ class Executor:
             result = self._attempts.run(job.deliveries)
             return result
         finally:
+            RUN.set(None)
             if not isinstance(result, Later):
                 del self._running[job]
 
     async def _work_in_task(self, job: Job) -> Result:
-        job.started_at = self._loop.time()
+        job.started_at = self._now()
         self._running[job] = None
+        # In the task's own context.
+        RUN.set(job)
         try:
             return await self._attempts.run_coroutine(job.deliveries)
         finally:
+            # The job keeps the task, and that its context: no cycle for the garbage collector.
+            RUN.set(None)
             del self._running[job]
+
+    async def _work_later(self, job: Job, later: Later) -> Result:
+        RUN.set(job)
+        try:
+            return await later.result
+        finally:
+            RUN.set(None)
 
     # On the event loop.
 
@@ -317,7 +333,7 @@ class Executor:
         self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]
     ) -> None:
         if isinstance(result, Later):
-            job.task = self._loop.create_task(result.result)
+            job.task = self._loop.create_task(self._work_later(job, result))
             job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
             return
         self._outstanding -= 1
@@ -369,7 +385,7 @@ class Executor:
         timer, self._gather_timer = self._gather_timer, None
         if timer is not None:
             timer.cancel()
-        job, self._gathering = self._gathering, Job()
+        job, self._gathering = self._gathering, Job(clock=self._now)
         return job
 
     async def _call(self, function: Callable[[], Any] | None) -> None:
@@ -405,6 +421,7 @@ class Executor:
                 self._handler.name,
                 job.named,
                 text(self._limits.timeout),
+                extra=fields_of_all(job.deliveries),
             )
 
     def _too_late(self) -> HandlerTimeoutError:
