@@ -44,11 +44,13 @@ class Service:
         self.name = name
         self.unit = f"fm-consumer@{name}"
 
-    def configure(self, url: str, queue: str, extra: str = "") -> None:
+    def configure(
+        self, url: str, queue: str, extra: str = "", callback: str = "acceptance_consumer:Sample"
+    ) -> None:
         self.container.write(
             f"/etc/fedora-messaging/{self.name}.toml",
             f'amqp_url = "{url}"\n'
-            'callback = "acceptance_consumer:Sample"\n'
+            f'callback = "{callback}"\n'
             f"{extra}\n"
             f'[queues."{queue}"]\n'
             "durable = true\nauto_delete = false\nexclusive = false\narguments = {}\n"
