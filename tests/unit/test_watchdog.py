@@ -50,7 +50,7 @@ class Instance(SimpleNamespace):
 def _faulthandler_as_before():
     was_enabled = faulthandler.is_enabled()
     yield
-    if was_enabled:
+    if was_enabled and sys.__stderr__ is not None:
         faulthandler.enable(file=sys.__stderr__)
 
 
