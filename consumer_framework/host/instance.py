@@ -56,6 +56,7 @@ class Instance:
         slots: The deliveries, from their arrival to their settle.
         executor: Runs the handler; None until that is set up.
         state: Where the instance is in its life; the runner changes it.
+        news_at: When something last happened to it, in seconds of *clock*'s monotonic time.
         trouble: Why it does not consume, or why it stopped; "" for no reason.
         countdown: Bounds the start and the drain.
         awaited: Says what the drain waits for.
@@ -84,6 +85,7 @@ class Instance:
         self.clock = clock
         self.reactor = reactor
         self.state = State.BUILDING
+        self.news_at = clock.monotonic()
         self.trouble = ""
         self.executor: Executor | None = None
         self.recorder = LogRecorder(clock, reactor.callLater)
