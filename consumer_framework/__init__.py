@@ -19,6 +19,7 @@ from .core.errors import (
     Retry,
     Skip,
 )
+from .core.heartbeat import heartbeat
 from .core.helpers import on, translate
 from .core.settings import Recovery
 
@@ -36,6 +37,7 @@ __all__ = [
     "Recovery",
     "Retry",
     "Skip",
+    "heartbeat",
     "on",
     "translate",
 ]

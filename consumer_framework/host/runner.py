@@ -36,6 +36,7 @@ from .signals import Signals
 from .startup import Startup
 from .stores import control_socket
 from .tasks import Tasks, reraise_own_cancellation
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     import signal
@@ -108,6 +109,7 @@ class Runner(MultiService):
         self._stopped: defer.Deferred[None] = defer.Deferred()
         self._signals = Signals(reactor, self._told_to_stop)
         self._status_timer = task.LoopingCall(self._instance.say_status)
+        self._watchdog = Watchdog(self._instance)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
 
     def startService(self) -> None:  # noqa: N802 -- Twisted's name
@@ -118,6 +120,7 @@ class Runner(MultiService):
         # What handlers publish with fedora_messaging.api goes over the instance's connection.
         api._twisted_service = self._instance.session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
+        self._watchdog.start()
         self._retention_timer.start(RETENTION_INTERVAL)
         now, instance = self._instance.clock.monotonic(), self._instance
         self._start_end = now + instance.plan.framework.start_timeout
@@ -180,6 +183,7 @@ class Runner(MultiService):
 
     def _happened(self, event: Event) -> None:
         self._instance.state, effects = advance(self._instance.state, event)
+        self._instance.news_at = self._instance.clock.monotonic()
         for effect in effects:
             self._execute(effect)
 
@@ -340,6 +344,7 @@ class Runner(MultiService):
         self._status_timer.stop()
         self._instance.countdown.stop()
         self._retention_timer.stop()
+        self._watchdog.stop()
         self._signals.release()
         self._instance.say_status()
         _log.info(
@@ -347,7 +352,7 @@ class Runner(MultiService):
             self.exit_code,
             counts_text(self._instance.recorder.snapshot()),
         )
-        self._reactor.callLater(self._last_turns, self._stop_reactor)
+        asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pika.exceptions
+from fedora_messaging.exceptions import ConnectionException
+from twisted.internet import defer
 from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ExitCode, Fault
@@ -24,6 +26,15 @@ PRECONDITION_FAILED = 406
 # Frame, syntax, command, channel and unexpected-frame errors are defects of a client; NOT_ALLOWED
 # and NOT_IMPLEMENTED are settings that this broker does not take (prefetch_size, for one).
 _PERMANENT = frozenset({501, 502, 503, 504, 505, 530, 540})
+
+# What is raised by whatever waits for an answer on a connection that ends.
+CONNECTION_GONE = (
+    ConnectionException,
+    defer.CancelledError,
+    pika.exceptions.AMQPConnectionError,
+    pika.exceptions.ChannelWrongStateError,
+    twisted_error.ConnectionClosed,
+)
 
 _CURES = {
     ("queue", ACCESS_REFUSED): "set passive_declares = true if the queue exists already, "

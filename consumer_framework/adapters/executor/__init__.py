@@ -14,6 +14,7 @@ from consumer_framework.core.delivery import Failed, Withdrawn
 from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.handler import Handler, is_coroutine_callable
+from consumer_framework.core.heartbeat import RUN
 
 from .attempts import (
     SUCCEEDED,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.ports import Decoder, FlightRecorder
+    from consumer_framework.core.vitality import Overrun
 
 __all__ = ["Executor", "Limits", "signal_of"]
 
@@ -97,7 +99,8 @@ class Executor:
         self._start = (self._tasks if is_coroutine_callable(call) else self._threads).start
         # Written by the slots' threads too; each operation on it is atomic.
         self._running: dict[Job, None] = {}
-        self._gathering = Job()
+        self._now = self._loop.time
+        self._gathering = Job(clock=self._now)
         self._gather_timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
         self._stopped: list[Job] = []
@@ -132,8 +135,8 @@ class Executor:
 
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
-        starts = [job.started_at for job in list(self._running) if job.function is None]
-        return max(starts) + self._limits.timeout if starts else None
+        since = [job.lasts_since for job in list(self._running) if job.function is None]
+        return max(since) + self._limits.timeout if since else None
 
     def cancel(self) -> tuple[Delivery, ...]:
         """Cancel what runs and was not cancelled yet, which only coroutines can be.
@@ -147,6 +150,10 @@ class Executor:
                 job.task.cancel()
                 cancelled += job.deliveries
         return tuple(cancelled)
+
+    def overruns(self) -> tuple[Overrun, ...]:
+        """The runs that take longer than they may, the longest first; times are the loop's."""
+        return self._patrol.overruns()
 
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
@@ -163,7 +170,7 @@ class Executor:
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # A batch that failed, or killed the process, is told apart: each message is on its own.
-            self._submit(Job([delivery], [waiter]))
+            self._submit(Job([delivery], [waiter], clock=self._now))
         else:
             self._gather(delivery, waiter)
         try:
@@ -226,22 +233,35 @@ class Executor:
     # In a slot, which may be a thread.
 
     def _work(self, job: Job) -> Any:
-        job.started_at = self._loop.time()
+        job.started_at = self._now()
         self._running[job] = None
+        RUN.set(job)
         try:
             if job.function is not None:
                 return [returned(job.function)]
             return self._attempts.run(job.deliveries)
         finally:
+            RUN.set(None)
             del self._running[job]
 
     async def _work_in_task(self, job: Job) -> Result:
-        job.started_at = self._loop.time()
+        job.started_at = self._now()
         self._running[job] = None
+        # In the task's own context.
+        RUN.set(job)
         try:
             return await self._attempts.run_coroutine(job.deliveries)
         finally:
+            # The job keeps the task, and that its context: no cycle for the garbage collector.
+            RUN.set(None)
             del self._running[job]
+
+    async def _work_later(self, job: Job, later: Later) -> Result:
+        RUN.set(job)
+        try:
+            return await later.result
+        finally:
+            RUN.set(None)
 
     # On the event loop.
 
@@ -250,7 +270,7 @@ class Executor:
     ) -> None:
         if isinstance(result, Later):
             self._running[job] = None
-            job.task = self._loop.create_task(result.result)
+            job.task = self._loop.create_task(self._work_later(job, result))
             job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
             return
         self._outstanding -= 1
@@ -302,7 +322,7 @@ class Executor:
         timer, self._gather_timer = self._gather_timer, None
         if timer is not None:
             timer.cancel()
-        job, self._gathering = self._gathering, Job()
+        job, self._gathering = self._gathering, Job(clock=self._now)
         return job
 
     async def _call(self, function: Callable[[], Any] | None) -> None:
