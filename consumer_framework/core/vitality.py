@@ -16,6 +16,8 @@ from .lifecycle import State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .delivery import Delivery
+
 # Seconds. A handler that was cancelled may need some to close what it has open.
 CANCEL_GRACE = 30.0
 # Seconds between two attempts to connect, at most 30; to find the host's address, up to 60; for
@@ -49,12 +51,14 @@ class Overrun:
     """A run of the handler that takes longer than it may.
 
     Attributes:
-        what: What it runs on.
+        what: What it runs on, in words.
+        deliveries: What it runs on.
         deadline: When its time was over.
         is_cancelled: Whether it was told to end: a coroutine is.
     """
 
     what: str
+    deliveries: tuple[Delivery, ...]
     deadline: float
     is_cancelled: bool
 

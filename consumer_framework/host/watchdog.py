@@ -56,9 +56,10 @@ class Watchdog:
         self._confirmation.stop()
 
     def _look(self) -> None:
-        verdict = judge(self._facts(), self._now())
+        facts = self._facts()
+        verdict = judge(facts, self._now())
         if isinstance(verdict, Sick):
-            self._alarm(verdict.reason)
+            self._alarm(verdict.reason, facts)
         else:
             self._instance.notifier.watchdog()
             self._confirmation.ask()
@@ -73,9 +74,11 @@ class Watchdog:
             confirm_by=self._confirmation.confirm_by,
         )
 
-    def _alarm(self, reason: str) -> None:
+    def _alarm(self, reason: str, facts: Facts) -> None:
         if not self._is_alarmed:
             self._is_alarmed = True
+            guilty = [delivery for run in facts.overruns for delivery in run.deliveries]
+            self._instance.stores.flight.spare(guilty)
             _log.critical("stuck, and to be restarted: %s; what every thread does follows", reason)
             _write_stacks()
         # Again, should the service manager not have taken it: it is not fed any more.

@@ -136,7 +136,8 @@ def test_an_instance_whose_broker_is_away_is_no_reason_for_a_restart(watched, br
     assert service.show("NRestarts") == "0"
 
 
-def test_the_watchdog_of_the_unit_waits_for_30_seconds(make, host):
+def test_the_watchdog_of_the_unit_waits_for_30_seconds(make):
     service = make("usual")
+    service.systemctl("start")
     assert service.show("WatchdogUSec") == "30s"
     assert service.show("TimeoutAbortUSec") == "10s"

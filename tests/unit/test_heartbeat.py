@@ -7,6 +7,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from typing import Any
 
 import pytest
 from fedora_messaging.message import Message
@@ -26,10 +27,10 @@ class Bench:
     """An executor whose loop's time a test decides."""
 
     def __init__(self, call, timeout=100.0, **more):
-        self._loop = asyncio.get_running_loop()
         self._skipped = 0.0
-        real = self._loop.time
-        self._loop.time = lambda: real() + self._skipped
+        loop: Any = asyncio.get_running_loop()
+        real = loop.time
+        loop.time = lambda: real() + self._skipped
         self.executor = Executor(
             Handler("test", call, **more),
             lambda delivery: delivery.message_id,

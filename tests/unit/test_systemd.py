@@ -214,6 +214,7 @@ def watchdog(manager, monkeypatch):
 
     yield make
     for notifier in made:
+        assert notifier._systemd is not None
         notifier._systemd.socket.close()
 
 

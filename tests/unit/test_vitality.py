@@ -24,7 +24,7 @@ def facts(state=State.CONSUMING, news_at=NOW, **more):
 
 
 def overrun(seconds, *, is_cancelled=False):
-    return Overrun("message 1", NOW - seconds, is_cancelled)
+    return Overrun("message 1", (), NOW - seconds, is_cancelled)
 
 
 @pytest.mark.parametrize("state", State)

@@ -35,11 +35,13 @@ def test_a_queue_that_never_counted_anybody_counts_nobody():
     assert not absent(*moving)
 
 
-SHARED = {"consumers": 3, "ready": 40}
+def shared(delivered):
+    """A look at a queue that others consume from too, in which messages wait."""
+    return Sight(3, ready=40, delivered=delivered)
 
 
 def test_a_consumer_that_gets_nothing_of_what_waits_is_absent_though_others_are_counted():
-    began, worked = Sight(**SHARED, delivered=0), Sight(**SHARED, delivered=7)
+    began, worked = shared(0), shared(7)
     assert not absent(began, worked, worked)
     assert absent(began, worked, worked, worked)
 
@@ -53,17 +55,17 @@ def test_a_consumer_that_gets_nothing_of_what_waits_is_absent_though_others_are_
     ids=["nothing waited", "it could take none"],
 )
 def test_a_consumer_that_is_passed_over_for_a_reason_is_there(sight):
-    began, worked = Sight(**SHARED, delivered=0), Sight(**SHARED, delivered=7)
+    began, worked = shared(0), shared(7)
     assert not absent(began, worked, sight, worked, sight, worked, sight, sight)
 
 
 def test_a_consumer_that_never_got_anything_may_be_one_that_waits_for_its_turn():
-    idle = Sight(**SHARED, delivered=5)
+    idle = shared(5)
     assert not absent(*[idle] * 9)
 
 
 def test_one_of_a_queue_with_a_single_active_consumer_may_be_passed_over():
-    began, worked = Sight(**SHARED, delivered=0), Sight(**SHARED, delivered=7)
+    began, worked = shared(0), shared(7)
     assert not absent(began, worked, worked, worked, worked, takes_turns=False)
     assert absent(began, Sight(0), Sight(0), takes_turns=False)
 

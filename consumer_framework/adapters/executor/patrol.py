@@ -55,7 +55,12 @@ class Patrol:
         now = self._loop.time()
         late = [job for job in self._running() if now - job.lasts_since > self._timeout]
         return tuple(
-            Overrun(job.named, job.lasts_since + self._timeout, job.task is not None)
+            Overrun(
+                what=job.named,
+                deliveries=tuple(job.deliveries),
+                deadline=job.lasts_since + self._timeout,
+                is_cancelled=job.task is not None,
+            )
             for job in sorted(late, key=lambda job: job.lasts_since)
         )
 
