@@ -28,7 +28,7 @@ from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text
 
 from .control import ControlFactory
-from .draining import Drain, cut_short, say_what_is_left
+from .draining import Drain, cut_short
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
@@ -126,10 +126,6 @@ class Runner(MultiService):
         self._start_end = now + instance.plan.framework.start_timeout
         self._instance.countdown.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
-
-    def say_what_is_left(self) -> None:
-        """Log what is in the handler still. Call it when the reactor has stopped."""
-        say_what_is_left(self._instance)
 
     # What the session reports.
 
