@@ -201,10 +201,10 @@ class FakeNotifier(Notifier):
     """A :class:`.Notifier` that records what it was told, in the place of a service manager.
 
     Attributes:
-        extensions: The seconds that were asked for, in order.
-        restart_resets: How often the instance said that it works.
         calls: What was called and with which status, in order; "" for a ``watchdog``.
         watchdog_seconds: How long the service manager waits for a ``watchdog``; 0 for ever.
+        extensions: The seconds that were asked for, in order.
+        restart_resets: How often the instance said that it works.
     """
 
     def __init__(self, watchdog_seconds: float = 0.0) -> None:

@@ -145,8 +145,8 @@ class Executor:
 
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
-        starts = [job.lasts_since for job in list(self._running) if job.function is None]
-        return max(starts) + self._limits.timeout if starts else None
+        since = [job.lasts_since for job in list(self._running) if job.function is None]
+        return max(since) + self._limits.timeout if since else None
 
     def cancel(self) -> tuple[Delivery, ...]:
         """Cancel what runs and was not cancelled yet, which only coroutines can be.
