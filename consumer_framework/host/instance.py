@@ -56,6 +56,7 @@ class Instance:
         slots: The deliveries, from their arrival to their settle.
         executor: Runs the handler; None until that is set up.
         state: Where the instance is in its life; the runner changes it.
+        news_at: When something last happened to it, in seconds of *clock*'s monotonic time.
         trouble: Why it does not consume, or why it stopped; "" for no reason.
         countdown: Bounds the start and the drain.
         awaited: Says what the drain waits for.
@@ -88,10 +89,11 @@ class Instance:
         self.clock = clock
         self.reactor = reactor
         self.state = State.BUILDING
+        self.news_at = clock.monotonic()
         self.trouble = ""
         self.executor: Executor | None = None
         self.recorder = LogRecorder(clock, reactor.callLater)
-        self.countdown = Countdown(reactor, clock.monotonic, notifier, self.say_status, late)
+        self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
         self.relief = Relief(self)
         self.lag: int | None = None

@@ -28,7 +28,7 @@ from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text
 
 from .control import ControlFactory
-from .draining import Drain, cut_short, say_what_is_left
+from .draining import Drain, cut_short
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
@@ -37,6 +37,7 @@ from .signals import Signals
 from .startup import Startup
 from .stores import control_socket
 from .tasks import Tasks, reraise_own_cancellation
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     import signal
@@ -113,6 +114,7 @@ class Runner(MultiService):
         self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
         self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
         self._status_timer = task.LoopingCall(self._instance.say_status)
+        self._watchdog = Watchdog(self._instance)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
 
     def startService(self) -> None:  # noqa: N802 -- Twisted's name
@@ -123,15 +125,12 @@ class Runner(MultiService):
         # What handlers publish with fedora_messaging.api goes over the instance's connection.
         api._twisted_service = self._instance.session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
+        self._watchdog.start()
         self._retention_timer.start(RETENTION_INTERVAL)
         now, instance = self._instance.clock.monotonic(), self._instance
         self._start_end = now + instance.plan.framework.start_timeout
         self._instance.countdown.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
-
-    def say_what_is_left(self) -> None:
-        """Log what is in the handler still. Call it when the reactor has stopped."""
-        say_what_is_left(self._instance)
 
     # What the session reports.
 
@@ -185,6 +184,7 @@ class Runner(MultiService):
 
     def _happened(self, event: Event) -> None:
         self._instance.state, effects = advance(self._instance.state, event)
+        self._instance.news_at = self._instance.clock.monotonic()
         for effect in effects:
             self._execute(effect)
 
@@ -348,6 +348,7 @@ class Runner(MultiService):
         self._status_timer.stop()
         self._instance.countdown.stop()
         self._retention_timer.stop()
+        self._watchdog.stop()
         self._signals.release()
         self._instance.say_status()
         self._instance.recorder.close()
@@ -356,7 +357,7 @@ class Runner(MultiService):
             self.exit_code,
             counts_text(self._instance.recorder.snapshot()),
         )
-        self._reactor.callLater(self._last_turns, self._stop_reactor)
+        asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)

@@ -66,6 +66,10 @@ class Client(FedoraMessagingProtocolV2):
     def __init__(self, parameters: pika.connection.Parameters, *, confirms: bool) -> None:
         super().__init__(parameters, confirms=confirms)
         self.frames = Frames(self._impl.data_received)
+        # The broker has an alarm, and reads nothing from us until that is over.
+        self.is_blocked = False
+        self._impl.add_on_connection_blocked_callback(lambda *_: self._block(blocked=True))
+        self._impl.add_on_connection_unblocked_callback(lambda *_: self._block(blocked=False))
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
         """Take what came from the broker."""
@@ -87,6 +91,9 @@ class Client(FedoraMessagingProtocolV2):
         # pika reports that TCP ended; why the broker, or pika itself, ended it is lost there.
         self.ending = self.ending or self._impl._error  # noqa: SLF001
         super().connectionLost(reason)
+
+    def _block(self, *, blocked: bool) -> None:
+        self.is_blocked = blocked
 
     def abort(self) -> None:
         """Drop the connection at once, without a word to the broker."""

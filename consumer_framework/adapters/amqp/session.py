@@ -7,9 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pika.exceptions
-from fedora_messaging.exceptions import BadDeclaration, ConnectionException, NoFreeChannels
+from fedora_messaging.exceptions import BadDeclaration, NoFreeChannels
 from twisted.internet import defer
-from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ExitCode, Fault
 from consumer_framework.core.queues import is_single_active
@@ -38,14 +37,6 @@ SUBSCRIBE_TIMEOUT = 60.0
 # Seconds in which a broker that has accepted us may refuse a connection, or keep the exclusive
 # queue of our former one: it restarts, or has not noticed yet that the former one is dead.
 PATIENCE = 300.0
-
-_CONNECTION_GONE = (
-    ConnectionException,
-    defer.CancelledError,
-    pika.exceptions.AMQPConnectionError,
-    pika.exceptions.ChannelWrongStateError,
-    twisted_error.ConnectionClosed,
-)
 
 
 class Listener(Protocol):
@@ -135,6 +126,25 @@ class Session:
         """The queues consumed from, by the broker's names."""
         return [subscription.queue for subscription in self._subscriptions.values()]
 
+    @property
+    def client(self) -> Client | None:
+        """The connection, None where there is none."""
+        return self._client
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """What consumes, or did until it was paused."""
+        return tuple(self._subscriptions.values())
+
+    def has_room(self, subscription: Subscription) -> bool:
+        """Whether the broker may send another message to *subscription* before one is settled."""
+        unsettled = subscription.latest_tag - self._channels.settled(subscription.generation)
+        return not self._prefetch_count or unsettled < self._prefetch_count
+
+    def is_single_active(self, subscription: Subscription) -> bool:
+        """Whether other consumers of its queue get nothing while *subscription* does."""
+        return is_single_active(self._settings.queues[subscription.configured_name])
+
     # What the connection reports.
 
     def connection_opened(self, client: Client) -> None:
@@ -162,6 +172,9 @@ class Session:
 
     def handshake_refused(self, error: BaseException) -> None:
         """Give up if the broker never accepted us; one that restarts may refuse for a while."""
+        if not self._ever_connected and faults.is_passing(error):
+            # A start has an end of its own.
+            return
         now = self._clock.seconds()
         self._refused_since = self._refused_since or now
         patience = PATIENCE if self._ever_connected else 0
@@ -291,7 +304,7 @@ class Session:
             self._subscribing.cancel()
         consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
         for subscription in consuming:
-            if is_single_active(self._settings.queues[subscription.configured_name]):
+            if self.is_single_active(subscription):
                 self._channels.leave(subscription.generation)
         leaving = [s for s in consuming if not self._channels.is_left(s.generation)]
         for subscription in leaving:
@@ -441,7 +454,7 @@ class Session:
         if isinstance(error, defer.TimeoutError):
             _log.warning("the broker did not answer within %.0f s", SUBSCRIBE_TIMEOUT)
             client.abort()
-        elif isinstance(error, _CONNECTION_GONE):
+        elif isinstance(error, faults.CONNECTION_GONE):
             client.abort()
         elif isinstance(error, BadDeclaration):
             self._declaration_failed(error, client)

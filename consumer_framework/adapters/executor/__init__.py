@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.ports import Decoder, FlightRecorder
+    from consumer_framework.core.vitality import Overrun
 
 __all__ = ["Executor", "Limits", "signal_of"]
 
@@ -152,8 +153,8 @@ class Executor:
 
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
-        starts = [job.started_at for job in list(self._running) if job.function is None]
-        return max(starts) + self._limits.timeout if starts else None
+        since = [job.lasts_since for job in list(self._running) if job.function is None]
+        return max(since) + self._limits.timeout if since else None
 
     def cancel(self) -> tuple[Delivery, ...]:
         """Cancel what runs and was not cancelled yet, which only coroutines can be.
@@ -167,6 +168,10 @@ class Executor:
                 job.task.cancel()
                 cancelled += job.deliveries
         return tuple(cancelled)
+
+    def overruns(self) -> tuple[Overrun, ...]:
+        """The runs that take longer than they may, the longest first; times are the loop's."""
+        return self._patrol.overruns()
 
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
