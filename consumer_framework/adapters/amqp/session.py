@@ -246,7 +246,7 @@ class Session:
             await done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
         except BadDeclaration as error:
             raise faults.declaration_fault(error) from error
-        except (*_CONNECTION_GONE, defer.TimeoutError) as error:
+        except (*faults.CONNECTION_GONE, defer.TimeoutError) as error:
             # The next connection brings them.
             _log.debug("binding: %r", error)
 
