@@ -100,10 +100,10 @@ def closure(project: str) -> Iterator[Distribution]:
 def spoken(metadata: Distribution) -> str:
     """Return what a package says of its licence, as an SPDX expression where it can be known."""
     fields = metadata.metadata
-    if expression := fields.get("License-Expression"):
-        return str(expression)
+    if "License-Expression" in fields:
+        return fields["License-Expression"]
     # Where this field is not a name, but the whole text, the classifiers have the name.
-    text = (fields.get("License") or "").strip()
+    text = (fields["License"] if "License" in fields else "").strip()
     classifiers = [
         line.rpartition(" :: ")[2]
         for line in fields.get_all("Classifier") or ()
