@@ -21,7 +21,7 @@ FEDORA = Path(__file__).parent / "fedora"
 CONSUMER = Path(__file__).parent / "packaged"
 # The instance, the module and the package of the consumer.
 NAME = "packaged"
-FRAMEWORK = ("consumer-framework", "consumer-framework-rpm-macros", "python3-consumer-framework")
+FRAMEWORK = ("consumer-framework", "python3-consumer-framework")
 DEPENDENCIES = "/usr/lib/fedora"
 
 
@@ -43,8 +43,9 @@ class Packages:
     consumer: tuple[Path, Path]
 
     def files(self, version: int) -> list[str]:
-        """The framework's and the consumer's packages of a version, 0 or 1."""
-        return [*_binary(self.framework[version]), *_binary(self.consumer[version])]
+        """What a host has of the framework and of the consumer, in version 0 or 1."""
+        framework = [path for path in _binary(self.framework[version]) if "rpm-macros" not in path]
+        return [*framework, *_binary(self.consumer[version])]
 
 
 def build(directory: Path, venv: Path) -> Packages:
