@@ -21,6 +21,7 @@ from .output import complain
 from .quarantine import quarantine
 from .scale import scale
 from .status import status
+from .units import units
 
 _EXIT_CODES = """
 \b
@@ -47,6 +48,7 @@ main.add_command(explain)
 main.add_command(check)
 main.add_command(scale)
 main.add_command(status)
+main.add_command(units)
 
 
 @main.command(epilog=_EXIT_CODES)
