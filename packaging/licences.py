@@ -103,7 +103,7 @@ def spoken(metadata: Distribution) -> str:
     if "License-Expression" in fields:
         return fields["License-Expression"]
     # Where this field is not a name, but the whole text, the classifiers have the name.
-    text = (fields["License"] if "License" in fields else "").strip()
+    text = "".join(fields.get_all("License") or ()).strip()
     classifiers = [
         line.rpartition(" :: ")[2]
         for line in fields.get_all("Classifier") or ()
