@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -42,10 +43,17 @@ class Packages:
     framework: tuple[Path, Path]
     consumer: tuple[Path, Path]
 
+    @staticmethod
+    def for_hosts(directory: Path) -> list[str]:
+        """The packages of a directory that a host has which builds none."""
+        return [path for path in _binary(directory) if "rpm-macros" not in path]
+
     def files(self, version: int) -> list[str]:
-        """What a host has of the framework and of the consumer, in version 0 or 1."""
-        framework = [path for path in _binary(self.framework[version]) if "rpm-macros" not in path]
-        return [*framework, *_binary(self.consumer[version])]
+        """Those of the framework and of the consumer in version 0 or 1."""
+        return [
+            *self.for_hosts(self.framework[version]),
+            *self.for_hosts(self.consumer[version]),
+        ]
 
 
 def build(directory: Path, venv: Path) -> Packages:
@@ -57,12 +65,16 @@ def build(directory: Path, venv: Path) -> Packages:
         (directory / "framework-1", directory / "framework-2"),
         (directory / "consumer-1", directory / "consumer-2"),
     )
-    _build_fedora(packages.fedora, venv, python)
-    for release, output in enumerate(packages.framework, start=1):
-        _rpmbuild(output, "--without", "tests", "--define", f"baserelease {release}", *target)
-    for release, output in enumerate(packages.consumer, start=1):
-        spec = _consumer_sources(directory / f"sources-{release}", f"{release}.0")
-        _rpmbuild(output, *target, spec=spec)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        builds = [pool.submit(_build_fedora, packages.fedora, venv, python)]
+        for release, output in enumerate(packages.framework, start=1):
+            options = ("--without", "tests", "--define", f"baserelease {release}", *target)
+            builds.append(pool.submit(_rpmbuild, output, *options))
+        for release, output in enumerate(packages.consumer, start=1):
+            spec = _consumer_sources(directory / f"sources-{release}", f"{release}.0")
+            builds.append(pool.submit(_rpmbuild, output, *target, spec=spec))
+    for one in builds:
+        one.result()
     return packages
 
 

@@ -129,6 +129,20 @@ def test_a_packaged_consumer_is_installed_started_upgraded_and_erased(
     assert broker.depth(queue) == (0, 0)
 
 
+def test_an_upgrade_of_either_alone_restarts_what_runs_once(fedora, packages, broker, queue):
+    service = Service(fedora, NAME)
+    fedora.run("rpm", "--install", *packages.files(0))
+    configure(service, broker, queue)
+    service.systemctl("start")
+    for starts, upgraded in enumerate((packages.consumer, packages.framework), start=2):
+        before = service.show("InvocationID")
+        fedora.run("rpm", "--upgrade", *packages.for_hosts(upgraded[1]))
+        service.until(lambda: service.show("InvocationID") != before, "it is restarted")
+        service.until(lambda: broker.depth(queue) == (0, 1), "it consumes again")
+        assert service.journal().count("consuming from") == starts
+        assert service.show("NRestarts") == "0"
+
+
 def test_without_the_framework_the_unit_is_fedoras_own_again(fedora, packages, broker, queue):
     service = Service(fedora, "plain")
     fedora.run("rpm", "--install", *packages.files(0))
