@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -65,16 +64,12 @@ def build(directory: Path, venv: Path) -> Packages:
         (directory / "framework-1", directory / "framework-2"),
         (directory / "consumer-1", directory / "consumer-2"),
     )
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        builds = [pool.submit(_build_fedora, packages.fedora, venv, python)]
-        for release, output in enumerate(packages.framework, start=1):
-            options = ("--without", "tests", "--define", f"baserelease {release}", *target)
-            builds.append(pool.submit(_rpmbuild, output, *options))
-        for release, output in enumerate(packages.consumer, start=1):
-            spec = _consumer_sources(directory / f"sources-{release}", f"{release}.0")
-            builds.append(pool.submit(_rpmbuild, output, *target, spec=spec))
-    for one in builds:
-        one.result()
+    _build_fedora(packages.fedora, venv, python)
+    for release, output in enumerate(packages.framework, start=1):
+        _rpmbuild(output, "--without", "tests", "--define", f"baserelease {release}", *target)
+    for release, output in enumerate(packages.consumer, start=1):
+        spec = _consumer_sources(directory / f"sources-{release}", f"{release}.0")
+        _rpmbuild(output, *target, spec=spec)
     return packages
 
 
