@@ -8,6 +8,7 @@ import json
 import os
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,7 +41,7 @@ def quarantine(directory: Path, *ages: float) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for number, age in enumerate(ages):
         then = time.time() - age
-        with closing(Journal.open(directory, limits=Limits(), now=lambda at=then: at)) as journal:
+        with closing(Journal.open(directory, limits=Limits(), now=partial(float, then))) as journal:
             delivery = make_delivery(queue="sample", body=b'{"n": %d}' % number)
             asyncio.run(journal.quarantine(delivery, "poison"))
 
