@@ -2,8 +2,8 @@
 """What every Notifier does; a suite names its own `notifier` and `manager` fixtures.
 
 `manager` is what the service manager knows: `is_ready`, `is_reloading`, `is_stopping`,
-`is_triggered`, `feeds`,
-`status_line`, the seconds of each of the `extensions`, and how many `restart_resets` there were.
+`is_triggered`, `feeds`, `status_line`, the seconds of each of the `extensions`, and how many
+`restart_resets` there were.
 """
 
 
