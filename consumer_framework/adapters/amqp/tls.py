@@ -35,9 +35,7 @@ _WORDS = {
 def words(error: object) -> str:
     """Say why TLS failed; "" where *error* is none of TLS, or one that nobody needs words for."""
     reason = _reason(error)
-    said = next((text for end, text in _WORDS.items() if reason.endswith(end)), "")
-    detail = getattr(error, "verify_message", "")
-    return f"{said} ({detail})" if said and detail else said
+    return next((text for end, text in _WORDS.items() if reason.endswith(end)), "")
 
 
 def _reason(error: object) -> str:
