@@ -6,8 +6,6 @@ from __future__ import annotations
 import re
 import ssl
 
-from OpenSSL import SSL
-
 # What OpenSSL's reasons end with; alerts are those of RFC 8446, section 6.2.
 _WORDS = {
     "certificate verify failed": "the broker's certificate is refused: tls.ca_cert does not vouch "
@@ -41,7 +39,8 @@ def words(error: object) -> str:
 def _reason(error: object) -> str:
     """OpenSSL's own words, as far as it is said."""
     match error:
-        case SSL.Error(args=[[*_, (_, _, str(reason))]]):
+        case BaseException(args=[[*_, (_, _, str(reason))]]):
+            # pyOpenSSL's: a list of (library, function, reason).
             return reason
         case ssl.SSLError(reason=str(reason)):
             return reason.lower().replace("_", " ")
