@@ -8,12 +8,13 @@ INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 export PYTHON
 
-.PHONY: help venv demo test test-all chaos bench bench-recovery lint docs clean
+.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
 	@echo 'make test      check and test everything'
 	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
+	@echo 'make acceptance-matrix  the acceptance tests on systemd 252, 257 and the newest, and the others on their Pythons; as root, an hour'
 	@echo 'make chaos     the crash tests in their long form, some ten minutes'
 	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'
@@ -65,6 +66,11 @@ bench-recovery: venv
 test-all: venv
 	packaging/system-packages --optional broker
 	$(BIN)/nox
+
+# SUITES="bookworm trixie" leaves the others out.
+acceptance-matrix: venv
+	packaging/system-packages broker acceptance
+	$(BIN)/python -m tests.acceptance.matrix $(SUITES)
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from consumer_framework.adapters import log
 from consumer_framework.core.errors import ConfigurationError, ExitCode
 from consumer_framework.core.settings import Overrides
 
@@ -21,6 +22,7 @@ from .output import complain
 from .quarantine import quarantine
 from .scale import scale
 from .status import status
+from .units import units
 
 _EXIT_CODES = """
 \b
@@ -40,6 +42,7 @@ Any other code is one that the handler halted with.
 @click.version_option(package_name="consumer-framework")
 def main() -> None:
     """Run fedora-messaging consumers as services."""
+    log.hide_secrets()
 
 
 main.add_command(quarantine)
@@ -47,6 +50,7 @@ main.add_command(explain)
 main.add_command(check)
 main.add_command(scale)
 main.add_command(status)
+main.add_command(units)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -203,11 +203,15 @@ class FakeNotifier(Notifier):
     Attributes:
         calls: What was called and with which status, in order; "" for a ``watchdog``.
         watchdog_seconds: How long the service manager waits for a ``watchdog``; 0 for ever.
+        extensions: The seconds that were asked for, in order.
+        restart_resets: How often the instance said that it works.
     """
 
     def __init__(self, watchdog_seconds: float = 0.0) -> None:
         self.calls: list[tuple[Notification, str]] = []
         self.watchdog_seconds = watchdog_seconds
+        self.extensions: list[float] = []
+        self.restart_resets = 0
 
     def ready(self, status: str) -> None:
         """Record that the instance consumes from every queue."""
@@ -228,6 +232,14 @@ class FakeNotifier(Notifier):
     def trigger(self, status: str) -> None:
         """Record that the instance is stuck."""
         self.calls.append(("trigger", status))
+
+    def extend(self, seconds: float) -> None:
+        """Record what was asked for."""
+        self.extensions.append(seconds)
+
+    def restart_reset(self) -> None:
+        """Record that the instance works."""
+        self.restart_resets += 1
 
     @property
     def is_ready(self) -> bool:

@@ -36,6 +36,17 @@ class Sample(Consumer):
 """
 
 
+def install_module(container: Container, name: str = "acceptance", text: str = CONSUMER) -> None:
+    """Let every instance import a module, ``NAME_consumer``."""
+    container.run("mkdir", "-p", "/etc/fedora-messaging")
+    container.write(f"/usr/local/lib/consumers/{name}_consumer.py", text)
+    container.write(
+        "/etc/systemd/system/fm-consumer@.service.d/module.conf",
+        "[Service]\nEnvironment=PYTHONPATH=/usr/local/lib/consumers\n",
+    )
+    container.run("systemctl", "daemon-reload")
+
+
 class Service:
     """One instance of fm-consumer@.service in the container."""
 

@@ -13,6 +13,7 @@ from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Withdrawn
 from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.handler import Handler, is_coroutine_callable
 from consumer_framework.core.heartbeat import RUN
 
@@ -133,6 +134,37 @@ class Executor:
         """The runs that take longer than they may, the longest first; times are the loop's."""
         return self._patrol.overruns()
 
+    def resize(self, limits: Limits) -> None:
+        """Keep to other limits from now on; nothing that runs is disturbed by fewer slots."""
+        self._limits = limits
+        self._threads.resize(limits.slots)
+        self._tasks.resize(limits.slots)
+        self._patrol.allow(limits.timeout)
+        if len(self._gathering.deliveries) >= limits.batch_size:
+            self._submit(self._gathered())
+
+    @property
+    def deadline(self) -> float | None:
+        """When the last of what is in the handler has had its time; None where nothing is.
+
+        In seconds of the event loop's clock, which is :func:`time.monotonic`.
+        """
+        starts = [job.lasts_since for job in list(self._running) if job.function is None]
+        return max(starts) + self._limits.timeout if starts else None
+
+    def cancel(self) -> tuple[Delivery, ...]:
+        """Cancel what runs and was not cancelled yet, which only coroutines can be.
+
+        Returns:
+            The deliveries that are no longer handled because of that.
+        """
+        cancelled: list[Delivery] = []
+        for job in list(self._running):
+            if job.task is not None and not job.task.cancelling():
+                job.task.cancel()
+                cancelled += job.deliveries
+        return tuple(cancelled)
+
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
@@ -161,7 +193,8 @@ class Executor:
     def _abandon(self) -> None:
         """Cancel what nobody waits for any more."""
         for job in list(self._running):
-            if job.task is not None and all(waiter.done() for waiter in job.waiters):
+            is_unwanted = all(waiter.done() for waiter in job.waiters)
+            if job.task is not None and is_unwanted and not job.task.cancelling():
                 job.task.cancel()
 
     def stop(self) -> None:
@@ -335,6 +368,7 @@ class Executor:
                 self._handler.name,
                 job.named,
                 text(self._limits.timeout),
+                extra=fields_of_all(job.deliveries),
             )
 
     def _too_late(self) -> HandlerTimeoutError:

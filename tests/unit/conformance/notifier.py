@@ -2,7 +2,7 @@
 """What every Notifier does; a suite names its own `notifier` and `manager` fixtures.
 
 `manager` is what the service manager knows: `is_ready`, `is_stopping`, `is_triggered`, `feeds`,
-`status_line`.
+`status_line`, the seconds of each of the `extensions`, and how many `restart_resets` there were.
 """
 
 
@@ -62,3 +62,22 @@ class NotifierSuite:
 
     def test_no_service_manager_waits_unless_it_says_so(self, notifier, manager):
         assert notifier.watchdog_seconds == 0
+
+    def test_more_time_is_asked_for_each_time_anew_and_changes_nothing_else(
+        self, notifier, manager
+    ):
+        notifier.status("connecting")
+        notifier.extend(15.0)
+        notifier.extend(15.0)
+        notifier.extend(0.25)
+        assert manager.extensions == [15.0, 15.0, 0.25]
+        assert manager.status_line == "connecting"
+        assert not manager.is_ready
+        assert not manager.is_stopping
+
+    def test_a_restart_reset_changes_nothing_else(self, notifier, manager):
+        notifier.ready("consuming")
+        notifier.restart_reset()
+        assert manager.restart_resets == 1
+        assert manager.status_line == "consuming"
+        assert not manager.is_stopping

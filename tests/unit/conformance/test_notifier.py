@@ -42,7 +42,7 @@ class Manager:
     def __init__(self, notify_socket):
         self._socket = notify_socket
         self._known = {}
-        self._watchdogs = []
+        self.all = []
 
     def _read(self):
         while True:
@@ -50,9 +50,8 @@ class Manager:
                 text = self._socket.recv(65536).decode()
             except BlockingIOError:
                 return self._known
-            lines = [line.split("=", 1) for line in text.splitlines()]
-            self._known.update(lines)
-            self._watchdogs += [value for name, value in lines if name == "WATCHDOG"]
+            self.all += [line.split("=", 1) for line in text.splitlines()]
+            self._known.update(self.all)
 
     @property
     def is_ready(self):
@@ -65,16 +64,26 @@ class Manager:
     @property
     def is_triggered(self):
         self._read()
-        return "trigger" in self._watchdogs
+        return ["WATCHDOG", "trigger"] in self.all
 
     @property
     def feeds(self):
         self._read()
-        return self._watchdogs.count("1")
+        return self.all.count(["WATCHDOG", "1"])
 
     @property
     def status_line(self):
         return self._read().get("STATUS", "")
+
+    @property
+    def extensions(self):
+        self._read()
+        return [int(value) / 1e6 for name, value in self.all if name == "EXTEND_TIMEOUT_USEC"]
+
+    @property
+    def restart_resets(self):
+        self._read()
+        return self.all.count(["RESTART_RESET", "1"])
 
 
 class TestSystemdNotifier(NotifierSuite):
