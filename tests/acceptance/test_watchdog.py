@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from .service import HEADERS, bodies, publish
+from .service import HEADERS, bodies, install_module, publish
 
 # Handlers that a message makes get stuck; each in its own way.
 STUCK = """
@@ -51,7 +51,7 @@ FORGET = """
 @pytest.fixture
 def watched(make, host):
     """Makes an instance whose watchdog is a quick one."""
-    host.write("/usr/local/lib/consumers/stuck_consumer.py", STUCK)
+    install_module(host, "stuck", STUCK)
 
     def make_watched(name, **options):
         host.write(f"/etc/systemd/system/fm-consumer@{name}.service.d/faster.conf", FASTER)
