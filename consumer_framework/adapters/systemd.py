@@ -59,12 +59,7 @@ class SystemdNotifier:
 
     def extend(self, seconds: float) -> None:
         """Send ``EXTEND_TIMEOUT_USEC=``; one that is not sent now is worth nothing later."""
-        if self._systemd is None:
-            return
-        try:
-            self._systemd.notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
-        except OSError as error:
-            _log.warning("the service manager was not asked for more time: %s", error)
+        self._notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def restart_reset(self) -> None:
         """Send ``RESTART_RESET=1``, which systemd knows from 258 on."""

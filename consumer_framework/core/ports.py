@@ -207,14 +207,6 @@ class Notifier(Protocol):
         """The instance drains."""
         ...
 
-    def watchdog(self) -> None:
-        """The instance does its work."""
-        ...
-
-    def trigger(self, status: str) -> None:
-        """The instance is stuck, and has to be restarted; *status* says why."""
-        ...
-
     def extend(self, seconds: float) -> None:
         """Let the start, or the stop, go on for *seconds* from now (``EXTEND_TIMEOUT_USEC=``).
 
@@ -224,6 +216,14 @@ class Notifier(Protocol):
 
     def restart_reset(self) -> None:
         """The instance works: its next restart is to come soon (``RESTART_RESET=1``)."""
+        ...
+
+    def watchdog(self) -> None:
+        """The instance does its work."""
+        ...
+
+    def trigger(self, status: str) -> None:
+        """The instance is stuck, and has to be restarted; *status* says why."""
         ...
 
 

@@ -88,7 +88,6 @@ def run(request: Request) -> int:
     untyped: Any = reactor
     untyped.callLater(0, runner.startService)
     untyped.run()
-    runner.say_what_is_left()
     return runner.exit_code
 
 

@@ -89,7 +89,7 @@ class Instance:
         self.trouble = ""
         self.executor: Executor | None = None
         self.recorder = LogRecorder(clock, reactor.callLater)
-        self.countdown = Countdown(reactor, clock.monotonic, notifier, self.say_status, late)
+        self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
         self.relief = Relief(self)
         self.lag: int | None = None

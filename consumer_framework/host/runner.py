@@ -28,7 +28,7 @@ from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text
 
 from .control import ControlFactory
-from .draining import Drain, cut_short, say_what_is_left
+from .draining import Drain, cut_short
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
@@ -126,10 +126,6 @@ class Runner(MultiService):
         self._start_end = now + instance.plan.framework.start_timeout
         self._instance.countdown.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
-
-    def say_what_is_left(self) -> None:
-        """Log what is in the handler still. Call it when the reactor has stopped."""
-        say_what_is_left(self._instance)
 
     # What the session reports.
 
@@ -354,7 +350,7 @@ class Runner(MultiService):
             self.exit_code,
             counts_text(self._instance.recorder.snapshot()),
         )
-        self._reactor.callLater(self._last_turns, self._stop_reactor)
+        asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)

@@ -68,6 +68,7 @@ class Watchdog:
         else:
             self._instance.notifier.watchdog()
             self._confirmation.ask()
+            self._instance.lag = self._confirmation.lag
 
     def _facts(self) -> Facts:
         instance = self._instance

@@ -209,9 +209,9 @@ class FakeNotifier(Notifier):
 
     def __init__(self, watchdog_seconds: float = 0.0) -> None:
         self.calls: list[tuple[Notification, str]] = []
-        self.watchdog_seconds = watchdog_seconds
         self.extensions: list[float] = []
         self.restart_resets = 0
+        self.watchdog_seconds = watchdog_seconds
 
     def ready(self, status: str) -> None:
         """Record that the instance consumes from every queue."""
@@ -225,14 +225,6 @@ class FakeNotifier(Notifier):
         """Record that the instance drains."""
         self.calls.append(("stopping", status))
 
-    def watchdog(self) -> None:
-        """Record that the instance does its work."""
-        self.calls.append(("watchdog", ""))
-
-    def trigger(self, status: str) -> None:
-        """Record that the instance is stuck."""
-        self.calls.append(("trigger", status))
-
     def extend(self, seconds: float) -> None:
         """Record what was asked for."""
         self.extensions.append(seconds)
@@ -240,6 +232,14 @@ class FakeNotifier(Notifier):
     def restart_reset(self) -> None:
         """Record that the instance works."""
         self.restart_resets += 1
+
+    def watchdog(self) -> None:
+        """Record that the instance does its work."""
+        self.calls.append(("watchdog", ""))
+
+    def trigger(self, status: str) -> None:
+        """Record that the instance is stuck."""
+        self.calls.append(("trigger", status))
 
     @property
     def is_ready(self) -> bool:

@@ -270,3 +270,22 @@ def test_a_consumer_that_gets_nothing_for_a_reason_is_not_missed(confirmation, s
     for _ in range(5):
         look(confirmation, session, **shared)
     assert confirmation.absent == ""
+
+
+def test_the_lag_is_what_was_ready_in_all_queues(confirmation, session):
+    assert confirmation.lag is None
+    look(confirmation, session, ready=20)
+    assert confirmation.lag == 40
+    look(confirmation, session, ready=0)
+    assert confirmation.lag == 0
+
+
+@pytest.mark.parametrize("what", ["another connection", "a pause"])
+def test_the_lag_is_not_known_any_more_where_nothing_is_asked(confirmation, session, what):
+    look(confirmation, session, ready=20)
+    if what == "a pause":
+        session.is_complete = False
+    else:
+        session.client = Client()
+    confirmation.ask()
+    assert confirmation.lag is None

@@ -60,6 +60,8 @@ class Confirmation:
         # By consumer tag.
         self._witnesses: dict[str, Witness] = {}
         self._silent: set[str] = set()
+        # By queue.
+        self._ready: dict[str, int] = {}
 
     @property
     def absent(self) -> str:
@@ -69,6 +71,11 @@ class Confirmation:
             if witness is not None and witness.is_absent:
                 return f'the broker no longer has the consumer of queue "{subscription.queue}"'
         return ""
+
+    @property
+    def lag(self) -> int | None:
+        """How many messages were ready in the queues lately; None where that is not known."""
+        return sum(self._ready.values()) if self._ready else None
 
     @property
     def confirm_by(self) -> float:
@@ -82,6 +89,7 @@ class Confirmation:
             self._forget(client)
         if client is None or client.is_blocked or not self._session.is_complete:
             self._confirmed_at = self._now()
+            self._ready.clear()
         elif self._asking is None:
             self._asking = asking = defer.ensureDeferred(self._ask_all(client))
             asking.addTimeout(ANSWER_TIMEOUT, self._reactor)
@@ -97,6 +105,7 @@ class Confirmation:
         asking, self._asking = self._asking, None
         self._client, self._channel = client, None
         self._witnesses.clear()
+        self._ready.clear()
         if asking is not None:
             asking.cancel()
 
@@ -119,6 +128,7 @@ class Confirmation:
         # The consumer may be another one by now, or none on purpose.
         if counts is not None and tag and subscription.consumer_tag == tag:
             ready, consumers = counts
+            self._ready[subscription.queue] = ready
             has_room = self._session.has_room(subscription)
             witness = self._witnesses.get(tag)
             if witness is None:

@@ -38,6 +38,9 @@ CONNECTION_GONE = (
     twisted_error.ConnectionClosed,
 )
 
+# CONNECTION_FORCED: an operator's doing. INTERNAL_ERROR: a virtual host that is down, for one.
+_PASSING = frozenset({320, 541})
+
 _CURES = {
     ("queue", ACCESS_REFUSED): "set passive_declares = true if the queue exists already, "
     "or ask the broker's administrators for the right to configure it",
@@ -95,6 +98,14 @@ def connection_fault(error: object, host: str) -> Fault:
 def is_permanent(error: object) -> bool:
     """Whether the broker closed the connection for something it will refuse again."""
     return reply_code(error) in _PERMANENT
+
+
+def is_passing(error: object) -> bool:
+    """Whether a first connection failed for what another attempt may find better.
+
+    A broker that does not answer, shuts down, or has an error of its own has not refused anything.
+    """
+    return isinstance(error, TimeoutError) or reply_code(error) in _PASSING
 
 
 def is_locked(error: BadDeclaration) -> bool:

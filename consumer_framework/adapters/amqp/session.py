@@ -164,6 +164,9 @@ class Session:
 
     def handshake_refused(self, error: BaseException) -> None:
         """Give up if the broker never accepted us; one that restarts may refuse for a while."""
+        if not self._ever_connected and faults.is_passing(error):
+            # A start has an end of its own.
+            return
         now = self._clock.seconds()
         self._refused_since = self._refused_since or now
         patience = PATIENCE if self._ever_connected else 0

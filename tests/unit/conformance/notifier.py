@@ -46,23 +46,6 @@ class NotifierSuite:
         notifier.status("stopped")
         assert manager.status_line == "stopped"
 
-    def test_each_feed_counts_and_leaves_the_status(self, notifier, manager):
-        notifier.ready("consuming")
-        for _ in range(3):
-            notifier.watchdog()
-        assert manager.feeds == 3
-        assert manager.status_line == "consuming"
-        assert not manager.is_triggered
-
-    def test_a_trigger_comes_with_its_status_and_feeds_nothing(self, notifier, manager):
-        notifier.trigger("stuck")
-        assert manager.is_triggered
-        assert manager.feeds == 0
-        assert manager.status_line == "stuck"
-
-    def test_no_service_manager_waits_unless_it_says_so(self, notifier, manager):
-        assert notifier.watchdog_seconds == 0
-
     def test_more_time_is_asked_for_each_time_anew_and_changes_nothing_else(
         self, notifier, manager
     ):
@@ -81,3 +64,20 @@ class NotifierSuite:
         assert manager.restart_resets == 1
         assert manager.status_line == "consuming"
         assert not manager.is_stopping
+
+    def test_each_feed_counts_and_leaves_the_status(self, notifier, manager):
+        notifier.ready("consuming")
+        for _ in range(3):
+            notifier.watchdog()
+        assert manager.feeds == 3
+        assert manager.status_line == "consuming"
+        assert not manager.is_triggered
+
+    def test_a_trigger_comes_with_its_status_and_feeds_nothing(self, notifier, manager):
+        notifier.trigger("stuck")
+        assert manager.is_triggered
+        assert manager.feeds == 0
+        assert manager.status_line == "stuck"
+
+    def test_no_service_manager_waits_unless_it_says_so(self, notifier, manager):
+        assert notifier.watchdog_seconds == 0

@@ -43,6 +43,7 @@ class Manager:
         self._socket = notify_socket
         self._known = {}
         self.all = []
+        self._watchdogs = []
 
     def _read(self):
         while True:
@@ -50,8 +51,10 @@ class Manager:
                 text = self._socket.recv(65536).decode()
             except BlockingIOError:
                 return self._known
-            self.all += [line.split("=", 1) for line in text.splitlines()]
-            self._known.update(self.all)
+            lines = [line.split("=", 1) for line in text.splitlines()]
+            self.all += lines
+            self._known.update(lines)
+            self._watchdogs += [value for name, value in lines if name == "WATCHDOG"]
 
     @property
     def is_ready(self):
@@ -64,12 +67,12 @@ class Manager:
     @property
     def is_triggered(self):
         self._read()
-        return ["WATCHDOG", "trigger"] in self.all
+        return "trigger" in self._watchdogs
 
     @property
     def feeds(self):
         self._read()
-        return self.all.count(["WATCHDOG", "1"])
+        return self._watchdogs.count("1")
 
     @property
     def status_line(self):
