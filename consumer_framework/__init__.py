@@ -4,8 +4,11 @@
 For authors of consumers: the base class, and what a handler may raise besides errors. The
 exceptions of the same meaning in ``fedora_messaging.exceptions`` (``Nack``, ``Drop``,
 ``HaltConsumer``) are understood as well.
+
+For a ``[log_config]`` of one's own: a handler that sends records to systemd's journal.
 """
 
+from .adapters.journald import JournalHandler
 from .core.batch import Batch
 from .core.consumer import BatchConsumer, Consumer
 from .core.errors import (
@@ -33,6 +36,7 @@ __all__ = [
     "Drop",
     "Halt",
     "HandlerTimeoutError",
+    "JournalHandler",
     "Quarantine",
     "Recovery",
     "Retry",

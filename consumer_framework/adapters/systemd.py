@@ -8,6 +8,8 @@ import os
 
 import sdnotify
 
+from consumer_framework.core.secrets import redact
+
 _log = logging.getLogger(__name__)
 
 
@@ -110,7 +112,7 @@ def one_ascii_line(text: str) -> str:
     sdnotify encodes latin-1 and swallows the error: one character outside it would lose the
     whole datagram, ``READY=1`` included. A newline would start another assignment.
     """
-    return " ".join(text.split()).encode("ascii", "replace").decode("ascii")
+    return " ".join(redact(text).split()).encode("ascii", "replace").decode("ascii")
 
 
 def is_journal(descriptor: int) -> bool:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 
-from consumer_framework.adapters import codec, config, log
+from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import loader, salvage
+from . import configuration, loader, salvage
 from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+STDERR = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -47,6 +49,7 @@ class Request:
         overrides: What the command line says instead of the file.
         instance: The instance's name.
         state_directory: Where it keeps its state; None for the usual place.
+        access: How the configuration is got at; None for the instance's own way.
     """
 
     path: Path | None
@@ -55,6 +58,12 @@ class Request:
     overrides: Overrides = NO_OVERRIDES
     instance: str = "default"
     state_directory: Path | None = None
+    access: config.Access | None = None
+
+    @property
+    def way(self) -> config.Access:
+        """How the configuration is got at."""
+        return self.access or configuration.inside(self.path, self.instance)
 
 
 def run(request: Request) -> int:
@@ -68,7 +77,7 @@ def run(request: Request) -> int:
     """
     source = str(request.path) if request.path else config.BUILT_IN
     settings = load(request)
-    _set_up_logging(settings, source)
+    _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
     plan = make_plan(request, settings, source)
     directory = state_directory(request.instance, request.state_directory)
@@ -90,26 +99,39 @@ def load(request: Request) -> Settings:
             callback and of the rules that it names are there too, as far as can be told.
     """
     try:
-        return config.load(request.path, request.overrides)
+        return config.load(request.path, request.overrides, request.way)
     except ConfigurationError as error:
-        more = salvage.problems(request.path, request.callback, request.callback_file)
+        more = salvage.problems(request.path, request.callback, request.callback_file, request.way)
         raise ConfigurationError(*dict.fromkeys([*error.located, *more])) from None
 
 
-def _set_up_logging(settings: Settings, source: str) -> None:
+def _set_up_logging(settings: Settings, source: str, instance: str) -> None:
+    is_native = is_journal(STDERR) and journald.is_reachable()
+    journal = journald.JournalHandler() if is_native else None
     try:
-        log.set_up(settings.log_config, is_journal)
+        log.set_up(settings.log_config, is_journal, journal)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
+    for handler in log.handlers():
+        if isinstance(handler, journald.JournalHandler):
+            handler.instance = handler.instance or instance
     observer: Any = STDLibLogObserver()
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
-def make_plan(request: Request, settings: Settings, source: str) -> Plan:
+def make_plan(
+    request: Request, settings: Settings, source: str, absent: frozenset[str] = frozenset()
+) -> Plan:
     """Find the handler, and put together how its failures are answered.
+
+    Args:
+        request: What to run.
+        settings: Its configuration.
+        source: How errors call that.
+        absent: The TOML paths of credentials that are not there: the handler is not made.
 
     Raises:
         ConfigurationError: With every problem there is: it cannot be imported, does not fit its
@@ -119,7 +141,8 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
     target = found.call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
-    factory = found.call(loader.factory, target, settings.consumer_config) if target else None
+    config_of = settings.consumer_config
+    factory = found.call(loader.factory, target, config_of, absent) if target else None
     own = loader.recovery_of(target) if target else Recovery()
     name = target.name if target else ""
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)

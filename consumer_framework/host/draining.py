@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import defer
 
 from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
+from consumer_framework.core.fields import fields_of
 
-from .recorder import describe
 from .tasks import reraise_own_cancellation
+from .wording import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -129,7 +130,13 @@ def cut_short(instance: Instance) -> None:
         for delivery in instance.running:
             what = "is cancelled in" if delivery in cancelled else "is left in"
             count = _counted(delivery, instance) if delivery in guilty else "does not count"
-            _log.warning("%s %s its handler; %s", describe(delivery), what, _then(delivery, count))
+            _log.warning(
+                "%s %s its handler; %s",
+                describe(delivery),
+                what,
+                _then(delivery, count),
+                extra=fields_of(delivery),
+            )
     instance.session.abort()
 
 

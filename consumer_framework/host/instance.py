@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
@@ -17,6 +17,7 @@ from consumer_framework.core.status import Facts, status_line
 
 from .countdown import Countdown
 from .recorder import LogRecorder
+from .relief import Relief
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Instance:
         trouble: Why it does not consume, or why it stopped; "" for no reason.
         countdown: Bounds the start and the drain.
         awaited: Says what the drain waits for.
+        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
@@ -86,9 +88,10 @@ class Instance:
         self.news_at = clock.monotonic()
         self.trouble = ""
         self.executor: Executor | None = None
-        self.recorder = LogRecorder(clock)
+        self.recorder = LogRecorder(clock, reactor.callLater)
         self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
+        self.relief = Relief(self)
         self.lag: int | None = None
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
@@ -125,6 +128,13 @@ class Instance:
         """The deliveries that are in the handler."""
         return self.executor.running if self.executor is not None else ()
 
+    def resize(self, slots: int) -> None:
+        """Run so many handlers at once from now on; those that run are not disturbed by fewer."""
+        framework = self.plan.framework.model_copy(update={"slots": slots})
+        if self.executor is not None:
+            self.executor.resize(replace(self.plan.limits, slots=slots))
+        self.slots.resize(framework.at_once)
+
     def status(self) -> str:
         """The line that ``systemctl status`` shows."""
         counts, now = self.recorder.snapshot(), self.clock.monotonic()
@@ -143,6 +153,7 @@ class Instance:
             trouble=self.trouble,
             awaited=self.awaited(),
             left=self.countdown.left,
+            strain=self.relief.strain,
         )
         return status_line(self.state, facts)
 

@@ -200,6 +200,7 @@ class Runner(MultiService):
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
+                self._instance.relief.stop()
                 self._instance.slots.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
@@ -255,8 +256,8 @@ class Runner(MultiService):
 
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        for worker in self._instance.slots.start(self._instance.executor, self._lane_of):
-            self._tasks.watch(worker)
+        self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
+        self._instance.relief.start()
         self._monitor()
         try:
             self._listen()
@@ -343,6 +344,7 @@ class Runner(MultiService):
         self._watchdog.stop()
         self._signals.release()
         self._instance.say_status()
+        self._instance.recorder.close()
         _log.info(
             "stopped with exit code %d; %s",
             self.exit_code,

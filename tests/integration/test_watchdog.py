@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import signal
-import time
+import uuid
 
 import pika
-import pytest
 
 from .instance import publish, queue_table, until
 
@@ -186,27 +185,35 @@ def test_a_forgotten_consumer_is_missed_though_others_share_its_queue(broker, qu
         triggered(instance, "the broker no longer has the consumer")
 
 
-QUEUES = {
-    "classic": {},
-    "quorum": {"x-queue-type": "quorum"},
-    "stream": {"x-queue-type": "stream"},
-    "single active": {"x-single-active-consumer": True},
-    "single active quorum": {"x-queue-type": "quorum", "x-single-active-consumer": True},
-}
+KINDS = [
+    {},
+    {"x-queue-type": "quorum"},
+    {"x-queue-type": "stream"},
+    {"x-single-active-consumer": True},
+    {"x-queue-type": "quorum", "x-single-active-consumer": True},
+]
 
 
-@pytest.mark.parametrize("kind", QUEUES)
-def test_a_consumer_of_any_kind_of_queue_is_healthy(broker, queue_name, start, kind):
-    queue = queue_table(queue_name, arguments=QUEUES[kind])
-    first = start(broker.url, queue, HANDLER, environment=WATCHDOG).ready()
-    second = start(broker.url, queue, HANDLER, environment=WATCHDOG).ready()
-    publish(broker.url, queue_name, range(10, 30))
-    until(
-        lambda: len({n["id"] for n in first.notes("handled") + second.notes("handled")}) == 20,
-        f"all are handled\n{first.log}\n{second.log}",
+def test_consumers_of_any_kind_of_queue_are_healthy_those_that_share_it_too(broker, start):
+    names = [f"test.{uuid.uuid4()}" for _ in KINDS]
+    queues = "".join(
+        queue_table(name, arguments=kind) for name, kind in zip(names, KINDS, strict=True)
     )
-    fed(first)
-    fed(second)
+    instances = [start(broker.url, queues, HANDLER, environment=WATCHDOG) for _ in range(2)]
+    for instance in instances:
+        instance.ready()
+    for name in names:
+        publish(broker.url, name, range(10, 20))
+    until(
+        lambda: len({(n["queue"], n["id"]) for i in instances for n in i.notes("handled")}) == 50,
+        f"all are handled\n{instances[0].log}\n{instances[1].log}",
+    )
+    for instance in instances:
+        fed(instance)
+        assert instance.stop() == 0
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        for name in names:
+            connection.channel().queue_delete(name)
 
 
 def test_one_that_waits_for_its_turn_is_not_passed_over(broker, queue_name, start):
@@ -250,21 +257,3 @@ def handler(message):
     until(lambda: instance.told("STATUS=Paused:"), f"it pauses\n{instance.log}")
     until(lambda: broker.consumers(queue_name) == 0, "it consumes nothing")
     fed(instance)
-
-
-def test_a_blocked_event_loop_feeds_nothing(broker, queue_name, start):
-    handler = """
-async def handler(message):
-    note("start", message)
-    time.sleep(2)
-    note("feeds", message)
-    time.sleep(3600)
-"""
-    instance = start(broker.url, queue_table(queue_name), handler, environment=WATCHDOG).ready()
-    fed(instance)
-    publish(broker.url, queue_name, [1])
-    instance.noted("start", 1)
-    time.sleep(0.2)
-    before = feeds(instance)
-    instance.noted("feeds", 1)
-    assert feeds(instance) == before

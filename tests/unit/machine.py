@@ -176,7 +176,7 @@ def _serve(
 
 def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """Let commands see this machine, and not the real one, until the end of the test."""
-    for name in ("etc", "lib", "bin", "home/state/fedora-messaging"):
+    for name in ("etc", "lib", "bin", "h/fedora-messaging"):
         (tmp_path / name).mkdir(parents=True)
     program = tmp_path / "bin/systemctl"
     program.write_text(SYSTEMCTL)
@@ -188,5 +188,5 @@ def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(client, "SYSTEM_STATE", tmp_path / "lib")
     monkeypatch.setattr(client, "SYSTEM_RUNTIME", tmp_path / "run")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home/state"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "h"))
     return Host(tmp_path)

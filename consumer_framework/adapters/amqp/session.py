@@ -107,6 +107,8 @@ class Session:
         self._subscribing: defer.Deferred[None] | None = None
         self._closing = False
         self._paused = False
+        # Whether the listener believes that every queue is consumed from.
+        self._is_announced = False
         self.service = Service(self, clock, snapshot, lambda: self.is_complete)
 
     @property
@@ -155,6 +157,7 @@ class Session:
     def connection_lost(self, error: object, retry_in: float) -> None:
         """Pass the news on; the channels have reported their own end."""
         was_open, self._client = self._client is not None, None
+        self._is_announced = False
         if was_open and faults.is_permanent(error) and not self._closing:
             self._listener.failed(faults.connection_fault(error, self.service.host))
         self._listener.lost(faults.one_line(error), retry_in)
@@ -181,15 +184,44 @@ class Session:
         """Consume nothing (``basic.cancel``); what was delivered can still be settled."""
         if not self._paused:
             self._paused = True
+            self._is_announced = False
             for subscription in self._subscriptions.values():
-                canceled = self._cancel(subscription)
-                canceled.addErrback(lambda failure: _log.debug("pausing: %r", failure.value))
+                subscription.is_wanted = False
+                self._cancel_quietly(subscription)
 
     def resume(self) -> None:
         """Consume again, on the same channels where they are there still."""
         self._paused = False
         if self._client is not None:
             self._subscribe_missing(self._client)
+
+    def set_prefetch(self, prefetch_count: int) -> list[str]:
+        """Let the broker send so many messages ahead, per queue, from now on.
+
+        The count belongs to a consumer (RabbitMQ: Consumer Prefetch). So a new one takes the place
+        of each, on the same channel: what was delivered stays, and can be settled. It does not
+        count against the new consumer's prefetch.
+
+        A queue with a single active consumer keeps the one that it has, or another instance's
+        would begin while something runs here.
+
+        Args:
+            prefetch_count: 0 for no limit.
+
+        Returns:
+            The queues that the count is in force for with their next subscription only.
+        """
+        if prefetch_count == self._prefetch_count:
+            return []
+        self._prefetch_count = prefetch_count
+        consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
+        kept = [s for s in consuming if is_single_active(self._settings.queues[s.configured_name])]
+        for subscription in consuming:
+            if subscription not in kept:
+                self._cancel_quietly(subscription)
+        if self._client is not None:
+            self._subscribe_missing(self._client)
+        return [subscription.queue for subscription in kept]
 
     # Stopping, in this order.
 
@@ -207,7 +239,10 @@ class Session:
         for subscription in consuming:
             if self.is_single_active(subscription):
                 self._channels.leave(subscription.generation)
-        cancels = [self._cancel(s) for s in consuming if not self._channels.is_left(s.generation)]
+        leaving = [s for s in consuming if not self._channels.is_left(s.generation)]
+        for subscription in leaving:
+            subscription.is_wanted = False
+        cancels = [self._cancel(subscription) for subscription in leaving]
         await defer.DeferredList(cancels, consumeErrors=True)
 
     async def close(self) -> None:
@@ -234,11 +269,17 @@ class Session:
         if self._client is not None:
             self._client.abort()
 
+    def _cancel_quietly(self, subscription: Subscription) -> None:
+        if subscription.consumer_tag:
+            canceled = self._cancel(subscription)
+            canceled.addErrback(lambda failure: _log.debug("canceling: %r", failure.value))
+
     @defer.inlineCallbacks
     def _cancel(self, subscription: Subscription) -> Generator[defer.Deferred[Any], Any, None]:
         tag, subscription.consumer_tag = subscription.consumer_tag, ""
-        subscription.is_wanted = False
         canceled = subscription.channel.basic_cancel(tag)
+        # What is under way is ours to take, or to give back; pika would reject it.
+        subscription.channel._channel._cancelled.discard(tag)  # noqa: SLF001
         yield canceled.addTimeout(CLOSE_TIMEOUT, self._clock)
 
     # Subscribing.
@@ -264,7 +305,9 @@ class Session:
         if client is self._client and self._wants_more():
             self.service.factory.succeeded()
             self._locked_since = None
-            self._listener.subscribed()
+            if not self._is_announced:
+                self._is_announced = True
+                self._listener.subscribed()
 
     def _wants_more(self) -> bool:
         return not self._closing and not self._paused
@@ -301,8 +344,9 @@ class Session:
         self._subscriptions[name] = subscription
 
     async def _consume(self, subscription: Subscription) -> None:
+        count = self._prefetch_count
         await subscription.channel.basic_qos(
-            prefetch_size=self._settings.qos.prefetch_size, prefetch_count=self._prefetch_count
+            prefetch_size=self._settings.qos.prefetch_size, prefetch_count=count
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
@@ -317,6 +361,10 @@ class Session:
             raise faults.consume_fault(error, subscription.queue) from error
         subscription.consumer_tag = confirmed.method.consumer_tag
         if self._paused:
+            subscription.is_wanted = False
+            await self._cancel(subscription)
+        elif count != self._prefetch_count:
+            # It has changed meanwhile; without a consumer this one is missing again.
             await self._cancel(subscription)
 
     def _subscribe_failed(self, failure: Any, client: Client) -> None:
@@ -364,6 +412,7 @@ class Session:
             self._listener.failed(faults.consume_fault(reason, subscription.queue))
             return
         text = f'the broker closed the channel of queue "{subscription.queue}"'
+        self._is_announced = False
         self._listener.interrupted(f"{text}: {faults.one_line(reason)}")
         self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)
 
@@ -375,6 +424,7 @@ class Session:
             return
         del self._subscriptions[subscription.configured_name]
         self._doubted[subscription.configured_name] = subscription.queue
+        self._is_announced = False
         self._listener.interrupted(f'the broker canceled the consumer of "{subscription.queue}"')
         # Give everything back by name before the channel closes: closing it would count against
         # a quorum queue's delivery-limit.

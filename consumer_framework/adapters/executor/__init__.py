@@ -13,6 +13,7 @@ from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Withdrawn
 from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.handler import Handler, is_coroutine_callable
 from consumer_framework.core.heartbeat import RUN
 
@@ -128,6 +129,15 @@ class Executor:
     def running(self) -> tuple[Delivery, ...]:
         """The deliveries that are in the handler, longest first."""
         return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
+
+    def resize(self, limits: Limits) -> None:
+        """Keep to other limits from now on; nothing that runs is disturbed by fewer slots."""
+        self._limits = limits
+        self._threads.resize(limits.slots)
+        self._tasks.resize(limits.slots)
+        self._patrol.allow(limits.timeout)
+        if len(self._gathering.deliveries) >= limits.batch_size:
+            self._submit(self._gathered())
 
     @property
     def deadline(self) -> float | None:
@@ -358,6 +368,7 @@ class Executor:
                 self._handler.name,
                 job.named,
                 text(self._limits.timeout),
+                extra=fields_of_all(job.deliveries),
             )
 
     def _too_late(self) -> HandlerTimeoutError:

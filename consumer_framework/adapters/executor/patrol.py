@@ -45,6 +45,13 @@ class Patrol:
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._look)
 
+    def allow(self, timeout: float) -> None:
+        """Let a run take so many seconds, those included that have begun."""
+        self._timeout = timeout
+        if self._timer is not None:
+            self._timer.cancel()
+            self._look()
+
     def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:
