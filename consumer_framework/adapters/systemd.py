@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 import sdnotify
 
@@ -44,6 +45,11 @@ class SystemdNotifier:
         """Send *status*, if it is not what was sent last."""
         if self._unsent or status != self._status:
             self._send("", status)
+
+    def reloading(self, status: str) -> None:
+        """Send ``RELOADING=1`` with the time, which systemd compares with that of its signal."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}", status)
 
     def stopping(self, status: str) -> None:
         """Send ``STOPPING=1`` with *status*."""

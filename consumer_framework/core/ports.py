@@ -203,6 +203,10 @@ class Notifier(Protocol):
         """*status* is one line for ``systemctl status``."""
         ...
 
+    def reloading(self, status: str) -> None:
+        """Other settings are about to come into force; :meth:`ready` follows."""
+        ...
+
     def stopping(self, status: str) -> None:
         """The instance drains."""
         ...

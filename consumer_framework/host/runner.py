@@ -32,6 +32,7 @@ from .draining import Drain, cut_short
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
+from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
 from .stores import control_socket
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from .lane import LaneOf
     from .plan import Plan
+    from .reload import Origin
     from .stores import Stores
 
 _log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Runner(MultiService):
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
+        origin: Where the settings and the plan are from, for a reload.
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
@@ -83,6 +86,7 @@ class Runner(MultiService):
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
+        origin: Origin,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.exit_code: int = ExitCode.OK
@@ -107,7 +111,8 @@ class Runner(MultiService):
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._signals = Signals(reactor, self._told_to_stop)
+        self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
+        self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
         self._status_timer = task.LoopingCall(self._instance.say_status)
         self._watchdog = Watchdog(self._instance)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
@@ -189,7 +194,7 @@ class Runner(MultiService):
                 self._connect()
             case Effect.ANNOUNCE_READY:
                 self._instance.countdown.stop()
-                self._instance.notifier.ready(self._instance.status())
+                self._instance.announce_ready()
             case Effect.ANNOUNCE_STATUS:
                 self._instance.say_status()
             case Effect.PAUSE:
@@ -249,6 +254,8 @@ class Runner(MultiService):
                 handler, self._instance.executor = built
                 self._lane_of = lane_of(self._instance.plan, handler)
                 self._happened(Event.BUILT)
+        finally:
+            self._instance.is_built.set()
 
     def _waits_for_dependency(self, what: str) -> None:
         self._instance.trouble = what
@@ -284,7 +291,7 @@ class Runner(MultiService):
         path.unlink(missing_ok=True)
         journal, slots = self._instance.stores.journal, self._instance.slots
         orders = Orders(journal, slots.replay, slots.look, self._instance.report)
-        factory = ControlFactory(orders.by_name)
+        factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 

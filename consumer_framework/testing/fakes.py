@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.disposition import Disposition
 
 Settle: TypeAlias = Literal["ack", "give_back", "requeue", "reject"]
-Notification: TypeAlias = Literal["ready", "status", "stopping", "watchdog", "trigger"]
+Notification: TypeAlias = Literal["ready", "reloading", "status", "stopping", "watchdog", "trigger"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +221,10 @@ class FakeNotifier(Notifier):
         """Record *status*."""
         self.calls.append(("status", status))
 
+    def reloading(self, status: str) -> None:
+        """Record that other settings are about to come into force."""
+        self.calls.append(("reloading", status))
+
     def stopping(self, status: str) -> None:
         """Record that the instance drains."""
         self.calls.append(("stopping", status))
@@ -245,6 +249,12 @@ class FakeNotifier(Notifier):
     def is_ready(self) -> bool:
         """Whether the instance ever said that it is ready."""
         return any(kind == "ready" for kind, _ in self.calls)
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a reload began that is not over."""
+        kinds = [kind for kind, _ in self.calls if kind in {"ready", "reloading"}]
+        return kinds[-1:] == ["reloading"]
 
     @property
     def is_stopping(self) -> bool:

@@ -128,7 +128,11 @@ class Host:
 
     @contextmanager
     def runs(self, instance: str, place: str = "lib", **more: Any) -> Iterator[None]:
-        """Let something answer on the control socket of an instance."""
+        """Let something answer on the control socket of an instance.
+
+        What *reload* says, it says of an order to reload.
+        """
+        reload = more.pop("reload", None)
         counts = {"acked": 7, "running": 1, **more.pop("counts", {})}
         report = {
             "pid": 42,
@@ -141,6 +145,8 @@ class Host:
         journal = Journal.open(state, limits=Limits())
         report["counts"] = counts
         orders = Orders(journal, None, report=lambda: report)  # type: ignore[arg-type]
+        if reload is not None:
+            orders.by_name["reload"] = reload
         loop, ready = asyncio.new_event_loop(), threading.Event()
         thread = threading.Thread(target=_serve, args=(loop, state / "control", orders, ready))
         thread.start()

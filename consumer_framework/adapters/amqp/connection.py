@@ -22,6 +22,7 @@ from twisted.internet.protocol import connectionDone
 from consumer_framework.core import backoff
 
 from .frames import Frames
+from .renewal import TlsOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -257,11 +258,25 @@ class Service(FedoraMessagingServiceV2):
         self.factory: Factory = Factory(self._parameters, events, clock)
         upstreams = self._service
         self.removeService(upstreams)  # type: ignore[no-untyped-call]
-        self._service = type(upstreams)(
-            *upstreams.args, **{**upstreams.kwargs, "factory": self.factory}
-        )
+        others: dict[str, Any] = {"factory": self.factory}
+        self._tls: TlsOptions | None = None
+        if "contextFactory" in upstreams.kwargs:
+            self._tls = TlsOptions(upstreams.kwargs["contextFactory"])
+            others["contextFactory"] = self._tls
+        self._service = type(upstreams)(*upstreams.args, **{**upstreams.kwargs, **others})
         self._service.setName("broker")  # type: ignore[no-untyped-call]
         self._service.setServiceParent(self)  # type: ignore[no-untyped-call]
+
+    def prepare_tls(self) -> Callable[[], None]:
+        """Read the files that fedora-messaging's configuration names now.
+
+        Returns:
+            What makes the next connection use them; it does nothing without TLS.
+
+        Raises:
+            ConfigurationError: They cannot be used.
+        """
+        return self._tls.prepare(self._parameters) if self._tls is not None else lambda: None
 
     @property
     def host(self) -> str:

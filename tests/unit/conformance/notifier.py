@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What every Notifier does; a suite names its own `notifier` and `manager` fixtures.
 
-`manager` is what the service manager knows: `is_ready`, `is_stopping`, `is_triggered`, `feeds`,
+`manager` is what the service manager knows: `is_ready`, `is_reloading`, `is_stopping`, `feeds`,
+`is_triggered`,
 `status_line`, the seconds of each of the `extensions`, and how many `restart_resets` there were.
 """
 
@@ -37,6 +38,18 @@ class NotifierSuite:
         notifier.status("waiting for the broker")
         notifier.ready("consuming")
         assert manager.status_line == "consuming"
+
+    def test_a_reload_is_over_when_readiness_is_announced_again(self, notifier, manager):
+        notifier.ready("consuming")
+        assert not manager.is_reloading
+        notifier.reloading("reloading")
+        assert manager.is_reloading
+        assert manager.status_line == "reloading"
+        notifier.status("a step of it")
+        assert manager.is_reloading
+        notifier.ready("consuming")
+        assert not manager.is_reloading
+        assert not manager.is_stopping
 
     def test_stopping_comes_with_its_status_and_needs_no_readiness(self, notifier, manager):
         notifier.stopping("stopping")

@@ -61,6 +61,12 @@ class Manager:
         return self._read().get("READY") == "1"
 
     @property
+    def is_reloading(self):
+        self._read()
+        told = [name for name, _ in self.all if name in {"READY", "RELOADING"}]
+        return told[-1:] == ["RELOADING"]
+
+    @property
     def is_stopping(self):
         return self._read().get("STOPPING") == "1"
 
