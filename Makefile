@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 export PYTHON
 
-.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs clean
+.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
@@ -19,6 +19,8 @@ help:
 	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make rpm       build the source and binary RPMs into dist/rpm, and check them'
+	@echo 'make licences  check the licence of every package that is needed at run time'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
 	@echo 'make clean     remove what make made'
@@ -42,7 +44,7 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance
+	packaging/system-packages --optional broker acceptance rpm
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
@@ -81,5 +83,18 @@ lint: venv
 docs: venv
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+# With Fedora's macros, or with stand-ins for them: packaging/rpm/build says which and how.
+# The unit tests run in `make test`; RPM_OPTIONS= runs some again in %check, as Fedora does.
+RPM_OPTIONS ?= --without tests
+rpm: venv
+	packaging/system-packages rpm
+	rm -rf dist/rpm
+	packaging/rpm/build --python $(BIN)/python dist/rpm $(RPM_OPTIONS)
+	packaging/rpm/lint --python $(BIN)/python dist/rpm
+	ls -l dist/rpm
+
+licences: venv
+	$(BIN)/python packaging/licences.py
+
 clean:
-	rm -rf $(VENV) .nox .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build
+	rm -rf $(VENV) .nox .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build dist

@@ -22,6 +22,7 @@ from .core.errors import (
     Retry,
     Skip,
 )
+from .core.heartbeat import heartbeat
 from .core.helpers import on, translate
 from .core.settings import Recovery
 
@@ -40,6 +41,7 @@ __all__ = [
     "Recovery",
     "Retry",
     "Skip",
+    "heartbeat",
     "on",
     "translate",
 ]

@@ -92,6 +92,25 @@ def set_up(
             handler.setFormatter(logging.Formatter(_TERMINAL_FORMAT))
 
 
+def forget(log_config: Mapping[str, Any] | None) -> None:
+    """Undo what :func:`set_up` did to loggers, before it is called with another configuration.
+
+    What the author's code did to other loggers stays.
+
+    Args:
+        log_config: What :func:`set_up` was called with.
+    """
+    table = log_config.get("loggers") if log_config is not None else _QUIET
+    for name in table if isinstance(table, dict) else ():
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+    for name in list(logging.root.manager.loggerDict):
+        logging.getLogger(name).disabled = False
+
+
 def hide_secrets() -> None:
     """Let every record of the process, of whatever logger, be a :class:`RedactedRecord`."""
     logging.setLogRecordFactory(RedactedRecord)

@@ -40,6 +40,7 @@ class Crew:
         self._size = 0
         self._surplus = 0
         self._busy = 0
+        self._idle: list[asyncio.Future[None]] = []
         self._is_closed = False
         self._is_quick = asyncio.Event()
 
@@ -78,6 +79,12 @@ class Crew:
         """How many deliveries were taken, and are not settled, nor on their way to the disk."""
         return self._busy
 
+    async def idle(self) -> None:
+        """Wait until every delivery that was taken is settled, or on its way to the disk."""
+        if self._busy:
+            self._idle.append(asyncio.get_running_loop().create_future())
+            await self._idle[-1]
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -106,7 +113,15 @@ class Crew:
             is_quick = await self._process(delivery)
         finally:
             self._busy -= 1
+            if self._idle and not self._busy:
+                self._say_idle()
         if is_quick:
             self._is_quick.set()
         elif not self._is_closed:
             self._is_quick.clear()
+
+    def _say_idle(self) -> None:
+        waiting, self._idle = self._idle, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -62,6 +62,9 @@ class Slots:
         pause: Called with a reason when nothing more should be consumed.
         resume: Called when that is over.
         chance: Spreads delays.
+
+    Attributes:
+        lane_of: Finds the lane of what comes; None where nothing has one.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
@@ -87,7 +90,7 @@ class Slots:
         self._chance = chance
         self._halt = halt
         self._handler: HandlerRunner | None = None
-        self._lane_of: LaneOf | None = None
+        self.lane_of: LaneOf | None = None
         self._pipeline: Pipeline | None = None
         self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
@@ -124,7 +127,7 @@ class Slots:
             watch: Called with each of the tasks, those that :meth:`resize` makes included.
         """
         self._handler = handler
-        self._lane_of = lane_of
+        self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=handler,
             policy=self._plan.policy,
@@ -144,10 +147,39 @@ class Slots:
         """
         self._crew.resize(at_once)
 
+    def apply(self, plan: Plan) -> None:
+        """Take deliveries by another plan from now on, one with the same ordering.
+
+        How many at once is for :meth:`resize`.
+        """
+        former, recovery = self._plan.framework, plan.framework.recovery
+        self._plan = plan
+        if self._pipeline is not None:
+            self._pipeline = replace(self._pipeline, policy=plan.policy)
+        if (plan.framework.rate, plan.framework.burst) != (former.rate, former.burst):
+            self._intake.limit(_bucket(plan.framework))
+        self._holds.resize(recovery.hold_slots)
+        self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
+
+    async def rest(self) -> None:
+        """Begin with nothing more, and wait until nothing runs nor is being written.
+
+        What comes meanwhile waits for :meth:`go_on`.
+        """
+        self._intake.suspend()
+        if self._handler is not None:
+            self._handler.withdraw()
+        await self._crew.idle()
+        await self._settler.written()
+
+    def go_on(self) -> None:
+        """Begin again, after :meth:`rest`."""
+        self._intake.go_on()
+
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
-        if self._lane_of is not None:
-            delivery = replace(delivery, lane=self._lane_of(delivery))
+        if self.lane_of is not None:
+            delivery = replace(delivery, lane=self.lane_of(delivery))
         self._intake.put(delivery)
 
     def look(self) -> None:

@@ -452,7 +452,7 @@ def test_every_command_on_a_page_is_one_with_these_options(page):
         found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
         if found is None:
             continue
-        [name] = [name for name in known if found[1].startswith(f"{name} ")]
+        [name] = [name for name in known if f"{found[1]} ".startswith(f"{name} ")]
         command: Any = main
         for word in name.split()[1:]:
             command = command.commands[word]

@@ -254,3 +254,40 @@ def test_without_a_manager_or_a_descriptor_there_is_no_journal(monkeypatch, tmp_
     with (tmp_path / "file").open("w") as file:
         assert not is_journal(file.fileno())
     assert not is_journal(-1)
+
+
+# Another configuration while the process runs.
+
+NAMED = {
+    "version": 1,
+    "disable_existing_loggers": True,
+    "handlers": {"out": {"class": "logging.StreamHandler"}},
+    "root": {"level": "WARNING", "handlers": ["out"]},
+    "loggers": {"named": {"level": "DEBUG", "handlers": ["out"], "propagate": False}},
+}
+
+
+def test_what_a_former_configuration_says_of_a_logger_is_forgotten(stderr):
+    named, silenced = logging.getLogger("named"), logging.getLogger("silenced")
+    authors = logging.getLogger("authors")
+    authors.setLevel(logging.ERROR)
+    log.set_up(NAMED, never)
+    assert silenced.disabled
+    log.forget(NAMED)
+    log.set_up(None, never)
+    named.debug("not any more")
+    named.info("once")
+    silenced.info("heard again")
+    assert authors.level == logging.ERROR, "that was not ours"
+    said = stderr()
+    assert "not any more" not in said
+    assert said.count("once") == 1
+    assert said.count("heard again") == 1
+
+
+def test_the_frameworks_own_levels_are_forgotten_for_those_of_a_file(stderr):
+    log.set_up(None, never)
+    log.forget(None)
+    log.set_up({**NAMED, "disable_existing_loggers": False}, never)
+    logging.getLogger("pika").error("heard")
+    assert "heard" in stderr()

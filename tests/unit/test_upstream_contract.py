@@ -214,6 +214,13 @@ def test_the_connection_has_an_implementation_with_a_reactor_and_an_error(protoc
     assert protocol._impl._error is None, moved("pika.connection.Connection._error", CONNECTION)
 
 
+def test_the_connection_says_when_the_broker_blocks_it(protocol):
+    for name in ("add_on_connection_blocked_callback", "add_on_connection_unblocked_callback"):
+        assert parameters_of(getattr(protocol._impl, name)) == ["callback"], moved(
+            f"Connection.{name}", CONNECTION
+        )
+
+
 def test_the_connection_takes_bytes_and_counts_them_and_their_frames(protocol):
     implementation = protocol._impl
     with mock.patch.object(implementation, "data_received") as taken:

@@ -34,10 +34,11 @@ from .tasks import Tasks
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.ports import Decoder, FlightRecorder
+    from consumer_framework.core.vitality import Overrun
 
 __all__ = ["Executor", "Limits", "signal_of"]
 
@@ -47,6 +48,10 @@ _log = logging.getLogger(__name__)
 # Seconds. Runs that take longer gain nothing from having the next delivery ready, and what is ready
 # can no longer be overtaken by a message that is due again.
 QUICK = 0.05
+
+
+def _is_coroutine(handler: Handler) -> bool:
+    return is_coroutine_callable(handler.call_batch or handler.call)
 
 
 def _any(_delivery: Delivery) -> bool:
@@ -90,13 +95,14 @@ class Executor:
         limits: Limits = Limits(),
     ) -> None:
         self._handler = handler
+        self._decode = decode
+        self._flight = flight
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        call = handler.call_batch or handler.call
-        self._attempts = Attempts(call, decode, flight, handler.call_batch is not None)
+        self._attempts = self._attempts_at(handler)
         self._threads = Threads(limits.slots, self._work, self._done)
         self._tasks = Tasks(limits.slots, self._work_in_task, self._done)
-        self._start = (self._tasks if is_coroutine_callable(call) else self._threads).start
+        self._start = (self._tasks if _is_coroutine(handler) else self._threads).start
         # Written by the slots' threads too; each operation on it is atomic.
         self._running: dict[Job, None] = {}
         self._now = self._loop.time
@@ -113,6 +119,9 @@ class Executor:
         )
         self._outstanding = 0
         self._last_took = math.inf
+        # Handlers that come or go.
+        self._changes: set[asyncio.Task[BaseException | None]] = set()
+        self._leaving: asyncio.Task[BaseException | None] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -144,8 +153,8 @@ class Executor:
 
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
-        starts = [job.started_at for job in list(self._running) if job.function is None]
-        return max(starts) + self._limits.timeout if starts else None
+        since = [job.lasts_since for job in list(self._running) if job.function is None]
+        return max(since) + self._limits.timeout if since else None
 
     def cancel(self) -> tuple[Delivery, ...]:
         """Cancel what runs and was not cancelled yet, which only coroutines can be.
@@ -160,9 +169,58 @@ class Executor:
                 cancelled += job.deliveries
         return tuple(cancelled)
 
+    def overruns(self) -> tuple[Overrun, ...]:
+        """The runs that take longer than they may, the longest first; times are the loop's."""
+        return self._patrol.overruns()
+
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
+
+    async def replace(self, handler: Handler) -> asyncio.Task[BaseException | None] | None:
+        """Set *handler* up, and let it have every message that no slot has begun with.
+
+        What the former one has begun with it ends. The number of slots holds for both together.
+
+        Returns:
+            The end of the former one, with what its ``teardown`` raised, or None for nothing. None
+            in its place where :meth:`stop` came first: then the former one stays.
+
+        Raises:
+            BaseException: What the ``setup`` of *handler* raised; the former one stays.
+        """
+        change = self._spawn(self._replace(handler))
+        # Whoever asked for it may go away.
+        error = await asyncio.shield(change)
+        if error is not None:
+            raise error
+        return self._leaving if self._handler is handler else None
+
+    async def _replace(self, handler: Handler) -> None:
+        await self._call(handler.setup)
+        if self._is_stopped:
+            await self._call(handler.teardown)
+            return
+        former, self._handler = self._handler, handler
+        self._attempts = self._attempts_at(handler)
+        # Who begins from here on, reads that. Some that have begun may have read it, too.
+        begun = [waiter for job in list(self._running) for waiter in job.waiters]
+        self._leaving = self._spawn(self._leave(former, begun))
+
+    async def _leave(self, handler: Handler, begun: list[asyncio.Future[Any]]) -> None:
+        if begun:
+            await asyncio.wait(begun)
+        await self._call(handler.teardown)
+
+    def _spawn(self, change: Coroutine[Any, Any, None]) -> asyncio.Task[BaseException | None]:
+        task = self._loop.create_task(caught(change))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return task
+
+    def _attempts_at(self, handler: Handler) -> Attempts:
+        call = handler.call_batch or handler.call
+        return Attempts(call, self._decode, self._flight, handler.call_batch is not None)
 
     async def run(self, delivery: Delivery) -> Outcome:
         """Run the handler on *delivery* as soon as a slot is free, alone or in a batch.
@@ -227,6 +285,8 @@ class Executor:
 
     async def teardown(self) -> None:
         """Run the handler's ``teardown``; what it raises is raised here."""
+        while self._changes:
+            await asyncio.wait(self._changes)
         await self._call(self._handler.teardown)
 
     def close(self) -> None:
@@ -239,15 +299,19 @@ class Executor:
 
     def _work(self, job: Job) -> Any:
         job.started_at = self._now()
+        # Before it is known which handler that is: see _replace.
         self._running[job] = None
         RUN.set(job)
+        result = None
         try:
             if job.function is not None:
                 return [returned(job.function)]
-            return self._attempts.run(job.deliveries)
+            result = self._attempts.run(job.deliveries)
+            return result
         finally:
             RUN.set(None)
-            del self._running[job]
+            if not isinstance(result, Later):
+                del self._running[job]
 
     async def _work_in_task(self, job: Job) -> Result:
         job.started_at = self._now()
@@ -274,7 +338,6 @@ class Executor:
         self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]
     ) -> None:
         if isinstance(result, Later):
-            self._running[job] = None
             job.task = self._loop.create_task(self._work_later(job, result))
             job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
             return
