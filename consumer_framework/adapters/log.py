@@ -7,6 +7,8 @@ import logging
 import logging.config
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.secrets import redact
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -29,6 +31,22 @@ _QUIET = {
     "pika": logging.CRITICAL,
     "twisted": logging.WARNING,
 }
+
+
+class RedactedRecord(logging.LogRecord):
+    """A record that shows no secret, whoever formats it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.exc_info and self.exc_info[0] is not None:
+            text = logging.Formatter().formatException(self.exc_info)
+            if (shown := redact(text)) != text:
+                # Formatters take this text, where there is one, for that of the exception.
+                self.exc_text, self.exc_info = shown, None
+
+    def getMessage(self) -> str:  # noqa: N802 -- logging's name
+        """Return the message, with its arguments in it."""
+        return redact(super().getMessage())
 
 
 class PriorityFormatter(logging.Formatter):
@@ -78,6 +96,11 @@ def set_up(log_config: Mapping[str, Any] | None, is_journal: Callable[[int], boo
             if log_config is None:
                 inner = logging.Formatter(_JOURNAL_FORMAT)
             handler.setFormatter(PriorityFormatter(inner))
+
+
+def hide_secrets() -> None:
+    """Let every record of the process, of whatever logger, be a :class:`RedactedRecord`."""
+    logging.setLogRecordFactory(RedactedRecord)
 
 
 def _enable_own_loggers() -> None:

@@ -8,6 +8,8 @@ import os
 
 import sdnotify
 
+from consumer_framework.core.secrets import redact
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +44,19 @@ class SystemdNotifier:
         """Send ``STOPPING=1`` with *status*."""
         self._send("STOPPING=1", status)
 
+    def extend(self, seconds: float) -> None:
+        """Send ``EXTEND_TIMEOUT_USEC=``; one that is not sent now is worth nothing later."""
+        if self._systemd is None:
+            return
+        try:
+            self._systemd.notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+        except OSError as error:
+            _log.warning("the service manager was not asked for more time: %s", error)
+
+    def restart_reset(self) -> None:
+        """Send ``RESTART_RESET=1``, which systemd knows from 258 on."""
+        self._send("RESTART_RESET=1", self._status)
+
     def _send(self, assignment: str, status: str) -> None:
         if self._systemd is None:
             return
@@ -74,7 +89,7 @@ def one_ascii_line(text: str) -> str:
     sdnotify encodes latin-1 and swallows the error: one character outside it would lose the
     whole datagram, ``READY=1`` included. A newline would start another assignment.
     """
-    return " ".join(text.split()).encode("ascii", "replace").decode("ascii")
+    return " ".join(redact(text).split()).encode("ascii", "replace").decode("ascii")
 
 
 def is_journal(descriptor: int) -> bool:

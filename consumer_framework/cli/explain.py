@@ -83,10 +83,12 @@ def _context(file: Path | None, callback: str, callback_file: str) -> Context:
     """
     from consumer_framework.adapters import config  # noqa: PLC0415
     from consumer_framework.core.settings import Recovery  # noqa: PLC0415
+    from consumer_framework.host import configuration  # noqa: PLC0415
     from consumer_framework.host.explain import Context  # noqa: PLC0415
     from consumer_framework.host.policy import policy_of  # noqa: PLC0415
 
-    settings = config.load(file) if file else None
+    access = configuration.outside(file, file.stem if file else "")
+    settings = config.load(file, access=access) if file else None
     written = settings.framework.recovery if settings else Recovery()
     source = str(file or "built-in configuration")
     if not (callback or callback_file or (settings and settings.callback)):
@@ -95,7 +97,8 @@ def _context(file: Path | None, callback: str, callback_file: str) -> Context:
     from consumer_framework.host import app  # noqa: PLC0415
 
     request = app.Request(file, callback, callback_file)
-    plan = app.make_plan(request, settings or config.load(None), source)
+    absent = config.substituted(file, access).absent
+    plan = app.make_plan(request, settings or config.load(None), source, absent)
     return Context(plan.policy, written, plan.framework.recovery, source, plan.name)
 
 

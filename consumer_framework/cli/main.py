@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from consumer_framework.adapters import log
 from consumer_framework.core.errors import ConfigurationError, ExitCode
 from consumer_framework.core.settings import Overrides
 
@@ -41,6 +42,7 @@ Any other code is one that the handler halted with.
 @click.version_option(package_name="consumer-framework")
 def main() -> None:
     """Run fedora-messaging consumers as services."""
+    log.hide_secrets()
 
 
 main.add_command(quarantine)

@@ -19,6 +19,7 @@ import click
 from consumer_framework.adapters.log import priority_prefix
 from consumer_framework.adapters.systemd import is_journal
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.secrets import redact, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,7 +61,7 @@ def complain(error: BaseException) -> None:
     """Print *error* to standard error, with a priority where that is the journal."""
     to_journal = is_journal(_descriptor(sys.stderr))
     prefix = priority_prefix(logging.ERROR) if to_journal else "fm-consumer: "
-    for line in str(error).splitlines():
+    for line in redact(str(error)).splitlines():
         click.echo(f"{prefix}{safe(line)}", err=True)
 
 
@@ -76,6 +77,7 @@ def safe(text: str) -> str:
 
     Publishers write topics, bodies and ids: what is not printable is shown escaped.
     """
+    text = redact(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
@@ -87,7 +89,8 @@ def _escaped(character: str) -> str:
 
 def safe_lines(text: str, indent: str = "") -> str:
     """As :func:`safe`, with the lines kept and each one indented."""
-    return "\n".join(f"{indent}{safe(line.expandtabs())}".rstrip() for line in text.split("\n"))
+    lines = redact(text).split("\n")
+    return "\n".join(f"{indent}{safe(line.expandtabs())}".rstrip() for line in lines)
 
 
 def plural(count: int, noun: str) -> str:
@@ -208,7 +211,7 @@ def pairs(items: Iterable[tuple[str, str]], indent: str = "  ") -> list[str]:
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print a JSON document; with *indent* None on a line of its own."""
-    click.echo(json.dumps(value, indent=indent, default=as_json))
+    click.echo(json.dumps(redacted(value), indent=indent, default=as_json))
 
 
 def as_json(value: Any) -> Any:

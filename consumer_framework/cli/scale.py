@@ -92,15 +92,14 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     Raises:
         ConfigurationError: They cannot, or nobody can work with it.
     """
-    from consumer_framework.adapters import config  # noqa: PLC0415
     from consumer_framework.core.queues import SINGLE_ACTIVE  # noqa: PLC0415
-    from consumer_framework.host import scalable  # noqa: PLC0415
+    from consumer_framework.host import configuration, scalable  # noqa: PLC0415
     from consumer_framework.host.scaling import Action  # noqa: PLC0415
 
     added = (Action.LINK, Action.START)
     if not any(step.action in added and step.instance != name for step in steps):
         return
-    settings = config.load(file)
+    settings = configuration.load_outside(file)
     scalable.check(settings, str(file))
     for queue in scalable.standby_queues(settings):
         _warn(

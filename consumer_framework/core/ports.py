@@ -200,6 +200,17 @@ class Notifier(Protocol):
         """The instance drains."""
         ...
 
+    def extend(self, seconds: float) -> None:
+        """Let the start, or the stop, go on for *seconds* from now (``EXTEND_TIMEOUT_USEC=``).
+
+        Nothing is taken away from what the unit's own timeouts allow.
+        """
+        ...
+
+    def restart_reset(self) -> None:
+        """The instance works: its next restart is to come soon (``RESTART_RESET=1``)."""
+        ...
+
 
 class Recorder(Protocol):
     """Counts and logs what became of deliveries."""

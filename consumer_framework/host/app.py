@@ -20,7 +20,7 @@ from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import loader, salvage
+from . import configuration, loader, salvage
 from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
@@ -47,6 +47,7 @@ class Request:
         overrides: What the command line says instead of the file.
         instance: The instance's name.
         state_directory: Where it keeps its state; None for the usual place.
+        access: How the configuration is got at; None for the instance's own way.
     """
 
     path: Path | None
@@ -55,6 +56,12 @@ class Request:
     overrides: Overrides = NO_OVERRIDES
     instance: str = "default"
     state_directory: Path | None = None
+    access: config.Access | None = None
+
+    @property
+    def way(self) -> config.Access:
+        """How the configuration is got at."""
+        return self.access or configuration.inside(self.path, self.instance)
 
 
 def run(request: Request) -> int:
@@ -79,6 +86,7 @@ def run(request: Request) -> int:
     untyped: Any = reactor
     untyped.callLater(0, runner.startService)
     untyped.run()
+    runner.say_what_is_left()
     return runner.exit_code
 
 
@@ -90,9 +98,9 @@ def load(request: Request) -> Settings:
             callback and of the rules that it names are there too, as far as can be told.
     """
     try:
-        return config.load(request.path, request.overrides)
+        return config.load(request.path, request.overrides, request.way)
     except ConfigurationError as error:
-        more = salvage.problems(request.path, request.callback, request.callback_file)
+        more = salvage.problems(request.path, request.callback, request.callback_file, request.way)
         raise ConfigurationError(*dict.fromkeys([*error.located, *more])) from None
 
 
@@ -108,8 +116,16 @@ def _set_up_logging(settings: Settings, source: str) -> None:
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
 
-def make_plan(request: Request, settings: Settings, source: str) -> Plan:
+def make_plan(
+    request: Request, settings: Settings, source: str, absent: frozenset[str] = frozenset()
+) -> Plan:
     """Find the handler, and put together how its failures are answered.
+
+    Args:
+        request: What to run.
+        settings: Its configuration.
+        source: How errors call that.
+        absent: The TOML paths of credentials that are not there: the handler is not made.
 
     Raises:
         ConfigurationError: With every problem there is: it cannot be imported, does not fit its
@@ -119,7 +135,8 @@ def make_plan(request: Request, settings: Settings, source: str) -> Plan:
     target = found.call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
-    factory = found.call(loader.factory, target, settings.consumer_config) if target else None
+    config_of = settings.consumer_config
+    factory = found.call(loader.factory, target, config_of, absent) if target else None
     own = loader.recovery_of(target) if target else Recovery()
     name = target.name if target else ""
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)

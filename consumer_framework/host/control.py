@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 
+from consumer_framework.core.secrets import redacted
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
@@ -63,7 +65,7 @@ class ControlProtocol(LineOnlyReceiver):
             self._say({"done": True})
 
     def _say(self, answer: dict[str, Any]) -> None:
-        self.sendLine(json.dumps(answer).encode())  # type: ignore[no-untyped-call]
+        self.sendLine(json.dumps(redacted(answer)).encode())  # type: ignore[no-untyped-call]
 
 
 class ControlFactory(Factory):

@@ -95,16 +95,20 @@ def find_in_file(spec: str, source: str) -> Target:
     return _checked(Target(spec, source, _attribute(module, attribute, spec, source)))
 
 
-def factory(target: Target, consumer_config: Mapping[str, Any]) -> Callable[[], Handler]:
+def factory(
+    target: Target, consumer_config: Mapping[str, Any], absent: frozenset[str] = frozenset()
+) -> Callable[[], Handler]:
     """Prepare to make the handler.
 
     Args:
         target: From :func:`find`.
         consumer_config: The ``[consumer_config]`` table, for a :class:`.Consumer`.
+        absent: The TOML paths of values that are not there; something stands for them.
 
     Returns:
-        What makes the handler. To be called on the event loop's thread, while the loop runs:
-        authors get the loop in ``__init__``. Raises what their ``__init__`` raises.
+        What makes the handler, unless something is absent. To be called on the event loop's
+        thread, while the loop runs: authors get the loop in ``__init__``. Raises what their
+        ``__init__`` raises.
 
     Raises:
         ConfigurationError: *consumer_config* does not fit the consumer's ``Config``.
@@ -113,10 +117,20 @@ def factory(target: Target, consumer_config: Mapping[str, Any]) -> Callable[[], 
     if not inspect.isclass(value):
         return lambda: Handler(name, value)
     if issubclass(value, Consumer):
-        config = parse_consumer_config(value.Config, consumer_config)
+        config = _parsed(value.Config, consumer_config, absent)
         return lambda: handler_of(value(config), name)
     make: Callable[[], Any] = value
     return lambda: Handler(name, make())
+
+
+def _parsed(config_type: Any, table: Mapping[str, Any], absent: frozenset[str]) -> Any:
+    try:
+        return parse_consumer_config(config_type, table)
+    except ConfigurationError as error:
+        problems = [problem for problem in error.problems if problem.path not in absent]
+        if problems:
+            raise ConfigurationError(*problems, source=error.source) from None
+        return None
 
 
 def recovery_of(target: Target) -> Recovery:

@@ -86,9 +86,10 @@ def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -
         KeyboardInterrupt: Somebody interrupted it; the row that ran is quarantined again.
     """
     # Late: it imports the reactor, which `order` does without.
-    from . import app  # noqa: PLC0415
+    from . import app, configuration  # noqa: PLC0415
 
-    settings = config.load(request.path, request.overrides)
+    access = configuration.outside(request.path, request.instance, lenient=False)
+    settings = config.load(request.path, request.overrides, access)
     codec.load_schemas()
     plan = app.make_plan(request, settings, str(request.path or "built-in configuration"))
     limits = Limits(settings.framework.quarantine_max_age, settings.framework.quarantine_max_bytes)

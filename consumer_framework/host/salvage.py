@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from consumer_framework.adapters.config import Access
     from consumer_framework.core.errors import Problem
 
 
-def problems(path: Path | None, callback: str, callback_file: str) -> tuple[Problem, ...]:
+def problems(
+    path: Path | None, callback: str, callback_file: str, access: Access = config.PLAIN
+) -> tuple[Problem, ...]:
     """Say what is wrong with the callback and the rules of a file that is itself wrong.
 
     Nothing where the file cannot be read; and nothing about what was of a wrong type, which is
@@ -32,9 +35,11 @@ def problems(path: Path | None, callback: str, callback_file: str) -> tuple[Prob
         path: The configuration file.
         callback: What ``--callback`` says instead of the file.
         callback_file: What ``--callback-file`` says instead of both.
+        access: How the file is got at.
     """
     try:
-        document = config.preview(path) if path else {}
+        document = config.preview(path, access) if path else {}
+        absent = config.substituted(path, access).absent
     except ConfigurationError:
         return ()
     found = Collector(str(path or config.BUILT_IN))
@@ -44,7 +49,7 @@ def problems(path: Path | None, callback: str, callback_file: str) -> tuple[Prob
         target = found.call(loader.target_of, callback, callback_file, written, source)
         own = document.get("consumer_config", {})
         if target is not None and isinstance(own, dict):
-            found.call(loader.factory, target, own)
+            found.call(loader.factory, target, own, absent)
     for name, where in _exceptions(document):
         found.call(exception, name, where)
     return found.problems

@@ -202,10 +202,14 @@ class FakeNotifier(Notifier):
 
     Attributes:
         calls: What was called and with which status, in order.
+        extensions: The seconds that were asked for, in order.
+        restart_resets: How often the instance said that it works.
     """
 
     def __init__(self) -> None:
         self.calls: list[tuple[Notification, str]] = []
+        self.extensions: list[float] = []
+        self.restart_resets = 0
 
     def ready(self, status: str) -> None:
         """Record that the instance consumes from every queue."""
@@ -218,6 +222,14 @@ class FakeNotifier(Notifier):
     def stopping(self, status: str) -> None:
         """Record that the instance drains."""
         self.calls.append(("stopping", status))
+
+    def extend(self, seconds: float) -> None:
+        """Record what was asked for."""
+        self.extensions.append(seconds)
+
+    def restart_reset(self) -> None:
+        """Record that the instance works."""
+        self.restart_resets += 1
 
     @property
     def is_ready(self) -> bool:

@@ -7,13 +7,16 @@ The handler runs Python that comes with the message, and prints what that calls 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from consumer_framework.testing.broker_tls import TlsBroker
+
 from .container import Container
-from .service import HEADERS, install_module, publish
+from .service import HEADERS, bodies, install_module, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 DROP_INS = Path(__file__).parents[2] / "units/examples/fm-consumer@NAME.service.d"
 
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
+
+REFERENCE = Path(__file__).parents[2] / "docs/reference/units.md"
 
 # Without them IPAddressDeny= is silently without effect in a container.
 BPF = (
@@ -150,12 +155,50 @@ def test_a_consumer_that_works_is_exposed_no_more_than_promised(probe, host):
     assert exposure(host, working.service.unit) <= 1.1
 
 
+@pytest.fixture(scope="module")
+def tls_broker(broker, tmp_path_factory) -> Iterator[TlsBroker]:
+    """A node that demands client certificates; the other one says what is missing for one."""
+    with TlsBroker(tmp_path_factory.mktemp("tls")) as running:
+        yield running
+
+
+TLS = """
+[tls]
+ca_cert = "credential:ca"
+certfile = "credential:cert"
+keyfile = "credential:key"
+"""
+
+
+def test_the_sandbox_lets_tls_work(make, host, tls_broker, queue):
+    pair = tls_broker.add_certificate_user("consumer.example.org")
+    files = {"ca": tls_broker.authority.certificate, "cert": pair.certificate, "key": pair.key}
+    loaded = [f"LoadCredential={name}:/etc/tls/{name}.pem\n" for name in files]
+    host.write(
+        "/etc/systemd/system/fm-consumer@encrypted.service.d/tls.conf",
+        "".join(["[Service]\n", *loaded]),
+    )
+    for name, file in files.items():
+        host.write(f"/etc/tls/{name}.pem", file.read_text(), mode=0o600)
+    host.run("systemctl", "daemon-reload")
+    service = make("encrypted")
+    service.configure(tls_broker.tls_url, queue, extra=TLS)
+    service.systemctl("start")
+    ids = publish(tls_broker, queue, bodies(3))
+    service.until(lambda: service.noted("handled") == ids, "it handles")
+    connections = tls_broker.ctl("list_connections", "user", "ssl").splitlines()
+    assert "consumer.example.org\ttrue" in connections
+    assert exposure(host, service.unit) <= 1.1
+
+
 def test_a_handler_can_write_to_its_own_directories_and_nowhere_else(probe):
     writable = set(probe("walker")(WALK))
     own = {"/var/lib/private/fedora-messaging/walker", "/run/fedora-messaging/walker"}
     assert own <= writable
+    # systemd's way to say from when on memory is short (systemd.resource-control(5)).
+    pressure = {name for name in writable if name.endswith("@walker.service/memory.pressure")}
     # Its own too, empty at the start and gone at the end.
-    assert writable - own <= {*TEMPORARY, "/dev/mqueue"}
+    assert writable - own - pressure <= {*TEMPORARY, "/dev/mqueue"}
 
 
 def test_what_a_handler_leaves_in_temporary_directories_is_neither_seen_nor_kept(probe, host):
@@ -188,6 +231,15 @@ def test_two_instances_are_two_users_and_cannot_reach_each_other(probe, queue, h
     assert one.attempt(f"os.path.exists('/proc/{pid}')") is False
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in DROP_INS.iterdir()))
+def test_a_drop_in_is_exposed_no_more_than_its_documentation_says(host, drop_in, name):
+    [documented] = re.findall(
+        rf"/{name}` \|.*\| ([0-9.]+) \|$", REFERENCE.read_text(), re.MULTILINE
+    )
+    drop_in("documented", name)
+    assert exposure(host, "fm-consumer@documented") <= float(documented)
+
+
 def test_a_static_user_takes_the_state_over(probe, host, drop_in):
     instance = probe("static")
     assert instance.attempt("pathlib.Path(os.environ['STATE_DIRECTORY'], 'x').write_text('1')")
@@ -201,7 +253,6 @@ def test_a_static_user_takes_the_state_over(probe, host, drop_in):
     assert instance.attempt(f"[{state}.read_text(), {state}.write_text('2')]") == ["1", 1]
     assert set(instance(WALK)) >= {"/var/lib/fedora-messaging/static"}
     assert "/etc" not in instance(WALK)
-    assert exposure(host, instance.service.unit) <= 1.3
 
 
 def test_a_keytab_of_roots_is_read(probe, host, drop_in):
@@ -277,7 +328,6 @@ def test_other_programs_get_what_they_need(probe, host, drop_in):
     instance = probe("forking")
     assert instance(RUN) == [True, True, True, True]
     assert instance.service.show("TasksMax") == "512"
-    assert exposure(host, instance.service.unit) <= 1.6
 
 
 def test_more_memory_is_allowed(probe, drop_in):
@@ -308,4 +358,3 @@ def test_other_addresses_than_those_named_are_out_of_reach(probe, host, drop_in)
     drop_in("closed", "addresses.conf", named, "IPAddressAllow=127.0.0.1")
     instance = probe("closed")
     assert instance(CALL) == ["127.0.0.1"]
-    assert exposure(host, instance.service.unit) <= 1.0

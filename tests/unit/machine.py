@@ -130,7 +130,12 @@ class Host:
     def runs(self, instance: str, place: str = "lib", **more: Any) -> Iterator[None]:
         """Let something answer on the control socket of an instance."""
         counts = {"acked": 7, "running": 1, **more.pop("counts", {})}
-        report = {"pid": 42, "status": "Consuming from sample; 7 handled", "held": 2, **more}
+        report = {
+            "pid": 42,
+            "status": "consuming 1 queue, 0/s, 7 handled, up 9 s",
+            "held": 2,
+            **more,
+        }
         state = self.directory / place / instance
         state.mkdir(parents=True, exist_ok=True)
         journal = Journal.open(state, limits=Limits())

@@ -229,12 +229,20 @@ def test_a_name_that_no_instance_can_have_is_an_error(name):
     assert json.loads(run(name, "--json").stdout)["errors"] == 1
 
 
+def stale_unit(directory, monkeypatch):
+    """A systemctl that knows a unit which hands nothing over."""
+    program = directory / "systemctl"
+    program.write_text("#!/bin/sh\n[ $2 != cat ] || echo [Service]\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:/bin:/usr/bin")
+
+
 def test_an_instance_is_looked_at_as_the_service_that_it_is(monkeypatch, directory, check):
     check(GOOD)
     for place in ("options", "check"):
         name = f"consumer_framework.cli.{place}.CONFIGURATION_DIRECTORY"
         monkeypatch.setattr(name, directory)
-    monkeypatch.setenv("PATH", "")
+    stale_unit(directory, monkeypatch)
     monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
     file = directory / "sample.toml"
     assert run("sample").exit_code == 0
@@ -244,6 +252,11 @@ def test_an_instance_is_looked_at_as_the_service_that_it_is(monkeypatch, directo
         assert result.exit_code == 78
         (line,) = lines(result, "error")
         assert line.endswith(f"closed to the service's user fm-sample; chmod o+r {file}")
+    # The unit as it is shipped hands the file over.
+    monkeypatch.setenv("PATH", "")
+    result = run("sample")
+    assert result.exit_code == 0
+    assert "closed to the service's user fm-sample: systemd gives it" in lines(result, "info")[0]
     file.rename(directory / "has.dot.toml")
     (directory / "has.dot.toml").chmod(0o644)
     result = run("--conf", str(directory / "has.dot.toml"))

@@ -148,6 +148,19 @@ def test_a_file_that_the_service_may_not_read_is_an_error_with_the_command(publi
     assert f"by the mode of {public}; chmod o+x {public}" in str(finding.problem)
 
 
+def test_a_file_that_systemd_hands_over_may_be_closed_to_the_service(public, monkeypatch):
+    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    path = file(public, 0o600)
+    (finding,) = file_findings(path, DYNAMIC, lambda: True)
+    assert finding.level is Level.INFO
+    assert str(finding.problem) == (
+        "is closed to the service's user fm-sample: systemd gives it a copy; "
+        "after a change, restart the instance: a reload may not see it"
+    )
+    path.chmod(0o644)
+    assert list(file_findings(path, DYNAMIC, lambda: True)) == []
+
+
 def test_a_file_below_what_the_unit_hides_is_warned_of(public, monkeypatch):
     monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", (public,))
     (finding,) = file_findings(file(public), DYNAMIC)
@@ -161,18 +174,17 @@ def test_no_service_reads_a_file_that_is_run_by_hand(public):
 
 
 @pytest.mark.parametrize(
-    ("url", "mode", "account", "cure"),
+    ("url", "mode", "cure"),
     [
-        ("amqp://user:secret@host/", 0o644, None, "chmod 600 "),
-        ("amqp://user:secret@host/", 0o644, DYNAMIC, "SupplementaryGroups= to that group with"),
-        ("amqp://user:secret@host/", 0o640, DYNAMIC, None),
-        ("amqp://guest:guest@host/", 0o644, None, None),
-        ("amqp://user@host/", 0o644, None, None),
-        ("amqps://", 0o644, None, None),
+        ("amqp://user:secret@host/", 0o644, "chmod 600 "),
+        ("amqp://user:secret@host/", 0o640, None),
+        ("amqp://guest:guest@host/", 0o644, None),
+        ("amqp://user@host/", 0o644, None),
+        ("amqps://", 0o644, None),
     ],
 )
-def test_a_password_that_everybody_can_read_is_warned_of(public, url, mode, account, cure):
-    found = list(password_findings(url, file(public, mode), account))
+def test_a_password_that_everybody_can_read_is_warned_of(public, url, mode, cure):
+    found = list(password_findings(url, file(public, mode)))
     assert [f.level for f in found] == ([Level.WARNING] if cure else [])
     assert all(cure in f.problem.cure and "secret" not in str(f.problem) for f in found)
 
@@ -259,6 +271,17 @@ def test_a_key_that_the_service_may_not_read_is_an_error(public, monkeypatch):
     (finding,) = tls(DYNAMIC, certfile=pem(public, "c.pem", 365), keyfile=key)
     assert finding.problem.path == "tls.keyfile"
     assert finding.problem.message.startswith(f"{key} is closed to the service's user fm-sample")
+    assert f"LoadCredential=key.pem:{key} with systemctl edit" in finding.problem.cure
+
+
+def test_a_key_that_is_a_credential_may_be_closed_to_the_service(public, monkeypatch):
+    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    files = {"certfile": pem(public, "c.pem", 365), "keyfile": file(public, 0o600, "key.pem")}
+    names = {key: str(path) for key, path in files.items()}
+    made = Settings.model_validate(
+        {"amqp_url": "amqps://host/", "queues": {}, "bindings": [], "tls": names}
+    )
+    assert list(tls_findings(made, DYNAMIC, NOW, {"tls.keyfile"})) == []
 
 
 # The state directory.

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import ExitCode
+from consumer_framework.core.lifecycle import State
 from consumer_framework.core.recovery import (
     OnExhausted,
     Policy,
@@ -48,6 +50,8 @@ from consumer_framework.core.recovery import (
     Then,
     decide,
 )
+from consumer_framework.core.stats import Snapshot
+from consumer_framework.core.status import Facts, status_line
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -286,6 +290,57 @@ def test_the_recovery_reference_says_what_becomes_of_a_message(raised):
     assert ("pauses" in instance) is decision.dependency_fault
 
 
+BROKER = "rabbitmq.example.org:5671"
+BUSY = Facts(BROKER, 2, Snapshot(acked=41200), 118.2, 3, 0, 2, 40, 3 * 86400 + 60)
+# In the order of the page.
+STATUS_LINES = [
+    (State.BUILDING, Facts(left=299)),
+    (State.BUILDING, Facts(trouble="the database is gone; attempt 3 in 4 s", left=295)),
+    (State.CONNECTING, Facts(BROKER, left=298)),
+    (
+        State.CONNECTING,
+        Facts(BROKER, trouble="connection refused; attempt 4 in 8 s", left=290),
+    ),
+    (State.SUBSCRIBING, Facts(BROKER, left=297)),
+    (State.CONSUMING, BUSY),
+    (State.CONSUMING, Facts(queues=1, up=7.9)),
+    (
+        State.PAUSED,
+        replace(
+            BUSY,
+            trouble="the database is gone; next probe in 30 s",
+            held=4,
+            quarantined=0,
+            lag=None,
+        ),
+    ),
+    (
+        State.FAILING,
+        Facts(trouble='the queue "builds" is gone', awaited="1 running", left=41.5),
+    ),
+    (State.DRAINING, Facts(awaited="2 running", left=41.5)),
+    (State.DRAINING, Facts(awaited="the handler's teardown", left=590)),
+    (State.STOPPED, Facts(counts=Snapshot(acked=41200, quarantined=2))),
+]
+
+
+def test_the_status_reference_shows_the_lines_that_there_are():
+    cells = table(DOCS / "reference/status.md", "Lines")
+    lines = [
+        [state.name.lower(), f"`{status_line(state, facts)}`"] for state, facts in STATUS_LINES
+    ]
+    assert cells == lines
+    assert {state for state, _ in STATUS_LINES} == set(State)
+
+
+def test_the_status_reference_explains_every_part():
+    shown = status_line(State.CONSUMING, replace(BUSY, deferred=1)).removeprefix("consuming ")
+    parts = [
+        part.strip("`") for part, _ in table(DOCS / "reference/status.md", "What the parts say")
+    ]
+    assert parts == shown.split(", ")
+
+
 def test_every_signal_is_in_the_recovery_reference_and_in_that_of_handlers():
     signals = {kind.__name__ for kind in errors.Signal.__subclasses__()}
     text = " ".join(RAISED)
@@ -397,7 +452,7 @@ def test_every_command_on_a_page_is_one_with_these_options(page):
         found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
         if found is None:
             continue
-        [name] = [name for name in known if found[1].startswith(f"{name} ")]
+        [name] = [name for name in known if f"{found[1]} ".startswith(f"{name} ")]
         command: Any = main
         for word in name.split()[1:]:
             command = command.commands[word]

@@ -427,3 +427,83 @@ def test_every_run_of_a_coroutine_gives_the_loop_a_turn():
         return await executor_of(Handler("test", handle)).run(DELIVERY)
 
     assert play(scenario()) == Succeeded()
+
+
+def test_what_runs_has_a_deadline_that_is_the_latest_of_all():
+    gates = [threading.Event(), threading.Event()]
+    started = [threading.Event(), threading.Event()]
+
+    def handle(message):
+        started[message].set()
+        assert gates[message].wait(PATIENCE)
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        numbers = iter([0, 1])
+        flight, limits = FakeFlightRecorder(places=2), Limits(slots=2, timeout=100.0)
+        executor = Executor(Handler("test", handle), lambda _: next(numbers), flight, limits)
+        assert executor.deadline is None
+        runs, before = [], []
+        for number in (0, 1):
+            before.append(loop.time())
+            runs.append(asyncio.ensure_future(executor.run(DELIVERY)))
+            await loop.run_in_executor(None, started[number].wait, PATIENCE)
+        latest: Any = executor.deadline
+        assert before[1] + 100 <= latest <= loop.time() + 100
+        gates[1].set()
+        await runs[1]
+        earlier: Any = executor.deadline
+        assert before[0] + 100 <= earlier < latest
+        gates[0].set()
+        await runs[0]
+        assert executor.deadline is None
+        executor.close()
+
+    play(scenario())
+
+
+def test_the_setup_is_no_run_with_a_deadline():
+    async def scenario():
+        seen = []
+        handler = Handler("test", print, setup=lambda: seen.append(executor.deadline))
+        executor = executor_of(handler)
+        await executor.setup()
+        executor.close()
+        return seen
+
+    assert play(scenario()) == [None]
+
+
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_only_a_coroutine_can_be_cancelled_and_only_once(is_coroutine):
+    gate = threading.Event()
+    cancelled = []
+
+    async def wait_later(message):
+        while not gate.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                cancelled.append(message)
+
+    def wait(message):
+        assert gate.wait(PATIENCE)
+
+    async def scenario():
+        executor = executor_of(Handler("test", wait_later if is_coroutine else wait))
+        running = asyncio.ensure_future(executor.run(DELIVERY))
+        while not executor.running:  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0)
+        assert executor.cancel() == ((DELIVERY,) if is_coroutine else ())
+        assert executor.cancel() == ()
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait([running])
+        assert executor.running == (DELIVERY,), "it does as it likes"
+        gate.set()
+        while executor.running:  # noqa: ASYNC110 -- likewise
+            await asyncio.sleep(0.01)
+        executor.close()
+
+    play(scenario())
+    assert cancelled == ["message"] * is_coroutine

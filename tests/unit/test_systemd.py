@@ -60,6 +60,8 @@ def test_without_a_service_manager_nothing_is_said(monkeypatch):
     notifier.ready("ready")
     notifier.status("status")
     notifier.stopping("stopping")
+    notifier.extend(1)
+    notifier.restart_reset()
 
 
 def test_each_call_is_one_notification_with_a_status(manager, notifier):
@@ -159,3 +161,33 @@ def test_a_manager_that_is_gone_is_only_logged(manager, notifier, caplog):
         notifier.ready("consuming")
         notifier.status("consuming")
     assert "the service manager was not told READY=1" in caplog.text
+
+
+def test_more_time_is_asked_for_in_microseconds_and_without_a_status(manager, notifier):
+    notifier.status("connecting")
+    notifier.extend(15.0)
+    notifier.extend(0.5)
+    assert manager.told()[1:] == ["EXTEND_TIMEOUT_USEC=15000000", "EXTEND_TIMEOUT_USEC=500000"]
+
+
+def test_more_time_that_could_not_be_asked_for_is_not_asked_for_later(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        fill(notifier, caplog)
+        notifier.extend(15.0)
+    assert "was not asked for more time" in caplog.text
+    manager.told()
+    notifier.status("connecting")
+    assert manager.told() == ["STATUS=connecting"]
+
+
+def test_a_restart_reset_keeps_the_status_and_is_not_lost(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        status = fill(notifier, caplog)
+        notifier.restart_reset()
+    manager.told()
+    notifier.status(status)
+    notifier.restart_reset()
+    assert manager.told() == [
+        f"RESTART_RESET=1\nSTATUS={status}",
+        f"RESTART_RESET=1\nSTATUS={status}",
+    ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -243,6 +244,19 @@ def test_a_disk_that_takes_nothing_is_one_line(system):
     assert "cannot be written" in result.stderr
 
 
+def test_a_directory_in_the_place_of_a_file_is_one_line(system):
+    place = system.place / TEMPLATE
+    place.mkdir(parents=True)
+    result = system.does("install")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"{place}: cannot be read: is a directory" in result.stderr
+    with pytest.raises(unit_files.UnitFileError, match="cannot be written: is a directory"):
+        unit_files.write(place, "text")
+    assert list(system.place.iterdir()) == [place], "and leaves nothing"
+    with pytest.raises(unit_files.UnitFileError, match="cannot be removed"):
+        unit_files.remove(place)
+
+
 def test_a_directory_that_is_not_absolute_is_refused(system):
     assert system.does("install", "--directory", "units").exit_code == 2
 
@@ -273,7 +287,7 @@ def test_what_hides_a_path_is_named(path, setting):
     assert said == ([expected] if setting else [])
 
 
-def test_a_directory_that_others_may_not_enter_is_warned_of(tmp_path):
+def test_a_directory_that_others_may_not_enter_is_warned_of(tmp_path, monkeypatch):
     closed = tmp_path / "closed"
     file = closed / "fm-consumer"
     closed.mkdir()
@@ -283,6 +297,11 @@ def test_a_directory_that_others_may_not_enter_is_warned_of(tmp_path):
     closed.chmod(0o700)
     [said] = [line for line in own_command.unreadable([file]) if str(closed) in line]
     assert said.startswith(f"{file}: ")
+    monkeypatch.setattr(own_command, "needed_by", lambda _: [file])
+    monkeypatch.setattr(own_command, "hidden", lambda _: [])
+    warned = System(tmp_path).does("install", "--dry-run")
+    assert warned.exit_code == 0
+    assert "is not readable by everyone" in warned.stderr
     assert "is not readable by everyone; chmod o+rX" in said
 
 
@@ -346,3 +365,9 @@ def test_a_wheel_has_the_units_in_it(tmp_path):
 def test_only_whole_paths_of_the_command_are_replaced():
     text = "ExecStart=/usr/bin/fm-consumer run\nX=/usr/bin/fm-consumer-x /a/usr/bin/fm-consumer\n"
     assert with_command(text, "/c") == text.replace("=/usr/bin/fm-consumer run", "=/c run")
+
+
+def test_the_reference_lists_every_unit_file():
+    page = (ROOT / "docs/reference/units.md").read_text()
+    listed = re.findall(r"^\| `((?:examples/)?fm-consumer[^`]+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(unit_files.shipped())

@@ -10,6 +10,8 @@ from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ExitCode, Fault
 
+from . import tls
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -114,13 +116,16 @@ _WORDS: tuple[tuple[type, str], ...] = (
 
 def is_known(error: object) -> bool:
     """Whether :func:`one_line` has better words than the error's own text."""
-    return reply_code(error) > 0 or any(isinstance(error, kind) for kind, _ in _WORDS)
+    has_words = tls.words(error) or any(isinstance(error, kind) for kind, _ in _WORDS)
+    return reply_code(error) > 0 or bool(has_words)
 
 
 def one_line(error: object) -> str:
     """Say *error* in words a log reader knows."""
     if code := reply_code(error):
         return f"{code} {getattr(error, 'reply_text', '')}"
+    if of_tls := tls.words(error):
+        return of_tls
     words = (text for kind, text in _WORDS if isinstance(error, kind))
     return next(words, " ".join(str(error).split()) or type(error).__name__)
 

@@ -150,7 +150,7 @@ def _parts(error: BaseException) -> tuple[object, ...]:
 def _words(error: BaseException) -> str:
     if isinstance(error, AMQPConnectorStackTimeout):
         return f"no answer to the handshake within {TIMEOUT:.0f} s"
-    if isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLError) and not faults.is_known(error):
         return f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
     if isinstance(error, OSError) and error.strerror and not faults.is_known(error):
         return error.strerror

@@ -126,6 +126,28 @@ class Executor:
         """The deliveries that are in the handler, longest first."""
         return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
 
+    @property
+    def deadline(self) -> float | None:
+        """When the last of what is in the handler has had its time; None where nothing is.
+
+        In seconds of the event loop's clock, which is :func:`time.monotonic`.
+        """
+        starts = [job.started_at for job in list(self._running) if job.function is None]
+        return max(starts) + self._limits.timeout if starts else None
+
+    def cancel(self) -> tuple[Delivery, ...]:
+        """Cancel what runs and was not cancelled yet, which only coroutines can be.
+
+        Returns:
+            The deliveries that are no longer handled because of that.
+        """
+        cancelled: list[Delivery] = []
+        for job in list(self._running):
+            if job.task is not None and not job.task.cancelling():
+                job.task.cancel()
+                cancelled += job.deliveries
+        return tuple(cancelled)
+
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
@@ -154,7 +176,8 @@ class Executor:
     def _abandon(self) -> None:
         """Cancel what nobody waits for any more."""
         for job in list(self._running):
-            if job.task is not None and all(waiter.done() for waiter in job.waiters):
+            is_unwanted = all(waiter.done() for waiter in job.waiters)
+            if job.task is not None and is_unwanted and not job.task.cancelling():
                 job.task.cancel()
 
     def stop(self) -> None:

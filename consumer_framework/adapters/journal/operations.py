@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
+from consumer_framework.core.secrets import redact
+
 from .lanes import lane_of, quarantine_followers
 from .records import attempt_columns, columns_of, text
 from .removal import delete
@@ -77,7 +79,7 @@ def put(delivery: Delivery, place: Place, room: Room) -> Operation[int]:
     """Keep *delivery* at *place*; returns the number of its row."""
     # Read on the caller's thread, for the handler's message shares the properties.
     attempts = [attempt_columns(attempt) for attempt in delivery.history.attempts]
-    reason = text(place.reason)
+    reason = redact(text(place.reason))
     columns = columns_of(delivery) | {
         "state": place.state,
         "due": place.due,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import Delivery
+from consumer_framework.core.secrets import redact
 
 from . import properties
 
@@ -171,8 +172,8 @@ def attempt_columns(attempt: Attempt) -> tuple[float, str, str, str, str]:
     return (
         attempt.at,
         text(attempt.error),
-        text(attempt.message),
-        text(attempt.traceback),
+        redact(text(attempt.message)),
+        redact(text(attempt.traceback)),
         text(attempt.fingerprint),
     )
 

@@ -71,8 +71,9 @@ class Monitoring(Table):
 class Settings(Table):
     """A whole configuration file, with defaults filled in."""
 
-    amqp_url: StrictStr
-    client_properties: dict[str, Any] = Field(default={})
+    # What may be, or hold, a secret is not shown by repr().
+    amqp_url: StrictStr = Field(repr=False)
+    client_properties: dict[str, Any] = Field(default={}, repr=False)
     publish_exchange: StrictStr = "amq.topic"
     topic_prefix: StrictStr = ""
     publish_priority: StrictInt | None = None
@@ -83,9 +84,9 @@ class Settings(Table):
     qos: Qos = Qos()
     callback: StrictStr | None = None
     monitoring: Monitoring | None = None
-    consumer_config: dict[str, Any] = Field(default={})
+    consumer_config: dict[str, Any] = Field(default={}, repr=False)
     tls: Tls = Tls()
-    log_config: dict[str, Any] | None = None
+    log_config: dict[str, Any] | None = Field(default=None, repr=False)
 
     @property
     def framework(self) -> Framework:

@@ -8,6 +8,7 @@ Import it after :func:`.reactor.install`.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ from consumer_framework.adapters.accounts import service_account
 from consumer_framework.core.checks import flow_findings, queue_findings
 from consumer_framework.core.findings import Finding, Level, error, report
 from consumer_framework.core.settings import instance_name_problem
+from consumer_framework.host import configuration
+from consumer_framework.host.configuration import hands_file_over
 from consumer_framework.host.stores import SYSTEM_STATE, state_directory
 
 from .broker import NOT_ASKED, broker_findings
 from .files import file_findings, password_findings
+from .secrets import Named, named_in
 from .start import examine
 from .state import state_findings
 from .tls import tls_findings
@@ -46,10 +50,15 @@ def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
     """
     source = str(request.path or config.BUILT_IN)
     account = _account(request.instance) if as_service else None
-    start = examine(request, source)
+    access = configuration.outside(request.path, request.instance, of_service=as_service)
+    request = replace(request, access=access)
+    named = named_in(request.path, access)
+    start = examine(request, source, named.absent)
     found = [*map(error, start.problems), *_service_findings(request, account)]
+    found += named.findings()
     if start.settings is not None:
-        found += _settings_findings(start, request.path, account)
+        found += _settings_findings(start, request.path, account, named)
+        ask_broker = ask_broker and not named.hides_the_broker
         found += _broker_and_queues(start, start.settings, ask=ask_broker)
     return report(source, tuple(finding.at(source) for finding in found))
 
@@ -64,7 +73,7 @@ def _service_findings(request: Request, account: Account | None) -> Iterator[Fin
         if problem:
             yield Finding(Level.WARNING, problem)
     if request.path is not None:
-        yield from file_findings(request.path, account)
+        yield from file_findings(request.path, account, lambda: hands_file_over(request.instance))
     yield from state_findings(_state_directory(request, account), made=account is not None)
 
 
@@ -76,13 +85,13 @@ def _state_directory(request: Request, account: Account | None) -> Path:
 
 
 def _settings_findings(
-    start: Start, path: Path | None, account: Account | None
+    start: Start, path: Path | None, account: Account | None, named: Named
 ) -> Iterator[Finding]:
     settings = start.settings
     assert settings is not None  # noqa: S101 -- its caller looked
-    if path is not None:
-        yield from password_findings(settings.amqp_url, path, account)
-    yield from tls_findings(settings, account, datetime.now(UTC))
+    if path is not None and "amqp_url" not in named.paths:
+        yield from password_findings(settings.amqp_url, path)
+    yield from tls_findings(settings, account, datetime.now(UTC), named.paths)
     yield from flow_findings(settings.qos.prefetch_count, start.framework)
 
 

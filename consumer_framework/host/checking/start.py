@@ -37,12 +37,13 @@ class Start:
     problems: tuple[Problem, ...]
 
 
-def examine(request: Request, source: str) -> Start:
+def examine(request: Request, source: str, absent: frozenset[str] = frozenset()) -> Start:
     """Do what a start does before it connects, and leaves no trace.
 
     Args:
         request: What to start.
         source: How errors call its file.
+        absent: The TOML paths of credentials that cannot be seen.
     """
     found = Collector(source)
     settings = found.call(app.load, request)
@@ -51,7 +52,7 @@ def examine(request: Request, source: str) -> Start:
         return Start(None, Framework(), found.problems)
     found.call(check_logging, settings.log_config)
     # It tells everything that is wrong with the callback and with what goes with it.
-    found.call(app.make_plan, request, settings, source)
+    found.call(app.make_plan, request, settings, source, absent)
     target = Collector().call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )

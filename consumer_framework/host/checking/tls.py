@@ -14,7 +14,7 @@ from consumer_framework.core.findings import error, info, warning
 from .files import closed_findings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from datetime import datetime
 
     from consumer_framework.adapters.accounts import Account
@@ -25,19 +25,23 @@ if TYPE_CHECKING:
 NOTICE = timedelta(days=30)
 
 
-def tls_findings(settings: Settings, account: Account | None, now: datetime) -> Iterator[Finding]:
+def tls_findings(
+    settings: Settings, account: Account | None, now: datetime, handed: Container[str] = ()
+) -> Iterator[Finding]:
     """Say what is wrong with certificates and keys, or soon will be.
 
     Args:
         settings: The file; that its PEM files fit together was checked when it was loaded.
         account: What the service runs as; None where it is none.
         now: Aware.
+        handed: The TOML paths of files that are credentials: the service can read them.
     """
     files = {key: Path(name) for key, name in settings.tls.model_dump().items() if name}
     if files and not settings.amqp_url.startswith("amqps:"):
         yield info("tls", "has no effect on an amqp:// URL", "write amqps:// in amqp_url")
         return
-    for key, path in files.items() if account else ():
+    closed = {key: path for key, path in files.items() if f"tls.{key}" not in handed}
+    for key, path in closed.items() if account else ():
         yield from closed_findings(f"tls.{key}", path, account)  # type: ignore[arg-type]
     yield from _pair(settings.tls)
     if "ca_cert" in files:

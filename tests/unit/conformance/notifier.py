@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What every Notifier does; a suite names its own `notifier` and `manager` fixtures.
 
-`manager` is what the service manager knows: `is_ready`, `is_stopping`, `status_line`.
+`manager` is what the service manager knows: `is_ready`, `is_stopping`, `status_line`, the seconds
+of each of the `extensions`, and how many `restart_resets` there were.
 """
 
 
@@ -42,3 +43,22 @@ class NotifierSuite:
         assert manager.status_line == "stopping"
         notifier.status("stopped")
         assert manager.status_line == "stopped"
+
+    def test_more_time_is_asked_for_each_time_anew_and_changes_nothing_else(
+        self, notifier, manager
+    ):
+        notifier.status("connecting")
+        notifier.extend(15.0)
+        notifier.extend(15.0)
+        notifier.extend(0.25)
+        assert manager.extensions == [15.0, 15.0, 0.25]
+        assert manager.status_line == "connecting"
+        assert not manager.is_ready
+        assert not manager.is_stopping
+
+    def test_a_restart_reset_changes_nothing_else(self, notifier, manager):
+        notifier.ready("consuming")
+        notifier.restart_reset()
+        assert manager.restart_resets == 1
+        assert manager.status_line == "consuming"
+        assert not manager.is_stopping

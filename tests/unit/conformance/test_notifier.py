@@ -33,6 +33,7 @@ class Manager:
     def __init__(self, notify_socket):
         self._socket = notify_socket
         self._known = {}
+        self.all = []
 
     def _read(self):
         while True:
@@ -40,7 +41,8 @@ class Manager:
                 text = self._socket.recv(65536).decode()
             except BlockingIOError:
                 return self._known
-            self._known.update(line.split("=", 1) for line in text.splitlines())
+            self.all += [line.split("=", 1) for line in text.splitlines()]
+            self._known.update(self.all)
 
     @property
     def is_ready(self):
@@ -53,6 +55,16 @@ class Manager:
     @property
     def status_line(self):
         return self._read().get("STATUS", "")
+
+    @property
+    def extensions(self):
+        self._read()
+        return [int(value) / 1e6 for name, value in self.all if name == "EXTEND_TIMEOUT_USEC"]
+
+    @property
+    def restart_resets(self):
+        self._read()
+        return self.all.count(["RESTART_RESET", "1"])
 
 
 class TestSystemdNotifier(NotifierSuite):

@@ -1,140 +1,49 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads fedora-messaging's configuration file, and gives it to fedora-messaging.
+"""What is wrong with a configuration that only the libraries for it, and the disk, can tell.
 
-The file is checked here, whole, before upstream sees it. Upstream replaces tables that the file
-has, so that ``[qos]`` with one key loses the other one's default; here they are merged.
+The values' types are checked elsewhere; nothing is said of wrong types here.
 """
 
 from __future__ import annotations
 
-import copy
 import ssl
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import pika
 from fedora_messaging import config as upstream
 from fedora_messaging.exceptions import ConfigurationException
 
-from consumer_framework.core import settings as core
-from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core import secrets
+from consumer_framework.core.errors import Problem
+from consumer_framework.core.settings import Tls
 
-# What stands for the file where there is none.
-BUILT_IN = "built-in configuration"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _SHORT_STRING = 255
-_MERGED_TABLES = ("qos", "tls")
+# RabbitMQ's own, for everybody on its machine.
+_NO_SECRET = "guest"  # noqa: S105 -- it is none
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+def document(merged: dict[str, Any]) -> Iterator[Problem]:
+    """Say what is wrong with a configuration, fedora-messaging's defaults under it."""
+    yield from _url_problems(merged)
+    yield from _tls_problems(merged)
+    yield from _reserved(merged)
+    yield from _unencodable(merged)
 
-    Raises:
-        ConfigurationError: It is not there, cannot be read, or is not TOML.
-    """
+
+def keep_password(url: Any) -> None:
+    """Let nobody show the password of *url*, be it from a credential or not."""
     try:
-        text = path.read_bytes().decode()
-        return {key.lower(): value for key, value in tomllib.loads(text).items()}
-    except FileNotFoundError:
-        problem = _missing(path)
-    except IsADirectoryError:
-        problem = Problem("", "is a directory", "name a file in it")
-    except OSError as error:
-        problem = Problem("", f"cannot be read: {error.strerror}", "check its permissions")
-    except UnicodeDecodeError as error:
-        problem = Problem("", f"is not UTF-8: byte {error.start}", "save it as UTF-8")
-    except RecursionError:
-        problem = Problem("", "is nested too deeply", "simplify it")
-    except tomllib.TOMLDecodeError as error:
-        problem = Problem("", f"is not TOML: {error}", "mend the syntax there")
-    raise ConfigurationError(problem, source=str(path))
-
-
-def _missing(path: Path) -> Problem:
-    if path.is_symlink():
-        what = f"is a symbolic link to {path.readlink()}, which is not there"
-        return Problem("", what, "create that file, or mend the link")
-    return Problem("", "there is no such file", "create it, or name another one")
-
-
-def load(path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES) -> core.Settings:
-    """Load, check and freeze a configuration, and make it fedora-messaging's own.
-
-    Args:
-        path: The TOML file; None for fedora-messaging's defaults.
-        overrides: What the command line says instead.
-
-    Raises:
-        ConfigurationError: With every problem there is, each with the file and its TOML path.
-    """
-    written = read(path) if path else {}
-    try:
-        merged = _merge(written)
-        settings = _check(core.override(merged, overrides), written)
-    except ConfigurationError as error:
-        source = str(path) if path else BUILT_IN
-        raise ConfigurationError(*error.problems, source=source) from None
-    _give_to_upstream(core.override(merged, overrides))
-    return settings
-
-
-def preview(path: Path) -> dict[str, Any]:
-    """Read a file that :func:`load` refuses, and make of it what authors' modules see.
-
-    For a process that goes no further than to say what else is wrong.
-
-    Raises:
-        ConfigurationError: It cannot even be read.
-    """
-    merged = _merge(read(path))
-    upstream.conf.loaded = True
-    upstream.conf.update(merged)
-    return merged
-
-
-def _merge(written: dict[str, Any]) -> dict[str, Any]:
-    defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
-    merged = {**defaults, **written}
-    for name in _MERGED_TABLES:
-        if isinstance(merged[name], dict):
-            merged[name] = {**defaults[name], **merged[name]}
-    return merged
-
-
-def _check(merged: dict[str, Any], written: dict[str, Any]) -> core.Settings:
-    document = {
-        **merged,
-        "qos": _qos(merged["qos"], written),
-        "log_config": written.get("log_config"),
-        "monitoring": merged["monitoring"] or None,
-    }
-    problems = [*_url_problems(merged), *_tls_problems(merged), *_reserved(merged)]
-    problems += _unencodable(merged)
-    try:
-        settings = core.parse(document, default_bindings="bindings" not in written)
-    except ConfigurationError as error:
-        problems = [*error.problems, *problems]
-    if problems:
-        raise ConfigurationError(*problems)
-    return settings
-
-
-def _qos(merged: Any, written: dict[str, Any]) -> Any:
-    """Upstream's default of ``prefetch_count`` is not the file's word: slots decide without one."""
-    if not isinstance(merged, dict):
-        return merged
-    said = written.get("qos", {})
-    return {k: v for k, v in merged.items() if k != "prefetch_count" or k in said}
-
-
-def _give_to_upstream(merged: dict[str, Any]) -> None:
-    """Handlers read ``config.conf``, and upstream's connection code does."""
-    upstream.conf.loaded = True
-    upstream.conf.update(merged)
-    upstream.validate_monitoring(upstream.conf["monitoring"])
-
-
-# Those below look at values whose type is checked elsewhere, and say nothing of wrong types.
+        password = urlsplit(url).password if isinstance(url, str) else None
+    except ValueError:
+        return
+    if password and password != _NO_SECRET:
+        for form in {password, unquote(password)}:
+            secrets.keep(form, "the password of amqp_url")
 
 
 def _reserved(merged: dict[str, Any]) -> list[Problem]:
@@ -207,7 +116,7 @@ def _tls_problems(merged: dict[str, Any]) -> list[Problem]:
     if not all(value is None or isinstance(value, str) for value in files.values()):
         return []
     problems = [_file_problem(key, value) for key, value in files.items() if value]
-    return [p for p in problems if p] or _chain_problems(core.Tls(**files))
+    return [p for p in problems if p] or _chain_problems(Tls(**files))
 
 
 def _file_problem(key: str, value: str) -> Problem | None:
@@ -226,7 +135,7 @@ def _file_problem(key: str, value: str) -> Problem | None:
     return None
 
 
-def _chain_problems(tls: core.Tls) -> list[Problem]:
+def _chain_problems(tls: Tls) -> list[Problem]:
     problems = []
     context = ssl.create_default_context()
     if tls.ca_cert:

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads fedora-messaging's configuration file, and gives it to fedora-messaging.
+
+The file is checked here, whole, before upstream sees it. Upstream replaces tables that the file
+has, so that ``[qos]`` with one key loses the other one's default; here they are merged.
+"""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fedora_messaging import config as upstream
+
+from consumer_framework.core import settings as core
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.settings import credentials
+
+from . import problems as problems_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from consumer_framework.core.settings.credentials import Credentials
+
+# What stands for the file where there is none.
+BUILT_IN = "built-in configuration"
+_MERGED_TABLES = ("qos", "tls")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a configuration file, and what it names, are got at.
+
+    Attributes:
+        handed_over: The copy of the file that systemd made as a credential, read where only root
+            may read the file itself; None for none.
+        credentials: Where ``credential:NAME`` is looked for; None where that is nothing special.
+        lenient: A credential that only the service itself can have is no problem. What the file
+            would be blamed for because of its value is not told.
+    """
+
+    handed_over: Path | None = None
+    credentials: Credentials | None = None
+    lenient: bool = False
+
+
+PLAIN = Access()
+
+
+def read(path: Path, handed_over: Path | None = None) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+        handed_over: Read instead, if *path* may not be.
+
+    Raises:
+        ConfigurationError: It is not there, cannot be read, or is not TOML.
+    """
+    try:
+        text = _bytes(path, handed_over).decode()
+        return {key.lower(): value for key, value in tomllib.loads(text).items()}
+    except FileNotFoundError:
+        problem = _missing(path)
+    except IsADirectoryError:
+        problem = Problem("", "is a directory", "name a file in it")
+    except PermissionError as error:
+        cure = (
+            "let the user that this runs as read it; for a service that is not to: systemctl edit, "
+            f"[Service] LoadCredential=fm-consumer.toml:{path}"
+        )
+        problem = Problem("", f"cannot be read: {error.strerror}", cure)
+    except OSError as error:
+        problem = Problem("", f"cannot be read: {error.strerror}", "check its permissions")
+    except UnicodeDecodeError as error:
+        problem = Problem("", f"is not UTF-8: byte {error.start}", "save it as UTF-8")
+    except RecursionError:
+        problem = Problem("", "is nested too deeply", "simplify it")
+    except tomllib.TOMLDecodeError as error:
+        problem = Problem("", f"is not TOML: {error}", "mend the syntax there")
+    raise ConfigurationError(problem, source=str(path))
+
+
+def _missing(path: Path) -> Problem:
+    if path.is_symlink():
+        what = f"is a symbolic link to {path.readlink()}, which is not there"
+        return Problem("", what, "create that file, or mend the link")
+    return Problem("", "there is no such file", "create it, or name another one")
+
+
+def _bytes(path: Path, handed_over: Path | None) -> bytes:
+    try:
+        return path.read_bytes()
+    except PermissionError:
+        if handed_over is None:
+            raise
+        return handed_over.read_bytes()
+
+
+def load(
+    path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES, access: Access = PLAIN
+) -> core.Settings:
+    """Load, check and freeze a configuration, and make it fedora-messaging's own.
+
+    Args:
+        path: The TOML file; None for fedora-messaging's defaults.
+        overrides: What the command line says instead.
+        access: How the file, and the credentials that it names, are got at.
+
+    Raises:
+        ConfigurationError: With every problem there is, each with the file and its TOML path.
+    """
+    written = substituted(path, access)
+    try:
+        merged = _merge(written.document)
+        problems_of.keep_password(merged["amqp_url"])
+        settings = _check(core.override(merged, overrides), written)
+    except ConfigurationError as error:
+        source = str(path) if path else BUILT_IN
+        raise ConfigurationError(*error.problems, source=source) from None
+    _give_to_upstream(core.override(merged, overrides))
+    return settings
+
+
+def preview(path: Path, access: Access = PLAIN) -> dict[str, Any]:
+    """Read a file that :func:`load` refuses, and make of it what authors' modules see.
+
+    For a process that goes no further than to say what else is wrong.
+
+    Raises:
+        ConfigurationError: It cannot even be read.
+    """
+    merged = _merge(substituted(path, access).document)
+    upstream.conf.loaded = True
+    upstream.conf.update(merged)
+    return merged
+
+
+def references(path: Path, access: Access = PLAIN) -> tuple[credentials.Reference, ...]:
+    """Return every ``credential:NAME`` in a file.
+
+    Raises:
+        ConfigurationError: It cannot even be read.
+    """
+    return credentials.references(read(path, access.handed_over))
+
+
+def substituted(path: Path | None, access: Access = PLAIN) -> credentials.Substituted:
+    """Return what a file says, with credentials in the place of their names.
+
+    Raises:
+        ConfigurationError: It cannot even be read.
+    """
+    written = read(path, access.handed_over) if path else {}
+    if access.credentials is None:
+        return credentials.Substituted(written)
+    found = credentials.substitute(written, access.credentials)
+    if access.lenient:
+        return found
+    return replace(found, problems=(*found.problems, *found.unseen), unseen=())
+
+
+def _merge(written: dict[str, Any]) -> dict[str, Any]:
+    defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
+    merged = {**defaults, **written}
+    for name in _MERGED_TABLES:
+        if isinstance(merged[name], dict):
+            merged[name] = {**defaults[name], **merged[name]}
+    return merged
+
+
+def _check(merged: dict[str, Any], written: credentials.Substituted) -> core.Settings:
+    document = {
+        **merged,
+        "qos": _qos(merged["qos"], written.document),
+        "log_config": written.document.get("log_config"),
+        "monitoring": merged["monitoring"] or None,
+    }
+    problems = list(problems_of.document(merged))
+    settings = None
+    try:
+        settings = core.parse(document, default_bindings="bindings" not in written.document)
+    except ConfigurationError as error:
+        problems = [*error.problems, *problems]
+    # What stands for a credential that is not there is not what the file says.
+    problems = [*written.problems, *(p for p in problems if p.path not in written.absent)]
+    if problems or settings is None:
+        raise ConfigurationError(*(problems or written.unseen))
+    return settings
+
+
+def _qos(merged: Any, written: dict[str, Any]) -> Any:
+    """Upstream's default of ``prefetch_count`` is not the file's word: slots decide without one."""
+    if not isinstance(merged, dict):
+        return merged
+    said = written.get("qos", {})
+    return {k: v for k, v in merged.items() if k != "prefetch_count" or k in said}
+
+
+def _give_to_upstream(merged: dict[str, Any]) -> None:
+    """Handlers read ``config.conf``, and upstream's connection code does."""
+    upstream.conf.loaded = True
+    upstream.conf.update(merged)
+    upstream.validate_monitoring(upstream.conf["monitoring"])

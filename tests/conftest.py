@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures of all tests."""
+
+import pytest
+
+from consumer_framework.core import secrets
+
+
+@pytest.fixture(autouse=True)
+def _secrets_of_one_test_are_none_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process knows its secrets for life; one that runs tests would know those of all tests."""
+    monkeypatch.setattr(secrets, "_known", secrets._Known({}))

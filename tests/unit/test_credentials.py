@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``credential:NAME`` in a configuration: what takes its place, and where that comes from."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from consumer_framework.adapters.credentials import (
+    Directory,
+    Elsewhere,
+    Handed,
+    Nowhere,
+    handed_over,
+    unit_text,
+)
+from consumer_framework.core import secrets
+from consumer_framework.core.settings.credentials import (
+    Reference,
+    UnavailableError,
+    references,
+    substitute,
+)
+
+
+class Safe:
+    """Credentials of a test."""
+
+    def __init__(self, **known: str) -> None:
+        self.known = known
+
+    def text(self, name: str) -> str:
+        if name == "far":
+            raise UnavailableError("is far", "go there", elsewhere=True)
+        if name not in self.known:
+            raise UnavailableError("is not there", "make it")
+        return self.known[name]
+
+    def file(self, name: str) -> str:
+        self.text(name)
+        return f"/run/credentials/{name}"
+
+
+# Where it stands.
+
+
+@pytest.mark.parametrize(
+    ("document", "becomes"),
+    [
+        ({"topic_prefix": "credential:a"}, {"topic_prefix": "A"}),
+        ({"consumer_config": {"x": ["y", {"z": "credential:a"}]}}, None),
+        ({"topic_prefix": "not credential:a"}, {"topic_prefix": "not credential:a"}),
+        ({"topic_prefix": "Credential:a"}, {"topic_prefix": "Credential:a"}),
+        ({"credential:a": 5}, {"credential:a": 5}),
+        ({"tls": {"keyfile": "credential:a"}}, {"tls": {"keyfile": "/run/credentials/a"}}),
+        ({"x": {"tls": {"keyfile": "credential:a"}}}, {"x": {"tls": {"keyfile": "A"}}}),
+        ({"n": 1, "b": True, "f": 1.5}, {"n": 1, "b": True, "f": 1.5}),
+        ({"amqp_url": "credential:url"}, {"amqp_url": "amqps://u:p@h/%2F"}),
+    ],
+)
+def test_a_string_that_names_a_credential_becomes_what_it_says(document, becomes):
+    safe = Safe(a="A", url="amqps://u:p@h/%2F")
+    found = substitute(document, safe)
+    assert found.document == (becomes or {"consumer_config": {"x": ["y", {"z": "A"}]}})
+    assert (found.problems, found.unseen) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("url", "becomes"),
+    [
+        ("amqps://u:credential:p@h:5671/v", "amqps://u:a%2Fb%40c%3A%20%25d@h:5671/v"),
+        ("amqp://u:credential:p@h", "amqp://u:a%2Fb%40c%3A%20%25d@h"),
+        ("amqp://:credential:p@h", "amqp://:a%2Fb%40c%3A%20%25d@h"),
+        ("amqp://u:credential:with%40sign@h", "amqp://u:S@h"),
+        # A password that looks like one, a user, a vhost, a host: nothing is replaced.
+        ("amqp://u:credential%3Ap@h", None),
+        ("amqp://credential:p@h", None),
+        ("amqp://u:p@h/credential:p@", None),
+        ("amqp://u:p@credential:p@h", None),
+        ("amqp://h:credential:p", None),
+    ],
+)
+def test_a_password_in_the_url_may_be_a_credential(url, becomes):
+    safe = Safe(p="a/b@c: %d", **{"with@sign": "S"})
+    assert substitute({"amqp_url": url}, safe).document == {"amqp_url": becomes or url}
+
+
+def test_what_a_credential_says_is_not_looked_at_again():
+    safe = Safe(a="credential:b", b="B", url="amqp://u:credential:b@h")
+    document = {"topic_prefix": "credential:a", "amqp_url": "credential:url"}
+    assert substitute(document, safe).document == {
+        "topic_prefix": "credential:b",
+        "amqp_url": "amqp://u:credential:b@h",
+    }
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "x" * 256, "..", "ä", "tab\t"])
+def test_a_name_that_systemd_would_refuse_is_refused(name):
+    (problem,) = substitute({"topic_prefix": f"credential:{name}"}, Safe()).problems
+    assert problem.path == "topic_prefix"
+    assert "can have no such name" in problem.message
+
+
+def test_every_credential_that_is_missing_is_told_with_its_key():
+    document = {
+        "amqp_url": "amqps://u:credential:one@h/v",
+        "consumer_config": {"list": ["x", "credential:two"]},
+        "tls": {"keyfile": "credential:three"},
+    }
+    found = substitute(document, Safe())
+    assert [str(problem) for problem in found.problems] == [
+        'amqp_url: the credential "one" is not there; make it',
+        'consumer_config.list[1]: the credential "two" is not there; make it',
+        'tls.keyfile: the credential "three" is not there; make it',
+    ]
+    assert found.absent == {"amqp_url", "consumer_config.list[1]", "tls.keyfile"}
+    # So that the rest of the file can be looked at.
+    assert found.document["amqp_url"] == "amqps://u:unknown@h/v"
+    assert substitute({"amqp_url": "credential:x"}, Safe()).document == {"amqp_url": "amqps://"}
+
+
+def test_what_only_the_service_can_see_is_told_apart():
+    found = substitute({"a": "credential:far", "b": "credential:gone"}, Safe())
+    assert [str(p) for p in found.unseen] == ['a: the credential "far" is far; go there']
+    assert [p.path for p in found.problems] == ["b"]
+
+
+def test_references_are_found_without_looking_them_up():
+    document = {"amqp_url": "amqp://u:credential:p@h", "x": [{"y z": "credential:q"}], "z": "w"}
+    assert references(document) == (Reference("amqp_url", "p"), Reference('x[0]."y z"', "q"))
+
+
+# In the service.
+
+
+@pytest.fixture
+def store(tmp_path):
+    def write(*names: str, content: bytes = b"text\n", directory: str = "credentials") -> Any:
+        (tmp_path / directory).mkdir(exist_ok=True)
+        for name in names:
+            (tmp_path / directory / name).write_bytes(content)
+        return tmp_path / directory
+
+    return write
+
+
+def why_not(act, *args):
+    with pytest.raises(UnavailableError) as caught:
+        act(*args)
+    return caught.value
+
+
+def test_a_credential_of_the_service_is_a_file_without_its_last_newline(store, monkeypatch):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(store("one", content=b"a\n\n")))
+    directory = Directory.of_service("sample")
+    assert directory.text("one") == "a\n"
+    assert directory.file("one") == str(store() / "one")
+
+
+def test_the_name_with_the_instance_stands_before_the_short_one(store):
+    path = store("key", content=b"short")
+    store("fm-consumer.sample.key", content=b"full")
+    assert Directory(path, "sample").text("key") == "full"
+    assert Directory(path, "other").text("key") == "short"
+    assert Directory(path, "other").text("fm-consumer.sample.key") == "full"
+
+
+def test_without_a_directory_the_cure_is_to_let_systemd_start_it(monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    directory = Directory.of_service("sample")
+    assert (directory.exists, directory.configuration) == (False, None)
+    error = why_not(directory.text, "key")
+    assert error.what == "cannot be read: there is no $CREDENTIALS_DIRECTORY"
+    assert "systemctl start fm-consumer@sample" in error.cure
+    assert not error.elsewhere
+
+
+def test_a_missing_credential_is_told_with_those_that_are_there_and_how_to_make_one(store):
+    error = why_not(Directory(store("b", "a", "fm-consumer.toml"), "sample").file, "key")
+    assert error.what == "was not given to this service; it has a, b"
+    for words in (
+        "write it to /etc/credstore/fm-consumer.sample.key (systemd 254 or newer)",
+        "LoadCredential=key:FILE with systemctl edit fm-consumer@sample",
+        "systemd-creds encrypt",
+    ):
+        assert words in error.cure
+    error = why_not(Directory(store("x", directory="d") / "none", "sample").text, "key")
+    assert error.what.endswith("/none: No such file or directory")
+
+
+def test_a_credential_that_is_not_text_is_none_but_for_tls(store):
+    directory = Directory(store("key", content=b"\xff\n"), "sample")
+    error = why_not(directory.text, "key")
+    assert error.what.startswith("is not UTF-8: byte 0 of ")
+    assert directory.file("key").endswith("/key")
+
+
+def test_a_credential_that_cannot_be_read_says_why(store):
+    (store() / "key").mkdir()
+    directory = Directory(store(), "sample")
+    for act in (directory.text, directory.file):
+        assert why_not(act, "key").what.endswith("/key: Is a directory")
+
+
+def test_the_configuration_may_be_a_credential_too(store):
+    assert Directory(store("key"), "sample").configuration is None
+    path = store("fm-consumer.toml")
+    assert Directory(path, "sample").configuration == path / "fm-consumer.toml"
+
+
+def test_what_a_credential_says_is_a_secret_from_then_on(store):
+    Directory(store("key", content=b"hunter2\n"), "sample").text("key")
+    assert secrets.redact("it is hunter2.") == "it is <credential:key>."
+
+
+# Outside of the service.
+
+UNIT = """
+# /etc/systemd/system/fm-consumer@.service
+[Unit]
+Description=LoadCredential=no
+LoadCredential=not:here
+[Service]
+#LoadCredential=comment:x
+LoadCredential=gone:/gone
+LoadCredential=
+LoadCredential=fm-consumer.toml:/etc/fedora-messaging/%i.toml
+LoadCredential = spaced:/x
+ImportCredential=gone.*
+ImportCredential=
+ImportCredential=fm-consumer.%i.*
+
+# /etc/systemd/system/fm-consumer@.service.d/override.conf
+[Service]
+LoadCredential=key:/etc/100%%/key
+LoadCredential=stored
+LoadCredentialEncrypted=\\
+  hidden:/etc/hidden
+SetCredential=old:1
+SetCredential=
+SetCredentialEncrypted=literal: abc
+LoadCredentialEncrypted=twice:/a
+LoadCredential=twice:/b
+"""
+
+
+def test_the_text_of_a_unit_tells_what_it_hands_over():
+    handed = handed_over(UNIT, "sample", 252)
+    assert handed.files == {
+        "fm-consumer.toml": "/etc/fedora-messaging/sample.toml",
+        "spaced": "/x",
+        "key": "/etc/100%/key",
+        "stored": "",
+        "hidden": "/etc/hidden",
+        "twice": "/b",
+    }
+    assert handed.encrypted == {"hidden"}
+    assert handed.literal == {"literal"}
+    assert handed.imports == ("fm-consumer.sample.*",)
+
+
+@pytest.mark.parametrize(("version", "imports"), [(0, True), (253, False), (254, True)])
+def test_an_old_systemd_imports_nothing(version, imports):
+    assert Handed(version=version).can_import is imports
+
+
+def test_systemd_is_asked_for_the_unit_and_its_version(tmp_path, monkeypatch):
+    program = tmp_path / "systemctl"
+    program.write_text('#!/bin/sh\n[ "$2" = cat ] && echo "unit $4" || echo "systemd 252 (252.39)"')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert unit_text("x.service") == ("unit x.service\n", 252)
+    monkeypatch.setenv("PATH", "")
+    assert unit_text("x.service") == ("", 0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    stores = [tmp_path / "etc", tmp_path / "run"]
+
+    def look(handed: Handed | None = None) -> Elsewhere:
+        imports = Handed(imports=("fm-consumer.sample.*",))
+        return Elsewhere(lambda: handed or imports, "sample", stores)
+
+    return look
+
+
+def test_an_administrator_sees_what_would_be_imported(elsewhere, store):
+    store("fm-consumer.sample.key", content=b"one", directory="run")
+    assert elsewhere().text("key") == "one"
+    path = store("fm-consumer.sample.key", content=b"two", directory="etc")
+    assert elsewhere().text("key") == "two"
+    assert elsewhere().file("key") == str(path / "fm-consumer.sample.key")
+
+
+def test_what_the_unit_does_not_hand_over_is_a_problem_also_where_it_lies_in_a_store(
+    elsewhere, store
+):
+    path = store("key", "fm-consumer.sample.old", directory="etc")
+    error = why_not(elsewhere().text, "key")
+    assert error.what == "is given to this service by nothing in its unit"
+    assert not error.elsewhere
+    assert "LoadCredential=key:FILE" in error.cure
+    error = why_not(elsewhere(Handed(imports=("fm-consumer.*",), version=252)).text, "old")
+    assert error.what.endswith(
+        f"unit: {path}/fm-consumer.sample.old is there, but systemd 252 is older than 254, "
+        "and imports nothing by itself"
+    )
+
+
+def test_what_the_unit_loads_is_read_from_where_it_loads_it(elsewhere, store, tmp_path):
+    path = store("key", content=b"text", directory="etc")
+    store("file", "_odd", content=b"part", directory="many")
+    handed = Handed(
+        {"key": str(path / "key"), "stored": "key", "many": str(tmp_path / "many"), "a": "/none"}
+    )
+    assert elsewhere(handed).text("key") == "text"
+    assert elsewhere(handed).text("stored") == "text"
+    assert elsewhere(handed).text("many_file") == "part"
+    assert elsewhere(Handed({"key": ""})).file("key") == str(path / "key")
+    assert why_not(elsewhere(handed).text, "a").what == (
+        "is to be loaded from /none, which is not there"
+    )
+    assert why_not(elsewhere(handed).text, "many_none").what.startswith("is given to this")
+    error = why_not(elsewhere(Handed({"b": ""})).text, "b")
+    assert error.what == "is to be loaded from /etc/credstore/b, which is not there"
+
+
+def test_what_only_systemd_can_see_is_no_problem_of_an_administrators(
+    elsewhere, store, tmp_path, monkeypatch
+):
+    store("fm-consumer.sample.key", directory="etc.encrypted")
+    handed = Handed({"secret": "/x"}, frozenset({"secret"}), frozenset({"literal"}))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        asked = Handed({"asked": str(tmp_path / "socket")})
+        whys = [
+            why_not(elsewhere().text, "key"),
+            why_not(elsewhere(handed).file, "secret"),
+            why_not(elsewhere(handed).text, "literal"),
+            why_not(elsewhere(asked).text, "asked"),
+            why_not(Nowhere().text, "key"),
+            why_not(Nowhere().file, "key"),
+        ]
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    whys.append(why_not(elsewhere(Handed({"loop": str(loop)})).text, "loop"))
+    path = store("closed", directory="etc")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    whys.append(why_not(elsewhere(Handed({"closed": str(path / "closed")})).text, "closed"))
+    assert all(why.elsewhere for why in whys)
+    assert all(why.what.startswith("cannot be checked here: ") for why in whys)
+    assert whys[-1].cure == "run this as root"

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A secret that the process knows is in nothing that it shows or keeps."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from consumer_framework.adapters import config, log
+from consumer_framework.adapters.journal.records import attempt_columns
+from consumer_framework.adapters.systemd import one_ascii_line
+from consumer_framework.cli import output
+from consumer_framework.core.attempt import attempt_of
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.secrets import keep, redact, redacted
+from consumer_framework.core.settings import Settings
+
+CANARY = "c4n/ary p\"ass'wörd"
+
+
+@pytest.fixture
+def _known():
+    keep(CANARY, "credential:token")
+
+
+@pytest.mark.usefixtures("_known")
+@pytest.mark.parametrize(
+    "form",
+    [
+        CANARY,
+        repr({"a": CANARY}),
+        json.dumps({"a": CANARY}),
+        repr(CANARY.encode()),
+        "amqp://u:c4n%2Fary%20p%22ass%27w%C3%B6rd@h/",
+    ],
+)
+def test_a_secret_is_found_in_the_forms_that_text_has(form):
+    shown = redact(f"before {form} after")
+    assert "c4n" not in shown
+    assert "<credential:token>" in shown
+    assert shown.startswith("before ")
+    assert shown.endswith(" after")
+
+
+def test_every_line_of_a_long_secret_is_one():
+    keep("-----BEGIN KEY-----\nMIIEvQIBADANBg\n}\n", "credential:key")
+    assert redact("line MIIEvQIBADANBg}") == "line <credential:key>}"
+
+
+def test_what_is_in_every_other_word_is_no_secret():
+    keep("abc", "x")
+    keep("", "y")
+    assert redact("abcabc") == "abcabc"
+
+
+def test_the_longest_of_two_secrets_is_hidden_and_the_first_label_stays():
+    keep("long", "a")
+    keep("longer", "b")
+    keep("longer", "c")
+    assert redact("long longer") == "<a> <b>"
+
+
+@pytest.mark.usefixtures("_known")
+def test_a_value_for_json_keeps_its_form():
+    value = {"a": [CANARY, 5, None, (True, f"x{CANARY}")], CANARY: {}}
+    assert redacted(value) == {
+        "a": ["<credential:token>", 5, None, [True, "x<credential:token>"]],
+        CANARY: {},
+    }
+
+
+@pytest.fixture
+def _records():
+    factory = logging.getLogRecordFactory()
+    log.hide_secrets()
+    yield
+    logging.setLogRecordFactory(factory)
+
+
+@pytest.mark.usefixtures("_known", "_records")
+def test_no_log_record_shows_a_secret(caplog):
+    logger = logging.getLogger("some.library")
+    logger.warning("with %s in it", CANARY)
+    try:
+        int(CANARY)
+    except ValueError:
+        logger.exception("failed")
+    logger.error("no exception", exc_info=True)  # noqa: LOG014 -- people do
+    assert "c4n" not in caplog.text
+    assert caplog.text.count("<credential:token>") >= 2
+    assert "Traceback (most recent call last)" in caplog.text
+
+
+@pytest.mark.usefixtures("_records")
+def test_a_record_without_secrets_is_as_ever(caplog):
+    try:
+        int("harmless")
+    except ValueError:
+        logging.getLogger("some.library").exception("failed")
+    (record,) = caplog.records
+    assert record.exc_info
+    assert "'harmless'" in caplog.text
+
+
+@pytest.mark.usefixtures("_known")
+def test_neither_status_nor_output_nor_journal_have_it(capsys):
+    assert one_ascii_line(f"x {CANARY}") == "x <credential:token>"
+    output.complain(ConfigurationError(Problem("a", CANARY, CANARY)))
+    output.print_json({"a": CANARY})
+    assert output.safe(CANARY) == "<credential:token>"
+    assert output.safe_lines(f"a\n{CANARY}") == "a\n<credential:token>"
+    columns = attempt_columns(attempt_of(ValueError(CANARY), 0))
+    assert "c4n" not in repr(columns) + "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("url", "hidden"),
+    [
+        ("amqp://u:p%40ssw%2Frd@h/", ["p%40ssw%2Frd", "p@ssw/rd"]),
+        ("amqp://guest:guest@h/", []),
+        ("amqp://[:/", []),
+    ],
+)
+def test_a_password_of_the_url_is_a_secret_although_it_is_no_credential(tmp_path, url, hidden):
+    path = tmp_path / "x.toml"
+    path.write_text(f'amqp_url = "{url}"\nunknown = 1')
+    with pytest.raises(ConfigurationError):
+        config.load(path)
+    for form in hidden:
+        assert redact(form) == "<the password of amqp_url>"
+    assert redact("guest") == "guest"
+
+
+def test_settings_do_not_show_what_may_be_secret():
+    settings = Settings.model_validate(
+        {
+            "amqp_url": f"amqp://{CANARY}",
+            "queues": {},
+            "bindings": [],
+            "client_properties": {"a": CANARY},
+            "consumer_config": {"a": CANARY},
+            "log_config": {"a": CANARY},
+        }
+    )
+    for text in (repr(settings), str(settings), f"{settings}"):
+        assert "c4n" not in text
