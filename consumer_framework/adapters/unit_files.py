@@ -8,7 +8,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import consumer_framework
 from consumer_framework.core.errors import FrameworkError
 
 ADMINISTRATORS = Path("/etc/systemd/system")
@@ -35,7 +34,7 @@ def shipped() -> dict[str, str]:
 
     A name is a path such as ``fm-consumer@.service`` or ``examples/...``.
     """
-    package = Path(consumer_framework.__file__).parent
+    package = Path(__file__).parents[1]
     # In a wheel they are in the package; in a checkout, and so in an editable one, beside it.
     directory = next(d for d in (package / "units", package.parent / "units") if d.is_dir())
     files = sorted(path for path in directory.rglob("*") if path.is_file())

@@ -186,7 +186,14 @@ class FlightRecorder(Protocol):
 
 
 class Notifier(Protocol):
-    """Tells the service manager how the instance is (sd_notify(3))."""
+    """Tells the service manager how the instance is (sd_notify(3)).
+
+    Attributes:
+        watchdog_seconds: How long it waits for a :meth:`watchdog` before it restarts the instance;
+            0 for ever.
+    """
+
+    watchdog_seconds: float
 
     def ready(self, status: str) -> None:
         """The instance consumes from every queue."""
@@ -194,6 +201,10 @@ class Notifier(Protocol):
 
     def status(self, status: str) -> None:
         """*status* is one line for ``systemctl status``."""
+        ...
+
+    def reloading(self, status: str) -> None:
+        """Other settings are about to come into force; :meth:`ready` follows."""
         ...
 
     def stopping(self, status: str) -> None:
@@ -209,6 +220,14 @@ class Notifier(Protocol):
 
     def restart_reset(self) -> None:
         """The instance works: its next restart is to come soon (``RESTART_RESET=1``)."""
+        ...
+
+    def watchdog(self) -> None:
+        """The instance does its work."""
+        ...
+
+    def trigger(self, status: str) -> None:
+        """The instance is stuck, and has to be restarted; *status* says why."""
         ...
 
 

@@ -32,6 +32,7 @@ class Facts:
         trouble: Why it does not consume, or why it stopped; ``""`` for no reason.
         awaited: What it waits for before it can stop.
         left: Seconds until it gives up waiting; None where it does not.
+        strain: Why it takes on less than its settings say; ``""`` where it does not.
     """
 
     broker: str = ""
@@ -46,6 +47,7 @@ class Facts:
     trouble: str = ""
     awaited: str = ""
     left: float | None = None
+    strain: str = ""
 
 
 def status_line(state: State, facts: Facts) -> str:
@@ -115,7 +117,8 @@ def _numbers(facts: Facts) -> str:
     parts += [f"{count} {what}" for what, count in waiting.items() if count]
     if facts.lag is not None:
         parts.append(f"lag {facts.lag}")
-    return ", ".join([*parts, f"up {about(facts.up)}"])
+    text = ", ".join([*parts, f"up {about(facts.up)}"])
+    return f"{text}; {facts.strain}" if facts.strain else text
 
 
 def _give_up(facts: Facts) -> str:

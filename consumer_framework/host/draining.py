@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import defer
 
 from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
+from consumer_framework.core.fields import fields_of
 
-from .recorder import describe
 from .tasks import reraise_own_cancellation
+from .wording import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -117,32 +118,38 @@ class Drain:
 
 
 def cut_short(instance: Instance) -> None:
-    """Drop the connection at once, and cancel what can be cancelled."""
-    for delivery in instance.executor.cancel() if instance.executor is not None else ():
-        _log.warning("%s is cancelled in its handler; %s", describe(delivery), _again(delivery))
+    """Drop the connection at once, cancel what can be cancelled, and say what that leaves.
+
+    What was within its deadline is not charged with the end of the process.
+    """
+    executor = instance.executor
+    if executor is not None:
+        guilty = [delivery for run in executor.overruns() for delivery in run.deliveries]
+        instance.stores.flight.spare(guilty)
+        cancelled = executor.cancel()
+        for delivery in instance.running:
+            what = "is cancelled in" if delivery in cancelled else "is left in"
+            count = _counted(delivery, instance) if delivery in guilty else "does not count"
+            _log.warning(
+                "%s %s its handler; %s",
+                describe(delivery),
+                what,
+                _then(delivery, count),
+                extra=fields_of(delivery),
+            )
     instance.session.abort()
 
 
-def say_what_is_left(instance: Instance) -> None:
-    """Say what a process that is about to end leaves in the handler, where its drain was cut short.
-
-    The flight recorder has just these messages, and the next process counts a crash for each.
-    """
-    crash_attempts = instance.plan.policy.crash_attempts
-    for delivery in instance.running:
-        crashes = delivery.history.crashes + 1
-        _log.warning(
-            "%s is left in its handler; %s, and this counts as crash %d of %d%s",
-            describe(delivery),
-            _again(delivery),
-            crashes,
-            crash_attempts,
-            ": it will be quarantined" if crashes >= crash_attempts else "",
-        )
+def _counted(delivery: Delivery, instance: Instance) -> str:
+    """What the next process makes of the flight recorder."""
+    crashes, attempts = delivery.history.crashes + 1, instance.plan.policy.crash_attempts
+    count = f"counts as crash {crashes} of {attempts}"
+    return f"{count}: it will be quarantined" if crashes >= attempts else count
 
 
-def _again(delivery: Delivery) -> str:
-    return "it stays in the journal" if delivery.row else "the broker will deliver it again"
+def _then(delivery: Delivery, count: str) -> str:
+    again = "it stays in the journal" if delivery.row else "the broker will deliver it again"
+    return f"{again}, and this {count}"
 
 
 async def _until(coroutine: Coroutine[Any, Any, None]) -> None:

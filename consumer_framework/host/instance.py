@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
@@ -17,6 +17,7 @@ from consumer_framework.core.status import Facts, status_line
 
 from .countdown import Countdown
 from .recorder import LogRecorder
+from .relief import Relief
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -55,9 +56,15 @@ class Instance:
         slots: The deliveries, from their arrival to their settle.
         executor: Runs the handler; None until that is set up.
         state: Where the instance is in its life; the runner changes it.
+        news_at: When something last happened to it, in seconds of *clock*'s monotonic time.
         trouble: Why it does not consume, or why it stopped; "" for no reason.
         countdown: Bounds the start and the drain.
         awaited: Says what the drain waits for.
+        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
+        was_ready: Whether it ever consumed from every queue.
+        is_built: Set once the handler is set up, or will not be any more.
+        is_reloading: Whether the service manager waits for the end of a reload.
+        remarks: What else the status says, by what it is about; "" for nothing.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
@@ -82,12 +89,18 @@ class Instance:
         self.clock = clock
         self.reactor = reactor
         self.state = State.BUILDING
+        self.news_at = clock.monotonic()
         self.trouble = ""
         self.executor: Executor | None = None
-        self.recorder = LogRecorder(clock)
-        self.countdown = Countdown(reactor, clock.monotonic, notifier, self.say_status, late)
+        self.recorder = LogRecorder(clock, reactor.callLater)
+        self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
+        self.relief = Relief(self)
         self.lag: int | None = None
+        self.was_ready = False
+        self.is_built = asyncio.Event()
+        self.is_reloading = False
+        self.remarks: dict[str, str] = {}
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
         self._last_kept = (0, 0)
@@ -123,6 +136,13 @@ class Instance:
         """The deliveries that are in the handler."""
         return self.executor.running if self.executor is not None else ()
 
+    def resize(self, slots: int) -> None:
+        """Run so many handlers at once from now on; those that run are not disturbed by fewer."""
+        framework = self.plan.framework.model_copy(update={"slots": slots})
+        if self.executor is not None:
+            self.executor.resize(replace(self.plan.limits, slots=slots))
+        self.slots.resize(framework.at_once)
+
     def status(self) -> str:
         """The line that ``systemctl status`` shows."""
         counts, now = self.recorder.snapshot(), self.clock.monotonic()
@@ -141,8 +161,17 @@ class Instance:
             trouble=self.trouble,
             awaited=self.awaited(),
             left=self.countdown.left,
+            strain=self.relief.strain,
         )
-        return status_line(self.state, facts)
+        return "; ".join([status_line(self.state, facts), *filter(None, self.remarks.values())])
+
+    def announce_ready(self) -> None:
+        """Tell the service manager that it consumes; in a reload that comes at its end."""
+        self.was_ready = True
+        if self.is_reloading:
+            self.say_status()
+        else:
+            self.notifier.ready(self.status())
 
     def _kept(self) -> tuple[int, int]:
         """How many messages are deferred, and how many wait for an operator."""
@@ -167,6 +196,7 @@ class Instance:
             "state": self.state.name.lower(),
             "status": self.status(),
             "trouble": self.trouble,
+            "remarks": list(filter(None, self.remarks.values())),
             "broker": self.broker,
             "queues": list(self.session.queues),
             "held": self.slots.held,

@@ -28,14 +28,16 @@ from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text
 
 from .control import ControlFactory
-from .draining import Drain, cut_short, say_what_is_left
+from .draining import Drain, cut_short
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
+from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
 from .stores import control_socket
 from .tasks import Tasks, reraise_own_cancellation
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     import signal
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
     from .lane import LaneOf
     from .plan import Plan
+    from .reload import Origin
     from .stores import Stores
 
 _log = logging.getLogger(__name__)
@@ -69,6 +72,7 @@ class Runner(MultiService):
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
+        origin: Where the settings and the plan are from, for a reload.
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
@@ -82,6 +86,7 @@ class Runner(MultiService):
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
+        origin: Origin,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.exit_code: int = ExitCode.OK
@@ -106,8 +111,10 @@ class Runner(MultiService):
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._signals = Signals(reactor, self._told_to_stop)
+        self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
+        self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
         self._status_timer = task.LoopingCall(self._instance.say_status)
+        self._watchdog = Watchdog(self._instance)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
 
     def startService(self) -> None:  # noqa: N802 -- Twisted's name
@@ -118,15 +125,12 @@ class Runner(MultiService):
         # What handlers publish with fedora_messaging.api goes over the instance's connection.
         api._twisted_service = self._instance.session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
+        self._watchdog.start()
         self._retention_timer.start(RETENTION_INTERVAL)
         now, instance = self._instance.clock.monotonic(), self._instance
         self._start_end = now + instance.plan.framework.start_timeout
         self._instance.countdown.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
-
-    def say_what_is_left(self) -> None:
-        """Log what is in the handler still. Call it when the reactor has stopped."""
-        say_what_is_left(self._instance)
 
     # What the session reports.
 
@@ -180,6 +184,7 @@ class Runner(MultiService):
 
     def _happened(self, event: Event) -> None:
         self._instance.state, effects = advance(self._instance.state, event)
+        self._instance.news_at = self._instance.clock.monotonic()
         for effect in effects:
             self._execute(effect)
 
@@ -189,7 +194,7 @@ class Runner(MultiService):
                 self._connect()
             case Effect.ANNOUNCE_READY:
                 self._instance.countdown.stop()
-                self._instance.notifier.ready(self._instance.status())
+                self._instance.announce_ready()
             case Effect.ANNOUNCE_STATUS:
                 self._instance.say_status()
             case Effect.PAUSE:
@@ -200,6 +205,7 @@ class Runner(MultiService):
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
+                self._instance.relief.stop()
                 self._instance.slots.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
@@ -248,6 +254,8 @@ class Runner(MultiService):
                 handler, self._instance.executor = built
                 self._lane_of = lane_of(self._instance.plan, handler)
                 self._happened(Event.BUILT)
+        finally:
+            self._instance.is_built.set()
 
     def _waits_for_dependency(self, what: str) -> None:
         self._instance.trouble = what
@@ -255,8 +263,8 @@ class Runner(MultiService):
 
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        for worker in self._instance.slots.start(self._instance.executor, self._lane_of):
-            self._tasks.watch(worker)
+        self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
+        self._instance.relief.start()
         self._monitor()
         try:
             self._listen()
@@ -283,7 +291,7 @@ class Runner(MultiService):
         path.unlink(missing_ok=True)
         journal, slots = self._instance.stores.journal, self._instance.slots
         orders = Orders(journal, slots.replay, slots.look, self._instance.report)
-        factory = ControlFactory(orders.by_name)
+        factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
@@ -340,14 +348,16 @@ class Runner(MultiService):
         self._status_timer.stop()
         self._instance.countdown.stop()
         self._retention_timer.stop()
+        self._watchdog.stop()
         self._signals.release()
         self._instance.say_status()
+        self._instance.recorder.close()
         _log.info(
             "stopped with exit code %d; %s",
             self.exit_code,
             counts_text(self._instance.recorder.snapshot()),
         )
-        self._reactor.callLater(self._last_turns, self._stop_reactor)
+        asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)

@@ -152,7 +152,14 @@ class Instance:
             **self._environment,
         }
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stderr=log, stdout=log, env=environment)
+            self._process = subprocess.Popen(
+                self._command,
+                # In a terminal, SIGHUP means that it is gone.
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                stdout=log,
+                env=environment,
+            )
         return self
 
     def ready(self, seconds: float = 20) -> Self:

@@ -17,7 +17,7 @@ class Wait:
         self.seen = []
         self.passed = 0
         self.countdown = Countdown(
-            self.clock, self.clock.seconds, self.notifier, self._tick, self._pass
+            self.clock.seconds, self.notifier, self._tick, self._pass, self.clock.callLater
         )
 
     def _tick(self):

@@ -11,6 +11,7 @@ from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
 from consumer_framework.adapters.executor import Executor, Limits, signal_of
+from consumer_framework.core import current
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.errors import (
     Defer,
@@ -427,6 +428,71 @@ def test_every_run_of_a_coroutine_gives_the_loop_a_turn():
         return await executor_of(Handler("test", handle)).run(DELIVERY)
 
     assert play(scenario()) == Succeeded()
+
+
+# What the handler that runs has.
+
+
+def noted_by(noting):
+    """A handler that returns nothing, and what it found at the time."""
+    seen = []
+
+    def note():
+        seen.append([delivery.message_id for delivery in current.deliveries()])
+
+    return noting(note), seen
+
+
+def plain(note):
+    return lambda message: note()
+
+
+def coroutine(note):
+    async def handle(message):
+        await asyncio.sleep(0)
+        await asyncio.create_task(asyncio.to_thread(note))
+
+    return handle
+
+
+def begun(note):
+    async def later():
+        await asyncio.sleep(0)
+        note()
+
+    return lambda message: later()
+
+
+@pytest.mark.parametrize("kind", [plain, coroutine, begun])
+def test_what_a_handler_calls_can_tell_which_message_it_has(kind):
+    handle, seen = noted_by(kind)
+
+    async def scenario():
+        executor = executor_of(Handler("test", handle))
+        outcomes = [await executor.run(make_delivery(message_id=str(n))) for n in range(3)]
+        executor.close()
+        return outcomes, current.deliveries()
+
+    outcomes, after = play(scenario())
+    assert outcomes == [Succeeded()] * 3
+    assert seen == [["0"], ["1"], ["2"]]
+    assert after == ()
+
+
+def test_what_runs_on_the_loop_after_a_handler_has_no_message():
+    found = []
+
+    async def scenario():
+        executor = executor_of(Handler("test", lambda message: None))
+        loop = asyncio.get_running_loop()
+        run = loop.create_task(executor.run(DELIVERY))
+        run.add_done_callback(lambda _: found.append(current.deliveries()))
+        await run
+        await asyncio.sleep(0)
+        executor.close()
+
+    play(scenario())
+    assert found == [()]
 
 
 def test_what_runs_has_a_deadline_that_is_the_latest_of_all():

@@ -135,7 +135,7 @@ def test_an_unknown_name_is_an_error_with_those_that_there_are(host):
 
 
 def test_one_that_was_started_by_hand_is_found_in_its_state_directory(host, monkeypatch):
-    home = "home/state/fedora-messaging"
+    home = "h/fedora-messaging"
     with host.runs("by-hand", home):
         assert host.does("status").stdout.startswith("● by-hand  runs by hand, PID 42\n")
         assert host.does("status", "by-hand").exit_code == 0

@@ -23,8 +23,17 @@ class TestFakeNotifier(NotifierSuite):
     def test_it_keeps_every_call_in_order(self, notifier):
         notifier.status("one")
         notifier.ready("two")
+        notifier.watchdog()
         notifier.stopping("three")
-        assert notifier.calls == [("status", "one"), ("ready", "two"), ("stopping", "three")]
+        assert notifier.calls == [
+            ("status", "one"),
+            ("ready", "two"),
+            ("watchdog", ""),
+            ("stopping", "three"),
+        ]
+
+    def test_it_waits_for_as_long_as_it_is_told(self):
+        assert FakeNotifier(watchdog_seconds=30).watchdog_seconds == 30
 
 
 class Manager:
@@ -34,6 +43,7 @@ class Manager:
         self._socket = notify_socket
         self._known = {}
         self.all = []
+        self._watchdogs = []
 
     def _read(self):
         while True:
@@ -41,16 +51,34 @@ class Manager:
                 text = self._socket.recv(65536).decode()
             except BlockingIOError:
                 return self._known
-            self.all += [line.split("=", 1) for line in text.splitlines()]
-            self._known.update(self.all)
+            lines = [line.split("=", 1) for line in text.splitlines()]
+            self.all += lines
+            self._known.update(lines)
+            self._watchdogs += [value for name, value in lines if name == "WATCHDOG"]
 
     @property
     def is_ready(self):
         return self._read().get("READY") == "1"
 
     @property
+    def is_reloading(self):
+        self._read()
+        told = [name for name, _ in self.all if name in {"READY", "RELOADING"}]
+        return told[-1:] == ["RELOADING"]
+
+    @property
     def is_stopping(self):
         return self._read().get("STOPPING") == "1"
+
+    @property
+    def is_triggered(self):
+        self._read()
+        return "trigger" in self._watchdogs
+
+    @property
+    def feeds(self):
+        self._read()
+        return self._watchdogs.count("1")
 
     @property
     def status_line(self):
@@ -71,6 +99,7 @@ class TestSystemdNotifier(NotifierSuite):
     @pytest.fixture
     def manager(self, tmp_path, monkeypatch):
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.delenv("WATCHDOG_USEC", raising=False)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
             notify_socket.bind(str(tmp_path / "notify"))
             notify_socket.setblocking(False)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a reload cannot read again, and how it knows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from consumer_framework.adapters import config
+from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.host import configuration, rereading
+from consumer_framework.host.rereading import handed_over
+
+
+@dataclass
+class Host:
+    """A configuration file, and a credentials directory."""
+
+    file: Path
+    directory: Path
+
+    def write(self, text: str, *, at: int = 0, copy: str | None = None) -> None:
+        self.file.write_text(text)
+        os.utime(self.file, (at, at))
+        (self.directory / "fm-consumer.toml").write_text(text if copy is None else copy)
+        os.utime(self.directory / "fm-consumer.toml", (100, 100))
+
+    def give(self, name: str, text: str, at: int) -> None:
+        (self.directory / name).write_text(text)
+        os.utime(self.directory / name, (at, at))
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch) -> Host:
+    made = Host(tmp_path / "sample.toml", tmp_path / "credentials")
+    made.directory.mkdir()
+    monkeypatch.setattr(configuration, "SYSTEM_CONFIGURATION", tmp_path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(made.directory))
+    return made
+
+
+@pytest.fixture
+def closed(host, monkeypatch) -> Host:
+    """As for a user who may not read the file; root, who may run this, may read every file."""
+    read, access = Path.read_bytes, os.access
+
+    def read_bytes(path: Path) -> bytes:
+        if path == host.file:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != host.file and access(path, mode))
+    return host
+
+
+def test_the_copy_is_read_where_the_file_may_not_be(closed):
+    closed.write("topic_prefix = 'file'", copy="topic_prefix = 'copy'")
+    access = configuration.inside(closed.file, "sample")
+    assert config.read(closed.file, access.handed_over) == {"topic_prefix": "copy"}
+
+
+def test_the_file_itself_is_read_where_it_may_be(host):
+    host.write("topic_prefix = 'file'", copy="topic_prefix = 'copy'")
+    access = configuration.inside(host.file, "sample")
+    assert config.read(host.file, access.handed_over) == {"topic_prefix": "file"}
+
+
+@pytest.mark.parametrize("name", ["other.toml", "sub/sample.toml"])
+def test_the_copy_stands_for_the_instances_own_file_alone(closed, name):
+    closed.write("")
+    path = closed.file.parent / name
+    assert configuration.inside(path, "sample").handed_over is None
+    assert configuration.inside(None, "sample").handed_over is None
+
+
+def test_a_file_that_nobody_hands_over_says_how_it_would_be(closed):
+    closed.write("")
+    (closed.directory / "fm-consumer.toml").unlink()
+    with pytest.raises(ConfigurationError) as caught:
+        config.load(closed.file, access=configuration.inside(closed.file, "sample"))
+    assert f"LoadCredential=fm-consumer.toml:{closed.file}" in str(caught.value)
+
+
+def test_a_reload_of_a_readable_file_without_credentials_has_nothing_to_say(host):
+    host.write("", at=50)
+    before = handed_over(host.file, "sample")
+    host.write("", at=200)
+    assert before.not_reread(handed_over(host.file, "sample")) == ()
+    assert handed_over(None, "sample").not_reread(handed_over(None, "sample")) == ()
+
+
+def test_a_closed_file_that_was_changed_since_the_start_is_told(closed):
+    closed.write("", at=50)
+    before = handed_over(closed.file, "sample")
+    assert before.not_reread(handed_over(closed.file, "sample")) == ()
+    os.utime(closed.file, (200, 200))
+    (line,) = before.not_reread(handed_over(closed.file, "sample"))
+    assert line.startswith(f"{closed.file} was changed, and cannot be read again: only root may")
+    assert "restart the instance" in line
+    # systemd 260 makes a new copy for a reload.
+    os.utime(closed.directory / "fm-consumer.toml", (300, 300))
+    assert before.not_reread(handed_over(closed.file, "sample")) == ()
+    closed.file.unlink()
+    assert len(before.not_reread(handed_over(closed.file, "sample"))) == 1
+
+
+def test_credentials_that_systemd_did_not_make_anew_are_named(host):
+    host.write('topic_prefix = "credential:b"\n[tls]\nca_cert = "credential:a"\n', at=50)
+    host.give("a", "A", 100)
+    host.give("fm-consumer.sample.b", "B", 100)
+    before = handed_over(host.file, "sample")
+    (line,) = before.not_reread(handed_over(host.file, "sample"))
+    assert line.startswith("these credentials are as they were: a, b; if not, restart the instance")
+    host.give("a", "A2", 200)
+    (line,) = before.not_reread(handed_over(host.file, "sample"))
+    assert line.startswith("these credentials are as they were: b; ")
+
+
+def test_a_credential_and_a_file_that_are_not_there_are_told_by_others(host):
+    host.write('topic_prefix = "credential:gone"')
+    before = handed_over(host.file, "sample")
+    assert before.not_reread(handed_over(host.file, "sample")) == ()
+    host.file.write_text("not TOML")
+    assert before.not_reread(handed_over(host.file, "sample")) == ()
+
+
+# What an administrator sees.
+
+
+def test_an_administrator_with_a_directory_uses_it(host):
+    host.give("token", "T", 100)
+    host.write('topic_prefix = "credential:token"')
+    assert configuration.load_outside(host.file).topic_prefix == "T"
+
+
+def test_an_administrator_without_one_looks_at_the_unit_as_it_is_shipped(host, monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    monkeypatch.setenv("PATH", "")
+    handed = configuration.handed_to("sample")
+    assert handed.files == {"fm-consumer.toml": str(host.file)}
+    assert handed.imports == ("fm-consumer.sample.*",)
+    assert configuration.hands_file_over("sample")
+    host.write('topic_prefix = "credential:token"')
+    with pytest.raises(ConfigurationError, match="is given to this service by nothing"):
+        configuration.load_outside(host.file)
+
+
+def test_what_only_the_service_can_have_does_not_keep_others_from_looking(tmp_path, monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'amqp_url = "credential:url"\n[tls]\nkeyfile = "credential:key"\n'
+        "[consumer_config.framework]\nslots = 3\n"
+    )
+    settings = configuration.load_outside(path)
+    assert settings.framework.slots == 3
+    path.write_text('[consumer_config.framework]\nslots = "credential:slots"\n')
+    with pytest.raises(ConfigurationError, match="cannot be checked here"):
+        configuration.load_outside(path)
+
+
+def test_the_module_says_nothing_of_paths_it_cannot_see(tmp_path):
+    assert rereading._changed(tmp_path / "none") > 1 << 62
