@@ -232,7 +232,7 @@ def files(tmp_path) -> Path:
     return directory
 
 
-def _renew(files: Path, pair: Pair) -> None:
+def _renew(files: Path, pair: Any) -> None:
     shutil.copy(pair.certificate, files / "cert")
     shutil.copy(pair.key, files / "key")
 
