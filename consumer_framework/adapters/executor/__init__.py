@@ -177,28 +177,42 @@ class Executor:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
 
-    async def replace(self, handler: Handler) -> asyncio.Task[BaseException | None] | None:
+    async def replace(
+        self, handler: Handler, patience: float | None = None
+    ) -> asyncio.Task[BaseException | None] | None:
         """Set *handler* up, and let it have every message that no slot has begun with.
 
         What the former one has begun with it ends. The number of slots holds for both together.
+
+        Args:
+            handler: Takes over.
+            patience: Seconds that its ``setup`` may take; None for no end. Later it is of no use,
+                and torn down.
 
         Returns:
             The end of the former one, with what its ``teardown`` raised, or None for nothing. None
             in its place where :meth:`stop` came first: then the former one stays.
 
         Raises:
-            BaseException: What the ``setup`` of *handler* raised; the former one stays.
+            HandlerTimeoutError: It took longer; the former one stays.
+            BaseException: What the ``setup`` of *handler* raised, likewise.
         """
-        change = self._spawn(self._replace(handler))
-        # Whoever asked for it may go away.
-        error = await asyncio.shield(change)
+        end = math.inf if patience is None else self._loop.time() + patience
+        change = self._spawn(self._replace(handler, end))
+        # It goes on where whoever asked for it goes away.
+        await asyncio.wait([change], timeout=patience)
+        error = change.result() if change.done() else None
         if error is not None:
             raise error
-        return self._leaving if self._handler is handler else None
-
-    async def _replace(self, handler: Handler) -> None:
-        await self._call(handler.setup)
+        if self._handler is handler:
+            return self._leaving
         if self._is_stopped:
+            return None
+        raise HandlerTimeoutError(f"setup takes longer than {text(patience or 0)}")
+
+    async def _replace(self, handler: Handler, end: float) -> None:
+        await self._call(handler.setup)
+        if self._is_stopped or self._loop.time() >= end:
             await self._call(handler.teardown)
             return
         former, self._handler = self._handler, handler
