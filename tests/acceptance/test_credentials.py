@@ -165,7 +165,9 @@ def test_a_credential_that_the_service_lacks_ends_it_with_the_cure(secretive, ho
     assert CANARY not in service.journal()
 
 
-def test_what_is_in_the_credential_store_is_imported_by_a_new_systemd(secretive, host, keys):
+def test_what_is_in_the_credential_store_is_imported_by_a_new_systemd(
+    secretive, host, keys, broker, queue
+):
     for name in ("ca", "cert", "key"):
         source = f"/etc/pki/consumer/{name}.pem"
         host.run("install", "-Dm600", source, f"/etc/credstore/fm-consumer.imported.{name}")
@@ -179,8 +181,16 @@ def test_what_is_in_the_credential_store_is_imported_by_a_new_systemd(secretive,
         assert f"{stored} is there, but systemd {version} is older than 254" in said
         return
     assert exit_code == 0, said
+    hidden = "/etc/credstore.encrypted/fm-consumer.imported.token"
+    host.run("mkdir", "-p", "/etc/credstore.encrypted")
+    host.run("systemd-creds", "encrypt", "--name=fm-consumer.imported.token", stored, hidden)
+    host.run("rm", stored)
+    exit_code, said = fm_consumer(host, "check", "imported")
+    assert exit_code == 0, said
+    assert 'the credential "token" cannot be checked here: it is encrypted' in said
     service.systemctl("start")
-    assert service.show("ActiveState") == "active"
+    publish(broker, queue, bodies(1))
+    service.until(lambda: service.noted("token") == [f"{CANARY}-token"[::-1]], "it is decrypted")
 
 
 def test_a_copy_that_systemd_cannot_make_keeps_the_service_from_starting(secretive, host, keys):
