@@ -7,17 +7,22 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 export PYTHON
+# Most tests wait for servers: more at once than there are cores.
+TEST_WORKERS ?= 3
 
-.PHONY: help venv demo test test-all chaos bench bench-recovery lint docs clean
+.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
 	@echo 'make test      check and test everything'
 	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
+	@echo 'make acceptance-matrix  the acceptance tests on systemd 252, 257 and the newest, and the others on their Pythons; as root, an hour'
 	@echo 'make chaos     the crash tests in their long form, some ten minutes'
 	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make rpm       build the source and binary RPMs into dist/rpm, and check them'
+	@echo 'make licences  check the licence of every package that is needed at run time'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
 	@echo 'make clean     remove what make made'
@@ -41,9 +46,9 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance
+	packaging/system-packages --optional broker acceptance rpm
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -66,6 +71,11 @@ test-all: venv
 	packaging/system-packages --optional broker
 	$(BIN)/nox
 
+# SUITES="bookworm trixie" leaves the others out.
+acceptance-matrix: venv
+	packaging/system-packages broker acceptance
+	$(BIN)/python -m tests.acceptance.matrix $(SUITES)
+
 lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -75,5 +85,18 @@ lint: venv
 docs: venv
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+# With Fedora's macros, or with stand-ins for them: packaging/rpm/build says which and how.
+# The unit tests run in `make test`; RPM_OPTIONS= runs some again in %check, as Fedora does.
+RPM_OPTIONS ?= --without tests
+rpm: venv
+	packaging/system-packages rpm
+	rm -rf dist/rpm
+	packaging/rpm/build --python $(BIN)/python dist/rpm $(RPM_OPTIONS)
+	packaging/rpm/lint --python $(BIN)/python dist/rpm
+	ls -l dist/rpm
+
+licences: venv
+	$(BIN)/python packaging/licences.py
+
 clean:
-	rm -rf $(VENV) .nox .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build
+	rm -rf $(VENV) .nox .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build dist

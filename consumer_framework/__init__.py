@@ -4,8 +4,11 @@
 For authors of consumers: the base class, and what a handler may raise besides errors. The
 exceptions of the same meaning in ``fedora_messaging.exceptions`` (``Nack``, ``Drop``,
 ``HaltConsumer``) are understood as well.
+
+For a ``[log_config]`` of one's own: a handler that sends records to systemd's journal.
 """
 
+from .adapters.journald import JournalHandler
 from .core.batch import Batch
 from .core.consumer import BatchConsumer, Consumer
 from .core.errors import (
@@ -19,6 +22,7 @@ from .core.errors import (
     Retry,
     Skip,
 )
+from .core.heartbeat import heartbeat
 from .core.helpers import on, translate
 from .core.settings import Recovery
 
@@ -32,10 +36,12 @@ __all__ = [
     "Drop",
     "Halt",
     "HandlerTimeoutError",
+    "JournalHandler",
     "Quarantine",
     "Recovery",
     "Retry",
     "Skip",
+    "heartbeat",
     "on",
     "translate",
 ]

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Until when the certificates in a PEM file are valid."""
+"""Until when the certificates in a PEM file are valid, and whether a file is another one now."""
 
 from __future__ import annotations
 
 import warnings
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
+
+    from consumer_framework.core.settings import Tls
 
 
 def ends_of(path: Path) -> list[datetime]:
@@ -27,3 +30,16 @@ def ends_of(path: Path) -> list[datetime]:
     except (OSError, ValueError):
         return []
     return [certificate.not_valid_after_utc for certificate in certificates]
+
+
+def digests(tls: Tls) -> dict[str, str]:
+    """Return what tells the contents of the files of ``[tls]`` from others, by their keys."""
+    files = {"ca_cert": tls.ca_cert, "certfile": tls.certfile, "keyfile": tls.keyfile}
+    return {key: _digest(Path(file)) if file else "" for key, file in files.items()}
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""

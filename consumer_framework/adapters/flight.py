@@ -114,6 +114,8 @@ class Flight:
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
         records = range(RECORD, len(buffer), RECORD)
+        self._records = records
+        self._spared: set[int] = set()
         self._free = [at for at in records if buffer[at] == _EMPTY]
         known = ((at, _decode(buffer, at)) for at in records if buffer[at] == _CRASHED)
         self._crashed = {record.key: (at, record.crashes) for at, record in known if record}
@@ -166,10 +168,20 @@ class Flight:
         Raises:
             ValueError: Nothing took off from *place*.
         """
-        if self._buffer[place] != _FLYING:
+        if self._buffer[place] != _FLYING and place not in self._spared:
             raise ValueError(f"nothing took off from place {place}")
+        self._spared.discard(place)
         self._buffer[place] = _EMPTY
         self._free.append(place)
+
+    def spare(self, guilty: Iterable[Delivery]) -> None:
+        """Charge nothing that is in a handler with the death of this process, but the *guilty*."""
+        charged = {_identify(delivery)[0] for delivery in guilty}
+        for at in self._records:
+            record = _decode(self._buffer, at) if self._buffer[at] == _FLYING else None
+            if record is not None and record.key not in charged:
+                self._spared.add(at)
+                self._buffer[at] = _EMPTY
 
     def crashes_of(self, delivery: Delivery) -> int:
         """How many earlier processes died with this message, as far as that is remembered.

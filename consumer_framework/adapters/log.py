@@ -7,6 +7,7 @@ import logging
 import logging.config
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.priority import priority_of
 from consumer_framework.core.secrets import redact
 
 if TYPE_CHECKING:
@@ -14,15 +15,6 @@ if TYPE_CHECKING:
 
 _TERMINAL_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _JOURNAL_FORMAT = "%(name)s: %(message)s"
-
-# sd-daemon(3): the kernel's log levels as a prefix of each line.
-_PRIORITIES = (
-    (logging.CRITICAL, "<2>"),
-    (logging.ERROR, "<3>"),
-    (logging.WARNING, "<4>"),
-    (logging.INFO, "<6>"),
-)
-_LOWEST_PRIORITY = "<7>"
 
 # pika reports one lost connection in a dozen lines and tracebacks; what matters of them reaches
 # the framework's own log. The chatter of the layers between likewise.
@@ -58,20 +50,17 @@ class PriorityFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's lines, tracebacks included, each with its priority."""
-        prefix = priority_prefix(record.levelno)
+        # sd-daemon(3).
+        prefix = f"<{priority_of(record.levelno)}>"
         lines = self._inner.format(record).splitlines() or [""]
         return "\n".join(f"{prefix}{line}" for line in lines)
 
 
-def priority_prefix(level: int) -> str:
-    """Return the journal's prefix for one of :mod:`logging`'s levels."""
-    for threshold, prefix in _PRIORITIES:
-        if level >= threshold:
-            return prefix
-    return _LOWEST_PRIORITY
-
-
-def set_up(log_config: Mapping[str, Any] | None, is_journal: Callable[[int], bool]) -> None:
+def set_up(
+    log_config: Mapping[str, Any] | None,
+    is_journal: Callable[[int], bool],
+    journal: logging.Handler | None = None,
+) -> None:
     """Configure :mod:`logging` for the process.
 
     Args:
@@ -79,23 +68,47 @@ def set_up(log_config: Mapping[str, Any] | None, is_journal: Callable[[int], boo
             for the framework's own: everything from INFO up, to standard error.
         is_journal: Tells whether a file descriptor leads to the journal. Lines that go there
             carry their priority, whoever configured the handler.
+        journal: Takes everything in the place of standard error, if *log_config* is None.
 
     Raises:
         ValueError: *log_config* is not one that :mod:`logging.config` takes.
     """
     if log_config is None:
-        logging.basicConfig(level=logging.INFO, format=_TERMINAL_FORMAT, force=True)
+        own = [journal] if journal is not None else None
+        logging.basicConfig(level=logging.INFO, format=_TERMINAL_FORMAT, force=True, handlers=own)
         for name, level in _QUIET.items():
             logging.getLogger(name).setLevel(level)
     else:
         logging.config.dictConfig(dict(log_config))
         _enable_own_loggers()
-    for handler in _stream_handlers():
+    fallbacks = _fallbacks(handlers())
+    for handler in (h for h in [*handlers(), *fallbacks] if type(h) is logging.StreamHandler):
         if is_journal(_descriptor(handler)):
             inner = handler.formatter or logging.Formatter(_JOURNAL_FORMAT)
             if log_config is None:
                 inner = logging.Formatter(_JOURNAL_FORMAT)
             handler.setFormatter(PriorityFormatter(inner))
+        elif handler.formatter is None and handler in fallbacks:
+            handler.setFormatter(logging.Formatter(_TERMINAL_FORMAT))
+
+
+def forget(log_config: Mapping[str, Any] | None) -> None:
+    """Undo what :func:`set_up` did to loggers, before it is called with another configuration.
+
+    What the author's code did to other loggers stays.
+
+    Args:
+        log_config: What :func:`set_up` was called with.
+    """
+    table = log_config.get("loggers") if log_config is not None else _QUIET
+    for name in table if isinstance(table, dict) else ():
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+    for name in list(logging.root.manager.loggerDict):
+        logging.getLogger(name).disabled = False
 
 
 def hide_secrets() -> None:
@@ -110,11 +123,19 @@ def _enable_own_loggers() -> None:
             logging.getLogger(name).disabled = False
 
 
-def _stream_handlers() -> list[logging.StreamHandler[Any]]:
+def handlers() -> list[logging.Handler]:
+    """All that are in use."""
     named = (logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict))
     loggers = [logging.root, *named]
-    handlers = {id(handler): handler for logger in loggers for handler in logger.handlers}
-    return [h for h in handlers.values() if type(h) is logging.StreamHandler]
+    return list(
+        {id(handler): handler for logger in loggers for handler in logger.handlers}.values()
+    )
+
+
+def _fallbacks(used: list[logging.Handler]) -> list[logging.Handler]:
+    """What handlers use that cannot do their work."""
+    found = (getattr(handler, "fallback", None) for handler in used)
+    return [handler for handler in found if isinstance(handler, logging.Handler)]
 
 
 def _descriptor(handler: logging.StreamHandler[Any]) -> int:

@@ -127,6 +127,10 @@ class Systemctl:
         """Forget that *instance* failed."""
         self._run("reset-failed", unit_name(instance))
 
+    def daemon_reload(self) -> None:
+        """Have unit files read again."""
+        self._run("daemon-reload")
+
     def _run(self, verb: str, *arguments: str) -> str:
         # An operator's own command in PATH, as every other program that is called by its name.
         command = ["systemctl", "--no-pager", "--no-ask-password", verb, *arguments]
@@ -152,7 +156,7 @@ class Systemctl:
 
 def _complaint(verb: str, arguments: Sequence[str], said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    what = "systemctl show" if verb == "show" else f"systemctl {verb} {arguments[-1]}"
+    what = " ".join(["systemctl", verb, *([] if verb == "show" else arguments[-1:])])
     return f"{what}: {' '.join(lines) or 'failed without a word'}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 import sdnotify
 
@@ -22,9 +23,14 @@ class SystemdNotifier:
     """A :class:`.Notifier` for the socket that ``$NOTIFY_SOCKET`` names; silent without one.
 
     A notification that could not be sent goes out with the next one.
+
+    Attributes:
+        watchdog_seconds: What ``$WATCHDOG_USEC`` says, in seconds, where it is meant for this
+            process (sd_watchdog_enabled(3)); 0 where it is not.
     """
 
     def __init__(self) -> None:
+        self.watchdog_seconds = _watchdog_seconds()
         self._systemd: sdnotify.SystemdNotifier | None = None
         self._unsent: list[str] = []
         self._status = ""
@@ -40,23 +46,59 @@ class SystemdNotifier:
         if self._unsent or status != self._status:
             self._send("", status)
 
+    def reloading(self, status: str) -> None:
+        """Send ``RELOADING=1`` with the time, which systemd compares with that of its signal."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}", status)
+
     def stopping(self, status: str) -> None:
         """Send ``STOPPING=1`` with *status*."""
         self._send("STOPPING=1", status)
 
+    def watchdog(self) -> None:
+        """Send ``WATCHDOG=1``; one that cannot be sent is not sent later."""
+        self._notify("WATCHDOG=1")
+
+    def trigger(self, status: str) -> None:
+        """Send ``WATCHDOG=trigger`` with *status* (systemd 243)."""
+        self._send("WATCHDOG=trigger", status)
+
+    def extend(self, seconds: float) -> None:
+        """Send ``EXTEND_TIMEOUT_USEC=``; one that is not sent now is worth nothing later."""
+        self._notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+
+    def restart_reset(self) -> None:
+        """Send ``RESTART_RESET=1``, which systemd knows from 258 on."""
+        self._send("RESTART_RESET=1", self._status)
+
     def _send(self, assignment: str, status: str) -> None:
         if self._systemd is None:
             return
-        if assignment:
+        if assignment and assignment not in self._unsent:
             self._unsent.append(assignment)
-        lines = [*self._unsent, f"STATUS={one_ascii_line(status)}"]
+        if self._notify(*self._unsent, f"STATUS={one_ascii_line(status)}"):
+            self._unsent.clear()
+            self._status = status
+
+    def _notify(self, *lines: str) -> bool:
+        """Send a notification; False if there is no service manager, or it does not take it."""
+        if self._systemd is None:
+            return False
         try:
             self._systemd.notify("\n".join(lines))
         except OSError as error:
             _log.warning("the service manager was not told %s: %s", lines[0], error)
-        else:
-            self._unsent.clear()
-            self._status = status
+            return False
+        return True
+
+
+def _watchdog_seconds() -> float:
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    process = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if "NOTIFY_SOCKET" not in os.environ or process != str(os.getpid()):
+        return 0.0
+    # What is no number is not systemd's.
+    return int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0
 
 
 def _connect() -> sdnotify.SystemdNotifier | None:

@@ -20,8 +20,10 @@ from .explain import explain
 from .options import DEFAULT_FILE, complete_instance, configuration_file
 from .output import complain
 from .quarantine import quarantine
+from .reload import reload
 from .scale import scale
 from .status import status
+from .units import units
 
 _EXIT_CODES = """
 \b
@@ -47,8 +49,10 @@ def main() -> None:
 main.add_command(quarantine)
 main.add_command(explain)
 main.add_command(check)
+main.add_command(reload)
 main.add_command(scale)
 main.add_command(status)
+main.add_command(units)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -103,7 +107,8 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     NAME is an instance: its configuration is /etc/fedora-messaging/NAME.toml, in the format of
     fedora-messaging. `systemctl start fm-consumer@NAME` runs this command as a service. On
     SIGTERM or SIGINT the running handlers finish and what else was delivered goes back to the
-    broker; a second signal does not wait for them.
+    broker; a second signal does not wait for them. On SIGHUP it reads its file again, as
+    `fm-consumer reload` tells it to.
     """
     # Late: the reactor must be installed before anything imports it, and --help must be quick.
     from consumer_framework.host import reactor  # noqa: PLC0415

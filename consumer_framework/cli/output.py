@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from consumer_framework.adapters.log import priority_prefix
 from consumer_framework.adapters.systemd import is_journal
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.priority import priority_of
 from consumer_framework.core.secrets import redact, redacted
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Command(click.Command):
 def complain(error: BaseException) -> None:
     """Print *error* to standard error, with a priority where that is the journal."""
     to_journal = is_journal(_descriptor(sys.stderr))
-    prefix = priority_prefix(logging.ERROR) if to_journal else "fm-consumer: "
+    prefix = f"<{priority_of(logging.ERROR)}>" if to_journal else "fm-consumer: "
     for line in redact(str(error)).splitlines():
         click.echo(f"{prefix}{safe(line)}", err=True)
 

@@ -15,6 +15,7 @@ import click
 from . import output
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
 from .output import Command, Refusal, plural
+from .quarantine_expire import expire
 from .quarantine_orders import drop, replay
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_journal, row_numbers
 
@@ -44,6 +45,7 @@ def quarantine() -> None:
 
 quarantine.add_command(replay)
 quarantine.add_command(drop)
+quarantine.add_command(expire)
 
 
 @quarantine.command(

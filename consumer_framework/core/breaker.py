@@ -42,3 +42,10 @@ class Breaker:
     def success(self) -> Breaker:
         """The breaker after the dependency worked."""
         return replace(self, faults=0, probes=0) if self.faults else self
+
+    def resized(self, consecutive: int, probe: tuple[float, ...]) -> Breaker:
+        """The breaker with other limits; it neither opens nor closes by that."""
+        faults = (
+            max(self.faults, consecutive) if self.is_open else min(self.faults, consecutive - 1)
+        )
+        return Breaker(consecutive, probe, faults, self.probes)

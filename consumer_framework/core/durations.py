@@ -46,4 +46,17 @@ def text(duration: float) -> str:
     return " ".join(parts)
 
 
+def about(duration: float) -> str:
+    """Write *duration*, in seconds, for people: ``41 s``, ``5 min``, ``7 h``, ``3 d``.
+
+    In the largest unit of which there are two, rounded down.
+    """
+    whole = max(int(duration), 0)
+    units = (("d", 86400), ("h", 3600), ("min", 60))
+    for unit, size in units:
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
 Duration: TypeAlias = Annotated[float, BeforeValidator(seconds)]

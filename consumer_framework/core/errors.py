@@ -20,8 +20,8 @@ LATEST = 253402300799.0
 class ExitCode(IntEnum):
     """Exit codes of ``fm-consumer run``.
 
-    10 to 15 mean what they mean for ``fedora-messaging consume``; 78 is ``EX_CONFIG`` of
-    sysexits(3), which the unit's ``RestartPreventExitStatus=`` names.
+    10 to 15 mean what they mean for ``fedora-messaging consume``; 75 and 78 are ``EX_TEMPFAIL`` and
+    ``EX_CONFIG`` of sysexits(3). The unit's ``RestartPreventExitStatus=`` names 78.
     """
 
     OK = 0
@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     HANDLER_FAILED = 13
     CONNECTION = 14
     PERMISSION = 15
+    TEMPORARY = 75
     CONFIGURATION = 78
 
 

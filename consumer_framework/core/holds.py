@@ -31,6 +31,10 @@ class Holds:
         """Whether one more delivery may be held."""
         return len(self._heap) < self._slots
 
+    def resize(self, slots: int) -> None:
+        """Hold so many from now on; more than that leave by themselves, when they are due."""
+        self._slots = slots
+
     def put(self, delivery: Delivery, until: float) -> None:
         """Hold *delivery* until *until*, in seconds since the epoch."""
         heapq.heappush(self._heap, (until, next(self._order), delivery))

@@ -40,7 +40,10 @@ class Intake:
         self._takers: deque[asyncio.Future[None]] = deque()
         # With a limit, one slot at a time waits for the next token.
         self._turn = asyncio.Lock()
-        self._closed = asyncio.Event()
+        self._is_closed = False
+        self._is_suspended = False
+        # Tells whoever waits for a token that it may be a matter of the past.
+        self._news = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._lanes)
@@ -75,30 +78,49 @@ class Intake:
         Returns:
             None once the intake is closed, whatever still waits in it.
         """
-        if self._bucket is None:
-            return await self._take()
-        async with self._turn:
-            while not self._closed.is_set():
-                await self._arrival()
-                delay = self._bucket.take(self._now()) if self._ready else 0.0
-                if self._ready and not delay:
-                    break
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), delay)
-            return None if self._closed.is_set() else self._ready.popleft()
-
-    async def _take(self) -> Delivery | None:
-        while not self._closed.is_set():
-            if self._ready:
+        while not self._is_closed:
+            if self._bucket is not None:
+                delivery = await self._take_in_turn()
+                if delivery is not None:
+                    return delivery
+            elif self._ready and not self._is_suspended:
                 return self._ready.popleft()
-            await self._arrival()
+            else:
+                await self._arrival()
+        return None
+
+    async def _take_in_turn(self) -> Delivery | None:
+        """Wait for a delivery that the rate allows; None where there is no limit any more."""
+        async with self._turn:
+            while self._bucket is not None and not self._is_closed:
+                if not self._ready or self._is_suspended:
+                    await self._arrival()
+                    continue
+                delay = self._bucket.take(self._now())
+                if not delay:
+                    return self._ready.popleft()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), delay)
         return None
 
     async def _arrival(self) -> None:
-        if not self._ready and not self._closed.is_set():
-            taker = asyncio.get_running_loop().create_future()
-            self._takers.append(taker)
-            await taker
+        taker = asyncio.get_running_loop().create_future()
+        self._takers.append(taker)
+        await taker
+
+    def limit(self, bucket: TokenBucket | None) -> None:
+        """Take deliveries as fast as *bucket* allows from now on; None for no limit."""
+        self._bucket = bucket
+        self._wake_all()
+
+    def suspend(self) -> None:
+        """Let nothing be taken until :meth:`go_on`; what comes meanwhile waits."""
+        self._is_suspended = True
+
+    def go_on(self) -> None:
+        """Let deliveries be taken again."""
+        self._is_suspended = False
+        self._wake_all()
 
     def discard(self, generation: int) -> int:
         """Forget what came on a channel that is gone: the broker will deliver it again.
@@ -130,9 +152,8 @@ class Intake:
 
     def close(self) -> None:
         """Let no slot take a delivery any more."""
-        self._closed.set()
-        while self._takers:
-            self._wake()
+        self._is_closed = True
+        self._wake_all()
 
     def clear(self) -> list[Delivery]:
         """Remove and return the deliveries that no slot took."""
@@ -148,3 +169,9 @@ class Intake:
             if not taker.done():
                 taker.set_result(None)
                 return
+
+    def _wake_all(self) -> None:
+        while self._takers:
+            self._wake()
+        self._news.set()
+        self._news.clear()

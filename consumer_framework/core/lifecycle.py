@@ -39,6 +39,7 @@ class Event(Enum):
     RESUME_OFFLINE = auto()  # it works again; there is no connection
     STOP = auto()  # SIGTERM or SIGINT
     FAULT = auto()  # something that ends the instance with an exit code
+    DEADLINE = auto()  # what a drain waits for has had its time
     DRAINED = auto()
 
 
@@ -66,6 +67,7 @@ _PAUSED: Transition = (State.PAUSED, (Effect.PAUSE, Effect.ANNOUNCE_STATUS))
 _STILL_PAUSED: Transition = (State.PAUSED, (Effect.ANNOUNCE_STATUS,))
 _FAILING: Transition = (State.FAILING, (Effect.DRAIN,))
 _LOST: Transition = (State.CONNECTING, (Effect.ANNOUNCE_STATUS,))
+_CUT_SHORT: Transition = (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT))
 
 TABLE: dict[tuple[State, Event], Transition] = {
     (State.BUILDING, Event.BUILT): (State.CONNECTING, (Effect.CONNECT, Effect.ANNOUNCE_STATUS)),
@@ -100,7 +102,7 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (State.PAUSED, Event.STOP): _STOPPING,
     (State.PAUSED, Event.FAULT): _FAILING,
     # The broker's news no longer matters. The first order to stop finds the drain under way; the
-    # second one is not to wait.
+    # second one is not to wait, and no drain waits for longer than handlers may take.
     (State.DRAINING, Event.BUILT): (State.DRAINING, ()),
     (State.DRAINING, Event.CONNECTED): (State.DRAINING, ()),
     (State.DRAINING, Event.SUBSCRIBED): (State.DRAINING, ()),
@@ -120,8 +122,10 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (State.FAILING, Event.RESUME_OFFLINE): (State.FAILING, ()),
     (State.FAILING, Event.FAULT): (State.FAILING, ()),
     (State.FAILING, Event.STOP): (State.DRAINING, ()),
+    (State.FAILING, Event.DEADLINE): _CUT_SHORT,
     (State.FAILING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
-    (State.DRAINING, Event.STOP): (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT)),
+    (State.DRAINING, Event.STOP): _CUT_SHORT,
+    (State.DRAINING, Event.DEADLINE): _CUT_SHORT,
     (State.DRAINING, Event.DRAINED): (State.STOPPED, (Effect.EXIT,)),
     # The connection closes, and signals may come, while the process ends.
     (State.STOPPED, Event.LOST): (State.STOPPED, ()),

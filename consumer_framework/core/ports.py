@@ -186,7 +186,14 @@ class FlightRecorder(Protocol):
 
 
 class Notifier(Protocol):
-    """Tells the service manager how the instance is (sd_notify(3))."""
+    """Tells the service manager how the instance is (sd_notify(3)).
+
+    Attributes:
+        watchdog_seconds: How long it waits for a :meth:`watchdog` before it restarts the instance;
+            0 for ever.
+    """
+
+    watchdog_seconds: float
 
     def ready(self, status: str) -> None:
         """The instance consumes from every queue."""
@@ -196,8 +203,31 @@ class Notifier(Protocol):
         """*status* is one line for ``systemctl status``."""
         ...
 
+    def reloading(self, status: str) -> None:
+        """Other settings are about to come into force; :meth:`ready` follows."""
+        ...
+
     def stopping(self, status: str) -> None:
         """The instance drains."""
+        ...
+
+    def extend(self, seconds: float) -> None:
+        """Let the start, or the stop, go on for *seconds* from now (``EXTEND_TIMEOUT_USEC=``).
+
+        Nothing is taken away from what the unit's own timeouts allow.
+        """
+        ...
+
+    def restart_reset(self) -> None:
+        """The instance works: its next restart is to come soon (``RESTART_RESET=1``)."""
+        ...
+
+    def watchdog(self) -> None:
+        """The instance does its work."""
+        ...
+
+    def trigger(self, status: str) -> None:
+        """The instance is stuck, and has to be restarted; *status* says why."""
         ...
 
 

@@ -7,6 +7,7 @@ of rules, first match wins, then the schedule of retries for what no rule matche
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
@@ -154,6 +155,28 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
             case = _Case(delivery, policy, situation)
             return next(answers, _Case.by_rules)(case, error)
+
+
+# Without a message, what cannot be reached is never a message's fault.
+_UNREACHABLE = (ConnectionError, TimeoutError, socket.gaierror)
+
+
+def broken_dependency(error: BaseException, policy: Policy) -> str | None:
+    """Say what is broken where *error*, out of a handler's set-up, is a dependency's fault.
+
+    That is what the author, or a rule, says of it; without a word from either, a connection that
+    is refused, cut or not answered, and a name that cannot be resolved.
+
+    Returns:
+        The reason in one line; None where waiting does not help.
+    """
+    for kind in _ANSWERS:
+        if isinstance(error, kind):
+            return _reason(error) if kind is errors.DependencyFault else None
+    for rule in policy.rules:
+        if isinstance(error, rule.exceptions):
+            return _reason(error) if rule.then is Then.DEPENDENCY else None
+    return _reason(error) if isinstance(error, _UNREACHABLE) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,11 @@ class Settler:
                     commit.cancel()
             await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
 
+    async def written(self) -> None:
+        """Wait until no commit is under way; not for those that fail again and again."""
+        while self._commits and not self._failing:
+            await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
+
     def _hold(self, what: Settled, until: float) -> None:
         is_open = self.acknowledger.is_open(what.delivery)
         if is_open:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 
-from consumer_framework.adapters import codec, config, log
+from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import configuration, loader, salvage
+from . import configuration, loader, rereading, salvage
 from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
+from .reload import Origin
 from .runner import Runner
 from .stores import open_stores, state_directory
 
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.settings import Settings
 
+    from .loader import Target
+
 _log = logging.getLogger(__name__)
+
+STDERR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +81,21 @@ def run(request: Request) -> int:
     """
     source = str(request.path) if request.path else config.BUILT_IN
     settings = load(request)
-    _set_up_logging(settings, source)
+    _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
     plan = make_plan(request, settings, source)
     directory = state_directory(request.instance, request.state_directory)
     stores = open_stores(directory, request.instance, plan.framework)
     _log.info("starting %s with %s", plan.name, source)
-    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor)
+    origin = Origin(
+        source,
+        read=lambda: config.examine(request.path, request.overrides, request.way),
+        plan=partial(make_plan, request, source=source),
+        set_up_logging=partial(configure_logging, source=source, instance=request.instance),
+        names_callback=not (request.callback or request.callback_file),
+        handed_over=partial(rereading.handed_over, request.path, request.instance),
+    )
+    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, origin)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     untyped.callLater(0, runner.startService)
@@ -103,20 +117,38 @@ def load(request: Request) -> Settings:
         raise ConfigurationError(*dict.fromkeys([*error.located, *more])) from None
 
 
-def _set_up_logging(settings: Settings, source: str) -> None:
+def _set_up_logging(settings: Settings, source: str, instance: str) -> None:
+    configure_logging(settings, source, instance)
+    observer: Any = STDLibLogObserver()
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+
+
+def configure_logging(settings: Settings, source: str, instance: str) -> None:
+    """Log as *settings* say, from now on.
+
+    Raises:
+        ConfigurationError: They cannot be used.
+    """
+    is_native = is_journal(STDERR) and journald.is_reachable()
+    journal = journald.JournalHandler() if is_native else None
     try:
-        log.set_up(settings.log_config, is_journal)
+        log.set_up(settings.log_config, is_journal, journal)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
-    observer: Any = STDLibLogObserver()
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    for handler in log.handlers():
+        if isinstance(handler, journald.JournalHandler):
+            handler.instance = handler.instance or instance
 
 
 def make_plan(
-    request: Request, settings: Settings, source: str, absent: frozenset[str] = frozenset()
+    request: Request,
+    settings: Settings,
+    source: str,
+    absent: frozenset[str] = frozenset(),
+    target: Target | None = None,
 ) -> Plan:
     """Find the handler, and put together how its failures are answered.
 
@@ -125,13 +157,14 @@ def make_plan(
         settings: Its configuration.
         source: How errors call that.
         absent: The TOML paths of credentials that are not there: the handler is not made.
+        target: The author's object where it was found before, and is to be used again.
 
     Raises:
         ConfigurationError: With every problem there is: it cannot be imported, does not fit its
             settings, or a rule names what is no exception.
     """
     found = Collector(source)
-    target = found.call(
+    target = target or found.call(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
     config_of = settings.consumer_config
@@ -149,4 +182,5 @@ def make_plan(
         raise found.error()
     policy, recovery = decided
     framework = with_batch(settings.framework, target.value)
-    return fitted(Plan(name, factory, policy, framework, source_of), settings, recovery)
+    plan = Plan(name, factory, policy, framework, source_of, target=target)
+    return fitted(plan, settings, recovery)

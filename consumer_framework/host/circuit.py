@@ -61,6 +61,10 @@ class Circuit:
         self._reasons: dict[str, str] = {}
         self._probe: Any = None
 
+    def resize(self, consecutive: int, probe: tuple[float, ...]) -> None:
+        """Let the dependency count as broken after other faults; one that is broken stays so."""
+        self._breaker = self._breaker.resized(consecutive, probe)
+
     def judge(self, outcome: Outcome, decision: Decision) -> None:
         """Learn from an outcome whether the dependency works."""
         was_open = self._breaker.is_open

@@ -52,8 +52,16 @@ class Client:
         self._connection = connection
         self._answers = connection.makefile("rb")
 
-    def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def ask(
+        self,
+        request: dict[str, Any],
+        otherwise: str = "what was not told of is quarantined again when it starts",
+    ) -> Iterator[dict[str, Any]]:
         """Give one order, and yield its answers as they come. Take them all before the next.
+
+        Args:
+            request: The order.
+            otherwise: What it means where the instance stops meanwhile, for the error.
 
         Raises:
             ControlError: The order was refused or failed, or the instance went away meanwhile.
@@ -67,8 +75,7 @@ class Client:
             raise ControlError(f"{self._path}: the instance does not answer; {cure}") from None
         except (OSError, EOFError):
             raise ControlError(
-                f"{self._path}: the instance stopped before it was done; what was not told of is "
-                "quarantined again when it starts"
+                f"{self._path}: the instance stopped before it was done; {otherwise}"
             ) from None
         if "error" in answer:
             raise ControlError(f"{self._path}: the instance says: {answer['error']}")

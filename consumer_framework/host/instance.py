@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
+from consumer_framework.core.errors import JournalError
 from consumer_framework.core.lifecycle import State
-from consumer_framework.core.status import status_line
+from consumer_framework.core.progress import Progress
+from consumer_framework.core.status import Facts, status_line
 
+from .countdown import Countdown
 from .recorder import LogRecorder
+from .relief import Relief
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ class Instance:
         halt: Called when a delivery halts the instance.
         pause: Called with a reason when nothing more should be consumed.
         resume: Called when that is over.
+        late: Called when what the instance waits for has had its time.
 
     Attributes:
         recorder: Counts and logs.
@@ -50,7 +56,16 @@ class Instance:
         slots: The deliveries, from their arrival to their settle.
         executor: Runs the handler; None until that is set up.
         state: Where the instance is in its life; the runner changes it.
+        news_at: When something last happened to it, in seconds of *clock*'s monotonic time.
         trouble: Why it does not consume, or why it stopped; "" for no reason.
+        countdown: Bounds the start and the drain.
+        awaited: Says what the drain waits for.
+        was_ready: Whether it ever consumed from every queue.
+        is_built: Set once the handler is set up, or will not be any more.
+        is_reloading: Whether the service manager waits for the end of a reload.
+        remarks: What else the status says, by what it is about; "" for nothing.
+        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
+        lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
@@ -65,6 +80,7 @@ class Instance:
         halt: Callable[[Halt], None],
         pause: Callable[[str], None],
         resume: Callable[[], None],
+        late: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.plan = plan
@@ -73,9 +89,21 @@ class Instance:
         self.clock = clock
         self.reactor = reactor
         self.state = State.BUILDING
+        self.news_at = clock.monotonic()
         self.trouble = ""
         self.executor: Executor | None = None
-        self.recorder = LogRecorder(clock)
+        self.recorder = LogRecorder(clock, reactor.callLater)
+        self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
+        self.awaited: Callable[[], str] = str
+        self.relief = Relief(self)
+        self.lag: int | None = None
+        self.was_ready = False
+        self.is_built = asyncio.Event()
+        self.is_reloading = False
+        self.remarks: dict[str, str] = {}
+        self._progress = Progress(clock.monotonic())
+        self._has_proven_itself = False
+        self._last_kept = (0, 0)
         channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
         self.session = Session(
             settings,
@@ -108,20 +136,58 @@ class Instance:
         """The deliveries that are in the handler."""
         return self.executor.running if self.executor is not None else ()
 
+    def resize(self, slots: int) -> None:
+        """Run so many handlers at once from now on; those that run are not disturbed by fewer."""
+        framework = self.plan.framework.model_copy(update={"slots": slots})
+        if self.executor is not None:
+            self.executor.resize(replace(self.plan.limits, slots=slots))
+        self.slots.resize(framework.at_once)
+
     def status(self) -> str:
         """The line that ``systemctl status`` shows."""
-        return status_line(
-            self.state,
-            self.broker,
-            self.session.queues,
-            self.recorder.snapshot(),
-            self.trouble,
-            running=len(self.running),
+        counts, now = self.recorder.snapshot(), self.clock.monotonic()
+        deferred, quarantined = self._kept()
+        self._progress.look(counts.acked, now)
+        facts = Facts(
+            broker=self.broker,
+            queues=len(self.session.queues),
+            counts=counts,
+            rate=self._progress.rate(now),
+            held=self.slots.held,
+            deferred=deferred,
+            quarantined=quarantined,
+            lag=self.lag,
+            up=self._progress.up(now),
+            trouble=self.trouble,
+            awaited=self.awaited(),
+            left=self.countdown.left,
+            strain=self.relief.strain,
         )
+        return "; ".join([status_line(self.state, facts), *filter(None, self.remarks.values())])
+
+    def announce_ready(self) -> None:
+        """Tell the service manager that it consumes; in a reload that comes at its end."""
+        self.was_ready = True
+        if self.is_reloading:
+            self.say_status()
+        else:
+            self.notifier.ready(self.status())
+
+    def _kept(self) -> tuple[int, int]:
+        """How many messages are deferred, and how many wait for an operator."""
+        # At the end the journal is closed; one that cannot be read is what others tell of.
+        if self.state is not State.STOPPED:
+            with suppress(JournalError):
+                stats = self.stores.journal.stats()
+                self._last_kept = stats.deferred, stats.quarantined + stats.replaying
+        return self._last_kept
 
     def say_status(self) -> None:
         """Tell the service manager, if there is news."""
         self.notifier.status(self.status())
+        if not self._has_proven_itself and self._progress.is_proven(self.clock.monotonic()):
+            self._has_proven_itself = True
+            self.notifier.restart_reset()
 
     def report(self) -> dict[str, Any]:
         """What the control socket says of the instance; see docs/reference/cli.md."""
@@ -130,8 +196,12 @@ class Instance:
             "state": self.state.name.lower(),
             "status": self.status(),
             "trouble": self.trouble,
+            "remarks": list(filter(None, self.remarks.values())),
             "broker": self.broker,
             "queues": list(self.session.queues),
             "held": self.slots.held,
+            "lag": self.lag,
+            "rate": round(self._progress.rate(self.clock.monotonic()), 3),
+            "up": round(self._progress.up(self.clock.monotonic())),
             "counts": {**asdict(self.recorder.snapshot()), "running": len(self.running)},
         }

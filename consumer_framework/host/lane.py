@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import codec
 from consumer_framework.core.attempt import fingerprint, said
+from consumer_framework.core.fields import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,11 +48,12 @@ class _Finder:
         try:
             return self._source(delivery, lambda: codec.decode(delivery))
         except Exception as error:  # noqa: BLE001 -- the author's code, or no message at all
-            self._say(error)
+            self._say(delivery, error)
             return ""
 
-    def _say(self, error: Exception) -> None:
+    def _say(self, delivery: Delivery, error: Exception) -> None:
         cause = fingerprint(error)
         if cause not in self._said:
             self._said.add(cause)
-            _log.warning("no ordering key, so in no order: %s", said(error))
+            about = fields_of(delivery, fingerprint=cause, attempt=0)
+            _log.warning("no ordering key, so in no order: %s", said(error), extra=about)

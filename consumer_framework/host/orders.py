@@ -4,18 +4,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.disposition import Ack, Halt, Quarantine
+from consumer_framework.core.disposition import Ack, Halt, Quarantine, Reject
+from consumer_framework.core.fields import fields
+
+from .wording import describe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from consumer_framework.adapters.journal import Journal
+    from consumer_framework.adapters.journal import Journal, Row
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
 
     Answers = AsyncGenerator[dict[str, Any], None]
+
+_log = logging.getLogger(__name__)
+
+# Rows of one order that each have a line in the log; reading them takes the event loop's time.
+MOST_NAMED = 1000
 
 
 class Orders:
@@ -58,8 +67,15 @@ class Orders:
 
     async def drop(self, request: dict[str, Any]) -> Answers:
         """Lose the rows in ``rows``."""
-        dropped = await self._journal.drop(_numbers(request))
+        numbers = _numbers(request)
+        rows = [self._journal.row(number) for number in numbers[:MOST_NAMED]]
+        dropped = await self._journal.drop(numbers)
         self._changed()
+        named = [row for row in rows if row is not None and row.id in dropped]
+        for row in named:
+            _say(row, "dropped by an operator", Reject())
+        if len(dropped) > len(named):
+            _log.info("%d more messages are dropped by an operator", len(dropped) - len(named))
         yield {"dropped": dropped}
 
     async def edit(self, request: dict[str, Any]) -> Answers:
@@ -69,7 +85,11 @@ class Orders:
         encoding = getattr(original and original.properties, "content_encoding", None) or "utf-8"
         # The copy keeps the properties, and so must be what they say.
         body = json.dumps(request["body"]).encode(encoding)
-        yield {"row": await self._journal.supersede(number, body)}
+        row = self._journal.row(number)
+        copy = await self._journal.supersede(number, body)
+        if row is not None and copy is not None:
+            _say(row, "edited by an operator")
+        yield {"row": copy}
 
     async def replay(self, request: dict[str, Any]) -> Answers:
         """Run the rows in ``rows`` again, one after the other, and tell of each as it is done.
@@ -99,6 +119,11 @@ class Orders:
         if row is None or row.state != "quarantined" or row.behind is None:
             return "not, or no longer, there"
         return f"behind row {row.behind} of key {row.lane}: replay or drop that one first"
+
+
+def _say(row: Row, what: str, disposition: Disposition | None = None) -> None:
+    about = fields(row.message_id, row.routing_key, row.queue, disposition=disposition)
+    _log.info("%s is %s", describe(row), what, extra=about)
 
 
 def _numbers(request: dict[str, Any]) -> list[int]:

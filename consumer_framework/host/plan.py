@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.recovery import Policy
     from consumer_framework.core.settings import Framework, Recovery, Settings
 
+    from .loader import Target
     from .ordering import SourceOf
 
 
@@ -31,6 +32,7 @@ class Plan:
         source_of: Gives what finds the ordering key of a message, once the handler is made; None
             where there is no order by key.
         prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
+        target: What the handler is made of; None where nobody makes another one.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Plan:
     framework: Framework
     source_of: SourceOf | None = None
     prefetch_count: int = 0
+    target: Target | None = None
 
     @property
     def limits(self) -> Limits:

@@ -16,8 +16,7 @@ from twisted.application.service import MultiService
 from twisted.internet import defer, task
 from twisted.internet import error as twisted_error
 
-from consumer_framework.adapters import codec
-from consumer_framework.adapters.executor import Executor
+from consumer_framework.core.durations import text
 from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
@@ -29,13 +28,16 @@ from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.status import counts_text
 
 from .control import ControlFactory
-from .draining import cut_short, drain
+from .draining import Drain, cut_short
 from .instance import Instance
 from .lane import lane_of
 from .orders import Orders
+from .reload import Reloader
 from .signals import Signals
+from .startup import Startup
 from .stores import control_socket
 from .tasks import Tasks, reraise_own_cancellation
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     import signal
@@ -47,12 +49,15 @@ if TYPE_CHECKING:
 
     from .lane import LaneOf
     from .plan import Plan
+    from .reload import Origin
     from .stores import Stores
 
 _log = logging.getLogger(__name__)
 
 # Seconds between two looks at whether `systemctl status` should say something new.
 STATUS_INTERVAL = 5.0
+# Seconds that coroutines have to end when they are cancelled because nobody waits for them.
+LAST_TURNS = 0.2
 # Seconds between two looks at what in the quarantine is too old.
 RETENTION_INTERVAL = 3600.0
 
@@ -67,6 +72,7 @@ class Runner(MultiService):
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
+        origin: Where the settings and the plan are from, for a reload.
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
@@ -80,6 +86,7 @@ class Runner(MultiService):
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
+        origin: Origin,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.exit_code: int = ExitCode.OK
@@ -94,14 +101,20 @@ class Runner(MultiService):
             halt=self._halted,
             pause=self._pause,
             resume=self._resume,
+            late=self._late,
         )
         self._reactor = reactor
         self._lane_of: LaneOf | None = None
         self._tasks = Tasks(self._task_failed)
         self._building: asyncio.Task[None] | None = None
+        self._startup = Startup(plan, stores.flight, self._waits_for_dependency)
+        self._start_end = 0.0
+        self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._signals = Signals(reactor, self._told_to_stop)
+        self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
+        self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
         self._status_timer = task.LoopingCall(self._instance.say_status)
+        self._watchdog = Watchdog(self._instance)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
 
     def startService(self) -> None:  # noqa: N802 -- Twisted's name
@@ -112,7 +125,11 @@ class Runner(MultiService):
         # What handlers publish with fedora_messaging.api goes over the instance's connection.
         api._twisted_service = self._instance.session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
+        self._watchdog.start()
         self._retention_timer.start(RETENTION_INTERVAL)
+        now, instance = self._instance.clock.monotonic(), self._instance
+        self._start_end = now + instance.plan.framework.start_timeout
+        self._instance.countdown.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
 
     # What the session reports.
@@ -148,7 +165,8 @@ class Runner(MultiService):
         if self._instance.state in (State.FAILING, State.DRAINING, State.STOPPED):
             _log.debug("the connection is closed: %s", reason)
         else:
-            self._instance.trouble = f"{reason}; next attempt in {retry_in:.0f} s"
+            attempt = self._instance.session.service.factory.retries + 1
+            self._instance.trouble = f"{reason}; attempt {attempt} in {retry_in:.0f} s"
             _log.warning(
                 "no connection to the broker at %s: %s",
                 self._instance.broker,
@@ -166,6 +184,7 @@ class Runner(MultiService):
 
     def _happened(self, event: Event) -> None:
         self._instance.state, effects = advance(self._instance.state, event)
+        self._instance.news_at = self._instance.clock.monotonic()
         for effect in effects:
             self._execute(effect)
 
@@ -174,7 +193,8 @@ class Runner(MultiService):
             case Effect.CONNECT:
                 self._connect()
             case Effect.ANNOUNCE_READY:
-                self._instance.notifier.ready(self._instance.status())
+                self._instance.countdown.stop()
+                self._instance.announce_ready()
             case Effect.ANNOUNCE_STATUS:
                 self._instance.say_status()
             case Effect.PAUSE:
@@ -185,12 +205,14 @@ class Runner(MultiService):
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
+                self._instance.relief.stop()
                 self._instance.slots.close()
-                self._instance.notifier.stopping(self._instance.status())
-                self._tasks.spawn(self._drain())
+                self._begin_drain()
             case Effect.CUT_SHORT:
+                self._instance.countdown.stop()
                 cut_short(self._instance)
                 self._tasks.cancel()
+                self._last_turns = LAST_TURNS
             case Effect.EXIT:
                 self._exit()
 
@@ -219,11 +241,7 @@ class Runner(MultiService):
 
     async def _build(self) -> None:
         try:
-            handler = self._instance.plan.factory()
-            executor = Executor(
-                handler, codec.decode, self._instance.stores.flight, self._instance.plan.limits
-            )
-            await executor.setup()
+            built = await self._startup.run()
         except ConfigurationException as error:
             self.failed(ConfigurationError(Problem("consumer_config", error.message)))
         except BaseException as error:  # noqa: BLE001 -- the author's code, and its sys.exit()
@@ -232,14 +250,21 @@ class Runner(MultiService):
             what = f"the handler cannot be set up: {type(error).__name__}: {error}"
             self._end(ExitCode.HANDLER_FAILED, what)
         else:
-            self._instance.executor = executor
-            self._lane_of = lane_of(self._instance.plan, handler)
-            self._happened(Event.BUILT)
+            if built is not None:
+                handler, self._instance.executor = built
+                self._lane_of = lane_of(self._instance.plan, handler)
+                self._happened(Event.BUILT)
+        finally:
+            self._instance.is_built.set()
+
+    def _waits_for_dependency(self, what: str) -> None:
+        self._instance.trouble = what
+        self._instance.say_status()
 
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        for worker in self._instance.slots.start(self._instance.executor, self._lane_of):
-            self._tasks.watch(worker)
+        self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
+        self._instance.relief.start()
         self._monitor()
         try:
             self._listen()
@@ -266,7 +291,7 @@ class Runner(MultiService):
         path.unlink(missing_ok=True)
         journal, slots = self._instance.stores.journal, self._instance.slots
         orders = Orders(journal, slots.replay, slots.look, self._instance.report)
-        factory = ControlFactory(orders.by_name)
+        factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
@@ -286,27 +311,55 @@ class Runner(MultiService):
 
     # Stopping.
 
-    async def _drain(self) -> None:
+    def _begin_drain(self) -> None:
+        self._startup.stop()
+        drain = Drain(self._instance, self._start_end, self._teardown_failed)
+        self._instance.awaited = lambda: drain.awaited
+        # systemd counts the time of the stop from here on, also where nobody told us to.
+        self._instance.countdown.stop()
+        self._instance.notifier.stopping(self._instance.status())
+        self._instance.countdown.start(drain.end)
+        self._tasks.spawn(self._drain(drain))
+
+    async def _drain(self, drain: Drain) -> None:
         try:
-            if self._building is not None:
-                await asyncio.wait([self._building])
-            await drain(self._instance, self._teardown_failed)
+            await drain.run(self._building)
         finally:
             self._happened(Event.DRAINED)
+
+    def _late(self) -> None:
+        """The start, or the drain, has had its time."""
+        if self._instance.state in (State.FAILING, State.DRAINING):
+            what = f"gave up waiting for {self._instance.awaited()}"
+            _log.error("%s", what)
+            if self.exit_code == ExitCode.OK:
+                self.exit_code, self._instance.trouble = ExitCode.HANDLER_FAILED, what
+            self._happened(Event.DEADLINE)
+        else:
+            why = f"not started within {text(self._instance.plan.framework.start_timeout)}"
+            what = f"{why} (start_timeout): {self._instance.status()}"
+            _log.error("%s", what)
+            self._end(ExitCode.TEMPORARY, what)
 
     def _teardown_failed(self, error: BaseException) -> None:
         self._end(ExitCode.HANDLER_FAILED, f"teardown failed: {error}")
 
     def _exit(self) -> None:
         self._status_timer.stop()
+        self._instance.countdown.stop()
         self._retention_timer.stop()
+        self._watchdog.stop()
         self._signals.release()
         self._instance.say_status()
+        self._instance.recorder.close()
         _log.info(
             "stopped with exit code %d; %s",
             self.exit_code,
             counts_text(self._instance.recorder.snapshot()),
         )
+        asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
+
+    def _stop_reactor(self) -> None:
         self._stopped.callback(None)
         with contextlib.suppress(twisted_error.ReactorNotRunning):
             self._reactor.stop()

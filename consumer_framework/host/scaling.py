@@ -134,8 +134,7 @@ def _obstacles(found: Found, wanted: list[str]) -> Iterator[str]:
         yield f"{found.name} is a worker of {base}: scale that, with 'fm-consumer scale {base} N'"
     if found.unit(found.name).load == "not-found":
         yield (
-            f"systemd knows no {TEMPLATE.format('')}: install it into /etc/systemd/system, and run "
-            "'systemctl daemon-reload'"
+            f"systemd knows no {TEMPLATE.format('')}: install it with 'fm-consumer units install'"
         )
     if not INSTANCE_NAME.fullmatch(wanted[-1]):
         yield (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The orders to stop that come as signals."""
+"""The orders that come as signals: to stop, and to read the configuration again."""
 
 from __future__ import annotations
 
@@ -17,18 +17,27 @@ CUT_SHORT_GRACE = 5.0
 
 
 class Signals:
-    """Passes SIGTERM and SIGINT on to the reactor's thread.
+    """Passes SIGTERM, SIGINT and SIGHUP on to the reactor's thread.
 
-    The second one ends the process after a while, also where something blocks the event loop.
+    The second order to stop ends the process after a while, also where something blocks the event
+    loop. SIGHUP is an order to reload, except to a process that was started in a terminal: there it
+    says that the terminal is gone, and is an order to stop.
 
     Args:
         reactor: Twisted's reactor.
-        told: Called with each signal, on the reactor's thread.
+        told: Called with each signal to stop, on the reactor's thread.
+        reload: Called for each order to reload, likewise.
     """
 
-    def __init__(self, reactor: Any, told: Callable[[signal.Signals], None]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        told: Callable[[signal.Signals], None],
+        reload: Callable[[], object],
+    ) -> None:
         self._reactor = reactor
         self._told = told
+        self._reload = reload
         self._count = 0
         self._former: dict[signal.Signals, Any] = {}
 
@@ -38,6 +47,8 @@ class Signals:
         # notice ended child processes.
         for number in (signal.SIGTERM, signal.SIGINT):
             self._former[number] = signal.signal(number, self._on_signal)
+        hangup = self._on_signal if _has_terminal() else self._on_hangup
+        self._former[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup)
 
     def release(self) -> None:
         """Leave them to whoever had them before."""
@@ -52,3 +63,10 @@ class Signals:
             timer.daemon = True
             timer.start()
         self._reactor.callFromThread(self._told, signal.Signals(number))
+
+    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._reload)
+
+
+def _has_terminal() -> bool:
+    return os.isatty(0)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from consumer_framework.core.redelivery import Unsettled
 from consumer_framework.core.settler import Settled, Settler
 
 from .circuit import Circuit
+from .crew import Crew
 from .lane import EVERYTHING
 from .scheduler import Scheduler
 
@@ -39,13 +41,10 @@ if TYPE_CHECKING:
         Journal,
         Recorder,
     )
+    from consumer_framework.core.settings import Framework
 
     from .lane import LaneOf
     from .plan import Plan
-
-# Deliveries that are ready for the slots besides those that are in them: a quick handler takes its
-# next without waiting for the event loop.
-HAND_OVER = 32
 
 
 class Slots:
@@ -63,6 +62,9 @@ class Slots:
         pause: Called with a reason when nothing more should be consumed.
         resume: Called when that is over.
         chance: Spreads delays.
+
+    Attributes:
+        lane_of: Finds the lane of what comes; None where nothing has one.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
@@ -88,13 +90,12 @@ class Slots:
         self._chance = chance
         self._halt = halt
         self._handler: HandlerRunner | None = None
-        self._lane_of: LaneOf | None = None
-        self._workers: list[asyncio.Task[None]] = []
+        self.lane_of: LaneOf | None = None
+        self._pipeline: Pipeline | None = None
         self._is_closed = False
-        self._is_quick = asyncio.Event()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
-        bucket = TokenBucket(framework.rate, framework.burst) if framework.rate else None
-        self._intake = Intake(bucket, clock.monotonic)
+        self._intake = Intake(_bucket(framework), clock.monotonic)
+        self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
         breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
@@ -112,16 +113,22 @@ class Slots:
             self._done,
         )
 
-    def start(self, handler: HandlerRunner, lane_of: LaneOf | None) -> list[asyncio.Task[None]]:
-        """Let the slots take deliveries; the tasks end after :meth:`close`.
+    def start(
+        self,
+        handler: HandlerRunner,
+        lane_of: LaneOf | None,
+        watch: Callable[[asyncio.Task[None]], object] = lambda _task: None,
+    ) -> None:
+        """Let the slots take deliveries, in tasks that end after :meth:`close`.
 
         Args:
             handler: Runs the author's code, in as many slots as the plan says.
             lane_of: Finds the lane of a delivery; None where none has one.
+            watch: Called with each of the tasks, those that :meth:`resize` makes included.
         """
         self._handler = handler
-        self._lane_of = lane_of
-        pipeline = Pipeline(
+        self.lane_of = lane_of
+        self._pipeline = Pipeline(
             handler=handler,
             policy=self._plan.policy,
             journal=self._journal,
@@ -130,19 +137,49 @@ class Slots:
             chance=self._chance,
             settler=self._settler,
         )
-        loop = asyncio.get_running_loop()
-        framework = self._plan.framework
-        workers = [self._work(pipeline) for _ in range(framework.at_once)]
-        if framework.rate is None:
-            workers += [self._work_ahead(pipeline) for _ in range(HAND_OVER)]
-        self._workers = [loop.create_task(worker) for worker in workers]
+        self._crew.start(self._plan.framework.at_once, watch)
         self.look()
-        return self._workers
+
+    def resize(self, at_once: int) -> None:
+        """Take so many deliveries at once from now on; what is taken is not disturbed by fewer.
+
+        How many handlers run at once is the handler runner's, and to be changed there as well.
+        """
+        self._crew.resize(at_once)
+
+    def apply(self, plan: Plan) -> None:
+        """Take deliveries by another plan from now on, one with the same ordering.
+
+        How many at once is for :meth:`resize`.
+        """
+        former, recovery = self._plan.framework, plan.framework.recovery
+        self._plan = plan
+        if self._pipeline is not None:
+            self._pipeline = replace(self._pipeline, policy=plan.policy)
+        if (plan.framework.rate, plan.framework.burst) != (former.rate, former.burst):
+            self._intake.limit(_bucket(plan.framework))
+        self._holds.resize(recovery.hold_slots)
+        self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
+
+    async def rest(self) -> None:
+        """Begin with nothing more, and wait until nothing runs nor is being written.
+
+        What comes meanwhile waits for :meth:`go_on`.
+        """
+        self._intake.suspend()
+        if self._handler is not None:
+            self._handler.withdraw()
+        await self._crew.idle()
+        await self._settler.written()
+
+    def go_on(self) -> None:
+        """Begin again, after :meth:`rest`."""
+        self._intake.go_on()
 
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
-        if self._lane_of is not None:
-            delivery = replace(delivery, lane=self._lane_of(delivery))
+        if self.lane_of is not None:
+            delivery = replace(delivery, lane=self.lane_of(delivery))
         self._intake.put(delivery)
 
     def look(self) -> None:
@@ -173,6 +210,21 @@ class Slots:
         withdrawn = self._handler.withdraw() if self._handler is not None else 0
         return sum(not delivery.row for delivery in waiting) + withdrawn
 
+    def give_back_old(self, before: float = math.inf) -> int:
+        """Give back what no slot took, and what the broker delivered *before* that moment.
+
+        What is of the journal stays: no broker has it.
+
+        Returns:
+            How many messages that were.
+        """
+        old = self._intake.older_than(before)
+        for delivery in old:
+            self._give_back(delivery)
+        if self._handler is None:
+            return len(old)
+        return len(old) + self._handler.withdraw(lambda d: d.received_at < before and not d.row)
+
     def _give_back(self, delivery: Delivery) -> None:
         decision = Decision(GiveBack(), delivery.history)
         self._settler.settle(Settled(delivery, None, Withdrawn(), decision))
@@ -180,9 +232,8 @@ class Slots:
     def close(self) -> None:
         """Let no slot begin with a delivery any more, and nothing come back."""
         self._is_closed = True
-        # Who waits for it finds the intake closed.
-        self._is_quick.set()
         self._intake.close()
+        self._crew.close()
         if self._handler is not None:
             self._handler.stop()
         self._scheduler.pause()
@@ -196,8 +247,7 @@ class Slots:
 
     async def finish(self) -> None:
         """Wait for what runs, and for what is being committed."""
-        if self._workers:
-            await asyncio.wait(self._workers)
+        await self._crew.finish()
         await self._settler.commits()
 
     async def replay(self, delivery: Delivery) -> Disposition:
@@ -223,30 +273,18 @@ class Slots:
         finally:
             self._replays.pop(delivery.row, None)
 
-    async def _work(self, pipeline: Pipeline) -> None:
-        """Take what the slots need, one delivery after the other."""
-        while (delivery := await self._intake.take()) is not None:
-            await self._process(pipeline, delivery)
-
-    async def _work_ahead(self, pipeline: Pipeline) -> None:
-        """Take what a quick handler needs next."""
-        while not self._is_closed:
-            await self._is_quick.wait()
-            delivery = await self._intake.take()
-            if delivery is not None:
-                await self._process(pipeline, delivery)
-
-    async def _process(self, pipeline: Pipeline, delivery: Delivery) -> None:
+    async def _process(self, delivery: Delivery) -> bool:
+        """Take a delivery to its settle; returns whether the handler is quick."""
+        pipeline = self._pipeline
+        assert pipeline is not None  # noqa: S101 -- the crew works from start() on
         outcome, decision = await pipeline.process(delivery)
-        if pipeline.handler.is_quick:
-            self._is_quick.set()
-        elif not self._is_closed:
-            self._is_quick.clear()
         self._circuit.judge(outcome, decision)
         if isinstance(decision.disposition, Halt):
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
             self._scheduler.look()
+        # With a limit, a token is for what runs, not for what is ready.
+        return pipeline.handler.is_quick and self._plan.framework.rate is None
 
     # What follows a settle.
 
@@ -290,9 +328,9 @@ class Slots:
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""
-        before = self._clock.time() - self._plan.policy.hold_ceiling
-        for delivery in self._intake.older_than(before):
-            self._give_back(delivery)
-        if self._handler is not None:
-            self._handler.withdraw(lambda delivery: delivery.received_at < before)
+        self.give_back_old(self._clock.time() - self._plan.policy.hold_ceiling)
         self._look_at_order()
+
+
+def _bucket(framework: Framework) -> TokenBucket | None:
+    return TokenBucket(framework.rate, framework.burst) if framework.rate else None

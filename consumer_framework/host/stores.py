@@ -25,15 +25,22 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
+# Messages that the flight recorder has room for at least, so that a reload may bring more slots.
+FLIGHT_ROOM = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The open files of an instance."""
+    """The open files of an instance.
+
+    Attributes:
+        places: How many messages the flight recorder has room for.
+    """
 
     directory: Path
     journal: Journal
     flight: Flight
+    places: int
 
     def close(self) -> None:
         """Close them; what was written stays."""
@@ -78,11 +85,11 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     Raises:
         ConfigurationError: There is nothing to write to, or another instance has it.
     """
-    limits = Limits(framework.quarantine_max_age, framework.quarantine_max_bytes)
+    limits, places = journal_limits(framework), max(framework.at_once, FLIGHT_ROOM)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = Journal.open(directory, instance=instance, limits=limits)
-        flight = _open_flight(directory, journal, framework.at_once)
+        flight = _open_flight(directory, journal, places)
     except OSError as error:
         cure = "give a directory that this user can write to with --state-dir"
         problem = Problem("", f"cannot be used for state: {error.strerror}", cure)
@@ -90,7 +97,12 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     except JournalError as error:
         # It names the file and the cure itself.
         raise ConfigurationError(Problem("", str(error))) from error
-    return Stores(directory, journal, flight)
+    return Stores(directory, journal, flight, places)
+
+
+def journal_limits(framework: Framework) -> Limits:
+    """How much the journal keeps."""
+    return Limits(framework.quarantine_max_age, framework.quarantine_max_bytes)
 
 
 def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from twisted.internet import defer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+_T = TypeVar("_T")
 
 
 class Tasks:
@@ -49,3 +53,10 @@ def reraise_own_cancellation(error: BaseException) -> None:
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error
+
+
+async def from_twisted(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Await a coroutine of the session's, which awaits Deferreds, in an asyncio task."""
+    loop = asyncio.get_running_loop()
+    result: _T = await defer.Deferred.fromCoroutine(coroutine).asFuture(loop)
+    return result

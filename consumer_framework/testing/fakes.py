@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.disposition import Disposition
 
 Settle: TypeAlias = Literal["ack", "give_back", "requeue", "reject"]
-Notification: TypeAlias = Literal["ready", "status", "stopping"]
+Notification: TypeAlias = Literal["ready", "reloading", "status", "stopping", "watchdog", "trigger"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +201,17 @@ class FakeNotifier(Notifier):
     """A :class:`.Notifier` that records what it was told, in the place of a service manager.
 
     Attributes:
-        calls: What was called and with which status, in order.
+        calls: What was called and with which status, in order; "" for a ``watchdog``.
+        watchdog_seconds: How long the service manager waits for a ``watchdog``; 0 for ever.
+        extensions: The seconds that were asked for, in order.
+        restart_resets: How often the instance said that it works.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watchdog_seconds: float = 0.0) -> None:
         self.calls: list[tuple[Notification, str]] = []
+        self.extensions: list[float] = []
+        self.restart_resets = 0
+        self.watchdog_seconds = watchdog_seconds
 
     def ready(self, status: str) -> None:
         """Record that the instance consumes from every queue."""
@@ -215,9 +221,29 @@ class FakeNotifier(Notifier):
         """Record *status*."""
         self.calls.append(("status", status))
 
+    def reloading(self, status: str) -> None:
+        """Record that other settings are about to come into force."""
+        self.calls.append(("reloading", status))
+
     def stopping(self, status: str) -> None:
         """Record that the instance drains."""
         self.calls.append(("stopping", status))
+
+    def extend(self, seconds: float) -> None:
+        """Record what was asked for."""
+        self.extensions.append(seconds)
+
+    def restart_reset(self) -> None:
+        """Record that the instance works."""
+        self.restart_resets += 1
+
+    def watchdog(self) -> None:
+        """Record that the instance does its work."""
+        self.calls.append(("watchdog", ""))
+
+    def trigger(self, status: str) -> None:
+        """Record that the instance is stuck."""
+        self.calls.append(("trigger", status))
 
     @property
     def is_ready(self) -> bool:
@@ -225,14 +251,31 @@ class FakeNotifier(Notifier):
         return any(kind == "ready" for kind, _ in self.calls)
 
     @property
+    def is_reloading(self) -> bool:
+        """Whether a reload began that is not over."""
+        kinds = [kind for kind, _ in self.calls if kind in {"ready", "reloading"}]
+        return kinds[-1:] == ["reloading"]
+
+    @property
     def is_stopping(self) -> bool:
         """Whether the instance said that it stops."""
         return any(kind == "stopping" for kind, _ in self.calls)
 
     @property
+    def feeds(self) -> int:
+        """How often the instance said that it does its work."""
+        return sum(kind == "watchdog" for kind, _ in self.calls)
+
+    @property
+    def is_triggered(self) -> bool:
+        """Whether the instance said that it is stuck."""
+        return any(kind == "trigger" for kind, _ in self.calls)
+
+    @property
     def status_line(self) -> str:
         """The latest status, ``""`` before the first one."""
-        return self.calls[-1][1] if self.calls else ""
+        statuses = [status for kind, status in self.calls if kind != "watchdog"]
+        return statuses[-1] if statuses else ""
 
 
 @dataclass(frozen=True, slots=True)

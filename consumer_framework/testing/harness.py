@@ -393,7 +393,8 @@ class Harness:
         self._runner = _Runner(handler, self._plan.limits, self._flight, self._begin)
         await self._runner.executor.setup()
         lanes = lane_of(self._plan, handler)
-        self._workers = self._slots.start(self._runner, lanes)
+        self._workers = []
+        self._slots.start(self._runner, lanes, self._workers.append)
 
     def _drain(self) -> None:
         self._slots.close()

@@ -14,7 +14,7 @@ import pytest
 from consumer_framework.testing.broker import Broker
 
 from .container import Container, RootUnavailable, build_root, product_venv, why_not
-from .service import CONSUMER, Service
+from .service import Service, install_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,15 +79,9 @@ def broker() -> Iterator[Broker]:
 @pytest.fixture(scope="module")
 def host(container: Container) -> Container:
     """The container with the units installed as a packager would, and a consumer's module."""
-    for unit in (REPO / "units").iterdir():
+    for unit in (REPO / "units").glob("fm-consumer*.*"):
         container.write(f"/etc/systemd/system/{unit.name}", unit.read_text())
-    container.run("mkdir", "-p", "/etc/fedora-messaging", "/usr/local/lib/consumers")
-    container.write("/usr/local/lib/consumers/acceptance_consumer.py", CONSUMER)
-    container.write(
-        "/etc/systemd/system/fm-consumer@.service.d/module.conf",
-        "[Service]\nEnvironment=PYTHONPATH=/usr/local/lib/consumers\n",
-    )
-    container.run("systemctl", "daemon-reload")
+    install_module(container)
     return container
 
 

@@ -140,31 +140,36 @@ def _complaint_of(action: str, command: tuple[str, ...]) -> str | None:
     return None
 
 
-def build_root(suite: str = "bookworm") -> Path:
+def build_root(suite: str = "bookworm", more_packages: Iterable[str] = ()) -> Path:
     """Return the directory of a Debian root, made by debootstrap if the cache has none.
 
     The first call takes about a minute. The name carries a hash of the package list, and a root
     gets its name only when it is complete.
 
+    Args:
+        suite: Debian's name of a release.
+        more_packages: Debian packages that are in it besides `ROOT_PACKAGES`.
+
     Raises:
         RootUnavailable: debootstrap failed; its last words are in the message.
     """
-    root = CACHE / "roots" / f"{suite}-{_short_hash(' '.join(ROOT_PACKAGES).encode())}"
+    packages = (*ROOT_PACKAGES, *more_packages)
+    root = CACHE / "roots" / f"{suite}-{_short_hash(' '.join(packages).encode())}"
     if root.is_dir():
         return root
     with _locked(root.name):
         if not root.is_dir():
             unfinished = root.with_name(f".{root.name}.unfinished")
             _empty_directory(unfinished)
-            _debootstrap(suite, unfinished)
+            _debootstrap(suite, unfinished, packages)
             unfinished.rename(root)
     return root
 
 
-def _debootstrap(suite: str, target: Path) -> None:
+def _debootstrap(suite: str, target: Path, packages: Iterable[str]) -> None:
     # In its own namespaces: whatever debootstrap mounts or starts ends with it, also after ^C.
     command = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "debootstrap")
-    options = ("--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}")
+    options = ("--variant=minbase", f"--include={','.join(packages)}")
     try:
         _host(*command, *options, suite, str(target), *_debian_mirror())
     except CommandFailed as failure:
@@ -340,9 +345,15 @@ class Container:
 
 
 def product_venv(
-    repo: Path, *, suite: str = "bookworm", extra_packages: Iterable[str] = ()
+    repo: Path, *, suite: str = "bookworm", extra_packages: Iterable[str] = (), extra: str = ""
 ) -> Path:
     """Return a virtualenv that works in containers of *suite*, with *repo* installed in it.
+
+    Args:
+        repo: The sources.
+        suite: Of `build_root`.
+        extra_packages: What pip installs besides.
+        extra: The product's own extra that is installed, such as ``test``.
 
     Not editable, and built inside a container, so that neither the host's Python nor the working
     tree leaks in. One venv is kept per state of the sources, until unused for two hours.
@@ -352,18 +363,20 @@ def product_venv(
     with _temporary_directory() as snapshot:
         _copy_sources(repo, snapshot)
         metadata = (repo / "pyproject.toml").read_text()
-        dependencies = _short_hash("\0".join((root.name, *packages, metadata)).encode())
+        wanted = "\0".join((root.name, *packages, extra, metadata))
+        dependencies = _short_hash(wanted.encode())
         venv = venvs / f"{suite}-{dependencies}-{_hash_of_tree(snapshot)}"
         complete = venv / "complete"
         with _locked(f"venv-{suite}-{dependencies}"):
             if not complete.exists():
-                _build_venv(root, venv, snapshot, packages)
+                product = f"{snapshot}[{extra}]" if extra else str(snapshot)
+                _build_venv(root, venv, snapshot, (product, *packages))
             complete.touch()
     _remove_unused_venvs(venvs)
     return venv
 
 
-def _build_venv(root: Path, venv: Path, sources: Path, packages: tuple[str, ...]) -> None:
+def _build_venv(root: Path, venv: Path, sources: Path, requirements: tuple[str, ...]) -> None:
     same_dependencies, _, _ = venv.name.rpartition("-")
     relatives = list(venv.parent.glob(f"{same_dependencies}-*/complete"))
     pip_cache = CACHE / "pip"
@@ -381,7 +394,7 @@ def _build_venv(root: Path, venv: Path, sources: Path, packages: tuple[str, ...]
             container.run(*pip, "--no-deps", "--force-reinstall", str(sources), timeout=600)
         else:
             container.run("python3", "-m", "venv", str(venv))
-            container.run(*pip, str(sources), *packages, timeout=600)
+            container.run(*pip, *requirements, timeout=600)
 
 
 def _copy_venv(source: Path, target: Path) -> None:

@@ -36,6 +36,17 @@ class Sample(Consumer):
 """
 
 
+def install_module(container: Container, name: str = "acceptance", text: str = CONSUMER) -> None:
+    """Let every instance import a module, ``NAME_consumer``."""
+    container.run("mkdir", "-p", "/etc/fedora-messaging")
+    container.write(f"/usr/local/lib/consumers/{name}_consumer.py", text)
+    container.write(
+        "/etc/systemd/system/fm-consumer@.service.d/module.conf",
+        "[Service]\nEnvironment=PYTHONPATH=/usr/local/lib/consumers\n",
+    )
+    container.run("systemctl", "daemon-reload")
+
+
 class Service:
     """One instance of fm-consumer@.service in the container."""
 
@@ -44,11 +55,13 @@ class Service:
         self.name = name
         self.unit = f"fm-consumer@{name}"
 
-    def configure(self, url: str, queue: str, extra: str = "") -> None:
+    def configure(
+        self, url: str, queue: str, extra: str = "", callback: str = "acceptance_consumer:Sample"
+    ) -> None:
         self.container.write(
             f"/etc/fedora-messaging/{self.name}.toml",
             f'amqp_url = "{url}"\n'
-            'callback = "acceptance_consumer:Sample"\n'
+            f'callback = "{callback}"\n'
             f"{extra}\n"
             f'[queues."{queue}"]\n'
             "durable = true\nauto_delete = false\nexclusive = false\narguments = {}\n"

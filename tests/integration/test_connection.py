@@ -267,7 +267,7 @@ def test_an_acknowledgement_timeout_subscribes_again_once(queue_name, start):
         assert len(amqp_consumers(own, queue_name)) == 1
         instance.noted("done", 2, 40)
         # The run may have ended while there was no channel to settle on.
-        until(lambda: instance.told("; 2 handled"), "both are settled", 20)
+        until(lambda: instance.told(", 2 handled"), "both are settled", 20)
         assert instance.stop() == 0
         assert own.depth(queue_name) == (0, 0)
     assert "406 PRECONDITION_FAILED" in instance.log
@@ -284,7 +284,7 @@ def test_several_queues_share_the_one_slot(broker, queue_name, start):
     notes = instance.noted("done", 6)
     assert {note["queue"] for note in notes} == {queue_name, other}
     assert not overlaps(instance.notes())
-    assert instance.told("STATUS=Consuming from ")
+    assert instance.told("STATUS=consuming 2 queues, ")
     assert instance.stop() == 0
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         connection.channel().queue_delete(other)

@@ -12,7 +12,8 @@ import pytest
 
 from consumer_framework.testing.broker_tls import Authority, TlsBroker
 
-from .instance import FM_CONSUMER, publish, queue_table
+from .instance import FM_CONSUMER, publish, queue_table, until
+from .reloading import ask, handled_once, published_all_the_time, reloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -211,3 +212,74 @@ def test_a_password_may_be_a_credential_and_a_connection_without_a_key_uses_it(
     assert "reader\tfalse\tPLAIN" in broker.ctl("list_connections", "user", "ssl", "auth_mechanism")
     assert instance.stop() == 0
     assert "s3" not in instance.log
+
+
+# Other files while messages are handled.
+
+SLOW = """
+def handler(message):
+    note("begin", message)
+    time.sleep(0.02)
+    note("handled", message)
+"""
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """Where the certificate of an instance is, and is renewed."""
+    directory: Path = tmp_path / "files"
+    directory.mkdir()
+    return directory
+
+
+def _renew(files: Path, pair: Any) -> None:
+    shutil.copy(pair.certificate, files / "cert")
+    shutil.copy(pair.key, files / "key")
+
+
+@pytest.fixture
+def consuming(broker, consumer, queue_name, start, files) -> Any:
+    """An instance whose certificate is in *files*."""
+    _renew(files, consumer)
+    ca = broker.authority.certificate
+    tls = f'[tls]\nca_cert = "{ca}"\ncertfile = "{files}/cert"\nkeyfile = "{files}/key"\n'
+    return start(broker.tls_url, tls + queue_table(queue_name), SLOW).ready()
+
+
+def users(broker) -> set[str]:
+    return set(broker.ctl("list_connections", "user").split("\n")[1:-1]) - {"guest"}
+
+
+def test_a_renewed_certificate_is_in_use_after_a_reload_and_no_message_runs_twice(
+    broker, consuming, queue_name, files
+):
+    renewed = broker.add_certificate_user("renewed.example.org")
+    with published_all_the_time(broker.url, queue_name) as published:
+        consuming.noted("handled", 20)
+        _renew(files, renewed)
+        answers = ask(consuming)
+        assert {change["path"]: change["takes"] for change in answers[-1]["changes"]} == {
+            "tls.certfile": "reconnect",
+            "tls.keyfile": "reconnect",
+        }
+        assert "connecting again" in answers[-2]["step"]
+        before = len(consuming.notes("handled"))
+        consuming.noted("handled", before + 20)
+        until(lambda: users(broker) == {"renewed.example.org"}, "the new one is shown")
+    notes = handled_once(consuming, "handled", published)
+    assert [note["body"]["n"] for note in notes] == published, "in order, too"
+    assert "connecting again with other settings" in consuming.log
+    assert reloaded(consuming) == {}
+    assert consuming.stop() == 0
+
+
+def test_files_that_do_not_fit_are_refused_and_the_connection_stays(
+    broker, consuming, queue_name, files
+):
+    (files / "key").write_text("no key")
+    (problem,) = ask(consuming)[-1]["problems"]
+    assert problem["path"] == "tls.keyfile"
+    assert consuming.log.count("consuming from") == 1
+    publish(broker.url, queue_name, [1])
+    consuming.noted("handled", 1)
+    assert consuming.stop() == 0

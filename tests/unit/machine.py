@@ -128,14 +128,25 @@ class Host:
 
     @contextmanager
     def runs(self, instance: str, place: str = "lib", **more: Any) -> Iterator[None]:
-        """Let something answer on the control socket of an instance."""
+        """Let something answer on the control socket of an instance.
+
+        What *reload* says, it says of an order to reload.
+        """
+        reload = more.pop("reload", None)
         counts = {"acked": 7, "running": 1, **more.pop("counts", {})}
-        report = {"pid": 42, "status": "Consuming from sample; 7 handled", "held": 2, **more}
+        report = {
+            "pid": 42,
+            "status": "consuming 1 queue, 0/s, 7 handled, up 9 s",
+            "held": 2,
+            **more,
+        }
         state = self.directory / place / instance
         state.mkdir(parents=True, exist_ok=True)
         journal = Journal.open(state, limits=Limits())
         report["counts"] = counts
         orders = Orders(journal, None, report=lambda: report)  # type: ignore[arg-type]
+        if reload is not None:
+            orders.by_name["reload"] = reload
         loop, ready = asyncio.new_event_loop(), threading.Event()
         thread = threading.Thread(target=_serve, args=(loop, state / "control", orders, ready))
         thread.start()
@@ -171,7 +182,7 @@ def _serve(
 
 def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """Let commands see this machine, and not the real one, until the end of the test."""
-    for name in ("etc", "lib", "bin", "home/state/fedora-messaging"):
+    for name in ("etc", "lib", "bin", "h/fedora-messaging"):
         (tmp_path / name).mkdir(parents=True)
     program = tmp_path / "bin/systemctl"
     program.write_text(SYSTEMCTL)
@@ -183,5 +194,5 @@ def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(client, "SYSTEM_STATE", tmp_path / "lib")
     monkeypatch.setattr(client, "SYSTEM_RUNTIME", tmp_path / "run")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home/state"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "h"))
     return Host(tmp_path)

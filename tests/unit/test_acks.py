@@ -253,3 +253,10 @@ def test_what_passes_a_held_delivery_takes_no_room():
     acks.ack(100_000)
     assert acks.take() == [(100_000, True)]
     assert not acks._last
+
+
+def test_what_is_settled_is_counted_gaps_or_not():
+    acks = Acks()
+    for tag, count in ((1, 1), (3, 2), (7, 3), (6, 4), (2, 5), (9, 6)):
+        acks.settled(tag)
+        assert acks.count == count

@@ -34,3 +34,14 @@ def test_it_is_open_where_the_last_outcomes_are_faults_and_only_there(events, co
     for event in events:
         faults = faults + 1 if event else 0
     assert after(events, consecutive).is_open == (faults >= consecutive)
+
+
+@given(st.lists(st.booleans()), st.integers(1, 5), st.integers(1, 5))
+def test_other_limits_neither_open_nor_close_it(events, consecutive, others):
+    before = after(events, consecutive)
+    then = before.resized(others, (1.0,))
+    assert then.is_open == before.is_open
+    assert then.wait == 1.0
+    if not then.is_open:
+        assert then.faults <= before.faults
+    assert not then.success().is_open

@@ -131,3 +131,13 @@ def test_what_is_left_goes_back_with_its_channel_and_everything_else_is_told(cha
     channels.remove(left)
     assert not channels.is_left(left)
     assert not channels.give_back(make_delivery(generation=left, delivery_tag=7))
+
+
+def test_what_is_settled_is_counted_for_each_channel_in_whatever_way(channels_with):
+    acknowledger, (first, second) = channels_with(Channel(), Channel())
+    acknowledger.ack(make_delivery(generation=first, delivery_tag=1))
+    acknowledger.give_back(make_delivery(generation=first, delivery_tag=3))
+    acknowledger.reject(make_delivery(generation=second, delivery_tag=1))
+    assert (acknowledger.settled(first), acknowledger.settled(second)) == (2, 1)
+    acknowledger.remove(first)
+    assert acknowledger.settled(first) == 0

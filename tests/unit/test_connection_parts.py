@@ -77,6 +77,22 @@ def refused():
     return Failure(error.ConnectionRefusedError())
 
 
+# A broker that has an alarm.
+
+
+def frame(method):
+    return pika.frame.Method(0, method).marshal()
+
+
+def test_the_client_knows_whether_the_broker_reads(factory):
+    client = factory.buildProtocol(None)
+    assert not client.is_blocked
+    client.dataReceived(frame(pika.spec.Connection.Blocked("low on memory")))
+    assert client.is_blocked
+    client.dataReceived(frame(pika.spec.Connection.Unblocked()))
+    assert not client.is_blocked
+
+
 # A transport that is told to close.
 
 

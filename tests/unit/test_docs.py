@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import ExitCode
+from consumer_framework.core.lifecycle import State
 from consumer_framework.core.recovery import (
     OnExhausted,
     Policy,
@@ -48,6 +50,8 @@ from consumer_framework.core.recovery import (
     Then,
     decide,
 )
+from consumer_framework.core.stats import Snapshot
+from consumer_framework.core.status import Facts, status_line
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -194,6 +198,16 @@ def test_the_recovery_reference_lists_the_settings_their_types_and_defaults(head
     assert documented == expected_rows(RECOVERY_TABLES[heading])
 
 
+def test_the_reload_reference_says_what_each_key_takes():
+    page = DOCS / "reference/reload.md"
+    for heading, takes in (
+        ("What each key takes", settings.TABLE),
+        ("What each key of the framework takes", settings.FRAMEWORK_TABLE),
+    ):
+        documented = {key.strip("`"): word for key, word in table(page, heading)}
+        assert documented == {key: what.value for key, what in takes.items()}
+
+
 def test_the_framework_reference_says_what_ordering_may_be():
     cells = table(DOCS / "reference/framework.md", "Ordering")
     choices = [choice.value for choice in settings.Ordering]
@@ -284,6 +298,57 @@ def test_the_recovery_reference_says_what_becomes_of_a_message(raised):
     assert fate(decision) in message or message == "as its `requeue` says"
     assert instance.startswith("goes on") is not isinstance(decision.disposition, Halt)
     assert ("pauses" in instance) is decision.dependency_fault
+
+
+BROKER = "rabbitmq.example.org:5671"
+BUSY = Facts(BROKER, 2, Snapshot(acked=41200), 118.2, 3, 0, 2, 40, 3 * 86400 + 60)
+# In the order of the page.
+STATUS_LINES = [
+    (State.BUILDING, Facts(left=299)),
+    (State.BUILDING, Facts(trouble="the database is gone; attempt 3 in 4 s", left=295)),
+    (State.CONNECTING, Facts(BROKER, left=298)),
+    (
+        State.CONNECTING,
+        Facts(BROKER, trouble="connection refused; attempt 4 in 8 s", left=290),
+    ),
+    (State.SUBSCRIBING, Facts(BROKER, left=297)),
+    (State.CONSUMING, BUSY),
+    (State.CONSUMING, Facts(queues=1, up=7.9)),
+    (
+        State.PAUSED,
+        replace(
+            BUSY,
+            trouble="the database is gone; next probe in 30 s",
+            held=4,
+            quarantined=0,
+            lag=None,
+        ),
+    ),
+    (
+        State.FAILING,
+        Facts(trouble='the queue "builds" is gone', awaited="1 running", left=41.5),
+    ),
+    (State.DRAINING, Facts(awaited="2 running", left=41.5)),
+    (State.DRAINING, Facts(awaited="the handler's teardown", left=590)),
+    (State.STOPPED, Facts(counts=Snapshot(acked=41200, quarantined=2))),
+]
+
+
+def test_the_status_reference_shows_the_lines_that_there_are():
+    cells = table(DOCS / "reference/status.md", "Lines")
+    lines = [
+        [state.name.lower(), f"`{status_line(state, facts)}`"] for state, facts in STATUS_LINES
+    ]
+    assert cells == lines
+    assert {state for state, _ in STATUS_LINES} == set(State)
+
+
+def test_the_status_reference_explains_every_part():
+    shown = status_line(State.CONSUMING, replace(BUSY, deferred=1)).removeprefix("consuming ")
+    parts = [
+        part.strip("`") for part, _ in table(DOCS / "reference/status.md", "What the parts say")
+    ]
+    assert parts == shown.split(", ")
 
 
 def test_every_signal_is_in_the_recovery_reference_and_in_that_of_handlers():
@@ -397,7 +462,7 @@ def test_every_command_on_a_page_is_one_with_these_options(page):
         found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
         if found is None:
             continue
-        [name] = [name for name in known if found[1].startswith(f"{name} ")]
+        [name] = [name for name in known if f"{found[1]} ".startswith(f"{name} ")]
         command: Any = main
         for word in name.split()[1:]:
             command = command.commands[word]

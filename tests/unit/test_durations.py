@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.durations import seconds, text
+from consumer_framework.core.durations import about, seconds, text
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,21 @@ def test_a_length_of_time_is_written_for_people(length, written):
 @given(st.integers(0, 10**10).map(lambda milliseconds: milliseconds / 1000))
 def test_what_is_written_is_understood_as_it_was_meant(length):
     assert seconds(text(length)) == pytest.approx(length, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("length", "written"),
+    [
+        (-1, "0 s"),
+        (0.9, "0 s"),
+        (119.9, "119 s"),
+        (120, "2 min"),
+        (7199, "119 min"),
+        (7200, "2 h"),
+        (172799, "47 h"),
+        (172800, "2 d"),
+        (10**7, "115 d"),
+    ],
+)
+def test_a_rough_length_of_time_is_in_the_largest_unit_of_which_there_are_two(length, written):
+    assert about(length) == written

@@ -11,6 +11,7 @@ from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
 from consumer_framework.adapters.executor import Executor, Limits, signal_of
+from consumer_framework.core import current
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.errors import (
     Defer,
@@ -427,3 +428,148 @@ def test_every_run_of_a_coroutine_gives_the_loop_a_turn():
         return await executor_of(Handler("test", handle)).run(DELIVERY)
 
     assert play(scenario()) == Succeeded()
+
+
+# What the handler that runs has.
+
+
+def noted_by(noting):
+    """A handler that returns nothing, and what it found at the time."""
+    seen = []
+
+    def note():
+        seen.append([delivery.message_id for delivery in current.deliveries()])
+
+    return noting(note), seen
+
+
+def plain(note):
+    return lambda message: note()
+
+
+def coroutine(note):
+    async def handle(message):
+        await asyncio.sleep(0)
+        await asyncio.create_task(asyncio.to_thread(note))
+
+    return handle
+
+
+def begun(note):
+    async def later():
+        await asyncio.sleep(0)
+        note()
+
+    return lambda message: later()
+
+
+@pytest.mark.parametrize("kind", [plain, coroutine, begun])
+def test_what_a_handler_calls_can_tell_which_message_it_has(kind):
+    handle, seen = noted_by(kind)
+
+    async def scenario():
+        executor = executor_of(Handler("test", handle))
+        outcomes = [await executor.run(make_delivery(message_id=str(n))) for n in range(3)]
+        executor.close()
+        return outcomes, current.deliveries()
+
+    outcomes, after = play(scenario())
+    assert outcomes == [Succeeded()] * 3
+    assert seen == [["0"], ["1"], ["2"]]
+    assert after == ()
+
+
+def test_what_runs_on_the_loop_after_a_handler_has_no_message():
+    found = []
+
+    async def scenario():
+        executor = executor_of(Handler("test", lambda message: None))
+        loop = asyncio.get_running_loop()
+        run = loop.create_task(executor.run(DELIVERY))
+        run.add_done_callback(lambda _: found.append(current.deliveries()))
+        await run
+        await asyncio.sleep(0)
+        executor.close()
+
+    play(scenario())
+    assert found == [()]
+
+
+def test_what_runs_has_a_deadline_that_is_the_latest_of_all():
+    gates = [threading.Event(), threading.Event()]
+    started = [threading.Event(), threading.Event()]
+
+    def handle(message):
+        started[message].set()
+        assert gates[message].wait(PATIENCE)
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        numbers = iter([0, 1])
+        flight, limits = FakeFlightRecorder(places=2), Limits(slots=2, timeout=100.0)
+        executor = Executor(Handler("test", handle), lambda _: next(numbers), flight, limits)
+        assert executor.deadline is None
+        runs, before = [], []
+        for number in (0, 1):
+            before.append(loop.time())
+            runs.append(asyncio.ensure_future(executor.run(DELIVERY)))
+            await loop.run_in_executor(None, started[number].wait, PATIENCE)
+        latest: Any = executor.deadline
+        assert before[1] + 100 <= latest <= loop.time() + 100
+        gates[1].set()
+        await runs[1]
+        earlier: Any = executor.deadline
+        assert before[0] + 100 <= earlier < latest
+        gates[0].set()
+        await runs[0]
+        assert executor.deadline is None
+        executor.close()
+
+    play(scenario())
+
+
+def test_the_setup_is_no_run_with_a_deadline():
+    async def scenario():
+        seen = []
+        handler = Handler("test", print, setup=lambda: seen.append(executor.deadline))
+        executor = executor_of(handler)
+        await executor.setup()
+        executor.close()
+        return seen
+
+    assert play(scenario()) == [None]
+
+
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_only_a_coroutine_can_be_cancelled_and_only_once(is_coroutine):
+    gate = threading.Event()
+    cancelled = []
+
+    async def wait_later(message):
+        while not gate.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                cancelled.append(message)
+
+    def wait(message):
+        assert gate.wait(PATIENCE)
+
+    async def scenario():
+        executor = executor_of(Handler("test", wait_later if is_coroutine else wait))
+        running = asyncio.ensure_future(executor.run(DELIVERY))
+        while not executor.running:  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0)
+        assert executor.cancel() == ((DELIVERY,) if is_coroutine else ())
+        assert executor.cancel() == ()
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait([running])
+        assert executor.running == (DELIVERY,), "it does as it likes"
+        gate.set()
+        while executor.running:  # noqa: ASYNC110 -- likewise
+            await asyncio.sleep(0.01)
+        executor.close()
+
+    play(scenario())
+    assert cancelled == ["message"] * is_coroutine

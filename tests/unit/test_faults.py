@@ -101,6 +101,25 @@ def test_a_reply_code_that_is_no_number_is_none():
     assert faults.reply_code(error) == 0
 
 
+@pytest.mark.parametrize(
+    ("error", "is_passing"),
+    [
+        (TimeoutError("no answer to the handshake"), True),
+        (pika_errors.ConnectionClosedByBroker(320, "CONNECTION_FORCED"), True),
+        (pika_errors.ConnectionClosedByBroker(541, "INTERNAL_ERROR - vhost is down"), True),
+        (pika_errors.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), False),
+        (pika_errors.ConnectionClosedByBroker(530, "NOT_ALLOWED"), False),
+        (pika_errors.ProbableAuthenticationError(), False),
+        (pika_errors.ProbableAccessDeniedError(), False),
+        (pika_errors.IncompatibleProtocolError("x"), False),
+        (OSError("certificate verify failed"), False),
+        (None, False),
+    ],
+)
+def test_a_broker_that_refuses_nothing_is_worth_another_attempt(error, is_passing):
+    assert faults.is_passing(error) is is_passing
+
+
 @pytest.mark.parametrize(("code", "locked"), [(405, True), (406, False), (403, False)])
 def test_only_a_locked_queue_is_locked(code, locked):
     assert faults.is_locked(BadDeclaration("queue", QUEUE, closed(code))) is locked

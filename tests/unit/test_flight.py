@@ -469,3 +469,37 @@ def test_half_a_file_of_a_process_that_died_while_opening_is_replaced(tmp_path):
 
     assert names(Flight.open(tmp_path, 2)[1]) == [("queue", "a" * 40, 1)]
     assert [one.name for one in tmp_path.iterdir()] == ["flight"]
+
+
+# A death that is somebody's fault.
+
+
+def test_who_is_spared_is_not_charged_with_the_death_that_follows(tmp_path):
+    flight, _ = Flight.open(tmp_path, 3)
+    for delivery in (A, B, crashed(make_delivery(message_id="c"), 4)):
+        flight.took_off(delivery)
+    flight.spare([B])
+    _, wreckage = Flight.open(tmp_path, 3)
+    assert names(wreckage) == [("another queue", "b", 1)]
+
+
+def test_former_deaths_are_charged_to_the_spared_all_the_same(tmp_path):
+    flight, _ = Flight.open(tmp_path, 1)
+    flight.took_off(A)
+    flight, _ = Flight.open(tmp_path, 1)
+    flight.took_off(crashed(A, 1))
+    flight.spare([])
+    flight, wreckage = Flight.open(tmp_path, 1)
+    assert wreckage.survivors == ()
+    assert flight.crashes_of(A) == 1
+
+
+def test_the_spared_land_as_others_do():
+    flight = Flight(image(2))
+    places = [flight.took_off(delivery) for delivery in (A, B)]
+    flight.spare([A])
+    for place in places:
+        flight.landed(place)
+    with pytest.raises(ValueError, match="nothing took off"):
+        flight.landed(places[1])
+    assert {flight.took_off(A), flight.took_off(B)} == set(places)

@@ -65,3 +65,15 @@ def test_only_what_came_on_a_lost_channel_is_discarded(entries):
     assert sorted(tags(gone)) == [tag for tag, (_, gen) in enumerate(entries) if gen == 2]
     kept = [tag for tag in in_order(entries) if entries[tag][1] != 2]
     assert tags(holds.due(100)) == kept
+
+
+def test_fewer_slots_lose_nothing_that_is_held():
+    holds = Holds(3)
+    for tag in (1, 2, 3):
+        holds.put(make_delivery(delivery_tag=tag), tag)
+    holds.resize(1)
+    assert not holds.has_room
+    assert [delivery.delivery_tag for delivery in holds.due(2)] == [1, 2]
+    assert not holds.has_room
+    assert [delivery.delivery_tag for delivery in holds.due(3)] == [3]
+    assert holds.has_room

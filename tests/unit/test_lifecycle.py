@@ -70,6 +70,18 @@ def test_a_second_order_to_stop_does_not_wait_for_what_runs():
     assert advance(State.DRAINING, Event.STOP) == (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT))
 
 
+@pytest.mark.parametrize("state", [State.DRAINING, State.FAILING])
+def test_a_drain_that_has_had_its_time_does_not_wait_for_what_runs(state):
+    assert advance(state, Event.DEADLINE) == (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT))
+
+
+def test_nothing_but_a_drain_has_a_deadline():
+    assert {state for state, event in TABLE if event is Event.DEADLINE} == {
+        State.DRAINING,
+        State.FAILING,
+    }
+
+
 def test_readiness_is_announced_only_when_every_queue_is_consumed_from():
     ready = {before for before, (_, effects) in TABLE.items() if Effect.ANNOUNCE_READY in effects}
     assert ready == {(State.SUBSCRIBING, Event.SUBSCRIBED)}

@@ -10,7 +10,10 @@ import sys
 import pytest
 
 from consumer_framework.adapters import log
+from consumer_framework.adapters.journald import JournalHandler
 from consumer_framework.adapters.systemd import is_journal
+
+from .journal_socket import JournalSocket
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +174,51 @@ def test_a_configuration_that_logging_refuses_raises(log_config):
         log.set_up(log_config, never)
 
 
+# The native journal.
+
+
+def test_the_journals_own_socket_takes_everything_in_the_place_of_standard_error(tmp_path, stderr):
+    native = JournalHandler(path=str(tmp_path / "socket"))
+    log.set_up(None, always, native)
+    with JournalSocket(tmp_path / "socket") as journal:
+        logging.getLogger("author").warning("hello %s", "world")
+        logging.getLogger("author").debug("hidden")
+        logging.getLogger("pika.connection").error("hidden")
+        logging.getLogger("author").info("next")
+        entries = [journal.entry(), journal.entry()]
+    assert [entry["MESSAGE"] for entry in entries] == [["hello world"], ["next"]]
+    native.close()
+    assert stderr() == ""
+
+
+def test_what_that_socket_does_not_take_has_its_priority_and_name(stderr, tmp_path):
+    native = JournalHandler(path=str(tmp_path / "socket"))
+    log.set_up(None, always, native)
+    fail()
+    native.close()
+    assert stderr().splitlines()[:2] == ["<3>author: failed", "<3>ValueError: two"]
+
+
+def test_a_log_config_may_name_the_handler_and_falls_back_readably(tmp_path, stderr):
+    journal = {"class": "consumer_framework.JournalHandler", "path": str(tmp_path / "socket")}
+    log.set_up(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "handlers": {"journal": journal},
+            "root": {"handlers": ["journal"], "level": "INFO"},
+        },
+        never,
+    )
+    [handler] = logging.root.handlers
+    assert isinstance(handler, JournalHandler)
+    logging.getLogger("author").error("hello")
+    handler.close()
+    line = stderr()
+    assert line.endswith("ERROR   author: hello\n")
+    assert line[:4].isdigit()
+
+
 # What is the journal (systemd.exec(5), $JOURNAL_STREAM).
 
 
@@ -206,3 +254,40 @@ def test_without_a_manager_or_a_descriptor_there_is_no_journal(monkeypatch, tmp_
     with (tmp_path / "file").open("w") as file:
         assert not is_journal(file.fileno())
     assert not is_journal(-1)
+
+
+# Another configuration while the process runs.
+
+NAMED = {
+    "version": 1,
+    "disable_existing_loggers": True,
+    "handlers": {"out": {"class": "logging.StreamHandler"}},
+    "root": {"level": "WARNING", "handlers": ["out"]},
+    "loggers": {"named": {"level": "DEBUG", "handlers": ["out"], "propagate": False}},
+}
+
+
+def test_what_a_former_configuration_says_of_a_logger_is_forgotten(stderr):
+    named, silenced = logging.getLogger("named"), logging.getLogger("silenced")
+    authors = logging.getLogger("authors")
+    authors.setLevel(logging.ERROR)
+    log.set_up(NAMED, never)
+    assert silenced.disabled
+    log.forget(NAMED)
+    log.set_up(None, never)
+    named.debug("not any more")
+    named.info("once")
+    silenced.info("heard again")
+    assert authors.level == logging.ERROR, "that was not ours"
+    said = stderr()
+    assert "not any more" not in said
+    assert said.count("once") == 1
+    assert said.count("heard again") == 1
+
+
+def test_the_frameworks_own_levels_are_forgotten_for_those_of_a_file(stderr):
+    log.set_up(None, never)
+    log.forget(None)
+    log.set_up({**NAMED, "disable_existing_loggers": False}, never)
+    logging.getLogger("pika").error("heard")
+    assert "heard" in stderr()

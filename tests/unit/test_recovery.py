@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What becomes of a delivery, from its outcome and the situation alone."""
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,15 @@ from consumer_framework.core.delivery import (
     Undecodable,
     Withdrawn,
 )
-from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
+from consumer_framework.core.recovery import (
+    OnExhausted,
+    Policy,
+    Rule,
+    Situation,
+    Then,
+    broken_dependency,
+    decide,
+)
 from consumer_framework.testing import make_delivery
 
 POLICY = Policy()
@@ -189,3 +199,38 @@ def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_u
         assert situation.may_hold
     if isinstance(disposition, to.GiveBack):
         assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Behind) and policy.strict)
+
+
+class DatabaseGoneError(errors.DependencyFault):
+    """An author's own signal."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.DependencyFault("the database is gone"), "the database is gone"),
+        (errors.DependencyFault(), "DependencyFault"),
+        (DatabaseGoneError("the database is gone"), "the database is gone"),
+        (ConnectionRefusedError(111, "refused"), "ConnectionRefusedError: [Errno 111] refused"),
+        (TimeoutError("no answer"), "TimeoutError: no answer"),
+        (socket.gaierror(-2, "no such name"), "gaierror: [Errno -2] no such name"),
+        (errors.Retry("busy"), None),
+        (errors.Halt(3, "over"), None),
+        (ValueError("a typo"), None),
+        (FileNotFoundError("a file"), None),
+    ],
+)
+def test_a_set_up_fails_of_a_dependency_where_the_author_says_so_or_nobody_answers(error, reason):
+    assert broken_dependency(error, POLICY) == reason
+
+
+def test_a_rule_says_what_a_dependency_is_and_what_is_none():
+    rules = (
+        Rule((KeyError, ConnectionResetError), Then.HALT),
+        Rule((LookupError,), Then.DEPENDENCY),
+    )
+    policy = Policy(rules=rules)
+    assert broken_dependency(IndexError("x"), policy) == "IndexError: x"
+    assert broken_dependency(KeyError("x"), policy) is None
+    assert broken_dependency(ConnectionResetError("x"), policy) is None
+    assert broken_dependency(errors.Drop("x"), policy) is None

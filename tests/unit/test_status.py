@@ -1,17 +1,66 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The line that `systemctl status` shows."""
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.stats import Snapshot
-from consumer_framework.core.status import counts_text, status_line
+from consumer_framework.core.status import Facts, counts_text, rate_text, status_line
 
 BROKER = "rabbitmq.example.org:5671"
 
 
-def line(state, counts=Snapshot(), trouble="", queues=("one",), running=0):  # noqa: B008 -- frozen
-    return status_line(state, BROKER, queues, counts, trouble, running=running)
+def line(state, **facts):
+    return status_line(state, Facts(**{"broker": BROKER, "queues": 1, **facts}))
+
+
+def test_one_line_says_what_a_consuming_instance_does_and_what_waits_in_it():
+    text = line(
+        State.CONSUMING,
+        queues=2,
+        rate=118.2,
+        counts=Snapshot(acked=41200),
+        held=3,
+        deferred=1,
+        quarantined=2,
+        lag=40,
+        up=3 * 86400 + 5000,
+    )
+    assert text == (
+        "consuming 2 queues, 118/s, 41200 handled, 3 held, 1 deferred, 2 quarantined, lag 40, "
+        "up 3 d"
+    )
+
+
+def test_what_there_is_none_of_is_left_out():
+    text = line(State.CONSUMING, counts=Snapshot(acked=3, held=9, quarantined=9), up=59.9)
+    assert text == "consuming 1 queue, 0/s, 3 handled, up 59 s"
+
+
+def test_a_lag_of_nothing_is_news_and_an_unknown_one_is_not_there():
+    assert "lag 0" in line(State.CONSUMING, lag=0)
+    assert "lag" not in line(State.CONSUMING)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (0.0, "0/s"),
+        (1 / 60, "1/min"),
+        (0.5, "30/min"),
+        (1.0, "1.0/s"),
+        (2.54, "2.5/s"),
+        (10.0, "10/s"),
+        (118.4, "118/s"),
+        (12345.6, "12346/s"),
+    ],
+)
+def test_a_rate_is_said_as_exactly_as_it_is_of_use(rate, text):
+    assert rate_text(rate) == text
 
 
 @pytest.mark.parametrize(
@@ -20,23 +69,24 @@ def line(state, counts=Snapshot(), trouble="", queues=("one",), running=0):  # n
         (State.BUILDING, "Starting: setting up the handler"),
         (State.CONNECTING, f"Connecting to the broker at {BROKER}"),
         (State.SUBSCRIBING, f"Connected to the broker at {BROKER}, subscribing"),
-        (State.CONSUMING, "Consuming from one; 3 handled, 1 failed"),
-        (State.PAUSED, "Paused"),
-        (State.FAILING, "Failing: waiting for 2 running; 3 handled, 1 failed"),
-        (State.DRAINING, "Stopping: waiting for 2 running; 3 handled, 1 failed"),
+        (State.PAUSED, "Paused; 3 handled, up 0 s"),
+        (State.FAILING, "Failing: waiting for 2 running"),
+        (State.DRAINING, "Stopping: waiting for 2 running"),
         (State.STOPPED, "Stopped; 3 handled, 1 failed"),
     ],
 )
 def test_each_state_has_its_line(state, text):
-    assert line(state, Snapshot(acked=3, failed=1), running=2) == text
+    assert line(state, counts=Snapshot(acked=3, failed=1), awaited="2 running") == text
 
 
 @pytest.mark.parametrize(
     ("state", "text"),
     [
+        (State.BUILDING, "Starting: refused"),
         (State.CONNECTING, f"Waiting for the broker at {BROKER}: refused"),
         (State.SUBSCRIBING, "refused"),
-        (State.PAUSED, "Paused: refused; 0 handled"),
+        (State.PAUSED, "Paused: refused; 0 handled, up 0 s"),
+        (State.FAILING, "Failing: waiting for the connection; refused"),
         (State.STOPPED, "refused"),
     ],
 )
@@ -44,20 +94,41 @@ def test_trouble_is_what_the_line_says_where_nothing_is_consumed(state, text):
     assert line(state, trouble="refused") == text
 
 
-@pytest.mark.parametrize("state", [State.BUILDING, State.CONSUMING, State.FAILING, State.DRAINING])
+@pytest.mark.parametrize("state", [State.CONSUMING, State.DRAINING])
 def test_trouble_of_the_past_is_not_shown(state):
     assert "refused" not in line(state, trouble="refused")
+
+
+@pytest.mark.parametrize("state", [State.BUILDING, State.CONNECTING, State.SUBSCRIBING])
+@pytest.mark.parametrize("trouble", ["", "refused; attempt 4 in 8 s"])
+def test_a_start_says_when_it_gives_up(state, trouble):
+    text = line(state, trouble=trouble, left=272.5)
+    assert text == f"{line(state, trouble=trouble)}; gives up in 4 min"
+
+
+def test_a_pause_before_the_start_is_over_says_when_it_gives_up():
+    text = line(State.PAUSED, trouble="disk full", left=60)
+    assert text == "Paused: disk full; gives up in 60 s; 0 handled, up 0 s"
+
+
+@pytest.mark.parametrize("state", [State.FAILING, State.DRAINING])
+def test_a_drain_says_what_it_waits_for_and_for_how_long_at_the_most(state):
+    text = line(state, awaited="2 running", left=41.9)
+    assert text.endswith("waiting for 2 running, 41 s at the most")
 
 
 def test_every_state_has_a_line_of_its_own():
     assert len({line(state) for state in State}) == len(State)
 
 
-def test_many_queues_are_counted_and_not_listed():
-    assert line(State.CONSUMING, queues=["a", "b", "c"]).startswith("Consuming from a, b, c;")
-    assert line(State.CONSUMING, queues=list("abcde")).startswith(
-        "Consuming from a, b, c and 2 more;"
-    )
+@given(st.sampled_from(State), st.integers(0, 10**9), st.floats(0, 10**6), st.floats(0, 10**9))
+def test_the_numbers_of_every_state_fit_into_200_characters_of_ascii(state, count, rate, time):
+    counts = Snapshot(acked=count, failed=count, held=count)
+    numbers = {"held": count, "deferred": count, "quarantined": count, "lag": count}
+    text = line(state, counts=counts, rate=rate, up=time, left=time, awaited="2 running", **numbers)
+    assert len(text) <= 200
+    assert text.isascii()
+    assert text.isprintable()
 
 
 def test_what_never_happened_is_left_out_except_successes():
@@ -68,3 +139,9 @@ def test_what_never_happened_is_left_out_except_successes():
     assert counts_text(Snapshot(acked=4, held=3, deferred=2, quarantined=1)) == (
         "4 handled, 3 held, 2 deferred, 1 quarantined"
     )
+
+
+def test_no_two_pieces_of_news_make_the_same_line():
+    news = {"queues": 2, "rate": 1.0, "held": 1, "deferred": 1, "quarantined": 1, "lag": 1}
+    lines = [line(State.CONSUMING, **{name: value}) for name, value in news.items()]
+    assert all(one != other for one, other in itertools.combinations(lines, 2))

@@ -37,10 +37,10 @@ def test_workers_are_shown_below_their_name_with_their_sum(host):
     assert result.stdout.splitlines() == [
         "sample: 2 of 2 workers active; 15 handled, 1 running, 4 held, 1 deferred, 1 quarantined",
         "  ● sample    active (running), PID 42",
-        "              Consuming from sample; 7 handled",
+        "              consuming 1 queue, 0/s, 7 handled, up 9 s",
         "              now: 1 running, 2 held",
         "  ● sample_2  active (running) for 1m, PID 43",
-        "              Consuming from sample; 7 handled",
+        "              consuming 1 queue, 0/s, 7 handled, up 9 s",
         "              now: 2 held, 1 deferred (the next due in 59m), 1 quarantined",
         "              fm-consumer quarantine list sample_2",
     ]
@@ -135,7 +135,7 @@ def test_an_unknown_name_is_an_error_with_those_that_there_are(host):
 
 
 def test_one_that_was_started_by_hand_is_found_in_its_state_directory(host, monkeypatch):
-    home = "home/state/fedora-messaging"
+    home = "h/fedora-messaging"
     with host.runs("by-hand", home):
         assert host.does("status").stdout.startswith("● by-hand  runs by hand, PID 42\n")
         assert host.does("status", "by-hand").exit_code == 0

@@ -2,6 +2,7 @@
 """What reaches the service manager, on a real socket."""
 
 import logging
+import os
 import socket
 import uuid
 
@@ -60,6 +61,10 @@ def test_without_a_service_manager_nothing_is_said(monkeypatch):
     notifier.ready("ready")
     notifier.status("status")
     notifier.stopping("stopping")
+    notifier.extend(1)
+    notifier.restart_reset()
+    notifier.watchdog()
+    notifier.trigger("trigger")
 
 
 def test_each_call_is_one_notification_with_a_status(manager, notifier):
@@ -159,3 +164,108 @@ def test_a_manager_that_is_gone_is_only_logged(manager, notifier, caplog):
         notifier.ready("consuming")
         notifier.status("consuming")
     assert "the service manager was not told READY=1" in caplog.text
+
+
+def test_more_time_is_asked_for_in_microseconds_and_without_a_status(manager, notifier):
+    notifier.status("connecting")
+    notifier.extend(15.0)
+    notifier.extend(0.5)
+    assert manager.told()[1:] == ["EXTEND_TIMEOUT_USEC=15000000", "EXTEND_TIMEOUT_USEC=500000"]
+
+
+def test_more_time_that_could_not_be_asked_for_is_not_asked_for_later(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        fill(notifier, caplog)
+        notifier.extend(15.0)
+    assert "was not told EXTEND_TIMEOUT_USEC=15000000" in caplog.text
+    manager.told()
+    notifier.status("connecting")
+    assert manager.told() == ["STATUS=connecting"]
+
+
+def test_a_restart_reset_keeps_the_status_and_is_not_lost(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        status = fill(notifier, caplog)
+        notifier.restart_reset()
+    manager.told()
+    notifier.status(status)
+    notifier.restart_reset()
+    assert manager.told() == [
+        f"RESTART_RESET=1\nSTATUS={status}",
+        f"RESTART_RESET=1\nSTATUS={status}",
+    ]
+
+
+# The watchdog, sd_watchdog_enabled(3).
+
+
+@pytest.fixture
+def watchdog(manager, monkeypatch):
+    """Makes a notifier as under a watchdog."""
+    made = []
+
+    def make(microseconds, process=None):
+        monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        if process is not None:
+            monkeypatch.setenv("WATCHDOG_PID", str(process))
+        made.append(SystemdNotifier())
+        return made[-1].watchdog_seconds
+
+    yield make
+    for notifier in made:
+        assert notifier._systemd is not None
+        notifier._systemd.socket.close()
+
+
+def test_the_watchdog_waits_for_so_many_microseconds(watchdog):
+    assert watchdog("30000000") == 30
+    assert watchdog("1500000", os.getpid()) == 1.5
+
+
+def test_the_watchdog_of_another_process_is_not_ours(watchdog):
+    assert watchdog("30000000", os.getpid() + 1) == 0
+
+
+@pytest.mark.parametrize("microseconds", ["", "0", "soon", "-1"])
+def test_a_watchdog_without_a_time_is_none(watchdog, microseconds):
+    assert watchdog(microseconds) == 0
+
+
+def test_without_a_service_manager_no_watchdog_waits(monkeypatch):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    assert SystemdNotifier().watchdog_seconds == 0
+
+
+def test_a_feed_is_a_notification_of_its_own(manager, notifier):
+    notifier.status("consuming")
+    notifier.watchdog()
+    notifier.watchdog()
+    notifier.status("consuming")
+    assert manager.told() == ["STATUS=consuming", "WATCHDOG=1", "WATCHDOG=1"]
+
+
+def test_a_trigger_says_why(manager, notifier):
+    notifier.trigger("Stuck: the queue čaj\nWATCHDOG=1")
+    assert manager.told() == ["WATCHDOG=trigger\nSTATUS=Stuck: the queue ?aj WATCHDOG=1"]
+
+
+def test_a_feed_that_was_not_sent_is_not_sent_late(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        fill(notifier, caplog)
+        notifier.watchdog()
+    assert "was not told WATCHDOG=1" in caplog.text
+    manager.told()
+    notifier.status("last")
+    assert manager.told() == ["STATUS=last"]
+
+
+def test_a_trigger_that_was_not_sent_is_sent_once_with_the_next(manager, notifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        fill(notifier, caplog)
+        notifier.trigger("stuck")
+        notifier.trigger("stuck")
+    manager.told()
+    notifier.trigger("stuck")
+    assert manager.told() == ["WATCHDOG=trigger\nSTATUS=stuck"]

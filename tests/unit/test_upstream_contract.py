@@ -214,6 +214,13 @@ def test_the_connection_has_an_implementation_with_a_reactor_and_an_error(protoc
     assert protocol._impl._error is None, moved("pika.connection.Connection._error", CONNECTION)
 
 
+def test_the_connection_says_when_the_broker_blocks_it(protocol):
+    for name in ("add_on_connection_blocked_callback", "add_on_connection_unblocked_callback"):
+        assert parameters_of(getattr(protocol._impl, name)) == ["callback"], moved(
+            f"Connection.{name}", CONNECTION
+        )
+
+
 def test_the_connection_takes_bytes_and_counts_them_and_their_frames(protocol):
     implementation = protocol._impl
     with mock.patch.object(implementation, "data_received") as taken:
@@ -302,6 +309,20 @@ def test_a_channel_that_closes_cancels_no_consumer_that_counts_as_canceled(proto
         channel.close()
     assert not canceled.called, moved("pika.channel.Channel._cancelled", SESSION)
     assert told.called, moved("pika.channel.Channel.close", SESSION)
+
+
+def test_what_comes_to_a_consumer_that_is_being_canceled_need_not_be_rejected(protocol):
+    channel = pika.channel.Channel(protocol._impl, 1, lambda _: None)
+    channel._set_state(channel.OPEN)
+    came = []
+    with mock.patch.object(channel, "_rpc"), mock.patch.object(channel, "_send_method") as told:
+        tag = channel.basic_consume("queue", lambda *what: came.append(what[3]))
+        channel.basic_cancel(tag, lambda _: None)
+        channel._cancelled.discard(tag)
+        deliver = pika.frame.Method(1, pika.spec.Basic.Deliver(tag, 1))
+        channel._on_deliver(deliver, pika.frame.Header(1, 1, pika.BasicProperties()), b"body")
+    assert came == [b"body"], moved("pika.channel.Channel._cancelled", SESSION)
+    assert not told.called
 
 
 def test_the_transport_that_the_protocol_is_given_is_the_one_that_pika_closes(protocol):

@@ -3,12 +3,14 @@
 
 - :mod:`.connection` connects, by way of fedora-messaging's service, and connects again;
 - :mod:`.session` keeps every queue subscribed on whatever connection there is;
+- :mod:`.confirmation` asks whether the broker still has every consumer;
 - :mod:`.channels` is the :class:`.Acknowledger`;
 - :mod:`.inspection` looks at the broker for ``fm-consumer check``, and changes nothing;
 - :mod:`.faults` says in one line what the broker refused.
 """
 
 from .channels import Channels
+from .confirmation import Confirmation
 from .session import Listener, Session
 
-__all__ = ["Channels", "Listener", "Session"]
+__all__ = ["Channels", "Confirmation", "Listener", "Session"]

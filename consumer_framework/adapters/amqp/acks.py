@@ -24,6 +24,12 @@ class Acks:
         self._first: dict[int, int] = {}
         self._untold: list[int] = []
 
+    @property
+    def count(self) -> int:
+        """How many deliveries are settled."""
+        beyond = sum(last - first + 1 for first, last in self._last.items())
+        return self._prefix + beyond
+
     def ack(self, tag: int) -> None:
         """Note that the broker is to be told that *tag* is done with."""
         self._untold.append(tag)

@@ -61,6 +61,11 @@ class Channels:
         """Whether :meth:`leave` was called for *generation*."""
         return generation in self._left
 
+    def settled(self, generation: int) -> int:
+        """How many deliveries of *generation* are settled; 0 where its channel is gone."""
+        entry = self._open.get(generation)
+        return entry[1].count if entry is not None else 0
+
     def is_open(self, delivery: Delivery) -> bool:
         """Whether the channel that *delivery* came on is there still."""
         return delivery.generation in self._open

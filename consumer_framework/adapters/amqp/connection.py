@@ -22,6 +22,7 @@ from twisted.internet.protocol import connectionDone
 from consumer_framework.core import backoff
 
 from .frames import Frames
+from .renewal import TlsOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +66,10 @@ class Client(FedoraMessagingProtocolV2):
     def __init__(self, parameters: pika.connection.Parameters, *, confirms: bool) -> None:
         super().__init__(parameters, confirms=confirms)
         self.frames = Frames(self._impl.data_received)
+        # The broker has an alarm, and reads nothing from us until that is over.
+        self.is_blocked = False
+        self._impl.add_on_connection_blocked_callback(lambda *_: self._block(blocked=True))
+        self._impl.add_on_connection_unblocked_callback(lambda *_: self._block(blocked=False))
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
         """Take what came from the broker."""
@@ -86,6 +91,9 @@ class Client(FedoraMessagingProtocolV2):
         # pika reports that TCP ended; why the broker, or pika itself, ended it is lost there.
         self.ending = self.ending or self._impl._error  # noqa: SLF001
         super().connectionLost(reason)
+
+    def _block(self, *, blocked: bool) -> None:
+        self.is_blocked = blocked
 
     def abort(self) -> None:
         """Drop the connection at once, without a word to the broker."""
@@ -250,11 +258,25 @@ class Service(FedoraMessagingServiceV2):
         self.factory: Factory = Factory(self._parameters, events, clock)
         upstreams = self._service
         self.removeService(upstreams)  # type: ignore[no-untyped-call]
-        self._service = type(upstreams)(
-            *upstreams.args, **{**upstreams.kwargs, "factory": self.factory}
-        )
+        others: dict[str, Any] = {"factory": self.factory}
+        self._tls: TlsOptions | None = None
+        if "contextFactory" in upstreams.kwargs:
+            self._tls = TlsOptions(upstreams.kwargs["contextFactory"])
+            others["contextFactory"] = self._tls
+        self._service = type(upstreams)(*upstreams.args, **{**upstreams.kwargs, **others})
         self._service.setName("broker")  # type: ignore[no-untyped-call]
         self._service.setServiceParent(self)  # type: ignore[no-untyped-call]
+
+    def prepare_tls(self) -> Callable[[], None]:
+        """Read the files that fedora-messaging's configuration names now.
+
+        Returns:
+            What makes the next connection use them; it does nothing without TLS.
+
+        Raises:
+            ConfigurationError: They cannot be used.
+        """
+        return self._tls.prepare(self._parameters) if self._tls is not None else lambda: None
 
     @property
     def host(self) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pika.exceptions
+from fedora_messaging.exceptions import ConnectionException
+from twisted.internet import defer
 from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ExitCode, Fault
@@ -26,6 +28,18 @@ PRECONDITION_FAILED = 406
 # Frame, syntax, command, channel and unexpected-frame errors are defects of a client; NOT_ALLOWED
 # and NOT_IMPLEMENTED are settings that this broker does not take (prefetch_size, for one).
 _PERMANENT = frozenset({501, 502, 503, 504, 505, 530, 540})
+
+# What is raised by whatever waits for an answer on a connection that ends.
+CONNECTION_GONE = (
+    ConnectionException,
+    defer.CancelledError,
+    pika.exceptions.AMQPConnectionError,
+    pika.exceptions.ChannelWrongStateError,
+    twisted_error.ConnectionClosed,
+)
+
+# CONNECTION_FORCED: an operator's doing. INTERNAL_ERROR: a virtual host that is down, for one.
+_PASSING = frozenset({320, 541})
 
 _CURES = {
     ("queue", ACCESS_REFUSED): "set passive_declares = true if the queue exists already, "
@@ -84,6 +98,14 @@ def connection_fault(error: object, host: str) -> Fault:
 def is_permanent(error: object) -> bool:
     """Whether the broker closed the connection for something it will refuse again."""
     return reply_code(error) in _PERMANENT
+
+
+def is_passing(error: object) -> bool:
+    """Whether a first connection failed for what another attempt may find better.
+
+    A broker that does not answer, shuts down, or has an error of its own has not refused anything.
+    """
+    return isinstance(error, TimeoutError) or reply_code(error) in _PASSING
 
 
 def is_locked(error: BadDeclaration) -> bool:

@@ -7,21 +7,21 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pika.exceptions
-from fedora_messaging.exceptions import BadDeclaration, ConnectionException, NoFreeChannels
+from fedora_messaging.exceptions import BadDeclaration, NoFreeChannels
 from twisted.internet import defer
-from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ExitCode, Fault
 from consumer_framework.core.queues import is_single_active
 
-from . import faults
+from . import faults, rebinding
 from .connection import CLOSE_TIMEOUT, Client, Clock, Service
 from .declarations import bindings, declaration
 from .subscription import Subscription, from_pika, receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
+    from consumer_framework.core.bindings import Bound
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.settings import Queue, Settings
     from consumer_framework.core.stats import Snapshot
@@ -37,14 +37,6 @@ SUBSCRIBE_TIMEOUT = 60.0
 # Seconds in which a broker that has accepted us may refuse a connection, or keep the exclusive
 # queue of our former one: it restarts, or has not noticed yet that the former one is dead.
 PATIENCE = 300.0
-
-_CONNECTION_GONE = (
-    ConnectionException,
-    defer.CancelledError,
-    pika.exceptions.AMQPConnectionError,
-    pika.exceptions.ChannelWrongStateError,
-    twisted_error.ConnectionClosed,
-)
 
 
 class Listener(Protocol):
@@ -116,6 +108,12 @@ class Session:
         self._subscribing: defer.Deferred[None] | None = None
         self._closing = False
         self._paused = False
+        # Whether the listener believes that every queue is consumed from.
+        self._is_announced = False
+        # Bindings to be changed when the next effort to subscribe ends.
+        self._to_bind: list[Bound] = []
+        self._to_unbind: list[Bound] = []
+        self._lost: defer.Deferred[None] | None = None
         self.service = Service(self, clock, snapshot, lambda: self.is_complete)
 
     @property
@@ -127,6 +125,25 @@ class Session:
     def queues(self) -> list[str]:
         """The queues consumed from, by the broker's names."""
         return [subscription.queue for subscription in self._subscriptions.values()]
+
+    @property
+    def client(self) -> Client | None:
+        """The connection, None where there is none."""
+        return self._client
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """What consumes, or did until it was paused."""
+        return tuple(self._subscriptions.values())
+
+    def has_room(self, subscription: Subscription) -> bool:
+        """Whether the broker may send another message to *subscription* before one is settled."""
+        unsettled = subscription.latest_tag - self._channels.settled(subscription.generation)
+        return not self._prefetch_count or unsettled < self._prefetch_count
+
+    def is_single_active(self, subscription: Subscription) -> bool:
+        """Whether other consumers of its queue get nothing while *subscription* does."""
+        return is_single_active(self._settings.queues[subscription.configured_name])
 
     # What the connection reports.
 
@@ -145,12 +162,19 @@ class Session:
     def connection_lost(self, error: object, retry_in: float) -> None:
         """Pass the news on; the channels have reported their own end."""
         was_open, self._client = self._client is not None, None
+        self._is_announced = False
         if was_open and faults.is_permanent(error) and not self._closing:
             self._listener.failed(faults.connection_fault(error, self.service.host))
         self._listener.lost(faults.one_line(error), retry_in)
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            lost.callback(None)
 
     def handshake_refused(self, error: BaseException) -> None:
         """Give up if the broker never accepted us; one that restarts may refuse for a while."""
+        if not self._ever_connected and faults.is_passing(error):
+            # A start has an end of its own.
+            return
         now = self._clock.seconds()
         self._refused_since = self._refused_since or now
         patience = PATIENCE if self._ever_connected else 0
@@ -168,15 +192,103 @@ class Session:
         """Consume nothing (``basic.cancel``); what was delivered can still be settled."""
         if not self._paused:
             self._paused = True
+            self._is_announced = False
             for subscription in self._subscriptions.values():
-                canceled = self._cancel(subscription)
-                canceled.addErrback(lambda failure: _log.debug("pausing: %r", failure.value))
+                subscription.is_wanted = False
+                self._cancel_quietly(subscription)
 
     def resume(self) -> None:
         """Consume again, on the same channels where they are there still."""
         self._paused = False
         if self._client is not None:
             self._subscribe_missing(self._client)
+
+    def set_prefetch(self, prefetch_count: int) -> list[str]:
+        """Let the broker send so many messages ahead, per queue, from now on.
+
+        The count belongs to a consumer (RabbitMQ: Consumer Prefetch). So a new one takes the place
+        of each, on the same channel: what was delivered stays, and can be settled. It does not
+        count against the new consumer's prefetch.
+
+        A queue with a single active consumer keeps the one that it has, or another instance's
+        would begin while something runs here.
+
+        Args:
+            prefetch_count: 0 for no limit.
+
+        Returns:
+            The queues that the count is in force for with their next subscription only.
+        """
+        if prefetch_count == self._prefetch_count:
+            return []
+        self._prefetch_count = prefetch_count
+        consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
+        kept = [s for s in consuming if is_single_active(self._settings.queues[s.configured_name])]
+        for subscription in consuming:
+            if subscription not in kept:
+                self._cancel_quietly(subscription)
+        if self._client is not None:
+            self._subscribe_missing(self._client)
+        return [subscription.queue for subscription in kept]
+
+    # Other settings.
+
+    async def bind(self, bound: Sequence[Bound]) -> None:
+        """Add bindings, where there is a connection, to the queues that are subscribed to.
+
+        Raises:
+            Fault: The broker refused one; those before it are there.
+        """
+        if self._client is None:
+            return
+        done = defer.ensureDeferred(rebinding.bind(self._client, bound, self._names))
+        try:
+            await done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
+        except BadDeclaration as error:
+            raise faults.declaration_fault(error) from error
+        except (*faults.CONNECTION_GONE, defer.TimeoutError) as error:
+            # The next connection brings them.
+            _log.debug("binding: %r", error)
+
+    def apply(self, settings: Settings, bound: Sequence[Bound], unbound: Sequence[Bound]) -> None:
+        """Go by other settings from the next subscription on, and change bindings now.
+
+        Args:
+            settings: With the same queues.
+            bound: The bindings that are new in them.
+            unbound: Those that are not in them any more. One that the broker does not remove
+                stays, with a warning.
+        """
+        self._settings = settings
+        self._to_bind = [one for one in (*self._to_bind, *bound) if one not in unbound]
+        self._to_unbind = [one for one in (*self._to_unbind, *unbound) if one not in bound]
+        if self._client is not None:
+            self._subscribe_missing(self._client)
+
+    async def reconnect(self, reason: str) -> None:
+        """Close the connection, after all that was written to it; another one follows.
+
+        Done when it is closed, and :meth:`Listener.lost` was called. Does nothing without one.
+
+        Args:
+            reason: What the log is to say.
+        """
+        client = self._client
+        if client is None or self._closing:
+            return
+        self._channels.flush()
+        client.ending = ConnectionResetError(reason)
+        self._lost = self._lost or defer.Deferred()
+        lost = self._lost
+        closed = defer.maybeDeferred(client.close)
+        closed.addTimeout(CLOSE_TIMEOUT, self._clock)
+        closed.addErrback(lambda _failure: client.abort())
+        await lost
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """The broker's names of the queues, by the configured ones."""
+        return {s.configured_name: s.queue for s in self._subscriptions.values()}
 
     # Stopping, in this order.
 
@@ -192,9 +304,12 @@ class Session:
             self._subscribing.cancel()
         consuming = [s for s in self._subscriptions.values() if s.consumer_tag]
         for subscription in consuming:
-            if is_single_active(self._settings.queues[subscription.configured_name]):
+            if self.is_single_active(subscription):
                 self._channels.leave(subscription.generation)
-        cancels = [self._cancel(s) for s in consuming if not self._channels.is_left(s.generation)]
+        leaving = [s for s in consuming if not self._channels.is_left(s.generation)]
+        for subscription in leaving:
+            subscription.is_wanted = False
+        cancels = [self._cancel(subscription) for subscription in leaving]
         await defer.DeferredList(cancels, consumeErrors=True)
 
     async def close(self) -> None:
@@ -221,11 +336,17 @@ class Session:
         if self._client is not None:
             self._client.abort()
 
+    def _cancel_quietly(self, subscription: Subscription) -> None:
+        if subscription.consumer_tag:
+            canceled = self._cancel(subscription)
+            canceled.addErrback(lambda failure: _log.debug("canceling: %r", failure.value))
+
     @defer.inlineCallbacks
     def _cancel(self, subscription: Subscription) -> Generator[defer.Deferred[Any], Any, None]:
         tag, subscription.consumer_tag = subscription.consumer_tag, ""
-        subscription.is_wanted = False
         canceled = subscription.channel.basic_cancel(tag)
+        # What is under way is ours to take, or to give back; pika would reject it.
+        subscription.channel._channel._cancelled.discard(tag)  # noqa: SLF001
         yield canceled.addTimeout(CLOSE_TIMEOUT, self._clock)
 
     # Subscribing.
@@ -234,7 +355,9 @@ class Session:
         """Subscribe to what is not subscribed to; one such effort at a time on a connection."""
         if self._closing or self._paused or client is not self._client:
             return
-        if self.is_complete or self._subscribing_on is client:
+        if self._subscribing_on is client:
+            return
+        if self.is_complete and not (self._to_bind or self._to_unbind):
             return
         self._subscribing_on = client
         self._subscribing = done = defer.ensureDeferred(self._subscribe_all(client))
@@ -243,15 +366,28 @@ class Session:
 
     async def _subscribe_all(self, client: Client) -> None:
         try:
-            while self._wants_more() and (missing := self._missing()):
-                await self._subscribe(client, min(missing))
+            while self._wants_more():
+                if missing := self._missing():
+                    await self._subscribe(client, min(missing))
+                elif self._to_bind or self._to_unbind:
+                    await self._rebind(client)
+                else:
+                    break
         finally:
             if self._subscribing_on is client:
                 self._subscribing_on = self._subscribing = None
         if client is self._client and self._wants_more():
             self.service.factory.succeeded()
             self._locked_since = None
-            self._listener.subscribed()
+            if not self._is_announced:
+                self._is_announced = True
+                self._listener.subscribed()
+
+    async def _rebind(self, client: Client) -> None:
+        bound, self._to_bind = self._to_bind, []
+        await rebinding.bind(client, bound, self._names)
+        unbound, self._to_unbind = self._to_unbind, []
+        await rebinding.unbind(client, unbound, self._names)
 
     def _wants_more(self) -> bool:
         return not self._closing and not self._paused
@@ -288,8 +424,9 @@ class Session:
         self._subscriptions[name] = subscription
 
     async def _consume(self, subscription: Subscription) -> None:
+        count = self._prefetch_count
         await subscription.channel.basic_qos(
-            prefetch_size=self._settings.qos.prefetch_size, prefetch_count=self._prefetch_count
+            prefetch_size=self._settings.qos.prefetch_size, prefetch_count=count
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
@@ -304,6 +441,10 @@ class Session:
             raise faults.consume_fault(error, subscription.queue) from error
         subscription.consumer_tag = confirmed.method.consumer_tag
         if self._paused:
+            subscription.is_wanted = False
+            await self._cancel(subscription)
+        elif count != self._prefetch_count:
+            # It has changed meanwhile; without a consumer this one is missing again.
             await self._cancel(subscription)
 
     def _subscribe_failed(self, failure: Any, client: Client) -> None:
@@ -313,7 +454,7 @@ class Session:
         if isinstance(error, defer.TimeoutError):
             _log.warning("the broker did not answer within %.0f s", SUBSCRIBE_TIMEOUT)
             client.abort()
-        elif isinstance(error, _CONNECTION_GONE):
+        elif isinstance(error, faults.CONNECTION_GONE):
             client.abort()
         elif isinstance(error, BadDeclaration):
             self._declaration_failed(error, client)
@@ -351,6 +492,7 @@ class Session:
             self._listener.failed(faults.consume_fault(reason, subscription.queue))
             return
         text = f'the broker closed the channel of queue "{subscription.queue}"'
+        self._is_announced = False
         self._listener.interrupted(f"{text}: {faults.one_line(reason)}")
         self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)
 
@@ -362,6 +504,7 @@ class Session:
             return
         del self._subscriptions[subscription.configured_name]
         self._doubted[subscription.configured_name] = subscription.queue
+        self._is_announced = False
         self._listener.interrupted(f'the broker canceled the consumer of "{subscription.queue}"')
         # Give everything back by name before the channel closes: closing it would count against
         # a quorum queue's delivery-limit.

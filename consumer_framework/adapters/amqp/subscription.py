@@ -26,6 +26,7 @@ class Subscription:
         queue: What the broker calls it.
         receivers: Who gets the deliveries of the connection, by channel number.
         consumer_tag: The broker's name for the consumer; "" where it is not confirmed.
+        latest_tag: How many deliveries came on the channel.
         is_wanted: Whether deliveries are taken; those after a ``basic.cancel`` are not.
     """
 
@@ -35,6 +36,7 @@ class Subscription:
     generation: int
     receivers: dict[int, Receiver]
     consumer_tag: str = ""
+    latest_tag: int = 0
     is_wanted: bool = False
 
 
@@ -60,6 +62,7 @@ def receiver(
         properties: Any,
         body: bytes,
     ) -> None:
+        subscription.latest_tag = tag
         delivery = Delivery(
             queue=queue,
             generation=generation,

@@ -100,6 +100,19 @@ def _bytes(path: Path, handed_over: Path | None) -> bytes:
         return handed_over.read_bytes()
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration that was read and checked.
+
+    Attributes:
+        settings: What it says.
+        document: The same as fedora-messaging takes it.
+    """
+
+    settings: core.Settings
+    document: dict[str, Any]
+
+
 def load(
     path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES, access: Access = PLAIN
 ) -> core.Settings:
@@ -113,6 +126,15 @@ def load(
     Raises:
         ConfigurationError: With every problem there is, each with the file and its TOML path.
     """
+    loaded = examine(path, overrides, access)
+    give_to_upstream(loaded.document)
+    return loaded.settings
+
+
+def examine(
+    path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES, access: Access = PLAIN
+) -> Loaded:
+    """As :func:`load`, without making it fedora-messaging's own."""
     written = substituted(path, access)
     try:
         merged = _merge(written.document)
@@ -121,8 +143,7 @@ def load(
     except ConfigurationError as error:
         source = str(path) if path else BUILT_IN
         raise ConfigurationError(*error.problems, source=source) from None
-    _give_to_upstream(core.override(merged, overrides))
-    return settings
+    return Loaded(settings, core.override(merged, overrides))
 
 
 def preview(path: Path, access: Access = PLAIN) -> dict[str, Any]:
@@ -200,8 +221,17 @@ def _qos(merged: Any, written: dict[str, Any]) -> Any:
     return {k: v for k, v in merged.items() if k != "prefetch_count" or k in said}
 
 
-def _give_to_upstream(merged: dict[str, Any]) -> None:
-    """Handlers read ``config.conf``, and upstream's connection code does."""
+def give_to_upstream(document: dict[str, Any]) -> dict[str, Any]:
+    """Handlers read ``config.conf``, and upstream's connection code does.
+
+    Args:
+        document: From :class:`Loaded`, or what this function returned.
+
+    Returns:
+        What they read before.
+    """
+    before = dict(upstream.conf.items())
     upstream.conf.loaded = True
-    upstream.conf.update(merged)
+    upstream.conf.update(document)
     upstream.validate_monitoring(upstream.conf["monitoring"])
+    return before

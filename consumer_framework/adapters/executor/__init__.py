@@ -13,7 +13,9 @@ from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Withdrawn
 from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.handler import Handler, is_coroutine_callable
+from consumer_framework.core.heartbeat import RUN
 
 from .attempts import (
     SUCCEEDED,
@@ -32,10 +34,11 @@ from .tasks import Tasks
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.ports import Decoder, FlightRecorder
+    from consumer_framework.core.vitality import Overrun
 
 __all__ = ["Executor", "Limits", "signal_of"]
 
@@ -45,6 +48,10 @@ _log = logging.getLogger(__name__)
 # Seconds. Runs that take longer gain nothing from having the next delivery ready, and what is ready
 # can no longer be overtaken by a message that is due again.
 QUICK = 0.05
+
+
+def _is_coroutine(handler: Handler) -> bool:
+    return is_coroutine_callable(handler.call_batch or handler.call)
 
 
 def _any(_delivery: Delivery) -> bool:
@@ -88,16 +95,18 @@ class Executor:
         limits: Limits = Limits(),
     ) -> None:
         self._handler = handler
+        self._decode = decode
+        self._flight = flight
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        call = handler.call_batch or handler.call
-        self._attempts = Attempts(call, decode, flight, handler.call_batch is not None)
+        self._attempts = self._attempts_at(handler)
         self._threads = Threads(limits.slots, self._work, self._done)
         self._tasks = Tasks(limits.slots, self._work_in_task, self._done)
-        self._start = (self._tasks if is_coroutine_callable(call) else self._threads).start
+        self._start = (self._tasks if _is_coroutine(handler) else self._threads).start
         # Written by the slots' threads too; each operation on it is atomic.
         self._running: dict[Job, None] = {}
-        self._gathering = Job()
+        self._now = self._loop.time
+        self._gathering = Job(clock=self._now)
         self._gather_timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
         self._stopped: list[Job] = []
@@ -110,6 +119,9 @@ class Executor:
         )
         self._outstanding = 0
         self._last_took = math.inf
+        # Handlers that come or go.
+        self._changes: set[asyncio.Task[BaseException | None]] = set()
+        self._leaving: asyncio.Task[BaseException | None] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -126,9 +138,89 @@ class Executor:
         """The deliveries that are in the handler, longest first."""
         return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
 
+    def overruns(self) -> tuple[Overrun, ...]:
+        """The runs that take longer than they may, the longest first; times are the loop's."""
+        return self._patrol.overruns()
+
+    def resize(self, limits: Limits) -> None:
+        """Keep to other limits from now on; nothing that runs is disturbed by fewer slots."""
+        self._limits = limits
+        self._threads.resize(limits.slots)
+        self._tasks.resize(limits.slots)
+        self._patrol.allow(limits.timeout)
+        if len(self._gathering.deliveries) >= limits.batch_size:
+            self._submit(self._gathered())
+
+    @property
+    def deadline(self) -> float | None:
+        """When the last of what is in the handler has had its time; None where nothing is.
+
+        In seconds of the event loop's clock, which is :func:`time.monotonic`.
+        """
+        starts = [job.lasts_since for job in list(self._running) if job.function is None]
+        return max(starts) + self._limits.timeout if starts else None
+
+    def cancel(self) -> tuple[Delivery, ...]:
+        """Cancel what runs and was not cancelled yet, which only coroutines can be.
+
+        Returns:
+            The deliveries that are no longer handled because of that.
+        """
+        cancelled: list[Delivery] = []
+        for job in list(self._running):
+            if job.task is not None and not job.task.cancelling():
+                job.task.cancel()
+                cancelled += job.deliveries
+        return tuple(cancelled)
+
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
+
+    async def replace(self, handler: Handler) -> asyncio.Task[BaseException | None] | None:
+        """Set *handler* up, and let it have every message that no slot has begun with.
+
+        What the former one has begun with it ends. The number of slots holds for both together.
+
+        Returns:
+            The end of the former one, with what its ``teardown`` raised, or None for nothing. None
+            in its place where :meth:`stop` came first: then the former one stays.
+
+        Raises:
+            BaseException: What the ``setup`` of *handler* raised; the former one stays.
+        """
+        change = self._spawn(self._replace(handler))
+        # Whoever asked for it may go away.
+        error = await asyncio.shield(change)
+        if error is not None:
+            raise error
+        return self._leaving if self._handler is handler else None
+
+    async def _replace(self, handler: Handler) -> None:
+        await self._call(handler.setup)
+        if self._is_stopped:
+            await self._call(handler.teardown)
+            return
+        former, self._handler = self._handler, handler
+        self._attempts = self._attempts_at(handler)
+        # Who begins from here on, reads that. Some that have begun may have read it, too.
+        begun = [waiter for job in list(self._running) for waiter in job.waiters]
+        self._leaving = self._spawn(self._leave(former, begun))
+
+    async def _leave(self, handler: Handler, begun: list[asyncio.Future[Any]]) -> None:
+        if begun:
+            await asyncio.wait(begun)
+        await self._call(handler.teardown)
+
+    def _spawn(self, change: Coroutine[Any, Any, None]) -> asyncio.Task[BaseException | None]:
+        task = self._loop.create_task(caught(change))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return task
+
+    def _attempts_at(self, handler: Handler) -> Attempts:
+        call = handler.call_batch or handler.call
+        return Attempts(call, self._decode, self._flight, handler.call_batch is not None)
 
     async def run(self, delivery: Delivery) -> Outcome:
         """Run the handler on *delivery* as soon as a slot is free, alone or in a batch.
@@ -141,7 +233,7 @@ class Executor:
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # A batch that failed, or killed the process, is told apart: each message is on its own.
-            self._submit(Job([delivery], [waiter]))
+            self._submit(Job([delivery], [waiter], clock=self._now))
         else:
             self._gather(delivery, waiter)
         try:
@@ -154,7 +246,8 @@ class Executor:
     def _abandon(self) -> None:
         """Cancel what nobody waits for any more."""
         for job in list(self._running):
-            if job.task is not None and all(waiter.done() for waiter in job.waiters):
+            is_unwanted = all(waiter.done() for waiter in job.waiters)
+            if job.task is not None and is_unwanted and not job.task.cancelling():
                 job.task.cancel()
 
     def stop(self) -> None:
@@ -192,6 +285,8 @@ class Executor:
 
     async def teardown(self) -> None:
         """Run the handler's ``teardown``; what it raises is raised here."""
+        while self._changes:
+            await asyncio.wait(self._changes)
         await self._call(self._handler.teardown)
 
     def close(self) -> None:
@@ -203,22 +298,39 @@ class Executor:
     # In a slot, which may be a thread.
 
     def _work(self, job: Job) -> Any:
-        job.started_at = self._loop.time()
+        job.started_at = self._now()
+        # Before it is known which handler that is: see _replace.
         self._running[job] = None
+        RUN.set(job)
+        result = None
         try:
             if job.function is not None:
                 return [returned(job.function)]
-            return self._attempts.run(job.deliveries)
+            result = self._attempts.run(job.deliveries)
+            return result
         finally:
-            del self._running[job]
+            RUN.set(None)
+            if not isinstance(result, Later):
+                del self._running[job]
 
     async def _work_in_task(self, job: Job) -> Result:
-        job.started_at = self._loop.time()
+        job.started_at = self._now()
         self._running[job] = None
+        # In the task's own context.
+        RUN.set(job)
         try:
             return await self._attempts.run_coroutine(job.deliveries)
         finally:
+            # The job keeps the task, and that its context: no cycle for the garbage collector.
+            RUN.set(None)
             del self._running[job]
+
+    async def _work_later(self, job: Job, later: Later) -> Result:
+        RUN.set(job)
+        try:
+            return await later.result
+        finally:
+            RUN.set(None)
 
     # On the event loop.
 
@@ -226,8 +338,7 @@ class Executor:
         self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]
     ) -> None:
         if isinstance(result, Later):
-            self._running[job] = None
-            job.task = self._loop.create_task(result.result)
+            job.task = self._loop.create_task(self._work_later(job, result))
             job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
             return
         self._outstanding -= 1
@@ -279,7 +390,7 @@ class Executor:
         timer, self._gather_timer = self._gather_timer, None
         if timer is not None:
             timer.cancel()
-        job, self._gathering = self._gathering, Job()
+        job, self._gathering = self._gathering, Job(clock=self._now)
         return job
 
     async def _call(self, function: Callable[[], Any] | None) -> None:
@@ -315,6 +426,7 @@ class Executor:
                 self._handler.name,
                 job.named,
                 text(self._limits.timeout),
+                extra=fields_of_all(job.deliveries),
             )
 
     def _too_late(self) -> HandlerTimeoutError:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ class Job:
         function: Another function of the author's to run instead.
         deliveries: In the order of their arrival.
         waiters: Who waits for the outcome of each.
-        started_at: When a slot began with it, in seconds of the loop's clock.
+        clock: The loop's, in seconds.
+        started_at: When a slot began with it.
+        beaten_at: When it last called :func:`.heartbeat`.
         overdue: Whether it has taken longer than a handler may.
         task: The task that a coroutine handler runs in.
     """
@@ -29,7 +32,9 @@ class Job:
     deliveries: list[Delivery] = field(default_factory=list)
     waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
     function: Callable[[], Any] | None = None
+    clock: Callable[[], float] = time.monotonic
     started_at: float = 0.0
+    beaten_at: float = 0.0
     overdue: bool = False
     task: asyncio.Task[Any] | None = None
 
@@ -40,6 +45,15 @@ class Job:
             return "its setup or teardown"
         more = f" and {len(self.deliveries) - 1} more" if len(self.deliveries) > 1 else ""
         return f"message {self.deliveries[0].message_id or '(no id)'}{more}"
+
+    @property
+    def lasts_since(self) -> float:
+        """When its time began, or began anew."""
+        return max(self.started_at, self.beaten_at)
+
+    def heartbeat(self) -> None:
+        """Let its time begin anew; called by the author's code, in whatever thread that runs."""
+        self.beaten_at = self.clock()
 
     def has(self, which: Callable[[Delivery], bool]) -> bool:
         """Whether any of its deliveries is meant."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from consumer_framework.core.vitality import Overrun
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
@@ -43,18 +45,39 @@ class Patrol:
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._look)
 
+    def allow(self, timeout: float) -> None:
+        """Let a run take so many seconds, those included that have begun."""
+        self._timeout = timeout
+        if self._timer is not None:
+            self._timer.cancel()
+            self._look()
+
     def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
 
+    def overruns(self) -> tuple[Overrun, ...]:
+        """The runs that take too long, the longest first; those that were cancelled are some."""
+        now = self._loop.time()
+        late = [job for job in self._running() if now - job.lasts_since > self._timeout]
+        return tuple(
+            Overrun(
+                what=job.named,
+                deliveries=tuple(job.deliveries),
+                deadline=job.lasts_since + self._timeout,
+                is_cancelled=job.task is not None,
+            )
+            for job in sorted(late, key=lambda job: job.lasts_since)
+        )
+
     def _look(self) -> None:
         now = self._loop.time()
         for job in self._running():
-            if not job.overdue and now - job.started_at >= self._timeout:
+            if not job.overdue and now - job.lasts_since >= self._timeout:
                 job.overdue = True
                 self._overdue(job)
-        starts = [job.started_at for job in self._running() if not job.overdue]
+        starts = [job.lasts_since for job in self._running() if not job.overdue]
         self._timer = None
         if self._is_busy():
             delay = min(starts, default=now) + self._timeout - now

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Tasks:
-    """So many tasks at once, a new one for each job.
+    """So many tasks at once, a new one for each job; the number may change.
 
     Args:
         slots: How many there are at the most.
@@ -31,7 +31,7 @@ class Tasks:
     def __init__(
         self, slots: int, work: Callable[[Job], Coroutine[Any, Any, Any]], done: Done
     ) -> None:
-        self._free = slots
+        self._slots = self._free = slots
         self._work = work
         self._done = done
         self._waiting: deque[Job] = deque()
@@ -42,6 +42,12 @@ class Tasks:
         self._waiting.append(job)
         self._fill()
 
+    def resize(self, slots: int) -> None:
+        """Let so many run at once; one too many ends by itself."""
+        self._free += slots - self._slots
+        self._slots = slots
+        self._fill()
+
     def withdraw(self) -> list[Job]:
         """Take back the jobs that no slot has begun with."""
         found = list(self._waiting)
@@ -49,7 +55,7 @@ class Tasks:
         return found
 
     def _fill(self) -> None:
-        while self._free and self._waiting:
+        while self._free > 0 and self._waiting:
             self._free -= 1
             job = self._waiting.popleft()
             job.task = self._loop.create_task(self._work(job))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Threads:
-    """So many threads, each made when it is first needed.
+    """So many threads, each made when it is first needed; the number may change.
 
     They are daemon threads: one that never returns cannot keep the process alive.
 
@@ -44,8 +44,10 @@ class Threads:
         self._work = work
         self._done = done
         self._loop = asyncio.get_running_loop()
-        self._threads: list[threading.Thread] = []
+        self._count = 0
+        # None lets a thread look whether it is one too many.
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._surplus: deque[None] = deque()
         self._load = 0
         # Shared with the threads; each operation on them is atomic.
         self._ended: deque[tuple[Job, Any, BaseException | None, Callable[[], None]]] = deque()
@@ -54,33 +56,53 @@ class Threads:
     def start(self, job: Job) -> None:
         """Let the next free thread run *job*."""
         self._load += 1
-        if len(self._threads) < min(self._load, self._slots):
-            name = f"slot-{len(self._threads)}"
-            thread = threading.Thread(target=self._serve, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._grow()
         self._jobs.put(job)
+
+    def resize(self, slots: int) -> None:
+        """Let there be so many threads; one too many ends with what it runs now."""
+        self._slots = slots
+        while self._count > slots:
+            self._count -= 1
+            self._surplus.append(None)
+            self._jobs.put(None)
+        self._grow()
+
+    def _grow(self) -> None:
+        while self._count < min(self._load, self._slots):
+            name = f"slot-{self._count}"
+            self._count += 1
+            if not self._is_surplus():
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def withdraw(self) -> list[Job]:
         """Take back the jobs that no thread has begun with."""
-        found = []
+        found, looks = [], 0
         with contextlib.suppress(Empty):
-            while (job := self._jobs.get_nowait()) is not None:
-                found.append(job)
+            while True:
+                job = self._jobs.get_nowait()
+                if job is None:
+                    looks += 1
+                else:
+                    found.append(job)
+        for _ in range(looks):
+            self._jobs.put(None)
         self._load -= len(found)
         return found
 
     def close(self) -> None:
         """End the threads as soon as they run nothing."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        self.resize(0)
 
     # In the threads.
 
     def _serve(self) -> None:
         gate: SimpleQueue[None] = SimpleQueue()
         go_on = functools.partial(self._release, gate)
-        while (job := self._jobs.get()) is not None:
+        while not self._is_surplus():
+            job = self._jobs.get()
+            if job is None:
+                continue
             result, error = None, None
             try:
                 result = self._work(job)
@@ -91,6 +113,14 @@ class Threads:
                 # It may stop the instance, or pause it: what follows must not run before.
                 gate.get()
             del job, result, error
+
+    def _is_surplus(self) -> bool:
+        """Whether there is a thread too many; the one that asks is to end then."""
+        try:
+            self._surplus.pop()
+        except IndexError:
+            return False
+        return True
 
     def _report(
         self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]

@@ -9,6 +9,7 @@ and the loss of power, and readers, ``fm-consumer quarantine`` among them, never
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.core import ports
@@ -116,6 +117,11 @@ class Journal(Reader, ports.Journal):
     def commits(self) -> int:
         """How many transactions were committed since it was opened."""
         return self._writer.commits
+
+    def limit(self, limits: Limits) -> None:
+        """Keep so much from now on; the rest expires with the next look, or when room is made."""
+        self._limits = limits
+        self._room = replace(self._room, max_bytes=limits.max_bytes)
 
     def close(self) -> None:
         """Commit what waits and let another process have the journal; does not return before."""

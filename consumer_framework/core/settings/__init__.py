@@ -6,6 +6,7 @@ The file format is fedora-messaging's. The framework's own settings are in
 """
 
 from .author import is_config_type, known_keys, parse_consumer_config
+from .changes import FRAMEWORK_TABLE, TABLE, Change, Takes, changes, in_force, is_authors
 from .conflicts import conflicts, refuse_conflicts
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
 from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
@@ -15,12 +16,15 @@ from .overrides import NO_OVERRIDES, Overrides, override
 from .parsing import parse
 
 __all__ = [
+    "FRAMEWORK_TABLE",
     "INSTANCE_NAME",
     "NO_OVERRIDES",
+    "TABLE",
     "TRANSIENT_QUEUE",
     "Batch",
     "Binding",
     "BreakerSettings",
+    "Change",
     "Framework",
     "Monitoring",
     "Ordering",
@@ -30,9 +34,13 @@ __all__ = [
     "Recovery",
     "RuleSettings",
     "Settings",
+    "Takes",
     "Tls",
+    "changes",
     "conflicts",
+    "in_force",
     "instance_name_problem",
+    "is_authors",
     "is_config_type",
     "known_keys",
     "override",

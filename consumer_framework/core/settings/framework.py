@@ -98,6 +98,7 @@ class Framework(Table):
     ordering: Ordering = Ordering.NONE
     ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
     handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    start_timeout: Annotated[Duration, Field(gt=0)] = 300.0
     batch: Batch | None = None
     rate: Rate | None = None
     burst: Annotated[StrictInt, Field(ge=1)] | None = None

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Asks the broker now and then whether the consumers of a session are still there."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pika.exceptions
+from twisted.internet import defer
+
+from consumer_framework.core.witness import Sight, Witness
+
+from . import faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pika.adapters.twisted_connection import TwistedChannel
+
+    from .connection import Client, Clock
+    from .session import Session
+    from .subscription import Subscription
+
+_log = logging.getLogger(__name__)
+
+# Seconds in which a broker that is there answers.
+ANSWER_TIMEOUT = 60.0
+
+
+class Confirmation:
+    """Looks at the queues of a session with passive declarations, on a channel of its own.
+
+    A consumer may vanish without a ``basic.cancel``: the broker's fault, but the messages wait all
+    the same. RabbitMQ lets everyone declare passively. From a broker that does not, no answer is
+    expected, and none is missed: that a consumer is there is believed then.
+
+    A broker that does not answer at all is left, and connected to again; not so one that has an
+    alarm and stopped reading from the connection, as it says (``connection.blocked``).
+
+    Args:
+        session: What has the consumers.
+        reactor: Twisted's, or a clock of a test's.
+        now: A monotonic clock, in seconds.
+        interval: Seconds between two calls of :meth:`ask`.
+    """
+
+    def __init__(
+        self, session: Session, reactor: Clock, now: Callable[[], float], interval: float
+    ) -> None:
+        self._session = session
+        self._reactor = reactor
+        # Not the reactor's, which goes back with the machine's time.
+        self._now = now
+        self._patience = ANSWER_TIMEOUT + 3 * interval
+        self._confirmed_at = now()
+        self._client: Client | None = None
+        self._channel: TwistedChannel | None = None
+        self._asking: defer.Deferred[None] | None = None
+        # By consumer tag.
+        self._witnesses: dict[str, Witness] = {}
+        self._silent: set[str] = set()
+        # By queue.
+        self._ready: dict[str, int] = {}
+
+    @property
+    def absent(self) -> str:
+        """Which queue has lost its consumer here, and how that shows; "" for none."""
+        for subscription in self._session.subscriptions:
+            witness = self._witnesses.get(subscription.consumer_tag)
+            if witness is not None and witness.is_absent:
+                return f'the broker no longer has the consumer of queue "{subscription.queue}"'
+        return ""
+
+    @property
+    def lag(self) -> int | None:
+        """How many messages were ready in the queues lately; None where that is not known."""
+        return sum(self._ready.values()) if self._ready else None
+
+    @property
+    def confirm_by(self) -> float:
+        """When the next answer should have come, in seconds of *now*."""
+        return self._confirmed_at + self._patience
+
+    def ask(self) -> None:
+        """Begin to look at every queue, unless that goes on, or there is nothing to look at."""
+        client = self._session.client
+        if client is not self._client:
+            self._forget(client)
+        if client is None or client.is_blocked or not self._session.is_complete:
+            self._confirmed_at = self._now()
+            self._ready.clear()
+        elif self._asking is None:
+            self._asking = asking = defer.ensureDeferred(self._ask_all(client))
+            asking.addTimeout(ANSWER_TIMEOUT, self._reactor)
+            asking.addErrback(self._failed, client)
+            asking.addBoth(self._ended, asking)
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._forget(None)
+
+    def _forget(self, client: Client | None) -> None:
+        """Begin anew on another connection."""
+        asking, self._asking = self._asking, None
+        self._client, self._channel = client, None
+        self._witnesses.clear()
+        self._ready.clear()
+        if asking is not None:
+            asking.cancel()
+
+    def _ended(self, _result: object, asking: defer.Deferred[None]) -> None:
+        if self._asking is asking:
+            self._asking = None
+
+    async def _ask_all(self, client: Client) -> None:
+        subscriptions = self._session.subscriptions
+        tags = {subscription.consumer_tag for subscription in subscriptions}
+        self._witnesses = {tag: w for tag, w in self._witnesses.items() if tag in tags}
+        for subscription in subscriptions:
+            if subscription.queue not in self._silent:
+                await self._look(client, subscription)
+        self._confirmed_at = self._now()
+
+    async def _look(self, client: Client, subscription: Subscription) -> None:
+        tag = subscription.consumer_tag
+        counts = await self._counts(client, subscription.queue)
+        # The consumer may be another one by now, or none on purpose.
+        if counts is not None and tag and subscription.consumer_tag == tag:
+            ready, consumers = counts
+            self._ready[subscription.queue] = ready
+            has_room = self._session.has_room(subscription)
+            witness = self._witnesses.get(tag)
+            if witness is None:
+                takes_turns = not self._session.is_single_active(subscription)
+                witness = self._witnesses[tag] = Witness(takes_turns=takes_turns)
+            witness.saw(Sight(consumers, ready, subscription.latest_tag, has_room))
+
+    async def _counts(self, client: Client, queue: str) -> tuple[int, int] | None:
+        """How many messages are ready in a queue, and how many consumers it has.
+
+        Returns:
+            None where the broker does not say.
+        """
+        try:
+            if self._channel is None:
+                self._channel = await client.channel()
+            answer = await self._channel.queue_declare(queue, passive=True)
+        except pika.exceptions.ChannelClosedByBroker as error:
+            self._channel = None
+            if faults.reply_code(error) == faults.NOT_FOUND:
+                return (0, 0)
+            self._no_answer_from(queue, faults.one_line(error))
+            return None
+        except pika.exceptions.NoFreeChannels:
+            self._no_answer_from(queue, "it allows too few channels on a connection (channel_max)")
+            return None
+        return (answer.method.message_count, answer.method.consumer_count)
+
+    def _no_answer_from(self, queue: str, reason: str) -> None:
+        """Note, and say once, that the broker does not tell about a queue."""
+        self._silent.add(queue)
+        what = 'the broker does not say whether queue "%s" still has its consumer: %s'
+        _log.info(what, queue, reason)
+
+    def _failed(self, failure: Any, client: Client) -> None:
+        if client is not self._session.client or client is not self._client:
+            # It was canceled, or the end of the connection is the session's affair.
+            return
+        self._channel = None
+        if failure.check(defer.TimeoutError):
+            if not client.is_blocked:
+                _log.warning(
+                    "the broker did not answer within %.0f s; connecting again", ANSWER_TIMEOUT
+                )
+                client.abort()
+        elif not failure.check(*faults.CONNECTION_GONE):
+            # Where that goes on, the watchdog finds that nothing is confirmed.
+            _log.error("looking at the queues failed", exc_info=failure.value)

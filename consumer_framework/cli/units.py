@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``fm-consumer units``: the systemd units, for an fm-consumer that no package brought."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import output
+from .options import JSON
+from .output import Command, Refusal
+
+# `run` needs what these import: --help and shell completion must be quick.
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from consumer_framework.host.units import Step, UnitFile
+
+_DIFFERENT = 1
+_WIDEST_ACTION = len("remove")
+# Where systemd as PID 1 says that it is there (sd_booted(3)).
+RUNS = Path("/run/systemd/system")
+
+ROOT = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
+    default=Path("/"),
+    metavar="DIRECTORY",
+    help="The root directory of the system; for images. systemd is not told then.",
+)
+DIRECTORY = click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/systemd/system"),
+    show_default=True,
+    metavar="DIRECTORY",
+    help="Where units are, on that system.",
+)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the steps, and do nothing.")
+
+
+@click.group()
+def units() -> None:
+    """Install the systemd units, where fm-consumer came with pip.
+
+    They run this very fm-consumer. Where a package owns fm-consumer@.service, as Fedora's
+    fedora-messaging does, a drop-in makes it run this one.
+
+    \b
+    fm-consumer units install      after each installation and upgrade
+    fm-consumer units diff         would that change anything?
+    fm-consumer units show --names what else there is: drop-ins for the usual needs
+    """  # noqa: D301 -- click wants the backspace character
+
+
+def _survey(root: Path, directory: Path) -> list[UnitFile]:
+    from consumer_framework.host.own_command import own_command  # noqa: PLC0415
+    from consumer_framework.host.units import survey  # noqa: PLC0415
+
+    if not directory.is_absolute():
+        raise click.UsageError("--directory needs an absolute path")
+    command = own_command()
+    if command.is_relative_to(root):
+        command = Path("/") / command.relative_to(root)
+    return survey(str(command), root, directory)
+
+
+@units.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer units install --dry-run
+  fm-consumer units install && systemctl start fm-consumer@sample
+  fm-consumer units install --root /mnt/image
+\b
+Exit code: 0 if they are installed; 1 if something is in the way, or could not be written;
+2 if the command made no sense.
+""",
+)
+@ROOT
+@DIRECTORY
+@DRY_RUN
+@click.option("--force", is_flag=True, help="Replace files that were edited, or put there.")
+@JSON
+def install(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json: bool) -> None:
+    """Write the units, and have systemd read them.
+
+    What is right already it leaves alone. A file that somebody edited, or put there, is in the
+    way: nothing is written then.
+    """
+    from consumer_framework.host import own_command  # noqa: PLC0415
+    from consumer_framework.host.units import UnitsError, plan_install  # noqa: PLC0415
+
+    files = _survey(root, directory)
+    needed = own_command.needed_by(own_command.own_command())
+    if problems := list(own_command.hidden(needed)):
+        raise UnitsError(*problems, own_command.CURE)
+    for problem in own_command.unreadable(needed):
+        click.echo(f"fm-consumer: {output.safe(problem)}", err=True)
+    _do(plan_install(files, force=force), root, dry_run=dry_run, as_json=as_json)
+
+
+@units.command(
+    cls=Command,
+    epilog="""
+\b
+Exit code: 0 if none is left that 'install' wrote; 1 if one was edited, or could not be removed;
+2 if the command made no sense.
+""",
+)
+@ROOT
+@DIRECTORY
+@DRY_RUN
+@click.option("--force", is_flag=True, help="Remove files that were edited, too.")
+@JSON
+def uninstall(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json: bool) -> None:
+    """Remove the units that 'install' wrote; files of others stay.
+
+    Stop and disable the instances before: one that runs goes on until it is stopped.
+    """
+    from consumer_framework.host.units import plan_uninstall  # noqa: PLC0415
+
+    steps = plan_uninstall(_survey(root, directory), force=force)
+    _do(steps, root, dry_run=dry_run, as_json=as_json)
+
+
+def _do(steps: Sequence[Step], root: Path, *, dry_run: bool, as_json: bool) -> None:
+    from consumer_framework.host.units import carry_out  # noqa: PLC0415
+
+    changed = False if dry_run else carry_out(steps)
+    told = _reload(root) if changed else ""
+    if as_json:
+        files = [{"path": str(s.file.path), "action": s.action.value} for s in steps]
+        output.print_json({"files": files, "dry_run": dry_run, "systemd_told": told == _TOLD})
+        return
+    for step in steps:
+        click.echo(f"{step.action:<{_WIDEST_ACTION}}  {output.safe(str(step.file.path))}")
+    if not any(step.action != "keep" for step in steps):
+        click.echo("nothing to do")
+    if told:
+        click.echo(told)
+
+
+_TOLD = "systemd has read its units again"
+
+
+def _reload(root: Path) -> str:
+    if root != Path("/"):
+        return ""
+    if not RUNS.is_dir():
+        return "systemd does not run here; where it does, run: systemctl daemon-reload"
+    from consumer_framework.adapters.systemctl import Systemctl  # noqa: PLC0415
+
+    Systemctl().daemon_reload()
+    return _TOLD
+
+
+@units.command(
+    cls=Command,
+    epilog="""
+\b
+Exit code, as of diff(1): 0 if 'install' would change nothing; 1 if it would; 2 if the command
+made no sense.
+""",
+)
+@ROOT
+@DIRECTORY
+@JSON
+def diff(root: Path, directory: Path, *, as_json: bool) -> None:
+    """Show what 'install' would change, as a unified diff."""
+    files = [file for file in _survey(root, directory) if not file.is_right]
+    if as_json:
+        output.print_json(
+            [
+                {"path": str(f.path), "found": f.found.value, "diff": "\n".join(f.difference())}
+                for f in files
+            ]
+        )
+    else:
+        for file in files:
+            for line in file.difference():
+                click.echo(_coloured(output.safe(line)))
+    if files:
+        raise click.exceptions.Exit(_DIFFERENT)
+
+
+def _coloured(line: str) -> str:
+    colours: dict[str, Callable[[str], str]] = {"+": output.good, "-": output.bad}
+    colour = colours.get(line[:1])
+    return colour(line) if colour else line
+
+
+@units.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer units show --names
+  fm-consumer units show memory.conf
+  d=/etc/systemd/system/fm-consumer@sample.service.d
+  mkdir -p $d && fm-consumer units show memory.conf > $d/memory.conf && systemctl daemon-reload
+""",
+)
+@click.argument("names", metavar="[FILE]...", nargs=-1)
+@click.option("--names", "only_names", is_flag=True, help="Print the names of all files.")
+@ROOT
+@DIRECTORY
+@JSON
+def show(
+    names: tuple[str, ...], root: Path, directory: Path, *, only_names: bool, as_json: bool
+) -> None:
+    """Print what 'install' writes; or these files, examples among them."""
+    if only_names or names:
+        texts = _shipped(names)
+    else:
+        files = _survey(root, directory)
+        texts = {str(file.path): file.text for file in files if file.text is not None}
+    if as_json:
+        output.print_json([{"name": name, "text": text} for name, text in texts.items()])
+        return
+    for name, text in texts.items():
+        if only_names:
+            click.echo(name)
+        else:
+            # As `systemctl cat` does.
+            click.echo(text if names else f"# {name}\n{text}", nl=bool(not names))
+
+
+def _shipped(names: Sequence[str]) -> dict[str, str]:
+    from consumer_framework.adapters.unit_files import shipped  # noqa: PLC0415
+    from consumer_framework.core.unit_text import with_command  # noqa: PLC0415
+    from consumer_framework.host.own_command import own_command  # noqa: PLC0415
+
+    known, command = shipped(), str(own_command())
+    chosen = [_one(name, known) for name in names] or list(known)
+    return {name: with_command(known[name], command) for name in chosen}
+
+
+def _one(name: str, known: dict[str, Any]) -> str:
+    fitting = [one for one in known if name in (one, one.rpartition("/")[2])]
+    if len(fitting) != 1:
+        raise Refusal(f"there is no unit file {name!r}; there are: {', '.join(known)}")
+    return fitting[0]

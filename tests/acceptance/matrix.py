@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`make acceptance-matrix`: every supported systemd, and the Pythons that come with them.
+
+For each suite of Debian the acceptance tests run on its systemd, and, where its Python is newer
+than the oldest that is supported, the unit and integration tests run on that, in its container
+and with its RabbitMQ.
+
+    python -m tests.acceptance.matrix [SUITE]...
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.acceptance.container import (
+    CACHE,
+    Container,
+    RootUnavailable,
+    build_root,
+    product_venv,
+    why_not,
+)
+
+REPO = Path(__file__).parents[2]
+# In bookworm is systemd 252, in trixie 257, in sid whatever is newest.
+SUITES = ("bookworm", "trixie", "sid")
+# Its Python is that of `make test`.
+OLDEST = "bookworm"
+BROKER = ("rabbitmq-server",)
+# Seconds; the tests need some 15 minutes where nothing else runs.
+LONGEST = 3600
+
+
+@dataclass(frozen=True)
+class Verdict:
+    what: str
+    passed: bool | None
+    said: str
+
+    def __str__(self) -> str:
+        word = {True: "passed", False: "FAILED", None: "skipped"}[self.passed]
+        return f"{word:<8} {self.what}: {self.said}"
+
+
+def main(suites: list[str]) -> int:
+    if reason := why_not():
+        print(f"the matrix cannot run here: {reason}")
+        return 1
+    verdicts = [verdict for suite in suites or SUITES for verdict in of_suite(suite)]
+    print("\n".join(["", *map(str, verdicts)]))
+    return int(any(verdict.passed is False for verdict in verdicts))
+
+
+def of_suite(suite: str) -> list[Verdict]:
+    try:
+        root = build_root(suite)
+    except RootUnavailable as unavailable:
+        return [Verdict(suite, None, str(unavailable))]
+    with Container(root) as container:
+        systemd = container.run("systemctl", "--version").stdout.split()[1]
+        python = container.run("python3", "--version").stdout.split()[1]
+    verdicts = [acceptance(suite, f"{suite}, systemd {systemd}")]
+    if suite != OLDEST:
+        verdicts.append(on_its_python(suite, f"{suite}, Python {python}"))
+    return verdicts
+
+
+def acceptance(suite: str, what: str) -> Verdict:
+    """Run the acceptance tests on the systemd of *suite*."""
+    print(f"== {what}: acceptance tests", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/acceptance"],
+        cwd=REPO,
+        env={**os.environ, "ACCEPTANCE_SUITE": suite, "CI": "true"},
+        check=False,
+    )
+    return Verdict(f"{what}, acceptance tests", done.returncode == 0, f"exit {done.returncode}")
+
+
+def on_its_python(suite: str, what: str) -> Verdict:
+    """Run the unit and integration tests on the Python of *suite*."""
+    print(f"== {what}: unit and integration tests", flush=True)
+    name = f"{what}, unit and integration tests"
+    try:
+        root = build_root(suite, BROKER)
+        venv = product_venv(REPO, suite=suite, extra="test")
+    except (RootUnavailable, subprocess.CalledProcessError) as error:
+        return Verdict(name, None, f"cannot be had here: {error}")
+    sources = CACHE / "run" / f"sources-{suite}-{os.getpid()}"
+    copy_repository(sources)
+    try:
+        return Verdict(name, *run_tests(root, venv, sources))
+    finally:
+        shutil.rmtree(sources)
+
+
+def copy_repository(target: Path) -> None:
+    listed = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = subprocess.run(listed, cwd=REPO, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (REPO / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPO / name, target / name)
+
+
+def run_tests(root: Path, venv: Path, sources: Path) -> tuple[bool, str]:
+    log = sources / "pytest.log"
+    # Its /tmp is in memory, which `fm-consumer check` warns of.
+    script = (
+        'cd "$1" && export TMPDIR=/var/tmp && '
+        'exec "$2/bin/pytest" -q tests/unit tests/integration >pytest.log 2>&1'
+    )
+    with Container(root, read_only=[venv], writable=[sources]) as container:
+        # It starts nodes of its own.
+        container.run("systemctl", "disable", "--now", "rabbitmq-server", check=False)
+        began = time.monotonic()
+        words = ("sh", "-c", script, "sh", str(sources), str(venv))
+        done = container.run(*words, check=False, timeout=LONGEST)
+    lines = log.read_text().splitlines()
+    kept = CACHE / f"{sources.name.rpartition('-')[0]}.log"
+    shutil.copy(log, kept)
+    print("\n".join(lines if done.returncode else lines[-1:]))
+    seconds = time.monotonic() - began
+    return done.returncode == 0, f"{lines[-1].strip('= ')}, {seconds:.0f} s, log in {kept}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""RPMs for the container, and rpm in it. Knows nothing of pytest."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .container import Container
+
+REPO = Path(__file__).parents[2]
+RPM = REPO / "packaging/rpm"
+FEDORA = Path(__file__).parent / "fedora"
+CONSUMER = Path(__file__).parent / "packaged"
+# The instance, the module and the package of the consumer.
+NAME = "packaged"
+FRAMEWORK = ("consumer-framework", "python3-consumer-framework")
+DEPENDENCIES = "/usr/lib/fedora"
+
+
+def why_not() -> str | None:
+    """Say why no RPM can be built here, or None where it can."""
+    missing = [tool for tool in ("rpmbuild", "rpm") if shutil.which(tool) is None]
+    return f"{' and '.join(missing)} not found: packaging/system-packages rpm" if missing else None
+
+
+@dataclass(frozen=True)
+class Packages:
+    """Directories with RPMs: of the framework and a consumer, each older and newer, and of Fedora.
+
+    `fedora` has the one package that provides what Fedora would.
+    """
+
+    fedora: Path
+    framework: tuple[Path, Path]
+    consumer: tuple[Path, Path]
+
+    @staticmethod
+    def for_hosts(directory: Path) -> list[str]:
+        """The packages of a directory that a host has which builds none."""
+        return [path for path in _binary(directory) if "rpm-macros" not in path]
+
+    def files(self, version: int) -> list[str]:
+        """Those of the framework and of the consumer in version 0 or 1."""
+        return [
+            *self.for_hosts(self.framework[version]),
+            *self.for_hosts(self.consumer[version]),
+        ]
+
+
+def build(directory: Path, venv: Path) -> Packages:
+    """Build all of them in *directory*, for the Python of *venv*; takes about 20 seconds."""
+    python = next((venv / "lib").glob("python3.*")).name.removeprefix("python")
+    target = ("--define", f"target_python {python}")
+    packages = Packages(
+        directory / "fedora",
+        (directory / "framework-1", directory / "framework-2"),
+        (directory / "consumer-1", directory / "consumer-2"),
+    )
+    _build_fedora(packages.fedora, venv, python)
+    for release, output in enumerate(packages.framework, start=1):
+        _rpmbuild(output, "--without", "tests", "--define", f"baserelease {release}", *target)
+    for release, output in enumerate(packages.consumer, start=1):
+        spec = _consumer_sources(directory / f"sources-{release}", f"{release}.0")
+        _rpmbuild(output, *target, spec=spec)
+    return packages
+
+
+def _build_fedora(output: Path, venv: Path, python: str) -> None:
+    provided = {f"python(abi) = {python}"}
+    for one in distributions(path=[str(venv / f"lib/python{python}/site-packages")]):
+        name = one.metadata["Name"].lower().replace("_", "-").replace(".", "-")
+        if name != "consumer-framework":
+            provided.add(f"python{python}dist({name}) = {one.version}")
+    sources = output / "sources"
+    shutil.copytree(FEDORA, sources)
+    spec = sources / "fedora.spec"
+    provides = "\n".join(f"Provides: {one}" for one in sorted(provided))
+    spec.write_text(spec.read_text().replace("@PROVIDES@", provides))
+    _rpmbuild(output, spec=spec)
+
+
+def _consumer_sources(sources: Path, version: str) -> Path:
+    """Write what the author of a consumer has: an sdist and, from our template, a spec."""
+    project = f"{NAME}-{version}"
+    tree = sources / project
+    tree.mkdir(parents=True)
+    for template in CONSUMER.iterdir():
+        (tree / template.stem).write_text(template.read_text().replace("@VERSION@", version))
+    with tarfile.open(sources / f"{project}.tar.gz", "w:gz") as archive:
+        archive.add(tree, project)
+    words = {
+        **dict.fromkeys(("PROJECT", "SDIST", "MODULE", "NAME"), NAME),
+        "VERSION": version,
+        "SUMMARY": "A consumer of the tests",
+        "LICENSE": "GPL-2.0-or-later",
+        "URL": "https://example.com/",
+    }
+    text = (RPM / "consumer.spec.in").read_text()
+    for word, value in words.items():
+        text = text.replace(f"@{word}@", value)
+    spec = sources / f"{NAME}.spec"
+    spec.write_text(text)
+    return spec
+
+
+def _rpmbuild(output: Path, *options: str, spec: Path | None = None) -> None:
+    chosen = ("--spec", str(spec)) if spec else ()
+    command = (str(RPM / "build"), "--python", sys.executable, *chosen, str(output), *options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+
+
+def _binary(directory: Path) -> list[str]:
+    return [str(path) for path in sorted(directory.glob("*.noarch.rpm"))]
+
+
+def install_fedora(container: Container, packages: Packages, venv: Path) -> None:
+    """Make the container what a Fedora host is to rpm: the stub, and the Python dependencies.
+
+    They are those of *venv*, without the framework itself: the RPM brings that.
+    """
+    site = next((venv / "lib").glob("python3.*/site-packages"))
+    fedora = f"/usr/lib/{site.parent.name}/site-packages"
+    container.run("mkdir", "-p", DEPENDENCIES, fedora)
+    wanted = [path for path in site.iterdir() if not path.name.startswith("consumer_framework")]
+    container.run("ln", "-s", *map(str, wanted), DEPENDENCIES)
+    # Debian's Python does not look where Fedora's does.
+    container.write(
+        "/usr/lib/python3/dist-packages/fedora.pth",
+        f'import sys; sys.path[1:1] = ["{fedora}", "{DEPENDENCIES}"]\n',
+    )
+    container.run("ln", "-s", f"{venv}/bin/fedora-messaging", "/usr/bin/fedora-messaging")
+    container.run("rpm", "--install", *_binary(packages.fedora))

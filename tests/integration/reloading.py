@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Lets instances of these tests reload, while messages come all the time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pika
+
+from .instance import FM_CONSUMER, HEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .instance import Instance
+
+
+def config_of(instance: Instance, url: str, queues: str, extra: str = "") -> None:
+    """Write another configuration for the callback that there is."""
+    module = f"handlers_{instance.configuration.parent.name}"
+    instance.configuration.write_text(
+        f'amqp_url = "{url}"\ncallback = "{module}:handler"\n{extra}\n{queues}'
+    )
+
+
+def reload(instance: Instance, *options: str) -> subprocess.CompletedProcess[str]:
+    """Let an operator reload; returns its exit code, and what was printed."""
+    command = [str(FM_CONSUMER), "reload", "--conf", str(instance.configuration)]
+    command += ["--state-dir", str(instance.state), *options]
+    directory = instance.configuration.parent
+    environment = {
+        **os.environ,
+        "STATE_DIRECTORY": str(instance.state),
+        "RUNTIME_DIRECTORY": str(directory),
+    }
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+
+
+def ask(instance: Instance) -> list[dict[str, Any]]:
+    """Reload as the command does, without the time that its start takes; returns all answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.settimeout(60)
+        control.connect(str(instance.configuration.with_name("control")))
+        control.sendall(b'{"do": "reload"}\n')
+        answers = [json.loads(line) for line in _lines(control)]
+    assert answers.pop() == {"done": True}
+    return answers
+
+
+def _lines(control: socket.socket) -> Iterator[bytes]:
+    with control.makefile("rb") as lines:
+        for line in lines:
+            yield line
+            if json.loads(line).get("done"):
+                return
+
+
+def reloaded(instance: Instance) -> dict[str, tuple[str, str]]:
+    """Reload, and see that it is in force; returns what changed."""
+    answer = ask(instance)[-1]
+    assert answer["result"] in {"reloaded", "unchanged"}, str(answer) + instance.log
+    assert answer["problems"] == []
+    return {change["path"]: (change["takes"], change["text"]) for change in answer["changes"]}
+
+
+def refused(instance: Instance) -> list[dict[str, str]]:
+    """Reload, and see that it is refused; returns why."""
+    answer = ask(instance)[-1]
+    assert answer["result"] == "refused"
+    problems: list[dict[str, str]] = answer["problems"]
+    return problems
+
+
+@contextlib.contextmanager
+def published_all_the_time(url: str, key: str, pause: float = 0.003) -> Iterator[list[int]]:
+    """Publish numbers from 0 on; gives those that were published."""
+    published: list[int] = []
+    is_over = threading.Event()
+
+    def publish_all() -> None:
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            while not is_over.is_set():
+                number = len(published)
+                properties = pika.BasicProperties(
+                    message_id=str(number),
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                    delivery_mode=2,
+                    headers=HEADERS,
+                )
+                body = json.dumps({"n": number}).encode()
+                channel.basic_publish("amq.topic", key, body, properties, mandatory=True)
+                published.append(number)
+                connection.sleep(pause)
+
+    thread = threading.Thread(target=publish_all)
+    thread.start()
+    try:
+        yield published
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def handled_once(instance: Instance, event: str, published: Sequence[int]) -> list[dict[str, Any]]:
+    """Wait until all are handled, and see that none is twice."""
+    notes = instance.noted(event, len(published), 60)
+    counts = Counter(note["body"]["n"] for note in notes)
+    assert counts == dict.fromkeys(published, 1)
+    return notes

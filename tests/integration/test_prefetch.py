@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Another prefetch count while messages are consumed, with a real broker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pika
+import pytest
+import pytest_twisted
+from fedora_messaging import config as upstream
+from twisted.internet import defer, task
+
+from consumer_framework.adapters import config
+from consumer_framework.adapters.amqp import Channels, Session
+from consumer_framework.core.stats import Snapshot
+
+from .instance import publish, queue_table, until
+
+# Upstream's service, when it is stopped.
+pytestmark = pytest.mark.filterwarnings("ignore:twisted.internet.defer.returnValue")
+
+
+class Listening:
+    """What a session reports, and the session."""
+
+    def __init__(self, settings, prefetch_count):
+        # Late: pytest-twisted chooses the reactor.
+        from twisted.internet import reactor  # noqa: PLC0415
+
+        self.reactor: Any = reactor
+        self.channels = Channels(lambda function: self.reactor.callLater(0, function))
+        self.session = Session(
+            settings, prefetch_count, self.channels, self, self.reactor, snapshot=Snapshot
+        )
+        self.deliveries: list[Any] = []
+        self.events: list[str] = []
+
+    def delivered(self, delivery):
+        self.deliveries.append(delivery)
+
+    def voided(self, generation):
+        self.events.append("voided")
+
+    def connected(self):
+        self.events.append("connected")
+
+    def subscribed(self):
+        self.events.append("subscribed")
+
+    def interrupted(self, reason):
+        self.events.append(reason)
+
+    def lost(self, reason, retry_in):
+        self.events.append("lost")
+
+    def failed(self, fault):
+        self.events.append(str(fault))
+
+    @property
+    def numbers(self):
+        return [json.loads(delivery.body)["n"] for delivery in self.deliveries]
+
+    def ack(self, count):
+        for delivery in self.deliveries[:count]:
+            assert self.channels.ack(delivery)
+        del self.deliveries[:count]
+
+    async def has(self, count):
+        await self.until(lambda: len(self.deliveries) >= count)
+
+    async def until(self, condition):
+        for _ in range(2000):
+            if condition():
+                return
+            await task.deferLater(self.reactor, 0.01, lambda: None)
+        raise AssertionError(self.events, self.numbers)
+
+    async def quiet(self):
+        """Let come what may."""
+        await task.deferLater(self.reactor, 0.3, lambda: None)
+
+
+@pytest.fixture
+def listening(broker, queue_name, tmp_path):
+    before = dict(upstream.conf.items())
+    made = []
+
+    def make(prefetch_count, **more):
+        file = tmp_path / "instance.toml"
+        file.write_text(f'amqp_url = "{broker.url}"\n{queue_table(queue_name, **more)}')
+        made.append(Listening(config.load(file), prefetch_count))
+        made[-1].session.service.startService()
+        return made[-1]
+
+    yield make
+    for one in made:
+        pytest_twisted.blockon(defer.ensureDeferred(one.session.close()))
+    upstream.conf.update(before)
+
+
+def consumers(broker, queue):
+    listed = json.loads(broker.ctl("list_consumers", "--formatter", "json"))
+    return [consumer for consumer in listed if consumer["queue_name"] == queue]
+
+
+async def consuming(one):
+    await one.until(lambda: "subscribed" in one.events)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_higher_count_brings_more_and_what_came_before_can_be_settled(
+    broker, queue_name, listening
+):
+    one = listening(2)
+    await consuming(one)
+    publish(broker.url, queue_name, range(20))
+    await one.has(2)
+    await one.quiet()
+    assert one.numbers == [0, 1]
+    assert one.session.set_prefetch(5) == []
+    await one.has(7)
+    await one.quiet()
+    assert one.numbers == list(range(7)), "in order, and nothing twice"
+    assert not any(delivery.redelivered for delivery in one.deliveries)
+    one.ack(7)
+    await one.has(5)
+    one.ack(5)
+    await one.has(5)
+    one.ack(5)
+    await one.has(3)
+    one.ack(3)
+    await one.quiet()
+    assert one.deliveries == []
+    assert broker.depth(queue_name) == (0, 1)
+    assert one.events == ["connected", "subscribed"], "nobody was told of an interruption"
+    (consumer,) = consumers(broker, queue_name)
+    assert consumer["prefetch_count"] == 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lower_count_holds_from_the_next_messages_on(broker, queue_name, listening):
+    one = listening(10)
+    await consuming(one)
+    publish(broker.url, queue_name, range(30))
+    await one.has(10)
+    one.session.set_prefetch(1)
+    await one.has(11)
+    one.ack(10)
+    await one.quiet()
+    assert one.numbers == [10], "one at a time"
+    seen: list[int] = []
+    while len(seen) < 20:
+        await one.has(1)
+        seen += one.numbers
+        one.ack(1)
+    assert seen == list(range(10, 30))
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_of_several_changes_is_the_one_that_counts(broker, queue_name, listening):
+    one = listening(3)
+    await consuming(one)
+    for count in (7, 1, 9, 4):
+        one.session.set_prefetch(count)
+        await task.deferLater(one.reactor, 0.001, lambda: None)
+    await one.until(lambda: one.session.is_complete)
+    until(lambda: len(consumers(broker, queue_name)) == 1, "one consumer is left")
+    assert consumers(broker, queue_name)[0]["prefetch_count"] == 4
+    assert one.events == ["connected", "subscribed"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_change_before_there_is_a_connection_is_for_that_one(broker, queue_name, listening):
+    one = listening(3)
+    one.session.set_prefetch(8)
+    await consuming(one)
+    assert consumers(broker, queue_name)[0]["prefetch_count"] == 8
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_change_during_a_pause_is_for_the_time_after_it(broker, queue_name, listening):
+    one = listening(3)
+    await consuming(one)
+    one.session.pause()
+    assert one.session.set_prefetch(8) == []
+    await one.quiet()
+    assert consumers(broker, queue_name) == []
+    one.session.resume()
+    await one.until(lambda: one.events.count("subscribed") == 2)
+    assert consumers(broker, queue_name)[0]["prefetch_count"] == 8
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_pause_right_after_a_change_leaves_no_consumer(broker, queue_name, listening):
+    one = listening(3)
+    await consuming(one)
+    one.session.set_prefetch(8)
+    one.session.pause()
+    await one.quiet()
+    assert consumers(broker, queue_name) == []
+    one.session.resume()
+    await one.until(lambda: one.events.count("subscribed") == 2)
+    assert consumers(broker, queue_name)[0]["prefetch_count"] == 8
+
+
+@pytest.mark.parametrize(("count", "padding"), [(1500, 0), (60, 300_000)], ids=["small", "large"])
+@pytest_twisted.ensureDeferred
+async def test_messages_that_come_all_the_time_come_once_and_in_order(
+    broker, queue_name, listening, count, padding
+):
+    """Large ones come by way of pika, which would reject what comes to a canceled consumer."""
+    one = listening(4)
+    await consuming(one)
+    bodies = (json.dumps({"n": n, "padding": "." * padding}).encode() for n in range(count))
+    publish(broker.url, queue_name, bodies)
+    seen: list[int] = []
+    for turn in range(100_000):
+        if turn % 7 == 0:
+            one.session.set_prefetch(1 + turn % 50)
+        await task.deferLater(one.reactor, 0.002, lambda: None)
+        seen += one.numbers
+        assert not any(delivery.redelivered for delivery in one.deliveries)
+        one.ack(len(one.deliveries))
+        if len(seen) >= count:
+            break
+    assert seen == list(range(count))
+    await one.quiet()
+    assert broker.depth(queue_name)[0] == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_queue_with_a_single_active_consumer_keeps_it(broker, queue_name, listening):
+    one = listening(2, arguments={"x-single-active-consumer": True})
+    await consuming(one)
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        others: list[Any] = []
+        channel.basic_consume(queue_name, lambda *what: others.append(what))
+        publish(broker.url, queue_name, range(6))
+        await one.has(2)
+        assert one.session.set_prefetch(4) == [queue_name]
+        await one.quiet()
+        connection.process_data_events(0)
+        assert others == []
+        assert one.numbers == [0, 1]

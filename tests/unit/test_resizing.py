@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""More and fewer slots, and another rate, while messages are handled."""
+
+import asyncio
+import threading
+
+import pytest
+
+from consumer_framework.adapters.executor import Executor, Limits
+from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
+from consumer_framework.core.handler import Handler
+from consumer_framework.core.intake import Intake
+from consumer_framework.core.rate import TokenBucket
+from consumer_framework.host.crew import HAND_OVER, Crew
+from consumer_framework.testing import make_delivery
+from consumer_framework.testing.fake_flight import FakeFlightRecorder
+
+PATIENCE = 30
+
+
+def play(scenario):
+    """Run *scenario*; one that would wait for ever fails."""
+    return asyncio.run(asyncio.wait_for(scenario, PATIENCE))
+
+
+def numbered(tag):
+    return make_delivery(delivery_tag=tag, message_id=str(tag))
+
+
+async def turns():
+    for _ in range(300):
+        await asyncio.sleep(0)
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110 -- threads know no events of asyncio's
+        await asyncio.sleep(0.001)
+
+
+class Gated:
+    """A handler whose runs end one by one, when they are let go."""
+
+    def __init__(self, form):
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        self._permits = threading.Semaphore(0)
+        self.handler = Handler("test", self.in_thread if form == "threads" else self.on_loop)
+
+    @property
+    def running(self):
+        return len(self.begun) - len(self.ended)
+
+    def in_thread(self, number):
+        self.begun.append(number)
+        assert self._permits.acquire(timeout=PATIENCE)
+        self.ended.append(number)
+
+    async def on_loop(self, number):
+        self.begun.append(number)
+        await until(lambda: self._permits.acquire(blocking=False))
+        self.ended.append(number)
+
+    def let_go(self, count=1):
+        self._permits.release(count)
+
+
+@pytest.fixture(params=["threads", "coroutines"])
+def gated(request):
+    return Gated(request.param)
+
+
+def executor_of(handler, slots, **limits):
+    flight = FakeFlightRecorder(places=64)
+    return Executor(handler, lambda d: d.delivery_tag, flight, Limits(slots, **limits))
+
+
+def run_all(executor, numbers):
+    return [asyncio.create_task(executor.run(numbered(number))) for number in numbers]
+
+
+async def ended(executor, runs):
+    assert await asyncio.gather(*runs) == [Succeeded()] * len(runs)
+    executor.close()
+    assert not executor.is_busy
+
+
+# Slots.
+
+
+def test_more_slots_begin_with_what_waits_already(gated):
+    async def scenario():
+        executor = executor_of(gated.handler, 1)
+        runs = run_all(executor, range(6))
+        await until(lambda: gated.running == 1)
+        executor.resize(Limits(4))
+        await until(lambda: gated.running == 4)
+        await turns()
+        assert sorted(gated.begun) == [0, 1, 2, 3]
+        gated.let_go(6)
+        await ended(executor, runs)
+
+    play(scenario())
+
+
+def test_fewer_slots_let_what_runs_end_and_begin_with_nothing_until_then(gated):
+    async def scenario():
+        executor = executor_of(gated.handler, 3)
+        runs = run_all(executor, range(6))
+        await until(lambda: gated.running == 3)
+        executor.resize(Limits(1))
+        for done in (1, 2):
+            gated.let_go()
+            await until(lambda: len(gated.ended) == done)
+            await asyncio.sleep(0.01)
+            assert len(gated.begun) == 3
+        gated.let_go()
+        await until(lambda: len(gated.begun) == 4)
+        assert gated.running == 1
+        gated.let_go(3)
+        await ended(executor, runs)
+        assert gated.begun[3:] == [3, 4, 5]
+
+    play(scenario())
+
+
+def test_slots_that_run_nothing_are_gone_at_once(gated):
+    async def scenario():
+        executor = executor_of(gated.handler, 4)
+        first = run_all(executor, range(4))
+        await until(lambda: gated.running == 4)
+        gated.let_go(4)
+        await asyncio.gather(*first)
+        executor.resize(Limits(1))
+        runs = run_all(executor, range(4, 8))
+        await until(lambda: gated.running == 1)
+        await asyncio.sleep(0.01)
+        assert gated.running == 1
+        gated.let_go(4)
+        await ended(executor, runs)
+        assert gated.begun[4:] == [4, 5, 6, 7]
+
+    play(scenario())
+
+
+def test_what_no_slot_has_begun_with_can_be_withdrawn_after_a_change_too(gated):
+    async def scenario():
+        executor = executor_of(gated.handler, 3)
+        runs = run_all(executor, range(6))
+        await until(lambda: gated.running == 3)
+        executor.resize(Limits(1))
+        assert executor.withdraw() == 3
+        gated.let_go(3)
+        outcomes = await asyncio.gather(*runs)
+        assert outcomes == [Succeeded()] * 3 + [Withdrawn()] * 3
+        runs = run_all(executor, [6, 7])
+        await until(lambda: gated.running == 1)
+        await asyncio.sleep(0.01)
+        assert gated.running == 1
+        gated.let_go(2)
+        await ended(executor, runs)
+
+    play(scenario())
+
+
+def test_many_changes_leave_as_many_slots_as_the_last_one_says(gated):
+    async def scenario():
+        executor = executor_of(gated.handler, 2)
+        runs = run_all(executor, range(100))
+        for count in (8, 1, 5, 3, 16, 2, 64, 1, 7, 3):
+            executor.resize(Limits(count))
+            gated.let_go(3)
+            await turns()
+        # What ran when the number fell has to end first.
+        while gated.running != 3:
+            gated.let_go()
+            await asyncio.sleep(0.005)
+        gated.let_go(3)
+        await asyncio.sleep(0.05)
+        assert gated.running <= 3
+        executor.resize(Limits(2))
+        gated.let_go(100)
+        await ended(executor, runs)
+        assert len(gated.begun) == 100
+
+    play(scenario())
+
+
+def test_with_one_slot_left_the_order_is_kept(gated):
+    async def scenario():
+        executor = executor_of(gated.handler, 5)
+        executor.resize(Limits(1))
+        gated.let_go(200)
+        await ended(executor, run_all(executor, range(200)))
+        assert gated.ended == list(range(200))
+
+    play(scenario())
+
+
+# The other limits.
+
+
+def test_a_shorter_timeout_is_for_what_runs_already_too():
+    async def scenario():
+        async def handle(_message):
+            await asyncio.sleep(PATIENCE)
+
+        executor = executor_of(Handler("test", handle), 1, timeout=PATIENCE)
+        (run,) = run_all(executor, [1])
+        await turns()
+        executor.resize(Limits(1, timeout=0.01))
+        outcome = await run
+        assert isinstance(outcome, Failed)
+        assert "10 ms" in str(outcome.error) or "0.01" in str(outcome.error)
+        executor.close()
+
+    play(scenario())
+
+
+def test_a_batch_that_waits_is_run_where_it_is_full_now():
+    async def scenario():
+        seen = []
+        batches = Handler("test", lambda _: None, call_batch=lambda batch: seen.append(list(batch)))
+        executor = executor_of(batches, 1, batch_size=100, batch_seconds=PATIENCE)
+        runs = run_all(executor, range(3))
+        await turns()
+        assert seen == []
+        executor.resize(Limits(1, batch_size=3, batch_seconds=PATIENCE))
+        await ended(executor, runs)
+        assert seen == [[0, 1, 2]]
+
+    play(scenario())
+
+
+# The rate.
+
+
+def test_a_limit_that_is_gone_lets_go_of_what_waited_for_it():
+    async def scenario():
+        intake = Intake(TokenBucket(1 / 86400, burst=1))
+        for tag in range(5):
+            intake.put(numbered(tag))
+        takers = [asyncio.create_task(intake.take()) for _ in range(5)]
+        await turns()
+        assert sum(taker.done() for taker in takers) == 1
+        intake.limit(None)
+        assert await asyncio.gather(*takers) == [numbered(tag) for tag in range(5)]
+
+    play(scenario())
+
+
+def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
+    async def scenario():
+        intake = Intake()
+        takers = [asyncio.create_task(intake.take()) for _ in range(4)]
+        await turns()
+        intake.limit(TokenBucket(1 / 86400, burst=2))
+        await turns()
+        for tag in range(4):
+            intake.put(numbered(tag))
+        await turns()
+        assert sum(taker.done() for taker in takers) == 2
+        intake.limit(TokenBucket(1e6, burst=1000))
+        assert len(await asyncio.gather(*takers)) == 4
+
+    play(scenario())
+
+
+def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
+    async def scenario():
+        intake = Intake(TokenBucket(1 / 86400, burst=1))
+        intake.put(numbered(1))
+        intake.put(numbered(2))
+        await intake.take()
+        taker = asyncio.create_task(intake.take())
+        await turns()
+        intake.close()
+        assert await taker is None
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("bucket", [None, TokenBucket(1e6, 1000)], ids=["no limit", "a rate"])
+def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
+    async def scenario():
+        intake = Intake(bucket)
+        intake.suspend()
+        takers = [asyncio.create_task(intake.take()) for _ in range(2)]
+        await turns()
+        for tag in range(3):
+            intake.put(numbered(tag))
+        await turns()
+        assert not any(taker.done() for taker in takers)
+        assert len(intake) == 3
+        intake.go_on()
+        assert await asyncio.gather(*takers) == [numbered(0), numbered(1)]
+        intake.suspend()
+        taker = asyncio.create_task(intake.take())
+        await turns()
+        assert not taker.done()
+        intake.close()
+        assert await taker is None
+
+    play(scenario())
+
+
+# The tasks that take deliveries.
+
+
+class Work:
+    """Deliveries that are processed when they are let go."""
+
+    def __init__(self):
+        self.intake = Intake()
+        self.tasks = []
+        self.now: set[int] = set()
+        self.is_quick = False
+        self._permits = asyncio.Semaphore(0)
+        self.crew = Crew(self.intake.take, self._process)
+
+    def start(self, size):
+        self.crew.start(size, self.tasks.append)
+
+    def put(self, numbers):
+        for number in numbers:
+            self.intake.put(numbered(number))
+
+    async def _process(self, delivery):
+        self.now.add(delivery.delivery_tag)
+        await self._permits.acquire()
+        self.now.remove(delivery.delivery_tag)
+        return self.is_quick
+
+    async def let_go(self, count):
+        for _ in range(count):
+            self._permits.release()
+        await turns()
+
+    async def finish(self):
+        self.intake.close()
+        self.crew.close()
+        await self.crew.finish()
+        assert all(task.done() for task in self.tasks)
+
+
+def test_more_and_fewer_deliveries_are_taken_at_once():
+    async def scenario():
+        work = Work()
+        work.start(2)
+        work.put(range(20))
+        await turns()
+        assert work.now == {0, 1}
+        work.crew.resize(5)
+        await turns()
+        assert work.now == {0, 1, 2, 3, 4}
+        assert work.crew.busy == 5
+        work.crew.resize(1)
+        await work.let_go(4)
+        assert len(work.now) == 1
+        await work.let_go(1)
+        assert len(work.now) == 1
+        work.crew.resize(3)
+        await turns()
+        assert len(work.now) == 3
+        await work.let_go(20)
+        assert work.crew.busy == 0
+        await work.finish()
+        assert len(work.tasks) == 2 + HAND_OVER + 3 + 2
+
+    play(scenario())
+
+
+def test_a_change_that_is_taken_back_makes_no_new_tasks():
+    async def scenario():
+        work = Work()
+        work.start(4)
+        for size in (1, 4, 2, 4):
+            work.crew.resize(size)
+        work.put(range(8))
+        await turns()
+        assert len(work.now) == 4
+        assert len(work.tasks) == 4 + HAND_OVER
+        await work.let_go(8)
+        await work.finish()
+
+    play(scenario())
+
+
+def test_a_quick_handler_has_its_next_deliveries_ready():
+    async def scenario():
+        work = Work()
+        work.is_quick = True
+        work.start(1)
+        work.put(range(100))
+        await work.let_go(1)
+        assert len(work.now) == 1 + HAND_OVER
+        work.is_quick = False
+        await work.let_go(1 + HAND_OVER)
+        assert len(work.now) == 1
+        await work.let_go(100)
+        await work.finish()
+
+    play(scenario())

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`fm-consumer quarantine expire`, on journals of instances that are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.testing import make_delivery
+
+from .machine import TOML, make_host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .machine import Host
+
+DAY = 86400.0
+A_WEEK = TOML + '\n[consumer_config.framework]\nquarantine_max_age = "7d"\n'
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch) -> Host:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    made = make_host(tmp_path, monkeypatch)
+    # The directories of services, as root sees them.
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    return made
+
+
+def quarantine(directory: Path, *ages: float) -> None:
+    """Keep a message that was quarantined so many seconds ago, for each of *ages*."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, age in enumerate(ages):
+        then = time.time() - age
+        with closing(Journal.open(directory, limits=Limits(), now=partial(float, then))) as journal:
+            delivery = make_delivery(queue="sample", body=b'{"n": %d}' % number)
+            asyncio.run(journal.quarantine(delivery, "poison"))
+
+
+def left(directory: Path) -> int:
+    with closing(Journal.read(directory)) as journal:
+        return journal.stats().quarantined
+
+
+def test_what_is_older_than_the_file_says_is_exported_and_deleted(host):
+    host.configures("builds", A_WEEK)
+    host.configures("updates")
+    builds, updates = host.directory / "lib/builds", host.directory / "lib/updates"
+    quarantine(builds, 8 * DAY, 6 * DAY)
+    quarantine(updates, 8 * DAY)
+    result = host.does("quarantine", "expire")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"builds: 1 message expired to {builds}/expired.jsonl\n"
+    assert (left(builds), left(updates)) == (1, 1)
+    [line] = (builds / "expired.jsonl").read_text().splitlines()
+    assert json.loads(line)["body"] == {"n": 0}
+    assert host.does("quarantine", "expire").stdout == "nothing is too old\n"
+
+
+def test_an_instance_that_runs_is_left_alone(host):
+    host.configures("builds", A_WEEK)
+    quarantine(host.directory / "lib/builds", 8 * DAY)
+    with host.runs("builds"):
+        result = host.does("quarantine", "expire", "builds")
+    assert result.exit_code == 0
+    assert "builds: runs, and looks itself every hour" in result.stdout
+    assert left(host.directory / "lib/builds") == 1
+
+
+def test_an_instance_whose_messages_cannot_be_looked_at_does_not_stop_the_others(host):
+    host.configures("broken", TOML + "\n[consumer_config.framework]\nquarantine_max_age = -1\n")
+    host.configures("no-table", TOML + "\n[consumer_config]\nframework = 1\n")
+    host.configures("nothing")
+    host.configures("no.instance")
+    host.configures("sample", A_WEEK)
+    quarantine(host.directory / "lib/sample", 8 * DAY)
+    result = host.does("quarantine", "expire")
+    assert result.exit_code == 1
+    assert "sample: 1 message expired" in result.stdout
+    assert (
+        f"broken: {host.etc}/broken.toml: consumer_config.framework: is not valid" in result.stderr
+    )
+    assert "'fm-consumer check broken' says where" in result.stderr
+    assert "no-table.toml: consumer_config.framework: is not valid" in result.stderr
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_journal_in_use_is_a_problem_of_one_line(host):
+    host.configures("sample", A_WEEK)
+    directory = host.directory / "lib/sample"
+    quarantine(directory, 8 * DAY)
+    with closing(Journal.open(directory, instance="other", limits=Limits())):
+        result = host.does("quarantine", "expire", "--json")
+    assert result.exit_code == 1
+    [told] = json.loads(result.stdout)
+    assert (told["instance"], told["expired"], told["file"]) == ("sample", 0, None)
+    assert f"in use by process {os.getpid()}" in told["problem"]
+
+
+def test_files_and_directories_elsewhere_can_be_named(host, tmp_path):
+    file = host.configures("sample", A_WEEK)
+    state = tmp_path / "elsewhere"
+    quarantine(state, 8 * DAY)
+    result = host.does("quarantine", "expire", "--conf", str(file), "--state-dir", str(state))
+    assert result.stdout == f"sample: 1 message expired to {state}/expired.jsonl\n"
+    assert host.does("quarantine", "expire", "a", "b", "--state-dir", str(state)).exit_code == 2
+    assert host.does("quarantine", "expire", "a", "--conf", str(file)).exit_code == 2
+
+
+def test_a_journal_that_cannot_be_reached_is_a_problem(host):
+    host.configures("sample", A_WEEK)
+    loop = host.directory / "lib/sample"
+    loop.symlink_to("sample")
+    result = host.does("quarantine", "expire")
+    assert result.exit_code == 1
+    assert "sample: " in result.stderr
+    assert "Traceback" not in result.output

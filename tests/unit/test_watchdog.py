@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Feeding the watchdog; what is fed for is decided elsewhere, and is tested there."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import sys
+from types import SimpleNamespace
+
+import pytest
+from twisted.internet import task
+
+from consumer_framework.adapters.clock import SystemClock
+from consumer_framework.core.lifecycle import State
+from consumer_framework.core.vitality import Overrun
+from consumer_framework.host.watchdog import FEEDS, Watchdog
+from consumer_framework.testing import FakeNotifier, make_delivery
+
+SECONDS = 0.03
+
+
+class Flight:
+    def __init__(self):
+        self.charged = None
+
+    def spare(self, guilty):
+        self.charged = list(guilty)
+
+
+class Instance(SimpleNamespace):
+    """What of an instance is judged: one that consumes from nothing, and is set up."""
+
+    def __init__(self, seconds=SECONDS):
+        clock = SystemClock()
+        super().__init__(
+            notifier=FakeNotifier(watchdog_seconds=seconds),
+            session=SimpleNamespace(client=None, subscriptions=(), is_complete=False),
+            reactor=task.Clock(),
+            clock=clock,
+            state=State.CONSUMING,
+            news_at=clock.monotonic(),
+            executor=SimpleNamespace(overruns=lambda: self.runs),
+            stores=SimpleNamespace(flight=Flight()),
+            runs=(),
+        )
+
+
+@pytest.fixture(autouse=True)
+def _faulthandler_as_before():
+    was_enabled = faulthandler.is_enabled()
+    yield
+    if was_enabled and sys.__stderr__ is not None:
+        faulthandler.enable(file=sys.__stderr__)
+
+
+def watched(instance, until):
+    """Run a watchdog until the service manager was told what a test waits for."""
+
+    async def scenario():
+        watchdog = Watchdog(instance)
+        watchdog.start()
+        async with asyncio.timeout(20):
+            while not until(instance.notifier):  # noqa: ASYNC110 -- it knows of no loop
+                await asyncio.sleep(SECONDS / FEEDS)
+        watchdog.stop()
+        told = len(instance.notifier.calls)
+        await asyncio.sleep(2 * SECONDS)
+        assert len(instance.notifier.calls) == told, "it was stopped"
+
+    asyncio.run(scenario())
+    return instance.notifier
+
+
+def test_it_is_fed_for_as_long_as_the_loop_turns_and_nothing_is_wrong():
+    notifier = watched(Instance(), lambda told: told.feeds >= 5)
+    assert not notifier.is_triggered
+
+
+def test_it_is_not_fed_while_the_handler_is_made_which_may_block_the_loop():
+    instance = Instance()
+    instance.executor = None
+    instance.state = State.BUILDING
+    assert watched(instance, lambda _: True).calls == []
+
+
+@pytest.mark.parametrize("state", [State.FAILING, State.DRAINING])
+def test_it_is_fed_while_it_drains_or_a_last_word_would_let_the_service_manager_wait(state):
+    instance = Instance()
+    instance.executor = None
+    instance.state = state
+    assert not watched(instance, lambda told: told.feeds >= 2).is_triggered
+
+
+def test_a_service_manager_that_does_not_wait_is_not_fed():
+    assert watched(Instance(seconds=0), lambda _: True).calls == []
+
+
+def test_a_stuck_instance_says_why_writes_its_stacks_once_and_is_not_fed(capfd, caplog):
+    instance = Instance()
+    delivery = make_delivery()
+    instance.runs = (Overrun("message 1", (delivery,), instance.news_at - 5, is_cancelled=False),)
+    notifier = watched(instance, lambda told: len(told.calls) >= 3)
+    assert notifier.feeds == 0
+    assert set(notifier.calls) == {("trigger", notifier.status_line)}
+    assert notifier.status_line.startswith("Stuck: the handler does not return: message 1")
+    (line,) = caplog.messages
+    assert "the handler does not return: message 1" in line
+    stacks = capfd.readouterr().err
+    assert stacks.count("Current thread") == 1
+    assert "in _look" in stacks
+    assert instance.stores.flight.charged == [delivery]
+    assert not faulthandler.is_enabled(), "SIGABRT would write them a second time"
