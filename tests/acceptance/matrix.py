@@ -113,12 +113,18 @@ def copy_repository(target: Path) -> None:
 
 def run_tests(root: Path, venv: Path, sources: Path) -> tuple[bool, str]:
     log = sources / "pytest.log"
-    # Its /tmp is in memory, which `fm-consumer check` warns of.
     script = (
         'cd "$1" && export TMPDIR=/var/tmp && '
         'exec "$2/bin/pytest" -q $3 tests/unit tests/integration >pytest.log 2>&1'
     )
-    with Container(root, read_only=[venv], writable=[sources]) as container:
+    # The container's own directories are in memory, which `fm-consumer check` has something to say
+    # of; and the names of Unix sockets must be short.
+    (sources / ".tmp").mkdir()
+    (sources / ".tmp").chmod(0o1777)
+    on_disk = f"--bind={sources}/.tmp:/var/tmp"
+    with Container(
+        root, read_only=[venv], writable=[sources], nspawn_options=[on_disk]
+    ) as container:
         # It starts nodes of its own.
         container.run("systemctl", "disable", "--now", "rabbitmq-server", check=False)
         began = time.monotonic()
