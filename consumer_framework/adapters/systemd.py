@@ -55,14 +55,6 @@ class SystemdNotifier:
         """Send ``STOPPING=1`` with *status*."""
         self._send("STOPPING=1", status)
 
-    def extend(self, seconds: float) -> None:
-        """Send ``EXTEND_TIMEOUT_USEC=``; one that is not sent now is worth nothing later."""
-        self._notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
-
-    def restart_reset(self) -> None:
-        """Send ``RESTART_RESET=1``, which systemd knows from 258 on."""
-        self._send("RESTART_RESET=1", self._status)
-
     def watchdog(self) -> None:
         """Send ``WATCHDOG=1``; one that cannot be sent is not sent later."""
         self._notify("WATCHDOG=1")
@@ -70,6 +62,14 @@ class SystemdNotifier:
     def trigger(self, status: str) -> None:
         """Send ``WATCHDOG=trigger`` with *status* (systemd 243)."""
         self._send("WATCHDOG=trigger", status)
+
+    def extend(self, seconds: float) -> None:
+        """Send ``EXTEND_TIMEOUT_USEC=``; one that is not sent now is worth nothing later."""
+        self._notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+
+    def restart_reset(self) -> None:
+        """Send ``RESTART_RESET=1``, which systemd knows from 258 on."""
+        self._send("RESTART_RESET=1", self._status)
 
     def _send(self, assignment: str, status: str) -> None:
         if self._systemd is None:

@@ -96,11 +96,14 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     from consumer_framework.host import configuration, scalable  # noqa: PLC0415
     from consumer_framework.host.scaling import Action  # noqa: PLC0415
 
-    added = (Action.LINK, Action.START)
-    if not any(step.action in added and step.instance != name for step in steps):
+    starts = (step.instance for step in steps if step.action in (Action.LINK, Action.START))
+    added = [instance for instance in dict.fromkeys(starts) if instance != name]
+    if not added:
         return
     settings = configuration.load_outside(file)
     scalable.check(settings, str(file))
+    for instance in added:
+        configuration.require_credentials(file, instance)
     for queue in scalable.standby_queues(settings):
         _warn(
             f"the queue {queue} has {SINGLE_ACTIVE}: one worker at a time gets its "

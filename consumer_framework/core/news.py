@@ -39,11 +39,15 @@ class _Period:
 
 
 class News:
-    """Decides how each piece of news is told."""
+    """Decides how each piece of news is told.
+
+    Attributes:
+        told: Who has a line, and more to come; oldest first.
+    """
 
     def __init__(self) -> None:
         self._periods: dict[Hashable, _Period] = {}
-        self._told: OrderedDict[Hashable, None] = OrderedDict()
+        self.told: OrderedDict[Hashable, None] = OrderedDict()
 
     def tell(
         self,
@@ -68,26 +72,17 @@ class News:
         if period is None or period.ends <= now:
             telling = Telling.FIRST
             period = self._periods[what] = _Period(now + QUIET)
-        is_told = always or who in self._told
+        is_told = always or who in self.told
         if not is_told and period.lines >= LINES:
             period.more += 1
             return Telling.COUNTED
         period.lines += not is_told
-        self._told.pop(who, None)
+        self.told.pop(who, None)
         if not is_last:
-            self._told[who] = None
-            if len(self._told) > MOST_TOLD:
-                self._told.popitem(last=False)
+            self.told[who] = None
+            if len(self.told) > MOST_TOLD:
+                self.told.popitem(last=False)
         return telling
-
-    @property
-    def is_telling_any(self) -> bool:
-        """Whether there is anything that :meth:`is_telling` is true for."""
-        return bool(self._told)
-
-    def is_telling(self, who: Hashable) -> bool:
-        """Whether *who* has a line, and more to come."""
-        return who in self._told
 
     def ended(self, now: float) -> dict[Any, int]:
         """Forget the news that are *now* old; returns those that were counted, and how often."""

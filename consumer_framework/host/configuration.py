@@ -21,6 +21,7 @@ from consumer_framework.adapters.credentials import (
     unit_text,
 )
 from consumer_framework.adapters.systemctl import unit_name
+from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.settings import NO_OVERRIDES
 
 from .stores import SYSTEM_CONFIGURATION
@@ -69,6 +70,18 @@ def load_outside(path: Path | None, overrides: Overrides = NO_OVERRIDES) -> Sett
     """
     instance = path.stem if path else ""
     return config.load(path, overrides, outside(path, instance))
+
+
+def require_credentials(path: Path, instance: str) -> None:
+    """See whether systemd gives an instance, which is to be, the credentials that *path* names.
+
+    Raises:
+        ConfigurationError: It does not.
+    """
+    access = outside(path, instance, of_service=True)
+    problems = config.substituted(path, access).problems
+    if problems:
+        raise ConfigurationError(*problems, source=f"{path}, for {instance}")
 
 
 def is_systems(path: Path | None, instance: str) -> bool:

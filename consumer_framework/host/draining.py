@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_NOT_COUNTED = "does not count as a crash"
 # Seconds that are left for what follows a handler that was ended at its deadline: its settle, the
 # write to the journal.
 GRACE = 3.0
@@ -37,9 +38,6 @@ class Drain:
         setup_end: When the set-up of the handler has had its time, in seconds of a clock
             that never goes back, as all times here.
         teardown_failed: Called with what the author's teardown raised.
-
-    Attributes:
-        awaited: What it waits for, for people.
     """
 
     def __init__(
@@ -129,7 +127,7 @@ def cut_short(instance: Instance) -> None:
         cancelled = executor.cancel()
         for delivery in instance.running:
             what = "is cancelled in" if delivery in cancelled else "is left in"
-            count = _counted(delivery, instance) if delivery in guilty else "does not count"
+            count = _counted(delivery, instance) if delivery in guilty else _NOT_COUNTED
             _log.warning(
                 "%s %s its handler; %s",
                 describe(delivery),

@@ -60,11 +60,11 @@ class Instance:
         trouble: Why it does not consume, or why it stopped; "" for no reason.
         countdown: Bounds the start and the drain.
         awaited: Says what the drain waits for.
-        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
         was_ready: Whether it ever consumed from every queue.
         is_built: Set once the handler is set up, or will not be any more.
         is_reloading: Whether the service manager waits for the end of a reload.
         remarks: What else the status says, by what it is about; "" for nothing.
+        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 

@@ -14,7 +14,7 @@ from consumer_framework.core.fields import fields_of, run_number
 from consumer_framework.core.news import Telling
 from consumer_framework.core.stats import Counters
 
-from .summaries import Summaries
+from .summaries import Summaries, who
 from .wording import because, describe, fate
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class LogRecorder(Counters):
     def __init__(self, clock: Clock, later: Later | None = None) -> None:
         super().__init__()
         self._summaries = Summaries(clock, later)
+        self._told = self._summaries.told
 
     def settled(
         self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
@@ -73,7 +74,8 @@ class LogRecorder(Counters):
     def _has_past(self, delivery: Delivery) -> bool:
         """Whether this is not all that there is to tell of it."""
         has_failed = delivery.history is not NO_HISTORY and run_number(delivery) > 1
-        return has_failed or bool(delivery.row) or self._summaries.has_told_of(delivery)
+        is_told = bool(self._told) and who(delivery) in self._told
+        return has_failed or bool(delivery.row) or is_told
 
     def _failed(self, delivery: Delivery, error: BaseException, disposition: Disposition) -> None:
         cause = fingerprint(error)

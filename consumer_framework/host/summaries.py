@@ -14,7 +14,7 @@ from consumer_framework.core.news import News, Telling
 from .wording import fate_word
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Collection, Hashable
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
@@ -34,6 +34,9 @@ class Summaries:
         clock: The time.
         later: Calls a function after so many seconds, such as a reactor's ``callLater``; None to
             sum up when the next news come.
+
+    Attributes:
+        told: The messages, as :func:`who` has them, that have a line, and more to come.
     """
 
     def __init__(self, clock: Clock, later: Later | None = None) -> None:
@@ -41,10 +44,7 @@ class Summaries:
         self._later = later
         self._timer: Any = None
         self._news = News()
-
-    def has_told_of(self, delivery: Delivery) -> bool:
-        """Whether a line about *delivery* was written, and more will be."""
-        return self._news.is_telling_any and self._news.is_telling(_who(delivery))
+        self.told: Collection[Hashable] = self._news.told
 
     def tell(self, delivery: Delivery, disposition: Disposition, cause: str) -> Telling:
         """Decide how to tell that *disposition* is what becomes of *delivery* because of *cause*.
@@ -56,7 +56,7 @@ class Summaries:
         self._sum_up(now)
         telling = self._news.tell(
             (type(disposition), cause),
-            _who(delivery),
+            who(delivery),
             now,
             always=is_sad_end or delivery.replayed,
             is_last=is_sad_end or isinstance(disposition, Ack),
@@ -98,5 +98,6 @@ class Summaries:
             )
 
 
-def _who(delivery: Delivery) -> Hashable:
+def who(delivery: Delivery) -> Hashable:
+    """What the news know a message by."""
     return delivery.queue, delivery.routing_key, delivery.message_id

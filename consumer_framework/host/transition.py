@@ -171,9 +171,8 @@ class Transition:
         instance.slots.apply(plan)
         if self._handler is not None:
             instance.slots.lane_of = lane_of(plan, self._handler)
-        instance.resize(plan.framework.slots)
         instance.stores.journal.limit(journal_limits(plan.framework))
-        return bool(instance.session.set_prefetch(plan.prefetch_count))
+        return bool(instance.relief.apply())
 
     def _take_back(self) -> None:
         while self._undo:

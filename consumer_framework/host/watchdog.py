@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp import Confirmation
+from consumer_framework.core.lifecycle import State
 from consumer_framework.core.vitality import Facts, Sick, judge
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class Watchdog:
         self._confirmation.stop()
 
     def _look(self) -> None:
+        if self._instance.state is State.BUILDING:
+            # The author's constructor may block the event loop for a while. The service manager
+            # begins to wait with the first word that it hears, at the latest with READY=1.
+            return
         facts = self._facts()
         verdict = judge(facts, self._now())
         if isinstance(verdict, Sick):

@@ -104,7 +104,7 @@ class Probed:
     def __call__(self, code: str) -> Any:
         before = len(self.service.noted("said"))
         self._tell(code)
-        self.service.until(lambda: len(self.service.noted("said")) > before, "it answers")
+        self.service.until(lambda: len(self.service.noted("said")) > before, "it answers", 60)
         return json.loads(self.service.noted("said")[-1])
 
     def attempt(self, expression: str) -> Any:

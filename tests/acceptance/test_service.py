@@ -174,6 +174,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(host):
     )
     assert verified.returncode == 0
     # Settings that systemd 254 and later know.
-    known = ("RestartSteps", "RestartMaxDelaySec", "ImportCredential", "RefreshOnReload")
+    known = {"RestartSteps", "RestartMaxDelaySec", "ImportCredential", "RefreshOnReload"}
+    known |= {"notify-reload"}
     complaints = [line for line in verified.stderr.splitlines() if "fm-consumer" in line]
     assert [line for line in complaints if not any(name in line for name in known)] == []

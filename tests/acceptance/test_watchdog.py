@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from .service import HEADERS, bodies, publish
+from .service import HEADERS, bodies, install_module, publish
 
 # Handlers that a message makes get stuck; each in its own way.
 STUCK = """
@@ -32,7 +32,7 @@ async def blocks_the_loop(message):
 """
 
 # The unit's own, faster.
-FASTER = "[Service]\nWatchdogSec=2\nRestartSec=100ms\n"
+FASTER = "[Service]\nWatchdogSec=3\nRestartSec=100ms\n"
 SETTINGS = """
 [consumer_config.framework]
 handler_timeout = "1s"
@@ -51,7 +51,7 @@ FORGET = """
 @pytest.fixture
 def watched(make, host):
     """Makes an instance whose watchdog is a quick one."""
-    host.write("/usr/local/lib/consumers/stuck_consumer.py", STUCK)
+    install_module(host, "stuck", STUCK)
 
     def make_watched(name, **options):
         host.write(f"/etc/systemd/system/fm-consumer@{name}.service.d/faster.conf", FASTER)

@@ -58,7 +58,7 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """Wait for *condition* to become true and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -162,7 +162,7 @@ class Instance:
             )
         return self
 
-    def ready(self, seconds: float = 20) -> Self:
+    def ready(self, seconds: float = 60) -> Self:
         """Wait for READY=1."""
         until(lambda: self.told("READY=1") or self._ended(), f"READY=1\n{self.log}", seconds)
         assert self.told("READY=1"), self.log
@@ -182,7 +182,7 @@ class Instance:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def wait(self, seconds: float = 20) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """Wait for the end and return the exit code."""
         assert self._process is not None
         try:
@@ -211,7 +211,7 @@ class Instance:
         lines = self._notes.read_text().splitlines()
         return [n for n in map(json.loads, lines) if not event or n["event"] == event]
 
-    def noted(self, event: str, count: int, seconds: float = 20) -> list[dict[str, Any]]:
+    def noted(self, event: str, count: int, seconds: float = 60) -> list[dict[str, Any]]:
         """Wait until the handler noted *event* that often."""
         until(lambda: len(self.notes(event)) >= count, f"{count} x {event}\n{self.log}", seconds)
         return self.notes(event)

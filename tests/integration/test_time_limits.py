@@ -126,7 +126,7 @@ def test_a_second_signal_is_no_crash_of_a_message_within_its_deadline(
     assert instance.stop() == 128 + signal.SIGTERM
     assert (
         f"message 1 on {queue_name} is {end} in its handler; the broker will deliver it again, "
-        "and this does not count\n"
+        "and this does not count as a crash\n"
     ) in instance.log
     instance.start()
     instance.noted("start", 2)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from consumer_framework.testing.broker_tls import Pair
-
     from .instance import Instance
 
 HANDLER = 'def handler(message): note("handled", message)\n'
@@ -40,7 +38,7 @@ def broker(broker, tmp_path_factory) -> Iterator[TlsBroker]:
 
 
 @pytest.fixture(scope="module")
-def consumer(broker) -> Pair:
+def consumer(broker) -> Any:
     """The certificate of the user who consumes."""
     return broker.add_certificate_user("consumer.example.org")
 
@@ -91,7 +89,7 @@ def refused(connect):
 def retold(refused):
     """As `refused`, until the broker's alert is not lost with the connection, as some are."""
 
-    def refused_with_words(words: str, tls: str = TLS, **files: Path) -> int:
+    def refused_with_words(words: str, tls: str = TLS, **files: Path) -> Any:
         said = []
         for _ in range(5):
             exit_code, log = refused(tls, **files)
@@ -234,7 +232,7 @@ def files(tmp_path) -> Path:
     return directory
 
 
-def _renew(files: Path, pair: Pair) -> None:
+def _renew(files: Path, pair: Any) -> None:
     shutil.copy(pair.certificate, files / "cert")
     shutil.copy(pair.key, files / "key")
 

@@ -236,8 +236,7 @@ def test_an_exclusive_queue_that_the_broker_names_is_looked_at_too(broker, start
         environment=WATCHDOG,
     ).ready()
     fed(instance)
-    (status,) = {t for t in instance.notifications if "Consuming from" in t}
-    actual = status.partition("Consuming from ")[2].partition(";")[0]
+    actual = instance.log.partition("consuming from ")[2].split()[0]
     forget_consumers(broker, actual)
     triggered(instance, f'the consumer of queue "{actual}"')
 

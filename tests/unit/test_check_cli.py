@@ -32,6 +32,11 @@ class Typed(Consumer):
         raise AssertionError("a check makes no consumer")
     def handle(self, message): pass
 
+class Numbered(Consumer):
+    class Config(pydantic.BaseModel):
+        name: int
+    def handle(self, message): pass
+
 class Impatient(Consumer):
     recovery = Recovery(ack_timeout="5m", hold_slots=9)
     def handle(self, message): pass
@@ -275,6 +280,50 @@ def test_the_state_of_a_service_is_where_systemd_keeps_it(monkeypatch, directory
     (line,) = lines(run("sample"), "error")
     assert f"error: {directory}/states/sample: cannot be used for state" in line
     assert lines(run("sample", "--state-dir", str(directory / "other")), "error") == []
+
+
+def test_what_only_the_service_has_is_named_and_nothing_is_made_of_it(check, directory):
+    text = GOOD.replace("amqp://localhost", "amqps://u:credential:password@localhost")
+    text = text.replace("MODULE:function", "MODULE:Typed")
+    text += (
+        '[tls]\ncertfile = "credential:cert"\nkeyfile = "credential:key"\n'
+        '[consumer_config]\nname = "credential:name"\n'
+    )
+    result = check(text, "--broker")
+    assert result.exit_code == 0, result.stdout
+    assert lines(result, "warning") == []
+    unseen = [line for line in lines(result, "info") if "cannot be checked here" in line]
+    assert [line.split(": ")[2] for line in unseen] == [
+        "amqp_url",
+        "tls.certfile",
+        "tls.keyfile",
+        "consumer_config.name",
+    ]
+    assert "the broker was not asked: that takes a credential" in result.stdout
+
+
+def test_a_credential_that_does_not_fit_is_told_without_its_text(check, directory, monkeypatch):
+    (directory / "credentials").mkdir()
+    (directory / "credentials" / "name").write_text("canary\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory / "credentials"))
+    text = GOOD.replace("MODULE:function", "MODULE:Numbered")
+    result = check(text + '[consumer_config]\nname = "credential:name"\n')
+    (line,) = lines(result, "error")
+    assert "consumer_config.name: must be an integer" in line.replace("valid ", "")
+    result = check(text + '[consumer_config]\nname = "credential:gone"\n')
+    (line,) = lines(result, "error")
+    assert 'consumer_config.name: the credential "gone" was not given to this service' in line
+    assert "canary" not in result.stdout
+
+
+def test_a_password_that_is_a_credential_may_be_named_for_everybody(check, directory, monkeypatch):
+    (directory / "credentials").mkdir()
+    (directory / "credentials" / "password").write_text("canary\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory / "credentials"))
+    url = "amqp://u:credential:password@localhost"
+    assert lines(check(GOOD.replace("amqp://localhost", url)), "warning") == []
+    plain = check(GOOD.replace("amqp://localhost", "amqp://u:canary@localhost"))
+    assert "everybody on this machine can read the password" in lines(plain, "warning")[0]
 
 
 def test_a_file_that_is_not_there_is_named_and_a_link_to_nothing_too(directory):

@@ -198,6 +198,16 @@ def test_the_recovery_reference_lists_the_settings_their_types_and_defaults(head
     assert documented == expected_rows(RECOVERY_TABLES[heading])
 
 
+def test_the_reload_reference_says_what_each_key_takes():
+    page = DOCS / "reference/reload.md"
+    for heading, takes in (
+        ("What each key takes", settings.TABLE),
+        ("What each key of the framework takes", settings.FRAMEWORK_TABLE),
+    ):
+        documented = {key.strip("`"): word for key, word in table(page, heading)}
+        assert documented == {key: what.value for key, what in takes.items()}
+
+
 def test_the_framework_reference_says_what_ordering_may_be():
     cells = table(DOCS / "reference/framework.md", "Ordering")
     choices = [choice.value for choice in settings.Ordering]

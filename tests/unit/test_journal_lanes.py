@@ -239,7 +239,8 @@ def plan(directory, query):
 
 @pytest.mark.parametrize(("query", "step"), QUERIES)
 def test_what_lanes_need_takes_one_step_through_an_index(journal, tmp_path, query, step):
-    assert plan(tmp_path, query) == [step]
+    # SQLite 3.46 takes a value from the index itself, without a look at the row.
+    assert [one.replace("COVERING ", "") for one in plan(tmp_path, query)] == [step]
 
 
 def test_the_triggers_never_scan_a_lane(journal, tmp_path):

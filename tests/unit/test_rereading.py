@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def host(tmp_path, monkeypatch) -> Host:
 
 
 @pytest.fixture
-def closed(host, monkeypatch) -> Host:
+def closed(host, monkeypatch) -> Any:
     """As for a user who may not read the file; root, who may run this, may read every file."""
     read, access = Path.read_bytes, os.access
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from consumer_framework.adapters.credentials import Elsewhere
 from consumer_framework.adapters.systemctl import Systemctl, SystemctlError
 
 from .machine import TOML, make_host
@@ -201,6 +202,26 @@ def test_what_workers_cannot_share_is_refused_by_its_key_but_they_may_always_go(
     host.has_unit("sample")
     assert host.does("scale", "sample", "1").exit_code == 0
     assert host.links() == []
+
+
+def test_a_worker_that_would_lack_a_credential_is_not_made(host, monkeypatch):
+    host.configures()
+    file = host.etc / "sample.toml"
+    file.write_text(f'topic_prefix = "credential:prefix"\n{file.read_text()}')
+    (host.directory / "credstore").mkdir()
+    (host.directory / "credstore/fm-consumer.sample.prefix").write_text("x")
+    stores = (host.directory / "credstore",)
+    monkeypatch.setattr(Elsewhere.__init__, "__defaults__", (stores,))
+    monkeypatch.setattr("consumer_framework.host.configuration.SYSTEM_CONFIGURATION", host.etc)
+    result = host.does("scale", "sample", "2")
+    assert result.exit_code == 78
+    assert f'{file}, for sample_2: topic_prefix: the credential "prefix" is given' in result.stderr
+    assert host.links() == []
+    assert {call.partition(" ")[0] for call in host.calls()} == {"cat"}
+    (host.directory / "credstore/fm-consumer.sample_2.prefix").symlink_to(
+        "fm-consumer.sample.prefix"
+    )
+    assert host.does("scale", "sample", "2").exit_code == 0
 
 
 def test_workers_of_a_queue_with_a_single_active_consumer_stand_by(host):

@@ -77,10 +77,18 @@ def test_it_is_fed_for_as_long_as_the_loop_turns_and_nothing_is_wrong():
     assert not notifier.is_triggered
 
 
-def test_it_is_fed_before_there_is_a_handler():
+def test_it_is_not_fed_while_the_handler_is_made_which_may_block_the_loop():
     instance = Instance()
     instance.executor = None
     instance.state = State.BUILDING
+    assert watched(instance, lambda _: True).calls == []
+
+
+@pytest.mark.parametrize("state", [State.FAILING, State.DRAINING])
+def test_it_is_fed_while_it_drains_or_a_last_word_would_let_the_service_manager_wait(state):
+    instance = Instance()
+    instance.executor = None
+    instance.state = state
     assert not watched(instance, lambda told: told.feeds >= 2).is_triggered
 
 

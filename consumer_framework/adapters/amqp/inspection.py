@@ -20,7 +20,7 @@ from pika.adapters.utils.connection_workflow import (
 
 from consumer_framework.core.errors import ExitCode, Fault
 
-from . import faults
+from . import faults, tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,6 +107,10 @@ def _parameters() -> pika.connection.Parameters:
     parameters.connection_attempts = 1
     parameters.socket_timeout = parameters.stack_timeout = TIMEOUT
     parameters.blocked_connection_timeout = TIMEOUT
+    if parameters.ssl_options is not None:
+        # Python 3.13 sets these, and Twisted, by which an instance connects, does not.
+        strict = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+        parameters.ssl_options.context.verify_flags &= ~strict
     return parameters
 
 
@@ -150,8 +154,11 @@ def _parts(error: BaseException) -> tuple[object, ...]:
 def _words(error: BaseException) -> str:
     if isinstance(error, AMQPConnectorStackTimeout):
         return f"no answer to the handshake within {TIMEOUT:.0f} s"
-    if isinstance(error, ssl.SSLError) and not faults.is_known(error):
-        return f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
+    if isinstance(error, ssl.SSLError):
+        detail = getattr(error, "verify_message", "")
+        return (
+            f"TLS: {': '.join(filter(None, (detail, tls.words(error)))) or error.reason or error}"
+        )
     if isinstance(error, OSError) and error.strerror and not faults.is_known(error):
         return error.strerror
     return faults.one_line(error)

@@ -6,8 +6,6 @@ from __future__ import annotations
 import re
 import ssl
 
-from OpenSSL import SSL
-
 # What OpenSSL's reasons end with; alerts are those of RFC 8446, section 6.2.
 _WORDS = {
     "certificate verify failed": "the broker's certificate is refused: tls.ca_cert does not vouch "
@@ -35,15 +33,14 @@ _WORDS = {
 def words(error: object) -> str:
     """Say why TLS failed; "" where *error* is none of TLS, or one that nobody needs words for."""
     reason = _reason(error)
-    said = next((text for end, text in _WORDS.items() if reason.endswith(end)), "")
-    detail = getattr(error, "verify_message", "")
-    return f"{said} ({detail})" if said and detail else said
+    return next((text for end, text in _WORDS.items() if reason.endswith(end)), "")
 
 
 def _reason(error: object) -> str:
     """OpenSSL's own words, as far as it is said."""
     match error:
-        case SSL.Error(args=[[*_, (_, _, str(reason))]]):
+        case BaseException(args=[[*_, (_, _, str(reason))]]):
+            # pyOpenSSL's: a list of (library, function, reason).
             return reason
         case ssl.SSLError(reason=str(reason)):
             return reason.lower().replace("_", " ")

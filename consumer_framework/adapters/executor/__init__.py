@@ -138,6 +138,10 @@ class Executor:
         """The deliveries that are in the handler, longest first."""
         return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
 
+    def overruns(self) -> tuple[Overrun, ...]:
+        """The runs that take longer than they may, the longest first; times are the loop's."""
+        return self._patrol.overruns()
+
     def resize(self, limits: Limits) -> None:
         """Keep to other limits from now on; nothing that runs is disturbed by fewer slots."""
         self._limits = limits
@@ -153,8 +157,8 @@ class Executor:
 
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
-        since = [job.lasts_since for job in list(self._running) if job.function is None]
-        return max(since) + self._limits.timeout if since else None
+        starts = [job.lasts_since for job in list(self._running) if job.function is None]
+        return max(starts) + self._limits.timeout if starts else None
 
     def cancel(self) -> tuple[Delivery, ...]:
         """Cancel what runs and was not cancelled yet, which only coroutines can be.
@@ -168,10 +172,6 @@ class Executor:
                 job.task.cancel()
                 cancelled += job.deliveries
         return tuple(cancelled)
-
-    def overruns(self) -> tuple[Overrun, ...]:
-        """The runs that take longer than they may, the longest first; times are the loop's."""
-        return self._patrol.overruns()
 
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""

@@ -21,7 +21,7 @@ from consumer_framework.host import configuration
 from consumer_framework.host.configuration import hands_file_over
 from consumer_framework.host.stores import SYSTEM_STATE, state_directory
 
-from .broker import NOT_ASKED, broker_findings
+from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings
 from .secrets import Named, named_in
 from .start import examine
@@ -58,8 +58,10 @@ def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
     found += named.findings()
     if start.settings is not None:
         found += _settings_findings(start, request.path, account, named)
-        ask_broker = ask_broker and not named.hides_the_broker
-        found += _broker_and_queues(start, start.settings, ask=ask_broker)
+        unasked = None if ask_broker else NOT_ASKED
+        if ask_broker and named.hides_the_broker:
+            unasked = CANNOT_ASK
+        found += _broker_and_queues(start, start.settings, unasked)
     return report(source, tuple(finding.at(source) for finding in found))
 
 
@@ -95,8 +97,10 @@ def _settings_findings(
     yield from flow_findings(settings.qos.prefetch_count, start.framework)
 
 
-def _broker_and_queues(start: Start, settings: Settings, *, ask: bool) -> Iterator[Finding]:
-    version, found = broker_findings(settings) if ask else (None, [NOT_ASKED])
+def _broker_and_queues(
+    start: Start, settings: Settings, unasked: Finding | None
+) -> Iterator[Finding]:
+    version, found = broker_findings(settings) if unasked is None else (None, [unasked])
     yield from found
     for name, queue in settings.queues.items():
         yield from queue_findings(name, queue, start.framework.recovery.ack_timeout, version)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from consumer_framework.core.settings import Settings
 
 NOT_ASKED = info("", "the broker was not asked", "add --broker")
+CANNOT_ASK = info(
+    "", "the broker was not asked: that takes a credential that is not to be had here"
+)
 
 
 def broker_findings(settings: Settings) -> tuple[tuple[int, ...] | None, list[Finding]]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What every Notifier does; a suite names its own `notifier` and `manager` fixtures.
 
-`manager` is what the service manager knows: `is_ready`, `is_reloading`, `is_stopping`, `feeds`,
-`is_triggered`,
-`status_line`, the seconds of each of the `extensions`, and how many `restart_resets` there were.
+`manager` is what the service manager knows: `is_ready`, `is_reloading`, `is_stopping`,
+`is_triggered`, `feeds`, `status_line`, the seconds of each of the `extensions`, and how many
+`restart_resets` there were.
 """
 
 
