@@ -24,11 +24,15 @@ TOKEN = f'[consumer_config]\ntoken = "credential:token"\nown = "{CANARY}"\n'
 # It shows what it was given in a way that no redaction can follow.
 KEEPER = """
 import os
-from consumer_framework import Consumer
+from consumer_framework import Consumer, Recovery
 
 class Keeper(Consumer):
+    recovery = Recovery(immediate=0, delays=())
+
     def handle(self, message):
         token = self.config["token"]
+        if message.body.get("poison"):
+            raise ValueError(f"refused: {token}")
         print(f"handled {message.id}", flush=True)
         print(f"token {token[::-1]}", flush=True)
         print(f"uid {os.getuid()}", flush=True)
@@ -101,19 +105,46 @@ def test_tls_files_and_the_configuration_may_be_roots_alone(
     assert service.noted("token")[0] == f"{CANARY}-token"[::-1]
     assert service.noted("uid")[0] != "0"
     assert readers_of_secrets(host, service) == []
+    publish(broker, queue, bodies(1, poison=True))
+    service.until(lambda: "1 quarantined" in service.show("StatusText"), "one is set aside")
     for command in (
         ("status", "closed", "--json"),
         ("check", "closed", "--broker"),
         ("check", "closed", "--json"),
         ("explain", "ValueError", "closed", "--json"),
+        ("quarantine", "list", "closed", "--json"),
+        ("quarantine", "export", "closed"),
     ):
         exit_code, said = fm_consumer(host, *command)
         assert CANARY not in said
         assert exit_code == 0, f"{command}\n{said}"
     assert CANARY not in service.systemctl("status").stdout + service.systemctl("show").stdout
+    exit_code, said = fm_consumer(host, "quarantine", "show", "closed", "1")
+    assert "ValueError: refused: <credential:token>" in said
     service.systemctl("stop")
-    assert CANARY not in service.journal()
+    said = service.journal("--output=export")
+    assert "ValueError: refused: <credential:token>" in said
+    assert CANARY not in said
     assert host.run("grep", "-rl", CANARY, "/var/lib/fedora-messaging", check=False).stdout == ""
+
+
+def test_a_reload_says_what_it_cannot_read_again(secretive, host, keys):
+    hand_over(host, "reloaded")
+    service = secretive("reloaded")
+    service.systemctl("start")
+    file = "/etc/fedora-messaging/reloaded.toml"
+    exit_code, said = fm_consumer(host, "reload", "reloaded")
+    assert exit_code == 0, said
+    assert "these credentials are as they were: ca, cert, key, token; if not, restart" in said
+    assert "was changed" not in said
+    host.run("sed", "-i", "$ a # changed", file)
+    exit_code, said = fm_consumer(host, "reload", "reloaded")
+    assert f"{file} was changed, and cannot be read again: only root may read it" in said
+    assert "was changed, and cannot be read again" in service.journal()
+    # Who lets everybody read it has no such limit.
+    host.run("chmod", "644", file)
+    _, said = fm_consumer(host, "reload", "reloaded")
+    assert "was changed" not in said
 
 
 def fm_consumer(host: Container, *words: str) -> tuple[int, str]:
@@ -165,7 +196,9 @@ def test_a_credential_that_the_service_lacks_ends_it_with_the_cure(secretive, ho
     assert CANARY not in service.journal()
 
 
-def test_what_is_in_the_credential_store_is_imported_by_a_new_systemd(secretive, host, keys):
+def test_what_is_in_the_credential_store_is_imported_by_a_new_systemd(
+    secretive, host, keys, broker, queue
+):
     for name in ("ca", "cert", "key"):
         source = f"/etc/pki/consumer/{name}.pem"
         host.run("install", "-Dm600", source, f"/etc/credstore/fm-consumer.imported.{name}")
@@ -179,8 +212,16 @@ def test_what_is_in_the_credential_store_is_imported_by_a_new_systemd(secretive,
         assert f"{stored} is there, but systemd {version} is older than 254" in said
         return
     assert exit_code == 0, said
+    hidden = "/etc/credstore.encrypted/fm-consumer.imported.token"
+    host.run("mkdir", "-p", "/etc/credstore.encrypted")
+    host.run("systemd-creds", "encrypt", "--name=fm-consumer.imported.token", stored, hidden)
+    host.run("rm", stored)
+    exit_code, said = fm_consumer(host, "check", "imported")
+    assert exit_code == 0, said
+    assert 'the credential "token" cannot be checked here: it is encrypted' in said
     service.systemctl("start")
-    assert service.show("ActiveState") == "active"
+    publish(broker, queue, bodies(1))
+    service.until(lambda: service.noted("token") == [f"{CANARY}-token"[::-1]], "it is decrypted")
 
 
 def test_a_copy_that_systemd_cannot_make_keeps_the_service_from_starting(secretive, host, keys):
