@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 def deliveries() -> Sequence[Delivery]:
     """Return the deliveries of the run that this thread, or this task, is in; none outside one."""
-    found: Sequence[Delivery] = getattr(RUN.get(), "deliveries", ())
-    return found
+    run = RUN.get()
+    return run.deliveries if run is not None else ()

@@ -4,11 +4,21 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .delivery import Delivery
 
 
 class Run(Protocol):
     """One run of a handler."""
+
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """What the handler has."""
+        ...
 
     def heartbeat(self) -> None:
         """Let its time begin anew."""

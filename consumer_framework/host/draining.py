@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
-
-from twisted.internet import defer
+from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
 from consumer_framework.core.fields import fields_of
 
-from .tasks import reraise_own_cancellation
+from .tasks import from_twisted, reraise_own_cancellation
 from .wording import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from consumer_framework.core.delivery import Delivery
 
@@ -73,7 +71,7 @@ class Drain:
             await asyncio.wait([building])
         self._await("the broker", CLOSE_TIMEOUT)
         try:
-            await _until(self._instance.session.cancel())
+            await from_twisted(self._instance.session.cancel())
         finally:
             # Whatever the broker says: what runs finishes, and the author's code is told.
             await self._finish()
@@ -89,7 +87,7 @@ class Drain:
         slots.give_back_held()
         await self._teardown()
         self._await("the broker", CLOSE_TIMEOUT)
-        await _until(self._instance.session.close())
+        await from_twisted(self._instance.session.close())
         self._instance.stores.close()
 
     async def _teardown(self) -> None:
@@ -148,9 +146,3 @@ def _counted(delivery: Delivery, instance: Instance) -> str:
 def _then(delivery: Delivery, count: str) -> str:
     again = "it stays in the journal" if delivery.row else "the broker will deliver it again"
     return f"{again}, and this {count}"
-
-
-async def _until(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await a coroutine of the session's, which awaits Deferreds, in an asyncio task."""
-    loop = asyncio.get_running_loop()
-    await defer.Deferred.fromCoroutine(coroutine).asFuture(loop)

@@ -151,7 +151,7 @@ class Transition:
         assert executor is not None  # noqa: S101 -- reloads wait for it
         try:
             handler = self._to.plan.factory()
-            leaving = await executor.replace(handler)
+            leaving = await executor.replace(handler, self._to.plan.framework.start_timeout)
         except BaseException as error:
             reraise_own_cancellation(error)
             _log.error("the new handler cannot be set up", exc_info=error)
@@ -172,6 +172,7 @@ class Transition:
         if self._handler is not None:
             instance.slots.lane_of = lane_of(plan, self._handler)
         instance.stores.journal.limit(journal_limits(plan.framework))
+        # Slots and prefetch, or less of them while memory is short.
         return bool(instance.relief.apply())
 
     def _take_back(self) -> None:

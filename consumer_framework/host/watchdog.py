@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp import Confirmation
+from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.vitality import Facts, Sick, judge
 
@@ -85,7 +86,11 @@ class Watchdog:
             self._is_alarmed = True
             guilty = [delivery for run in facts.overruns for delivery in run.deliveries]
             self._instance.stores.flight.spare(guilty)
-            _log.critical("stuck, and to be restarted: %s; what every thread does follows", reason)
+            _log.critical(
+                "stuck, and to be restarted: %s; what every thread does follows",
+                reason,
+                extra=fields_of_all(guilty),
+            )
             _write_stacks()
         # Again, should the service manager not have taken it: it is not fed any more.
         self._instance.notifier.trigger(f"Stuck: {reason}")

@@ -33,6 +33,8 @@ SUITES = ("bookworm", "trixie", "sid")
 # Its Python is that of `make test`.
 OLDEST = "bookworm"
 BROKER = ("rabbitmq-server",)
+# As in `make test`.
+IN_PARALLEL = ("-n", os.environ.get("TEST_WORKERS", "3"), "--dist", "loadfile")
 # Seconds; the tests need some 15 minutes where nothing else runs.
 LONGEST = 3600
 
@@ -75,7 +77,7 @@ def acceptance(suite: str, what: str) -> Verdict:
     """Run the acceptance tests on the systemd of *suite*."""
     print(f"== {what}: acceptance tests", flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/acceptance"],
+        [sys.executable, "-m", "pytest", "-q", *IN_PARALLEL, "tests/acceptance"],
         cwd=REPO,
         env={**os.environ, "ACCEPTANCE_SUITE": suite, "CI": "true"},
         check=False,
@@ -111,16 +113,22 @@ def copy_repository(target: Path) -> None:
 
 def run_tests(root: Path, venv: Path, sources: Path) -> tuple[bool, str]:
     log = sources / "pytest.log"
-    # Its /tmp is in memory, which `fm-consumer check` warns of.
     script = (
         'cd "$1" && export TMPDIR=/var/tmp && '
-        'exec "$2/bin/pytest" -q tests/unit tests/integration >pytest.log 2>&1'
+        'exec "$2/bin/pytest" -q $3 tests/unit tests/integration >pytest.log 2>&1'
     )
-    with Container(root, read_only=[venv], writable=[sources]) as container:
+    # The container's own directories are in memory, which `fm-consumer check` has something to say
+    # of; and the names of Unix sockets must be short.
+    (sources / ".tmp").mkdir()
+    (sources / ".tmp").chmod(0o1777)
+    on_disk = f"--bind={sources}/.tmp:/var/tmp"
+    with Container(
+        root, read_only=[venv], writable=[sources], nspawn_options=[on_disk]
+    ) as container:
         # It starts nodes of its own.
         container.run("systemctl", "disable", "--now", "rabbitmq-server", check=False)
         began = time.monotonic()
-        words = ("sh", "-c", script, "sh", str(sources), str(venv))
+        words = ("sh", "-c", script, "sh", str(sources), str(venv), " ".join(IN_PARALLEL))
         done = container.run(*words, check=False, timeout=LONGEST)
     lines = log.read_text().splitlines()
     kept = CACHE / f"{sources.name.rpartition('-')[0]}.log"

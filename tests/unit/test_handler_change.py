@@ -8,6 +8,7 @@ import pytest
 
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.core.delivery import Succeeded
+from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.handler import Handler
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fake_flight import FakeFlightRecorder
@@ -185,6 +186,27 @@ def test_a_setup_that_exits_does_not_end_the_process():
         with pytest.raises(SystemExit):
             await executor.replace(Handler("b", lambda _: None, setup))
         executor.close()
+
+    play(scenario())
+
+
+def test_a_setup_that_takes_too_long_is_given_up_and_torn_down_when_it_has_ended():
+    async def scenario():
+        lines: list[str] = []
+        gate = asyncio.Event()
+
+        async def setup():
+            await gate.wait()
+            lines.append("setup")
+
+        executor = executor_of(Handler("a", lambda _: lines.append("a")))
+        late = Handler("b", lambda _: lines.append("b"), setup, lambda: lines.append("teardown"))
+        with pytest.raises(HandlerTimeoutError, match="setup takes longer than"):
+            await executor.replace(late, 0.01)
+        await asyncio.gather(*run(executor, [1]))
+        gate.set()
+        await end(executor, run(executor, [2]))
+        assert sorted(lines) == ["a", "a", "setup", "teardown"]
 
     play(scenario())
 

@@ -284,6 +284,26 @@ def test_outside_of_a_handler_a_heartbeat_is_nothing():
     thread.join()
 
 
+def test_a_setup_that_takes_long_is_no_overrun():
+    async def scenario():
+        begun, release = threading.Event(), threading.Event()
+
+        def set_up():
+            begun.set()
+            release.wait(PATIENCE)
+
+        bench = Bench(print, setup=set_up)
+        setup = asyncio.create_task(bench.executor.setup())
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        bench.skip(1000)
+        assert bench.late == []
+        release.set()
+        await setup
+        bench.executor.close()
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("part", ["setup", "teardown"])
 def test_in_setup_and_teardown_a_heartbeat_is_nothing(part):
     async def scenario():

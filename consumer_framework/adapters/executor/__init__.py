@@ -30,11 +30,12 @@ from .attempts import (
 )
 from .jobs import Job
 from .patrol import Patrol
+from .succession import Succession
 from .tasks import Tasks
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.ports import Decoder, FlightRecorder
@@ -119,9 +120,7 @@ class Executor:
         )
         self._outstanding = 0
         self._last_took = math.inf
-        # Handlers that come or go.
-        self._changes: set[asyncio.Task[BaseException | None]] = set()
-        self._leaving: asyncio.Task[BaseException | None] | None = None
+        self._succession = Succession(self._call, self._take_over, lambda: list(self._running))
 
     @property
     def is_busy(self) -> bool:
@@ -177,46 +176,33 @@ class Executor:
         """Run the handler's ``setup``; what it raises is raised here."""
         await self._call(self._handler.setup)
 
-    async def replace(self, handler: Handler) -> asyncio.Task[BaseException | None] | None:
+    async def replace(
+        self, handler: Handler, patience: float | None = None
+    ) -> asyncio.Task[BaseException | None] | None:
         """Set *handler* up, and let it have every message that no slot has begun with.
 
         What the former one has begun with it ends. The number of slots holds for both together.
+
+        Args:
+            handler: Takes over.
+            patience: Seconds that its ``setup`` may take; None for no end. Later it is of no use,
+                and torn down.
 
         Returns:
             The end of the former one, with what its ``teardown`` raised, or None for nothing. None
             in its place where :meth:`stop` came first: then the former one stays.
 
         Raises:
-            BaseException: What the ``setup`` of *handler* raised; the former one stays.
+            HandlerTimeoutError: It took longer; the former one stays.
+            BaseException: What the ``setup`` of *handler* raised, likewise.
         """
-        change = self._spawn(self._replace(handler))
-        # Whoever asked for it may go away.
-        error = await asyncio.shield(change)
-        if error is not None:
-            raise error
-        return self._leaving if self._handler is handler else None
+        return await self._succession.replace(handler, patience)
 
-    async def _replace(self, handler: Handler) -> None:
-        await self._call(handler.setup)
-        if self._is_stopped:
-            await self._call(handler.teardown)
-            return
+    def _take_over(self, handler: Handler) -> Handler:
         former, self._handler = self._handler, handler
-        self._attempts = self._attempts_at(handler)
         # Who begins from here on, reads that. Some that have begun may have read it, too.
-        begun = [waiter for job in list(self._running) for waiter in job.waiters]
-        self._leaving = self._spawn(self._leave(former, begun))
-
-    async def _leave(self, handler: Handler, begun: list[asyncio.Future[Any]]) -> None:
-        if begun:
-            await asyncio.wait(begun)
-        await self._call(handler.teardown)
-
-    def _spawn(self, change: Coroutine[Any, Any, None]) -> asyncio.Task[BaseException | None]:
-        task = self._loop.create_task(caught(change))
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return task
+        self._attempts = self._attempts_at(handler)
+        return former
 
     def _attempts_at(self, handler: Handler) -> Attempts:
         call = handler.call_batch or handler.call
@@ -253,6 +239,7 @@ class Executor:
     def stop(self) -> None:
         """Let no slot begin with anything any more; :meth:`withdraw` ends what waits for one."""
         self._is_stopped = True
+        self._succession.stop()
         self._stopped += self._take_back()
         if self._gathering.deliveries:
             self._stopped.append(self._gathered())
@@ -285,8 +272,7 @@ class Executor:
 
     async def teardown(self) -> None:
         """Run the handler's ``teardown``; what it raises is raised here."""
-        while self._changes:
-            await asyncio.wait(self._changes)
+        await self._succession.end()
         await self._call(self._handler.teardown)
 
     def close(self) -> None:
@@ -299,7 +285,7 @@ class Executor:
 
     def _work(self, job: Job) -> Any:
         job.started_at = self._now()
-        # Before it is known which handler that is: see _replace.
+        # Before it is known which handler that is: see _take_over.
         self._running[job] = None
         RUN.set(job)
         result = None

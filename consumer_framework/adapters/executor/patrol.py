@@ -58,9 +58,14 @@ class Patrol:
             self._timer.cancel()
 
     def overruns(self) -> tuple[Overrun, ...]:
-        """The runs that take too long, the longest first; those that were cancelled are some."""
+        """The runs that take too long, the longest first; those that were cancelled are some.
+
+        Setup and teardown are none: ``handler_timeout`` is not for the former, a drain has its own
+        end for the latter.
+        """
         now = self._loop.time()
-        late = [job for job in self._running() if now - job.lasts_since > self._timeout]
+        handling = [job for job in self._running() if job.function is None]
+        late = [job for job in handling if now - job.lasts_since > self._timeout]
         return tuple(
             Overrun(
                 what=job.named,
