@@ -141,13 +141,18 @@ class Reloader:
                 say("waiting for the reload that is under way")
             async with self._lock:
                 report = await self._reload(say)
-            if report.result != "refused" and self._reconnecting is not None:
-                running = len(self._instance.running)
-                say(f"connecting again, as soon as what runs has ended ({running} running)")
-                await asyncio.wait([self._reconnecting])
+            if not report.problems:
+                await self._reconnected(say)
             answer(report.as_json())
         finally:
             answer(None)
+
+    async def _reconnected(self, say: Say) -> None:
+        """Wait for another connection, if one is to be made."""
+        if self._reconnecting is not None and not self._reconnecting.done():
+            running = len(self._instance.running)
+            say(f"connecting again, as soon as what runs has ended ({running} running)")
+            await asyncio.wait([self._reconnecting])
 
     async def _reload(self, say: Say) -> Report:
         await self._instance.is_built.wait()
@@ -181,7 +186,7 @@ class Reloader:
 
     async def _try(self, say: Say) -> Report:
         try:
-            candidate = self._candidate()
+            candidate, files = self._candidate()
             if candidate.makes_handler:
                 say("setting up a new handler")
             transition = Transition(self._instance, candidate, self._origin.set_up_logging)
@@ -194,7 +199,7 @@ class Reloader:
             reraise_own_cancellation(error)
             _log.critical("please report this defect of consumer_framework", exc_info=error)
             return Report(problems=(Problem("", f"internal error: {error!r}", "see the log"),))
-        self._files = certificates.digests(candidate.settings.tls)
+        self._files = files
         return Report(candidate.changes, notes=self._not_reread())
 
     def _not_reread(self) -> tuple[str, ...]:
@@ -203,22 +208,29 @@ class Reloader:
 
     # What is to come into force.
 
-    def _candidate(self) -> Candidate:
-        """Read the file, check it whole, and put together what of it can be in force now."""
+    def _candidate(self) -> tuple[Candidate, dict[str, str]]:
+        """Read the file, check it whole, and put together what of it can be in force now.
+
+        Returns:
+            That, and the digests of its TLS files.
+        """
         loaded = self._origin.read()
         old, new = self._instance.settings, loaded.settings
         if not self._origin.names_callback:
             new = new.model_copy(update={"callback": old.callback})
-        found = changes(old, new, self._other_files(new))
+        # Looked at before they are read: one that changes meanwhile counts the next time.
+        files = certificates.digests(new.tls)
+        others = {key for key, digest in files.items() if digest != self._files[key]}
+        found = changes(old, new, others)
         is_other = any(change.path == "callback" for change in found)
         target = self._instance.plan.target
         # Checked whole: with the callback that it names. Python does not import a module twice.
         self._origin.plan(settings=new, target=None if is_other else target)
         settings, plan = self._in_force(new, found)
         if plan.framework.at_once > self._instance.stores.places:
-            found = changes(old, new, self._other_files(new), _TAKES_ROOM)
+            found = changes(old, new, others, _TAKES_ROOM)
             settings, plan = self._in_force(new, found)
-        return Candidate(settings, _document(loaded, settings, found), plan, found)
+        return Candidate(settings, _document(loaded, settings, found), plan, found), files
 
     def _in_force(self, new: Settings, found: tuple[Change, ...]) -> tuple[Settings, Plan]:
         settings = in_force(self._instance.settings, new, found)
@@ -230,11 +242,6 @@ class Reloader:
             what = "does not go together with what takes a restart"
             problem = Problem("", what, "restart the instance")
             raise ConfigurationError(problem, *error.located) from error
-
-    def _other_files(self, new: Settings) -> set[str]:
-        """The keys of ``[tls]`` whose files have other contents now."""
-        digests = certificates.digests(new.tls)
-        return {key for key, digest in digests.items() if digest != self._files[key]}
 
     # Another connection.
 

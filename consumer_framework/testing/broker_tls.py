@@ -12,7 +12,6 @@ import datetime as dt
 import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -136,10 +135,6 @@ class TlsBroker(Broker):
     def tls_url(self) -> str:
         """The URL of the default virtual host for whoever has a certificate."""
         return f"amqps://localhost:{self.tls_port}/%2F"
-
-    def tls_url_for(self, name: str, password: str) -> str:
-        """The URL for a user with a password, whose certificate is not asked who it is."""
-        return f"amqps://{quote(name, safe='')}:{quote(password, safe='')}@{self.tls_url[8:]}"
 
     def add_certificate_user(self, name: str, *, file: str = "", days: float = 10) -> Pair:
         """Add a user without a password, who may do everything, and issue their certificate.

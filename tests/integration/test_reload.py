@@ -561,6 +561,7 @@ def test_a_queue_with_a_single_active_consumer_gets_its_prefetch_with_another_co
         steps = [answer["step"] for answer in ask(one)[:-1]]
         assert any("connecting again" in step for step in steps)
         until(lambda: two.notes("end"), "the other one takes over")
+        assert not any("step" in answer for answer in ask(one)), "once is enough"
         time.sleep(0.5)
     ends = lambda: [*one.notes("end"), *two.notes("end")]  # noqa: E731 -- asked again and again
     until(lambda: len(ends()) >= len(published), "all", 60)
