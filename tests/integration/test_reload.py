@@ -427,6 +427,55 @@ def test_another_callback_is_checked_and_waits_with_its_settings(broker, queue_n
     assert instance.stop() == 0
 
 
+BATCHES = """
+from consumer_framework import BatchConsumer
+
+class handler(BatchConsumer):
+    def handle_batch(self, messages):
+        for message in messages:
+            note("run", message, size=len(messages))
+"""
+
+
+def test_what_does_not_go_with_what_waits_is_refused(broker, queue_name, start):
+    framework = "[consumer_config.framework]\n"
+    strict = f'{framework}ordering = "strict"\n'
+    instance = start(broker.url, queue_table(queue_name), BATCHES, extra=strict).ready()
+    batches = f'{framework}ordering = "none"\nbatch = {{size = 5}}\n'
+    config_of(instance, broker.url, queue_table(queue_name), batches)
+    first, second = refused(instance)
+    assert first["message"] == "does not go together with what takes a restart"
+    assert second["path"] == "consumer_config.framework.batch"
+    assert instance.stop() == 0
+
+
+def test_more_at_once_than_the_flight_recorder_has_room_for_takes_a_restart(
+    broker, queue_name, start
+):
+    instance = start(broker.url, queue_table(queue_name), BATCHES).ready()
+    many = "[consumer_config.framework]\nslots = 64\nread_ahead = 7\nbatch = {size = 50}\n"
+    config_of(instance, broker.url, queue_table(queue_name), many)
+    takes = {path.rpartition(".")[2]: what for path, (what, _) in reloaded(instance).items()}
+    assert takes == {"slots": "restart", "batch": "restart", "read_ahead": "reload"}
+    publish(broker.url, queue_name, range(5))
+    instance.noted("run", 5)
+    assert instance.stop() == 0
+
+
+def test_a_binding_that_the_broker_does_not_let_go_stays_with_a_warning(broker, queue_name, start):
+    broker.add_user("binder", "binder", configure=".*", write=".*", read=".*")
+    url = broker.url.replace("guest:guest", "binder:binder")
+    keys = [queue_name, f"{queue_name}.more"]
+    instance = start(url, queue_table(queue_name, keys=keys), FUNCTION).ready()
+    broker.ctl("set_permissions", "binder", "", "", "test.*")
+    config_of(instance, url, queue_table(queue_name, keys=keys[:1]))
+    assert reloaded(instance)["bindings"][0] == "reload"
+    until(lambda: "still bound, and messages still come by it" in instance.log, "a warning")
+    publish(broker.url, keys[1], [1])
+    instance.noted("run", 1)
+    assert instance.stop() == 0
+
+
 # The service manager.
 
 
