@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds for all tests."""
 
+import hypothesis
 import pytest
 
 from consumer_framework.core import secrets
+
+# A machine that does other things too is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

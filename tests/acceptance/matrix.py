@@ -114,14 +114,14 @@ def copy_repository(target: Path) -> None:
 def run_tests(root: Path, venv: Path, sources: Path) -> tuple[bool, str]:
     log = sources / "pytest.log"
     script = (
-        'cd "$1" && export TMPDIR=/var/tmp && '
+        'cd "$1" && export TMPDIR=/t && '
         'exec "$2/bin/pytest" -q $3 tests/unit tests/integration >pytest.log 2>&1'
     )
     # The container's own directories are in memory, which `fm-consumer check` has something to say
     # of; and the names of Unix sockets must be short.
     (sources / ".tmp").mkdir()
     (sources / ".tmp").chmod(0o1777)
-    on_disk = f"--bind={sources}/.tmp:/var/tmp"
+    on_disk = f"--bind={sources}/.tmp:/t"
     with Container(
         root, read_only=[venv], writable=[sources], nspawn_options=[on_disk]
     ) as container:

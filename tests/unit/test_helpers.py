@@ -3,6 +3,7 @@
 
 import asyncio
 import functools
+import inspect
 import sys
 
 import pytest
@@ -137,7 +138,7 @@ def test_coroutine_functions_and_methods_stay_what_they_are():
         def __call__(self, message):
             return message["x"]
 
-    assert asyncio.iscoroutinefunction(Consumer().handle)
+    assert inspect.iscoroutinefunction(Consumer().handle)
     assert Consumer.handle.__doc__ == "Handle."
     assert asyncio.run(Consumer().handle({"x": 1})) == Consumer()({"x": 1}) == 1
     with pytest.raises(Drop):
