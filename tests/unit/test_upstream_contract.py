@@ -36,6 +36,8 @@ from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
 CONNECTION = "consumer_framework/adapters/amqp/connection.py"
 INSPECTION = "consumer_framework/adapters/amqp/inspection.py"
 SESSION = "consumer_framework/adapters/amqp/session.py"
+CONSUMERS = "consumer_framework/adapters/amqp/consumers.py"
+FAULTS = "consumer_framework/adapters/amqp/faults.py"
 CHANNELS = "consumer_framework/adapters/amqp/channels.py"
 FRAMES = "consumer_framework/adapters/amqp/frames.py"
 DECODING = "consumer_framework/adapters/codec/decoding.py"
@@ -158,9 +160,9 @@ def test_the_protocol_declares_and_allocates_channels():
         "bind_queues": ["self", "bindings"],
     }.items():
         method = getattr(FedoraMessagingProtocolV2, name, None)
-        assert method is not None, moved(f"FedoraMessagingProtocolV2.{name}", SESSION)
+        assert method is not None, moved(f"FedoraMessagingProtocolV2.{name}", CONSUMERS)
         assert parameters_of(method) == parameters, moved(
-            f"FedoraMessagingProtocolV2.{name}'s parameters", SESSION
+            f"FedoraMessagingProtocolV2.{name}'s parameters", CONSUMERS
         )
 
 
@@ -171,7 +173,7 @@ def test_a_refused_declaration_says_what_was_refused():
         "queue",
         {"queue": "one"},
         reason,
-    ), moved("BadDeclaration.obj_type, .description or .reason", SESSION)
+    ), moved("BadDeclaration.obj_type, .description or .reason", FAULTS)
 
 
 # twisted
@@ -307,8 +309,8 @@ def test_a_channel_that_closes_cancels_no_consumer_that_counts_as_canceled(proto
         mock.patch.object(channel, "basic_cancel") as canceled,
     ):
         channel.close()
-    assert not canceled.called, moved("pika.channel.Channel._cancelled", SESSION)
-    assert told.called, moved("pika.channel.Channel.close", SESSION)
+    assert not canceled.called, moved("pika.channel.Channel._cancelled", CONSUMERS)
+    assert told.called, moved("pika.channel.Channel.close", CONSUMERS)
 
 
 def test_what_comes_to_a_consumer_that_is_being_canceled_need_not_be_rejected(protocol):
@@ -321,7 +323,7 @@ def test_what_comes_to_a_consumer_that_is_being_canceled_need_not_be_rejected(pr
         channel._cancelled.discard(tag)
         deliver = pika.frame.Method(1, pika.spec.Basic.Deliver(tag, 1))
         channel._on_deliver(deliver, pika.frame.Header(1, 1, pika.BasicProperties()), b"body")
-    assert came == [b"body"], moved("pika.channel.Channel._cancelled", SESSION)
+    assert came == [b"body"], moved("pika.channel.Channel._cancelled", CONSUMERS)
     assert not told.called
 
 
@@ -338,13 +340,15 @@ def test_the_transport_that_the_protocol_is_given_is_the_one_that_pika_closes(pr
 def test_the_twisted_channel_wraps_a_channel():
     inner = mock.Mock(spec=pika.channel.Channel)
     channel = TwistedChannel(inner)
-    assert channel._channel is inner, moved("TwistedChannel._channel", SESSION)
-    assert isinstance(channel.on_closed, defer.Deferred), moved("TwistedChannel.on_closed", SESSION)
+    assert channel._channel is inner, moved("TwistedChannel._channel", CONSUMERS)
+    assert isinstance(channel.on_closed, defer.Deferred), moved(
+        "TwistedChannel.on_closed", CONSUMERS
+    )
     inner.channel_number, inner.is_open = 7, True
-    assert channel.channel_number == 7, moved("TwistedChannel.channel_number", SESSION)
+    assert channel.channel_number == 7, moved("TwistedChannel.channel_number", CONSUMERS)
     assert channel.is_open is True, moved("TwistedChannel.is_open", CHANNELS)
     assert hasattr(pika.channel.Channel, "add_on_cancel_callback"), moved(
-        "pika.channel.Channel.add_on_cancel_callback", SESSION
+        "pika.channel.Channel.add_on_cancel_callback", CONSUMERS
     )
 
 
@@ -354,13 +358,13 @@ def test_the_twisted_channel_wraps_methods_so_that_they_return_deferreds():
     confirmed = channel._wrap_channel_method("basic_consume")(queue="one", on_message_callback=len)
     (call,) = inner.basic_consume.call_args_list
     assert set(call.kwargs) == {"queue", "on_message_callback", "callback"}, moved(
-        "TwistedChannel._wrap_channel_method", SESSION
+        "TwistedChannel._wrap_channel_method", CONSUMERS
     )
     call.kwargs["callback"]("frame")
-    assert confirmed.result == "frame", moved("TwistedChannel._wrap_channel_method", SESSION)
+    assert confirmed.result == "frame", moved("TwistedChannel._wrap_channel_method", CONSUMERS)
     taken = parameters_of(pika.channel.Channel.basic_consume)
     assert {"queue", "on_message_callback", "callback"} <= set(taken), moved(
-        "pika.channel.Channel.basic_consume", SESSION
+        "pika.channel.Channel.basic_consume", CONSUMERS
     )
 
 
@@ -373,7 +377,7 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
     (closing,) = inner.add_on_close_callback.call_args.args
     reason = pika.exceptions.ChannelClosedByBroker(404, "NOT_FOUND")
     closing(inner, reason)
-    assert reasons == [reason], moved("TwistedChannel.on_closed", SESSION)
+    assert reasons == [reason], moved("TwistedChannel.on_closed", CONSUMERS)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +393,7 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
 )
 def test_the_twisted_channel_takes_what_it_is_told(method, parameters):
     taken = parameters_of(getattr(TwistedChannel, method))
-    assert parameters <= set(taken), moved(f"TwistedChannel.{method}", SESSION)
+    assert parameters <= set(taken), moved(f"TwistedChannel.{method}", f"{CHANNELS} or {CONSUMERS}")
 
 
 # pika's blocking connection

@@ -11,13 +11,43 @@ import pika.exceptions
 from . import faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from consumer_framework.core.bindings import Bound
 
     from .connection import Client
+    from .consumers import Consumers
 
 _log = logging.getLogger(__name__)
+
+
+class Rebinding:
+    """The bindings that are still to be changed."""
+
+    def __init__(self) -> None:
+        self._to_bind: list[Bound] = []
+        self._to_unbind: list[Bound] = []
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there are any."""
+        return bool(self._to_bind or self._to_unbind)
+
+    def add(self, bound: Sequence[Bound], unbound: Sequence[Bound]) -> None:
+        """Note bindings to be added, and others to be removed; the latest word counts."""
+        self._to_bind = [one for one in (*self._to_bind, *bound) if one not in unbound]
+        self._to_unbind = [one for one in (*self._to_unbind, *unbound) if one not in bound]
+
+    async def carry_out(self, client: Client, consumers: Consumers) -> None:
+        """Change them, once, for the queues that have a consumer.
+
+        Raises:
+            BadDeclaration: The broker refused a new one.
+        """
+        bound, self._to_bind = self._to_bind, []
+        await bind(client, bound, consumers.names)
+        unbound, self._to_unbind = self._to_unbind, []
+        await unbind(client, unbound, consumers.names)
 
 
 async def bind(client: Client, bound: Iterable[Bound], names: Mapping[str, str]) -> None:

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The consumers of a session: one for each queue, on a channel of its own."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pika.exceptions
+from fedora_messaging.exceptions import BadDeclaration
+from twisted.internet import defer
+
+from consumer_framework.core.queues import is_single_active
+
+from . import faults
+from .connection import CLOSE_TIMEOUT, Client, Clock
+from .declarations import bindings, declaration
+from .subscription import Subscription, from_pika, receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.settings import Queue, Settings
+
+    from .channels import Channels
+
+_log = logging.getLogger(__name__)
+
+
+class Recipient(Protocol):
+    """Whom the consumers are for."""
+
+    def delivered(self, delivery: Delivery) -> None:
+        """The broker delivered a message."""
+        ...
+
+    def voided(self, generation: int) -> None:
+        """A channel is gone: the broker delivers again what was not settled on it."""
+        ...
+
+
+class Losses(Protocol):
+    """What becomes of a consumer later on."""
+
+    def channel_closed(self, reason: Exception, subscription: Subscription) -> None:
+        """The consumer is gone together with its channel."""
+        ...
+
+    def canceled_by_broker(self, subscription: Subscription) -> None:
+        """The queue was deleted, or its node went (RabbitMQ: Consumer Cancel Notification)."""
+        ...
+
+
+class Consumers:
+    """Has the consumer of each queue, as long as that lives.
+
+    Args:
+        settings: Queues and bindings.
+        prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
+        channels: Gets every channel that deliveries come on.
+        recipient: Gets the deliveries.
+        clock: Twisted's reactor, or a clock of a test's.
+
+    Attributes:
+        settings: What the next subscription goes by.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        prefetch_count: int,
+        channels: Channels,
+        recipient: Recipient,
+        clock: Clock,
+    ) -> None:
+        self.settings = settings
+        self._is_paused = False
+        self._prefetch_count = prefetch_count
+        self._channels = channels
+        self._recipient = recipient
+        self._clock = clock
+        self._subscriptions: dict[str, Subscription] = {}
+        # By configured name, the queues whose consumer the broker canceled: must still be there.
+        self._doubted: dict[str, str] = {}
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """What consumes, or did until it was paused."""
+        return tuple(self._subscriptions.values())
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is to be consumed."""
+        return self._is_paused
+
+    @property
+    def prefetch_count(self) -> int:
+        """How many messages the broker is to send ahead, per queue; 0 for no limit."""
+        return self._prefetch_count
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The broker's names of the queues, by the configured ones."""
+        return {s.configured_name: s.queue for s in self._subscriptions.values()}
+
+    @property
+    def missing(self) -> set[str]:
+        """The configured names of the queues that have no consumer."""
+        consuming = {name for name, s in self._subscriptions.items() if s.consumer_tag}
+        return self.settings.queues.keys() - consuming
+
+    def has_room(self, subscription: Subscription) -> bool:
+        """Whether the broker may send another message to *subscription* before one is settled."""
+        unsettled = subscription.latest_tag - self._channels.settled(subscription.generation)
+        return not self._prefetch_count or unsettled < self._prefetch_count
+
+    def is_single_active(self, subscription: Subscription) -> bool:
+        """Whether other consumers of its queue get nothing while *subscription* does."""
+        return is_single_active(self.settings.queues[subscription.configured_name])
+
+    # Beginning.
+
+    def trust(self) -> None:
+        """Forget which queues the broker may have deleted: the connection is another one."""
+        self._doubted.clear()
+
+    async def subscribe(self, client: Client, name: str, losses: Losses) -> None:
+        """Consume from a queue, on the channel that it had before it was paused, or a new one.
+
+        Args:
+            client: The connection.
+            name: The configured name of the queue.
+            losses: Told when the consumer is lost.
+
+        Raises:
+            BadDeclaration: The broker refuses the queue, or a binding.
+            Fault: It refuses the consumer, or canceled a former one because the queue is gone.
+        """
+        existing = self._subscriptions.get(name)
+        if existing is not None:
+            await self._consume(existing)
+            return
+        queue = self.settings.queues[name]
+        if name in self._doubted:
+            await self._must_exist(client, self._doubted.pop(name), queue)
+        actual_name = await client.declare_queue(declaration(name, queue, self.settings))
+        await client.bind_queues(bindings(name, actual_name, self.settings))
+        channel = await client._allocate_channel()  # noqa: SLF001 -- see connection.py
+        generation = self._channels.add(channel)
+        receivers = client.frames.receivers
+        subscription = Subscription(name, actual_name, channel, generation, receivers)
+        channel.on_closed.addCallback(self._channel_closed, subscription, losses)
+        channel._channel.add_on_cancel_callback(  # noqa: SLF001 -- pika wraps no such thing
+            lambda _frame: self._canceled_by_broker(subscription, losses)
+        )
+        try:
+            await self._consume(subscription)
+        except defer.CancelledError:
+            # The broker may have confirmed already: what it sends goes back with the channel.
+            channel.close()
+            raise
+        self._subscriptions[name] = subscription
+
+    async def _must_exist(self, client: Client, actual_name: str, queue: Queue) -> None:
+        passive = queue.model_copy(update={"passive": True})
+        try:
+            await client.declare_queue(declaration(actual_name, passive, self.settings))
+        except BadDeclaration as error:
+            if faults.reply_code(error.reason) == faults.NOT_FOUND:
+                raise faults.canceled_fault(actual_name) from error
+            raise
+
+    async def _consume(self, subscription: Subscription) -> None:
+        count = self._prefetch_count
+        await subscription.channel.basic_qos(
+            prefetch_size=self.settings.qos.prefetch_size, prefetch_count=count
+        )
+        # TwistedChannel.basic_consume would make two Deferreds for each delivery.
+        consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
+        receive = receiver(subscription, self._recipient.delivered, self._channels.give_back)
+        subscription.is_wanted = True
+        subscription.receivers[subscription.channel.channel_number] = receive
+        try:
+            confirmed = await consume(
+                queue=subscription.queue, on_message_callback=from_pika(receive)
+            )
+        except pika.exceptions.ChannelClosed as error:
+            raise faults.consume_fault(error, subscription.queue) from error
+        subscription.consumer_tag = confirmed.method.consumer_tag
+        if self._is_paused:
+            subscription.is_wanted = False
+            await self._cancel(subscription)
+        elif count != self._prefetch_count:
+            # It has changed meanwhile; without a consumer this one is missing again.
+            await self._cancel(subscription)
+
+    # Replacing, and ending on purpose.
+
+    def set_prefetch(self, prefetch_count: int) -> list[str]:
+        """Cancel the consumers that another one with this count is to take the place of.
+
+        Args:
+            prefetch_count: 0 for no limit.
+
+        Returns:
+            The queues whose consumer is kept all the same: see :meth:`.Session.set_prefetch`.
+        """
+        self._prefetch_count = prefetch_count
+        kept = [s for s in self._consuming() if self.is_single_active(s)]
+        for subscription in self._consuming():
+            if subscription not in kept:
+                self._cancel_quietly(subscription)
+        return [subscription.queue for subscription in kept]
+
+    def pause(self) -> None:
+        """Cancel every consumer; the channels stay, for what is held on them."""
+        self._is_paused = True
+        for subscription in self._subscriptions.values():
+            subscription.is_wanted = False
+            self._cancel_quietly(subscription)
+
+    def resume(self) -> None:
+        """Let there be consumers again."""
+        self._is_paused = False
+
+    async def cancel_all(self) -> None:
+        """Cancel every consumer, but leave those of single active ones to their channel's end."""
+        consuming = self._consuming()
+        for subscription in consuming:
+            if self.is_single_active(subscription):
+                self._channels.leave(subscription.generation)
+        leaving = [s for s in consuming if not self._channels.is_left(s.generation)]
+        for subscription in leaving:
+            subscription.is_wanted = False
+        cancels = [self._cancel(subscription) for subscription in leaving]
+        await defer.DeferredList(cancels, consumeErrors=True)
+
+    def hush(self) -> None:
+        """Let channels close without a word about the consumers that were left to that."""
+        for subscription in self._subscriptions.values():
+            if self._channels.is_left(subscription.generation):
+                # pika would tell the broker so before it closes the channel.
+                cancelled = subscription.channel._channel._cancelled  # noqa: SLF001
+                cancelled.add(subscription.consumer_tag)
+
+    def _consuming(self) -> list[Subscription]:
+        return [s for s in self._subscriptions.values() if s.consumer_tag]
+
+    def _cancel_quietly(self, subscription: Subscription) -> None:
+        if subscription.consumer_tag:
+            canceled = self._cancel(subscription)
+            canceled.addErrback(lambda failure: _log.debug("canceling: %r", failure.value))
+
+    @defer.inlineCallbacks
+    def _cancel(self, subscription: Subscription) -> Generator[defer.Deferred[Any], Any, None]:
+        tag, subscription.consumer_tag = subscription.consumer_tag, ""
+        canceled = subscription.channel.basic_cancel(tag)
+        # What is under way is ours to take, or to give back; pika would reject it.
+        subscription.channel._channel._cancelled.discard(tag)  # noqa: SLF001
+        yield canceled.addTimeout(CLOSE_TIMEOUT, self._clock)
+
+    # Losing.
+
+    def doubt(self, subscription: Subscription) -> None:
+        """Count *subscription* as missing; before the next one its queue must still be there."""
+        del self._subscriptions[subscription.configured_name]
+        self._doubted[subscription.configured_name] = subscription.queue
+
+    def give_up(self, subscription: Subscription) -> None:
+        """Close the channel of *subscription*, and give back what is unsettled on it."""
+        # Give everything back by name before the channel closes: closing it would count against
+        # a quorum queue's delivery-limit.
+        self._channels.flush()
+        subscription.channel.basic_nack(0, multiple=True, requeue=True)
+        subscription.channel.close()
+        self._forget(subscription)
+
+    def _channel_closed(
+        self, reason: Exception, subscription: Subscription, losses: Losses
+    ) -> None:
+        self._forget(subscription)
+        if self._has(subscription):
+            del self._subscriptions[subscription.configured_name]
+            losses.channel_closed(reason, subscription)
+
+    def _canceled_by_broker(self, subscription: Subscription, losses: Losses) -> None:
+        if self._has(subscription):
+            losses.canceled_by_broker(subscription)
+
+    def _has(self, subscription: Subscription) -> bool:
+        return self._subscriptions.get(subscription.configured_name) is subscription
+
+    def _forget(self, subscription: Subscription) -> None:
+        """Its channel is gone, or as good as that."""
+        subscription.receivers.pop(subscription.channel.channel_number, None)
+        self._channels.remove(subscription.generation)
+        self._recipient.voided(subscription.generation)
