@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.attempt import NO_HISTORY
@@ -15,24 +14,16 @@ from consumer_framework.core.durations import text
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.handler import Handler, is_coroutine_callable
-from consumer_framework.core.heartbeat import RUN
 
-from .attempts import (
-    SUCCEEDED,
-    Attempts,
-    Later,
-    Result,
-    as_awaitable,
-    caught,
-    is_later,
-    returned,
-    signal_of,
-)
+from .attempts import SUCCEEDED, Later, as_awaitable, caught, is_later, signal_of
+from .gathering import Gathering
 from .jobs import Job
+from .limits import Limits
 from .patrol import Patrol
 from .succession import Succession
 from .tasks import Tasks
 from .threads import Threads
+from .work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +41,8 @@ _log = logging.getLogger(__name__)
 # can no longer be overtaken by a message that is due again.
 QUICK = 0.05
 
+_UNLESS_SAID = Limits()
+
 
 def _is_coroutine(handler: Handler) -> bool:
     return is_coroutine_callable(handler.call_batch or handler.call)
@@ -57,23 +50,6 @@ def _is_coroutine(handler: Handler) -> bool:
 
 def _any(_delivery: Delivery) -> bool:
     return True
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much of the handler runs at once, and for how long.
-
-    Attributes:
-        slots: Runs at once.
-        timeout: Seconds that a run may take.
-        batch_size: Messages that a batch handler gets at the most.
-        batch_seconds: How long the first of them waits for the others.
-    """
-
-    slots: int = 1
-    timeout: float = 600.0
-    batch_size: int = 100
-    batch_seconds: float = 1.0
 
 
 class Executor:
@@ -93,34 +69,28 @@ class Executor:
         handler: Handler,
         decode: Decoder,
         flight: FlightRecorder,
-        limits: Limits = Limits(),
+        limits: Limits = _UNLESS_SAID,
     ) -> None:
         self._handler = handler
-        self._decode = decode
-        self._flight = flight
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._attempts = self._attempts_at(handler)
-        self._threads = Threads(limits.slots, self._work, self._done)
-        self._tasks = Tasks(limits.slots, self._work_in_task, self._done)
+        self._work = Work(handler, decode, flight, self._loop)
+        self._threads = Threads(limits.slots, self._work.run, self._done)
+        self._tasks = Tasks(limits.slots, self._work.run_in_task, self._done)
         self._start = (self._tasks if _is_coroutine(handler) else self._threads).start
-        # Written by the slots' threads too; each operation on it is atomic.
-        self._running: dict[Job, None] = {}
-        self._now = self._loop.time
-        self._gathering = Job(clock=self._now)
-        self._gather_timer: asyncio.TimerHandle | None = None
+        self._gathering = Gathering(self._loop, limits, self._submit)
         self._is_stopped = False
         self._stopped: list[Job] = []
         self._patrol = Patrol(
             self._loop,
             limits.timeout,
-            lambda: list(self._running),
+            lambda: self._work.running,
             lambda: self.is_busy,
             self._overdue,
         )
         self._outstanding = 0
         self._last_took = math.inf
-        self._succession = Succession(self._call, self._take_over, lambda: list(self._running))
+        self._succession = Succession(self._call, self._take_over, lambda: self._work.running)
 
     @property
     def is_busy(self) -> bool:
@@ -135,7 +105,7 @@ class Executor:
     @property
     def running(self) -> tuple[Delivery, ...]:
         """The deliveries that are in the handler, longest first."""
-        return tuple(delivery for job in list(self._running) for delivery in job.deliveries)
+        return tuple(delivery for job in self._work.running for delivery in job.deliveries)
 
     def overruns(self) -> tuple[Overrun, ...]:
         """The runs that take longer than they may, the longest first; times are the loop's."""
@@ -147,8 +117,7 @@ class Executor:
         self._threads.resize(limits.slots)
         self._tasks.resize(limits.slots)
         self._patrol.allow(limits.timeout)
-        if len(self._gathering.deliveries) >= limits.batch_size:
-            self._submit(self._gathered())
+        self._gathering.resize(limits)
 
     @property
     def deadline(self) -> float | None:
@@ -156,7 +125,7 @@ class Executor:
 
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
-        starts = [job.lasts_since for job in list(self._running) if job.function is None]
+        starts = [job.lasts_since for job in self._work.running if job.function is None]
         return max(starts) + self._limits.timeout if starts else None
 
     def cancel(self) -> tuple[Delivery, ...]:
@@ -165,12 +134,7 @@ class Executor:
         Returns:
             The deliveries that are no longer handled because of that.
         """
-        cancelled: list[Delivery] = []
-        for job in list(self._running):
-            if job.task is not None and not job.task.cancelling():
-                job.task.cancel()
-                cancelled += job.deliveries
-        return tuple(cancelled)
+        return self._work.cancel()
 
     async def setup(self) -> None:
         """Run the handler's ``setup``; what it raises is raised here."""
@@ -200,13 +164,8 @@ class Executor:
 
     def _take_over(self, handler: Handler) -> Handler:
         former, self._handler = self._handler, handler
-        # Who begins from here on, reads that. Some that have begun may have read it, too.
-        self._attempts = self._attempts_at(handler)
+        self._work.hand_to(handler)
         return former
-
-    def _attempts_at(self, handler: Handler) -> Attempts:
-        call = handler.call_batch or handler.call
-        return Attempts(call, self._decode, self._flight, handler.call_batch is not None)
 
     async def run(self, delivery: Delivery) -> Outcome:
         """Run the handler on *delivery* as soon as a slot is free, alone or in a batch.
@@ -219,30 +178,23 @@ class Executor:
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # A batch that failed, or killed the process, is told apart: each message is on its own.
-            self._submit(Job([delivery], [waiter], clock=self._now))
+            self._submit(Job([delivery], [waiter], clock=self._loop.time))
         else:
-            self._gather(delivery, waiter)
+            self._gathering.add(delivery, waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
             # By the host: what comes out of a handler is its outcome.
-            self._abandon()
+            self._work.abandon()
             raise
-
-    def _abandon(self) -> None:
-        """Cancel what nobody waits for any more."""
-        for job in list(self._running):
-            is_unwanted = all(waiter.done() for waiter in job.waiters)
-            if job.task is not None and is_unwanted and not job.task.cancelling():
-                job.task.cancel()
 
     def stop(self) -> None:
         """Let no slot begin with anything any more; :meth:`withdraw` ends what waits for one."""
         self._is_stopped = True
         self._succession.stop()
         self._stopped += self._take_back()
-        if self._gathering.deliveries:
-            self._stopped.append(self._gathered())
+        if not self._gathering.is_empty:
+            self._stopped.append(self._gathering.take())
 
     def withdraw(self, which: Callable[[Delivery], bool] = _any) -> int:
         """Let no slot begin with what none has begun with; returns how many deliveries that is.
@@ -252,7 +204,7 @@ class Executor:
         """
         withdrawn = 0
         if self._gathering.has(which):
-            withdrawn += self._withdraw(self._gathered())
+            withdrawn += self._withdraw(self._gathering.take())
         stopped, self._stopped = self._stopped, []
         for job in [*stopped, *self._take_back()]:
             if job.has(which):
@@ -277,46 +229,9 @@ class Executor:
 
     def close(self) -> None:
         """End the threads that run nothing."""
-        self._gathered()
+        self._gathering.take()
         self._patrol.stop()
         self._threads.close()
-
-    # In a slot, which may be a thread.
-
-    def _work(self, job: Job) -> Any:
-        job.started_at = self._now()
-        # Before it is known which handler that is: see _take_over.
-        self._running[job] = None
-        RUN.set(job)
-        result = None
-        try:
-            if job.function is not None:
-                return [returned(job.function)]
-            result = self._attempts.run(job.deliveries)
-            return result
-        finally:
-            RUN.set(None)
-            if not isinstance(result, Later):
-                del self._running[job]
-
-    async def _work_in_task(self, job: Job) -> Result:
-        job.started_at = self._now()
-        self._running[job] = None
-        # In the task's own context.
-        RUN.set(job)
-        try:
-            return await self._attempts.run_coroutine(job.deliveries)
-        finally:
-            # The job keeps the task, and that its context: no cycle for the garbage collector.
-            RUN.set(None)
-            del self._running[job]
-
-    async def _work_later(self, job: Job, later: Later) -> Result:
-        RUN.set(job)
-        try:
-            return await later.result
-        finally:
-            RUN.set(None)
 
     # On the event loop.
 
@@ -324,8 +239,7 @@ class Executor:
         self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]
     ) -> None:
         if isinstance(result, Later):
-            job.task = self._loop.create_task(self._work_later(job, result))
-            job.task.add_done_callback(lambda task: self._done_later(job, task, go_on))
+            self._work.run_on(job, result, lambda task: self._done_later(job, task, go_on))
             return
         self._outstanding -= 1
         self._last_took = self._loop.time() - job.started_at
@@ -341,7 +255,6 @@ class Executor:
             self._loop.call_soon(go_on)
 
     def _done_later(self, job: Job, task: asyncio.Task[Any], go_on: Callable[[], None]) -> None:
-        del self._running[job]
         if task.cancelled() or task.result() is not SUCCEEDED:
             result = [Failed(asyncio.CancelledError())] if task.cancelled() else task.result()
             self._done(job, result, None, go_on)
@@ -359,25 +272,6 @@ class Executor:
         self._outstanding += 1
         self._patrol.start()
         self._start(job)
-
-    def _gather(self, delivery: Delivery, waiter: asyncio.Future[Outcome]) -> None:
-        self._gathering.deliveries.append(delivery)
-        self._gathering.waiters.append(waiter)
-        if len(self._gathering.deliveries) >= self._limits.batch_size:
-            self._submit(self._gathered())
-        elif self._gather_timer is None:
-            seconds = self._limits.batch_seconds
-            self._gather_timer = self._loop.call_later(
-                seconds, lambda: self._submit(self._gathered())
-            )
-
-    def _gathered(self) -> Job:
-        """The batch so far; the next one begins."""
-        timer, self._gather_timer = self._gather_timer, None
-        if timer is not None:
-            timer.cancel()
-        job, self._gathering = self._gathering, Job(clock=self._now)
-        return job
 
     async def _call(self, function: Callable[[], Any] | None) -> None:
         """Run another function of the author's where the handler runs."""
