@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 export PYTHON
-# Most tests wait for servers: more at once than there are cores.
+# Most tests wait for servers: more at once than there are cores. The long ones come first.
 TEST_WORKERS ?= 3
 
 .PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences clean
@@ -48,7 +48,7 @@ demo: venv
 test: lint
 	packaging/system-packages --optional broker acceptance rpm
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -214,6 +214,7 @@ class Reloader:
         Returns:
             That, and the digests of its TLS files.
         """
+        self._origin.handed_over().refuse_stale()
         loaded = self._origin.read()
         old, new = self._instance.settings, loaded.settings
         if not self._origin.names_callback:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import config
 from consumer_framework.adapters.credentials import Directory
-from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings.credentials import UnavailableError
 
 from . import configuration
@@ -40,21 +40,29 @@ class HandedOver:
     copied: int = 0
     credentials: Mapping[str, tuple[int, int]] | None = None
 
+    def refuse_stale(self) -> None:
+        """Refuse to read a copy that is older than what it is a copy of.
+
+        Raises:
+            ConfigurationError: The file was changed since.
+        """
+        if self.file is not None and _changed(self.file) > self.copied:
+            what = "was changed, and cannot be read again: only root may read it"
+            raise ConfigurationError(
+                Problem("", f"{what}, and the instance has the copy of its start", _CURE)
+            )
+
     def not_reread(self, now: HandedOver) -> tuple[str, ...]:
-        """Say in lines for an operator what is still as it was, and what to do.
+        """Say in lines for an operator which credentials are still as they were, and what to do.
 
         Args:
             now: What systemd has handed over by now.
         """
-        said = []
-        if now.file is not None and _changed(now.file) > now.copied:
-            what = f"{now.file} was changed, and cannot be read again: only root may read it"
-            said.append(f"{what}, and the instance has the copy that it was started with; {_CURE}")
         before, after = self.credentials or {}, now.credentials or {}
         same = sorted(name for name, state in after.items() if before.get(name) == state)
-        if same:
-            said.append(f"these credentials are as they were: {', '.join(same)}; if not, {_CURE}")
-        return tuple(said)
+        if not same:
+            return ()
+        return (f"these credentials are as they were: {', '.join(same)}; if not, {_CURE}",)
 
 
 def handed_over(path: Path | None, instance: str) -> HandedOver:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.adapters.flight import Flight
 from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.core.errors import ConfigurationError, JournalError, Problem
+from consumer_framework.core.fields import fields
 
 if TYPE_CHECKING:
     from consumer_framework.core.settings import Framework
@@ -113,9 +114,10 @@ def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:
         raise
     for survivor in wreckage.survivors:
         _log.warning(
-            "the process died while message %s of %s was handled (%d times so far)",
+            "the process died while message %s of %s was handled: crash %d of it",
             survivor.message_id,
             survivor.queue,
             survivor.crashes,
+            extra=fields(survivor.message_id, "", survivor.queue),
         )
     return flight

@@ -17,7 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from .broker import HOST, Broker, reserve_port
+from .broker import Broker
+from .loopback import HOST, port_of, reserve_port
 
 if TYPE_CHECKING:
     import socket
@@ -128,8 +129,7 @@ class TlsBroker(Broker):
     def tls_port(self) -> int:
         """The TLS port on 127.0.0.1."""
         assert self._tls_port is not None  # noqa: S101 -- until it is closed
-        port: int = self._tls_port.getsockname()[1]
-        return port
+        return port_of(self._tls_port)
 
     @property
     def tls_url(self) -> str:

@@ -3,66 +3,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import math
-import time
-from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import pika
-from fedora_messaging import config as upstream
 
-from consumer_framework.adapters import codec
-from consumer_framework.adapters.executor import Executor
 from consumer_framework.core import durations
-from consumer_framework.core import settings as core
-from consumer_framework.core.delivery import Known
-from consumer_framework.core.disposition import (
-    Ack,
-    Defer,
-    GiveBack,
-    Halt,
-    Hold,
-    Quarantine,
-    Reject,
-    Requeue,
-)
-from consumer_framework.core.handler import is_coroutine_callable
-from consumer_framework.core.recovery import Situation, decide
-from consumer_framework.host.batching import check_batch, with_batch
-from consumer_framework.host.lane import lane_of
-from consumer_framework.host.loader import Target, factory, find, recovery_of
-from consumer_framework.host.ordering import source_for
-from consumer_framework.host.plan import Plan, fitted
-from consumer_framework.host.policy import policy_of
-from consumer_framework.host.recorder import LogRecorder
-from consumer_framework.host.slots import Slots
+from consumer_framework.core.disposition import Ack, Defer, Halt, Hold, Quarantine, Reject
 
-from .fake_flight import FakeFlightRecorder
 from .fake_journal import FakeJournal
-from .fake_queue import FakeQueue
-from .virtual_time import VirtualTime
+from .harness_settings import document_of, plan_for, upstream_config
+from .virtual_instance import ROUND_TRIP, VirtualInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    import asyncio
+    from collections.abc import Mapping
     from types import TracebackType
 
     from fedora_messaging.message import Message
 
-    from consumer_framework.adapters.executor import Limits
     from consumer_framework.core.attempt import Attempt
-    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
-    from consumer_framework.core.handler import Handler
 
     from .fake_queue import Posted
 
-# Seconds after which a broker delivers again what was given back to it.
-ROUND_TRIP = 0.01
-# A loop of messages that never takes time would never end; a defect of the framework, then.
-_MOST_STEPS = 1_000_000
+__all__ = ["ROUND_TRIP", "Harness"]
 
 
 class Harness:
@@ -106,8 +73,6 @@ class Harness:
 
     Attributes:
         journal: What is deferred and quarantined; set its ``error``, and it cannot write.
-        halted: What stopped the instance; None while it runs.
-        paused: Why the instance consumes nothing, "" while it does.
 
     Raises:
         ConfigurationError: *config* or *settings* would start no instance.
@@ -123,39 +88,22 @@ class Harness:
         patience: float = 1.0,
     ) -> None:
         self.journal = FakeJournal()
-        self.halted: Halt | None = None
-        self.paused = ""
         self.chance = chance
-        target = _target(consumer)
-        self._document = _document(dict(config or {}), dict(settings or {}))
-        checked = core.parse(self._document, default_bindings=True)
-        make = factory(target, checked.consumer_config)
-        written = checked.framework.recovery
-        policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
-        check_batch(checked.framework, target.value)
-        framework = with_batch(checked.framework, target.value)
-        plan = Plan(target.name, make, policy, framework, source_for(framework, target.value))
-        self._plan = fitted(plan, checked, recovery)
-        self._patience = patience
-        self._time: VirtualTime
-        self._flight = FakeFlightRecorder(self._plan.framework.at_once)
-        self._queue = FakeQueue()
-        self._runner: _Runner
-        self._slots: Slots
-        self._workers: list[asyncio.Task[None]] = []
-        self._kills: Counter[str | None] = Counter()
+        self._document = document_of(dict(config or {}), dict(settings or {}))
+        plan = plan_for(consumer, self._document)
+        self._instance = VirtualInstance(plan, self.journal, lambda: self.chance, patience)
+        self._dispositions = self._instance.dispositions
+        self._queue = self._instance.queue
         self._replays: dict[int, asyncio.Task[Disposition]] = {}
-        self._pump_call: Any = None
-        self._awaited: asyncio.Task[None] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Start the instance; what the consumer's own ``setup`` raises is raised here."""
-        self._time = VirtualTime(time.time(), self._patience_now)
+        self._instance.open()
         with self._stack as stack:
-            stack.callback(self._time.close)
-            stack.enter_context(_upstream_config(self._document))
-            self._start()
+            stack.callback(self._instance.time.close)
+            stack.enter_context(upstream_config(self._document))
+            self._instance.start()
             # What follows is undone by __exit__.
             self._stack = stack.pop_all()
         return self
@@ -168,11 +116,7 @@ class Harness:
     ) -> None:
         """Stop the instance, its ``teardown`` included, whatever waits then."""
         with self._stack:
-            self._slots.close()
-            self._cancel_everything()
-            if kind is None:
-                self._await(self._runner.executor.teardown())
-            self._runner.executor.close()
+            self._instance.stop(teardown=kind is None)
 
     # What a test does.
 
@@ -225,49 +169,26 @@ class Harness:
 
     def kill_next(self, message: Message, times: int = 1) -> None:
         """Let the process be killed the next *times* that the handler has *message*."""
-        self._kills[message.id] = times
+        self._instance.kills[message.id] = times
 
     def advance(self, duration: str | float) -> None:
         """Let time pass: *duration* is ``"10s"``, ``"1h 30m"``, or seconds. What is due runs."""
-        left = durations.seconds(duration)
-        self._settle_down()
-        for _ in range(_MOST_STEPS):
-            timer = self._time.next_timer()
-            if timer is None or timer > left:
-                break
-            left -= timer
-            self._time.step(timer)
-            self._settle_down()
-        else:
-            raise RuntimeError(f"after {_MOST_STEPS} steps there is no end of them")
-        self._time.step(left)
-        self._settle_down()
+        self._instance.advance(durations.seconds(duration))
 
     def cut(self) -> None:
         """Drop the connection: what is not settled is delivered again, a moment later."""
-        self._slots.voided(self._queue.cut())
-        self._settle_down()
+        self._instance.cut()
 
     def crash(self) -> None:
         """Kill the process, as by SIGKILL, and start a new one.
 
         What the old one had not settled is delivered again, a moment later.
         """
-        self._flight = self._flight.crash()
-        self._slots.close()
-        self._cancel_everything()
-        self._runner.executor.close()
-        self._queue.cut()
-        self._start()
+        self._instance.crash()
 
     def restart(self) -> None:
         """Stop the process in good order, as by SIGTERM, and start a new one."""
-        self._drain()
-        self._await(self._runner.executor.teardown())
-        self._cancel_everything()
-        self._runner.executor.close()
-        self._queue.cut()
-        self._start()
+        self._instance.restart()
 
     # What an operator does.
 
@@ -283,9 +204,8 @@ class Harness:
                 message with its key has to be replayed, or dropped, first.
         """
         row, posted = self._claimable(message)
-        replay = self._time.loop.create_task(self._slots.replay(row))
-        self._replays[row.row] = replay
-        self._settle_down()
+        replay = self._replays[row.row] = self._instance.replay(row)
+        self._instance.settle_down()
         if not replay.done() or replay.cancelled():
             return None
         disposition = replay.result()
@@ -300,36 +220,49 @@ class Harness:
         row, posted = self._quarantined_row(message)
         self.journal.drop(row.row)
         posted.disposition = Reject("dropped by an operator")
-        self._slots.look()
-        self._settle_down()
+        self._instance.look()
 
     # What a test asks.
 
     @property
+    def halted(self) -> Halt | None:
+        """What stopped the instance; None while it runs."""
+        return self._instance.halted
+
+    @property
+    def paused(self) -> str:
+        """Why the instance consumes nothing, "" while it does."""
+        return self._instance.paused
+
+    @property
     def now(self) -> float:
         """Seconds since the epoch: the machine's time at first, the virtual one from then on."""
-        return self._time.time()
+        return self._instance.time.time()
 
     @property
     def acked(self) -> list[Any]:
         """The messages that are done with: handled, skipped, or halted on without a requeue."""
-        return self._now(lambda p: isinstance(p.disposition, Ack | Halt) and p.told == "ack")
+        return self._dispositions.where(
+            lambda p: isinstance(p.disposition, Ack | Halt) and p.told == "ack"
+        )
 
     @property
     def rejected(self) -> list[Any]:
         """The messages that were lost on purpose."""
-        return self._now(lambda p: isinstance(p.disposition, Reject))
+        return self._dispositions.where(lambda p: isinstance(p.disposition, Reject))
 
     @property
     def held(self) -> list[Any]:
         """The messages that wait in memory to be tried again."""
         unsettled = self._queue.unsettled
-        return self._now(lambda p: isinstance(p.disposition, Hold) and p in unsettled)
+        return self._dispositions.where(
+            lambda p: isinstance(p.disposition, Hold) and p in unsettled
+        )
 
     @property
     def deferred(self) -> list[Any]:
         """The messages that wait in the journal to be tried again."""
-        return self._now(lambda p: isinstance(self._kept(p), Defer))
+        return self._dispositions.where(lambda p: isinstance(self._dispositions.kept(p), Defer))
 
     @property
     def quarantined(self) -> list[Any]:
@@ -337,190 +270,47 @@ class Harness:
 
         Those with the same ordering key that come later do, too.
         """
-        return self._now(lambda p: isinstance(self._kept(p), Quarantine))
+        return self._dispositions.where(
+            lambda p: isinstance(self._dispositions.kept(p), Quarantine)
+        )
 
     @property
     def queued(self) -> list[Any]:
         """The messages that wait in the queue."""
         ready = self._queue.ready
-        return self._now(lambda p: p in ready)
+        return self._dispositions.where(lambda p: p in ready)
 
     @property
     def unsettled(self) -> list[Any]:
         """The messages that the instance has: held, in the handler, or waiting for either."""
         unsettled = self._queue.unsettled
-        return self._now(lambda p: p in unsettled)
+        return self._dispositions.where(lambda p: p in unsettled)
 
     @property
     def requeued(self) -> list[Any]:
         """Those of the :attr:`queued` ones that were delivered before."""
         ready = self._queue.ready
-        return self._now(lambda p: p in ready and p.redelivered)
+        return self._dispositions.where(lambda p: p in ready and p.redelivered)
 
     def attempts(self, message: Message | bytes) -> tuple[Attempt, ...]:
         """The failed attempts at *message*; at its latest delivery, where there were several."""
-        return self._posted(message).history.attempts
+        return self._dispositions.latest(message).history.attempts
 
     def runs(self, message: Message | bytes) -> list[float]:
         """When the handler began with *message*, each time, in seconds since the epoch."""
-        return [at for posted in self._all(message) for at in posted.runs]
+        return [at for posted in self._dispositions.all_of(message) for at in posted.runs]
 
-    # Starting and stopping.
-
-    def _start(self) -> None:
-        self.halted, self.paused = None, ""
-        self._slots = self._make_slots()
-        self._await(self._build())
-        self._settle_down()
-
-    def _make_slots(self) -> Slots:
-        return Slots(
-            self._plan,
-            self._queue,
-            self.journal,
-            self._flight,
-            _Recorder(self._time, self._note_settle),
-            self._time,
-            self._time.reactor,
-            halt=self._halt,
-            pause=self._pause,
-            resume=self._resume,
-            chance=lambda: self.chance,
-        )
-
-    async def _build(self) -> None:
-        handler = self._plan.factory()
-        self._runner = _Runner(handler, self._plan.limits, self._flight, self._begin)
-        await self._runner.executor.setup()
-        lanes = lane_of(self._plan, handler)
-        self._workers = []
-        self._slots.start(self._runner, lanes, self._workers.append)
-
-    def _drain(self) -> None:
-        self._slots.close()
-        self._slots.give_back_waiting()
-        self._slots.give_back_held()
-        finish = self._time.loop.create_task(self._slots.finish())
-        self._time.run()
-        while not finish.done() and (timer := self._time.next_timer()) is not None:
-            self._time.step(timer)
-        self._slots.give_back_held()
-
-    def _cancel_everything(self) -> None:
-        for running in asyncio.all_tasks(self._time.loop):
-            running.cancel()
-        for call in self._time.reactor.getDelayedCalls():
-            call.cancel()
-        self._time.run()
-
-    def _await(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run the author's ``setup`` or ``teardown``, however long it takes."""
-        self._awaited = spawned = self._time.loop.create_task(coroutine)
-        self._time.run()
-        while not spawned.done():
-            self._time.step(self._time.next_timer() or ROUND_TRIP)
-        self._awaited = None
-        spawned.result()
-
-    def _patience_now(self, has_timer: bool, has_sockets: bool) -> float | None:  # noqa: FBT001
-        if self._awaited is not None:
-            return 0 if has_timer or self._awaited.done() else self._patience
-        if not self._runner.executor.is_busy or self._runner.is_killed:
-            return 0
-        if not self._runner.is_coroutine:
-            return None
-        return self._patience if has_sockets or not has_timer else 0
-
-    # The broker's part.
+    # Helpers.
 
     def _deliver(
         self, what: object, key: str, properties: Any, body: bytes, kills: int
     ) -> Disposition | None:
-        self._kills[properties.message_id] = kills
         posted = self._queue.publish(what, key, properties, body)
-        self._time.loop.call_soon(self._pump)
-        self._settle_down()
-        if kills:
-            self.advance(2 * kills * ROUND_TRIP)
+        self._instance.deliver(posted, kills)
         return posted.disposition
-
-    def _pump(self) -> None:
-        """Deliver what the consumer would be sent now."""
-        while self._has_something_to_deliver:
-            self._slots.put(self._queue.take(self.now))
-
-    @property
-    def _has_something_to_deliver(self) -> bool:
-        room = self._plan.prefetch_count or math.inf
-        consumes = not self.paused and self.halted is None
-        return consumes and bool(self._queue.ready) and len(self._queue.unsettled) < room
-
-    def _settle_down(self) -> None:
-        """Let everything happen that takes no time, and see that what follows will."""
-        self._time.run()
-        for worker in self._workers:
-            if worker.done() and not worker.cancelled():
-                worker.result()
-        if self._runner.is_killed:
-            self.crash()
-        elif self.halted is not None:
-            self._drain()
-        elif self._has_something_to_deliver and not self._is_pumping:
-            self._pump_call = self._time.reactor.callLater(ROUND_TRIP, self._pump)
-
-    @property
-    def _is_pumping(self) -> bool:
-        return self._pump_call is not None and self._pump_call.active()
-
-    # What the instance reports.
-
-    def _halt(self, halt: Halt) -> None:
-        self.halted = halt
-        self._slots.close()
-
-    def _pause(self, reason: str) -> None:
-        self.paused = reason
-        self._slots.give_back_waiting()
-
-    def _resume(self) -> None:
-        self.paused = ""
-
-    def _begin(self, delivery: Delivery) -> bool:
-        """Note that a slot begins with *delivery*; returns whether the process dies meanwhile."""
-        posted = self._queue.of(delivery)
-        posted.runs.append(self.now)
-        if not delivery.row:
-            posted.disposition = None
-        self._kills[delivery.message_id] -= 1
-        return self._kills[delivery.message_id] >= 0
-
-    def _note_settle(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
-        posted = self._queue.of(delivery)
-        if isinstance(outcome, Known) or (delivery.row and _gives_back(disposition)):
-            posted.disposition = self._row_of(posted)
-            return
-        posted.disposition = disposition
-        # Deciding is pure, so it can be asked once more for what it said of the history.
-        situation = Situation(self.now, self.chance, may_hold=True)
-        posted.history = decide(delivery, outcome, self._plan.policy, situation).history
-
-    def _kept(self, posted: Posted) -> Disposition | None:
-        """What became of a message, where the journal may have made something else of it."""
-        if isinstance(posted.disposition, Defer | Quarantine):
-            return self._row_of(posted) or posted.disposition
-        return posted.disposition
-
-    def _row_of(self, posted: Posted) -> Disposition | None:
-        for delivery, reason in self.journal.quarantined:
-            if posted.is_of(delivery):
-                return Quarantine(reason)
-        deferred = self.journal.deferred
-        return next((Defer(until) for kept, until in deferred if posted.is_of(kept)), None)
-
-    # Helpers.
 
     def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, Posted]:
-        posted = self._posted(message)
+        posted = self._dispositions.latest(message)
         rows = [delivery for delivery, _ in self.journal.quarantined if posted.is_of(delivery)]
         if not rows:
             raise LookupError(f"not quarantined: {message!r}")
@@ -534,131 +324,3 @@ class Harness:
         if self.journal.is_blocked(row.lane, row.row):
             raise LookupError(f"is behind another one with its key: {message!r}")
         return row, posted
-
-    def _now(self, applies: Callable[[Posted], bool]) -> list[Any]:
-        return [posted.what for posted in self._queue.posted if applies(posted)]
-
-    def _all(self, message: Message | bytes) -> list[Posted]:
-        if isinstance(message, bytes):
-            return [posted for posted in self._queue.posted if posted.what == message]
-        # Equal messages may be two.
-        return [posted for posted in self._queue.posted if posted.what is message]
-
-    def _posted(self, message: Message | bytes) -> Posted:
-        found = self._all(message)
-        if not found:
-            raise LookupError(f"never delivered: {message!r}")
-        return found[-1]
-
-
-class _Killed(BaseException):
-    """The process is dead: nothing that it does counts any more."""
-
-
-class _Runner:
-    """Runs the handler, or lets the process die while the handler has the message.
-
-    Args:
-        begin: Called with each delivery that a slot begins with; returns whether that kills.
-    """
-
-    def __init__(
-        self,
-        handler: Handler,
-        limits: Limits,
-        flight: FakeFlightRecorder,
-        begin: Callable[[Delivery], bool],
-    ) -> None:
-        self.executor = Executor(handler, self._decode, flight, limits)
-        self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
-        self.is_killed = False
-        self._flight = flight
-        self._begin = begin
-
-    async def run(self, delivery: Delivery) -> Outcome:
-        try:
-            return await self.executor.run(delivery)
-        except _Killed:
-            self.is_killed = True
-            never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            return await never
-
-    def stop(self) -> None:
-        self.executor.stop()
-
-    def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
-        return self.executor.withdraw(which)
-
-    @property
-    def is_quick(self) -> bool:
-        return self.executor.is_quick
-
-    def _decode(self, delivery: Delivery) -> Message:
-        if self.is_killed:
-            raise _Killed
-        kills = self._begin(delivery)
-        message = codec.decode(delivery)
-        if kills:
-            self._flight.took_off(delivery)
-            self.is_killed = True
-            raise _Killed
-        return message
-
-
-class _Recorder(LogRecorder):
-    """Logs and counts as an instance does, and tells the harness."""
-
-    def __init__(
-        self,
-        clock: VirtualTime,
-        settled: Callable[[Delivery, Outcome, Disposition], None],
-    ) -> None:
-        super().__init__(clock)
-        self._settled = settled
-
-    def settled(
-        self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        super().settled(delivery, outcome, disposition, void=void)
-        if not void:
-            self._settled(delivery, outcome, disposition)
-
-
-def _gives_back(disposition: Disposition) -> bool:
-    return isinstance(disposition, Requeue | GiveBack) or (
-        isinstance(disposition, Halt) and disposition.requeue
-    )
-
-
-def _target(consumer: Any) -> Target:
-    if isinstance(consumer, str):
-        return find(consumer, "the test")
-    name = getattr(consumer, "__qualname__", type(consumer).__qualname__)
-    return Target(f"{consumer.__module__}:{name}", "the test", consumer)
-
-
-def _document(config: dict[str, Any], framework: dict[str, Any]) -> dict[str, Any]:
-    defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
-    return {
-        **defaults,
-        # As in a file that does not say: the prefetch count follows from the framework's settings.
-        "qos": {},
-        "log_config": None,
-        "monitoring": None,
-        "consumer_config": {**config, "framework": framework} if framework else config,
-    }
-
-
-@contextmanager
-def _upstream_config(document: dict[str, Any]) -> Iterator[None]:
-    """Callbacks read ``fedora_messaging.config.conf`` by themselves."""
-    conf = upstream.conf
-    before, loaded = dict(conf.items()), conf.loaded
-    conf.loaded = True
-    try:
-        conf.update({**document, "monitoring": {}})
-        yield
-    finally:
-        conf.clear()
-        conf.update(before)
-        conf.loaded = loaded

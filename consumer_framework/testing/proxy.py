@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from consumer_framework.testing.broker import HOST, reserve_port
+from consumer_framework.testing.loopback import HOST, reserve_port
 
 T = TypeVar("T")
 

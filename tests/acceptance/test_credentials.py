@@ -141,7 +141,8 @@ def test_a_reload_says_what_it_cannot_read_again(secretive, host, keys):
     assert "was changed" not in said
     host.run("sed", "-i", "$ a # changed", file)
     exit_code, said = fm_consumer(host, "reload", "reloaded")
-    assert f"{file} was changed, and cannot be read again: only root may read it" in said
+    assert exit_code == 1, said
+    assert f"{file}: was changed, and cannot be read again: only root may read it" in said
     assert "was changed, and cannot be read again" in service.journal()
     if systemd_version(host) >= REFRESHES_SINCE:
         service.systemctl("reload")

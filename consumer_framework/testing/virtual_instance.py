@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An instance whose time passes when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.host.lane import lane_of
+from consumer_framework.host.slots import Slots
+
+from .dispositions import DispositionRecorder, Dispositions
+from .fake_flight import FakeFlightRecorder
+from .fake_queue import FakeQueue
+from .killable_runner import KillableRunner
+from .virtual_time import VirtualTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.disposition import Disposition, Halt
+    from consumer_framework.host.plan import Plan
+
+    from .fake_journal import FakeJournal
+    from .fake_queue import Posted
+
+# Seconds after which a broker delivers again what was given back to it.
+ROUND_TRIP = 0.01
+# A loop of messages that never takes time would never end; a defect of the framework, then.
+_MOST_STEPS = 1_000_000
+
+
+class VirtualInstance:
+    """Runs the slots of an instance between a fake queue, a fake journal, and virtual time.
+
+    Args:
+        plan: What it runs.
+        journal: Outlives the processes of the instance.
+        chance: Returns what every throw of the dice is, from 0 to 1.
+        patience: Real seconds to wait for a coroutine that awaits the world outside.
+
+    Attributes:
+        queue: Outlives the processes, too.
+        dispositions: What became of the messages.
+        time: The time, once the instance is opened.
+        kills: By message id, how often the process still dies with the message.
+        halted: What stopped the instance; None while it runs.
+        paused: Why the instance consumes nothing, "" while it does.
+    """
+
+    def __init__(
+        self, plan: Plan, journal: FakeJournal, chance: Callable[[], float], patience: float
+    ) -> None:
+        self.queue = FakeQueue()
+        self.dispositions = Dispositions(self.queue, journal, plan.policy)
+        self.time: VirtualTime
+        self.kills: Counter[str | None] = Counter()
+        self.halted: Halt | None = None
+        self.paused = ""
+        self._plan = plan
+        self._journal = journal
+        self._chance = chance
+        self._patience = patience
+        self._flight = FakeFlightRecorder(plan.framework.at_once)
+        self._runner: KillableRunner
+        self._slots: Slots
+        self._workers: list[asyncio.Task[None]] = []
+        self._pump_call: Any = None
+        self._awaited: asyncio.Task[None] | None = None
+
+    # Starting and stopping.
+
+    def open(self) -> None:
+        """Let time begin, with the machine's."""
+        self.time = VirtualTime(time.time(), self._patience_now)
+
+    def start(self) -> None:
+        """Start a process; what the consumer's own ``setup`` raises is raised here."""
+        self.halted, self.paused = None, ""
+        self._slots = self._make_slots()
+        self._await(self._build())
+        self.settle_down()
+
+    def stop(self, *, teardown: bool) -> None:
+        """Stop the process, whatever waits then, with or without the consumer's *teardown*."""
+        self._slots.close()
+        self._cancel_everything()
+        if teardown:
+            self._await(self._runner.executor.teardown())
+        self._runner.executor.close()
+
+    def crash(self) -> None:
+        """Kill the process, as by SIGKILL, and start a new one."""
+        self._flight = self._flight.crash()
+        self._slots.close()
+        self._cancel_everything()
+        self._runner.executor.close()
+        self.queue.cut()
+        self.start()
+
+    def restart(self) -> None:
+        """Stop the process in good order, as by SIGTERM, and start a new one."""
+        self._drain()
+        self._await(self._runner.executor.teardown())
+        self._cancel_everything()
+        self._runner.executor.close()
+        self.queue.cut()
+        self.start()
+
+    # What happens meanwhile.
+
+    def deliver(self, posted: Posted, kills: int) -> None:
+        """Deliver what was published; the process dies with it *kills* times."""
+        self.kills[posted.delivery.message_id] = kills
+        self.time.loop.call_soon(self._pump)
+        self.settle_down()
+        if kills:
+            self.advance(2 * kills * ROUND_TRIP)
+
+    def replay(self, row: Delivery) -> asyncio.Task[Disposition]:
+        """Begin to run a row of the journal again; it runs as the instance settles down."""
+        return self.time.loop.create_task(self._slots.replay(row))
+
+    def look(self) -> None:
+        """Have the journal looked at, since somebody changed it."""
+        self._slots.look()
+        self.settle_down()
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* pass; what is due runs."""
+        left = seconds
+        self.settle_down()
+        for _ in range(_MOST_STEPS):
+            timer = self.time.next_timer()
+            if timer is None or timer > left:
+                break
+            left -= timer
+            self.time.step(timer)
+            self.settle_down()
+        else:
+            raise RuntimeError(f"after {_MOST_STEPS} steps there is no end of them")
+        self.time.step(left)
+        self.settle_down()
+
+    def cut(self) -> None:
+        """Drop the connection."""
+        self._slots.voided(self.queue.cut())
+        self.settle_down()
+
+    def settle_down(self) -> None:
+        """Let everything happen that takes no time, and see that what follows will."""
+        self.time.run()
+        for worker in self._workers:
+            if worker.done() and not worker.cancelled():
+                worker.result()
+        if self._runner.is_killed:
+            self.crash()
+        elif self.halted is not None:
+            self._drain()
+        elif self._has_something_to_deliver and not self._is_pumping:
+            self._pump_call = self.time.reactor.callLater(ROUND_TRIP, self._pump)
+
+    # The process.
+
+    def _make_slots(self) -> Slots:
+        return Slots(
+            self._plan,
+            self.queue,
+            self._journal,
+            self._flight,
+            DispositionRecorder(self.time, self.dispositions, self._chance),
+            self.time,
+            self.time.reactor,
+            halt=self._halt,
+            pause=self._pause,
+            resume=self._resume,
+            chance=self._chance,
+        )
+
+    async def _build(self) -> None:
+        handler = self._plan.factory()
+        self._runner = KillableRunner(handler, self._plan.limits, self._flight, self._begin)
+        await self._runner.executor.setup()
+        lanes = lane_of(self._plan, handler)
+        self._workers = []
+        self._slots.start(self._runner, lanes, self._workers.append)
+
+    def _drain(self) -> None:
+        self._slots.close()
+        self._slots.give_back_waiting()
+        self._slots.give_back_held()
+        finish = self.time.loop.create_task(self._slots.finish())
+        self.time.run()
+        while not finish.done() and (timer := self.time.next_timer()) is not None:
+            self.time.step(timer)
+        self._slots.give_back_held()
+
+    def _cancel_everything(self) -> None:
+        for running in asyncio.all_tasks(self.time.loop):
+            running.cancel()
+        for call in self.time.reactor.getDelayedCalls():
+            call.cancel()
+        self.time.run()
+
+    def _await(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run the author's ``setup`` or ``teardown``, however long it takes."""
+        self._awaited = spawned = self.time.loop.create_task(coroutine)
+        self.time.run()
+        while not spawned.done():
+            self.time.step(self.time.next_timer() or ROUND_TRIP)
+        self._awaited = None
+        spawned.result()
+
+    def _patience_now(self, has_timer: bool, has_sockets: bool) -> float | None:  # noqa: FBT001
+        if self._awaited is not None:
+            return 0 if has_timer or self._awaited.done() else self._patience
+        if not self._runner.executor.is_busy or self._runner.is_killed:
+            return 0
+        if not self._runner.is_coroutine:
+            return None
+        return self._patience if has_sockets or not has_timer else 0
+
+    # The broker's part.
+
+    def _pump(self) -> None:
+        """Deliver what the consumer would be sent now."""
+        while self._has_something_to_deliver:
+            self._slots.put(self.queue.take(self.time.time()))
+
+    @property
+    def _has_something_to_deliver(self) -> bool:
+        room = self._plan.prefetch_count or math.inf
+        consumes = not self.paused and self.halted is None
+        return consumes and bool(self.queue.ready) and len(self.queue.unsettled) < room
+
+    @property
+    def _is_pumping(self) -> bool:
+        return self._pump_call is not None and self._pump_call.active()
+
+    # What the slots report.
+
+    def _halt(self, halt: Halt) -> None:
+        self.halted = halt
+        self._slots.close()
+
+    def _pause(self, reason: str) -> None:
+        self.paused = reason
+        self._slots.give_back_waiting()
+
+    def _resume(self) -> None:
+        self.paused = ""
+
+    def _begin(self, delivery: Delivery) -> bool:
+        """Note that a slot begins with *delivery*; returns whether the process dies meanwhile."""
+        posted = self.queue.of(delivery)
+        posted.runs.append(self.time.time())
+        if not delivery.row:
+            posted.disposition = None
+        self.kills[delivery.message_id] -= 1
+        return self.kills[delivery.message_id] >= 0
