@@ -281,7 +281,7 @@ def test_a_file_that_is_wrong_is_refused_with_all_that_is_wrong(broker, queue_na
         assert "Traceback" not in instance.log
         config_of(instance, broker.url, queue_table(queue_name))
         assert reloaded(instance) == {}
-        assert instance.notifications[-1].count("reload refused") == 0
+        until(lambda: "reload refused" not in instance.notifications[-1], "the status says no more")
     handled_once(instance, "end", published)
     assert {n["label"] for n in instance.notes("end")} == {"first"}
     assert instance.stop() == 0
