@@ -296,8 +296,7 @@ def _replay_here(
     from consumer_framework.host import app  # noqa: PLC0415
     from consumer_framework.host import replay as in_place  # noqa: PLC0415
 
-    log.set_up(None, is_journal)
-    logging.getLogger().setLevel(logging.WARNING)
+    log.set_up(None, is_journal, level=logging.WARNING)
     _warn_of_root(at)
     callback, callback_file = callbacks
     request = app.Request(at.file, callback, callback_file, instance=at.instance)

@@ -84,6 +84,8 @@ def run(request: Request) -> int:
     _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
     plan = make_plan(request, settings, source)
+    # The callback may have configured logging when it was imported.
+    log.adapt(is_journal)
     directory = state_directory(request.instance, request.state_directory)
     stores = open_stores(directory, request.instance, plan.framework)
     _log.info("starting %s with %s", plan.name, source)
