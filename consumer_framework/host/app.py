@@ -11,23 +11,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fedora_messaging.exceptions import ConfigurationException
 from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 
 from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
+from consumer_framework.core.attempt import said
 from consumer_framework.core.collector import Collector
-from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import configuration, loader, rereading, salvage
+from . import configuration, leaving, loader, rereading, salvage
 from .batching import check_batch, with_batch
+from .leaving import Leaving
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
 from .reload import Origin
 from .runner import Runner
+from .startup import make_early
 from .stores import open_stores, state_directory
 
 if TYPE_CHECKING:
@@ -86,9 +90,18 @@ def run(request: Request) -> int:
     plan = make_plan(request, settings, source)
     # The callback may have configured logging when it was imported.
     log.adapt(is_journal)
+    _log.info("starting %s with %s", plan.name, source)
+    notifier = SystemdNotifier()
+    try:
+        plan = make_early(plan, notifier)
+    except ConfigurationException as error:
+        raise ConfigurationError(
+            Problem("consumer_config", error.message), source=source
+        ) from error
+    except Exception as error:  # noqa: BLE001 -- the author's code
+        return _not_made(error, notifier)
     directory = state_directory(request.instance, request.state_directory)
     stores = open_stores(directory, request.instance, plan.framework)
-    _log.info("starting %s with %s", plan.name, source)
     origin = Origin(
         source,
         read=lambda: config.examine(request.path, request.overrides, request.way),
@@ -97,12 +110,26 @@ def run(request: Request) -> int:
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
     )
-    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, origin)
+    runner = Runner(settings, plan, stores, notifier, SystemClock(), reactor, origin)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     untyped.callLater(0, runner.startService)
     untyped.run()
+    # It outlives the instance, and must keep nothing of it: what the author's objects have open is
+    # written when they go.
+    for call in untyped.getDelayedCalls():
+        call.cancel()
+    runner.leaving.begin()
     return runner.exit_code
+
+
+def _not_made(error: Exception, notifier: SystemdNotifier) -> int:
+    """Say that the author's ``__init__`` failed, and return the exit code that upstream has."""
+    _log.error("the handler cannot be made", exc_info=error)
+    notifier.status(f"The handler cannot be made: {said(error)}")
+    exit_code = ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.INIT_FAILED
+    Leaving(exit_code, leaving.PATIENCE, notifier).begin()
+    return exit_code
 
 
 def load(request: Request) -> Settings:
@@ -184,5 +211,6 @@ def make_plan(
         raise found.error()
     policy, recovery = decided
     framework = with_batch(settings.framework, target.value)
-    plan = Plan(name, factory, policy, framework, source_of, target=target)
+    usual = loader.usual_timeout(target)
+    plan = Plan(name, factory, policy, framework, source_of, target=target, usual_timeout=usual)
     return fitted(plan, settings, recovery)
