@@ -131,8 +131,9 @@ def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConne
         return pika.BlockingConnection(parameters)
     except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         cause = _root(error)
-        if isinstance(cause, exceptions.AMQPError):
-            raise faults.handshake_fault(cause, host) from error
+        if isinstance(cause, exceptions.AMQPError | ssl.SSLError) or tls.words(cause):
+            # There is a listener, and it refuses: an instance ends with that.
+            raise faults.handshake_fault(cause, host, _words(cause)) from error
         what = f"the broker at {host} cannot be reached: {_words(cause)}"
         cure = "an instance would wait for it; check amqp_url, and the network between"
         raise Fault(ExitCode.CONNECTION, f"{what}; {cure}") from error
