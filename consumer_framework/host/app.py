@@ -21,14 +21,14 @@ from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import configuration, loader, rereading, salvage
+from . import configuration, forks, loader, rereading, salvage
 from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
 from .reload import Origin
 from .runner import Runner
-from .stores import open_stores, state_directory
+from .stores import open_stores, state_directory, wait_for_stores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +78,7 @@ def run(request: Request) -> int:
 
     Raises:
         ConfigurationError: It cannot start as it is configured.
+        Fault: It cannot start now.
     """
     source = str(request.path) if request.path else config.BUILT_IN
     settings = load(request)
@@ -85,7 +86,13 @@ def run(request: Request) -> int:
     codec.load_schemas()
     plan = make_plan(request, settings, source)
     directory = state_directory(request.instance, request.state_directory)
-    stores = open_stores(directory, request.instance, plan.framework)
+    notifier, clock = SystemdNotifier(), SystemClock()
+    stores = wait_for_stores(
+        partial(open_stores, directory, request.instance, plan.framework),
+        plan.framework.start_timeout,
+        notifier,
+        clock,
+    )
     _log.info("starting %s with %s", plan.name, source)
     origin = Origin(
         source,
@@ -95,9 +102,10 @@ def run(request: Request) -> int:
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
     )
-    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, origin)
+    runner = Runner(settings, plan, stores, notifier, clock, reactor, origin)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
+    forks.keep_sockets(untyped)
     untyped.callLater(0, runner.startService)
     untyped.run()
     return runner.exit_code
