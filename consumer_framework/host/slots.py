@@ -125,8 +125,10 @@ class Slots:
         Args:
             handler: Runs the author's code, in as many slots as the plan says.
             lane_of: Finds the lane of a delivery; None where none has one.
-            watch: Called with each of the tasks, those that :meth:`resize` makes included.
+            watch: Called with each of the tasks, those that :meth:`resize` makes included, and with
+                a commit that failed by a defect.
         """
+        self._settler.watch = watch
         self._handler = handler
         self.lane_of = lane_of
         self._pipeline = Pipeline(
