@@ -38,7 +38,7 @@ class OwnLogger(logging.Logger):
     """
 
     @property
-    def disabled(self) -> bool:  # type: ignore[override]
+    def disabled(self) -> bool:
         """Always false."""
         return False
 

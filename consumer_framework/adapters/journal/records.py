@@ -79,6 +79,7 @@ class Group:
         first: When the first one came here, in seconds since the epoch.
         last: When the latest one was written.
         sample: The oldest one.
+        other_texts: How many texts there are in errors of this cause, besides that of *sample*.
     """
 
     fingerprint: str
@@ -86,6 +87,7 @@ class Group:
     first: float
     last: float
     sample: Row
+    other_texts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
