@@ -17,6 +17,7 @@ from twisted.logger import STDLibLogObserver, globalLogBeginner
 from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
+from consumer_framework.core.attempt import is_by_author
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.helpers import hosting
@@ -181,6 +182,7 @@ def make_plan(
         found.call(refuse_conflicts, settings.framework, decided[1])
     source_of = None
     if target is not None:
+        is_by_author(*loader.packages_of(target))
         found.call(check_batch, settings.framework, target.value)
         source_of = found.call(source_for, settings.framework, target.value)
     if target is None or factory is None or decided is None or found.problems:

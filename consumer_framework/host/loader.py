@@ -152,6 +152,27 @@ def recovery_of(target: Target) -> Recovery:
     return own if isinstance(own, Recovery) else Recovery()
 
 
+def packages_of(target: Target) -> set[str]:
+    """The packages that the author's code is in.
+
+    The outermost one that has code, of the module that the configuration names and of the one
+    that defines the object. A namespace, such as one that a company's packages share, has none.
+    """
+    module = getattr(inspect.unwrap(target.value), "__module__", None) or ""
+    named = target.name.rpartition(":")[0]
+    found = {_outermost(name) for name in (named, module) if name in sys.modules}
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
+def _outermost(module: str) -> str:
+    parts = module.split(".")
+    for number in range(1, len(parts)):
+        name = ".".join(parts[:number])
+        if getattr(sys.modules.get(name), "__file__", None):
+            return name
+    return module
+
+
 def _split(spec: str, source: str, form: str) -> tuple[str, str]:
     before, colon, attribute = spec.strip().rpartition(":")
     if not (before and colon and attribute):

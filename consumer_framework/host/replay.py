@@ -24,7 +24,7 @@ from consumer_framework.core.helpers import hosting
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.pipeline import Pipeline
-from consumer_framework.core.redelivery import Unsettled
+from consumer_framework.core.redelivery import LostAcks, Unsettled
 from consumer_framework.core.settler import Settler
 
 from .orders import Orders
@@ -185,6 +185,7 @@ class _Bench:
             holds=Holds(0),
             histories=Histories(),
             unsettled=Unsettled(clock),
+            lost_acks=LostAcks(clock),
             journal_failed=self._journal_failed,
             journal_works=_ignore,
             done=_ignore,

@@ -428,3 +428,21 @@ def test_a_message_that_does_not_fit_its_schema_cannot_be_published():
     assert harness.published == []
     assert [type(reason) for reason in failures] == [ValidationError]
     assert harness.attempts(first)[-1].error.endswith("ValidationError")
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_cut_in_each_attempt_gives_a_message_no_attempts_more_than_its_policy(slots):
+    async def fail(message):
+        await asyncio.sleep(2)
+        raise ValueError
+
+    settings = {"slots": slots, "recovery": {"immediate": 2, "delays": ()}}
+    with Harness(fail, settings=settings) as harness:
+        first = message()
+        harness.deliver(first)
+        for _ in range(20):
+            harness.advance(1)
+            harness.cut()
+        assert len(harness.runs(first)) == 3
+        assert len(harness.attempts(first)) == 3, "each with its traceback"
+        assert harness.quarantined == [first]
