@@ -20,6 +20,7 @@ from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
 from consumer_framework.core.attempt import is_by_author
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.helpers import hosting
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
 from . import configuration, loader, rereading, salvage
@@ -29,7 +30,7 @@ from .plan import Plan, fitted
 from .policy import policy_of
 from .reload import Origin
 from .runner import Runner
-from .stores import open_stores, state_directory
+from .stores import CONSUMER_FILES, open_stores, state_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +72,7 @@ class Request:
         return self.access or configuration.inside(self.path, self.instance)
 
 
+@hosting()
 def run(request: Request) -> int:
     """Run an instance until it is told to stop, or cannot go on.
 
@@ -171,7 +173,8 @@ def make_plan(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
     config_of = settings.consumer_config
-    factory = found.call(loader.factory, target, config_of, absent) if target else None
+    files = state_directory(request.instance, request.state_directory) / CONSUMER_FILES
+    factory = found.call(loader.factory, target, config_of, absent, files) if target else None
     own = loader.recovery_of(target) if target else Recovery()
     name = target.name if target else ""
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)

@@ -20,6 +20,7 @@ from consumer_framework.adapters.executor import Executor
 from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.core.attempt import History
 from consumer_framework.core.errors import ExitCode, Fault, JournalError
+from consumer_framework.core.helpers import hosting
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.pipeline import Pipeline
@@ -68,6 +69,7 @@ async def _cannot_run(_delivery: Delivery) -> Disposition:
     raise NotImplementedError
 
 
+@hosting()
 def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -> None:
     """Run rows of a stopped instance's journal again, in this process.
 
