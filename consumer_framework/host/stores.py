@@ -38,6 +38,8 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
+# In the state directory: the files of the consumer itself.
+CONSUMER_FILES = "files"
 # Messages that the flight recorder has room for at least, so that a reload may bring more slots.
 FLIGHT_ROOM = 1024
 # Seconds between two tries to open the state directory; shorter than the pauses of `expire`.
@@ -94,6 +96,14 @@ def control_socket(directory: Path) -> Path:
     """
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(runtime or directory) / CONTROL
+
+
+def has_files(directory: Path) -> bool:
+    """Return whether a consumer keeps files in *directory*; False where it cannot be read."""
+    try:
+        return any(directory.iterdir())
+    except OSError:
+        return False
 
 
 def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:

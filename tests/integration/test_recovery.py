@@ -66,8 +66,6 @@ UNDECODABLE: dict[str, tuple[bytes, dict[str, Any]]] = {
         b'{"n": 1}',
         {"headers": {**HEADERS, "fedora_messaging_severity": "high"}},
     ),
-    "no headers": (b'{"n": 1}', {"headers": None}),
-    "no id": (b'{"n": 1}', {"message_id": None}),
 }
 
 
@@ -81,6 +79,22 @@ def test_everything_undecodable_is_kept_as_it_was_received(broker, queue_name, s
     kept = instance.bodies()
     assert kept == [body for body, _ in UNDECODABLE.values()]
     assert [n["body"] for n in instance.notes()] == [{"n": 1}]
+    assert instance.stop() == 0
+    assert broker.depth(queue_name) == (0, 0)
+
+
+def test_equal_messages_without_id_or_headers_are_handled_and_each_is_kept_when_it_fails(
+    broker, queue_name, start
+):
+    extra = "[consumer_config.framework.recovery]\nimmediate = 0\ndelays = []\n"
+    instance = start(broker.url, queue_table(queue_name), POISON, extra=extra)
+    equal = [b'{"n": 3}'] * 10
+    instance.ready()
+    instance.stop()
+    publish(broker.url, queue_name, equal, headers=None, message_id=None)
+    instance.start().ready()
+    until(lambda: len(instance.journal()) == 10, "each has a row")
+    assert {row.error for row in instance.journal()} == {"ValueError"}
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.core import ports
+from consumer_framework.core.twins import Twins
 
 from . import operations, room
 from .files import DATABASE, Lock, described, open_readable, open_writable
@@ -112,6 +113,7 @@ class Journal(Reader, ports.Journal):
         self._limits = limits
         self._now = now
         self._room = Room(limits.max_bytes, directory / EXPIRED)
+        self._twins = Twins()
         self._writer = Writer(file, writable, self._lanes)
 
     @property
@@ -138,6 +140,10 @@ class Journal(Reader, ports.Journal):
         """
         return bool(lane) and text(lane) in self._lanes and super().is_blocked(lane, row)
 
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a row of this message waits: see :class:`.Twins`."""
+        return self._twins.is_known(delivery, super().is_open)
+
     async def defer(self, delivery: Delivery, until: float) -> None:
         """Keep *delivery*, history included, to run again at *until* seconds since the epoch.
 
@@ -153,7 +159,9 @@ class Journal(Reader, ports.Journal):
         await self._put(delivery, Place("quarantined", reason, self._now()))
 
     async def _put(self, delivery: Delivery, place: Place) -> None:
-        await self._writer.submit(operations.put(delivery, place, self._room))
+        is_another = self._twins.is_another(delivery)
+        put = operations.put(delivery, place, self._room, is_another=is_another)
+        await self._writer.submit(put)
 
     async def remove(self, row: int) -> None:
         """Forget a row, in whatever state: its message is done with. None is no error."""
