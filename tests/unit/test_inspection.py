@@ -99,7 +99,7 @@ def test_something_that_is_no_broker(listener):
 
 def test_tls_where_there_is_none(listener):
     with serving(listener, lambda connection: connection.sendall(b"AMQP\x00\x00\x09\x01")):
-        assert "cannot be reached: TLS: " in refusal(url_of(listener, "amqps"))
+        assert "does not accept the connection: TLS: " in refusal(url_of(listener, "amqps"))
 
 
 def test_a_certificate_that_nobody_vouches_for(listener, tmp_path):

@@ -88,9 +88,15 @@ def canceled_fault(queue: str) -> Fault:
     return Fault(ExitCode.CANCELED, what)
 
 
-def handshake_fault(error: BaseException, host: str) -> Fault:
-    """What to end with when the broker does not accept the first connection."""
-    what = f"the broker at {host} does not accept the connection: {one_line(error)}"
+def handshake_fault(error: BaseException, host: str, words: str = "") -> Fault:
+    """What to end with when the broker does not accept the first connection.
+
+    Args:
+        error: Why.
+        host: Where the broker is.
+        words: What says more than :func:`one_line` does.
+    """
+    what = f"the broker at {host} does not accept the connection: {words or one_line(error)}"
     cure = "check user, password, vhost and [tls]"
     return Fault(ExitCode.CONNECTION, f"{what}; {cure}")
 

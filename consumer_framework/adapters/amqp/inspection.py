@@ -149,11 +149,13 @@ def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConne
         return pika.BlockingConnection(parameters, _impl_class=made_of)
     except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         cause = _root(error)
-        # pika takes it for an answer.
-        if isinstance(cause, exceptions.IncompatibleProtocolError) and not heard:
-            cause = faults.HungUpError()
-        if isinstance(cause, exceptions.AMQPError):
-            raise faults.handshake_fault(cause, host) from error
+        # pika takes an end for an answer.
+        is_end = isinstance(cause, exceptions.IncompatibleProtocolError) and not heard
+        if is_end or tls.is_hang_up(cause):
+            cause = faults.HungUpError(tls.words(cause))
+        if isinstance(cause, exceptions.AMQPError | ssl.SSLError) or tls.words(cause):
+            # There is a listener, and it refuses: an instance ends with that.
+            raise faults.handshake_fault(cause, host, _words(cause)) from error
         what = f"the broker at {host} cannot be reached: {_words(cause)}"
         cure = "an instance would wait for it; check amqp_url, and the network between"
         raise UnreachableError(ExitCode.CONNECTION, f"{what}; {cure}") from error
