@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -142,7 +143,8 @@ def _tell_service_manager(error: Exception) -> None:
 
     first, *others = str(error).splitlines() or [type(error).__name__]
     more = f" (and {len(others)} more: see the log)" if others else ""
-    SystemdNotifier().status(f"Not started: {first}{more}")
+    with closing(SystemdNotifier()) as notifier:
+        notifier.status(f"Not started: {first}{more}")
 
 
 def _leave_no_thread_behind(exit_code: int) -> None:

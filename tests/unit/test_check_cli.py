@@ -354,7 +354,7 @@ def test_a_broker_that_is_not_there_has_the_exit_code_of_connections(check):
 
 
 def test_the_defects_of_the_file_stand_before_those_of_the_broker(check, monkeypatch):
-    def refuse(_settings):
+    def refuse(*_):
         raise Fault(ExitCode.CONNECTION, "no")
 
     monkeypatch.setattr(broker, "inspect", refuse)
