@@ -25,6 +25,28 @@ _QUIET = {
 }
 
 
+# Upstream's logger, which every configuration file names, and ours, which hardly one does.
+_UPSTREAM = "fedora_messaging"
+_OWN = "consumer_framework"
+
+
+class OwnLogger(logging.Logger):
+    """A logger of ours: ``disable_existing_loggers`` in somebody's configuration leaves it on.
+
+    Some callbacks configure logging when they are imported, or later. That would silence
+    everything that the framework has to say, tracebacks of their own failures included.
+    """
+
+    @property
+    def disabled(self) -> bool:
+        """Always false."""
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        """Ignore *value*."""
+
+
 class RedactedRecord(logging.LogRecord):
     """A record that shows no secret, whoever formats it."""
 
@@ -60,36 +82,67 @@ def set_up(
     log_config: Mapping[str, Any] | None,
     is_journal: Callable[[int], bool],
     journal: logging.Handler | None = None,
+    level: int = logging.INFO,
 ) -> None:
     """Configure :mod:`logging` for the process.
 
+    The framework logs with the level and the handlers of ``fedora_messaging``, unless
+    *log_config* names ``consumer_framework``.
+
     Args:
         log_config: ``[log_config]`` as the file has it (:func:`logging.config.dictConfig`); None
-            for the framework's own: everything from INFO up, to standard error.
+            for the framework's own: everything from *level* up, to standard error.
         is_journal: Tells whether a file descriptor leads to the journal. Lines that go there
             carry their priority, whoever configured the handler.
         journal: Takes everything in the place of standard error, if *log_config* is None.
+        level: The lowest that is logged, if *log_config* is None.
 
     Raises:
         ValueError: *log_config* is not one that :mod:`logging.config` takes.
     """
     if log_config is None:
         own = [journal] if journal is not None else None
-        logging.basicConfig(level=logging.INFO, format=_TERMINAL_FORMAT, force=True, handlers=own)
-        for name, level in _QUIET.items():
-            logging.getLogger(name).setLevel(level)
+        logging.basicConfig(level=level, format=_TERMINAL_FORMAT, force=True, handlers=own)
+        for name, quiet in _QUIET.items():
+            logging.getLogger(name).setLevel(quiet)
+        # Whatever a callback does to the root logger later.
+        logging.getLogger(_OWN).setLevel(level)
+        for handler in logging.root.handlers:
+            if is_journal(_descriptor(handler)):
+                handler.setFormatter(logging.Formatter(_JOURNAL_FORMAT))
     else:
         logging.config.dictConfig(dict(log_config))
-        _enable_own_loggers()
+    if not _names_own(log_config):
+        # Both walk up from a logger to its parent: the search for a level, and for handlers.
+        logging.getLogger(_OWN).parent = logging.getLogger(_UPSTREAM)
+    adapt(is_journal)
+
+
+def adapt(is_journal: Callable[[int], bool]) -> None:
+    """Keep what the framework logs readable, whoever configured :mod:`logging` last.
+
+    Call it after code of an author ran that may have done so.
+
+    Args:
+        is_journal: As for :func:`set_up`.
+    """
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] == _OWN and type(logger) is logging.Logger:
+            logger.__class__ = OwnLogger
     fallbacks = _fallbacks(handlers())
     for handler in (h for h in [*handlers(), *fallbacks] if type(h) is logging.StreamHandler):
+        if isinstance(handler.formatter, PriorityFormatter):
+            continue
         if is_journal(_descriptor(handler)):
             inner = handler.formatter or logging.Formatter(_JOURNAL_FORMAT)
-            if log_config is None:
-                inner = logging.Formatter(_JOURNAL_FORMAT)
             handler.setFormatter(PriorityFormatter(inner))
         elif handler.formatter is None and handler in fallbacks:
             handler.setFormatter(logging.Formatter(_TERMINAL_FORMAT))
+
+
+def _names_own(log_config: Mapping[str, Any] | None) -> bool:
+    loggers = log_config.get("loggers") if log_config is not None else None
+    return isinstance(loggers, dict) and _OWN in loggers
 
 
 def forget(log_config: Mapping[str, Any] | None) -> None:
@@ -101,7 +154,8 @@ def forget(log_config: Mapping[str, Any] | None) -> None:
         log_config: What :func:`set_up` was called with.
     """
     table = log_config.get("loggers") if log_config is not None else _QUIET
-    for name in table if isinstance(table, dict) else ():
+    logging.getLogger(_OWN).parent = logging.root
+    for name in {*(table if isinstance(table, dict) else ()), _OWN}:
         logger = logging.getLogger(name)
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
@@ -114,13 +168,6 @@ def forget(log_config: Mapping[str, Any] | None) -> None:
 def hide_secrets() -> None:
     """Let every record of the process, of whatever logger, be a :class:`RedactedRecord`."""
     logging.setLogRecordFactory(RedactedRecord)
-
-
-def _enable_own_loggers() -> None:
-    """``disable_existing_loggers``, which is the default, silences what was imported before."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] == "consumer_framework":
-            logging.getLogger(name).disabled = False
 
 
 def handlers() -> list[logging.Handler]:
@@ -138,8 +185,8 @@ def _fallbacks(used: list[logging.Handler]) -> list[logging.Handler]:
     return [handler for handler in found if isinstance(handler, logging.Handler)]
 
 
-def _descriptor(handler: logging.StreamHandler[Any]) -> int:
+def _descriptor(handler: logging.Handler) -> int:
     try:
-        return int(handler.stream.fileno())
+        return int(handler.stream.fileno())  # type: ignore[attr-defined]
     except (AttributeError, OSError, ValueError):
         return -1

@@ -108,10 +108,10 @@ class HandlerRunner(Protocol):
 class Journal(Protocol):
     """Keeps messages durably that the broker is told to forget.
 
-    Every write is idempotent by queue and message id (a digest of the message where it has no
-    id): a process that dies between the write and the ack gets the message again, and writes
-    the same row again. A write has happened when its awaitable is done, and survives the loss
-    of power then.
+    Every write is idempotent by the message, with its id, topic, headers and body: a process that
+    dies between the write and the ack gets the message again, and finds the row. Two messages that
+    are equal have two rows; :class:`.Twins` tells them from one that comes again. A write has
+    happened when its awaitable is done, and survives the loss of power then.
 
     The rows of one lane are in the order in which they were first written. A row keeps the lane
     that it was first written with. A deferred one never stays behind a quarantined one: whichever

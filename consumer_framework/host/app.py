@@ -17,18 +17,20 @@ from twisted.logger import STDLibLogObserver, globalLogBeginner
 from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
+from consumer_framework.core.attempt import is_by_author
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.helpers import hosting
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import configuration, loader, rereading, salvage
+from . import configuration, forks, loader, rereading, salvage
 from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
 from .reload import Origin
 from .runner import Runner
-from .stores import open_stores, state_directory
+from .stores import CONSUMER_FILES, open_stores, state_directory, wait_for_stores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +72,7 @@ class Request:
         return self.access or configuration.inside(self.path, self.instance)
 
 
+@hosting()
 def run(request: Request) -> int:
     """Run an instance until it is told to stop, or cannot go on.
 
@@ -78,14 +81,23 @@ def run(request: Request) -> int:
 
     Raises:
         ConfigurationError: It cannot start as it is configured.
+        Fault: It cannot start now.
     """
     source = str(request.path) if request.path else config.BUILT_IN
     settings = load(request)
     _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
     plan = make_plan(request, settings, source)
+    # The callback may have configured logging when it was imported.
+    log.adapt(is_journal)
     directory = state_directory(request.instance, request.state_directory)
-    stores = open_stores(directory, request.instance, plan.framework)
+    notifier, clock = SystemdNotifier(), SystemClock()
+    stores = wait_for_stores(
+        partial(open_stores, directory, request.instance, plan.framework),
+        plan.framework.start_timeout,
+        notifier,
+        clock,
+    )
     _log.info("starting %s with %s", plan.name, source)
     origin = Origin(
         source,
@@ -95,9 +107,10 @@ def run(request: Request) -> int:
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
     )
-    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, origin)
+    runner = Runner(settings, plan, stores, notifier, clock, reactor, origin)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
+    forks.keep_sockets(untyped)
     untyped.callLater(0, runner.startService)
     untyped.run()
     return runner.exit_code
@@ -168,7 +181,8 @@ def make_plan(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
     config_of = settings.consumer_config
-    factory = found.call(loader.factory, target, config_of, absent) if target else None
+    files = state_directory(request.instance, request.state_directory) / CONSUMER_FILES
+    factory = found.call(loader.factory, target, config_of, absent, files) if target else None
     own = loader.recovery_of(target) if target else Recovery()
     name = target.name if target else ""
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)
@@ -176,6 +190,7 @@ def make_plan(
         found.call(refuse_conflicts, settings.framework, decided[1])
     source_of = None
     if target is not None:
+        is_by_author(*loader.packages_of(target))
         found.call(check_batch, settings.framework, target.value)
         source_of = found.call(source_for, settings.framework, target.value)
     if target is None or factory is None or decided is None or found.problems:

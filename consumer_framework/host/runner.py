@@ -268,12 +268,8 @@ class Runner(MultiService):
         self._monitor()
         try:
             self._listen()
-        except twisted_error.CannotListenError as error:
-            _log.warning(
-                "no replay while this runs: the control socket %s: %s",
-                error.port,
-                error.socketError,
-            )
+        except (twisted_error.CannotListenError, OSError) as error:
+            _log.warning("no replay while this runs: the control socket: %s", error)
         try:
             self._instance.session.service.setServiceParent(self)  # type: ignore[no-untyped-call]
         except twisted_error.CannotListenError as error:

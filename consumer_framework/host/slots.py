@@ -19,7 +19,7 @@ from consumer_framework.core.intake import Intake
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.rate import TokenBucket
 from consumer_framework.core.recovery import Decision
-from consumer_framework.core.redelivery import Unsettled
+from consumer_framework.core.redelivery import LostAcks, Unsettled
 from consumer_framework.core.settler import Settled, Settler
 
 from .circuit import Circuit
@@ -108,6 +108,7 @@ class Slots:
             self._holds,
             Histories(),
             Unsettled(clock),
+            LostAcks(clock, plan.prefetch_count),
             self._circuit.journal_failed,
             self._circuit.journal_works,
             self._done,
@@ -124,8 +125,10 @@ class Slots:
         Args:
             handler: Runs the author's code, in as many slots as the plan says.
             lane_of: Finds the lane of a delivery; None where none has one.
-            watch: Called with each of the tasks, those that :meth:`resize` makes included.
+            watch: Called with each of the tasks, those that :meth:`resize` makes included, and with
+                a commit that failed by a defect.
         """
+        self._settler.watch = watch
         self._handler = handler
         self.lane_of = lane_of
         self._pipeline = Pipeline(
@@ -158,6 +161,7 @@ class Slots:
             self._pipeline = replace(self._pipeline, policy=plan.policy)
         if (plan.framework.rate, plan.framework.burst) != (former.rate, former.burst):
             self._intake.limit(_bucket(plan.framework))
+        self._settler.lost_acks.resize(plan.prefetch_count)
         self._holds.resize(recovery.hold_slots)
         self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
 
@@ -178,6 +182,8 @@ class Slots:
 
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
+        if self._settler.answers(delivery):
+            return
         if self.lane_of is not None:
             delivery = replace(delivery, lane=self.lane_of(delivery))
         self._intake.put(delivery)
@@ -189,6 +195,7 @@ class Slots:
 
     def voided(self, generation: int) -> None:
         """Forget what waits of a channel that is gone: the broker will deliver it again."""
+        self._settler.lost_acks.voided(generation)
         waiting = self._intake.discard(generation)
         held = self._holds.discard(generation)
         for delivery in held:

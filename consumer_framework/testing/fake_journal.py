@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from consumer_framework.core.ordering import Blocker, behind
 from consumer_framework.core.ports import Journal
+from consumer_framework.core.twins import Twins
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.errors import JournalError
 
-    _Key: TypeAlias = tuple[str, str, str, bytes]
+    _Key: TypeAlias = tuple[str, str, str, bytes, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class FakeJournal(Journal):
     def __init__(self) -> None:
         self.error: JournalError | None = None
         self._rows: dict[int, _Row] = {}
+        self._twins = Twins()
         self._latest = 0
 
     async def defer(self, delivery: Delivery, until: float) -> None:
@@ -61,6 +63,9 @@ class FakeJournal(Journal):
 
     def is_open(self, delivery: Delivery) -> bool:
         """Whether a row of this message waits."""
+        return self._twins.is_known(delivery, self._has_equal)
+
+    def _has_equal(self, delivery: Delivery) -> bool:
         return any(row.key == _key(delivery) for row in self._rows.values())
 
     def due(self, now: float, limit: int, out: Collection[int] = ()) -> list[Delivery]:
@@ -124,9 +129,10 @@ class FakeJournal(Journal):
 
     def _put(self, row: _Row) -> None:
         number = row.delivery.row
-        if number not in self._rows:
+        is_another = self._twins.is_another(row.delivery)
+        if number not in self._rows and not is_another:
             number = next((n for n, old in self._rows.items() if old.key == row.key), 0)
-        if not number:
+        if number not in self._rows:
             number = self._latest = self._latest + 1
         first = self._rows.get(number, row)
         delivery = replace(
@@ -142,4 +148,5 @@ class FakeJournal(Journal):
 
 
 def _key(delivery: Delivery) -> _Key:
-    return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body
+    headers = repr(delivery.published_headers)
+    return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body, headers

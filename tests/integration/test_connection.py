@@ -85,6 +85,28 @@ def test_a_message_whose_handler_ended_while_disconnected_is_not_run_again(
     assert [note["body"]["n"] for note in instance.notes("start")] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("ordering", ["", 'ordering = "key"\nordering_key = "topic"\n'])
+def test_what_was_acknowledged_on_a_dead_connection_is_not_run_again(
+    broker, queue_name, proxy, start, ordering
+):
+    settings = f"[consumer_config.framework]\n{ordering}"
+    url, table = proxy.url_for(broker.url), queue_table(queue_name)
+    instance = start(url, table, SLOW % 0.2, extra=settings).ready()
+    publish(broker.url, queue_name, range(8))
+    instance.noted("start", 2)
+    proxy.stall()
+    instance.noted("done", 6)
+    proxy.cut()
+    proxy.resume()
+    publish(broker.url, queue_name, [8])
+    instance.noted("done", 9)
+    until(lambda: broker.depth(queue_name) == (0, 1), "everything is acknowledged")
+    assert instance.stop() == 0
+    assert [note["body"]["n"] for note in instance.notes("start")] == list(range(9))
+    assert not overlaps(instance.notes())
+    assert instance.journal() == [], "nothing was set aside"
+
+
 def test_a_restart_of_the_broker_is_survived(queue_name, start):
     with Broker() as own:
         instance = start(own.url, queue_table(queue_name), QUICK).ready()

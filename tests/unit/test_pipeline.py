@@ -30,7 +30,7 @@ from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import BEHIND, OnExhausted, Policy
-from consumer_framework.core.redelivery import MEMORY_SECONDS, Unsettled
+from consumer_framework.core.redelivery import MEMORY_SECONDS, LostAcks, Unsettled
 from consumer_framework.core.settler import Settler
 from consumer_framework.testing import (
     FakeAcknowledger,
@@ -103,6 +103,7 @@ class Path:
             Holds(4),
             Histories(),
             Unsettled(self.clock),
+            LostAcks(self.clock),
             journal_failed=self.troubles.append,
             journal_works=lambda: self.troubles.append("works"),
             done=lambda what, told: self.done.append((what.delivery, told)),

@@ -10,6 +10,8 @@ import jsonschema
 from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import INFO, Message
 
+from consumer_framework.core.delivery import RAW_PROPERTIES
+
 from .registry import class_of, warn_of_deprecated
 from .validation import validate
 
@@ -66,13 +68,12 @@ def _copied(received: pika.BasicProperties) -> pika.BasicProperties:
     of a delivery that fails is what was received. Two levels are enough for that, and cost a
     fraction of what :func:`copy.copy` does.
     """
-    if received.headers is None:
-        raise UndecodableError("it has no headers")
-    if received.message_id is None:
-        raise UndecodableError("it has no message id")
     properties = object.__new__(type(received))
     properties.__dict__.update(received.__dict__)
-    properties.headers = dict(received.headers)
+    # Upstream handles messages without headers, such as those of RabbitMQ's management page.
+    properties.headers = dict(received.headers or {})
+    if RAW_PROPERTIES in properties.headers:
+        raise UndecodableError("its properties cannot be decoded")
     if properties.content_encoding is None:
         properties.content_encoding = "utf-8"
     return properties

@@ -54,6 +54,9 @@ _ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id
     ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
 _GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
     WHERE state = 'quarantined' GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint"""
+_TEXTS = """SELECT count(DISTINCT a.message) FROM messages AS m JOIN attempts AS a
+    ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)
+    WHERE m.state = 'quarantined' AND m.fingerprint = ?"""
 _OLDEST = "SELECT min(updated) FROM messages WHERE state = 'quarantined'"
 BLOCKED_LANES = """SELECT count(*) FROM messages INDEXED BY messages_blocking
     WHERE lane <> '' AND state = 'quarantined' AND waits = 0"""
@@ -227,7 +230,8 @@ class Reader:
             sample = self.row(number)
             # Gone, where the writer was quicker.
             if sample is not None:
-                yield Group(fingerprint, count, first, last, sample)
+                others = max(self._select(_TEXTS, fingerprint)[0][0] - 1, 0)
+                yield Group(fingerprint, count, first, last, sample, others)
 
     def _deliveries(self, rows: Sequence[Mapping[str, Any]]) -> list[Delivery]:
         attempts: dict[int, list[tuple[Any, ...]]] = {row["id"]: [] for row in rows}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
@@ -14,6 +14,9 @@ from consumer_framework.core.rate import Rate
 from consumer_framework.core.recovery import OnExhausted, Then
 
 from .table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 class BreakerSettings(Table):
@@ -57,6 +60,22 @@ class Recovery(Table):
     crash_attempts: Annotated[StrictInt, Field(ge=1)] = 2
     breaker: BreakerSettings = BreakerSettings()
     rules: tuple[RuleSettings, ...] = ()
+
+    if TYPE_CHECKING:
+        # A type checker would ask for the parsed values; authors write what a file says.
+        def __init__(  # noqa: PLR0913 -- the keys of the table
+            self,
+            *,
+            immediate: int = ...,
+            delays: Sequence[str | float] = ...,
+            hold_slots: int = ...,
+            ack_timeout: str | float = ...,
+            on_exhausted: OnExhausted
+            | Literal["quarantine", "reject", "drop", "requeue", "halt"] = ...,
+            crash_attempts: int = ...,
+            breaker: BreakerSettings | Mapping[str, Any] = ...,
+            rules: Sequence[RuleSettings | Mapping[str, Any]] = ...,
+        ) -> None: ...
 
     def overridden_by(self, other: Recovery) -> Recovery:
         """These settings with what *other* says itself, and its rules before these."""
