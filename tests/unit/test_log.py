@@ -7,6 +7,7 @@ import logging.config
 import os
 import socket
 import sys
+from typing import Any
 
 import pytest
 
@@ -296,7 +297,7 @@ def test_the_frameworks_own_levels_are_forgotten_for_those_of_a_file(stderr):
 
 # Files of Fedora's own, and callbacks that configure logging.
 
-FEDORAS = {
+FEDORAS: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": True,
     "formatters": {"simple": {"format": "[%(levelname)s %(name)s] %(message)s"}},

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     Done = Callable[[Job, Any, BaseException | None, Callable[[], None]], None]
 
 
-# Seconds between two looks of a thread that runs nothing at whether the process is about to end, which
-# waits for it where nobody called close().
+# Seconds between two looks of a thread that runs nothing at whether the process is about to end,
+# which waits for it where nobody called close().
 _LOOK = 2.0
 
 
