@@ -145,7 +145,8 @@ class Flight:
             crashed = _count((*former.remembered, *former.survivors))
             flight = cls(_create(path, image(places, crashed.values())))
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror or error}") from error
+            lasting = isinstance(error, PermissionError | IsADirectoryError)
+            raise JournalError(f"{path}: {error.strerror or error}", lasting=lasting) from error
         survivors = tuple(crashed[key] for key in _count(former.survivors))
         return flight, replace(former, survivors=survivors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import logging.config
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.priority import priority_of
@@ -143,6 +144,54 @@ def adapt(is_journal: Callable[[int], bool]) -> None:
 def _names_own(log_config: Mapping[str, Any] | None) -> bool:
     loggers = log_config.get("loggers") if log_config is not None else None
     return isinstance(loggers, dict) and _OWN in loggers
+
+
+def rehearse(log_config: Mapping[str, Any]) -> None:
+    """Configure logging as *log_config* says, open none of its files, and undo all of it.
+
+    Raises:
+        Exception: What :func:`set_up` would raise; FileNotFoundError where the directory of a
+            file is not there.
+    """
+    named = logging.root.manager.loggerDict.values()
+    loggers = [logging.root, *(each for each in named if isinstance(each, logging.Logger))]
+    before = {logger: dict(vars(logger)) for logger in loggers}
+    handlers_before = [list(logger.handlers) for logger in loggers]
+    try:
+        logging.config.dictConfig(_without_files(log_config))
+    finally:
+        added = [each for each in logging.root.manager.loggerDict if _is_new(each, before)]
+        for logger, own in zip(loggers, handlers_before, strict=True):
+            vars(logger).update(before[logger])
+            logger.handlers = own
+        for name in added:
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [], True
+            logger.setLevel(logging.NOTSET)
+
+
+def _is_new(name: str, before: Mapping[logging.Logger, object]) -> bool:
+    return logging.getLogger(name) not in before
+
+
+def _without_files(log_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with handlers that open their files when they have something to write."""
+    handlers = log_config.get("handlers")
+    if not isinstance(handlers, dict):
+        return dict(log_config)
+    return {**log_config, "handlers": {key: _late(each) for key, each in handlers.items()}}
+
+
+def _late(handler: Any) -> Any:
+    kind = handler.get("class") if isinstance(handler, dict) else None
+    if not isinstance(kind, str):
+        return handler
+    resolved = logging.config.BaseConfigurator({}).resolve(kind)
+    if not (isinstance(resolved, type) and issubclass(resolved, logging.FileHandler)):
+        return handler
+    # os.fspath refuses what open() would.
+    Path(handler["filename"]).absolute().parent.resolve(strict=True)
+    return {**handler, "delay": True}
 
 
 def forget(log_config: Mapping[str, Any] | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from consumer_framework.adapters import log
-from consumer_framework.core.errors import ConfigurationError, ExitCode
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.settings import Overrides
 
 from .check import check
@@ -124,9 +124,9 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
         exit_code = app.run(
             app.Request(file, callback, callback_file, overrides, instance, state_dir)
         )
-    except ConfigurationError as error:
+    except (ConfigurationError, Fault) as error:
         complain(error)
-        exit_code = ExitCode.CONFIGURATION
+        exit_code = error.exit_code
     except click.ClickException:
         raise
     except Exception:

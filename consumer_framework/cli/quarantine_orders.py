@@ -58,7 +58,7 @@ def _ask(at: Where, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Have orders carried out that need no handler; returns all answers."""
     from consumer_framework.host import client, replay  # noqa: PLC0415
 
-    with client.connected(at.directory, at.instance) as running:
+    with client.reached(at.directory, at.instance, output.note) as running:
         if running is not None:
             return [answer for request in requests for answer in running.ask(request)]
     return [
@@ -274,7 +274,7 @@ def _replay(
 
     with _Progress(len(numbers), as_json) as progress:
         try:
-            with client.connected(at.directory, at.instance) as running:
+            with client.reached(at.directory, at.instance, output.note) as running:
                 if running is None:
                     _replay_here(at, numbers, callbacks, progress)
                 else:

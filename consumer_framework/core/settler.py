@@ -47,6 +47,7 @@ class Settler:
         journal_failed: Called when a commit fails, with the reason; nothing is acknowledged.
         journal_works: Called when every commit that failed has succeeded after all.
         done: Called when a settle is complete, and whether it was not void.
+        watch: Called with a commit that failed by a defect: its message is not acknowledged.
     """
 
     acknowledger: Acknowledger
@@ -60,6 +61,7 @@ class Settler:
     journal_failed: Callable[[str], None]
     journal_works: Callable[[], None]
     done: Callable[[Settled, bool], None]
+    watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
     _commits: set[asyncio.Task[None]] = field(default_factory=set)
     _failing: int = 0
 
@@ -164,7 +166,12 @@ class Settler:
     def _spawn(self, settling: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(settling)
         self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._commits.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.watch(task)
 
     async def _requeue(self, what: Settled) -> None:
         # The broker delivers it again at once: without a pause it would be a hot loop.

@@ -189,6 +189,7 @@ class _Bench:
             journal_failed=self._journal_failed,
             journal_works=_ignore,
             done=_ignore,
+            watch=self._commit_failed,
         )
         self._pipeline = Pipeline(
             handler=handler,
@@ -226,6 +227,11 @@ class _Bench:
         # An instance waits until the disk works again; an operator is told.
         if self._done is not None and not self._done.done():
             self._done.set_exception(JournalError(reason))
+
+    def _commit_failed(self, commit: asyncio.Task[None]) -> None:
+        error = commit.exception()
+        if error is not None and self._done is not None and not self._done.done():
+            self._done.set_exception(error)
 
 
 def _ignore(*_: object) -> None:

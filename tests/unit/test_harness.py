@@ -27,6 +27,7 @@ from consumer_framework.core import helpers
 from consumer_framework.core.errors import ConfigurationError, JournalError
 from consumer_framework.testing import Ack, Harness
 from consumer_framework.testing import harness as harness_module
+from consumer_framework.testing.fake_queue import FakeQueue
 
 
 def message(n=1):
@@ -446,3 +447,16 @@ def test_a_cut_in_each_attempt_gives_a_message_no_attempts_more_than_its_policy(
         assert len(harness.runs(first)) == 3
         assert len(harness.attempts(first)) == 3, "each with its traceback"
         assert harness.quarantined == [first]
+
+
+def test_what_fails_after_the_write_of_a_message_is_not_swallowed(monkeypatch):
+    def ack(self, delivery):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(FakeQueue, "ack", ack)
+
+    def quarantine(message):
+        raise Quarantine("odd")
+
+    with Harness(quarantine) as harness, pytest.raises(RuntimeError, match="a defect"):
+        harness.deliver(message())

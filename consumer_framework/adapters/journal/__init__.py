@@ -8,6 +8,7 @@ and the loss of power, and readers, ``fm-consumer quarantine`` among them, never
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -204,13 +205,16 @@ class Journal(Reader, ports.Journal):
         write = operations.supersede(row, body, self._now(), self._room)
         return await self._writer.submit(write)
 
-    async def expire(self, now: float, export_to: Path | None = None) -> Expired:
+    async def expire(
+        self, now: float, export_to: Path | None = None, most: float = math.inf
+    ) -> Expired:
         """Export what is quarantined for longer than ``limits.max_age``, and then delete it.
 
         Args:
             now: Seconds since the epoch.
             export_to: The file that they are appended to, ``expired.jsonl`` beside the journal
                 where it is None. A crash may have a message appended twice, never not at all.
+            most: Stop after so many rows.
 
         Raises:
             JournalError: They cannot be exported. Those that are not in the file are in the
@@ -220,12 +224,14 @@ class Journal(Reader, ports.Journal):
         if self._limits.max_age is None:
             return Expired(0, file)
         rows = 0
-        while True:
-            write = room.expire(now - self._limits.max_age, _PORTION, file)
+        while rows < most:
+            limit = int(min(most - rows, _PORTION))
+            write = room.expire(now - self._limits.max_age, limit, file)
             portion = await self._writer.submit(write)
             rows += portion
-            if portion < _PORTION:
-                return Expired(rows, file)
+            if portion < limit:
+                break
+        return Expired(rows, file)
 
 
 def _release_all(connection: sqlite3.Connection, now: float) -> None:
