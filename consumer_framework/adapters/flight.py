@@ -145,7 +145,8 @@ class Flight:
             crashed = _count((*former.remembered, *former.survivors))
             flight = cls(_create(path, image(places, crashed.values())))
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror or error}") from error
+            lasting = isinstance(error, PermissionError | IsADirectoryError)
+            raise JournalError(f"{path}: {error.strerror or error}", lasting=lasting) from error
         survivors = tuple(crashed[key] for key in _count(former.survivors))
         return flight, replace(former, survivors=survivors)
 
@@ -225,16 +226,19 @@ def image(places: int, crashed: Iterable[Survivor] = ()) -> bytearray:
 
 
 def _identify(delivery: Delivery) -> tuple[bytes, bytes]:
-    """Give the key and the label of a message; its body is read only where it has no id.
+    """Give the key and the label of a message.
 
     No queue's name starts with NUL. The body's length keeps its bytes out of the routing key.
     SHA-256 is fast on most processors, and not forbidden on any machine (FIPS mode).
     """
     message_id = delivery.message_id
     if message_id:
-        # An id may be no valid text, and must not raise.
+        # An id may be no valid text, and must not raise. Two messages may have one id, and a
+        # checksum of their bodies costs next to nothing.
         label = f"{delivery.queue}\0{message_id}".encode("utf-8", "surrogatepass")
-        return sha256(label).digest()[:_KEY], label[:_LABEL_ROOM]
+        rest = f"\0{delivery.routing_key}\0{len(delivery.body)}\0{crc32(delivery.body)}"
+        key = sha256(label + rest.encode("utf-8", "surrogatepass")).digest()
+        return key[:_KEY], label[:_LABEL_ROOM]
     queue, body = delivery.queue, delivery.body
     name = f"\0{queue}\0{len(body)}\0{delivery.routing_key}".encode("utf-8", "surrogatepass")
     return sha256(name + body).digest()[:_KEY], queue.encode()[:_LABEL_ROOM]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.core import current
 from consumer_framework.core.fields import INSTANCE, fields_of_all
 from consumer_framework.core.priority import priority_of
-from consumer_framework.core.secrets import redact
+from consumer_framework.core.secrets import redact_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -171,4 +171,4 @@ class JournalHandler(logging.Handler):
             if name not in own:
                 values = value if isinstance(value, list) else [value]
                 # The text is redacted where the record is made.
-                yield from ((name, redact(str(each))) for each in values)
+                yield from ((name, redact_value(name, str(each))) for each in values)

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import logging
 import logging.config
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.printable import clipped, printable_lines
 from consumer_framework.core.priority import priority_of
 from consumer_framework.core.secrets import redact
+from consumer_framework.core.summary import TRACEBACK_LIMIT, summarized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,20 +28,57 @@ _QUIET = {
 }
 
 
+# Upstream's logger, which every configuration file names, and ours, which hardly one does.
+_UPSTREAM = "fedora_messaging"
+_OWN = "consumer_framework"
+
+
+# The loggers that show what strangers published.
+_STRANGERS_TEXT = (_OWN, _UPSTREAM, "pika", "twisted")
+# Characters.
+_LONGEST_MESSAGE = 32_000
+
+
+class OwnLogger(logging.Logger):
+    """A logger of ours: ``disable_existing_loggers`` in somebody's configuration leaves it on.
+
+    Some callbacks configure logging when they are imported, or later. That would silence
+    everything that the framework has to say, tracebacks of their own failures included.
+    """
+
+    @property
+    def disabled(self) -> bool:
+        """Always false."""
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        """Ignore *value*."""
+
+
 class RedactedRecord(logging.LogRecord):
-    """A record that shows no secret, whoever formats it."""
+    """A record that shows no secret, whoever formats it, and is no longer than it must be.
+
+    What the framework and the libraries below it log shows what strangers publish: no control
+    character of theirs reaches a terminal.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.exc_info and self.exc_info[0] is not None:
-            text = logging.Formatter().formatException(self.exc_info)
-            if (shown := redact(text)) != text:
+            shown = summarized(self.exc_info[1])
+            text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
+            safe = clipped(redact(text), TRACEBACK_LIMIT)
+            if safe != text or shown is not self.exc_info[1]:
                 # Formatters take this text, where there is one, for that of the exception.
-                self.exc_text, self.exc_info = shown, None
+                self.exc_text, self.exc_info = safe, None
 
     def getMessage(self) -> str:  # noqa: N802 -- logging's name
         """Return the message, with its arguments in it."""
-        return redact(super().getMessage())
+        text = redact(super().getMessage())
+        if self.name.partition(".")[0] in _STRANGERS_TEXT:
+            return clipped(printable_lines(text), _LONGEST_MESSAGE)
+        return text
 
 
 class PriorityFormatter(logging.Formatter):
@@ -60,36 +100,115 @@ def set_up(
     log_config: Mapping[str, Any] | None,
     is_journal: Callable[[int], bool],
     journal: logging.Handler | None = None,
+    level: int = logging.INFO,
 ) -> None:
     """Configure :mod:`logging` for the process.
 
+    The framework logs with the level and the handlers of ``fedora_messaging``, unless
+    *log_config* names ``consumer_framework``.
+
     Args:
         log_config: ``[log_config]`` as the file has it (:func:`logging.config.dictConfig`); None
-            for the framework's own: everything from INFO up, to standard error.
+            for the framework's own: everything from *level* up, to standard error.
         is_journal: Tells whether a file descriptor leads to the journal. Lines that go there
             carry their priority, whoever configured the handler.
         journal: Takes everything in the place of standard error, if *log_config* is None.
+        level: The lowest that is logged, if *log_config* is None.
 
     Raises:
         ValueError: *log_config* is not one that :mod:`logging.config` takes.
     """
     if log_config is None:
         own = [journal] if journal is not None else None
-        logging.basicConfig(level=logging.INFO, format=_TERMINAL_FORMAT, force=True, handlers=own)
-        for name, level in _QUIET.items():
-            logging.getLogger(name).setLevel(level)
+        logging.basicConfig(level=level, format=_TERMINAL_FORMAT, force=True, handlers=own)
+        for name, quiet in _QUIET.items():
+            logging.getLogger(name).setLevel(quiet)
+        # Whatever a callback does to the root logger later.
+        logging.getLogger(_OWN).setLevel(level)
+        for handler in logging.root.handlers:
+            if is_journal(_descriptor(handler)):
+                handler.setFormatter(logging.Formatter(_JOURNAL_FORMAT))
     else:
         logging.config.dictConfig(dict(log_config))
-        _enable_own_loggers()
+    if not _names_own(log_config):
+        # Both walk up from a logger to its parent: the search for a level, and for handlers.
+        logging.getLogger(_OWN).parent = logging.getLogger(_UPSTREAM)
+    adapt(is_journal)
+
+
+def adapt(is_journal: Callable[[int], bool]) -> None:
+    """Keep what the framework logs readable, whoever configured :mod:`logging` last.
+
+    Call it after code of an author ran that may have done so.
+
+    Args:
+        is_journal: As for :func:`set_up`.
+    """
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] == _OWN and type(logger) is logging.Logger:
+            logger.__class__ = OwnLogger
     fallbacks = _fallbacks(handlers())
     for handler in (h for h in [*handlers(), *fallbacks] if type(h) is logging.StreamHandler):
+        if isinstance(handler.formatter, PriorityFormatter):
+            continue
         if is_journal(_descriptor(handler)):
             inner = handler.formatter or logging.Formatter(_JOURNAL_FORMAT)
-            if log_config is None:
-                inner = logging.Formatter(_JOURNAL_FORMAT)
             handler.setFormatter(PriorityFormatter(inner))
         elif handler.formatter is None and handler in fallbacks:
             handler.setFormatter(logging.Formatter(_TERMINAL_FORMAT))
+
+
+def _names_own(log_config: Mapping[str, Any] | None) -> bool:
+    loggers = log_config.get("loggers") if log_config is not None else None
+    return isinstance(loggers, dict) and _OWN in loggers
+
+
+def rehearse(log_config: Mapping[str, Any]) -> None:
+    """Configure logging as *log_config* says, open none of its files, and undo all of it.
+
+    Raises:
+        Exception: What :func:`set_up` would raise; FileNotFoundError where the directory of a
+            file is not there.
+    """
+    named = logging.root.manager.loggerDict.values()
+    loggers = [logging.root, *(each for each in named if isinstance(each, logging.Logger))]
+    before = {logger: dict(vars(logger)) for logger in loggers}
+    handlers_before = [list(logger.handlers) for logger in loggers]
+    try:
+        logging.config.dictConfig(_without_files(log_config))
+    finally:
+        added = [each for each in logging.root.manager.loggerDict if _is_new(each, before)]
+        for logger, own in zip(loggers, handlers_before, strict=True):
+            vars(logger).update(before[logger])
+            logger.handlers = own
+        for name in added:
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [], True
+            logger.setLevel(logging.NOTSET)
+
+
+def _is_new(name: str, before: Mapping[logging.Logger, object]) -> bool:
+    return logging.getLogger(name) not in before
+
+
+def _without_files(log_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with handlers that open their files when they have something to write."""
+    handlers = log_config.get("handlers")
+    if not isinstance(handlers, dict):
+        return dict(log_config)
+    return {**log_config, "handlers": {key: _late(each) for key, each in handlers.items()}}
+
+
+def _late(handler: Any) -> Any:
+    kind = handler.get("class") if isinstance(handler, dict) else None
+    if not isinstance(kind, str):
+        return handler
+    resolved = logging.config.BaseConfigurator({}).resolve(kind)
+    if not (isinstance(resolved, type) and issubclass(resolved, logging.FileHandler)):
+        return handler
+    # os.fspath refuses what open() would.
+    Path(handler["filename"]).absolute().parent.resolve(strict=True)
+    return {**handler, "delay": True}
 
 
 def forget(log_config: Mapping[str, Any] | None) -> None:
@@ -101,7 +220,8 @@ def forget(log_config: Mapping[str, Any] | None) -> None:
         log_config: What :func:`set_up` was called with.
     """
     table = log_config.get("loggers") if log_config is not None else _QUIET
-    for name in table if isinstance(table, dict) else ():
+    logging.getLogger(_OWN).parent = logging.root
+    for name in {*(table if isinstance(table, dict) else ()), _OWN}:
         logger = logging.getLogger(name)
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
@@ -114,13 +234,6 @@ def forget(log_config: Mapping[str, Any] | None) -> None:
 def hide_secrets() -> None:
     """Let every record of the process, of whatever logger, be a :class:`RedactedRecord`."""
     logging.setLogRecordFactory(RedactedRecord)
-
-
-def _enable_own_loggers() -> None:
-    """``disable_existing_loggers``, which is the default, silences what was imported before."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] == "consumer_framework":
-            logging.getLogger(name).disabled = False
 
 
 def handlers() -> list[logging.Handler]:
@@ -138,8 +251,8 @@ def _fallbacks(used: list[logging.Handler]) -> list[logging.Handler]:
     return [handler for handler in found if isinstance(handler, logging.Handler)]
 
 
-def _descriptor(handler: logging.StreamHandler[Any]) -> int:
+def _descriptor(handler: logging.Handler) -> int:
     try:
-        return int(handler.stream.fileno())
+        return int(handler.stream.fileno())  # type: ignore[attr-defined]
     except (AttributeError, OSError, ValueError):
         return -1

@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import click
 
 from consumer_framework.adapters import log
-from consumer_framework.core.errors import ConfigurationError, ExitCode
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.settings import Overrides
 
 from .check import check
@@ -123,9 +124,10 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
         exit_code = app.run(
             app.Request(file, callback, callback_file, overrides, instance, state_dir)
         )
-    except ConfigurationError as error:
+    except (ConfigurationError, Fault) as error:
         complain(error)
-        exit_code = ExitCode.CONFIGURATION
+        _tell_service_manager(error)
+        exit_code = error.exit_code
     except click.ClickException:
         raise
     except Exception:
@@ -133,6 +135,16 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
         exit_code = ExitCode.UNEXPECTED
     _leave_no_thread_behind(exit_code)
     context.exit(exit_code)
+
+
+def _tell_service_manager(error: Exception) -> None:
+    """Let `systemctl status` and `fm-consumer status` say why the instance did not start."""
+    from consumer_framework.adapters.systemd import SystemdNotifier  # noqa: PLC0415
+
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    more = f" (and {len(others)} more: see the log)" if others else ""
+    with closing(SystemdNotifier()) as notifier:
+        notifier.status(f"Not started: {first}{more}")
 
 
 def _leave_no_thread_behind(exit_code: int) -> None:

@@ -65,6 +65,11 @@ def complain(error: BaseException) -> None:
         click.echo(f"{prefix}{safe(line)}", err=True)
 
 
+def note(line: str) -> None:
+    """Print something to standard error that is not wrong."""
+    click.echo(f"fm-consumer: {safe(line)}", err=True)
+
+
 def _descriptor(stream: Any) -> int:
     try:
         return int(stream.fileno())

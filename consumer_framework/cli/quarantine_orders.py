@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from consumer_framework.adapters.journal import Row
+    from consumer_framework.adapters.journal import Group, Row
     from consumer_framework.core.delivery import Delivery
 
     from .options import Where
@@ -58,7 +58,7 @@ def _ask(at: Where, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Have orders carried out that need no handler; returns all answers."""
     from consumer_framework.host import client, replay  # noqa: PLC0415
 
-    with client.connected(at.directory, at.instance) as running:
+    with client.reached(at.directory, at.instance, output.note) as running:
         if running is not None:
             return [answer for request in requests for answer in running.ask(request)]
     return [
@@ -99,9 +99,12 @@ def drop(  # noqa: PLR0913 -- one for each option
     at = where(words, conf, state_dir)
     with closing(open_journal(at)) as journal:
         rows = choose(journal, at, fingerprint, everything=everything)
+        causes = journal.groups() if fingerprint is not None and not yes else []
     _check_states(rows, ("quarantined", "deferred"))
     numbers = [row.id for row in rows]
     if numbers and not yes:
+        for cause in (each for each in causes if each.fingerprint == rows[0].fingerprint):
+            click.echo(_described(cause), err=True)
         what = f"Lose {plural(len(numbers), 'message')} of {at.instance} for ever?"
         click.confirm(what, abort=True, err=True)
     requests = [{"do": "drop", "rows": portion} for portion in _portions(numbers)]
@@ -117,6 +120,14 @@ def drop(  # noqa: PLR0913 -- one for each option
         which = ", ".join(map(str, kept))
         click.echo(f"fm-consumer: not dropped, gone or in a replay meanwhile: {which}", err=True)
         raise click.exceptions.Exit(_FAILED)
+
+
+def _described(cause: Group) -> str:
+    """What is about to be lost: a fingerprint may stand for errors with several texts."""
+    from .views import error_of, other_texts  # noqa: PLC0415
+
+    texts = " ".join(filter(None, [error_of(cause.sample), other_texts(cause)]))
+    return f"{output.safe(cause.fingerprint)}: {output.safe(texts)}"
 
 
 def _check_states(rows: Sequence[Row], allowed: tuple[str, ...]) -> None:
@@ -263,7 +274,7 @@ def _replay(
 
     with _Progress(len(numbers), as_json) as progress:
         try:
-            with client.connected(at.directory, at.instance) as running:
+            with client.reached(at.directory, at.instance, output.note) as running:
                 if running is None:
                     _replay_here(at, numbers, callbacks, progress)
                 else:
@@ -296,8 +307,7 @@ def _replay_here(
     from consumer_framework.host import app  # noqa: PLC0415
     from consumer_framework.host import replay as in_place  # noqa: PLC0415
 
-    log.set_up(None, is_journal)
-    logging.getLogger().setLevel(logging.WARNING)
+    log.set_up(None, is_journal, level=logging.WARNING)
     _warn_of_root(at)
     callback, callback_file = callbacks
     request = app.Request(at.file, callback, callback_file, instance=at.instance)

@@ -93,7 +93,7 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
         ConfigurationError: They cannot, or nobody can work with it.
     """
     from consumer_framework.core.queues import SINGLE_ACTIVE  # noqa: PLC0415
-    from consumer_framework.host import configuration, scalable  # noqa: PLC0415
+    from consumer_framework.host import configuration, scalable, stores  # noqa: PLC0415
     from consumer_framework.host.scaling import Action  # noqa: PLC0415
 
     starts = (step.instance for step in steps if step.action in (Action.LINK, Action.START))
@@ -104,6 +104,12 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     scalable.check(settings, str(file))
     for instance in added:
         configuration.require_credentials(file, instance)
+    files = stores.SYSTEM_STATE / name / stores.CONSUMER_FILES
+    if stores.has_files(files):
+        _warn(
+            f"the consumer keeps files in {files}; each worker has a directory of its own, and "
+            "sees no other worker's files"
+        )
     for queue in scalable.standby_queues(settings):
         _warn(
             f"the queue {queue} has {SINGLE_ACTIVE}: one worker at a time gets its "

@@ -68,7 +68,13 @@ def group_lines(groups: Sequence[Group], now: float, width: int | None) -> Itera
     indent = " " * (max(len("COUNT"), *(len(row[0]) for row in cells)) + 2)
     for group, line in zip(groups, lines, strict=True):
         yield line
-        yield faint(f"{indent}{safe(group.fingerprint)}")
+        others = other_texts(group)
+        yield faint(f"{indent}{safe(group.fingerprint)}{f' {others}' if others else ''}")
+
+
+def other_texts(group: Group) -> str:
+    """Say that not every error of *group* has the text of its sample; "" where each has."""
+    return f"and {plural(group.other_texts, 'other text')}" if group.other_texts else ""
 
 
 def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[str]:

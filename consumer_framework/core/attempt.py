@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import sysconfig
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .printable import clipped, printable
+from .summary import formatted, text_of
+
 if TYPE_CHECKING:
     from types import TracebackType
+
+# Characters of what an exception says in one line.
+LINE_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +59,13 @@ NO_HISTORY = History()
 
 def attempt_of(error: BaseException, at: float) -> Attempt:
     """Describe *error*, which ended an attempt *at* seconds since the epoch."""
-    text = _storable("".join(traceback.format_exception(error)))
+    text = _storable(formatted(error))
     return Attempt(at, _qualified(type(error)), first_line(error), text, fingerprint(error))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what *error* says, "" where it fails to say anything."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 -- anybody's __str__
-        return ""
-    return _storable(text.partition("\n")[0])
+    """The first line of what *error* says, in :data:`LINE_LIMIT` characters or so."""
+    return printable(clipped(text_of(error).partition("\n")[0], LINE_LIMIT))
 
 
 def said(error: BaseException) -> str:
@@ -81,29 +82,48 @@ def _storable(text: str) -> str:
 def fingerprint(error: BaseException) -> str:
     """Name the cause of *error*: its class and the innermost frame of the author's own code.
 
-    "Own" is what is not in Python's standard library, not in an installed package and not the
-    framework; where no frame is, the innermost one counts. Line numbers are left out: they
-    change with every edit above them.
+    "Own" is what is not in Python's standard library, not in an installed package other than
+    the author's (:func:`is_by_author`) and not the framework; where no frame is, the innermost
+    one counts. Line numbers are left out: they change with every edit above them.
     """
     frames = _frames(error.__traceback__)
-    own = [frame for frame in frames if not frame[0].startswith(_FOREIGN)]
-    file, function = (own or frames or [("", "")])[-1]
+    own = [frame for frame in frames if _is_own(*frame[1:])]
+    function, file, _ = (own or frames or [("", "", "")])[-1]
     where = f" in {_short(file)}:{function}" if function else ""
     return f"{_qualified(type(error))}{where}"
 
 
-_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+def is_by_author(*packages: str) -> None:
+    """Count the modules of *packages* as the author's own, wherever they are installed."""
+    global _by_author  # noqa: PLW0603 -- a process runs one author's code
+    _by_author = frozenset(packages)
+
+
+_by_author: frozenset[str] = frozenset()
+_INSTALLED = tuple(sorted({sysconfig.get_paths()[key] + "/" for key in ("purelib", "platlib")}))
 _FOREIGN = (
-    *sorted({sysconfig.get_paths()[key] for key in _INSTALLED}),
-    __file__.rpartition("/core/")[0],
+    *sorted({sysconfig.get_paths()[key] + "/" for key in ("stdlib", "platstdlib")}),
+    __file__.rpartition("/core/")[0] + "/",
+    # importlib's.
+    "<frozen ",
 )
+# Of whatever Python and user.
+_SITES = ("/site-packages/", "/dist-packages/")
 
 
-def _frames(trace: TracebackType | None) -> list[tuple[str, str]]:
+def _is_own(file: str, module: str) -> bool:
+    if file.startswith(_INSTALLED) or any(site in file for site in _SITES):
+        return any(f"{module}.".startswith(f"{package}.") for package in _by_author)
+    return not file.startswith(_FOREIGN)
+
+
+def _frames(trace: TracebackType | None) -> list[tuple[str, str, str]]:
+    """The function, the file and the module of each frame, the outermost first."""
     found = []
     while trace is not None:
         code = trace.tb_frame.f_code
-        found.append((code.co_filename, code.co_name))
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        found.append((code.co_name, code.co_filename, module))
         trace = trace.tb_next
     return found
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fedora_messaging.message import Message
 
-class Batch(Sequence[Any]):
+
+class Batch(Sequence["Message"]):
     """The messages of one call of ``handle_batch``, each with its own fate.
 
     A batch handler that returns has handled every message, except those it has called
@@ -20,7 +22,7 @@ class Batch(Sequence[Any]):
         messages: In the order in which they came.
     """
 
-    def __init__(self, messages: Iterable[Any]) -> None:
+    def __init__(self, messages: Iterable[Message]) -> None:
         self._messages = list(messages)
         self._errors: dict[int, BaseException] = {}
 
@@ -28,15 +30,15 @@ class Batch(Sequence[Any]):
         return len(self._messages)
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> Message: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: slice) -> Sequence[Message]: ...
 
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
         return self._messages[index]
 
-    def fail(self, message: Any, error: BaseException) -> None:
+    def fail(self, message: Message, error: BaseException) -> None:
         """Say that *message* was not handled.
 
         Args:

@@ -10,6 +10,10 @@ from .batch import Batch
 from .handler import Handler
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedora_messaging.message import Message
+
     from .settings import Recovery
 
 
@@ -42,14 +46,35 @@ class Consumer(ABC):
             ``[consumer_config.framework.recovery]`` stands before it.
         config: ``[consumer_config]`` without its ``framework`` table, as an instance of
             ``Config``; the plain dict where the class has none.
+        state_dir: Where this consumer may keep files.
     """
 
     Config: ClassVar[Any] = None
     recovery: ClassVar[Recovery | None] = None
     config: Any
+    # The host sets it before `__init__`.
+    _state_dir: Path
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def state_dir(self) -> Path:
+        """Return the directory for files that this consumer keeps; make it where it is missing.
+
+        It is ``files`` in the state directory of the instance: it outlives restarts, and the
+        sandbox of the shipped unit lets the consumer write there. Each worker of a scaled
+        instance has a directory of its own. In the test harness it is a temporary directory.
+
+        Raises:
+            OSError: The directory cannot be made.
+            RuntimeError: No host made this consumer.
+        """
+        directory: Path | None = getattr(self, "_state_dir", None)
+        if directory is None:
+            raise RuntimeError("state_dir is known only in an instance and in the test harness")
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory
 
     def setup(self) -> Any:  # noqa: B027 -- optional
         """Open what :meth:`handle` needs. Runs once, before the first message.
@@ -59,15 +84,15 @@ class Consumer(ABC):
         """
 
     @abstractmethod
-    def handle(self, message: Any) -> Any:
+    def handle(self, message: Message) -> Any:
         """Handle one message.
 
         Returning means success: the message is acknowledged. What may be raised instead is in
         :mod:`consumer_framework`.
 
         Args:
-            message: A ``fedora_messaging.message.Message``, or the subclass that the message's
-                schema names; validated.
+            message: The message, validated. Its class is the one that its schema names, a
+                subclass of ``fedora_messaging.message.Message``; ``isinstance`` tells which.
         """
 
     def teardown(self) -> Any:  # noqa: B027 -- optional
@@ -100,7 +125,7 @@ class BatchConsumer(Consumer):
             messages: One message or more, in the order in which they came. All are validated.
         """
 
-    def handle(self, message: Any) -> Any:
+    def handle(self, message: Message) -> Any:
         """Handle one message: a batch of one."""
         return self.handle_batch(Batch([message]))
 

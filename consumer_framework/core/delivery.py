@@ -11,6 +11,9 @@ from .attempt import NO_HISTORY, History
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# The header that has the bytes of properties that cannot be decoded.
+RAW_PROPERTIES = "x-undecodable-properties"
+
 
 class Properties(Protocol):
     """What the core reads of the AMQP message properties (AMQP 0-9-1, section 1.8, basic)."""
@@ -65,7 +68,17 @@ class Delivery:
     @property
     def message_id(self) -> str:
         """The publisher's message id, ``""`` where there is none."""
-        return self.properties.message_id or ""
+        return readable(self.properties.message_id or "")
+
+    @property
+    def published_headers(self) -> dict[str, Any]:
+        """The headers as they were published: brokers change their own, which begin with "x-"."""
+        headers = self.properties.headers or {}
+        return {
+            name: value
+            for name, value in headers.items()
+            if name == RAW_PROPERTIES or not readable(name).startswith("x-")
+        }
 
     def redelivers(self, earlier: Delivery) -> bool:
         """Whether this is the same message as *earlier*, delivered anew on a later channel.
@@ -80,7 +93,13 @@ class Delivery:
             and self.queue == earlier.queue
             and self.routing_key == earlier.routing_key
             and self.body == earlier.body
+            and self.published_headers == earlier.published_headers
         )
+
+
+def readable(name: str | bytes) -> str:
+    """Return *name* as text: pika leaves names that are no UTF-8 as bytes."""
+    return name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

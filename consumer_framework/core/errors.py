@@ -176,7 +176,13 @@ class JournalError(FrameworkError):
 
     Args:
         message: One line with the file and the system's reason.
+        lasting: Whether it stays so until somebody changes something. Otherwise it may pass: the
+            disk is full, or another process has the journal.
     """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,6 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 Word: TypeAlias = Literal["skip", "retry", "defer", "drop", "quarantine", "dependency", "halt"]
 
-# The host imports it; where another program runs the callback, nothing does.
-_HOST = "consumer_framework.host.slots"
-
 _SIGNALS: dict[str, Callable[[str], Signal]] = {
     "skip": Skip,
     "retry": Retry,
@@ -118,9 +115,22 @@ def on(*exceptions: type[BaseException], then: Word, reason: str = "") -> Callab
     return decorate
 
 
+@contextmanager
+def hosting() -> Iterator[None]:
+    """Mark this process as one whose host understands this package's signals, inside the block.
+
+    An instance, a replay in a command's own process, and the test harness each enter it.
+    """
+    _hosts.append(None)
+    try:
+        yield
+    finally:
+        _hosts.pop()
+
+
 def is_hosted() -> bool:
-    """Whether our own host runs the handler, or a test with our harness."""
-    return _HOST in sys.modules
+    """Return whether this package's own host, or its test harness, runs the handler."""
+    return bool(_hosts)
 
 
 def for_upstream(signal: Signal) -> BaseException:
@@ -141,6 +151,9 @@ def for_upstream(signal: Signal) -> BaseException:
             error = upstream.Nack(signal.reason)
     return cast("BaseException", error)
 
+
+# One entry for each host of this process that runs now: a harness may run inside another one.
+_hosts: list[None] = []
 
 # The functions that were decorated, with the decorated one innermost and the rules outermost first.
 _decorated: WeakKeyDictionary[Callable[..., Any], tuple[Callable[..., Any], tuple[_Rule, ...]]]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -40,5 +41,6 @@ class Histories:
 
 
 def _key(delivery: Delivery) -> Key:
-    body = b"" if delivery.message_id else delivery.body
-    return delivery.queue, delivery.message_id, delivery.routing_key, body
+    # Bodies may be large. Nothing makes publishers keep their ids unique.
+    digest = hashlib.sha256(delivery.body).digest()
+    return delivery.queue, delivery.message_id, delivery.routing_key, digest

@@ -12,7 +12,7 @@ what it wrote, and does not write it a second time: at least once, always.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .delivery import Behind, Crashed, Known, Withdrawn
@@ -53,6 +53,9 @@ class Pipeline:
         if delivery.redelivered or delivery.row:
             delivery = self.settler.recall(delivery)
         run, outcome = await self._outcome(delivery)
+        if run is not None and run.history is not delivery.history:
+            # The run began before this redelivery of its message came.
+            delivery = replace(delivery, history=run.history)
         situation = Situation(self.clock.time(), self.chance(), self.settler.holds.has_room)
         decision = decide(delivery, outcome, self.policy, situation)
         self.settler.settle(Settled(delivery, run, outcome, decision))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
@@ -108,10 +108,10 @@ class HandlerRunner(Protocol):
 class Journal(Protocol):
     """Keeps messages durably that the broker is told to forget.
 
-    Every write is idempotent by queue and message id (a digest of the message where it has no
-    id): a process that dies between the write and the ack gets the message again, and writes
-    the same row again. A write has happened when its awaitable is done, and survives the loss
-    of power then.
+    Every write is idempotent by the message, with its id, topic, headers and body: a process that
+    dies between the write and the ack gets the message again, and finds the row. Two messages that
+    are equal have two rows; :class:`.Twins` tells them from one that comes again. A write has
+    happened when its awaitable is done, and survives the loss of power then.
 
     The rows of one lane are in the order in which they were first written. A row keeps the lane
     that it was first written with. A deferred one never stays behind a quarantined one: whichever
@@ -141,14 +141,15 @@ class Journal(Protocol):
         """Whether a row of this message waits, deferred or quarantined."""
         ...
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
+    def due(self, now: float, limit: int, out: Collection[int] = ()) -> list[Delivery]:
         """At most *limit* deferred messages whose time has come at *now*, the longest due first.
 
-        Of each lane only its first open row, if that is one of them.
+        Of each lane only its first open row, if that is one of them; none of the rows in *out*,
+        which the caller has already.
         """
         ...
 
-    def next_due(self) -> float | None:
+    def next_due(self, out: Collection[int] = ()) -> float | None:
         """When :meth:`due` has the next one, in seconds since the epoch; None for never."""
         ...
 

@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Remembers runs whose outcome the broker could not be told.
+"""Remembers runs whose outcome the broker does not know.
 
 When a channel goes while a handler runs, the broker delivers the message again on the next
 channel. The run that this process already has, finished or not, answers for that redelivery:
-the handler does not run a second time.
+the handler does not run a second time. :class:`Unsettled` knows those runs.
+
+An acknowledgement has no answer (AMQP 0-9-1, section 1.8.3.13), and one that was written to a dead
+connection is lost with it. So a message that was settled on a channel that is gone may come back as
+well. It is settled again and does not run: :class:`LostAcks` knows those messages.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from .attempt import NO_HISTORY, History
+from .delivery import Failed, Known
+from .disposition import Ack, Defer, GiveBack, Halt, Quarantine, Reject, Requeue
+from .errors import Drop
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
+    from .disposition import Disposition
     from .ports import Clock
+
+    Key: TypeAlias = tuple[str, str, str, int]
 
 # A redelivery comes at once after a closed channel, and at the latest when the broker has missed
 # the heartbeats of a dead connection. Long past that, an equal message is more likely one that
@@ -22,6 +35,8 @@ if TYPE_CHECKING:
 MEMORY_SECONDS = 3600.0
 # Only handlers that were running when their channel went leave a run behind.
 MEMORY_RUNS = 1024
+# Channels that may be lost before what was unsettled on the first of them has come back.
+MOST_CHANNELS = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -32,9 +47,12 @@ class Run:
         delivery: The latest delivery that the run answers for.
         outcome: What the handler did; None while it runs.
         ended_at: When its settle was tried, in seconds of the clock; None until then.
+        history: What was known of the message when the run began. A redelivery is decided with
+            that, for it cannot know it: the run began before the redelivery came.
     """
 
     delivery: Delivery
+    history: History = NO_HISTORY
     outcome: Outcome | None = None
     ended_at: float | None = None
     _waiter: asyncio.Future[Outcome] | None = None
@@ -63,7 +81,7 @@ class Unsettled:
 
     def begin(self, delivery: Delivery) -> Run:
         """Note that the handler starts on *delivery*."""
-        run = Run(delivery)
+        run = Run(delivery, delivery.history)
         self._runs[run] = None
         return run
 
@@ -92,3 +110,123 @@ class Unsettled:
         running = [run for run in self._runs if run.ended_at is None]
         ended = [run for run in self._runs if run.ended_at is not None and run.ended_at > oldest]
         self._runs = dict.fromkeys([*ended[-MEMORY_RUNS:], *running])
+
+
+@dataclass(slots=True)
+class _Expected:
+    """Equal messages that the broker may deliver again.
+
+    Attributes:
+        since: When one of them was last added, in seconds of the clock.
+        unsettled: How many were not settled: the first redeliveries are theirs.
+        settled: Why each of the settled ones was rejected; None for one that was not.
+    """
+
+    since: float
+    unsettled: int = 0
+    settled: list[str | None] = field(default_factory=list)
+
+
+class LostAcks:
+    """Knows the messages that were settled, in case the broker never hears of it.
+
+    Of each channel it remembers as many messages as the broker may have unacknowledged there, and
+    none that has not come back after :data:`MEMORY_SECONDS`. A message without an id is not
+    remembered: an equal one may be another message, and it must run.
+
+    Args:
+        clock: The time.
+        prefetch_count: How many messages the broker sends ahead on a channel; 0 for no limit.
+    """
+
+    def __init__(self, clock: Clock, prefetch_count: int = 0) -> None:
+        self._clock = clock
+        self._most = prefetch_count or MEMORY_RUNS
+        self._unsettled: dict[int, dict[int, Delivery]] = {}
+        self._told: dict[int, deque[tuple[Key, str | None]]] = {}
+        self._expected: OrderedDict[Key, _Expected] = OrderedDict()
+
+    def resize(self, prefetch_count: int) -> None:
+        """Remember more where the broker sends more ahead; what is out already is not less."""
+        self._most = max(self._most, prefetch_count or MEMORY_RUNS)
+
+    def arrived(self, delivery: Delivery) -> Outcome | None:
+        """Note a delivery of the broker's.
+
+        Returns:
+            The outcome to settle it with where its message was settled before; None for one that
+            must go on to its handler.
+        """
+        if not delivery.message_id:
+            return None
+        if delivery.redelivered and self._expected:
+            outcome = self._claim(delivery)
+            if outcome is not None:
+                return outcome
+        self._unsettled.setdefault(delivery.generation, {})[delivery.delivery_tag] = delivery
+        return None
+
+    def told(self, delivery: Delivery, disposition: Disposition) -> None:
+        """Note what the broker was told of *delivery*; nothing for one that did not arrive."""
+        unsettled = self._unsettled.get(delivery.generation)
+        if unsettled is None or unsettled.pop(delivery.delivery_tag, None) is None:
+            return
+        match disposition:
+            case Ack() | Defer() | Quarantine() | Halt(requeue=False):
+                self._remember(delivery, None)
+            case Reject(reason):
+                self._remember(delivery, reason)
+            case GiveBack() | Requeue() | Halt():
+                self._expect(_key(delivery)).unsettled += 1
+
+    def voided(self, generation: int) -> None:
+        """Expect what came on a channel that is gone to come back."""
+        for key, reason in self._told.pop(generation, ()):
+            self._expect(key).settled.append(reason)
+        for delivery in self._unsettled.pop(generation, {}).values():
+            self._expect(_key(delivery)).unsettled += 1
+
+    def _expect(self, key: Key) -> _Expected:
+        now = self._clock.monotonic()
+        expected = self._expected.setdefault(key, _Expected(now))
+        expected.since = now
+        self._expected.move_to_end(key)
+        self._forget(now - MEMORY_SECONDS)
+        return expected
+
+    def _forget(self, oldest: float) -> None:
+        while self._expected:
+            key, expected = next(iter(self._expected.items()))
+            if expected.since > oldest and len(self._expected) <= MOST_CHANNELS * self._most:
+                return
+            del self._expected[key]
+
+    def _claim(self, delivery: Delivery) -> Outcome | None:
+        key = _key(delivery)
+        self._forget(self._clock.monotonic() - MEMORY_SECONDS)
+        expected = self._expected.get(key)
+        if expected is None:
+            return None
+        if expected.unsettled:
+            expected.unsettled -= 1
+            outcome: Outcome | None = None
+        else:
+            # The broker reads what it is told in order: the latest words are those that are lost.
+            reason = expected.settled.pop()
+            outcome = Known() if reason is None else Failed(Drop(reason))
+            # The next acknowledgement may be lost, too.
+            self._remember(delivery, reason)
+        if not (expected.unsettled or expected.settled):
+            del self._expected[key]
+        return outcome
+
+    def _remember(self, delivery: Delivery, reason: str | None) -> None:
+        told = self._told.setdefault(delivery.generation, deque())
+        told.append((_key(delivery), reason))
+        if len(told) > self._most:
+            told.popleft()
+
+
+def _key(delivery: Delivery) -> Key:
+    """Name a message in few bytes; bodies are large."""
+    return delivery.queue, delivery.message_id, delivery.routing_key, hash(delivery.body)

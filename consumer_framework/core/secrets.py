@@ -4,6 +4,11 @@
 Whoever reads a secret says so with :func:`keep`; whoever writes text for people (the log, errors,
 the status, what the journal keeps of failures) passes it through :func:`redact`. Messages
 themselves are never changed.
+
+A long or random secret is hidden wherever it is. A short plain word is one of thousands that a
+log has anyway: with the password "fedora", hiding the word in every topic would make the log
+useless, and tell everybody the password. It is hidden where a secret stands: in a URL, after a
+name such as ``password`` or ``token``, and after the name of its credential.
 """
 
 from __future__ import annotations
@@ -14,10 +19,16 @@ import threading
 from typing import Any
 from urllib.parse import quote
 
-# Characters. What is shorter is in every other word, and no secret.
-SHORTEST = 4
 # Characters of a line of a secret that has several: shorter ones are brackets and the like.
 SHORTEST_LINE = 8
+# Characters from which on a secret is hidden everywhere: of any kind; with letters and digits;
+# with three kinds of characters, or such as no name has.
+_LONG, _MIXED, _RANDOM = 20, 12, 8
+_KINDS = ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9]")
+_NAMES = (
+    r"password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key"
+    r"|authorization|credentials?|(?<![A-Za-z])(?:pass|auth|pin)"
+)
 
 
 class _Known:
@@ -27,7 +38,24 @@ class _Known:
         self.labels = labels
         # The longest first: a secret may be in another one.
         forms = sorted(labels, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
+        telling = [form for form in forms if _is_telling(form)]
+        self.words = [form for form in forms if not _is_telling(form)]
+        self.anywhere = re.compile("|".join(map(re.escape, telling))) if telling else None
+        # Credentials are called after what they are for, and labels after credentials.
+        own = sorted({label[1:-1].partition(":")[2] for label in labels.values()} - {""})
+        self.names = "|".join([_NAMES, *(rf"(?<!\w){re.escape(name)}" for name in own)])
+        self.in_place = self._in_place() if self.words else None
+
+    def _in_place(self) -> re.Pattern[str]:
+        """What stands before a secret; the bounds keep the search linear in the text."""
+        value = r"""\\?["']?\s{0,3}[:=]\s{0,3}(?:bearer\s|basic\s)?b?\\?["']?"""
+        before = rf"://[^\s/@:]{{0,255}}:|(?:{self.names}){value}|\bbearer\s|\\x00"
+        words = "|".join(map(re.escape, self.words))
+        return re.compile(rf"({before})({words})(?!\w)", re.IGNORECASE)
+
+    def is_named(self, name: str) -> bool:
+        """Whether what is called *name* may be a secret."""
+        return re.search(rf"(?:{self.names})\Z", name, re.IGNORECASE) is not None
 
 
 _known = _Known({})
@@ -38,7 +66,7 @@ def keep(secret: str, label: str) -> None:
     """Show *label* wherever *secret* would be shown from now on, for the life of the process.
 
     Args:
-        secret: Its text; one of fewer than 4 characters is not looked for.
+        secret: Its text.
         label: What stands for it, such as ``credential:token``; shown between ``<`` and ``>``.
     """
     global _known  # noqa: PLW0603 -- see the module's own text
@@ -48,13 +76,24 @@ def keep(secret: str, label: str) -> None:
             _known = _Known({**forms, **_known.labels})
 
 
+def _is_telling(form: str) -> bool:
+    """Whether *form* is so long or so odd that no other text has it by chance."""
+    kinds = sum(re.search(kind, form) is not None for kind in _KINDS)
+    is_mixed = re.search("[0-9]", form) is not None and re.search("[A-Za-z]", form) is not None
+    is_odd = kinds >= 3 or re.search(r"[^\w. -]", form, re.ASCII) is not None  # noqa: PLR2004
+    return (
+        len(form) >= _LONG
+        or (len(form) >= _MIXED and is_mixed)
+        or (len(form) >= _RANDOM and is_odd)
+    )
+
+
 def _forms(secret: str) -> set[str]:
     """How the secret may look in text: as it is, as literals, in a URL, line by line."""
     lines = [line.strip() for line in secret.splitlines()]
     telling = [line for line in lines if len(line) >= SHORTEST_LINE] if len(lines) > 1 else []
     texts = {secret, *telling}
-    forms = {form for text in texts for form in _written(text)}
-    return {form for form in forms if len(form) >= SHORTEST}
+    return {form for text in texts for form in _written(text)} - {""}
 
 
 def _written(text: str) -> tuple[str, ...]:
@@ -65,18 +104,35 @@ def _written(text: str) -> tuple[str, ...]:
 def redact(text: str) -> str:
     """Return *text* with the label of each known secret in its place."""
     known = _known
-    if known.pattern is None:
-        return text
-    return known.pattern.sub(lambda found: known.labels[found[0]], text)
+    if known.anywhere is not None:
+        text = known.anywhere.sub(lambda found: known.labels[found[0]], text)
+    if known.in_place is not None and any(word in text for word in known.words):
+        text = known.in_place.sub(
+            lambda found: found[1] + known.labels.get(found[2], found[2]), text
+        )
+    return text
 
 
-def redacted(value: Any) -> Any:
-    """Return a value for JSON with every text in it redacted; keys are left as they are."""
+def redact_value(name: str, text: str) -> str:
+    """Return *text*, which is the value of something called *name*, without secrets."""
+    known = _known
+    if text in known.words and known.is_named(name):
+        return known.labels[text]
+    return redact(text)
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """Return a value for JSON with every text in it redacted; keys are left as they are.
+
+    Args:
+        value: Anything that JSON has.
+        name: The key that it has, if any.
+    """
     match value:
         case str():
-            return redact(value)
+            return redact_value(name, value)
         case dict():
-            return {key: redacted(inner) for key, inner in value.items()}
+            return {key: redacted(inner, str(key)) for key, inner in value.items()}
         case list() | tuple():
-            return [redacted(inner) for inner in value]
+            return [redacted(inner, name) for inner in value]
     return value

@@ -7,8 +7,10 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .delivery import Failed
 from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
 from .errors import JournalError
+from .recovery import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     from .histories import Histories
     from .holds import Holds
     from .ports import Acknowledger, FlightRecorder, Journal, Recorder
-    from .recovery import Decision
-    from .redelivery import Run, Unsettled
+    from .redelivery import LostAcks, Run, Unsettled
 
 # Seconds between two tries of a commit that the disk did not take.
 COMMIT_RETRY = 5.0
@@ -46,6 +47,7 @@ class Settler:
         journal_failed: Called when a commit fails, with the reason; nothing is acknowledged.
         journal_works: Called when every commit that failed has succeeded after all.
         done: Called when a settle is complete, and whether it was not void.
+        watch: Called with a commit that failed by a defect: its message is not acknowledged.
     """
 
     acknowledger: Acknowledger
@@ -55,9 +57,11 @@ class Settler:
     holds: Holds
     histories: Histories
     unsettled: Unsettled
+    lost_acks: LostAcks
     journal_failed: Callable[[str], None]
     journal_works: Callable[[], None]
     done: Callable[[Settled, bool], None]
+    watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
     _commits: set[asyncio.Task[None]] = field(default_factory=set)
     _failing: int = 0
 
@@ -70,6 +74,21 @@ class Settler:
         known = redelivery if redelivery.row else self.histories.recall(redelivery)
         crashes = max(known.history.crashes, self.flight.crashes_of(redelivery))
         return replace(known, history=replace(known.history, crashes=crashes))
+
+    def answers(self, delivery: Delivery) -> bool:
+        """Settle *delivery* at once where its message is settled, and the broker did not hear it.
+
+        Call it for every delivery of the broker's, in the order of their arrival.
+
+        Returns:
+            Whether it is settled.
+        """
+        outcome = self.lost_acks.arrived(delivery)
+        if outcome is None:
+            return False
+        again = Reject(str(outcome.error)) if isinstance(outcome, Failed) else Ack()
+        self.settle(Settled(delivery, None, outcome, Decision(again, delivery.history)))
+        return True
 
     def settle(self, what: Settled) -> None:
         """Settle now, or start a commit that settles later; the slot waits for neither."""
@@ -128,19 +147,31 @@ class Settler:
     def _finish(self, what: Settled, *, told: bool) -> None:
         if what.run is not None:
             self.unsettled.end(what.run, settled=told)
-        if told and _is_final(what.decision.disposition):
-            self.flight.forget(what.delivery)
-        if not told:
+        if told:
+            self._told(what.delivery, what.decision.disposition)
+        elif what.run is None:
+            # Otherwise the run knows it.
             self.histories.keep(what.delivery)
         self.recorder.settled(what.delivery, what.outcome, what.decision.disposition, void=not told)
         self.done(what, told)
+
+    def _told(self, delivery: Delivery, disposition: Disposition) -> None:
+        if not (delivery.row or isinstance(disposition, Hold)):
+            self.lost_acks.told(delivery, disposition)
+        if _is_final(disposition):
+            self.flight.forget(delivery)
 
     # What the journal has to take first.
 
     def _spawn(self, settling: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(settling)
         self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._commits.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.watch(task)
 
     async def _requeue(self, what: Settled) -> None:
         # The broker delivers it again at once: without a pause it would be a hot loop.

@@ -7,6 +7,7 @@ Import it after :func:`.reactor.install`.
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,20 +18,23 @@ from twisted.logger import STDLibLogObserver, globalLogBeginner
 from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
+from consumer_framework.core.attempt import is_by_author
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.helpers import hosting
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import configuration, loader, rereading, salvage
+from . import configuration, forks, loader, rereading, salvage
 from .batching import check_batch, with_batch
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
 from .reload import Origin
 from .runner import Runner
-from .stores import open_stores, state_directory
+from .stores import CONSUMER_FILES, open_stores, state_directory, wait_for_stores
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from consumer_framework.core.settings import Settings
@@ -70,6 +74,7 @@ class Request:
         return self.access or configuration.inside(self.path, self.instance)
 
 
+@hosting()
 def run(request: Request) -> int:
     """Run an instance until it is told to stop, or cannot go on.
 
@@ -78,14 +83,23 @@ def run(request: Request) -> int:
 
     Raises:
         ConfigurationError: It cannot start as it is configured.
+        Fault: It cannot start now.
     """
     source = str(request.path) if request.path else config.BUILT_IN
     settings = load(request)
     _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
     plan = make_plan(request, settings, source)
+    # The callback may have configured logging when it was imported.
+    log.adapt(is_journal)
     directory = state_directory(request.instance, request.state_directory)
-    stores = open_stores(directory, request.instance, plan.framework)
+    notifier, clock = SystemdNotifier(), SystemClock()
+    stores = wait_for_stores(
+        partial(open_stores, directory, request.instance, plan.framework),
+        plan.framework.start_timeout,
+        notifier,
+        clock,
+    )
     _log.info("starting %s with %s", plan.name, source)
     origin = Origin(
         source,
@@ -95,9 +109,10 @@ def run(request: Request) -> int:
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
     )
-    runner = Runner(settings, plan, stores, SystemdNotifier(), SystemClock(), reactor, origin)
+    runner = Runner(settings, plan, stores, notifier, clock, reactor, origin)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
+    forks.keep_sockets(untyped)
     untyped.callLater(0, runner.startService)
     untyped.run()
     return runner.exit_code
@@ -131,16 +146,34 @@ def configure_logging(settings: Settings, source: str, instance: str) -> None:
     """
     is_native = is_journal(STDERR) and journald.is_reachable()
     journal = journald.JournalHandler() if is_native else None
-    try:
+    with _described(source):
         log.set_up(settings.log_config, is_journal, journal)
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
+    for handler in log.handlers():
+        if isinstance(handler, journald.JournalHandler):
+            handler.instance = handler.instance or instance
+
+
+def check_logging(settings: Settings, source: str) -> None:
+    """Find out whether :func:`configure_logging` can do its work, and log as before.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if settings.log_config is not None:
+        with _described(source):
+            log.rehearse(settings.log_config)
+
+
+@contextmanager
+def _described(source: str) -> Iterator[None]:
+    """Whatever a handler, filter or formatter of anybody's raises says what is wrong with it."""
+    try:
+        yield
+    except Exception as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
-    for handler in log.handlers():
-        if isinstance(handler, journald.JournalHandler):
-            handler.instance = handler.instance or instance
 
 
 def make_plan(
@@ -168,7 +201,8 @@ def make_plan(
         loader.target_of, request.callback, request.callback_file, settings.callback, source
     )
     config_of = settings.consumer_config
-    factory = found.call(loader.factory, target, config_of, absent) if target else None
+    files = state_directory(request.instance, request.state_directory) / CONSUMER_FILES
+    factory = found.call(loader.factory, target, config_of, absent, files) if target else None
     own = loader.recovery_of(target) if target else Recovery()
     name = target.name if target else ""
     decided = found.call(policy_of, settings.framework.recovery, own, source, name)
@@ -176,6 +210,7 @@ def make_plan(
         found.call(refuse_conflicts, settings.framework, decided[1])
     source_of = None
     if target is not None:
+        is_by_author(*loader.packages_of(target))
         found.call(check_batch, settings.framework, target.value)
         source_of = found.call(source_for, settings.framework, target.value)
     if target is None or factory is None or decided is None or found.problems:

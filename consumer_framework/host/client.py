@@ -10,19 +10,24 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.adapters.journal.files import is_locked_elsewhere
 from consumer_framework.core.errors import FrameworkError
 
 from .stores import CONTROL, SYSTEM_RUNTIME, SYSTEM_STATE, control_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # Seconds. The event loop of an instance answers at once, whatever its handlers do.
 ANSWER_TIMEOUT = 10.0
+# Seconds that an order waits for an instance that is starting, or for another command.
+PATIENCE = 30.0
+_GLANCE = 0.1
 # Bytes of a socket's name, without the NUL at its end (unix(7)).
 _LONGEST_NAME = 107
 # Bytes; far more than an answer has.
@@ -71,8 +76,7 @@ class Client:
             while not (answer := self._read()).pop("done", False):
                 yield answer
         except TimeoutError:
-            cure = "see its log (journalctl), and restart it if it hangs"
-            raise ControlError(f"{self._path}: the instance does not answer; {cure}") from None
+            raise _silent(self._path) from None
         except (OSError, EOFError):
             raise ControlError(
                 f"{self._path}: the instance stopped before it was done; {otherwise}"
@@ -114,6 +118,37 @@ def connected(directory: Path, instance: str) -> Iterator[Client | None]:
             client.close()
 
 
+@contextmanager
+def reached(
+    directory: Path,
+    instance: str,
+    tell: Callable[[str], None] = lambda _line: None,
+    patience: float = PATIENCE,
+) -> Iterator[Client | None]:
+    """Connect as :func:`connected` does, and wait first for whoever has the journal.
+
+    An instance that is starting has its journal, and cannot be asked yet; so has another command.
+
+    Args:
+        directory: Where the instance keeps its state.
+        instance: Its name.
+        tell: Called once with one line, where there is something to wait for.
+        patience: Wait for so many seconds at most.
+    """
+    end = time.monotonic() + patience
+    is_told = False
+    while True:
+        with connected(directory, instance) as running:
+            is_taken = running is None and is_locked_elsewhere(directory)
+            if not is_taken or time.monotonic() >= end:
+                yield running
+                return
+        if not is_told:
+            tell(f"waiting for another process that uses {directory}")
+            is_told = True
+        time.sleep(_GLANCE)
+
+
 def sockets(directory: Path, instance: str) -> list[Path]:
     """Where the instance may listen, the likeliest first.
 
@@ -139,9 +174,19 @@ def _connect(path: Path) -> Client | None:
         # None, or one that a killed instance left behind.
         connection.close()
         return None
+    except (TimeoutError, BlockingIOError):
+        # Its queue of connections is full: nobody takes them.
+        connection.close()
+        raise _silent(path) from None
     except OSError as error:
         connection.close()
         cure = "use sudo, or run this as the user that the instance runs as"
         reason = (error.strerror or str(error)).lower()
         raise ControlError(f"{path}: the instance cannot be asked: {reason}; {cure}") from error
     return Client(path, connection)
+
+
+def _silent(path: Path) -> ControlError:
+    what = "the instance runs, and does not answer: its event loop is blocked"
+    cure = "see its log (journalctl), and restart it if it hangs"
+    return ControlError(f"{path}: {what}; {cure}")

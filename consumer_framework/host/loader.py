@@ -96,7 +96,10 @@ def find_in_file(spec: str, source: str) -> Target:
 
 
 def factory(
-    target: Target, consumer_config: Mapping[str, Any], absent: frozenset[str] = frozenset()
+    target: Target,
+    consumer_config: Mapping[str, Any],
+    absent: frozenset[str] = frozenset(),
+    state_dir: Path | None = None,
 ) -> Callable[[], Handler]:
     """Prepare to make the handler.
 
@@ -104,6 +107,7 @@ def factory(
         target: From :func:`find`.
         consumer_config: The ``[consumer_config]`` table, for a :class:`.Consumer`.
         absent: The TOML paths of values that are not there; something stands for them.
+        state_dir: Where a :class:`.Consumer` may keep files.
 
     Returns:
         What makes the handler, unless something is absent. To be called on the event loop's
@@ -118,9 +122,18 @@ def factory(
         return lambda: Handler(name, value)
     if issubclass(value, Consumer):
         config = _parsed(value.Config, consumer_config, absent)
-        return lambda: handler_of(value(config), name)
+        return lambda: handler_of(_made(value, config, state_dir), name)
     make: Callable[[], Any] = value
     return lambda: Handler(name, make())
+
+
+def _made(kind: type[Consumer], config: Any, state_dir: Path | None) -> Consumer:
+    """Make a consumer that knows its directory in ``__init__`` already."""
+    consumer = kind.__new__(kind)
+    if state_dir is not None:
+        consumer._state_dir = state_dir  # noqa: SLF001 -- the host's part of it
+    consumer.__init__(config)  # type: ignore[misc]
+    return consumer
 
 
 def _parsed(config_type: Any, table: Mapping[str, Any], absent: frozenset[str]) -> Any:
@@ -137,6 +150,27 @@ def recovery_of(target: Target) -> Recovery:
     """The recovery settings that the author's class has itself."""
     own = getattr(target.value, "recovery", None)
     return own if isinstance(own, Recovery) else Recovery()
+
+
+def packages_of(target: Target) -> set[str]:
+    """The packages that the author's code is in.
+
+    The outermost one that has code, of the module that the configuration names and of the one
+    that defines the object. A namespace, such as one that a company's packages share, has none.
+    """
+    module = getattr(inspect.unwrap(target.value), "__module__", None) or ""
+    named = target.name.rpartition(":")[0]
+    found = {_outermost(name) for name in (named, module) if name in sys.modules}
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
+def _outermost(module: str) -> str:
+    parts = module.split(".")
+    for number in range(1, len(parts)):
+        name = ".".join(parts[:number])
+        if getattr(sys.modules.get(name), "__file__", None):
+            return name
+    return module
 
 
 def _split(spec: str, source: str, form: str) -> tuple[str, str]:

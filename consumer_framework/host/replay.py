@@ -20,10 +20,11 @@ from consumer_framework.adapters.executor import Executor
 from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.core.attempt import History
 from consumer_framework.core.errors import ExitCode, Fault, JournalError
+from consumer_framework.core.helpers import hosting
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.pipeline import Pipeline
-from consumer_framework.core.redelivery import Unsettled
+from consumer_framework.core.redelivery import LostAcks, Unsettled
 from consumer_framework.core.settler import Settler
 
 from .orders import Orders
@@ -68,6 +69,7 @@ async def _cannot_run(_delivery: Delivery) -> Disposition:
     raise NotImplementedError
 
 
+@hosting()
 def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -> None:
     """Run rows of a stopped instance's journal again, in this process.
 
@@ -183,9 +185,11 @@ class _Bench:
             holds=Holds(0),
             histories=Histories(),
             unsettled=Unsettled(clock),
+            lost_acks=LostAcks(clock),
             journal_failed=self._journal_failed,
             journal_works=_ignore,
             done=_ignore,
+            watch=self._commit_failed,
         )
         self._pipeline = Pipeline(
             handler=handler,
@@ -223,6 +227,11 @@ class _Bench:
         # An instance waits until the disk works again; an operator is told.
         if self._done is not None and not self._done.done():
             self._done.set_exception(JournalError(reason))
+
+    def _commit_failed(self, commit: asyncio.Task[None]) -> None:
+        error = commit.exception()
+        if error is not None and self._done is not None and not self._done.done():
+            self._done.set_exception(error)
 
 
 def _ignore(*_: object) -> None:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -16,10 +17,16 @@ from consumer_framework.adapters.journal.files import DATABASE, described
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.settings import Framework
 
-from .client import connected
+from .client import reached
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+# Rows that expire while an instance of this name could not start, and the seconds that it has to
+# do so before the next ones.
+AT_ONCE = 2000
+PAUSE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,13 @@ class Expiry:
     is_running: bool = False
 
 
-def expire(instance: str, file: Path, directory: Path, now: float) -> Expiry:
+def expire(
+    instance: str,
+    file: Path,
+    directory: Path,
+    now: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Expiry:
     """Export and delete what is quarantined for longer than ``quarantine_max_age``.
 
     Args:
@@ -46,6 +59,7 @@ def expire(instance: str, file: Path, directory: Path, now: float) -> Expiry:
             the handler are not there where no service is.
         directory: Its state directory.
         now: Seconds since the epoch.
+        sleep: Waits for so many seconds, and so lets an instance start in the middle of it.
 
     Raises:
         ConfigurationError: The file cannot be read, or the table is not valid.
@@ -55,13 +69,18 @@ def expire(instance: str, file: Path, directory: Path, now: float) -> Expiry:
     max_age = _max_age(instance, file)
     if not _has_journal(directory):
         return Expiry()
-    with connected(directory, instance) as running:
-        if running is not None:
-            return Expiry(is_running=True)
-    limits = Limits(max_age)
-    with closing(Journal.open(directory, instance=instance, limits=limits)) as journal:
-        expired = asyncio.run(journal.expire(now))
-    return Expiry(expired.rows, expired.file)
+    done = Expiry()
+    while True:
+        with reached(directory, instance) as running:
+            if running is not None:
+                return replace(done, is_running=True)
+        limits = Limits(max_age)
+        with closing(Journal.open(directory, instance=instance, limits=limits)) as journal:
+            expired = asyncio.run(journal.expire(now, most=AT_ONCE))
+        done = Expiry(done.rows + expired.rows, expired.file)
+        if expired.rows < AT_ONCE:
+            return done
+        sleep(PAUSE)
 
 
 def _max_age(instance: str, file: Path) -> float:

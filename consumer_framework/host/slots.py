@@ -19,7 +19,7 @@ from consumer_framework.core.intake import Intake
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.rate import TokenBucket
 from consumer_framework.core.recovery import Decision
-from consumer_framework.core.redelivery import Unsettled
+from consumer_framework.core.redelivery import LostAcks, Unsettled
 from consumer_framework.core.settler import Settled, Settler
 
 from .circuit import Circuit
@@ -108,6 +108,7 @@ class Slots:
             self._holds,
             Histories(),
             Unsettled(clock),
+            LostAcks(clock, plan.prefetch_count),
             self._circuit.journal_failed,
             self._circuit.journal_works,
             self._done,
@@ -124,8 +125,10 @@ class Slots:
         Args:
             handler: Runs the author's code, in as many slots as the plan says.
             lane_of: Finds the lane of a delivery; None where none has one.
-            watch: Called with each of the tasks, those that :meth:`resize` makes included.
+            watch: Called with each of the tasks, those that :meth:`resize` makes included, and with
+                a commit that failed by a defect.
         """
+        self._settler.watch = watch
         self._handler = handler
         self.lane_of = lane_of
         self._pipeline = Pipeline(
@@ -158,6 +161,7 @@ class Slots:
             self._pipeline = replace(self._pipeline, policy=plan.policy)
         if (plan.framework.rate, plan.framework.burst) != (former.rate, former.burst):
             self._intake.limit(_bucket(plan.framework))
+        self._settler.lost_acks.resize(plan.prefetch_count)
         self._holds.resize(recovery.hold_slots)
         self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
 
@@ -178,6 +182,8 @@ class Slots:
 
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
+        if self._settler.answers(delivery):
+            return
         if self.lane_of is not None:
             delivery = replace(delivery, lane=self.lane_of(delivery))
         self._intake.put(delivery)
@@ -189,13 +195,21 @@ class Slots:
 
     def voided(self, generation: int) -> None:
         """Forget what waits of a channel that is gone: the broker will deliver it again."""
-        self._intake.discard(generation)
-        for delivery in self._holds.discard(generation):
-            self._settler.histories.keep(delivery)
+        self._settler.lost_acks.voided(generation)
+        waiting = self._intake.discard(generation)
+        held = self._holds.discard(generation)
+        for delivery in held:
             self._intake.left(delivery)
+        for delivery in [*waiting, *held]:
+            self._settler.histories.keep(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
         self._circuit.look()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more deferred messages are due than the slots take in a moment."""
+        return self._scheduler.is_behind
 
     @property
     def held(self) -> int:
@@ -282,7 +296,7 @@ class Slots:
         if isinstance(decision.disposition, Halt):
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
-            self._scheduler.look()
+            self._scheduler.bring()
         # With a limit, a token is for what runs, not for what is ready.
         return pipeline.handler.is_quick and self._plan.framework.rate is None
 
@@ -294,9 +308,9 @@ class Slots:
             self._leave_lane(delivery, disposition, told=told)
         if delivery.row:
             self._row_done(delivery, disposition)
-        elif isinstance(disposition, Defer):
+        if isinstance(disposition, Defer):
             # It is in the journal only now.
-            self._scheduler.look()
+            self._scheduler.deferred(disposition.until)
 
     def _leave_lane(self, delivery: Delivery, disposition: Disposition, *, told: bool) -> None:
         if isinstance(disposition, Hold) and told:
@@ -310,9 +324,6 @@ class Slots:
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
         self._scheduler.done(delivery)
-        if delivery.lane or isinstance(disposition, Defer):
-            # The next of its lane may be due.
-            self._scheduler.look()
         waiting = self._replays.pop(delivery.row, None)
         if waiting is None or waiting.done():
             return

@@ -5,16 +5,28 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.flight import Flight
 from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.core.errors import ConfigurationError, JournalError, Problem
+from consumer_framework.adapters.journal.files import described
+from consumer_framework.core.durations import about, text
+from consumer_framework.core.errors import (
+    ConfigurationError,
+    ExitCode,
+    Fault,
+    JournalError,
+    Problem,
+)
 from consumer_framework.core.fields import fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from consumer_framework.core.ports import Clock, Notifier
     from consumer_framework.core.settings import Framework
 
 _log = logging.getLogger(__name__)
@@ -26,8 +38,14 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
+# In the state directory: the files of the consumer itself.
+CONSUMER_FILES = "files"
 # Messages that the flight recorder has room for at least, so that a reload may bring more slots.
 FLIGHT_ROOM = 1024
+# Seconds between two tries to open the state directory; shorter than the pauses of `expire`.
+RETRY = 0.25
+# Seconds that the service manager is asked for at each try.
+_LEASE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +98,72 @@ def control_socket(directory: Path) -> Path:
     return Path(runtime or directory) / CONTROL
 
 
+def has_files(directory: Path) -> bool:
+    """Return whether a consumer keeps files in *directory*; False where it cannot be read."""
+    try:
+        return any(directory.iterdir())
+    except OSError:
+        return False
+
+
 def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
     """Open the journal and the flight recorder, and make the directory where it is missing.
 
     Raises:
-        ConfigurationError: There is nothing to write to, or another instance has it.
+        ConfigurationError: They can be opened only after somebody changed something.
+        JournalError: They may be opened later: another process has them, or the disk is full.
     """
     limits, places = journal_limits(framework), max(framework.at_once, FLIGHT_ROOM)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with described(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = Journal.open(directory, instance=instance, limits=limits)
         flight = _open_flight(directory, journal, places)
-    except OSError as error:
-        cure = "give a directory that this user can write to with --state-dir"
-        problem = Problem("", f"cannot be used for state: {error.strerror}", cure)
-        raise ConfigurationError(problem, source=str(directory)) from error
     except JournalError as error:
+        if not error.lasting:
+            raise
         # It names the file and the cure itself.
         raise ConfigurationError(Problem("", str(error))) from error
     return Stores(directory, journal, flight, places)
+
+
+def wait_for_stores(
+    open_them: Callable[[], Stores],
+    patience: float,
+    notifier: Notifier,
+    clock: Clock,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Stores:
+    """Open the stores, and try again while another process has them or the disk is full.
+
+    Args:
+        open_them: See :func:`open_stores`.
+        patience: Wait for so many seconds at most.
+        notifier: Told what the instance waits for.
+        clock: Measures the wait.
+        sleep: Waits for so many seconds.
+
+    Raises:
+        ConfigurationError: They can be opened only after somebody changed something.
+        Fault: They could not be opened in that time; another start may succeed.
+    """
+    end = clock.monotonic() + patience
+    logged = ""
+    while True:
+        try:
+            return open_them()
+        except JournalError as error:
+            reason = str(error)
+        left = end - clock.monotonic()
+        if left <= 0:
+            why = f"not started within {text(patience)} (start_timeout): {reason}"
+            raise Fault(ExitCode.TEMPORARY, why)
+        if reason != logged:
+            _log.warning("waiting for the state directory: %s", reason)
+            logged = reason
+        notifier.extend(_LEASE)
+        notifier.status(f"Starting: {reason}; gives up in {about(left)}")
+        sleep(min(RETRY, left))
 
 
 def journal_limits(framework: Framework) -> Limits:

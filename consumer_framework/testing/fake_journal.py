@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from consumer_framework.core.ordering import Blocker, behind
 from consumer_framework.core.ports import Journal
+from consumer_framework.core.twins import Twins
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.errors import JournalError
 
-    _Key: TypeAlias = tuple[str, str, str, bytes]
+    _Key: TypeAlias = tuple[str, str, str, bytes, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class FakeJournal(Journal):
     def __init__(self) -> None:
         self.error: JournalError | None = None
         self._rows: dict[int, _Row] = {}
+        self._twins = Twins()
         self._latest = 0
 
     async def defer(self, delivery: Delivery, until: float) -> None:
@@ -59,16 +63,19 @@ class FakeJournal(Journal):
 
     def is_open(self, delivery: Delivery) -> bool:
         """Whether a row of this message waits."""
+        return self._twins.is_known(delivery, self._has_equal)
+
+    def _has_equal(self, delivery: Delivery) -> bool:
         return any(row.key == _key(delivery) for row in self._rows.values())
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
+    def due(self, now: float, limit: int, out: Collection[int] = ()) -> list[Delivery]:
         """At most *limit* messages whose time has come at *now*, the longest due first."""
-        due = sorted(waiting for waiting in self._waiting() if waiting[0] <= now)
+        due = sorted(waiting for waiting in self._waiting(out) if waiting[0] <= now)
         return [self._rows[number].delivery for _, number in due[:limit]]
 
-    def next_due(self) -> float | None:
+    def next_due(self, out: Collection[int] = ()) -> float | None:
         """When the next one is due, in seconds since the epoch; None for never."""
-        return min((until for until, _ in self._waiting()), default=None)
+        return min((until for until, _ in self._waiting(out)), default=None)
 
     def is_blocked(self, lane: str, row: int = 0) -> bool:
         """Whether a row of *lane* stands before *row*; for row 0 any one does."""
@@ -99,12 +106,14 @@ class FakeJournal(Journal):
         if self.error is not None:
             raise self.error
 
-    def _waiting(self) -> list[tuple[float, int]]:
+    def _waiting(self, out: Collection[int]) -> list[tuple[float, int]]:
         """What is deferred and first of its lane: when it is due, and its number."""
         return [
             (row.until, number)
             for number, row in self._rows.items()
-            if row.until is not None and not self.is_blocked(row.delivery.lane, number)
+            if row.until is not None
+            and number not in out
+            and not self.is_blocked(row.delivery.lane, number)
         ]
 
     def _lane(self, lane: str) -> list[int]:
@@ -120,9 +129,10 @@ class FakeJournal(Journal):
 
     def _put(self, row: _Row) -> None:
         number = row.delivery.row
-        if number not in self._rows:
+        is_another = self._twins.is_another(row.delivery)
+        if number not in self._rows and not is_another:
             number = next((n for n, old in self._rows.items() if old.key == row.key), 0)
-        if not number:
+        if number not in self._rows:
             number = self._latest = self._latest + 1
         first = self._rows.get(number, row)
         delivery = replace(
@@ -138,4 +148,5 @@ class FakeJournal(Journal):
 
 
 def _key(delivery: Delivery) -> _Key:
-    return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body
+    headers = repr(delivery.published_headers)
+    return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body, headers

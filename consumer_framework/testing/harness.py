@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import tempfile
+import uuid
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pika
 
 from consumer_framework.core import durations
 from consumer_framework.core.disposition import Ack, Defer, Halt, Hold, Quarantine, Reject
+from consumer_framework.core.helpers import hosting
 
 from .fake_journal import FakeJournal
 from .harness_settings import document_of, plan_for, upstream_config
+from .published import recorded
 from .virtual_instance import ROUND_TRIP, VirtualInstance
 
 if TYPE_CHECKING:
@@ -73,6 +79,8 @@ class Harness:
 
     Attributes:
         journal: What is deferred and quarantined; set its ``error``, and it cannot write.
+        published: The messages that the consumer published with ``fedora_messaging.api.publish``,
+            in their order. None is sent.
 
     Raises:
         ConfigurationError: *config* or *settings* would start no instance.
@@ -88,9 +96,11 @@ class Harness:
         patience: float = 1.0,
     ) -> None:
         self.journal = FakeJournal()
+        self.published: list[Message] = []
         self.chance = chance
         self._document = document_of(dict(config or {}), dict(settings or {}))
-        plan = plan_for(consumer, self._document)
+        self._files = Path(tempfile.gettempdir(), f"fm-consumer-{uuid.uuid4().hex}")
+        plan = plan_for(consumer, self._document, self._files)
         self._instance = VirtualInstance(plan, self.journal, lambda: self.chance, patience)
         self._dispositions = self._instance.dispositions
         self._queue = self._instance.queue
@@ -102,7 +112,10 @@ class Harness:
         self._instance.open()
         with self._stack as stack:
             stack.callback(self._instance.time.close)
+            stack.callback(shutil.rmtree, self._files, ignore_errors=True)
             stack.enter_context(upstream_config(self._document))
+            stack.enter_context(recorded(self.published))
+            stack.enter_context(hosting())
             self._instance.start()
             # What follows is undone by __exit__.
             self._stack = stack.pop_all()

@@ -18,17 +18,23 @@ from consumer_framework.host.policy import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
-def plan_for(consumer: Any, document: dict[str, Any]) -> Plan:
+def plan_for(consumer: Any, document: dict[str, Any], files: Path) -> Plan:
     """Plan an instance of *consumer*, as :class:`.Harness` takes it.
+
+    Args:
+        consumer: Names or is the author's object.
+        document: The whole configuration.
+        files: What the consumer finds as its ``state_dir``.
 
     Raises:
         ConfigurationError: *document* would start no instance.
     """
     target = _target(consumer)
     checked = core.parse(document, default_bindings=True)
-    make = factory(target, checked.consumer_config)
+    make = factory(target, checked.consumer_config, state_dir=files)
     written = checked.framework.recovery
     policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
     check_batch(checked.framework, target.value)

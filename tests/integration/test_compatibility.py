@@ -144,3 +144,37 @@ handlers = ["console"]
     instance = start(broker.url, queue_table(queue_name), FUNCTION, extra=extra).ready()
     assert f"MINE consuming from {queue_name}" in instance.log
     assert instance.stop() == 0
+
+
+FEDORAS_LOGGING = """
+[log_config]
+version = 1
+disable_existing_loggers = true
+root = {level = "ERROR", handlers = ["console"]}
+handlers = {console = {class = "logging.StreamHandler"}}
+loggers = {fedora_messaging = {level = "INFO", propagate = false, handlers = ["console"]}}
+"""
+CONFIGURES_LOGGING = """
+from consumer_framework import Consumer
+config.conf.setup_logging()
+
+class handler(Consumer):
+    def setup(self):
+        config.conf.setup_logging()
+
+    def handle(self, message):
+        raise ValueError("as ever")
+"""
+
+
+@pytest.mark.parametrize("file", ["", FEDORAS_LOGGING])
+def test_failures_are_seen_with_fedoras_logging_and_a_callback_that_configures_it(
+    broker, queue_name, start, file
+):
+    extra = "[consumer_config.framework.recovery]\nimmediate = 0\ndelays = []\n" + file
+    instance = start(broker.url, queue_table(queue_name), CONFIGURES_LOGGING, extra=extra).ready()
+    publish(broker.url, queue_name, [1])
+    until(lambda: "ValueError: as ever" in instance.log, instance.log)
+    assert "consuming from" in instance.log
+    assert instance.stop() == 0
+    assert "stopped with exit code 0" in instance.log

@@ -66,8 +66,6 @@ UNDECODABLE: dict[str, tuple[bytes, dict[str, Any]]] = {
         b'{"n": 1}',
         {"headers": {**HEADERS, "fedora_messaging_severity": "high"}},
     ),
-    "no headers": (b'{"n": 1}', {"headers": None}),
-    "no id": (b'{"n": 1}', {"message_id": None}),
 }
 
 
@@ -81,6 +79,22 @@ def test_everything_undecodable_is_kept_as_it_was_received(broker, queue_name, s
     kept = instance.bodies()
     assert kept == [body for body, _ in UNDECODABLE.values()]
     assert [n["body"] for n in instance.notes()] == [{"n": 1}]
+    assert instance.stop() == 0
+    assert broker.depth(queue_name) == (0, 0)
+
+
+def test_equal_messages_without_id_or_headers_are_handled_and_each_is_kept_when_it_fails(
+    broker, queue_name, start
+):
+    extra = "[consumer_config.framework.recovery]\nimmediate = 0\ndelays = []\n"
+    instance = start(broker.url, queue_table(queue_name), POISON, extra=extra)
+    equal = [b'{"n": 3}'] * 10
+    instance.ready()
+    instance.stop()
+    publish(broker.url, queue_name, equal, headers=None, message_id=None)
+    instance.start().ready()
+    until(lambda: len(instance.journal()) == 10, "each has a row")
+    assert {row.error for row in instance.journal()} == {"ValueError"}
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
 
@@ -240,7 +254,22 @@ def handler(message):
     assert instance.stop() == 0
 
 
-def test_a_second_process_on_the_same_state_is_refused(broker, queue_name, start):
+def test_a_second_process_on_the_same_state_waits_and_gives_up(broker, queue_name, start):
+    first = start(broker.url, queue_table(queue_name), POISON).ready()
+    second = start(
+        broker.url,
+        queue_table(queue_name),
+        POISON,
+        extra='[consumer_config.framework]\nstart_timeout = "1s"\n',
+        environment={"STATE_DIRECTORY": str(first.state)},
+    )
+    assert second.wait() == 75
+    assert f"in use by process {first.process_id}" in second.log, "it says who has it"
+    assert second.told("STATUS=Starting: ")
+    assert first.stop() == 0
+
+
+def test_a_start_goes_on_when_the_state_directory_is_free(broker, queue_name, start):
     first = start(broker.url, queue_table(queue_name), POISON).ready()
     second = start(
         broker.url,
@@ -248,9 +277,40 @@ def test_a_second_process_on_the_same_state_is_refused(broker, queue_name, start
         POISON,
         environment={"STATE_DIRECTORY": str(first.state)},
     )
-    assert second.wait() == 78
-    assert str(first.process_id) in second.log, "it says who has it"
+    until(lambda: second.told("in use by process"), "it waits")
     assert first.stop() == 0
+    assert second.ready().stop() == 0
+
+
+FORKS = """
+import multiprocessing
+child = None
+
+def handler(message):
+    global child
+    if child is None:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        child.start()
+    note("handled", message, child=child.pid)
+"""
+
+
+def test_a_forked_child_of_a_killed_instance_keeps_neither_its_state_nor_its_messages(
+    broker, queue_name, start
+):
+    instance = start(broker.url, queue_table(queue_name), FORKS).ready()
+    publish(broker.url, queue_name, [{"n": 0}])
+    [first] = instance.noted("handled", 1)
+    instance.send(signal.SIGKILL)
+    instance.wait()
+    try:
+        publish(broker.url, queue_name, [{"n": 1}])
+        instance.start()
+        second = instance.noted("handled", 2)[1]
+    finally:
+        os.kill(first["child"], signal.SIGKILL)
+    os.kill(second["child"], signal.SIGKILL)
+    assert instance.stop() == 0
 
 
 @pytest.mark.parametrize("where", ["/proc/nowhere", "/dev/null"])

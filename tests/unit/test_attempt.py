@@ -2,10 +2,21 @@
 """What is kept of a failed attempt, and what makes two of them equal."""
 
 import json
+import sys
+import sysconfig
+import types
+from pathlib import Path
 
 import pytest
 
-from consumer_framework.core.attempt import NO_HISTORY, attempt_of, fingerprint, said
+from consumer_framework.core.attempt import (
+    NO_HISTORY,
+    attempt_of,
+    fingerprint,
+    is_by_author,
+    said,
+)
+from consumer_framework.host.loader import Target, packages_of
 
 
 class OddError(Exception):
@@ -36,7 +47,7 @@ def test_an_attempt_says_what_happened_and_when():
     assert (attempt.at, attempt.message) == (12.5, "first")
     assert attempt.error.endswith("test_attempt.OddError")
     assert "in fails" in attempt.traceback
-    assert attempt.traceback.endswith("OddError: first\nsecond\n")
+    assert attempt.traceback.endswith("OddError: first\n    second\n")
 
 
 def test_attempts_are_appended_to_a_history_that_stays_as_it_was():
@@ -82,3 +93,69 @@ def test_half_a_surrogate_pair_can_be_stored():
     attempt = attempt_of(caught(fails, ValueError(json.loads(r'"\ud800"'))), 0.0)
     assert attempt.message == "\\ud800"
     assert attempt.traceback.encode()
+
+
+# Consumers that are installed, as most are.
+
+
+def installed(module, code, directory, **names):
+    """What *code* defines, as if it were installed as *module*."""
+    file = f"{directory}/{module.replace('.', '/')}.py"
+    namespace = {"__name__": module, "json": json, **names}
+    exec(compile(code, file, "exec"), namespace)  # noqa: S102 -- the test's own
+    return namespace
+
+
+@pytest.fixture
+def _consumer():
+    is_by_author("robosignatory")
+    yield
+    is_by_author()
+
+
+@pytest.mark.usefixtures("_consumer")
+@pytest.mark.parametrize(
+    "directory", [sysconfig.get_path("purelib"), "/usr/lib/python3/site-packages"]
+)
+def test_an_installed_consumer_is_the_authors_own_and_what_it_calls_is_not(directory):
+    library = installed("requests.models", "def parse(text): return json.loads(text)", directory)
+    code = "def tag(): parse('{')\ndef sign(): parse('{')"
+    consumer = installed("robosignatory.work", code, directory, parse=library["parse"])
+    assert fingerprint(caught(consumer["tag"])).endswith(" in robosignatory/work.py:tag")
+    assert fingerprint(caught(consumer["sign"])).endswith(" in robosignatory/work.py:sign")
+    other = installed("robosignatory_of_others", "def sign(): json.loads('{')", directory)
+    is_by_author("robo", "robosignatory_of")
+    found = fingerprint(caught(other["sign"]))
+    assert "robosignatory_of_others" not in found, "a name that only begins alike"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "has_code", "packages"),
+    [
+        ("robo.consumer:Consumer", "robo.consumer", {"robo"}, {"robo"}),
+        ("sample:handle", "sample", {"sample"}, {"sample"}),
+        ("fedora.bodhi.server:C", "fedora.bodhi.server", {"fedora.bodhi"}, {"fedora.bodhi"}),
+        ("entry:handle", "real.place", {"entry", "real"}, {"entry", "real"}),
+        ("some.py:handle", "callback_file.some", {"callback_file.some"}, {"callback_file.some"}),
+    ],
+)
+def test_the_authors_package_is_where_the_callback_lives(
+    monkeypatch, name, module, has_code, packages
+):
+    def handle(message):
+        pass
+
+    handle.__module__ = module
+    parts = module.split(".")
+    for each in [*(".".join(parts[: n + 1]) for n in range(len(parts))), name.partition(":")[0]]:
+        if each.endswith(".py") or each == "callback_file":
+            continue
+        made = types.ModuleType(each)
+        if each in has_code:
+            made.__file__ = str(Path("/somewhere", each))
+        monkeypatch.setitem(sys.modules, each, made)
+    assert packages_of(Target(name, "file", handle)) == packages
+
+
+def test_a_callback_that_the_standard_library_made_adds_none_of_it():
+    assert packages_of(Target("json:loads", "file", json.loads)) == set()

@@ -10,27 +10,35 @@ from consumer_framework.core.disposition import Ack, Hold
 from consumer_framework.testing import Harness
 
 
+def message(n):
+    return Message(topic="org.example.test", body={"n": n})
+
+
 def test_a_batch_is_a_sequence_of_its_messages():
-    batch = Batch(iter("abc"))
+    first, second, third = messages = [message(1), message(2), message(3)]
+    batch = Batch(iter(messages))
     assert len(batch) == 3
-    assert list(batch) == ["a", "b", "c"]
-    assert batch[0] == "a"
-    assert batch[-1] == "c"
-    assert batch[1:] == ["b", "c"]
-    assert "b" in batch
+    assert list(batch) == messages
+    assert batch[0] is first
+    assert batch[-1] is third
+    assert batch[1:] == [second, third]
+    assert second in batch
     assert not Batch([])
 
 
 def test_each_message_fails_for_itself_and_the_last_error_counts():
-    batch, error = Batch(["a", "b"]), ValueError()
-    batch.fail("b", KeyError())
-    batch.fail("b", error)
+    first, second = message(1), message(2)
+    batch, error = Batch([first, second]), ValueError()
+    batch.fail(second, KeyError())
+    batch.fail(second, error)
     assert batch.error_of(0) is None
     assert batch.error_of(1) is error
 
 
 def test_of_equal_messages_the_very_one_fails():
-    first, second = ([1], [1])
+    first = message(1)
+    second = Message(topic=first.topic, body=first.body, properties=first._properties)
+    assert first == second
     batch = Batch([first, second])
     batch.fail(second, ValueError())
     assert batch.error_of(0) is None
@@ -39,14 +47,10 @@ def test_of_equal_messages_the_very_one_fails():
 
 def test_a_message_that_is_not_in_the_batch_cannot_fail():
     with pytest.raises(ValueError, match="not in the batch"):
-        Batch([[1]]).fail([1], ValueError())
+        Batch([message(1)]).fail(message(1), ValueError())
 
 
 # In an instance.
-
-
-def message(n):
-    return Message(topic="org.example.test", body={"n": n})
 
 
 class Sums(BatchConsumer):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From the bytes of a delivery to a fedora-messaging message, or not."""
 
+import codecs
 import concurrent.futures
 import contextlib
 import copy
@@ -18,6 +19,7 @@ from fedora_messaging.message import Message
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.codec import registry, validation
 from consumer_framework.core.attempt import first_line
+from consumer_framework.core.delivery import RAW_PROPERTIES
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.testing import make_delivery
 
@@ -99,13 +101,15 @@ def test_headers_that_do_not_fit_are_undecodable():
         codec.decode(delivery_with(b"{}", headers=headers))
 
 
-@pytest.mark.parametrize(
-    ("missing", "reason"), [("headers", "no headers"), ("message_id", "no message id")]
-)
-def test_a_message_without_headers_or_an_id_is_undecodable(missing, reason):
-    # Upstream makes some up, which hides that a publisher misbehaves.
-    with pytest.raises(codec.UndecodableError, match=reason):
-        codec.decode(delivery_with(b'{"a": 1}', **{missing: None}))
+def test_a_message_without_headers_or_an_id_is_a_plain_message_as_upstream_has_it():
+    arrived = codec.decode(delivery_with(b'{"a": 1}', headers=None, message_id=None))
+    assert type(arrived) is Message
+    assert (arrived.body, arrived.id, arrived._headers) == ({"a": 1}, None, {})
+
+
+def test_a_message_whose_properties_cannot_be_decoded_is_undecodable():
+    with pytest.raises(codec.UndecodableError, match="its properties cannot be decoded"):
+        codec.decode(delivery_with(b'{"a": 1}', headers={RAW_PROPERTIES: b"?"}))
 
 
 def test_a_message_with_empty_headers_is_a_plain_message_as_upstream_has_it():
@@ -120,9 +124,50 @@ def test_a_message_without_an_encoding_is_taken_for_utf_8():
     assert arrived.body == {"a": "é"}
 
 
-def test_an_unknown_encoding_raises_for_the_pipeline_to_catch():
-    with pytest.raises(LookupError, match="gzip"):
-        codec.decode(delivery_with(b"{}", content_encoding="gzip"))
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "gzip",
+        "punycode",
+        "idna",
+        "unicode_escape",
+        "raw_unicode_escape",
+        "utf-7",
+        "rot13",
+        "x" * 255,
+        "",
+        b"\xff",
+        "mbcs",
+        "undefined",
+        "hz",
+    ],
+)
+def test_what_is_no_plain_encoding_of_text_is_undecodable_and_not_looked_up(encoding, monkeypatch):
+    monkeypatch.setattr(codecs, "lookup", lambda name: pytest.fail(f"{name} was looked up"))
+    with pytest.raises(codec.UndecodableError, match="its content_encoding is"):
+        codec.decode(delivery_with(b"{}", content_encoding=encoding))
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "UTF8",
+        "utf-8-sig",
+        "utf-16",
+        "UTF-16LE",
+        "utf-32-be",
+        "us-ascii",
+        "ascii",
+        "latin-1",
+        "ISO-8859-1",
+        "iso-8859-15",
+        "windows-1252",
+    ],
+)
+def test_every_plain_encoding_of_text_is_decoded(encoding):
+    text = '{"a": "e"}' if "ascii" in encoding else '{"a": "é"}'
+    arrived = codec.decode(delivery_with(text.encode(encoding), content_encoding=encoding))
+    assert arrived.body == json.loads(text)
 
 
 def test_a_schema_class_that_raises_raises_for_the_pipeline_to_catch(monkeypatch):

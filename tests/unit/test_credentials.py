@@ -213,7 +213,7 @@ def test_the_configuration_may_be_a_credential_too(store):
 
 def test_what_a_credential_says_is_a_secret_from_then_on(store):
     Directory(store("key", content=b"hunter2\n"), "sample").text("key")
-    assert secrets.redact("it is hunter2.") == "it is <credential:key>."
+    assert secrets.redact("its key: hunter2.") == "its key: <credential:key>."
 
 
 # Outside of the service.

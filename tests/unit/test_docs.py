@@ -344,7 +344,9 @@ def test_the_status_reference_shows_the_lines_that_there_are():
 
 
 def test_the_status_reference_explains_every_part():
-    shown = status_line(State.CONSUMING, replace(BUSY, deferred=1)).removeprefix("consuming ")
+    shown = status_line(State.CONSUMING, replace(BUSY, deferred=1, due=38000)).removeprefix(
+        "consuming "
+    )
     parts = [
         part.strip("`") for part, _ in table(DOCS / "reference/status.md", "What the parts say")
     ]
@@ -405,6 +407,19 @@ def test_what_is_shown_of_a_test_without_a_broker_passes():
     namespace: dict[str, Any] = {}
     exec(source, namespace)  # noqa: S102 -- our own text
     namespace["test_it_is_tried_five_times_and_quarantined"]()
+
+
+def test_the_tests_of_the_testing_how_to_pass(tmp_path):
+    consumer, *parts = blocks(DOCS / "howto/test-a-consumer.md", "python")
+    (tmp_path / "sample.py").write_text(consumer)
+    (tmp_path / "test_sample.py").write_text("\n\n".join(parts))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_sample.py"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+    assert "3 passed" in result.stdout
 
 
 def test_the_settings_on_the_recovery_pages_are_valid():

@@ -3,6 +3,7 @@
 
 import calendar
 import decimal
+import math
 import struct
 from collections import deque
 from datetime import UTC, datetime
@@ -16,7 +17,8 @@ from pika import frame, spec
 from pika.channel import ContentFrameAssembler
 from pika.compat import long
 
-from consumer_framework.adapters.amqp.frames import RAW_PROPERTIES, Frames
+from consumer_framework.adapters.amqp.frames import Frames, restored
+from consumer_framework.core.delivery import RAW_PROPERTIES
 
 TAKEN = (1, 2)
 CHANNELS = (*TAKEN, 3)
@@ -393,10 +395,8 @@ def test_after_what_is_no_frame_everything_is_left_to_pika(start):
 
 
 def broken_properties():
-    too_late = table([(b"when", field(b"T", ">Q", 2**63))])
     no_such_kind = table([(b"what", b"?1234")])
     return {
-        "a time after the end of time": struct.pack(">H", 1 << 13) + too_late,
         "a field of no known kind": struct.pack(">H", 1 << 13) + no_such_kind,
         "a short string without its length": struct.pack(">H", 1 << 15),
         "no delivery mode": struct.pack(">H", 1 << 12),
@@ -432,7 +432,7 @@ def test_properties_that_cannot_be_decoded_are_kept_as_they_came(encoded, size, 
 
 
 def test_what_a_connection_s_own_channel_sends_is_not_changed():
-    encoded = broken_properties()["a time after the end of time"]
+    encoded = broken_properties()["a field of no known kind"]
     others: list[bytes] = []
     frames = Frames(others.append)
     stream = delivery(1, 1, Encoded(encoded), b"body")
@@ -448,13 +448,68 @@ def test_of_any_bytes_as_properties_the_message_comes_and_is_what_pika_makes_of_
         properties = pika.BasicProperties()
         properties.decode(encoded)
     except Exception:  # noqa: BLE001 -- whatever pika raises
-        properties = pika.BasicProperties(headers={RAW_PROPERTIES: encoded})
+        properties = None
     seen = Seen()
     frames = frames_with(seen)
     frames.feed(b"".join(delivery(1, 1, Encoded(encoded), b"body")))
+    if properties is None:
+        assert len(seen) == 1
+        return
     expected = Seen()
     expected(1, 1, False, "amq.topic", "a.topic", properties, b"body")
     assert seen == expected
+
+
+def readable_only_here():
+    headers = [
+        (b"before", field(b"T", ">q", -86400)),
+        (b"in ms", field(b"T", ">Q", 1_700_000_000_000)),
+        (b"never", field(b"T", ">Q", 2**63)),
+        (b"double", field(b"d", ">d", math.inf)),
+        (b"in", b"F" + table([(b"side", b"A" + struct.pack(">I", 9) + field(b"T", ">q", -1))])),
+        (b"text", b"S" + struct.pack(">I", 2) + b"ok"),
+    ]
+    return struct.pack(">H", 1 << 13 | 1 << 7) + table(headers) + b"\x02id"
+
+
+@pytest.mark.parametrize("size", [4, LARGE])
+def test_values_that_only_pika_cannot_read_are_numbers_and_the_message_keeps_its_id(size):
+    encoded = readable_only_here()
+    taken = []
+    frames = Frames(Pika(lambda *what: taken.append(what[1:])).feed)
+    frames.receivers[1] = lambda *what: taken.append(what)
+    frames.feed(b"".join(delivery(1, 1, Encoded(encoded), b"x" * size)))
+    properties = restored(taken[0][4])
+    assert properties.message_id == "id"
+    assert properties.headers == {
+        "before": -86400,
+        "in ms": 1_700_000_000_000,
+        "never": -(2**63),
+        "double": math.inf,
+        "in": {"side": [-1]},
+        "text": "ok",
+    }
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        table([(b"what", b"?1234")]),
+        struct.pack(">I", 3) + b"\x09ab",
+        table([(b"a", b"A" + struct.pack(">I", 2) + b"I1")]),
+        table([(b"a", b"S" + struct.pack(">I", 99) + b"I1")]),
+    ],
+)
+def test_a_message_whose_headers_are_no_table_keeps_its_id_and_all_its_bytes(headers):
+    encoded = struct.pack(">H", 1 << 13 | 1 << 7) + headers + b"\x02id"
+    properties = restored(pika.BasicProperties(headers={RAW_PROPERTIES: encoded}))
+    assert properties.message_id == "id"
+    assert properties.headers == {RAW_PROPERTIES: encoded}
+
+
+def test_a_publisher_s_header_of_that_name_is_left_alone():
+    properties = pika.BasicProperties(headers={RAW_PROPERTIES: 7})
+    assert restored(properties) is properties
 
 
 # Receivers.

@@ -226,6 +226,32 @@ def test_a_stop_meanwhile_comes_first(life):
     play(scenario())
 
 
+@pytest.mark.parametrize("order", ["withdraw", "stop"])
+def test_what_is_withdrawn_is_no_setup_and_no_teardown(life, order):
+    """They wait behind another one for a thread, while the instance pauses or stops."""
+
+    async def scenario():
+        gate = threading.Event()
+        executor = executor_of(life.handler("a"))
+        blocker = Handler("b", print, lambda: gate.wait(PATIENCE), lambda: life.lines.append("b"))
+        changes = [asyncio.create_task(executor.replace(blocker))]
+        await asyncio.sleep(0)
+        changes.append(asyncio.create_task(executor.replace(life.handler("c"))))
+        await asyncio.sleep(0)
+        getattr(executor, order)()
+        gate.set()
+        replaced = await asyncio.gather(*changes)
+        await executor.teardown()
+        executor.close()
+        assert life.of("c")[0] == "setup"
+        assert sorted(line for line in life.lines if line != "c setup") == (
+            ["a teardown", "b", "c teardown"]
+        )
+        assert (replaced == [None, None]) == (order == "stop")
+
+    play(scenario())
+
+
 def test_the_end_waits_for_handlers_that_leave(life):
     async def scenario():
         executor = executor_of(life.handler("a"), 2)

@@ -3,11 +3,14 @@
 
 import asyncio
 import doctest
+import tempfile
 from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
-from fedora_messaging import config
+from fedora_messaging import api, config
 from fedora_messaging.message import Message
+from jsonschema import ValidationError
 
 from consumer_framework import (
     Consumer,
@@ -22,8 +25,9 @@ from consumer_framework import (
 from consumer_framework.core import disposition as to
 from consumer_framework.core import helpers
 from consumer_framework.core.errors import ConfigurationError, JournalError
-from consumer_framework.testing import Harness
+from consumer_framework.testing import Ack, Harness
 from consumer_framework.testing import harness as harness_module
+from consumer_framework.testing.fake_queue import FakeQueue
 
 
 def message(n=1):
@@ -32,7 +36,8 @@ def message(n=1):
 
 @pytest.mark.parametrize("module", [harness_module, helpers])
 def test_the_examples_in_the_docstrings_are_true(module):
-    result = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    with helpers.hosting():
+        result = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
     assert (result.failed, result.attempted > 0) == (0, True)
 
 
@@ -348,3 +353,110 @@ def test_what_is_being_replayed_cannot_be_replayed_or_dropped_meanwhile():
                 order(first)
         harness.advance(10)
         assert harness.acked == [first]
+
+
+# What a consumer publishes and keeps.
+
+
+class Archive(Consumer):
+    def __init__(self, config):
+        super().__init__(config)
+        (self.state_dir / "made").write_text("in __init__")
+
+    def handle(self, message):
+        with (self.state_dir / "seen").open("a") as seen:
+            seen.write(f"{message.body['n']}\n")
+
+
+def test_a_consumer_finds_its_files_again_after_a_crash_and_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Harness(Archive) as harness:
+        harness.deliver(message(1))
+        harness.crash()
+        harness.deliver(message(2))
+        harness.restart()
+        [directory] = tmp_path.iterdir()
+        assert (directory / "seen").read_text() == "1\n2\n"
+        assert (directory / "made").read_text() == "in __init__"
+        assert directory.stat().st_mode & 0o777 == 0o700
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_host_a_consumer_has_no_directory():
+    class Bare(Consumer):
+        def handle(self, message):
+            pass
+
+    with pytest.raises(RuntimeError, match="state_dir is known only in an instance"):
+        _ = Bare({}).state_dir
+
+
+def test_what_a_handler_publishes_is_recorded_with_its_signals_and_not_sent():
+    signals = []
+
+    def note(sender, message):
+        signals.append(message)
+
+    def handler(message):
+        api.publish(Message(topic="org.example.answer", body=message.body))
+
+    api.publish_signal.connect(note)
+    try:
+        with Harness(handler) as harness:
+            assert isinstance(harness.deliver(message(7)), Ack)
+    finally:
+        api.publish_signal.disconnect(note)
+    assert [sent.body for sent in harness.published] == [{"n": 7}]
+    assert signals == harness.published
+
+
+def test_a_message_that_does_not_fit_its_schema_cannot_be_published():
+    failures = []
+
+    def note(sender, message, reason):
+        failures.append(reason)
+
+    def handler(_message):
+        api.publish(Message(topic="a.topic", body=cast("Any", ["no object"])))
+
+    api.publish_failed_signal.connect(note)
+    try:
+        with Harness(handler, settings={"recovery": {"immediate": 0, "delays": []}}) as harness:
+            first = message()
+            assert isinstance(harness.deliver(first), to.Quarantine)
+    finally:
+        api.publish_failed_signal.disconnect(note)
+    assert harness.published == []
+    assert [type(reason) for reason in failures] == [ValidationError]
+    assert harness.attempts(first)[-1].error.endswith("ValidationError")
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_cut_in_each_attempt_gives_a_message_no_attempts_more_than_its_policy(slots):
+    async def fail(message):
+        await asyncio.sleep(2)
+        raise ValueError
+
+    settings = {"slots": slots, "recovery": {"immediate": 2, "delays": ()}}
+    with Harness(fail, settings=settings) as harness:
+        first = message()
+        harness.deliver(first)
+        for _ in range(20):
+            harness.advance(1)
+            harness.cut()
+        assert len(harness.runs(first)) == 3
+        assert len(harness.attempts(first)) == 3, "each with its traceback"
+        assert harness.quarantined == [first]
+
+
+def test_what_fails_after_the_write_of_a_message_is_not_swallowed(monkeypatch):
+    def ack(self, delivery):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(FakeQueue, "ack", ack)
+
+    def quarantine(message):
+        raise Quarantine("odd")
+
+    with Harness(quarantine) as harness, pytest.raises(RuntimeError, match="a defect"):
+        harness.deliver(message())

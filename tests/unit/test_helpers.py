@@ -4,10 +4,11 @@
 import asyncio
 import functools
 import inspect
-import sys
+from contextlib import nullcontext
 
 import pytest
 from fedora_messaging import exceptions as upstream
+from fedora_messaging.message import Message
 
 from consumer_framework import (
     Defer,
@@ -20,10 +21,8 @@ from consumer_framework import (
     on,
     translate,
 )
+from consumer_framework.core.helpers import hosting, is_hosted
 from consumer_framework.testing import Harness
-
-# The host is imported by this:
-assert Harness.__module__ in sys.modules
 
 WORDS = {
     "skip": Skip,
@@ -44,10 +43,25 @@ UPSTREAM = {
 }
 
 
+@pytest.fixture(autouse=True)
+def host(request):
+    """Most of these are about a handler that this package's host runs."""
+    with nullcontext() if "elsewhere" in request.fixturenames else hosting():
+        yield
+
+
 @pytest.fixture
-def elsewhere(monkeypatch):
-    """As under `fedora-messaging consume`, where nothing imports the host."""
-    monkeypatch.delitem(sys.modules, "consumer_framework.host.slots")
+def elsewhere():
+    """As under `fedora-messaging consume`, in a program that imports the testing package."""
+    assert not is_hosted()
+
+
+def test_only_a_running_host_makes_a_process_a_hosted_one(elsewhere):
+    seen = []
+    with Harness(lambda _message: seen.append(is_hosted())) as harness:
+        harness.deliver(Message(topic="a.topic"))
+    assert seen == [True]
+    assert not is_hosted()
 
 
 def raising(error, *rules):

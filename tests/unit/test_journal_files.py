@@ -2,8 +2,10 @@
 """Opening a journal: who may, and what is said where it cannot be."""
 
 import asyncio
+import errno
 import os
 import pwd
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -13,7 +15,12 @@ from contextlib import closing
 import pytest
 
 from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.files import APPLICATION_ID, MIGRATIONS
+from consumer_framework.adapters.journal.files import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    described,
+    is_locked_elsewhere,
+)
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
 
@@ -155,6 +162,60 @@ def test_a_holder_that_is_killed_lets_go(tmp_path, holder):
     holder.kill()
     holder.wait()
     open_journal(tmp_path).close()
+
+
+FORKS = """
+import os, pathlib, sys, time
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.journal.files import Lock
+lock = Lock(pathlib.Path(sys.argv[1]), "sample")
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_forked_child_of_a_dead_holder_does_not_keep_the_journal(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert is_locked_elsewhere(tmp_path)
+        process.kill()
+    try:
+        assert not is_locked_elsewhere(tmp_path)
+        open_journal(tmp_path).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_look_at_the_lock_does_not_free_it(tmp_path):
+    journal = open_journal(tmp_path)
+    assert not is_locked_elsewhere(tmp_path)
+    look = "from consumer_framework.adapters.journal.files import is_locked_elsewhere as look\n"
+    look += f"import pathlib; print(look(pathlib.Path({str(tmp_path)!r})))"
+    assert subprocess.check_output([sys.executable, "-c", look]) == b"True\n"
+    journal.close()
+    assert not is_locked_elsewhere(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("number", "lasting"),
+    [
+        (errno.ENOSPC, False),
+        (errno.EROFS, False),
+        (errno.EIO, False),
+        (errno.EDQUOT, False),
+        (errno.EACCES, True),
+        (errno.ENOTDIR, True),
+    ],
+)
+def test_only_what_needs_a_change_is_lasting(tmp_path, number, lasting):
+    with pytest.raises(JournalError) as error, described(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert error.value.lasting is lasting
 
 
 def test_the_journal_is_read_while_another_process_writes_it(tmp_path, holder):

@@ -45,6 +45,7 @@ class Lanes(RuleBasedStateMachine):
         self.now = 100.0
         self.lanes: dict[str, list[Message]] = {lane: [] for lane in LANES}
         self.latest = 0
+        self.generation = 0
         self.journal = self.opened()
 
     def opened(self):
@@ -108,7 +109,12 @@ class Lanes(RuleBasedStateMachine):
         return new
 
     def delivery(self, message):
-        return replace(make_delivery(message_id=message.name), lane=message.lane)
+        # On a channel of its own: it comes again.
+        self.generation += 1
+        delivery = make_delivery(
+            message_id=message.name, redelivered=True, generation=self.generation
+        )
+        return replace(delivery, lane=message.lane)
 
     @precondition(lambda self: self.messages)
     @rule(pick=picks, due=times, by_row=st.booleans())

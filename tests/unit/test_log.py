@@ -3,9 +3,11 @@
 
 import io
 import logging
+import logging.config
 import os
 import socket
 import sys
+from typing import Any
 
 import pytest
 
@@ -291,3 +293,79 @@ def test_the_frameworks_own_levels_are_forgotten_for_those_of_a_file(stderr):
     log.set_up({**NAMED, "disable_existing_loggers": False}, never)
     logging.getLogger("pika").error("heard")
     assert "heard" in stderr()
+
+
+# Files of Fedora's own, and callbacks that configure logging.
+
+FEDORAS: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": True,
+    "formatters": {"simple": {"format": "[%(levelname)s %(name)s] %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "simple"}},
+    "loggers": {"fedora_messaging": {"level": "INFO", "propagate": False, "handlers": ["console"]}},
+    "root": {"level": "ERROR", "handlers": ["console"]},
+}
+OWN = logging.getLogger("consumer_framework.host.some_part")
+
+
+@pytest.fixture
+def _ours():
+    yield
+    log.forget(FEDORAS)
+
+
+@pytest.mark.usefixtures("_ours")
+def test_the_framework_logs_as_fedora_messaging_does(stderr):
+    log.set_up(FEDORAS, never)
+    OWN.info("hello")
+    OWN.debug("too low")
+    logging.getLogger("author").warning("too low for the root logger")
+    assert stderr() == "[INFO consumer_framework.host.some_part] hello\n"
+
+
+@pytest.mark.usefixtures("_ours")
+def test_a_file_that_names_the_framework_has_its_way(stderr):
+    own = {"level": "ERROR", "propagate": False, "handlers": ["console"]}
+    log.set_up({**FEDORAS, "loggers": {**FEDORAS["loggers"], "consumer_framework": own}}, never)
+    OWN.info("hidden")
+    OWN.error("shown")
+    assert stderr() == "[ERROR consumer_framework.host.some_part] shown\n"
+
+
+AUTHORS = {
+    "version": 1,
+    "disable_existing_loggers": True,
+    "handlers": {"out": {"class": "logging.StreamHandler"}},
+    "root": {"level": "ERROR", "handlers": ["out"]},
+}
+
+
+@pytest.mark.usefixtures("_ours")
+@pytest.mark.parametrize("before", [None, FEDORAS])
+@pytest.mark.parametrize("theirs", [FEDORAS, AUTHORS])
+def test_a_callback_that_configures_logging_does_not_silence_the_framework(before, theirs, stderr):
+    log.set_up(before, never)
+    logging.config.dictConfig(theirs)
+    log.adapt(always)
+    OWN.info("hello")
+    assert stderr().startswith("<6>")
+    # Later than at its import, too.
+    logging.config.dictConfig(theirs)
+    fail_as(OWN)
+    said = stderr()
+    assert "failed" in said
+    assert "ValueError: two" in said
+
+
+def fail_as(logger):
+    logger.error("failed", exc_info=ValueError("two"))
+
+
+@pytest.mark.usefixtures("_ours")
+def test_after_a_reload_the_framework_logs_as_the_new_file_says(stderr):
+    log.set_up(FEDORAS, never)
+    log.forget(FEDORAS)
+    log.set_up(AUTHORS, never)
+    OWN.warning("hidden")
+    OWN.error("shown")
+    assert stderr() == "shown\n"

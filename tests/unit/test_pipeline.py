@@ -30,7 +30,7 @@ from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import BEHIND, OnExhausted, Policy
-from consumer_framework.core.redelivery import MEMORY_SECONDS, Unsettled
+from consumer_framework.core.redelivery import MEMORY_SECONDS, LostAcks, Unsettled
 from consumer_framework.core.settler import Settler
 from consumer_framework.testing import (
     FakeAcknowledger,
@@ -103,6 +103,7 @@ class Path:
             Holds(4),
             Histories(),
             Unsettled(self.clock),
+            LostAcks(self.clock),
             journal_failed=self.troubles.append,
             journal_works=lambda: self.troubles.append("works"),
             done=lambda what, told: self.done.append((what.delivery, told)),
@@ -335,7 +336,7 @@ def test_a_message_that_is_published_again_runs_although_the_journal_has_one_lik
 @pytest.mark.parametrize(("crashes", "runs"), [(1, 1), (2, 0), (3, 0)])
 def test_a_message_that_killed_the_process_too_often_is_quarantined_before_it_runs(crashes, runs):
     async def scenario():
-        flight = FakeFlightRecorder(crashed={("queue", "1"): crashes})
+        flight = FakeFlightRecorder(crashed={("queue", "1", "a.topic", b"{}"): crashes})
         path = Path()
         path.settler.flight = flight
         task = await path.take(make_delivery(redelivered=True))

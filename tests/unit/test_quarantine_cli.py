@@ -169,6 +169,28 @@ def test_list_groups_by_cause_and_names_a_row_of_each(three):
     assert "3 messages, 2 causes" in lines[6]
 
 
+@pytest.fixture
+def alike(operator):
+    """Three messages of one cause, whose errors have different texts."""
+    texts = ["'package'", "'package'", "'release'"]
+    failed = [failures(1, OTHER_CAUSE, text) for text in texts]
+    operator.quarantines(*(a_delivery(n, history=each) for n, each in enumerate(failed)))
+    return operator
+
+
+def test_list_says_how_many_other_texts_the_errors_of_a_cause_have(alike):
+    lines = alike.does("list").stdout.splitlines()
+    assert lines[1].endswith("KeyError: 'package'")
+    assert lines[2].strip() == f"{OTHER_CAUSE} and 1 other text"
+    assert alike.shows("list")[0]["other_texts"] == 1
+
+
+def test_drop_by_fingerprint_says_what_errors_are_lost_before_it_asks(alike):
+    result = alike.does("drop", "--fingerprint", "KeyError in", input="n\n")
+    assert f"{OTHER_CAUSE}: KeyError: 'package' and 1 other text" in result.stderr
+    assert len(alike.rows()) == 3
+
+
 def test_list_rows_has_a_line_for_each_message(three):
     lines = three.does("list", "--rows").stdout.splitlines()
     titles = ["ROW", "AGE", "ATTEMPTS", "TOPIC", "FINGERPRINT", "ERROR"]

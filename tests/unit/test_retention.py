@@ -6,14 +6,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.journal.files import is_locked_elsewhere
+from consumer_framework.host import client, retention
 from consumer_framework.testing import make_delivery
 
 from .machine import TOML, make_host
@@ -124,3 +128,67 @@ def test_a_journal_that_cannot_be_reached_is_a_problem(host):
     assert result.exit_code == 1
     assert "sample: " in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_an_instance_may_start_while_much_expires(host, monkeypatch):
+    file = host.configures("sample", A_WEEK)
+    directory = host.directory / "lib/sample"
+    quarantine(directory, 8 * DAY, 9 * DAY, 10 * DAY)
+    monkeypatch.setattr(retention, "AT_ONCE", 1)
+    starts = []
+
+    def sleep(_seconds):
+        # The instance takes its turn, and lets go again.
+        Journal.open(directory, limits=Limits()).close()
+        starts.append(left(directory))
+
+    done = retention.expire("sample", file, directory, time.time(), sleep)
+    assert (done.rows, done.is_running) == (3, False)
+    assert starts == [2, 1, 0]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from consumer_framework.adapters.journal.files import Lock
+lock = Lock(Path(sys.argv[1]), "sample")
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(directory: Path):
+    """Have another process hold the journal, until the function that this gives is called."""
+    directory.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        holder.stdout.readline()
+        yield holder.stdin.close
+
+
+def test_an_order_waits_for_the_process_that_has_the_journal(host):
+    directory = host.directory / "lib/sample"
+    told: list[str] = []
+    with held(directory) as let_go:
+
+        def tell(line: str) -> None:
+            told.append(line)
+            let_go()
+
+        with client.reached(directory, "sample", tell) as running:
+            assert running is None
+            assert not is_locked_elsewhere(directory)
+    assert told == [f"waiting for another process that uses {directory}"]
+
+
+def test_an_order_does_not_wait_for_ever(host):
+    directory = host.directory / "lib/sample"
+    with held(directory), client.reached(directory, "sample", patience=0.0) as running:
+        assert running is None
+        assert is_locked_elsewhere(directory)

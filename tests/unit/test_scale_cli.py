@@ -229,3 +229,16 @@ def test_workers_of_a_queue_with_a_single_active_consumer_stand_by(host):
     result = host.does("scale", "sample", "2")
     assert result.exit_code == 0
     assert "x-single-active-consumer: one worker at a time gets its messages" in result.stderr
+
+
+def test_a_consumer_that_keeps_files_is_scaled_with_a_warning(host):
+    host.configures()
+    files = host.directory / "lib/sample/files"
+    files.mkdir(parents=True)
+    assert "keeps files" not in host.does("scale", "sample", "2", "--dry-run").stderr
+    (files / "cache.db").touch()
+    result = host.does("scale", "sample", "2", "--dry-run")
+    assert result.exit_code == 0
+    assert f"the consumer keeps files in {files}; each worker has a directory of its own" in (
+        result.stderr
+    )

@@ -45,21 +45,86 @@ def test_a_secret_is_found_in_the_forms_that_text_has(form):
 
 
 def test_every_line_of_a_long_secret_is_one():
-    keep("-----BEGIN KEY-----\nMIIEvQIBADANBg\n}\n", "credential:key")
-    assert redact("line MIIEvQIBADANBg}") == "line <credential:key>}"
+    keep("-----BEGIN KEY-----\nMIIEvQIBADANBg+kqhkiG9w0B\n}\n", "credential:key")
+    assert redact("line MIIEvQIBADANBg+kqhkiG9w0B}") == "line <credential:key>}"
 
 
-def test_what_is_in_every_other_word_is_no_secret():
-    keep("abc", "x")
-    keep("", "y")
-    assert redact("abcabc") == "abcabc"
+@pytest.fixture
+def _short():
+    keep("fedora", "the password of amqp_url")
+    keep("bodhi", "credential:hook")
+    keep("", "nothing")
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "org.fedoraproject.prod.bodhi.update",
+        "consuming from fedora",
+        "KeyError: 'fedora'",
+        "{'project': 'fedora', 'routing_key': 'bodhi'}",
+        "amqp://fedora:<the password of amqp_url>@h/",
+        "password=fedora38",
+    ],
+)
+def test_a_plain_word_is_left_alone_where_no_secret_stands(text):
+    assert redact(text) == text
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("amqps://fedora:", "@broker/vhost"),
+        ("Config(password='", "')"),
+        ('{"Api-Token": "', '"}'),
+        ('{\\"secret\\": \\"', '\\"}'),
+        ("client_secret = ", ""),
+        ("Authorization: Bearer ", "\n"),
+        ("headers={'Authorization': b'Bearer ", "'}"),
+        ("response=b'\\x00user\\x00", "'"),
+    ],
+)
+def test_a_plain_word_is_hidden_where_a_secret_stands(before, after):
+    hidden = redact(f"{before}fedora{after}")
+    assert hidden == f"{before}<the password of amqp_url>{after}"
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_plain_word_is_hidden_after_the_name_of_its_credential():
+    assert (
+        redact("Config(hook='bodhi', of='bodhi')") == "Config(hook='<credential:hook>', of='bodhi')"
+    )
+    assert redacted({"hook": "bodhi", "of": ["bodhi"], "token": ["bodhi"]}) == {
+        "hook": "<credential:hook>",
+        "of": ["bodhi"],
+        "token": ["<credential:hook>"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("secret", "is_hidden"),
+    [
+        ("fedora-messaging", False),
+        ("production", False),
+        ("fedora40", False),
+        ("Summer2024", True),
+        ("p@ssw/rd", True),
+        ("9f86d081884c7d65", True),
+        ("correct horse battery staple", True),
+    ],
+)
+def test_what_no_text_has_by_chance_is_hidden_everywhere(secret, is_hidden):
+    keep(secret, "x")
+    assert redact(f"-{secret}-") == ("-<x>-" if is_hidden else f"-{secret}-")
 
 
 def test_the_longest_of_two_secrets_is_hidden_and_the_first_label_stays():
-    keep("long", "a")
-    keep("longer", "b")
-    keep("longer", "c")
-    assert redact("long longer") == "<a> <b>"
+    keep("s3cret-1", "a")
+    keep("s3cret-1-and-more", "b")
+    keep("s3cret-1-and-more", "c")
+    assert redact("s3cret-1 s3cret-1-and-more") == "<a> <b>"
 
 
 @pytest.mark.usefixtures("_known")
@@ -119,6 +184,7 @@ def test_neither_status_nor_output_nor_journal_have_it(capsys):
     ("url", "hidden"),
     [
         ("amqp://u:p%40ssw%2Frd@h/", ["p%40ssw%2Frd", "p@ssw/rd"]),
+        ("amqp://u:fedora@h/", ["amqp://u:fedora@h/"]),
         ("amqp://guest:guest@h/", []),
         ("amqp://[:/", []),
     ],
@@ -129,7 +195,8 @@ def test_a_password_of_the_url_is_a_secret_although_it_is_no_credential(tmp_path
     with pytest.raises(ConfigurationError):
         config.load(path)
     for form in hidden:
-        assert redact(form) == "<the password of amqp_url>"
+        assert "<the password of amqp_url>" in redact(form)
+        assert url.split(":")[2].partition("@")[0] not in redact(form)
     assert redact("guest") == "guest"
 
 

@@ -10,11 +10,14 @@ and large ones, take pika's way: nothing depends on where the network cuts the s
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import TYPE_CHECKING, Any
 
 import pika
 import pika.data
+
+from consumer_framework.core.delivery import RAW_PROPERTIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +52,31 @@ _KNOWN = 0xF8C0
 _SHORT_STRINGS = ((0x8000, "content_type"), (0x4000, "content_encoding"))
 _BLANK = dict.fromkeys(vars(pika.BasicProperties()))  # type: ignore[no-untyped-call]
 
-# Where the content header of a message is kept that cannot be decoded.
-RAW_PROPERTIES = "x-undecodable-properties"
+
+# All properties, from the highest bit of their flags down, with the kinds of their values: short
+# string, table, octet, timestamp (AMQP 0-9-1, section 1.8, class basic).
+_ALL = tuple(
+    zip(
+        (
+            "content_type",
+            "content_encoding",
+            "headers",
+            "delivery_mode",
+            "priority",
+            "correlation_id",
+            "reply_to",
+            "expiration",
+            "message_id",
+            "timestamp",
+            "type",
+            "user_id",
+            "app_id",
+            "cluster_id",
+        ),
+        "ssfoosssstssss",
+        strict=True,
+    )
+)
 
 
 class Frames:
@@ -170,25 +196,128 @@ def _properties(encoded: bytes) -> pika.BasicProperties:
     try:
         return known or _any_properties(encoded)
     except Exception:  # noqa: BLE001 -- whatever pika makes of a wrong field
-        raw: Any = {RAW_PROPERTIES: encoded}
-        return pika.BasicProperties(headers=raw)  # type: ignore[no-untyped-call]
+        return _legible_properties(encoded)
+
+
+def restored(properties: pika.BasicProperties) -> pika.BasicProperties:
+    """Undo what :func:`_decodable` did to let pika put a message together."""
+    headers: Any = properties.headers
+    raw = headers.get(RAW_PROPERTIES) if headers else None
+    return _legible_properties(raw) if isinstance(raw, bytes) else properties
+
+
+def _legible_properties(encoded: bytes) -> pika.BasicProperties:
+    """Decode what is legible of properties that pika cannot decode.
+
+    A value that only Python has no type for, such as a timestamp after the year 9999, becomes a
+    number. Where the bytes lead astray, all of them are kept in a header, beside the properties
+    that could be read: the message keeps its id.
+    """
+    values: dict[str, Any] = {}
+    try:
+        at = _read_legible(encoded, values)
+    except Exception:  # noqa: BLE001 -- lengths that lead astray
+        at = -1
+    if at != len(encoded):
+        values["headers"] = {RAW_PROPERTIES: encoded}
+    return pika.BasicProperties(**values)  # type: ignore[no-untyped-call]
+
+
+def _read_legible(encoded: bytes, values: dict[str, Any]) -> int:
+    """Fill *values*; returns where the properties end, -1 where the headers are no table."""
+    flags = int.from_bytes(encoded[:2], "big")
+    at, is_whole = 2, not flags & 1
+    for number, (name, kind) in enumerate(_ALL):
+        if not flags & 0x8000 >> number:
+            continue
+        match kind:
+            case "s":
+                value, at = _short(encoded, at)
+            case "f":
+                value, at, is_legible = _legible_headers(encoded, at)
+                is_whole = is_whole and is_legible
+            case "o":
+                value, at = encoded[at], at + 1
+            case _:
+                (value,), at = _TIMESTAMP.unpack_from(encoded, at), at + 8
+        if at > len(encoded):
+            return -1
+        values[name] = value
+    return at if is_whole else -1
+
+
+def _legible_headers(encoded: bytes, at: int) -> tuple[Any, int, bool]:
+    """Return the headers, where they end by their own word, and whether they are legible."""
+    stop = at + 4 + _LONG.unpack_from(encoded, at)[0]
+    try:
+        return _legible_table(encoded[:stop], at + 4), stop, True
+    except Exception:  # noqa: BLE001 -- as above
+        return None, stop, False
+
+
+def _legible_table(encoded: bytes, at: int) -> dict[Any, Any]:
+    table = {}
+    while at < len(encoded):
+        key, at = _short(encoded, at)
+        table[key], at = _legible_value(encoded, at)
+    if at > len(encoded):
+        raise ValueError("an entry is longer than its table")
+    return table
+
+
+def _legible_value(encoded: bytes, at: int) -> tuple[Any, int]:
+    """Decode a value as pika does, and what pika cannot as a number."""
+    kind, start = encoded[at : at + 1], at + 1
+    if kind in _CONTAINERS:
+        stop = start + 4 + _LONG.unpack_from(encoded, start)[0]
+        return _CONTAINERS[kind](encoded[:stop], start + 4), stop
+    if kind in _NUMBERS:
+        number = _NUMBERS[kind]
+        (value,) = number.unpack_from(encoded, start)
+        with contextlib.suppress(OverflowError, ValueError, OSError):
+            value, _ = pika.data.decode_value(encoded, at)
+        return value, start + number.size
+    return pika.data.decode_value(encoded, at)
+
+
+def _legible_array(encoded: bytes, at: int) -> list[Any]:
+    array = []
+    while at < len(encoded):
+        value, at = _legible_value(encoded, at)
+        array.append(value)
+    if at > len(encoded):
+        raise ValueError("an entry is longer than its array")
+    return array
+
+
+_CONTAINERS: dict[bytes, Callable[[bytes, int], Any]] = {b"F": _legible_table, b"A": _legible_array}
+# A time before 1970 is a negative number of seconds.
+_NUMBERS = {b"T": _LONGLONG, b"f": struct.Struct(">f"), b"d": struct.Struct(">d")}
 
 
 def _decodable(frame: bytes) -> bytes:
-    """Return the frame of a content header in a form that pika can decode.
+    """Return the frame of a content header in a form that pika can decode: see :func:`restored`.
 
     What pika cannot decode it raises, and the connection ends, for as long as the broker delivers
     that message again.
     """
     encoded = frame[_FLAGS_AT:-1]
-    properties = _properties(encoded)
-    headers: Any = properties.headers or {}
-    if len(frame) < _FRAME_SIZE + _SHORTEST_HEADER or headers.get(RAW_PROPERTIES) is not encoded:
+    if len(frame) < _FRAME_SIZE + _SHORTEST_HEADER or _is_pikas(encoded):
         return frame
-    encode: Any = properties.encode
+    raw: Any = {RAW_PROPERTIES: encoded}
+    encode: Any = pika.BasicProperties(headers=raw).encode  # type: ignore[no-untyped-call]
     content = frame[_FRAME.size : _FLAGS_AT] + b"".join(encode())
     start = _FRAME.pack(_HEADER, _FRAME.unpack_from(frame)[1], len(content))
     return start + content + frame[-1:]
+
+
+def _is_pikas(encoded: bytes) -> bool:
+    """Whether pika can decode these properties."""
+    try:
+        _any_properties(encoded)
+    except Exception:  # noqa: BLE001 -- as above
+        return False
+    return True
 
 
 def _any_properties(encoded: bytes) -> pika.BasicProperties:

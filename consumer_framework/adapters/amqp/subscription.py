@@ -7,7 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.delivery import Delivery
+from consumer_framework.core.delivery import Delivery, readable
+
+from .frames import restored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,8 +70,8 @@ def receiver(
             generation=generation,
             delivery_tag=tag,
             redelivered=redelivered,
-            exchange=exchange,
-            routing_key=key,
+            exchange=readable(exchange),
+            routing_key=readable(key),
             properties=properties,
             body=body,
             received_at=time.time(),
@@ -91,7 +93,7 @@ def from_pika(receive: Receiver) -> Callable[[Any, Any, Any, bytes], None]:
             method.redelivered,
             method.exchange,
             method.routing_key,
-            properties,
+            restored(properties),
             body,
         )
 

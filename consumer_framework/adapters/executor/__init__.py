@@ -214,9 +214,14 @@ class Executor:
         return withdrawn
 
     def _take_back(self) -> list[Job]:
+        """Take back what no slot has begun with; other functions of the author's stay in line."""
         jobs = [*self._threads.withdraw(), *self._tasks.withdraw()]
-        self._outstanding -= len(jobs)
-        return jobs
+        for job in jobs:
+            if job.function is not None:
+                self._threads.start(job)
+        taken = [job for job in jobs if job.function is None]
+        self._outstanding -= len(taken)
+        return taken
 
     def _withdraw(self, job: Job) -> int:
         job.end([Withdrawn()] * len(job.waiters))
@@ -266,7 +271,7 @@ class Executor:
 
     def _submit(self, job: Job) -> None:
         """Let the next free slot run *job*, unless nothing more is to begin."""
-        if self._is_stopped and job.function is None:
+        if self._is_stopped:
             self._stopped.append(job)
             return
         self._outstanding += 1

@@ -8,11 +8,13 @@ and the loss of power, and readers, ``fm-consumer quarantine`` among them, never
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.core import ports
+from consumer_framework.core.twins import Twins
 
 from . import operations, room
 from .files import DATABASE, Lock, described, open_readable, open_writable
@@ -111,6 +113,7 @@ class Journal(Reader, ports.Journal):
         self._limits = limits
         self._now = now
         self._room = Room(limits.max_bytes, directory / EXPIRED)
+        self._twins = Twins()
         self._writer = Writer(file, writable, self._lanes)
 
     @property
@@ -137,6 +140,10 @@ class Journal(Reader, ports.Journal):
         """
         return bool(lane) and text(lane) in self._lanes and super().is_blocked(lane, row)
 
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a row of this message waits: see :class:`.Twins`."""
+        return self._twins.is_known(delivery, super().is_open)
+
     async def defer(self, delivery: Delivery, until: float) -> None:
         """Keep *delivery*, history included, to run again at *until* seconds since the epoch.
 
@@ -152,7 +159,9 @@ class Journal(Reader, ports.Journal):
         await self._put(delivery, Place("quarantined", reason, self._now()))
 
     async def _put(self, delivery: Delivery, place: Place) -> None:
-        await self._writer.submit(operations.put(delivery, place, self._room))
+        is_another = self._twins.is_another(delivery)
+        put = operations.put(delivery, place, self._room, is_another=is_another)
+        await self._writer.submit(put)
 
     async def remove(self, row: int) -> None:
         """Forget a row, in whatever state: its message is done with. None is no error."""
@@ -196,13 +205,16 @@ class Journal(Reader, ports.Journal):
         write = operations.supersede(row, body, self._now(), self._room)
         return await self._writer.submit(write)
 
-    async def expire(self, now: float, export_to: Path | None = None) -> Expired:
+    async def expire(
+        self, now: float, export_to: Path | None = None, most: float = math.inf
+    ) -> Expired:
         """Export what is quarantined for longer than ``limits.max_age``, and then delete it.
 
         Args:
             now: Seconds since the epoch.
             export_to: The file that they are appended to, ``expired.jsonl`` beside the journal
                 where it is None. A crash may have a message appended twice, never not at all.
+            most: Stop after so many rows.
 
         Raises:
             JournalError: They cannot be exported. Those that are not in the file are in the
@@ -212,12 +224,14 @@ class Journal(Reader, ports.Journal):
         if self._limits.max_age is None:
             return Expired(0, file)
         rows = 0
-        while True:
-            write = room.expire(now - self._limits.max_age, _PORTION, file)
+        while rows < most:
+            limit = int(min(most - rows, _PORTION))
+            write = room.expire(now - self._limits.max_age, limit, file)
             portion = await self._writer.submit(write)
             rows += portion
-            if portion < _PORTION:
-                return Expired(rows, file)
+            if portion < limit:
+                break
+        return Expired(rows, file)
 
 
 def _release_all(connection: sqlite3.Connection, now: float) -> None:

@@ -37,6 +37,31 @@ _BUSY_SECONDS = 5.0
 # A burst makes the write-ahead log grow; it is cut back to this many bytes afterwards.
 _LOG_BYTES = 16 << 20
 
+# Errors that do not pass by themselves. Others may: the disk is full, or fails.
+_LASTING = frozenset(
+    {
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+_LASTING_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
+)
+
 _CURES = {
     sqlite3.SQLITE_FULL: "make room on the disk",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable for this user",
@@ -57,33 +82,47 @@ def described(file: Path) -> Iterator[None]:
         # The low byte is the kind, the others say where (https://www.sqlite.org/rescode.html).
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
         cure = _CURES.get(kind, "look into the kernel's log for what is wrong with the disk")
-        raise JournalError(f"{file}: {error}; {cure}") from error
+        raise JournalError(f"{file}: {error}; {cure}", lasting=kind in _LASTING) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise JournalError(f"{error.filename or file}: {reason}; {_cure(error)}") from error
+        message = f"{error.filename or file}: {reason}; {_cure(error)}"
+        raise JournalError(message, lasting=is_lasting(error)) from error
+
+
+def is_lasting(error: OSError) -> bool:
+    """Whether *error* stays until somebody changes something; a full disk may have room later."""
+    return error.errno in _LASTING_ERRORS
 
 
 def _cure(error: OSError) -> str:
     match error:
-        case FileNotFoundError() | NotADirectoryError():
+        case FileNotFoundError() | NotADirectoryError() | FileExistsError():
             return "create the directory, or name another with StateDirectory= or --state-dir"
         case PermissionError():
             return "make it writable for this user, or name another directory with --state-dir"
     return "repair or free the disk"
 
 
+# Who holds the lock files that this process has locked, by device and inode.
+_held: dict[tuple[int, int], str] = {}
+
+
 class Lock:
     """Keeps a journal to one process.
 
-    The kernel frees it when the process ends, however it ends (flock(2)).
+    The kernel frees it when the process ends, however it ends. It is a lock of the process, not of
+    the open file (fcntl_locking(2)): a child that a handler forked does not keep it. Such a lock is
+    lost when the process closes the file anywhere, and never refuses the process itself: so
+    this process remembers what it holds, and does not open such a file again.
 
     Raises:
-        JournalError: Another process has it, or the directory cannot be written.
+        JournalError: A process has it, or the directory cannot be written.
     """
 
     def __init__(self, directory: Path, instance: str) -> None:
         self._file = directory / LOCK
         with described(self._file):
+            self._refuse_our_own()
             # Closing it twice is no error, as it would be with the bare descriptor.
             self._stream = os.fdopen(create(self._file), "r+b", buffering=0)
             try:
@@ -92,21 +131,59 @@ class Lock:
                 self._stream.close()
                 raise
 
+    def _refuse_our_own(self) -> None:
+        holder = _held.get(_identity(self._file), "")
+        # A forked child has its parent's memory, and none of its locks.
+        if holder.startswith(f"process {os.getpid()} "):
+            raise self._in_use(holder)
+
     def _take(self, instance: str) -> None:
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             holder = (self._stream.read() or b"another process").decode(errors="replace")
-            raise JournalError(
-                f"{self._file.with_name(DATABASE)}: in use by {holder}; stop that first, or name "
-                "its own directories in $STATE_DIRECTORY and $RUNTIME_DIRECTORY"
-            ) from None
+            raise self._in_use(holder) from None
+        holder = _who(instance)
+        self._identity = _identity(self._file)
+        _held[self._identity] = holder
         self._stream.truncate(0)
-        self._stream.write(_who(instance).encode())
+        self._stream.write(holder.encode())
+
+    def _in_use(self, holder: str) -> JournalError:
+        return JournalError(
+            f"{self._file.with_name(DATABASE)}: in use by {holder}; stop that first, or name "
+            "its own directories in $STATE_DIRECTORY and $RUNTIME_DIRECTORY"
+        )
 
     def release(self) -> None:
         """Let another process have the journal."""
-        self._stream.close()
+        if not self._stream.closed:
+            _held.pop(self._identity, None)
+            self._stream.close()
+
+
+def is_locked_elsewhere(directory: Path) -> bool:
+    """Whether another process has the journal in *directory*, as far as this user may see."""
+    file = directory / LOCK
+    if _identity(file) in _held:
+        return False
+    try:
+        with file.open("r+b", buffering=0) as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat(follow_symlinks=False)
+    except OSError:
+        # No file has this number.
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def _who(instance: str) -> str:
@@ -224,11 +301,12 @@ def _version(file: Path, connection: sqlite3.Connection) -> int:
     application: int = _pragma(connection, "application_id")
     version: int = _pragma(connection, "user_version")
     if application != APPLICATION_ID and not _is_empty(connection):
-        raise JournalError(f"{file}: a database, but no journal; move the file away")
+        raise JournalError(f"{file}: a database, but no journal; move the file away", lasting=True)
     if version > len(MIGRATIONS):
         raise JournalError(
             f"{file}: written by a newer version (schema {version}, this one knows up to "
-            f"{len(MIGRATIONS)}); upgrade consumer_framework, or move the file away"
+            f"{len(MIGRATIONS)}); upgrade consumer_framework, or move the file away",
+            lasting=True,
         )
     return version
 

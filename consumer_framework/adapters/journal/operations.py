@@ -10,6 +10,7 @@ one, or it would never run.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -54,6 +55,9 @@ _CLAIMED_LANES = "SELECT DISTINCT lane FROM messages WHERE state = 'replaying'"
 _RELEASE_ALL = "UPDATE messages SET state = 'quarantined', updated = ? WHERE state = 'replaying'"
 _MOVE = "UPDATE messages SET state = ?, updated = ? WHERE id = ? AND state = ?"
 
+# Bytes that tell the key of a message from that of an equal one.
+_ANOTHER = 8
+
 T = TypeVar("T")
 Operation: TypeAlias = "Callable[[sqlite3.Connection], T]"
 
@@ -75,8 +79,17 @@ class Place:
     due: float | None = None
 
 
-def put(delivery: Delivery, place: Place, room: Room) -> Operation[int]:
-    """Keep *delivery* at *place*; returns the number of its row."""
+def put(
+    delivery: Delivery, place: Place, room: Room, *, is_another: bool = False
+) -> Operation[int]:
+    """Keep *delivery* at *place*; returns the number of its row.
+
+    Args:
+        delivery: Goes to the row that it came from, or else to that of the same message.
+        place: Where it is put.
+        room: Makes room for it.
+        is_another: It has a row of its own, whatever equal messages have one.
+    """
     # Read on the caller's thread, for the handler's message shares the properties.
     attempts = [attempt_columns(attempt) for attempt in delivery.history.attempts]
     reason = redact(text(place.reason))
@@ -89,10 +102,13 @@ def put(delivery: Delivery, place: Place, room: Room) -> Operation[int]:
     }
 
     def operation(connection: sqlite3.Connection) -> int:
+        key = columns["key"]
         number = _find(connection, delivery.row, columns)
+        if number is not None and is_another:
+            number, key = None, columns["key"] + os.urandom(_ANOTHER)
         if number is None:
             room.make(connection, len(delivery.body))
-            number = connection.execute(_INSERT, columns).lastrowid
+            number = connection.execute(_INSERT, columns | {"key": key}).lastrowid
         else:
             connection.execute(_UPDATE, columns | {"id": number})
             connection.execute("DELETE FROM attempts WHERE row_id = ?", (number,))

@@ -79,6 +79,7 @@ class Group:
         first: When the first one came here, in seconds since the epoch.
         last: When the latest one was written.
         sample: The oldest one.
+        other_texts: How many texts there are in errors of this cause, besides that of *sample*.
     """
 
     fingerprint: str
@@ -86,6 +87,7 @@ class Group:
     first: float
     last: float
     sample: Row
+    other_texts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,11 @@ def key_of(delivery: Delivery) -> bytes:
     """Tell the message of *delivery* from every other one of its queue.
 
     The message id alone does not: nothing makes publishers keep theirs unique, and the second of
-    two messages must not take the first one's row. So topic and body are part of it.
+    two messages must not take the first one's row. So topic, headers and body are part of it.
     """
     digest = hashlib.sha256()
-    for part in (delivery.message_id, delivery.routing_key, delivery.body):
+    headers = properties.pack_value(delivery.published_headers)
+    for part in (delivery.message_id, delivery.routing_key, headers, delivery.body):
         # pika hands over names that are no UTF-8 as bytes.
         octets = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         digest.update(len(octets).to_bytes(8, "big"))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
@@ -13,7 +13,11 @@ from consumer_framework.core.ordering import source_of
 from consumer_framework.core.rate import Rate
 from consumer_framework.core.recovery import OnExhausted, Then
 
+from .brokers import Broker
 from .table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 class BreakerSettings(Table):
@@ -58,6 +62,22 @@ class Recovery(Table):
     breaker: BreakerSettings = BreakerSettings()
     rules: tuple[RuleSettings, ...] = ()
 
+    if TYPE_CHECKING:
+        # A type checker would ask for the parsed values; authors write what a file says.
+        def __init__(  # noqa: PLR0913 -- the keys of the table
+            self,
+            *,
+            immediate: int = ...,
+            delays: Sequence[str | float] = ...,
+            hold_slots: int = ...,
+            ack_timeout: str | float = ...,
+            on_exhausted: OnExhausted
+            | Literal["quarantine", "reject", "drop", "requeue", "halt"] = ...,
+            crash_attempts: int = ...,
+            breaker: BreakerSettings | Mapping[str, Any] = ...,
+            rules: Sequence[RuleSettings | Mapping[str, Any]] = ...,
+        ) -> None: ...
+
     def overridden_by(self, other: Recovery) -> Recovery:
         """These settings with what *other* says itself, and its rules before these."""
         said = {name: getattr(other, name) for name in other.model_fields_set}
@@ -93,6 +113,7 @@ def _checked_source(text: str) -> str:
 class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
+    brokers: tuple[Broker, ...] = ()
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
     ordering: Ordering = Ordering.NONE

@@ -8,6 +8,7 @@ import pytest
 
 from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.core.attempt import Attempt, History
+from consumer_framework.core.delivery import RAW_PROPERTIES
 from consumer_framework.core.ordering import Blocker
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fake_journal import FakeJournal
@@ -94,12 +95,9 @@ def test_removing_what_is_not_there_is_no_error(journal):
     run(journal.remove(12345))
 
 
-@pytest.mark.parametrize("message_id", ["1", "", None])
-def test_deferred_and_quarantined_messages_are_open_by_whatever_channel_they_come(
-    journal, message_id
-):
-    deferred = make_delivery(message_id=message_id, body=b"1")
-    quarantined = make_delivery(message_id=message_id, body=b"2")
+def test_deferred_and_quarantined_messages_are_open_by_whatever_channel_they_come(journal):
+    deferred = make_delivery(body=b"1")
+    quarantined = make_delivery(body=b"2")
     run(journal.defer(deferred, 1.0), journal.quarantine(quarantined, "poison"))
     for delivery in deferred, quarantined:
         assert journal.is_open(replace(delivery, generation=9, delivery_tag=9, redelivered=True))
@@ -112,8 +110,10 @@ def test_deferred_and_quarantined_messages_are_open_by_whatever_channel_they_com
         make_delivery(body=b"[]"),
         make_delivery(routing_key="another.topic"),
         make_delivery(queue="another"),
+        make_delivery(headers={"a": 1}),
+        make_delivery(headers={RAW_PROPERTIES: b"1"}),
     ],
-    ids=["id", "body", "topic", "queue"],
+    ids=["id", "body", "topic", "queue", "headers", "raw properties"],
 )
 def test_two_messages_that_share_all_but_one_thing_never_take_each_others_row(journal, other):
     run(journal.defer(make_delivery(), 1.0))
@@ -128,9 +128,52 @@ def test_a_quarantined_message_is_never_due(journal):
     assert journal.next_due() is None
 
 
-def test_writing_a_message_twice_leaves_one_row(journal):
-    run(journal.defer(make_delivery(), 1.0), journal.defer(make_delivery(generation=2), 1.0))
+def again(**what):
+    return make_delivery(**{"generation": 2, "redelivered": True, **what})
+
+
+def test_writing_a_message_that_comes_again_leaves_one_row(journal):
+    run(journal.defer(make_delivery(), 1.0), journal.defer(again(), 1.0))
     assert len(journal.due(1.0, 10)) == 1
+
+
+def test_writing_one_delivery_twice_leaves_one_row(journal):
+    nameless = make_delivery(message_id=None)
+    run(journal.defer(nameless, 1.0), journal.defer(nameless, 1.0))
+    assert len(journal.due(1.0, 10)) == 1
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+@pytest.mark.parametrize("message_id", ["1", "", None])
+def test_ten_equal_messages_have_ten_rows(journal, message_id, redelivered):
+    equal = [
+        make_delivery(message_id=message_id, body=b"", redelivered=redelivered, delivery_tag=tag)
+        for tag in range(10)
+    ]
+    for delivery in equal:
+        assert not (redelivered and journal.is_open(delivery))
+        run(journal.defer(delivery, 1.0))
+    assert len(journal.due(1.0, 20)) == 10
+
+
+def test_a_row_answers_for_one_of_two_equal_messages_that_come_again(journal):
+    run(journal.defer(make_delivery(), 1.0))
+    assert journal.is_open(again(delivery_tag=1))
+    assert not journal.is_open(again(delivery_tag=2))
+    assert journal.is_open(again(delivery_tag=1))
+
+
+def test_a_message_without_an_id_is_never_taken_for_one_that_is_there(journal):
+    run(journal.defer(make_delivery(message_id=None), 1.0))
+    nameless = again(message_id=None)
+    assert not journal.is_open(nameless)
+    run(journal.defer(nameless, 1.0))
+    assert len(journal.due(1.0, 10)) == 2
+
+
+def test_the_broker_s_own_headers_do_not_make_it_another_message(journal):
+    run(journal.defer(make_delivery(headers={"a": 1}), 1.0))
+    assert journal.is_open(again(headers={"a": 1, "x-delivery-count": 1}))
 
 
 def test_the_later_of_two_writes_wins(journal):
