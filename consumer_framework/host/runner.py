@@ -175,6 +175,10 @@ class Runner(MultiService):
             )
         self._happened(Event.LOST)
 
+    def progressed(self) -> None:
+        """What takes long goes on."""
+        self._instance.news_at = self._instance.clock.monotonic()
+
     def blocked(self, reason: str) -> None:
         """The broker takes nothing from the connection; "" when that is over."""
         if reason:
