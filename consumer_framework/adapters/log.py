@@ -8,8 +8,10 @@ import logging.config
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.printable import clipped, printable_lines
 from consumer_framework.core.priority import priority_of
 from consumer_framework.core.secrets import redact
+from consumer_framework.core.summary import TRACEBACK_LIMIT, summarized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +33,12 @@ _UPSTREAM = "fedora_messaging"
 _OWN = "consumer_framework"
 
 
+# The loggers that show what strangers published.
+_STRANGERS_TEXT = (_OWN, _UPSTREAM, "pika", "twisted")
+# Characters.
+_LONGEST_MESSAGE = 32_000
+
+
 class OwnLogger(logging.Logger):
     """A logger of ours: ``disable_existing_loggers`` in somebody's configuration leaves it on.
 
@@ -49,19 +57,28 @@ class OwnLogger(logging.Logger):
 
 
 class RedactedRecord(logging.LogRecord):
-    """A record that shows no secret, whoever formats it."""
+    """A record that shows no secret, whoever formats it, and is no longer than it must be.
+
+    What the framework and the libraries below it log shows what strangers publish: no control
+    character of theirs reaches a terminal.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.exc_info and self.exc_info[0] is not None:
-            text = logging.Formatter().formatException(self.exc_info)
-            if (shown := redact(text)) != text:
+            shown = summarized(self.exc_info[1])
+            text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
+            safe = clipped(redact(text), TRACEBACK_LIMIT)
+            if safe != text or shown is not self.exc_info[1]:
                 # Formatters take this text, where there is one, for that of the exception.
-                self.exc_text, self.exc_info = shown, None
+                self.exc_text, self.exc_info = safe, None
 
     def getMessage(self) -> str:  # noqa: N802 -- logging's name
         """Return the message, with its arguments in it."""
-        return redact(super().getMessage())
+        text = redact(super().getMessage())
+        if self.name.partition(".")[0] in _STRANGERS_TEXT:
+            return clipped(printable_lines(text), _LONGEST_MESSAGE)
+        return text
 
 
 class PriorityFormatter(logging.Formatter):
