@@ -45,6 +45,9 @@ def decode(delivery: Delivery) -> Message:
         Exception: The bytes are no valid message, or a schema class or codec raised; the
             delivery itself is left exactly as it was received.
     """
+    if delivery.decoded:
+        message: Message = delivery.decoded.pop()
+        return message
     properties = _copied(cast("pika.BasicProperties", delivery.properties))
     headers = cast("dict[str, Any]", properties.headers)
     kind = class_of(headers)
