@@ -74,7 +74,8 @@ def status_line(state: State, facts: Facts) -> str:
         case State.DRAINING:
             text = f"Stopping: {_awaited(facts)}"
         case State.STOPPED:
-            text = facts.trouble or f"Stopped; {counts_text(facts.counts)}"
+            # Of this process: what waits in the journal may be more.
+            text = facts.trouble or f"Stopped; since its start: {counts_text(facts.counts)}"
     return text
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -353,7 +354,7 @@ def test_a_broker_that_is_not_there_has_the_exit_code_of_connections(check):
 
 
 def test_the_defects_of_the_file_stand_before_those_of_the_broker(check, monkeypatch):
-    def refuse(_settings):
+    def refuse(*_):
         raise Fault(ExitCode.CONNECTION, "no")
 
     monkeypatch.setattr(broker, "inspect", refuse)
@@ -474,3 +475,17 @@ def test_a_class_that_publishes_before_there_is_a_connection_is_warned_of(check,
     warned = lines(check(GOOD.replace("function", name)), "warning")
     assert len(warned) == (name != "Innocent")
     assert all("calls fedora_messaging.api.publish" in line for line in warned)
+
+
+def test_a_start_that_is_refused_tells_the_service_manager_why(directory, monkeypatch):
+    file = directory / "sample.toml"
+    file.write_text('amqp_url = "http://x"\ncallbak = 1\n')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(directory / "notify"))
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(directory / "notify"))
+        result = CliRunner().invoke(main, ["run", "--conf", str(file)])
+        said = manager.recv(10_000).decode()
+    assert result.exit_code == 78
+    assert said.startswith(f"STATUS=Not started: {file}: ")
+    assert "more: see the log)" in said
