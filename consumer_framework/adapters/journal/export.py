@@ -14,7 +14,7 @@ from .properties import pack
 from .records import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import pika
@@ -54,6 +54,20 @@ def expired_line_of(row: Row, delivery: Delivery) -> str:
         ],
     }
     return _line({**_message(delivery), "quarantine": known})
+
+
+def damaged_line_of(row: Mapping[str, Any], reason: str) -> str:
+    """Write what is left of a damaged row; nobody takes it for a message."""
+    known = {name: row[name] for name in ("id", "queue", "exchange", "routing_key", "message_id")}
+    body = row["body"]
+    left = {name: text(v) if isinstance(v, str | bytes) else v for name, v in known.items()}
+    octets = body if isinstance(body, bytes) else str(body).encode("utf-8", "backslashreplace")
+    left |= {
+        "damaged": reason,
+        "properties": row["properties"],
+        "body_base64": base64.b64encode(octets).decode(),
+    }
+    return _line(left)
 
 
 def append(file: Path, lines: Iterable[str]) -> None:

@@ -194,12 +194,24 @@ class Reader:
 
         Split them at ``\n`` alone. One that is no valid message is exported all the same, without
         ``body`` and ``headers``: ``body_base64`` and ``properties`` have what was received. A row
-        that is gone is left out.
+        that is gone is left out. Of a damaged one, there is what is left, and why.
         """
         for number in ids:
-            delivery = self.delivery(number)
+            try:
+                delivery = self.delivery(number)
+            except DamagedRowError as error:
+                yield self.damaged_line(error)
+                continue
             if delivery is not None:
                 yield line_of(delivery)
+
+    def damaged_line(self, error: DamagedRowError) -> str:
+        """Write what is left of a damaged row as one line of JSON, which is no message."""
+        try:
+            found = self._select("SELECT * FROM messages WHERE id = ?", error.row)
+        except JournalError:
+            found = []
+        return damaged_line_of(found[0], error.reason) if found else lost_line_of(error)
 
     def _groups(self) -> Iterator[Group]:
         for fingerprint, count, first, last, number in self._select(_GROUPS):
