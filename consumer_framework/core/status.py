@@ -25,6 +25,7 @@ class Facts:
         rate: Messages handled in a second, lately.
         held: How many messages are held now.
         deferred: How many deferred messages are in the journal now.
+        due: How many of them are due, where those are more than the slots take in a moment.
         quarantined: How many messages in the journal wait for an operator now.
         lag: How many messages were ready in its queues when the broker was asked; None where it
             was not.
@@ -41,6 +42,7 @@ class Facts:
     rate: float = 0.0
     held: int = 0
     deferred: int = 0
+    due: int = 0
     quarantined: int = 0
     lag: int | None = None
     up: float = 0.0
@@ -115,6 +117,8 @@ def _numbers(facts: Facts) -> str:
     waiting = {"held": facts.held, "deferred": facts.deferred, "quarantined": facts.quarantined}
     parts = [f"{facts.counts.acked} handled"]
     parts += [f"{count} {what}" for what, count in waiting.items() if count]
+    if facts.due:
+        parts.append(f"retries share the slots ({facts.due} due)")
     if facts.lag is not None:
         parts.append(f"lag {facts.lag}")
     text = ", ".join([*parts, f"up {about(facts.up)}"])

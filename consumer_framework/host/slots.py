@@ -196,13 +196,20 @@ class Slots:
     def voided(self, generation: int) -> None:
         """Forget what waits of a channel that is gone: the broker will deliver it again."""
         self._settler.lost_acks.voided(generation)
-        self._intake.discard(generation)
-        for delivery in self._holds.discard(generation):
-            self._settler.histories.keep(delivery)
+        waiting = self._intake.discard(generation)
+        held = self._holds.discard(generation)
+        for delivery in held:
             self._intake.left(delivery)
+        for delivery in [*waiting, *held]:
+            self._settler.histories.keep(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
         self._circuit.look()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more deferred messages are due than the slots take in a moment."""
+        return self._scheduler.is_behind
 
     @property
     def held(self) -> int:
@@ -289,7 +296,7 @@ class Slots:
         if isinstance(decision.disposition, Halt):
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
-            self._scheduler.look()
+            self._scheduler.bring()
         # With a limit, a token is for what runs, not for what is ready.
         return pipeline.handler.is_quick and self._plan.framework.rate is None
 
@@ -301,9 +308,9 @@ class Slots:
             self._leave_lane(delivery, disposition, told=told)
         if delivery.row:
             self._row_done(delivery, disposition)
-        elif isinstance(disposition, Defer):
+        if isinstance(disposition, Defer):
             # It is in the journal only now.
-            self._scheduler.look()
+            self._scheduler.deferred(disposition.until)
 
     def _leave_lane(self, delivery: Delivery, disposition: Disposition, *, told: bool) -> None:
         if isinstance(disposition, Hold) and told:
@@ -317,9 +324,6 @@ class Slots:
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
         self._scheduler.done(delivery)
-        if delivery.lane or isinstance(disposition, Defer):
-            # The next of its lane may be due.
-            self._scheduler.look()
         waiting = self._replays.pop(delivery.row, None)
         if waiting is None or waiting.done():
             return
