@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pika
 
     from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.errors import DamagedRowError
 
     from .records import Row
 
@@ -56,18 +57,19 @@ def expired_line_of(row: Row, delivery: Delivery) -> str:
     return _line({**_message(delivery), "quarantine": known})
 
 
-def damaged_line_of(row: Mapping[str, Any], reason: str) -> str:
-    """Write what is left of a damaged row; nobody takes it for a message."""
-    known = {name: row[name] for name in ("id", "queue", "exchange", "routing_key", "message_id")}
-    body = row["body"]
-    left = {name: text(v) if isinstance(v, str | bytes) else v for name, v in known.items()}
-    octets = body if isinstance(body, bytes) else str(body).encode("utf-8", "backslashreplace")
-    left |= {
-        "damaged": reason,
-        "properties": row["properties"],
-        "body_base64": base64.b64encode(octets).decode(),
-    }
+def damaged_line_of(error: DamagedRowError, row: Mapping[str, Any] | None) -> str:
+    """Write what is left of a damaged row, None for nothing; nobody takes it for a message."""
+    left: dict[str, Any] = {"row": error.row, "damaged": error.reason}
+    if row is not None:
+        names = {"topic": "routing_key", "id": "message_id", "queue": "queue"}
+        names |= {"exchange": "exchange", "properties": "properties"}
+        left |= {key: text(_octets(row[name])) for key, name in names.items()}
+        left["body_base64"] = base64.b64encode(_octets(row["body"])).decode()
     return _line(left)
+
+
+def _octets(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace")
 
 
 def append(file: Path, lines: Iterable[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from zlib import crc32
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from zlib import crc32
 
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import Delivery
@@ -213,15 +213,15 @@ def delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) -> 
         DamagedRowError: The row is not what was written.
     """
     try:
-        if row["checksum"] not in {None, checksum_of(row)}:
-            raise DamagedRowError(row["id"], "its message is not what was received")
-        return _delivery_of(row, attempts)
-    except DamagedRowError:
-        raise
+        checksum = checksum_of(row)
+        delivery = _delivery_of(row, attempts)
     except Exception as error:
         # Whatever was found in the place of JSON, numbers and dates.
         reason = f"it cannot be read ({type(error).__name__}: {error})"
         raise DamagedRowError(row["id"], reason) from error
+    if row["checksum"] not in {None, checksum}:
+        raise DamagedRowError(row["id"], "its message is not what was received")
+    return delivery
 
 
 def _delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) -> Delivery:

@@ -106,7 +106,8 @@ def _choose(
 ) -> tuple[list[int], int]:
     """Return the oldest quarantined rows that free *excess* bytes, and how many they free.
 
-    Row *spared* is none of them. They free *slack* more where they can, or each write of a burst would export, and sync, a row.
+    Row *spared* is none of them. They free *slack* more where they can, or each write of a burst
+    would export, and sync, a row.
     """
     chosen: list[int] = []
     freed = 0

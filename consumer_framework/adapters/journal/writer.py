@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 import threading
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .lanes import Lanes
 
     Operation: TypeAlias = Callable[[sqlite3.Connection], Any]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -189,7 +192,10 @@ def _fail(jobs: list[_Job], error: Exception) -> None:
 
 
 def _answer(jobs: list[_Job]) -> None:
-    """Wake the callers: once per event loop, however many operations there were."""
+    """Wake the callers, once per event loop, however many operations there were."""
+    for job in jobs:
+        if job.done is None and job.error is not None:
+            _log.error("%s", job.error)
     waiting = [job.done for job in jobs if job.done is not None]
     while waiting:
         loop = waiting[0].get_loop()
