@@ -89,7 +89,7 @@ def failing(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
 
     A message is counted at its first attempt: how fast the good ones go on is what matters.
     """
-    load = runs.Load(FAILING + WARM_UP, samples, WARM_UP)
+    load = runs.Load(FAILING + WARM_UP, samples, WARM_UP, fails=True)
     peer = ours("failing", "framework:Failing")
     return runs.throughput(url, peer, load, lambda _task: {"BENCH_FAILING": str(x)})
 

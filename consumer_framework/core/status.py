@@ -25,7 +25,6 @@ class Facts:
         rate: Messages handled in a second, lately.
         held: How many messages are held now.
         deferred: How many deferred messages are in the journal now.
-        due: How many of them are due, where those are more than the slots take in a moment.
         quarantined: How many messages in the journal wait for an operator now.
         lag: How many messages were ready in its queues when the broker was asked; None where it
             was not.
@@ -34,6 +33,8 @@ class Facts:
         awaited: What it waits for before it can stop.
         left: Seconds until it gives up waiting; None where it does not.
         strain: Why it takes on less than its settings say; ``""`` where it does not.
+        due: How many deferred messages are due, where those are more than the slots take in a
+            moment.
     """
 
     broker: str = ""
@@ -42,7 +43,6 @@ class Facts:
     rate: float = 0.0
     held: int = 0
     deferred: int = 0
-    due: int = 0
     quarantined: int = 0
     lag: int | None = None
     up: float = 0.0
@@ -50,6 +50,7 @@ class Facts:
     awaited: str = ""
     left: float | None = None
     strain: str = ""
+    due: int = 0
 
 
 def status_line(state: State, facts: Facts) -> str:
@@ -73,7 +74,8 @@ def status_line(state: State, facts: Facts) -> str:
         case State.DRAINING:
             text = f"Stopping: {_awaited(facts)}"
         case State.STOPPED:
-            text = facts.trouble or f"Stopped; {counts_text(facts.counts)}"
+            # Of this process: what waits in the journal may be more.
+            text = facts.trouble or f"Stopped; since its start: {counts_text(facts.counts)}"
     return text
 
 

@@ -47,6 +47,7 @@ class Rig:
 
     async def handle_one(self):
         delivery = await asyncio.wait_for(self.intake.take(), 5)
+        assert delivery is not None
         await self.journal.remove(delivery.row)
         self.intake.left(delivery)
         self.scheduler.done(delivery)
@@ -87,6 +88,7 @@ def test_rows_that_are_deferred_again_bring_no_more_than_those_that_are_due():
     async def scenario(rig):
         for _ in range(600):
             delivery = await asyncio.wait_for(rig.intake.take(), 5)
+            assert delivery is not None
             await rig.journal.defer(delivery, 2000.0)
             rig.scheduler.done(delivery)
             rig.scheduler.deferred(2000.0)

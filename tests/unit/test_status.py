@@ -77,7 +77,7 @@ def test_a_rate_is_said_as_exactly_as_it_is_of_use(rate, text):
         (State.PAUSED, "Paused; 3 handled, up 0 s"),
         (State.FAILING, "Failing: waiting for 2 running"),
         (State.DRAINING, "Stopping: waiting for 2 running"),
-        (State.STOPPED, "Stopped; 3 handled, 1 failed"),
+        (State.STOPPED, "Stopped; since its start: 3 handled, 1 failed"),
     ],
 )
 def test_each_state_has_its_line(state, text):
