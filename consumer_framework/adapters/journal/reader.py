@@ -119,26 +119,21 @@ class Reader:
                 if size >= DUE_BYTES:
                     break
         attempts = self._attempts(rows)
-        found = (self._sound(r["id"], partial(delivery_of, r, attempts[r["id"]])) for r in rows)
+        found = (self._sound(partial(delivery_of, r, attempts[r["id"]])) for r in rows)
         return [delivery for delivery in found if delivery is not None]
 
     def _due_one_by_one(self, now: float, out: str, limit: int) -> list[Delivery]:
         """Leave out the rows that SQLite cannot read."""
         numbers = self._select(DUE_NUMBERS, now, out, limit)
-        found = (self._sound(number, partial(self.delivery, number)) for (number,) in numbers)
+        found = (self._sound(partial(self.delivery, number)) for (number,) in numbers)
         return [delivery for delivery in found if delivery is not None]
 
-    def _sound(self, number: int, read: Callable[[], Delivery | None]) -> Delivery | None:
+    def _sound(self, read: Callable[[], Delivery | None]) -> Delivery | None:
         try:
             return read()
         except DamagedRowError as error:
             self._found_damaged(error)
-        except JournalError as error:
-            if not error.lasting:
-                # The disk fails: it may work again.
-                raise
-            self._found_damaged(DamagedRowError(number, str(error)))
-        return None
+            return None
 
     def _found_damaged(self, error: DamagedRowError) -> None:
         """Tell of a deferred row that cannot be read; a reader can do nothing about it."""
@@ -221,8 +216,13 @@ class Reader:
         Raises:
             DamagedRowError: The row is not what was written.
         """
-        found = self._select("SELECT * FROM messages WHERE id = ?", number)
-        return delivery_of(found[0], self._attempts(found)[number]) if found else None
+        try:
+            found = self._select("SELECT * FROM messages WHERE id = ?", number)
+            attempts = self._attempts(found)
+        except JournalError as error:
+            # Where the disk fails, it may work again.
+            raise DamagedRowError(number, str(error)) if error.lasting else error
+        return delivery_of(found[0], attempts[number]) if found else None
 
     def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
         """Let the rows of each lane trade places until they are in their order; others stay."""
