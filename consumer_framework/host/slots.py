@@ -13,6 +13,7 @@ from consumer_framework.core.attempt import History
 from consumer_framework.core.breaker import Breaker
 from consumer_framework.core.delivery import Withdrawn
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
+from consumer_framework.core.errors import JournalError
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.intake import Intake
@@ -334,8 +335,12 @@ class Slots:
 
     def _look_at_order(self) -> None:
         """Where nothing may overtake anything, what is in the journal stops all the others."""
-        if self._plan.policy.strict and not self._is_closed:
+        if not self._plan.policy.strict or self._is_closed:
+            return
+        try:
             self._circuit.order_is(blocked=self._journal.is_blocked(EVERYTHING))
+        except JournalError as error:
+            self._circuit.order_is_unknown(str(error))
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""
