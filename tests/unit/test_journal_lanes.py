@@ -169,8 +169,8 @@ def test_an_edited_copy_has_its_originals_place_however_often_it_was_edited(jour
 
 def test_an_edit_for_which_the_first_row_made_room_is_the_first(opened):
     others = len(pack(laned("1").properties)) + len("poison")
-    journal = opened(max_bytes=30 + 3 * others)
-    for message_id, size in ("1", 12), ("2", 9), ("3", 9):
+    journal = opened(max_bytes=118 + 3 * others)
+    for message_id, size in ("1", 100), ("2", 9), ("3", 9):
         run(journal.quarantine(laned(message_id, body=b"x" * size), "poison"))
     (child,) = run(journal.supersede(2, b"y" * 9))
     assert journal.row(1) is None

@@ -220,8 +220,10 @@ class Reader:
             found = self._select("SELECT * FROM messages WHERE id = ?", number)
             attempts = self._attempts(found)
         except JournalError as error:
-            # Where the disk fails, it may work again.
-            raise DamagedRowError(number, str(error)) if error.lasting else error
+            if not error.lasting:
+                # The disk fails: it may work again.
+                raise
+            raise DamagedRowError(number, str(error)) from error
         return delivery_of(found[0], attempts[number]) if found else None
 
     def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
