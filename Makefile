@@ -46,7 +46,7 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance rpm
+	packaging/system-packages --optional broker acceptance rpm consumers
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pika import BasicProperties
 
 from consumer_framework.adapters.journal import Journal, Limits
 from consumer_framework.testing import make_delivery
 
-from . import catalogue, runs
+from . import catalogue, messages, runs
 from .catalogue import ROOT, Peer, framework
 from .messages import BODY, Sample
 
@@ -29,6 +32,8 @@ WORK_MS = 10
 """How long the handler of the curve of slots takes."""
 PER_SLOT = 200
 """Messages for each slot: about two seconds."""
+FAILING = int(os.environ.get("BENCH_FAILING_MESSAGES", "50000"))
+"""Messages of each point of the curve of failing messages."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,27 @@ def quarantine(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
     return runs.throughput(url, ours("quarantine"), load, lambda task: fill_journal(task, x))
 
 
+def failing(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
+    """Handle messages of which *x* % always fail, by the default policy.
+
+    A message is counted at its first attempt: how fast the good ones go on is what matters.
+    """
+    load = runs.Load(FAILING + WARM_UP, samples, WARM_UP, fails=True)
+    peer = ours("failing", "framework:Failing")
+    return runs.throughput(url, peer, load, lambda _task: {"BENCH_FAILING": str(x)})
+
+
+def due(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
+    """Handle *x* deferred messages that are due at once."""
+    load = runs.Load(x, samples, skip=x // 10, rows=x)
+    return runs.throughput(url, ours("due"), load, lambda task: fill_journal(task, x, due=True))
+
+
 CURVES = {
+    "failing": Curve(
+        "Messages that always fail", "% of the messages", [0, 1, 10, 25, 50, 75, 100], failing
+    ),
+    "due": Curve("Deferred messages that are due", "rows", [10**3, 10**4, 10**5], due),
     "backlog": Curve(
         "Backlog of the queue", "messages in the queue", [10**n for n in range(3, 7)], backlog
     ),
@@ -155,7 +180,7 @@ def install_schemas(task: catalogue.Task, count: int) -> dict[str, str]:
 # Quarantined messages
 
 _COLUMNS = (
-    "queue, state, exchange, routing_key, redelivered, received_at, properties, body, reason, "
+    "queue, state, exchange, routing_key, redelivered, received_at, properties, body, due, reason, "
     "fingerprint, crashes, created, updated"
 )
 _MULTIPLY = f"""
@@ -165,19 +190,37 @@ SELECT randomblob(32), 'row-' || n, {_COLUMNS} FROM numbers, messages WHERE mess
 """
 
 
-def fill_journal(task: catalogue.Task, rows: int) -> None:
-    """Make a journal with *rows* quarantined messages: copies of one that the journal wrote."""
+def fill_journal(task: catalogue.Task, rows: int, *, due: bool = False) -> None:
+    """Make a journal with *rows* messages: copies of one that the journal wrote.
+
+    Args:
+        task: Its directory gets the journal.
+        rows: How many.
+        due: Whether they are deferred, and due; otherwise they are quarantined.
+    """
     state = task.directory / "state"
     state.mkdir()
     if rows:
-        asyncio.run(_quarantine_one(state, task.queue))
+        asyncio.run(_put_one(state, task.queue, messages.samples()[0], due=due))
     if rows > 1:
         with closing(sqlite3.connect(state / "journal.sqlite3")) as connection, connection:
             connection.execute(_MULTIPLY, (rows - 1,))
 
 
-async def _quarantine_one(state: Path, queue: str) -> None:
+async def _put_one(state: Path, queue: str, sample: Sample, *, due: bool) -> None:
     journal = Journal.open(state, limits=Limits(max_bytes=2**30, max_age=None))
-    delivery: Any = make_delivery(queue=queue, body=b'{"notes": "%s"}' % (b"x" * 200))
-    await journal.quarantine(delivery, "ValueError: the benchmark's")
+    properties = BasicProperties(
+        message_id="row-1",
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers=sample.headers,
+    )
+    made = make_delivery(
+        queue=queue, routing_key=sample.topic, body=json.dumps(sample.body).encode()
+    )
+    delivery = replace(made, properties=properties)
+    if due:
+        await journal.defer(delivery, 0.0)
+    else:
+        await journal.quarantine(delivery, "ValueError: the benchmark's")
     journal.close()

@@ -34,6 +34,8 @@ class Load:
         count: How many messages are handled.
         skip: How many of them before the clock starts.
         backlog: How many more are in the queue and stay there.
+        fails: Whether some fail, and are held at the end.
+        rows: How many of them come from the journal, and not from the queue.
         samples: What they are copies of.
     """
 
@@ -41,6 +43,8 @@ class Load:
     samples: list[Sample]
     skip: int = 0
     backlog: int = 0
+    rows: int = 0
+    fails: bool = False
 
 
 def throughput(
@@ -68,12 +72,14 @@ def throughput(
         queues.queue(url, name, peer.arguments(name)),
     ):
         task = Task(url, name, load.count, Path(directory), load.skip)
-        queues.fill(url, queues.templates_for(peer, load.samples), load.count + load.backlog)
+        queues.fill(
+            url, queues.templates_for(peer, load.samples), load.count + load.backlog - load.rows
+        )
         task = replace(task, environment=prepare(task) or {})
         with running(peer, task) as process:
             watch(process.pid)
             figures = process.figures(process.wait())
-        if not load.backlog:
+        if not load.backlog and not load.fails:
             check(peer, figures, load.count, queues.state(url, name)[0])
     return figures
 

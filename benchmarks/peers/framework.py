@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Handlers for `fm-consumer run`; its functions and coroutines are those of `upstream`."""
 
+import os
 import time
+import zlib
 from typing import Any
 
 from benchmarks.peers.tally import TALLY
@@ -23,3 +25,20 @@ class Slow(Consumer):
         """Handle a message."""
         time.sleep(0.01)
         TALLY.handled(message._headers)  # noqa: SLF001
+
+
+class Failing(Consumer):
+    """Fails for ever for the first messages, so many of each hundred; counts each message once."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.failing = int(os.environ["BENCH_FAILING"])
+        self.seen: set[str] = set()
+
+    def handle(self, message: Any) -> None:
+        """Handle a message, or fail."""
+        if message.id not in self.seen:
+            self.seen.add(message.id)
+            TALLY.handled(message._headers)  # noqa: SLF001
+        if zlib.crc32(message.id.encode()) % 100 < self.failing:
+            raise ValueError("the benchmark's")

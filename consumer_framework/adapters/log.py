@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import logging
 import logging.config
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.printable import clipped, printable_lines
 from consumer_framework.core.priority import priority_of
 from consumer_framework.core.secrets import redact
+from consumer_framework.core.summary import TRACEBACK_LIMIT, summarized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +33,12 @@ _UPSTREAM = "fedora_messaging"
 _OWN = "consumer_framework"
 
 
+# The loggers that show what strangers published.
+_STRANGERS_TEXT = (_OWN, _UPSTREAM, "pika", "twisted")
+# Characters.
+_LONGEST_MESSAGE = 32_000
+
+
 class OwnLogger(logging.Logger):
     """A logger of ours: ``disable_existing_loggers`` in somebody's configuration leaves it on.
 
@@ -48,19 +57,28 @@ class OwnLogger(logging.Logger):
 
 
 class RedactedRecord(logging.LogRecord):
-    """A record that shows no secret, whoever formats it."""
+    """A record that shows no secret, whoever formats it, and is no longer than it must be.
+
+    What the framework and the libraries below it log shows what strangers publish: no control
+    character of theirs reaches a terminal.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.exc_info and self.exc_info[0] is not None:
-            text = logging.Formatter().formatException(self.exc_info)
-            if (shown := redact(text)) != text:
+            shown = summarized(self.exc_info[1])
+            text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
+            safe = clipped(redact(text), TRACEBACK_LIMIT)
+            if safe != text or shown is not self.exc_info[1]:
                 # Formatters take this text, where there is one, for that of the exception.
-                self.exc_text, self.exc_info = shown, None
+                self.exc_text, self.exc_info = safe, None
 
     def getMessage(self) -> str:  # noqa: N802 -- logging's name
         """Return the message, with its arguments in it."""
-        return redact(super().getMessage())
+        text = redact(super().getMessage())
+        if self.name.partition(".")[0] in _STRANGERS_TEXT:
+            return clipped(printable_lines(text), _LONGEST_MESSAGE)
+        return text
 
 
 class PriorityFormatter(logging.Formatter):
@@ -143,6 +161,54 @@ def adapt(is_journal: Callable[[int], bool]) -> None:
 def _names_own(log_config: Mapping[str, Any] | None) -> bool:
     loggers = log_config.get("loggers") if log_config is not None else None
     return isinstance(loggers, dict) and _OWN in loggers
+
+
+def rehearse(log_config: Mapping[str, Any]) -> None:
+    """Configure logging as *log_config* says, open none of its files, and undo all of it.
+
+    Raises:
+        Exception: What :func:`set_up` would raise; FileNotFoundError where the directory of a
+            file is not there.
+    """
+    named = logging.root.manager.loggerDict.values()
+    loggers = [logging.root, *(each for each in named if isinstance(each, logging.Logger))]
+    before = {logger: dict(vars(logger)) for logger in loggers}
+    handlers_before = [list(logger.handlers) for logger in loggers]
+    try:
+        logging.config.dictConfig(_without_files(log_config))
+    finally:
+        added = [each for each in logging.root.manager.loggerDict if _is_new(each, before)]
+        for logger, own in zip(loggers, handlers_before, strict=True):
+            vars(logger).update(before[logger])
+            logger.handlers = own
+        for name in added:
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [], True
+            logger.setLevel(logging.NOTSET)
+
+
+def _is_new(name: str, before: Mapping[logging.Logger, object]) -> bool:
+    return logging.getLogger(name) not in before
+
+
+def _without_files(log_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with handlers that open their files when they have something to write."""
+    handlers = log_config.get("handlers")
+    if not isinstance(handlers, dict):
+        return dict(log_config)
+    return {**log_config, "handlers": {key: _late(each) for key, each in handlers.items()}}
+
+
+def _late(handler: Any) -> Any:
+    kind = handler.get("class") if isinstance(handler, dict) else None
+    if not isinstance(kind, str):
+        return handler
+    resolved = logging.config.BaseConfigurator({}).resolve(kind)
+    if not (isinstance(resolved, type) and issubclass(resolved, logging.FileHandler)):
+        return handler
+    # os.fspath refuses what open() would.
+    Path(handler["filename"]).absolute().parent.resolve(strict=True)
+    return {**handler, "delay": True}
 
 
 def forget(log_config: Mapping[str, Any] | None) -> None:

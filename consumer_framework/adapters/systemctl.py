@@ -19,7 +19,7 @@ TARGET = "fm-consumers.target"
 
 # States of systemctl(1), "is-enabled", in which enabling changes nothing.
 _ENABLED = ("enabled", "static", "alias", "indirect", "generated")
-_RUNNING = ("active", "reloading")
+_RUNNING = ("active", "reloading", "refreshing")
 _PROPERTIES = (
     "Id",
     "LoadState",
@@ -29,8 +29,23 @@ _PROPERTIES = (
     "Result",
     "StatusText",
     "MainPID",
-    "StateChangeTimestampMonotonic",
+    "NRestarts",
+    "ExecMainStatus",
+    "ActiveEnterTimestampMonotonic",
+    "ActiveExitTimestampMonotonic",
+    "InactiveEnterTimestampMonotonic",
+    "InactiveExitTimestampMonotonic",
 )
+# When a unit got into its state, as "systemctl status" has it: a reload begins no new one.
+_SINCE = {
+    "active": "ActiveEnter",
+    "reloading": "ActiveEnter",
+    "refreshing": "ActiveEnter",
+    "inactive": "InactiveEnter",
+    "failed": "InactiveEnter",
+    "activating": "InactiveExit",
+    "deactivating": "ActiveExit",
+}
 
 
 class SystemctlError(FrameworkError):
@@ -57,6 +72,8 @@ class Unit:
         text: What it says of itself (``STATUS=`` of sd_notify(3)).
         pid: Its main process; 0 for none.
         since: When it got into this state, in seconds since the epoch; None for never.
+        restarts: How often systemd restarted it since somebody started it.
+        exit_status: What its last process exited with; 0 where it runs.
     """
 
     id: str
@@ -68,6 +85,8 @@ class Unit:
     text: str = ""
     pid: int = 0
     since: float | None = None
+    restarts: int = 0
+    exit_status: int = 0
 
     @property
     def instance(self) -> str:
@@ -166,15 +185,18 @@ def _table(paragraph: str) -> dict[str, str]:
 
 
 def _unit(table: Mapping[str, str], boot: float) -> Unit:
-    changed = int(table.get("StateChangeTimestampMonotonic") or 0)
+    active = table.get("ActiveState", "")
+    changed = int(table.get(f"{_SINCE.get(active, '')}TimestampMonotonic") or 0)
     return Unit(
         id=table.get("Id", ""),
         load=table.get("LoadState", ""),
-        active=table.get("ActiveState", ""),
+        active=active,
         sub=table.get("SubState", ""),
         file_state=table.get("UnitFileState", ""),
         result=table.get("Result", ""),
         text=table.get("StatusText", ""),
         pid=int(table.get("MainPID") or 0),
         since=boot + changed / 1e6 if changed else None,
+        restarts=int(table.get("NRestarts") or 0),
+        exit_status=int(table.get("ExecMainStatus") or 0),
     )

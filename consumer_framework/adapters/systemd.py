@@ -71,6 +71,12 @@ class SystemdNotifier:
         """Send ``RESTART_RESET=1``, which systemd knows from 258 on."""
         self._send("RESTART_RESET=1", self._status)
 
+    def close(self) -> None:
+        """Say nothing more."""
+        systemd, self._systemd = self._systemd, None
+        if systemd is not None:
+            systemd.socket.close()
+
     def _send(self, assignment: str, status: str) -> None:
         if self._systemd is None:
             return

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -125,6 +126,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
         )
     except (ConfigurationError, Fault) as error:
         complain(error)
+        _tell_service_manager(error)
         exit_code = error.exit_code
     except click.ClickException:
         raise
@@ -133,6 +135,16 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
         exit_code = ExitCode.UNEXPECTED
     _leave_no_thread_behind(exit_code)
     context.exit(exit_code)
+
+
+def _tell_service_manager(error: Exception) -> None:
+    """Let `systemctl status` and `fm-consumer status` say why the instance did not start."""
+    from consumer_framework.adapters.systemd import SystemdNotifier  # noqa: PLC0415
+
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    more = f" (and {len(others)} more: see the log)" if others else ""
+    with closing(SystemdNotifier()) as notifier:
+        notifier.status(f"Not started: {first}{more}")
 
 
 def _leave_no_thread_behind(exit_code: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .output import age, bad, faint, good, plural, safe, title
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.adapters.systemctl import Unit
     from consumer_framework.host.census import Census, Instance
@@ -60,6 +60,7 @@ def _instance_document(instance: Instance) -> dict[str, Any]:
         "name": instance.name,
         "configured": instance.is_configured,
         "active": instance.is_active,
+        "answers": instance.report is not None,
         "should_run": instance.should_run,
         "unit": asdict(instance.unit) if instance.unit else None,
         "report": instance.report,
@@ -114,14 +115,15 @@ def _mark(instance: Instance) -> tuple[str, Callable[[str], str]]:
 
 def _state(instance: Instance, now: float) -> str:
     unit = instance.unit
-    if unit is None or (unit.active == "inactive" and instance.report):
-        return f"runs by hand, {_pid(instance.report)}" if instance.report else "does not run"
-    why = unit.result if unit.active == "failed" else unit.sub
-    parts = [f"{unit.active} ({why})"]
+    if unit is None or (unit.active == "inactive" and instance.is_active):
+        return _by_hand(instance)
+    parts = [f"{unit.active} ({_why(unit)})"]
     if unit.since is not None:
         parts[0] += f" for {age(now - unit.since)}"
     if unit.pid:
         parts.append(f"PID {unit.pid}")
+    if unit.restarts:
+        parts.append(plural(unit.restarts, "restart"))
     if not unit.is_enabled:
         parts.append(unit.file_state or "disabled")
     if not instance.is_configured:
@@ -129,8 +131,17 @@ def _state(instance: Instance, now: float) -> str:
     return ", ".join(parts)
 
 
-def _pid(report: Mapping[str, Any]) -> str:
-    return f"PID {report['pid']}"
+def _by_hand(instance: Instance) -> str:
+    if instance.report:
+        return f"runs by hand, PID {instance.report['pid']}"
+    return "runs by hand, and does not answer" if instance.is_silent else "does not run"
+
+
+def _why(unit: Unit) -> str:
+    if unit.active != "failed":
+        return unit.sub
+    is_exit = unit.result == "exit-code" and unit.exit_status
+    return f"exit code {unit.exit_status}" if is_exit else unit.result
 
 
 def _details(instance: Instance, now: float) -> Iterator[tuple[str, Callable[[str], str]]]:

@@ -114,16 +114,20 @@ Exit code: 0 if none is left that 'install' wrote; 1 if one was edited, or could
 @ROOT
 @DIRECTORY
 @DRY_RUN
-@click.option("--force", is_flag=True, help="Remove files that were edited, too.")
+@click.option("--force", is_flag=True, help="Also files that were edited, and while instances run.")
 @JSON
 def uninstall(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json: bool) -> None:
     """Remove the units that 'install' wrote; files of others stay.
 
-    Stop and disable the instances before: one that runs goes on until it is stopped.
+    Refuses while instances run: without their unit, systemd could not restart them.
     """
-    from consumer_framework.host.units import plan_uninstall  # noqa: PLC0415
+    from consumer_framework.host.units import Action, plan_uninstall, refuse_running  # noqa: PLC0415
 
     steps = plan_uninstall(_survey(root, directory), force=force)
+    if any(step.action is Action.REMOVE for step in steps) and _is_this_system(root) and not force:
+        from consumer_framework.adapters.systemctl import TEMPLATE, Systemctl  # noqa: PLC0415
+
+        refuse_running(Systemctl().show([TEMPLATE.format("*")]).values())
     _do(steps, root, dry_run=dry_run, as_json=as_json)
 
 
@@ -145,6 +149,10 @@ def _do(steps: Sequence[Step], root: Path, *, dry_run: bool, as_json: bool) -> N
 
 
 _TOLD = "systemd has read its units again"
+
+
+def _is_this_system(root: Path) -> bool:
+    return root == Path("/") and RUNS.is_dir()
 
 
 def _reload(root: Path) -> str:

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import sysconfig
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .printable import clipped, printable
+from .summary import formatted, text_of
+
 if TYPE_CHECKING:
     from types import TracebackType
+
+# Characters of what an exception says in one line.
+LINE_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +59,13 @@ NO_HISTORY = History()
 
 def attempt_of(error: BaseException, at: float) -> Attempt:
     """Describe *error*, which ended an attempt *at* seconds since the epoch."""
-    text = _storable("".join(traceback.format_exception(error)))
+    text = _storable(formatted(error))
     return Attempt(at, _qualified(type(error)), first_line(error), text, fingerprint(error))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what *error* says, "" where it fails to say anything."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 -- anybody's __str__
-        return ""
-    return _storable(text.partition("\n")[0])
+    """The first line of what *error* says, in :data:`LINE_LIMIT` characters or so."""
+    return printable(clipped(text_of(error).partition("\n")[0], LINE_LIMIT))
 
 
 def said(error: BaseException) -> str:

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The deliveries that wait for a slot, in the order of their arrival."""
+"""The deliveries that wait for a slot, in the order of their arrival.
+
+Two queues share the slots: the deliveries of the broker, and the rows of the journal that are due
+again. While both have something, they take turns. So a burst of retries leaves every second turn
+to new messages, and new messages never keep a retry waiting for long. A held delivery is the
+broker's, and goes before the new ones.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +42,8 @@ class Intake:
         self._bucket = bucket
         self._now = now
         self._ready: deque[Delivery] = deque()
+        self._rows: deque[Delivery] = deque()
+        self._is_rows_turn = False
         self._lanes = Lanes()
         self._takers: deque[asyncio.Future[None]] = deque()
         # With a limit, one slot at a time waits for the next token.
@@ -46,27 +54,29 @@ class Intake:
         self._news = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._ready) + len(self._lanes)
+        return len(self._ready) + len(self._rows) + len(self._lanes)
 
     def put(self, delivery: Delivery) -> None:
         """Append *delivery*; accepted after :meth:`close` too, for :meth:`clear` to return."""
         if not delivery.lane or self._lanes.enter(delivery):
-            self._ready.append(delivery)
+            (self._rows if delivery.row else self._ready).append(delivery)
             self._wake()
 
     def put_first(self, delivery: Delivery) -> None:
-        """Let *delivery* be the next of those that may run: it has waited its time already."""
+        """Let *delivery* be the next of its kind: it has waited its time already."""
         if not delivery.lane or self._lanes.enter(delivery):
-            self._ready.appendleft(delivery)
-            self._wake()
+            self._go_first(delivery)
 
     def left(self, delivery: Delivery) -> None:
         """Let the next of its lane go on: *delivery* is settled, and will not come back."""
         if delivery.lane:
             follower = self._lanes.leave(delivery)
             if follower is not None:
-                self._ready.appendleft(follower)
-                self._wake()
+                self._go_first(follower)
+
+    def _go_first(self, delivery: Delivery) -> None:
+        (self._rows if delivery.row else self._ready).appendleft(delivery)
+        self._wake()
 
     def followers(self, lane: str) -> list[Delivery]:
         """Remove and return what waits in *lane* behind its head."""
@@ -83,22 +93,28 @@ class Intake:
                 delivery = await self._take_in_turn()
                 if delivery is not None:
                     return delivery
-            elif self._ready and not self._is_suspended:
-                return self._ready.popleft()
+            elif (self._ready or self._rows) and not self._is_suspended:
+                return self._next()
             else:
                 await self._arrival()
         return None
+
+    def _next(self) -> Delivery:
+        """Remove the next delivery of one of the two queues, of which one has something."""
+        is_row = bool(self._rows) and (self._is_rows_turn or not self._ready)
+        self._is_rows_turn = not is_row
+        return (self._rows if is_row else self._ready).popleft()
 
     async def _take_in_turn(self) -> Delivery | None:
         """Wait for a delivery that the rate allows; None where there is no limit any more."""
         async with self._turn:
             while self._bucket is not None and not self._is_closed:
-                if not self._ready or self._is_suspended:
+                if not (self._ready or self._rows) or self._is_suspended:
                     await self._arrival()
                     continue
                 delay = self._bucket.take(self._now())
                 if not delay:
-                    return self._ready.popleft()
+                    return self._next()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), delay)
         return None
@@ -122,18 +138,14 @@ class Intake:
         self._is_suspended = False
         self._wake_all()
 
-    def discard(self, generation: int) -> int:
-        """Forget what came on a channel that is gone: the broker will deliver it again.
-
-        Returns:
-            How many deliveries were forgotten.
-        """
-        forgotten = self._lanes.discard(generation)
+    def discard(self, generation: int) -> list[Delivery]:
+        """Remove and return what came on a channel that is gone: it will be delivered again."""
+        followers = self._lanes.discard(generation)
         gone = [delivery for delivery in self._ready if delivery.generation == generation]
         self._ready = deque(d for d in self._ready if d.generation != generation)
         for delivery in gone:
             self.left(delivery)
-        return forgotten + len(gone)
+        return gone + followers
 
     def older_than(self, moment: float) -> list[Delivery]:
         """Remove and return what the broker delivered before *moment*, in seconds since the epoch.
@@ -141,7 +153,7 @@ class Intake:
         With a delivery of a lane go all behind it: nothing overtakes. What is of the journal stays.
         """
         old = []
-        for head in [d for d in self._ready if d.received_at < moment and not d.row]:
+        for head in [d for d in self._ready if d.received_at < moment]:
             self._ready.remove(head)
             behind = self._lanes.followers(head.lane, of_journal=False) if head.lane else []
             old += [head, *behind]
@@ -157,11 +169,12 @@ class Intake:
 
     def clear(self) -> list[Delivery]:
         """Remove and return the deliveries that no slot took."""
-        rest = [*self._ready, *self._lanes.clear()]
-        ready, self._ready = self._ready, deque()
+        ready, followers = [*self._ready, *self._rows], self._lanes.clear()
+        self._ready.clear()
+        self._rows.clear()
         for delivery in ready:
             self.left(delivery)
-        return rest
+        return ready + followers
 
     def _wake(self) -> None:
         while self._takers:

@@ -12,6 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .delivery import Delivery
 
 
@@ -20,10 +22,11 @@ class Lanes:
 
     def __init__(self) -> None:
         self._lanes: dict[str, deque[Delivery]] = {}
+        self._followers = 0
 
     def __len__(self) -> int:
         """How many deliveries wait behind others."""
-        return sum(len(lane) - 1 for lane in self._lanes.values())
+        return self._followers
 
     def enter(self, delivery: Delivery) -> bool:
         """Put *delivery* into its lane.
@@ -34,6 +37,7 @@ class Lanes:
         lane = self._lanes.setdefault(delivery.lane, deque())
         if lane and not _is_same(lane[0], delivery):
             lane.append(delivery)
+            self._followers += 1
             return False
         lane.appendleft(delivery) if not lane else None
         return True
@@ -48,6 +52,7 @@ class Lanes:
             return None
         lane.popleft()
         if lane:
+            self._followers -= 1
             return lane[0]
         del self._lanes[delivery.lane]
         return None
@@ -59,24 +64,28 @@ class Lanes:
             lane: Its ordering key.
             of_journal: Those that came from the journal, too.
         """
-        found = self._lanes.get(lane)
-        if found is None:
+        if lane not in self._lanes:
             return []
-        head, *rest = found
-        gone = [follower for follower in rest if of_journal or not follower.row]
-        self._lanes[lane] = deque([head, *(d for d in rest if d not in gone)])
-        return gone
+        return self._remove(lane, lambda follower: of_journal or not follower.row)
 
-    def discard(self, generation: int) -> int:
-        """Forget the followers that came on a channel that is gone; returns how many those were.
+    def discard(self, generation: int) -> list[Delivery]:
+        """Remove and return the followers that came on a channel that is gone.
 
         A head leaves when its own settle is void.
         """
-        before = len(self)
-        for name, lane in self._lanes.items():
-            head, *rest = lane
-            self._lanes[name] = deque([head, *(d for d in rest if d.generation != generation)])
-        return before - len(self)
+        return [
+            follower
+            for name in self._lanes
+            for follower in self._remove(name, lambda d: d.generation == generation)
+        ]
+
+    def _remove(self, lane: str, which: Callable[[Delivery], bool]) -> list[Delivery]:
+        head, *followers = self._lanes[lane]
+        gone = [follower for follower in followers if which(follower)]
+        if gone:
+            self._lanes[lane] = deque([head, *(d for d in followers if not which(d))])
+            self._followers -= len(gone)
+        return gone
 
     def clear(self) -> list[Delivery]:
         """Remove and return everything that waits behind a head."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
@@ -143,14 +143,15 @@ class Journal(Protocol):
         """Whether a row of this message waits, deferred or quarantined."""
         ...
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
+    def due(self, now: float, limit: int, out: Collection[int] = ()) -> list[Delivery]:
         """At most *limit* deferred messages whose time has come at *now*, the longest due first.
 
-        Of each lane only its first open row, if that is one of them.
+        Of each lane only its first open row, if that is one of them; none of the rows in *out*,
+        which the caller has already.
         """
         ...
 
-    def next_due(self) -> float | None:
+    def next_due(self, out: Collection[int] = ()) -> float | None:
         """When :meth:`due` has the next one, in seconds since the epoch; None for never."""
         ...
 

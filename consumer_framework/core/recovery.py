@@ -240,7 +240,9 @@ class _Case:
 
     def _later(self, until: float, reason: str) -> Disposition:
         held_for = until - self.delivery.received_at
-        fits = held_for <= self.policy.hold_ceiling and self.situation.may_hold
+        # A retry at once takes no hold slot: it goes before what waits, without a write for it.
+        may_hold = self.situation.may_hold or until <= self.situation.now
+        fits = held_for <= self.policy.hold_ceiling and may_hold
         if fits and not self.delivery.row:
             return to.Hold(until, reason)
         return to.Defer(until, reason)

@@ -33,6 +33,8 @@ class Facts:
         awaited: What it waits for before it can stop.
         left: Seconds until it gives up waiting; None where it does not.
         strain: Why it takes on less than its settings say; ``""`` where it does not.
+        due: How many deferred messages are due, where those are more than the slots take in a
+            moment.
     """
 
     broker: str = ""
@@ -48,6 +50,7 @@ class Facts:
     awaited: str = ""
     left: float | None = None
     strain: str = ""
+    due: int = 0
 
 
 def status_line(state: State, facts: Facts) -> str:
@@ -71,7 +74,8 @@ def status_line(state: State, facts: Facts) -> str:
         case State.DRAINING:
             text = f"Stopping: {_awaited(facts)}"
         case State.STOPPED:
-            text = facts.trouble or f"Stopped; {counts_text(facts.counts)}"
+            # Of this process: what waits in the journal may be more.
+            text = facts.trouble or f"Stopped; since its start: {counts_text(facts.counts)}"
     return text
 
 
@@ -115,6 +119,8 @@ def _numbers(facts: Facts) -> str:
     waiting = {"held": facts.held, "deferred": facts.deferred, "quarantined": facts.quarantined}
     parts = [f"{facts.counts.acked} handled"]
     parts += [f"{count} {what}" for what, count in waiting.items() if count]
+    if facts.due:
+        parts.append(f"retries share the slots ({facts.due} due)")
     if facts.lag is not None:
         parts.append(f"lag {facts.lag}")
     text = ", ".join([*parts, f"up {about(facts.up)}"])

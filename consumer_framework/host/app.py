@@ -7,6 +7,7 @@ Import it after :func:`.reactor.install`.
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from .runner import Runner
 from .stores import CONSUMER_FILES, open_stores, state_directory, wait_for_stores
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from consumer_framework.core.settings import Settings
@@ -144,16 +146,34 @@ def configure_logging(settings: Settings, source: str, instance: str) -> None:
     """
     is_native = is_journal(STDERR) and journald.is_reachable()
     journal = journald.JournalHandler() if is_native else None
-    try:
+    with _described(source):
         log.set_up(settings.log_config, is_journal, journal)
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
+    for handler in log.handlers():
+        if isinstance(handler, journald.JournalHandler):
+            handler.instance = handler.instance or instance
+
+
+def check_logging(settings: Settings, source: str) -> None:
+    """Find out whether :func:`configure_logging` can do its work, and log as before.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if settings.log_config is not None:
+        with _described(source):
+            log.rehearse(settings.log_config)
+
+
+@contextmanager
+def _described(source: str) -> Iterator[None]:
+    """Whatever a handler, filter or formatter of anybody's raises says what is wrong with it."""
+    try:
+        yield
+    except Exception as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
-    for handler in log.handlers():
-        if isinstance(handler, journald.JournalHandler):
-            handler.instance = handler.instance or instance
 
 
 def make_plan(

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from consumer_framework.adapters.journal.files import is_locked_elsewhere
 from consumer_framework.adapters.systemctl import TEMPLATE, SystemctlError, Unit, unit_name
 from consumer_framework.core.errors import JournalError
 
@@ -48,6 +49,8 @@ class Instance:
         report: What it says itself (:meth:`.Orders.status`); None where it does not answer.
         kept: What its journal keeps; None where that cannot be read.
         problem: Why it was not asked, or its journal not read; "" where all went well.
+        is_silent: A process has its journal, and does not answer: its event loop is blocked, or
+            it is only starting.
     """
 
     name: str
@@ -56,11 +59,14 @@ class Instance:
     report: Mapping[str, Any] | None = None
     kept: Kept | None = NOTHING
     problem: str = ""
+    is_silent: bool = False
 
     @property
     def is_active(self) -> bool:
         """Whether it runs, as a service or by hand."""
-        return self._is_up if self._is_up is not None else self.report is not None
+        if self._is_up is not None:
+            return self._is_up
+        return self.report is not None or self.is_silent
 
     @property
     def _is_up(self) -> bool | None:
@@ -161,12 +167,15 @@ def _ask(name: str, is_configured: bool, unit: Unit | None, state: Path | None) 
         else:
             if report is not None:
                 return Instance(name, is_configured, unit, report, _kept_of(report))
+    is_silent = any(map(is_locked_elsewhere, directories))
     try:
         kept = _first_kept(directories)
     except JournalError as error:
         # Both are of the same cause, most often: this user may not look.
-        return Instance(name, is_configured, unit, None, None, [*problems, str(error)][0])
-    return Instance(name, is_configured, unit, None, kept, "; ".join(problems))
+        problems = [*problems, str(error)][:1]
+        kept = None
+    problem = "; ".join(problems)
+    return Instance(name, is_configured, unit, None, kept, problem, is_silent=is_silent)
 
 
 def _report(directory: Path, name: str) -> Mapping[str, Any] | None:

@@ -106,6 +106,10 @@ class Circuit:
         else:
             self._mend(ORDER)
 
+    def order_is_unknown(self, reason: str) -> None:
+        """The journal cannot be read, so that a message in it might be overtaken."""
+        self._break(ORDER, f'{reason} (ordering = "strict" needs to read it)')
+
     def stop(self) -> None:
         """Probe no more."""
         self._stop_probe()

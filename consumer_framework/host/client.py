@@ -76,8 +76,7 @@ class Client:
             while not (answer := self._read()).pop("done", False):
                 yield answer
         except TimeoutError:
-            cure = "see its log (journalctl), and restart it if it hangs"
-            raise ControlError(f"{self._path}: the instance does not answer; {cure}") from None
+            raise _silent(self._path) from None
         except (OSError, EOFError):
             raise ControlError(
                 f"{self._path}: the instance stopped before it was done; {otherwise}"
@@ -175,9 +174,19 @@ def _connect(path: Path) -> Client | None:
         # None, or one that a killed instance left behind.
         connection.close()
         return None
+    except (TimeoutError, BlockingIOError):
+        # Its queue of connections is full: nobody takes them.
+        connection.close()
+        raise _silent(path) from None
     except OSError as error:
         connection.close()
         cure = "use sudo, or run this as the user that the instance runs as"
         reason = (error.strerror or str(error)).lower()
         raise ControlError(f"{path}: the instance cannot be asked: {reason}; {cure}") from error
     return Client(path, connection)
+
+
+def _silent(path: Path) -> ControlError:
+    what = "the instance runs, and does not answer: its event loop is blocked"
+    cure = "see its log (journalctl), and restart it if it hangs"
+    return ControlError(f"{path}: {what}; {cure}")

@@ -155,6 +155,7 @@ class Instance:
             rate=self._progress.rate(now),
             held=self.slots.held,
             deferred=deferred,
+            due=self._due(),
             quarantined=quarantined,
             lag=self.lag,
             up=self._progress.up(now),
@@ -181,6 +182,13 @@ class Instance:
                 stats = self.stores.journal.stats()
                 self._last_kept = stats.deferred, stats.quarantined + stats.replaying
         return self._last_kept
+
+    def _due(self) -> int:
+        """How many deferred messages are due, where those are many; 0 otherwise."""
+        if self.state is not State.STOPPED and self.slots.is_behind:
+            with suppress(JournalError):
+                return self.stores.journal.count_due(self.clock.time())
+        return 0
 
     def say_status(self) -> None:
         """Tell the service manager, if there is news."""

@@ -162,6 +162,7 @@ class Runner(MultiService):
 
     def lost(self, reason: str, retry_in: float) -> None:
         """There is no connection."""
+        self._instance.remarks["blocked"] = ""
         if self._instance.state in (State.FAILING, State.DRAINING, State.STOPPED):
             _log.debug("the connection is closed: %s", reason)
         else:
@@ -173,6 +174,17 @@ class Runner(MultiService):
                 self._instance.trouble,
             )
         self._happened(Event.LOST)
+
+    def blocked(self, reason: str) -> None:
+        """The broker takes nothing from the connection; "" when that is over."""
+        if reason:
+            why = f"blocked by the broker ({reason}): it takes no message and no acknowledgement"
+            _log.warning("%s", why)
+        else:
+            why = ""
+            _log.info("the broker has ended the blocking of the connection")
+        self._instance.remarks["blocked"] = why
+        self._instance.say_status()
 
     def failed(self, fault: Fault | ConfigurationError) -> None:
         """The instance cannot go on."""

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Brings back what is due: held deliveries from memory, deferred ones from the journal."""
+"""Brings back what is due: held deliveries from memory, deferred ones from the journal.
+
+Deferred rows are *out* from their claim until they are settled, in memory and on the disk. So many
+are out at most, however many are due. The journal is read again only when fewer than half of that
+are out, and never for the rows that are out: a look costs the rows that it brings, and no more.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.errors import JournalError
@@ -20,8 +27,12 @@ _log = logging.getLogger(__name__)
 
 # Seconds. Looks at the journal at least that often: the machine's clock may have been set.
 LONGEST_SLEEP = 30.0
-# Deferred messages that are brought back at one look; the next look is when one of them is done.
-DUE_AT_ONCE = 16
+# Seconds between two looks at a journal that cannot be read.
+UNREADABLE_SLEEP = 5.0
+# Deferred messages that are out at most, and bytes of their bodies. Enough that the slots have
+# work while the removals of the last ones are synced to the disk.
+MOST_OUT = 256
+MOST_BYTES = 16 << 20
 
 
 class Scheduler:
@@ -48,18 +59,37 @@ class Scheduler:
         self._reactor = reactor
         self._tidy = tidy
         self._timer: Any = None
-        self._out: set[int] = set()
+        # By number of the row, the bytes of its body.
+        self._out: dict[int, int] = {}
+        self._bytes_out = 0
+        # Seconds since the epoch: no row that is not out is due before.
+        self._due_at = -math.inf
+        self._is_called = False
+        self._trouble = ""
         self.is_paused = False
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether more rows are due than may be out."""
+        return self._due_at <= self._clock.time() and not self._has_room
+
     def look(self) -> None:
+        """Bring back what is due, and set the alarm; somebody may have changed the journal."""
+        self._due_at = -math.inf
+        self.bring()
+
+    def bring(self) -> None:
         """Bring back what is due, and set the alarm for the next."""
+        self._is_called = False
         self._stop_timer()
         if self.is_paused:
             return
         now = self._clock.time()
-        due = [*self._holds.due(now), *self._deferred(now, DUE_AT_ONCE)]
-        for delivery in reversed(due):
+        for delivery in reversed(self._holds.due(now)):
             self._intake.put_first(delivery)
+        if self._due_at <= now and self._has_room:
+            for delivery in self._claim(now, MOST_OUT - len(self._out)):
+                self._intake.put(delivery)
         self._timer = self._reactor.callLater(self._sleep(now), self._ring)
 
     def _ring(self) -> None:
@@ -68,7 +98,7 @@ class Scheduler:
 
     def bring_one(self) -> bool:
         """Bring back one delivery, due or not; False where there is none."""
-        found = self._holds.first() or self._deferred(float("inf"), 1)
+        found = self._holds.first() or self._claim(math.inf, 1)
         for delivery in found:
             self._intake.put_first(delivery)
         return bool(found)
@@ -79,12 +109,21 @@ class Scheduler:
 
     def took(self, delivery: Delivery) -> None:
         """A row was brought by somebody else, who replays it."""
-        self._out.add(delivery.row)
+        self._bytes_out -= self._out.get(delivery.row, 0)
+        self._out[delivery.row] = len(delivery.body)
+        self._bytes_out += len(delivery.body)
 
     def done(self, delivery: Delivery) -> None:
-        """A delivery was settled; where it was a deferred one, there may be room for another."""
-        if delivery.row:
-            self._out.discard(delivery.row)
+        """A row is settled: it is out no more, and the next of its lane may be due."""
+        self._bytes_out -= self._out.pop(delivery.row, 0)
+        if delivery.lane:
+            self._due_at = -math.inf
+        self._bring_soon()
+
+    def deferred(self, until: float) -> None:
+        """A row was written that is due at *until* seconds since the epoch."""
+        self._due_at = min(self._due_at, until)
+        self._bring_soon()
 
     def pause(self) -> None:
         """Bring back nothing but by :meth:`bring_one`."""
@@ -96,31 +135,42 @@ class Scheduler:
         self.is_paused = False
         self.look()
 
-    def _deferred(self, now: float, most: int) -> list[Delivery]:
-        """The deferred messages that are due and not out already."""
+    @property
+    def _has_room(self) -> bool:
+        return len(self._out) <= MOST_OUT // 2 and self._bytes_out <= MOST_BYTES // 2
+
+    def _bring_soon(self) -> None:
+        """Bring back once what many settles of one turn of the event loop make due."""
+        if not self._is_called and self._has_room:
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self.bring)
+
+    def _claim(self, now: float, most: int) -> list[Delivery]:
+        """Take rows that are due out."""
         try:
-            due = self._journal.due(now, most + len(self._out))
+            found = self._journal.due(now, most, self._out)
+            for delivery in found:
+                self.took(delivery)
+            next_due = self._journal.next_due(self._out)
         except JournalError as error:
-            _log.error("deferred messages cannot be read: %s", error)
+            self._say(f"deferred messages cannot be read: {error}")
+            self._due_at = self._clock.time() + UNREADABLE_SLEEP
             return []
-        found = [delivery for delivery in due if delivery.row not in self._out][:most]
-        self._out.update(delivery.row for delivery in found)
+        self._say("")
+        self._due_at = math.inf if next_due is None else next_due
         return found
 
-    def _sleep(self, now: float) -> float:
-        times = [self._holds.next_due(), self._next_deferred()]
-        next_time = min((time for time in times if time is not None), default=now + LONGEST_SLEEP)
-        return min(max(next_time - now, 0.0), LONGEST_SLEEP)
+    def _say(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            _log.error("%s; trying again every %.0f s", trouble, UNREADABLE_SLEEP)
+        self._trouble = trouble
 
-    def _next_deferred(self) -> float | None:
-        if self._out:
-            # The journal's next may be one that is out; look when it is done, or in a second.
-            return self._clock.time() + 1
-        try:
-            return self._journal.next_due()
-        except JournalError:
-            # Reported by _deferred; it may work again later.
-            return None
+    def _sleep(self, now: float) -> float:
+        held = self._holds.next_due()
+        times = [now + LONGEST_SLEEP] if held is None else [held]
+        if self._has_room:
+            times.append(self._due_at)
+        return min(max(min(times) - now, 0.0), LONGEST_SLEEP)
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

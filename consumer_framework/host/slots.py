@@ -13,6 +13,7 @@ from consumer_framework.core.attempt import History
 from consumer_framework.core.breaker import Breaker
 from consumer_framework.core.delivery import Withdrawn
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
+from consumer_framework.core.errors import JournalError
 from consumer_framework.core.histories import Histories
 from consumer_framework.core.holds import Holds
 from consumer_framework.core.intake import Intake
@@ -196,13 +197,20 @@ class Slots:
     def voided(self, generation: int) -> None:
         """Forget what waits of a channel that is gone: the broker will deliver it again."""
         self._settler.lost_acks.voided(generation)
-        self._intake.discard(generation)
-        for delivery in self._holds.discard(generation):
-            self._settler.histories.keep(delivery)
+        waiting = self._intake.discard(generation)
+        held = self._holds.discard(generation)
+        for delivery in held:
             self._intake.left(delivery)
+        for delivery in [*waiting, *held]:
+            self._settler.histories.keep(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
         self._circuit.look()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more deferred messages are due than the slots take in a moment."""
+        return self._scheduler.is_behind
 
     @property
     def held(self) -> int:
@@ -289,7 +297,7 @@ class Slots:
         if isinstance(decision.disposition, Halt):
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
-            self._scheduler.look()
+            self._scheduler.bring()
         # With a limit, a token is for what runs, not for what is ready.
         return pipeline.handler.is_quick and self._plan.framework.rate is None
 
@@ -301,9 +309,9 @@ class Slots:
             self._leave_lane(delivery, disposition, told=told)
         if delivery.row:
             self._row_done(delivery, disposition)
-        elif isinstance(disposition, Defer):
+        if isinstance(disposition, Defer):
             # It is in the journal only now.
-            self._scheduler.look()
+            self._scheduler.deferred(disposition.until)
 
     def _leave_lane(self, delivery: Delivery, disposition: Disposition, *, told: bool) -> None:
         if isinstance(disposition, Hold) and told:
@@ -317,17 +325,18 @@ class Slots:
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
         self._scheduler.done(delivery)
-        if delivery.lane or isinstance(disposition, Defer):
-            # The next of its lane may be due.
-            self._scheduler.look()
         waiting = self._replays.pop(delivery.row, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(disposition)
 
     def _look_at_order(self) -> None:
         """Where nothing may overtake anything, what is in the journal stops all the others."""
-        if self._plan.policy.strict and not self._is_closed:
+        if not self._plan.policy.strict or self._is_closed:
+            return
+        try:
             self._circuit.order_is(blocked=self._journal.is_blocked(EVERYTHING))
+        except JournalError as error:
+            self._circuit.order_is_unknown(str(error))
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""

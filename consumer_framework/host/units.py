@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from consumer_framework.adapters.systemctl import Unit
+
+_ENDED = ("inactive", "failed")
 TEMPLATE = "fm-consumer@.service"
 INSTALLED = (
     TEMPLATE,
@@ -164,6 +167,18 @@ def plan_uninstall(files: Iterable[UnitFile], *, force: bool) -> list[Step]:
         what = "was edited; save the change elsewhere, then give --force, which loses it here"
         raise UnitsError(*(f"{file.path}: {what}" for file in edited))
     return [Step(_removal(file), file) for file in there]
+
+
+def refuse_running(units: Iterable[Unit]) -> None:
+    """Refuse to take the unit away from under instances.
+
+    Raises:
+        UnitsError: One of *units* runs, or will soon.
+    """
+    names = sorted(unit.id.removesuffix(".service") for unit in units if unit.active not in _ENDED)
+    if names:
+        cure = f"systemctl disable --now {' '.join(names)}"
+        raise UnitsError(f"{', '.join(names)} still runs: first {cure}, or give --force")
 
 
 def _removal(file: UnitFile) -> Action:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
 
 # The queue and the message id, or the queue, the routing key and the body.
-Key: TypeAlias = tuple[str, str] | tuple[str, str, bytes]
+Key: TypeAlias = tuple[str, str, str, bytes]
 
 
 class FakeFlightRecorder(FlightRecorder):
@@ -73,6 +73,4 @@ class FakeFlightRecorder(FlightRecorder):
 
 
 def _key(delivery: Delivery) -> Key:
-    if delivery.message_id:
-        return delivery.queue, delivery.message_id
-    return delivery.queue, delivery.routing_key, delivery.body
+    return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body

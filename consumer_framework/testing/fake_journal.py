@@ -12,6 +12,8 @@ from consumer_framework.core.ports import Journal
 from consumer_framework.core.twins import Twins
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.errors import JournalError
 
@@ -66,14 +68,14 @@ class FakeJournal(Journal):
     def _has_equal(self, delivery: Delivery) -> bool:
         return any(row.key == _key(delivery) for row in self._rows.values())
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
+    def due(self, now: float, limit: int, out: Collection[int] = ()) -> list[Delivery]:
         """At most *limit* messages whose time has come at *now*, the longest due first."""
-        due = sorted(waiting for waiting in self._waiting() if waiting[0] <= now)
+        due = sorted(waiting for waiting in self._waiting(out) if waiting[0] <= now)
         return [self._rows[number].delivery for _, number in due[:limit]]
 
-    def next_due(self) -> float | None:
+    def next_due(self, out: Collection[int] = ()) -> float | None:
         """When the next one is due, in seconds since the epoch; None for never."""
-        return min((until for until, _ in self._waiting()), default=None)
+        return min((until for until, _ in self._waiting(out)), default=None)
 
     def is_blocked(self, lane: str, row: int = 0) -> bool:
         """Whether a row of *lane* stands before *row*; for row 0 any one does."""
@@ -104,12 +106,14 @@ class FakeJournal(Journal):
         if self.error is not None:
             raise self.error
 
-    def _waiting(self) -> list[tuple[float, int]]:
+    def _waiting(self, out: Collection[int]) -> list[tuple[float, int]]:
         """What is deferred and first of its lane: when it is due, and its number."""
         return [
             (row.until, number)
             for number, row in self._rows.items()
-            if row.until is not None and not self.is_blocked(row.delivery.lane, number)
+            if row.until is not None
+            and number not in out
+            and not self.is_blocked(row.delivery.lane, number)
         ]
 
     def _lane(self, lane: str) -> list[int]:

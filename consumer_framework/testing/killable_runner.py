@@ -48,7 +48,7 @@ class KillableRunner:
         flight: FakeFlightRecorder,
         begin: Callable[[Delivery], bool],
     ) -> None:
-        self.executor = Executor(handler, self._decode, flight, limits)
+        self.executor = Executor(handler, self._decode, self, limits)
         self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self.is_killed = False
         self._flight = flight
@@ -76,13 +76,26 @@ class KillableRunner:
         """As :attr:`.Executor.is_quick`."""
         return self.executor.is_quick
 
-    def _decode(self, delivery: Delivery) -> Message:
+    def took_off(self, delivery: Delivery) -> int:
+        """As a flight recorder's; a dead process begins with nothing."""
         if self.is_killed:
             raise _Killed
-        kills = self._begin(delivery)
-        message = codec.decode(delivery)
-        if kills:
-            self._flight.took_off(delivery)
+        return self._flight.took_off(delivery)
+
+    def landed(self, place: int) -> None:
+        """As a flight recorder's."""
+        self._flight.landed(place)
+
+    def crashes_of(self, delivery: Delivery) -> int:
+        """As a flight recorder's."""
+        return self._flight.crashes_of(delivery)
+
+    def forget(self, delivery: Delivery) -> None:
+        """As a flight recorder's."""
+        self._flight.forget(delivery)
+
+    def _decode(self, delivery: Delivery) -> Message:
+        if self._begin(delivery):
             self.is_killed = True
             raise _Killed
-        return message
+        return codec.decode(delivery)

@@ -71,6 +71,7 @@ class _Relay:
         self._listener: socket.socket | None = None
         self._links: dict[asyncio.Task[None], _Link] = {}
         self._flowing = asyncio.Event()
+        self._hangs_up = False
         self.port: int = self._holder.getsockname()[1]
 
     async def listen(self) -> None:
@@ -93,6 +94,9 @@ class _Relay:
 
     async def stem(self) -> None:
         self._flowing.clear()
+
+    async def hang_up(self, *, ends: bool) -> None:
+        self._hangs_up = ends
 
     async def count(self) -> int:
         self._take_pending()
@@ -120,6 +124,9 @@ class _Relay:
                     self._take(self._listener.accept()[0])
 
     def _take(self, client: socket.socket) -> None:
+        if self._hangs_up:
+            client.close()
+            return
         link = _Link(client)
         task = self._loop.create_task(self._serve(link))
         self._links[task] = link
@@ -267,6 +274,14 @@ class Proxy:
     def accept(self) -> None:
         """Accept new connections again, on the same port."""
         self._running.call(self._running.relay.listen())
+
+    def hang_up(self) -> None:
+        """Accept new connections and end them at once, as a balancer without a backend does."""
+        self._running.call(self._running.relay.hang_up(ends=True))
+
+    def forward(self) -> None:
+        """Forward new connections again."""
+        self._running.call(self._running.relay.hang_up(ends=False))
 
     def stall(self) -> None:
         """Stop forwarding, in both directions, as when a network goes dead.

@@ -58,11 +58,16 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Wait for *condition* to become true and return its value."""
+def until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 60) -> Any:
+    """Wait for *condition* to become true and return its value.
+
+    Args:
+        what: What is waited for; a function is called only after the wait was in vain.
+    """
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"in {seconds} s: {what}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"in {seconds} s: {what() if callable(what) else what}")
         time.sleep(0.02)
     return value
 

@@ -10,6 +10,7 @@ import pika
 import pytest
 
 from consumer_framework.testing.broker import Broker
+from consumer_framework.testing.proxy import Proxy
 
 from .instance import publish, queue_table, until
 
@@ -158,6 +159,41 @@ def test_a_wrong_password_ends_in_14_and_is_not_shown(broker, queue_name, start)
     assert "does not accept the connection: 403 ACCESS_REFUSED - Login was refused" in instance.log
     assert "s3cret" not in instance.log
     assert "Traceback" not in instance.log
+
+
+def test_a_balancer_without_a_broker_is_waited_for(broker, queue_name, start):
+    """It accepts connections, and ends each at once."""
+    with Proxy("127.0.0.1", broker.port) as balancer:
+        balancer.hang_up()
+        instance = start(balancer.url_for(broker.url), queue_table(queue_name), QUICK)
+        until(lambda: instance.log.count("a balancer without a broker behind it") > 1, "it says so")
+        assert instance.told("STATUS=Waiting for the broker at 127.0.0.1")
+        assert "check user" not in instance.log
+        balancer.forward()
+        instance.ready()
+        balancer.hang_up()
+        balancer.cut()
+        until(lambda: "no connection to the broker" in instance.log, "it is lost")
+        balancer.forward()
+        until(lambda: instance.log.count("consuming from") == 2, "it consumes again")
+        assert instance.stop() == 0
+
+
+def test_another_broker_of_the_list_is_used_where_the_first_ones_fail(broker, queue_name, start):
+    with Proxy("127.0.0.1", broker.port) as one, Proxy("127.0.0.1", broker.port) as other:
+        one.refuse()
+        brokers = f'["127.0.0.1:{one.port}", "localhost:{other.port}"]'
+        extra = f"[consumer_config.framework]\nbrokers = {brokers}\n"
+        url = one.url_for(broker.url)
+        instance = start(url, queue_table(queue_name), QUICK, extra=extra).ready(10)
+        assert f"connected to the broker at localhost:{other.port}" in instance.log
+        one.accept()
+        other.refuse()
+        other.cut()
+        until(lambda: f"connected to the broker at 127.0.0.1:{one.port}" in instance.log, "back")
+        publish(broker.url, queue_name, [1])
+        instance.noted("done", 1)
+        assert instance.stop() == 0
 
 
 def test_a_setting_that_the_broker_never_takes_ends_in_14(broker, queue_name, start):

@@ -55,6 +55,9 @@ class Listening:
     def lost(self, reason, retry_in):
         self.events.append("lost")
 
+    def blocked(self, reason):
+        self.events.append(f"blocked: {reason}")
+
     def failed(self, fault):
         self.events.append(str(fault))
 

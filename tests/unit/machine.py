@@ -49,7 +49,8 @@ import fnmatch, json, os, pathlib, sys
 here = pathlib.Path(__file__).parent
 units = json.loads((here / "units.json").read_text())
 options = [word for word in sys.argv[1:] if word.startswith("-")]
-verb, *names = [word for word in sys.argv[1:] if not word.startswith("-")]
+verb, *names = [word for word in sys.argv[1:] if not word.startswith("-")] + [""]
+names = names[:-1] or names
 if (here / "broken").exists():
     sys.exit((here / "broken").read_text())
 if verb == "show":

@@ -47,7 +47,7 @@ def test_an_attempt_says_what_happened_and_when():
     assert (attempt.at, attempt.message) == (12.5, "first")
     assert attempt.error.endswith("test_attempt.OddError")
     assert "in fails" in attempt.traceback
-    assert attempt.traceback.endswith("OddError: first\nsecond\n")
+    assert attempt.traceback.endswith("OddError: first\n    second\n")
 
 
 def test_attempts_are_appended_to_a_history_that_stays_as_it_was():

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -142,7 +144,7 @@ def test_problems_of_callback_config_and_rules_are_told_together(check):
     for words in (
         "consumer_config.name: this key is required",
         "recovery.rules[0].exceptions",
-        "log_config.version: must be 1",
+        "log_config: logging cannot be set up: Unsupported version: 3",
         'consumer_config.framework.ordering_key: is required with ordering = "key"',
         "consumer_config.framework.batch: Typed takes single messages",
     ):
@@ -352,7 +354,7 @@ def test_a_broker_that_is_not_there_has_the_exit_code_of_connections(check):
 
 
 def test_the_defects_of_the_file_stand_before_those_of_the_broker(check, monkeypatch):
-    def refuse(_settings):
+    def refuse(*_):
         raise Fault(ExitCode.CONNECTION, "no")
 
     monkeypatch.setattr(broker, "inspect", refuse)
@@ -373,3 +375,117 @@ def test_help_teaches():
     text = run("--help").stdout
     for words in ("fm-consumer check sample --broker", "78  ", "--strict", "Nothing is made"):
         assert words in text
+
+
+# Logging
+
+LOGGING = """
+[log_config]
+version = 1
+disable_existing_loggers = true
+root = {level = "ERROR", handlers = ["file"]}
+formatters = {short = {format = "%(message)s"}}
+loggers = {new_one = {level = "DEBUG", handlers = ["file"], propagate = false}}
+[log_config.handlers.file]
+class = "logging.handlers.RotatingFileHandler"
+filename = "DIRECTORY/sample.log"
+formatter = "short"
+"""
+
+
+def test_logging_is_rehearsed_and_leaves_no_trace(check, directory):
+    root, other = logging.getLogger(), logging.getLogger("some.other")
+    before = (root.level, list(root.handlers), other.disabled)
+    result = check(GOOD + LOGGING.replace("DIRECTORY", str(directory)))
+    assert result.exit_code == 0, result.stdout
+    assert (root.level, list(root.handlers), other.disabled) == before
+    assert logging.getLogger("new_one").handlers == []
+    assert logging.getLogger("new_one").propagate
+    assert not (directory / "sample.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ('handlers = ["file"]}\nformatters', 'handlers = [["file"]]}\nformatters'),
+        ('handlers = ["file"]}\nformatters', 'handlers = "other"}\nformatters'),
+        ('class = "logging.handlers.RotatingFileHandler"', ""),
+        ('class = "logging.handlers.RotatingFileHandler"', 'class = "no.such.Handler"'),
+        ('class = "logging.handlers.RotatingFileHandler"', 'class = "json.JSONDecoder"'),
+        ('class = "logging.handlers.RotatingFileHandler"', "class = 5"),
+        ('format = "%(message)s"', 'format = ["a"]'),
+        ('format = "%(message)s"', 'format = "%(message"'),
+        ("DIRECTORY/sample.log", "DIRECTORY/none/sample.log"),
+        ('filename = "DIRECTORY/sample.log"', "filename = 5.5"),
+        ('filename = "DIRECTORY/sample.log"', ""),
+        ('level = "ERROR"', 'level = "LOUD"'),
+        ("version = 1", "version = 1\nhandlers = 5"),
+    ],
+)
+def test_logging_that_cannot_be_set_up_is_an_error_for_check_as_for_run(
+    check, directory, written, instead
+):
+    text = LOGGING.replace(written, instead).replace("DIRECTORY", str(directory))
+    if "handlers = 5" in text:
+        text = text.partition("[log_config.handlers.file]")[0]
+    result = check(GOOD + text)
+    assert result.exit_code == 78
+    (line,) = lines(result, "error")
+    assert "log_config: logging cannot be set up: " in line
+
+
+# Publishing
+
+PUBLISHES = """
+from fedora_messaging import api, message
+from fedora_messaging.api import publish
+from consumer_framework import Consumer
+
+def announce():
+    (lambda: api.publish(message.Message()))()
+
+class Direct(Consumer):
+    def setup(self): api.publish(message.Message())
+    def handle(self, message): pass
+
+class Helped(Consumer):
+    def setup(self): self.tell()
+    def tell(self): announce()
+    def handle(self, message): pass
+
+class Imported:
+    def __init__(self): self.publish = publish(message.Message())
+    def __call__(self, message): pass
+
+class Late(Consumer):
+    def setup(self):
+        import fedora_messaging.api
+        fedora_messaging.api.publish(message.Message())
+    def handle(self, message): pass
+
+class Innocent(Consumer):
+    def setup(self): self.publish = self.handle
+    def handle(self, message): publish(message)
+"""
+
+
+@pytest.mark.parametrize("name", ["Direct", "Helped", "Imported", "Late", "Innocent"])
+def test_a_class_that_publishes_before_there_is_a_connection_is_warned_of(check, directory, name):
+    (directory / f"checked_{directory.name}.py").write_text(PUBLISHES)
+    warned = lines(check(GOOD.replace("function", name)), "warning")
+    assert len(warned) == (name != "Innocent")
+    assert all("calls fedora_messaging.api.publish" in line for line in warned)
+
+
+def test_a_start_that_is_refused_tells_the_service_manager_why(directory, monkeypatch):
+    file = directory / "sample.toml"
+    file.write_text('amqp_url = "http://x"\ncallbak = 1\n')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(directory / "notify"))
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(directory / "notify"))
+        result = CliRunner().invoke(main, ["run", "--conf", str(file)])
+        said = manager.recv(10_000).decode()
+    assert result.exit_code == 78
+    assert said.startswith(f"STATUS=Not started: {file}: ")
+    assert "more: see the log)" in said

@@ -20,12 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from consumer_framework.adapters.accounts import Account, service_account
 from consumer_framework.adapters.certificates import ends_of
 from consumer_framework.adapters.filesystems import filesystem_of, nearest
-from consumer_framework.core.errors import ConfigurationError, ExitCode
+from consumer_framework.core.errors import ExitCode
 from consumer_framework.core.findings import Level
 from consumer_framework.core.settings import Settings
 from consumer_framework.host.checking import state
 from consumer_framework.host.checking.files import file_findings, password_findings
-from consumer_framework.host.checking.start import check_logging
 from consumer_framework.host.checking.state import state_findings
 from consumer_framework.host.checking.tls import tls_findings
 
@@ -371,40 +370,12 @@ def test_a_disk_that_is_nearly_full_is_warned_of(tmp_path, monkeypatch):
 # Logging.
 
 
-@pytest.mark.parametrize(
-    ("table", "paths"),
-    [
-        (None, []),
-        ({"version": 1}, []),
-        ({"version": 2}, ["version"]),
-        ({}, ["version"]),
-        (
-            {
-                "version": 1,
-                "handlers": {
-                    "good": {"class": "logging.StreamHandler"},
-                    "bad": {"class": "no.such.Handler"},
-                    "odd": {"class": "NoDots"},
-                    "own": {"()": "whatever"},
-                    "wrong": 5,
-                },
-                "root": {"handlers": ["good", "missing"]},
-                "loggers": {"one": {"handlers": ["absent"]}, "two": {"handlers": 5}, "three": 5},
-            },
-            [
-                "handlers.bad.class",
-                "handlers.odd.class",
-                "root.handlers",
-                "loggers.one.handlers",
-            ],
-        ),
-        ({"version": 1, "handlers": 5, "loggers": 5}, []),
-    ],
-)
-def test_logging_is_checked_without_setting_it_up(table, paths):
-    if not paths:
-        check_logging(table)
-        return
-    with pytest.raises(ConfigurationError) as caught:
-        check_logging(table)
-    assert [p.path for p in caught.value.problems] == [f"log_config.{path}" for path in paths]
+def test_a_read_only_filesystem_is_called_so(tmp_path, monkeypatch):
+    class Mounted:
+        f_flag = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Mounted)
+    for made in (True, False):
+        first = next(iter(state_findings(tmp_path, made=made)))
+        assert first.level is Level.ERROR
+        assert "Read-only file system" in first.problem.message

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from consumer_framework.core.checks import flow_findings, queue_findings
+from consumer_framework.core.checks import binding_findings, flow_findings, queue_findings
 from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.findings import Finding, Level, error, info, report, warning
-from consumer_framework.core.settings import Framework, Queue, Recovery
+from consumer_framework.core.settings import Binding, Framework, Queue, Recovery
 
 DURABLE = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}}
 
@@ -185,3 +185,48 @@ def test_the_worst_findings_come_first_and_each_once():
 def test_a_finding_keeps_its_own_place():
     placed = warning("a", "b").at("first").at("second")
     assert placed.problem.source == "first"
+
+
+# Bindings.
+
+
+def bound(*keys: str, queue: str = "one", passive: bool = False, **changes: Any) -> list[Finding]:
+    of_one = Queue.model_validate({**DURABLE, **changes})
+    binding = Binding(exchange="amq.topic", routing_keys=list(keys), queue=queue)
+    return list(binding_findings({"one": of_one}, [binding], passive=passive))
+
+
+@pytest.mark.parametrize("key", ["#", "*", "org.*.prod.#", "org.#.bodhi", "", "org.foo", "a..b"])
+def test_a_key_of_whole_words_is_fine(key):
+    assert bound(key) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "odd", "better"),
+    [
+        ("org.foo*", "foo*", "org.foo.#"),
+        ("org.foo#", "foo#", "org.foo.#"),
+        ("org.*foo.bar", "*foo", "org.#.foo.bar"),
+        ("org.f*o", "f*o", "org.#"),
+        ("org.**", "**", "org.#"),
+        ("#.bodhi*.#", "bodhi*", "#.bodhi.#.#"),
+    ],
+)
+def test_a_key_that_can_match_no_topic_is_warned_of(key, odd, better):
+    problem = only(bound("#", key))
+    assert problem.path == "bindings[0].routing_keys"
+    assert f'"{odd}" mixes one with other text' in problem.message
+    assert problem.cure == f'write "{better}", for one'
+
+
+def test_a_space_in_a_key_is_warned_of():
+    assert "has a space" in only(bound("org.foo ")).message
+
+
+def test_a_queue_without_a_binding_is_told():
+    assert "no binding of this file" in only(bound("#", queue="other")).message
+    assert only(bound("#", queue="other")).path == "queues.one"
+    told = bound("#", queue="other", passive=True)
+    assert [finding.level for finding in told] == [Level.INFO]
+    empty = bound()
+    assert [finding.problem.path for finding in empty] == ["bindings[0].routing_keys", "queues.one"]

@@ -100,7 +100,7 @@ def test_a_directory_whose_name_is_too_long_for_a_socket_has_none(tmp_path):
         (b'{"error": "no such request: 1", "done": true}\n', "the instance says: no such request"),
         (b'{"row": 1}\n', "the instance stopped before it was done"),
         (b'{"row": 1}\n{"ro', "the instance stopped before it was done"),
-        (b"", "the instance does not answer"),
+        (b"", "the instance runs, and does not answer"),
     ],
     ids=["refused", "gone", "torn", "hangs"],
 )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From the bytes of a delivery to a fedora-messaging message, or not."""
 
+import codecs
 import concurrent.futures
 import contextlib
 import copy
@@ -123,9 +124,50 @@ def test_a_message_without_an_encoding_is_taken_for_utf_8():
     assert arrived.body == {"a": "é"}
 
 
-def test_an_unknown_encoding_raises_for_the_pipeline_to_catch():
-    with pytest.raises(LookupError, match="gzip"):
-        codec.decode(delivery_with(b"{}", content_encoding="gzip"))
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "gzip",
+        "punycode",
+        "idna",
+        "unicode_escape",
+        "raw_unicode_escape",
+        "utf-7",
+        "rot13",
+        "x" * 255,
+        "",
+        b"\xff",
+        "mbcs",
+        "undefined",
+        "hz",
+    ],
+)
+def test_what_is_no_plain_encoding_of_text_is_undecodable_and_not_looked_up(encoding, monkeypatch):
+    monkeypatch.setattr(codecs, "lookup", lambda name: pytest.fail(f"{name} was looked up"))
+    with pytest.raises(codec.UndecodableError, match="its content_encoding is"):
+        codec.decode(delivery_with(b"{}", content_encoding=encoding))
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "UTF8",
+        "utf-8-sig",
+        "utf-16",
+        "UTF-16LE",
+        "utf-32-be",
+        "us-ascii",
+        "ascii",
+        "latin-1",
+        "ISO-8859-1",
+        "iso-8859-15",
+        "windows-1252",
+    ],
+)
+def test_every_plain_encoding_of_text_is_decoded(encoding):
+    text = '{"a": "e"}' if "ascii" in encoding else '{"a": "é"}'
+    arrived = codec.decode(delivery_with(text.encode(encoding), content_encoding=encoding))
+    assert arrived.body == json.loads(text)
 
 
 def test_a_schema_class_that_raises_raises_for_the_pipeline_to_catch(monkeypatch):

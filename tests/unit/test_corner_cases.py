@@ -22,6 +22,7 @@ from consumer_framework.adapters.systemd import SystemdNotifier
 from consumer_framework.core import redelivery
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.settings import (
+    Address,
     Overrides,
     is_config_type,
     parse,
@@ -40,13 +41,13 @@ class Connector:
 
 
 class Events:
-    refused = None
+    lost = None
 
     def connection_lost(self, error, retry_in):
-        pass
+        self.lost = error
 
-    def handshake_refused(self, error):
-        self.refused = error
+    def handshake_broken(self):
+        pass
 
 
 class Transport(StringTransport):
@@ -55,7 +56,8 @@ class Transport(StringTransport):
 
 
 def quiet_factory(events, clock):
-    factory = Factory(pika.ConnectionParameters(), events, clock)
+    factory = Factory(pika.ConnectionParameters(), events, clock, [Address("localhost", 1)], None)
+    setattr(factory.dialer, "dial", lambda: None)  # noqa: B010 -- mypy
     factory.noisy = False
     return factory
 
@@ -75,12 +77,15 @@ def test_a_stop_during_a_connection_attempt_cancels_no_call_that_was_made():
 
 def test_a_handshake_that_is_not_answered_is_reported_as_that():
     clock, events = task.Clock(), Events()
-    client = quiet_factory(events, clock).buildProtocol(None)
+    factory = quiet_factory(events, clock)
+    client = factory.buildProtocol(None)
     client._impl._reactor = clock
     client.makeConnection(Transport())
     clock.advance(31)
-    client.connectionLost(Failure(error.ConnectionAborted()))
-    assert isinstance(events.refused, TimeoutError)
+    aborted = Failure(error.ConnectionAborted())
+    client.connectionLost(aborted)
+    factory.clientConnectionLost(Connector(), aborted)
+    assert isinstance(events.lost, TimeoutError)
 
 
 def test_a_binding_whose_queue_is_no_string_is_a_problem():

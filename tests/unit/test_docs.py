@@ -344,7 +344,9 @@ def test_the_status_reference_shows_the_lines_that_there_are():
 
 
 def test_the_status_reference_explains_every_part():
-    shown = status_line(State.CONSUMING, replace(BUSY, deferred=1)).removeprefix("consuming ")
+    shown = status_line(State.CONSUMING, replace(BUSY, deferred=1, due=38000)).removeprefix(
+        "consuming "
+    )
     parts = [
         part.strip("`") for part, _ in table(DOCS / "reference/status.md", "What the parts say")
     ]

@@ -11,8 +11,9 @@ from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
 from consumer_framework.adapters.executor import Executor, Limits, signal_of
+from consumer_framework.adapters.executor.attempts import INLINE
 from consumer_framework.core import current
-from consumer_framework.core.delivery import Failed, Skipped, Succeeded
+from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable
 from consumer_framework.core.errors import (
     Defer,
     DependencyFault,
@@ -573,3 +574,117 @@ def test_only_a_coroutine_can_be_cancelled_and_only_once(is_coroutine):
 
     play(scenario())
     assert cancelled == ["message"] * is_coroutine
+
+
+# Decoding.
+
+LARGE = make_delivery(body=b" " * (INLINE + 1))
+
+
+class Decoding:
+    """Runs a handler with a decoder that says where it runs, and what the recorder knows then."""
+
+    def __init__(self, call, *, is_batch: bool, error: Exception | None = None, slots: int = 2):
+        self.flight = FakeFlightRecorder(places=slots)
+        self.threads: list[threading.Thread] = []
+        self.flying: list[int] = []
+        self.error = error
+        handler = Handler("test", call, call_batch=call if is_batch else None)
+        limits = Limits(slots, batch_size=slots if is_batch else 1, batch_seconds=0.01)
+        self.executor = Executor(handler, self.decode, self.flight, limits)
+
+    def decode(self, delivery):
+        self.threads.append(threading.current_thread())
+        self.flying.append(len(self.flight.in_flight))
+        if self.error is not None:
+            raise self.error
+        return "message"
+
+    async def run(self, *deliveries):
+        try:
+            return await asyncio.gather(*map(self.executor.run, deliveries))
+        finally:
+            self.executor.close()
+
+
+async def decoded_later(_message):
+    pass
+
+
+def decoded_here(_message):
+    pass
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no message")])
+@pytest.mark.parametrize("is_batch", [False, True])
+@pytest.mark.parametrize("call", [decoded_here, decoded_later])
+@pytest.mark.parametrize("delivery", [DELIVERY, LARGE])
+def test_the_flight_recorder_knows_of_a_message_while_it_is_decoded(
+    delivery, call, is_batch, error
+):
+    async def scenario():
+        decoding = Decoding(call, is_batch=is_batch, error=error)
+        outcomes = await decoding.run(delivery, delivery)
+        assert all(decoding.flying)
+        assert not decoding.flight.in_flight
+        assert outcomes == [Undecodable(error) if error else Succeeded()] * 2
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_large_body_is_not_decoded_on_the_event_loop_and_a_small_one_needs_no_thread(is_batch):
+    async def scenario():
+        here = threading.current_thread()
+        large, small = (
+            Decoding(decoded_later, is_batch=is_batch),
+            Decoding(decoded_later, is_batch=is_batch),
+        )
+        await large.run(LARGE)
+        await small.run(DELIVERY)
+        assert here not in large.threads
+        assert small.threads == [here]
+
+    play(scenario())
+
+
+def test_where_no_thread_can_be_started_a_large_body_is_decoded_all_the_same(monkeypatch):
+    async def scenario():
+        decoding = Decoding(decoded_later, is_batch=False)
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        assert await decoding.run(LARGE) == [Succeeded()]
+
+    def refused(_thread):
+        raise RuntimeError("can't start new thread")
+
+    play(scenario())
+
+
+def test_a_run_that_is_cancelled_while_its_body_is_decoded_is_in_flight_to_the_end():
+    async def scenario():
+        go_on = threading.Event()
+        decoding = Decoding(handler, is_batch=False)
+        decode = decoding.decode
+
+        def slow(delivery):
+            go_on.wait(PATIENCE)
+            return decode(delivery)
+
+        executor = Executor(Handler("test", handler), slow, decoding.flight, Limits())
+        run = asyncio.ensure_future(executor.run(LARGE))
+        while not executor.running:  # noqa: ASYNC110 -- nobody tells
+            await asyncio.sleep(0)
+        executor.cancel()
+        await asyncio.sleep(0)
+        assert decoding.flight.in_flight
+        go_on.set()
+        outcome = await run
+        assert isinstance(outcome, Failed)
+        assert isinstance(outcome.error, asyncio.CancelledError)
+        assert not decoding.flight.in_flight
+        executor.close()
+
+    async def handler(_message):
+        await asyncio.sleep(PATIENCE)
+
+    play(scenario())

@@ -102,22 +102,22 @@ def test_a_reply_code_that_is_no_number_is_none():
 
 
 @pytest.mark.parametrize(
-    ("error", "is_passing"),
+    ("error", "is_refusal"),
     [
-        (TimeoutError("no answer to the handshake"), True),
-        (pika_errors.ConnectionClosedByBroker(320, "CONNECTION_FORCED"), True),
-        (pika_errors.ConnectionClosedByBroker(541, "INTERNAL_ERROR - vhost is down"), True),
-        (pika_errors.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), False),
-        (pika_errors.ConnectionClosedByBroker(530, "NOT_ALLOWED"), False),
-        (pika_errors.ProbableAuthenticationError(), False),
-        (pika_errors.ProbableAccessDeniedError(), False),
-        (pika_errors.IncompatibleProtocolError("x"), False),
-        (OSError("certificate verify failed"), False),
-        (None, False),
+        (TimeoutError("no answer to the handshake"), False),
+        (pika_errors.ConnectionClosedByBroker(320, "CONNECTION_FORCED"), False),
+        (pika_errors.ConnectionClosedByBroker(541, "INTERNAL_ERROR - vhost is down"), False),
+        (pika_errors.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), True),
+        (pika_errors.ConnectionClosedByBroker(530, "NOT_ALLOWED"), True),
+        (pika_errors.ProbableAuthenticationError(), True),
+        (pika_errors.ProbableAccessDeniedError(), True),
+        (pika_errors.IncompatibleProtocolError("x"), True),
+        (OSError("certificate verify failed"), True),
+        (faults.HungUpError("it ended the connection"), False),
     ],
 )
-def test_a_broker_that_refuses_nothing_is_worth_another_attempt(error, is_passing):
-    assert faults.is_passing(error) is is_passing
+def test_a_broker_that_refuses_nothing_is_worth_another_attempt(error, is_refusal):
+    assert faults.is_refusal(error) is is_refusal
 
 
 @pytest.mark.parametrize(("code", "locked"), [(405, True), (406, False), (403, False)])

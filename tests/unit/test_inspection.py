@@ -46,7 +46,7 @@ def refusal(url: str) -> str:
         mock.patch.dict(upstream.conf, {**upstream.DEFAULTS, "amqp_url": url}),
         pytest.raises(Fault) as caught,
     ):
-        inspect(settings)
+        inspect(settings, settings.brokers[0])
     assert caught.value.exit_code == ExitCode.CONNECTION
     return str(caught.value)
 
@@ -99,7 +99,7 @@ def test_something_that_is_no_broker(listener):
 
 def test_tls_where_there_is_none(listener):
     with serving(listener, lambda connection: connection.sendall(b"AMQP\x00\x00\x09\x01")):
-        assert "cannot be reached: TLS: " in refusal(url_of(listener, "amqps"))
+        assert "does not accept the connection: TLS: " in refusal(url_of(listener, "amqps"))
 
 
 def test_a_certificate_that_nobody_vouches_for(listener, tmp_path):
@@ -147,13 +147,13 @@ def test_a_connection_that_ends_while_it_is_used(monkeypatch):
         def channel(self):
             raise exceptions.ConnectionClosedByBroker(320, "CONNECTION_FORCED")
 
-    monkeypatch.setattr(pika, "BlockingConnection", lambda _parameters: Ending())
+    monkeypatch.setattr(pika, "BlockingConnection", lambda *_, **__: Ending())
     queue = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}}
     settings = Settings.model_validate(
         {"amqp_url": "amqp://h/", "queues": {"one": queue}, "bindings": []}
     )
     with pytest.raises(Fault, match="320 CONNECTION_FORCED"):
-        inspect(settings)
+        inspect(settings, settings.brokers[0])
 
 
 # What is made of it.
@@ -169,8 +169,8 @@ def test_a_connection_that_ends_while_it_is_used(monkeypatch):
     ],
 )
 def test_only_rabbitmqs_version_means_something(monkeypatch, product, version, numbers):
-    view = View("host:1", product, version, "a vhost", (QueueView("one", locked=True),))
-    monkeypatch.setattr(broker, "inspect", lambda _settings: view)
+    view = View("host:1", product, version, "a vhost", queues=(QueueView("one", locked=True),))
+    monkeypatch.setattr(broker, "inspect", lambda _settings, _address: view)
     settings = Settings.model_validate({"amqp_url": "amqp://h/", "queues": {}, "bindings": []})
     found_version, found = broker.broker_findings(settings)
     assert found_version == numbers
@@ -178,6 +178,52 @@ def test_only_rabbitmqs_version_means_something(monkeypatch, product, version, n
         " at host:1 takes the connection"
     )
     assert "-p 'a vhost'" in found[-1].problem.cure
+
+
+def found_at(monkeypatch, *answers):
+    """What is found where the brokers answer so, in their order."""
+    said = iter(answers)
+
+    def inspect_one(_settings, _address):
+        answer = next(said)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(broker, "inspect", inspect_one)
+    others = [f"h{number}" for number in range(1, len(answers))]
+    config = {"framework": {"brokers": others}}
+    settings = Settings.model_validate(
+        {"amqp_url": "amqp://h/", "queues": {}, "bindings": [], "consumer_config": config}
+    )
+    found = broker.broker_findings(settings)[1]
+    return [(f.level.name, f.problem.path.rpartition(".")[2], f.problem.message) for f in found]
+
+
+def view_of(cluster):
+    return View("host:1", "RabbitMQ", "4.1", "/", cluster)
+
+
+def test_each_broker_is_asked_and_one_that_is_down_is_no_error_while_another_is_there(monkeypatch):
+    down = inspection.UnreachableError(ExitCode.CONNECTION, "down")
+    refused = Fault(ExitCode.CONNECTION, "refused")
+    found = found_at(monkeypatch, down, view_of("a"), refused, view_of("b"))
+    assert ("WARNING", "amqp_url", "down") in found
+    assert ("ERROR", "brokers", "refused") in found
+    assert [path for _, path, text in found if "takes the connection" in text] == ["brokers"] * 2
+    assert ("WARNING", "brokers", "the brokers are in 2 clusters: a, b") in found
+    found = found_at(monkeypatch, down, down)
+    assert [level for level, _, _ in found] == ["ERROR", "ERROR"]
+
+
+def test_a_balancer_without_a_broker_would_be_waited_for(listener):
+    def hang_up(connection):
+        connection.recv(8)
+
+    with serving(listener, hang_up):
+        said = refusal(url_of(listener))
+    assert "a balancer without a broker behind it" in said
+    assert "an instance would wait for it" in said
 
 
 def test_a_broker_that_says_nothing_of_itself_is_one_still():

@@ -172,9 +172,8 @@ def test_names_that_are_no_utf8_come_back_as_the_bytes_that_pika_gave(journal):
     ("query", "values", "index"),
     [
         (reader.IS_OPEN, ("q", b"k"), "sqlite_autoindex_messages_1 (queue=? AND key=?)"),
-        (reader.DUE, (1.0, 10), "messages_by_due (due<?)"),
-        (reader.NEXT_DUE, (), "messages_by_due"),
-        (reader.ATTEMPTS, (1,), "attempts_by_row (row_id=?)"),
+        (reader.DUE, (1.0, "[]", 10), "messages_by_due (due<?)"),
+        (reader.ATTEMPTS, ("[1]",), "attempts_by_row (row_id=?)"),
         (operations.FIND_KEY, ("q", b"k"), "sqlite_autoindex_messages_1 (queue=? AND key=?)"),
         (room.OLDEST, (), "messages_by_age (state=?)"),
         (room.AGED, (1.0, 10), "messages_by_age (state=? AND updated<?)"),
@@ -183,7 +182,8 @@ def test_names_that_are_no_utf8_come_back_as_the_bytes_that_pika_gave(journal):
 def test_what_the_event_loop_asks_is_answered_by_an_index(journal, tmp_path, query, values, index):
     with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as connection:
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
-    assert len(plan) == 1, plan
+    # What follows a first step is about the list that was given.
+    assert len(plan) == 1 or "json_each" in query, plan
     assert plan[0].startswith("SEARCH")
     assert index in plan[0]
 

@@ -214,7 +214,7 @@ def test_where_a_lane_has_no_rows_nothing_is_read(journal):
 
 QUERIES = [
     (reader.DUE, "SEARCH messages USING INDEX messages_by_due (due<?)"),
-    (reader.NEXT_DUE, "SEARCH messages USING INDEX messages_by_due"),
+    (reader.NEXT_DUE, "SCAN messages USING INDEX messages_by_due"),
     (reader.FIRST, "SEARCH messages USING INDEX messages_by_lane (lane=? AND position<?)"),
     (reader.POSITION, "SEARCH messages USING INTEGER PRIMARY KEY (rowid=?)"),
     (reader.BLOCKED_LANES, "SCAN messages USING INDEX messages_blocking"),
@@ -240,7 +240,10 @@ def plan(directory, query):
 @pytest.mark.parametrize(("query", "step"), QUERIES)
 def test_what_lanes_need_takes_one_step_through_an_index(journal, tmp_path, query, step):
     # SQLite 3.46 takes a value from the index itself, without a look at the row.
-    assert [one.replace("COVERING ", "") for one in plan(tmp_path, query)] == [step]
+    first, *others = [one.replace("COVERING ", "") for one in plan(tmp_path, query)]
+    assert first == step
+    # What follows is about the list of rows that was given.
+    assert not others or "json_each" in query
 
 
 def test_the_triggers_never_scan_a_lane(journal, tmp_path):

@@ -71,8 +71,8 @@ def test_followers_on_a_channel_that_is_gone_are_forgotten_and_heads_are_not():
     lanes, _ = lanes_with(
         of("a", 1), of("a", 2), of("a", 1, 2), of("a", 3), of("b", 4), of("c", 2, 2), of("c", 5)
     )
-    assert lanes.discard(1) == 3
-    assert lanes.discard(1) == 0
+    assert lanes.discard(1) == [of("a", 2), of("a", 3), of("c", 5)]
+    assert lanes.discard(1) == []
     assert len(lanes) == 1
     assert not lanes.enter(of("b", 2, 2)), "its head has not left"
     assert lanes.leave(of("a", 1)) == of("a", 1, 2)

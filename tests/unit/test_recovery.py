@@ -196,7 +196,7 @@ def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_u
         ordered = isinstance(getattr(outcome, "error", None), errors.Drop)
         assert ordered or policy.on_exhausted is OnExhausted.DROP
     if isinstance(disposition, to.Hold):
-        assert situation.may_hold
+        assert situation.may_hold or disposition.until <= situation.now
     if isinstance(disposition, to.GiveBack):
         assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Behind) and policy.strict)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """TLS files that are read again; what a broker makes of them is tested with one."""
 
+from pathlib import Path
+
 import pika
 import pytest
 from fedora_messaging import config
@@ -10,13 +12,6 @@ from consumer_framework.adapters.amqp.renewal import TlsOptions
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.settings import Tls
 from consumer_framework.testing.broker_tls import Authority
-
-
-class Options:
-    """Upstream's, in the place of which others may come."""
-
-    def clientConnectionForTLS(self, protocol):  # noqa: N802 -- Twisted's name
-        return f"the first for {protocol}"
 
 
 @pytest.fixture
@@ -38,31 +33,49 @@ def pair(tls, tmp_path):
     return issued
 
 
-def test_other_files_are_for_the_next_connection_once_they_are_used(tls, pair):
-    parameters = pika.URLParameters("amqps://localhost")
-    options = TlsOptions(Options())
-    use = options.prepare(parameters)
-    assert options.clientConnectionForTLS("x") == "the first for x"
+@pytest.fixture
+def parameters():
+    return pika.URLParameters("amqps://localhost")
+
+
+def test_other_files_are_for_the_next_connection(tls, pair, parameters):
+    options = TlsOptions(parameters)
+    use = options.prepare()
     assert not isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
     use()
     assert isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
     tls["certfile"] = tls["keyfile"] = None
-    options.prepare(parameters)()
+    options.for_host("localhost")
     assert not isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
 
 
+def test_a_ca_file_that_was_replaced_is_used_at_the_next_connection(tls, pair, parameters):
+    options = TlsOptions(parameters)
+    first = options.for_host("one")
+    assert options.for_host("one") is not first
+    Path(tls["ca_cert"]).write_text("half a file")
+    with pytest.raises(Exception, match=r"certificate|PEM"):
+        options.for_host("never connected to")
+
+
+def test_files_that_are_being_replaced_leave_those_of_before_in_use(tls, pair, parameters, caplog):
+    options = TlsOptions(parameters)
+    before = options.for_host("one")
+    pair.key.write_text("half a key")
+    assert options.for_host("one") is before
+    assert "the files of [tls] cannot be used; those of before still are" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["no key", None], ids=["no PEM", "gone"])
-def test_files_that_cannot_be_used_are_refused_and_nothing_changes(tls, pair, text):
+def test_files_that_cannot_be_used_are_refused_and_nothing_changes(tls, pair, parameters, text):
     if text is None:
         pair.key.unlink()
     else:
         pair.key.write_text(text)
-    parameters = pika.URLParameters("amqps://localhost")
-    options = TlsOptions(Options())
+    options = TlsOptions(parameters)
     with pytest.raises(ConfigurationError) as refused:
-        options.prepare(parameters)
+        options.prepare()
     assert refused.value.problems[0].path == "tls"
-    assert options.clientConnectionForTLS("x") == "the first for x"
     assert not isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
 
 

@@ -36,6 +36,11 @@ def test_one_line_says_what_a_consuming_instance_does_and_what_waits_in_it():
     )
 
 
+def test_retries_that_take_the_slots_are_named():
+    text = line(State.CONSUMING, deferred=40000, due=38000, up=7)
+    assert "40000 deferred, retries share the slots (38000 due)" in text
+
+
 def test_what_there_is_none_of_is_left_out():
     text = line(State.CONSUMING, counts=Snapshot(acked=3, held=9, quarantined=9), up=59.9)
     assert text == "consuming 1 queue, 0/s, 3 handled, up 59 s"
@@ -72,7 +77,7 @@ def test_a_rate_is_said_as_exactly_as_it_is_of_use(rate, text):
         (State.PAUSED, "Paused; 3 handled, up 0 s"),
         (State.FAILING, "Failing: waiting for 2 running"),
         (State.DRAINING, "Stopping: waiting for 2 running"),
-        (State.STOPPED, "Stopped; 3 handled, 1 failed"),
+        (State.STOPPED, "Stopped; since its start: 3 handled, 1 failed"),
     ],
 )
 def test_each_state_has_its_line(state, text):

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +31,7 @@ def test_workers_are_shown_below_their_name_with_their_sum(host):
     (host.etc / "sample_2.toml").symlink_to("sample.toml")
     host.has_unit("sample", MainPID="42", StatusText="Consuming")
     since = (time.clock_gettime(time.CLOCK_MONOTONIC) - 60) * 1e6
-    host.has_unit("sample_2", MainPID="43", StateChangeTimestampMonotonic=str(int(since)))
+    host.has_unit("sample_2", MainPID="43", ActiveEnterTimestampMonotonic=str(int(since)))
     host.keeps("sample_2", deferred=1, quarantined=1)
     with host.runs("sample"), host.runs("sample_2", counts={"acked": 8, "running": 0}):
         result = host.does("status")
@@ -70,6 +73,64 @@ def test_one_that_failed_is_shown_with_what_to_look_at_and_the_exit_code_is_3(ho
         "              no such user",
         "              journalctl -u fm-consumer@sample_2 -n 50",
     ]
+
+
+def test_a_configuration_that_can_never_work_is_shown_with_its_exit_code_and_reason(host):
+    host.configures()
+    text = "Not started: sample.toml: callback: there is no callback"
+    more = {"Result": "exit-code", "ExecMainStatus": "78", "StatusText": text}
+    host.has_unit("sample", "failed", **more)
+    lines = host.does("status", "sample").stdout.splitlines()
+    assert lines[0].endswith("sample  failed (exit code 78)")
+    assert lines[1].strip() == text
+
+
+def test_restarts_are_counted_and_a_reload_begins_no_new_time(host):
+    host.configures()
+    ago = time.clock_gettime(time.CLOCK_MONOTONIC)
+    times = {
+        "ActiveEnterTimestampMonotonic": ago - 3600,
+        "StateChangeTimestampMonotonic": ago - 5,
+        "InactiveExitTimestampMonotonic": ago - 3700,
+    }
+    stamps = {key: str(int(value * 1e6)) for key, value in times.items()}
+    host.has_unit("sample", MainPID="42", NRestarts="3", **stamps)
+    [line, *_] = host.does("status", "sample").stdout.splitlines()
+    assert line == "● sample  active (running) for 60m, PID 42, 3 restarts"
+
+
+def test_one_whose_event_loop_is_blocked_runs_and_does_not_answer(host, monkeypatch):
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.05)
+    state = host.directory / "h/fedora-messaging/by-hand"
+    state.mkdir()
+    lock = subprocess.Popen(
+        [sys.executable, "-c", HOLDS_THE_LOCK, state], stdout=subprocess.PIPE, text=True
+    )
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(state / "control"))
+    listening.listen(0)
+    with listening, lock:
+        assert lock.stdout is not None
+        lock.stdout.readline()
+        found = host.does("status", "by-hand")
+        # The queue of connections is full by now.
+        again = host.does("status", "by-hand")
+        lock.terminate()
+    for result in (found, again):
+        assert result.exit_code == 0, result.output
+        assert "● by-hand  runs by hand, and does not answer" in result.stdout
+        assert "its event loop is blocked; see its log" in result.stdout
+    (state / "control").unlink()
+    assert host.does("status", "by-hand").exit_code == 4
+
+
+HOLDS_THE_LOCK = """
+import sys, time, pathlib
+from consumer_framework.adapters.journal import Journal, Limits
+journal = Journal.open(pathlib.Path(sys.argv[1]), limits=Limits())
+print(flush=True)
+time.sleep(60)
+"""
 
 
 def test_one_that_does_not_answer_is_known_by_its_journal(host):

@@ -322,12 +322,31 @@ def test_systemd_reads_the_units_where_it_runs(tmp_path, monkeypatch, elsewhere)
     assert calls.read_text() == "daemon-reload\n"
     host.does("units", "install", "--directory", place)
     assert calls.read_text() == "daemon-reload\n", "nothing has changed"
-    (tmp_path / "host/bin/systemctl").write_text("#!/bin/sh\necho no >&2; exit 1\n")
+    (tmp_path / "host/bin/systemctl").write_text(
+        "#!/bin/sh\n[ $3 = show ] && exit 0; echo no >&2; exit 1\n"
+    )
     failed = host.does("units", "uninstall", "--directory", place)
     assert (failed.exit_code, failed.stderr) == (1, "fm-consumer: systemctl daemon-reload: no\n")
     monkeypatch.setattr(cli_units, "RUNS", tmp_path / "nothing")
     result = host.does("units", "install", "--directory", place)
     assert "run: systemctl daemon-reload" in result.stdout
+
+
+def test_uninstalling_is_refused_while_instances_run(tmp_path, monkeypatch, elsewhere):
+    host = make_host(tmp_path / "host", monkeypatch)
+    monkeypatch.setattr(cli_units, "RUNS", tmp_path)
+    place = tmp_path / "units"
+    host.does("units", "install", "--directory", str(place))
+    host.has_unit("sample")
+    host.has_unit("waits", "activating")
+    host.has_unit("ended", "inactive")
+    refused = host.does("units", "uninstall", "--directory", str(place))
+    assert refused.exit_code == 1
+    assert "systemctl disable --now fm-consumer@sample fm-consumer@waits" in refused.stderr
+    assert (place / TEMPLATE).exists()
+    forced = host.does("units", "uninstall", "--directory", str(place), "--force")
+    assert forced.exit_code == 0
+    assert not (place / TEMPLATE).exists()
 
 
 def test_daemon_reload_without_systemd_is_an_error(tmp_path, monkeypatch):

@@ -16,24 +16,32 @@ from fedora_messaging.twisted.factory import FedoraMessagingFactoryV2
 from fedora_messaging.twisted.protocol import FedoraMessagingProtocolV2
 from fedora_messaging.twisted.service import FedoraMessagingServiceV2
 from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
+from pika.adapters.twisted_connection import TwistedChannel
+from pika.exceptions import IncompatibleProtocolError
 from twisted.internet import defer
 from twisted.internet.protocol import connectionDone
 
 from consumer_framework.core import backoff
 
+from . import faults
+from .dialing import Dialer
 from .frames import Frames
 from .renewal import TlsOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    import pika.channel
     import pika.connection
     from twisted.python.failure import Failure
 
+    from consumer_framework.core.settings import Address
     from consumer_framework.core.stats import Snapshot
 
 # Seconds. Nothing upstream, nor in pika's Twisted adapter, bounds these two.
 HANDSHAKE_TIMEOUT = 30.0
+# The same where another address can be tried.
+SHORT_HANDSHAKE_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 
 
@@ -52,9 +60,31 @@ class ConnectionEvents(Protocol):
         """There is no connection because of *error*; the next attempt is in *retry_in* seconds."""
         ...
 
+    def connection_blocked(self, reason: str) -> None:
+        """The broker has an alarm, and takes nothing from us; "" when that is over."""
+        ...
+
     def handshake_refused(self, error: BaseException) -> None:
         """The broker was reached, and does not want us; :meth:`connection_lost` follows."""
         ...
+
+    def handshake_broken(self) -> None:
+        """It ended for another reason; :meth:`connection_lost` follows."""
+        ...
+
+
+class Channel(TwistedChannel):
+    """One channel."""
+
+    def _on_channel_closed(
+        self, channel: pika.channel.Channel, reason: BaseException | None
+    ) -> None:
+        # Those that were canceled are still in there; pika would fail them once more, raise
+        # AlreadyCalledError, and tell nobody that the channel is closed.
+        self._calls = {call for call in self._calls if not call.called}
+        waiting = self._deliveries.items()
+        self._deliveries = {tag: one for tag, one in waiting if not one.called}
+        super()._on_channel_closed(channel, reason)  # type: ignore[arg-type]
 
 
 class Client(FedoraMessagingProtocolV2):
@@ -62,17 +92,21 @@ class Client(FedoraMessagingProtocolV2):
 
     # What ended the connection, as far as pika knew.
     ending: BaseException | None = None
+    _first_octet = b""
+    factory: Factory | None
 
     def __init__(self, parameters: pika.connection.Parameters, *, confirms: bool) -> None:
         super().__init__(parameters, confirms=confirms)
         self.frames = Frames(self._impl.data_received)
+        self._impatient: _ImpatientTransport | None = None
         # The broker has an alarm, and reads nothing from us until that is over.
         self.is_blocked = False
-        self._impl.add_on_connection_blocked_callback(lambda *_: self._block(blocked=True))
-        self._impl.add_on_connection_unblocked_callback(lambda *_: self._block(blocked=False))
+        self._impl.add_on_connection_blocked_callback(lambda _, frame: self._block(frame))
+        self._impl.add_on_connection_unblocked_callback(lambda *_: self._block(None))
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
         """Take what came from the broker."""
+        self._first_octet = self._first_octet or data[:1]
         frames = self.frames
         frames.feed(data)
         # What pika has not seen counts for its heartbeats all the same.
@@ -84,21 +118,60 @@ class Client(FedoraMessagingProtocolV2):
     def makeConnection(self, transport: Any) -> None:  # noqa: N802 -- Twisted's name
         """Start the handshake on *transport*."""
         impatient: Any = _ImpatientTransport(transport, self._impl._reactor)  # noqa: SLF001
+        self._impatient = impatient
         super().makeConnection(impatient)
 
     def connectionLost(self, reason: Any = connectionDone) -> None:  # noqa: N802 -- Twisted's name
         """Close everything that was on the connection."""
         # pika reports that TCP ended; why the broker, or pika itself, ended it is lost there.
         self.ending = self.ending or self._impl._error  # noqa: SLF001
+        if self._impatient is not None:
+            self._impatient.is_gone()
+            self._impatient = None
         super().connectionLost(reason)
 
-    def _block(self, *, blocked: bool) -> None:
-        self.is_blocked = blocked
+    def _block(self, frame: Any) -> None:
+        """Note ``connection.blocked``; None for ``connection.unblocked``."""
+        self.is_blocked = frame is not None
+        reason = (frame.method.reason or "no reason given") if frame is not None else ""
+        if self.factory is not None:
+            self.factory.blocked(reason)
+
+    def channel(self, channel_number: int | None = None) -> defer.Deferred[Channel]:
+        """Open a channel."""
+        opened: defer.Deferred[Any] = defer.Deferred()
+        self._impl.channel(channel_number, opened.callback)
+        self._calls.add(opened)
+        opened.addCallback(self._clear_call, opened)
+        return opened.addCallback(Channel)
+
+    def _on_connection_closed(
+        self, connection: pika.connection.Connection, exception: Exception
+    ) -> None:
+        # As for a channel's calls.
+        self._calls = {call for call in self._calls if not call.called}
+        super()._on_connection_closed(connection, exception)
+
+    @property
+    def is_other_protocol(self) -> bool:
+        """Whether what came is no AMQP 0-9-1, which begins with a method's frame."""
+        return self._first_octet not in {b"", b"\x01"}
+
+    @property
+    def may_hang_up(self) -> bool:
+        """Whether a broker that has begun the handshake ends the connection to refuse a login.
+
+        AMQP 0-9-1 has no other way. RabbitMQ since 3.2 closes it with a reason instead, and says
+        so: its capability ``authentication_failure_close``.
+        """
+        capabilities: Any = self._impl.server_capabilities or {}
+        has_begun = self._impl.server_properties is not None
+        return has_begun and not capabilities.get("authentication_failure_close")
 
     def abort(self) -> None:
         """Drop the connection at once, without a word to the broker."""
-        if self.transport is not None:
-            self.transport.abortConnection()
+        if self._impatient is not None:
+            self._impatient.abortConnection()
 
     def _on_connection_failed(
         self, connection: pika.connection.Connection, error: Exception | None = None
@@ -119,10 +192,17 @@ class _ImpatientTransport:
     def __init__(self, transport: Any, clock: Clock) -> None:
         self._transport = transport
         self._clock = clock
+        self._timer: Any = None
 
     def loseConnection(self) -> None:  # noqa: N802 -- Twisted's name
         self._transport.loseConnection()
-        self._clock.callLater(CLOSE_TIMEOUT, self._transport.abortConnection)
+        if self._timer is None:
+            self._timer = self._clock.callLater(CLOSE_TIMEOUT, self._transport.abortConnection)
+
+    def is_gone(self) -> None:
+        """Abort it no more: TLS has nothing left then that could be aborted."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -136,10 +216,16 @@ class Factory(FedoraMessagingFactoryV2):
         parameters: pika.connection.Parameters,
         events: ConnectionEvents,
         clock: Clock,
+        hosts: Sequence[Address],
+        tls: TlsOptions | None,
     ) -> None:
         super().__init__(parameters, confirms=True)
         self.protocol = Client
         self.clock: Any = clock
+        tls_for = tls.for_host if tls is not None else None
+        self.dialer = Dialer(hosts, self, clock, tls_for)
+        # What was of use before is tried from the first host on.
+        self._was_of_use = False
         self._events = events
         self._error: object = None
         self._handshake_timer: Any = None
@@ -151,8 +237,14 @@ class Factory(FedoraMessagingFactoryV2):
         assert client.ready is not None  # noqa: S101 -- pika clears it when the handshake ends
         client.ready.addCallback(self._opened)
         client.ready.addErrback(self._refused, client)
-        self._handshake_timer = self.clock.callLater(HANDSHAKE_TIMEOUT, self._give_up, client)
+        seconds = SHORT_HANDSHAKE_TIMEOUT if self.dialer.has_another else HANDSHAKE_TIMEOUT
+        self._handshake_timer = self.clock.callLater(seconds, self._give_up, client, seconds)
         return client
+
+    def unreachable(self, error: Exception) -> None:
+        """Try again later, or elsewhere: there is no address."""
+        self._error = error
+        self.retry()
 
     def clientConnectionFailed(  # noqa: N802 -- Twisted's name
         self, connector: Any, reason: Failure
@@ -171,20 +263,28 @@ class Factory(FedoraMessagingFactoryV2):
         if not self.continueTrying:
             self._report_loss(0)
 
-    def retry(self, connector: Any | None = None) -> None:
-        """Connect again after a delay that grows, is spread, and never exceeds 30 seconds."""
-        connector = connector or self.connector
-        if not self.continueTrying or connector is None:
+    def retry(self, connector: Any | None = None) -> None:  # noqa: ARG002 -- Twisted's argument
+        """Connect to the next address, or after a delay to the first one again.
+
+        The delay grows, is spread, and never exceeds 30 seconds.
+        """
+        if not self.continueTrying:
             return
-        self.retries += 1
-        self.delay = backoff.delay(self.retries, random.random())  # noqa: S311 -- not a secret
-        self._callID = self.clock.callLater(self.delay, self._connect_again, connector)
+        if self._was_of_use:
+            self._was_of_use = False
+            self.dialer.begin_anew()
+        if self.dialer.has_another:
+            self.delay = 0.0
+        else:
+            self.retries += 1
+            self.delay = backoff.delay(self.retries, random.random())  # noqa: S311 -- not a secret
+        self._callID = self.clock.callLater(self.delay, self._dial)
         self._report_loss(self.delay)
 
-    def _connect_again(self, connector: Any) -> None:
+    def _dial(self) -> None:
         # stopTrying would cancel a call that has been made.
         self._callID = None
-        connector.connect()
+        self.dialer.dial()
 
     def stop(self) -> None:
         """Make no further attempt."""
@@ -192,8 +292,13 @@ class Factory(FedoraMessagingFactoryV2):
 
     def succeeded(self) -> None:
         """Let the next delay be a short one again: this connection was of use."""
+        self._was_of_use = True
         if self.continueTrying:
             self.resetDelay()  # type: ignore[no-untyped-call]
+
+    def blocked(self, reason: str) -> None:
+        """Pass on that the broker takes nothing from us; "" when that is over."""
+        self._events.connection_blocked(reason)
 
     def _report_loss(self, retry_in: float) -> None:
         error, self._error = self._error, None
@@ -212,15 +317,21 @@ class Factory(FedoraMessagingFactoryV2):
     def _refused(self, failure: Failure, client: Client) -> None:
         self._stop_handshake_timer()
         error = client.ending or failure.value or ConnectionError()
+        if client.is_other_protocol:
+            error = IncompatibleProtocolError()
+        error = faults.handshake_error(error, may_hang_up=client.may_hang_up)
         self._error = error
-        self._events.handshake_refused(error)
+        if faults.is_refusal(error):
+            self._events.handshake_refused(error)
+        else:
+            self._events.handshake_broken()
 
     def _note_reason(self, error: object, client: Client) -> None:
         self._error = client.ending or error
 
-    def _give_up(self, client: Client) -> None:
+    def _give_up(self, client: Client, seconds: float) -> None:
         self._handshake_timer = None
-        client.ending = TimeoutError(f"no answer to the handshake within {HANDSHAKE_TIMEOUT:.0f} s")
+        client.ending = TimeoutError(f"no answer to the handshake within {seconds:.0f} s")
         client.abort()
 
     def _stop_handshake_timer(self) -> None:
@@ -238,6 +349,7 @@ class Service(FedoraMessagingServiceV2):
     Args:
         events: Told of every connection.
         clock: Twisted's reactor, or a clock of a test's.
+        hosts: Where brokers are, in the order to try them.
         snapshot: Returns the counts so far, for ``/ready``.
         consuming: Returns whether every queue is consumed from, for ``/ready``.
 
@@ -249,23 +361,21 @@ class Service(FedoraMessagingServiceV2):
         self,
         events: ConnectionEvents,
         clock: Clock,
+        hosts: Sequence[Address],
         snapshot: Callable[[], Snapshot],
         consuming: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._snapshot = snapshot
         self._is_consuming = consuming
-        self.factory: Factory = Factory(self._parameters, events, clock)
         upstreams = self._service
         self.removeService(upstreams)  # type: ignore[no-untyped-call]
-        others: dict[str, Any] = {"factory": self.factory}
         self._tls: TlsOptions | None = None
-        if "contextFactory" in upstreams.kwargs:
-            self._tls = TlsOptions(upstreams.kwargs["contextFactory"])
-            others["contextFactory"] = self._tls
-        self._service = type(upstreams)(*upstreams.args, **{**upstreams.kwargs, **others})
-        self._service.setName("broker")  # type: ignore[no-untyped-call]
-        self._service.setServiceParent(self)  # type: ignore[no-untyped-call]
+        if self._parameters.ssl_options is not None:
+            self._tls = TlsOptions(self._parameters)
+        self.factory: Factory = Factory(self._parameters, events, clock, hosts, self._tls)
+        self.factory.dialer.setName("broker")  # type: ignore[no-untyped-call]
+        self.factory.dialer.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     def prepare_tls(self) -> Callable[[], None]:
         """Read the files that fedora-messaging's configuration names now.
@@ -276,12 +386,12 @@ class Service(FedoraMessagingServiceV2):
         Raises:
             ConfigurationError: They cannot be used.
         """
-        return self._tls.prepare(self._parameters) if self._tls is not None else lambda: None
+        return self._tls.prepare() if self._tls is not None else lambda: None
 
     @property
     def host(self) -> str:
-        """Where the broker is, as ``HOST:PORT``; without user and password."""
-        return f"{self._parameters.host}:{self._parameters.port}"
+        """Where the latest broker is, as ``HOST:PORT``; without user and password."""
+        return self.factory.dialer.text
 
     @property
     def stats(self) -> FactoryStatistics:

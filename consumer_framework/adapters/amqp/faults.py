@@ -38,6 +38,12 @@ CONNECTION_GONE = (
     twisted_error.ConnectionClosed,
 )
 
+# How a connection ends that nobody gives a reason for.
+_HANG_UPS = (
+    twisted_error.ConnectionClosed,
+    pika.exceptions.StreamLostError,
+)
+
 # CONNECTION_FORCED: an operator's doing. INTERNAL_ERROR: a virtual host that is down, for one.
 _PASSING = frozenset({320, 541})
 
@@ -82,9 +88,15 @@ def canceled_fault(queue: str) -> Fault:
     return Fault(ExitCode.CANCELED, what)
 
 
-def handshake_fault(error: BaseException, host: str) -> Fault:
-    """What to end with when the broker does not accept the first connection."""
-    what = f"the broker at {host} does not accept the connection: {one_line(error)}"
+def handshake_fault(error: BaseException, host: str, words: str = "") -> Fault:
+    """What to end with when the broker does not accept the first connection.
+
+    Args:
+        error: Why.
+        host: Where the broker is.
+        words: What says more than :func:`one_line` does.
+    """
+    what = f"the broker at {host} does not accept the connection: {words or one_line(error)}"
     cure = "check user, password, vhost and [tls]"
     return Fault(ExitCode.CONNECTION, f"{what}; {cure}")
 
@@ -100,12 +112,43 @@ def is_permanent(error: object) -> bool:
     return reply_code(error) in _PERMANENT
 
 
-def is_passing(error: object) -> bool:
-    """Whether a first connection failed for what another attempt may find better.
+class HungUpError(ConnectionError):
+    """The connection ended before the AMQP handshake was through, and nobody said why."""
 
-    A broker that does not answer, shuts down, or has an error of its own has not refused anything.
+    def __init__(self, ended: str = "") -> None:
+        ended = ended or "it ended the connection before the handshake was through"
+        cause = "it starts or stops, or is a balancer without a broker behind it"
+        super().__init__(f"{ended}; {cause}")
+
+
+def handshake_error(error: BaseException, *, may_hang_up: bool) -> BaseException:
+    """Return what to say of a handshake that ended with *error*.
+
+    Args:
+        error: What Twisted or pika knows.
+        may_hang_up: Whether the broker is one that ends the connection to refuse a login.
     """
-    return isinstance(error, TimeoutError) or reply_code(error) in _PASSING
+    hung_up = isinstance(error, _HANG_UPS) or tls.is_hang_up(error)
+    if not hung_up:
+        return error
+    if may_hang_up:
+        return pika.exceptions.ProbableAuthenticationError("the broker ended the connection")
+    return HungUpError(tls.words(error))
+
+
+def is_refusal(error: object) -> bool:
+    """Whether the broker does not want us, and nothing but a change of settings helps.
+
+    A broker that does not answer, shuts down, hangs up or has an error of its own has not refused
+    anything; neither has a balancer without a broker behind it.
+    """
+    is_passing = isinstance(error, (TimeoutError, HungUpError)) or reply_code(error) in _PASSING
+    return not is_passing
+
+
+def is_in_use(error: object) -> bool:
+    """Whether the broker refuses a consumer because another one has the queue for itself."""
+    return reply_code(error) == ACCESS_REFUSED and "exclusive use" in one_line(error)
 
 
 def is_locked(error: BadDeclaration) -> bool:

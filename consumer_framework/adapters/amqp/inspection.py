@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
-    from consumer_framework.core.settings import Binding, Queue, Settings
+    from consumer_framework.core.settings import Address, Binding, Queue, Settings
 
 # Seconds, for each of: the connection with its handshake; one answer on it.
 TIMEOUT = 15.0
@@ -63,6 +63,7 @@ class View:
         product: What it calls itself.
         version: Its version, as text.
         vhost: Where the queues are.
+        cluster: What the cluster that it is a member of calls itself.
         queues: Those of the configuration that have a name.
         faults: What an instance would end with because of bindings.
     """
@@ -71,11 +72,16 @@ class View:
     product: str
     version: str
     vhost: str
+    cluster: str = ""
     queues: tuple[QueueView, ...] = ()
     faults: tuple[Fault, ...] = ()
 
 
-def inspect(settings: Settings) -> View:
+class UnreachableError(Fault):
+    """There is no broker now; an instance would wait for one, or use another one."""
+
+
+def inspect(settings: Settings, address: Address) -> View:
     """Connect as an instance with *settings* would, and look at its queues and exchanges.
 
     Queues and exchanges are declared passively. A queue that exists is then declared with the
@@ -84,12 +90,14 @@ def inspect(settings: Settings) -> View:
 
     Args:
         settings: Loaded, so that fedora-messaging has the URL and TLS.
+        address: Where the broker is.
 
     Raises:
-        Fault: There is no connection.
+        UnreachableError: There is no connection.
+        Fault: The broker refuses one.
     """
-    parameters = _parameters()
-    host = f"{parameters.host}:{parameters.port}"
+    parameters = _parameters(address)
+    host = str(address)
     with _quiet_pika():
         connection = _connect(parameters, host)
         try:
@@ -101,14 +109,16 @@ def inspect(settings: Settings) -> View:
                 connection.close()
 
 
-def _parameters() -> pika.connection.Parameters:
+def _parameters(address: Address) -> pika.connection.Parameters:
     """Upstream's service knows how URL, TLS and client properties become parameters."""
     parameters = FedoraMessagingServiceV2()._parameters  # noqa: SLF001 -- see connection.py
+    parameters.host, parameters.port = address.name, address.port
     parameters.connection_attempts = 1
     parameters.socket_timeout = parameters.stack_timeout = TIMEOUT
     parameters.blocked_connection_timeout = TIMEOUT
     if parameters.ssl_options is not None:
         # Python 3.13 sets these, and Twisted, by which an instance connects, does not.
+        parameters.ssl_options.server_hostname = address.name
         strict = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
         parameters.ssl_options.context.verify_flags &= ~strict
     return parameters
@@ -127,15 +137,28 @@ def _quiet_pika() -> Iterator[None]:
 
 
 def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConnection:
+    heard: list[bytes] = []
+
+    class Listening(pika.SelectConnection):
+        def _on_data_available(self, data_in: bytes) -> None:
+            heard.append(data_in)
+            super()._on_data_available(data_in)
+
+    made_of: Any = Listening
     try:
-        return pika.BlockingConnection(parameters)
+        return pika.BlockingConnection(parameters, _impl_class=made_of)
     except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         cause = _root(error)
-        if isinstance(cause, exceptions.AMQPError):
-            raise faults.handshake_fault(cause, host) from error
+        # pika takes an end for an answer.
+        is_end = isinstance(cause, exceptions.IncompatibleProtocolError) and not heard
+        if is_end or tls.is_hang_up(cause):
+            cause = faults.HungUpError(tls.words(cause))
+        if isinstance(cause, exceptions.AMQPError | ssl.SSLError) or tls.words(cause):
+            # There is a listener, and it refuses: an instance ends with that.
+            raise faults.handshake_fault(cause, host, _words(cause)) from error
         what = f"the broker at {host} cannot be reached: {_words(cause)}"
         cure = "an instance would wait for it; check amqp_url, and the network between"
-        raise Fault(ExitCode.CONNECTION, f"{what}; {cure}") from error
+        raise UnreachableError(ExitCode.CONNECTION, f"{what}; {cure}") from error
 
 
 def _root(error: BaseException) -> BaseException:
@@ -172,6 +195,7 @@ def _look(connection: BlockingConnection, settings: Settings, host: str, vhost: 
         product=text(properties.get("product"), "AMQP broker"),
         version=text(properties.get("version"), ""),
         vhost=vhost,
+        cluster=text(properties.get("cluster_name"), ""),
         queues=tuple(_queue(connection, name, queue, settings) for name, queue in named),
         faults=tuple(_binding_faults(connection, settings.bindings)),
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -10,36 +11,46 @@ from fedora_messaging import config
 from fedora_messaging.exceptions import ConfigurationException
 from fedora_messaging.twisted import service as upstream
 from OpenSSL.SSL import Error as OpenSSLError
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from zope.interface import implementer  # type: ignore[import-untyped]
 
 from consumer_framework.core.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_log = logging.getLogger(__name__)
 
-@implementer(IOpenSSLClientConnectionCreator)
+
 class TlsOptions:
-    """What connections are made with; another connection may be made with other files.
+    """What TLS connections are made with: the files as they are when a connection begins.
 
     Args:
-        options: Upstream's.
+        parameters: The connections', as pika has them: whether the broker is shown a certificate
+            is in there.
     """
 
-    def __init__(self, options: Any) -> None:
-        self._options = options
+    def __init__(self, parameters: Any) -> None:
+        self._parameters = parameters
+        # By host: what its latest connection was made with.
+        self._latest: dict[str, Any] = {}
 
-    def clientConnectionForTLS(self, protocol: Any) -> Any:  # noqa: N802 -- Twisted's name
-        """Make the TLS side of a new connection."""
-        return self._options.clientConnectionForTLS(protocol)
+    def for_host(self, host: str) -> Any:
+        """Return the options of a new connection to *host*, whose certificate must name it.
 
-    def prepare(self, parameters: Any) -> Callable[[], None]:
+        Files that cannot be used, for they are being replaced, leave those of before in use.
+        """
+        try:
+            fresh = _fresh(host)
+            self._latest[host] = upstream._ssl_context_factory(fresh)  # noqa: SLF001
+        except _UNUSABLE as error:
+            if host not in self._latest:
+                raise
+            _log.warning("the files of [tls] cannot be used; those of before still are: %s", error)
+        else:
+            self._use(fresh)
+        return self._latest[host]
+
+    def prepare(self) -> Callable[[], None]:
         """Read the files that fedora-messaging's configuration names now.
-
-        Args:
-            parameters: The connection's, as pika has them: whether the broker is shown a
-                certificate is in there.
 
         Returns:
             What makes the next connection use them.
@@ -47,17 +58,25 @@ class TlsOptions:
         Raises:
             ConfigurationError: They cannot be used.
         """
-        fresh: Any = pika.URLParameters(config.conf["amqp_url"])
         try:
-            upstream._configure_tls_parameters(fresh)  # noqa: SLF001 -- nobody else reads [tls]
-            options = upstream._ssl_context_factory(fresh)  # noqa: SLF001 -- as above
-        except (OSError, ValueError, OpenSSLError, ConfigurationException) as error:
+            fresh = _fresh(self._parameters.host)
+            upstream._ssl_context_factory(fresh)  # noqa: SLF001 -- nobody else reads [tls]
+        except _UNUSABLE as error:
             what = f"the files cannot be used: {error}"
             raise ConfigurationError(Problem("tls", what, "name PEM files")) from error
+        return lambda: self._use(fresh)
 
-        def use() -> None:
-            self._options = options
-            parameters.credentials = fresh.credentials
-            parameters.ssl_options = fresh.ssl_options
+    def _use(self, fresh: Any) -> None:
+        self._parameters.credentials = fresh.credentials
+        self._parameters.ssl_options = fresh.ssl_options
 
-        return use
+
+_UNUSABLE = (OSError, ValueError, OpenSSLError, ConfigurationException)
+
+
+def _fresh(host: str) -> Any:
+    """Return parameters for *host* as the configuration, and the files, say now."""
+    fresh: Any = pika.URLParameters(config.conf["amqp_url"])
+    fresh.host = host
+    upstream._configure_tls_parameters(fresh)  # noqa: SLF001 -- nobody else reads [tls]
+    return fresh

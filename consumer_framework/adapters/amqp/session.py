@@ -38,6 +38,10 @@ class Listener(consumers.Recipient, upkeep.Observer, Protocol):
         """There is no connection; the next attempt is in *retry_in* seconds."""
         ...
 
+    def blocked(self, reason: str) -> None:
+        """The broker has an alarm, and takes nothing from this connection; "" for no longer."""
+        ...
+
 
 class Session:
     """Consumes from every queue of *settings*, connection after connection, until it is stopped.
@@ -66,7 +70,7 @@ class Session:
         self._ever_connected = False
         self._refused_since: float | None = None
         self._lost: defer.Deferred[None] | None = None
-        self.service = Service(self, clock, snapshot, lambda: self.is_complete)
+        self.service = Service(self, clock, settings.brokers, snapshot, lambda: self.is_complete)
         self._consumers = Consumers(settings, prefetch_count, channels, listener, clock)
         self._upkeep = Upkeep(self._consumers, self.service.factory, listener, clock)
 
@@ -122,11 +126,17 @@ class Session:
         if lost is not None:
             lost.callback(None)
 
+    def connection_blocked(self, reason: str) -> None:
+        """Pass it on."""
+        if not self._upkeep.is_stopped:
+            self._listener.blocked(reason)
+
+    def handshake_broken(self) -> None:
+        """Wait: nobody has refused us. A start has an end of its own."""
+        self._refused_since = None
+
     def handshake_refused(self, error: BaseException) -> None:
         """Give up if the broker never accepted us; one that restarts may refuse for a while."""
-        if not self._ever_connected and faults.is_passing(error):
-            # A start has an end of its own.
-            return
         now = self._clock.seconds()
         self._refused_since = self._refused_since or now
         patience = PATIENCE if self._ever_connected else 0
@@ -134,6 +144,12 @@ class Session:
             self._listener.failed(faults.handshake_fault(error, self.service.host))
 
     # Pausing: the channels stay open, for what is held on them.
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker has an alarm, and takes nothing: neither messages nor acks."""
+        client = self._upkeep.client
+        return client is not None and client.is_blocked
 
     @property
     def is_connected(self) -> bool:

@@ -30,6 +30,14 @@ _WORDS = {
 }
 
 
+_HANG_UPS = ("unexpected eof while reading", "eof occurred in violation of protocol")
+
+
+def is_hang_up(error: object) -> bool:
+    """Whether the other side ended the connection, and said nothing."""
+    return _reason(error).endswith(_HANG_UPS)
+
+
 def words(error: object) -> str:
     """Say why TLS failed; "" where *error* is none of TLS, or one that nobody needs words for."""
     reason = _reason(error)

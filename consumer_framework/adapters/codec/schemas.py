@@ -13,6 +13,7 @@ Not fastjsonschema: it has no draft after 7, fills defaults into what it checks,
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
     from .verdicts import Table
+
+# A long array may have millions; the best of the first ones will do.
+_ERRORS = 1000
 
 Checker: TypeAlias = Callable[[Any], None]
 
@@ -67,7 +71,8 @@ def _checked(schema: Any) -> Validator | None:
 
 
 def _check(validator: Validator, value: Any) -> None:
-    error = best_match(validator.iter_errors(value))  # type: ignore[no-untyped-call]
+    errors = itertools.islice(validator.iter_errors(value), _ERRORS)
+    error = best_match(errors)  # type: ignore[no-untyped-call]
     if error is not None:
         raise error
 

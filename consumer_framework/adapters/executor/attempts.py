@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One run of the author's code, from the bytes to its outcome.
 
-Decoding comes before, and the flight recorder knows of the message meanwhile. Runs where the
-handler does: in a thread of a slot, or on the event loop.
+Decoding is part of it: the flight recorder knows of the message from the first byte on. Runs where
+the handler does: in a thread of a slot, or on the event loop, but for the decoding of large bodies.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 SUCCEEDED = Succeeded()
 
+# Bytes. A larger body is not decoded on the event loop; a smaller one takes less than a thread.
+INLINE = 1 << 14
+
 
 @dataclass(frozen=True, slots=True)
 class Later:
@@ -34,6 +39,8 @@ class Later:
 
     result: Coroutine[Any, Any, Result]
 
+
+T = TypeVar("T")
 
 # One outcome for each delivery; SUCCEEDED alone where all of them are.
 Result: TypeAlias = "Succeeded | list[Outcome] | Later"
@@ -79,11 +86,12 @@ class Attempts:
         if self.is_batch:
             return self._run_batch(deliveries)
         (delivery,) = deliveries
+        place = self.flight.took_off(delivery)
         try:
             message = self.decode(delivery)
         except Exception as error:  # noqa: BLE001 -- whatever a publisher or a schema class did
+            self.flight.landed(place)
             return [Undecodable(error)]
-        place = self.flight.took_off(delivery)
         try:
             returned = self.call(message)
         except BaseException as error:  # noqa: BLE001 -- the author's code
@@ -99,11 +107,15 @@ class Attempts:
         if self.is_batch:
             return await self._run_batch_coroutine(deliveries)
         (delivery,) = deliveries
-        try:
-            message = self.decode(delivery)
-        except Exception as error:  # noqa: BLE001 -- as above
-            return [Undecodable(error)]
         place = self.flight.took_off(delivery)
+        try:
+            if len(delivery.body) > INLINE:
+                message = await in_thread(lambda: self.decode(delivery))
+            else:
+                message = self.decode(delivery)
+        except Exception as error:  # noqa: BLE001 -- as above
+            self.flight.landed(place)
+            return [Undecodable(error)]
         try:
             await self.call(message)
         except BaseException as error:  # noqa: BLE001 -- as above; SystemExit would end the loop
@@ -132,7 +144,10 @@ class Attempts:
         return flying.land(None)
 
     async def _run_batch_coroutine(self, deliveries: Sequence[Delivery]) -> Result:
-        flying = _Flying(self, deliveries)
+        if sum(len(delivery.body) for delivery in deliveries) > INLINE:
+            flying = await in_thread(lambda: _Flying(self, deliveries))
+        else:
+            flying = _Flying(self, deliveries)
         try:
             if flying.batch:
                 await self.call(flying.batch)
@@ -148,16 +163,19 @@ class _Flying:
         self._flight = attempts.flight
         self._outcomes: list[Outcome] = [SUCCEEDED] * len(deliveries)
         self._numbers: list[int] = []
+        self._places: list[int] = []
         messages = []
         for number, delivery in enumerate(deliveries):
+            place = self._flight.took_off(delivery)
             try:
                 messages.append(attempts.decode(delivery))
             except Exception as error:  # noqa: BLE001 -- as above
+                self._flight.landed(place)
                 self._outcomes[number] = Undecodable(error)
             else:
                 self._numbers.append(number)
+                self._places.append(place)
         self.batch = Batch(messages)
-        self._places = [self._flight.took_off(deliveries[number]) for number in self._numbers]
 
     def land(self, error: BaseException | None) -> Result:
         """Note that the handler is done, or has raised *error*."""
@@ -191,6 +209,42 @@ def as_awaitable(returned: Any) -> Awaitable[Any]:
         return future
     awaitable: Awaitable[Any] = returned
     return awaitable
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run *function* in a thread of its own, to its end.
+
+    A caller that is cancelled meanwhile is so at its next ``await``. Nobody waits for the thread
+    when the process ends.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def run() -> None:
+        answer = returned(function)
+        # The loop may be closed by now, where the drain was cut short.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(done.set_result, answer)
+
+    try:
+        threading.Thread(target=run, name="decoding", daemon=True).start()
+    except RuntimeError:
+        # There are as many threads as there may be.
+        return function()
+    was_cancelled = False
+    while not done.done():
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            was_cancelled = True
+    value, error = done.result()
+    task = asyncio.current_task()
+    if was_cancelled and task is not None:
+        task.cancel()
+    if error is not None:
+        raise error
+    result: T = value
+    return result
 
 
 async def caught(outcome: Awaitable[Any]) -> BaseException | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import deque
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.ordering import Blocker
@@ -16,7 +16,7 @@ from .files import described
 from .records import Group, Row, State, Stats, delivery_of, key_of, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from consumer_framework.core.delivery import Delivery
@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 IS_OPEN = "SELECT 1 FROM messages WHERE queue = ? AND key = ?"
 # Named, for SQLite prefers the index by state where it has not counted the rows.
 DUE = """SELECT * FROM messages INDEXED BY messages_by_due
-    WHERE state = 'deferred' AND waits = 0 AND due <= ? ORDER BY due LIMIT ?"""
-NEXT_DUE = """SELECT min(due) FROM messages INDEXED BY messages_by_due
-    WHERE state = 'deferred' AND waits = 0"""
+    WHERE state = 'deferred' AND waits = 0 AND due <= ?
+    AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?"""
+NEXT_DUE = """SELECT due FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred' AND waits = 0
+    AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT 1"""
+COUNT_DUE = """SELECT count(*) FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred' AND waits = 0 AND due <= ?"""
 FIRST = """SELECT id, state, due FROM messages INDEXED BY messages_by_lane
     WHERE lane = ? AND lane <> '' AND state <> 'superseded' AND position < ?
     ORDER BY position LIMIT 1"""
@@ -35,8 +39,8 @@ _IN_ORDER = """SELECT m.id, m.lane FROM json_each(?) AS wanted JOIN messages AS 
     ON m.id = wanted.value WHERE m.lane <> '' ORDER BY m.position"""
 POSITION = "SELECT position FROM messages WHERE id = ?"
 LAST_DUE = "SELECT max(due) FROM messages WHERE state = 'deferred'"
-ATTEMPTS = """SELECT at, error, message, traceback, fingerprint FROM attempts
-    WHERE row_id = ? ORDER BY id"""
+ATTEMPTS = """SELECT row_id, at, error, message, traceback, fingerprint FROM attempts
+    WHERE row_id IN (SELECT value FROM json_each(?)) ORDER BY id"""
 
 _ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id,
     length(m.body) AS size, m.due, m.reason, m.fingerprint,
@@ -58,6 +62,8 @@ BLOCKED_LANES = """SELECT count(*) FROM messages INDEXED BY messages_blocking
     WHERE lane <> '' AND state = 'quarantined' AND waits = 0"""
 
 _LAST = 2**63 - 1
+# Bytes of bodies that one look at what is due returns at most, or one row.
+DUE_BYTES = 8 << 20
 
 
 class Reader:
@@ -83,22 +89,40 @@ class Reader:
         """Whether a row of this message waits: deferred, quarantined or in a replay."""
         return bool(self._select(IS_OPEN, delivery.queue, key_of(delivery)))
 
-    def due(self, now: float, limit: int = 100) -> list[Delivery]:
+    def due(self, now: float, limit: int = 100, out: Collection[int] = ()) -> list[Delivery]:
         """Return the deferred messages whose time has come at *now*, the longest due first.
 
         Of a lane, that is its first row at most: the next one is due when that is gone.
 
         Args:
             now: Seconds since the epoch.
-            limit: Return so many at most. A row stays due, and is returned again, until it is
-                removed, or written with another state or time.
+            limit: Return so many at most, and no more than :data:`DUE_BYTES`. A row stays due, and
+                is returned again, until it is removed, or written with another state or time.
+            out: Rows that are not returned, since the caller has them already.
         """
-        return [self._delivery(row) for row in self._select(DUE, now, limit)]
+        rows: list[Any] = []
+        size = 0
+        with self._cursor(DUE, now, json.dumps([*out]), limit) as cursor:
+            for row in cursor:
+                rows.append(row)
+                size += len(row["body"])
+                if size >= DUE_BYTES:
+                    break
+        return self._deliveries(rows)
 
-    def next_due(self) -> float | None:
-        """When the next deferred message is due, in seconds since the epoch; None for never."""
-        when: float | None = self._select(NEXT_DUE)[0][0]
-        return when
+    def next_due(self, out: Collection[int] = ()) -> float | None:
+        """When the next deferred message is due, in seconds since the epoch; None for never.
+
+        Args:
+            out: Rows that do not count, since the caller has them already.
+        """
+        found = self._select(NEXT_DUE, json.dumps([*out]))
+        return found[0][0] if found else None
+
+    def count_due(self, now: float) -> int:
+        """How many deferred messages could run at *now*, if there were slots for all."""
+        count: int = self._select(COUNT_DUE, now)[0][0]
+        return count
 
     def is_blocked(self, lane: str, row: int = 0) -> bool:
         """Whether an open row of *lane* stands before *row*; for row 0 any one does."""
@@ -161,7 +185,7 @@ class Reader:
     def delivery(self, number: int) -> Delivery | None:
         """Return the message of one row, with its whole history; None where there is none."""
         found = self._select("SELECT * FROM messages WHERE id = ?", number)
-        return self._delivery(found[0]) if found else None
+        return self._deliveries(found)[0] if found else None
 
     def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
         """Let the rows of each lane trade places until they are in their order; others stay."""
@@ -209,9 +233,17 @@ class Reader:
                 others = max(self._select(_TEXTS, fingerprint)[0][0] - 1, 0)
                 yield Group(fingerprint, count, first, last, sample, others)
 
-    def _delivery(self, row: Mapping[str, Any]) -> Delivery:
-        return delivery_of(row, map(tuple, self._select(ATTEMPTS, row["id"])))
+    def _deliveries(self, rows: Sequence[Mapping[str, Any]]) -> list[Delivery]:
+        attempts: dict[int, list[tuple[Any, ...]]] = {row["id"]: [] for row in rows}
+        for number, *columns in self._select(ATTEMPTS, json.dumps([*attempts])):
+            attempts[number].append(tuple(columns))
+        return [delivery_of(row, attempts[row["id"]]) for row in rows]
 
     def _select(self, query: str, *values: object) -> list[Any]:
-        with described(self._file), closing(self._connection.execute(query, values)) as cursor:
+        with self._cursor(query, *values) as cursor:
             return cursor.fetchall()
+
+    @contextmanager
+    def _cursor(self, query: str, *values: object) -> Iterator[sqlite3.Cursor]:
+        with described(self._file), closing(self._connection.execute(query, values)) as cursor:
+            yield cursor

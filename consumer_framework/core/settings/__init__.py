@@ -6,6 +6,7 @@ The file format is fedora-messaging's. The framework's own settings are in
 """
 
 from .author import is_config_type, known_keys, parse_consumer_config
+from .brokers import Address
 from .changes import FRAMEWORK_TABLE, TABLE, Change, Takes, changes, in_force, is_authors
 from .conflicts import conflicts, refuse_conflicts
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
@@ -21,6 +22,7 @@ __all__ = [
     "NO_OVERRIDES",
     "TABLE",
     "TRANSIENT_QUEUE",
+    "Address",
     "Batch",
     "Binding",
     "BreakerSettings",

@@ -49,6 +49,7 @@ TABLE: Mapping[str, Takes] = {
     "log_config": Takes.RELOAD,
 }
 FRAMEWORK_TABLE: Mapping[str, Takes] = {
+    "brokers": Takes.RESTART,
     "slots": Takes.RELOAD,
     "read_ahead": Takes.RELOAD,
     "ordering": Takes.RESTART,

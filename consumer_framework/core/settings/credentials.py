@@ -30,6 +30,7 @@ _NAME = re.compile(r"[ -.0-9;-~]{1,255}", re.ASCII)
 _IN_URL = re.compile(r"(amqps?://[^/?#@:]*:)credential:([^/?#@]*)(@.*)", re.DOTALL)
 _FILES = {("tls", "ca_cert"), ("tls", "certfile"), ("tls", "keyfile")}
 _URL = ("amqp_url",)
+_BROKERS = ("consumer_config", "framework", "brokers")
 # Stand for what is not known: a URL, and a password in one.
 _ANY_URL = "amqps://"
 _ANY_PASSWORD = "unknown"  # noqa: S105 -- it is none
@@ -146,8 +147,12 @@ def _split(location: Location, text: str) -> tuple[str, str, str] | None:
     """What is before a credential's name, the name, and what is after; None for no name."""
     if text.startswith(SCHEME):
         return "", text.removeprefix(SCHEME), ""
-    in_url = _IN_URL.fullmatch(text) if location == _URL else None
+    in_url = _IN_URL.fullmatch(text) if _is_url(location) else None
     return (in_url[1], unquote(in_url[2]), in_url[3]) if in_url else None
+
+
+def _is_url(location: Location) -> bool:
+    return location == _URL or location[:-1] == _BROKERS
 
 
 def _value(location: Location, name: str, credentials: Credentials) -> str:
@@ -159,7 +164,7 @@ def _value(location: Location, name: str, credentials: Credentials) -> str:
 
 def _stand_in(location: Location, split: tuple[str, str, str], text: str) -> str:
     """What lets the rest of a configuration be looked at."""
-    if location != _URL:
+    if not _is_url(location):
         return text
     before, _, after = split
     return f"{before}{_ANY_PASSWORD}{after}" if before else _ANY_URL

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from .brokers import Address, addresses
 from .framework import Framework
 from .table import Table
 
@@ -92,6 +93,11 @@ class Settings(Table):
     def framework(self) -> Framework:
         """The framework's own settings; checked when these were made."""
         return Framework.model_validate(self.consumer_config.get("framework", {}))
+
+    @property
+    def brokers(self) -> tuple[Address, ...]:
+        """Where brokers are, in the order to try them; that of ``amqp_url`` first."""
+        return addresses(self.amqp_url, self.framework.brokers)
 
     @property
     def prefetch_count(self) -> int:

@@ -13,6 +13,7 @@ from consumer_framework.core.ordering import source_of
 from consumer_framework.core.rate import Rate
 from consumer_framework.core.recovery import OnExhausted, Then
 
+from .brokers import Broker
 from .table import Table
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _checked_source(text: str) -> str:
 class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
+    brokers: tuple[Broker, ...] = ()
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
     ordering: Ordering = Ordering.NONE

@@ -9,6 +9,7 @@ import pydantic
 
 from consumer_framework.core.errors import ConfigurationError, Problem
 
+from .brokers import broker_problems
 from .conflicts import FRAMEWORK, conflicts
 from .file import Settings
 from .framework import Framework
@@ -68,4 +69,14 @@ def _framework_problems(document: Mapping[str, Any]) -> list[Problem]:
         framework = Framework.model_validate(table)
     except pydantic.ValidationError as error:
         return list(from_pydantic(error, FRAMEWORK, Framework, table))
-    return list(conflicts(framework))
+    return [*conflicts(framework), *_broker_problems(document.get("amqp_url"), framework)]
+
+
+def _broker_problems(amqp_url: object, framework: Framework) -> list[Problem]:
+    if not isinstance(amqp_url, str):
+        return []
+    try:
+        return list(broker_problems(amqp_url, framework.brokers, f"{FRAMEWORK}.brokers"))
+    except ValueError:
+        # The URL cannot be understood, which others say.
+        return []

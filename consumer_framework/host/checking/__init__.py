@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import config
 from consumer_framework.adapters.accounts import service_account
-from consumer_framework.core.checks import flow_findings, queue_findings
+from consumer_framework.core.checks import binding_findings, flow_findings, queue_findings
 from consumer_framework.core.findings import Finding, Level, error, report
 from consumer_framework.core.settings import instance_name_problem
 from consumer_framework.host import configuration
@@ -23,6 +23,7 @@ from consumer_framework.host.stores import SYSTEM_STATE, state_directory
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings
+from .publishing import publish_findings
 from .secrets import Named, named_in
 from .start import examine
 from .state import state_findings
@@ -95,6 +96,11 @@ def _settings_findings(
         yield from password_findings(settings.amqp_url, path)
     yield from tls_findings(settings, account, datetime.now(UTC), named.paths)
     yield from flow_findings(settings.qos.prefetch_count, start.framework)
+    yield from binding_findings(
+        settings.queues, settings.bindings, passive=settings.passive_declares
+    )
+    if start.target is not None:
+        yield from publish_findings(start.target)
 
 
 def _broker_and_queues(

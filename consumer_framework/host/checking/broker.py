@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from consumer_framework.adapters.amqp.inspection import inspect
+from consumer_framework.adapters.amqp.inspection import UnreachableError, inspect
 from consumer_framework.core.errors import Fault, Problem
 from consumer_framework.core.findings import error, info, warning
 from consumer_framework.core.settings import toml_path
@@ -24,18 +24,44 @@ CANNOT_ASK = info(
     "", "the broker was not asked: that takes a credential that is not to be had here"
 )
 
+_BROKERS = "consumer_config.framework.brokers"
+
 
 def broker_findings(settings: Settings) -> tuple[tuple[int, ...] | None, list[Finding]]:
-    """Ask the broker.
+    """Ask each broker; the first one that answers is asked about queues.
 
     Returns:
         RabbitMQ's version, None where it is unknown or another broker; and what was found.
     """
-    try:
-        view = inspect(settings)
-    except Fault as fault:
-        return None, [error(Problem("amqp_url", str(fault)), fault.exit_code)]
-    return _version(view), list(_findings(view))
+    found: list[Finding] = []
+    views: list[View] = []
+    faults: list[tuple[str, Fault]] = []
+    for address in settings.brokers:
+        path = "amqp_url" if address == settings.brokers[0] else _BROKERS
+        try:
+            view = inspect(settings, address)
+        except Fault as fault:
+            faults.append((path, fault))
+        else:
+            views.append(view)
+            product = f"{view.product} {view.version}".rstrip()
+            found.append(info(path, f"{product} at {view.host} takes the connection"))
+    for path, refusal in faults:
+        if views and isinstance(refusal, UnreachableError):
+            found.append(warning(path, str(refusal), "until then it uses the other brokers"))
+        else:
+            found.append(error(Problem(path, str(refusal)), refusal.exit_code))
+    if not views:
+        return None, found
+    return _version(views[0]), [*found, *_clusters(views), *_findings(views[0])]
+
+
+def _clusters(views: list[View]) -> Iterator[Finding]:
+    names = sorted({view.cluster for view in views if view.cluster})
+    if len(names) > 1:
+        what = f"the brokers are in {len(names)} clusters: {', '.join(names)}"
+        cure = "name those of one: an instance consumes from one broker, and does not see others"
+        yield warning(_BROKERS, what, cure)
 
 
 def _version(view: View) -> tuple[int, ...] | None:
@@ -46,8 +72,6 @@ def _version(view: View) -> tuple[int, ...] | None:
 
 
 def _findings(view: View) -> Iterator[Finding]:
-    product = f"{view.product} {view.version}".rstrip()
-    yield info("amqp_url", f"{product} at {view.host} takes the connection")
     for queue in view.queues:
         yield _queue(queue)
     for fault in view.faults:

@@ -38,7 +38,10 @@ def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
         problem = Problem("", f"cannot be used for state: {there} is no directory", _CURE)
         yield error(problem).at(place)
         return
-    if not made and not os.access(there, os.W_OK | os.X_OK):
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        cure = "mount it read-write, or give another directory with --state-dir"
+        yield error(Problem("", "cannot be used for state: Read-only file system", cure)).at(place)
+    elif not made and not os.access(there, os.W_OK | os.X_OK):
         cure = "give a directory that this user can write to with --state-dir"
         yield error(Problem("", "cannot be used for state: Permission denied", cure)).at(place)
     for finding in (*_filesystem(filesystem_of(there)), *_room(shutil.disk_usage(there).free)):

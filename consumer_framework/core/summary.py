@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is kept and logged of exceptions: never more than some kilobytes, and quickly made.
+
+An exception may carry whatever its message did: the error of a schema formats the whole body, which
+takes half a minute for 8 MB. Formatting happens on the event loop.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from .printable import clipped, printable_lines
+
+# Characters of what one exception says, and of a whole traceback.
+TEXT_LIMIT = 4000
+TRACEBACK_LIMIT = 32_000
+# Exceptions of a chain that are looked at.
+_LONGEST_CHAIN = 20
+# Values of a body that a schema's error may show.
+_SMALL = 200
+
+
+def text_of(error: BaseException) -> str:
+    """Return what *error* says, in :data:`TEXT_LIMIT` characters or so; "" where it fails to."""
+    try:
+        return clipped(_said(error), TEXT_LIMIT)
+    except Exception:  # noqa: BLE001 -- anybody's __str__
+        return ""
+
+
+def summarized(error: BaseException) -> BaseException:
+    """Return what to format in the place of *error*.
+
+    It is *error* itself, unless that or another one of its chain says too much, or may forge a line
+    of the log: then it is a stand-in of the same name, with the same traceback.
+    """
+    return _Summary().of(error)
+
+
+def formatted(error: BaseException) -> str:
+    """Return the traceback of *error* in :data:`TRACEBACK_LIMIT` characters or so."""
+    lines = "".join(traceback.format_exception(summarized(error)))
+    return clipped(lines, TRACEBACK_LIMIT)
+
+
+class _Summary:
+    """The stand-ins of one chain."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, BaseException] = {}
+
+    def of(self, error: BaseException) -> BaseException:
+        if id(error) in self._known or len(self._known) >= _LONGEST_CHAIN:
+            return self._known.get(id(error), error)
+        self._known[id(error)] = error
+        text = _in_traceback(error)
+        cause = error.__cause__ and self.of(error.__cause__)
+        context = error.__context__ and self.of(error.__context__)
+        parts = [self.of(each) for each in getattr(error, "exceptions", ())[:_LONGEST_CHAIN]]
+        is_same = cause is error.__cause__ and context is error.__context__
+        if text is None and is_same and parts == list(getattr(error, "exceptions", ())):
+            return error
+        stand_in = _stand_in(type(error), text_of(error) if text is None else text)
+        stand_in.__traceback__ = error.__traceback__
+        stand_in.__context__ = context
+        stand_in.__cause__ = cause
+        stand_in.__suppress_context__ = error.__suppress_context__
+        self._known[id(error)] = stand_in
+        return stand_in
+
+
+def _stand_in(kind: type, text: str) -> BaseException:
+    names: dict[str, Any] = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__str__": lambda _self: text,
+    }
+    made: BaseException = type(kind.__name__, (Exception,), names)()
+    return made
+
+
+def _in_traceback(error: BaseException) -> str | None:
+    """What *error* is to say in a traceback; None where it may speak for itself."""
+    notes = "\n".join(map(str, getattr(error, "__notes__", ())))
+    text = text_of(error)
+    if notes:
+        text = clipped(f"{text}\n{notes}", TEXT_LIMIT)
+    # Lines after the first are indented: none of them looks like one of the log.
+    safe = printable_lines(text).replace("\n", "\n    ")
+    is_unchanged = not notes and safe == text and not _is_large(error)
+    return None if is_unchanged and len(text) < TEXT_LIMIT else safe
+
+
+def _said(error: BaseException) -> str:
+    inner = error.args[0] if len(error.args) == 1 else None
+    if isinstance(inner, BaseException) and type(error).__str__ is BaseException.__str__:
+        # fedora-messaging's ValidationError, among others.
+        return _said(inner)
+    return str(getattr(error, "message", "")) if _is_large(error) else str(error)
+
+
+def _is_large(error: BaseException) -> bool:
+    """Whether *error* is jsonschema's, or one that carries that, and formats a large value."""
+    if len(error.args) == 1 and isinstance(error.args[0], BaseException):
+        return _is_large(error.args[0])
+    if not (hasattr(error, "instance") and hasattr(error, "validator_value")):
+        return False
+    return not _is_small(error.instance)
+
+
+def _is_small(value: Any) -> bool:
+    waiting, seen = [value], 0
+    while waiting:
+        each = waiting.pop()
+        seen += 1
+        if isinstance(each, str | bytes):
+            seen += len(each) // 100
+        elif isinstance(each, dict):
+            seen += len(each)
+            waiting += each.values() if seen < _SMALL else ()
+        elif isinstance(each, list | tuple):
+            waiting += each if len(each) < _SMALL else ()
+            seen += len(each)
+        if seen >= _SMALL:
+            return False
+    return True

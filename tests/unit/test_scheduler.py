@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What brings deferred rows back: bounded by what is out, and quick however many are due."""
+
+import asyncio
+
+import pytest
+from twisted.internet import task
+
+from consumer_framework.core.errors import JournalError
+from consumer_framework.core.holds import Holds
+from consumer_framework.core.intake import Intake
+from consumer_framework.host import scheduler
+from consumer_framework.testing import FakeClock, make_delivery
+from consumer_framework.testing.fake_journal import FakeJournal
+
+
+class CountingJournal(FakeJournal):
+    """Remembers how many rows each look brought, and can be unreadable."""
+
+    def __init__(self):
+        super().__init__()
+        self.looks = []
+        self.unreadable = None
+
+    def due(self, now, limit, out=()):
+        if self.unreadable:
+            raise self.unreadable
+        found = super().due(now, limit, out)
+        self.looks.append(len(found))
+        return found
+
+
+class Rig:
+    def __init__(self, rows, body=b"{}", lane=""):
+        self.clock, self.reactor = FakeClock(1000.0), task.Clock()
+        self.journal, self.intake, self.holds = CountingJournal(), Intake(), Holds(4)
+        self.rows, self.body, self.lane = rows, body, lane
+        self.scheduler = scheduler.Scheduler(
+            self.holds, self.journal, self.intake, self.clock, self.reactor, lambda: None
+        )
+
+    async def fill(self):
+        for number in range(self.rows):
+            delivery = make_delivery(message_id=str(number), body=self.body, lane=self.lane)
+            await self.journal.defer(delivery, 900.0)
+        self.scheduler.look()
+
+    async def handle_one(self):
+        delivery = await asyncio.wait_for(self.intake.take(), 5)
+        assert delivery is not None
+        await self.journal.remove(delivery.row)
+        self.intake.left(delivery)
+        self.scheduler.done(delivery)
+        await asyncio.sleep(0)
+        return delivery.message_id
+
+
+def play(rig, scenario):
+    async def main():
+        await rig.fill()
+        await scenario(rig)
+
+    asyncio.run(main())
+
+
+def test_all_rows_that_are_due_run_without_waiting_for_a_timer():
+    async def scenario(rig):
+        assert [await rig.handle_one() for _ in range(1000)] == [str(n) for n in range(1000)]
+
+    play(Rig(1000), scenario)
+
+
+def test_no_more_rows_are_out_than_may_be_and_none_is_read_twice():
+    async def scenario(rig):
+        assert len(rig.intake) == scheduler.MOST_OUT
+        assert rig.scheduler.is_behind
+        for _ in range(1000):
+            await rig.handle_one()
+            assert len(rig.intake) <= scheduler.MOST_OUT
+        assert sum(rig.journal.looks) == 1000
+        assert len(rig.journal.looks) <= 1000 / (scheduler.MOST_OUT / 2) + 1
+        assert not rig.scheduler.is_behind
+
+    play(Rig(1000), scenario)
+
+
+def test_rows_that_are_deferred_again_bring_no_more_than_those_that_are_due():
+    async def scenario(rig):
+        for _ in range(600):
+            delivery = await asyncio.wait_for(rig.intake.take(), 5)
+            assert delivery is not None
+            await rig.journal.defer(delivery, 2000.0)
+            rig.scheduler.done(delivery)
+            rig.scheduler.deferred(2000.0)
+            await asyncio.sleep(0)
+        assert len(rig.intake) == 0
+        assert sum(rig.journal.looks) == 600
+        assert len(rig.journal.looks) < 12
+
+    play(Rig(600), scenario)
+
+
+def test_large_bodies_are_bounded_by_their_bytes(monkeypatch):
+    monkeypatch.setattr(scheduler, "MOST_BYTES", 4000)
+
+    async def scenario(rig):
+        first = len(rig.intake)
+        for _ in range(first):
+            await rig.handle_one()
+        assert len(rig.intake) > 0, "there is room again"
+        assert await rig.handle_one() == str(first)
+
+    play(Rig(400, body=b"x" * 100), scenario)
+
+
+def test_the_next_row_of_a_lane_follows_when_the_one_before_it_is_done():
+    async def scenario(rig):
+        assert [await rig.handle_one() for _ in range(40)] == [str(n) for n in range(40)]
+
+    play(Rig(40, lane="key"), scenario)
+
+
+def test_a_journal_that_cannot_be_read_is_said_once_and_read_again(caplog):
+    async def scenario(rig):
+        rig.journal.unreadable = JournalError("disk I/O error")
+        while len(rig.intake):
+            await rig.handle_one()
+        rig.scheduler.look()
+        assert caplog.text.count("disk I/O error") == 1
+        rig.journal.unreadable = None
+        rig.clock.advance(scheduler.UNREADABLE_SLEEP)
+        rig.reactor.advance(scheduler.UNREADABLE_SLEEP)
+        while len(rig.intake):
+            await rig.handle_one()
+        assert sum(rig.journal.looks) == 400
+
+    play(Rig(400), scenario)
+
+
+@pytest.mark.parametrize("until", [1000.5, 1020.0])
+def test_the_alarm_rings_for_what_was_deferred_last(until):
+    async def scenario(rig):
+        await rig.journal.defer(make_delivery(), until)
+        rig.scheduler.deferred(until)
+        await asyncio.sleep(0)
+        assert len(rig.intake) == 0
+        rig.clock.advance(until - 1000)
+        rig.reactor.advance(until - 1000)
+        assert len(rig.intake) == 1
+
+    play(Rig(0), scenario)

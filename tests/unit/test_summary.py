@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is kept and logged of exceptions is bounded, and forges no line of the log."""
+
+import logging
+import traceback
+
+import jsonschema
+import pytest
+from fedora_messaging.exceptions import ValidationError
+
+from consumer_framework.adapters.log import RedactedRecord
+from consumer_framework.core.attempt import attempt_of, said
+from consumer_framework.core.printable import clipped, printable, printable_lines
+from consumer_framework.core.summary import TRACEBACK_LIMIT, formatted, summarized
+
+LARGE = "x" * 10_000_000
+FORGED = "first\nERROR forged \x1b[2J\x9b\u2028\x85\r\u202eend"
+
+
+def caught(function):
+    with pytest.raises(BaseException) as raised:  # noqa: PT011 -- whatever it is
+        function()
+    return raised.value
+
+
+def raising(error, cause=None):
+    def raises():
+        raise error from cause
+
+    return caught(raises)
+
+
+def schema_error():
+    body = {"a": list(range(1_000_000))}
+    return caught(lambda: jsonschema.validate(body, {"properties": {"a": {"type": "string"}}}))
+
+
+def with_note():
+    error = ValueError("plain")
+    error.add_note(LARGE)
+    return error
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ValueError(LARGE),
+        lambda: ValueError(*[LARGE] * 10),
+        lambda: KeyError(LARGE),
+        with_note,
+        schema_error,
+        lambda: ValidationError(schema_error()),
+        lambda: raising(ValueError("outer"), ValueError(LARGE)),
+        lambda: raising(RuntimeError("outer"), ValidationError(schema_error())),
+        lambda: ExceptionGroup("many", [ValueError(LARGE), ValueError("small")]),
+        lambda: SyntaxError(LARGE),
+    ],
+)
+def test_everything_that_is_kept_of_an_exception_is_bounded(make):
+    error = raising(make())
+    attempt = attempt_of(error, 1.0)
+    assert len(attempt.message) < 1000
+    assert len(attempt.traceback) <= TRACEBACK_LIMIT + 100
+    assert len(said(error)) < 1000
+    assert "in raises" in attempt.traceback
+    assert type(error).__name__ in attempt.traceback
+
+
+def test_a_large_value_that_a_schema_refuses_is_never_formatted(monkeypatch):
+    error = schema_error()
+    monkeypatch.setattr(type(error), "__str__", lambda _: pytest.fail("it is formatted"))
+    assert "is not of type" in attempt_of(ValidationError(error), 1.0).message
+
+
+def test_a_small_value_that_a_schema_refuses_is_shown_with_its_place():
+    error = caught(lambda: jsonschema.validate({"a": 1}, {"properties": {"a": {"type": "string"}}}))
+    assert "On instance['a']:" in formatted(error)
+
+
+def test_an_exception_that_says_little_speaks_for_itself():
+    error = raising(ValueError("outer"), ValueError("inner"))
+    assert summarized(error) is error
+    assert formatted(error) == "".join(traceback.format_exception(error))
+
+
+def test_a_chain_that_ends_in_itself_has_an_end():
+    one, other = ValueError(LARGE), ValueError("other")
+    one.__context__, other.__context__ = other, one
+    assert len(formatted(other)) <= TRACEBACK_LIMIT + 100
+
+
+def test_what_an_exception_says_forges_no_line_and_reaches_no_terminal():
+    error = raising(ValueError(FORGED))
+    text = formatted(error) + said(error) + attempt_of(error, 1.0).message
+    assert not any(line.startswith("ERROR") for line in text.splitlines())
+    assert not set("\x1b\x9b\u2028\x85\r\u202e") & set(text)
+
+
+def test_a_log_record_is_bounded_and_shows_no_control_character():
+    error = raising(ValueError(FORGED + LARGE))
+    exc_info = (type(error), error, error.__traceback__)
+    name = "consumer_framework.host.recorder"
+    record = RedactedRecord(name, 40, "f", 1, "about %s", (FORGED + LARGE,), exc_info)
+    text = logging.Formatter().format(record)
+    assert len(text) < 2 * TRACEBACK_LIMIT + 1000
+    assert not set("\x1b\x9b\u2028\x85\r\u202e") & set(text)
+
+
+def test_what_an_author_logs_is_left_as_it_is():
+    record = RedactedRecord("app", 20, "f", 1, "\x1b[31m%s", ("red",), None)
+    assert record.getMessage() == "\x1b[31mred"
+
+
+def test_text_is_clipped_in_its_middle():
+    assert clipped("abc", 3) == "abc"
+    assert clipped("a" * 50 + "b" * 50, 10) == "aaaaa [... 90 characters left out ...] bbbbb"
+
+
+def test_what_is_to_print_stays():
+    assert printable("Žluťoučký 😀") == "Žluťoučký 😀"
+    assert printable("a\nb\tc\udcff") == "a\\nb\\tc\\udcff"
+    assert printable_lines("a\nb\tc\x00") == "a\nb\tc\\x00"
