@@ -265,7 +265,10 @@ class Slots:
 
     def dropped(self, rows: Collection[int]) -> None:
         """Begin with none of *rows* any more; the journal has lost them on an operator's order."""
-        self._settler.dropped.update(filter(self._scheduler.is_out, rows))
+        out = set(filter(self._scheduler.is_out, rows))
+        self._settler.dropped |= out
+        if self._handler is not None and out:
+            self._handler.withdraw(lambda delivery: delivery.row in out)
 
     async def replay(self, delivery: Delivery) -> Disposition:
         """Run a claimed row of the journal once, after what runs now.
