@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine, Reject
+from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.fields import fields
 
 from .wording import describe
@@ -128,9 +129,9 @@ class Orders:
         task = asyncio.get_running_loop().create_task(self._replay(replay))
         self._replays[task] = replay
         task.add_done_callback(self._replayed)
-        if self._turn.locked():
-            yield {"step": "waiting for the replay that is under way"}
         try:
+            if self._turn.locked():
+                yield {"step": "waiting for the replay that is under way"}
             while (answer := await replay.answers.get()) is not None:
                 yield answer
             await asyncio.shield(task)
@@ -164,7 +165,11 @@ class Orders:
     async def _replay_one(self, number: int, replay: _Replay) -> bool:
         """Run one row; returns whether the next one may run."""
         tell = replay.answers.put_nowait
-        delivery = self._journal.delivery(number)
+        try:
+            delivery = self._journal.delivery(number)
+        except DamagedRowError as error:
+            tell({"row": number, "result": "skipped", "reason": str(error)})
+            return True
         if delivery is None or not await self._journal.claim(number):
             tell({"row": number, "result": "skipped", "reason": self._why_not(number)})
             return True
