@@ -75,12 +75,7 @@ class Delivery:
     @property
     def published_headers(self) -> dict[str, Any]:
         """The headers as they were published: brokers change their own, which begin with "x-"."""
-        headers = self.properties.headers or {}
-        return {
-            name: value
-            for name, value in headers.items()
-            if name == RAW_PROPERTIES or not readable(name).startswith("x-")
-        }
+        return published(self.properties.headers)
 
     def redelivers(self, earlier: Delivery) -> bool:
         """Whether this is the same message as *earlier*, delivered anew on a later channel.
@@ -97,6 +92,15 @@ class Delivery:
             and self.body == earlier.body
             and self.published_headers == earlier.published_headers
         )
+
+
+def published(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers of a message as they were published."""
+    return {
+        name: value
+        for name, value in (headers or {}).items()
+        if name == RAW_PROPERTIES or not readable(name).startswith("x-")
+    }
 
 
 def readable(name: str | bytes) -> str:
@@ -132,9 +136,15 @@ class Undecodable:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """The process died *times* times while the handler had the message; it did not run again."""
+    """The process died *times* times while the handler had the message; it did not run again.
+
+    Attributes:
+        times: How often.
+        hung: The last time it was restarted, for the handler did not return in time.
+    """
 
     times: int
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
