@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .attempt import NO_HISTORY, History
@@ -48,6 +48,7 @@ class Delivery:
         history: What went wrong with it so far.
         row: The journal's number for it where it came from there, with generation 0; else 0.
         lane: What it must not overtake others of: its ordering key; "" for no such others.
+        decoded: Has the message until it is taken out, where it was decoded for its lane already.
         replayed: An operator had it run again: one attempt, and back to quarantine if that fails.
     """
 
@@ -64,6 +65,7 @@ class Delivery:
     row: int = 0
     lane: str = ""
     replayed: bool = False
+    decoded: list[Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def message_id(self) -> str:
@@ -73,12 +75,7 @@ class Delivery:
     @property
     def published_headers(self) -> dict[str, Any]:
         """The headers as they were published: brokers change their own, which begin with "x-"."""
-        headers = self.properties.headers or {}
-        return {
-            name: value
-            for name, value in headers.items()
-            if name == RAW_PROPERTIES or not readable(name).startswith("x-")
-        }
+        return published(self.properties.headers)
 
     def redelivers(self, earlier: Delivery) -> bool:
         """Whether this is the same message as *earlier*, delivered anew on a later channel.
@@ -95,6 +92,15 @@ class Delivery:
             and self.body == earlier.body
             and self.published_headers == earlier.published_headers
         )
+
+
+def published(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers of a message as they were published."""
+    return {
+        name: value
+        for name, value in (headers or {}).items()
+        if name == RAW_PROPERTIES or not readable(name).startswith("x-")
+    }
 
 
 def readable(name: str | bytes) -> str:
@@ -130,9 +136,15 @@ class Undecodable:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """The process died *times* times while the handler had the message; it did not run again."""
+    """The process died *times* times while the handler had the message; it did not run again.
+
+    Attributes:
+        times: How often.
+        hung: The last time it was restarted, for the handler did not return in time.
+    """
 
     times: int
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)

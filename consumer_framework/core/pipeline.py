@@ -62,6 +62,8 @@ class Pipeline:
         return outcome, decision
 
     async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+        if delivery.row in self.settler.dropped:
+            return None, Known()
         # What the journal brings back is in the journal, however it came to this process first.
         if delivery.redelivered and not delivery.row:
             if self._is_in_journal(delivery):
@@ -71,7 +73,8 @@ class Pipeline:
                 if not isinstance(outcome, Withdrawn):
                     return earlier, outcome
         if self._is_too_deadly(delivery):
-            return None, Crashed(delivery.history.crashes)
+            hung = self.settler.flight.has_hung(delivery)
+            return None, Crashed(delivery.history.crashes, hung)
         if delivery.lane and self._is_blocked(delivery):
             return None, Behind()
         return await self._run(delivery)

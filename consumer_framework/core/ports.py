@@ -118,6 +118,8 @@ class Journal(Protocol):
     of the two comes later, the follower is quarantined, with :func:`.ordering.behind` for its
     reason and with its history.
 
+    A delivery that came from a row which is gone by now writes nothing: an operator dropped it.
+
     Every method raises :class:`.JournalError` where the disk does not take the write.
     """
 
@@ -171,6 +173,10 @@ class FlightRecorder(Protocol):
 
     def crashes_of(self, delivery: Delivery) -> int:
         """How often the process died while the handler had this message."""
+        ...
+
+    def has_hung(self, delivery: Delivery) -> bool:
+        """Whether the last process was restarted because the handler did not return in time."""
         ...
 
     def forget(self, delivery: Delivery) -> None:

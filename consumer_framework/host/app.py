@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 
 from consumer_framework.adapters import codec, config, journald, log
+from consumer_framework.adapters.cgroup import most_tasks
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
 from consumer_framework.core.attempt import is_by_author, said
+from consumer_framework.core.checks import tasks_problem
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 from consumer_framework.core.helpers import hosting
@@ -92,7 +94,7 @@ def run(request: Request) -> int:
     settings = load(request)
     _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
-    plan = make_plan(request, settings, source)
+    plan = _own_plan(request, settings, source)
     # The callback may have configured logging when it was imported.
     log.adapt(is_journal)
     _log.info("starting %s with %s", plan.name, source)
@@ -115,11 +117,12 @@ def run(request: Request) -> int:
     )
     origin = Origin(
         source,
-        read=lambda: config.examine(request.path, request.overrides, request.way),
-        plan=partial(make_plan, request, source=source),
+        read=partial(_read_again, request),
+        plan=partial(_own_plan, request, source=source),
         set_up_logging=partial(configure_logging, source=source, instance=request.instance),
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
+        given=partial(rereading.given, path=request.path),
     )
     runner = Runner(settings, plan, stores, notifier, clock, reactor, origin)
     # Twisted declares its reactor as a module.
@@ -142,6 +145,11 @@ def _not_made(error: Exception, notifier: SystemdNotifier) -> int:
     exit_code = ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.INIT_FAILED
     Leaving(exit_code, leaving.PATIENCE, notifier).begin()
     return exit_code
+
+
+def _read_again(request: Request, given: bytes | None) -> config.Loaded:
+    access = replace(request.way, given=given)
+    return config.examine(request.path, request.overrides, access)
 
 
 def load(request: Request) -> Settings:
@@ -200,6 +208,19 @@ def _described(source: str) -> Iterator[None]:
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
+
+
+def _own_plan(request: Request, settings: Settings, source: str) -> Plan:
+    """Make the plan of this process.
+
+    Raises:
+        ConfigurationError: As :func:`make_plan`, or there may be too few threads for it.
+    """
+    plan = make_plan(request, settings, source)
+    problem = tasks_problem(plan.framework, most_tasks())
+    if problem:
+        raise ConfigurationError(problem, source=source)
+    return plan
 
 
 def make_plan(

@@ -103,6 +103,10 @@ class Scheduler:
             self._intake.put_first(delivery)
         return bool(found)
 
+    def is_out(self, row: int) -> bool:
+        """Whether a row was brought and is not settled yet."""
+        return row in self._out
+
     def took(self, delivery: Delivery) -> None:
         """A row was brought by somebody else, who replays it."""
         self._bytes_out -= self._out.get(delivery.row, 0)
@@ -137,7 +141,7 @@ class Scheduler:
 
     def _bring_soon(self) -> None:
         """Bring back once what many settles of one turn of the event loop make due."""
-        if not self._is_called and self._has_room:
+        if not (self._is_called or self.is_paused) and self._has_room:
             self._is_called = True
             asyncio.get_running_loop().call_soon(self.bring)
 

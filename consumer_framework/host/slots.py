@@ -25,11 +25,11 @@ from consumer_framework.core.settler import Settled, Settler
 
 from .circuit import Circuit
 from .crew import Crew
-from .lane import EVERYTHING
+from .lane import EVERYTHING, Arrivals
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
@@ -96,6 +96,7 @@ class Slots:
         self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake(_bucket(framework), clock.monotonic)
+        self._arrivals = Arrivals(flight, self._intake.put)
         self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
@@ -185,9 +186,7 @@ class Slots:
         """Let the next free slot take *delivery*, after those before it in its lane."""
         if self._settler.answers(delivery):
             return
-        if self.lane_of is not None:
-            delivery = replace(delivery, lane=self.lane_of(delivery))
-        self._intake.put(delivery)
+        self._arrivals.put(delivery, self.lane_of)
 
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the journal."""
@@ -197,6 +196,7 @@ class Slots:
     def voided(self, generation: int) -> None:
         """Forget what waits of a channel that is gone: the broker will deliver it again."""
         self._settler.lost_acks.voided(generation)
+        self._arrivals.discard(generation)
         waiting = self._intake.discard(generation)
         held = self._holds.discard(generation)
         for delivery in held:
@@ -219,7 +219,7 @@ class Slots:
 
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were."""
-        waiting = self._intake.clear()
+        waiting = [*self._intake.clear(), *self._arrivals.clear()]
         for delivery in waiting:
             self._give_back(delivery)
         withdrawn = self._handler.withdraw() if self._handler is not None else 0
@@ -234,6 +234,8 @@ class Slots:
             How many messages that were.
         """
         old = self._intake.older_than(before)
+        if before == math.inf:
+            old += self._arrivals.clear()
         for delivery in old:
             self._give_back(delivery)
         if self._handler is None:
@@ -248,13 +250,12 @@ class Slots:
         """Let no slot begin with a delivery any more, and nothing come back."""
         self._is_closed = True
         self._intake.close()
+        self._arrivals.close()
         self._crew.close()
         if self._handler is not None:
             self._handler.stop()
         self._scheduler.pause()
         self._circuit.stop()
-        for waiting in self._replays.values():
-            waiting.cancel()
 
     def give_back_held(self) -> int:
         """Give back to the broker what is held; returns how many those were."""
@@ -265,17 +266,22 @@ class Slots:
         await self._crew.finish()
         await self._settler.commits()
 
+    def dropped(self, rows: Collection[int]) -> None:
+        """Begin with none of *rows* any more; the journal has lost them on an operator's order."""
+        out = set(filter(self._scheduler.is_out, rows))
+        self._settler.dropped |= out
+        if self._handler is not None and out:
+            self._handler.withdraw(lambda delivery: delivery.row in out)
+
     async def replay(self, delivery: Delivery) -> Disposition:
         """Run a claimed row of the journal once, after what runs now.
 
         Returns:
-            What became of it, once that is committed: :class:`.Ack` for a success.
-
-        Raises:
-            asyncio.CancelledError: The instance stops, or pauses.
+            What became of it, once that is committed: :class:`.Ack` for a success,
+            :class:`.GiveBack` where it did not run because the instance stops or pauses.
         """
         if self._is_closed:
-            raise asyncio.CancelledError
+            return GiveBack()
         done: asyncio.Future[Disposition] = asyncio.get_running_loop().create_future()
         self._replays[delivery.row] = done
         # It may be deferred before its replay is over.
@@ -326,11 +332,7 @@ class Slots:
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
         self._scheduler.done(delivery)
         waiting = self._replays.pop(delivery.row, None)
-        if waiting is None or waiting.done():
-            return
-        if isinstance(disposition, GiveBack):
-            waiting.cancel()
-        else:
+        if waiting is not None and not waiting.done():
             waiting.set_result(disposition)
 
     def _look_at_order(self) -> None:

@@ -312,6 +312,15 @@ STATUS_LINES = [
         Facts(BROKER, trouble="connection refused; attempt 4 in 8 s", left=290),
     ),
     (State.SUBSCRIBING, Facts(BROKER, left=297)),
+    (
+        State.SUBSCRIBING,
+        Facts(
+            BROKER,
+            trouble='waiting for the queue "sample", which another one has: '
+            "405 RESOURCE_LOCKED - cannot obtain exclusive access; attempt 4 in 4 s",
+            left=280,
+        ),
+    ),
     (State.CONSUMING, BUSY),
     (State.CONSUMING, Facts(queues=1, up=7.9)),
     (

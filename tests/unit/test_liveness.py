@@ -48,13 +48,13 @@ def test_strict_ordering_pauses_while_its_journal_cannot_be_read_and_goes_on_by_
         def unreadable(*_):
             raise JournalError("/state/journal.sqlite3: disk I/O error")
 
-        harness.journal.is_blocked = unreadable
+        harness.journal.is_blocked = unreadable  # type: ignore[method-assign]
         harness.deliver(message("next"))
         harness.advance("1m")
         assert "disk I/O error" in harness.paused
         assert "next" not in runs.names
         runs.failing.clear()
-        harness.journal.is_blocked = readable
+        harness.journal.is_blocked = readable  # type: ignore[method-assign]
         harness.advance("1m")
         assert harness.paused == ""
         assert runs.names[-1] == "next"

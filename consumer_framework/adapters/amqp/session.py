@@ -12,6 +12,7 @@ from twisted.internet import defer
 from . import consumers, faults, rebinding, upkeep
 from .connection import CLOSE_TIMEOUT, Client, Clock, Service
 from .consumers import Consumers
+from .patience import expect
 from .upkeep import PATIENCE, SUBSCRIBE_TIMEOUT, Upkeep
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ class Session:
         """Let the broker send so many messages ahead, per queue, from now on.
 
         The count belongs to a consumer (RabbitMQ: Consumer Prefetch). So a new one takes the place
-        of each, on the same channel: what was delivered stays, and can be settled. It does not
-        count against the new consumer's prefetch.
+        of each, on the same channel: what was delivered stays, and can be settled. It counts, so
+        the new one gets what is left of the count, and waits until there is something left.
 
         A queue with a single active consumer keeps the one that it has, or another instance's
         would begin while something runs here.
@@ -202,7 +203,8 @@ class Session:
             return
         done = defer.ensureDeferred(rebinding.bind(client, bound, self._consumers.names))
         try:
-            await done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
+            expect(done, client, self._clock, SUBSCRIBE_TIMEOUT, self._listener.progressed)
+            await done
         except BadDeclaration as error:
             raise faults.declaration_fault(error) from error
         except (*faults.CONNECTION_GONE, defer.TimeoutError) as error:
