@@ -45,6 +45,7 @@ class Delivery:
         properties: The AMQP properties as they were received.
         body: The message as it was received.
         received_at: When, in seconds since the epoch.
+        arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the journal.
         history: What went wrong with it so far.
         row: The journal's number for it where it came from there, with generation 0; else 0.
         lane: What it must not overtake others of: its ordering key; "" for no such others.
@@ -64,6 +65,7 @@ class Delivery:
     row: int = 0
     lane: str = ""
     replayed: bool = False
+    arrived_at: float = 0.0
 
     @property
     def message_id(self) -> str:
