@@ -10,7 +10,7 @@ export PYTHON
 # Most tests wait for servers: more at once than there are cores. The long ones come first.
 TEST_WORKERS ?= 3
 
-.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences clean
+.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences reference clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make rpm       build the source and binary RPMs into dist/rpm, and check them'
 	@echo 'make licences  check the licence of every package that is needed at run time'
+	@echo 'make reference  write the parts of docs/reference that come from docstrings and --help'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
 	@echo 'make clean     remove what make made'
@@ -82,7 +83,11 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: venv
+# The parts of docs/reference that come from docstrings and from --help.
+reference: venv
+	$(BIN)/python docs/generate.py
+
+docs: venv reference
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 # With Fedora's macros, or with stand-ins for them: packaging/rpm/build says which and how.

@@ -11,9 +11,6 @@ version = release
 
 extensions = [
     "myst_parser",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
-    "sphinx_click",
 ]
 exclude_patterns = ["_build"]
 
@@ -22,7 +19,3 @@ html_title = f"consumer_framework {release}"
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-
-autodoc_typehints = "signature"
-autodoc_member_order = "bysource"
-add_module_names = False

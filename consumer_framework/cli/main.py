@@ -34,6 +34,7 @@ Exit codes:
   10  the broker refused a queue or binding     11  a defect of fm-consumer
   12  the queue was deleted                     13  the handler failed
   14  the broker refused the connection         15  no permission to consume
+  75  it cannot work now, and may later; systemd starts the service again
   78  the configuration can never work; systemd does not restart the service
 128 + N: a second signal N, and handlers were not waited for.
 Any other code is one that the handler halted with.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .options import Where
 
 _REFUSED = 1
+# Bytes; no configuration has as many, and a request has its limit.
+_LONGEST_FILE = 256 << 10
 
 
 @click.command(
@@ -46,7 +49,7 @@ def reload(
     The file is checked whole before anything changes. One that is wrong is refused, and the
     instance goes on as before. No message is lost or handled twice. What changes only with a
     restart is named, and stays as it is. Python modules are not imported again: new code takes a
-    restart, too.
+    restart, too. As root, the command hands over a file that only root may read.
     """
     if conf and words:
         raise click.UsageError("give either INSTANCE or --conf, not both")
@@ -75,12 +78,28 @@ def _ask(at: Where, *, as_json: bool) -> dict[str, Any]:
         if running is None:
             return {"result": "not running", "changes": [], "problems": [], "notes": []}
         running.wait_long()
-        for answer in running.ask({"do": "reload"}, "it reads the file when it is started again"):
+        request = {"do": "reload", **_file_of(at)}
+        for answer in running.ask(request, "it reads the file when it is started again"):
             if "result" in answer:
                 return answer
             if not as_json:
                 click.echo(f"{at.instance}: {safe(answer['step'])}", err=True)
     raise client.ControlError("the instance did not say what came of it; see its log (journalctl)")
+
+
+def _file_of(at: Where) -> dict[str, Any]:
+    """What root alone may read goes with the order: the instance runs as another user."""
+    if os.geteuid() != 0:
+        return {}
+    try:
+        data = at.file.read_bytes()
+    except OSError:
+        # The instance says what is wrong with it.
+        return {}
+    if len(data) > _LONGEST_FILE:
+        return {}
+    text = data.decode(errors="surrogateescape")
+    return {"file": {"path": str(at.file.absolute()), "text": text}}
 
 
 def _show(at: Where, answer: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def fingerprint(error: BaseException) -> str:
     one counts. Line numbers are left out: they change with every edit above them.
     """
     frames = _frames(error.__traceback__)
-    own = [frame for frame in frames if _is_own(*frame[1:])]
+    own = [frame for frame in frames if is_own(*frame[1:])]
     function, file, _ = (own or frames or [("", "", "")])[-1]
     where = f" in {_short(file)}:{function}" if function else ""
     return f"{_qualified(type(error))}{where}"
@@ -111,7 +111,8 @@ _FOREIGN = (
 _SITES = ("/site-packages/", "/dist-packages/")
 
 
-def _is_own(file: str, module: str) -> bool:
+def is_own(file: str, module: str) -> bool:
+    """Whether *module*, which is in *file*, is the author's code; see :func:`fingerprint`."""
     if file.startswith(_INSTALLED) or any(site in file for site in _SITES):
         return any(f"{module}.".startswith(f"{package}.") for package in _by_author)
     return not file.startswith(_FOREIGN)

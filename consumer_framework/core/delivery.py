@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .attempt import NO_HISTORY, History
@@ -49,6 +49,7 @@ class Delivery:
         history: What went wrong with it so far.
         row: The journal's number for it where it came from there, with generation 0; else 0.
         lane: What it must not overtake others of: its ordering key; "" for no such others.
+        decoded: Has the message until it is taken out, where it was decoded for its lane already.
         replayed: An operator had it run again: one attempt, and back to quarantine if that fails.
     """
 
@@ -66,6 +67,7 @@ class Delivery:
     lane: str = ""
     replayed: bool = False
     arrived_at: float = 0.0
+    decoded: list[Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def message_id(self) -> str:

@@ -185,6 +185,20 @@ class JournalError(FrameworkError):
         self.lasting = lasting
 
 
+class DamagedRowError(JournalError):
+    """A row of the journal is not what was written; the message in it cannot be run.
+
+    Args:
+        row: Its number.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row} is damaged: {reason}; export it, and drop it", lasting=True)
+        self.row = row
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with a configuration.

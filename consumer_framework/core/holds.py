@@ -46,7 +46,7 @@ class Holds:
         heapq.heappush(self._heap, (due_at, next(self._order), delivery))
 
     def due(self, now: float) -> list[Delivery]:
-        """Remove and return what is due at *now*, in monotonic seconds, in the order of its times."""
+        """Remove and return what is due at *now*, in monotonic seconds, in order of its times."""
         found = []
         while self._heap and self._heap[0][0] <= now:
             found.append(heapq.heappop(self._heap)[2])

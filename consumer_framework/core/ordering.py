@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     # Gives the key of a delivery, "" for none. The function gives it the decoded message.
     Source: TypeAlias = Callable[[Delivery, Callable[[], Any]], str]
 
+# Places of keys that are found without the message being decoded.
+_OUTSIDE = ("topic", "header")
+
+
+def is_outside(text: str | None) -> bool:
+    """Whether the key that *text* names (:func:`source_of`) is not in the message's body."""
+    return text is not None and text.partition(":")[0] in _OUTSIDE
+
 
 @dataclass(frozen=True, slots=True)
 class Blocker:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +103,12 @@ def run(request: Request) -> int:
     _log.info("starting %s with %s", plan.name, source)
     origin = Origin(
         source,
-        read=lambda: config.examine(request.path, request.overrides, request.way),
+        read=partial(_read_again, request),
         plan=partial(make_plan, request, source=source),
         set_up_logging=partial(configure_logging, source=source, instance=request.instance),
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
+        given=partial(rereading.given, path=request.path),
     )
     runner = Runner(settings, plan, stores, notifier, clock, reactor, origin)
     # Twisted declares its reactor as a module.
@@ -116,6 +117,11 @@ def run(request: Request) -> int:
     untyped.callLater(0, runner.startService)
     untyped.run()
     return runner.exit_code
+
+
+def _read_again(request: Request, given: bytes | None) -> config.Loaded:
+    access = replace(request.way, given=given)
+    return config.examine(request.path, request.overrides, access)
 
 
 def load(request: Request) -> Settings:

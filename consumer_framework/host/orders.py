@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.disposition import Ack, Halt, Quarantine, Reject
+from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.fields import fields
 
 from .wording import describe
@@ -97,7 +98,11 @@ class Orders:
         Those of one lane run in their order. Where one does not succeed, the others are skipped.
         """
         for number in self._journal.in_lane_order(_numbers(request)):
-            delivery = self._journal.delivery(number)
+            try:
+                delivery = self._journal.delivery(number)
+            except DamagedRowError as error:
+                yield {"row": number, "result": "skipped", "reason": str(error)}
+                continue
             if delivery is None or not await self._journal.claim(number):
                 yield {"row": number, "result": "skipped", "reason": self._why_not(number)}
                 continue

@@ -44,20 +44,23 @@ class Origin:
 
     Attributes:
         source: The file, for people.
-        read: Reads and checks it; raises :class:`.ConfigurationError`.
+        read: Reads and checks it, with what an order to reload brought along instead where this
+            user may not read it; raises :class:`.ConfigurationError`.
         plan: Plans what its settings say, likewise; finds the author's object, or takes the one
             that it is given as ``target``.
         set_up_logging: Logs as settings say, likewise.
         names_callback: Whether the file says which one that is, and not the command line.
         handed_over: Looks at what the service manager has handed over.
+        given: Finds in an order to reload what it brought along; None for nothing.
     """
 
     source: str
-    read: Callable[[], Loaded]
+    read: Callable[[bytes | None], Loaded]
     plan: Callable[..., Plan]
     set_up_logging: Callable[[Settings], None]
     names_callback: bool = True
     handed_over: Callable[[], HandedOver] = HandedOver
+    given: Callable[[dict[str, Any]], bytes | None] = lambda _request: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +125,19 @@ class Reloader:
         """Reload, as a signal says."""
         self._spawn(self._serve(lambda _answer: None))
 
-    async def order(self, _request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def order(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Reload, as an operator says: ``step`` tells what is waited for, ``result`` ends it.
 
         Goes on where nobody listens any more.
         """
         answers: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._spawn(self._serve(answers.put_nowait))
+        self._spawn(self._serve(answers.put_nowait, self._origin.given(request)))
         while (answer := await answers.get()) is not None:
             yield answer
 
-    async def _serve(self, answer: Callable[[dict[str, Any] | None], None]) -> None:
+    async def _serve(
+        self, answer: Callable[[dict[str, Any] | None], None], given: bytes | None = None
+    ) -> None:
         def say(step: str) -> None:
             answer({"step": step})
 
@@ -140,7 +145,7 @@ class Reloader:
             if self._lock.locked():
                 say("waiting for the reload that is under way")
             async with self._lock:
-                report = await self._reload(say)
+                report = await self._reload(say, given)
             if not report.problems:
                 await self._reconnected(say)
             answer(report.as_json())
@@ -154,14 +159,14 @@ class Reloader:
             say(f"connecting again, as soon as what runs has ended ({running} running)")
             await asyncio.wait([self._reconnecting])
 
-    async def _reload(self, say: Say) -> Report:
+    async def _reload(self, say: Say, given: bytes | None) -> Report:
         await self._instance.is_built.wait()
         if self._is_stopping:
             return Report(problems=stopping().problems)
         source = self._origin.source
         _log.info("reloading %s", source)
         with self._announced(f"Reloading {source}"):
-            report = await self._try(say)
+            report = await self._try(say, given)
             _log_report(report, source)
             self._instance.remarks.update(_remarks(report))
         return report
@@ -184,9 +189,9 @@ class Reloader:
                 # Also where the old settings stay.
                 self._instance.announce_ready()
 
-    async def _try(self, say: Say) -> Report:
+    async def _try(self, say: Say, given: bytes | None) -> Report:
         try:
-            candidate, files = self._candidate()
+            candidate, files = self._candidate(given)
             if candidate.makes_handler:
                 say("setting up a new handler")
             transition = Transition(self._instance, candidate, self._origin.set_up_logging)
@@ -208,14 +213,15 @@ class Reloader:
 
     # What is to come into force.
 
-    def _candidate(self) -> tuple[Candidate, dict[str, str]]:
+    def _candidate(self, given: bytes | None) -> tuple[Candidate, dict[str, str]]:
         """Read the file, check it whole, and put together what of it can be in force now.
 
         Returns:
             That, and the digests of its TLS files.
         """
-        self._origin.handed_over().refuse_stale()
-        loaded = self._origin.read()
+        if given is None:
+            self._origin.handed_over().refuse_stale()
+        loaded = self._origin.read(given)
         old, new = self._instance.settings, loaded.settings
         if not self._origin.names_callback:
             new = new.model_copy(update={"callback": old.callback})

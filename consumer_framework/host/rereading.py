@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a reload cannot read again: what systemd handed over when the service started.
 
+root's ``fm-consumer reload`` brings the file itself along. Credentials it does not:
 systemd makes credentials once, at the start. One of version 260 or newer makes them anew for
 ``systemctl reload``, with ``RefreshOnReload=credentials`` (systemd.service(5)).
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters import config
 from consumer_framework.adapters.credentials import Directory
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+_CURE_OF_FILE = (
+    "run 'fm-consumer reload' as root, which hands the file over, or restart the instance"
+)
 _CURE = "restart the instance (systemd 260 or newer hands them over again for systemctl reload)"
 
 
@@ -49,7 +53,7 @@ class HandedOver:
         if self.file is not None and _changed(self.file) > self.copied:
             what = "was changed, and cannot be read again: only root may read it"
             raise ConfigurationError(
-                Problem("", f"{what}, and the instance has the copy of its start", _CURE)
+                Problem("", f"{what}, and the instance has the copy of its start", _CURE_OF_FILE)
             )
 
     def not_reread(self, now: HandedOver) -> tuple[str, ...]:
@@ -63,6 +67,26 @@ class HandedOver:
         if not same:
             return ()
         return (f"these credentials are as they were: {', '.join(same)}; if not, {_CURE}",)
+
+
+def given(request: Mapping[str, Any], path: Path | None) -> bytes | None:
+    """Return what the configuration *path* says, where the order to reload brought it along.
+
+    Args:
+        request: The order: ``file`` has the ``path`` and the ``text``, as root read it.
+        path: The instance's own; None for none.
+
+    Returns:
+        None where the order has none, or has another one, or this user may read it.
+    """
+    file = request.get("file")
+    if not isinstance(file, dict) or path is None or os.access(path, os.R_OK):
+        return None
+    text = file.get("text")
+    if file.get("path") != str(path.absolute()) or not isinstance(text, str):
+        return None
+    # Bytes that are no UTF-8 came as such, for the error to say so.
+    return text.encode(errors="surrogateescape")
 
 
 def handed_over(path: Path | None, instance: str) -> HandedOver:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import api
@@ -40,8 +41,6 @@ from .tasks import Tasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
-    import signal
-
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
     from consumer_framework.core.ports import Clock, Notifier
@@ -175,6 +174,10 @@ class Runner(MultiService):
             )
         self._happened(Event.LOST)
 
+    def progressed(self) -> None:
+        """What takes long goes on."""
+        self._instance.news_at = self._instance.clock.monotonic()
+
     def blocked(self, reason: str) -> None:
         """The broker takes nothing from the connection; "" when that is over."""
         if reason:
@@ -238,8 +241,13 @@ class Runner(MultiService):
     def _told_to_stop(self, number: signal.Signals) -> None:
         if self._instance.state is State.DRAINING:
             self.exit_code = self.exit_code or 128 + number
+        is_first = self._instance.state not in {State.FAILING, State.DRAINING, State.STOPPED}
         _log.info("%s: stopping", number.name)
         self._happened(Event.STOP)
+        if is_first and self._instance.running:
+            again = "Ctrl-C" if number is signal.SIGINT else number.name
+            how = "to stop now: what runs then is given back, and runs again"
+            _log.info("%s; %s again %s", self._instance.status(), again, how)
 
     def _on_shutdown(self) -> defer.Deferred[None] | None:
         """Somebody else stopped the reactor; drain first."""

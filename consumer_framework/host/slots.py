@@ -25,7 +25,7 @@ from consumer_framework.core.settler import Settled, Settler
 
 from .circuit import Circuit
 from .crew import Crew
-from .lane import EVERYTHING
+from .lane import EVERYTHING, Arrivals
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Slots:
         self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake(_bucket(framework), clock.monotonic)
+        self._arrivals = Arrivals(flight, self._intake.put)
         self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots, clock)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
@@ -185,9 +186,7 @@ class Slots:
         """Let the next free slot take *delivery*, after those before it in its lane."""
         if self._settler.answers(delivery):
             return
-        if self.lane_of is not None:
-            delivery = replace(delivery, lane=self.lane_of(delivery))
-        self._intake.put(delivery)
+        self._arrivals.put(delivery, self.lane_of)
 
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the journal."""
@@ -197,6 +196,7 @@ class Slots:
     def voided(self, generation: int) -> None:
         """Forget what waits of a channel that is gone: the broker will deliver it again."""
         self._settler.lost_acks.voided(generation)
+        self._arrivals.discard(generation)
         waiting = self._intake.discard(generation)
         held = self._holds.discard(generation)
         for delivery in held:
@@ -219,7 +219,7 @@ class Slots:
 
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were."""
-        waiting = self._intake.clear()
+        waiting = [*self._intake.clear(), *self._arrivals.clear()]
         for delivery in waiting:
             self._give_back(delivery)
         withdrawn = self._handler.withdraw() if self._handler is not None else 0
@@ -234,6 +234,8 @@ class Slots:
             How many messages that were.
         """
         old = self._intake.older_than(before)
+        if before == math.inf:
+            old += self._arrivals.clear()
         for delivery in old:
             self._give_back(delivery)
         if self._handler is None:
@@ -248,6 +250,7 @@ class Slots:
         """Let no slot begin with a delivery any more, and nothing come back."""
         self._is_closed = True
         self._intake.close()
+        self._arrivals.close()
         self._crew.close()
         if self._handler is not None:
             self._handler.stop()

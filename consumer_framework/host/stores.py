@@ -118,7 +118,8 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
         with described(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = Journal.open(directory, instance=instance, limits=limits)
-        flight = _open_flight(directory, journal, places)
+        # One more is in flight while it is decoded for its ordering key.
+        flight = _open_flight(directory, journal, places + 1)
     except JournalError as error:
         if not error.lasting:
             raise

@@ -14,6 +14,8 @@ from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.vitality import Facts, Sick, judge
 
+from .blocked_loop import BlockedLoop
+
 if TYPE_CHECKING:
     from .instance import Instance
 
@@ -28,7 +30,7 @@ class Watchdog:
     """Feeds the watchdog from the event loop, for as long as the instance is not stuck.
 
     Where the loop itself is blocked, nothing is fed, and the service manager finds out by itself.
-    Does nothing without a service manager that waits for it.
+    Feeds nothing without a service manager that waits for it.
 
     Args:
         instance: What is judged.
@@ -44,15 +46,21 @@ class Watchdog:
         # Not one of Twisted's, which stands still when somebody sets the machine's time back.
         self._timer: asyncio.TimerHandle | None = None
         self._is_alarmed = False
+        self._blocked_loop = BlockedLoop()
 
     def start(self) -> None:
-        """Feed it from now on."""
+        """Feed it from now on, and say where the event loop is blocked."""
+        self._blocked_loop.start()
         if self._interval:
-            self._look()
-            self._timer = asyncio.get_running_loop().call_later(self._interval, self.start)
+            self._feed()
+
+    def _feed(self) -> None:
+        self._look()
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._feed)
 
     def stop(self) -> None:
         """Feed it no more."""
+        self._blocked_loop.stop()
         if self._timer is not None:
             self._timer.cancel()
         self._confirmation.stop()

@@ -27,6 +27,9 @@ T = TypeVar("T")
 _CHUNK = 65536
 """Bytes that the proxy takes from one side before it hands them to the other."""
 
+_PIECES = 20
+"""How many times in a second something is sent on a slow link."""
+
 _LINGER_NOT = struct.pack("ii", 1, 0)  # struct linger: close() discards, and sends RST (socket(7))
 
 
@@ -72,6 +75,7 @@ class _Relay:
         self._links: dict[asyncio.Task[None], _Link] = {}
         self._flowing = asyncio.Event()
         self._hangs_up = False
+        self._rate: int | None = None
         self.port: int = self._holder.getsockname()[1]
 
     async def listen(self) -> None:
@@ -97,6 +101,9 @@ class _Relay:
 
     async def hang_up(self, *, ends: bool) -> None:
         self._hangs_up = ends
+
+    async def limit(self, rate: int | None) -> None:
+        self._rate = rate
 
     async def count(self) -> int:
         self._take_pending()
@@ -153,9 +160,18 @@ class _Relay:
     async def _relay(self, source: socket.socket, sink: socket.socket) -> None:
         while data := await self._loop.sock_recv(source, _CHUNK):
             await self._flowing.wait()
-            await self._loop.sock_sendall(sink, data)
+            if self._rate is None:
+                await self._loop.sock_sendall(sink, data)
+            else:
+                await self._trickle(sink, data, self._rate)
         await self._flowing.wait()
         sink.shutdown(socket.SHUT_WR)
+
+    async def _trickle(self, sink: socket.socket, data: bytes, rate: int) -> None:
+        size = max(1, rate // _PIECES)
+        for start in range(0, len(data), size):
+            await self._loop.sock_sendall(sink, data[start : start + size])
+            await asyncio.sleep(1 / _PIECES)
 
 
 @dataclass(frozen=True)
@@ -282,6 +298,14 @@ class Proxy:
     def forward(self) -> None:
         """Forward new connections again."""
         self._running.call(self._running.relay.hang_up(ends=False))
+
+    def limit(self, rate: int | None) -> None:
+        """Pass on so many bytes in a second, in each direction of each connection.
+
+        Args:
+            rate: None for no limit.
+        """
+        self._running.call(self._running.relay.limit(rate))
 
     def stall(self) -> None:
         """Stop forwarding, in both directions, as when a network goes dead.

@@ -186,6 +186,9 @@ class VirtualInstance:
         self._runner = KillableRunner(handler, self._plan.limits, self._flight, self._begin)
         await self._runner.executor.setup()
         lanes = lane_of(self._plan, handler)
+        if lanes is not None:
+            # Time is virtual, threads are not.
+            lanes.needs_message = False
         self._workers = []
         self._slots.start(self._runner, lanes, self._workers.append)
 

@@ -102,6 +102,8 @@ def _consumer_sources(sources: Path, version: str) -> Path:
         "SUMMARY": "A consumer of the tests",
         "LICENSE": "GPL-2.0-or-later",
         "URL": "https://example.com/",
+        "DATE": "Mon Jan 05 2026",
+        "PACKAGER": "Jane Doe <jane@example.com>",
     }
     text = (RPM / "consumer.spec.in").read_text()
     for word, value in words.items():

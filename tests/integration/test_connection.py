@@ -398,9 +398,41 @@ def test_an_exclusive_queue_is_waited_for_after_a_cut(broker, queue_name, proxy,
     assert instance.stop() == 0
 
 
-def test_an_exclusive_queue_of_somebody_else_ends_in_10(broker, queue_name, start):
+def test_an_exclusive_queue_of_somebody_else_is_waited_for(broker, queue_name, start):
+    queues = queue_table(queue_name, exclusive=True) + queue_table(f"{queue_name}.other")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         connection.channel().queue_declare(queue_name, exclusive=True)
-        instance = start(broker.url, queue_table(queue_name, exclusive=True), QUICK)
-        assert instance.wait() == 10
-    assert "405 RESOURCE_LOCKED" in instance.log
+        instance = start(broker.url, queues, QUICK)
+        until(lambda: instance.told(f'STATUS=waiting for the queue "{queue_name}"'), "it says so")
+        assert "405 RESOURCE_LOCKED" in instance.log
+        publish(broker.url, f"{queue_name}.other", [1])
+        instance.noted("done", 1)
+        assert not instance.told("READY=1")
+    instance.ready()
+    assert instance.stop() == 0
+
+
+def test_another_exclusive_consumer_is_waited_for(broker, queue_name, start):
+    """Also while the instance runs: it may come between two consumers of ours."""
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(queue_name, durable=True)
+        channel.basic_consume(queue_name, lambda *_: None, exclusive=True)
+        instance = start(broker.url, queue_table(queue_name), QUICK)
+        until(lambda: instance.told(f'STATUS=waiting for the queue "{queue_name}"'), "it says so")
+        assert "in exclusive use; attempt 2 in 1 s" in instance.log
+    instance.ready()
+    publish(broker.url, queue_name, [1])
+    instance.noted("done", 1)
+    assert instance.stop() == 0
+
+
+def test_a_message_on_a_slow_link_is_not_cut_off(broker, queue_name, proxy, start):
+    """One frame of it takes longer than the broker may keep silent."""
+    url = f"{proxy.url_for(broker.url)}?heartbeat=2"
+    instance = start(url, queue_table(queue_name), QUICK).ready()
+    proxy.limit(15_000)
+    publish(broker.url, queue_name, [b'{"n": "%s"}' % (b"x" * 150_000)])
+    instance.noted("done", 1)
+    assert instance.stop() == 0
+    assert "no connection" not in instance.log

@@ -55,6 +55,9 @@ class Listening:
     def lost(self, reason, retry_in):
         self.events.append("lost")
 
+    def progressed(self):
+        self.events.append("progressed")
+
     def blocked(self, reason):
         self.events.append(f"blocked: {reason}")
 

@@ -152,6 +152,25 @@ async def handler(message):
     assert instance.stop() == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize(("number", "again"), [("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM")])
+def test_a_stop_says_what_it_waits_for_and_how_to_stop_now(
+    broker, queue_name, start, number, again
+):
+    handler = """
+def handler(message):
+    note("start", message)
+    time.sleep(60)
+"""
+    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    publish(broker.url, queue_name, [1])
+    instance.noted("start", 1)
+    instance.send(getattr(signal, number))
+    until(lambda: f"{again} again to stop now" in instance.log, instance.log)
+    assert "Stopping: waiting for 1 running" in instance.log
+    instance.send(getattr(signal, number))
+    instance.wait()
+
+
 def test_the_framework_is_heard_where_a_log_config_disables_what_exists(broker, queue_name, start):
     extra = """
 passive_declares = true

@@ -154,7 +154,7 @@ def test_a_file_that_systemd_hands_over_may_be_closed_to_the_service(public, mon
     assert finding.level is Level.INFO
     assert str(finding.problem) == (
         "is closed to the service's user fm-sample: systemd gives it a copy; "
-        "after a change, restart the instance: a reload may not see it"
+        "after a change, run 'fm-consumer reload' as root, or restart the instance"
     )
     path.chmod(0o644)
     assert list(file_findings(path, DYNAMIC, lambda: True)) == []

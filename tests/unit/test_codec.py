@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import json
 import logging
+from typing import Any
 
 import jsonschema
 import pika
@@ -105,6 +106,11 @@ def test_a_message_without_headers_or_an_id_is_a_plain_message_as_upstream_has_i
     arrived = codec.decode(delivery_with(b'{"a": 1}', headers=None, message_id=None))
     assert type(arrived) is Message
     assert (arrived.body, arrived.id, arrived._headers) == ({"a": 1}, None, {})
+
+
+def test_an_id_that_is_no_utf_8_is_text_for_the_handler():
+    odd: Any = b"\xffid"
+    assert codec.decode(delivery_with(b"{}", message_id=odd)).id == "\\xffid"
 
 
 def test_a_message_whose_properties_cannot_be_decoded_is_undecodable():

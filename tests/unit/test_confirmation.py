@@ -40,6 +40,7 @@ class Client:
         self.is_blocked = False
         self.is_aborted = False
         self.refusal = None
+        self.arrived = 0
 
     def channel(self):
         if self.refusal is not None:
@@ -289,3 +290,24 @@ def test_the_lag_is_not_known_any_more_where_nothing_is_asked(confirmation, sess
         session.client = Client()
     confirmation.ask()
     assert confirmation.lag is None
+
+
+def test_an_answer_behind_a_large_message_is_waited_for(confirmation, session, reactor, clock):
+    confirmation.ask()
+    for _ in range(3):
+        session.client.arrived += 100_000
+        clock.advance(ANSWER_TIMEOUT)
+        reactor.advance(ANSWER_TIMEOUT)
+        assert not session.client.is_aborted
+        assert confirmation.confirm_by > clock.monotonic(), "and the watchdog waits, too"
+    session.client.arrived += 16
+    reactor.advance(ANSWER_TIMEOUT)
+    assert session.client.is_aborted, "heartbeats alone are no answer"
+
+
+def test_an_answer_that_messages_always_come_before_has_an_end(confirmation, session, reactor):
+    confirmation.ask()
+    for _ in range(40):
+        session.client.arrived += 100_000
+        reactor.advance(ANSWER_TIMEOUT)
+    assert session.client.is_aborted

@@ -7,7 +7,7 @@ from fedora_messaging.exceptions import BadDeclaration
 from twisted.internet import error as twisted_errors
 
 from consumer_framework.adapters.amqp import faults
-from consumer_framework.core.errors import ExitCode
+from consumer_framework.core.errors import ExitCode, Fault
 
 QUEUE = {"queue": "one", "durable": True}
 BINDING = {"queue": "one", "exchange": "amq.topic", "routing_key": "a.#"}
@@ -58,6 +58,7 @@ def test_a_refused_binding_is_named_with_what_to_do(code, cure):
 )
 def test_a_refused_consumer_has_upstreams_exit_code(code, exit_code, word):
     fault = faults.consume_fault(closed(code), "one")
+    assert isinstance(fault, Fault)
     assert fault.exit_code == exit_code
     assert '"one"' in str(fault)
     assert word in str(fault)

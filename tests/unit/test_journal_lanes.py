@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from consumer_framework.adapters.journal import Journal, Limits, lanes, reader
+from consumer_framework.adapters.journal.properties import pack
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
@@ -167,8 +168,9 @@ def test_an_edited_copy_has_its_originals_place_however_often_it_was_edited(jour
 
 
 def test_an_edit_for_which_the_first_row_made_room_is_the_first(opened):
-    journal = opened(max_bytes=30)
-    for message_id, size in ("1", 12), ("2", 9), ("3", 9):
+    others = len(pack(laned("1").properties)) + len("poison")
+    journal = opened(max_bytes=118 + 3 * others)
+    for message_id, size in ("1", 100), ("2", 9), ("3", 9):
         run(journal.quarantine(laned(message_id, body=b"x" * size), "poison"))
     (child,) = run(journal.supersede(2, b"y" * 9))
     assert journal.row(1) is None

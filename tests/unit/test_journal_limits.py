@@ -9,11 +9,20 @@ from dataclasses import replace
 import pytest
 
 from consumer_framework.adapters.journal import Expired, Journal, Limits
+from consumer_framework.adapters.journal.properties import pack
+from consumer_framework.adapters.journal.records import size_of
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
 
 FAILED = History((Attempt(1.5, "ValueError", "no", "Traceback ...", "ValueError in f"),), crashes=1)
+
+
+# What a row takes that `quarantine` makes here.
+ROW = size_of(b"0123456789", pack(make_delivery(message_id="1").properties), "spent", "no")
+ROW += size_of("Traceback ...")
+# The body of a deferred message that takes as much.
+AS_MUCH = b"x" * (10 + size_of("spent", "no", "Traceback ...") - size_of("deferred"))
 
 
 class Time:
@@ -160,25 +169,26 @@ def test_where_expired_messages_cannot_be_exported_they_stay(opened, tmp_path):
 
 
 def test_the_oldest_quarantined_messages_make_room(opened, tmp_path):
-    journal = opened(max_bytes=30)
+    journal = opened(max_bytes=3 * ROW)
     quarantine(journal, "1", "2", "3", "4", "5")
     assert kept(journal) == ["3", "4", "5"]
     assert [line["id"] for line in lines(tmp_path / "expired.jsonl")] == ["1", "2"]
-    assert journal.stats().bytes == 30
+    assert journal.stats().bytes == 3 * ROW
 
 
 def test_deferred_messages_make_room_as_well_as_they_take_it(opened):
-    journal = opened(max_bytes=30)
+    journal = opened(max_bytes=3 * ROW)
     quarantine(journal, "1", "2", "3")
-    run(journal.defer(make_delivery(message_id="deferred", body=b"x" * 15), 1.0))
+    run(journal.defer(make_delivery(message_id="deferred", body=AS_MUCH + b"x"), 1.0))
     assert kept(journal) == ["3", "deferred"]
 
 
 def test_what_is_full_of_deferred_messages_takes_no_more_and_loses_none(opened):
-    journal = opened(max_bytes=30)
+    journal = opened(max_bytes=3 * ROW)
     for number in range(3):
-        run(journal.defer(make_delivery(message_id=str(number), body=b"x" * 10), 1.0))
-    with pytest.raises(JournalError, match=r"full \(30 bytes of 30\) of messages that are def"):
+        run(journal.defer(make_delivery(message_id=str(number), body=AS_MUCH), 1.0))
+    full = rf"full \({3 * ROW} bytes of {3 * ROW}\) of messages that are def"
+    with pytest.raises(JournalError, match=full):
         quarantine(journal, "3")
     assert kept(journal) == ["0", "1", "2"]
     run(journal.remove(1))
@@ -202,7 +212,7 @@ def test_a_message_larger_than_the_limit_is_kept_alone_rather_than_block_the_que
 
 
 def test_an_edit_never_pushes_out_its_own_original(opened):
-    journal = opened(max_bytes=25)
+    journal = opened(max_bytes=2 * ROW + ROW // 2)
     quarantine(journal, "1", "2")
     (child,) = run(journal.supersede(2, b"x" * 10))
     assert [(row.id, row.state) for row in journal.rows(state=None)] == [
@@ -225,10 +235,41 @@ def test_a_burst_into_a_full_journal_takes_a_handful_of_commits(opened, tmp_path
 
 
 def test_an_edit_that_finds_no_room_leaves_its_original_as_it_was(opened):
-    journal = opened(max_bytes=30)
-    run(journal.defer(make_delivery(message_id="1", body=b"x" * 20), 1.0))
+    journal = opened(max_bytes=2 * ROW)
+    run(journal.defer(make_delivery(message_id="1", body=AS_MUCH), 1.0))
     quarantine(journal, "2")
     with pytest.raises(JournalError, match="full"):
         run(journal.supersede(2, b"x" * 20))
     assert [row.id for row in journal.rows()] == [2]
     assert run(journal.claim(2)) == [True]
+
+
+def long_winded(message_id, size):
+    history = History((Attempt(1.5, "ValueError", "no", "T" * size, "ValueError in f"),))
+    return replace(make_delivery(message_id=message_id, body=b"x"), history=history)
+
+
+def test_all_that_a_row_keeps_counts_towards_the_limit(opened):
+    journal = opened(max_bytes=10_000)
+    for number in range(20):
+        run(journal.quarantine(long_winded(str(number), 3000), "spent"))
+    assert kept(journal) == ["17", "18", "19"]
+
+
+def test_a_row_that_grows_pushes_out_others_and_never_itself(opened):
+    journal = opened(max_bytes=10_000)
+    for number in range(3):
+        run(journal.quarantine(long_winded(str(number), 3000), "spent"))
+    run(journal.quarantine(long_winded("0", 8000), "spent"))
+    assert kept(journal) == ["0"]
+    run(journal.quarantine(long_winded("0", 20_000), "spent"))
+    assert kept(journal) == ["0"]
+
+
+def test_a_failed_replay_counts_its_traceback(opened):
+    journal = opened(max_bytes=10_000)
+    quarantine(journal, "1")
+    run(journal.claim(1), journal.release(1, Attempt(2.0, "ValueError", "no", "T" * 500, "f")))
+    assert journal.stats().bytes == ROW + 502
+    run(journal.drop([1]))
+    assert journal.stats().bytes == 0

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the ordering key of a message is found."""
 
+import asyncio
 import json
 import logging
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +13,18 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import Consumer
+from consumer_framework.adapters import codec
 from consumer_framework.core.consumer import handler_of
 from consumer_framework.core.ordering import behind, source_from, source_of
 from consumer_framework.core.recovery import Policy
 from consumer_framework.core.settings import Framework
-from consumer_framework.host.lane import EVERYTHING, lane_of
+from consumer_framework.host.lane import EVERYTHING, Arrivals, lane_of
 from consumer_framework.host.ordering import source_for
 from consumer_framework.host.plan import Plan
 from consumer_framework.testing import make_delivery
+from consumer_framework.testing.fake_flight import FakeFlightRecorder
+
+PATIENCE = 20
 
 BODY = {
     "update": {"alias": "FEDORA-1", "n": 7, "ratio": 1.5, "list": ["x", {"y": "z"}], "none": None},
@@ -140,32 +146,167 @@ def test_without_ordering_no_message_has_a_lane():
 
 def test_with_strict_ordering_all_messages_have_the_same_lane():
     finder = lane_finder(ordering="strict")
-    assert finder(make_delivery()) == finder(make_delivery(routing_key="b", body=b"")) == EVERYTHING
+    assert finder(make_delivery()).lane == EVERYTHING
+    assert finder(make_delivery(routing_key="b", body=b"")).lane == EVERYTHING
 
 
 def test_with_key_ordering_the_lane_is_the_key():
     by_topic = lane_finder(ordering="key", ordering_key="topic")
     by_body = lane_finder(ordering="key", ordering_key="body:n")
     by_method = lane_finder(WithKey, ordering="key")
-    assert by_topic(delivery_of({"n": 5})) == "a.topic"
-    assert by_body(delivery_of({"n": 5})) == "5"
-    assert by_method(delivery_of({"n": 5})) == "1"
+    assert by_topic(delivery_of({"n": 5})).lane == "a.topic"
+    assert by_body(delivery_of({"n": 5})).lane == "5"
+    assert by_method(delivery_of({"n": 5})).lane == "1"
 
 
 def test_the_setting_stands_before_the_method():
     finder = lane_finder(WithKey, ordering="key", ordering_key="body:n")
-    assert finder(delivery_of({"n": 5})) == "5"
+    assert finder(delivery_of({"n": 5})).lane == "5"
 
 
 def test_a_message_whose_key_cannot_be_found_has_no_lane_and_that_is_said_once(caplog):
     finder = lane_finder(WithKey, ordering="key")
     with caplog.at_level(logging.WARNING):
-        assert finder(delivery_of(b"no json")) == ""
-        assert finder(delivery_of({"m": 5})) == ""
-        assert finder(delivery_of({"m": 6})) == ""
+        assert finder(delivery_of(b"no json")).lane == ""
+        assert finder(delivery_of({"m": 5})).lane == ""
+        assert finder(delivery_of({"m": 6})).lane == ""
     assert len(caplog.records) == 2, "one for each cause"
     assert all("no ordering key" in record.getMessage() for record in caplog.records)
 
 
 def test_who_is_behind_says_which_row_is_in_the_way():
     assert "17" in behind(17)
+
+
+class Arriving:
+    """Arrivals with a finder whose decoding can be watched, and held up."""
+
+    def __init__(self, monkeypatch, **settings):
+        self.flight = FakeFlightRecorder(places=1, crashed=settings.pop("crashed", None))
+        self.put: list[Any] = []
+        self.threads: list[threading.Thread] = []
+        self.flying: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.arrivals = Arrivals(self.flight, self.put.append)
+        self.lane_of = lane_finder(**{"ordering": "key", "ordering_key": "body:n", **settings})
+        self.decode = codec.decode
+        monkeypatch.setattr(codec, "decode", self.watched)
+
+    def watched(self, delivery):
+        self.gate.wait(PATIENCE)
+        self.threads.append(threading.current_thread())
+        self.flying.append(len(self.flight.in_flight))
+        return self.decode(delivery)
+
+    def comes(self, *deliveries):
+        for delivery in deliveries:
+            self.arrivals.put(delivery, self.lane_of)
+
+    async def all(self, count):
+        async with asyncio.timeout(PATIENCE):
+            while len(self.put) < count:  # noqa: ASYNC110 -- nobody tells
+                await asyncio.sleep(0)
+        self.arrivals.close()
+        return self.put
+
+
+def numbered(tag, body=None, **what):
+    return replace(delivery_of({"n": tag} if body is None else body), delivery_tag=tag, **what)
+
+
+def test_for_its_key_a_body_is_decoded_once_off_the_event_loop_and_in_flight(monkeypatch):
+    async def scenario():
+        arriving = Arriving(monkeypatch)
+        arriving.comes(*map(numbered, range(5)))
+        assert arriving.put == []
+        found = await arriving.all(5)
+        assert [(d.delivery_tag, d.lane) for d in found] == [(n, str(n)) for n in range(5)]
+        assert threading.current_thread() not in arriving.threads
+        assert arriving.flying == [1] * 5
+        messages = [arriving.decode(delivery) for delivery in found]
+        assert [message.body for message in messages] == [{"n": n} for n in range(5)]
+        assert len(arriving.threads) == 5, "the handler gets what was decoded"
+        again = arriving.decode(found[0])
+        assert again is not messages[0], "the next attempt gets a message of its own"
+
+    asyncio.run(scenario())
+
+
+def test_nothing_overtakes_a_message_that_waits_for_its_key(monkeypatch):
+    async def scenario():
+        arriving = Arriving(monkeypatch)
+        arriving.gate.clear()
+        arriving.comes(numbered(1), numbered(2, b"no json"))
+        arriving.arrivals.put(numbered(3), None)
+        await asyncio.sleep(0)
+        assert arriving.put == []
+        arriving.gate.set()
+        assert [d.delivery_tag for d in await arriving.all(3)] == [1, 2, 3]
+        assert [d.lane for d in arriving.put] == ["1", "", ""]
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_for_its_key_is_forgotten_with_its_channel_or_given_back(monkeypatch):
+    async def scenario():
+        arriving = Arriving(monkeypatch)
+        arriving.gate.clear()
+        arriving.comes(numbered(1), numbered(2, generation=2), numbered(3))
+        arriving.arrivals.discard(1)
+        assert [d.delivery_tag for d in arriving.arrivals.clear()] == [2]
+        arriving.gate.set()
+        arriving.comes(numbered(4))
+        assert [d.delivery_tag for d in await arriving.all(1)] == [4]
+
+    asyncio.run(scenario())
+
+
+def test_a_message_that_killed_too_often_is_not_decoded_for_its_key(monkeypatch):
+    async def scenario():
+        once, twice = (numbered(n, redelivered=True) for n in (1, 2))
+        crashed = {_key(once): 1, _key(twice): 2}
+        arriving = Arriving(monkeypatch, crashed=crashed)
+        arriving.comes(once, twice)
+        assert [d.lane for d in await arriving.all(2)] == ["1", ""]
+        assert len(arriving.threads) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_large_message_is_not_kept_in_memory_for_its_handler(monkeypatch):
+    async def scenario():
+        arriving = Arriving(monkeypatch)
+        arriving.comes(numbered(1, {"n": 1, "much": "x" * (1 << 20)}))
+        (found,) = await arriving.all(1)
+        assert found.lane == "1"
+        assert found.decoded is None
+
+    asyncio.run(scenario())
+
+
+def test_a_key_outside_the_body_needs_no_thread(monkeypatch):
+    async def scenario():
+        arriving = Arriving(monkeypatch, ordering_key="topic")
+        arriving.comes(numbered(1))
+        assert [d.lane for d in arriving.put] == ["a.topic"]
+        assert arriving.threads == []
+
+    asyncio.run(scenario())
+
+
+def test_where_no_thread_can_be_started_keys_are_found_all_the_same(monkeypatch):
+    def refused(_thread):
+        raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        arriving = Arriving(monkeypatch)
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        arriving.comes(numbered(1), numbered(2))
+        assert [d.lane for d in await arriving.all(2)] == ["1", "2"]
+
+    asyncio.run(scenario())
+
+
+def _key(delivery):
+    return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body

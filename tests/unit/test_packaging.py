@@ -66,6 +66,8 @@ def test_the_page_on_packages_shows_the_template_filled_in():
         "SUMMARY": "Prints messages about packages",
         "LICENSE": "GPL-2.0-or-later",
         "URL": "https://example.com/",
+        "DATE": "Mon Jan 05 2026",
+        "PACKAGER": "Jane Doe <jane@example.com>",
         **dict.fromkeys(("PROJECT", "SDIST", "MODULE", "NAME"), "sample"),
     }
     for word, value in words.items():

@@ -167,3 +167,34 @@ def test_names_are_completed(host):
     context = click.Context(command)
     (argument,) = [p for p in command.params if isinstance(p, click.Argument)]
     assert [item.value for item in argument.shell_complete(context, "sa")] == ["sample"]
+
+
+@pytest.mark.parametrize(("user", "is_sent"), [(0, True), (1000, False)])
+def test_root_hands_the_file_over_with_the_order(host, monkeypatch, user, is_sent):
+    file = host.configures()
+    file.write_bytes(b"x = '\xff'\n")
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    orders = []
+
+    async def reload(request):
+        orders.append(request)
+        yield UNCHANGED
+
+    with host.runs("sample", "lib" if is_sent else "h/fedora-messaging", reload=reload):
+        assert host.does("reload", "sample").exit_code == 0
+    sent = {"file": {"path": str(file), "text": "x = '\udcff'\n"}} if is_sent else {}
+    assert orders == [{"do": "reload", **sent}]
+
+
+def test_a_file_that_is_not_there_or_too_large_stays_where_it_is(host):
+    orders = []
+
+    async def reload(request):
+        orders.append(request)
+        yield UNCHANGED
+
+    with host.runs("sample", reload=reload):
+        host.does("reload", "sample")
+        host.configures(text="#" * (300 << 10))
+        host.does("reload", "sample")
+    assert orders == [{"do": "reload"}] * 2

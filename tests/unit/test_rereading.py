@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,13 @@ def closed(host, monkeypatch) -> Any:
 def test_the_copy_is_read_where_the_file_may_not_be(closed):
     closed.write("topic_prefix = 'file'", copy="topic_prefix = 'copy'")
     access = configuration.inside(closed.file, "sample")
-    assert config.read(closed.file, access.handed_over) == {"topic_prefix": "copy"}
+    assert config.read(closed.file, access) == {"topic_prefix": "copy"}
 
 
 def test_the_file_itself_is_read_where_it_may_be(host):
     host.write("topic_prefix = 'file'", copy="topic_prefix = 'copy'")
     access = configuration.inside(host.file, "sample")
-    assert config.read(host.file, access.handed_over) == {"topic_prefix": "file"}
+    assert config.read(host.file, access) == {"topic_prefix": "file"}
 
 
 @pytest.mark.parametrize("name", ["other.toml", "sub/sample.toml"])
@@ -102,13 +102,43 @@ def test_a_closed_file_that_was_changed_since_the_start_is_refused(closed):
     os.utime(closed.file, (200, 200))
     with pytest.raises(ConfigurationError, match="cannot be read again: only root may") as caught:
         handed_over(closed.file, "sample").refuse_stale()
-    assert "restart the instance" in str(caught.value)
+    assert "run 'fm-consumer reload' as root" in str(caught.value)
     # systemd 260 makes a new copy for a reload.
     os.utime(closed.directory / "fm-consumer.toml", (300, 300))
     handed_over(closed.file, "sample").refuse_stale()
     closed.file.unlink()
     with pytest.raises(ConfigurationError):
         handed_over(closed.file, "sample").refuse_stale()
+
+
+def order_of(file, text):
+    return {"do": "reload", "file": {"path": str(file), "text": text}}
+
+
+def test_a_closed_file_comes_with_roots_order_to_reload(closed):
+    closed.write("topic_prefix = 'file'", at=200, copy="topic_prefix = 'copy'")
+    given = rereading.given(order_of(closed.file, "topic_prefix = 'root'"), closed.file)
+    access = replace(configuration.inside(closed.file, "sample"), given=given)
+    assert config.examine(closed.file, access=access).settings.topic_prefix == "root"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"do": "reload"},
+        {"do": "reload", "file": "x"},
+        {"do": "reload", "file": {"path": "/etc/other.toml", "text": ""}},
+    ],
+)
+def test_an_order_without_the_file_or_with_another_one_brings_nothing(closed, order):
+    closed.write("")
+    assert rereading.given(order, closed.file) is None
+    assert rereading.given(order_of(closed.file, ""), None) is None
+
+
+def test_a_file_that_the_instance_may_read_is_read_by_itself(host):
+    host.write("")
+    assert rereading.given(order_of(host.file, "topic_prefix = 'root'"), host.file) is None
 
 
 def test_credentials_that_systemd_did_not_make_anew_are_named(host):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from twisted.internet import task
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.vitality import Overrun
+from consumer_framework.host.blocked_loop import BlockedLoop
 from consumer_framework.host.watchdog import FEEDS, Watchdog
 from consumer_framework.testing import FakeNotifier, make_delivery
 
@@ -111,3 +113,28 @@ def test_a_stuck_instance_says_why_writes_its_stacks_once_and_is_not_fed(capfd, 
     assert "in _look" in stacks
     assert instance.stores.flight.charged == [delivery]
     assert not faulthandler.is_enabled(), "SIGABRT would write them a second time"
+
+
+def blocks_the_loop(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_a_blocked_event_loop_is_warned_of_with_what_blocks_it(caplog):
+    async def scenario():
+        watched = BlockedLoop(limit=0.2, look=0.05)
+        watched.start()
+        await asyncio.sleep(0.5)
+        assert caplog.records == [], "it runs"
+        blocks_the_loop(1)
+        async with asyncio.timeout(20):
+            while len(caplog.records) < 2:  # noqa: ASYNC110 -- it knows of no loop
+                await asyncio.sleep(0.05)
+        watched.stop()
+
+    asyncio.run(scenario())
+    blocked, runs = (record.getMessage() for record in caplog.records)
+    assert "the event loop is blocked for " in blocked
+    assert f" by blocks_the_loop ({__file__}, line " in blocked
+    assert runs == "the event loop runs again"

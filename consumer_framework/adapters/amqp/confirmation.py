@@ -12,6 +12,7 @@ from twisted.internet import defer
 from consumer_framework.core.witness import Sight, Witness
 
 from . import faults
+from .patience import expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +36,9 @@ class Confirmation:
     the same. RabbitMQ lets everyone declare passively. From a broker that does not, no answer is
     expected, and none is missed: that a consumer is there is believed then.
 
-    A broker that does not answer at all is left, and connected to again; not so one that has an
-    alarm and stopped reading from the connection, as it says (``connection.blocked``).
+    A broker that neither answers nor sends anything else is left, and connected to again; not so
+    one that has an alarm and stopped reading from the connection, as it says
+    (``connection.blocked``).
 
     Args:
         session: What has the consumers.
@@ -92,9 +94,13 @@ class Confirmation:
             self._ready.clear()
         elif self._asking is None:
             self._asking = asking = defer.ensureDeferred(self._ask_all(client))
-            asking.addTimeout(ANSWER_TIMEOUT, self._reactor)
+            expect(asking, client, self._reactor, ANSWER_TIMEOUT, self._data_comes)
             asking.addErrback(self._failed, client)
             asking.addBoth(self._ended, asking)
+
+    def _data_comes(self) -> None:
+        """Let the answer take its time: the connection is alive."""
+        self._confirmed_at = self._now()
 
     def stop(self) -> None:
         """Ask no more."""

@@ -97,6 +97,8 @@ class Client(FedoraMessagingProtocolV2):
 
     def __init__(self, parameters: pika.connection.Parameters, *, confirms: bool) -> None:
         super().__init__(parameters, confirms=confirms)
+        # Bytes that came from the broker.
+        self.arrived = 0
         self.frames = Frames(self._impl.data_received)
         self._impatient: _ImpatientTransport | None = None
         # The broker has an alarm, and reads nothing from us until that is over.
@@ -107,13 +109,13 @@ class Client(FedoraMessagingProtocolV2):
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
         """Take what came from the broker."""
         self._first_octet = self._first_octet or data[:1]
+        self.arrived += len(data)
+        # Counts for pika's heartbeats before a frame is whole: on a slow link one takes long.
+        self._impl.bytes_received += len(data)
         frames = self.frames
         frames.feed(data)
-        # What pika has not seen counts for its heartbeats all the same.
-        size, number = frames.taken
+        self._impl.frames_received += frames.taken[1]
         frames.taken = (0, 0)
-        self._impl.bytes_received += size
-        self._impl.frames_received += number
 
     def makeConnection(self, transport: Any) -> None:  # noqa: N802 -- Twisted's name
         """Start the handshake on *transport*."""

@@ -135,6 +135,7 @@ class Consumers:
 
         Raises:
             BadDeclaration: The broker refuses the queue, or a binding.
+            TakenError: Another connection, or consumer, has the queue for itself now.
             Fault: It refuses the consumer, or canceled a former one because the queue is gone.
         """
         existing = self._subscriptions.get(name)
@@ -143,8 +144,9 @@ class Consumers:
             return
         queue = self.settings.queues[name]
         if name in self._doubted:
-            await self._must_exist(client, self._doubted.pop(name), queue)
-        actual_name = await client.declare_queue(declaration(name, queue, self.settings))
+            await self._must_exist(client, self._doubted[name], queue)
+            del self._doubted[name]
+        actual_name = await self._declare(client, name, queue)
         await client.bind_queues(bindings(name, actual_name, self.settings))
         channel = await client._allocate_channel()  # noqa: SLF001 -- see connection.py
         generation = self._channels.add(channel)
@@ -162,10 +164,18 @@ class Consumers:
             raise
         self._subscriptions[name] = subscription
 
+    async def _declare(self, client: Client, name: str, queue: Queue) -> str:
+        try:
+            return await client.declare_queue(declaration(name, queue, self.settings))
+        except BadDeclaration as error:
+            if faults.is_locked(error):
+                raise faults.TakenError(name, faults.one_line(error.reason)) from error
+            raise
+
     async def _must_exist(self, client: Client, actual_name: str, queue: Queue) -> None:
         passive = queue.model_copy(update={"passive": True})
         try:
-            await client.declare_queue(declaration(actual_name, passive, self.settings))
+            await self._declare(client, actual_name, passive)
         except BadDeclaration as error:
             if faults.reply_code(error.reason) == faults.NOT_FOUND:
                 raise faults.canceled_fault(actual_name) from error

@@ -69,9 +69,11 @@ def declaration_fault(error: BadDeclaration) -> Fault:
     return Fault(ExitCode.BAD_DECLARATION, what)
 
 
-def consume_fault(error: pika.exceptions.ChannelClosed, queue: str) -> Fault:
-    """What to end with when the broker refused ``basic.consume``."""
+def consume_fault(error: pika.exceptions.ChannelClosed, queue: str) -> Fault | TakenError:
+    """What to end with, or to wait for, when the broker refused ``basic.consume``."""
     reason = one_line(error)
+    if is_in_use(error):
+        return TakenError(queue, reason)
     if reply_code(error) == NOT_FOUND:
         what = f'the queue "{queue}" is gone: {reason}; create it on the broker'
         return Fault(ExitCode.BAD_DECLARATION, what)
@@ -144,6 +146,18 @@ def is_refusal(error: object) -> bool:
     """
     is_passing = isinstance(error, (TimeoutError, HungUpError)) or reply_code(error) in _PASSING
     return not is_passing
+
+
+class TakenError(Exception):
+    """Another connection, or consumer, has the queue for itself: that passes.
+
+    Args:
+        queue: The broker's name of the queue.
+        reason: The broker's.
+    """
+
+    def __init__(self, queue: str, reason: str) -> None:
+        super().__init__(f'waiting for the queue "{queue}", which another one has: {reason}')
 
 
 def is_in_use(error: object) -> bool:

@@ -12,6 +12,7 @@ from twisted.internet import defer
 from . import consumers, faults, rebinding, upkeep
 from .connection import CLOSE_TIMEOUT, Client, Clock, Service
 from .consumers import Consumers
+from .patience import expect
 from .upkeep import PATIENCE, SUBSCRIBE_TIMEOUT, Upkeep
 
 if TYPE_CHECKING:
@@ -202,7 +203,8 @@ class Session:
             return
         done = defer.ensureDeferred(rebinding.bind(client, bound, self._consumers.names))
         try:
-            await done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
+            expect(done, client, self._clock, SUBSCRIBE_TIMEOUT, self._listener.progressed)
+            await done
         except BadDeclaration as error:
             raise faults.declaration_fault(error) from error
         except (*faults.CONNECTION_GONE, defer.TimeoutError) as error:

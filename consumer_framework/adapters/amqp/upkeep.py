@@ -13,6 +13,7 @@ from twisted.internet import defer
 from consumer_framework.core.errors import ExitCode, Fault
 
 from . import faults
+from .patience import expect
 from .rebinding import Rebinding
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ _log = logging.getLogger(__name__)
 # loop; the second bounds a broker that answers heartbeats but no declarations.
 RESUBSCRIBE_DELAY = 1.0
 SUBSCRIBE_TIMEOUT = 60.0
-# Seconds in which a broker that has accepted us may refuse a connection, or keep the exclusive
-# queue of our former one: it restarts, or has not noticed yet that the former one is dead.
+# Seconds between two attempts to get a queue that another one has for itself.
+LONGEST_WAIT = 30.0
+# Seconds in which a broker that has accepted us may refuse a connection: it restarts.
 PATIENCE = 300.0
 
 
@@ -44,6 +46,10 @@ class Observer(Protocol):
 
     def interrupted(self, reason: str) -> None:
         """One queue is not consumed from for the moment; the connection stands."""
+        ...
+
+    def progressed(self) -> None:
+        """What takes long goes on: data comes."""
         ...
 
     def failed(self, fault: Fault) -> None:
@@ -77,7 +83,8 @@ class Upkeep:
         self._rebinding = Rebinding()
         self._subscribing_on: Client | None = None
         self._subscribing: defer.Deferred[None] | None = None
-        self._locked_since: float | None = None
+        # How often a queue that another one has was waited for.
+        self._waits = 0
         # Whether the observer believes that every queue is consumed from.
         self._is_announced = False
 
@@ -131,14 +138,20 @@ class Upkeep:
             return
         self._subscribing_on = client
         self._subscribing = done = defer.ensureDeferred(self._subscribe_all(client))
-        done.addTimeout(SUBSCRIBE_TIMEOUT, self._clock)
+        expect(done, client, self._clock, SUBSCRIBE_TIMEOUT, self._observer.progressed)
         done.addErrback(self._subscribe_failed, client)
 
     async def _subscribe_all(self, client: Client) -> None:
+        # By configured name: the queues that others have, and how that shows.
+        taken: dict[str, str] = {}
         try:
             while self._wants_more():
-                if missing := self._consumers.missing:
-                    await self._consumers.subscribe(client, min(missing), self)
+                if missing := self._consumers.missing - taken.keys():
+                    name = min(missing)
+                    try:
+                        await self._consumers.subscribe(client, name, self)
+                    except faults.TakenError as error:
+                        taken[name] = str(error)
                 elif self._rebinding.is_due:
                     await self._rebinding.carry_out(client, self._consumers)
                 else:
@@ -146,12 +159,23 @@ class Upkeep:
         finally:
             if self._subscribing_on is client:
                 self._subscribing_on = self._subscribing = None
-        if client is self.client and self._wants_more():
-            self._factory.succeeded()
-            self._locked_since = None
+        if client is not self.client or not self._wants_more():
+            return
+        self._factory.succeeded()
+        if taken:
+            self._wait_for(client, "; ".join(taken.values()))
+        else:
+            self._waits = 0
             if not self._is_announced:
                 self._is_announced = True
                 self._observer.subscribed()
+
+    def _wait_for(self, client: Client, reason: str) -> None:
+        """Try again later: the other one ends, or the broker learns that it is dead."""
+        self._waits += 1
+        delay = min(RESUBSCRIBE_DELAY * 2 ** (self._waits - 1), LONGEST_WAIT)
+        self._interrupted(f"{reason}; attempt {self._waits + 1} in {delay:.0f} s")
+        self._clock.callLater(delay, self._subscribe_missing, client)
 
     def _wants_more(self) -> bool:
         return not self.is_stopped and not self._consumers.is_paused
@@ -166,20 +190,9 @@ class Upkeep:
         elif isinstance(error, faults.CONNECTION_GONE):
             client.abort()
         elif isinstance(error, BadDeclaration):
-            self._declaration_failed(error, client)
+            self._observer.failed(faults.declaration_fault(error))
         else:
             self._observer.failed(_as_fault(error))
-
-    def _declaration_failed(self, error: BadDeclaration, client: Client) -> None:
-        fault = faults.declaration_fault(error)
-        now = self._clock.seconds()
-        self._locked_since = self._locked_since or now
-        patient = self._factory.retries and now - self._locked_since < PATIENCE
-        if faults.is_locked(error) and patient:
-            _log.warning("%s", fault)
-            client.abort()
-        else:
-            self._observer.failed(fault)
 
     # What becomes of consumers.
 
@@ -191,8 +204,10 @@ class Upkeep:
         if not isinstance(reason, pika.exceptions.ChannelClosed):
             return
         if faults.reply_code(reason) == faults.ACCESS_REFUSED:
-            self._observer.failed(faults.consume_fault(reason, subscription.queue))
-            return
+            refusal = faults.consume_fault(reason, subscription.queue)
+            if isinstance(refusal, Fault):
+                self._observer.failed(refusal)
+                return
         text = f'the broker closed the channel of queue "{subscription.queue}"'
         self._interrupted(f"{text}: {faults.one_line(reason)}")
         self._clock.callLater(RESUBSCRIBE_DELAY, self._subscribe_missing, client)

@@ -13,7 +13,7 @@ import jsonschema
 from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import INFO, Message
 
-from consumer_framework.core.delivery import RAW_PROPERTIES
+from consumer_framework.core.delivery import RAW_PROPERTIES, readable
 
 from .registry import class_of, warn_of_deprecated
 from .validation import validate
@@ -45,6 +45,9 @@ def decode(delivery: Delivery) -> Message:
         Exception: The bytes are no valid message, or a schema class or codec raised; the
             delivery itself is left exactly as it was received.
     """
+    if delivery.decoded:
+        message: Message = delivery.decoded.pop()
+        return message
     properties = _copied(cast("pika.BasicProperties", delivery.properties))
     headers = cast("dict[str, Any]", properties.headers)
     kind = class_of(headers)
@@ -83,6 +86,9 @@ def _copied(received: pika.BasicProperties) -> pika.BasicProperties:
     properties.headers = dict(received.headers or {})
     if RAW_PROPERTIES in properties.headers:
         raise UndecodableError("its properties cannot be decoded")
+    if isinstance(properties.message_id, bytes):
+        # pika leaves it so where it is no UTF-8.
+        properties.message_id = readable(properties.message_id)
     if properties.content_encoding is None:
         properties.content_encoding = "utf-8"
     return properties

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import config as upstream
@@ -38,6 +38,7 @@ class Access:
         handed_over: The copy of the file that systemd made as a credential, read where only root
             may read the file itself; None for none.
         credentials: Where ``credential:NAME`` is looked for; None where that is nothing special.
+        given: What the file says, by somebody who may read it; stands before *handed_over*.
         lenient: A credential that only the service itself can have is no problem. What the file
             would be blamed for because of its value is not told.
     """
@@ -45,23 +46,24 @@ class Access:
     handed_over: Path | None = None
     credentials: Credentials | None = None
     lenient: bool = False
+    given: bytes | None = field(default=None, repr=False)
 
 
 PLAIN = Access()
 
 
-def read(path: Path, handed_over: Path | None = None) -> dict[str, Any]:
+def read(path: Path, access: Access = PLAIN) -> dict[str, Any]:
     """Read a TOML file.
 
     Args:
         path: The file.
-        handed_over: Read instead, if *path* may not be.
+        access: Has what is read instead, if *path* may not be.
 
     Raises:
         ConfigurationError: It is not there, cannot be read, or is not TOML.
     """
     try:
-        text = _bytes(path, handed_over).decode()
+        text = _bytes(path, access).decode()
         return {key.lower(): value for key, value in tomllib.loads(text).items()}
     except FileNotFoundError:
         problem = _missing(path)
@@ -91,13 +93,15 @@ def _missing(path: Path) -> Problem:
     return Problem("", "there is no such file", "create it, or name another one")
 
 
-def _bytes(path: Path, handed_over: Path | None) -> bytes:
+def _bytes(path: Path, access: Access) -> bytes:
     try:
         return path.read_bytes()
     except PermissionError:
-        if handed_over is None:
+        if access.given is not None:
+            return access.given
+        if access.handed_over is None:
             raise
-        return handed_over.read_bytes()
+        return access.handed_over.read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ def references(path: Path, access: Access = PLAIN) -> tuple[credentials.Referenc
     Raises:
         ConfigurationError: It cannot even be read.
     """
-    return credentials.references(read(path, access.handed_over))
+    return credentials.references(read(path, access))
 
 
 def substituted(path: Path | None, access: Access = PLAIN) -> credentials.Substituted:
@@ -175,7 +179,7 @@ def substituted(path: Path | None, access: Access = PLAIN) -> credentials.Substi
     Raises:
         ConfigurationError: It cannot even be read.
     """
-    written = read(path, access.handed_over) if path else {}
+    written = read(path, access) if path else {}
     if access.credentials is None:
         return credentials.Substituted(written)
     found = credentials.substitute(written, access.credentials)

@@ -8,12 +8,15 @@ and the loss of power, and readers, ``fm-consumer quarantine`` among them, never
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.core import ports
+from consumer_framework.core.errors import JournalError
 from consumer_framework.core.twins import Twins
 
 from . import operations, room
@@ -27,13 +30,16 @@ from .writer import Writer
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
     from consumer_framework.core.attempt import Attempt
     from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.errors import DamagedRowError
 
 __all__ = ["Expired", "Group", "Journal", "Limits", "Reader", "Row", "State", "Stats"]
+
+_log = logging.getLogger(__name__)
 
 EXPIRED = "expired.jsonl"
 
@@ -114,6 +120,7 @@ class Journal(Reader, ports.Journal):
         self._now = now
         self._room = Room(limits.max_bytes, directory / EXPIRED)
         self._twins = Twins()
+        self._damaged: set[int] = set()
         self._writer = Writer(file, writable, self._lanes)
 
     @property
@@ -143,6 +150,26 @@ class Journal(Reader, ports.Journal):
     def is_open(self, delivery: Delivery) -> bool:
         """Whether a row of this message waits: see :class:`.Twins`."""
         return self._twins.is_known(delivery, super().is_open)
+
+    def due(self, now: float, limit: int = 100, out: Collection[int] = ()) -> list[Delivery]:
+        """Return what :meth:`Reader.due` does; rows that are damaged are quarantined instead."""
+        return super().due(now, limit, (*out, *self._damaged))
+
+    def next_due(self, out: Collection[int] = ()) -> float | None:
+        """When the next deferred message is due that is not damaged."""
+        return super().next_due((*out, *self._damaged))
+
+    def _found_damaged(self, error: DamagedRowError) -> None:
+        if error.row in self._damaged:
+            return
+        # Also for as long as the disk does not take what is written here.
+        self._damaged.add(error.row)
+        which = ""
+        with suppress(JournalError):
+            row = self.row(error.row)
+            which = f" (message {row.message_id} of {row.queue})" if row else ""
+        _log.error("%s: %s%s; it is quarantined, and others go on", self._file, error, which)
+        self._writer.post(operations.set_aside(error.row, error.reason, self._now()))
 
     async def defer(self, delivery: Delivery, until: float) -> None:
         """Keep *delivery*, history included, to run again at *until* seconds since the epoch.

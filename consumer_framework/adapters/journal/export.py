@@ -14,12 +14,13 @@ from .properties import pack
 from .records import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import pika
 
     from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.errors import DamagedRowError
 
     from .records import Row
 
@@ -54,6 +55,21 @@ def expired_line_of(row: Row, delivery: Delivery) -> str:
         ],
     }
     return _line({**_message(delivery), "quarantine": known})
+
+
+def damaged_line_of(error: DamagedRowError, row: Mapping[str, Any] | None) -> str:
+    """Write what is left of a damaged row, None for nothing; nobody takes it for a message."""
+    left: dict[str, Any] = {"row": error.row, "damaged": error.reason}
+    if row is not None:
+        names = {"topic": "routing_key", "id": "message_id", "queue": "queue"}
+        names |= {"exchange": "exchange", "properties": "properties"}
+        left |= {key: text(_octets(row[name])) for key, name in names.items()}
+        left["body_base64"] = base64.b64encode(_octets(row["body"])).decode()
+    return _line(left)
+
+
+def _octets(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace")
 
 
 def append(file: Path, lines: Iterable[str]) -> None:

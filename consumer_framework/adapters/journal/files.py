@@ -10,6 +10,7 @@ import platform
 import sqlite3
 import stat
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ APPLICATION_ID = 0x464D4A4C  # "FMJL"
 # Applied in order; the version of a journal is how many of them it has seen.
 MIGRATIONS = tuple(
     files(__package__).joinpath(name).read_text(encoding="utf-8")
-    for name in ("schema.sql", "lanes.sql")
+    for name in ("schema.sql", "lanes.sql", "kept.sql")
 )
 
 # Only our own processes write, one at a time; somebody's `sqlite3` shell may hold a lock.
@@ -259,13 +260,16 @@ def open_readable(file: Path) -> sqlite3.Connection:
 
 def _connect(file: Path, mode: str) -> sqlite3.Connection:
     # isolation_level=None: transactions begin where the code says so.
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         f"{file.resolve().as_uri()}?mode={mode}",
         uri=True,
         timeout=_BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
+    # Damaged text must not keep anybody from reading the rows beside it.
+    connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
+    return connection
 
 
 def _prepare(file: Path, connection: sqlite3.Connection) -> None:

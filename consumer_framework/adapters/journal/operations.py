@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from consumer_framework.core.secrets import redact
 
 from .lanes import lane_of, quarantine_followers
-from .records import attempt_columns, columns_of, text
+from .records import attempt_columns, checksum_of, columns_of, size_of, text
 from .removal import delete
 
 if TYPE_CHECKING:
@@ -34,20 +34,28 @@ FIND_ROW = "SELECT id, state FROM messages WHERE id = ?"
 FIND_KEY = "SELECT id, state FROM messages WHERE queue = ? AND key = ?"
 _INSERT = """INSERT INTO messages (queue, key, state, message_id, exchange, routing_key,
     redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated,
-    lane)
+    lane, checksum, kept)
     VALUES (:queue, :key, :state, :message_id, :exchange, :routing_key, :redelivered, :received_at,
-    :properties, :body, :due, :reason, :fingerprint, :crashes, :now, :now, :lane)"""
+    :properties, :body, :due, :reason, :fingerprint, :crashes, :now, :now, :lane,
+    :checksum, :kept)"""
 _UPDATE = """UPDATE messages SET state = :state, due = :due, reason = :reason,
-    fingerprint = :fingerprint, crashes = :crashes, updated = :now WHERE id = :id"""
+    fingerprint = :fingerprint, crashes = :crashes, updated = :now, kept = :kept WHERE id = :id"""
 _ATTEMPT = """INSERT INTO attempts (row_id, at, error, message, traceback, fingerprint)
     VALUES (?, ?, ?, ?, ?, ?)"""
 _CHILD = """INSERT INTO messages (queue, key, state, message_id, exchange, routing_key,
     redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated,
-    lane, parent, origin)
+    lane, parent, origin, checksum, kept)
     SELECT queue, ?, 'quarantined', message_id, exchange, routing_key, redelivered, received_at,
-    properties, ?, NULL, reason, fingerprint, 0, ?, ?, lane, id, position
+    properties, ?, NULL, reason, fingerprint, 0, ?, ?, lane, id, position,
+    ?, ?
     FROM messages WHERE id = ?"""
-_CAUSE = "UPDATE messages SET fingerprint = ? WHERE id = ?"
+_CAUSE = "UPDATE messages SET fingerprint = ?, kept = kept + ? WHERE id = ?"
+_SIZE = "SELECT kept FROM messages WHERE id = ?"
+_RECEIVED = "SELECT * FROM messages WHERE id = ?"
+_SET_ASIDE = """UPDATE messages SET state = 'quarantined', due = NULL, updated = :now,
+    reason = :reason, fingerprint = :fingerprint WHERE id = :id AND state = 'deferred'"""
+# What damaged rows have in common, whatever is wrong with each.
+DAMAGED = "damaged in the journal"
 _RENAME = "UPDATE messages SET key = ? WHERE id = ?"
 _CLAIM = """UPDATE messages SET state = 'replaying', updated = ?
     WHERE id = ? AND state = 'quarantined' AND waits = 0"""
@@ -104,6 +112,12 @@ def put(
         "fingerprint": attempts[-1][-1] if attempts else reason,
         "now": place.now,
     }
+    columns["kept"] = size_of(
+        delivery.body,
+        columns["properties"],
+        reason,
+        *(one for attempt in attempts for one in attempt[2:4]),
+    )
 
     def operation(connection: sqlite3.Connection) -> int:
         key = columns["key"]
@@ -111,9 +125,11 @@ def put(
         if number is not None and is_another:
             number, key = None, columns["key"] + os.urandom(_ANOTHER)
         if number is None:
-            room.make(connection, len(delivery.body))
+            room.make(connection, columns["kept"])
             number = connection.execute(_INSERT, columns | {"key": key}).lastrowid
         else:
+            before = connection.execute(_SIZE, (number,)).fetchone()[0]
+            room.make_more(connection, columns["kept"] - before, number)
             connection.execute(_UPDATE, columns | {"id": number})
             connection.execute("DELETE FROM attempts WHERE row_id = ?", (number,))
         connection.executemany(_ATTEMPT, [(number, *attempt) for attempt in attempts])
@@ -160,7 +176,8 @@ def release(number: int, attempt: Attempt | None, now: float) -> Operation[bool]
         if attempt is not None:
             columns = attempt_columns(attempt)
             connection.execute(_ATTEMPT, (number, *columns))
-            connection.execute(_CAUSE, (columns[-1], number))
+            size = size_of(*columns[2:4])
+            connection.execute(_CAUSE, (columns[-1], size, number))
         quarantine_followers(connection, lane_of(connection, number), now)
         return True
 
@@ -215,9 +232,26 @@ def supersede(number: int, body: bytes, now: float, room: Room) -> Operation[int
     def operation(connection: sqlite3.Connection) -> int | None:
         if not move(number, "quarantined", "superseded", now)(connection):
             return None
-        room.make(connection, len(body))
-        key = connection.execute("SELECT key FROM messages WHERE id = ?", (number,)).fetchone()[0]
-        connection.execute(_RENAME, (key + b"/%d" % number, number))
-        return connection.execute(_CHILD, (key, body, now, now, number)).lastrowid
+        cursor = connection.execute(_RECEIVED, (number,))
+        names = [column[0] for column in cursor.description]
+        row = dict(zip(names, cursor.fetchone(), strict=True)) | {"body": body}
+        size = size_of(body, row["properties"], row["reason"])
+        room.make(connection, size)
+        connection.execute(_RENAME, (row["key"] + b"/%d" % number, number))
+        values = (row["key"], body, now, now, checksum_of(row), size, number)
+        return connection.execute(_CHILD, values).lastrowid
+
+    return operation
+
+
+def set_aside(number: int, reason: str, now: float) -> Operation[bool]:
+    """Quarantine a deferred row that is damaged, with *reason*; returns whether it was deferred."""
+    values = {"id": number, "reason": reason, "fingerprint": DAMAGED, "now": now}
+
+    def operation(connection: sqlite3.Connection) -> bool:
+        if connection.execute(_SET_ASIDE, values).rowcount != 1:
+            return False
+        quarantine_followers(connection, lane_of(connection, number), now)
+        return True
 
     return operation

@@ -6,17 +6,19 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import deque
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.errors import DamagedRowError, JournalError
 from consumer_framework.core.ordering import Blocker
 
-from .export import line_of
+from .export import damaged_line_of, line_of
 from .files import described
 from .records import Group, Row, State, Stats, delivery_of, key_of, text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from consumer_framework.core.delivery import Delivery
@@ -27,6 +29,7 @@ IS_OPEN = "SELECT 1 FROM messages WHERE queue = ? AND key = ?"
 DUE = """SELECT * FROM messages INDEXED BY messages_by_due
     WHERE state = 'deferred' AND waits = 0 AND due <= ?
     AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?"""
+DUE_NUMBERS = DUE.replace("*", "id", 1)
 NEXT_DUE = """SELECT due FROM messages INDEXED BY messages_by_due
     WHERE state = 'deferred' AND waits = 0
     AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT 1"""
@@ -100,15 +103,40 @@ class Reader:
                 is returned again, until it is removed, or written with another state or time.
             out: Rows that are not returned, since the caller has them already.
         """
+        wanted = now, json.dumps([*out]), limit
+        try:
+            return self._due(*wanted)
+        except JournalError:
+            return self._due_one_by_one(*wanted)
+
+    def _due(self, now: float, out: str, limit: int) -> list[Delivery]:
         rows: list[Any] = []
         size = 0
-        with self._cursor(DUE, now, json.dumps([*out]), limit) as cursor:
+        with self._cursor(DUE, now, out, limit) as cursor:
             for row in cursor:
                 rows.append(row)
-                size += len(row["body"])
+                size += row["kept"]
                 if size >= DUE_BYTES:
                     break
-        return self._deliveries(rows)
+        attempts = self._attempts(rows)
+        found = (self._sound(partial(delivery_of, r, attempts[r["id"]])) for r in rows)
+        return [delivery for delivery in found if delivery is not None]
+
+    def _due_one_by_one(self, now: float, out: str, limit: int) -> list[Delivery]:
+        """Leave out the rows that SQLite cannot read."""
+        numbers = self._select(DUE_NUMBERS, now, out, limit)
+        found = (self._sound(partial(self.delivery, number)) for (number,) in numbers)
+        return [delivery for delivery in found if delivery is not None]
+
+    def _sound(self, read: Callable[[], Delivery | None]) -> Delivery | None:
+        try:
+            return read()
+        except DamagedRowError as error:
+            self._found_damaged(error)
+            return None
+
+    def _found_damaged(self, error: DamagedRowError) -> None:
+        """Tell of a deferred row that cannot be read; a reader can do nothing about it."""
 
     def next_due(self, out: Collection[int] = ()) -> float | None:
         """When the next deferred message is due, in seconds since the epoch; None for never.
@@ -183,9 +211,20 @@ class Reader:
         return Row(*found[0]) if found else None
 
     def delivery(self, number: int) -> Delivery | None:
-        """Return the message of one row, with its whole history; None where there is none."""
-        found = self._select("SELECT * FROM messages WHERE id = ?", number)
-        return self._deliveries(found)[0] if found else None
+        """Return the message of one row, with its whole history; None where there is none.
+
+        Raises:
+            DamagedRowError: The row is not what was written.
+        """
+        try:
+            found = self._select("SELECT * FROM messages WHERE id = ?", number)
+            attempts = self._attempts(found)
+        except JournalError as error:
+            if not error.lasting:
+                # The disk fails: it may work again.
+                raise
+            raise DamagedRowError(number, str(error)) from error
+        return delivery_of(found[0], attempts[number]) if found else None
 
     def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
         """Let the rows of each lane trade places until they are in their order; others stay."""
@@ -218,12 +257,23 @@ class Reader:
 
         Split them at ``\n`` alone. One that is no valid message is exported all the same, without
         ``body`` and ``headers``: ``body_base64`` and ``properties`` have what was received. A row
-        that is gone is left out.
+        that is gone is left out. Of a damaged one, there is what is left, and why.
         """
         for number in ids:
-            delivery = self.delivery(number)
+            try:
+                delivery = self.delivery(number)
+            except DamagedRowError as error:
+                yield self.damaged_line(error)
+                continue
             if delivery is not None:
                 yield line_of(delivery)
+
+    def damaged_line(self, error: DamagedRowError) -> str:
+        """Write what is left of a damaged row as one line of JSON, which is no message."""
+        found: list[Any] = []
+        with suppress(JournalError):
+            found = self._select("SELECT * FROM messages WHERE id = ?", error.row)
+        return damaged_line_of(error, found[0] if found else None)
 
     def _groups(self) -> Iterator[Group]:
         for fingerprint, count, first, last, number in self._select(_GROUPS):
@@ -233,11 +283,11 @@ class Reader:
                 others = max(self._select(_TEXTS, fingerprint)[0][0] - 1, 0)
                 yield Group(fingerprint, count, first, last, sample, others)
 
-    def _deliveries(self, rows: Sequence[Mapping[str, Any]]) -> list[Delivery]:
+    def _attempts(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, list[tuple[Any, ...]]]:
         attempts: dict[int, list[tuple[Any, ...]]] = {row["id"]: [] for row in rows}
         for number, *columns in self._select(ATTEMPTS, json.dumps([*attempts])):
             attempts[number].append(tuple(columns))
-        return [delivery_of(row, attempts[row["id"]]) for row in rows]
+        return attempts
 
     def _select(self, query: str, *values: object) -> list[Any]:
         with self._cursor(query, *values) as cursor:

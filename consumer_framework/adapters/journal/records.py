@@ -6,9 +6,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from zlib import crc32
 
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import Delivery
+from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.secrets import redact
 
 from . import properties
@@ -16,6 +18,9 @@ from . import properties
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+# What was received, and never changes while the row is there.
+_RECEIVED = ("queue", "exchange", "routing_key", "message_id", "properties", "body")
 
 State: TypeAlias = Literal["deferred", "quarantined", "replaying", "superseded"]
 
@@ -99,7 +104,7 @@ class Stats:
         quarantined: Messages that wait for an operator.
         replaying: Messages that a replay has claimed.
         superseded: Originals of messages that were edited.
-        bytes: The size of all their bodies.
+        bytes: What they take: bodies, properties, reasons and attempts.
         oldest: When the oldest quarantined one was last written, in seconds since the epoch;
             None where there is none.
         next_due: When the next deferred one is due, None where there is none.
@@ -139,8 +144,7 @@ def key_of(delivery: Delivery) -> bytes:
     digest = hashlib.sha256()
     headers = properties.pack_value(delivery.published_headers)
     for part in (delivery.message_id, delivery.routing_key, headers, delivery.body):
-        # pika hands over names that are no UTF-8 as bytes.
-        octets = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        octets = _octets(part)
         digest.update(len(octets).to_bytes(8, "big"))
         digest.update(octets)
     return digest.digest()
@@ -153,9 +157,27 @@ def text(value: str | bytes) -> str:
     return value.encode("utf-8", "backslashreplace").decode()
 
 
+def _octets(value: str | bytes) -> bytes:
+    # pika hands over names that are no UTF-8 as bytes.
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+
+
+def checksum_of(row: Mapping[str, Any]) -> int:
+    """Return the checksum of what was received, from the columns of a row."""
+    checksum = 0
+    for name in _RECEIVED:
+        checksum = crc32(_octets(row[name]), checksum)
+    return checksum
+
+
+def size_of(*values: str | bytes) -> int:
+    """Count the bytes of *values*."""
+    return sum(len(_octets(value)) for value in values)
+
+
 def columns_of(delivery: Delivery) -> dict[str, Any]:
     """Return the columns that come from *delivery* alone."""
-    return {
+    columns = {
         "queue": delivery.queue,
         "key": key_of(delivery),
         "message_id": text(delivery.message_id),
@@ -168,6 +190,7 @@ def columns_of(delivery: Delivery) -> dict[str, Any]:
         "crashes": delivery.history.crashes,
         "lane": text(delivery.lane),
     }
+    return columns | {"checksum": checksum_of(columns)}
 
 
 def attempt_columns(attempt: Attempt) -> tuple[float, str, str, str, str]:
@@ -185,7 +208,23 @@ def delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) -> 
     """Return the message of *row*, as a delivery of the journal.
 
     Its ``delivery_tag`` is the row's number too, so that two of them can be told apart.
+
+    Raises:
+        DamagedRowError: The row is not what was written.
     """
+    try:
+        checksum = checksum_of(row)
+        delivery = _delivery_of(row, attempts)
+    except Exception as error:
+        # Whatever was found in the place of JSON, numbers and dates.
+        reason = f"it cannot be read ({type(error).__name__}: {error})"
+        raise DamagedRowError(row["id"], reason) from error
+    if row["checksum"] not in {None, checksum}:
+        raise DamagedRowError(row["id"], "its message is not what was received")
+    return delivery
+
+
+def _delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) -> Delivery:
     return Delivery(
         queue=row["queue"],
         generation=0,

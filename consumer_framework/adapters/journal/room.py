@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import DamagedRowError, JournalError
 
 from .export import append, expired_line_of
 from .files import DATABASE, described
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from .records import Row
 
-OLDEST = """SELECT id, length(body) FROM messages WHERE state = 'quarantined'
+OLDEST = """SELECT id, kept FROM messages WHERE state = 'quarantined'
     ORDER BY updated, id"""
 AGED = """SELECT id FROM messages WHERE state = 'quarantined' AND updated <= ?
     ORDER BY updated LIMIT ?"""
 
-# Bytes of bodies.
+# Bytes.
 _SLACK = 1 << 20
 
 
@@ -38,8 +38,8 @@ class Limits:
     Attributes:
         max_age: Quarantined messages expire after so many seconds without a change, None for
             never.
-        max_bytes: The bodies of all messages take so much at most: the oldest quarantined ones
-            make room. None for no limit.
+        max_bytes: All messages, with their properties and attempts, take so much at most: the
+            oldest quarantined ones make room. None for no limit.
     """
 
     max_age: float | None = None
@@ -59,7 +59,7 @@ class Room:
     export_to: Path
 
     def make(self, connection: sqlite3.Connection, size: int) -> None:
-        """Expire the oldest quarantined rows until a body of *size* bytes fits.
+        """Expire the oldest quarantined rows until a row of *size* bytes fits.
 
         One that is larger than the whole limit fits where nothing else is: it must be kept
         somewhere, or it would block every message behind it.
@@ -68,23 +68,46 @@ class Room:
             JournalError: It does not fit because of messages that must not expire, or those that
                 must cannot be exported.
         """
-        if self.max_bytes is None:
-            return
-        used: int = connection.execute("SELECT sum(bytes) FROM totals").fetchone()[0]
-        excess = used + size - self.max_bytes
-        chosen, freed = _choose(connection, excess, min(self.max_bytes // 16, _SLACK))
-        if freed < min(excess, used):
+        chosen, missing = self._choose(connection, size)
+        if missing:
+            used = _used(connection)
             raise JournalError(
                 f"{self.export_to.parent / DATABASE}: full ({used} bytes of {self.max_bytes}) "
                 "of messages that are deferred or in a replay; raise quarantine_max_bytes"
             )
         expire_rows(connection, chosen, self.export_to)
 
+    def make_more(self, connection: sqlite3.Connection, size: int, number: int) -> None:
+        """Expire others, as far as there are some, for row *number* that grows by *size* bytes."""
+        if size > 0:
+            chosen, _ = self._choose(connection, size, number)
+            expire_rows(connection, chosen, self.export_to)
 
-def _choose(connection: sqlite3.Connection, excess: int, slack: int) -> tuple[list[int], int]:
+    def _choose(
+        self, connection: sqlite3.Connection, size: int, spared: int = 0
+    ) -> tuple[list[int], bool]:
+        """Return what to expire for *size* bytes, and whether that is not enough."""
+        if self.max_bytes is None:
+            return [], False
+        used = _used(connection)
+        excess = used + size - self.max_bytes
+        slack = min(self.max_bytes // 16, _SLACK)
+        chosen, freed = _choose(connection, excess, slack, spared)
+        return chosen, freed < min(excess, used)
+
+
+def _used(connection: sqlite3.Connection) -> int:
+    used: int = connection.execute("SELECT sum(bytes) FROM totals").fetchone()[0]
+    return used
+
+
+def _choose(
+    connection: sqlite3.Connection, excess: int, slack: int, spared: int
+) -> tuple[list[int], int]:
     """Return the oldest quarantined rows that free *excess* bytes, and how many they free.
 
-    They free *slack* more where they can, or each write of a burst would export, and sync, a row.
+    Row *spared* is none of them. They free *slack* more where they can, or each write of a burst
+    would export, and sync, a row.
     """
     chosen: list[int] = []
     freed = 0
@@ -92,6 +115,8 @@ def _choose(connection: sqlite3.Connection, excess: int, slack: int) -> tuple[li
         for number, size in connection.execute(OLDEST):
             if freed >= excess + slack:
                 break
+            if number == spared:
+                continue
             chosen.append(number)
             freed += size
     return chosen, freed
@@ -125,6 +150,9 @@ def expire_rows(connection: sqlite3.Connection, numbers: list[int], export_to: P
 
 
 def _expired_line(reader: Reader, number: int) -> str:
-    row, delivery = reader.row(number), reader.delivery(number)
     # Within one transaction: what was found is there.
-    return expired_line_of(cast("Row", row), cast("Delivery", delivery))
+    row = cast("Row", reader.row(number))
+    try:
+        return expired_line_of(row, cast("Delivery", reader.delivery(number)))
+    except DamagedRowError as error:
+        return reader.damaged_line(error)

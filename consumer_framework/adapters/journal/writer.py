@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 import threading
-from collections import deque
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Operation: TypeAlias = Callable[[sqlite3.Connection], Any]
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 # Bounds how long the first of a group waits for the last.
@@ -40,7 +42,7 @@ _OWN_FAULTS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingErr
 @dataclass(eq=False, slots=True)
 class _Job:
     operation: Operation
-    done: asyncio.Future[Any]
+    done: asyncio.Future[Any] | None = None
     result: Any = None
     error: Exception | None = None
 
@@ -90,13 +92,19 @@ class Writer:
         """
         if self._closed:
             raise JournalError(f"{self._file}: closed")
-        job = _Job(operation, asyncio.get_running_loop().create_future())
+        done = asyncio.get_running_loop().create_future()
+        job = _Job(operation, done)
         self._jobs.put(job)
-        await job.done
+        await done
         if job.error is not None:
             raise job.error
         result: T = job.result
         return result
+
+    def post(self, operation: Operation) -> None:
+        """Carry out *operation* some time later, where nobody waits for it."""
+        if not self._closed:
+            self._jobs.put(_Job(operation))
 
     def close(self) -> None:
         """Commit what waits, end the thread and close the connection; does not return before."""
@@ -184,12 +192,15 @@ def _fail(jobs: list[_Job], error: Exception) -> None:
 
 
 def _answer(jobs: list[_Job]) -> None:
-    """Wake the callers: once per event loop, however many operations there were."""
-    waiting = deque(jobs)
+    """Wake the callers, once per event loop, however many operations there were."""
+    for job in jobs:
+        if job.done is None and job.error is not None:
+            _log.error("%s", job.error)
+    waiting = [job.done for job in jobs if job.done is not None]
     while waiting:
-        loop = waiting[0].done.get_loop()
-        mine = [job.done for job in waiting if job.done.get_loop() is loop]
-        waiting = deque(job for job in waiting if job.done.get_loop() is not loop)
+        loop = waiting[0].get_loop()
+        mine = [done for done in waiting if done.get_loop() is loop]
+        waiting = [done for done in waiting if done.get_loop() is not loop]
         # The loop may be closed by now, where the drain was cut short.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_wake, mine)

@@ -39,7 +39,8 @@ def file_findings(
     if account is not None and os.path.exists(path):  # noqa: PTH110
         if account.obstacle(path) is not None and is_handed_over():
             what = f"is closed to the service's user {account.name}: systemd gives it a copy"
-            yield info("", what, "after a change, restart the instance: a reload may not see it")
+            cure = "after a change, run 'fm-consumer reload' as root, or restart the instance"
+            yield info("", what, cure)
             return
         yield from closed_findings("", path, account)
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Write the generated parts of the reference: the Python API, and the commands.
+
+``python docs/generate.py`` writes ``reference/python-api.md`` from the docstrings, and the part of
+``reference/cli.md`` between two markers from ``fm-consumer --help``. Both are plain Markdown, so
+that a forge shows them as they are. A test fails where they are not current.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import consumer_framework
+from consumer_framework.cli import main
+from consumer_framework.testing import Harness
+from consumer_framework.testing.broker import Broker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REFERENCE = Path(__file__).parent / "reference"
+BEGIN = "<!-- generated: fm-consumer --help -->"
+END = "<!-- end of the generated part -->"
+
+_API_HEAD = """\
+# Python API
+
+These names of the package `consumer_framework` are public.
+Everything else may change in any release.
+"""
+
+# Each public name once, under its heading; with the methods that are shown.
+API: dict[str, dict[str, tuple[str, ...]]] = {
+    "Consumers": {
+        "Consumer": ("setup", "handle", "teardown", "state_dir"),
+        "BatchConsumer": ("handle_batch",),
+        "Batch": ("fail",),
+        "Recovery": (),
+    },
+    "Exceptions that a handler raises on purpose": dict.fromkeys(
+        ("Skip", "Retry", "Defer", "Drop", "Quarantine", "DependencyFault", "Halt"), ()
+    ),
+    "Helpers": dict.fromkeys(("on", "translate", "heartbeat", "JournalHandler"), ()),
+    "Other exceptions": dict.fromkeys(("HandlerTimeoutError", "ConsumerFrameworkError"), ()),
+}
+_HARNESS = (
+    *(
+        "deliver",
+        "deliver_raw",
+        "kill_next",
+        "advance",
+        "cut",
+        "crash",
+        "restart",
+        "replay",
+        "drop",
+    ),
+    *("now", "halted", "paused", "acked", "rejected", "held", "deferred", "quarantined", "queued"),
+    *("unsettled", "requeued", "attempts", "runs"),
+)
+_BROKER = ("missing", "port", "url", "url_for", "start", "stop")
+# The parsed defaults say less than what an author writes.
+_SIGNATURES = {
+    "Recovery": (
+        'Recovery(*, immediate=1, delays=("10s", "1m", "5m"), hold_slots=4, ack_timeout="30m", '
+        'on_exhausted="quarantine", crash_attempts=2, '
+        'breaker={"consecutive": 5, "probe": ["30s", "5m"]}, rules=())'
+    )
+}
+_SECTIONS = {"Args": "Arguments", "Attributes": "Attributes", "Returns": "Returns"} | {
+    "Raises": "Raises",
+    "Yields": "Yields",
+}
+
+
+def python_api() -> str:
+    """Return the page of the Python API."""
+    lines = [_API_HEAD]
+    for heading, names in API.items():
+        lines += [f"## {heading}", ""]
+        for name, methods in names.items():
+            lines += _entry(getattr(consumer_framework, name), name, methods)
+    lines += ["## Tests", "", "[](../howto/test-a-consumer.md) shows how to use these.", ""]
+    lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
+    lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
+    return _joined(lines) + "\n"
+
+
+def _entry(value: Any, name: str, methods: tuple[str, ...]) -> Iterator[str]:
+    yield from (f"### `{name}`", "", "```text", _wrapped(_signature(value, name)), "```", "")
+    yield from markdown(inspect.getdoc(value) or "")
+    for method in methods:
+        member = inspect.getattr_static(value, method)
+        function = getattr(value, method)
+        shown = method if isinstance(member, property) else _signature(function, method)
+        yield from (f"#### `{name.rpartition('.')[2]}.{method}`", "")
+        if not isinstance(member, property):
+            yield from ("```text", _wrapped(shown), "```", "")
+        yield from markdown(inspect.getdoc(member) or inspect.getdoc(function) or "")
+
+
+def _signature(value: Any, name: str) -> str:
+    short = name.rpartition(".")[2]
+    if short in _SIGNATURES:
+        return _SIGNATURES[short]
+    try:
+        signature = inspect.signature(value)
+    except ValueError:
+        # An exception without an __init__ of its own.
+        return short
+    bare = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in signature.parameters.values()
+        if parameter.name != "self"
+    ]
+    empty = inspect.Signature.empty
+    return f"{short}{signature.replace(parameters=bare, return_annotation=empty)}"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 96, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def markdown(docstring: str) -> Iterator[str]:
+    """Yield the lines of a docstring in Google's style as Markdown."""
+    lines = docstring.splitlines()
+    position = 0
+    while position < len(lines):
+        line = lines[position]
+        if (title := line.removesuffix(":")) in _SECTIONS and line.endswith(":"):
+            body, position = _block(lines, position + 1)
+            yield from (f"{_SECTIONS[title]}:", "")
+            yield from _items(body, named=title not in ("Returns", "Yields"))
+        elif line.endswith("::"):
+            body, position = _block(lines, position + 1)
+            yield from (_inline(line[:-1]), "", "```python", *body, "```", "")
+        elif line.startswith(">>> "):
+            end = next((n for n in range(position, len(lines)) if not lines[n]), len(lines))
+            yield from ("```pycon", *lines[position:end], "```", "")
+            position = end + 1
+        else:
+            yield _inline(line)
+            position += 1
+    yield ""
+
+
+def _block(lines: list[str], start: int) -> tuple[list[str], int]:
+    """Return the indented block from *start*, and where it ends."""
+    end = start
+    while end < len(lines) and (not lines[end] or lines[end].startswith(" ")):
+        end += 1
+    return textwrap.dedent("\n".join(lines[start:end])).strip("\n").splitlines(), end
+
+
+def _items(body: list[str], *, named: bool) -> Iterator[str]:
+    items: list[str] = []
+    for line in body:
+        if line.startswith(" ") or not named or not line:
+            items[-1:] = [f"{items[-1]} {line.strip()}"] if items else [line]
+        else:
+            items.append(line)
+    for item in items:
+        name, _, text = item.partition(": ")
+        yield f"- `{name}`: {_inline(text)}" if named else f"- {_inline(item)}"
+    yield ""
+
+
+def _inline(text: str) -> str:
+    """Return reStructuredText of one line as Markdown."""
+    text = re.sub(r":\w+:`[~.]*(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
+    return text.replace("``", "`")
+
+
+def commands() -> str:
+    """Return the commands, as their ``--help`` describes them."""
+    lines = [BEGIN, ""]
+    for name, command in _below(main, "fm-consumer"):
+        context = click.Context(command, info_name=name, **main.context_settings)
+        usage = " ".join(command.collect_usage_pieces(context))
+        lines += [f"## `{name}`", "", "```text", f"{name} {usage}", "```", ""]
+        lines += _help(command.help or "")
+        lines += [
+            f"- `{term}`: {' '.join(text.split())}" for term, text in _terms(command, context)
+        ]
+        lines.append("")
+        if command.epilog:
+            lines += _help(command.epilog)
+    return _joined([*lines, END])
+
+
+def _joined(lines: list[str]) -> str:
+    """Return *lines* as text, without two empty lines in a row."""
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _below(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        for word, below in sorted(command.commands.items()):
+            if not below.hidden:
+                yield from _below(below, f"{name} {word}")
+
+
+def _terms(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    # Without --help: which names it has depends on the context in which it was first asked for.
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None and record[1]:
+            yield record
+
+
+def _help(text: str) -> Iterator[str]:
+    r"""Yield the paragraphs of help text; ``\b`` says that one is not to be filled."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if paragraph.startswith("\b\n"):
+            yield from ("```text", paragraph.removeprefix("\b\n").rstrip(), "```", "")
+        else:
+            yield from (paragraph.strip(), "")
+
+
+def with_commands(page: str) -> str:
+    """Return *page* with its generated part anew."""
+    before, _, rest = page.partition(BEGIN)
+    return before + commands() + rest.partition(END)[2]
+
+
+def generated() -> dict[Path, str]:
+    """Return the text of each page that has a generated part."""
+    cli = REFERENCE / "cli.md"
+    return {
+        REFERENCE / "python-api.md": python_api(),
+        cli: with_commands(cli.read_text(encoding="utf-8")),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in generated().items():
+        path.write_text(text, encoding="utf-8")
