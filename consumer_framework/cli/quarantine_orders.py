@@ -146,6 +146,7 @@ class _Progress:
     as_json: bool
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    running: int | None = None
     _bar: Any = None
 
     def __enter__(self) -> Self:
@@ -159,7 +160,19 @@ class _Progress:
             self._bar.__exit__(*error)
 
     def tell(self, answer: dict[str, Any]) -> None:
-        """One row is done."""
+        """Tell of a row that is done, or of what is waited for."""
+        if "step" in answer:
+            click.echo(f"\nfm-consumer: {answer['step']}", err=True)
+            return
+        if "interrupted" in answer:
+            self.running = None
+            click.echo(f"\nfm-consumer: interrupted: {self.left}", err=True)
+            return
+        self.running = answer.get("begun")
+        if self.running is None:
+            self._count(answer)
+
+    def _count(self, answer: dict[str, Any]) -> None:
         result, reason = answer["result"], answer.get("reason", "")
         self.counts[result] += 1
         if reason:
@@ -180,6 +193,15 @@ class _Progress:
     def is_good(self) -> bool:
         """Whether every row is done with."""
         return sum(self.counts[result] for result in _DONE) == self.total
+
+    @property
+    def left(self) -> str:
+        """What becomes of the rows that were not told of, for who ends the command."""
+        left = self.total - self.counts.total()
+        if self.running is None:
+            return f"{plural(left, 'message')} left in quarantine"
+        goes_on = f"row {self.running} goes on in the instance, whose log says how it ends"
+        return f"{goes_on}; {plural(left - 1, 'other message')} left in quarantine"
 
     def sum_up(self, at: Where) -> None:
         """Say how many succeeded, and what to do about the others."""
@@ -246,7 +268,8 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
 
     A running instance runs them between its other messages. Where it is stopped, this command
     builds the handler from the configuration and runs it itself, as the user who calls it. No
-    other subscriber sees them: nothing is published. Ctrl-C ends it; what was not tried stays.
+    other subscriber sees them: nothing is published. Ctrl-C ends it: the message that runs is run
+    to its end, and what was not tried stays. One replay runs at a time.
 
     --edit keeps the original until the edited copy has succeeded.
     """
@@ -283,9 +306,7 @@ def _replay(
                         for answer in running.ask({"do": "replay", "rows": portion}):
                             progress.tell(answer)
         except KeyboardInterrupt:
-            left = len(numbers) - progress.counts.total()
-            text = f"interrupted: {plural(left, 'message')} left in quarantine"
-            click.echo(f"\nfm-consumer: {text}", err=True)
+            click.echo(f"\nfm-consumer: interrupted: {progress.left}", err=True)
             raise click.exceptions.Exit(_INTERRUPTED) from None
     progress.sum_up(at)
     if not progress.is_good:

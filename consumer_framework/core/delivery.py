@@ -77,12 +77,7 @@ class Delivery:
     @property
     def published_headers(self) -> dict[str, Any]:
         """The headers as they were published: brokers change their own, which begin with "x-"."""
-        headers = self.properties.headers or {}
-        return {
-            name: value
-            for name, value in headers.items()
-            if name == RAW_PROPERTIES or not readable(name).startswith("x-")
-        }
+        return published(self.properties.headers)
 
     def redelivers(self, earlier: Delivery) -> bool:
         """Whether this is the same message as *earlier*, delivered anew on a later channel.
@@ -99,6 +94,15 @@ class Delivery:
             and self.body == earlier.body
             and self.published_headers == earlier.published_headers
         )
+
+
+def published(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers of a message as they were published."""
+    return {
+        name: value
+        for name, value in (headers or {}).items()
+        if name == RAW_PROPERTIES or not readable(name).startswith("x-")
+    }
 
 
 def readable(name: str | bytes) -> str:

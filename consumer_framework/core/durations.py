@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Annotated, TypeAlias
 
@@ -26,7 +27,8 @@ def seconds(value: object) -> float:
     """
     length = -1.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        length = float(value)
+        with contextlib.suppress(OverflowError):
+            length = float(value)
     elif isinstance(value, str) and _WHOLE.fullmatch(value):
         length = sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, value))
     if 0 <= length <= LONGEST:

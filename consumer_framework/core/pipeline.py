@@ -64,6 +64,8 @@ class Pipeline:
         return outcome, decision
 
     async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+        if delivery.row in self.settler.dropped:
+            return None, Known()
         # What the journal brings back is in the journal, however it came to this process first.
         if delivery.redelivered and not delivery.row:
             if self._is_in_journal(delivery):

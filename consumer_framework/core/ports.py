@@ -118,6 +118,8 @@ class Journal(Protocol):
     of the two comes later, the follower is quarantined, with :func:`.ordering.behind` for its
     reason and with its history.
 
+    A delivery that came from a row which is gone by now writes nothing: an operator dropped it.
+
     Every method raises :class:`.JournalError` where the disk does not take the write.
     """
 

@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .attempt import NO_HISTORY, History
-from .delivery import Failed, Known
+from .delivery import Failed, Known, published
 from .disposition import Ack, Defer, GiveBack, Halt, Quarantine, Reject, Requeue
 from .errors import Drop
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
     from .ports import Clock
@@ -112,6 +114,20 @@ class Unsettled:
         self._runs = dict.fromkeys([*ended[-MEMORY_RUNS:], *running])
 
 
+class _Settled(NamedTuple):
+    """A message that was settled.
+
+    Attributes:
+        key: What it is equal in to others.
+        headers: As they were received.
+        reason: Why it was rejected; None for one that was not.
+    """
+
+    key: Key
+    headers: Mapping[str, Any] | None
+    reason: str | None
+
+
 @dataclass(slots=True)
 class _Expected:
     """Equal messages that the broker may deliver again.
@@ -119,12 +135,12 @@ class _Expected:
     Attributes:
         since: When one of them was last added, in seconds of the clock.
         unsettled: How many were not settled: the first redeliveries are theirs.
-        settled: Why each of the settled ones was rejected; None for one that was not.
+        settled: Those that were settled.
     """
 
     since: float
     unsettled: int = 0
-    settled: list[str | None] = field(default_factory=list)
+    settled: list[_Settled] = field(default_factory=list)
 
 
 class LostAcks:
@@ -143,7 +159,7 @@ class LostAcks:
         self._clock = clock
         self._most = prefetch_count or MEMORY_RUNS
         self._unsettled: dict[int, dict[int, Delivery]] = {}
-        self._told: dict[int, deque[tuple[Key, str | None]]] = {}
+        self._told: dict[int, deque[_Settled]] = {}
         self._expected: OrderedDict[Key, _Expected] = OrderedDict()
 
     def resize(self, prefetch_count: int) -> None:
@@ -181,8 +197,8 @@ class LostAcks:
 
     def voided(self, generation: int) -> None:
         """Expect what came on a channel that is gone to come back."""
-        for key, reason in self._told.pop(generation, ()):
-            self._expect(key).settled.append(reason)
+        for settled in self._told.pop(generation, ()):
+            self._expect(settled.key).settled.append(settled)
         for delivery in self._unsettled.pop(generation, {}).values():
             self._expect(_key(delivery)).unsettled += 1
 
@@ -207,24 +223,29 @@ class LostAcks:
         expected = self._expected.get(key)
         if expected is None:
             return None
+        outcome: Outcome | None = None
         if expected.unsettled:
             expected.unsettled -= 1
-            outcome: Outcome | None = None
-        else:
-            # The broker reads what it is told in order: the latest words are those that are lost.
-            reason = expected.settled.pop()
-            outcome = Known() if reason is None else Failed(Drop(reason))
+        elif (settled := _latest_equal(expected.settled, delivery)) is not None:
+            expected.settled.remove(settled)
+            outcome = Known() if settled.reason is None else Failed(Drop(settled.reason))
             # The next acknowledgement may be lost, too.
-            self._remember(delivery, reason)
+            self._remember(delivery, settled.reason)
         if not (expected.unsettled or expected.settled):
             del self._expected[key]
         return outcome
 
     def _remember(self, delivery: Delivery, reason: str | None) -> None:
         told = self._told.setdefault(delivery.generation, deque())
-        told.append((_key(delivery), reason))
+        told.append(_Settled(_key(delivery), delivery.properties.headers, reason))
         if len(told) > self._most:
             told.popleft()
+
+
+def _latest_equal(settled: list[_Settled], delivery: Delivery) -> _Settled | None:
+    # The broker reads what it is told in order: the latest words are those that are lost.
+    headers = delivery.published_headers
+    return next((s for s in reversed(settled) if published(s.headers) == headers), None)
 
 
 def _key(delivery: Delivery) -> Key:

@@ -47,6 +47,7 @@ class Settler:
         journal_failed: Called when a commit fails, with the reason; nothing is acknowledged.
         journal_works: Called when every commit that failed has succeeded after all.
         done: Called when a settle is complete, and whether it was not void.
+        dropped: Rows of the journal that an operator dropped, and that are not settled yet.
         watch: Called with a commit that failed by a defect: its message is not acknowledged.
     """
 
@@ -62,6 +63,7 @@ class Settler:
     journal_works: Callable[[], None]
     done: Callable[[Settled, bool], None]
     watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
+    dropped: set[int] = field(default_factory=set)
     _commits: set[asyncio.Task[None]] = field(default_factory=set)
     _failing: int = 0
 
@@ -152,6 +154,7 @@ class Settler:
         elif what.run is None:
             # Otherwise the run knows it.
             self.histories.keep(what.delivery)
+        self.dropped.discard(what.delivery.row)
         self.recorder.settled(what.delivery, what.outcome, what.decision.disposition, void=not told)
         self.done(what, told)
 

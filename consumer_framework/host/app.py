@@ -16,9 +16,11 @@ from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 
 from consumer_framework.adapters import codec, config, journald, log
+from consumer_framework.adapters.cgroup import most_tasks
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
 from consumer_framework.core.attempt import is_by_author
+from consumer_framework.core.checks import tasks_problem
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.helpers import hosting
@@ -89,7 +91,7 @@ def run(request: Request) -> int:
     settings = load(request)
     _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
-    plan = make_plan(request, settings, source)
+    plan = _own_plan(request, settings, source)
     # The callback may have configured logging when it was imported.
     log.adapt(is_journal)
     directory = state_directory(request.instance, request.state_directory)
@@ -104,7 +106,7 @@ def run(request: Request) -> int:
     origin = Origin(
         source,
         read=partial(_read_again, request),
-        plan=partial(make_plan, request, source=source),
+        plan=partial(_own_plan, request, source=source),
         set_up_logging=partial(configure_logging, source=source, instance=request.instance),
         names_callback=not (request.callback or request.callback_file),
         handed_over=partial(rereading.handed_over, request.path, request.instance),
@@ -180,6 +182,19 @@ def _described(source: str) -> Iterator[None]:
         what = f"logging cannot be set up: {error}{cause}"
         cure = "see logging.config.dictConfig in Python's documentation"
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
+
+
+def _own_plan(request: Request, settings: Settings, source: str) -> Plan:
+    """Make the plan of this process.
+
+    Raises:
+        ConfigurationError: As :func:`make_plan`, or there may be too few threads for it.
+    """
+    plan = make_plan(request, settings, source)
+    problem = tasks_problem(plan.framework, most_tasks())
+    if problem:
+        raise ConfigurationError(problem, source=source)
+    return plan
 
 
 def make_plan(

@@ -46,7 +46,7 @@ class ControlProtocol(LineOnlyReceiver):
         self._task = asyncio.get_running_loop().create_task(self._serve(line))
 
     def connectionLost(self, reason: Any = None) -> None:  # noqa: ARG002, N802 -- Twisted's name
-        """Stop answering; what was begun goes on in the slots."""
+        """Stop answering; what was begun goes on."""
         if self._task is not None:
             self._task.cancel()
 

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.disposition import Ack, Halt, Quarantine, Reject
+from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine, Reject
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.fields import fields
 
 from .wording import describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
     from consumer_framework.adapters.journal import Journal, Row
     from consumer_framework.core.delivery import Delivery
@@ -28,12 +30,29 @@ _log = logging.getLogger(__name__)
 MOST_NAMED = 1000
 
 
+@dataclass(eq=False, slots=True)
+class _Replay:
+    """One order to replay.
+
+    Attributes:
+        numbers: The rows, in the order in which they run.
+        answers: What became of each; None is the last one.
+        is_wanted: Whether rows are begun with that were not yet.
+    """
+
+    numbers: list[int]
+    answers: asyncio.Queue[dict[str, Any] | None] = field(default_factory=asyncio.Queue)
+    is_wanted: bool = True
+
+
 class Orders:
     """Carries out what changes the quarantine.
 
     Args:
         journal: The journal, open for writing.
-        run: Runs one claimed row through the pipeline and returns what became of it.
+        run: Runs one claimed row through the pipeline and returns what became of it:
+            :class:`.GiveBack` where it was not begun with.
+        dropped: Called with rows that were dropped; they must not begin to run.
         changed: Called when rows are gone that others may have waited for.
         report: Says what the instance does, as a value for JSON.
     """
@@ -42,13 +61,18 @@ class Orders:
         self,
         journal: Journal,
         run: Callable[[Delivery], Awaitable[Disposition]],
+        dropped: Callable[[Collection[int]], None] = lambda _rows: None,
         changed: Callable[[], None] = lambda: None,
         report: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._journal = journal
         self._run = run
+        self._dropped = dropped
         self._changed = changed
         self._report = report
+        self._replays: dict[asyncio.Task[None], _Replay] = {}
+        # Replays do not overlap, whoever orders them.
+        self._turn = asyncio.Lock()
         self.by_name = {"ping": self.ping, "drop": self.drop, "edit": self.edit}
         self.by_name |= {"replay": self.replay, "status": self.status}
 
@@ -71,6 +95,7 @@ class Orders:
         numbers = _numbers(request)
         rows = [self._journal.row(number) for number in numbers[:MOST_NAMED]]
         dropped = await self._journal.drop(numbers)
+        self._dropped(dropped)
         self._changed()
         named = [row for row in rows if row is not None and row.id in dropped]
         for row in named:
@@ -96,27 +121,78 @@ class Orders:
         """Run the rows in ``rows`` again, one after the other, and tell of each as it is done.
 
         Those of one lane run in their order. Where one does not succeed, the others are skipped.
+
+        Where nobody takes the answers any more, the row that runs is run to its end all the same,
+        and settled. Those after it stay where they are.
         """
-        for number in self._journal.in_lane_order(_numbers(request)):
-            try:
-                delivery = self._journal.delivery(number)
-            except DamagedRowError as error:
-                yield {"row": number, "result": "skipped", "reason": str(error)}
-                continue
-            if delivery is None or not await self._journal.claim(number):
-                yield {"row": number, "result": "skipped", "reason": self._why_not(number)}
-                continue
-            try:
-                disposition = await self._run(delivery)
-            except BaseException:
-                await self._journal.release(number)
-                raise
-            if isinstance(disposition, Halt):
-                # Its settle leaves the row as it is; what follows waits for the next start.
-                await self._journal.release(number)
-            yield {"row": number, **_told(disposition)}
-            if isinstance(disposition, Halt):
-                return
+        replay = _Replay(self._journal.in_lane_order(_numbers(request)))
+        task = asyncio.get_running_loop().create_task(self._replay(replay))
+        self._replays[task] = replay
+        task.add_done_callback(self._replayed)
+        try:
+            if self._turn.locked():
+                yield {"step": "waiting for the replay that is under way"}
+            while (answer := await replay.answers.get()) is not None:
+                yield answer
+            await asyncio.shield(task)
+        finally:
+            replay.is_wanted = False
+
+    def stop_replays(self) -> None:
+        """Begin with no other row; those that run are run to their end, and told of."""
+        for replay in self._replays.values():
+            replay.is_wanted = False
+
+    def cancel(self) -> None:
+        """Give up what is replayed: its rows are quarantined again."""
+        for task in self._replays:
+            task.cancel()
+
+    async def finish(self) -> None:
+        """Wait until no row is replayed."""
+        while self._replays:
+            await asyncio.wait(self._replays)
+
+    async def _replay(self, replay: _Replay) -> None:
+        try:
+            async with self._turn:
+                for number in replay.numbers:
+                    if not (replay.is_wanted and await self._replay_one(number, replay)):
+                        return
+        finally:
+            replay.answers.put_nowait(None)
+
+    async def _replay_one(self, number: int, replay: _Replay) -> bool:
+        """Run one row; returns whether the next one may run."""
+        tell = replay.answers.put_nowait
+        try:
+            delivery = self._journal.delivery(number)
+        except DamagedRowError as error:
+            tell({"row": number, "result": "skipped", "reason": str(error)})
+            return True
+        if delivery is None or not await self._journal.claim(number):
+            tell({"row": number, "result": "skipped", "reason": self._why_not(number)})
+            return True
+        tell({"begun": number})
+        try:
+            disposition = await self._run(delivery)
+        except BaseException:
+            await self._journal.release(number)
+            raise
+        if not replay.is_wanted:
+            _log.info("row %d: its replay is done, and %s", number, _told(disposition)["result"])
+        is_over = isinstance(disposition, Halt | GiveBack)
+        if is_over:
+            # Its settle leaves the row as it is; what follows waits for the next start.
+            await self._journal.release(number)
+        tell({"row": number, **_told(disposition)})
+        return not is_over
+
+    def _replayed(self, task: asyncio.Task[None]) -> None:
+        replay = self._replays.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not replay.is_wanted:
+            _log.error("a replay that nobody waits for has failed", exc_info=error)
 
     def _why_not(self, number: int) -> str:
         """Why a row cannot be claimed."""
@@ -138,5 +214,7 @@ def _numbers(request: dict[str, Any]) -> list[int]:
 def _told(disposition: Disposition) -> dict[str, Any]:
     if isinstance(disposition, Ack):
         return {"result": "succeeded", "reason": ""}
+    if isinstance(disposition, GiveBack):
+        return {"result": "skipped", "reason": "the instance stops or pauses"}
     result = "failed" if isinstance(disposition, Quarantine) else type(disposition).__name__.lower()
     return {"result": result, "reason": getattr(disposition, "reason", "")}

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
+import sys
+import threading
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters import codec, config
@@ -28,10 +32,12 @@ from consumer_framework.core.redelivery import LostAcks, Unsettled
 from consumer_framework.core.settler import Settler
 
 from .orders import Orders
+from .signals import CUT_SHORT_GRACE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+    from types import FrameType
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
@@ -40,6 +46,10 @@ if TYPE_CHECKING:
     from .plan import Plan
 
     Tell = Callable[[dict[str, Any]], None]
+
+# Seconds that the message that runs has when somebody interrupts a replay.
+PATIENCE = 10.0
+_INTERRUPTED = 130
 
 
 def order(directory: Path, instance: str, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -85,7 +95,7 @@ def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -
         ConfigurationError: The handler cannot be built from the configuration.
         Fault: The handler's own code failed to set it up, or to tear it down.
         JournalError: The journal cannot be written, or a process has it open.
-        KeyboardInterrupt: Somebody interrupted it; the row that ran is quarantined again.
+        KeyboardInterrupt: Somebody interrupted it; the row that ran has ended, and was told of.
     """
     # Late: it imports the reactor, which `order` does without.
     from . import app, configuration  # noqa: PLC0415
@@ -96,33 +106,60 @@ def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -
     plan = app.make_plan(request, settings, str(request.path or "built-in configuration"))
     limits = Limits(settings.framework.quarantine_max_age, settings.framework.quarantine_max_bytes)
     with closing(Journal.open(directory, instance=request.instance, limits=limits)) as journal:
-        _run_reactor(_replay(plan, journal, {"rows": list(rows)}, tell))
+        _run_reactor(_Work(plan, journal, list(rows), tell))
 
 
-def _run_reactor(work: Coroutine[Any, Any, None]) -> None:
+class _Interrupts:
+    """Takes SIGINT and SIGTERM: the first ends the replay in good order, the second at once.
+
+    Args:
+        reactor: Twisted's reactor.
+        told: Called on the reactor's thread when the first one comes.
+        cut: Called there when the second one comes, or the first was long ago.
+    """
+
+    def __init__(self, reactor: Any, told: Callable[[], None], cut: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._told = told
+        self._cut = cut
+        self.is_told = False
+
+    def catch(self) -> None:
+        """Take the signals over from Twisted's reactor, which runs."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_told:
+            # Where a handler blocks the event loop, nothing else would end the process. What is
+            # claimed is quarantined again by the next process that opens the journal.
+            timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
+            timer.daemon = True
+            timer.start()
+            self._reactor.callFromThread(self._cut)
+            return
+        self.is_told = True
+        self._reactor.callFromThread(self._told)
+        self._reactor.callFromThread(self._reactor.callLater, PATIENCE, self._cut)
+
+
+def _run_reactor(work: _Work) -> None:
     """Run the reactor until *work* is done; raise what it raises."""
-    from twisted.internet import defer, reactor  # noqa: PLC0415 -- as above
+    from twisted.internet import reactor  # noqa: PLC0415 -- as above
 
     untyped: Any = reactor
     tasks: list[asyncio.Task[None]] = []
+    interrupts = _Interrupts(untyped, lambda: work.interrupt(tasks[0]), work.cut)
 
     def start() -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(lambda _: untyped.callLater(0, stop))
-        tasks.append(task)
+        tasks.append(asyncio.get_running_loop().create_task(work.run()))
+        tasks[0].add_done_callback(lambda _: untyped.callLater(0, stop))
+        interrupts.catch()
 
     def stop() -> None:
         if untyped.running:
             untyped.stop()
 
-    def interrupt() -> defer.Deferred[Any]:
-        """Before the reactor stops; it does so by itself on SIGINT and SIGTERM."""
-        for task in tasks:
-            task.cancel()
-        ended = asyncio.gather(*tasks, return_exceptions=True)
-        return defer.Deferred.fromFuture(ended)
-
-    untyped.addSystemEventTrigger("before", "shutdown", interrupt)
     untyped.callLater(0, start)
     untyped.run()
     try:
@@ -130,18 +167,63 @@ def _run_reactor(work: Coroutine[Any, Any, None]) -> None:
             task.result()
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    if interrupts.is_told:
+        raise KeyboardInterrupt
 
 
-async def _replay(plan: Plan, journal: Journal, request: dict[str, Any], tell: Tell) -> None:
-    executor = await _executor(plan)
-    bench = _Bench(plan, journal, executor)
-    try:
-        async with contextlib.aclosing(Orders(journal, bench.run).replay(request)) as answers:
-            async for answer in answers:
-                tell(answer)
-    finally:
-        await bench.finish()
-        await _tear_down(executor)
+@dataclass(slots=True)
+class _Work:
+    """One replay in this process.
+
+    Attributes:
+        plan: How the handler is run.
+        journal: Has the rows.
+        rows: Their numbers.
+        tell: Called with each answer as it comes.
+    """
+
+    plan: Plan
+    journal: Journal
+    rows: list[int]
+    tell: Tell
+    _orders: Orders | None = None
+
+    async def run(self) -> None:
+        """Set the handler up, run the rows, and tear it down."""
+        executor = await _executor(self.plan)
+        bench = _Bench(self.plan, self.journal, executor)
+        self._orders = Orders(self.journal, bench.run)
+        try:
+            request = {"rows": self.rows}
+            async with contextlib.aclosing(self._orders.replay(request)) as answers:
+                async for answer in answers:
+                    self.tell(answer)
+        finally:
+            await self._orders.finish()
+            await bench.finish()
+            await _tear_down(executor)
+
+    def interrupt(self, task: asyncio.Task[None]) -> None:
+        """Let the row that runs end, and begin with no other; give the set-up up."""
+        if self._orders is None:
+            task.cancel()
+            return
+        patience = f"{PATIENCE:.0f} s for the message that runs; Ctrl-C again to stop now"
+        self.tell({"step": f"waiting up to {patience}"})
+        self._orders.stop_replays()
+
+    def cut(self) -> asyncio.Task[None]:
+        """Quarantine the row again that runs, and end the process."""
+        return asyncio.get_running_loop().create_task(self._cut())
+
+    async def _cut(self) -> None:
+        if self._orders is not None:
+            self._orders.cancel()
+            await self._orders.finish()
+        self.tell({"interrupted": True})
+        sys.stdout.flush()
+        # The journal stays open: nobody else may have the row while its handler runs in a thread.
+        os._exit(_INTERRUPTED)
 
 
 async def _executor(plan: Plan) -> Executor:

@@ -306,7 +306,7 @@ class Runner(MultiService):
         path = control_socket(self._instance.stores.directory)
         path.unlink(missing_ok=True)
         journal, slots = self._instance.stores.journal, self._instance.slots
-        orders = Orders(journal, slots.replay, slots.look, self._instance.report)
+        orders = Orders(journal, slots.replay, slots.dropped, slots.look, self._instance.report)
         factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]

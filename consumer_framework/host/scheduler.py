@@ -108,6 +108,10 @@ class Scheduler:
             self._intake.put_first(delivery)
         return bool(found)
 
+    def is_out(self, row: int) -> bool:
+        """Whether a row was brought and is not settled yet."""
+        return row in self._out
+
     def took(self, delivery: Delivery) -> None:
         """A row was brought by somebody else, who replays it."""
         self._bytes_out -= self._out.get(delivery.row, 0)

@@ -29,7 +29,7 @@ from .lane import EVERYTHING, Arrivals
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
@@ -256,8 +256,6 @@ class Slots:
             self._handler.stop()
         self._scheduler.pause()
         self._circuit.stop()
-        for waiting in self._replays.values():
-            waiting.cancel()
 
     def give_back_held(self) -> int:
         """Give back to the broker what is held; returns how many those were."""
@@ -268,17 +266,22 @@ class Slots:
         await self._crew.finish()
         await self._settler.commits()
 
+    def dropped(self, rows: Collection[int]) -> None:
+        """Begin with none of *rows* any more; the journal has lost them on an operator's order."""
+        out = set(filter(self._scheduler.is_out, rows))
+        self._settler.dropped |= out
+        if self._handler is not None and out:
+            self._handler.withdraw(lambda delivery: delivery.row in out)
+
     async def replay(self, delivery: Delivery) -> Disposition:
         """Run a claimed row of the journal once, after what runs now.
 
         Returns:
-            What became of it, once that is committed: :class:`.Ack` for a success.
-
-        Raises:
-            asyncio.CancelledError: The instance stops, or pauses.
+            What became of it, once that is committed: :class:`.Ack` for a success,
+            :class:`.GiveBack` where it did not run because the instance stops or pauses.
         """
         if self._is_closed:
-            raise asyncio.CancelledError
+            return GiveBack()
         done: asyncio.Future[Disposition] = asyncio.get_running_loop().create_future()
         self._replays[delivery.row] = done
         # It may be deferred before its replay is over.
@@ -329,11 +332,7 @@ class Slots:
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
         self._scheduler.done(delivery)
         waiting = self._replays.pop(delivery.row, None)
-        if waiting is None or waiting.done():
-            return
-        if isinstance(disposition, GiveBack):
-            waiting.cancel()
-        else:
+        if waiting is not None and not waiting.done():
             waiting.set_result(disposition)
 
     def _look_at_order(self) -> None:

@@ -134,8 +134,11 @@ class FakeJournal(Journal):
 
     def _put(self, row: _Row) -> None:
         number = row.delivery.row
+        if number and number not in self._rows:
+            # It was dropped while it ran.
+            return
         is_another = self._twins.is_another(row.delivery)
-        if number not in self._rows and not is_another:
+        if not number and not is_another:
             number = next((n for n, old in self._rows.items() if old.key == row.key), 0)
         if number not in self._rows:
             number = self._latest = self._latest + 1

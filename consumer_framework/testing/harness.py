@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pika
 
 from consumer_framework.core import durations
-from consumer_framework.core.disposition import Ack, Defer, Halt, Hold, Quarantine, Reject
+from consumer_framework.core.disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject
 from consumer_framework.core.helpers import hosting
 
 from .fake_journal import FakeJournal
@@ -222,6 +222,8 @@ class Harness:
         if not replay.done() or replay.cancelled():
             return None
         disposition = replay.result()
+        if isinstance(disposition, GiveBack):
+            return None
         return posted.disposition if isinstance(disposition, Defer) else disposition
 
     def drop(self, message: Message | bytes) -> None:

@@ -28,8 +28,11 @@ def handler(message):
         return
     if not (pathlib.Path(__file__).parent / "mended").exists():
         raise KeyError(f"odd {message.body['n']}")
-    if message.body.get("slow"):
-        time.sleep(60)
+    end = time.monotonic() + 60
+    while message.body.get("slow") and time.monotonic() < end:
+        if (pathlib.Path(__file__).parent / "released").exists():
+            break
+        time.sleep(0.05)
     note("done", message)
 """
 
@@ -237,3 +240,70 @@ def test_an_instance_that_stops_during_a_replay_keeps_the_message(broker, operat
     [other, *_] = operator.waits_for(3)
     assert operator.does("replay", str(other)).returncode == 0
     assert row in operator.waits_for(3)
+
+
+def test_a_replay_survives_its_command_and_no_other_one_runs_beside_it(
+    broker, operator, queue_name
+):
+    publish(broker.url, queue_name, [b'{"n": 7, "slow": true}'], message_id="slow")
+    *_, row = operator.waits_for(4)
+    operator.mends()
+    command = [str(FM_CONSUMER), "quarantine", "replay", "--conf"]
+    command += [str(operator.instance.configuration), "--state-dir", str(operator.state), str(row)]
+    runs = len(operator.instance.notes("run"))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as replay:
+        operator.instance.noted("run", runs + 1)
+        replay.send_signal(signal.SIGINT)
+        _, complaint = replay.communicate(timeout=20)
+    assert replay.returncode == 130
+    assert f"interrupted: row {row} goes on in the instance" in complaint
+    assert "is in a replay" in operator.does("drop", str(row), "--yes").stderr
+    second = [*command[:-1], "--all"]
+    with subprocess.Popen(second, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as two:
+        assert two.stderr is not None
+        assert "waiting for the replay that is under way" in (
+            two.stderr.readline() + two.stderr.readline()
+        )
+        assert len(operator.instance.notes("run")) == runs + 1
+        (operator.directory / "released").touch()
+        two.communicate(timeout=20)
+    assert operator.done() == [0, 2, 4, 7, 1, 3, 5]
+    assert operator.instance.journal() == []
+    assert operator.instance.stop() == 0
+
+
+BY_HAND = {"STATE_DIRECTORY": "", "RUNTIME_DIRECTORY": ""}
+DEFERRING = """
+from consumer_framework import Defer
+seen = set()
+def handler(message):
+    note("run", message)
+    if message.id not in seen:
+        seen.add(message.id)
+        raise Defer(1)
+    time.sleep(3)
+    raise ValueError("poison")
+"""
+
+
+def test_a_deferred_message_that_is_dropped_while_it_runs_does_not_come_back(
+    broker, queue_name, start, tmp_path
+):
+    """Nor does one begin to run that waits for the slot."""
+    state = tmp_path / "instance_0" / "state"
+    instance = start(
+        broker.url, queue_table(queue_name), DEFERRING, options=["--state-dir", str(state)],
+        extra=f"{RECOVERY}hold_slots = 0\n", environment=BY_HAND,
+    ).ready()  # fmt: skip
+    publish(broker.url, queue_name, range(2))
+    instance.noted("run", 3)
+    rows = [str(row.id) for row in instance.journal()]
+    assert len(rows) == 2
+    command = [str(FM_CONSUMER), "quarantine", "drop", "--conf", str(instance.configuration)]
+    command += ["--state-dir", str(state), "--yes", *rows]
+    assert subprocess.run(command, check=False).returncode == 0
+    publish(broker.url, queue_name, [2])
+    instance.noted("run", 4)
+    assert instance.stop() == 0
+    assert [note["body"]["n"] for note in instance.notes("run")][:4] in ([0, 1, 0, 2], [0, 1, 1, 2])
+    assert [row.message_id for row in instance.journal()] == ["2"]

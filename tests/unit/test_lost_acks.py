@@ -39,6 +39,12 @@ def test_a_message_that_was_settled_is_known_when_it_comes_back(acks, dispositio
     assert again(acks, delivery_tag=2) is None, "of two equal messages, one was settled"
 
 
+def test_what_the_broker_adds_to_the_headers_makes_no_other_message(acks):
+    settle(acks, to.Ack(), headers={"sender": "one"})
+    acks.voided(1)
+    assert again(acks, headers={"sender": "one", "x-delivery-count": 1}) == Known()
+
+
 def test_a_message_that_was_rejected_is_rejected_again(acks):
     settle(acks, to.Reject("too old"))
     acks.voided(1)
@@ -74,7 +80,10 @@ def test_what_was_not_settled_runs_first(acks):
 
 @pytest.mark.parametrize(
     "other",
-    [{"body": b"other"}, {"message_id": "2"}, {"queue": "other"}, {"routing_key": "other"}],
+    [
+        *({"body": b"other"}, {"message_id": "2"}, {"queue": "other"}, {"routing_key": "other"}),
+        {"headers": {"sender": "other"}},
+    ],
 )
 def test_another_message_runs(acks, other):
     settle(acks, to.Ack())

@@ -9,7 +9,6 @@ import os
 import stat
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -654,21 +653,38 @@ def test_a_handler_that_cannot_be_built_is_told_in_one_line_and_nothing_happens(
     assert operator.rows() == {1: "quarantined"}
 
 
-def test_an_interrupted_replay_leaves_its_message_in_quarantine(operator):
+INTERRUPTS = """
+import os, signal, threading, time
+def handler(message):
+    time.sleep(0.2)  # as an operator would, who sees that it runs
+    for _ in range({times}):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+    time.sleep({lasts})
+"""
+
+
+def interrupted(operator, times, lasts):
     operator.quarantines(a_delivery(1), a_delivery(2))
     file = operator.directory / "slow.py"
-    file.write_text(
-        textwrap.dedent("""
-            import os, signal, time
-            def handler(message):
-                time.sleep(0.2)  # as an operator would, who sees that it runs
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(60)
-        """)
-    )
+    file.write_text(INTERRUPTS.format(times=times, lasts=lasts))
     result = operator.runs("replay", "--all", "--callback-file", f"{file}:handler")
     assert result.returncode == 130
-    assert "2 messages left in quarantine" in result.stderr
+    assert "Ctrl-C again to stop now" in result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def test_an_interrupted_replay_lets_its_message_end_and_says_how_it_did(operator):
+    result = interrupted(operator, times=1, lasts=0)
+    assert "row 1 succeeded" in result.stdout
+    assert "interrupted: 1 message left in quarantine" in result.stderr
+    assert operator.rows() == {2: "quarantined"}
+
+
+def test_a_replay_that_is_interrupted_twice_ends_at_once_and_keeps_its_message(operator):
+    result = interrupted(operator, times=2, lasts=60)
+    assert "interrupted: 2 messages left in quarantine" in result.stderr
     assert operator.rows() == {1: "quarantined", 2: "quarantined"}
 
 

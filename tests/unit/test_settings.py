@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+import math
 import typing
 from typing import Any, NotRequired, Required, TypedDict
 
@@ -16,6 +17,7 @@ from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import Then
 from consumer_framework.core.settings import (
     TRANSIENT_QUEUE,
+    Framework,
     Overrides,
     Recovery,
     RuleSettings,
@@ -204,6 +206,92 @@ def test_a_problem_of_recovery_names_its_toml_path(table, problem):
 def test_a_problem_of_the_framework_names_its_toml_path(table, problem):
     (found,) = problems(consumer_config={"framework": table})
     assert found.startswith(f"consumer_config.framework.{problem}")
+
+
+NUMBERS = [
+    "slots",
+    "read_ahead",
+    "burst",
+    "quarantine_max_bytes",
+    "quarantine_max_age",
+    "handler_timeout",
+    "start_timeout",
+    "rate",
+    "batch.size",
+    "batch.seconds",
+    "recovery.immediate",
+    "recovery.hold_slots",
+    "recovery.ack_timeout",
+    "recovery.crash_attempts",
+    "recovery.breaker.consecutive",
+]
+LISTS = ["recovery.delays", "recovery.breaker.probe", "recovery.rules", "brokers"]
+
+
+def at(path, value):
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize("value", [1 << 62, -1, math.nan, math.inf, -math.inf, 10**400])
+@pytest.mark.parametrize("path", NUMBERS)
+def test_every_number_of_the_framework_has_bounds(path, value):
+    (found, *_) = problems(consumer_config={"framework": at(path, value)})
+    assert found.startswith(f"consumer_config.framework.{path}: must be ")
+
+
+def test_every_number_of_the_framework_is_tried_for_bounds():
+    def numbers(model, prefix=""):
+        for name, field in model.model_fields.items():
+            inner = [
+                a
+                for a in (field.annotation, *typing.get_args(field.annotation))
+                if hasattr(a, "model_fields")
+            ]
+            if inner:
+                yield from numbers(inner[0], f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    others = {"ordering", "ordering_key", "recovery.on_exhausted", "recovery.on_invalid"}
+    others |= {"recovery.rules.exceptions", "recovery.rules.then"}
+    assert set(numbers(Framework)) - others == {*NUMBERS, *LISTS} - {"recovery.rules"}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_every_list_of_the_framework_has_a_longest(path):
+    item: Any = {"exceptions": ["a.B"], "then": "drop"} if path == "recovery.rules" else "10s"
+    (found,) = problems(consumer_config={"framework": at(path, [item] * 10_001)})
+    assert found.startswith(f"consumer_config.framework.{path}: must have at most 100")
+
+
+@pytest.mark.parametrize("value", [1, [1]])
+def test_what_the_broker_is_told_has_bounds_too(value):
+    def nested(depth):
+        return value if not depth else {"a": [nested(depth - 1)]}
+
+    huge = {"a": [{"b": 1 << 63}]}
+    for arguments, problem in (
+        (huge, "must have no integers of more than 64 bits"),
+        ({"a": math.nan}, "must have no numbers that are not finite"),
+        (nested(30), "must be no more than 20 tables deep"),
+    ):
+        for changes in (
+            {"queues": {"": {**QUEUE, "arguments": arguments}}},
+            {"client_properties": arguments},
+            {"bindings": [{"exchange": "e", "routing_keys": ["#"], "arguments": arguments}]},
+        ):
+            (found,) = problems(**changes)
+            assert problem in found
+
+
+def test_slots_and_a_batch_that_are_too_much_together_are_told():
+    (found,) = problems(consumer_config={"framework": {"slots": 64, "batch": {"size": 10_000}}})
+    assert found == (
+        "consumer_config.framework.batch.size: 64 slots of 10000 are more than 10000 messages in "
+        "handlers at once; set it to 156 or less, or set fewer slots"
+    )
 
 
 def test_the_default_handler_timeout_gives_way_to_a_short_ack_timeout():

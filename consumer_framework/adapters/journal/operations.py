@@ -96,6 +96,8 @@ def put(
 ) -> Operation[int]:
     """Keep *delivery* at *place*; returns the number of its row.
 
+    A row that is gone was dropped by an operator while it ran, and does not come back.
+
     Args:
         delivery: Goes to the row that it came from, or else to that of the same message.
         place: Where it is put.
@@ -122,6 +124,8 @@ def put(
     def operation(connection: sqlite3.Connection) -> int:
         key = columns["key"]
         number = _find(connection, delivery.row, columns)
+        if delivery.row and number is None:
+            return 0
         if number is not None and is_another:
             number, key = None, columns["key"] + os.urandom(_ANOTHER)
         if number is None:
@@ -141,9 +145,10 @@ def put(
 
 
 def _find(connection: sqlite3.Connection, number: int, columns: dict[str, Any]) -> int | None:
-    """Return the row that a delivery came from, or else the one of the same message."""
-    found = connection.execute(FIND_ROW, (number,)).fetchone()
-    if found is None:
+    """Return the row that a delivery came from, or that of the same message."""
+    if number:
+        found = connection.execute(FIND_ROW, (number,)).fetchone()
+    else:
         found = connection.execute(FIND_KEY, (columns["queue"], columns["key"])).fetchone()
     return None if found is None else found[0]
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # The TOML path of the framework's own settings.
 FRAMEWORK = "consumer_config.framework"
 
+# Messages in handlers. Each has a task, a record of the flight recorder, and itself in memory.
+MOST_AT_ONCE = 10_000
+
 
 def conflicts(framework: Framework) -> Iterator[Problem]:
     """Say which of the framework's settings contradict each other."""
@@ -30,6 +33,10 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
     if framework.batch is not None and framework.ordering is Ordering.STRICT:
         what = 'with ordering = "strict" one message is handled at a time'
         yield Problem(f"{FRAMEWORK}.batch", what, "remove it, or order by key")
+    if framework.batch is not None and framework.at_once > MOST_AT_ONCE:
+        what = f"{framework.slots} slots of {framework.batch.size} are more than {MOST_AT_ONCE}"
+        cure = f"set it to {MOST_AT_ONCE // framework.slots} or less, or set fewer slots"
+        yield Problem(f"{FRAMEWORK}.batch.size", f"{what} messages in handlers at once", cure)
     yield from _timeouts(framework)
 
 

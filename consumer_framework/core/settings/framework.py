@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class BreakerSettings(Table):
     """When a dependency counts as broken, and how often it is looked at then."""
 
-    consecutive: Annotated[StrictInt, Field(ge=1)] = 5
-    probe: Annotated[tuple[Duration, ...], Field(min_length=1)] = (30.0, 300.0)
+    consecutive: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 5
+    probe: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=100)] = (30.0, 300.0)
 
 
 class RuleSettings(Table):
@@ -33,7 +33,9 @@ class RuleSettings(Table):
     In a file, exceptions are dotted names; a class may name them itself.
     """
 
-    exceptions: Annotated[tuple[str | type[BaseException], ...], Field(min_length=1)]
+    exceptions: Annotated[
+        tuple[str | type[BaseException], ...], Field(min_length=1, max_length=1000)
+    ]
     then: Then
 
 
@@ -53,14 +55,14 @@ class Recovery(Table):
     Lengths of time are text such as ``"10s"`` and ``"5m"``, or seconds.
     """
 
-    immediate: Annotated[StrictInt, Field(ge=0)] = 1
-    delays: tuple[Duration, ...] = (10.0, 60.0, 300.0)
-    hold_slots: Annotated[StrictInt, Field(ge=0)] = 4
+    immediate: Annotated[StrictInt, Field(ge=0, le=100)] = 1
+    delays: Annotated[tuple[Duration, ...], Field(max_length=100)] = (10.0, 60.0, 300.0)
+    hold_slots: Annotated[StrictInt, Field(ge=0, le=65535)] = 4
     ack_timeout: Annotated[Duration, Field(gt=0)] = 1800.0
     on_exhausted: OnExhausted = OnExhausted.QUARANTINE
-    crash_attempts: Annotated[StrictInt, Field(ge=1)] = 2
+    crash_attempts: Annotated[StrictInt, Field(ge=1, le=1000)] = 2
     breaker: BreakerSettings = BreakerSettings()
-    rules: tuple[RuleSettings, ...] = ()
+    rules: Annotated[tuple[RuleSettings, ...], Field(max_length=1000)] = ()
 
     if TYPE_CHECKING:
         # A type checker would ask for the parsed values; authors write what a file says.
@@ -113,7 +115,7 @@ def _checked_source(text: str) -> str:
 class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
-    brokers: tuple[Broker, ...] = ()
+    brokers: Annotated[tuple[Broker, ...], Field(max_length=100)] = ()
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
     ordering: Ordering = Ordering.NONE
@@ -122,9 +124,9 @@ class Framework(Table):
     start_timeout: Annotated[Duration, Field(gt=0)] = 300.0
     batch: Batch | None = None
     rate: Rate | None = None
-    burst: Annotated[StrictInt, Field(ge=1)] | None = None
+    burst: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
-    quarantine_max_bytes: Annotated[StrictInt, Field(ge=1)] = 1 << 30
+    quarantine_max_bytes: Annotated[StrictInt, Field(ge=1, le=1 << 50)] = 1 << 30
     recovery: Recovery = Recovery()
 
     @property

@@ -202,11 +202,14 @@ def test_the_number_of_a_row_that_is_gone_is_not_used_again(journal):
     assert second.row != first.row
 
 
-def test_a_message_whose_row_was_dropped_while_it_ran_gets_a_new_one(journal):
+@pytest.mark.parametrize("again", ["defer", "quarantine"])
+def test_a_message_whose_row_was_dropped_while_it_ran_does_not_come_back(journal, again):
     run(journal.defer(make_delivery(), 1.0))
     (delivery,) = journal.due(1.0, 10)
-    run(journal.remove(delivery.row), journal.quarantine(delivery, "poison"))
-    assert journal.is_open(make_delivery())
+    later = journal.defer(delivery, 5.0) if again == "defer" else journal.quarantine(delivery, "x")
+    run(journal.remove(delivery.row), later)
+    assert not journal.is_open(make_delivery())
+    assert journal.next_due() is None
 
 
 # Lanes.

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Orders to replay and to drop, whoever gives them and goes away meanwhile."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.core.disposition import Ack, GiveBack, Halt
+from consumer_framework.host.orders import Orders
+from consumer_framework.testing import make_delivery
+
+
+class Bench:
+    """Runs rows, each until the test ends it."""
+
+    def __init__(self, journal):
+        self.journal = journal
+        self.running = {}
+        self.begun = []
+        self.dropped: list[int] = []
+        self.orders = Orders(journal, self.run, self.dropped.extend)
+
+    async def run(self, delivery):
+        self.begun.append(delivery.row)
+        end = self.running[delivery.row] = asyncio.get_running_loop().create_future()
+        disposition = await end
+        del self.running[delivery.row]
+        if disposition == Ack():
+            await self.journal.remove(delivery.row)
+        return disposition
+
+    def replay(self, *rows):
+        """Give an order; returns its command, and the answers that the command got."""
+        answers = []
+
+        async def command():
+            async with contextlib.aclosing(self.orders.replay({"rows": rows})) as given:
+                async for answer in given:
+                    answers.append(answer)  # noqa: PERF401 -- read meanwhile
+
+        return asyncio.create_task(command()), answers
+
+    async def until(self, condition):
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110 -- the journal writes in a thread
+                await asyncio.sleep(0.001)
+
+    async def end(self, row, disposition=Ack()):  # noqa: B008
+        await self.until(lambda: row in self.running)
+        self.running[row].set_result(disposition)
+
+    @property
+    def states(self):
+        return {row.id: row.state for row in self.journal.rows(state=None)}
+
+
+@pytest.fixture
+def play(tmp_path):
+    def play(scenario, count=2, lanes=("", "")):
+        async def run():
+            with contextlib.closing(Journal.open(tmp_path, limits=Limits())) as journal:
+                for number, lane in zip(range(count), lanes, strict=True):
+                    delivery = make_delivery(message_id=str(number), lane=lane)
+                    await journal.quarantine(delivery, "poison")
+                bench = Bench(journal)
+                await scenario(bench)
+
+        asyncio.run(asyncio.wait_for(run(), 30))
+
+    return play
+
+
+def test_a_row_whose_command_goes_away_is_run_to_its_end_and_those_after_it_stay(play):
+    async def scenario(bench):
+        command, _ = bench.replay(1, 2)
+        await bench.until(lambda: bench.running)
+        command.cancel()
+        await asyncio.wait([command])
+        assert bench.states == {1: "replaying", 2: "quarantined"}, "nobody else may have it"
+        await bench.end(1)
+        await bench.orders.finish()
+        assert bench.states == {2: "quarantined"}
+        assert bench.begun == [1]
+
+    play(scenario)
+
+
+def test_a_command_that_goes_away_while_a_row_is_claimed_leaves_no_claim(play):
+    async def scenario(bench):
+        command, _ = bench.replay(1)
+        await asyncio.sleep(0)
+        command.cancel()
+        await asyncio.wait([command])
+        await bench.until(lambda: bench.running or not bench.orders._replays)
+        if bench.running:
+            await bench.end(1, GiveBack())
+        await bench.orders.finish()
+        assert bench.states == {1: "quarantined", 2: "quarantined"}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("lanes", [("", ""), ("a key", "a key")])
+def test_replays_do_not_overlap(play, lanes):
+    async def scenario(bench):
+        first, _ = bench.replay(1)
+        await bench.until(lambda: bench.running)
+        first.cancel()
+        second, answers = bench.replay(2, 1)
+        await bench.until(lambda: answers)
+        await asyncio.sleep(0.05)
+        assert list(bench.running) == [1]
+        await bench.end(1)
+        await bench.end(2)
+        await second
+        gone = {"row": 1, "result": "skipped", "reason": "not, or no longer, there"}
+        done = {"row": 2, "result": "succeeded", "reason": ""}
+        waiting, *others = answers
+        assert waiting == {"step": "waiting for the replay that is under way"}
+        assert [a for a in others if "begun" not in a] in ([gone, done], [done, gone])
+
+    play(scenario, lanes=lanes)
+
+
+@pytest.mark.parametrize(
+    ("disposition", "answer"),
+    [
+        (
+            GiveBack(),
+            {"row": 1, "result": "skipped", "reason": "the instance stops or pauses"},
+        ),
+        (Halt(3, requeue=True, reason="enough"), {"row": 1, "result": "halt", "reason": "enough"}),
+    ],
+)
+def test_where_the_instance_stops_or_pauses_rows_go_back_to_quarantine_and_it_is_said(
+    play, disposition, answer
+):
+    async def scenario(bench):
+        command, answers = bench.replay(1, 2)
+        await bench.end(1, disposition)
+        await command
+        assert answers == [{"begun": 1}, answer]
+        assert bench.states == {1: "quarantined", 2: "quarantined"}
+
+    play(scenario)
+
+
+def test_what_fails_in_a_replay_is_told_to_its_command(play):
+    async def scenario(bench):
+        command, _ = bench.replay(1)
+        await bench.until(lambda: bench.running)
+        bench.running[1].set_exception(RuntimeError("a defect"))
+        with pytest.raises(RuntimeError, match="a defect"):
+            await command
+        assert bench.states == {1: "quarantined", 2: "quarantined"}
+
+    play(scenario)
+
+
+def test_what_fails_in_a_replay_whose_command_is_gone_is_logged(play, caplog):
+    async def scenario(bench):
+        command, _ = bench.replay(1)
+        await bench.until(lambda: bench.running)
+        command.cancel()
+        await asyncio.wait([command])
+        bench.running[1].set_exception(RuntimeError("a defect"))
+        await bench.orders.finish()
+        assert "a replay that nobody waits for has failed" in caplog.text
+
+    play(scenario)
+
+
+def test_a_replay_that_is_to_stop_ends_after_the_row_that_runs(play):
+    async def scenario(bench):
+        command, answers = bench.replay(1, 2)
+        await bench.until(lambda: bench.running)
+        bench.orders.stop_replays()
+        await bench.end(1)
+        await command
+        assert answers == [{"begun": 1}, {"row": 1, "result": "succeeded", "reason": ""}]
+
+    play(scenario)
+
+
+def test_a_replay_that_is_given_up_leaves_its_rows_in_quarantine(play):
+    async def scenario(bench):
+        command, _ = bench.replay(1, 2)
+        await bench.until(lambda: bench.running)
+        bench.orders.cancel()
+        await bench.orders.finish()
+        assert bench.states == {1: "quarantined", 2: "quarantined"}
+        await asyncio.wait([command])
+
+    play(scenario)
+
+
+def test_a_row_in_a_replay_is_not_dropped(play):
+    async def scenario(bench):
+        command, _ = bench.replay(1)
+        await bench.until(lambda: bench.running)
+        answers = [answer async for answer in bench.orders.drop({"rows": [1, 2]})]
+        assert answers == [{"dropped": [2]}]
+        assert bench.dropped == [2]
+        await bench.end(1)
+        await command
+
+    play(scenario)
