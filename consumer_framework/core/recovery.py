@@ -144,8 +144,11 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))
             return Decision(to.Quarantine(f"no valid message: {said(error)}"), history)
-        case Crashed(times):
+        case Crashed(times, hung):
             reason = f"the process died {times} times while it was handled"
+            if hung:
+                late = "the handler did not return within handler_timeout"
+                reason = f"{late}; the process was restarted {times} times because of it"
             return Decision(to.Quarantine(reason), delivery.history)
         case Withdrawn():
             return Decision(to.GiveBack(), delivery.history)
