@@ -136,9 +136,15 @@ class Undecodable:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """The process died *times* times while the handler had the message; it did not run again."""
+    """The process died *times* times while the handler had the message; it did not run again.
+
+    Attributes:
+        times: How often.
+        hung: The last time it was restarted, for the handler did not return in time.
+    """
 
     times: int
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ class Pipeline:
                 if not isinstance(outcome, Withdrawn):
                     return earlier, outcome
         if self._is_too_deadly(delivery):
-            return None, Crashed(delivery.history.crashes)
+            hung = self.settler.flight.has_hung(delivery)
+            return None, Crashed(delivery.history.crashes, hung)
         if delivery.lane and self._is_blocked(delivery):
             return None, Behind()
         return await self._run(delivery)

@@ -180,6 +180,10 @@ class FlightRecorder(Protocol):
         """How often the process died while the handler had this message."""
         ...
 
+    def has_hung(self, delivery: Delivery) -> bool:
+        """Whether the last process was restarted because the handler did not return in time."""
+        ...
+
     def forget(self, delivery: Delivery) -> None:
         """The message is settled; its crashes count no longer."""
         ...

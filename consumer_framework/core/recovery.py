@@ -158,8 +158,11 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             is_brokers = not (delivery.row or delivery.replayed)
             invalid = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
             return Decision(invalid, history)
-        case Crashed(times):
+        case Crashed(times, hung):
             reason = f"the process died {times} times while it was handled"
+            if hung:
+                late = "the handler did not return within handler_timeout"
+                reason = f"{late}; the process was restarted {times} times because of it"
             aside = to.Quarantine(reason) if situation.may_store else to.Requeue(reason)
             return Decision(aside, delivery.history)
         case Withdrawn():

@@ -345,6 +345,9 @@ class _NoFlight:
     def crashes_of(self, _delivery: Delivery) -> int:
         return 0
 
+    def has_hung(self, _delivery: Delivery) -> bool:
+        return False
+
     def forget(self, _delivery: Delivery) -> None:
         pass
 

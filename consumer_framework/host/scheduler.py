@@ -141,7 +141,7 @@ class Scheduler:
 
     def _bring_soon(self) -> None:
         """Bring back once what many settles of one turn of the event loop make due."""
-        if not self._is_called and self._has_room:
+        if not (self._is_called or self.is_paused) and self._has_room:
             self._is_called = True
             asyncio.get_running_loop().call_soon(self.bring)
 

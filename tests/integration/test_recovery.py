@@ -386,7 +386,7 @@ def test_a_dead_letter_exchange_gets_what_is_invalid_and_what_is_spent(broker, q
         channel = connection.channel()
         channel.queue_declare(dead, exclusive=True)
         instance = start(broker.url, table, POISON, extra=REJECTS).ready()
-        publish(broker.url, queue_name, [{"n": 3}, {"n": 4}])
+        publish(broker.url, queue_name, [3, 4])
         channel.basic_publish("amq.topic", queue_name, b"no json", pika.BasicProperties(headers={}))
         letters = []
 
