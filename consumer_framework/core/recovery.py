@@ -110,12 +110,14 @@ class Situation:
         now: Seconds since the epoch.
         spread: A random number from 0 to 1.
         may_hold: Whether a hold slot is free.
+        waited: Seconds since the broker delivered it.
         may_store: Whether there is a store; without one, messages stay with the broker.
     """
 
     now: float
     spread: float
     may_hold: bool
+    waited: float = 0.0
     may_store: bool = True
 
 
@@ -265,7 +267,7 @@ class _Case:
         return delay * (1 + JITTER * (2 * self.situation.spread - 1))
 
     def _later(self, until: float, reason: str, *, stores: bool = True) -> Disposition:
-        held_for = until - self.delivery.received_at
+        held_for = until - self.situation.now + self.situation.waited
         # A retry at once takes no hold slot: it goes before what waits, without a write for it.
         may_hold = self.situation.may_hold or until <= self.situation.now
         fits = held_for <= self.policy.hold_ceiling and may_hold
@@ -277,9 +279,9 @@ class _Case:
 
     def _later_without_store(self, reason: str) -> Disposition:
         """Hold the message for as long as that is possible, or let the broker deliver it again."""
-        latest = self.delivery.received_at + self.policy.hold_ceiling
-        if self.situation.may_hold and latest >= self.situation.now + SHORTEST_WAIT:
-            return to.Hold(latest, reason)
+        left = self.policy.hold_ceiling - self.situation.waited
+        if self.situation.may_hold and left >= SHORTEST_WAIT:
+            return to.Hold(self.situation.now + left, reason)
         return to.Requeue(reason)
 
     def _exhausted(self, error: BaseException, used: int) -> Disposition:
