@@ -2,6 +2,7 @@
 """What becomes of a delivery, from its outcome and the situation alone."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -301,9 +302,8 @@ def test_without_a_store_what_finds_no_hold_slot_goes_back_to_its_queue():
         errors.Retry("", after=9),
     ):
         assert isinstance(disposition_of(Failed(error), situation=NEITHER), to.Requeue)
-    old = disposition_of(
-        Failed(errors.Retry("x", after="1h")), situation=NO_STORE, received_at=50.0
-    )
+    waited = replace(NO_STORE, waited=900.0)
+    old = disposition_of(Failed(errors.Retry("x", after="1h")), situation=waited)
     assert isinstance(old, to.Requeue)
     spent = disposition_of(FAULT, situation=NO_STORE, history=SPENT)
     assert spent == to.Requeue("ValueError: no (5 attempts)")
