@@ -13,6 +13,7 @@ from fedora_messaging.config import DEFAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer_framework.core.durations import text
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import Then
 from consumer_framework.core.settings import (
@@ -295,9 +296,18 @@ def test_slots_and_a_batch_that_are_too_much_together_are_told():
     )
 
 
-def test_the_default_handler_timeout_gives_way_to_a_short_ack_timeout():
+def test_the_usual_handler_timeout_gives_way_to_a_short_ack_timeout_and_no_limit_stays_none():
     table = {"recovery": {"ack_timeout": "5m"}}
-    assert parse(document(consumer_config={"framework": table})).framework.handler_timeout == 600.0
+    framework = parse(document(consumer_config={"framework": table})).framework
+    assert framework.handler_limit(usual=600.0) == 300.0
+    assert framework.handler_limit(usual=math.inf) == math.inf
+
+
+def test_a_handler_timeout_may_be_endless():
+    table = {"handler_timeout": "infinity"}
+    framework = parse(document(consumer_config={"framework": table})).framework
+    assert framework.handler_limit(usual=600.0) == math.inf
+    assert text(math.inf) == "infinity"
 
 
 def test_all_settings_that_contradict_each_other_are_told():

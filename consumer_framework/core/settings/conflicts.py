@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from consumer_framework.core.durations import text
@@ -58,8 +59,8 @@ def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
 
 def _timeouts(framework: Framework) -> Iterator[Problem]:
     timeout, ack_timeout = framework.handler_timeout, framework.recovery.ack_timeout
-    # The default one gives way to a short ack_timeout.
-    if timeout < ack_timeout or "handler_timeout" not in framework.model_fields_set:
+    # No limit is a choice: such a handler's message may be delivered again while it runs.
+    if timeout is None or math.isinf(timeout) or timeout < ack_timeout:
         return
     yield Problem(
         f"{FRAMEWORK}.handler_timeout",

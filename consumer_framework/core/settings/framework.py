@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
-from consumer_framework.core.durations import Duration
+from consumer_framework.core.durations import Duration, DurationOrEndless
 from consumer_framework.core.ordering import source_of
 from consumer_framework.core.rate import Rate
 from consumer_framework.core.recovery import OnExhausted, OnInvalid, Then
@@ -122,7 +123,8 @@ class Framework(Table):
     read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
     ordering: Ordering = Ordering.NONE
     ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
-    handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    # None for what is usual for the form of the consumer: see `handler_limit`.
+    handler_timeout: Annotated[DurationOrEndless, Field(gt=0)] | None = None
     start_timeout: Annotated[Duration, Field(gt=0)] = 300.0
     batch: Batch | None = None
     rate: Rate | None = None
@@ -130,6 +132,17 @@ class Framework(Table):
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
     quarantine_max_bytes: Annotated[StrictInt, Field(ge=1, le=1 << 50)] = 1 << 30
     recovery: Recovery = Recovery()
+
+    def handler_limit(self, usual: float) -> float:
+        """Seconds that one run of the handler may take.
+
+        Args:
+            usual: What counts where nothing is said: infinite for no limit. A finite one gives
+                way to a shorter ``ack_timeout``.
+        """
+        if self.handler_timeout is not None:
+            return self.handler_timeout
+        return usual if math.isinf(usual) else min(usual, self.recovery.ack_timeout)
 
     @property
     def at_once(self) -> int:
