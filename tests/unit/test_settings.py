@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+import math
 import typing
 from typing import Any, NotRequired, Required, TypedDict
 
@@ -12,10 +13,12 @@ from fedora_messaging.config import DEFAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer_framework.core.durations import text
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import Then
 from consumer_framework.core.settings import (
     TRANSIENT_QUEUE,
+    Framework,
     Overrides,
     Recovery,
     RuleSettings,
@@ -103,7 +106,7 @@ def test_every_kind_of_error_is_reported_at_once():
         ),
         (
             "consumer_config.framework.recovery.on_exhausted: "
-            'must be "quarantine", "drop", "requeue" or "halt"'
+            'must be "quarantine", "drop", "requeue", "reject" or "halt"'
         ),
     }
     assert len(found) == len(set(found))
@@ -152,15 +155,16 @@ def recovery(**table: Any) -> dict[str, Any]:
         ({"hold_slots": -1}, "hold_slots: must be greater than or equal to 0"),
         ({"ack_timeout": "0s"}, "ack_timeout: must be greater than 0"),
         ({"crash_attempts": 0}, "crash_attempts: must be greater than or equal to 1"),
-        ({"on_exhausted": "hold"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or'),
+        ({"on_exhausted": "hold"}, 'on_exhausted: must be "quarantine", "drop", "requeue"'),
         ({"breaker": {"probes": []}}, 'breaker.probes: unknown key; did you mean "probe"?'),
         ({"breaker": {"consecutive": 0}}, "breaker.consecutive: must be greater than or equal"),
         (
             {"on_exhausted": "Drop "},
-            'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"',
+            'on_exhausted: must be "quarantine", "drop", "requeue", "reject" or "halt"',
         ),
-        ({"on_exhausted": "requeu"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or '),
-        ({"on_exhausted": 3}, 'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"; i'),
+        ({"on_exhausted": "requeu"}, 'on_exhausted: must be "quarantine", "drop", "requeue", '),
+        ({"on_exhausted": 3}, 'on_exhausted: must be "quarantine", "drop", "requeue", "reject" '),
+        ({"on_invalid": "drop"}, 'on_invalid: must be "quarantine" or "reject"'),
         ({"breaker": {"probe": []}}, "breaker.probe: must have at least 1 item; add one"),
         ({"breaker": {"probs": []}}, 'breaker.probs: unknown key; did you mean "probe"?'),
         ({"rules": [RULE, RULE | {"when": 1}]}, 'rules[1].when: unknown key; did you mean "then"'),
@@ -206,9 +210,104 @@ def test_a_problem_of_the_framework_names_its_toml_path(table, problem):
     assert found.startswith(f"consumer_config.framework.{problem}")
 
 
-def test_the_default_handler_timeout_gives_way_to_a_short_ack_timeout():
+NUMBERS = [
+    "slots",
+    "read_ahead",
+    "burst",
+    "quarantine_max_bytes",
+    "quarantine_max_age",
+    "handler_timeout",
+    "start_timeout",
+    "rate",
+    "batch.size",
+    "batch.seconds",
+    "recovery.immediate",
+    "recovery.hold_slots",
+    "recovery.ack_timeout",
+    "recovery.crash_attempts",
+    "recovery.breaker.consecutive",
+]
+LISTS = ["recovery.delays", "recovery.breaker.probe", "recovery.rules", "brokers"]
+
+
+def at(path, value):
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize("value", [1 << 62, -1, math.nan, math.inf, -math.inf, 10**400])
+@pytest.mark.parametrize("path", NUMBERS)
+def test_every_number_of_the_framework_has_bounds(path, value):
+    (found, *_) = problems(consumer_config={"framework": at(path, value)})
+    assert found.startswith(f"consumer_config.framework.{path}: must be ")
+
+
+def test_every_number_of_the_framework_is_tried_for_bounds():
+    def numbers(model, prefix=""):
+        for name, field in model.model_fields.items():
+            inner = [
+                a
+                for a in (field.annotation, *typing.get_args(field.annotation))
+                if hasattr(a, "model_fields")
+            ]
+            if inner:
+                yield from numbers(inner[0], f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    others = {"ordering", "ordering_key", "recovery.on_exhausted", "recovery.on_invalid"}
+    others |= {"recovery.rules.exceptions", "recovery.rules.then"}
+    assert set(numbers(Framework)) - others == {*NUMBERS, *LISTS} - {"recovery.rules"}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_every_list_of_the_framework_has_a_longest(path):
+    item: Any = {"exceptions": ["a.B"], "then": "drop"} if path == "recovery.rules" else "10s"
+    (found,) = problems(consumer_config={"framework": at(path, [item] * 10_001)})
+    assert found.startswith(f"consumer_config.framework.{path}: must have at most 100")
+
+
+@pytest.mark.parametrize("value", [1, [1]])
+def test_what_the_broker_is_told_has_bounds_too(value):
+    def nested(depth):
+        return value if not depth else {"a": [nested(depth - 1)]}
+
+    huge = {"a": [{"b": 1 << 63}]}
+    for arguments, problem in (
+        (huge, "must have no integers of more than 64 bits"),
+        ({"a": math.nan}, "must have no numbers that are not finite"),
+        (nested(30), "must be no more than 20 tables deep"),
+    ):
+        for changes in (
+            {"queues": {"": {**QUEUE, "arguments": arguments}}},
+            {"client_properties": arguments},
+            {"bindings": [{"exchange": "e", "routing_keys": ["#"], "arguments": arguments}]},
+        ):
+            (found,) = problems(**changes)
+            assert problem in found
+
+
+def test_slots_and_a_batch_that_are_too_much_together_are_told():
+    (found,) = problems(consumer_config={"framework": {"slots": 64, "batch": {"size": 10_000}}})
+    assert found == (
+        "consumer_config.framework.batch.size: 64 slots of 10000 are more than 10000 messages in "
+        "handlers at once; set it to 156 or less, or set fewer slots"
+    )
+
+
+def test_the_usual_handler_timeout_gives_way_to_a_short_ack_timeout_and_no_limit_stays_none():
     table = {"recovery": {"ack_timeout": "5m"}}
-    assert parse(document(consumer_config={"framework": table})).framework.handler_timeout == 600.0
+    framework = parse(document(consumer_config={"framework": table})).framework
+    assert framework.handler_limit(usual=600.0) == 300.0
+    assert framework.handler_limit(usual=math.inf) == math.inf
+
+
+def test_a_handler_timeout_may_be_endless():
+    table = {"handler_timeout": "infinity"}
+    framework = parse(document(consumer_config={"framework": table})).framework
+    assert framework.handler_limit(usual=600.0) == math.inf
+    assert text(math.inf) == "infinity"
 
 
 def test_all_settings_that_contradict_each_other_are_told():
@@ -225,6 +324,7 @@ def test_recovery_has_the_defaults_that_are_promised():
         "hold_slots": 4,
         "ack_timeout": "30m",
         "on_exhausted": "quarantine",
+        "on_invalid": "quarantine",
         "crash_attempts": 2,
         "breaker": {"consecutive": 5, "probe": ["30s", "5m"]},
         "rules": [],

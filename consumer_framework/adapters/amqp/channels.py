@@ -66,6 +66,11 @@ class Channels:
         entry = self._open.get(generation)
         return entry[1].count if entry is not None else 0
 
+    def settled_up_to(self, generation: int) -> int:
+        """The tag up to which all of *generation* is settled; 0 where its channel is gone."""
+        entry = self._open.get(generation)
+        return entry[1].prefix if entry is not None else 0
+
     def is_open(self, delivery: Delivery) -> bool:
         """Whether the channel that *delivery* came on is there still."""
         return delivery.generation in self._open

@@ -172,8 +172,8 @@ class Session:
         """Let the broker send so many messages ahead, per queue, from now on.
 
         The count belongs to a consumer (RabbitMQ: Consumer Prefetch). So a new one takes the place
-        of each, on the same channel: what was delivered stays, and can be settled. It does not
-        count against the new consumer's prefetch.
+        of each, on the same channel: what was delivered stays, and can be settled. It counts, so
+        the new one gets what is left of the count, and waits until there is something left.
 
         A queue with a single active consumer keeps the one that it has, or another instance's
         would begin while something runs here.

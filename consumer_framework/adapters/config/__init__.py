@@ -81,7 +81,8 @@ def read(path: Path, access: Access = PLAIN) -> dict[str, Any]:
         problem = Problem("", f"is not UTF-8: byte {error.start}", "save it as UTF-8")
     except RecursionError:
         problem = Problem("", "is nested too deeply", "simplify it")
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
+        # TOMLDecodeError; Python refuses integers of thousands of digits itself.
         problem = Problem("", f"is not TOML: {error}", "mend the syntax there")
     raise ConfigurationError(problem, source=str(path))
 

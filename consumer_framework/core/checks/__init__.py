@@ -4,5 +4,6 @@
 from .bindings import binding_findings
 from .flow import flow_findings
 from .queues import queue_findings
+from .tasks import tasks_problem
 
-__all__ = ["binding_findings", "flow_findings", "queue_findings"]
+__all__ = ["binding_findings", "flow_findings", "queue_findings", "tasks_problem"]

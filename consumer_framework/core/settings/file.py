@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr
 
 from .brokers import Address, addresses
 from .framework import Framework
@@ -21,6 +22,29 @@ TRANSIENT_QUEUE: dict[str, Any] = {
 
 _Port = Annotated[StrictInt, Field(ge=1, le=65535)]
 _UInt16 = Annotated[StrictInt, Field(ge=0, le=65535)]
+# What AMQP has a type for, and any broker takes.
+_LARGEST = (1 << 63) - 1
+_DEEPEST = 20
+
+
+def _checked(table: dict[str, Any]) -> dict[str, Any]:
+    _check(table, _DEEPEST)
+    return table
+
+
+def _check(value: Any, depth: int) -> None:
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        raise ValueError("must have no integers of more than 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must have no numbers that are not finite")
+    if isinstance(value, dict | list):
+        if not depth:
+            raise ValueError(f"must be no more than {_DEEPEST} tables deep")
+        for each in value.values() if isinstance(value, dict) else value:
+            _check(each, depth - 1)
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_checked)]
 _UInt32 = Annotated[StrictInt, Field(ge=0, le=4294967295)]
 
 
@@ -30,7 +54,7 @@ class Queue(Table):
     durable: StrictBool
     auto_delete: StrictBool
     exclusive: StrictBool
-    arguments: dict[str, Any]
+    arguments: Arguments
     passive: StrictBool | None = None
 
 
@@ -38,9 +62,9 @@ class Binding(Table):
     """Routing keys that bring messages of an exchange to a queue."""
 
     exchange: StrictStr
-    routing_keys: list[StrictStr]
+    routing_keys: Annotated[list[StrictStr], Field(max_length=10_000)]
     queue: StrictStr = ""
-    arguments: dict[str, Any] = Field(default={})
+    arguments: Arguments = Field(default={})
 
 
 class Qos(Table):
@@ -74,14 +98,14 @@ class Settings(Table):
 
     # What may be, or hold, a secret is not shown by repr().
     amqp_url: StrictStr = Field(repr=False)
-    client_properties: dict[str, Any] = Field(default={}, repr=False)
+    client_properties: Arguments = Field(default={}, repr=False)
     publish_exchange: StrictStr = "amq.topic"
     topic_prefix: StrictStr = ""
-    publish_priority: StrictInt | None = None
+    publish_priority: Annotated[StrictInt, Field(ge=0, le=255)] | None = None
     passive_declares: StrictBool = False
     exchanges: dict[str, dict[str, Any]] = Field(default={})
-    queues: dict[str, Queue]
-    bindings: list[Binding]
+    queues: Annotated[dict[str, Queue], Field(max_length=1000)]
+    bindings: Annotated[list[Binding], Field(max_length=10_000)]
     qos: Qos = Qos()
     callback: StrictStr | None = None
     monitoring: Monitoring | None = None

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
-from consumer_framework.core.durations import Duration
+from consumer_framework.core.durations import Duration, DurationOrEndless
 from consumer_framework.core.ordering import source_of
 from consumer_framework.core.rate import Rate
-from consumer_framework.core.recovery import OnExhausted, Then
+from consumer_framework.core.recovery import OnExhausted, OnInvalid, Then
 
 from .brokers import Broker
 from .table import Table
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class BreakerSettings(Table):
     """When a dependency counts as broken, and how often it is looked at then."""
 
-    consecutive: Annotated[StrictInt, Field(ge=1)] = 5
-    probe: Annotated[tuple[Duration, ...], Field(min_length=1)] = (30.0, 300.0)
+    consecutive: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 5
+    probe: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=100)] = (30.0, 300.0)
 
 
 class RuleSettings(Table):
@@ -33,7 +34,9 @@ class RuleSettings(Table):
     In a file, exceptions are dotted names; a class may name them itself.
     """
 
-    exceptions: Annotated[tuple[str | type[BaseException], ...], Field(min_length=1)]
+    exceptions: Annotated[
+        tuple[str | type[BaseException], ...], Field(min_length=1, max_length=1000)
+    ]
     then: Then
 
 
@@ -46,6 +49,7 @@ class Recovery(Table):
         hold_slots: How many messages may wait in memory, unacknowledged.
         ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it.
         on_exhausted: What follows the last attempt.
+        on_invalid: What becomes of bytes that are no valid message.
         crash_attempts: How many deaths of the process a message may be in the handler for.
         breaker: When a dependency counts as broken.
         rules: For exceptions that are no signals; the first that matches decides.
@@ -53,14 +57,15 @@ class Recovery(Table):
     Lengths of time are text such as ``"10s"`` and ``"5m"``, or seconds.
     """
 
-    immediate: Annotated[StrictInt, Field(ge=0)] = 1
-    delays: tuple[Duration, ...] = (10.0, 60.0, 300.0)
-    hold_slots: Annotated[StrictInt, Field(ge=0)] = 4
+    immediate: Annotated[StrictInt, Field(ge=0, le=100)] = 1
+    delays: Annotated[tuple[Duration, ...], Field(max_length=100)] = (10.0, 60.0, 300.0)
+    hold_slots: Annotated[StrictInt, Field(ge=0, le=65535)] = 4
     ack_timeout: Annotated[Duration, Field(gt=0)] = 1800.0
     on_exhausted: OnExhausted = OnExhausted.QUARANTINE
-    crash_attempts: Annotated[StrictInt, Field(ge=1)] = 2
+    on_invalid: OnInvalid = OnInvalid.QUARANTINE
+    crash_attempts: Annotated[StrictInt, Field(ge=1, le=1000)] = 2
     breaker: BreakerSettings = BreakerSettings()
-    rules: tuple[RuleSettings, ...] = ()
+    rules: Annotated[tuple[RuleSettings, ...], Field(max_length=1000)] = ()
 
     if TYPE_CHECKING:
         # A type checker would ask for the parsed values; authors write what a file says.
@@ -113,19 +118,31 @@ def _checked_source(text: str) -> str:
 class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
-    brokers: tuple[Broker, ...] = ()
+    brokers: Annotated[tuple[Broker, ...], Field(max_length=100)] = ()
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
     ordering: Ordering = Ordering.NONE
     ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
-    handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    # None for what is usual for the form of the consumer: see `handler_limit`.
+    handler_timeout: Annotated[DurationOrEndless, Field(gt=0)] | None = None
     start_timeout: Annotated[Duration, Field(gt=0)] = 300.0
     batch: Batch | None = None
     rate: Rate | None = None
-    burst: Annotated[StrictInt, Field(ge=1)] | None = None
+    burst: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
-    quarantine_max_bytes: Annotated[StrictInt, Field(ge=1)] = 1 << 30
+    quarantine_max_bytes: Annotated[StrictInt, Field(ge=1, le=1 << 50)] = 1 << 30
     recovery: Recovery = Recovery()
+
+    def handler_limit(self, usual: float) -> float:
+        """Seconds that one run of the handler may take.
+
+        Args:
+            usual: What counts where nothing is said: infinite for no limit. A finite one gives
+                way to a shorter ``ack_timeout``.
+        """
+        if self.handler_timeout is not None:
+            return self.handler_timeout
+        return usual if math.isinf(usual) else min(usual, self.recovery.ack_timeout)
 
     @property
     def at_once(self) -> int:

@@ -12,7 +12,7 @@ from consumer_framework.core.errors import Problem
 from .locations import in_document, keys_at, toml_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pydantic
     from pydantic_core import ErrorDetails
@@ -80,13 +80,19 @@ def _said(item: ErrorDetails) -> tuple[str, str]:
         return "this key is required", "add it"
     if kind in {"enum", "literal_error"}:
         return _choice(str(context["expected"]), item["input"])
-    if kind == "too_short":
-        return f"must have {_at_least(context['min_length'])}", "add one"
+    if kind in _LENGTHS:
+        return _LENGTHS[kind](context)
     if kind.endswith(("_type", "_parsing")):
         return _sentence(item["msg"]), now
     if kind in {"value_error", "assertion_error"}:
         return item["msg"].partition(", ")[2], ""
     return _sentence(item["msg"]), ""
+
+
+_LENGTHS: dict[str, Callable[[Any], tuple[str, str]]] = {
+    "too_short": lambda context: (f"must have {_at_least(context['min_length'])}", "add one"),
+    "too_long": lambda context: (f"must have at most {context['max_length']} items", "remove some"),
+}
 
 
 def _at_least(count: int) -> str:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import config
 from consumer_framework.adapters.accounts import service_account
-from consumer_framework.core.checks import binding_findings, flow_findings, queue_findings
+from consumer_framework.adapters.cgroup import most_tasks, tasks_of_service
+from consumer_framework.core.checks import (
+    binding_findings,
+    flow_findings,
+    queue_findings,
+    tasks_problem,
+)
 from consumer_framework.core.findings import Finding, Level, error, report
 from consumer_framework.core.settings import instance_name_problem
 from consumer_framework.host import configuration
@@ -59,6 +65,10 @@ def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
     found += named.findings()
     if start.settings is not None:
         found += _settings_findings(start, request.path, account, named)
+        unit = f"fm-consumer@{request.instance}.service"
+        most = most_tasks() if account is None else tasks_of_service(unit)
+        problem = tasks_problem(start.framework, most)
+        found += [error(problem)] if problem else []
         unasked = None if ask_broker else NOT_ASKED
         if ask_broker and named.hides_the_broker:
             unasked = CANNOT_ASK
