@@ -106,7 +106,7 @@ def test_every_kind_of_error_is_reported_at_once():
         ),
         (
             "consumer_config.framework.recovery.on_exhausted: "
-            'must be "quarantine", "drop", "requeue" or "halt"'
+            'must be "quarantine", "drop", "requeue", "reject" or "halt"'
         ),
     }
     assert len(found) == len(set(found))
@@ -155,15 +155,16 @@ def recovery(**table: Any) -> dict[str, Any]:
         ({"hold_slots": -1}, "hold_slots: must be greater than or equal to 0"),
         ({"ack_timeout": "0s"}, "ack_timeout: must be greater than 0"),
         ({"crash_attempts": 0}, "crash_attempts: must be greater than or equal to 1"),
-        ({"on_exhausted": "hold"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or'),
+        ({"on_exhausted": "hold"}, 'on_exhausted: must be "quarantine", "drop", "requeue"'),
         ({"breaker": {"probes": []}}, 'breaker.probes: unknown key; did you mean "probe"?'),
         ({"breaker": {"consecutive": 0}}, "breaker.consecutive: must be greater than or equal"),
         (
             {"on_exhausted": "Drop "},
-            'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"',
+            'on_exhausted: must be "quarantine", "drop", "requeue", "reject" or "halt"',
         ),
-        ({"on_exhausted": "requeu"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or '),
-        ({"on_exhausted": 3}, 'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"; i'),
+        ({"on_exhausted": "requeu"}, 'on_exhausted: must be "quarantine", "drop", "requeue", '),
+        ({"on_exhausted": 3}, 'on_exhausted: must be "quarantine", "drop", "requeue", "reject" '),
+        ({"on_invalid": "drop"}, 'on_invalid: must be "quarantine" or "reject"'),
         ({"breaker": {"probe": []}}, "breaker.probe: must have at least 1 item; add one"),
         ({"breaker": {"probs": []}}, 'breaker.probs: unknown key; did you mean "probe"?'),
         ({"rules": [RULE, RULE | {"when": 1}]}, 'rules[1].when: unknown key; did you mean "then"'),
@@ -323,6 +324,7 @@ def test_recovery_has_the_defaults_that_are_promised():
         "hold_slots": 4,
         "ack_timeout": "30m",
         "on_exhausted": "quarantine",
+        "on_invalid": "quarantine",
         "crash_attempts": 2,
         "breaker": {"consecutive": 5, "probe": ["30s", "5m"]},
         "rules": [],

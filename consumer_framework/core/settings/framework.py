@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StrictInt, StrictStr
 from consumer_framework.core.durations import Duration, DurationOrEndless
 from consumer_framework.core.ordering import source_of
 from consumer_framework.core.rate import Rate
-from consumer_framework.core.recovery import OnExhausted, Then
+from consumer_framework.core.recovery import OnExhausted, OnInvalid, Then
 
 from .brokers import Broker
 from .table import Table
@@ -49,6 +49,7 @@ class Recovery(Table):
         hold_slots: How many messages may wait in memory, unacknowledged.
         ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it.
         on_exhausted: What follows the last attempt.
+        on_invalid: What becomes of bytes that are no valid message.
         crash_attempts: How many deaths of the process a message may be in the handler for.
         breaker: When a dependency counts as broken.
         rules: For exceptions that are no signals; the first that matches decides.
@@ -61,6 +62,7 @@ class Recovery(Table):
     hold_slots: Annotated[StrictInt, Field(ge=0, le=65535)] = 4
     ack_timeout: Annotated[Duration, Field(gt=0)] = 1800.0
     on_exhausted: OnExhausted = OnExhausted.QUARANTINE
+    on_invalid: OnInvalid = OnInvalid.QUARANTINE
     crash_attempts: Annotated[StrictInt, Field(ge=1, le=1000)] = 2
     breaker: BreakerSettings = BreakerSettings()
     rules: Annotated[tuple[RuleSettings, ...], Field(max_length=1000)] = ()
