@@ -224,7 +224,7 @@ IMPORTS = [
     (
         "import json\n\nimport no_such_module_at_all.inner\n",
         (
-            "imports 'no_such_module_at_all', which is not installed ({file}, line 3); install what "
+            "imports 'no_such_module_at_all', which is not installed ({file}, line 3); install what "  # noqa: E501
             "provides 'no_such_module_at_all' where fm-consumer runs, or mend the import"
         ),
         ExitCode.CONFIGURATION,
@@ -293,7 +293,7 @@ KINDS = [
     (
         "class Handle:\n    def __call__(self, message):\n        yield\nhandle = Handle()",
         (
-            "has a __call__() that contains yield: calling it makes a generator, and its code never "
+            "has a __call__() that contains yield: calling it makes a generator, and its code never "  # noqa: E501
             "runs; remove the yield"
         ),
     ),
