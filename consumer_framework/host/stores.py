@@ -22,6 +22,7 @@ from consumer_framework.core.errors import (
     Problem,
 )
 from consumer_framework.core.fields import fields
+from consumer_framework.core.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,7 +182,7 @@ def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:
     for survivor in wreckage.survivors:
         _log.warning(
             "the process died while message %s of %s was handled: crash %d of it",
-            survivor.message_id,
+            printable(survivor.message_id),
             survivor.queue,
             survivor.crashes,
             extra=fields(survivor.message_id, "", survivor.queue),
