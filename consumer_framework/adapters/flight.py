@@ -54,6 +54,8 @@ _HEADER = "fm-flight 1\n%d bytes\n"
 _CHECKSUM = struct.Struct("<I")
 _KEY = 16
 _BODY = struct.Struct(f"<I{_KEY}sH")  # crashes, key, label's length; then the label
+# In the field of the crashes: the last of them was the watchdog's doing.
+_HUNG = 1 << 31
 _BODY_AT = 1 + _CHECKSUM.size
 _LABEL_AT = _BODY_AT + _BODY.size
 _LABEL_ROOM = RECORD - _LABEL_AT
@@ -73,11 +75,13 @@ class Survivor:
         key: What it is recognised by when it comes again.
         label: Its queue, NUL and its message id, in UTF-8, cut off after about 200 bytes.
         crashes: How many processes died with it.
+        hung: The last of them was restarted, for its handler did not return in time.
     """
 
     key: bytes
     label: bytes
     crashes: int
+    hung: bool = False
 
     @property
     def queue(self) -> str:
@@ -118,7 +122,7 @@ class Flight:
         self._spared: set[int] = set()
         self._free = [at for at in records if buffer[at] == _EMPTY]
         known = ((at, _decode(buffer, at)) for at in records if buffer[at] == _CRASHED)
-        self._crashed = {record.key: (at, record.crashes) for at, record in known if record}
+        self._crashed = {record.key: (at, record) for at, record in known if record}
 
     @classmethod
     def open(cls, directory: Path, places: int) -> tuple[Self, Wreckage]:
@@ -176,11 +180,17 @@ class Flight:
         self._free.append(place)
 
     def spare(self, guilty: Iterable[Delivery]) -> None:
-        """Charge nothing that is in a handler with the death of this process, but the *guilty*."""
+        """Charge nothing that is in a handler with the death of this process, but the *guilty*.
+
+        They did not return in time, and the next process is to know it.
+        """
         charged = {_identify(delivery)[0] for delivery in guilty}
         for at in self._records:
             record = _decode(self._buffer, at) if self._buffer[at] == _FLYING else None
-            if record is not None and record.key not in charged:
+            if record is not None and record.key in charged:
+                crashes = record.crashes | _HUNG
+                _write(self._buffer, at, _FLYING, crashes, record.key, record.label)
+            elif record is not None:
                 self._spared.add(at)
                 self._buffer[at] = _EMPTY
 
@@ -190,15 +200,24 @@ class Flight:
         :data:`REMEMBERED` messages are, and as many as were in flight at once if that is more;
         the one that crashed longest ago is forgotten first.
         """
+        record = self._record_of(delivery)
+        return record.crashes if record is not None else 0
+
+    def has_hung(self, delivery: Delivery) -> bool:
+        """Whether the last of them was restarted because its handler did not return in time."""
+        record = self._record_of(delivery)
+        return record is not None and record.hung
+
+    def _record_of(self, delivery: Delivery) -> Survivor | None:
         if not self._crashed:
-            return 0
-        return self._crashed.get(_identify(delivery)[0], (0, 0))[1]
+            return None
+        return self._crashed.get(_identify(delivery)[0], (0, None))[1]
 
     def forget(self, delivery: Delivery) -> None:
         """Forget the crashes of this message: it is settled."""
         if not self._crashed:
             return
-        place, _ = self._crashed.pop(_identify(delivery)[0], (0, 0))
+        place, _ = self._crashed.pop(_identify(delivery)[0], (0, None))
         if place:
             self._buffer[place] = _EMPTY
             self._free.append(place)
@@ -221,7 +240,8 @@ def image(places: int, crashed: Iterable[Survivor] = ()) -> bytearray:
     contents = bytearray((1 + remembered + places) * RECORD)
     contents[:RECORD] = _header(len(contents))
     for index, one in enumerate(list(crashed)[-remembered:], start=1):
-        _write(contents, index * RECORD, _CRASHED, one.crashes, one.key, one.label)
+        crashes = one.crashes | (_HUNG if one.hung else 0)
+        _write(contents, index * RECORD, _CRASHED, crashes, one.key, one.label)
     return contents
 
 
@@ -260,7 +280,7 @@ def _decode(contents: Buffer | bytes, at: int) -> Survivor | None:
     body = contents[at + _BODY_AT : at + min(RECORD, _LABEL_AT + length)]
     if crc32(body, contents[at]) != checksum:
         return None
-    return Survivor(key, bytes(body[_BODY.size :]), crashes)
+    return Survivor(key, bytes(body[_BODY.size :]), crashes & ~_HUNG, bool(crashes & _HUNG))
 
 
 def _read(path: Path) -> Wreckage:

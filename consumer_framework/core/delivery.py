@@ -45,6 +45,7 @@ class Delivery:
         properties: The AMQP properties as they were received.
         body: The message as it was received.
         received_at: When, in seconds since the epoch.
+        arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the journal.
         history: What went wrong with it so far.
         row: The journal's number for it where it came from there, with generation 0; else 0.
         lane: What it must not overtake others of: its ordering key; "" for no such others.
@@ -65,6 +66,7 @@ class Delivery:
     row: int = 0
     lane: str = ""
     replayed: bool = False
+    arrived_at: float = 0.0
     decoded: list[Any] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -136,9 +138,15 @@ class Undecodable:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """The process died *times* times while the handler had the message; it did not run again."""
+    """The process died *times* times while the handler had the message; it did not run again.
+
+    Attributes:
+        times: How often.
+        hung: The last time it was restarted, for the handler did not return in time.
+    """
 
     times: int
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)

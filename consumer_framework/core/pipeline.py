@@ -56,7 +56,9 @@ class Pipeline:
         if run is not None and run.history is not delivery.history:
             # The run began before this redelivery of its message came.
             delivery = replace(delivery, history=run.history)
-        situation = Situation(self.clock.time(), self.chance(), self.settler.holds.has_room)
+        waited = self.clock.monotonic() - delivery.arrived_at
+        may_hold = self.settler.holds.has_room
+        situation = Situation(self.clock.time(), self.chance(), may_hold, waited)
         decision = decide(delivery, outcome, self.policy, situation)
         self.settler.settle(Settled(delivery, run, outcome, decision))
         return outcome, decision
@@ -73,7 +75,8 @@ class Pipeline:
                 if not isinstance(outcome, Withdrawn):
                     return earlier, outcome
         if self._is_too_deadly(delivery):
-            return None, Crashed(delivery.history.crashes)
+            hung = self.settler.flight.has_hung(delivery)
+            return None, Crashed(delivery.history.crashes, hung)
         if delivery.lane and self._is_blocked(delivery):
             return None, Behind()
         return await self._run(delivery)

@@ -139,6 +139,14 @@ class Journal(Protocol):
         """Forget a deferred row: its message is done with."""
         ...
 
+    async def rebase(self, now: float) -> int:
+        """Bring forward the deferred rows that were written later than *now*; returns how many.
+
+        The machine's clock was set back since. Each waits for as long as it was deferred for, and
+        not for as long as the clock jumped.
+        """
+        ...
+
     def is_open(self, delivery: Delivery) -> bool:
         """Whether a row of this message waits, deferred or quarantined."""
         ...
@@ -173,6 +181,10 @@ class FlightRecorder(Protocol):
 
     def crashes_of(self, delivery: Delivery) -> int:
         """How often the process died while the handler had this message."""
+        ...
+
+    def has_hung(self, delivery: Delivery) -> bool:
+        """Whether the last process was restarted because the handler did not return in time."""
         ...
 
     def forget(self, delivery: Delivery) -> None:

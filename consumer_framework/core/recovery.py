@@ -101,11 +101,13 @@ class Situation:
         now: Seconds since the epoch.
         spread: A random number from 0 to 1.
         may_hold: Whether a hold slot is free.
+        waited: Seconds since the broker delivered it.
     """
 
     now: float
     spread: float
     may_hold: bool
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +145,11 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))
             return Decision(to.Quarantine(f"no valid message: {said(error)}"), history)
-        case Crashed(times):
+        case Crashed(times, hung):
             reason = f"the process died {times} times while it was handled"
+            if hung:
+                late = "the handler did not return within handler_timeout"
+                reason = f"{late}; the process was restarted {times} times because of it"
             return Decision(to.Quarantine(reason), delivery.history)
         case Withdrawn():
             return Decision(to.GiveBack(), delivery.history)
@@ -240,7 +245,7 @@ class _Case:
         return delay * (1 + JITTER * (2 * self.situation.spread - 1))
 
     def _later(self, until: float, reason: str) -> Disposition:
-        held_for = until - self.delivery.received_at
+        held_for = until - self.situation.now + self.situation.waited
         # A retry at once takes no hold slot: it goes before what waits, without a write for it.
         may_hold = self.situation.may_hold or until <= self.situation.now
         fits = held_for <= self.policy.hold_ceiling and may_hold

@@ -264,7 +264,7 @@ class _Bench:
             journal=journal,
             flight=_NoFlight(),
             recorder=self,
-            holds=Holds(0),
+            holds=Holds(0, clock),
             histories=Histories(),
             unsettled=Unsettled(clock),
             lost_acks=LostAcks(clock),
@@ -344,6 +344,9 @@ class _NoFlight:
 
     def crashes_of(self, _delivery: Delivery) -> int:
         return 0
+
+    def has_hung(self, _delivery: Delivery) -> bool:
+        return False
 
     def forget(self, _delivery: Delivery) -> None:
         pass

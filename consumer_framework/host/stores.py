@@ -39,6 +39,7 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
+_DIED = "the process died"
 # In the state directory: the files of the consumer itself.
 CONSUMER_FILES = "files"
 # Messages that the flight recorder has room for at least, so that a reload may bring more slots.
@@ -181,7 +182,8 @@ def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:
         raise
     for survivor in wreckage.survivors:
         _log.warning(
-            "the process died while message %s of %s was handled: crash %d of it",
+            "%s while message %s of %s was handled: crash %d of it",
+            "the process was restarted for handler_timeout" if survivor.hung else _DIED,
             printable(survivor.message_id),
             survivor.queue,
             survivor.crashes,

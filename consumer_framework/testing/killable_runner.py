@@ -90,6 +90,10 @@ class KillableRunner:
         """As a flight recorder's."""
         return self._flight.crashes_of(delivery)
 
+    def has_hung(self, delivery: Delivery) -> bool:
+        """As a flight recorder's."""
+        return self._flight.has_hung(delivery)
+
     def forget(self, delivery: Delivery) -> None:
         """As a flight recorder's."""
         self._flight.forget(delivery)

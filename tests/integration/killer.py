@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs ``fm-consumer`` so that it is killed, once, at a chosen boundary of the delivery path.
 
-Usage: ``killer.py POINT NUMBER MARKER ARGUMENT...``: SIGKILL at the NUMBERth time that POINT is
-reached, unless the file MARKER exists already. The product knows nothing of it: the methods
-at the boundaries are wrapped here.
+Usage: ``killer.py PLAN ARGUMENT...``. The file PLAN has two lines, a point and a number: the
+process gets SIGKILL when it reaches the point for the numberth time, and removes the file before.
+Without the file nothing happens. The product knows nothing of it: the methods at the boundaries are
+wrapped here.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import random
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ADAPTERS = "consumer_framework.adapters"
 FLIGHT = (f"{_ADAPTERS}.flight", "Flight")
@@ -21,7 +28,7 @@ EXECUTOR = (f"{_ADAPTERS}.executor", "Executor")
 CHANNELS = (f"{_ADAPTERS}.amqp.channels", "Channels")
 JOURNAL = (f"{_ADAPTERS}.journal", "Journal")
 
-# Name: class, method, and whether it is killed before or after the call.
+# Name: class, method, and whether it is killed before, during or after the call.
 POINTS = {
     "before the handler": (FLIGHT, "took_off", "before"),
     "in flight, before the handler": (FLIGHT, "took_off", "after"),
@@ -31,50 +38,63 @@ POINTS = {
     "before the acknowledgement": (CHANNELS, "ack", "before"),
     "after the acknowledgement": (CHANNELS, "ack", "after"),
     "before the commit of a quarantine": (JOURNAL, "quarantine", "before"),
+    "during the commit of a quarantine": (JOURNAL, "quarantine", "during"),
     "after the commit of a quarantine": (JOURNAL, "quarantine", "after"),
     "before the commit of a deferral": (JOURNAL, "defer", "before"),
+    "during the commit of a deferral": (JOURNAL, "defer", "during"),
     "after the commit of a deferral": (JOURNAL, "defer", "after"),
     "before a deferred message is forgotten": (JOURNAL, "remove", "before"),
     "after a deferred message is forgotten": (JOURNAL, "remove", "after"),
 }
 
 
-def arm(point: str, number: int, marker: Path) -> None:
-    """Wrap the method at *point*."""
+def arm(plan: Path) -> None:
+    """Wrap the method at the point that *plan* names."""
+    point, number = plan.read_text().splitlines()
     (module, kind), name, when = POINTS[point]
     owner = getattr(importlib.import_module(module), kind)
-    original = getattr(owner, name)
-    left = number
+    left = int(number)
+
+    def die() -> None:
+        plan.unlink(missing_ok=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def reached() -> None:
         nonlocal left
         left -= 1
-        if left == 0 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0 and when == "during":
+            # About as long as a commit takes.
+            threading.Timer(random.uniform(0.0, 0.005), die).start()  # noqa: S311 -- for tests
+        elif left == 0:
+            die()
 
-    def wrapped(*args, **options):
-        if when == "before":
+    setattr(owner, name, wrapping(getattr(owner, name), reached, is_before=when != "after"))
+
+
+def wrapping(original: Any, reached: Callable[[], None], *, is_before: bool) -> Any:
+    """Return *original*, with a call of *reached* before or after it."""
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if is_before:
             reached()
         result = original(*args, **options)
-        if when == "after":
+        if not is_before:
             reached()
         return result
 
-    async def wrapped_coroutine(*args, **options):
-        if when == "before":
+    async def wrapped_coroutine(*args: Any, **options: Any) -> Any:
+        if is_before:
             reached()
         result = await original(*args, **options)
-        if when == "after":
+        if not is_before:
             reached()
         return result
 
-    is_coroutine = inspect.iscoroutinefunction(original)
-    setattr(owner, name, wrapped_coroutine if is_coroutine else wrapped)
+    return wrapped_coroutine if inspect.iscoroutinefunction(original) else wrapped
 
 
 def main() -> None:
-    point, number, marker, *arguments = sys.argv[1:]
+    plan, *arguments = sys.argv[1:]
     sys.argv = ["fm-consumer", *arguments]
     from consumer_framework.cli import main as fm_consumer  # noqa: PLC0415
     from consumer_framework.host import reactor  # noqa: PLC0415
@@ -84,7 +104,8 @@ def main() -> None:
     def install_and_arm() -> None:
         # What is wrapped imports the reactor, which must be installed by then.
         install()
-        arm(point, int(number), Path(marker))
+        if Path(plan).exists():
+            arm(Path(plan))
 
     reactor.install = install_and_arm
     fm_consumer()

@@ -16,7 +16,7 @@ from consumer_framework.adapters import config
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.stats import Snapshot
 
-from .instance import publish, queue_table, until
+from .instance import publish, queue_table
 
 # Upstream's service, when it is stopped.
 pytestmark = pytest.mark.filterwarnings("ignore:twisted.internet.defer.returnValue")
@@ -126,19 +126,17 @@ async def test_a_higher_count_brings_more_and_what_came_before_can_be_settled(
     await one.quiet()
     assert one.numbers == [0, 1]
     assert one.session.set_prefetch(5) == []
-    await one.has(7)
+    await one.has(5)
     await one.quiet()
-    assert one.numbers == list(range(7)), "in order, and nothing twice"
+    assert one.numbers == list(range(5)), "in order, nothing twice, and five with those before"
     assert not any(delivery.redelivered for delivery in one.deliveries)
-    one.ack(7)
-    await one.has(5)
-    one.ack(5)
-    await one.has(5)
-    one.ack(5)
-    await one.has(3)
-    one.ack(3)
-    await one.quiet()
-    assert one.deliveries == []
+    seen: list[int] = []
+    while len(seen) < 20:
+        await one.has(1)
+        seen += one.numbers
+        one.ack(len(one.deliveries))
+    assert seen == list(range(20))
+    await one.until(lambda: one.session.subscriptions[0].count == 5)
     assert broker.depth(queue_name) == (0, 1)
     assert one.events == ["connected", "subscribed"], "nobody was told of an interruption"
     (consumer,) = consumers(broker, queue_name)
@@ -152,8 +150,11 @@ async def test_a_lower_count_holds_from_the_next_messages_on(broker, queue_name,
     publish(broker.url, queue_name, range(30))
     await one.has(10)
     one.session.set_prefetch(1)
-    await one.has(11)
+    await one.quiet()
+    assert len(one.deliveries) == 10, "no more while these are unsettled"
+    assert one.session.is_complete
     one.ack(10)
+    await one.has(1)
     await one.quiet()
     assert one.numbers == [10], "one at a time"
     seen: list[int] = []
@@ -165,15 +166,79 @@ async def test_a_lower_count_holds_from_the_next_messages_on(broker, queue_name,
 
 
 @pytest_twisted.ensureDeferred
+async def test_flipping_the_count_leaves_no_more_unsettled_than_it_says(
+    broker, queue_name, listening
+):
+    one = listening(5)
+    await consuming(one)
+    publish(broker.url, queue_name, range(400))
+    await one.has(5)
+    for turn in range(60):
+        count = (20, 5)[turn % 2]
+        one.session.set_prefetch(count)
+        await task.deferLater(one.reactor, 0.02, lambda: None)
+        one.ack(1)
+        assert len(one.deliveries) <= 20
+    one.session.set_prefetch(5)
+    while len(one.deliveries) > 4:
+        one.ack(1)
+        await task.deferLater(one.reactor, 0.02, lambda: None)
+    for _ in range(20):
+        await one.has(1)
+        await task.deferLater(one.reactor, 0.05, lambda: None)
+        assert len(one.deliveries) <= 5
+        one.ack(1)
+    assert one.numbers == sorted(one.numbers)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_message_that_is_held_keeps_nothing_else_back(broker, queue_name, listening):
+    """It counts; and when it is settled at last, the whole count is in force."""
+    one = listening(4)
+    await consuming(one)
+    publish(broker.url, queue_name, range(60))
+    await one.has(4)
+    held = one.deliveries.pop(0)
+    one.session.set_prefetch(2)
+    one.ack(3)
+    for _ in range(20):
+        await one.has(1)
+        await task.deferLater(one.reactor, 0.01, lambda: None)
+        assert len(one.deliveries) == 1, "with the one that is held, two"
+        one.ack(1)
+    assert one.channels.ack(held)
+    await one.until(
+        lambda: bool(one.ack(len(one.deliveries)) or one.session.subscriptions[0].count == 2)
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_pauses_leave_no_more_unsettled_than_the_count_says(broker, queue_name, listening):
+    one = listening(3)
+    await consuming(one)
+    publish(broker.url, queue_name, range(30))
+    await one.has(3)
+    for times in range(2, 5):
+        one.session.pause()
+        await one.quiet()
+        one.session.resume()
+        await one.until(lambda times=times: one.events.count("subscribed") == times)
+        await one.quiet()
+        assert one.numbers == [0, 1, 2]
+    one.ack(3)
+    await one.has(3)
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_last_of_several_changes_is_the_one_that_counts(broker, queue_name, listening):
     one = listening(3)
     await consuming(one)
     for count in (7, 1, 9, 4):
         one.session.set_prefetch(count)
         await task.deferLater(one.reactor, 0.001, lambda: None)
-    await one.until(lambda: one.session.is_complete)
-    until(lambda: len(consumers(broker, queue_name)) == 1, "one consumer is left")
-    assert consumers(broker, queue_name)[0]["prefetch_count"] == 4
+    await one.until(lambda: one.session.subscriptions[0].count == 4)
+    (consumer,) = consumers(broker, queue_name)
+    assert consumer["prefetch_count"] == 4
     assert one.events == ["connected", "subscribed"]
 
 

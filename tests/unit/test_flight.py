@@ -483,6 +483,22 @@ def test_who_is_spared_is_not_charged_with_the_death_that_follows(tmp_path):
     assert names(wreckage) == [("another queue", "b", 1)]
 
 
+def test_a_handler_that_did_not_return_in_time_is_remembered_as_such(tmp_path):
+    flight, _ = Flight.open(tmp_path, 3)
+    places = [flight.took_off(delivery) for delivery in (crashed(A, 1), B)]
+    flight.spare([A])
+    flight.landed(places[1])
+    for _ in range(2):
+        flight, wreckage = Flight.open(tmp_path, 3)
+        assert (flight.crashes_of(A), flight.has_hung(A)) == (2, True)
+        assert not flight.has_hung(B)
+    assert wreckage.remembered[0].hung
+    # The next time it dies in another way.
+    flight.took_off(crashed(A, 2))
+    flight, _ = Flight.open(tmp_path, 3)
+    assert (flight.crashes_of(A), flight.has_hung(A)) == (3, False)
+
+
 def test_former_deaths_are_charged_to_the_spared_all_the_same(tmp_path):
     flight, _ = Flight.open(tmp_path, 1)
     flight.took_off(A)

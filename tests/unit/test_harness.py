@@ -460,3 +460,17 @@ def test_what_fails_after_the_write_of_a_message_is_not_swallowed(monkeypatch):
 
     with Harness(quarantine) as harness, pytest.raises(RuntimeError, match="a defect"):
         harness.deliver(message())
+
+
+def test_a_restart_leaves_a_replay_that_did_not_begin_in_quarantine():
+    async def slow(message):
+        await asyncio.sleep(3)
+
+    with Harness(slow) as harness:
+        harness.deliver_raw(b"no json", message_id="one")
+        assert harness.deliver(message()) is None
+        assert harness.replay(b"no json") is None
+        harness.restart()
+        harness.advance("1m")
+        assert harness.quarantined == [b"no json"]
+        assert len(harness.acked) == 1

@@ -62,6 +62,13 @@ def disposition_of(outcome, policy=POLICY, situation=SITUATION, **delivery):
             to.Quarantine("no valid message: ValueError: no JSON"),
         ),
         (Crashed(2), to.Quarantine("the process died 2 times while it was handled")),
+        (
+            Crashed(2, hung=True),
+            to.Quarantine(
+                "the handler did not return within handler_timeout; "
+                "the process was restarted 2 times because of it"
+            ),
+        ),
         (Withdrawn(), to.GiveBack()),
         (Behind(), to.Defer(NOW, "behind an earlier message with the same key")),
         (Failed(errors.Retry("busy")), to.Hold(NOW, "Retry: busy")),

@@ -30,6 +30,11 @@ class Acks:
         beyond = sum(last - first + 1 for first, last in self._last.items())
         return self._prefix + beyond
 
+    @property
+    def prefix(self) -> int:
+        """The tag up to which every delivery is settled."""
+        return self._prefix
+
     def ack(self, tag: int) -> None:
         """Note that the broker is to be told that *tag* is done with."""
         self._untold.append(tag)

@@ -18,12 +18,22 @@ from .declarations import bindings, declaration
 from .subscription import Subscription, from_pika, receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.settings import Queue, Settings
 
     from .channels import Channels
+
+# Seconds between two looks at whether there is room for another consumer, and how many of them
+# there are before any room will do: what is unsettled may be held for long.
+LOOK_DELAY = 0.1
+LOOKS = 10
+# Seconds until a consumer that got a part of the count is replaced, and the most of it.
+FILL_UP_DELAY = 1.0
+LONGEST_FILL_UP_DELAY = 60.0
+# Seconds for the broker to confirm that a consumer is canceled; a large message may come first.
+REPLACE_TIMEOUT = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +74,7 @@ class Consumers:
 
     Attributes:
         settings: What the next subscription goes by.
+        on_room: Called when a queue that was full may have a consumer again.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Consumers:
         clock: Clock,
     ) -> None:
         self.settings = settings
+        self.on_room: Callable[[], None] = lambda: None
         self._is_paused = False
         self._prefetch_count = prefetch_count
         self._channels = channels
@@ -106,14 +118,17 @@ class Consumers:
 
     @property
     def missing(self) -> set[str]:
-        """The configured names of the queues that have no consumer."""
-        consuming = {name for name, s in self._subscriptions.items() if s.consumer_tag}
-        return self.settings.queues.keys() - consuming
+        """The configured names of the queues that have no consumer, and could have one."""
+        subscriptions = self._subscriptions.items()
+        settled = {name for name, s in subscriptions if s.consumer_tag or s.is_waiting}
+        return self.settings.queues.keys() - settled
 
     def has_room(self, subscription: Subscription) -> bool:
         """Whether the broker may send another message to *subscription* before one is settled."""
-        unsettled = subscription.latest_tag - self._channels.settled(subscription.generation)
-        return not self._prefetch_count or unsettled < self._prefetch_count
+        return not subscription.count or self._unsettled(subscription) < subscription.count
+
+    def _unsettled(self, subscription: Subscription) -> int:
+        return subscription.latest_tag - self._channels.settled(subscription.generation)
 
     def is_single_active(self, subscription: Subscription) -> bool:
         """Whether other consumers of its queue get nothing while *subscription* does."""
@@ -182,14 +197,20 @@ class Consumers:
             raise
 
     async def _consume(self, subscription: Subscription) -> None:
-        count = self._prefetch_count
+        wanted = self._prefetch_count
+        # What came before is still to be settled: the broker does not count it for a new consumer.
+        count = wanted - self._unsettled(subscription) if wanted else 0
+        if count < 0 or (wanted and not count):
+            self._wait_for_room(subscription)
+            return
         await subscription.channel.basic_qos(
             prefetch_size=self.settings.qos.prefetch_size, prefetch_count=count
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
-        receive = receiver(subscription, self._recipient.delivered, self._channels.give_back)
+        receive = receiver(subscription, self._delivered, self._unwanted)
         subscription.is_wanted = True
+        subscription.base_tag = subscription.latest_tag
         subscription.receivers[subscription.channel.channel_number] = receive
         try:
             confirmed = await consume(
@@ -198,12 +219,15 @@ class Consumers:
         except pika.exceptions.ChannelClosed as error:
             raise faults.consume_fault(error, subscription.queue) from error
         subscription.consumer_tag = confirmed.method.consumer_tag
+        subscription.count = count
         if self._is_paused:
             subscription.is_wanted = False
             await self._cancel(subscription)
-        elif count != self._prefetch_count:
+        elif wanted != self._prefetch_count:
             # It has changed meanwhile; without a consumer this one is missing again.
             await self._cancel(subscription)
+        elif count < wanted:
+            self._fill_up_later(subscription, FILL_UP_DELAY)
 
     # Replacing, and ending on purpose.
 
@@ -220,8 +244,71 @@ class Consumers:
         kept = [s for s in self._consuming() if self.is_single_active(s)]
         for subscription in self._consuming():
             if subscription not in kept:
-                self._cancel_quietly(subscription)
+                self._replace(subscription, 0)
         return [subscription.queue for subscription in kept]
+
+    # The count holds for what is unsettled, whichever consumer it came to. So a new consumer gets
+    # what is left of it, as soon as that is the half; in time, another one gets more.
+
+    def _replace(self, subscription: Subscription, least: int) -> None:
+        """Let another consumer follow, with a count of *least* or more, and half of the whole."""
+        subscription.is_waiting = True
+        canceled = self._cancel(subscription, REPLACE_TIMEOUT)
+        canceled.addErrback(lambda failure: _log.debug("canceling: %r", failure.value))
+        canceled.addCallback(lambda _: self._look_for_room(subscription, least, LOOKS))
+
+    def _wait_for_room(self, subscription: Subscription) -> None:
+        subscription.is_waiting = True
+        self._look_for_room(subscription, 0, LOOKS)
+
+    def _look_for_room(self, subscription: Subscription, least: int, looks: int) -> None:
+        """Look again and again; after some looks, any room will do."""
+        if not self._has(subscription):
+            return
+        wanted = self._prefetch_count
+        room = wanted - self._unsettled(subscription)
+        enough = max(least, (wanted + 1) // 2) if looks else 1
+        if not wanted or room >= min(enough, wanted):
+            subscription.is_waiting = False
+            self.on_room()
+        else:
+            looks = max(0, looks - 1)
+            self._clock.callLater(LOOK_DELAY, self._look_for_room, subscription, least, looks)
+
+    def _fill_up_later(self, subscription: Subscription, delay: float) -> None:
+        tag = subscription.consumer_tag
+        self._clock.callLater(delay, self._fill_up, subscription, tag, delay)
+
+    def _fill_up(self, subscription: Subscription, tag: str, delay: float) -> None:
+        """Replace a consumer with too low a count, once what came before it is settled."""
+        if not self._has(subscription) or subscription.consumer_tag != tag:
+            return
+        count, wanted = subscription.count, self._prefetch_count
+        if self._channels.settled_up_to(subscription.generation) < subscription.base_tag:
+            self._fill_up_later(subscription, min(2 * delay, LONGEST_FILL_UP_DELAY))
+        elif not self.is_single_active(subscription):
+            self._replace(subscription, (count + wanted + 1) // 2)
+
+    def _delivered(self, delivery: Delivery) -> None:
+        self._channels.arrived(delivery)
+        self._recipient.delivered(delivery)
+
+    def _unwanted(self, delivery: Delivery) -> None:
+        self._channels.arrived(delivery)
+        self._channels.give_back(delivery)
+
+    def shed(self, delivery: Delivery) -> bool:
+        """Give back *delivery*, and what comes after it until there is a new consumer.
+
+        Returns:
+            False where the consumer that it came to stays: nothing is given back then.
+        """
+        for subscription in self._subscriptions.values():
+            if subscription.generation == delivery.generation and not subscription.consumer_tag:
+                subscription.is_wanted = False
+                self._channels.give_back(delivery)
+                return True
+        return False
 
     def pause(self) -> None:
         """Cancel every consumer; the channels stay, for what is held on them."""
@@ -263,12 +350,14 @@ class Consumers:
             canceled.addErrback(lambda failure: _log.debug("canceling: %r", failure.value))
 
     @defer.inlineCallbacks
-    def _cancel(self, subscription: Subscription) -> Generator[defer.Deferred[Any], Any, None]:
+    def _cancel(
+        self, subscription: Subscription, timeout: float = CLOSE_TIMEOUT
+    ) -> Generator[defer.Deferred[Any], Any, None]:
         tag, subscription.consumer_tag = subscription.consumer_tag, ""
         canceled = subscription.channel.basic_cancel(tag)
         # What is under way is ours to take, or to give back; pika would reject it.
         subscription.channel._channel._cancelled.discard(tag)  # noqa: SLF001
-        yield canceled.addTimeout(CLOSE_TIMEOUT, self._clock)
+        yield canceled.addTimeout(timeout, self._clock)
 
     # Losing.
 

@@ -29,6 +29,10 @@ class Subscription:
         receivers: Who gets the deliveries of the connection, by channel number.
         consumer_tag: The broker's name for the consumer; "" where it is not confirmed.
         latest_tag: How many deliveries came on the channel.
+        count: How many messages the broker sends to the consumer before one is settled; 0 for no
+            limit.
+        base_tag: How many deliveries had come on the channel when the consumer began.
+        is_waiting: Whether a new consumer waits until fewer messages are unsettled.
         is_wanted: Whether deliveries are taken; those after a ``basic.cancel`` are not.
     """
 
@@ -39,6 +43,9 @@ class Subscription:
     receivers: dict[int, Receiver]
     consumer_tag: str = ""
     latest_tag: int = 0
+    count: int = 0
+    base_tag: int = 0
+    is_waiting: bool = False
     is_wanted: bool = False
 
 
@@ -75,6 +82,7 @@ def receiver(
             properties=properties,
             body=body,
             received_at=time.time(),
+            arrived_at=time.monotonic(),
         )
         if subscription.is_wanted:
             delivered(delivery)

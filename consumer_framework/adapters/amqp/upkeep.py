@@ -77,6 +77,7 @@ class Upkeep:
         self.client: Client | None = None
         self.is_stopped = False
         self._consumers = consumers
+        consumers.on_room = self.proceed
         self._factory = factory
         self._observer = observer
         self._clock = clock
@@ -134,7 +135,7 @@ class Upkeep:
             return
         if self._subscribing_on is client:
             return
-        if self.is_complete and not self._rebinding.is_due:
+        if self.is_complete and self._is_announced and not self._rebinding.is_due:
             return
         self._subscribing_on = client
         self._subscribing = done = defer.ensureDeferred(self._subscribe_all(client))

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a consumer's count leaves room for; the rest of it is tested with a broker."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from consumer_framework.adapters.amqp import Channels
+from consumer_framework.adapters.amqp.consumers import Consumers
+from consumer_framework.adapters.amqp.subscription import Subscription
+
+
+@pytest.fixture
+def channels():
+    return Channels(lambda flush: None)
+
+
+@pytest.fixture
+def has_room(channels):
+    anything: Any = None
+    consumers = Consumers(anything, 10, channels, anything, anything)
+    channel: Any = SimpleNamespace(is_open=True)
+
+    def ask(count, came, acked):
+        generation = channels.add(channel)
+        made = Subscription("q", "q", channel, generation, {}, count=count, latest_tag=came)
+        for tag in range(1, acked + 1):
+            delivery: Any = SimpleNamespace(generation=generation, delivery_tag=tag)
+            channels.ack(delivery)
+        assert channels.settled_up_to(generation) == acked
+        return consumers.has_room(made)
+
+    return ask
+
+
+def test_a_consumer_that_got_a_part_of_the_count_has_no_more_room_than_that(has_room):
+    assert not has_room(count=4, came=6, acked=2), "the broker sends it nothing, and it is not lost"
+    assert has_room(count=4, came=6, acked=3)
+
+
+def test_without_a_limit_there_is_always_room(has_room):
+    assert has_room(count=0, came=1000, acked=0)
+
+
+def test_nothing_is_settled_on_a_channel_that_is_gone(channels):
+    assert channels.settled_up_to(7) == 0
