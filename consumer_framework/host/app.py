@@ -184,13 +184,15 @@ def _described(source: str) -> Iterator[None]:
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
 
 
-def _own_plan(request: Request, settings: Settings, source: str) -> Plan:
-    """Make the plan of this process.
+def _own_plan(
+    request: Request, settings: Settings, source: str, target: Target | None = None
+) -> Plan:
+    """Make the plan of this process; *target* as for :func:`make_plan`.
 
     Raises:
         ConfigurationError: As :func:`make_plan`, or there may be too few threads for it.
     """
-    plan = make_plan(request, settings, source)
+    plan = make_plan(request, settings, source, target=target)
     problem = tasks_problem(plan.framework, most_tasks())
     if problem:
         raise ConfigurationError(problem, source=source)
