@@ -45,6 +45,7 @@ class Delivery:
         properties: The AMQP properties as they were received.
         body: The message as it was received.
         received_at: When, in seconds since the epoch.
+        arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the journal.
         history: What went wrong with it so far.
         row: The journal's number for it where it came from there, with generation 0; else 0.
         lane: What it must not overtake others of: its ordering key; "" for no such others.
@@ -65,6 +66,7 @@ class Delivery:
     row: int = 0
     lane: str = ""
     replayed: bool = False
+    arrived_at: float = 0.0
     decoded: list[Any] | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     """
 
     OK = 0
+    INIT_FAILED = 1
     USAGE = 2
     BAD_DECLARATION = 10
     UNEXPECTED = 11

@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .delivery import Delivery
+    from .ports import Clock
 
 
 class Holds:
     """A bounded set of deliveries, each with its time.
 
+    A delivery is held for a length of time, whatever the machine's clock is set to meanwhile.
+
     Args:
         slots: How many deliveries may be held at once.
+        clock: The time.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, clock: Clock) -> None:
         self._slots = slots
+        self._clock = clock
         self._heap: list[tuple[float, int, Delivery]] = []
         self._order = itertools.count()
 
@@ -37,10 +42,11 @@ class Holds:
 
     def put(self, delivery: Delivery, until: float) -> None:
         """Hold *delivery* until *until*, in seconds since the epoch."""
-        heapq.heappush(self._heap, (until, next(self._order), delivery))
+        due_at = self._clock.monotonic() + until - self._clock.time()
+        heapq.heappush(self._heap, (due_at, next(self._order), delivery))
 
     def due(self, now: float) -> list[Delivery]:
-        """Remove and return what is due at *now*, in the order of its times."""
+        """Remove and return what is due at *now*, in monotonic seconds, in order of its times."""
         found = []
         while self._heap and self._heap[0][0] <= now:
             found.append(heapq.heappop(self._heap)[2])
@@ -51,7 +57,7 @@ class Holds:
         return [heapq.heappop(self._heap)[2]] if self._heap else []
 
     def next_due(self) -> float | None:
-        """When the next delivery is due, in seconds since the epoch; None for never."""
+        """When the next delivery is due, in monotonic seconds; None for never."""
         return self._heap[0][0] if self._heap else None
 
     def discard(self, generation: int) -> list[Delivery]:

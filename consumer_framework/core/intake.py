@@ -148,12 +148,12 @@ class Intake:
         return gone + followers
 
     def older_than(self, moment: float) -> list[Delivery]:
-        """Remove and return what the broker delivered before *moment*, in seconds since the epoch.
+        """Remove and return what the broker delivered before *moment*, in monotonic seconds.
 
         With a delivery of a lane go all behind it: nothing overtakes. What is of the journal stays.
         """
         old = []
-        for head in [d for d in self._ready if d.received_at < moment]:
+        for head in [d for d in self._ready if d.arrived_at < moment]:
             self._ready.remove(head)
             behind = self._lanes.followers(head.lane, of_journal=False) if head.lane else []
             old += [head, *behind]

@@ -96,7 +96,7 @@ class Lanes:
         return [
             name
             for name, (_, *rest) in self._lanes.items()
-            if any(follower.received_at < moment and not follower.row for follower in rest)
+            if any(follower.arrived_at < moment and not follower.row for follower in rest)
         ]
 
 

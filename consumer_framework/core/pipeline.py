@@ -56,7 +56,11 @@ class Pipeline:
         if run is not None and run.history is not delivery.history:
             # The run began before this redelivery of its message came.
             delivery = replace(delivery, history=run.history)
-        situation = Situation(self.clock.time(), self.chance(), self.settler.holds.has_room)
+        waited = self.clock.monotonic() - delivery.arrived_at
+        may_hold = self.settler.holds.has_room
+        situation = Situation(
+            self.clock.time(), self.chance(), may_hold, waited, self.journal.keeps
+        )
         decision = decide(delivery, outcome, self.policy, situation)
         self.settler.settle(Settled(delivery, run, outcome, decision))
         return outcome, decision

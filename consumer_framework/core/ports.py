@@ -121,7 +121,12 @@ class Journal(Protocol):
     A delivery that came from a row which is gone by now writes nothing: an operator dropped it.
 
     Every method raises :class:`.JournalError` where the disk does not take the write.
+
+    Attributes:
+        keeps: Whether it keeps anything. One that does not is always empty, and takes no write.
     """
+
+    keeps: bool = True
 
     async def defer(self, delivery: Delivery, until: float) -> None:
         """Keep *delivery*, history included, to run again at *until* seconds since the epoch.
@@ -137,6 +142,14 @@ class Journal(Protocol):
 
     async def remove(self, row: int) -> None:
         """Forget a deferred row: its message is done with."""
+        ...
+
+    async def rebase(self, now: float) -> int:
+        """Bring forward the deferred rows that were written later than *now*; returns how many.
+
+        The machine's clock was set back since. Each waits for as long as it was deferred for, and
+        not for as long as the clock jumped.
+        """
         ...
 
     def is_open(self, delivery: Delivery) -> bool:

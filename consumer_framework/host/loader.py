@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 import traceback
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from consumer_framework.core.settings import Recovery, is_config_type, parse_con
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
+
+
+# Seconds that the handler of a `Consumer` may take. Callbacks as fedora-messaging runs them have no
+# limit there, and none here.
+CONSUMER_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,8 @@ def factory(
 
     Returns:
         What makes the handler, unless something is absent. To be called on the event loop's
-        thread, while the loop runs: authors get the loop in ``__init__``. Raises what their
-        ``__init__`` raises.
+        thread: before the loop runs for a plain class, while it runs for a :class:`.Consumer`.
+        Raises what the author's ``__init__`` raises.
 
     Raises:
         ConfigurationError: *consumer_config* does not fit the consumer's ``Config``.
@@ -150,6 +156,17 @@ def recovery_of(target: Target) -> Recovery:
     """The recovery settings that the author's class has itself."""
     own = getattr(target.value, "recovery", None)
     return own if isinstance(own, Recovery) else Recovery()
+
+
+def is_plain_class(target: Target) -> bool:
+    """Whether it is a class as fedora-messaging makes it, with a no-argument ``__init__``."""
+    return inspect.isclass(target.value) and not issubclass(target.value, Consumer)
+
+
+def usual_timeout(target: Target) -> float:
+    """Seconds that a run may take where the settings do not say; infinite for no limit."""
+    is_ours = inspect.isclass(target.value) and not is_plain_class(target)
+    return CONSUMER_TIMEOUT if is_ours else math.inf
 
 
 def packages_of(target: Target) -> set[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ class Plan:
             where there is no order by key.
         prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
         target: What the handler is made of; None where nobody makes another one.
+        usual_timeout: Seconds that a run may take where the file does not say: infinite for a
+            callback as fedora-messaging runs it, which sets no limit.
     """
 
     name: str
@@ -42,13 +45,12 @@ class Plan:
     source_of: SourceOf | None = None
     prefetch_count: int = 0
     target: Target | None = None
+    usual_timeout: float = math.inf
 
     @property
     def limits(self) -> Limits:
         """How much of the handler runs at once, and for how long."""
-        # The default one may be longer than a short ack_timeout.
-        timeout = min(self.framework.handler_timeout, self.framework.recovery.ack_timeout)
-        limits = Limits(self.framework.slots, timeout)
+        limits = Limits(self.framework.slots, self.framework.handler_limit(self.usual_timeout))
         batch = self.framework.batch
         if batch is None:
             return limits

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
 
 import crochet
 from twisted.internet import asyncioreactor, error
@@ -25,5 +27,18 @@ def install() -> None:
         loop.close()
         if not isinstance(reactor, asyncioreactor.AsyncioSelectorReactor):
             raise
+    _never_go_back()
     # fedora_messaging.api.publish would start a second reactor in a thread of its own.
     crochet.no_setup()
+
+
+def _never_go_back() -> None:
+    """Let Twisted's timers count real seconds: they stand still when the clock is set back.
+
+    That is https://github.com/twisted/twisted/issues/2424. Heartbeats, reconnection, probes and
+    looping calls all ask the reactor for the time.
+    """
+    from twisted.internet import reactor  # noqa: PLC0415 -- as above
+
+    timed: Any = reactor
+    timed.seconds = time.monotonic

@@ -264,7 +264,7 @@ class _Bench:
             journal=journal,
             flight=_NoFlight(),
             recorder=self,
-            holds=Holds(0),
+            holds=Holds(0, clock),
             histories=Histories(),
             unsettled=Unsettled(clock),
             lost_acks=LostAcks(clock),

@@ -33,6 +33,8 @@ UNREADABLE_SLEEP = 5.0
 # work while the removals of the last ones are synced to the disk.
 MOST_OUT = 256
 MOST_BYTES = 16 << 20
+# Seconds. A clock that was set back by more makes rows late, unless they are brought forward.
+CLOCK_JUMP = 5.0
 
 
 class Scheduler:
@@ -66,6 +68,8 @@ class Scheduler:
         self._due_at = -math.inf
         self._is_called = False
         self._trouble = ""
+        self._offset = clock.time() - clock.monotonic()
+        self._rebasing: asyncio.Task[None] | None = None
         self.is_paused = False
 
     @property
@@ -85,7 +89,8 @@ class Scheduler:
         if self.is_paused:
             return
         now = self._clock.time()
-        for delivery in reversed(self._holds.due(now)):
+        self._watch_clock(now)
+        for delivery in reversed(self._holds.due(self._clock.monotonic())):
             self._intake.put_first(delivery)
         if self._due_at <= now and self._has_room:
             for delivery in self._claim(now, MOST_OUT - len(self._out)):
@@ -165,12 +170,30 @@ class Scheduler:
             _log.error("%s; trying again every %.0f s", trouble, UNREADABLE_SLEEP)
         self._trouble = trouble
 
+    def _watch_clock(self, now: float) -> None:
+        """Bring rows forward where the machine's clock was set back."""
+        offset = now - self._clock.monotonic()
+        back, self._offset = self._offset - offset, offset
+        if back > CLOCK_JUMP:
+            _log.warning("the machine's clock was set back by %.0f s", back)
+            self._rebasing = asyncio.get_running_loop().create_task(self._rebase(now))
+
+    async def _rebase(self, now: float) -> None:
+        try:
+            await self._journal.rebase(now)
+        except JournalError as error:
+            _log.warning("deferred messages may be late by as much: %s", error)
+        else:
+            self.look()
+
     def _sleep(self, now: float) -> float:
+        waits = [LONGEST_SLEEP]
         held = self._holds.next_due()
-        times = [now + LONGEST_SLEEP] if held is None else [held]
+        if held is not None:
+            waits.append(held - self._clock.monotonic())
         if self._has_room:
-            times.append(self._due_at)
-        return min(max(min(times) - now, 0.0), LONGEST_SLEEP)
+            waits.append(self._due_at - now)
+        return max(min(waits), 0.0)
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

@@ -98,7 +98,7 @@ class Slots:
         self._intake = Intake(_bucket(framework), clock.monotonic)
         self._arrivals = Arrivals(flight, self._intake.put)
         self._crew = Crew(self._intake.take, self._process)
-        self._holds = Holds(framework.recovery.hold_slots)
+        self._holds = Holds(framework.recovery.hold_slots, clock)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
         breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
         self._circuit = Circuit(breaker, self._scheduler, reactor, pause, resume)
@@ -226,7 +226,7 @@ class Slots:
         return sum(not delivery.row for delivery in waiting) + withdrawn
 
     def give_back_old(self, before: float = math.inf) -> int:
-        """Give back what no slot took, and what the broker delivered *before* that moment.
+        """Give back what no slot took, and the broker delivered *before* that monotonic moment.
 
         What is of the journal stays: no broker has it.
 
@@ -240,7 +240,7 @@ class Slots:
             self._give_back(delivery)
         if self._handler is None:
             return len(old)
-        return len(old) + self._handler.withdraw(lambda d: d.received_at < before and not d.row)
+        return len(old) + self._handler.withdraw(lambda d: d.arrived_at < before and not d.row)
 
     def _give_back(self, delivery: Delivery) -> None:
         decision = Decision(GiveBack(), delivery.history)
@@ -346,7 +346,7 @@ class Slots:
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""
-        self.give_back_old(self._clock.time() - self._plan.policy.hold_ceiling)
+        self.give_back_old(self._clock.monotonic() - self._plan.policy.hold_ceiling)
         self._look_at_order()
 
 

@@ -15,6 +15,7 @@ from consumer_framework.core.ports import Acknowledger
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Properties
+    from consumer_framework.core.ports import Clock
 
     _Tag: TypeAlias = tuple[int, int]
 
@@ -100,8 +101,8 @@ class FakeQueue(Acknowledger):
         """What is delivered, and neither acknowledged nor given back."""
         return list(self._unsettled.values())
 
-    def take(self, now: float) -> Delivery:
-        """Deliver the first message that waits, at *now* in seconds since the epoch."""
+    def take(self, clock: Clock) -> Delivery:
+        """Deliver the first message that waits, now by *clock*."""
         posted = self._ready.popleft()
         self._tag += 1
         tag = (self.generation, self._tag)
@@ -112,7 +113,8 @@ class FakeQueue(Acknowledger):
             generation=self.generation,
             delivery_tag=self._tag,
             redelivered=posted.redelivered,
-            received_at=now,
+            received_at=clock.time(),
+            arrived_at=clock.monotonic(),
         )
 
     def of(self, delivery: Delivery) -> Posted:

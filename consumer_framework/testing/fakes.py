@@ -53,6 +53,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
     row: int = 0,
     lane: str = "",
     replayed: bool = False,
+    arrived_at: float = 0.0,
 ) -> Delivery:
     """Make a delivery.
 
@@ -71,6 +72,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         row: The journal's number for it where it came from there.
         lane: Its ordering key.
         replayed: Whether an operator had it run again.
+        arrived_at: When it came, in monotonic seconds.
     """
     return Delivery(
         queue=queue,
@@ -86,6 +88,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         row=row,
         lane=lane,
         replayed=replayed,
+        arrived_at=arrived_at,
     )
 
 

@@ -232,7 +232,7 @@ class VirtualInstance:
     def _pump(self) -> None:
         """Deliver what the consumer would be sent now."""
         while self._has_something_to_deliver:
-            self._slots.put(self.queue.take(self.time.time()))
+            self._slots.put(self.queue.take(self.time))
 
     @property
     def _has_something_to_deliver(self) -> bool:

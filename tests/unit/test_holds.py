@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The deliveries that wait, unacknowledged and in memory."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer_framework.core.holds import Holds
-from consumer_framework.testing import make_delivery
+from consumer_framework.testing import FakeClock, make_delivery
 
 TIMES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 3)), max_size=20)
 
 
 def filled(entries):
-    holds = Holds(100)
+    holds = Holds(100, FakeClock())
     for tag, (until, generation) in enumerate(entries):
         holds.put(make_delivery(delivery_tag=tag, generation=generation), until)
     return holds
@@ -26,16 +27,16 @@ def in_order(entries):
 
 
 def test_there_is_room_for_as_many_as_there_are_slots():
-    holds = Holds(2)
+    holds = Holds(2, FakeClock())
     holds.put(make_delivery(delivery_tag=1), 5)
     assert holds.has_room
     holds.put(make_delivery(delivery_tag=2), 5)
     assert not holds.has_room
-    assert not Holds(0).has_room
+    assert not Holds(0, FakeClock()).has_room
 
 
 def test_where_nothing_is_held_nothing_is_ever_due():
-    holds = Holds(1)
+    holds = Holds(1, FakeClock())
     assert (holds.next_due(), holds.first(), holds.due(1e9), holds.clear()) == (None, [], [], [])
 
 
@@ -68,7 +69,7 @@ def test_only_what_came_on_a_lost_channel_is_discarded(entries):
 
 
 def test_fewer_slots_lose_nothing_that_is_held():
-    holds = Holds(3)
+    holds = Holds(3, FakeClock())
     for tag in (1, 2, 3):
         holds.put(make_delivery(delivery_tag=tag), tag)
     holds.resize(1)
@@ -77,3 +78,22 @@ def test_fewer_slots_lose_nothing_that_is_held():
     assert not holds.has_room
     assert [delivery.delivery_tag for delivery in holds.due(3)] == [3]
     assert holds.has_room
+
+
+class Settable(FakeClock):
+    """A clock that somebody sets."""
+
+    def set_back(self, seconds):
+        self._time -= seconds
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_a_delivery_is_held_for_as_long_whatever_the_clock_is_set_to(jump):
+    clock = Settable(10_000.0)
+    holds = Holds(1, clock)
+    holds.put(make_delivery(), clock.time() + 10)
+    clock.set_back(jump)
+    assert holds.due(clock.monotonic() + 9.9) == []
+    clock.advance(10)
+    assert holds.next_due() == clock.monotonic()
+    assert holds.due(clock.monotonic()) == [make_delivery()]

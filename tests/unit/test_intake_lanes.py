@@ -22,9 +22,9 @@ def play(scenario):
     return asyncio.run(asyncio.wait_for(scenario, PATIENCE))
 
 
-def of(lane, tag, generation=1, row=0, received_at=0.0):
+def of(lane, tag, generation=1, row=0, arrived_at=0.0):
     return make_delivery(
-        lane=lane, delivery_tag=tag, generation=generation, row=row, received_at=received_at
+        lane=lane, delivery_tag=tag, generation=generation, row=row, arrived_at=arrived_at
     )
 
 
@@ -78,7 +78,7 @@ def test_the_next_of_a_lane_goes_before_what_came_later():
 def test_what_is_too_old_goes_with_everything_behind_it():
     intake = Intake()
     for tag, lane in enumerate(["a", "", "b", "a", "b", ""]):
-        intake.put(of(lane, tag, received_at=float(tag)))
+        intake.put(of(lane, tag, arrived_at=float(tag)))
     old = intake.older_than(2.0)
     assert [delivery.delivery_tag for delivery in old] == [0, 3, 1]
     assert len(intake) == 3
@@ -205,14 +205,14 @@ class Waiting(RuleBasedStateMachine):
         """On the latest channel, or on the one before."""
         self.number += 1
         generation = self.generation + 1 - older
-        delivery = of(lane, self.number, generation, received_at=float(self.number))
+        delivery = of(lane, self.number, generation, arrived_at=float(self.number))
         self.model.lanes[lane].append(delivery)
         self.intake.put(delivery)
 
     @rule(lane=st.sampled_from(LANES))
     def bring_from_the_journal(self, lane):
         self.number += 1
-        delivery = of(lane, self.number, 0, row=self.number, received_at=1.0)
+        delivery = of(lane, self.number, 0, row=self.number, arrived_at=1.0)
         self.model.lanes[lane].insert(0 if not lane else len(self.model.lanes[lane]), delivery)
         self.intake.put_first(delivery)
 
@@ -275,7 +275,7 @@ class Waiting(RuleBasedStateMachine):
     def what_is_too_old_is_given_back(self, back):
         moment = float(self.number - back)
         waiting = [d for d in self.model.waiting() if not d.row]
-        old = [d for d in waiting if d.received_at < moment]
+        old = [d for d in waiting if d.arrived_at < moment]
         lanes = {d.lane for d in old if d.lane}
         expected = [d for d in waiting if d in old or d.lane in lanes]
         found = self.intake.older_than(moment)

@@ -165,6 +165,25 @@ def test_names_that_are_no_utf8_come_back_as_the_bytes_that_pika_gave(journal):
     assert journal.rows(state=None)[0].message_id == "\\xff1"
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_rows_are_deferred_for_as_long_when_the_clock_is_set_back(
+    journal, clock, tmp_path, restart
+):
+    run(journal.defer(make_delivery(message_id="new"), clock.now + 60))
+    clock.now = 500.0
+    run(journal.defer(make_delivery(message_id="after"), clock.now + 60))
+    clock.now = 510.0
+    if restart:
+        journal.close()
+        journal = Journal.open(tmp_path, limits=Limits(), now=clock)
+    else:
+        assert run(journal.rebase(clock.now)) == [1]
+        assert run(journal.rebase(clock.now)) == [0]
+    assert [d.message_id for d in journal.due(569.0)] == ["after"]
+    assert [d.message_id for d in journal.due(570.0)] == ["after", "new"]
+    journal.close()
+
+
 # Reads.
 
 

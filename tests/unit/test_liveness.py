@@ -38,23 +38,22 @@ class Runs:
         return handler
 
 
-def test_strict_ordering_pauses_while_its_journal_cannot_be_read_and_goes_on_by_itself():
+def test_strict_ordering_pauses_while_its_journal_cannot_be_read_and_goes_on_by_itself(monkeypatch):
     runs = Runs("bad")
     recovery = {"immediate": 0, "delays": ["10s"], "hold_slots": 0}
     with Harness(runs.handler, settings={"ordering": "strict", "recovery": recovery}) as harness:
         harness.deliver(message("bad"))
-        readable = harness.journal.is_blocked
 
         def unreadable(*_):
             raise JournalError("/state/journal.sqlite3: disk I/O error")
 
-        harness.journal.is_blocked = unreadable  # type: ignore[method-assign]
+        monkeypatch.setattr(harness.journal, "is_blocked", unreadable)
         harness.deliver(message("next"))
         harness.advance("1m")
         assert "disk I/O error" in harness.paused
         assert "next" not in runs.names
         runs.failing.clear()
-        harness.journal.is_blocked = readable  # type: ignore[method-assign]
+        monkeypatch.undo()
         harness.advance("1m")
         assert harness.paused == ""
         assert runs.names[-1] == "next"

@@ -100,7 +100,7 @@ class Path:
             self.journal,
             self.flight,
             self.recorder,
-            Holds(4),
+            Holds(4, self.clock),
             Histories(),
             Unsettled(self.clock),
             LostAcks(self.clock),

@@ -149,6 +149,7 @@ def test_the_defaults_are_the_documented_ones():
         "hold_slots": 4,
         "ack_timeout": 1800.0,
         "on_exhausted": "quarantine",
+        "on_invalid": "quarantine",
         "crash_attempts": 2,
         "breaker": {"consecutive": 5, "probe": [30.0, 300.0]},
         "rules": [],

@@ -114,7 +114,7 @@ class Host(RuleBasedStateMachine):
         self.intake = Intake()
         self.clock = FakeClock()
         self.handlers = Handlers(slots, self.runs)
-        self.holds = Holds(1000)
+        self.holds = Holds(1000, self.clock)
         self.histories = Histories()
         self.settler = Settler(
             self.acknowledger,
@@ -211,6 +211,7 @@ class Host(RuleBasedStateMachine):
             delivery_tag=self.tag,
             redelivered=stored.redelivered,
             received_at=self.clock.time(),
+            arrived_at=self.clock.monotonic(),
         )
         if not self.settler.answers(delivery):
             self.intake.put(delivery)

@@ -21,6 +21,12 @@ class CountingJournal(FakeJournal):
         super().__init__()
         self.looks = []
         self.unreadable = None
+        self.rebased = []
+
+    async def rebase(self, now):
+        await super().rebase(now)
+        self.rebased.append(now)
+        return 0
 
     def due(self, now, limit, out=()):
         if self.unreadable:
@@ -33,7 +39,7 @@ class CountingJournal(FakeJournal):
 class Rig:
     def __init__(self, rows, body=b"{}", lane=""):
         self.clock, self.reactor = FakeClock(1000.0), task.Clock()
-        self.journal, self.intake, self.holds = CountingJournal(), Intake(), Holds(4)
+        self.journal, self.intake, self.holds = CountingJournal(), Intake(), Holds(4, self.clock)
         self.rows, self.body, self.lane = rows, body, lane
         self.scheduler = scheduler.Scheduler(
             self.holds, self.journal, self.intake, self.clock, self.reactor, lambda: None
@@ -147,5 +153,33 @@ def test_the_alarm_rings_for_what_was_deferred_last(until):
         rig.clock.advance(until - 1000)
         rig.reactor.advance(until - 1000)
         assert len(rig.intake) == 1
+
+    play(Rig(0), scenario)
+
+
+def test_rows_are_brought_forward_when_the_clock_is_set_back(caplog):
+    async def scenario(rig):
+        await rig.journal.defer(make_delivery(), 1010.0)
+        rig.clock._time -= 3600
+        rig.scheduler.look()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert rig.journal.rebased == [1000.0 - 3600]
+        assert "set back by 3600 s" in caplog.text
+        rig.scheduler.look()
+        await asyncio.sleep(0)
+        assert len(rig.journal.rebased) == 1
+
+    play(Rig(0), scenario)
+
+
+def test_rows_that_cannot_be_brought_forward_are_told_of(caplog):
+    async def scenario(rig):
+        rig.journal.error = JournalError("the disk is full")
+        rig.clock._time -= 3600
+        rig.scheduler.look()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert "may be late by as much: the disk is full" in caplog.text
 
     play(Rig(0), scenario)

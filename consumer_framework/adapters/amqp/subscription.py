@@ -82,6 +82,7 @@ def receiver(
             properties=properties,
             body=body,
             received_at=time.time(),
+            arrived_at=time.monotonic(),
         )
         if subscription.is_wanted:
             delivered(delivery)

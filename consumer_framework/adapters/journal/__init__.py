@@ -194,6 +194,13 @@ class Journal(Reader, ports.Journal):
         """Forget a row, in whatever state: its message is done with. None is no error."""
         await self._writer.submit(operations.remove([row], _ANY))
 
+    async def rebase(self, now: float) -> int:
+        """Bring forward the deferred rows that were written later than *now*; returns how many.
+
+        The machine's clock was set back since. A new process does this when it opens the journal.
+        """
+        return await self._writer.submit(operations.rebase(now))
+
     async def drop(self, ids: Iterable[int]) -> list[int]:
         """Lose messages by an operator's order, and the originals of edited ones with them.
 
@@ -264,4 +271,5 @@ class Journal(Reader, ports.Journal):
 def _release_all(connection: sqlite3.Connection, now: float) -> None:
     connection.execute("BEGIN IMMEDIATE")
     operations.release_all(now)(connection)
+    operations.rebase(now)(connection)
     connection.execute("COMMIT")

@@ -61,6 +61,10 @@ _CLAIM = """UPDATE messages SET state = 'replaying', updated = ?
     WHERE id = ? AND state = 'quarantined' AND waits = 0"""
 _CLAIMED_LANES = "SELECT DISTINCT lane FROM messages WHERE state = 'replaying'"
 _RELEASE_ALL = "UPDATE messages SET state = 'quarantined', updated = ? WHERE state = 'replaying'"
+_REBASE = """UPDATE messages SET due = due - (updated - :now), updated = :now
+    WHERE state = 'deferred' AND updated > :now + :slack"""
+# Seconds that a clock may be set back without notice, as NTP does it all the time.
+CLOCK_SLACK = 5.0
 _MOVE = "UPDATE messages SET state = ?, updated = ? WHERE id = ? AND state = ?"
 
 # Bytes that tell the key of a message from that of an equal one.
@@ -194,6 +198,15 @@ def release_all(now: float) -> Operation[int]:
         for (lane,) in lanes:
             quarantine_followers(connection, lane, now)
         return count
+
+    return operation
+
+
+def rebase(now: float) -> Operation[int]:
+    """Bring forward the deferred rows that were written later than *now*; returns how many."""
+
+    def operation(connection: sqlite3.Connection) -> int:
+        return connection.execute(_REBASE, {"now": now, "slack": CLOCK_SLACK}).rowcount
 
     return operation
 
