@@ -78,6 +78,10 @@ class Intake:
         (self._rows if delivery.row else self._ready).appendleft(delivery)
         self._wake()
 
+    def has_lane(self, lane: str) -> bool:
+        """Whether a delivery of *lane* has not left yet."""
+        return lane in self._lanes
+
     def followers(self, lane: str) -> list[Delivery]:
         """Remove and return what waits in *lane* behind its head."""
         return self._lanes.followers(lane)

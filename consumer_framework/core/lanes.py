@@ -28,6 +28,9 @@ class Lanes:
         """How many deliveries wait behind others."""
         return self._followers
 
+    def __contains__(self, lane: str) -> bool:
+        return lane in self._lanes
+
     def enter(self, delivery: Delivery) -> bool:
         """Put *delivery* into its lane.
 

@@ -88,6 +88,7 @@ class Drain:
         await slots.finish()
         # What was running may have been held meanwhile.
         slots.give_back_held()
+        await slots.finish()
         await self._teardown()
         self._await("the broker", CLOSE_TIMEOUT)
         await from_twisted(self._instance.session.close())

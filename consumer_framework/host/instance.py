@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
+from consumer_framework.core.delivery_limit import count_of, limit_of
 from consumer_framework.core.errors import JournalError
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.progress import Progress
@@ -124,6 +125,16 @@ class Instance:
             halt=halt,
             pause=pause,
             resume=resume,
+        )
+        self.slots.limit_of = self._delivery_limit
+
+    def _delivery_limit(self, delivery: Delivery) -> int | None:
+        queue = self.settings.queues.get(delivery.queue)
+        client = self.session.client
+        return limit_of(
+            queue.arguments if queue is not None else {},
+            client.broker_version if client is not None else None,
+            is_quorum=count_of(delivery) is not None,
         )
 
     @property

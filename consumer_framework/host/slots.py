@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.attempt import History
 from consumer_framework.core.breaker import Breaker
 from consumer_framework.core.delivery import Withdrawn
+from consumer_framework.core.delivery_limit import NEAR_LIMIT, count_of, is_near
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
 from consumer_framework.core.errors import JournalError
 from consumer_framework.core.histories import Histories
@@ -66,6 +67,7 @@ class Slots:
 
     Attributes:
         lane_of: Finds the lane of what comes; None where nothing has one.
+        limit_of: Says how often the queue lets a message come back; None for no limit.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
@@ -92,11 +94,12 @@ class Slots:
         self._halt = halt
         self._handler: HandlerRunner | None = None
         self.lane_of: LaneOf | None = None
+        self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
         self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake(_bucket(framework), clock.monotonic)
-        self._arrivals = Arrivals(flight, self._intake.put)
+        self._arrivals = Arrivals(flight, self._admit)
         self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots, clock)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
@@ -114,6 +117,7 @@ class Slots:
             self._circuit.journal_failed,
             self._circuit.journal_works,
             self._done,
+            must_keep=self._is_near_limit,
         )
 
     def start(
@@ -188,6 +192,45 @@ class Slots:
             return
         self._arrivals.put(delivery, self.lane_of)
 
+    def _admit(self, delivery: Delivery) -> None:
+        """Let *delivery* wait for a slot, in the journal where its queue might drop it meanwhile.
+
+        Behind others of its lane it waits with them, so that it does not overtake them, until the
+        queue would drop it the next time that it comes back.
+        """
+        limit = self.limit_of(delivery) if delivery.redelivered else None
+        count = count_of(delivery) or 0
+        if limit is None or not is_near(count, limit) or self._is_known(delivery):
+            self._intake.put(delivery)
+            return
+        if delivery.lane and self._intake.has_lane(delivery.lane):
+            if count < limit:
+                self._intake.put(delivery)
+                return
+            for follower in self._intake.followers(delivery.lane):
+                self._keep(follower)
+        self._keep(delivery)
+
+    def _is_known(self, delivery: Delivery) -> bool:
+        """Whether a run, or the journal, answers for *delivery*."""
+        if self._settler.unsettled.knows(delivery):
+            return True
+        try:
+            return self._journal.is_open(delivery)
+        except JournalError:
+            return False
+
+    def _keep(self, delivery: Delivery) -> None:
+        """Move *delivery* to the journal, from which it runs at once."""
+        if not delivery.row:
+            known = self._settler.recall(delivery)
+            decision = Decision(Defer(self._clock.time(), NEAR_LIMIT), known.history)
+            self._settler.settle(Settled(known, None, Withdrawn(), decision))
+
+    def _is_near_limit(self, delivery: Delivery) -> bool:
+        limit = self.limit_of(delivery)
+        return limit is not None and is_near(count_of(delivery) or 0, limit)
+
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the journal."""
         self._scheduler.look()
@@ -259,7 +302,13 @@ class Slots:
 
     def give_back_held(self) -> int:
         """Give back to the broker what is held; returns how many those were."""
-        return sum(self._acknowledger.give_back(delivery) for delivery in self._holds.clear())
+        held = self._holds.clear()
+        for delivery in held:
+            if self._is_near_limit(delivery):
+                self._give_back(delivery)
+            else:
+                self._acknowledger.give_back(delivery)
+        return len(held)
 
     async def finish(self) -> None:
         """Wait for what runs, and for what is being committed."""

@@ -110,13 +110,19 @@ def test_a_quorum_queue_without_a_dead_letter_exchange_drops_what_comes_back_oft
     ("more", "version"),
     [
         ({}, (3, 13, 7)),
-        ({"x-dead-letter-exchange": "dead"}, (4, 0)),
         ({"x-delivery-limit": -1}, (4, 0)),
-        ({"x-delivery-limit": 3, "x-dead-letter-exchange": "dead"}, (4, 0)),
+        ({"x-delivery-limit": -1, "x-dead-letter-exchange": "dead"}, (4, 0)),
     ],
 )
 def test_a_quorum_queue_that_keeps_everything_is_not_warned_of(more, version):
     assert findings(QUORUM | more, version=version) == []
+
+
+@pytest.mark.parametrize("more", [{}, {"x-delivery-limit": 3}])
+def test_a_delivery_limit_is_warned_of_even_where_there_is_a_dead_letter_exchange(more):
+    problem = only(findings(QUORUM | more | {"x-dead-letter-exchange": "dead"}, version=(4, 0)))
+    assert 'moves to the exchange "dead" a message' in problem.message
+    assert "each crash and each lost connection" in problem.message
 
 
 def test_a_broker_that_takes_messages_back_early_is_warned_of():
