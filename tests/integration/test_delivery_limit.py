@@ -31,7 +31,7 @@ def dead(broker, queue_name):
 
         def bodies():
             while (found := channel.basic_get(name, auto_ack=True))[0] is not None:
-                taken.append(json.loads(found[2])["n"])
+                taken.append(json.loads(found[2] or b"")["n"])
             return taken
 
         taken: list[int] = []
