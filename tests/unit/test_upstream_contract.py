@@ -524,4 +524,4 @@ def test_publish_asks_its_wrapper_first_which_is_looked_up_at_each_call():
         mock.patch("crochet.setup"),
         pytest.raises(RuntimeError, match="refused"),
     ):
-        api.publish(Message(topic="test", body={}))
+        api.publish(message.Message(topic="test", body={}))
