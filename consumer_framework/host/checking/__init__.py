@@ -29,6 +29,7 @@ from consumer_framework.host.stores import SYSTEM_STATE, state_directory
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings
+from .monitoring import monitoring_findings
 from .publishing import publish_findings
 from .secrets import Named, named_in
 from .start import examine
@@ -68,6 +69,8 @@ def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
         unit = f"fm-consumer@{request.instance}.service"
         most = most_tasks() if account is None else tasks_of_service(unit)
         problem = tasks_problem(start.framework, most)
+        directory = _state_directory(request, account)
+        found += monitoring_findings(start.settings.monitoring, directory)
         found += [error(problem)] if problem else []
         unasked = None if ask_broker else NOT_ASKED
         if ask_broker and named.hides_the_broker:
