@@ -44,6 +44,16 @@ class Plan:
     target: Target | None = None
 
     @property
+    def most_behind(self) -> int | None:
+        """How many messages may wait behind failed ones of their keys; None for no limit.
+
+        They use up half of what the broker sends ahead, and leave the rest to other keys.
+        """
+        if self.policy.strict or not self.prefetch_count:
+            return None
+        return self.prefetch_count // 2
+
+    @property
     def limits(self) -> Limits:
         """How much of the handler runs at once, and for how long."""
         # The default one may be longer than a short ack_timeout.

@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 
+# Why a message is deferred that was held.
+MAKES_ROOM = "the messages behind it, with the same key, kept those with other keys waiting"
+
+
 class Slots:
     """The deliveries of an instance, from their arrival to their settle.
 
@@ -96,7 +100,7 @@ class Slots:
         self._is_closed = False
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake(_bucket(framework), clock.monotonic)
-        self._arrivals = Arrivals(flight, self._intake.put)
+        self._arrivals = Arrivals(flight, self._enter)
         self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots, clock)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
@@ -187,6 +191,23 @@ class Slots:
         if self._settler.answers(delivery):
             return
         self._arrivals.put(delivery, self.lane_of)
+
+    def _enter(self, delivery: Delivery) -> None:
+        self._intake.put(delivery)
+        if delivery.lane:
+            self._clear_read_ahead()
+
+    def _clear_read_ahead(self) -> None:
+        """Defer the held heads whose followers use the read-ahead of other keys.
+
+        Their followers go to the journal behind them, in their order, each as it meets a slot.
+        """
+        most = self._plan.most_behind
+        if most is None or self._intake.behind <= most:
+            return
+        for head, until in self._holds.take(lambda held: self._intake.has_followers(held.lane)):
+            decision = Decision(Defer(until, MAKES_ROOM), head.history)
+            self._settler.settle(Settled(head, None, Withdrawn(), decision))
 
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the journal."""
@@ -304,6 +325,7 @@ class Slots:
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
             self._scheduler.bring()
+            self._clear_read_ahead()
         # With a limit, a token is for what runs, not for what is ready.
         return pipeline.handler.is_quick and self._plan.framework.rate is None
 
@@ -330,7 +352,10 @@ class Slots:
         self._look_at_order()
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
-        self._scheduler.done(delivery)
+        if isinstance(disposition, GiveBack):
+            self._scheduler.given_back(delivery)
+        else:
+            self._scheduler.done(delivery)
         waiting = self._replays.pop(delivery.row, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(disposition)
