@@ -17,7 +17,7 @@ help:
 	@echo 'make test      check and test everything'
 	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
 	@echo 'make acceptance-matrix  the acceptance tests on systemd 252, 257 and the newest, and the others on their Pythons; as root, an hour'
-	@echo 'make chaos     the crash tests in their long form, some ten minutes'
+	@echo 'make chaos     the crash tests in their long form, and a cluster whose nodes die; some twenty minutes'
 	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'
@@ -55,8 +55,8 @@ test: lint
 
 # The crash tests whole: eight minutes of kills, cuts and restarts while messages come, then a ledger.
 chaos: venv
-	packaging/system-packages broker
-	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py
+	packaging/system-packages broker cluster
+	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py tests/integration/test_cluster.py
 
 # Writes benchmarks/results.json and docs/explanation/performance.
 bench: $(BENCH_INSTALLED)

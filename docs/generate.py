@@ -69,7 +69,7 @@ _BROKER = ("missing", "port", "url", "url_for", "start", "stop")
 _SIGNATURES = {
     "Recovery": (
         'Recovery(*, immediate=1, delays=("10s", "1m", "5m"), hold_slots=4, ack_timeout="30m", '
-        'on_exhausted="quarantine", crash_attempts=2, '
+        'on_exhausted="quarantine", on_invalid="quarantine", crash_attempts=2, '
         'breaker={"consecutive": 5, "probe": ["30s", "5m"]}, rules=())'
     )
 }

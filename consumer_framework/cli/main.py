@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
-import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -30,7 +27,7 @@ _EXIT_CODES = """
 \b
 Exit codes:
    0  told to stop (SIGTERM, SIGINT), or halted by the handler with code 0
-   2  this command was used wrongly
+   1  the __init__ of a plain class failed       2  this command was used wrongly
   10  the broker refused a queue or binding     11  a defect of fm-consumer
   12  the queue was deleted                     13  the handler failed
   14  the broker refused the connection         15  no permission to consume
@@ -134,7 +131,6 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     except Exception:
         logging.exception("please report this defect of consumer_framework")  # noqa: LOG015
         exit_code = ExitCode.UNEXPECTED
-    _leave_no_thread_behind(exit_code)
     context.exit(exit_code)
 
 
@@ -146,17 +142,3 @@ def _tell_service_manager(error: Exception) -> None:
     more = f" (and {len(others)} more: see the log)" if others else ""
     with closing(SystemdNotifier()) as notifier:
         notifier.status(f"Not started: {first}{more}")
-
-
-def _leave_no_thread_behind(exit_code: int) -> None:
-    """A thread of a handler's that never ends must not keep the process: everything is settled."""
-    threads = [
-        t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
-    ]
-    if threads:
-        names = ", ".join(thread.name for thread in threads)
-        logging.getLogger(__name__).warning("the process ends although threads run: %s", names)
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from typing import Annotated, TypeAlias
 
@@ -12,6 +13,8 @@ from pydantic import BeforeValidator
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 # Ten years, in seconds: no calendar shows what lies much beyond.
 LONGEST = 3650 * 86400.0
+# systemd's word for no limit, too.
+ENDLESS = "infinity"
 _PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
 _WHOLE = re.compile(rf"\s*(?:{_PART}\s*)+")
 
@@ -37,7 +40,9 @@ def seconds(value: object) -> float:
 
 
 def text(duration: float) -> str:
-    """Write *duration*, in seconds, as :func:`seconds` reads it."""
+    """Write *duration*, in seconds, as :func:`seconds_or_endless` reads it."""
+    if math.isinf(duration):
+        return ENDLESS
     rest, parts = round(duration, 3), []
     for unit in ("d", "h", "m"):
         count, rest = divmod(rest, _UNITS[unit])
@@ -61,4 +66,16 @@ def about(duration: float) -> str:
     return f"{whole} s"
 
 
+def seconds_or_endless(value: object) -> float:
+    """Return the length of time *value* in seconds; ``"infinity"`` is one here.
+
+    Raises:
+        ValueError: As :func:`seconds` does.
+    """
+    if isinstance(value, str) and value.strip() == ENDLESS:
+        return math.inf
+    return seconds(value)
+
+
 Duration: TypeAlias = Annotated[float, BeforeValidator(seconds)]
+DurationOrEndless: TypeAlias = Annotated[float, BeforeValidator(seconds_or_endless)]

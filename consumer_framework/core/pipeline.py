@@ -58,7 +58,9 @@ class Pipeline:
             delivery = replace(delivery, history=run.history)
         waited = self.clock.monotonic() - delivery.arrived_at
         may_hold = self.settler.holds.has_room
-        situation = Situation(self.clock.time(), self.chance(), may_hold, waited)
+        situation = Situation(
+            self.clock.time(), self.chance(), may_hold, waited, self.journal.keeps
+        )
         decision = decide(delivery, outcome, self.policy, situation)
         self.settler.settle(Settled(delivery, run, outcome, decision))
         return outcome, decision

@@ -121,7 +121,12 @@ class Journal(Protocol):
     A delivery that came from a row which is gone by now writes nothing: an operator dropped it.
 
     Every method raises :class:`.JournalError` where the disk does not take the write.
+
+    Attributes:
+        keeps: Whether it keeps anything. One that does not is always empty, and takes no write.
     """
+
+    keeps: bool = True
 
     async def defer(self, delivery: Delivery, until: float) -> None:
         """Keep *delivery*, history included, to run again at *until* seconds since the epoch.

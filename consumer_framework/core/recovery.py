@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from . import disposition as to
 from . import errors
-from .attempt import History, attempt_of, said
+from .attempt import LINE_LIMIT, History, attempt_of, said
 from .delivery import (
     Behind,
     Crashed,
@@ -27,6 +27,7 @@ from .delivery import (
     Undecodable,
     Withdrawn,
 )
+from .printable import clipped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,15 @@ class OnExhausted(Enum):
     QUARANTINE = "quarantine"
     DROP = "drop"
     REQUEUE = "requeue"
+    REJECT = "reject"
     HALT = "halt"
+
+
+class OnInvalid(Enum):
+    """What becomes of bytes that are no valid message."""
+
+    QUARANTINE = "quarantine"
+    REJECT = "reject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ class Policy:
         schedule: Seconds until the second attempt, the third, and so on.
         hold_ceiling: How long a delivery may stay unacknowledged.
         on_exhausted: What follows the last attempt.
+        on_invalid: What becomes of bytes that are no valid message.
         crash_attempts: How many deaths of the process a message may be in the handler for.
         rules: For exceptions that are no signals, first match first.
         defer: Seconds that the rules' ``defer`` means.
@@ -85,6 +95,7 @@ class Policy:
     schedule: tuple[float, ...] = (0.0, 10.0, 60.0, 300.0)
     hold_ceiling: float = 900.0
     on_exhausted: OnExhausted = OnExhausted.QUARANTINE
+    on_invalid: OnInvalid = OnInvalid.QUARANTINE
     crash_attempts: int = 2
     rules: tuple[Rule, ...] = ()
     defer: float = 300.0
@@ -101,12 +112,14 @@ class Situation:
         spread: A random number from 0 to 1.
         may_hold: Whether a hold slot is free.
         waited: Seconds since the broker delivered it.
+        may_store: Whether there is a store; without one, messages stay with the broker.
     """
 
     now: float
     spread: float
     may_hold: bool
     waited: float = 0.0
+    may_store: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +156,24 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             return Decision(to.Ack(), delivery.history)
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))
-            return Decision(to.Quarantine(f"no valid message: {said(error)}"), history)
+            reason = f"no valid message: {said(error)}"
+            rejects = policy.on_invalid is OnInvalid.REJECT or not situation.may_store
+            is_brokers = not (delivery.row or delivery.replayed)
+            invalid = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
+            return Decision(invalid, history)
         case Crashed(times, hung):
             reason = f"the process died {times} times while it was handled"
             if hung:
                 late = "the handler did not return within handler_timeout"
                 reason = f"{late}; the process was restarted {times} times because of it"
-            return Decision(to.Quarantine(reason), delivery.history)
+            aside = to.Quarantine(reason) if situation.may_store else to.Requeue(reason)
+            return Decision(aside, delivery.history)
         case Withdrawn():
             return Decision(to.GiveBack(), delivery.history)
         case Behind():
             # The journal keeps it behind the other, quarantined where that one is.
-            behind = to.GiveBack() if policy.strict else to.Defer(situation.now, BEHIND)
+            stays = policy.strict or not situation.may_store
+            behind = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
             return Decision(behind, delivery.history)
         case Failed(error):
             answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
@@ -205,7 +224,10 @@ class _Case:
             return Decision(self._exhausted(error, used), history)
         after = error.after if isinstance(error, errors.Retry) else None
         delay = self._spread(self.policy.schedule[used - 1]) if after is None else after
-        return Decision(self._later(self.situation.now + delay, said(error)), history)
+        # The broker can dead-letter only what is still on it.
+        stores = self.policy.on_exhausted is not OnExhausted.REJECT
+        later = self._later(self.situation.now + delay, said(error), stores=stores)
+        return Decision(later, history)
 
     def defer(self, error: BaseException) -> Decision:
         now = self.situation.now
@@ -217,7 +239,9 @@ class _Case:
         return Decision(to.Reject(_reason(error)), self.delivery.history)
 
     def quarantine(self, error: BaseException) -> Decision:
-        return Decision(to.Quarantine(_reason(error)), self._failed(error))
+        reason = _reason(error)
+        aside = to.Quarantine(reason) if self.situation.may_store else to.Requeue(reason)
+        return Decision(aside, self._failed(error))
 
     def dependency(self, error: BaseException) -> Decision:
         wait = max(SHORTEST_WAIT, self._spread(self.policy.dependency))
@@ -243,21 +267,36 @@ class _Case:
     def _spread(self, delay: float) -> float:
         return delay * (1 + JITTER * (2 * self.situation.spread - 1))
 
-    def _later(self, until: float, reason: str) -> Disposition:
+    def _later(self, until: float, reason: str, *, stores: bool = True) -> Disposition:
         held_for = until - self.situation.now + self.situation.waited
         # A retry at once takes no hold slot: it goes before what waits, without a write for it.
         may_hold = self.situation.may_hold or until <= self.situation.now
         fits = held_for <= self.policy.hold_ceiling and may_hold
         if fits and not self.delivery.row:
             return to.Hold(until, reason)
-        return to.Defer(until, reason)
+        if self.delivery.row or (stores and self.situation.may_store):
+            return to.Defer(until, reason)
+        return self._later_without_store(reason)
+
+    def _later_without_store(self, reason: str) -> Disposition:
+        """Hold the message for as long as that is possible, or let the broker deliver it again."""
+        left = self.policy.hold_ceiling - self.situation.waited
+        if self.situation.may_hold and left >= SHORTEST_WAIT:
+            return to.Hold(self.situation.now + left, reason)
+        return to.Requeue(reason)
 
     def _exhausted(self, error: BaseException, used: int) -> Disposition:
         if self.delivery.replayed:
             return to.Quarantine(said(error))
-        reason = f"{said(error)} ({used} attempts)" if used > 1 else said(error)
+        return self._spent(f"{said(error)} ({used} attempts)" if used > 1 else said(error))
+
+    def _spent(self, reason: str) -> Disposition:
         match self.policy.on_exhausted:
-            case OnExhausted.QUARANTINE:
+            case OnExhausted.REJECT if not self.delivery.row:
+                return to.Reject(reason)
+            case OnExhausted.QUARANTINE if not self.situation.may_store:
+                return to.Requeue(reason)
+            case OnExhausted.QUARANTINE | OnExhausted.REJECT:
                 return to.Quarantine(reason)
             case OnExhausted.DROP:
                 return to.Reject(reason)
@@ -269,7 +308,9 @@ class _Case:
 
 def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", None)
-    return reason if isinstance(reason, str) and reason else said(error)
+    if isinstance(reason, str) and reason:
+        return printable(clipped(reason, LINE_LIMIT))
+    return said(error)
 
 
 _Answer: TypeAlias = "Callable[[_Case, BaseException], Decision]"

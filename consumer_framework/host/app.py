@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fedora_messaging.exceptions import ConfigurationException
 from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 
@@ -19,20 +20,22 @@ from consumer_framework.adapters import codec, config, journald, log
 from consumer_framework.adapters.cgroup import most_tasks
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd import SystemdNotifier, is_journal
-from consumer_framework.core.attempt import is_by_author
+from consumer_framework.core.attempt import is_by_author, said
 from consumer_framework.core.checks import tasks_problem
 from consumer_framework.core.collector import Collector
-from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 from consumer_framework.core.helpers import hosting
 from consumer_framework.core.settings import NO_OVERRIDES, Overrides, Recovery, refuse_conflicts
 
-from . import configuration, forks, loader, rereading, salvage
+from . import configuration, forks, leaving, loader, rereading, salvage
 from .batching import check_batch, with_batch
+from .leaving import Leaving
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
 from .reload import Origin
 from .runner import Runner
+from .startup import make_early
 from .stores import CONSUMER_FILES, open_stores, state_directory, wait_for_stores
 
 if TYPE_CHECKING:
@@ -94,15 +97,24 @@ def run(request: Request) -> int:
     plan = _own_plan(request, settings, source)
     # The callback may have configured logging when it was imported.
     log.adapt(is_journal)
+    _log.info("starting %s with %s", plan.name, source)
+    notifier = SystemdNotifier()
+    try:
+        plan = make_early(plan, notifier)
+    except ConfigurationException as error:
+        raise ConfigurationError(
+            Problem("consumer_config", error.message), source=source
+        ) from error
+    except Exception as error:  # noqa: BLE001 -- the author's code
+        return _not_made(error, notifier)
     directory = state_directory(request.instance, request.state_directory)
-    notifier, clock = SystemdNotifier(), SystemClock()
+    clock = SystemClock()
     stores = wait_for_stores(
         partial(open_stores, directory, request.instance, plan.framework),
         plan.framework.start_timeout,
         notifier,
         clock,
     )
-    _log.info("starting %s with %s", plan.name, source)
     origin = Origin(
         source,
         read=partial(_read_again, request),
@@ -118,7 +130,21 @@ def run(request: Request) -> int:
     forks.keep_sockets(untyped)
     untyped.callLater(0, runner.startService)
     untyped.run()
+    # It outlives the instance, and must keep nothing of it: what the author's objects have open is
+    # written when they go.
+    for call in untyped.getDelayedCalls():
+        call.cancel()
+    runner.leaving.begin()
     return runner.exit_code
+
+
+def _not_made(error: Exception, notifier: SystemdNotifier) -> int:
+    """Say that the author's ``__init__`` failed, and return the exit code that upstream has."""
+    _log.error("the handler cannot be made", exc_info=error)
+    notifier.status(f"The handler cannot be made: {said(error)}")
+    exit_code = ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.INIT_FAILED
+    Leaving(exit_code, leaving.PATIENCE, notifier).begin()
+    return exit_code
 
 
 def _read_again(request: Request, given: bytes | None) -> config.Loaded:
@@ -184,13 +210,15 @@ def _described(source: str) -> Iterator[None]:
         raise ConfigurationError(Problem("log_config", what, cure), source=source) from error
 
 
-def _own_plan(request: Request, settings: Settings, source: str) -> Plan:
+def _own_plan(
+    request: Request, settings: Settings, source: str, target: Target | None = None
+) -> Plan:
     """Make the plan of this process.
 
     Raises:
         ConfigurationError: As :func:`make_plan`, or there may be too few threads for it.
     """
-    plan = make_plan(request, settings, source)
+    plan = make_plan(request, settings, source, target=target)
     problem = tasks_problem(plan.framework, most_tasks())
     if problem:
         raise ConfigurationError(problem, source=source)
@@ -238,5 +266,6 @@ def make_plan(
         raise found.error()
     policy, recovery = decided
     framework = with_batch(settings.framework, target.value)
-    plan = Plan(name, factory, policy, framework, source_of, target=target)
+    usual = loader.usual_timeout(target)
+    plan = Plan(name, factory, policy, framework, source_of, target=target, usual_timeout=usual)
     return fitted(plan, settings, recovery)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
@@ -47,7 +48,7 @@ class Drain:
         self._instance = instance
         self._teardown_failed = teardown_failed
         self._awaited = "the handler's setup"
-        self._quiet_since = self._now
+        self._began = self._quiet_since = self._now
         self._end = max(setup_end, self._now) + GRACE
 
     @property
@@ -63,6 +64,8 @@ class Drain:
         if deadline is None:
             return max(self._end, self._quiet_since + GRACE)
         self._quiet_since = self._now
+        if math.isinf(deadline):
+            deadline = self._began + self._instance.plan.limits.patience
         return max(self._end, deadline + GRACE)
 
     async def run(self, building: asyncio.Task[None] | None) -> None:
@@ -83,8 +86,7 @@ class Drain:
         _log.info("stopping: %d given back to the broker, %d running", given_back, running)
         self._await("what is being written")
         await slots.finish()
-        # What was running may have been held meanwhile.
-        slots.give_back_held()
+        await slots.give_back_rest()
         await self._teardown()
         self._await("the broker", CLOSE_TIMEOUT)
         await from_twisted(self._instance.session.close())
@@ -94,7 +96,7 @@ class Drain:
         executor = self._instance.executor
         if executor is None:
             return
-        self._await("the handler's teardown", self._instance.plan.limits.timeout)
+        self._await("the handler's teardown", self._instance.plan.limits.patience)
         try:
             await executor.teardown()
         except BaseException as error:  # noqa: BLE001 -- the author's code

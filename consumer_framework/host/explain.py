@@ -70,6 +70,8 @@ class Context:
 
     def where_rule(self, index: int) -> str:
         """Say where the rule with this number in the policy was written."""
+        if index >= len(self.merged.rules):
+            return "the default"
         own = index - len(self.written.rules)
         if own < 0:
             return f"{self.file}: {TABLE}.rules[{index}]"

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.executor import Limits
+from consumer_framework.core.delivery_limit import limit_of
 from consumer_framework.core.settings import Ordering
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Plan:
             where there is no order by key.
         prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
         target: What the handler is made of; None where nobody makes another one.
+        usual_timeout: Seconds that a run may take where the file does not say: infinite for a
+            callback as fedora-messaging runs it, which sets no limit.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Plan:
     source_of: SourceOf | None = None
     prefetch_count: int = 0
     target: Target | None = None
+    usual_timeout: float = math.inf
 
     @property
     def most_behind(self) -> int | None:
@@ -56,9 +61,7 @@ class Plan:
     @property
     def limits(self) -> Limits:
         """How much of the handler runs at once, and for how long."""
-        # The default one may be longer than a short ack_timeout.
-        timeout = min(self.framework.handler_timeout, self.framework.recovery.ack_timeout)
-        limits = Limits(self.framework.slots, timeout)
+        limits = Limits(self.framework.slots, self.framework.handler_limit(self.usual_timeout))
         batch = self.framework.batch
         if batch is None:
             return limits
@@ -80,7 +83,7 @@ def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:
     holding = recovery.model_copy(update={"hold_slots": wanted})
     framework = framework.model_copy(update={"recovery": holding})
     written = settings.qos.prefetch_count
-    prefetch_count = framework.prefetch_count if written is None else written
+    prefetch_count = _derived(framework, settings) if written is None else written
     if prefetch_count:
         # What is held counts against it, and the slots need something to take.
         room = max(prefetch_count - framework.at_once, 0)
@@ -88,3 +91,15 @@ def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:
         framework = framework.model_copy(update={"recovery": holding})
     policy = replace(plan.policy, strict=framework.ordering is Ordering.STRICT)
     return replace(plan, policy=policy, framework=framework, prefetch_count=prefetch_count)
+
+
+def _derived(framework: Framework, settings: Settings) -> int:
+    """Return how many messages the broker sends ahead where the file does not say.
+
+    A crash counts against the delivery limit of a queue, for each message that was sent ahead.
+    """
+    limits = [limit_of(queue.arguments, None) for queue in settings.queues.values()]
+    smallest = min((limit for limit in limits if limit is not None), default=None)
+    if smallest is None:
+        return framework.prefetch_count
+    return min(framework.prefetch_count, framework.at_once + max(smallest, 1))

@@ -8,15 +8,20 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING, cast
 
+from fedora_messaging.exceptions import ConnectionException, PublishTimeout
+
 from consumer_framework.core.collector import Collector
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.recovery import Policy, Rule
+from consumer_framework.core.recovery import Policy, Rule, Then
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from consumer_framework.core.settings import Recovery
 
+
+# After all others. A broker that does not take what a handler publishes is no fault of the message.
+DEFAULT_RULES = (Rule((PublishTimeout, ConnectionException), Then.DEPENDENCY, "the default"),)
 
 RULES = "consumer_config.framework.recovery.rules"
 
@@ -48,8 +53,9 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
         schedule=(*(0.0 for _ in range(settings.immediate)), *settings.delays),
         hold_ceiling=settings.ack_timeout / 2,
         on_exhausted=settings.on_exhausted,
+        on_invalid=settings.on_invalid,
         crash_attempts=settings.crash_attempts,
-        rules=rules,
+        rules=(*rules, *DEFAULT_RULES),
         dependency=settings.breaker.probe[0],
     )
     return policy, settings

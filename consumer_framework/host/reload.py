@@ -14,9 +14,10 @@ from twisted.internet import task
 from consumer_framework.adapters import certificates
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.lifecycle import State
-from consumer_framework.core.settings import Takes, changes, in_force
+from consumer_framework.core.settings import Takes, changes, in_force, is_authors
 
 from .countdown import LEASE, RENEWAL
+from .loader import is_plain_class
 from .rereading import HandedOver
 from .tasks import from_twisted, reraise_own_cancellation
 from .transition import Candidate, Transition, stopping
@@ -228,16 +229,24 @@ class Reloader:
         # Looked at before they are read: one that changes meanwhile counts the next time.
         files = certificates.digests(new.tls)
         others = {key for key, digest in files.items() if digest != self._files[key]}
-        found = changes(old, new, others)
+        waiting = self._made_before_the_loop(changes(old, new, others))
+        found = changes(old, new, others, waiting)
         is_other = any(change.path == "callback" for change in found)
         target = self._instance.plan.target
         # Checked whole: with the callback that it names. Python does not import a module twice.
         self._origin.plan(settings=new, target=None if is_other else target)
         settings, plan = self._in_force(new, found)
         if plan.framework.at_once > self._instance.stores.places:
-            found = changes(old, new, others, _TAKES_ROOM)
+            found = changes(old, new, others, {*waiting, *_TAKES_ROOM})
             settings, plan = self._in_force(new, found)
         return Candidate(settings, _document(loaded, settings, found), plan, found), files
+
+    def _made_before_the_loop(self, found: tuple[Change, ...]) -> set[str]:
+        """The author's settings that a plain class has read: it is made before the loop runs."""
+        target = self._instance.plan.target
+        if target is None or not is_plain_class(target):
+            return set()
+        return {change.path for change in found if is_authors(change.path)}
 
     def _in_force(self, new: Settings, found: tuple[Change, ...]) -> tuple[Settings, Plan]:
         settings = in_force(self._instance.settings, new, found)

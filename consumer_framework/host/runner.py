@@ -32,6 +32,7 @@ from .control import ControlFactory
 from .draining import Drain, cut_short
 from .instance import Instance
 from .lane import lane_of
+from .leaving import PATIENCE, Leaving
 from .orders import Orders
 from .reload import Reloader
 from .signals import Signals
@@ -75,7 +76,10 @@ class Runner(MultiService):
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
+        leaving: Ends the process then.
     """
+
+    leaving: Leaving
 
     def __init__(  # noqa: PLR0913, PLR0917 -- app.py puts it together, and nobody else
         self,
@@ -112,7 +116,7 @@ class Runner(MultiService):
         self._stopped: defer.Deferred[None] = defer.Deferred()
         self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
         self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
-        self._status_timer = task.LoopingCall(self._instance.say_status)
+        self._status_timer = task.LoopingCall(self._look)
         self._watchdog = Watchdog(self._instance)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
 
@@ -134,8 +138,9 @@ class Runner(MultiService):
     # What the session reports.
 
     def delivered(self, delivery: Delivery) -> None:
-        """Let the next free slot take it."""
-        self._instance.slots.put(delivery)
+        """Let the next free slot take it, if there is room for it in memory."""
+        if self._instance.read_ahead.takes(delivery):
+            self._instance.slots.put(delivery)
 
     def voided(self, generation: int) -> None:
         """Forget what no slot took yet: it will be delivered again."""
@@ -273,6 +278,8 @@ class Runner(MultiService):
             if built is not None:
                 handler, self._instance.executor = built
                 self._lane_of = lane_of(self._instance.plan, handler)
+                # Its __init__ and setup may have taken them.
+                self._signals.catch()
                 self._happened(Event.BUILT)
         finally:
             self._instance.is_built.set()
@@ -365,7 +372,6 @@ class Runner(MultiService):
         self._instance.countdown.stop()
         self._retention_timer.stop()
         self._watchdog.stop()
-        self._signals.release()
         self._instance.say_status()
         self._instance.recorder.close()
         _log.info(
@@ -373,7 +379,20 @@ class Runner(MultiService):
             self.exit_code,
             counts_text(self._instance.recorder.snapshot()),
         )
+        self._let_go()
         asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
+
+    def _let_go(self) -> None:
+        """Keep nothing of the author's, and nothing that is alive for longer than the instance."""
+        if self._instance.executor is not None:
+            self._instance.executor.close()
+        api._twisted_service = None  # noqa: SLF001
+        is_cut_short = self._last_turns > 0
+        patience = min(self._instance.plan.limits.patience, PATIENCE)
+        self.leaving = Leaving(
+            self.exit_code, 0.0 if is_cut_short else patience, self._instance.notifier
+        )
+        self._signals.finish(self.leaving.now)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)
@@ -381,6 +400,10 @@ class Runner(MultiService):
             self._reactor.stop()
 
     # Helpers.
+
+    def _look(self) -> None:
+        self._signals.catch()
+        self._instance.say_status()
 
     async def _expire(self) -> None:
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+_log = logging.getLogger(__name__)
 
 # Seconds that a second signal leaves for an orderly end.
 CUT_SHORT_GRACE = 5.0
@@ -39,33 +42,50 @@ class Signals:
         self._told = told
         self._reload = reload
         self._count = 0
-        self._former: dict[signal.Signals, Any] = {}
+        self._leave: Callable[[], object] | None = None
+        self._timers: list[threading.Timer] = []
 
     def catch(self) -> None:
-        """Take the signals over."""
+        """Take the signals over; again, where the author's code may have taken them meanwhile."""
         # Not loop.add_signal_handler: it would take the wake-up descriptor that Twisted needs to
         # notice ended child processes.
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._former[number] = signal.signal(number, self._on_signal)
-        hangup = self._on_signal if _has_terminal() else self._on_hangup
-        self._former[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup)
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_signal if _has_terminal() else self._on_hangup)
 
-    def release(self) -> None:
-        """Leave them to whoever had them before."""
-        for number, former in self._former.items():
-            signal.signal(number, former)
+    def finish(self, leave: Callable[[], object]) -> None:
+        """Change nothing about the end of the process any more, except when it comes.
+
+        Args:
+            leave: Ends the process at once. The second order to stop calls it.
+        """
+        # Whatever is caught until the very end must keep nothing of the instance.
+        self._leave = leave
+        self._told = self._reload = _ignore
+        for timer in self._timers:
+            timer.cancel()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1
+        if self._leave is not None:
+            if self._count > 1:
+                self._leave()
+            _log.info("%s: stopped already; again ends the wait", signal.Signals(number).name)
+            return
         if self._count > 1:
             # Where something blocks the event loop, nothing else would end the process.
             timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
             timer.daemon = True
             timer.start()
+            self._timers.append(timer)
         self._reactor.callFromThread(self._told, signal.Signals(number))
 
     def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._reload)
+
+
+def _ignore(_signal: object = None) -> None:
+    pass
 
 
 def _has_terminal() -> bool:

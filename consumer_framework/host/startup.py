@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes the handler and sets it up, as often as it takes while what it needs is broken."""
+"""Makes the handler and sets it up.
+
+fedora-messaging makes a plain class before its reactor runs: the event loop is there, and does not
+run yet, so that ``__init__`` may run coroutines on it. :func:`make_early` does the same.
+A :class:`.Consumer` is made while the loop runs, as often as it takes while what it needs is
+broken.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import codec
@@ -14,17 +22,63 @@ from consumer_framework.adapters.executor import Executor, signal_of
 from consumer_framework.core import backoff
 from consumer_framework.core.recovery import broken_dependency
 
+from .countdown import LEASE, RENEWAL
+from .loader import is_plain_class
 from .tasks import reraise_own_cancellation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from consumer_framework.core.handler import Handler
-    from consumer_framework.core.ports import Chance, FlightRecorder
+    from consumer_framework.core.ports import Chance, FlightRecorder, Notifier
 
     from .plan import Plan
 
 _log = logging.getLogger(__name__)
+
+
+def make_early(plan: Plan, notifier: Notifier) -> Plan:
+    """Make the handler of *plan* now where that is an instance of a plain class.
+
+    Call it before the reactor runs, and before signals are caught: SIGTERM ends a slow ``__init__``
+    and the process with it.
+
+    Args:
+        plan: What is to be run.
+        notifier: Asked to let the start go on meanwhile, until ``start_timeout`` is over.
+
+    Returns:
+        *plan*, whose handler is made where that is to be done now.
+
+    Raises:
+        BaseException: What the author's ``__init__`` raised.
+    """
+    if plan.target is None or not is_plain_class(plan.target):
+        return plan
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    with _extended(notifier, plan.framework.start_timeout):
+        handler = plan.factory()
+    # asyncio.run leaves the thread without a loop.
+    asyncio.set_event_loop(loop)
+    return replace(plan, factory=lambda: handler)
+
+
+@contextmanager
+def _extended(notifier: Notifier, seconds: float) -> Iterator[None]:
+    """Ask the service manager for time from a thread: the caller's is busy."""
+    done = threading.Event()
+
+    def ask() -> None:
+        for _ in range(int(seconds / RENEWAL)):
+            notifier.extend(LEASE)
+            if done.wait(RENEWAL):
+                return
+
+    threading.Thread(target=ask, name="extension", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 class Startup:

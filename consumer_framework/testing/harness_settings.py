@@ -11,7 +11,7 @@ from fedora_messaging import config as upstream
 
 from consumer_framework.core import settings as core
 from consumer_framework.host.batching import check_batch, with_batch
-from consumer_framework.host.loader import Target, factory, find, recovery_of
+from consumer_framework.host.loader import Target, factory, find, recovery_of, usual_timeout
 from consumer_framework.host.ordering import source_for
 from consumer_framework.host.plan import Plan, fitted
 from consumer_framework.host.policy import policy_of
@@ -39,7 +39,9 @@ def plan_for(consumer: Any, document: dict[str, Any], files: Path) -> Plan:
     policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
     check_batch(checked.framework, target.value)
     framework = with_batch(checked.framework, target.value)
-    plan = Plan(target.name, make, policy, framework, source_for(framework, target.value))
+    source_of = source_for(framework, target.value)
+    usual = usual_timeout(target)
+    plan = Plan(target.name, make, policy, framework, source_of, usual_timeout=usual)
     return fitted(plan, checked, recovery)
 
 

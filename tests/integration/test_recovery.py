@@ -368,3 +368,34 @@ def test_a_full_disk_pauses_the_instance_until_there_is_room(broker, queue_name,
     until(lambda: broker.depth(queue_name) == (0, 1), "it consumes again")
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
+
+
+REJECTS = """
+[consumer_config.framework.recovery]
+delays = ["1s"]
+on_exhausted = "reject"
+on_invalid = "reject"
+"""
+
+
+def test_a_dead_letter_exchange_gets_what_is_invalid_and_what_is_spent(broker, queue_name, start):
+    dead = f"{queue_name}.dead"
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+    table = queue_table(queue_name, arguments=arguments)
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(dead, exclusive=True)
+        instance = start(broker.url, table, POISON, extra=REJECTS).ready()
+        publish(broker.url, queue_name, [3, 4])
+        channel.basic_publish("amq.topic", queue_name, b"no json", pika.BasicProperties(headers={}))
+        letters = []
+
+        def come():
+            _, _, body = channel.basic_get(dead, auto_ack=True)
+            letters.extend([body] if body else [])
+            return len(letters) == 2
+
+        until(come, "two are dead-lettered")
+        assert sorted(letters) == [b"no json", b'{"n": 3}']
+        assert instance.journal() == []
+        assert instance.stop() == 0

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections import Counter
+from functools import partial
 
 import pika
 import pytest
@@ -126,9 +127,9 @@ def test_what_runs_ends_with_the_handler_that_began_it(broker, queue_name, start
 ANY_THREAD = CONSUMER.replace('connect(":memory:"', 'connect(":memory:", check_same_thread=False')
 
 
-def counts_of(broker, queue_name):
+def has_count(broker, queue_name, count):
     listed = json.loads(broker.ctl("list_consumers", "--formatter", "json"))
-    return [one["prefetch_count"] for one in listed if one["queue_name"] == queue_name]
+    return [one["prefetch_count"] for one in listed if one["queue_name"] == queue_name] == [count]
 
 
 @pytest.mark.parametrize("numbers", [(1, 6, 2), (5, 1, 3)])
@@ -152,8 +153,7 @@ def test_slots_and_prefetch_change_under_load(broker, queue_name, start, stream,
             instance.noted("run", before + 120)
             assert max(n["running"] for n in instance.notes("run")[before + 60 :]) == slots
             # In time: what was unsettled at the change counts first.
-            whole = slots + 4 + slots * 3
-            until(lambda whole=whole: counts_of(broker, queue_name) == [whole], "the whole count")
+            until(partial(has_count, broker, queue_name, slots + 4 + slots * 3), "the whole count")
     instance.noted("run", len(published) + 120)
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)

@@ -126,16 +126,128 @@ class handler(Consumer):
     assert instance.wait() == 13
 
 
-def test_a_thread_of_the_author_does_not_keep_the_process(broker, queue_name, start):
-    handler = """
+BACKGROUND = {
+    "a thread that a handler starts": """
+    threading.Thread(target=work, name="mine").start()
+""",
+    "a pool of threads": """
+    pool.submit(work)
+""",
+    "a thread of asyncio": """
+    import asyncio
+    asyncio.run_coroutine_threadsafe(asyncio.to_thread(work), loop)
+""",
+    "a child process": """
+    multiprocessing.get_context("fork").Process(target=work, name="mine").start()
+""",
+}
+
+
+@pytest.mark.parametrize("how", BACKGROUND)
+def test_a_stop_waits_for_what_the_callback_left_behind_and_for_atexit(
+    broker, queue_name, start, how
+):
+    handler = f"""
+import asyncio, atexit, multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+pool = ThreadPoolExecutor(1)
+loop = asyncio.get_event_loop_policy().get_event_loop()
+
+def write(event):
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(json.dumps({{"event": event}}) + "\\n")
+
+def work():
+    time.sleep(2)
+    write("worked")
+
+atexit.register(write, "at exit")
+
 def handler(message):
-    threading.Thread(target=time.sleep, args=[60], name="mine", daemon=False).start()
+    {BACKGROUND[how]}
     raise HaltConsumer(exit_code=7)
 """
     instance = start(broker.url, queue_table(queue_name), handler).ready()
     publish(broker.url, queue_name, [1])
     assert instance.wait() == 7
-    assert "the process ends although threads run: mine" in instance.log
+    assert [note["event"] for note in instance.notes()][-2:] == ["worked", "at exit"]
+    assert "waiting for " in instance.log
+
+
+def test_a_pool_whose_threads_are_idle_is_not_waited_for(broker, queue_name, start):
+    handler = """
+import asyncio, atexit
+atexit.register(lambda: print("ended in good order", flush=True))
+async def handler(message):
+    await asyncio.to_thread(note, "done", message)
+"""
+    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    publish(broker.url, queue_name, [1])
+    instance.noted("done", 1)
+    assert instance.stop() == 0
+    assert "ended in good order" in instance.log
+    assert "the process ends although" not in instance.log
+
+
+def test_a_second_signal_ends_the_wait_for_a_thread_with_the_same_exit_code(
+    broker, queue_name, start
+):
+    handler = """
+def handler(message):
+    threading.Thread(target=time.sleep, args=[600], name="mine").start()
+    raise HaltConsumer(exit_code=7)
+"""
+    instance = start(broker.url, queue_table(queue_name), handler).ready()
+    publish(broker.url, queue_name, [1])
+    until(lambda: "waiting for thread mine" in instance.log, "it is waited for")
+    instance.send()
+    until(lambda: "SIGTERM: stopped already" in instance.log, "the first one is noticed")
+    instance.send(signal.SIGINT)
+    assert instance.wait() == 7
+    assert "the process ends although these run: thread mine" in instance.log
+
+
+KEPT_OPEN = {
+    "a class": """
+class handler:
+    def __init__(self):
+        self.file = open(os.environ["NOTES"], "a")
+    def __call__(self, message):
+        self.file.write(json.dumps({"event": "done", "n": message.body["n"]}) + "\\n")
+""",
+    "a coroutine class": """
+class handler:
+    def __init__(self):
+        self.file = open(os.environ["NOTES"], "a")
+        self.me = self
+    async def __call__(self, message):
+        self.file.write(json.dumps({"event": "done", "n": message.body["n"]}) + "\\n")
+""",
+    "a Consumer": """
+from consumer_framework import Consumer
+class handler(Consumer):
+    def setup(self):
+        self.file = open(os.environ["NOTES"], "a")
+    def handle(self, message):
+        self.file.write(json.dumps({"event": "done", "n": message.body["n"]}) + "\\n")
+""",
+    "a module": """
+file = open(os.environ["NOTES"], "a")
+def handler(message):
+    file.write(json.dumps({"event": "done", "n": message.body["n"]}) + "\\n")
+""",
+}
+
+
+@pytest.mark.parametrize("form", KEPT_OPEN)
+def test_a_file_that_the_callback_left_open_is_written_at_a_clean_stop(
+    broker, queue_name, start, form
+):
+    instance = start(broker.url, queue_table(queue_name), KEPT_OPEN[form]).ready()
+    publish(broker.url, queue_name, range(50))
+    until(lambda: broker.depth(queue_name) == (0, 1), "all are taken")
+    assert instance.stop() == 0
+    assert [note["n"] for note in instance.notes("done")] == list(range(50))
 
 
 def test_a_second_signal_ends_a_process_whose_event_loop_is_blocked(broker, queue_name, start):

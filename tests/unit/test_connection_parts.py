@@ -381,6 +381,17 @@ def test_each_host_has_tls_options_of_its_own(events, clock):
     assert [port for _, port in clock.dialed] == [5671, 5671]
 
 
+def test_tls_files_that_cannot_be_used_are_an_attempt_that_failed(events, clock):
+    """They may be in the middle of being replaced."""
+    tls = mock.Mock()
+    tls.for_host.side_effect = [ValueError("half a file"), "options"]
+    factory = made_factory(events, clock, "amqps://localhost", tls=tls)
+    factory.dialer.dial()
+    assert "the files of [tls] cannot be used: half a file" in str(events.losses[0][0])
+    clock.advance(1)
+    assert clock.options == ["options"]
+
+
 # Calls that were canceled.
 
 

@@ -3,6 +3,8 @@
 
 import asyncio
 import functools
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -80,7 +82,7 @@ def test_a_plain_handler_runs_in_a_thread_of_its_own():
     ((message, thread),) = seen
     assert message == "message"
     assert thread is not threading.main_thread()
-    assert thread.daemon
+    assert not thread.daemon
 
 
 def test_a_coroutine_handler_runs_on_the_event_loop():
@@ -688,3 +690,181 @@ def test_a_run_that_is_cancelled_while_its_body_is_decoded_is_in_flight_to_the_e
         await asyncio.sleep(PATIENCE)
 
     play(scenario())
+
+
+# What is returned.
+
+
+def generator(message):
+    yield message
+
+
+async def async_generator(message):
+    yield message
+
+
+async def returns_a_generator(message):
+    return generator(message)
+
+
+class Yielding:
+    def __call__(self, message):
+        yield message
+
+
+NEVER_RUN = {
+    "a generator": lambda message: generator(message),  # noqa: PLW0108 -- is the case
+    "an async generator": lambda message: async_generator(message),  # noqa: PLW0108 -- is the case
+    "a callable object with yield": Yielding(),
+    "a coroutine that returns one": returns_a_generator,
+    "a plain function that returns that": lambda message: returns_a_generator(message),  # noqa: PLW0108
+    "a map": lambda message: map(print, [message]),
+}
+
+
+@pytest.mark.parametrize("what", NEVER_RUN)
+def test_a_handler_that_returns_work_which_nobody_does_has_failed(what):
+    outcome = run(NEVER_RUN[what])
+    assert isinstance(outcome, Failed)
+    assert "whose code was never run" in str(outcome.error)
+
+
+@pytest.mark.parametrize("make", [lambda f: f, lambda f: lambda m: f(m)])  # noqa: PLW0108
+def test_a_coroutine_that_returns_a_coroutine_runs_both(make):
+    seen = []
+
+    async def inner(message):
+        seen.append(message)
+
+    async def outer(message):
+        return inner(message)
+
+    assert run(make(outer)) == Succeeded()
+    assert seen == ["message"]
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_object_that_a_handler_returns_is_logged_once(caplog, is_async, is_batch):
+    async def handle_later(message):
+        return True
+
+    handle = handle_later if is_async else lambda message: True
+    handler = Handler("test", handle, call_batch=handle if is_batch else None)
+
+    async def scenario():
+        executor = Executor(
+            handler, lambda _: "message", FakeFlightRecorder(places=1), Limits(batch_seconds=0.0)
+        )
+        outcomes = [await executor.run(DELIVERY) for _ in range(3)]
+        executor.close()
+        return outcomes
+
+    assert play(scenario()) == [Succeeded()] * 3
+    (record,) = caplog.records
+    assert record.getMessage().startswith("test returned an object of type bool, which is ignored")
+
+
+@pytest.mark.parametrize("function", [generator, async_generator, returns_a_generator])
+@pytest.mark.parametrize("name", ["setup", "teardown"])
+def test_a_setup_or_teardown_that_nobody_runs_has_failed(name, function):
+    async def scenario():
+        more = {name: functools.partial(function, None)}
+        executor = executor_of(Handler("test", print, **more))
+        try:
+            with pytest.raises(TypeError, match="never run"):
+                await getattr(executor, name)()
+        finally:
+            executor.close()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("function", [generator, async_generator])
+@pytest.mark.parametrize("is_later", [False, True])
+def test_a_batch_that_nobody_runs_has_failed(function, is_later):
+    async def later(batch):
+        return function(batch)
+
+    handler = Handler("test", print, call_batch=later if is_later else function)
+
+    async def scenario():
+        flight, limits = FakeFlightRecorder(places=1), Limits(batch_seconds=0.0)
+        executor = Executor(handler, lambda _: "message", flight, limits)
+        try:
+            return await executor.run(DELIVERY)
+        finally:
+            executor.close()
+
+    outcome = play(scenario())
+    assert isinstance(outcome, Failed)
+    assert "never run" in str(outcome.error)
+
+
+# Threads.
+
+
+def test_the_threads_of_slots_are_no_daemons_and_end_when_it_is_closed():
+    """A thread that the handler starts is a daemon where its own one is."""
+    started = []
+
+    def handle(message):
+        started.append(threading.current_thread())
+        raise ValueError
+
+    async def scenario():
+        executor = executor_of(Handler("test", handle))
+        run = asyncio.ensure_future(executor.run(DELIVERY))
+        loop = asyncio.get_running_loop()
+        await run
+        executor.close()
+        await loop.run_in_executor(None, started[0].join, PATIENCE)
+
+    play(scenario())
+    assert not started[0].daemon
+    assert not started[0].is_alive()
+
+
+def test_a_thread_whose_result_nobody_collects_any_more_ends_all_the_same():
+    started, gate = [], threading.Event()
+
+    def handle(message):
+        started.append(threading.current_thread())
+        assert gate.wait(PATIENCE)
+        raise ValueError
+
+    async def scenario():
+        executor = executor_of(Handler("test", handle))
+        task = asyncio.ensure_future(executor.run(DELIVERY))
+        while not started:  # noqa: ASYNC110 -- threads know no events of asyncio's
+            await asyncio.sleep(0.001)
+        executor.close()
+        task.cancel()
+
+    play(scenario())
+    gate.set()
+    started[0].join(PATIENCE)
+    assert not started[0].is_alive()
+
+
+def test_a_process_that_forgets_to_close_an_executor_ends_all_the_same():
+    script = """
+import asyncio
+from consumer_framework.adapters.executor import Executor
+from consumer_framework.core.handler import Handler
+from consumer_framework.testing import make_delivery
+from consumer_framework.testing.fake_flight import FakeFlightRecorder
+
+async def scenario():
+    executor = Executor(Handler("test", print), str, FakeFlightRecorder(places=1))
+    await executor.run(make_delivery())
+
+asyncio.run(scenario())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+
+
+def test_a_halt_without_an_exit_code_is_a_good_end():
+    signal = signal_of(upstream.HaltConsumer(exit_code=None))  # type: ignore[arg-type]
+    assert isinstance(signal, Halt)
+    assert signal.exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import threading
 import weakref
 from typing import Any
@@ -359,3 +360,42 @@ def test_handlers_beat_in_the_harness_too():
         harness.deliver(message)
         harness.advance("5m")
         assert harness.acked == [message]
+
+
+# No limit.
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+def test_a_handler_without_a_limit_is_never_late_and_gets_one_when_that_is_set(is_later):
+    async def scenario():
+        gate, begun = threading.Event(), threading.Event()
+
+        def handle(_message):
+            begun.set()
+            assert gate.wait(PATIENCE)
+
+        async def handle_later(_message):
+            begun.set()
+            while not gate.is_set():  # noqa: ASYNC110 -- threads know no events of asyncio's
+                await asyncio.sleep(0.001)
+
+        bench = Bench(handle_later if is_later else handle, timeout=math.inf)
+        run = bench.run()
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        bench.skip(10 * 86400.0)
+        await bench.told()
+        assert bench.late == []
+        assert bench.executor.deadline == math.inf
+        bench.executor.resize(Limits(slots=2, timeout=100.0))
+        assert [is_cancelled for _, is_cancelled in bench.late] == [is_later]
+        gate.set()
+        outcome = await run
+        assert isinstance(outcome, Failed) == is_later
+        bench.executor.close()
+
+    play(scenario)
+
+
+def test_a_stop_waits_for_a_handler_without_a_limit_no_longer_than_ten_minutes():
+    assert Limits(timeout=math.inf).patience == 600.0
+    assert Limits(timeout=7200.0).patience == 7200.0

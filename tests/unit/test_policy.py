@@ -2,11 +2,15 @@
 """From settings, written in a file and in a class, to what decides."""
 
 import pytest
+from fedora_messaging.exceptions import ConnectionException, PublishTimeout
 
 from consumer_framework import Recovery
+from consumer_framework.core.delivery import Failed
+from consumer_framework.core.disposition import Reject
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.recovery import OnExhausted, Policy, Then
-from consumer_framework.host.policy import policy_of
+from consumer_framework.core.recovery import OnExhausted, OnInvalid, Policy, Situation, Then, decide
+from consumer_framework.host.policy import DEFAULT_RULES, policy_of
+from consumer_framework.testing import make_delivery
 
 
 def policy(written, own=None):
@@ -23,7 +27,7 @@ def rule(then, *exceptions):
 
 
 def test_without_settings_the_defaults_decide():
-    assert policy({}) == Policy()
+    assert policy({}) == Policy(rules=DEFAULT_RULES)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,8 @@ def test_without_settings_the_defaults_decide():
         ({"delays": ["1s", 2]}, "schedule", (0.0, 1.0, 2.0)),
         ({"ack_timeout": "1h"}, "hold_ceiling", 1800.0),
         ({"on_exhausted": "drop"}, "on_exhausted", OnExhausted.DROP),
+        ({"on_exhausted": "reject"}, "on_exhausted", OnExhausted.REJECT),
+        ({"on_invalid": "reject"}, "on_invalid", OnInvalid.REJECT),
         ({"crash_attempts": 5}, "crash_attempts", 5),
         ({"breaker": {"probe": ["7s", "1m"]}}, "dependency", 7.0),
     ],
@@ -47,8 +53,19 @@ def test_the_files_word_stands_before_the_classs_and_its_rules_come_first():
     written = {"delays": ["9s"], "rules": [rule("retry", "json.JSONDecodeError")]}
     made = policy(written, own)
     assert made.schedule == (9.0,)
-    assert [r.then for r in made.rules] == [Then.RETRY, Then.DROP]
-    assert [r.source.partition(":")[0] for r in made.rules] == ["a.toml", "a"]
+    assert [r.then for r in made.rules] == [Then.RETRY, Then.DROP, Then.DEPENDENCY]
+    assert [r.source.partition(":")[0] for r in made.rules] == ["a.toml", "a", "the default"]
+
+
+def test_a_broker_that_takes_no_publication_is_no_fault_of_the_message():
+    situation = Situation(now=0.0, spread=0.5, may_hold=True)
+    for error in (PublishTimeout(), ConnectionException()):
+        decision = decide(make_delivery(), Failed(error), policy({}), situation)
+        assert decision.dependency_fault
+        assert decision.history.attempts == ()
+    mine = policy({"rules": [rule("drop", "fedora_messaging.exceptions.PublishTimeout")]})
+    dropped = decide(make_delivery(), Failed(PublishTimeout()), mine, situation)
+    assert isinstance(dropped.disposition, Reject)
 
 
 def test_a_class_may_name_the_exceptions_themselves():

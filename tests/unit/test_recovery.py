@@ -2,6 +2,7 @@
 """What becomes of a delivery, from its outcome and the situation alone."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from consumer_framework.core.delivery import (
 )
 from consumer_framework.core.recovery import (
     OnExhausted,
+    OnInvalid,
     Policy,
     Rule,
     Situation,
@@ -201,7 +203,7 @@ def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_u
     assert isinstance(disposition, to.Ack) == done
     if isinstance(disposition, to.Reject):
         ordered = isinstance(getattr(outcome, "error", None), errors.Drop)
-        assert ordered or policy.on_exhausted is OnExhausted.DROP
+        assert ordered or policy.on_exhausted in {OnExhausted.DROP, OnExhausted.REJECT}
     if isinstance(disposition, to.Hold):
         assert situation.may_hold or disposition.until <= situation.now
     if isinstance(disposition, to.GiveBack):
@@ -241,3 +243,67 @@ def test_a_rule_says_what_a_dependency_is_and_what_is_none():
     assert broken_dependency(KeyError("x"), policy) is None
     assert broken_dependency(ConnectionResetError("x"), policy) is None
     assert broken_dependency(errors.Drop("x"), policy) is None
+
+
+# Messages that stay with the broker.
+
+REJECTS = Policy(on_exhausted=OnExhausted.REJECT, on_invalid=OnInvalid.REJECT)
+NO_HOLD = Situation(now=NOW, spread=0.5, may_hold=False)
+NO_STORE = Situation(now=NOW, spread=0.5, may_hold=True, may_store=False)
+NEITHER = Situation(now=NOW, spread=0.5, may_hold=False, may_store=False)
+ONE_FAILED = History(SPENT.attempts[:1])
+INVALID = Undecodable(ValueError("no JSON"))
+FAULT = Failed(ValueError("no"))
+
+
+def test_what_is_rejected_is_dead_lettered_by_the_broker():
+    assert disposition_of(INVALID, REJECTS) == to.Reject("no valid message: ValueError: no JSON")
+    spent = disposition_of(FAULT, REJECTS, history=SPENT)
+    assert spent == to.Reject("ValueError: no (5 attempts)")
+
+
+def test_what_the_broker_has_no_more_is_never_rejected():
+    assert isinstance(disposition_of(INVALID, REJECTS, row=1), to.Quarantine)
+    assert isinstance(disposition_of(FAULT, REJECTS, row=1, history=SPENT), to.Quarantine)
+    assert isinstance(disposition_of(FAULT, REJECTS, replayed=True), to.Quarantine)
+
+
+def test_what_may_be_rejected_later_stays_on_the_broker():
+    held = disposition_of(FAULT, REJECTS, history=ONE_FAILED)
+    assert held == to.Hold(NOW + 10, "ValueError: no")
+    back = disposition_of(FAULT, REJECTS, NO_HOLD, history=ONE_FAILED)
+    assert back == to.Requeue("ValueError: no")
+    # An author's Defer is no failure, and is as long as it says.
+    later = Failed(errors.Defer(NOW + 86400, "tomorrow"))
+    assert isinstance(disposition_of(later, REJECTS), to.Defer)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "disposition"),
+    [
+        (INVALID, to.Reject("no valid message: ValueError: no JSON")),
+        (Crashed(2), to.Requeue("the process died 2 times while it was handled")),
+        (Behind(), to.GiveBack()),
+        (Failed(errors.Quarantine("odd")), to.Requeue("odd")),
+        (Failed(errors.Defer(NOW + 20, "later")), to.Hold(NOW + 20, "Defer: later")),
+        (Failed(errors.Defer(NOW + 86400, "later")), to.Hold(NOW + 900, "Defer: later")),
+        (Failed(errors.Retry("busy", after="1h")), to.Hold(NOW + 900, "Retry: busy")),
+        (Failed(errors.DependencyFault("the database")), to.Hold(NOW + 30, "the database")),
+    ],
+)
+def test_without_a_store_messages_are_held_or_stay_with_the_broker(outcome, disposition):
+    assert disposition_of(outcome, situation=NO_STORE) == disposition
+
+
+def test_without_a_store_what_finds_no_hold_slot_goes_back_to_its_queue():
+    for error in (
+        errors.Defer(NOW + 20, ""),
+        errors.DependencyFault(""),
+        errors.Retry("", after=9),
+    ):
+        assert isinstance(disposition_of(Failed(error), situation=NEITHER), to.Requeue)
+    waited = replace(NO_STORE, waited=900.0)
+    old = disposition_of(Failed(errors.Retry("x", after="1h")), situation=waited)
+    assert isinstance(old, to.Requeue)
+    spent = disposition_of(FAULT, situation=NO_STORE, history=SPENT)
+    assert spent == to.Requeue("ValueError: no (5 attempts)")

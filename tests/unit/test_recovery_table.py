@@ -149,6 +149,7 @@ def test_the_defaults_are_the_documented_ones():
         "hold_slots": 4,
         "ack_timeout": 1800.0,
         "on_exhausted": "quarantine",
+        "on_invalid": "quarantine",
         "crash_attempts": 2,
         "breaker": {"consecutive": 5, "probe": [30.0, 300.0]},
         "rules": [],
@@ -243,7 +244,7 @@ def test_a_deliberate_publication_of_the_same_id_runs():
         harness.deliver(twice)
         harness.deliver(twice)
         assert len(harness.runs(twice)) == 2
-        assert len(harness.journal.quarantined) == 1
+        assert len(harness.journal.quarantined) == 2
 
 
 def test_a_deferred_message_runs_when_due_also_after_a_restart():

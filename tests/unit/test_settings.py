@@ -13,6 +13,7 @@ from fedora_messaging.config import DEFAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer_framework.core.durations import text
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import Then
 from consumer_framework.core.settings import (
@@ -105,7 +106,7 @@ def test_every_kind_of_error_is_reported_at_once():
         ),
         (
             "consumer_config.framework.recovery.on_exhausted: "
-            'must be "quarantine", "drop", "requeue" or "halt"'
+            'must be "quarantine", "drop", "requeue", "reject" or "halt"'
         ),
     }
     assert len(found) == len(set(found))
@@ -154,15 +155,16 @@ def recovery(**table: Any) -> dict[str, Any]:
         ({"hold_slots": -1}, "hold_slots: must be greater than or equal to 0"),
         ({"ack_timeout": "0s"}, "ack_timeout: must be greater than 0"),
         ({"crash_attempts": 0}, "crash_attempts: must be greater than or equal to 1"),
-        ({"on_exhausted": "hold"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or'),
+        ({"on_exhausted": "hold"}, 'on_exhausted: must be "quarantine", "drop", "requeue"'),
         ({"breaker": {"probes": []}}, 'breaker.probes: unknown key; did you mean "probe"?'),
         ({"breaker": {"consecutive": 0}}, "breaker.consecutive: must be greater than or equal"),
         (
             {"on_exhausted": "Drop "},
-            'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"',
+            'on_exhausted: must be "quarantine", "drop", "requeue", "reject" or "halt"',
         ),
-        ({"on_exhausted": "requeu"}, 'on_exhausted: must be "quarantine", "drop", "requeue" or '),
-        ({"on_exhausted": 3}, 'on_exhausted: must be "quarantine", "drop", "requeue" or "halt"; i'),
+        ({"on_exhausted": "requeu"}, 'on_exhausted: must be "quarantine", "drop", "requeue", '),
+        ({"on_exhausted": 3}, 'on_exhausted: must be "quarantine", "drop", "requeue", "reject" '),
+        ({"on_invalid": "drop"}, 'on_invalid: must be "quarantine" or "reject"'),
         ({"breaker": {"probe": []}}, "breaker.probe: must have at least 1 item; add one"),
         ({"breaker": {"probs": []}}, 'breaker.probs: unknown key; did you mean "probe"?'),
         ({"rules": [RULE, RULE | {"when": 1}]}, 'rules[1].when: unknown key; did you mean "then"'),
@@ -211,6 +213,7 @@ def test_a_problem_of_the_framework_names_its_toml_path(table, problem):
 NUMBERS = [
     "slots",
     "read_ahead",
+    "read_ahead_bytes",
     "burst",
     "quarantine_max_bytes",
     "quarantine_max_age",
@@ -294,9 +297,18 @@ def test_slots_and_a_batch_that_are_too_much_together_are_told():
     )
 
 
-def test_the_default_handler_timeout_gives_way_to_a_short_ack_timeout():
+def test_the_usual_handler_timeout_gives_way_to_a_short_ack_timeout_and_no_limit_stays_none():
     table = {"recovery": {"ack_timeout": "5m"}}
-    assert parse(document(consumer_config={"framework": table})).framework.handler_timeout == 600.0
+    framework = parse(document(consumer_config={"framework": table})).framework
+    assert framework.handler_limit(usual=600.0) == 300.0
+    assert framework.handler_limit(usual=math.inf) == math.inf
+
+
+def test_a_handler_timeout_may_be_endless():
+    table = {"handler_timeout": "infinity"}
+    framework = parse(document(consumer_config={"framework": table})).framework
+    assert framework.handler_limit(usual=600.0) == math.inf
+    assert text(math.inf) == "infinity"
 
 
 def test_all_settings_that_contradict_each_other_are_told():
@@ -313,6 +325,7 @@ def test_recovery_has_the_defaults_that_are_promised():
         "hold_slots": 4,
         "ack_timeout": "30m",
         "on_exhausted": "quarantine",
+        "on_invalid": "quarantine",
         "crash_attempts": 2,
         "breaker": {"consecutive": 5, "probe": ["30s", "5m"]},
         "rules": [],

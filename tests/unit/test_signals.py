@@ -16,19 +16,25 @@ class Reactor:
         function(*arguments)
 
 
-@pytest.fixture
-def caught():
-    """What was ordered while signals are caught."""
+@pytest.fixture(autouse=True)
+def _restored():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    former = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, former, strict=True):
+        signal.signal(number, handler)
+
+
+def catching():
+    """Signals that are caught, and what is ordered meanwhile."""
     orders: list[object] = []
     made = Signals(Reactor(), orders.append, lambda: orders.append("reload"))
-    former = signal.getsignal(signal.SIGHUP)
     made.catch()
-    yield orders
-    made.release()
-    assert signal.getsignal(signal.SIGHUP) == former
+    return made, orders
 
 
-def test_a_hangup_is_an_order_to_reload_and_never_counts_as_one_to_stop(caught):
+def test_a_hangup_is_an_order_to_reload_and_never_counts_as_one_to_stop():
+    _, caught = catching()
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -46,7 +52,24 @@ def test_a_hangup_of_the_terminal_is_an_order_to_stop():
         os.kill(os.getpid(), signal.SIGHUP)
     finally:
         os.dup2(before, 0)
-        made.release()
         for descriptor in (before, controller, terminal):
             os.close(descriptor)
     assert orders == [signal.SIGHUP]
+
+
+def test_a_handler_that_somebody_else_set_meanwhile_gives_way():
+    made, orders = catching()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    made.catch()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert orders == [signal.SIGTERM]
+
+
+def test_signals_at_the_last_moment_change_nothing_but_when_the_process_ends():
+    made, orders = catching()
+    made.finish(lambda: orders.append("left"))
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert orders == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert orders == ["left"]

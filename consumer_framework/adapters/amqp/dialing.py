@@ -145,7 +145,12 @@ class Dialer(Service):
         if self._tls_for is None:
             self._connection = self._clock.connectTCP(*where, timeout=timeout)
         else:
-            options = self._tls_for(self.host.name)
+            try:
+                options = self._tls_for(self.host.name)
+            except Exception as error:  # noqa: BLE001 -- files, OpenSSL's errors, Twisted's
+                # They may be right again at the next attempt.
+                self._failed(ConnectionError(f"the files of [tls] cannot be used: {error}"))
+                return
             self._connection = self._clock.connectSSL(*where, options, timeout=timeout)
 
 

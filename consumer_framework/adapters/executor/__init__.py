@@ -15,11 +15,12 @@ from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.fields import fields_of_all
 from consumer_framework.core.handler import Handler, is_coroutine_callable
 
-from .attempts import SUCCEEDED, Later, as_awaitable, caught, is_later, signal_of
+from .attempts import SUCCEEDED, Later, caught, signal_of
 from .gathering import Gathering
 from .jobs import Job
 from .limits import Limits
 from .patrol import Patrol
+from .returns import finished, refuse_never_run
 from .succession import Succession
 from .tasks import Tasks
 from .threads import Threads
@@ -50,6 +51,11 @@ def _is_coroutine(handler: Handler) -> bool:
 
 def _any(_delivery: Delivery) -> bool:
     return True
+
+
+async def _completed(returned: Any) -> None:
+    """Await what ``setup`` or ``teardown`` returned, where it can be awaited."""
+    refuse_never_run(await finished(returned))
 
 
 class Executor:
@@ -284,7 +290,7 @@ class Executor:
             return
         if is_coroutine_callable(function):
             # In a task of its own, which it may cancel.
-            error = await self._loop.create_task(caught(function()))
+            error = await self._loop.create_task(caught(_completed(function())))
         else:
             error = await self._call_in_thread(function)
         if error is not None:
@@ -295,8 +301,8 @@ class Executor:
         self._outstanding += 1
         self._threads.start(Job(waiters=[waiter], function=function))
         value, error = await waiter
-        if error is None and value is not None and is_later(value):
-            error = await self._loop.create_task(caught(as_awaitable(value)))
+        if error is None and value is not None:
+            error = await self._loop.create_task(caught(_completed(value)))
         raised: BaseException | None = error
         return raised
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from fedora_messaging import exceptions as upstream
-from twisted.internet import defer
 
 from consumer_framework.core.batch import Batch
 from consumer_framework.core.delivery import Failed, Outcome, Skipped, Succeeded, Undecodable
 from consumer_framework.core.errors import Drop, Halt, Retry, Skip
+
+from .returns import Returns, is_later
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -73,12 +73,14 @@ class Attempts:
         call: Takes one message, or a :class:`.Batch` of them.
         decode: Makes a message of a delivery.
         flight: Told when the handler starts, and when it is done.
+        returns: Judges what *call* returns.
         is_batch: What *call* takes.
     """
 
     call: Callable[[Any], Any]
     decode: Decoder
     flight: FlightRecorder
+    returns: Returns
     is_batch: bool = False
 
     def run(self, deliveries: Sequence[Delivery]) -> Result:
@@ -94,11 +96,13 @@ class Attempts:
             return [Undecodable(error)]
         try:
             returned = self.call(message)
+            if returned is not None:
+                if is_later(returned):
+                    return Later(self._finish_later(returned, place))
+                self.returns.check(returned)
         except BaseException as error:  # noqa: BLE001 -- the author's code
             self.flight.landed(place)
             return [outcome_of(error)]
-        if returned is not None and is_later(returned):
-            return Later(self._finish_later(returned, place))
         self.flight.landed(place)
         return SUCCEEDED
 
@@ -117,7 +121,9 @@ class Attempts:
             self.flight.landed(place)
             return [Undecodable(error)]
         try:
-            await self.call(message)
+            returned = await self.call(message)
+            if returned is not None:
+                await self.returns.finish(returned)
         except BaseException as error:  # noqa: BLE001 -- as above; SystemExit would end the loop
             return [outcome_of(error)]
         finally:
@@ -126,7 +132,7 @@ class Attempts:
 
     async def _finish_later(self, returned: Any, place: int) -> Result:
         try:
-            await as_awaitable(returned)
+            await self.returns.finish(returned)
         except BaseException as error:  # noqa: BLE001 -- as above
             return [outcome_of(error)]
         finally:
@@ -137,10 +143,11 @@ class Attempts:
         flying = _Flying(self, deliveries)
         try:
             returned = self.call(flying.batch) if flying.batch else None
+            if is_later(returned):
+                return Later(self._land_later(flying, returned))
+            self.returns.check(returned)
         except BaseException as error:  # noqa: BLE001 -- as above
             return flying.land(error)
-        if returned is not None and is_later(returned):
-            return Later(_land_later(flying, returned))
         return flying.land(None)
 
     async def _run_batch_coroutine(self, deliveries: Sequence[Delivery]) -> Result:
@@ -150,7 +157,14 @@ class Attempts:
             flying = _Flying(self, deliveries)
         try:
             if flying.batch:
-                await self.call(flying.batch)
+                await self.returns.finish(await self.call(flying.batch))
+        except BaseException as error:  # noqa: BLE001 -- as above
+            return flying.land(error)
+        return flying.land(None)
+
+    async def _land_later(self, flying: _Flying, returned: Any) -> Result:
+        try:
+            await self.returns.finish(returned)
         except BaseException as error:  # noqa: BLE001 -- as above
             return flying.land(error)
         return flying.land(None)
@@ -187,28 +201,6 @@ class _Flying:
                 self._outcomes[number] = outcome_of(own)
         is_plain = all(outcome is SUCCEEDED for outcome in self._outcomes)
         return SUCCEEDED if is_plain else self._outcomes
-
-
-async def _land_later(flying: _Flying, returned: Any) -> Result:
-    try:
-        await as_awaitable(returned)
-    except BaseException as error:  # noqa: BLE001 -- as above
-        return flying.land(error)
-    return flying.land(None)
-
-
-def is_later(returned: Any) -> bool:
-    """Whether a plain function only began what it is to do."""
-    return isinstance(returned, defer.Deferred) or inspect.isawaitable(returned)
-
-
-def as_awaitable(returned: Any) -> Awaitable[Any]:
-    """Make what an asyncio task can await of a coroutine, a future or a Deferred."""
-    if isinstance(returned, defer.Deferred):
-        future: asyncio.Future[Any] = returned.asFuture(asyncio.get_running_loop())
-        return future
-    awaitable: Awaitable[Any] = returned
-    return awaitable
 
 
 async def in_thread(function: Callable[[], T]) -> T:

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+# Seconds that a stop waits for what may take as long as it likes.
+STOP_PATIENCE = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +16,7 @@ class Limits:
 
     Attributes:
         slots: Runs at once.
-        timeout: Seconds that a run may take.
+        timeout: Seconds that a run may take; infinite for no limit.
         batch_size: Messages that a batch handler gets at the most.
         batch_seconds: How long the first of them waits for the others.
     """
@@ -21,3 +25,8 @@ class Limits:
     timeout: float = 600.0
     batch_size: int = 100
     batch_seconds: float = 1.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a stop waits for the author's code at the most."""
+        return STOP_PATIENCE if math.isinf(self.timeout) else self.timeout

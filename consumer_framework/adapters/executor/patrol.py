@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from consumer_framework.core.vitality import Overrun
@@ -19,7 +20,7 @@ class Patrol:
 
     Args:
         loop: The event loop.
-        timeout: Seconds that a run may take.
+        timeout: Seconds that a run may take; infinite for no limit, which needs no timer.
         running: Returns what runs.
         is_busy: Whether anything runs, or is about to.
         overdue: Called once for each run that takes too long.
@@ -42,20 +43,21 @@ class Patrol:
 
     def start(self) -> None:
         """Look in time for what begins now."""
-        if self._timer is None:
+        if self._timer is None and not math.isinf(self._timeout):
             self._timer = self._loop.call_later(self._timeout, self._look)
 
     def allow(self, timeout: float) -> None:
         """Let a run take so many seconds, those included that have begun."""
         self._timeout = timeout
-        if self._timer is not None:
-            self._timer.cancel()
+        self.stop()
+        if not math.isinf(timeout):
             self._look()
 
     def stop(self) -> None:
         """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def overruns(self) -> tuple[Overrun, ...]:
         """The runs that take too long, the longest first; those that were cancelled are some.

@@ -25,10 +25,16 @@ if TYPE_CHECKING:
     Done = Callable[[Job, Any, BaseException | None, Callable[[], None]], None]
 
 
+# Seconds between two looks of a thread that runs nothing at whether the process is about to end,
+# which waits for it where nobody called close().
+_LOOK = 2.0
+
+
 class Threads:
     """So many threads, each made when it is first needed; the number may change.
 
-    They are daemon threads: one that never returns cannot keep the process alive.
+    They are no daemon threads: a thread that the author's code starts in one would be a daemon as
+    well, and die with its work at the end of the process. :meth:`close` ends them all.
 
     Args:
         slots: How many there are at the most.
@@ -52,6 +58,8 @@ class Threads:
         # Shared with the threads; each operation on them is atomic.
         self._ended: deque[tuple[Job, Any, BaseException | None, Callable[[], None]]] = deque()
         self._is_called = False
+        self._gates: list[SimpleQueue[None]] = []
+        self._is_closed = False
 
     def start(self, job: Job) -> None:
         """Let the next free thread run *job*."""
@@ -73,7 +81,7 @@ class Threads:
             name = f"slot-{self._count}"
             self._count += 1
             if not self._is_surplus():
-                threading.Thread(target=self._serve, name=name, daemon=True).start()
+                threading.Thread(target=self._serve, name=name, daemon=False).start()
 
     def withdraw(self) -> list[Job]:
         """Take back the jobs that no thread has begun with."""
@@ -91,16 +99,20 @@ class Threads:
         return found
 
     def close(self) -> None:
-        """End the threads as soon as they run nothing."""
+        """End the threads as soon as they run nothing; a result that comes later is lost."""
         self.resize(0)
+        self._is_closed = True
+        for gate in list(self._gates):
+            gate.put(None)
 
     # In the threads.
 
     def _serve(self) -> None:
         gate: SimpleQueue[None] = SimpleQueue()
+        self._gates.append(gate)
         go_on = functools.partial(self._release, gate)
         while not self._is_surplus():
-            job = self._jobs.get()
+            job = self._next()
             if job is None:
                 continue
             result, error = None, None
@@ -109,10 +121,19 @@ class Threads:
             except BaseException as raised:  # noqa: BLE001 -- handed to the loop, whatever it is
                 error = raised
             self._report(job, result, error, go_on)
-            if result is not SUCCEEDED:
+            if result is not SUCCEEDED and not self._is_closed:
                 # It may stop the instance, or pause it: what follows must not run before.
                 gate.get()
             del job, result, error
+        self._gates.remove(gate)
+
+    def _next(self) -> Job | None:
+        """Wait for a job; None lets the thread look whether it is to end."""
+        with contextlib.suppress(Empty):
+            return self._jobs.get(timeout=_LOOK)
+        if not threading.main_thread().is_alive():
+            self._surplus.append(None)
+        return None
 
     def _is_surplus(self) -> bool:
         """Whether there is a thread too many; the one that asks is to end then."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.heartbeat import RUN
 
 from .attempts import Attempts, Later, Result, returned
+from .returns import Returns
 
 if TYPE_CHECKING:
     import asyncio
@@ -57,7 +58,8 @@ class Work:
 
     def _attempts_at(self, handler: Handler) -> Attempts:
         call = handler.call_batch or handler.call
-        return Attempts(call, self._decode, self._flight, handler.call_batch is not None)
+        returns = Returns(handler.name)
+        return Attempts(call, self._decode, self._flight, returns, handler.call_batch is not None)
 
     def cancel(self) -> tuple[Delivery, ...]:
         """Cancel what runs and was not cancelled yet, which only coroutines can be.

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from consumer_framework.core.durations import text
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.recovery import OnExhausted
 
 from .framework import Ordering
 
@@ -38,6 +40,10 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
         cure = f"set it to {MOST_AT_ONCE // framework.slots} or less, or set fewer slots"
         yield Problem(f"{FRAMEWORK}.batch.size", f"{what} messages in handlers at once", cure)
     yield from _timeouts(framework)
+    recovery = framework.recovery
+    if recovery.on_exhausted is OnExhausted.REJECT and recovery.delays and not recovery.hold_slots:
+        what = 'with on_exhausted = "reject" a message is held until its next attempt'
+        yield Problem(f"{FRAMEWORK}.recovery.hold_slots", what, "set it above 0, or delays = []")
 
 
 def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
@@ -53,8 +59,8 @@ def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
 
 def _timeouts(framework: Framework) -> Iterator[Problem]:
     timeout, ack_timeout = framework.handler_timeout, framework.recovery.ack_timeout
-    # The default one gives way to a short ack_timeout.
-    if timeout < ack_timeout or "handler_timeout" not in framework.model_fields_set:
+    # No limit is a choice: such a handler's message may be delivered again while it runs.
+    if timeout is None or math.isinf(timeout) or timeout < ack_timeout:
         return
     yield Problem(
         f"{FRAMEWORK}.handler_timeout",

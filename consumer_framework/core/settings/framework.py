@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
-from consumer_framework.core.durations import Duration
+from consumer_framework.core.durations import Duration, DurationOrEndless
 from consumer_framework.core.ordering import source_of
 from consumer_framework.core.rate import Rate
-from consumer_framework.core.recovery import OnExhausted, Then
+from consumer_framework.core.recovery import OnExhausted, OnInvalid, Then
 
 from .brokers import Broker
 from .table import Table
@@ -48,6 +49,7 @@ class Recovery(Table):
         hold_slots: How many messages may wait in memory, unacknowledged.
         ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it.
         on_exhausted: What follows the last attempt.
+        on_invalid: What becomes of bytes that are no valid message.
         crash_attempts: How many deaths of the process a message may be in the handler for.
         breaker: When a dependency counts as broken.
         rules: For exceptions that are no signals; the first that matches decides.
@@ -60,6 +62,7 @@ class Recovery(Table):
     hold_slots: Annotated[StrictInt, Field(ge=0, le=65535)] = 4
     ack_timeout: Annotated[Duration, Field(gt=0)] = 1800.0
     on_exhausted: OnExhausted = OnExhausted.QUARANTINE
+    on_invalid: OnInvalid = OnInvalid.QUARANTINE
     crash_attempts: Annotated[StrictInt, Field(ge=1, le=1000)] = 2
     breaker: BreakerSettings = BreakerSettings()
     rules: Annotated[tuple[RuleSettings, ...], Field(max_length=1000)] = ()
@@ -118,9 +121,11 @@ class Framework(Table):
     brokers: Annotated[tuple[Broker, ...], Field(max_length=100)] = ()
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
+    read_ahead_bytes: Annotated[StrictInt, Field(ge=1 << 20, le=1 << 50)] | None = None
     ordering: Ordering = Ordering.NONE
     ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
-    handler_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    # None for what is usual for the form of the consumer: see `handler_limit`.
+    handler_timeout: Annotated[DurationOrEndless, Field(gt=0)] | None = None
     start_timeout: Annotated[Duration, Field(gt=0)] = 300.0
     batch: Batch | None = None
     rate: Rate | None = None
@@ -128,6 +133,17 @@ class Framework(Table):
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
     quarantine_max_bytes: Annotated[StrictInt, Field(ge=1, le=1 << 50)] = 1 << 30
     recovery: Recovery = Recovery()
+
+    def handler_limit(self, usual: float) -> float:
+        """Seconds that one run of the handler may take.
+
+        Args:
+            usual: What counts where nothing is said: infinite for no limit. A finite one gives
+                way to a shorter ``ack_timeout``.
+        """
+        if self.handler_timeout is not None:
+            return self.handler_timeout
+        return usual if math.isinf(usual) else min(usual, self.recovery.ack_timeout)
 
     @property
     def at_once(self) -> int:
