@@ -23,6 +23,7 @@ from consumer_framework.core.rate import TokenBucket
 from consumer_framework.core.recovery import Decision
 from consumer_framework.core.redelivery import LostAcks, Unsettled
 from consumer_framework.core.settler import Settled, Settler
+from consumer_framework.core.suspects import OneByOne
 
 from .circuit import Circuit
 from .crew import Crew
@@ -140,10 +141,10 @@ class Slots:
                 a commit that failed by a defect.
         """
         self._settler.watch = watch
-        self._handler = handler
+        self._handler = OneByOne(handler)
         self.lane_of = lane_of
         self._pipeline = Pipeline(
-            handler=handler,
+            handler=self._handler,
             policy=self._plan.policy,
             journal=self._journal,
             recorder=self._recorder,

@@ -125,3 +125,18 @@ def test_a_few_followers_of_a_failing_message_wait_in_memory():
         runs.failing.clear()
         harness.advance("10m")
         assert in_order_of_key(runs.names, "a") == [f"a{n}" for n in range(10)]
+
+
+def test_a_deadly_message_among_several_slots_takes_no_innocent_one_into_quarantine():
+    async def handler(message):
+        await asyncio.sleep(5)
+
+    with Harness(handler, settings={"slots": 8}) as harness:
+        innocent = [message(f"good{n}") for n in range(7)]
+        deadly = message("deadly")
+        for each in innocent:
+            harness.deliver(each)
+        harness.deliver(deadly, kills=10)
+        harness.advance("10m")
+        assert harness.quarantined == [deadly]
+        assert sorted(m.id for m in harness.acked) == sorted(m.id for m in innocent)
