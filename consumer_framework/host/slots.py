@@ -228,7 +228,7 @@ class Slots:
             self._settler.settle(Settled(known, None, Withdrawn(), decision))
 
     def _is_near_limit(self, delivery: Delivery) -> bool:
-        limit = self.limit_of(delivery)
+        limit = self.limit_of(delivery) if self._journal.keeps else None
         return limit is not None and is_near(count_of(delivery) or 0, limit)
 
     def look(self) -> None:

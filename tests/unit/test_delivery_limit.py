@@ -38,9 +38,7 @@ def test_the_count_is_what_the_queue_says(headers, count):
     assert count_of(make_delivery(headers=headers)) == count
 
 
-@pytest.mark.parametrize(
-    ("limit", "first"), [(0, 0), (1, 1), (2, 1), (3, 2), (20, 19)], ids=lambda n: str(n)
-)
+@pytest.mark.parametrize(("limit", "first"), [(0, 0), (1, 1), (2, 1), (3, 2), (20, 19)], ids=str)
 def test_one_return_is_left_for_a_crash(limit, first):
     near = [is_near(count, limit) for count in (first - 1, first, first + 1)]
     assert near == [False, True, True]
