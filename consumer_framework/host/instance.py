@@ -17,6 +17,7 @@ from consumer_framework.core.progress import Progress
 from consumer_framework.core.status import Facts, status_line
 
 from .countdown import Countdown
+from .read_ahead import ReadAhead
 from .recorder import LogRecorder
 from .relief import Relief
 from .slots import Slots
@@ -66,6 +67,7 @@ class Instance:
         is_reloading: Whether the service manager waits for the end of a reload.
         remarks: What else the status says, by what it is about; "" for nothing.
         relief: Lets slots and prefetch be what the settings say, or less while memory is short.
+        read_ahead: Bounds the bytes that wait in memory.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
@@ -116,6 +118,7 @@ class Instance:
             reactor,
             snapshot=self.recorder.snapshot,
         )
+        self.read_ahead = ReadAhead(self, channels)
         self.slots = Slots(
             plan,
             channels,

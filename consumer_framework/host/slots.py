@@ -97,6 +97,7 @@ class Slots:
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
         self._is_closed = False
+        self._kept_lanes: set[str] = set()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake(_bucket(framework), clock.monotonic)
         self._arrivals = Arrivals(flight, self._admit)
@@ -117,7 +118,7 @@ class Slots:
             self._circuit.journal_failed,
             self._circuit.journal_works,
             self._done,
-            must_keep=self._is_near_limit,
+            must_keep=self._must_keep,
         )
 
     def start(
@@ -209,6 +210,9 @@ class Slots:
                 return
             for follower in self._intake.followers(delivery.lane):
                 self._keep(follower)
+        else:
+            # What comes next must not overtake it while it is written.
+            self._intake.occupy(delivery)
         self._keep(delivery)
 
     def _is_known(self, delivery: Delivery) -> bool:
@@ -230,6 +234,10 @@ class Slots:
     def _is_near_limit(self, delivery: Delivery) -> bool:
         limit = self.limit_of(delivery) if self._journal.keeps else None
         return limit is not None and is_near(count_of(delivery) or 0, limit)
+
+    def _must_keep(self, delivery: Delivery) -> bool:
+        """Whether *delivery* goes to the journal and not back to its queue."""
+        return delivery.lane in self._kept_lanes or self._is_near_limit(delivery)
 
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the journal."""
@@ -261,8 +269,14 @@ class Slots:
         return len(self._holds)
 
     def give_back_waiting(self) -> int:
-        """Give back to the broker what no slot took; returns how many those were."""
-        waiting = [*self._intake.clear(), *self._arrivals.clear()]
+        """Give back to the broker what no slot took; returns how many those were.
+
+        What is near the delivery limit of its queue goes to the journal, and so does what is of
+        its lane, in order: it stays where an earlier one of the lane has begun.
+        """
+        spared = self._intake.behind_heads(self._is_near_limit)
+        waiting = [*self._intake.clear(spared), *self._arrivals.clear()]
+        self._kept_lanes |= spared | {d.lane for d in waiting if d.lane and self._must_keep(d)}
         for delivery in waiting:
             self._give_back(delivery)
         withdrawn = self._handler.withdraw() if self._handler is not None else 0
@@ -304,7 +318,7 @@ class Slots:
         """Give back to the broker what is held; returns how many those were."""
         held = self._holds.clear()
         for delivery in held:
-            if self._is_near_limit(delivery):
+            if self._must_keep(delivery):
                 self._give_back(delivery)
             else:
                 self._acknowledger.give_back(delivery)
@@ -313,6 +327,20 @@ class Slots:
     async def finish(self) -> None:
         """Wait for what runs, and for what is being committed."""
         await self._crew.finish()
+        await self._settler.commits()
+
+    async def give_back_rest(self) -> None:
+        """Give back what is left when nothing runs any more, after :meth:`finish`.
+
+        What was running may be held now, and others of its lane may wait behind it.
+        """
+        self.give_back_held()
+        await self._settler.commits()
+        self.give_back_waiting()
+        await self._settler.commits()
+        # Behind what the disk did not take.
+        for delivery in self._intake.clear():
+            self._give_back(delivery)
         await self._settler.commits()
 
     def dropped(self, rows: Collection[int]) -> None:
@@ -376,6 +404,8 @@ class Slots:
             for follower in self._intake.followers(delivery.lane):
                 self._give_back(follower)
         self._intake.left(delivery)
+        if not self._intake.has_lane(delivery.lane):
+            self._kept_lanes.discard(delivery.lane)
         self._look_at_order()
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
