@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.config
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,8 +208,10 @@ def _late(handler: Any) -> Any:
     resolved = logging.config.BaseConfigurator({}).resolve(kind)
     if not (isinstance(resolved, type) and issubclass(resolved, logging.FileHandler)):
         return handler
-    # os.fspath refuses what open() would.
-    Path(handler["filename"]).absolute().parent.resolve(strict=True)
+    file = Path(handler["filename"]).absolute()
+    file.parent.resolve(strict=True)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     return {**handler, "delay": True}
 
 

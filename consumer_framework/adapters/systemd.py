@@ -9,6 +9,7 @@ import time
 
 import sdnotify
 
+from consumer_framework.core.printable import printable
 from consumer_framework.core.secrets import redact
 
 _log = logging.getLogger(__name__)
@@ -124,7 +125,8 @@ def one_ascii_line(text: str) -> str:
     sdnotify encodes latin-1 and swallows the error: one character outside it would lose the
     whole datagram, ``READY=1`` included. A newline would start another assignment.
     """
-    return " ".join(redact(text).split()).encode("ascii", "replace").decode("ascii")
+    line = printable(" ".join(redact(text).split()))
+    return line.encode("ascii", "replace").decode("ascii")
 
 
 def is_journal(descriptor: int) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _REFUSED = 1
 # Bytes; no configuration has as many, and a request has its limit.
-_LONGEST_FILE = 256 << 10
+_LONGEST_FILE = 128 << 10
 
 
 @click.command(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.journal.export import line_of
 from consumer_framework.adapters.journal.properties import NAMES
+from consumer_framework.core.encodings import codec_of
 
 from . import output
 from .output import Column, age, faint, moment, plural, safe, safe_lines, title
@@ -193,7 +194,7 @@ def pretty(delivery: Delivery) -> str | None:
     """The body's JSON with indents; None where it is no JSON."""
     encoding = getattr(delivery.properties, "content_encoding", None) or "utf-8"
     try:
-        value = json.loads(delivery.body.decode(encoding))
+        value = json.loads(delivery.body.decode(codec_of(encoding)))
         return json.dumps(value, indent=2, ensure_ascii=False)
     except (ValueError, LookupError, TypeError, RecursionError):
         return None

@@ -139,14 +139,16 @@ class Halt(Signal):
     """Stop the instance after this message.
 
     Args:
-        exit_code: The exit code of the process, 0 to 255.
+        exit_code: The exit code of the process, 0 to 255; None for 0, as ``sys.exit`` has it.
         reason: Why, for the log.
         requeue: True gives the message back to its queue; False counts it as handled.
     """
 
-    def __init__(self, exit_code: int = 0, reason: str = "", *, requeue: bool = False) -> None:
+    def __init__(
+        self, exit_code: int | None = 0, reason: str = "", *, requeue: bool = False
+    ) -> None:
         super().__init__(exit_code, reason)
-        self.exit_code = exit_code
+        self.exit_code = exit_code or 0
         self.reason = reason
         self.requeue = requeue
 
@@ -222,20 +224,30 @@ class Problem:
         return f"{where}{self.message}{cure}"
 
 
+class TemporaryProblem(Problem):
+    """A problem that may be over at the next start, without an edit."""
+
+
 class ConfigurationError(FrameworkError):
     """The configuration can never start an instance; restarting it does not help.
+
+    Unless all of its problems are temporary ones: then the exit code lets systemd try again.
 
     Args:
         problems: Everything that is wrong, not just the first thing.
         source: The file, or other place, that the configuration came from.
     """
 
-    exit_code = ExitCode.CONFIGURATION
-
     def __init__(self, *problems: Problem, source: str = "") -> None:
         super().__init__(problems, source)
         self.problems = problems
         self.source = source
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the process exits with."""
+        is_temporary = all(isinstance(problem, TemporaryProblem) for problem in self.problems)
+        return ExitCode.TEMPORARY if self.problems and is_temporary else ExitCode.CONFIGURATION
 
     @property
     def located(self) -> tuple[Problem, ...]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .lanes import Lanes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .delivery import Delivery
     from .rate import TokenBucket
@@ -77,6 +77,15 @@ class Intake:
     def _go_first(self, delivery: Delivery) -> None:
         (self._rows if delivery.row else self._ready).appendleft(delivery)
         self._wake()
+
+    def occupy(self, delivery: Delivery) -> None:
+        """Let those of its lane wait until *delivery* has :meth:`left`, which no slot takes."""
+        if delivery.lane:
+            self._lanes.enter(delivery)
+
+    def has_lane(self, lane: str) -> bool:
+        """Whether a delivery of *lane* has not left yet."""
+        return lane in self._lanes
 
     def followers(self, lane: str) -> list[Delivery]:
         """Remove and return what waits in *lane* behind its head."""
@@ -167,9 +176,17 @@ class Intake:
         self._is_closed = True
         self._wake_all()
 
-    def clear(self) -> list[Delivery]:
-        """Remove and return the deliveries that no slot took."""
-        ready, followers = [*self._ready, *self._rows], self._lanes.clear()
+    def behind_heads(self, which: Callable[[Delivery], bool]) -> set[str]:
+        """Return the lanes in which a delivery waits that is meant, behind one that has begun.
+
+        Those whose first delivery waits as well are not among them.
+        """
+        ready = {delivery.lane for delivery in [*self._ready, *self._rows]}
+        return self._lanes.behind_heads(which) - ready
+
+    def clear(self, spared: Collection[str] = ()) -> list[Delivery]:
+        """Remove and return the deliveries that no slot took, but those that wait in some lanes."""
+        ready, followers = [*self._ready, *self._rows], self._lanes.clear(spared)
         self._ready.clear()
         self._rows.clear()
         for delivery in ready:

@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .delivery import Delivery
 
@@ -27,6 +27,9 @@ class Lanes:
     def __len__(self) -> int:
         """How many deliveries wait behind others."""
         return self._followers
+
+    def __contains__(self, lane: str) -> bool:
+        return lane in self._lanes
 
     def enter(self, delivery: Delivery) -> bool:
         """Put *delivery* into its lane.
@@ -87,9 +90,14 @@ class Lanes:
             self._followers -= len(gone)
         return gone
 
-    def clear(self) -> list[Delivery]:
-        """Remove and return everything that waits behind a head."""
-        return [follower for name in list(self._lanes) for follower in self.followers(name)]
+    def clear(self, spared: Collection[str] = ()) -> list[Delivery]:
+        """Remove and return everything that waits behind a head, but for some lanes."""
+        names = [name for name in self._lanes if name not in spared]
+        return [follower for name in names for follower in self.followers(name)]
+
+    def behind_heads(self, which: Callable[[Delivery], bool]) -> set[str]:
+        """Return the lanes in which a delivery waits that is meant."""
+        return {name for name, (_, *rest) in self._lanes.items() if any(map(which, rest))}
 
     def stale(self, moment: float) -> list[str]:
         """The lanes in which a delivery of the broker's waits that came before *moment*."""

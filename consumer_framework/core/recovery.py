@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from . import disposition as to
 from . import errors
-from .attempt import History, attempt_of, said
+from .attempt import LINE_LIMIT, History, attempt_of, said
 from .delivery import (
     Behind,
     Crashed,
@@ -27,6 +27,7 @@ from .delivery import (
     Undecodable,
     Withdrawn,
 )
+from .printable import clipped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -307,7 +308,9 @@ class _Case:
 
 def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", None)
-    return reason if isinstance(reason, str) and reason else said(error)
+    if isinstance(reason, str) and reason:
+        return printable(clipped(reason, LINE_LIMIT))
+    return said(error)
 
 
 _Answer: TypeAlias = "Callable[[_Case, BaseException], Decision]"

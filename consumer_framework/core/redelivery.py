@@ -100,6 +100,10 @@ class Unsettled:
                 return run
         return None
 
+    def knows(self, redelivery: Delivery) -> bool:
+        """Whether a run answers for *redelivery*."""
+        return any(redelivery.redelivers(run.delivery) for run in self._runs)
+
     def end(self, run: Run, *, settled: bool) -> None:
         """Note that *run* is over; it is remembered unless the broker knows of it."""
         if settled:

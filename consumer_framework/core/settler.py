@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .delivery import Failed
+from .delivery_limit import NEAR_LIMIT
 from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
 from .errors import JournalError
 from .recovery import Decision
@@ -48,6 +49,7 @@ class Settler:
         journal_works: Called when every commit that failed has succeeded after all.
         done: Called when a settle is complete, and whether it was not void.
         dropped: Rows of the journal that an operator dropped, and that are not settled yet.
+        must_keep: Says whether a message goes to the journal that would go back to its queue.
         watch: Called with a commit that failed by a defect: its message is not acknowledged.
     """
 
@@ -63,6 +65,7 @@ class Settler:
     journal_works: Callable[[], None]
     done: Callable[[Settled, bool], None]
     watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
+    must_keep: Callable[[Delivery], bool] = lambda _delivery: False
     dropped: set[int] = field(default_factory=set)
     _commits: set[asyncio.Task[None]] = field(default_factory=set)
     _failing: int = 0
@@ -97,6 +100,9 @@ class Settler:
         match what.decision.disposition:
             case Hold(until):
                 self._hold(what, until)
+            case GiveBack() | Halt(requeue=True) if self._is_kept(what.delivery):
+                kept = Decision(Defer(0.0, NEAR_LIMIT), what.decision.history)
+                self._spawn(self._commit(replace(what, decision=kept)))
             case GiveBack():
                 self._finish(what, told=self._tell(what))
             case Defer() | Quarantine():
@@ -120,6 +126,10 @@ class Settler:
         """Wait until no commit is under way; not for those that fail again and again."""
         while self._commits and not self._failing:
             await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
+
+    def _is_kept(self, delivery: Delivery) -> bool:
+        is_of_broker = not delivery.row and self.acknowledger.is_open(delivery)
+        return is_of_broker and self.must_keep(delivery)
 
     def _hold(self, what: Settled, until: float) -> None:
         is_open = self.acknowledger.is_open(what.delivery)

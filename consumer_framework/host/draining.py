@@ -86,8 +86,7 @@ class Drain:
         _log.info("stopping: %d given back to the broker, %d running", given_back, running)
         self._await("what is being written")
         await slots.finish()
-        # What was running may have been held meanwhile.
-        slots.give_back_held()
+        await slots.give_back_rest()
         await self._teardown()
         self._await("the broker", CLOSE_TIMEOUT)
         await from_twisted(self._instance.session.close())

@@ -10,12 +10,14 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
+from consumer_framework.core.delivery_limit import count_of, limit_of
 from consumer_framework.core.errors import JournalError
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.progress import Progress
 from consumer_framework.core.status import Facts, status_line
 
 from .countdown import Countdown
+from .read_ahead import ReadAhead
 from .recorder import LogRecorder
 from .relief import Relief
 from .slots import Slots
@@ -65,6 +67,7 @@ class Instance:
         is_reloading: Whether the service manager waits for the end of a reload.
         remarks: What else the status says, by what it is about; "" for nothing.
         relief: Lets slots and prefetch be what the settings say, or less while memory is short.
+        read_ahead: Bounds the bytes that wait in memory.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
@@ -113,6 +116,7 @@ class Instance:
             reactor,
             snapshot=self.recorder.snapshot,
         )
+        self.read_ahead = ReadAhead(self, channels)
         self.slots = Slots(
             plan,
             channels,
@@ -124,6 +128,16 @@ class Instance:
             halt=halt,
             pause=pause,
             resume=resume,
+        )
+        self.slots.limit_of = self._delivery_limit
+
+    def _delivery_limit(self, delivery: Delivery) -> int | None:
+        queue = self.settings.queues.get(delivery.queue)
+        client = self.session.client
+        return limit_of(
+            queue.arguments if queue is not None else {},
+            client.broker_version if client is not None else None,
+            is_quorum=count_of(delivery) is not None,
         )
 
     @property

@@ -8,8 +8,8 @@ import importlib.util
 import inspect
 import math
 import sys
-import traceback
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from consumer_framework.core.consumer import Consumer, handler_of
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.handler import Handler
 from consumer_framework.core.settings import Recovery, is_config_type, parse_consumer_config
+
+from .import_errors import import_error
+from .signatures import callback_problem, class_problem, consumer_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,8 +83,8 @@ def find(spec: str, source: str) -> Target:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise _import_error(spec, source, error, _cure(module_name, attribute)) from error
-    return _checked(Target(spec, source, _attribute(module, attribute, spec, source)))
+        raise import_error(spec, source, error, module_name) from error
+    return checked(Target(spec, source, _attribute(module, attribute, spec, source)))
 
 
 def find_in_file(spec: str, source: str) -> Target:
@@ -97,8 +100,8 @@ def find_in_file(spec: str, source: str) -> Target:
     try:
         module = _run_file(Path(path))
     except (Exception, SystemExit) as error:
-        raise _import_error(spec, source, error, "mend the file") from error
-    return _checked(Target(spec, source, _attribute(module, attribute, spec, source)))
+        raise import_error(spec, source, error, "") from error
+    return checked(Target(spec, source, _attribute(module, attribute, spec, source)))
 
 
 def factory(
@@ -201,13 +204,13 @@ def _split(spec: str, source: str, form: str) -> tuple[str, str]:
 def _run_file(path: Path) -> ModuleType:
     # A name that nothing else imports, not even the file; classes need theirs in sys.modules.
     name = f"callback_file.{path.stem}"
-    loader_spec = importlib.util.spec_from_file_location(name, path)
-    if loader_spec is None or loader_spec.loader is None:
-        raise ImportError(f"{path} does not end in .py")
-    module = importlib.util.module_from_spec(loader_spec)
+    # fedora-messaging runs a file with any name.
+    loader = SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(ModuleSpec(name, loader, origin=str(path)))
+    module.__file__ = str(path)
     sys.modules[name] = module
     try:
-        loader_spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -223,23 +226,12 @@ def _attribute(module: ModuleType, name: str, spec: str, source: str) -> Any:
         raise ConfigurationError(Problem("callback", what, "correct it"), source=source) from None
 
 
-def _import_error(spec: str, source: str, error: BaseException, cure: str) -> ConfigurationError:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    if isinstance(error, ImportError):
-        where = ""
-    what = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{where}"
-    return ConfigurationError(Problem("callback", what, cure), source=source)
+def checked(target: Target) -> Target:
+    """Return *target*, whose object can handle messages.
 
-
-def _cure(module_name: str, attribute: str) -> str:
-    file = module_name.replace(".", "/") + ".py"
-    if Path(file).is_file():
-        return f"use --callback-file {file}:{attribute}, or put this directory on PYTHONPATH"
-    return "is the package installed where fm-consumer runs?"
-
-
-def _checked(target: Target) -> Target:
+    Raises:
+        ConfigurationError: It cannot.
+    """
     problem = _kind_problem(target.value)
     if problem:
         what = f"{target.name!r} {problem[0]}"
@@ -255,7 +247,7 @@ def _kind_problem(value: Any) -> tuple[str, str] | None:
     if not callable(value):
         return f"cannot be called (its type is {type(value).__name__})", _FORMS
     if not inspect.isclass(value):
-        return None
+        return callback_problem(value)
     if not issubclass(value, Consumer):
         return _plain_class_problem(value)
     if inspect.isabstract(value):
@@ -263,7 +255,7 @@ def _kind_problem(value: Any) -> tuple[str, str] | None:
         return f"does not implement {missing}", "add it to the class"
     if value.Config is not None and not is_config_type(value.Config):
         return "has a Config of the wrong kind", "use a pydantic model, dataclass or TypedDict"
-    return None
+    return consumer_problem(value)
 
 
 def _plain_class_problem(value: type) -> tuple[str, str] | None:
@@ -277,4 +269,4 @@ def _plain_class_problem(value: type) -> tuple[str, str] | None:
         return "has an __init__ that needs arguments", cure
     except ValueError:
         pass  # a class of C has no signature to look at
-    return None
+    return class_problem(value)

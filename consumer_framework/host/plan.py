@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.executor import Limits
+from consumer_framework.core.delivery_limit import limit_of
 from consumer_framework.core.settings import Ordering
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:
     holding = recovery.model_copy(update={"hold_slots": wanted})
     framework = framework.model_copy(update={"recovery": holding})
     written = settings.qos.prefetch_count
-    prefetch_count = framework.prefetch_count if written is None else written
+    prefetch_count = _derived(framework, settings) if written is None else written
     if prefetch_count:
         # What is held counts against it, and the slots need something to take.
         room = max(prefetch_count - framework.at_once, 0)
@@ -80,3 +81,15 @@ def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:
         framework = framework.model_copy(update={"recovery": holding})
     policy = replace(plan.policy, strict=framework.ordering is Ordering.STRICT)
     return replace(plan, policy=policy, framework=framework, prefetch_count=prefetch_count)
+
+
+def _derived(framework: Framework, settings: Settings) -> int:
+    """Return how many messages the broker sends ahead where the file does not say.
+
+    A crash counts against the delivery limit of a queue, for each message that was sent ahead.
+    """
+    limits = [limit_of(queue.arguments, None) for queue in settings.queues.values()]
+    smallest = min((limit for limit in limits if limit is not None), default=None)
+    if smallest is None:
+        return framework.prefetch_count
+    return min(framework.prefetch_count, framework.at_once + max(smallest, 1))

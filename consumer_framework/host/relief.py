@@ -66,7 +66,8 @@ class Relief:
         is_short = bool(self._squeeze.times)
         self.strain = f"memory is short: {now.slots} of {full.slots} slots" if is_short else ""
         self._instance.resize(now.slots)
-        kept = self._instance.session.set_prefetch(now.prefetch_count)
+        ahead = self._instance.read_ahead.bounded(now.prefetch_count)
+        kept = self._instance.session.set_prefetch(ahead)
         self._instance.say_status()
         return kept
 

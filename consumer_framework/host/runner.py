@@ -138,8 +138,9 @@ class Runner(MultiService):
     # What the session reports.
 
     def delivered(self, delivery: Delivery) -> None:
-        """Let the next free slot take it."""
-        self._instance.slots.put(delivery)
+        """Let the next free slot take it, if there is room for it in memory."""
+        if self._instance.read_ahead.takes(delivery):
+            self._instance.slots.put(delivery)
 
     def voided(self, generation: int) -> None:
         """Forget what no slot took yet: it will be delivered again."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.attempt import History
 from consumer_framework.core.breaker import Breaker
 from consumer_framework.core.delivery import Withdrawn
+from consumer_framework.core.delivery_limit import NEAR_LIMIT, count_of, is_near
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
 from consumer_framework.core.errors import JournalError
 from consumer_framework.core.histories import Histories
@@ -66,6 +67,7 @@ class Slots:
 
     Attributes:
         lane_of: Finds the lane of what comes; None where nothing has one.
+        limit_of: Says how often the queue lets a message come back; None for no limit.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
@@ -92,11 +94,13 @@ class Slots:
         self._halt = halt
         self._handler: HandlerRunner | None = None
         self.lane_of: LaneOf | None = None
+        self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
         self._is_closed = False
+        self._kept_lanes: set[str] = set()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake(_bucket(framework), clock.monotonic)
-        self._arrivals = Arrivals(flight, self._intake.put)
+        self._arrivals = Arrivals(flight, self._admit)
         self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots, clock)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
@@ -114,6 +118,7 @@ class Slots:
             self._circuit.journal_failed,
             self._circuit.journal_works,
             self._done,
+            must_keep=self._must_keep,
         )
 
     def start(
@@ -188,6 +193,52 @@ class Slots:
             return
         self._arrivals.put(delivery, self.lane_of)
 
+    def _admit(self, delivery: Delivery) -> None:
+        """Let *delivery* wait for a slot, in the journal where its queue might drop it meanwhile.
+
+        Behind others of its lane it waits with them, so that it does not overtake them, until the
+        queue would drop it the next time that it comes back.
+        """
+        limit = self.limit_of(delivery) if delivery.redelivered else None
+        count = count_of(delivery) or 0
+        if limit is None or not is_near(count, limit) or self._is_known(delivery):
+            self._intake.put(delivery)
+            return
+        if delivery.lane and self._intake.has_lane(delivery.lane):
+            if count < limit:
+                self._intake.put(delivery)
+                return
+            for follower in self._intake.followers(delivery.lane):
+                self._keep(follower)
+        else:
+            # What comes next must not overtake it while it is written.
+            self._intake.occupy(delivery)
+        self._keep(delivery)
+
+    def _is_known(self, delivery: Delivery) -> bool:
+        """Whether a run, or the journal, answers for *delivery*."""
+        if self._settler.unsettled.knows(delivery):
+            return True
+        try:
+            return self._journal.is_open(delivery)
+        except JournalError:
+            return False
+
+    def _keep(self, delivery: Delivery) -> None:
+        """Move *delivery* to the journal, from which it runs at once."""
+        if not delivery.row:
+            known = self._settler.recall(delivery)
+            decision = Decision(Defer(self._clock.time(), NEAR_LIMIT), known.history)
+            self._settler.settle(Settled(known, None, Withdrawn(), decision))
+
+    def _is_near_limit(self, delivery: Delivery) -> bool:
+        limit = self.limit_of(delivery)
+        return limit is not None and is_near(count_of(delivery) or 0, limit)
+
+    def _must_keep(self, delivery: Delivery) -> bool:
+        """Whether *delivery* goes to the journal and not back to its queue."""
+        return delivery.lane in self._kept_lanes or self._is_near_limit(delivery)
+
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the journal."""
         self._scheduler.look()
@@ -218,8 +269,14 @@ class Slots:
         return len(self._holds)
 
     def give_back_waiting(self) -> int:
-        """Give back to the broker what no slot took; returns how many those were."""
-        waiting = [*self._intake.clear(), *self._arrivals.clear()]
+        """Give back to the broker what no slot took; returns how many those were.
+
+        What is near the delivery limit of its queue goes to the journal, and so does what is of
+        its lane, in order: it stays where an earlier one of the lane has begun.
+        """
+        spared = self._intake.behind_heads(self._is_near_limit)
+        waiting = [*self._intake.clear(spared), *self._arrivals.clear()]
+        self._kept_lanes |= spared | {d.lane for d in waiting if d.lane and self._must_keep(d)}
         for delivery in waiting:
             self._give_back(delivery)
         withdrawn = self._handler.withdraw() if self._handler is not None else 0
@@ -259,11 +316,31 @@ class Slots:
 
     def give_back_held(self) -> int:
         """Give back to the broker what is held; returns how many those were."""
-        return sum(self._acknowledger.give_back(delivery) for delivery in self._holds.clear())
+        held = self._holds.clear()
+        for delivery in held:
+            if self._must_keep(delivery):
+                self._give_back(delivery)
+            else:
+                self._acknowledger.give_back(delivery)
+        return len(held)
 
     async def finish(self) -> None:
         """Wait for what runs, and for what is being committed."""
         await self._crew.finish()
+        await self._settler.commits()
+
+    async def give_back_rest(self) -> None:
+        """Give back what is left when nothing runs any more, after :meth:`finish`.
+
+        What was running may be held now, and others of its lane may wait behind it.
+        """
+        self.give_back_held()
+        await self._settler.commits()
+        self.give_back_waiting()
+        await self._settler.commits()
+        # Behind what the disk did not take.
+        for delivery in self._intake.clear():
+            self._give_back(delivery)
         await self._settler.commits()
 
     def dropped(self, rows: Collection[int]) -> None:
@@ -327,6 +404,8 @@ class Slots:
             for follower in self._intake.followers(delivery.lane):
                 self._give_back(follower)
         self._intake.left(delivery)
+        if not self._intake.has_lane(delivery.lane):
+            self._kept_lanes.discard(delivery.lane)
         self._look_at_order()
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:

@@ -22,6 +22,7 @@ from consumer_framework.core.errors import (
     Problem,
 )
 from consumer_framework.core.fields import fields
+from consumer_framework.core.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +184,7 @@ def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:
         _log.warning(
             "%s while message %s of %s was handled: crash %d of it",
             "the process was restarted for handler_timeout" if survivor.hung else _DIED,
-            survivor.message_id,
+            printable(survivor.message_id),
             survivor.queue,
             survivor.crashes,
             extra=fields(survivor.message_id, "", survivor.queue),

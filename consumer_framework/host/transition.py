@@ -172,6 +172,7 @@ class Transition:
         if self._handler is not None:
             instance.slots.lane_of = lane_of(plan, self._handler)
         instance.stores.journal.limit(journal_limits(plan.framework))
+        instance.read_ahead.reload()
         # Slots and prefetch, or less of them while memory is short.
         return bool(instance.relief.apply())
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from consumer_framework.core.attempt import LINE_LIMIT
+from consumer_framework.core.delivery import readable
 from consumer_framework.core.disposition import (
     Ack,
     Defer,
@@ -17,6 +19,7 @@ from consumer_framework.core.disposition import (
     Reject,
     Requeue,
 )
+from consumer_framework.core.printable import clipped, printable
 
 if TYPE_CHECKING:
     from consumer_framework.adapters.journal import Row
@@ -36,7 +39,8 @@ _FATES: dict[type[Disposition], str] = {
 
 def describe(message: Delivery | Row) -> str:
     """Name a message in a log line."""
-    return f"message {message.message_id or '(no id)'} on {message.routing_key}"
+    name = message.message_id or "(no id)"
+    return printable(f"message {name} on {readable(message.routing_key)}")
 
 
 def fate(disposition: Disposition) -> str:
@@ -58,7 +62,7 @@ def fate_word(disposition: type[Disposition]) -> str:
 
 def because(reason: str) -> str:
     """Put *reason* behind what it is the reason of; "" for none."""
-    return f": {reason}" if reason else ""
+    return f": {printable(clipped(reason, LINE_LIMIT))}" if reason else ""
 
 
 def _time(seconds: float) -> str:

@@ -421,6 +421,32 @@ def handler(message):
     assert broker.depth(queue_name) == (0, 0)
 
 
+def test_large_messages_are_not_all_sent_ahead_and_each_is_handled_once_in_order(
+    broker, queue_name, start
+):
+    extra = "[consumer_config.framework]\nread_ahead_bytes = 4194304\n"
+    instance = start(broker.url, queue_table(queue_name), NOTING, extra=extra).ready()
+    instance.stop()
+    bodies = [json.dumps({"n": n, "much": "x" * 1_500_000}).encode() for n in range(30)]
+    publish(broker.url, queue_name, bodies)
+    instance.start().ready()
+    instance.noted("run", 30)
+    assert [note["body"]["n"] for note in instance.notes("run")] == list(range(30))
+    lines = broker.ctl("list_consumers", "queue_name", "prefetch_count", "--silent").splitlines()
+    found = dict(line.split("\t") for line in lines if "\t" in line)
+    assert int(found[queue_name]) < 10
+    assert instance.stop() == 0
+    assert broker.depth(queue_name) == (0, 0)
+
+
+NOTING = """
+def handler(message):
+    del message.body["much"]
+    time.sleep(0.02)
+    note("run", message)
+"""
+
+
 @pytest.mark.parametrize(
     ("extra", "prefetch"),
     [

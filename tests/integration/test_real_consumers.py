@@ -477,6 +477,22 @@ def test_fmn_sends_the_same_notifications(world, command, tmp_path, broker):
     assert fasjson.calls == ["/v1/users/dudemcpants/"]
 
 
+@both_commands
+def test_fmn_that_cannot_be_set_up_ends_with_the_same_exit_code(world, command, tmp_path):
+    python = installed("fmn", *FMN)
+    toml = '[consumer_config.send_queue]\namqp_url = "amqp://127.0.0.1:1/"\n'
+    path = tmp_path / "fmn.sqlite"
+    world.begin(
+        command,
+        python,
+        "fmn.consumer.consumer:Consumer",
+        toml,
+        DATABASE__SQLALCHEMY__URL=f"sqlite+aiosqlite:///{path}",
+    )
+    assert world.instance.wait() == 1
+    assert "AMQPConnectionError" in world.instance.log
+
+
 # -- bodhi: marks what robosignatory signed, in PostgreSQL
 
 

@@ -416,6 +416,7 @@ def test_logging_is_rehearsed_and_leaves_no_trace(check, directory):
         ('format = "%(message)s"', 'format = ["a"]'),
         ('format = "%(message)s"', 'format = "%(message"'),
         ("DIRECTORY/sample.log", "DIRECTORY/none/sample.log"),
+        ("DIRECTORY/sample.log", "DIRECTORY"),
         ('filename = "DIRECTORY/sample.log"', "filename = 5.5"),
         ('filename = "DIRECTORY/sample.log"', ""),
         ('level = "ERROR"', 'level = "LOUD"'),

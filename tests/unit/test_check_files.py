@@ -6,8 +6,11 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
+import sqlite3
 import tempfile
 from collections import namedtuple
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,10 @@ from consumer_framework.adapters.certificates import ends_of
 from consumer_framework.adapters.filesystems import filesystem_of, nearest
 from consumer_framework.core.errors import ExitCode
 from consumer_framework.core.findings import Level
-from consumer_framework.core.settings import Settings
+from consumer_framework.core.settings import Monitoring, Settings
 from consumer_framework.host.checking import state
 from consumer_framework.host.checking.files import file_findings, password_findings
+from consumer_framework.host.checking.monitoring import monitoring_findings
 from consumer_framework.host.checking.state import state_findings
 from consumer_framework.host.checking.tls import tls_findings
 
@@ -379,3 +383,37 @@ def test_a_read_only_filesystem_is_called_so(tmp_path, monkeypatch):
         first = next(iter(state_findings(tmp_path, made=made)))
         assert first.level is Level.ERROR
         assert "Read-only file system" in first.problem.message
+
+
+def other_database(directory):
+    with closing(sqlite3.connect(directory / "journal.sqlite3")) as database:
+        database.execute("CREATE TABLE other (id)")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda d: (d / "flight").mkdir(), "is a directory, and must be a file; move it away"),
+        (lambda d: (d / "journal.sqlite3").write_text("none" * 1000), "file is not a database"),
+        (other_database, "a database, but no journal; move the file away"),
+    ],
+    ids=["flight", "garbage", "other"],
+)
+def test_state_that_a_start_cannot_use_is_an_error(tmp_path, make, what):
+    assert list(state_findings(tmp_path, made=True)) == []
+    make(tmp_path)
+    (finding,) = state_findings(tmp_path, made=True)
+    assert finding.level is Level.ERROR
+    assert what in str(finding.problem)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", ""])
+def test_a_monitoring_port_that_another_process_has_is_an_error(tmp_path, address):
+    with socket.create_server((address, 0)) as busy:
+        port = busy.getsockname()[1]
+        monitoring = Monitoring(address=address, port=port)
+        (finding,) = monitoring_findings(monitoring, tmp_path)
+        assert finding.problem.path == "monitoring.port"
+        assert "Address already in use" in finding.problem.message
+    assert list(monitoring_findings(monitoring, tmp_path)) == []
+    assert list(monitoring_findings(None, tmp_path)) == []

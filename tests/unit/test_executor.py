@@ -862,3 +862,9 @@ async def scenario():
 asyncio.run(scenario())
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+
+
+def test_a_halt_without_an_exit_code_is_a_good_end():
+    signal = signal_of(upstream.HaltConsumer(exit_code=None))  # type: ignore[arg-type]
+    assert isinstance(signal, Halt)
+    assert signal.exit_code == 0

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From what the operator wrote to a handler, or to what is wrong with it."""
 
+import json
 import sys
 import textwrap
 import uuid
 
 import pytest
 
-from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.errors import (
+    ConfigurationError,
+    ExitCode,
+    Problem,
+    TemporaryProblem,
+)
 from consumer_framework.host import loader
 
 FORMS = "name a function, a class with __call__, or a subclass of consumer_framework.Consumer"
@@ -163,7 +169,7 @@ def test_a_path_that_names_no_object_is_refused(spec):
 
 def test_a_module_that_is_not_installed_asks_whether_it_is():
     assert refused(loader.find, "no.such:object", "x") == (
-        "'no.such:object' cannot be imported: ModuleNotFoundError: No module named 'no'; "
+        "'no.such:object' cannot be imported: there is no module 'no'; "
         "is the package installed where fm-consumer runs?"
     )
 
@@ -172,18 +178,80 @@ def test_a_module_that_lies_in_the_working_directory_shows_the_way(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lying_here.py").write_text("def handle(message): ...")
     assert refused(loader.find, "lying_here:handle", "x") == (
-        "'lying_here:handle' cannot be imported: ModuleNotFoundError: "
-        "No module named 'lying_here'; "
+        "'lying_here:handle' cannot be imported: there is no module 'lying_here'; "
         "use --callback-file lying_here.py:handle, or put this directory on PYTHONPATH"
     )
 
 
-def test_a_module_that_fails_names_the_line(module, tmp_path):
-    name = module("\n\nraise RuntimeError('no configuration')\n")
-    assert refused(loader.find, f"{name}:handle", "x") == (
-        f"'{name}:handle' cannot be imported: RuntimeError: no configuration "
-        f"({tmp_path}/{name}.py, line 3); is the package installed where fm-consumer runs?"
-    )
+IMPORTS = [
+    (
+        "\n\nraise RuntimeError('no configuration')\n",
+        (
+            "raised RuntimeError while it was imported: no configuration ({file}, line 3); "
+            "see the line named; the next start tries again"
+        ),
+        ExitCode.TEMPORARY,
+    ),
+    (
+        "import sys\nsys.exit('not today')\n",
+        (
+            "raised SystemExit while it was imported: not today ({file}, line 2); "
+            "see the line named; the next start tries again"
+        ),
+        ExitCode.TEMPORARY,
+    ),
+    (
+        "from json import dump_it\n",
+        (
+            "raised ImportError while it was imported: cannot import name 'dump_it' from 'json' "
+            f"({json.__file__}) ({{file}}, line 1); see the line named; the next start tries again"
+        ),
+        ExitCode.TEMPORARY,
+    ),
+    (
+        "eval('1 +')\n",
+        (
+            "raised SyntaxError while it was imported: invalid syntax (<string>, line 1) "
+            "({file}, line 1); see the line named; the next start tries again"
+        ),
+        ExitCode.TEMPORARY,
+    ),
+    (
+        "\n\ndef handle(message:\n",
+        "is no valid Python: '(' was never closed ({file}, line 3); mend the file",
+        ExitCode.CONFIGURATION,
+    ),
+    (
+        "import json\n\nimport no_such_module_at_all.inner\n",
+        (
+            "imports 'no_such_module_at_all', which is not installed ({file}, line 3); install what "  # noqa: E501
+            "provides 'no_such_module_at_all' where fm-consumer runs, or mend the import"
+        ),
+        ExitCode.CONFIGURATION,
+    ),
+]
+
+
+@pytest.mark.parametrize("is_module", [True, False])
+@pytest.mark.parametrize(("source", "words", "exit_code"), IMPORTS)
+def test_a_failed_import_names_its_line_and_its_own_cure(
+    module, file, tmp_path, source, words, exit_code, is_module
+):
+    if is_module:
+        name = module(source)
+        path, spec, find = tmp_path / f"{name}.py", f"{name}:handle", loader.find
+    else:
+        path = file(source)
+        spec, find = f"{path}:handle", loader.find_in_file
+    assert refused(find, spec, "x") == f"{spec!r} {words.format(file=path)}"
+    with pytest.raises(ConfigurationError) as caught:
+        find(spec, "x")
+    assert caught.value.exit_code == exit_code
+
+
+def test_a_temporary_problem_beside_a_lasting_one_takes_an_edit():
+    problems = TemporaryProblem("callback", "no network"), Problem("qos", "no number")
+    assert ConfigurationError(*problems).exit_code == ExitCode.CONFIGURATION
 
 
 @pytest.mark.parametrize("spec", [".relative:object", "a b:c", "a:b:c", "1:2"])
@@ -201,7 +269,87 @@ def test_a_missing_object_is_named_with_its_file(module, tmp_path):
     )
 
 
+CLASS = "from consumer_framework import BatchConsumer, Consumer\nclass handle(Consumer):\n"
 KINDS = [
+    (
+        "def handle(): ...",
+        "takes other arguments than one message: it is (); give it one parameter, the message",
+    ),
+    (
+        "def handle(message, queue): ...",
+        (
+            "takes other arguments than one message: it is (message, queue); "
+            "give it one parameter, the message"
+        ),
+    ),
+    (
+        "def handle(message):\n    yield",
+        "contains yield: calling it makes a generator, and its code never runs; remove the yield",
+    ),
+    (
+        "async def handle(message):\n    yield",
+        "contains yield: calling it makes a generator, and its code never runs; remove the yield",
+    ),
+    (
+        "class Handle:\n    def __call__(self, message):\n        yield\nhandle = Handle()",
+        (
+            "has a __call__() that contains yield: calling it makes a generator, and its code never "  # noqa: E501
+            "runs; remove the yield"
+        ),
+    ),
+    (
+        "class handle:\n    def __call__(self): ...",
+        "has a __call__(self) that cannot be called; write __call__(self, message)",
+    ),
+    (
+        "class handle:\n    def __call__(message): ...",
+        "has a __call__(message) that cannot be called; write __call__(self, message)",
+    ),
+    (
+        CLASS + "    def handle(self): ...",
+        "has a handle(self) that cannot be called; write handle(self, message)",
+    ),
+    (
+        CLASS + "    def handle(self, message, *, queue): ...",
+        "has a handle(self, message, *, queue) that cannot be called; write handle(self, message)",
+    ),
+    (
+        CLASS + "    def handle(self, message):\n        yield",
+        (
+            "has a handle() that contains yield: calling it makes a generator, and its code never "
+            "runs; remove the yield"
+        ),
+    ),
+    (
+        CLASS + "    def handle(self, message): ...\n    setup = 3",
+        "has a setup that is no method; write setup(self)",
+    ),
+    (
+        CLASS + "    def handle(self, message): ...\n    def teardown(self, reason): ...",
+        "has a teardown(self, reason) that cannot be called; write teardown(self)",
+    ),
+    (
+        CLASS + "    def handle(self, message): ...\n    def ordering_key(self): ...",
+        "has a ordering_key(self) that cannot be called; write ordering_key(self, message)",
+    ),
+    (
+        CLASS.replace("(Consumer)", "(BatchConsumer)") + "    def handle_batch(self): ...",
+        "has a handle_batch(self) that cannot be called; write handle_batch(self, messages)",
+    ),
+    (
+        CLASS + "    def __init__(self): ...\n    def handle(self, message): ...",
+        (
+            "has an __init__ that cannot be called with the config alone; "
+            "write __init__(self, config), and call super().__init__(config) in it"
+        ),
+    ),
+    (
+        CLASS + "    def __init__(self, config, db): ...\n    def handle(self, message): ...",
+        (
+            "has an __init__ that cannot be called with the config alone; "
+            "write __init__(self, config), and call super().__init__(config) in it"
+        ),
+    ),
     ("handle = 3", f"cannot be called (its type is int); {FORMS}"),
     (
         "class handle:\n    def handle(self, message): ...",
@@ -236,6 +384,27 @@ KINDS = [
 def test_an_object_that_handles_no_messages_is_refused_with_a_cure(module, source, words):
     name = module(source)
     assert refused(loader.find, f"{name}:handle", "x") == f"'{name}:handle' {words}"
+
+
+FITTING = [
+    "def handle(message, *more, optional=1): ...",
+    "import functools\ndef f(a, b): ...\nhandle = functools.partial(f, 1)",
+    "handle = print",
+    "class handle:\n    @staticmethod\n    def __call__(message): ...",
+    "class handle:\n    @classmethod\n    def __call__(cls, message): ...",
+    "class handle:\n    def __init__(self): ...\n    async def __call__(self, msg): ...",
+    "from unittest.mock import Mock\nhandle = Mock()",
+    (
+        "from twisted.internet.defer import inlineCallbacks\n@inlineCallbacks\n"
+        "def handle(message):\n    yield"
+    ),
+    CLASS + "    def __init__(self, config, more=1): ...\n    def handle(self, message): ...",
+]
+
+
+@pytest.mark.parametrize("source", FITTING)
+def test_an_object_that_takes_a_message_is_taken(module, source):
+    assert loader.find(f"{module(source)}:handle", "x").value is not None
 
 
 # Files.
@@ -277,22 +446,10 @@ def test_a_file_that_does_not_exist_is_refused(tmp_path):
     assert "is not a file" in refused(loader.find_in_file, f"{tmp_path}:handle", "x")
 
 
-def test_a_file_that_fails_names_the_line(file):
-    path = file("\nimport no_such_module_at_all\n")
-    assert refused(loader.find_in_file, f"{path}:handle", "x") == (
-        f"'{path}:handle' cannot be imported: ModuleNotFoundError: "
-        "No module named 'no_such_module_at_all'; mend the file"
-    )
-    path = file("\n1 / 0\n", "another.py")
-    assert refused(loader.find_in_file, f"{path}:handle", "x") == (
-        f"'{path}:handle' cannot be imported: ZeroDivisionError: division by zero "
-        f"({path}, line 2); mend the file"
-    )
-
-
-def test_a_file_that_is_no_python_file_is_refused(file):
-    path = file("def handle(message): ...", "handler.txt")
-    assert "does not end in .py" in refused(loader.find_in_file, f"{path}:handle", "x")
+@pytest.mark.parametrize("name", ["handler", "handler.txt", "a-b.c"])
+def test_a_callback_file_may_have_any_name(file, name):
+    path = file("def handle(message): return __file__", name)
+    assert made(loader.find_in_file(f"{path}:handle", "x")).call(None) == str(path)
 
 
 def test_a_file_without_the_object_is_refused(file):

@@ -294,7 +294,7 @@ class FakeInstance:
     """What :class:`.Relief` uses of an instance."""
 
     def __init__(self) -> None:
-        self.reactor = self.clock = self.session = self.slots = self
+        self.reactor = self.clock = self.session = self.slots = self.read_ahead = self
         self.time = ReactorClock()
         # So that nothing is pressed at 0, which the first moment of no clock is.
         self.time.advance(1000)
@@ -310,6 +310,9 @@ class FakeInstance:
 
     def resize(self, slots: int) -> None:
         self.calls.append(slots)
+
+    def bounded(self, count: int) -> int:
+        return count
 
     def set_prefetch(self, count: int) -> list[str]:
         self.calls.append(("ahead", count))

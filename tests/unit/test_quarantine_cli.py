@@ -374,7 +374,7 @@ def test_show_prints_the_message_and_every_attempt_with_its_time(operator):
     assert '    "who": "jürgen"\n' in shown
     assert "Traceback of ValueError\n    number 1\n" in shown
     assert "Attempt 1 of 4, 1970-01-01" in shown
-    assert "ValueError: first line\n  second line\n" in shown
+    assert "ValueError: first line\n      second line\n" in shown
     assert "Attempt 4 of 4" in shown
     assert ": the traceback of attempt 3\n" in shown
     assert shown.count("second line") == 1
@@ -756,3 +756,57 @@ def test_every_help_text_has_an_example(verb):
     assert "Examples:" in text
     assert f"  fm-consumer quarantine {verb} sample" in text
     assert "--json" in text
+
+
+# What strangers wrote.
+
+HOSTILE = "first\nERROR forged\x1b[2J\x9b\u2028\x85\u202e"
+
+
+@pytest.fixture
+def hostile(operator):
+    """A message with control characters wherever there may be text, and one that is no UTF-8."""
+    failed = failures(1, message=HOSTILE)
+    odd: Any = replace(a_delivery(1, routing_key=HOSTILE, history=failed), exchange=HOSTILE)
+    odd.properties.message_id = odd.properties.app_id = HOSTILE
+    bytes_: Any = {"routing_key": b"\xff.topic", "exchange": b"\xfd"}
+    no_text = replace(a_delivery(2), **bytes_)
+    properties: Any = no_text.properties
+    properties.message_id = b"\xfe"
+    properties.headers = {b"\xff": b"\xfe", HOSTILE: HOSTILE}
+    operator.quarantines(odd, no_text, reason=HOSTILE)
+    return operator
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("list", "--json"),
+        ("list", "--rows"),
+        ("list", "--rows", "--json"),
+        ("list", "--topic", "*topic"),
+        ("show", "1"),
+        ("show", "1", "--json"),
+        ("show", "2"),
+        ("show", "2", "--json"),
+        ("export",),
+        ("stats",),
+        ("stats", "--json"),
+        ("drop", "1", "2", "--yes"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_that_a_publisher_wrote_reaches_the_terminal_or_stops_a_command(hostile, words):
+    result = hostile.does(*words)
+    assert result.exit_code == 0, result.output
+    assert not set("\x1b\x9b\u2028\x85\u202e") & set(result.output)
+    assert not any(line.startswith("ERROR") for line in result.output.splitlines())
+
+
+@pytest.mark.parametrize("encoding", ["punycode", "unicode_escape", "gzip"])
+@pytest.mark.parametrize("verb", ["show", "export"])
+def test_a_body_is_not_decoded_with_what_is_no_encoding_of_text(operator, encoding, verb):
+    operator.quarantines(a_delivery(1, content_encoding=encoding))
+    result = operator.does(verb, "1")
+    assert "body_base64" in result.output or "not JSON" in result.output

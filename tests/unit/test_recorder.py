@@ -315,3 +315,14 @@ def test_a_message_whose_failure_has_a_line_has_its_success_and_others_are_count
         "20 more times a message was held, without a line of its own",
         "10 more times a message was acknowledged, without a line of its own",
     ]
+
+
+def test_what_a_publisher_or_an_author_wrote_begins_no_line_and_is_bounded(settle, log):
+    hostile = "first\nERROR forged\x1b[2J\x9b\u2028\x85\r" + "x" * 10_000
+    delivery = make_delivery(message_id=hostile[:200], routing_key=hostile[:200])
+    settle(delivery, Failed(ValueError(hostile)), Quarantine(f"ValueError: {hostile}"))
+    settle(delivery, Skipped(hostile), Ack())
+    settle(delivery, Failed(Drop(hostile)), Reject(hostile))
+    lines = log.lines()
+    assert len(lines) >= 2
+    assert all(line.isprintable() and len(line) < 3000 for line in lines)

@@ -213,6 +213,7 @@ def test_a_problem_of_the_framework_names_its_toml_path(table, problem):
 NUMBERS = [
     "slots",
     "read_ahead",
+    "read_ahead_bytes",
     "burst",
     "quarantine_max_bytes",
     "quarantine_max_age",

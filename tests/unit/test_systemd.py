@@ -92,6 +92,7 @@ def test_a_status_that_did_not_change_is_not_sent_again(manager, notifier):
         ("the queue čaj", "the queue ?aj"),
         ("one\ntwo\r\n  three", "one two three"),
         ("READY=1\nSTOPPING=1", "READY=1 STOPPING=1"),
+        ("colour \x1b[31m\x00", r"colour \x1b[31m\x00"),
         ("  tab\tand   spaces ", "tab and spaces"),
     ],
 )

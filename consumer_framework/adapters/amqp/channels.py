@@ -41,16 +41,19 @@ class Channels:
         self._untold = 0
         self._quiet_turns = 0
         self._left: set[int] = set()
+        self._bytes: dict[int, int] = {}
 
     def add(self, channel: TwistedChannel) -> int:
         """Return the generation of a new channel."""
         self._latest += 1
         self._open[self._latest] = (channel, Acks())
+        self._bytes[self._latest] = 0
         return self._latest
 
     def remove(self, generation: int) -> None:
         """Make every later settle for *generation* void."""
         self._open.pop(generation, None)
+        self._bytes.pop(generation, None)
         self._left.discard(generation)
 
     def leave(self, generation: int) -> None:
@@ -60,6 +63,16 @@ class Channels:
     def is_left(self, generation: int) -> bool:
         """Whether :meth:`leave` was called for *generation*."""
         return generation in self._left
+
+    @property
+    def unsettled_bytes(self) -> int:
+        """How large the bodies are that came on open channels, and are not settled."""
+        return sum(self._bytes.values())
+
+    def arrived(self, delivery: Delivery) -> None:
+        """Note that *delivery* came."""
+        if delivery.generation in self._bytes:
+            self._bytes[delivery.generation] += len(delivery.body)
 
     def settled(self, generation: int) -> int:
         """How many deliveries of *generation* are settled; 0 where its channel is gone."""
@@ -82,6 +95,7 @@ class Channels:
         if entry is None or not entry[0].is_open:
             return False
         entry[1].ack(delivery.delivery_tag)
+        self._bytes[delivery.generation] -= len(delivery.body)
         self._quiet_turns = 0
         self._untold += 1
         if self._untold == 1:
@@ -131,4 +145,6 @@ class Channels:
         except _GONE:
             return False
         acks.settled(delivery.delivery_tag)
+        if delivery.generation in self._bytes:
+            self._bytes[delivery.generation] -= len(delivery.body)
         return True

@@ -22,6 +22,7 @@ from twisted.internet import defer
 from twisted.internet.protocol import connectionDone
 
 from consumer_framework.core import backoff
+from consumer_framework.core.delivery_limit import version_of
 
 from . import faults
 from .dialing import Dialer
@@ -169,6 +170,13 @@ class Client(FedoraMessagingProtocolV2):
         capabilities: Any = self._impl.server_capabilities or {}
         has_begun = self._impl.server_properties is not None
         return has_begun and not capabilities.get("authentication_failure_close")
+
+    @property
+    def broker_version(self) -> tuple[int, ...] | None:
+        """The broker's version, None where it is none that is a number."""
+        properties: Any = self._impl.server_properties or {}
+        told = properties.get("version", "")
+        return version_of(told.decode(errors="replace") if isinstance(told, bytes) else str(told))
 
     def abort(self) -> None:
         """Drop the connection at once, without a word to the broker."""

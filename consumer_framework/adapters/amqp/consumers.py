@@ -208,7 +208,7 @@ class Consumers:
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
-        receive = receiver(subscription, self._recipient.delivered, self._channels.give_back)
+        receive = receiver(subscription, self._delivered, self._unwanted)
         subscription.is_wanted = True
         subscription.base_tag = subscription.latest_tag
         subscription.receivers[subscription.channel.channel_number] = receive
@@ -288,6 +288,27 @@ class Consumers:
             self._fill_up_later(subscription, min(2 * delay, LONGEST_FILL_UP_DELAY))
         elif not self.is_single_active(subscription):
             self._replace(subscription, (count + wanted + 1) // 2)
+
+    def _delivered(self, delivery: Delivery) -> None:
+        self._channels.arrived(delivery)
+        self._recipient.delivered(delivery)
+
+    def _unwanted(self, delivery: Delivery) -> None:
+        self._channels.arrived(delivery)
+        self._channels.give_back(delivery)
+
+    def shed(self, delivery: Delivery) -> bool:
+        """Give back *delivery*, and what comes after it until there is a new consumer.
+
+        Returns:
+            False where the consumer that it came to stays: nothing is given back then.
+        """
+        for subscription in self._subscriptions.values():
+            if subscription.generation == delivery.generation and not subscription.consumer_tag:
+                subscription.is_wanted = False
+                self._channels.give_back(delivery)
+                return True
+        return False
 
     def pause(self) -> None:
         """Cancel every consumer; the channels stay, for what is held on them."""

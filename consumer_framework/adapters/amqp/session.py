@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from consumer_framework.core.bindings import Bound
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.settings import Settings
     from consumer_framework.core.stats import Snapshot
 
@@ -189,6 +190,19 @@ class Session:
         kept = self._consumers.set_prefetch(prefetch_count)
         self._upkeep.proceed()
         return kept
+
+    @property
+    def prefetch_count(self) -> int:
+        """How many messages the broker is to send ahead, per queue; 0 for no limit."""
+        return self._consumers.prefetch_count
+
+    def shed(self, delivery: Delivery) -> bool:
+        """Give back *delivery* and what follows it, after :meth:`set_prefetch`.
+
+        Returns:
+            False where its consumer stays, and nothing is given back.
+        """
+        return self._consumers.shed(delivery)
 
     # Other settings.
 

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
-from encodings import normalize_encoding
-from encodings.aliases import aliases
 from typing import TYPE_CHECKING, Any, cast
 
 import jsonschema
@@ -14,6 +11,7 @@ from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import INFO, Message
 
 from consumer_framework.core.delivery import RAW_PROPERTIES, readable
+from consumer_framework.core.encodings import codec_of
 
 from .registry import class_of, warn_of_deprecated
 from .validation import validate
@@ -22,12 +20,6 @@ if TYPE_CHECKING:
     import pika
 
     from consumer_framework.core.delivery import Delivery
-
-
-# By normalized name. What is not here is not looked up: Python would remember every name.
-_TEXT = re.compile(r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_be|_le)?|iso8859_\d+|cp125\d")
-_NAMES = {**{codec: codec for codec in (*aliases.values(), "utf_8_sig")}, **aliases}
-_CODECS = {name: codec for name, codec in _NAMES.items() if _TEXT.fullmatch(codec)}
 
 
 class UndecodableError(ValueError):
@@ -94,26 +86,11 @@ def _copied(received: pika.BasicProperties) -> pika.BasicProperties:
     return properties
 
 
-def _codec(encoding: object) -> str:
-    """Return Python's name for *encoding*, which a publisher chose.
-
-    Python has many more that are no encodings of text, or take the square of the body's length:
-    punycode, idna, unicode_escape.
-    """
-    if encoding == "utf-8":
-        return "utf-8"
-    name = normalize_encoding(encoding).lower() if isinstance(encoding, str) else ""
-    if name not in _CODECS:
-        raise UndecodableError(
-            f"its content_encoding is {encoding!r}, which is none of UTF-8, UTF-16, UTF-32, ASCII, "
-            "Latin-1 and their relatives"
-        )
-    return _CODECS[name]
-
-
 def _body(received: bytes, encoding: str) -> dict[str, Any]:
     try:
-        text = received.decode(_codec(encoding))
+        text = received.decode(codec_of(encoding))
+    except LookupError as error:
+        raise UndecodableError(*error.args) from error
     except UnicodeDecodeError as error:
         raise ValidationError(error) from error
     try:

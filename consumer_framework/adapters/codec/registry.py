@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fedora_messaging import message as upstream
 from fedora_messaging.message import Message
 
+from consumer_framework.core.attempt import LINE_LIMIT
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.printable import clipped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,10 +76,11 @@ def class_of(headers: Mapping[str, Any]) -> type[Message]:
 def _warn_of_unknown(name: object, package: object) -> None:
     cure = "Either install the package with its schema definition or define a schema"
     if package:
-        cure = f"You can install the missing schema from package {package!r}"
+        named = clipped(repr(package), LINE_LIMIT)
+        cure = f"You can install the missing schema from package {named}"
     _log.warning(
         'The schema "%s" is not in the schema registry! %s. Falling back to the default schema...',
-        name,
+        printable(clipped(str(name), LINE_LIMIT)),
         cure,
     )
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.printable import printable
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -44,7 +46,7 @@ class Job:
         if not self.deliveries:
             return "its setup or teardown"
         more = f" and {len(self.deliveries) - 1} more" if len(self.deliveries) > 1 else ""
-        return f"message {self.deliveries[0].message_id or '(no id)'}{more}"
+        return printable(f"message {self.deliveries[0].message_id or '(no id)'}{more}")
 
     @property
     def lasts_since(self) -> float:

@@ -9,6 +9,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.encodings import codec_of
+
 from .files import create, sync_directory
 from .properties import pack
 from .records import text
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 
     from .records import Row
 
-# `dumps` writes these as they are, but `loads` splits lines with str.splitlines(), which takes the
-# first three for the end of a line; and no file takes a lone surrogate.
-_UNSAFE = re.compile("[\u0085\u2028\u2029\ud800-\udfff]")
+# `dumps` writes these as they are, but `loads` splits lines with str.splitlines(), which takes some
+# for the end of a line; no file takes a lone surrogate, and a terminal obeys the others.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def line_of(delivery: Delivery) -> str:
@@ -119,7 +121,7 @@ def _readable(delivery: Delivery) -> dict[str, Any]:
         ValueError: It is no message: so do LookupError, TypeError and RecursionError say.
     """
     properties: pika.BasicProperties = delivery.properties  # type: ignore[assignment]
-    body = json.loads(delivery.body.decode(properties.content_encoding or "utf-8"))
+    body = json.loads(delivery.body.decode(codec_of(properties.content_encoding or "utf-8")))
     if not isinstance(body, dict) or not isinstance(delivery.routing_key, str):
         raise TypeError
     message = {

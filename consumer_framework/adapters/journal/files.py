@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.core.errors import JournalError
 
+from . import wal
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -227,6 +229,7 @@ def open_writable(file: Path) -> sqlite3.Connection:
     with described(file):
         os.close(create(file))
         sync_directory(file.parent)
+        wal.hold(file)
         connection = _connect(file, "rw")
         try:
             _prepare(file, connection)
@@ -274,6 +277,7 @@ def _connect(file: Path, mode: str) -> sqlite3.Connection:
 
 def _prepare(file: Path, connection: sqlite3.Connection) -> None:
     version = _version(file, connection)
+    wal.keep_damaged(file, connection)
     if version == 0:
         # Before anything else is written, or it has no effect.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")

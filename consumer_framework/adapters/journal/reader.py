@@ -203,12 +203,12 @@ class Reader:
         chosen = {term: value for term, value in wanted.items() if value is not None}
         where = " AND ".join(chosen) or "TRUE"
         query = f"{_ROW} WHERE {where} ORDER BY m.id LIMIT ?"
-        return [Row(*row) for row in self._select(query, *chosen.values(), limit)]
+        return [_row_of(row) for row in self._select(query, *chosen.values(), limit)]
 
     def row(self, number: int) -> Row | None:
         """Return one row, None where there is none."""
         found = self._select(f"{_ROW} WHERE m.id = ?", number)
-        return Row(*found[0]) if found else None
+        return _row_of(found[0]) if found else None
 
     def delivery(self, number: int) -> Delivery | None:
         """Return the message of one row, with its whole history; None where there is none.
@@ -297,3 +297,9 @@ class Reader:
     def _cursor(self, query: str, *values: object) -> Iterator[sqlite3.Cursor]:
         with described(self._file), closing(self._connection.execute(query, values)) as cursor:
             yield cursor
+
+
+def _row_of(values: Iterable[Any]) -> Row:
+    """Make a row of its columns; topics that are no UTF-8 were once kept as bytes."""
+    columns: Any = (text(value) if isinstance(value, bytes) else value for value in values)
+    return Row(*columns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
+from consumer_framework.core.delivery_limit import DEFAULT_LIMIT, DEFAULT_SINCE, LIMIT
 from consumer_framework.core.durations import text as duration
 from consumer_framework.core.findings import warning
 from consumer_framework.core.settings import toml_path
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     Version: TypeAlias = tuple[int, ...]
 
-# RabbitMQ 4 gave quorum queues a delivery limit where nobody asks for one.
-_LIMITED_SINCE = (4,)
-_DEFAULT_LIMIT = 20
 _DLX = "x-dead-letter-exchange"
 _OTHER_QUEUE = "use a queue without it, of another name (arguments cannot be changed)"
 
@@ -98,18 +96,19 @@ def _ages(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
 def _deliveries(
     place: str, arguments: Mapping[str, Any], version: Version | None
 ) -> Iterator[Finding]:
-    if _DLX in arguments:
-        return
-    limit = arguments.get("x-delivery-limit")
+    limit = arguments.get(LIMIT)
+    back = "each crash and each lost connection brings back what was sent ahead"
     if isinstance(limit, int) and limit >= 0:
-        what = f"the broker drops a message that came back more than {limit} times"
-        yield warning(f"{place}.x-delivery-limit", what, _keep(arguments))
-    elif limit is None and _is_quorum(arguments) and (version or _LIMITED_SINCE) >= _LIMITED_SINCE:
+        what = f"the broker {_goes(arguments)} a message that came back more than {limit} times"
+        yield warning(f"{place}.{LIMIT}", f"{what}; {back}", _keep(arguments))
+    elif limit is None and _is_quorum(arguments) and (version or DEFAULT_SINCE) >= DEFAULT_SINCE:
         what = (
-            f"RabbitMQ 4 drops a message of a quorum queue that came back {_DEFAULT_LIMIT} times; "
-            "it may come back at each stop"
+            f"RabbitMQ 4 {_goes(arguments)} a message of a quorum queue that came back "
+            f"{DEFAULT_LIMIT} times; {back}"
         )
         cure = "let a policy give the queue a dead-letter exchange, or a delivery-limit of -1"
+        if _DLX in arguments:
+            cure = "let a policy give the queue a delivery-limit of -1"
         yield warning(f"{place}.x-queue-type", what, cure)
 
 

@@ -52,6 +52,7 @@ FRAMEWORK_TABLE: Mapping[str, Takes] = {
     "brokers": Takes.RESTART,
     "slots": Takes.RELOAD,
     "read_ahead": Takes.RELOAD,
+    "read_ahead_bytes": Takes.RELOAD,
     "ordering": Takes.RESTART,
     "ordering_key": Takes.RESTART,
     "handler_timeout": Takes.RELOAD,

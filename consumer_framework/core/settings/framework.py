@@ -121,6 +121,7 @@ class Framework(Table):
     brokers: Annotated[tuple[Broker, ...], Field(max_length=100)] = ()
     slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
+    read_ahead_bytes: Annotated[StrictInt, Field(ge=1 << 20, le=1 << 50)] | None = None
     ordering: Ordering = Ordering.NONE
     ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
     # None for what is usual for the form of the consumer: see `handler_limit`.

@@ -29,6 +29,7 @@ from consumer_framework.host.stores import SYSTEM_STATE, state_directory
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings
+from .monitoring import monitoring_findings
 from .publishing import publish_findings
 from .secrets import Named, named_in
 from .start import examine
@@ -68,6 +69,8 @@ def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
         unit = f"fm-consumer@{request.instance}.service"
         most = most_tasks() if account is None else tasks_of_service(unit)
         problem = tasks_problem(start.framework, most)
+        directory = _state_directory(request, account)
+        found += monitoring_findings(start.settings.monitoring, directory)
         found += [error(problem)] if problem else []
         unasked = None if ask_broker else NOT_ASKED
         if ask_broker and named.hides_the_broker:
@@ -106,9 +109,7 @@ def _settings_findings(
         yield from password_findings(settings.amqp_url, path)
     yield from tls_findings(settings, account, datetime.now(UTC), named.paths)
     yield from flow_findings(settings.qos.prefetch_count, start.framework)
-    yield from binding_findings(
-        settings.queues, settings.bindings, passive=settings.passive_declares
-    )
+    yield from binding_findings(settings)
     if start.target is not None:
         yield from publish_findings(start.target)
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp.inspection import UnreachableError, inspect
+from consumer_framework.core.delivery_limit import version_of
 from consumer_framework.core.errors import Fault, Problem
 from consumer_framework.core.findings import error, info, warning
 from consumer_framework.core.settings import toml_path
@@ -65,10 +65,7 @@ def _clusters(views: list[View]) -> Iterator[Finding]:
 
 
 def _version(view: View) -> tuple[int, ...] | None:
-    numbers = re.match(r"\d+(\.\d+)*", view.version)
-    if view.product != "RabbitMQ" or numbers is None:
-        return None
-    return tuple(int(number) for number in numbers[0].split("."))
+    return version_of(view.version) if view.product == "RabbitMQ" else None
 
 
 def _findings(view: View) -> Iterator[Finding]:

@@ -7,9 +7,12 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from consumer_framework.adapters import flight as flight_file
 from consumer_framework.adapters.filesystems import filesystem_of, nearest
-from consumer_framework.core.errors import Problem
+from consumer_framework.adapters.journal.files import DATABASE
+from consumer_framework.core.errors import JournalError, Problem
 from consumer_framework.core.findings import error, info, warning
+from consumer_framework.host.kept import kept_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,8 +47,25 @@ def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
     elif not made and not os.access(there, os.W_OK | os.X_OK):
         cure = "give a directory that this user can write to with --state-dir"
         yield error(Problem("", "cannot be used for state: Permission denied", cure)).at(place)
+    else:
+        yield from _files(directory)
     for finding in (*_filesystem(filesystem_of(there)), *_room(shutil.disk_usage(there).free)):
         yield finding.at(place)
+
+
+def _files(directory: Path) -> Iterator[Finding]:
+    """What a start cannot use of what is there; only what will not pass by itself."""
+    flight = directory / flight_file.NAME
+    if flight.is_dir():
+        yield error(Problem("", "is a directory, and must be a file", "move it away")).at(
+            str(flight)
+        )
+    try:
+        kept_in(directory)
+    except JournalError as refused:
+        # This user may not look, perhaps.
+        if refused.lasting and os.access(directory / DATABASE, os.R_OK):
+            yield error(Problem("", str(refused)))
 
 
 def _filesystem(kind: str) -> Iterator[Finding]:
