@@ -33,10 +33,17 @@ from .leaving import Leaving
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
+from .publishing import refuse_early
 from .reload import Origin
 from .runner import Runner
 from .startup import make_early
-from .stores import CONSUMER_FILES, open_stores, state_directory, wait_for_stores
+from .stores import (
+    CONSUMER_FILES,
+    is_directory_given,
+    open_stores,
+    state_directory,
+    wait_for_stores,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +101,7 @@ def run(request: Request) -> int:
     settings = load(request)
     _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
+    refuse_early()
     plan = _own_plan(request, settings, source)
     # The callback may have configured logging when it was imported.
     log.adapt(is_journal)
@@ -110,7 +118,13 @@ def run(request: Request) -> int:
     directory = state_directory(request.instance, request.state_directory)
     clock = SystemClock()
     stores = wait_for_stores(
-        partial(open_stores, directory, request.instance, plan.framework),
+        partial(
+            open_stores,
+            directory,
+            request.instance,
+            plan.framework,
+            is_given=is_directory_given(request.state_directory),
+        ),
         plan.framework.start_timeout,
         notifier,
         clock,
