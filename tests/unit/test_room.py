@@ -9,7 +9,6 @@ import pytest
 from consumer_framework.adapters.amqp import Channels
 from consumer_framework.adapters.amqp.consumers import Consumers
 from consumer_framework.adapters.amqp.subscription import Subscription
-from consumer_framework.testing import make_delivery
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def has_room(channels):
         generation = channels.add(channel)
         made = Subscription("q", "q", channel, generation, {}, count=count, latest_tag=came)
         for tag in range(1, acked + 1):
-            delivery: Any = make_delivery(generation=generation, delivery_tag=tag)
+            delivery: Any = SimpleNamespace(generation=generation, delivery_tag=tag, body=b"")
             channels.ack(delivery)
         assert channels.settled_up_to(generation) == acked
         return consumers.has_room(made)
