@@ -33,6 +33,7 @@ from .leaving import Leaving
 from .ordering import source_for
 from .plan import Plan, fitted
 from .policy import policy_of
+from .publishing import refuse_early
 from .reload import Origin
 from .runner import Runner
 from .startup import make_early
@@ -94,6 +95,7 @@ def run(request: Request) -> int:
     settings = load(request)
     _set_up_logging(settings, source, request.instance)
     codec.load_schemas()
+    refuse_early()
     plan = _own_plan(request, settings, source)
     # The callback may have configured logging when it was imported.
     log.adapt(is_journal)

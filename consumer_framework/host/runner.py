@@ -125,8 +125,6 @@ class Runner(MultiService):
         super().startService()  # type: ignore[no-untyped-call]
         self._signals.catch()
         self._reactor.addSystemEventTrigger("before", "shutdown", self._on_shutdown)
-        # What handlers publish with fedora_messaging.api goes over the instance's connection.
-        api._twisted_service = self._instance.session.service  # noqa: SLF001
         self._status_timer.start(STATUS_INTERVAL)
         self._watchdog.start()
         self._retention_timer.start(RETENTION_INTERVAL)
@@ -150,6 +148,8 @@ class Runner(MultiService):
         """There is a connection."""
         _log.info("connected to the broker at %s", self._instance.broker)
         self._instance.trouble = ""
+        # What handlers publish with fedora_messaging.api goes over the instance's connection.
+        api._twisted_service = self._instance.session.service  # noqa: SLF001
         self._happened(Event.CONNECTED)
 
     def subscribed(self) -> None:

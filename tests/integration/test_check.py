@@ -175,3 +175,12 @@ def test_a_quorum_queue_of_an_old_broker_has_no_limit(broker, queue_name, check)
     table = queue_table(queue_name, arguments={"x-queue-type": "quorum"})
     _, report = check(broker.url, table, "--strict")
     assert report["warnings"] == 0
+
+
+def test_a_binding_to_the_default_exchange_ends_check_and_run_alike(
+    broker, queue_name, check, tmp_path
+):
+    exit_code, report = check(broker.url, queue_table(queue_name).replace("amq.topic", ""))
+    assert exit_code == 10
+    assert told(report, "error", "bindings[0].exchange")
+    assert fm_consumer(tmp_path, "run").returncode == 10

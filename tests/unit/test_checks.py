@@ -8,7 +8,7 @@ import pytest
 from consumer_framework.core.checks import binding_findings, flow_findings, queue_findings
 from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.findings import Finding, Level, error, info, report, warning
-from consumer_framework.core.settings import Binding, Framework, Queue, Recovery
+from consumer_framework.core.settings import Framework, Queue, Recovery, Settings
 
 DURABLE = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}}
 
@@ -196,10 +196,12 @@ def test_a_finding_keeps_its_own_place():
 # Bindings.
 
 
-def bound(*keys: str, queue: str = "one", passive: bool = False, **changes: Any) -> list[Finding]:
-    of_one = Queue.model_validate({**DURABLE, **changes})
-    binding = Binding(exchange="amq.topic", routing_keys=list(keys), queue=queue)
-    return list(binding_findings({"one": of_one}, [binding], passive=passive))
+def bound(
+    *keys: str, queue: str = "one", exchange: str = "amq.topic", **more: Any
+) -> list[Finding]:
+    binding = {"exchange": exchange, "routing_keys": list(keys), "queue": queue}
+    document = {"amqp_url": "amqp://", "queues": {"one": DURABLE}, "bindings": [binding], **more}
+    return list(binding_findings(Settings.model_validate(document)))
 
 
 @pytest.mark.parametrize("key", ["#", "*", "org.*.prod.#", "org.#.bodhi", "", "org.foo", "a..b"])
@@ -232,7 +234,24 @@ def test_a_space_in_a_key_is_warned_of():
 def test_a_queue_without_a_binding_is_told():
     assert "no binding of this file" in only(bound("#", queue="other")).message
     assert only(bound("#", queue="other")).path == "queues.one"
-    told = bound("#", queue="other", passive=True)
+    told = bound("#", queue="other", passive_declares=True)
     assert [finding.level for finding in told] == [Level.INFO]
     empty = bound()
     assert [finding.problem.path for finding in empty] == ["bindings[0].routing_keys", "queues.one"]
+
+
+def test_a_direct_exchange_takes_wildcards_as_they_are():
+    own: Any = {"mine": {"type": "direct"}}
+    for told in (
+        bound("org.#", exchange="amq.direct"),
+        bound("a.*", exchange="mine", exchanges=own),
+    ):
+        assert "stand for themselves" in only(told).message
+    assert bound("org.foo", exchange="amq.direct") == []
+    assert bound("foo*", exchange="amq.fanout") == [], "it looks at no key"
+
+
+def test_nobody_binds_to_the_default_exchange():
+    (found,) = bound("one", exchange="")
+    assert (found.level, found.exit_code) == (Level.ERROR, ExitCode.BAD_DECLARATION)
+    assert found.problem.path == "bindings[0].exchange"

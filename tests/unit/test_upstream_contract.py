@@ -514,3 +514,14 @@ def test_properties_keep_everything_in_their_dictionary():
     assert not hasattr(pika.BasicProperties, "__slots__"), moved(
         "pika.BasicProperties.__dict__", DECODING
     )
+
+
+def test_publish_asks_its_wrapper_first_which_is_looked_up_at_each_call():
+    """A check stands in its place, and refuses before anything is sent."""
+    refused = RuntimeError("refused")
+    with (
+        mock.patch.object(api, "_twisted_publish_wrapper", side_effect=refused),
+        mock.patch("crochet.setup"),
+        pytest.raises(RuntimeError, match="refused"),
+    ):
+        api.publish(message.Message(topic="test", body={}))

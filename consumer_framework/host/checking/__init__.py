@@ -109,9 +109,7 @@ def _settings_findings(
         yield from password_findings(settings.amqp_url, path)
     yield from tls_findings(settings, account, datetime.now(UTC), named.paths)
     yield from flow_findings(settings.qos.prefetch_count, start.framework)
-    yield from binding_findings(
-        settings.queues, settings.bindings, passive=settings.passive_declares
-    )
+    yield from binding_findings(settings)
     if start.target is not None:
         yield from publish_findings(start.target)
 
