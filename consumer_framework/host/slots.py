@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 
+# Why a message is deferred that was held.
+MAKES_ROOM = "the messages behind it, with the same key, kept those with other keys waiting"
+
+
 class Slots:
     """The deliveries of an instance, from their arrival to their settle.
 
@@ -193,6 +197,23 @@ class Slots:
             return
         self._arrivals.put(delivery, self.lane_of)
 
+    def _enter(self, delivery: Delivery) -> None:
+        self._intake.put(delivery)
+        if delivery.lane:
+            self._clear_read_ahead()
+
+    def _clear_read_ahead(self) -> None:
+        """Defer the held heads whose followers use the read-ahead of other keys.
+
+        Their followers go to the journal behind them, in their order, each as it meets a slot.
+        """
+        most = self._plan.most_behind
+        if most is None or self._intake.behind <= most:
+            return
+        for head, until in self._holds.take(lambda held: self._intake.has_followers(held.lane)):
+            decision = Decision(Defer(until, MAKES_ROOM), head.history)
+            self._settler.settle(Settled(head, None, Withdrawn(), decision))
+
     def _admit(self, delivery: Delivery) -> None:
         """Let *delivery* wait for a slot, in the journal where its queue might drop it meanwhile.
 
@@ -202,11 +223,11 @@ class Slots:
         limit = self.limit_of(delivery) if delivery.redelivered else None
         count = count_of(delivery) or 0
         if limit is None or not is_near(count, limit) or self._is_known(delivery):
-            self._intake.put(delivery)
+            self._enter(delivery)
             return
         if delivery.lane and self._intake.has_lane(delivery.lane):
             if count < limit:
-                self._intake.put(delivery)
+                self._enter(delivery)
                 return
             for follower in self._intake.followers(delivery.lane):
                 if self._is_known(follower):
@@ -235,7 +256,7 @@ class Slots:
             self._settler.settle(Settled(known, None, Withdrawn(), decision))
 
     def _is_near_limit(self, delivery: Delivery) -> bool:
-        limit = self.limit_of(delivery)
+        limit = self.limit_of(delivery) if self._journal.keeps else None
         return limit is not None and is_near(count_of(delivery) or 0, limit)
 
     def _must_keep(self, delivery: Delivery) -> bool:
@@ -384,6 +405,7 @@ class Slots:
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
             self._scheduler.bring()
+            self._clear_read_ahead()
         # With a limit, a token is for what runs, not for what is ready.
         return pipeline.handler.is_quick and self._plan.framework.rate is None
 
@@ -412,7 +434,10 @@ class Slots:
         self._look_at_order()
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
-        self._scheduler.done(delivery)
+        if isinstance(disposition, GiveBack):
+            self._scheduler.given_back(delivery)
+        else:
+            self._scheduler.done(delivery)
         waiting = self._replays.pop(delivery.row, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(disposition)
