@@ -230,7 +230,10 @@ class Slots:
                 self._enter(delivery)
                 return
             for follower in self._intake.followers(delivery.lane):
-                self._keep(follower)
+                if self._is_known(follower):
+                    self._intake.put(follower)
+                else:
+                    self._keep(follower)
         else:
             # What comes next must not overtake it while it is written.
             self._intake.occupy(delivery)
