@@ -231,7 +231,10 @@ class Slots:
                 self._enter(delivery)
                 return
             for follower in self._intake.followers(delivery.lane):
-                self._keep(follower)
+                if self._is_known(follower):
+                    self._intake.put(follower)
+                else:
+                    self._keep(follower)
         else:
             # What comes next must not overtake it while it is written.
             self._intake.occupy(delivery)
@@ -254,7 +257,7 @@ class Slots:
             self._settler.settle(Settled(known, None, Withdrawn(), decision))
 
     def _is_near_limit(self, delivery: Delivery) -> bool:
-        limit = self.limit_of(delivery)
+        limit = self.limit_of(delivery) if self._journal.keeps else None
         return limit is not None and is_near(count_of(delivery) or 0, limit)
 
     def _must_keep(self, delivery: Delivery) -> bool:
