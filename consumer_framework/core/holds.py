@@ -8,6 +8,8 @@ import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .delivery import Delivery
     from .ports import Clock
 
@@ -56,19 +58,26 @@ class Holds:
         """Remove and return the delivery that is due next, due or not; none where none is held."""
         return [heapq.heappop(self._heap)[2]] if self._heap else []
 
+    def take(self, which: Callable[[Delivery], bool]) -> list[tuple[Delivery, float]]:
+        """Remove and return deliveries, each with its time in seconds since the epoch."""
+        taken = [entry for entry in self._heap if which(entry[2])]
+        self._heap = [entry for entry in self._heap if not which(entry[2])]
+        heapq.heapify(self._heap)
+        offset = self._clock.time() - self._clock.monotonic()
+        return [(delivery, due_at + offset) for due_at, _, delivery in sorted(taken, key=_time)]
+
     def next_due(self) -> float | None:
         """When the next delivery is due, in monotonic seconds; None for never."""
         return self._heap[0][0] if self._heap else None
 
     def discard(self, generation: int) -> list[Delivery]:
         """Remove and return what came on a channel that is gone."""
-        gone = [entry for entry in self._heap if entry[2].generation == generation]
-        self._heap = [entry for entry in self._heap if entry[2].generation != generation]
-        heapq.heapify(self._heap)
-        return [delivery for _, _, delivery in gone]
+        return [delivery for delivery, _ in self.take(lambda d: d.generation == generation)]
 
     def clear(self) -> list[Delivery]:
         """Remove and return everything, in the order of its times."""
-        everything = [delivery for _, _, delivery in sorted(self._heap, key=lambda e: e[:2])]
-        self._heap.clear()
-        return everything
+        return [delivery for delivery, _ in self.take(lambda _delivery: True)]
+
+
+def _time(entry: tuple[float, int, Delivery]) -> tuple[float, int]:
+    return entry[:2]

@@ -78,6 +78,15 @@ class Intake:
         (self._rows if delivery.row else self._ready).appendleft(delivery)
         self._wake()
 
+    @property
+    def behind(self) -> int:
+        """How many deliveries wait behind others of their lanes."""
+        return len(self._lanes)
+
+    def has_followers(self, lane: str) -> bool:
+        """Whether anything waits in *lane* behind its head."""
+        return self._lanes.has_followers(lane)
+
     def occupy(self, delivery: Delivery) -> None:
         """Let those of its lane wait until *delivery* has :meth:`left`, which no slot takes."""
         if delivery.lane:

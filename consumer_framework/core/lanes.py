@@ -60,6 +60,10 @@ class Lanes:
         del self._lanes[delivery.lane]
         return None
 
+    def has_followers(self, lane: str) -> bool:
+        """Whether anything waits behind the head of *lane*."""
+        return len(self._lanes.get(lane, ())) > 1
+
     def followers(self, lane: str, *, of_journal: bool = True) -> list[Delivery]:
         """Remove and return what waits behind the head of *lane*.
 

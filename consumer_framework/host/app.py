@@ -37,7 +37,13 @@ from .publishing import refuse_early
 from .reload import Origin
 from .runner import Runner
 from .startup import make_early
-from .stores import CONSUMER_FILES, open_stores, state_directory, wait_for_stores
+from .stores import (
+    CONSUMER_FILES,
+    is_directory_given,
+    open_stores,
+    state_directory,
+    wait_for_stores,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +118,13 @@ def run(request: Request) -> int:
     directory = state_directory(request.instance, request.state_directory)
     clock = SystemClock()
     stores = wait_for_stores(
-        partial(open_stores, directory, request.instance, plan.framework),
+        partial(
+            open_stores,
+            directory,
+            request.instance,
+            plan.framework,
+            is_given=is_directory_given(request.state_directory),
+        ),
         plan.framework.start_timeout,
         notifier,
         clock,

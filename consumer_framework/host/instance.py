@@ -104,6 +104,8 @@ class Instance:
         self.is_built = asyncio.Event()
         self.is_reloading = False
         self.remarks: dict[str, str] = {}
+        if not stores.journal.keeps:
+            self.remarks["store"] = "no store: nothing is deferred or quarantined"
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
         self._last_kept = (0, 0)

@@ -49,6 +49,16 @@ class Plan:
     usual_timeout: float = math.inf
 
     @property
+    def most_behind(self) -> int | None:
+        """How many messages may wait behind failed ones of their keys; None for no limit.
+
+        They use up half of what the broker sends ahead, and leave the rest to other keys.
+        """
+        if self.policy.strict or not self.prefetch_count:
+            return None
+        return self.prefetch_count // 2
+
+    @property
     def limits(self) -> Limits:
         """How much of the handler runs at once, and for how long."""
         limits = Limits(self.framework.slots, self.framework.handler_limit(self.usual_timeout))

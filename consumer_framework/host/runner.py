@@ -37,7 +37,7 @@ from .orders import Orders
 from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
-from .stores import control_socket
+from .stores import control_socket, runtime_directory
 from .tasks import Tasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
@@ -310,7 +310,11 @@ class Runner(MultiService):
             monitor_service(service, address=monitoring.address, port=monitoring.port)
 
     def _listen(self) -> None:
-        path = control_socket(self._instance.stores.directory)
+        directory = self._instance.stores.directory or runtime_directory()
+        if directory is None:
+            _log.warning("no command reaches this instance: there is no $RUNTIME_DIRECTORY")
+            return
+        path = control_socket(directory)
         path.unlink(missing_ok=True)
         journal, slots = self._instance.stores.journal, self._instance.slots
         orders = Orders(journal, slots.replay, slots.dropped, slots.look, self._instance.report)

@@ -33,6 +33,8 @@ UNREADABLE_SLEEP = 5.0
 # work while the removals of the last ones are synced to the disk.
 MOST_OUT = 256
 MOST_BYTES = 16 << 20
+# Seconds until rows that were given back without a run are claimed again.
+GIVEN_BACK_SLEEP = 1.0
 # Seconds. A clock that was set back by more makes rows late, unless they are brought forward.
 CLOCK_JUMP = 5.0
 
@@ -66,6 +68,7 @@ class Scheduler:
         self._bytes_out = 0
         # Seconds since the epoch: no row that is not out is due before.
         self._due_at = -math.inf
+        self._not_before = -math.inf
         self._is_called = False
         self._trouble = ""
         self._offset = clock.time() - clock.monotonic()
@@ -92,7 +95,8 @@ class Scheduler:
         self._watch_clock(now)
         for delivery in reversed(self._holds.due(self._clock.monotonic())):
             self._intake.put_first(delivery)
-        if self._due_at <= now and self._has_room:
+        is_time = self._due_at <= now and self._clock.monotonic() >= self._not_before
+        if is_time and self._has_room:
             for delivery in self._claim(now, MOST_OUT - len(self._out)):
                 self._intake.put(delivery)
         self._timer = self._reactor.callLater(self._sleep(now), self._ring)
@@ -124,6 +128,12 @@ class Scheduler:
         if delivery.lane:
             self._due_at = -math.inf
         self._bring_soon()
+
+    def given_back(self, delivery: Delivery) -> None:
+        """A row did not run: it is out no more, and no row is claimed for a moment."""
+        self._not_before = self._clock.monotonic() + GIVEN_BACK_SLEEP
+        self._due_at = -math.inf
+        self.done(delivery)
 
     def deferred(self, until: float) -> None:
         """A row was written that is due at *until* seconds since the epoch."""
@@ -192,7 +202,8 @@ class Scheduler:
         if held is not None:
             waits.append(held - self._clock.monotonic())
         if self._has_room:
-            waits.append(self._due_at - now)
+            not_before = self._not_before - self._clock.monotonic()
+            waits.append(max(self._due_at - now, not_before))
         return max(min(waits), 0.0)
 
     def _stop_timer(self) -> None:

@@ -23,6 +23,7 @@ from consumer_framework.core.rate import TokenBucket
 from consumer_framework.core.recovery import Decision
 from consumer_framework.core.redelivery import LostAcks, Unsettled
 from consumer_framework.core.settler import Settled, Settler
+from consumer_framework.core.suspects import OneByOne
 
 from .circuit import Circuit
 from .crew import Crew
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 
     from .lane import LaneOf
     from .plan import Plan
+
+
+# Why a message is deferred that was held.
+MAKES_ROOM = "the messages behind it, with the same key, kept those with other keys waiting"
 
 
 class Slots:
@@ -136,10 +141,10 @@ class Slots:
                 a commit that failed by a defect.
         """
         self._settler.watch = watch
-        self._handler = handler
+        self._handler = OneByOne(handler)
         self.lane_of = lane_of
         self._pipeline = Pipeline(
-            handler=handler,
+            handler=self._handler,
             policy=self._plan.policy,
             journal=self._journal,
             recorder=self._recorder,
@@ -193,6 +198,23 @@ class Slots:
             return
         self._arrivals.put(delivery, self.lane_of)
 
+    def _enter(self, delivery: Delivery) -> None:
+        self._intake.put(delivery)
+        if delivery.lane:
+            self._clear_read_ahead()
+
+    def _clear_read_ahead(self) -> None:
+        """Defer the held heads whose followers use the read-ahead of other keys.
+
+        Their followers go to the journal behind them, in their order, each as it meets a slot.
+        """
+        most = self._plan.most_behind
+        if most is None or self._intake.behind <= most:
+            return
+        for head, until in self._holds.take(lambda held: self._intake.has_followers(held.lane)):
+            decision = Decision(Defer(until, MAKES_ROOM), head.history)
+            self._settler.settle(Settled(head, None, Withdrawn(), decision))
+
     def _admit(self, delivery: Delivery) -> None:
         """Let *delivery* wait for a slot, in the journal where its queue might drop it meanwhile.
 
@@ -202,14 +224,17 @@ class Slots:
         limit = self.limit_of(delivery) if delivery.redelivered else None
         count = count_of(delivery) or 0
         if limit is None or not is_near(count, limit) or self._is_known(delivery):
-            self._intake.put(delivery)
+            self._enter(delivery)
             return
         if delivery.lane and self._intake.has_lane(delivery.lane):
             if count < limit:
-                self._intake.put(delivery)
+                self._enter(delivery)
                 return
             for follower in self._intake.followers(delivery.lane):
-                self._keep(follower)
+                if self._is_known(follower):
+                    self._intake.put(follower)
+                else:
+                    self._keep(follower)
         else:
             # What comes next must not overtake it while it is written.
             self._intake.occupy(delivery)
@@ -232,7 +257,7 @@ class Slots:
             self._settler.settle(Settled(known, None, Withdrawn(), decision))
 
     def _is_near_limit(self, delivery: Delivery) -> bool:
-        limit = self.limit_of(delivery)
+        limit = self.limit_of(delivery) if self._journal.keeps else None
         return limit is not None and is_near(count_of(delivery) or 0, limit)
 
     def _must_keep(self, delivery: Delivery) -> bool:
@@ -381,6 +406,7 @@ class Slots:
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
             self._scheduler.bring()
+            self._clear_read_ahead()
         # With a limit, a token is for what runs, not for what is ready.
         return pipeline.handler.is_quick and self._plan.framework.rate is None
 
@@ -409,7 +435,10 @@ class Slots:
         self._look_at_order()
 
     def _row_done(self, delivery: Delivery, disposition: Disposition) -> None:
-        self._scheduler.done(delivery)
+        if isinstance(disposition, GiveBack):
+            self._scheduler.given_back(delivery)
+        else:
+            self._scheduler.done(delivery)
         waiting = self._replays.pop(delivery.row, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(disposition)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumer_framework.adapters.flight import Flight
+from consumer_framework.adapters.flight import Flight, image
 from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.files import described
+from consumer_framework.adapters.journal.files import DATABASE, described
+from consumer_framework.adapters.journal.memory import NoJournal
 from consumer_framework.core.durations import about, text
 from consumer_framework.core.errors import (
     ConfigurationError,
@@ -23,6 +26,7 @@ from consumer_framework.core.errors import (
 )
 from consumer_framework.core.fields import fields
 from consumer_framework.core.printable import printable
+from consumer_framework.core.settings import Ordering, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +59,11 @@ class Stores:
     """The open files of an instance.
 
     Attributes:
+        directory: Where they are; None for in memory.
         places: How many messages the flight recorder has room for.
     """
 
-    directory: Path
+    directory: Path | None
     journal: Journal
     flight: Flight
     places: int
@@ -87,8 +92,15 @@ def users_directory(instance: str) -> Path:
     """Where *instance* keeps its state if this user runs it and says nothing of it."""
     if os.geteuid() == 0:
         return SYSTEM_STATE / instance
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    # A user whom no list of users has, and without $HOME, has no home.
+    own = os.path.expanduser("~").replace("~", "/")  # noqa: PTH111 -- Path.home() raises
+    home = os.environ.get("XDG_STATE_HOME") or Path(own) / ".local/state"
     return Path(home) / "fedora-messaging" / instance
+
+
+def is_directory_given(given: Path | None) -> bool:
+    """Whether somebody said where the state is kept, on the command line or in the unit."""
+    return given is not None or bool(os.environ.get("STATE_DIRECTORY"))
 
 
 def control_socket(directory: Path) -> Path:
@@ -96,8 +108,13 @@ def control_socket(directory: Path) -> Path:
 
     ``$RUNTIME_DIRECTORY`` as systemd sets it, or else the state directory.
     """
+    return (runtime_directory() or directory) / CONTROL
+
+
+def runtime_directory() -> Path | None:
+    """``$RUNTIME_DIRECTORY`` as systemd sets it, None without it."""
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return Path(runtime or directory) / CONTROL
+    return Path(runtime) if runtime else None
 
 
 def has_files(directory: Path) -> bool:
@@ -108,14 +125,27 @@ def has_files(directory: Path) -> bool:
         return False
 
 
-def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
+def open_stores(
+    directory: Path, instance: str, framework: Framework, *, is_given: bool = True
+) -> Stores:
     """Open the journal and the flight recorder, and make the directory where it is missing.
+
+    Args:
+        directory: The state directory.
+        instance: The instance's name.
+        framework: Says how much is kept, and whether anything is.
+        is_given: Whether somebody said that it is this directory. Where nobody did, and it cannot
+            be made, the instance runs without one.
 
     Raises:
         ConfigurationError: They can be opened only after somebody changed something.
         JournalError: They may be opened later: another process has them, or the disk is full.
     """
     limits, places = journal_limits(framework), max(framework.at_once, FLIGHT_ROOM)
+    if framework.store is Store.MEMORY:
+        _log.info("%s", _WITHOUT)
+        _tell_of_rows(directory)
+        return _in_memory(places)
     try:
         with described(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -123,6 +153,8 @@ def open_stores(directory: Path, instance: str, framework: Framework) -> Stores:
         # One more is in flight while it is decoded for its ordering key.
         flight = _open_flight(directory, journal, places + 1)
     except JournalError as error:
+        if not is_given and _can_never_be_made(directory, error):
+            return _without_directory(error, framework, places)
         if not error.lasting:
             raise
         # It names the file and the cure itself.
@@ -167,6 +199,45 @@ def wait_for_stores(
         notifier.extend(_LEASE)
         notifier.status(f"Starting: {reason}; gives up in {about(left)}")
         sleep(min(RETRY, left))
+
+
+# What is lost without a state directory.
+_WITHOUT = (
+    "without a store: messages that must wait are held in memory or go back to their queue; so do "
+    "those that fail at every attempt, for ever, and there is no quarantine; bytes that are no "
+    "valid message are rejected, and lost where their queue has no dead-letter exchange; a message "
+    "that kills the process is not known the next time"
+)
+
+
+def _in_memory(places: int) -> Stores:
+    return Stores(None, NoJournal(), Flight(image(places + 1)), places)
+
+
+def _can_never_be_made(directory: Path, error: JournalError) -> bool:
+    """Whether there is no place for state, nor ever was: none has messages that wait."""
+    is_read_only = getattr(error.__cause__, "errno", None) == errno.EROFS
+    return (error.lasting or is_read_only) and not os.path.exists(directory / DATABASE)  # noqa: PTH110
+
+
+def _without_directory(error: JournalError, framework: Framework, places: int) -> Stores:
+    if framework.ordering is not Ordering.NONE:
+        what = f'{error}; ordering = "{framework.ordering.value}" cannot do without it'
+        raise ConfigurationError(Problem("", what)) from error
+    _log.warning("%s", error)
+    cure = 'set store = "memory" in [consumer_config.framework] where that is what you want'
+    _log.warning("this instance runs %s; %s", _WITHOUT, cure)
+    return _in_memory(places)
+
+
+def _tell_of_rows(directory: Path) -> None:
+    """Name the messages of a former store: nobody runs them."""
+    with suppress(JournalError), closing(Journal.read(directory)) as journal:
+        stats = journal.stats()
+        rows = stats.deferred + stats.quarantined + stats.replaying
+        if rows:
+            cure = 'start once with store = "disk", or replay them'
+            _log.warning("%d messages in %s are not run: %s", rows, directory / DATABASE, cure)
 
 
 def journal_limits(framework: Framework) -> Limits:

@@ -113,12 +113,15 @@ class FakeJournal(Journal):
 
     def _waiting(self, out: Collection[int]) -> list[tuple[float, int]]:
         """What is deferred and first of its lane: when it is due, and its number."""
+        first: dict[str, int] = {}
+        for number, row in sorted(self._rows.items()):
+            first.setdefault(row.delivery.lane, number)
         return [
             (row.until, number)
             for number, row in self._rows.items()
             if row.until is not None
             and number not in out
-            and not self.is_blocked(row.delivery.lane, number)
+            and (not row.delivery.lane or first[row.delivery.lane] == number)
         ]
 
     def _lane(self, lane: str) -> list[int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedora_messaging import config as upstream
 
 from consumer_framework.core import settings as core
+from consumer_framework.host import loader
 from consumer_framework.host.batching import check_batch, with_batch
 from consumer_framework.host.loader import Target, factory, find, recovery_of, usual_timeout
 from consumer_framework.host.ordering import source_for
@@ -49,7 +50,7 @@ def _target(consumer: Any) -> Target:
     if isinstance(consumer, str):
         return find(consumer, "the test")
     name = getattr(consumer, "__qualname__", type(consumer).__qualname__)
-    return Target(f"{consumer.__module__}:{name}", "the test", consumer)
+    return loader.checked(Target(f"{consumer.__module__}:{name}", "the test", consumer))
 
 
 def document_of(config: dict[str, Any], framework: dict[str, Any]) -> dict[str, Any]:

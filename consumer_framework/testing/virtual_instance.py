@@ -194,13 +194,16 @@ class VirtualInstance:
 
     def _drain(self) -> None:
         self._slots.close()
-        self._slots.give_back_waiting()
-        self._slots.give_back_held()
-        finish = self.time.loop.create_task(self._slots.finish())
+        finish = self.time.loop.create_task(self._finish())
         self.time.run()
         while not finish.done() and (timer := self.time.next_timer()) is not None:
             self.time.step(timer)
+
+    async def _finish(self) -> None:
+        self._slots.give_back_waiting()
         self._slots.give_back_held()
+        await self._slots.finish()
+        await self._slots.give_back_rest()
 
     def _cancel_everything(self) -> None:
         for running in asyncio.all_tasks(self.time.loop):

@@ -121,6 +121,45 @@ def test_a_restart_of_the_broker_is_survived(queue_name, start):
     assert "no connection to the broker" in instance.log
 
 
+PUBLISHING = """
+from fedora_messaging import api, message as messages
+
+def handler(message):
+    note("start", message)
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.01)
+    try:
+        api.publish(messages.Message(topic="elsewhere"), timeout=2, exchange="amq.topic")
+    except Exception as error:
+        note(type(error).__name__, message)
+    note("done", message)
+"""
+
+
+def test_an_alarm_of_the_broker_is_said_and_a_late_publish_disturbs_no_stop(
+    queue_name, start, tmp_path
+):
+    gate = tmp_path / "gate"
+    with Broker() as own:
+        environment = {"GATE": str(gate)}
+        table = queue_table(queue_name)
+        instance = start(own.url, table, PUBLISHING, environment=environment).ready()
+        publish(own.url, queue_name, [0])
+        instance.noted("start", 1)
+        own.ctl("set_vm_memory_high_watermark", "0.0001")
+        gate.touch()
+        instance.noted("PublishTimeout", 1)
+        until(lambda: "blocked by the broker (low on memory)" in instance.notifications[-1], "said")
+        own.ctl("set_vm_memory_high_watermark", "0.6")
+        until(lambda: "blocked" not in instance.notifications[-1], "it is over")
+        publish(own.url, queue_name, [1])
+        instance.noted("done", 2)
+        assert instance.stop() == 0
+    assert len(instance.notes("PublishTimeout")) == 1
+    assert "AlreadyCalledError" not in instance.log
+    assert "CRITICAL" not in instance.log
+
+
 def test_a_broker_that_is_down_is_waited_for(broker, queue_name, proxy, start):
     proxy.refuse()
     instance = start(proxy.url_for(broker.url), queue_table(queue_name), QUICK)

@@ -401,3 +401,25 @@ def test_a_dead_letter_exchange_gets_what_is_invalid_and_what_is_spent(broker, q
         assert sorted(letters) == [b"no json", b'{"n": 3}']
         assert instance.journal() == []
         assert instance.stop() == 0
+
+
+IN_MEMORY = """
+[consumer_config.framework]
+store = "memory"
+[consumer_config.framework.recovery]
+immediate = 0
+delays = ["1s"]
+"""
+
+
+def test_without_a_store_what_fails_stays_with_the_broker(broker, queue_name, start):
+    instance = start(broker.url, queue_table(queue_name), POISON, extra=IN_MEMORY).ready()
+    publish(broker.url, queue_name, [3, 4])
+    runs = instance.noted("run", 4)
+    assert Counter(note["body"]["n"] for note in runs) == {3: 3, 4: 1}
+    assert instance.told("no store: nothing is deferred or quarantined")
+    assert instance.stop() == 0
+    assert list(instance.state.glob("*")) == []
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        assert channel.queue_declare(queue_name, passive=True).method.message_count == 1

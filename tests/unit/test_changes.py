@@ -85,6 +85,7 @@ FRAMEWORK_OTHERS: dict[str, Any] = {
     "start_timeout": "1m",
     "rate": "5/s",
     "quarantine_max_age": "1d",
+    "store": "memory",
     "quarantine_max_bytes": 5,
     "batch": {"size": 3},
     "ordering": "strict",

@@ -184,7 +184,10 @@ def test_a_partial_qos_table_keeps_the_other_default(load, text, qos):
         ("[consumer_config.framework]\nslots = 3\nread_ahead = 7", 3 + 4 + 7),
         ("[consumer_config.framework]\nslots = 3\nbatch = { size = 20 }", 60 + 4 + 100),
         ("[consumer_config.framework.recovery]\nhold_slots = 9", 1 + 9 + 100),
-        ("[consumer_config.framework]\nslots = 64\nbatch = { size = 10000 }", 65535),
+        (
+            "[consumer_config.framework]\nslots = 1\nbatch = { size = 10000 }\nread_ahead = 65535",
+            65535,
+        ),
     ],
 )
 def test_what_the_broker_sends_ahead_is_what_the_slots_need_unless_it_is_written(load, text, count):

@@ -303,7 +303,8 @@ class Instance(RuleBasedStateMachine):
                 self.harness.drop(first)
             else:
                 self.replay(first)
-            self.harness.advance(10)
+            # So long that all others run that waited for it.
+            self.harness.advance(100)
             assert _name(first) in self.done()
         self.advance_until(lambda: self.ended() == len(self.published))
         assert self.ended() == len(self.published)

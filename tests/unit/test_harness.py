@@ -474,3 +474,12 @@ def test_a_restart_leaves_a_replay_that_did_not_begin_in_quarantine():
         harness.advance("1m")
         assert harness.quarantined == [b"no json"]
         assert len(harness.acked) == 1
+
+
+@pytest.mark.parametrize("handler", [lambda: None, lambda self, message, queue: None, 3])
+def test_the_harness_refuses_a_handler_that_an_instance_refuses(handler):
+    class Unfit:
+        __call__ = handler
+
+    with pytest.raises(ConfigurationError, match="callback: "):
+        Harness(Unfit)

@@ -3,6 +3,7 @@
 
 import asyncio
 
+import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework.core.disposition import Ack
@@ -75,3 +76,67 @@ def test_a_retry_that_waits_for_a_slot_when_its_connection_is_cut_keeps_its_atte
             harness.advance("200s")
         assert runs.names.count("bad") == 4
         assert harness.quarantined == [bad]
+
+
+def in_order_of_key(names, prefix):
+    """The names that begin with *prefix*, each at its last run."""
+    last = {name: at for at, name in enumerate(names) if name.startswith(prefix)}
+    return sorted(last, key=lambda name: last[name])
+
+
+KEYED = {"ordering": "key", "ordering_key": "body:key"}
+
+
+@pytest.mark.parametrize("disturbance", ["nothing", "cut", "crash"])
+def test_a_failing_message_and_its_followers_leave_the_read_ahead_to_other_keys(disturbance):
+    runs = Runs("a0")
+    with Harness(runs.handler, settings=KEYED) as harness:
+        mine = [message(f"a{n}", "a") for n in range(260)]
+        for each in mine:
+            harness.deliver(each)
+        for n in range(50):
+            harness.deliver(message(f"other{n}", f"key{n}"))
+        assert sum(name.startswith("other") for name in runs.names) == 50, "none of them waits"
+        assert "a1" not in runs.names
+        {"cut": harness.cut, "crash": harness.crash}.get(disturbance, lambda: None)()
+        runs.failing.clear()
+        harness.advance("10m")
+        assert in_order_of_key(runs.names, "a") == [f"a{n}" for n in range(260)]
+        assert all(len(harness.runs(each)) == 1 for each in mine[1:])
+
+
+def test_followers_of_a_quarantined_message_are_quarantined_behind_it_in_their_order():
+    runs = Runs("a0")
+    with Harness(runs.handler, settings=KEYED) as harness:
+        mine = [message(f"a{n}", "a") for n in range(300)]
+        for each in mine:
+            harness.deliver(each)
+        harness.advance("10m")
+        assert set(runs.names) == {"a0"}
+        assert harness.quarantined == mine
+
+
+def test_a_few_followers_of_a_failing_message_wait_in_memory():
+    runs = Runs("a0")
+    with Harness(runs.handler, settings=KEYED) as harness:
+        for n in range(10):
+            harness.deliver(message(f"a{n}", "a"))
+        assert harness.journal.deferred == []
+        runs.failing.clear()
+        harness.advance("10m")
+        assert in_order_of_key(runs.names, "a") == [f"a{n}" for n in range(10)]
+
+
+def test_a_deadly_message_among_several_slots_takes_no_innocent_one_into_quarantine():
+    async def handler(message):
+        await asyncio.sleep(5)
+
+    with Harness(handler, settings={"slots": 8}) as harness:
+        innocent = [message(f"good{n}") for n in range(7)]
+        deadly = message("deadly")
+        for each in innocent:
+            harness.deliver(each)
+        harness.deliver(deadly, kills=10)
+        harness.advance("10m")
+        assert harness.quarantined == [deadly]
+        assert sorted(m.id for m in harness.acked) == sorted(m.id for m in innocent)

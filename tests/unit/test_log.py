@@ -93,7 +93,8 @@ def test_every_line_of_a_traceback_carries_the_priority(stderr):
     fail()
     lines = stderr().splitlines()
     assert lines[0] == "<3>author: failed"
-    assert lines[1:] == ["<3>ValueError: two", "<3>lines"]
+    # Lines after the first are indented in an instance.
+    assert [line[3:].strip() for line in lines[1:]] == ["ValueError: two", "lines"]
     assert all(line.startswith("<3>") for line in lines)
 
 

@@ -26,7 +26,7 @@ def has_room(channels):
         generation = channels.add(channel)
         made = Subscription("q", "q", channel, generation, {}, count=count, latest_tag=came)
         for tag in range(1, acked + 1):
-            delivery: Any = SimpleNamespace(generation=generation, delivery_tag=tag)
+            delivery: Any = SimpleNamespace(generation=generation, delivery_tag=tag, body=b"")
             channels.ack(delivery)
         assert channels.settled_up_to(generation) == acked
         return consumers.has_room(made)

@@ -257,7 +257,7 @@ def test_every_number_of_the_framework_is_tried_for_bounds():
             else:
                 yield f"{prefix}{name}"
 
-    others = {"ordering", "ordering_key", "recovery.on_exhausted", "recovery.on_invalid"}
+    others = {"store", "ordering", "ordering_key", "recovery.on_exhausted", "recovery.on_invalid"}
     others |= {"recovery.rules.exceptions", "recovery.rules.then"}
     assert set(numbers(Framework)) - others == {*NUMBERS, *LISTS} - {"recovery.rules"}
 

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import asyncio
 import errno
 import logging
 import os
 import socket
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from consumer_framework.adapters.flight import Flight
+from consumer_framework.adapters.journal import Limits
 from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
     FrameworkError,
     JournalError,
 )
-from consumer_framework.core.settings import Framework
+from consumer_framework.core.settings import Framework, Ordering, Store
 from consumer_framework.host.forks import let_go
-from consumer_framework.host.stores import open_stores, wait_for_stores
+from consumer_framework.host.stores import (
+    is_directory_given,
+    open_stores,
+    users_directory,
+    wait_for_stores,
+)
 from consumer_framework.testing import FakeClock, FakeNotifier, make_delivery
 
 
@@ -89,3 +98,91 @@ def test_a_forked_process_lets_go_of_the_sockets_of_the_reactor():
     with ours, theirs:
         let_go(SimpleNamespace(getReaders=lambda: [ours, closed], getWriters=lambda: [ours]))
         assert theirs.recv(1) == b""
+
+
+IN_MEMORY = Framework(store=Store.MEMORY)
+
+
+def test_without_a_store_nothing_is_on_the_disk_and_every_question_has_an_answer(tmp_path):
+    async def use(journal):
+        delivery = make_delivery(lane="a")
+        assert not journal.is_open(delivery)
+        assert not journal.is_blocked("a")
+        assert (journal.due(1e12), journal.next_due(), journal.count_due(1e12)) == ([], None, 0)
+        assert (journal.rows(state=None), journal.stats().quarantined) == ([], 0)
+        for write in (journal.defer(delivery, 1.0), journal.quarantine(delivery, "odd")):
+            with pytest.raises(JournalError, match="no store"):
+                await write
+        await journal.remove(1)
+        assert await journal.drop([1]) == []
+        assert [await journal.claim(1), await journal.release(1), await journal.resolve(1)] == [
+            False
+        ] * 3
+        assert await journal.supersede(1, b"") is None
+        assert (await journal.expire(1e12)).rows == 0
+        journal.limit(Limits())
+        assert journal.commits == 0
+
+    stores = open_stores(tmp_path / "none", "sample", IN_MEMORY)
+    asyncio.run(use(stores.journal))
+    place = stores.flight.took_off(make_delivery())
+    stores.flight.landed(place)
+    stores.close()
+    assert (stores.directory, stores.journal.keeps) == (None, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+NOWHERE = Path("/proc/nowhere/sample")
+
+
+def test_where_no_usual_directory_can_be_made_it_runs_and_says_what_is_lost(caplog):
+    stores = open_stores(NOWHERE, "sample", Framework(), is_given=False)
+    stores.close()
+    assert not stores.journal.keeps
+    assert "/proc/nowhere" in caplog.text
+    assert "there is no quarantine" in caplog.text
+    assert 'store = "memory"' in caplog.text
+
+
+def test_a_directory_that_somebody_gave_must_be_usable():
+    with pytest.raises(ConfigurationError, match="--state-dir"):
+        open_stores(NOWHERE, "sample", Framework())
+
+
+def test_ordering_is_refused_where_there_is_no_place_for_a_store():
+    framework = Framework(ordering=Ordering.KEY, ordering_key="topic")
+    with pytest.raises(ConfigurationError, match='ordering = "key" cannot do without it'):
+        open_stores(NOWHERE, "sample", framework, is_given=False)
+
+
+def test_a_directory_with_messages_is_never_done_without(tmp_path, monkeypatch):
+    open_stores(tmp_path, "sample", Framework()).close()
+
+    def fail(*_args):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("consumer_framework.adapters.journal.files.create", fail)
+    with pytest.raises(ConfigurationError):
+        open_stores(tmp_path, "sample", Framework(), is_given=False)
+
+
+def test_messages_of_a_former_store_are_named(tmp_path, caplog):
+    with closing(open_stores(tmp_path, "sample", Framework())) as stores:
+        asyncio.run(stores.journal.quarantine(make_delivery(), "odd"))
+    open_stores(tmp_path, "sample", IN_MEMORY).close()
+    assert f"1 messages in {tmp_path}/journal.sqlite3 are not run" in caplog.text
+
+
+def test_a_user_without_a_home_has_a_directory_to_try(monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 4711)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert users_directory("sample") == Path("/.local/state/fedora-messaging/sample")
+
+
+def test_a_directory_is_given_by_the_command_line_or_the_unit(monkeypatch, tmp_path):
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    assert not is_directory_given(None)
+    assert is_directory_given(tmp_path)
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    assert is_directory_given(None)

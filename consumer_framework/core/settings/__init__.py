@@ -10,7 +10,7 @@ from .brokers import Address
 from .changes import FRAMEWORK_TABLE, TABLE, Change, Takes, changes, in_force, is_authors
 from .conflicts import conflicts, refuse_conflicts
 from .file import TRANSIENT_QUEUE, Binding, Monitoring, Qos, Queue, Settings, Tls
-from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings
+from .framework import Batch, BreakerSettings, Framework, Ordering, Recovery, RuleSettings, Store
 from .locations import toml_path
 from .names import INSTANCE_NAME, instance_name_problem
 from .overrides import NO_OVERRIDES, Overrides, override
@@ -36,6 +36,7 @@ __all__ = [
     "Recovery",
     "RuleSettings",
     "Settings",
+    "Store",
     "Takes",
     "Tls",
     "changes",

@@ -60,6 +60,7 @@ FRAMEWORK_TABLE: Mapping[str, Takes] = {
     "batch": Takes.RELOAD,
     "rate": Takes.RELOAD,
     "burst": Takes.RELOAD,
+    "store": Takes.RESTART,
     "quarantine_max_age": Takes.RELOAD,
     "quarantine_max_bytes": Takes.RELOAD,
     "recovery": Takes.RELOAD,

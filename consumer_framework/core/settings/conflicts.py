@@ -10,7 +10,7 @@ from consumer_framework.core.durations import text
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.recovery import OnExhausted
 
-from .framework import Ordering
+from .framework import Ordering, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,9 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
         what = f"{framework.slots} slots of {framework.batch.size} are more than {MOST_AT_ONCE}"
         cure = f"set it to {MOST_AT_ONCE // framework.slots} or less, or set fewer slots"
         yield Problem(f"{FRAMEWORK}.batch.size", f"{what} messages in handlers at once", cure)
+    if framework.store is Store.MEMORY and framework.ordering is not Ordering.NONE:
+        what = 'with store = "memory" a message that fails is overtaken by those behind it'
+        yield Problem(f"{FRAMEWORK}.ordering", what, 'set ordering = "none", or remove store')
     yield from _timeouts(framework)
     recovery = framework.recovery
     if recovery.on_exhausted is OnExhausted.REJECT and recovery.delays and not recovery.hold_slots:

@@ -22,10 +22,10 @@ from consumer_framework.core.checks import (
     tasks_problem,
 )
 from consumer_framework.core.findings import Finding, Level, error, report
-from consumer_framework.core.settings import instance_name_problem
+from consumer_framework.core.settings import Store, instance_name_problem
 from consumer_framework.host import configuration
 from consumer_framework.host.configuration import hands_file_over
-from consumer_framework.host.stores import SYSTEM_STATE, state_directory
+from consumer_framework.host.stores import SYSTEM_STATE, is_directory_given, state_directory
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings
@@ -63,6 +63,7 @@ def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
     named = named_in(request.path, access)
     start = examine(request, source, named.absent)
     found = [*map(error, start.problems), *_service_findings(request, account)]
+    found += _state_findings(request, account, start.settings)
     found += named.findings()
     if start.settings is not None:
         found += _settings_findings(start, request.path, account, named)
@@ -90,7 +91,19 @@ def _service_findings(request: Request, account: Account | None) -> Iterator[Fin
             yield Finding(Level.WARNING, problem)
     if request.path is not None:
         yield from file_findings(request.path, account, lambda: hands_file_over(request.instance))
-    yield from state_findings(_state_directory(request, account), made=account is not None)
+
+
+def _state_findings(
+    request: Request, account: Account | None, settings: Settings | None
+) -> Iterator[Finding]:
+    if settings is not None and settings.framework.store is Store.MEMORY:
+        return
+    is_service = account is not None
+    is_given = is_service or is_directory_given(request.state_directory)
+    for finding in state_findings(_state_directory(request, account), made=is_service):
+        # Without one that somebody named, it runs without a store, and says so.
+        may_run = finding.level is Level.ERROR and not is_given
+        yield replace(finding, level=Level.WARNING) if may_run else finding
 
 
 def _state_directory(request: Request, account: Account | None) -> Path:

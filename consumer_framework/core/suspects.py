@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs messages that a process died with one by one, so that the culprit is known.
+
+With several slots, all messages that were in handlers are suspects when the process dies. A suspect
+runs alone: nothing else begins before it is done. If it kills the process again, no other message
+was there, and no innocent one comes closer to its quarantine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from .delivery import Withdrawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .delivery import Delivery, Outcome
+    from .ports import HandlerRunner
+
+    Waiter = asyncio.Future[bool]
+
+
+class OneByOne:
+    """A :class:`.HandlerRunner` that lets a suspect run alone, and others side by side.
+
+    Args:
+        runner: Runs the handler.
+    """
+
+    def __init__(self, runner: HandlerRunner) -> None:
+        self._runner = runner
+        self._running = 0
+        # Suspects that run or wait.
+        self._suspects = 0
+        self._waiting: dict[Waiter, Delivery] = {}
+        self._is_stopped = False
+
+    @property
+    def is_quick(self) -> bool:
+        """As :attr:`.HandlerRunner.is_quick`."""
+        return self._runner.is_quick
+
+    async def run(self, delivery: Delivery) -> Outcome:
+        """Run the handler on *delivery*: alone where a process died with it."""
+        is_suspect = delivery.history.crashes > 0
+        if not is_suspect and not self._suspects:
+            self._running += 1
+        else:
+            self._suspects += is_suspect
+            if not await self._may_begin(delivery):
+                return Withdrawn()
+        try:
+            return await self._runner.run(delivery)
+        finally:
+            self._running -= 1
+            self._leave(delivery)
+
+    def stop(self) -> None:
+        """Let nothing begin any more; what waits, waits for a withdrawal."""
+        self._is_stopped = True
+        self._runner.stop()
+
+    def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
+        """End the runs that no slot has begun with, as :class:`.Withdrawn`."""
+        gone = {waiter: one for waiter, one in self._waiting.items() if which(one)}
+        for waiter, delivery in gone.items():
+            del self._waiting[waiter]
+            self._suspects -= delivery.history.crashes > 0
+            waiter.set_result(False)
+        self._admit()
+        return len(gone) + self._runner.withdraw(which)
+
+    async def _may_begin(self, delivery: Delivery) -> bool:
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = delivery
+        self._admit()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if self._waiting.pop(waiter, None) is None and not waiter.cancelled():
+                # It was let in, or withdrawn, in the same turn.
+                was_admitted = waiter.result()
+                self._running -= was_admitted
+                if not was_admitted:
+                    raise
+            self._leave(delivery)
+            raise
+
+    def _leave(self, delivery: Delivery) -> None:
+        self._suspects -= delivery.history.crashes > 0
+        if self._waiting:
+            self._admit()
+
+    def _admit(self) -> None:
+        """Let the first suspect begin once nothing runs, or all where none is a suspect."""
+        if self._is_stopped:
+            return
+        suspects = [w for w, delivery in self._waiting.items() if delivery.history.crashes]
+        if suspects:
+            admitted = [] if self._running else suspects[:1]
+        else:
+            admitted = [] if self._suspects else list(self._waiting)
+        for waiter in admitted:
+            del self._waiting[waiter]
+            self._running += 1
+            waiter.set_result(True)
