@@ -579,3 +579,8 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     # A directive that the wrong parser reads comes out as text, without a warning.
     for page in tmp_path.glob("*/*.html"):
         assert not re.search(r"\.\. [a-z]+::", page.read_text(encoding="utf-8")), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_has_a_text_that_a_forge_shows(page):
+    assert re.findall(r"\[\]\([^)]*\)", page.read_text(encoding="utf-8")) == []
