@@ -9,6 +9,7 @@ was there, and no innocent one comes closer to its quarantine.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from .delivery import Withdrawn
@@ -22,15 +23,25 @@ if TYPE_CHECKING:
     Waiter = asyncio.Future[bool]
 
 
+# What is left of a long run after each of those that follow it: some hundred forget it.
+_FADES = 0.99
+
+
 class OneByOne:
     """A :class:`.HandlerRunner` that lets a suspect run alone, and others side by side.
 
     Args:
         runner: Runs the handler.
+        now: Seconds of a clock that never goes back.
+
+    Attributes:
+        longest: Seconds that the longest of the last runs took, its wait for a slot included.
     """
 
-    def __init__(self, runner: HandlerRunner) -> None:
+    def __init__(self, runner: HandlerRunner, now: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
+        self._now = now
+        self.longest = 0.0
         self._running = 0
         # Suspects that run or wait.
         self._suspects = 0
@@ -51,9 +62,11 @@ class OneByOne:
             self._suspects += is_suspect
             if not await self._may_begin(delivery):
                 return Withdrawn()
+        began_at = self._now()
         try:
             return await self._runner.run(delivery)
         finally:
+            self.longest = max(self._now() - began_at, self.longest * _FADES)
             self._running -= 1
             self._leave(delivery)
 

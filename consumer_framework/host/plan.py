@@ -59,6 +59,21 @@ class Plan:
         return self.prefetch_count // 2
 
     @property
+    def tidy_interval(self) -> float:
+        """Seconds between two looks for deliveries that wait for too long."""
+        return self.framework.recovery.ack_timeout / 20
+
+    def patience(self, longest: float) -> float:
+        """Seconds that a delivery may wait for a slot, so that its run ends within ack_timeout.
+
+        Args:
+            longest: Seconds that a run takes.
+        """
+        ack_timeout = self.framework.recovery.ack_timeout
+        left = ack_timeout - longest - 2 * self.tidy_interval
+        return min(self.policy.hold_ceiling, max(left, ack_timeout / 4))
+
+    @property
     def limits(self) -> Limits:
         """How much of the handler runs at once, and for how long."""
         limits = Limits(self.framework.slots, self.framework.handler_limit(self.usual_timeout))

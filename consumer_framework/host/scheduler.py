@@ -69,6 +69,9 @@ class Scheduler:
         # Seconds since the epoch: no row that is not out is due before.
         self._due_at = -math.inf
         self._not_before = -math.inf
+        # Seconds between two alarms at most.
+        self.longest_sleep = LONGEST_SLEEP
+        self._rang_at = clock.monotonic()
         self._is_called = False
         self._trouble = ""
         self._offset = clock.time() - clock.monotonic()
@@ -102,6 +105,7 @@ class Scheduler:
         self._timer = self._reactor.callLater(self._sleep(now), self._ring)
 
     def _ring(self) -> None:
+        self._rang_at = self._clock.monotonic()
         self.look()
         self._tidy()
 
@@ -197,7 +201,7 @@ class Scheduler:
             self.look()
 
     def _sleep(self, now: float) -> float:
-        waits = [LONGEST_SLEEP]
+        waits = [self._rang_at + self.longest_sleep - self._clock.monotonic()]
         held = self._holds.next_due()
         if held is not None:
             waits.append(held - self._clock.monotonic())

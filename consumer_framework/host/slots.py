@@ -28,7 +28,7 @@ from consumer_framework.core.suspects import OneByOne
 from .circuit import Circuit
 from .crew import Crew
 from .lane import EVERYTHING, Arrivals
-from .scheduler import Scheduler
+from .scheduler import LONGEST_SLEEP, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -97,7 +97,7 @@ class Slots:
         self._clock = clock
         self._chance = chance
         self._halt = halt
-        self._handler: HandlerRunner | None = None
+        self._handler: OneByOne | None = None
         self.lane_of: LaneOf | None = None
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
@@ -109,6 +109,7 @@ class Slots:
         self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots, clock)
         self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
+        self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
         self._circuit = Circuit(breaker, self._scheduler, reactor, pause, resume)
         self._settler = Settler(
@@ -141,7 +142,7 @@ class Slots:
                 a commit that failed by a defect.
         """
         self._settler.watch = watch
-        self._handler = OneByOne(handler)
+        self._handler = OneByOne(handler, self._clock.monotonic)
         self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=self._handler,
@@ -175,6 +176,7 @@ class Slots:
             self._intake.limit(_bucket(plan.framework))
         self._settler.lost_acks.resize(plan.prefetch_count)
         self._holds.resize(recovery.hold_slots)
+        self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
 
     async def rest(self) -> None:
@@ -454,7 +456,8 @@ class Slots:
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""
-        self.give_back_old(self._clock.monotonic() - self._plan.policy.hold_ceiling)
+        longest = self._handler.longest if self._handler is not None else 0.0
+        self.give_back_old(self._clock.monotonic() - self._plan.patience(longest))
         self._look_at_order()
 
 

@@ -140,3 +140,26 @@ def test_a_deadly_message_among_several_slots_takes_no_innocent_one_into_quarant
         harness.advance("10m")
         assert harness.quarantined == [deadly]
         assert sorted(m.id for m in harness.acked) == sorted(m.id for m in innocent)
+
+
+@pytest.mark.parametrize("seconds", [20, 35])
+def test_no_delivery_stays_unacknowledged_for_longer_than_the_ack_timeout(seconds, monkeypatch):
+    async def handler(message):
+        await asyncio.sleep(seconds)
+
+    ages = []
+    settings = {"recovery": {"ack_timeout": "60s"}}
+    with Harness(handler, settings=settings) as harness:
+        queue = harness._queue
+        settle = queue._settle
+
+        def settled(delivery):
+            ages.append(harness._instance.time.monotonic() - delivery.arrived_at)
+            return settle(delivery)
+
+        monkeypatch.setattr(queue, "_settle", settled)
+        for n in range(12):
+            harness.deliver(message(str(n)))
+        harness.advance("20m")
+        assert len(harness.acked) == 12
+        assert max(ages) < 60
