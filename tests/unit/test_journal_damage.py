@@ -157,7 +157,7 @@ def test_a_replay_skips_a_damaged_row_and_goes_on(tmp_path):
             return Ack()
 
         answers = Orders(journal, run).replay({"rows": [1, 2, 3]})
-        return [answer async for answer in answers]
+        return [answer async for answer in answers if "result" in answer]
 
     with closing(Journal.open(tmp_path, limits=Limits())) as journal:
         first, *others = asyncio.run(replay(journal))
