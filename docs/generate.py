@@ -86,7 +86,12 @@ def python_api() -> str:
         lines += [f"## {heading}", ""]
         for name, methods in names.items():
             lines += _entry(getattr(consumer_framework, name), name, methods)
-    lines += ["## Tests", "", "[Test a consumer](../howto/test-a-consumer.md) shows how to use these.", ""]
+    lines += [
+        "## Tests",
+        "",
+        "[Test a consumer](../howto/test-a-consumer.md) shows how to use these.",
+        "",
+    ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
     return _joined(lines) + "\n"

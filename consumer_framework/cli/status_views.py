@@ -134,7 +134,11 @@ def _state(instance: Instance, now: float) -> str:
 def _by_hand(instance: Instance) -> str:
     if instance.report:
         return f"runs by hand, PID {instance.report['pid']}"
-    return "runs by hand, and does not answer" if instance.is_silent else "does not run"
+    if instance.is_silent:
+        return "runs by hand, and does not answer"
+    return (
+        "does not run" if instance.is_configured else "does not run, without a configuration file"
+    )
 
 
 def _why(unit: Unit) -> str:

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from consumer_framework.adapters.journal.files import is_locked_elsewhere
+from consumer_framework.adapters.journal.files import DATABASE, is_locked_elsewhere
 from consumer_framework.adapters.systemctl import TEMPLATE, SystemctlError, Unit, unit_name
 from consumer_framework.core.errors import JournalError
+from consumer_framework.core.settings import instance_name_problem
 
 from . import stores
 from .client import ControlError, connected
@@ -123,9 +124,11 @@ def take(
     files = files_in(directory)
     units, problem = _units(services, [*names, *files])
     loaded = {unit.instance for unit in units.values() if unit.active != "inactive"}
-    there = {*files, *loaded, *_run_by_hand()} - {""}
+    there = {*files, *loaded, *_run_by_hand(), *_with_journal()} - {""}
     wanted = {name for name in there if not names or {name, group_of(name, files)} & {*names}}
     found = _ask_all(sorted({*names, *wanted}), files, units, state)
+    # A directory is left of many that were removed; what counts is whether messages are.
+    found = {name: one for name, one in found.items() if name in names or one.is_known}
     groups = in_groups(found, files)
     return Census({name: [found[one] for one in group] for name, group in groups.items()}, problem)
 
@@ -143,6 +146,13 @@ def _run_by_hand() -> list[str]:
     """Instances that this user started without a service; some may be dead."""
     sockets = stores.users_directory("NAME").parent.glob(f"*/{stores.CONTROL}")
     return [path.parent.name for path in sockets]
+
+
+def _with_journal() -> list[str]:
+    """Instances that have a journal, among them those that were scaled down or removed."""
+    homes = {stores.SYSTEM_STATE, stores.users_directory("NAME").parent}
+    names = [path.parent.name for home in homes for path in home.glob(f"*/{DATABASE}")]
+    return [name for name in names if not instance_name_problem(name)]
 
 
 def _ask_all(

@@ -568,3 +568,12 @@ def test_the_longest_there_is_of_every_value_comes_whole():
     )
     assert with_frames([stream]) == pika_alone(stream)
     assert with_frames([stream[:200], stream[200:70_000], stream[70_000:]]) == pika_alone(stream)
+
+
+def test_a_void_header_is_there_whatever_stands_behind_it():
+    for headers in ({"a": 1, "nothing": None}, {"nothing": None}, {"nothing": None, "a": 1}):
+        taken = []
+        frames = Frames(lambda _: None)
+        frames.receivers[1] = lambda *what, taken=taken: taken.append(what)
+        frames.feed(b"".join(delivery(1, 5, pika.BasicProperties(headers=headers))))
+        assert taken[0][4].headers == headers

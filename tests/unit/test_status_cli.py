@@ -251,3 +251,17 @@ def test_names_complete_like_those_of_the_other_commands(host, command):
     argument = main.commands[command].params[0]
     context = click.Context(main.commands[command])
     assert [item.value for item in argument.shell_complete(context, "sa")] == ["sample"]
+
+
+def test_what_a_removed_instance_holds_is_shown_and_can_be_replayed(host):
+    file = host.configures("builds")
+    host.keeps("removed", quarantined=1)
+    host.keeps("empty")
+    shown = host.does("status").stdout
+    assert "removed" in shown
+    assert "does not run, without a configuration file" in shown
+    assert "1 quarantined" in shown
+    assert "empty" not in shown
+    place = ("--conf", str(file), "--state-dir", str(host.directory / "lib/removed"))
+    result = host.does("quarantine", "list", *place)
+    assert "poison" in result.stdout, result.output

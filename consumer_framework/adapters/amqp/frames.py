@@ -398,7 +398,8 @@ def _table(encoded: bytes, at: int) -> tuple[Any, int]:
             table[key] = encoded[at] != 0
             at += 1
         else:
-            break
+            # A kind that is rare; a void one has no bytes of its own.
+            return pika.data.decode_table(encoded, start)
     if at != stop:
         return pika.data.decode_table(encoded, start)
     return table, at
