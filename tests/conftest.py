@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds for all tests."""
 
+import logging
+
 import hypothesis
 import pytest
 
@@ -22,3 +24,27 @@ def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def _secrets_of_one_test_are_none_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process knows its secrets for life; one that runs tests would know those of all tests."""
     monkeypatch.setattr(secrets, "_known", secrets._Known({}))
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_put_back():
+    root = logging.root
+    loggers = [root, *(logging.getLogger(name) for name in list(root.manager.loggerDict))]
+    before = [
+        (
+            logger,
+            logger.level,
+            logger.disabled,
+            logger.propagate,
+            logger.handlers[:],
+            logger.filters[:],
+        )
+        for logger in loggers
+    ]
+    # So that no handler of the test runner's is closed.
+    root.handlers = []
+    yield
+    for logger, level, disabled, propagate, handlers, filters in before:
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
+        logger.handlers, logger.filters = handlers, filters

@@ -144,7 +144,7 @@ def test_a_callback_file_may_be_called_like_a_module_that_it_imports(tmp_path):
 def test_a_callback_that_exits_while_it_is_imported_is_a_problem(tmp_path):
     file = tmp_path / "exiting.py"
     file.write_text("import sys\nsys.exit(0)\n")
-    with pytest.raises(ConfigurationError, match="SystemExit: 0"):
+    with pytest.raises(ConfigurationError, match="raised SystemExit while it was imported: 0"):
         loader.find_in_file(f"{file}:handle", "here")
 
 

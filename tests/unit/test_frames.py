@@ -572,7 +572,7 @@ def test_the_longest_there_is_of_every_value_comes_whole():
 
 def test_a_void_header_is_there_whatever_stands_behind_it():
     for headers in ({"a": 1, "nothing": None}, {"nothing": None}, {"nothing": None, "a": 1}):
-        taken = []
+        taken: list[Any] = []
         frames = Frames(lambda _: None)
         frames.receivers[1] = lambda *what, taken=taken: taken.append(what)
         frames.feed(b"".join(delivery(1, 5, pika.BasicProperties(headers=headers))))

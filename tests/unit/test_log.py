@@ -18,30 +18,6 @@ from consumer_framework.adapters.systemd import is_journal
 from .journal_socket import JournalSocket
 
 
-@pytest.fixture(autouse=True)
-def _logging_is_put_back():
-    root = logging.root
-    loggers = [root, *(logging.getLogger(name) for name in list(root.manager.loggerDict))]
-    before = [
-        (
-            logger,
-            logger.level,
-            logger.disabled,
-            logger.propagate,
-            logger.handlers[:],
-            logger.filters[:],
-        )
-        for logger in loggers
-    ]
-    # So that no handler of the test runner's is closed.
-    root.handlers = []
-    yield
-    for logger, level, disabled, propagate, handlers, filters in before:
-        logger.setLevel(level)
-        logger.disabled, logger.propagate = disabled, propagate
-        logger.handlers, logger.filters = handlers, filters
-
-
 @pytest.fixture
 def stderr(capfd):
     """What was written to standard error, which has a file descriptor."""

@@ -126,7 +126,7 @@ def test_an_exit_code_that_the_kernel_cannot_keep_is_a_failure_and_not_success(e
     assert str(exit_code) in disposition.reason
 
 
-@pytest.mark.parametrize("exit_code", [None, "3", 2.5])
+@pytest.mark.parametrize("exit_code", ["3", 2.5])
 def test_an_exit_code_that_is_no_number_is_a_failure_and_not_success(exit_code):
     disposition = disposition_of(Failed(errors.Halt(exit_code, "enough")))
     assert isinstance(disposition, to.Halt)
