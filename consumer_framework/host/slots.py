@@ -211,7 +211,7 @@ class Slots:
         Their followers go to the journal behind them, in their order, each as it meets a slot.
         """
         most = self._plan.most_behind
-        if most is None or self._intake.behind <= most:
+        if most is None or self._intake.behind <= most or not self._journal.keeps:
             return
         for head, until in self._holds.take(lambda held: self._intake.has_followers(held.lane)):
             decision = Decision(Defer(until, MAKES_ROOM), head.history)
@@ -223,7 +223,7 @@ class Slots:
         Behind others of its lane it waits with them, so that it does not overtake them, until the
         queue would drop it the next time that it comes back.
         """
-        limit = self.limit_of(delivery) if delivery.redelivered else None
+        limit = self.limit_of(delivery) if delivery.redelivered and self._journal.keeps else None
         count = count_of(delivery) or 0
         if limit is None or not is_near(count, limit) or self._is_known(delivery):
             self._enter(delivery)
