@@ -64,7 +64,10 @@ def _no_journal(at: Where) -> ConfigurationError:
     if not at.file.exists():
         return no_such_instance(at.instance, at.file)
     sudo = "" if os.geteuid() == 0 else "use sudo if it runs as a system service; "
-    cure = f"{sudo}name its directory with --state-dir if it has another one"
+    cure = (
+        f"{sudo}name its directory with --state-dir if it has another one; "
+        'an instance with store = "memory" keeps no quarantine'
+    )
     what = f"there is no journal: {at.instance} has not run with this state directory yet"
     return ConfigurationError(Problem("", what, cure), source=str(at.directory))
 

@@ -200,7 +200,7 @@ def test_status_shows_what_failed_and_what_is_left_to_do(group, host):
     assert "without a configuration file" in status.stdout
     everything = host.run("fm-consumer", "status", check=False)
     assert "sick: 1 of 2 workers active" in everything.stdout
-    assert "sick_2  failed (exit-code)" in everything.stdout
+    assert "sick_2  failed (exit code 78)" in everything.stdout
     host.run("rm", drop_in)
     host.run("systemctl", "daemon-reload")
     # Scaling mends the rest.

@@ -247,10 +247,11 @@ def test_no_exception_of_a_handler_ends_the_process_behind_its_back(
 
 def test_a_failing_setup_ends_the_instance_with_13_and_its_traceback(broker, queue_name, start):
     handler = """
-class handler:
-    def __init__(self):
+from consumer_framework import Consumer
+class handler(Consumer):
+    def setup(self):
         raise RuntimeError("no database")
-    def __call__(self, message):
+    def handle(self, message):
         pass
 """
     instance = start(broker.url, queue_table(queue_name), handler)

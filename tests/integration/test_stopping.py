@@ -247,7 +247,10 @@ def test_a_file_that_the_callback_left_open_is_written_at_a_clean_stop(
     publish(broker.url, queue_name, range(50))
     until(lambda: broker.depth(queue_name) == (0, 1), "all are taken")
     assert instance.stop() == 0
-    assert [note["n"] for note in instance.notes("done")] == list(range(50))
+    # What no handler had begun with went back.
+    given_back, _ = broker.depth(queue_name)
+    assert given_back < 50
+    assert [note["n"] for note in instance.notes("done")] == list(range(50 - given_back))
 
 
 def test_a_second_signal_ends_a_process_whose_event_loop_is_blocked(broker, queue_name, start):

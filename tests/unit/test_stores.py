@@ -78,8 +78,11 @@ def test_a_start_that_waited_in_vain_may_succeed_later():
 def test_what_never_passes_is_not_waited_for(tmp_path):
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ConfigurationError, match="--state-dir"):
-        open_stores(file, "sample", Framework())
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nothing")
+    for place in (file, link):
+        with pytest.raises(ConfigurationError, match="move it away, or name another .*--state-dir"):
+            open_stores(place, "sample", Framework())
 
 
 def test_a_full_disk_is_no_error_of_the_configuration(tmp_path, monkeypatch):

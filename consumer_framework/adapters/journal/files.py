@@ -99,8 +99,13 @@ def is_lasting(error: OSError) -> bool:
 
 def _cure(error: OSError) -> str:
     match error:
-        case FileNotFoundError() | NotADirectoryError() | FileExistsError():
+        case FileNotFoundError():
             return "create the directory, or name another with StateDirectory= or --state-dir"
+        case NotADirectoryError() | FileExistsError():
+            return (
+                "a file or a broken link stands where a directory belongs: move it away, "
+                "or name another directory with StateDirectory= or --state-dir"
+            )
         case PermissionError():
             return "make it writable for this user, or name another directory with --state-dir"
     return "repair or free the disk"
