@@ -7,6 +7,7 @@ it is imported may be over at the next start: a network that is not there yet, a
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def import_error(spec: str, source: str, error: BaseException, module: str) -> C
         cure = "write it as module:object" if module else "mend the file"
         problem = Problem("callback", what, cure)
     else:
-        what = f"{spec!r} raised {type(error).__name__} while it was imported: {error}"
+        text = f": {error}" if str(error) else ""
+        what = f"{spec!r} raised {type(error).__name__} while it was imported{text}"
         cure = "see the line named; the next start tries again"
         problem = TemporaryProblem("callback", f"{what}{_where(error)}", cure)
     return ConfigurationError(problem, source=source)
@@ -62,9 +64,16 @@ def _cure(spec: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The last line of the author's side of the traceback."""
+    """Name the last line of the traceback that is not in Python's own library."""
     frames = _frames(error)
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    authors = [frame for frame in frames if not _is_pythons(frame.filename)]
+    last = (authors or frames)[-1:]
+    return "".join(f" ({frame.filename}, line {frame.lineno})" for frame in last)
+
+
+def _is_pythons(file: str) -> bool:
+    is_installed = "site-packages" in file or "dist-packages" in file
+    return file.startswith(("<frozen ", _LIBRARY)) and not is_installed
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
@@ -74,6 +83,7 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     return [frame for frame in frames if not frame.filename.startswith(own)]
 
 
+_LIBRARY = sysconfig.get_path("stdlib") + "/"
 _IMPORTLIB = str(Path(traceback.__file__).parent / "importlib")
 
 

@@ -132,6 +132,7 @@ class Instance:
             resume=resume,
         )
         self.slots.limit_of = self._delivery_limit
+        self.session.take_always(self.slots.is_near_limit)
 
     def _delivery_limit(self, delivery: Delivery) -> int | None:
         queue = self.settings.queues.get(delivery.queue)

@@ -211,7 +211,7 @@ class Slots:
         Their followers go to the journal behind them, in their order, each as it meets a slot.
         """
         most = self._plan.most_behind
-        if most is None or self._intake.behind <= most:
+        if most is None or self._intake.behind <= most or not self._journal.keeps:
             return
         for head, until in self._holds.take(lambda held: self._intake.has_followers(held.lane)):
             decision = Decision(Defer(until, MAKES_ROOM), head.history)
@@ -223,7 +223,7 @@ class Slots:
         Behind others of its lane it waits with them, so that it does not overtake them, until the
         queue would drop it the next time that it comes back.
         """
-        limit = self.limit_of(delivery) if delivery.redelivered else None
+        limit = self.limit_of(delivery) if delivery.redelivered and self._journal.keeps else None
         count = count_of(delivery) or 0
         if limit is None or not is_near(count, limit) or self._is_known(delivery):
             self._enter(delivery)
@@ -258,13 +258,14 @@ class Slots:
             decision = Decision(Defer(self._clock.time(), NEAR_LIMIT), known.history)
             self._settler.settle(Settled(known, None, Withdrawn(), decision))
 
-    def _is_near_limit(self, delivery: Delivery) -> bool:
+    def is_near_limit(self, delivery: Delivery) -> bool:
+        """Whether *delivery*, if it went back, might be dropped, and the journal can keep it."""
         limit = self.limit_of(delivery) if self._journal.keeps else None
         return limit is not None and is_near(count_of(delivery) or 0, limit)
 
     def _must_keep(self, delivery: Delivery) -> bool:
         """Whether *delivery* goes to the journal and not back to its queue."""
-        return delivery.lane in self._kept_lanes or self._is_near_limit(delivery)
+        return delivery.lane in self._kept_lanes or self.is_near_limit(delivery)
 
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the journal."""
@@ -301,7 +302,7 @@ class Slots:
         What is near the delivery limit of its queue goes to the journal, and so does what is of
         its lane, in order: it stays where an earlier one of the lane has begun.
         """
-        spared = self._intake.behind_heads(self._is_near_limit)
+        spared = self._intake.behind_heads(self.is_near_limit)
         waiting = [*self._intake.clear(spared), *self._arrivals.clear()]
         self._kept_lanes |= spared | {d.lane for d in waiting if d.lane and self._must_keep(d)}
         for delivery in waiting:

@@ -88,3 +88,27 @@ def test_what_may_not_come_back_at_all_goes_to_the_store_at_a_stop(
     assert instance.stop() == 0
     assert sorted(note["body"]["n"] for note in instance.notes("done")) == list(range(6))
     assert dead() == []
+
+
+def test_large_messages_that_are_not_to_wait_in_memory_are_not_dropped(
+    broker, queue_name, start, dead
+):
+    extra = "[qos]\nprefetch_count = 20\n[consumer_config.framework]\nread_ahead_bytes = 4194304\n"
+    instance = start(broker.url, limited(queue_name, 0), LARGE, extra=extra).ready()
+    assert instance.stop() == 0
+    bodies = [json.dumps({"n": n, "much": "x" * 1_500_000}).encode() for n in range(12)]
+    publish(broker.url, queue_name, bodies)
+    instance.start().ready()
+    until(lambda: len(instance.notes("done")) + len(dead()) >= 12, "all are handled, or lost")
+    assert sorted(note["body"]["n"] for note in instance.notes("done")) == list(range(12))
+    assert dead() == []
+    assert instance.stop() == 0
+    assert broker.depth(queue_name) == (0, 0)
+
+
+LARGE = """
+def handler(message):
+    del message.body["much"]
+    time.sleep(0.02)
+    note("done", message)
+"""

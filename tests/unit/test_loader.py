@@ -201,6 +201,30 @@ IMPORTS = [
         ExitCode.TEMPORARY,
     ),
     (
+        "import sys\nsys.exit()\n",
+        (
+            "raised SystemExit while it was imported ({file}, line 2); "
+            "see the line named; the next start tries again"
+        ),
+        ExitCode.TEMPORARY,
+    ),
+    (
+        "import json\n\njson.loads('')\n",
+        (
+            "raised JSONDecodeError while it was imported: Expecting value: line 1 column 1 (char 0) "  # noqa: E501
+            "({file}, line 3); see the line named; the next start tries again"
+        ),
+        ExitCode.TEMPORARY,
+    ),
+    (
+        "import os\nos.environ['NO_SUCH_VARIABLE']\n",
+        (
+            "raised KeyError while it was imported: 'NO_SUCH_VARIABLE' "
+            "({file}, line 2); see the line named; the next start tries again"
+        ),
+        ExitCode.TEMPORARY,
+    ),
+    (
         "from json import dump_it\n",
         (
             "raised ImportError while it was imported: cannot import name 'dump_it' from 'json' "

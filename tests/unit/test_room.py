@@ -9,6 +9,7 @@ import pytest
 from consumer_framework.adapters.amqp import Channels
 from consumer_framework.adapters.amqp.consumers import Consumers
 from consumer_framework.adapters.amqp.subscription import Subscription
+from consumer_framework.testing import make_delivery
 
 
 @pytest.fixture
@@ -45,3 +46,21 @@ def test_without_a_limit_there_is_always_room(has_room):
 
 def test_nothing_is_settled_on_a_channel_that_is_gone(channels):
     assert channels.settled_up_to(7) == 0
+
+
+def test_what_comes_too_late_goes_back_but_what_its_queue_would_drop_is_taken(channels):
+    taken: list[Any] = []
+    given_back: list[int] = []
+    anything: Any = None
+    recipient: Any = SimpleNamespace(delivered=taken.append)
+    channel: Any = SimpleNamespace(basic_nack=lambda tag, **_more: given_back.append(tag))
+    consumers = Consumers(anything, 10, channels, recipient, anything)
+    consumers.must_take = lambda delivery: delivery.delivery_tag % 2 == 0
+    generation = channels.add(channel)
+    consumers._subscriptions["q"] = Subscription("q", "q", channel, generation, {})
+    deliveries = [make_delivery(generation=generation, delivery_tag=tag) for tag in (1, 2, 3, 4)]
+    assert [consumers.shed(delivery) for delivery in deliveries[:2]] == [True, False]
+    for late in deliveries[2:]:
+        consumers._unwanted(late)
+    assert given_back == [1, 3]
+    assert taken == [deliveries[3]]

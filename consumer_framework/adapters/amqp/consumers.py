@@ -75,6 +75,7 @@ class Consumers:
     Attributes:
         settings: What the next subscription goes by.
         on_room: Called when a queue that was full may have a consumer again.
+        must_take: Says whether the queue of a delivery would drop it if it went back.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Consumers:
     ) -> None:
         self.settings = settings
         self.on_room: Callable[[], None] = lambda: None
+        self.must_take: Callable[[Delivery], bool] = lambda _delivery: False
         self._is_paused = False
         self._prefetch_count = prefetch_count
         self._channels = channels
@@ -294,6 +296,9 @@ class Consumers:
         self._recipient.delivered(delivery)
 
     def _unwanted(self, delivery: Delivery) -> None:
+        if self.must_take(delivery):
+            self._delivered(delivery)
+            return
         self._channels.arrived(delivery)
         self._channels.give_back(delivery)
 
@@ -301,11 +306,14 @@ class Consumers:
         """Give back *delivery*, and what comes after it until there is a new consumer.
 
         Returns:
-            False where the consumer that it came to stays: nothing is given back then.
+            False where it is to be taken all the same: the consumer that it came to stays, or its
+            queue would drop it.
         """
         for subscription in self._subscriptions.values():
             if subscription.generation == delivery.generation and not subscription.consumer_tag:
                 subscription.is_wanted = False
+                if self.must_take(delivery):
+                    return False
                 self._channels.give_back(delivery)
                 return True
         return False

@@ -200,9 +200,13 @@ class Session:
         """Give back *delivery* and what follows it, after :meth:`set_prefetch`.
 
         Returns:
-            False where its consumer stays, and nothing is given back.
+            False where *delivery* is to be taken all the same.
         """
         return self._consumers.shed(delivery)
+
+    def take_always(self, which: Callable[[Delivery], bool]) -> None:
+        """Give back nothing that came too late where *which* says that its queue would drop it."""
+        self._consumers.must_take = which
 
     # Other settings.
 
