@@ -70,7 +70,8 @@ class RedactedRecord(logging.LogRecord):
         if self.exc_info and self.exc_info[0] is not None:
             shown = summarized(self.exc_info[1])
             text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
-            safe = clipped(redact(text), TRACEBACK_LIMIT)
+            # A SyntaxError shows a line of its source, which may be text that was published.
+            safe = clipped(printable_lines(redact(text)), TRACEBACK_LIMIT)
             if safe != text or shown is not self.exc_info[1]:
                 # Formatters take this text, where there is one, for that of the exception.
                 self.exc_text, self.exc_info = safe, None

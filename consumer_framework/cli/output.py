@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -216,7 +217,31 @@ def pairs(items: Iterable[tuple[str, str]], indent: str = "  ") -> list[str]:
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print a JSON document; with *indent* None on a line of its own."""
-    click.echo(json.dumps(redacted(value), indent=indent, default=as_json))
+    click.echo(json_of(value, indent=indent))
+
+
+def json_of(value: Any, *, indent: int | None = 2) -> str:
+    """Write a JSON document without secrets; a number that JSON has not becomes text.
+
+    Raises:
+        RecursionError: It is nested too deeply.
+    """
+    shown = redacted(value)
+    try:
+        return json.dumps(shown, indent=indent, default=as_json, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(shown), indent=indent, default=as_json)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list():
+            return [_finite(inner) for inner in value]
+    return value
 
 
 def as_json(value: Any) -> Any:

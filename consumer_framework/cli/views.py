@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.adapters.journal.export import line_of
+from consumer_framework.adapters.journal.export import line_of, raw_line_of
 from consumer_framework.adapters.journal.properties import NAMES
 from consumer_framework.core.encodings import codec_of
 
@@ -231,10 +231,21 @@ def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
     return {
         **asdict(row),
         "received": delivery.received_at,
-        "message": json.loads(line_of(delivery)),
+        "message": _message(delivery),
         "properties": {name: value for name, value in properties.items() if value is not None},
         "failures": [asdict(attempt) for attempt in delivery.history.attempts],
     }
+
+
+def _message(delivery: Delivery) -> Any:
+    """The message for JSON; its bytes where a body is nested too deeply to be printed."""
+    message = json.loads(line_of(delivery))
+    try:
+        # Within the document it is nested a little deeper.
+        output.json_of([[message]])
+    except RecursionError:
+        return json.loads(raw_line_of(delivery))
+    return message
 
 
 def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) -> Iterator[str]:

@@ -65,7 +65,7 @@ def attempt_of(error: BaseException, at: float) -> Attempt:
 
 def first_line(error: BaseException) -> str:
     """The first line of what *error* says, in :data:`LINE_LIMIT` characters or so."""
-    return printable(clipped(text_of(error).partition("\n")[0], LINE_LIMIT))
+    return printable(clipped(text_of(error).lstrip().partition("\n")[0], LINE_LIMIT))
 
 
 def said(error: BaseException) -> str:

@@ -8,9 +8,12 @@ takes half a minute for 8 MB. Formatting happens on the event loop.
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .printable import clipped, printable_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Characters of what one exception says, and of a whole traceback.
 TEXT_LIMIT = 4000
@@ -24,8 +27,8 @@ _SMALL = 200
 def text_of(error: BaseException) -> str:
     """Return what *error* says, in :data:`TEXT_LIMIT` characters or so; "" where it fails to."""
     try:
-        return clipped(_said(error), TEXT_LIMIT)
-    except Exception:  # noqa: BLE001 -- anybody's __str__
+        return clipped(str.__str__(_said(error)), TEXT_LIMIT)
+    except BaseException:  # noqa: BLE001 -- anybody's __str__, which may even exit
         return ""
 
 
@@ -33,35 +36,46 @@ def summarized(error: BaseException) -> BaseException:
     """Return what to format in the place of *error*.
 
     It is *error* itself, unless that or another one of its chain says too much, or may forge a line
-    of the log: then it is a stand-in of the same name, with the same traceback.
+    of the log, or has notes or members of the wrong type: then it is a stand-in of the same name,
+    with the same traceback.
     """
-    return _Summary().of(error)
+    try:
+        return _Summary().of(error) or error
+    except Exception:  # noqa: BLE001 -- anybody's __getattr__ and properties
+        return _stand_in(type(error), text_of(error), ()).with_traceback(error.__traceback__)
 
 
 def formatted(error: BaseException) -> str:
     """Return the traceback of *error* in :data:`TRACEBACK_LIMIT` characters or so."""
     lines = "".join(traceback.format_exception(summarized(error)))
-    return clipped(lines, TRACEBACK_LIMIT)
+    # A SyntaxError shows a line of its source, which may be text that was published.
+    return clipped(printable_lines(lines), TRACEBACK_LIMIT)
 
 
 class _Summary:
     """The stand-ins of one chain."""
 
     def __init__(self) -> None:
-        self._known: dict[int, BaseException] = {}
+        # None for one that is in the making: a chain may lead back to itself.
+        self._known: dict[int, BaseException | None] = {}
 
-    def of(self, error: BaseException) -> BaseException:
-        if id(error) in self._known or len(self._known) >= _LONGEST_CHAIN:
-            return self._known.get(id(error), error)
-        self._known[id(error)] = error
+    def of(self, error: BaseException) -> BaseException | None:
+        if id(error) in self._known:
+            return self._known[id(error)]
+        if len(self._known) >= _LONGEST_CHAIN:
+            return _stand_in(type(error), "(what led to it is left out)", ())
+        self._known[id(error)] = None
         text = _in_traceback(error)
+        members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
         cause = error.__cause__ and self.of(error.__cause__)
         context = error.__context__ and self.of(error.__context__)
-        parts = [self.of(each) for each in getattr(error, "exceptions", ())[:_LONGEST_CHAIN]]
+        looked_at = [self.of(each) for each in members[:_LONGEST_CHAIN]]
+        parts = [each for each in looked_at if each is not None]
         is_same = cause is error.__cause__ and context is error.__context__
-        if text is None and is_same and parts == list(getattr(error, "exceptions", ())):
+        if text is None and is_same and parts == list(members):
+            self._known[id(error)] = error
             return error
-        stand_in = _stand_in(type(error), text_of(error) if text is None else text)
+        stand_in = _stand_in(type(error), text_of(error) if text is None else text, parts)
         stand_in.__traceback__ = error.__traceback__
         stand_in.__context__ = context
         stand_in.__cause__ = cause
@@ -70,19 +84,22 @@ class _Summary:
         return stand_in
 
 
-def _stand_in(kind: type, text: str) -> BaseException:
+def _stand_in(kind: type, text: str, parts: Sequence[BaseException]) -> BaseException:
     names: dict[str, Any] = {
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__str__": lambda _self: text,
     }
+    if parts:
+        group: BaseException = type(kind.__name__, (BaseExceptionGroup,), names)(text, parts)
+        return group
     made: BaseException = type(kind.__name__, (Exception,), names)()
     return made
 
 
 def _in_traceback(error: BaseException) -> str | None:
     """What *error* is to say in a traceback; None where it may speak for itself."""
-    notes = "\n".join(map(str, getattr(error, "__notes__", ())))
+    notes = _notes(error)
     text = text_of(error)
     if notes:
         text = clipped(f"{text}\n{notes}", TEXT_LIMIT)
@@ -90,6 +107,13 @@ def _in_traceback(error: BaseException) -> str | None:
     safe = printable_lines(text).replace("\n", "\n    ")
     is_unchanged = not notes and safe == text and not _is_large(error)
     return None if is_unchanged and len(text) < TEXT_LIMIT else safe
+
+
+def _notes(error: BaseException) -> str:
+    notes = getattr(error, "__notes__", ())
+    if not isinstance(notes, list | tuple):
+        return clipped(repr(notes), TEXT_LIMIT)
+    return "\n".join(map(str, notes))
 
 
 def _said(error: BaseException) -> str:
@@ -102,11 +126,14 @@ def _said(error: BaseException) -> str:
 
 def _is_large(error: BaseException) -> bool:
     """Whether *error* is jsonschema's, or one that carries that, and formats a large value."""
-    if len(error.args) == 1 and isinstance(error.args[0], BaseException):
-        return _is_large(error.args[0])
-    if not (hasattr(error, "instance") and hasattr(error, "validator_value")):
+    try:
+        if len(error.args) == 1 and isinstance(error.args[0], BaseException):
+            return _is_large(error.args[0])
+        if not (hasattr(error, "instance") and hasattr(error, "validator_value")):
+            return False
+        return not _is_small(error.instance)
+    except Exception:  # noqa: BLE001 -- anybody's properties, or one that carries itself
         return False
-    return not _is_small(error.instance)
 
 
 def _is_small(value: Any) -> bool:

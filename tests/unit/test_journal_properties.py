@@ -162,3 +162,10 @@ def test_an_integer_that_pika_cannot_encode_comes_back():
 
 def test_what_is_no_amqp_value_is_kept_as_its_repr():
     assert unpack(pack(FakeProperties("1", {"a": {1}}))).headers == {"a": "{1}"}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_has_not_comes_back_from_valid_json(number):
+    text = pack(FakeProperties(headers={"n": number}))
+    json.loads(text, parse_constant=pytest.fail)
+    assert str(unpack(text).headers["n"]) == str(number)

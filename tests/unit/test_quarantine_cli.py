@@ -810,3 +810,20 @@ def test_a_body_is_not_decoded_with_what_is_no_encoding_of_text(operator, encodi
     operator.quarantines(a_delivery(1, content_encoding=encoding))
     result = operator.does(verb, "1")
     assert "body_base64" in result.output or "not JSON" in result.output
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_headers_with_numbers_that_json_has_not_are_valid_json(operator, number):
+    delivery = a_delivery()
+    headers = {**HEADERS, "n": [{"n": number}]}
+    operator.quarantines(replace(delivery, properties=pika.BasicProperties(headers=headers)))
+    for words in (["show", "1", "--json"], ["export"]):
+        json.loads(operator.does(*words).stdout, parse_constant=pytest.fail)
+    assert operator.shows("show", "1")["properties"]["headers"]["n"] == [{"n": str(number)}]
+
+
+@pytest.mark.parametrize("depth", [500, 700, 940])
+def test_a_body_that_is_nested_very_deeply_is_shown_as_json(operator, depth):
+    operator.quarantines(a_delivery(body=b'{"a":' + b"[" * depth + b"]" * depth + b"}"))
+    shown = json.loads(operator.does("show", "1", "--json").stdout)
+    assert "body" in shown["message"] or "body_base64" in shown["message"]

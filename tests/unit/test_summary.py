@@ -120,3 +120,96 @@ def test_what_is_to_print_stays():
     assert printable("Žluťoučký 😀") == "Žluťoučký 😀"
     assert printable("a\nb\tc\udcff") == "a\\nb\\tc\\udcff"
     assert printable_lines("a\nb\tc\x00") == "a\nb\tc\\x00"
+
+
+def with_attributes(**attributes):
+    error = ValueError("plain")
+    vars(error).update(attributes)
+    return error
+
+
+def carrying_itself():
+    error = ValueError()
+    error.args = (error,)
+    return error
+
+
+class Unspeakable:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+class OddPropertyError(Exception):
+    @property
+    def instance(self):
+        raise RuntimeError("not now")
+
+
+class ExitingError(Exception):
+    def __str__(self):
+        raise SystemExit(1)
+
+
+class ProxyError(Exception):
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: with_attributes(__notes__=None),
+        lambda: with_attributes(__notes__=5),
+        lambda: with_attributes(__notes__=[Unspeakable()]),
+        lambda: with_attributes(exceptions=None),
+        lambda: with_attributes(exceptions=["one", "two"]),
+        lambda: with_attributes(exceptions={"one": 1}),
+        carrying_itself,
+        lambda: OddPropertyError("plain"),
+        lambda: ExitingError("plain"),
+        lambda: ProxyError("plain"),
+    ],
+)
+def test_an_exception_with_odd_attributes_is_kept_like_any_other(make):
+    error = raising(make())
+    attempt = attempt_of(error, 0.0)
+    assert attempt.error.endswith(type(error).__name__)
+    assert "in raises" in attempt.traceback
+    record = RedactedRecord("a", 40, "f", 1, "failed", (), (type(error), error, None))
+    assert type(error).__name__ in logging.Formatter().format(record)
+
+
+def long_chain():
+    error = ValueError(FORGED)
+    for number in range(10_000):
+        outer = ValueError(str(number))
+        outer.__cause__ = error
+        error = outer
+    return error
+
+
+def circle():
+    error, other = ValueError("plain"), ValueError(FORGED)
+    error.__cause__, other.__cause__ = other, error
+    return error
+
+
+def source_of_strangers():
+    return caught(lambda: compile("a b\x1b[2J\x9b", "f", "eval"))
+
+
+@pytest.mark.parametrize("make", [long_chain, circle, source_of_strangers])
+def test_no_exception_of_a_chain_forges_a_line(make):
+    text = formatted(make())
+    assert "\nERROR forged" not in text
+    assert not set("\x1b\x9b\x85\u2028\u202e") & set(text)
+
+
+def test_a_group_with_a_member_that_says_too_much_shows_every_member():
+    text = formatted(ExceptionGroup("many", [ValueError(LARGE), KeyError("small")]))
+    assert "ValueError: xxx" in text
+    assert "KeyError: 'small'" in text
+
+
+def test_what_an_exception_says_begins_after_empty_lines():
+    assert said(ValueError("\n  what is wrong\nmore")) == "ValueError: what is wrong"

@@ -41,6 +41,11 @@ def line_of(delivery: Delivery) -> str:
     return _line(_message(delivery))
 
 
+def raw_line_of(delivery: Delivery) -> str:
+    """Write what :func:`line_of` writes of one whose bytes cannot be read as a message."""
+    return _line(_raw(delivery))
+
+
 def expired_line_of(row: Row, delivery: Delivery) -> str:
     """Write what :func:`line_of` writes, and in the key ``quarantine`` all that is known of it."""
     known = {

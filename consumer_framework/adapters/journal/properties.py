@@ -7,13 +7,14 @@ deep as a publisher likes.
 
 The text is a flat JSON array in Polish notation: a container is ``{"table": n}`` or
 ``{"array": n}``, followed by its *n* entries. What JSON has no word for is an object with one
-key: ``{"bytes": base64}``, ``{"decimal": text}``, ``{"time": ISO 8601}``.
+key: ``{"bytes": base64}``, ``{"decimal": text}``, ``{"time": ISO 8601}``, ``{"float": "nan"}``.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,8 @@ def unpack_value(text: str) -> Any:
 
 def _scalar(value: Any) -> Any:
     match value:
+        case float() if not math.isfinite(value):
+            return {"float": str(value)}
         case None | bool() | int() | float() | str():
             return value
         case bytes():
@@ -104,6 +107,8 @@ def _scalar(value: Any) -> Any:
 
 def _value(token: Any) -> Any:
     match token:
+        case {"float": text}:
+            return float(text)
         case {"bytes": text}:
             return base64.b64decode(text)
         case {"decimal": text}:
