@@ -143,7 +143,7 @@ def test_root_hands_a_changed_file_over_and_a_reload_says_what_stays(secretive, 
     host.run("sed", "-i", "$ a # changed", file)
     exit_code, said = fm_consumer(host, "reload", "reloaded")
     assert (exit_code, "nothing has changed" in said) == (0, True), said
-    host.run("sed", "-i", "$ a [consumer_config.framework]\\nrate = \"5/s\"", file)
+    host.run("sed", "-i", '$ a [consumer_config.framework]\\nrate = "5/s"', file)
     exit_code, said = fm_consumer(host, "reload", "reloaded")
     assert (exit_code, "consumer_config.framework.rate" in said) == (0, True), said
     if systemd_version(host) >= REFRESHES_SINCE:
