@@ -81,7 +81,9 @@ def test_what_never_passes_is_not_waited_for(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nothing")
     for place in (file, link):
-        with pytest.raises(ConfigurationError, match="move it away, or name another .*--state-dir"):
+        with pytest.raises(
+            ConfigurationError, match=r"move it away, or name another .*--state-dir"
+        ):
             open_stores(place, "sample", Framework())
 
 
