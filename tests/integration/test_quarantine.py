@@ -251,6 +251,8 @@ def test_a_replay_survives_its_command_and_no_other_one_runs_beside_it(
     command = [str(FM_CONSUMER), "quarantine", "replay", "--conf"]
     command += [str(operator.instance.configuration), "--state-dir", str(operator.state), str(row)]
     runs = len(operator.instance.notes("run"))
+    # A job that a shell runs in the background inherits an ignored SIGINT.
+    command = ["env", "--default-signal=INT", *command]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as replay:
         operator.instance.noted("run", runs + 1)
         replay.send_signal(signal.SIGINT)
