@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a test gives the harness, as a configuration file would say it."""
+"""Turn the arguments of the harness into a configuration and a plan."""
 
 from __future__ import annotations
 
