@@ -397,7 +397,7 @@ def test_the_recovery_reference_says_what_may_follow_the_last_attempt(choice):
 
 
 def test_the_schedule_in_the_explanation_is_the_default_one():
-    cells = table(DOCS / "explanation/recovery.md", "What happens to a failing message")
+    cells = table(DOCS / "explanation/recovery.md", "The attempts of a failing message")
     units = {"minute": "m", "minutes": "m", "seconds": "s"}
     found = [re.search(r"about (\d+) (\w+) later", row[1]) for row in cells]
     said = [text.seconds(f"{m[1]}{units[m[2]]}") for m in found if m]
