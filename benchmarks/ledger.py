@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 
-from consumer_framework.adapters.store import Journal
-from consumer_framework.core.errors import JournalError
+from consumer_framework.adapters.store import Store
+from consumer_framework.core.errors import StoreError
 
 from .catalogue import ROOT
 
@@ -58,7 +58,7 @@ class Ledger:
         handled: Messages whose handler succeeded.
         again: Successes beyond the first, over all messages.
         quarantined: Messages kept for an operator.
-        deferred: Messages that the journal keeps to run again.
+        deferred: Messages that the store keeps to run again.
         dropped: Messages that were rejected for good.
         queued: Messages still in the queue.
         lost: Messages that are nowhere.
@@ -210,11 +210,11 @@ class Service:
         lines = self._notes.read_text().splitlines() if self._notes.exists() else []
         return Counter(line.split()[1] for line in lines if line.startswith(f"{event} "))
 
-    def journal(self, state: str) -> set[str]:
-        """Return the ids of the rows in a state; none where there is no journal."""
+    def store(self, state: str) -> set[str]:
+        """Return the ids of the rows in a state; none where there is no store."""
         try:
-            reader = Journal.read(self._directory / "state")
-        except JournalError:
+            reader = Store.read(self._directory / "state")
+        except StoreError:
             return set()
         try:
             return {row.message_id for row in reader.rows(state=None) if row.state == state}
@@ -262,7 +262,7 @@ def account(service: Service, queue: Queue, published: list[Sent], alive: Alive)
     ids = {sent.id for sent in published}
     done = Counter({name: n for name, n in service.noted("done").items() if name in ids})
     queued, dropped = (found & ids for found in queue.take())
-    kept = {state: service.journal(state) & ids for state in ("quarantined", "deferred")}
+    kept = {state: service.store(state) & ids for state in ("quarantined", "deferred")}
     found = set(done) | queued | dropped | kept["quarantined"] | kept["deferred"]
     return Ledger(
         published=len(ids),

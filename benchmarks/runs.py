@@ -35,7 +35,7 @@ class Load:
         skip: How many of them before the clock starts.
         backlog: How many more are in the queue and stay there.
         fails: Whether some fail, and are held at the end.
-        rows: How many of them come from the journal, and not from the queue.
+        rows: How many of them come from the store, and not from the queue.
         samples: What they are copies of.
     """
 
