@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pika import BasicProperties
 
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.testing import make_delivery
 
 from . import catalogue, messages, runs

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 
-from consumer_framework.adapters.journal import Journal
+from consumer_framework.adapters.store import Journal
 from consumer_framework.core.errors import JournalError
 
 from .catalogue import ROOT

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import output
+from . import terminal
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
-from .output import Command, Refusal, plural
-from .quarantine_expire import expire
-from .quarantine_orders import drop, replay
+from .quarantine_orders import drop, expire, replay
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_journal, row_numbers
+from .terminal import Command, Refusal, plural
 
 # The journal brings half of what `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from consumer_framework.adapters.journal import Reader
+    from consumer_framework.adapters.store import Reader
 
     from .options import Where
 
@@ -110,16 +109,16 @@ def _list_groups(journal: Reader, at: Where, *, as_json: bool) -> None:
 
     groups = journal.groups()
     if as_json:
-        output.print_json([asdict(group) for group in groups])
+        terminal.print_json([asdict(group) for group in groups])
         return
     if not groups:
         click.echo("nothing is quarantined")
         return
-    for line in views.group_lines(groups, time.time(), output.terminal_width()):
+    for line in views.group_lines(groups, time.time(), terminal.terminal_width()):
         click.echo(line)
     total = plural(sum(group.count for group in groups), "message")
     click.echo(f"\n{total}, {plural(len(groups), 'cause')}; ROW is the oldest of each:")
-    click.echo(output.faint(f"  {at.command('show', groups[0].sample.id)}"))
+    click.echo(terminal.faint(f"  {at.command('show', groups[0].sample.id)}"))
 
 
 def _list_rows(journal: Reader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
@@ -133,18 +132,18 @@ def _list_rows(journal: Reader, at: Where, filters: dict[str, Any], *, as_json: 
     rows = journal.rows(state=None if state == "any" else state, limit=most, **filters)
     shown = rows[:limit]
     if as_json:
-        output.print_json([asdict(row) for row in shown])
+        terminal.print_json([asdict(row) for row in shown])
         return
     if not rows:
         filtered = any(value is not None for value in filters.values())
         what = "nothing is here" if state == "any" else f"nothing is {views.STATES[state]}"
         click.echo(f"{what} that fits" if filtered else what)
         return
-    for line in views.row_lines(shown, time.time(), output.terminal_width()):
+    for line in views.row_lines(shown, time.time(), terminal.terminal_width()):
         click.echo(line)
     more = "; there are more" if len(rows) > len(shown) else ""
     click.echo(f"\n{plural(len(shown), 'message')}{more}:")
-    click.echo(output.faint(f"  {at.command('show', shown[0].id)}"))
+    click.echo(terminal.faint(f"  {at.command('show', shown[0].id)}"))
 
 
 @quarantine.command(
@@ -177,13 +176,13 @@ def show(
     if delivery is None:
         raise Refusal(f"row {row.id} is gone now")
     if as_json:
-        output.print_json(views.message_document(row, delivery))
+        terminal.print_json(views.message_document(row, delivery))
         return
     for line in views.message_lines(row, first, delivery, time.time()):
         click.echo(line)
     if row.state == "quarantined":
         number = row.id if first is None else first.id
-        click.echo(f"\nMended? {output.faint(at.command('replay', number))}")
+        click.echo(f"\nMended? {terminal.faint(at.command('replay', number))}")
 
 
 @quarantine.command(
@@ -277,7 +276,7 @@ def stats(
     disk = sum(file.stat().st_size for file in at.directory.glob("journal.sqlite3*"))
     if as_json:
         causes = {group.fingerprint: group.count for group in groups}
-        output.print_json({**asdict(found), "disk_bytes": disk, "fingerprints": causes})
+        terminal.print_json({**asdict(found), "disk_bytes": disk, "fingerprints": causes})
         return
     for line in views.stats_lines(found, groups, disk, time.time()):
         click.echo(line)

@@ -11,14 +11,14 @@ import click
 from consumer_framework.core.errors import ConfigurationError, JournalError, Problem
 
 from .options import no_such_instance
-from .output import Refusal
+from .terminal import Refusal
 
 # The journal brings half of what `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from consumer_framework.adapters.journal import Reader, Row
+    from consumer_framework.adapters.store import Reader, Row
 
     from .options import Where
 
@@ -36,8 +36,8 @@ def open_journal(at: Where) -> Reader:
         ConfigurationError: There is none, or this user may not read it.
         JournalError: It cannot be read.
     """
-    from consumer_framework.adapters.journal import Journal  # noqa: PLC0415
-    from consumer_framework.adapters.journal.files import DATABASE  # noqa: PLC0415
+    from consumer_framework.adapters.store import Journal  # noqa: PLC0415
+    from consumer_framework.adapters.store.files import DATABASE  # noqa: PLC0415
 
     file = at.directory / DATABASE
     try:

@@ -22,9 +22,9 @@ from .settler import Settled
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
+    from .memory import Run
     from .ports import Chance, Clock, HandlerRunner, Journal, Recorder
     from .recovery import Decision, Policy
-    from .redelivery import Run
     from .settler import Settler
 
 

@@ -27,7 +27,7 @@ from .delivery import (
     Undecodable,
     Withdrawn,
 )
-from .printable import clipped, printable
+from .text import clipped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .delivery import Failed
-from .delivery_limit import NEAR_LIMIT
 from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
 from .errors import JournalError
+from .limits import NEAR_LIMIT
 from .recovery import Decision
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     from .delivery import Delivery, Outcome
     from .disposition import Disposition
-    from .histories import Histories
-    from .holds import Holds
+    from .intake import Holds
+    from .memory import Histories, LostAcks, Run, Unsettled
     from .ports import Acknowledger, FlightRecorder, Journal, Recorder
-    from .redelivery import LostAcks, Run, Unsettled
 
 # Seconds between two tries of a commit that the disk did not take.
 COMMIT_RETRY = 5.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.delivery import Known
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Quarantine, Requeue
 from consumer_framework.core.recovery import Situation, decide
-from consumer_framework.host.recorder import LogRecorder
+from consumer_framework.runtime.observe.log import LogRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from consumer_framework.core.ports import Clock
     from consumer_framework.core.recovery import Policy
 
-    from .fake_journal import FakeJournal
     from .fake_queue import FakeQueue, Posted
+    from .fake_store import FakeJournal
 
 
 class Dispositions:

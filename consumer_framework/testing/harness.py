@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs a consumer in a test, as an instance would, without a broker and without waiting."""
+"""Runs a consumer in a test, as an instance would, without a broker and without waiting.
+
+Turn the arguments of the harness into a configuration and a plan.
+
+Records the messages that a handler publishes with ``fedora_messaging.api.publish`` in a test.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +12,42 @@ import copy
 import shutil
 import tempfile
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from unittest import mock
 
 import pika
+from fedora_messaging import api
+from fedora_messaging import config as upstream
 
-from consumer_framework.core import durations
+from consumer_framework import settings as core
+from consumer_framework.author.translate import hosting
+from consumer_framework.core import text
 from consumer_framework.core.disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject
-from consumer_framework.core.helpers import hosting
+from consumer_framework.runtime.assembly import loader
+from consumer_framework.runtime.assembly.loader import (
+    Target,
+    factory,
+    find,
+    recovery_of,
+    usual_timeout,
+)
+from consumer_framework.runtime.assembly.plan import (
+    Plan,
+    check_batch,
+    fitted,
+    policy_of,
+    source_for,
+    with_batch,
+)
 
-from .fake_journal import FakeJournal
-from .harness_settings import document_of, plan_for, upstream_config
-from .published import recorded
-from .virtual_instance import ROUND_TRIP, VirtualInstance
+from .fake_store import FakeJournal
+from .virtual_instance import VirtualInstance
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from fedora_messaging.message import Message
@@ -35,7 +58,106 @@ if TYPE_CHECKING:
 
     from .fake_queue import Posted
 
-__all__ = ["ROUND_TRIP", "Harness"]
+
+def plan_for(consumer: Any, document: dict[str, Any], files: Path) -> Plan:
+    """Plan an instance of *consumer*, as :class:`.Harness` takes it.
+
+    Args:
+        consumer: Names or is the author's object.
+        document: The whole configuration.
+        files: What the consumer finds as its ``state_dir``.
+
+    Raises:
+        ConfigurationError: *document* would start no instance.
+    """
+    target = _target(consumer)
+    checked = core.parse(document, default_bindings=True)
+    make = factory(target, checked.consumer_config, state_dir=files)
+    written = checked.framework.recovery
+    policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
+    check_batch(checked.framework, target.value)
+    framework = with_batch(checked.framework, target.value)
+    source_of = source_for(framework, target.value)
+    usual = usual_timeout(target)
+    plan = Plan(target.name, make, policy, framework, source_of, usual_timeout=usual)
+    return fitted(plan, checked, recovery)
+
+
+def _target(consumer: Any) -> Target:
+    if isinstance(consumer, str):
+        return find(consumer, "the test")
+    name = getattr(consumer, "__qualname__", type(consumer).__qualname__)
+    return loader.checked(Target(f"{consumer.__module__}:{name}", "the test", consumer))
+
+
+def document_of(config: dict[str, Any], framework: dict[str, Any]) -> dict[str, Any]:
+    """The whole file, with these tables of ``consumer_config`` and its ``framework``."""
+    defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
+    return {
+        **defaults,
+        # As in a file that does not say: the prefetch count follows from the framework's settings.
+        "qos": {},
+        "log_config": None,
+        "monitoring": None,
+        "consumer_config": {**config, "framework": framework} if framework else config,
+    }
+
+
+@contextmanager
+def upstream_config(document: dict[str, Any]) -> Iterator[None]:
+    """Make *document* what fedora-messaging has read: callbacks read its ``conf`` themselves."""
+    conf = upstream.conf
+    before, loaded = dict(conf.items()), conf.loaded
+    conf.loaded = True
+    try:
+        conf.update({**document, "monitoring": {}})
+        yield
+    finally:
+        conf.clear()
+        conf.update(before)
+        conf.loaded = loaded
+
+
+class _Published:
+    """The result of one publish: it is there at once."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    def wait(self, timeout: float) -> None:  # noqa: ARG002 -- upstream passes it by its name
+        """Raise what the publish raised."""
+        if self._error is not None:
+            raise self._error
+
+    def original_failure(self) -> None:
+        """Return nothing: the error is raised as it is, and has its own traceback."""
+
+
+@contextmanager
+def recorded(messages: list[Message]) -> Iterator[None]:
+    """Append what is published to *messages* inside the block, instead of sending it.
+
+    As with a broker, a message that does not fit its schema raises the ``ValidationError`` of
+    jsonschema, and fedora-messaging's signals are sent before and after.
+    """
+
+    def publish(message: Message, exchange: str | None) -> _Published:  # noqa: ARG001
+        api.pre_publish_signal.send(api.publish, message=message)
+        try:
+            message.validate()
+        except Exception as error:  # noqa: BLE001 -- the caller gets it
+            api.publish_failed_signal.send(api.publish, message=message, reason=error)
+            return _Published(error)
+        messages.append(message)
+        api.publish_signal.send(api.publish, message=message)
+        return _Published(None)
+
+    # crochet would start a reactor in a thread of its own.
+    with (
+        mock.patch("crochet.setup"),
+        mock.patch.object(api, "_twisted_publish_wrapper", publish),
+    ):
+        yield
 
 
 class Harness:
@@ -186,7 +308,7 @@ class Harness:
 
     def advance(self, duration: str | float) -> None:
         """Let time pass: *duration* is ``"10s"``, ``"1h 30m"``, or seconds. What is due runs."""
-        self._instance.advance(durations.seconds(duration))
+        self._instance.advance(text.seconds(duration))
 
     def cut(self) -> None:
         """Drop the connection: what is not settled is delivered again, a moment later."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from consumer_framework.testing.broker import Broker
-    from consumer_framework.testing.proxy import Proxy
+    from consumer_framework.testing.broker.proxy import Proxy
 
     from .instance import Instance
 

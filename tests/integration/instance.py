@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pika
 
-from consumer_framework.adapters.journal import Journal
+from consumer_framework.adapters.store import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from consumer_framework.adapters.journal import Row
+    from consumer_framework.adapters.store import Row
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
 

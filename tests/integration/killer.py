@@ -97,7 +97,7 @@ def main() -> None:
     plan, *arguments = sys.argv[1:]
     sys.argv = ["fm-consumer", *arguments]
     from consumer_framework.cli import main as fm_consumer  # noqa: PLC0415
-    from consumer_framework.host import reactor  # noqa: PLC0415
+    from consumer_framework.runtime import reactor  # noqa: PLC0415
 
     install = reactor.install
 

@@ -10,7 +10,7 @@ import pika
 import pytest
 
 from consumer_framework.testing.broker import Broker
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 from .instance import publish, queue_table, until
 

@@ -19,9 +19,9 @@ import pika
 import pytest
 
 from consumer_framework.adapters.amqp.channels import MANY
-from consumer_framework.host.crew import HAND_OVER
+from consumer_framework.runtime.dispatcher import HAND_OVER
 from consumer_framework.testing.broker import Broker
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 from .chaos import KILLER, Chaos, Ledger, Publisher, is_for_good, make_worker
 from .instance import publish, queue_table, until

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from click.testing import CliRunner
 
-from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.systemctl import unit_name
+from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
-from consumer_framework.host import client, stores
-from consumer_framework.host.orders import Orders
+from consumer_framework.runtime import stores
+from consumer_framework.runtime.control import client
+from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:

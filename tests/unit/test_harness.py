@@ -22,8 +22,8 @@ from consumer_framework import (
     Retry,
     Skip,
 )
+from consumer_framework.author import translate
 from consumer_framework.core import disposition as to
-from consumer_framework.core import helpers
 from consumer_framework.core.errors import ConfigurationError, JournalError
 from consumer_framework.testing import Ack, Harness
 from consumer_framework.testing import harness as harness_module
@@ -34,9 +34,9 @@ def message(n=1):
     return Message(topic="org.example.test", body={"n": n})
 
 
-@pytest.mark.parametrize("module", [harness_module, helpers])
+@pytest.mark.parametrize("module", [harness_module, translate])
 def test_the_examples_in_the_docstrings_are_true(module):
-    with helpers.hosting():
+    with translate.hosting():
         result = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
     assert (result.failed, result.attempted > 0) == (0, True)
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from consumer_framework.core.delivery import Delivery
 from consumer_framework.core.intake import Intake
-from consumer_framework.core.rate import TokenBucket
+from consumer_framework.core.limits import TokenBucket
 from consumer_framework.testing import make_delivery
 
 PATIENCE = 20

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits, Stats, operations, reader, room
+from consumer_framework.adapters.store import Journal, Limits, Stats, reader, retention, writer
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
@@ -193,9 +193,9 @@ def test_rows_are_deferred_for_as_long_when_the_clock_is_set_back(
         (reader.IS_OPEN, ("q", b"k"), "sqlite_autoindex_messages_1 (queue=? AND key=?)"),
         (reader.DUE, (1.0, "[]", 10), "messages_by_due (due<?)"),
         (reader.ATTEMPTS, ("[1]",), "attempts_by_row (row_id=?)"),
-        (operations.FIND_KEY, ("q", b"k"), "sqlite_autoindex_messages_1 (queue=? AND key=?)"),
-        (room.OLDEST, (), "messages_by_age (state=?)"),
-        (room.AGED, (1.0, 10), "messages_by_age (state=? AND updated<?)"),
+        (writer.FIND_KEY, ("q", b"k"), "sqlite_autoindex_messages_1 (queue=? AND key=?)"),
+        (retention.OLDEST, (), "messages_by_age (state=?)"),
+        (retention.AGED, (1.0, 10), "messages_by_age (state=? AND updated<?)"),
     ],
 )
 def test_what_the_event_loop_asks_is_answered_by_an_index(journal, tmp_path, query, values, index):

@@ -13,8 +13,8 @@ from contextlib import closing, suppress
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.files import open_writable
+from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store.files import open_writable
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
 
@@ -26,7 +26,7 @@ WRITER = """
 import asyncio, sys
 from dataclasses import replace
 from pathlib import Path
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.testing import make_delivery
 
 async def task(journal, name):
@@ -52,7 +52,7 @@ LANES = """
 import asyncio, random, sys
 from dataclasses import replace
 from pathlib import Path
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.testing import make_delivery
 
 async def arrive(journal, name):
@@ -89,7 +89,7 @@ asyncio.run(main(sys.stdin.readline().strip()))
 LIMITED = """
 import asyncio, resource, sys
 from pathlib import Path
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.core.disposition import Ack
 from consumer_framework.core.errors import DamagedRowError, JournalError
-from consumer_framework.host.orders import Orders
+from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:

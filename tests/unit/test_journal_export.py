@@ -13,9 +13,9 @@ from fedora_messaging import message as upstream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.export import line_of
-from consumer_framework.adapters.journal.properties import unpack_value
+from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store.export import line_of
+from consumer_framework.adapters.store.properties import unpack_value
 from consumer_framework.testing import make_delivery
 
 TRAPS = "\u2028\u2029\u0085\x0b\x0c\x1c\r\n\ud800\U0001f600é"

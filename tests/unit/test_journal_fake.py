@@ -7,7 +7,7 @@ import pytest
 
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_journal import FakeJournal
+from consumer_framework.testing.fake_store import FakeJournal
 
 
 def test_writes_fail_while_the_disk_does_and_leave_nothing():

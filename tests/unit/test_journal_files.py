@@ -14,8 +14,8 @@ from contextlib import closing
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.files import (
+from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store.files import (
     APPLICATION_ID,
     MIGRATIONS,
     described,
@@ -27,7 +27,7 @@ from consumer_framework.testing import make_delivery
 HOLDER = """
 import sys
 from pathlib import Path
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 journal = Journal.open(Path(sys.argv[1]), limits=Limits(), instance="robosignatory")
 print("open", flush=True)
 sys.stdin.read()
@@ -118,7 +118,7 @@ def test_the_file_says_what_it_is_and_which_version(tmp_path, database):
 def test_a_migration_that_fails_leaves_nothing_behind(tmp_path, database, monkeypatch):
     broken = (*MIGRATIONS, "CREATE TABLE news (a); INSERT INTO nowhere VALUES (1);")
     open_journal(tmp_path).close()
-    monkeypatch.setattr("consumer_framework.adapters.journal.files.MIGRATIONS", broken)
+    monkeypatch.setattr("consumer_framework.adapters.store.files.MIGRATIONS", broken)
     assert "nowhere" in refusal(tmp_path)
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
@@ -130,7 +130,7 @@ def test_an_older_journal_is_brought_up_to_date_with_its_rows(tmp_path, monkeypa
     asyncio.run(journal.defer(make_delivery(), 1.0))
     journal.close()
     newer = (*MIGRATIONS, "CREATE TABLE news (a);")
-    monkeypatch.setattr("consumer_framework.adapters.journal.files.MIGRATIONS", newer)
+    monkeypatch.setattr("consumer_framework.adapters.store.files.MIGRATIONS", newer)
     with pytest.raises(JournalError, match="older version; start the instance once"):
         Journal.read(tmp_path)
     journal = open_journal(tmp_path)
@@ -166,8 +166,8 @@ def test_a_holder_that_is_killed_lets_go(tmp_path, holder):
 
 FORKS = """
 import os, pathlib, sys, time
-from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.files import Lock
+from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store.files import Lock
 lock = Lock(pathlib.Path(sys.argv[1]), "sample")
 child = os.fork()
 if child:
@@ -194,7 +194,7 @@ def test_a_forked_child_of_a_dead_holder_does_not_keep_the_journal(tmp_path):
 def test_a_look_at_the_lock_does_not_free_it(tmp_path):
     journal = open_journal(tmp_path)
     assert not is_locked_elsewhere(tmp_path)
-    look = "from consumer_framework.adapters.journal.files import is_locked_elsewhere as look\n"
+    look = "from consumer_framework.adapters.store.files import is_locked_elsewhere as look\n"
     look += f"import pathlib; print(look(pathlib.Path({str(tmp_path)!r})))"
     assert subprocess.check_output([sys.executable, "-c", look]) == b"True\n"
     journal.close()

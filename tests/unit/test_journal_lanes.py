@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits, lanes, reader
-from consumer_framework.adapters.journal.properties import pack
+from consumer_framework.adapters.store import Journal, Limits, lanes, reader
+from consumer_framework.adapters.store.properties import pack
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery

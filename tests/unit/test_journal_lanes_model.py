@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.core.ordering import Blocker, behind
 from consumer_framework.testing import make_delivery
 

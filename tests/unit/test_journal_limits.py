@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from consumer_framework.adapters.journal import Expired, Journal, Limits
-from consumer_framework.adapters.journal.properties import pack
-from consumer_framework.adapters.journal.records import size_of
+from consumer_framework.adapters.store import Expired, Journal, Limits
+from consumer_framework.adapters.store.properties import pack
+from consumer_framework.adapters.store.records import size_of
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery

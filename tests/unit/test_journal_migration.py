@@ -8,9 +8,9 @@ from contextlib import closing
 import pika
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits, Stats
-from consumer_framework.adapters.journal.files import MIGRATIONS
-from consumer_framework.adapters.journal.properties import pack
+from consumer_framework.adapters.store import Journal, Limits, Stats
+from consumer_framework.adapters.store.files import MIGRATIONS
+from consumer_framework.adapters.store.properties import pack
 from consumer_framework.core.errors import JournalError
 from consumer_framework.testing import make_delivery
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consumer_framework.adapters.journal.properties import NAMES, pack, unpack
+from consumer_framework.adapters.store.properties import NAMES, pack, unpack
 from consumer_framework.testing import FakeProperties
 
 # Bytes on the wire, as AMQP 0-9-1 section 4.2.5 and RabbitMQ's errata have them: what pika decodes

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.wal import find_damage
+from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store.wal import find_damage
 from consumer_framework.core.errors import JournalError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.testing import make_delivery
 journal = Journal.open(Path(sys.argv[1]), limits=Limits())
 for number in range(8):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Deliveries with one ordering key behind each other."""
 
-from consumer_framework.core.lanes import Lanes
+from consumer_framework.core.intake import Lanes
 from consumer_framework.testing import make_delivery
 
 

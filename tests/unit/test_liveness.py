@@ -8,7 +8,7 @@ from fedora_messaging.message import Message
 
 from consumer_framework.core.disposition import Ack
 from consumer_framework.core.errors import JournalError
-from consumer_framework.host.crew import HAND_OVER
+from consumer_framework.runtime.dispatcher import HAND_OVER
 from consumer_framework.testing import Harness
 
 

@@ -6,9 +6,9 @@ import contextlib
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.core.disposition import Ack, GiveBack, Halt
-from consumer_framework.host.orders import Orders
+from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.testing import make_delivery
 
 

@@ -9,14 +9,7 @@ import pytest
 
 from consumer_framework.core import disposition as to
 from consumer_framework.core import settler
-from consumer_framework.core.delivery import (
-    Crashed,
-    Failed,
-    Known,
-    Skipped,
-    Succeeded,
-    Undecodable,
-)
+from consumer_framework.core.delivery import Crashed, Failed, Known, Skipped, Succeeded, Undecodable
 from consumer_framework.core.errors import (
     Defer,
     DependencyFault,
@@ -26,11 +19,10 @@ from consumer_framework.core.errors import (
     Quarantine,
     Retry,
 )
-from consumer_framework.core.histories import Histories
-from consumer_framework.core.holds import Holds
+from consumer_framework.core.intake import Holds
+from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, Unsettled
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import BEHIND, OnExhausted, Policy
-from consumer_framework.core.redelivery import MEMORY_SECONDS, LostAcks, Unsettled
 from consumer_framework.core.settler import Settler
 from consumer_framework.testing import (
     FakeAcknowledger,
@@ -39,8 +31,8 @@ from consumer_framework.testing import (
     Settlement,
     make_delivery,
 )
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
-from consumer_framework.testing.fake_journal import FakeJournal
+from consumer_framework.testing.fake_store import FakeJournal
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 # Gives back what fails, as upstream's Nack does.
 REQUEUE = Policy(schedule=(), on_exhausted=OnExhausted.REQUEUE)
@@ -544,7 +536,7 @@ def test_a_run_that_goes_on_is_remembered_however_long_it_takes():
 
 
 def test_the_memory_of_ended_runs_is_bounded(monkeypatch):
-    monkeypatch.setattr("consumer_framework.core.redelivery.MEMORY_RUNS", 3)
+    monkeypatch.setattr("consumer_framework.core.memory.MEMORY_RUNS", 3)
 
     async def scenario():
         path = Path()

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from fedora_messaging import message as upstream
 
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
 from consumer_framework.core.attempt import NO_HISTORY, Attempt, History, attempt_of

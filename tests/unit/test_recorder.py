@@ -34,9 +34,8 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import Drop, Retry
-from consumer_framework.core.news import LINES, QUIET
-from consumer_framework.host.recorder import LogRecorder
-from consumer_framework.host.wording import fate
+from consumer_framework.runtime.observe.log import LINES, QUIET, LogRecorder
+from consumer_framework.runtime.observe.wording import fate
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:

@@ -9,16 +9,7 @@ import pytest
 from fedora_messaging import exceptions as upstream
 from fedora_messaging.message import Message
 
-from consumer_framework import (
-    Defer,
-    DependencyFault,
-    Drop,
-    Halt,
-    Quarantine,
-    Recovery,
-    Retry,
-    Skip,
-)
+from consumer_framework import Defer, DependencyFault, Drop, Halt, Quarantine, Recovery, Retry, Skip
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import (
@@ -32,15 +23,8 @@ from consumer_framework.core.delivery import (
     Withdrawn,
 )
 from consumer_framework.core.errors import JournalError
-from consumer_framework.core.recovery import (
-    OnExhausted,
-    Policy,
-    Rule,
-    Situation,
-    Then,
-    decide,
-)
-from consumer_framework.core.settings import Framework
+from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
+from consumer_framework.settings import Framework
 from consumer_framework.testing import Harness, make_delivery
 
 NOW = 1000.0

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits
-from consumer_framework.adapters.journal.files import is_locked_elsewhere
-from consumer_framework.host import client, retention
+from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store.files import is_locked_elsewhere
+from consumer_framework.operate import offline
+from consumer_framework.runtime.control import client
 from consumer_framework.testing import make_delivery
 
 from .machine import TOML, make_host
@@ -134,7 +135,7 @@ def test_an_instance_may_start_while_much_expires(host, monkeypatch):
     file = host.configures("sample", A_WEEK)
     directory = host.directory / "lib/sample"
     quarantine(directory, 8 * DAY, 9 * DAY, 10 * DAY)
-    monkeypatch.setattr(retention, "AT_ONCE", 1)
+    monkeypatch.setattr(offline, "AT_ONCE", 1)
     starts = []
 
     def sleep(_seconds):
@@ -142,7 +143,7 @@ def test_an_instance_may_start_while_much_expires(host, monkeypatch):
         Journal.open(directory, limits=Limits()).close()
         starts.append(left(directory))
 
-    done = retention.expire("sample", file, directory, time.time(), sleep)
+    done = offline.expire("sample", file, directory, time.time(), sleep)
     assert (done.rows, done.is_running) == (3, False)
     assert starts == [2, 1, 0]
 
@@ -150,7 +151,7 @@ def test_an_instance_may_start_while_much_expires(host, monkeypatch):
 HOLDER = """
 import sys
 from pathlib import Path
-from consumer_framework.adapters.journal.files import Lock
+from consumer_framework.adapters.store.files import Lock
 lock = Lock(Path(sys.argv[1]), "sample")
 print("open", flush=True)
 sys.stdin.read()

@@ -7,11 +7,10 @@ import pytest
 from twisted.internet import task
 
 from consumer_framework.core.errors import JournalError
-from consumer_framework.core.holds import Holds
-from consumer_framework.core.intake import Intake
-from consumer_framework.host import scheduler
+from consumer_framework.core.intake import Holds, Intake
+from consumer_framework.runtime import scheduler
 from consumer_framework.testing import FakeClock, make_delivery
-from consumer_framework.testing.fake_journal import FakeJournal
+from consumer_framework.testing.fake_store import FakeJournal
 
 
 class CountingJournal(FakeJournal):

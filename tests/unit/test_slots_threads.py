@@ -13,9 +13,9 @@ from twisted.internet import defer
 
 from consumer_framework import Defer, DependencyFault, Quarantine
 from consumer_framework.adapters.executor import Executor, Limits
+from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Undecodable, Withdrawn
 from consumer_framework.core.errors import HandlerTimeoutError, JournalError
-from consumer_framework.core.handler import Handler
 from consumer_framework.core.ports import FlightRecorder
 from consumer_framework.testing import Harness, make_delivery
 

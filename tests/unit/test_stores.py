@@ -11,21 +11,21 @@ from types import SimpleNamespace
 import pytest
 
 from consumer_framework.adapters.flight import Flight
-from consumer_framework.adapters.journal import Limits
+from consumer_framework.adapters.store import Limits
 from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
     FrameworkError,
     JournalError,
 )
-from consumer_framework.core.settings import Framework, Ordering, Store
-from consumer_framework.host.forks import let_go
-from consumer_framework.host.stores import (
+from consumer_framework.runtime.app import let_go
+from consumer_framework.runtime.stores import (
     is_directory_given,
     open_stores,
     users_directory,
     wait_for_stores,
 )
+from consumer_framework.settings import Framework, Ordering, Store
 from consumer_framework.testing import FakeClock, FakeNotifier, make_delivery
 
 
@@ -166,7 +166,7 @@ def test_a_directory_with_messages_is_never_done_without(tmp_path, monkeypatch):
     def fail(*_args):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("consumer_framework.adapters.journal.files.create", fail)
+    monkeypatch.setattr("consumer_framework.adapters.store.files.create", fail)
     with pytest.raises(ConfigurationError):
         open_stores(tmp_path, "sample", Framework(), is_given=False)
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Journal, Limits
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import RAW_PROPERTIES
 from consumer_framework.core.ordering import Blocker
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_journal import FakeJournal
+from consumer_framework.testing.fake_store import FakeJournal
 
 FAILED = History((Attempt(1.5, "ValueError", "no", "Traceback ...", "ValueError in f"),), crashes=1)
 
