@@ -40,6 +40,7 @@ from consumer_framework.core.errors import (
 from consumer_framework.core.intake import Holds
 from consumer_framework.core.memory import Histories, LostAcks, Unsettled
 from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.ports import Settled
 from consumer_framework.core.settler import Settler
 from consumer_framework.runtime.control.client import reached
 from consumer_framework.runtime.control.requests import Orders
@@ -51,8 +52,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.ports import Observation
     from consumer_framework.runtime.app import Request
     from consumer_framework.runtime.assembly.plan import Plan
 
@@ -348,7 +350,7 @@ def _fault(name: str, what: str, error: BaseException) -> Fault:
 
 
 class _Bench:
-    """Where one message at a time is run and settled; the recorder of its own pipeline."""
+    """Where one message at a time is run and settled; the observer of its own pipeline."""
 
     def __init__(self, plan: Plan, store: Store, handler: Executor) -> None:
         clock = SystemClock()
@@ -357,7 +359,7 @@ class _Bench:
             acknowledger=_NoBroker(),
             store=store,
             flight=_NoFlight(),
-            recorder=self,
+            observer=self,
             holds=Holds(0, clock),
             histories=Histories(),
             unsettled=Unsettled(clock),
@@ -371,7 +373,7 @@ class _Bench:
             handler=handler,
             policy=plan.policy,
             store=store,
-            recorder=self,
+            observer=self,
             clock=clock,
             chance=random.random,
             settler=self._settler,
@@ -389,15 +391,12 @@ class _Bench:
         """Give up what cannot be committed."""
         await self._settler.commits()
 
-    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
-        """A row was run."""
-
-    def settled(
-        self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """What became of the row is committed; *void* if it could not be."""
-        if self._done is not None and not self._done.done() and not void:
-            self._done.set_result(disposition)
+    def notify(self, event: Observation) -> None:
+        """Take the disposition of the row, once that is committed."""
+        if not isinstance(event, Settled) or event.is_void:
+            return
+        if self._done is not None and not self._done.done():
+            self._done.set_result(event.decision.disposition)
 
     def _store_failed(self, reason: str) -> None:
         # An instance waits until the disk works again; an operator is told.

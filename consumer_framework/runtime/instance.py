@@ -13,8 +13,9 @@ from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.limits import count_of, limit_of
-from consumer_framework.core.stats import Progress
-from consumer_framework.runtime.observe.log import LogRecorder
+from consumer_framework.core.ports import Observers
+from consumer_framework.core.stats import Counters, Progress
+from consumer_framework.runtime.observe.log import DeliveryLog
 from consumer_framework.runtime.observe.status import Facts, status_line
 
 from .deadline import Countdown
@@ -53,7 +54,8 @@ class Instance:
         late: Called when what the instance waits for has had its time.
 
     Attributes:
-        recorder: Counts and logs.
+        counters: Counts runs and settles.
+        log: Logs settles.
         session: The connection and its subscriptions.
         slots: The deliveries, from their arrival to their settle.
         executor: Runs the handler; None until that is set up.
@@ -95,7 +97,8 @@ class Instance:
         self.news_at = clock.monotonic()
         self.trouble = ""
         self.executor: Executor | None = None
-        self.recorder = LogRecorder(clock, reactor.callLater)
+        self.counters = Counters()
+        self.log = DeliveryLog(clock, reactor.callLater)
         self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
         self.relief = Relief(self)
@@ -116,7 +119,7 @@ class Instance:
             channels,
             listener,
             reactor,
-            snapshot=self.recorder.snapshot,
+            snapshot=self.counters.snapshot,
         )
         self.read_ahead = ReadAhead(self, channels)
         self.slots = Slots(
@@ -124,7 +127,7 @@ class Instance:
             channels,
             stores.store,
             stores.flight,
-            self.recorder,
+            Observers(self.counters, self.log),
             clock,
             reactor,
             halt=halt,
@@ -162,7 +165,7 @@ class Instance:
 
     def status(self) -> str:
         """The line that ``systemctl status`` shows."""
-        counts, now = self.recorder.snapshot(), self.clock.monotonic()
+        counts, now = self.counters.snapshot(), self.clock.monotonic()
         deferred, quarantined = self._kept()
         self._progress.look(counts.acked, now)
         facts = Facts(
@@ -228,5 +231,5 @@ class Instance:
             "lag": self.lag,
             "rate": round(self._progress.rate(self.clock.monotonic()), 3),
             "up": round(self._progress.up(self.clock.monotonic())),
-            "counts": {**asdict(self.recorder.snapshot()), "running": len(self.running)},
+            "counts": {**asdict(self.counters.snapshot()), "running": len(self.running)},
         }

@@ -74,7 +74,7 @@ class Circuit:
                 return
             self._breaker = self._breaker.fault()
             if self._breaker.is_open:
-                reason = getattr(decision.disposition, "reason", "")
+                reason = decision.disposition.reason
                 self._break(DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s")
                 self._set_probe()
         elif isinstance(outcome, Succeeded | Skipped) or (was_open and isinstance(outcome, Failed)):

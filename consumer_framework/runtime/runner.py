@@ -376,11 +376,11 @@ class Runner(MultiService):
         self._retention_timer.stop()
         self._watchdog.stop()
         self._instance.say_status()
-        self._instance.recorder.close()
+        self._instance.log.close()
         _log.info(
             "stopped with exit code %d; %s",
             self.exit_code,
-            counts_text(self._instance.recorder.snapshot()),
+            counts_text(self._instance.counters.snapshot()),
         )
         self._let_go()
         asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)

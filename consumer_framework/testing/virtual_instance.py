@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.author.handler import is_coroutine_callable
+from consumer_framework.core.ports import Observers
 from consumer_framework.runtime.assembly.plan import lane_of
 from consumer_framework.runtime.dispatcher import Slots
+from consumer_framework.runtime.observe.log import DeliveryLog
 
-from .dispositions import DispositionRecorder, Dispositions
+from .dispositions import Dispositions
 from .fake_queue import FakeQueue
 from .fakes import FakeFlightRecorder
 from .virtual_time import VirtualTime
@@ -149,7 +151,7 @@ class VirtualInstance:
         self, plan: Plan, store: FakeStore, chance: Callable[[], float], patience: float
     ) -> None:
         self.queue = FakeQueue()
-        self.dispositions = Dispositions(self.queue, store, plan.policy)
+        self.dispositions = Dispositions(self.queue, store)
         self.time: VirtualTime
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
@@ -265,7 +267,7 @@ class VirtualInstance:
             self.queue,
             self._store,
             self._flight,
-            DispositionRecorder(self.time, self.dispositions, self._chance),
+            Observers(DeliveryLog(self.time), self.dispositions),
             self.time,
             self.time.reactor,
             halt=self._halt,

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine, Reject
+from consumer_framework.core.disposition import GiveBack, Halt, Reject, rule_for
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.wording import describe
@@ -211,9 +211,8 @@ def _numbers(request: dict[str, Any]) -> list[int]:
 
 
 def _told(disposition: Disposition) -> dict[str, Any]:
-    if isinstance(disposition, Ack):
-        return {"result": "succeeded", "reason": ""}
     if isinstance(disposition, GiveBack):
-        return {"result": "skipped", "reason": "the instance stops or pauses"}
-    result = "failed" if isinstance(disposition, Quarantine) else type(disposition).__name__.lower()
-    return {"result": result, "reason": getattr(disposition, "reason", "")}
+        reason = "the instance stops or pauses"
+    else:
+        reason = disposition.reason
+    return {"result": rule_for(disposition).words.in_replay, "reason": reason}
