@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pika import BasicProperties
 
-from consumer_framework.adapters.journal import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.testing import make_delivery
 
 from . import catalogue, messages, runs
@@ -81,7 +81,7 @@ def schemas(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
 def quarantine(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
     """Handle messages while *x* are quarantined."""
     load = runs.Load(steady + WARM_UP, samples, WARM_UP)
-    return runs.throughput(url, ours("quarantine"), load, lambda task: fill_journal(task, x))
+    return runs.throughput(url, ours("quarantine"), load, lambda task: fill_store(task, x))
 
 
 def failing(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
@@ -97,7 +97,7 @@ def failing(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
 def due(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
     """Handle *x* deferred messages that are due at once."""
     load = runs.Load(x, samples, skip=x // 10, rows=x)
-    return runs.throughput(url, ours("due"), load, lambda task: fill_journal(task, x, due=True))
+    return runs.throughput(url, ours("due"), load, lambda task: fill_store(task, x, due=True))
 
 
 CURVES = {
@@ -113,7 +113,7 @@ CURVES = {
     ),
     "schemas": Curve("Message schemas in use", "schemas", [1, 10, 50, 100, 500], schemas),
     "quarantine": Curve(
-        "Quarantined messages in the journal", "rows", [0, 10**3, 10**4, 10**5, 10**6], quarantine
+        "Quarantined messages in the store", "rows", [0, 10**3, 10**4, 10**5, 10**6], quarantine
     ),
 }
 
@@ -190,7 +190,7 @@ SELECT randomblob(32), 'row-' || n, {_COLUMNS} FROM numbers, messages WHERE mess
 """
 
 
-def fill_journal(task: catalogue.Task, rows: int, *, due: bool = False) -> None:
+def fill_store(task: catalogue.Task, rows: int, *, due: bool = False) -> None:
     """Make a store with *rows* messages: copies of one that the store wrote.
 
     Args:
@@ -203,12 +203,12 @@ def fill_journal(task: catalogue.Task, rows: int, *, due: bool = False) -> None:
     if rows:
         asyncio.run(_put_one(state, task.queue, messages.samples()[0], due=due))
     if rows > 1:
-        with closing(sqlite3.connect(state / "journal.sqlite3")) as connection, connection:
+        with closing(sqlite3.connect(state / "store.sqlite3")) as connection, connection:
             connection.execute(_MULTIPLY, (rows - 1,))
 
 
 async def _put_one(state: Path, queue: str, sample: Sample, *, due: bool) -> None:
-    journal = Journal.open(state, limits=Limits(max_bytes=2**30, max_age=None))
+    store = Store.open(state, limits=Limits(max_bytes=2**30, max_age=None))
     properties = BasicProperties(
         message_id="row-1",
         content_type="application/json",
@@ -220,7 +220,7 @@ async def _put_one(state: Path, queue: str, sample: Sample, *, due: bool) -> Non
     )
     delivery = replace(made, properties=properties)
     if due:
-        await journal.defer(delivery, 0.0)
+        await store.defer(delivery, 0.0)
     else:
-        await journal.quarantine(delivery, "ValueError: the benchmark's")
-    journal.close()
+        await store.quarantine(delivery, "ValueError: the benchmark's")
+    store.close()

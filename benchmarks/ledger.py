@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 
-from consumer_framework.adapters.journal import Journal
-from consumer_framework.core.errors import JournalError
+from consumer_framework.adapters.store import Store
+from consumer_framework.core.errors import StoreError
 
 from .catalogue import ROOT
 
@@ -210,11 +210,11 @@ class Service:
         lines = self._notes.read_text().splitlines() if self._notes.exists() else []
         return Counter(line.split()[1] for line in lines if line.startswith(f"{event} "))
 
-    def journal(self, state: str) -> set[str]:
+    def store(self, state: str) -> set[str]:
         """Return the message ids of the rows in a state; none without a store."""
         try:
-            reader = Journal.read(self._directory / "state")
-        except JournalError:
+            reader = Store.read(self._directory / "state")
+        except StoreError:
             return set()
         try:
             return {row.message_id for row in reader.rows(state=None) if row.state == state}
@@ -262,7 +262,7 @@ def account(service: Service, queue: Queue, published: list[Sent], alive: Alive)
     ids = {sent.id for sent in published}
     done = Counter({name: n for name, n in service.noted("done").items() if name in ids})
     queued, dropped = (found & ids for found in queue.take())
-    kept = {state: service.journal(state) & ids for state in ("quarantined", "deferred")}
+    kept = {state: service.store(state) & ids for state in ("quarantined", "deferred")}
     found = set(done) | queued | dropped | kept["quarantined"] | kept["deferred"]
     return Ledger(
         published=len(ids),

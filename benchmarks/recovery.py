@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.testing.broker import Broker
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 from .catalogue import BIN, ROOT, Task, configuration
 from .ledger import HEADERS, RESTART_DELAY, Ledger, Queue, Sent, Service, account, look

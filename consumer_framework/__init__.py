@@ -8,10 +8,12 @@ exceptions of the same meaning in ``fedora_messaging.exceptions`` (``Nack``, ``D
 For a ``[log_config]`` of one's own: a handler that sends records to systemd's journal.
 """
 
-from .adapters.journald import JournalHandler
-from .core.batch import Batch
-from .core.consumer import BatchConsumer, Consumer
-from .core.errors import (
+from consumer_framework.adapters.systemd.journald import JournalHandler
+from consumer_framework.author.batch import Batch
+from consumer_framework.author.consumer import BatchConsumer, Consumer
+from consumer_framework.author.heartbeat import heartbeat
+from consumer_framework.author.translate import on, translate
+from consumer_framework.core.errors import (
     ConsumerFrameworkError,
     Defer,
     DependencyFault,
@@ -22,9 +24,8 @@ from .core.errors import (
     Retry,
     Skip,
 )
-from .core.heartbeat import heartbeat
-from .core.helpers import on, translate
-from .core.settings import Recovery
+
+from .settings import Recovery
 
 __all__ = [
     "Batch",

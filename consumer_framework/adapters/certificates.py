@@ -13,7 +13,7 @@ from cryptography import x509
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from consumer_framework.core.settings import Tls
+    from consumer_framework.settings import Tls
 
 
 def ends_of(path: Path) -> list[datetime]:

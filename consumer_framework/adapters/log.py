@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.printable import clipped, printable_lines
-from consumer_framework.core.priority import priority_of
+from consumer_framework.core.attempt import TRACEBACK_LIMIT, summarized
+from consumer_framework.core.log_fields import priority_of
 from consumer_framework.core.secrets import redact
-from consumer_framework.core.summary import TRACEBACK_LIMIT, summarized
+from consumer_framework.core.text import clipped, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,23 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.findings import Level, Report, error
+from consumer_framework.operate.check.findings import Level, Report, error
 
-from . import output
-from .options import (
-    CONFIGURATION_DIRECTORY,
-    JSON,
-    STATE_DIR,
-    complete_instance,
-    configuration_file,
-)
-from .output import Command
+from . import terminal
+from .options import CONFIGURATION_DIRECTORY, JSON, STATE_DIR, complete_instance, configuration_file
+from .terminal import Command
 
 # What these need, `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from consumer_framework.core.findings import Finding
+    from consumer_framework.operate.check.findings import Finding
 
 
 @click.command(
@@ -100,7 +94,7 @@ def check(  # noqa: PLR0913, PLR0917 -- one for each option
         report = _look(told, instance, state_dir, as_service=as_service, broker=broker)
     exit_code = report.exit_code(strict=strict)
     if as_json:
-        output.print_json(document(report, exit_code))
+        terminal.print_json(document(report, exit_code))
     else:
         for line in (*map(_line, report.findings), _verdict(report, exit_code)):
             click.echo(line)
@@ -116,15 +110,16 @@ def _look(
     broker: bool,
 ) -> Report:
     # Late: the reactor must be installed before anything imports it, and --help must be quick.
-    from consumer_framework.host import reactor  # noqa: PLC0415
+    from consumer_framework.runtime import reactor  # noqa: PLC0415
 
     reactor.install()
-    from consumer_framework.host import app, checking  # noqa: PLC0415
+    from consumer_framework.operate.check import all_checks  # noqa: PLC0415
+    from consumer_framework.runtime import app  # noqa: PLC0415
 
     request = app.Request(*told, instance=instance, state_directory=state_dir)
     # What authors' modules print is no part of the report.
     with redirect_stdout(sys.stderr):
-        return checking.check(request, as_service=as_service, ask_broker=broker)
+        return all_checks.check(request, as_service=as_service, ask_broker=broker)
 
 
 def _is_systems(file: Path) -> bool:
@@ -132,31 +127,31 @@ def _is_systems(file: Path) -> bool:
     return file.absolute().parent == CONFIGURATION_DIRECTORY
 
 
-_COLOURS = {Level.ERROR: output.bad, Level.WARNING: output.doubtful, Level.INFO: output.faint}
+_COLOURS = {Level.ERROR: terminal.bad, Level.WARNING: terminal.doubtful, Level.INFO: terminal.faint}
 
 
 def _line(finding: Finding) -> str:
     problem = finding.problem
     level = _COLOURS[finding.level](f"{finding.level.value}:")
     place = f"{problem.source}: " if problem.source else ""
-    return f"{level} {output.safe(f'{place}{problem}')}"
+    return f"{level} {terminal.safe(f'{place}{problem}')}"
 
 
 def _verdict(report: Report, exit_code: int) -> str:
     said = " and ".join(_counts(report)) or "nothing is wrong"
     if report.count(Level.ERROR):
-        end = output.bad(f"it cannot run (exit code {exit_code})")
+        end = terminal.bad(f"it cannot run (exit code {exit_code})")
     elif exit_code:
-        end = output.bad(f"refused by --strict (exit code {exit_code})")
+        end = terminal.bad(f"refused by --strict (exit code {exit_code})")
     else:
-        end = output.good("it can start")
-    return f"{output.safe(report.subject)}: {said}: {end}"
+        end = terminal.good("it can start")
+    return f"{terminal.safe(report.subject)}: {said}: {end}"
 
 
 def _counts(report: Report) -> Iterator[str]:
     for level in (Level.ERROR, Level.WARNING):
         if count := report.count(level):
-            yield output.plural(count, level.value)
+            yield terminal.plural(count, level.value)
 
 
 def document(report: Report, exit_code: int) -> dict[str, Any]:

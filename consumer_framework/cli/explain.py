@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from consumer_framework.core.durations import text as duration
+from consumer_framework.core.text import text as duration
 
-from . import output
+from . import terminal
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
-from .output import Command, Refusal
+from .terminal import Command, Refusal
 
 # What these need, `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from consumer_framework.host.explain import Context, Explanation
+    from consumer_framework.operate.explain import Context, Explanation
 
 
 @click.command(
@@ -58,7 +58,7 @@ def explain(  # noqa: PLR0913 -- one for each option
     if instance and file is not None and not file.exists():
         raise no_such_instance(instance, file)
     # Late, and in this order: authors' modules may import the reactor, which must be ours.
-    from consumer_framework.host import explain as host  # noqa: PLC0415
+    from consumer_framework.operate import explain as host  # noqa: PLC0415
 
     context = _context(file, callback, callback_file)
     try:
@@ -67,12 +67,12 @@ def explain(  # noqa: PLR0913 -- one for each option
         raise Refusal(str(error.args[0])) from None
     explanation = host.explain(kind, context)
     if as_json:
-        output.print_json(host.document(explanation, context))
+        terminal.print_json(host.document(explanation, context))
         return
     for line in _lines(explanation, context):
         click.echo(line)
     if not file:
-        click.echo(output.faint("\nThese are the defaults; name an INSTANCE to see its rules."))
+        click.echo(terminal.faint("\nThese are the defaults; name an INSTANCE to see its rules."))
 
 
 def _context(file: Path | None, callback: str, callback_file: str) -> Context:
@@ -82,19 +82,19 @@ def _context(file: Path | None, callback: str, callback_file: str) -> Context:
         ConfigurationError: It could not start.
     """
     from consumer_framework.adapters import config  # noqa: PLC0415
-    from consumer_framework.core.settings import Recovery  # noqa: PLC0415
-    from consumer_framework.host import configuration  # noqa: PLC0415
-    from consumer_framework.host.explain import Context  # noqa: PLC0415
-    from consumer_framework.host.policy import policy_of  # noqa: PLC0415
+    from consumer_framework.operate.explain import Context  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.plan import policy_of  # noqa: PLC0415
+    from consumer_framework.settings import Recovery  # noqa: PLC0415
 
-    access = configuration.outside(file, file.stem if file else "")
+    access = from_outside(file, file.stem if file else "")
     settings = config.load(file, access=access) if file else None
     written = settings.framework.recovery if settings else Recovery()
     source = str(file or "built-in configuration")
     if not (callback or callback_file or (settings and settings.callback)):
         policy, merged = policy_of(written, Recovery(), source, "")
         return Context(policy, written, merged, source)
-    from consumer_framework.host import app  # noqa: PLC0415
+    from consumer_framework.runtime import app  # noqa: PLC0415
 
     request = app.Request(file, callback, callback_file)
     absent = config.substituted(file, access).absent
@@ -103,8 +103,8 @@ def _context(file: Path | None, callback: str, callback_file: str) -> Context:
 
 
 def _lines(explanation: Explanation, context: Context) -> Iterator[str]:
-    yield output.title(f"{explanation.name}: {_gist(explanation)}")
-    yield from output.pairs(
+    yield terminal.title(f"{explanation.name}: {_gist(explanation)}")
+    yield from terminal.pairs(
         [
             ("decided by", _decided_by(explanation)),
             *_schedule(explanation),
@@ -133,7 +133,7 @@ def _gist(explanation: Explanation) -> str:
 
 
 def _decided_by(explanation: Explanation) -> str:
-    from consumer_framework.host.explain import By  # noqa: PLC0415
+    from consumer_framework.operate.explain import By  # noqa: PLC0415
 
     match explanation.by:
         case By.SIGNAL:
@@ -154,7 +154,7 @@ def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
         )
         return
     for step in explanation.steps:
-        kept = "held unacknowledged" if step.held else "kept in the journal"
+        kept = "held unacknowledged" if step.held else "kept in the store"
         waits = f"about {duration(step.after)}, {kept} meanwhile" if step.after else "0 s: at once"
         yield f"attempt {step.attempt}", f"after {waits}"
 

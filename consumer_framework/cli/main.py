@@ -11,16 +11,16 @@ import click
 
 from consumer_framework.adapters import log
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
-from consumer_framework.core.settings import Overrides
+from consumer_framework.settings import Overrides
 
 from .check import check
 from .explain import explain
 from .options import DEFAULT_FILE, complete_instance, configuration_file
-from .output import complain
 from .quarantine import quarantine
 from .reload import reload
 from .scale import scale
 from .status import status
+from .terminal import complain
 from .units import units
 
 _EXIT_CODES = """
@@ -110,10 +110,10 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     `fm-consumer reload` tells it to.
     """
     # Late: the reactor must be installed before anything imports it, and --help must be quick.
-    from consumer_framework.host import reactor  # noqa: PLC0415
+    from consumer_framework.runtime import reactor  # noqa: PLC0415
 
     reactor.install()
-    from consumer_framework.host import app  # noqa: PLC0415
+    from consumer_framework.runtime import app  # noqa: PLC0415
 
     overrides = Overrides(app_name, queue_name, exchange, routing_key)
     try:
@@ -136,7 +136,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
 
 def _tell_service_manager(error: Exception) -> None:
     """Let `systemctl status` and `fm-consumer status` say why the instance did not start."""
-    from consumer_framework.adapters.systemd import SystemdNotifier  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.notify import SystemdNotifier  # noqa: PLC0415
 
     first, *others = str(error).splitlines() or [type(error).__name__]
     more = f" (and {len(others)} more: see the log)" if others else ""

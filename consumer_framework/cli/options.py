@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.settings import instance_name_problem
+from consumer_framework.settings import instance_name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,8 +120,8 @@ def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Wh
         click.UsageError: None is named.
         ConfigurationError: No instance can have that name.
     """
-    # Late: it imports the journal, and with it half of what `run` needs.
-    from consumer_framework.host.stores import state_directory  # noqa: PLC0415
+    # Late: it imports the store, and with it half of what `run` needs.
+    from consumer_framework.runtime.stores import state_directory  # noqa: PLC0415
 
     if conf is None and not given:
         raise click.UsageError("name an INSTANCE, or its configuration file with --conf")

@@ -2,41 +2,188 @@
 """What changes the quarantine: ``replay`` and ``drop``.
 
 Both go to the instance where it runs, and are carried out in this process where it does not.
+
+``fm-consumer quarantine expire``: what is too old, in instances that are stopped.
+
+Lets an operator edit a message.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+import tempfile
+import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from . import output
-from .editing import edit
-from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
-from .output import Command, Refusal, plural
-from .selection import FINGERPRINT, choose, open_journal
+from consumer_framework.core.errors import FrameworkError
+from consumer_framework.settings import instance_name_problem
+
+from . import options, terminal
+from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
+from .selection import FINGERPRINT, choose, open_store
+from .terminal import Command, Refusal, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from consumer_framework.adapters.journal import Group, Row
+    from consumer_framework.adapters.store import Group, Row
     from consumer_framework.core.delivery import Delivery
 
     from .options import Where
+
+# The store brings half of what `run` needs: --help and shell completion must be quick.
+
+_FAILED = 1
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer quarantine expire            # all instances of this host
+  fm-consumer quarantine expire sample
+\b
+Exit code: 0 if it is done, 1 if an instance's messages could not be looked at or exported.
+""",
+)
+@words("[INSTANCE]...")
+@CONF
+@STATE_DIR
+@JSON
+def expire(
+    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+) -> None:
+    """Export and delete what is quarantined for longer than quarantine_max_age.
+
+    Messages go to expired.jsonl beside the store, as lines of JSON. An instance that runs does
+    so itself, every hour; this is for those that are stopped, and fm-consumer-retention.timer
+    calls it once a day. Without INSTANCE it looks at all that have a file in
+    /etc/fedora-messaging.
+    """
+    if conf or state_dir:
+        places = [where(words, conf, state_dir)]
+        no_more(places[0])
+    else:
+        places = [where((name,), None, None) for name in words or _instances()]
+    done = [_expire(at) for at in places]
+    if as_json:
+        terminal.print_json(done)
+    else:
+        _tell(done)
+    if any(one["problem"] for one in done):
+        raise click.exceptions.Exit(_FAILED)
+
+
+def _instances() -> list[str]:
+    return [name for name in options.instance_names() if not instance_name_problem(name)]
+
+
+def _expire(at: Where) -> dict[str, Any]:
+    from consumer_framework.operate import offline  # noqa: PLC0415
+
+    told: dict[str, Any] = {"instance": at.instance, "expired": 0, "file": None}
+    told |= {"running": False, "problem": ""}
+    try:
+        result = offline.expire(at.instance, at.file, at.directory, time.time())
+    except FrameworkError as error:
+        # The others have messages too.
+        return {**told, "problem": str(error)}
+    file = str(result.file) if result.rows else None
+    return {**told, "expired": result.rows, "file": file, "running": result.is_running}
+
+
+def _tell(done: list[dict[str, Any]]) -> None:
+    for one in done:
+        if one["problem"]:
+            terminal.complain(FrameworkError(f"{one['instance']}: {one['problem']}"))
+        elif one["expired"]:
+            count = plural(one["expired"], "message")
+            click.echo(f"{one['instance']}: {count} expired to {terminal.safe(one['file'])}")
+        elif one["running"]:
+            click.echo(f"{one['instance']}: runs, and looks itself every hour")
+    if not any(one["expired"] or one["problem"] for one in done):
+        click.echo("nothing is too old")
+
+
+def edit(delivery: Delivery) -> dict[str, Any]:
+    """Let the operator edit the body of *delivery*; returns what it shall be.
+
+    Raises:
+        Refusal: Nothing was edited, or what was is no JSON object.
+    """
+    from .views import pretty  # noqa: PLC0415
+
+    _check_encoding(delivery)
+    before = pretty(delivery)
+    text = before or delivery.body.decode("utf-8", "backslashreplace")
+    descriptor, name = tempfile.mkstemp(prefix=f"fm-consumer-row-{delivery.row}-", suffix=".json")
+    file = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(f"{text}\n")
+        body = _changed(file)
+    except _KeptError:
+        raise
+    except BaseException:
+        file.unlink()
+        raise
+    file.unlink()
+    if before is not None and body == json.loads(before):
+        raise Refusal("the message is what it was; nothing was replayed")
+    return body
+
+
+def _changed(file: Path) -> dict[str, Any]:
+    """Open the editor on *file*, and read what comes of it."""
+    before = file.read_bytes()
+    click.edit(filename=str(file))
+    after = file.read_bytes()
+    if after == before:
+        raise Refusal("nothing was edited; nothing was replayed")
+    return _parsed(after, file)
+
+
+class _KeptError(Refusal):
+    """The operator's work is in a file."""
+
+
+def _parsed(data: bytes, file: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        what = f"that is no JSON ({error}); nothing was replayed, your text is in {file}"
+        raise _KeptError(what) from None
+    if not isinstance(body, dict):
+        raise _KeptError(f"that is no JSON object; nothing was replayed, your text is in {file}")
+    return body
+
+
+def _check_encoding(delivery: Delivery) -> None:
+    """Refuse a message whose properties would make any body undecodable."""
+    encoding = getattr(delivery.properties, "content_encoding", None)
+    try:
+        "{}".encode(encoding or "utf-8")
+    except (LookupError, TypeError, ValueError):
+        what = f"its content_encoding {encoding!r} lets nobody read any body"
+        cure = "export it, mend that and publish it, or drop it"
+        raise Refusal(f"row {delivery.row} cannot be mended by an edit: {what}; {cure}") from None
+
 
 # Rows that one request names: its line must not get too long for the control socket.
 _PORTION = 1000
 # From so many rows on, a terminal shows a bar and not a line for each.
 _MANY = 20
 _INTERRUPTED = 130
-_FAILED = 1
 
 _WORDS = {
     "succeeded": "succeeded",
@@ -56,15 +203,16 @@ def _portions(numbers: Sequence[int]) -> Iterator[list[int]]:
 
 def _ask(at: Where, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Have orders carried out that need no handler; returns all answers."""
-    from consumer_framework.host import client, replay  # noqa: PLC0415
+    from consumer_framework.operate import offline  # noqa: PLC0415
+    from consumer_framework.runtime.control import client  # noqa: PLC0415
 
-    with client.reached(at.directory, at.instance, output.note) as running:
+    with client.reached(at.directory, at.instance, terminal.note) as running:
         if running is not None:
             return [answer for request in requests for answer in running.ask(request)]
     return [
         answer
         for request in requests
-        for answer in replay.order(at.directory, at.instance, request)
+        for answer in offline.order(at.directory, at.instance, request)
     ]
 
 
@@ -97,9 +245,9 @@ def drop(  # noqa: PLR0913 -- one for each option
 ) -> None:
     """Lose messages, for ever. Asks before it does; 'export' keeps a copy."""
     at = where(words, conf, state_dir)
-    with closing(open_journal(at)) as journal:
-        rows = choose(journal, at, fingerprint, everything=everything)
-        causes = journal.groups() if fingerprint is not None and not yes else []
+    with closing(open_store(at)) as store:
+        rows = choose(store, at, fingerprint, everything=everything)
+        causes = store.groups() if fingerprint is not None and not yes else []
     _check_states(rows, ("quarantined", "deferred"))
     numbers = [row.id for row in rows]
     if numbers and not yes:
@@ -111,7 +259,7 @@ def drop(  # noqa: PLR0913 -- one for each option
     dropped = [n for answer in _ask(at, requests) for n in answer["dropped"]] if numbers else []
     kept = sorted(set(numbers) - set(dropped))
     if as_json:
-        output.print_json({"dropped": dropped, "kept": kept})
+        terminal.print_json({"dropped": dropped, "kept": kept})
     elif not numbers:
         click.echo("nothing is quarantined")
     else:
@@ -127,7 +275,7 @@ def _described(cause: Group) -> str:
     from .views import error_of, other_texts  # noqa: PLC0415
 
     texts = " ".join(filter(None, [error_of(cause.sample), other_texts(cause)]))
-    return f"{output.safe(cause.fingerprint)}: {output.safe(texts)}"
+    return f"{terminal.safe(cause.fingerprint)}: {terminal.safe(texts)}"
 
 
 def _check_states(rows: Sequence[Row], allowed: tuple[str, ...]) -> None:
@@ -178,15 +326,15 @@ class _Progress:
         if reason:
             self.reasons[f"{_WORDS.get(result, result)}: {reason}"] += 1
         if self.as_json:
-            output.print_json(answer, indent=None)
+            terminal.print_json(answer, indent=None)
         elif self._bar is not None:
             self._bar.update(1)
         else:
             click.echo(self._line(answer["row"], result, reason))
 
     def _line(self, row: int, result: str, reason: str) -> str:
-        colour = output.good if result in _DONE else output.bad
-        because = f": {output.safe(reason)}" if reason else ""
+        colour = terminal.good if result in _DONE else terminal.bad
+        because = f": {terminal.safe(reason)}" if reason else ""
         return f"row {row} {colour(_WORDS.get(result, result))}{because}"
 
     @property
@@ -208,18 +356,18 @@ class _Progress:
         done = sum(self.counts[result] for result in _DONE)
         if self.as_json:
             total = {"done": True, "rows": self.total, "results": dict(self.counts)}
-            output.print_json(total, indent=None)
+            terminal.print_json(total, indent=None)
             return
         if self._bar is not None:
             for reason, count in self.reasons.most_common(5):
-                click.echo(f"{count:,} {output.safe(reason)}")
-        colour = output.good if self.is_good else output.bad
+                click.echo(f"{count:,} {terminal.safe(reason)}")
+        colour = terminal.good if self.is_good else terminal.bad
         if not self.total:
             click.echo("nothing is quarantined")
         elif self.total != 1:
             click.echo(colour(f"{done:,} of {self.total:,} succeeded"))
         if not self.is_good:
-            click.echo(f"See: {output.faint(at.command('list'))}")
+            click.echo(f"See: {terminal.faint(at.command('list'))}")
 
 
 @click.command(
@@ -275,10 +423,10 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     """
     at = where(words, conf, state_dir)
     everything = everything or (first is not None and not at.rest and fingerprint is None)
-    with closing(open_journal(at)) as journal:
-        rows = choose(journal, at, fingerprint, everything=everything)[:first]
+    with closing(open_store(at)) as store:
+        rows = choose(store, at, fingerprint, everything=everything)[:first]
         _check_states(rows, ("quarantined",))
-        delivery = journal.delivery(rows[0].id) if do_edit and len(rows) == 1 else None
+        delivery = store.delivery(rows[0].id) if do_edit and len(rows) == 1 else None
     numbers = [row.id for row in rows]
     if do_edit:
         if delivery is None:
@@ -293,11 +441,11 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
 def _replay(
     at: Where, numbers: Sequence[int], callbacks: tuple[str, str], *, as_json: bool
 ) -> None:
-    from consumer_framework.host import client  # noqa: PLC0415
+    from consumer_framework.runtime.control import client  # noqa: PLC0415
 
     with _Progress(len(numbers), as_json) as progress:
         try:
-            with client.reached(at.directory, at.instance, output.note) as running:
+            with client.reached(at.directory, at.instance, terminal.note) as running:
                 if running is None:
                     _replay_here(at, numbers, callbacks, progress)
                 else:
@@ -318,15 +466,15 @@ def _replay_here(
 ) -> None:
     """Run the handler in this process."""
     from consumer_framework.adapters import log  # noqa: PLC0415
-    from consumer_framework.adapters.systemd import is_journal  # noqa: PLC0415
-    from consumer_framework.host import reactor  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.notify import is_journal  # noqa: PLC0415
+    from consumer_framework.runtime import reactor  # noqa: PLC0415
 
     if not at.file.exists():
         raise no_such_instance(at.instance, at.file)
     # Before anything imports it.
     reactor.install()
-    from consumer_framework.host import app  # noqa: PLC0415
-    from consumer_framework.host import replay as in_place  # noqa: PLC0415
+    from consumer_framework.operate import offline as in_place  # noqa: PLC0415
+    from consumer_framework.runtime import app  # noqa: PLC0415
 
     log.set_up(None, is_journal, level=logging.WARNING)
     _warn_of_root(at)

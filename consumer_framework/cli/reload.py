@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import output
+from . import terminal
 from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
-from .output import Command, safe
+from .terminal import Command, safe
 
 # `run` needs what these import: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def reload(
     instances = [where([word], None, state_dir) for word in words]
     answers = [_reload(at, as_json=as_json) for at in instances or [where([], conf, state_dir)]]
     if as_json:
-        output.print_json({"instances": answers})
+        terminal.print_json({"instances": answers})
     if any(answer["result"] in {"refused", "not running"} for answer in answers):
         raise click.exceptions.Exit(_REFUSED)
 
@@ -72,7 +72,7 @@ def _reload(at: Where, *, as_json: bool) -> dict[str, Any]:
 
 
 def _ask(at: Where, *, as_json: bool) -> dict[str, Any]:
-    from consumer_framework.host import client  # noqa: PLC0415
+    from consumer_framework.runtime.control import client  # noqa: PLC0415
 
     with client.connected(at.directory, at.instance) as running:
         if running is None:
@@ -118,7 +118,7 @@ def _show_absence(at: Where) -> None:
     if at.file.exists():
         _complain(f"{at.instance} does not run; it reads {at.file} when it is started")
     else:
-        output.complain(no_such_instance(at.instance, at.file))
+        terminal.complain(no_such_instance(at.instance, at.file))
 
 
 def _show_changes(at: Where, answer: dict[str, Any]) -> None:
@@ -133,8 +133,8 @@ def _show_changes(at: Where, answer: dict[str, Any]) -> None:
             click.echo(f"{at.instance}: {safe(_line(change))}")
     for change in waiting:
         what = safe(f"{_line(change)}: takes a restart")
-        click.echo(f"{at.instance}: {output.doubtful(what)}")
-    click.echo(f"{at.instance}: {output.good('reloaded')}")
+        click.echo(f"{at.instance}: {terminal.doubtful(what)}")
+    click.echo(f"{at.instance}: {terminal.good('reloaded')}")
 
 
 def _line(change: dict[str, Any]) -> str:

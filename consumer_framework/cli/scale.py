@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options, output
+from . import options, terminal
 from .options import complete_instance, instance_file, no_such_instance
-from .output import Command, plural
+from .terminal import Command, plural
 
 # `run` needs what these import: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from consumer_framework.host.scaling import Step
+    from consumer_framework.operate.scaling import Step
 
 _INTERRUPTED = 130
 # Against a slip of the finger; far more than a host has memory for.
@@ -57,24 +57,24 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     also mends what was interrupted. A file that is no link to NAME.toml it never touches.
 
     A worker that goes finishes the messages in its handler, and gives the others back to the
-    queue. It stays while messages that it has deferred wait in its journal: nobody else would
+    queue. It stays while messages that it has deferred wait in its store: nobody else would
     run them.
     """
     file = instance_file(name)
     if not file.exists():
         raise no_such_instance(name, file, otherwise="write that file first")
-    from consumer_framework.adapters.systemctl import Systemctl, SystemctlError  # noqa: PLC0415
-    from consumer_framework.host import scaler  # noqa: PLC0415
-    from consumer_framework.host.scaling import ScalingError, plan  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.systemctl import Systemctl, SystemctlError  # noqa: PLC0415
+    from consumer_framework.operate import scaling  # noqa: PLC0415
+    from consumer_framework.operate.scaling import ScalingError, plan  # noqa: PLC0415
 
     directory, services = options.CONFIGURATION_DIRECTORY, Systemctl()
-    found = scaler.find(directory, services, name, count, strict=not leave_deferred)
+    found = scaling.find(directory, services, name, count, strict=not leave_deferred)
     steps = plan(found, count, leave_deferred=leave_deferred)
     _check_configuration(file, name, steps)
     if dry_run:
         _print(name, steps)
         return
-    executor = scaler.Scaler(name, directory, services, partial(_tell, name), _warn)
+    executor = scaling.Scaler(name, directory, services, partial(_tell, name), _warn)
     again = f"'fm-consumer scale {name} {count}' goes on where it was"
     try:
         executor.carry_out(steps)
@@ -83,7 +83,7 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
         raise click.exceptions.Exit(_INTERRUPTED) from None
     except SystemctlError as error:
         raise ScalingError(f"{error} When that is mended, {again}") from error
-    click.echo(output.good(f"{name}: {plural(count, 'worker')}"))
+    click.echo(terminal.good(f"{name}: {plural(count, 'worker')}"))
 
 
 def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
@@ -92,25 +92,27 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     Raises:
         ConfigurationError: They cannot, or nobody can work with it.
     """
-    from consumer_framework.core.queues import SINGLE_ACTIVE  # noqa: PLC0415
-    from consumer_framework.host import configuration, scalable, stores  # noqa: PLC0415
-    from consumer_framework.host.scaling import Action  # noqa: PLC0415
+    from consumer_framework.operate import scaling  # noqa: PLC0415
+    from consumer_framework.operate.scaling import Action  # noqa: PLC0415
+    from consumer_framework.runtime import stores  # noqa: PLC0415
+    from consumer_framework.runtime.assembly import access  # noqa: PLC0415
+    from consumer_framework.settings.model import SINGLE_ACTIVE  # noqa: PLC0415
 
     starts = (step.instance for step in steps if step.action in (Action.LINK, Action.START))
     added = [instance for instance in dict.fromkeys(starts) if instance != name]
     if not added:
         return
-    settings = configuration.load_outside(file)
-    scalable.check(settings, str(file))
+    settings = access.load_outside(file)
+    scaling.check(settings, str(file))
     for instance in added:
-        configuration.require_credentials(file, instance)
+        access.require_credentials(file, instance)
     files = stores.SYSTEM_STATE / name / stores.CONSUMER_FILES
     if stores.has_files(files):
         _warn(
             f"the consumer keeps files in {files}; each worker has a directory of its own, and "
             "sees no other worker's files"
         )
-    for queue in scalable.standby_queues(settings):
+    for queue in scaling.standby_queues(settings):
         _warn(
             f"the queue {queue} has {SINGLE_ACTIVE}: one worker at a time gets its "
             "messages, the others stand by"
@@ -125,8 +127,8 @@ def _print(name: str, steps: Sequence[Step]) -> None:
 
 
 def _tell(name: str, step: Step) -> None:
-    from consumer_framework.adapters.systemctl import unit_name  # noqa: PLC0415
-    from consumer_framework.host.scaling import Action  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.systemctl import unit_name  # noqa: PLC0415
+    from consumer_framework.operate.scaling import Action  # noqa: PLC0415
 
     if step.action is Action.WARN:
         _warn(step.text)
@@ -143,4 +145,4 @@ def _tell(name: str, step: Step) -> None:
 
 
 def _warn(text: str) -> None:
-    click.echo(f"fm-consumer: {output.safe(text)}", err=True)
+    click.echo(f"fm-consumer: {terminal.safe(text)}", err=True)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import output
+from . import terminal
 from .options import JSON
-from .output import Command, Refusal
+from .terminal import Command, Refusal
 
 # `run` needs what these import: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from consumer_framework.host.units import Step, UnitFile
+    from consumer_framework.operate.units import Step, UnitFile
 
 _DIFFERENT = 1
 _WIDEST_ACTION = len("remove")
@@ -56,8 +56,7 @@ def units() -> None:
 
 
 def _survey(root: Path, directory: Path) -> list[UnitFile]:
-    from consumer_framework.host.own_command import own_command  # noqa: PLC0415
-    from consumer_framework.host.units import survey  # noqa: PLC0415
+    from consumer_framework.operate.units import own_command, survey  # noqa: PLC0415
 
     if not directory.is_absolute():
         raise click.UsageError("--directory needs an absolute path")
@@ -91,15 +90,15 @@ def install(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json:
     What is right already it leaves alone. A file that somebody edited, or put there, is in the
     way: nothing is written then.
     """
-    from consumer_framework.host import own_command  # noqa: PLC0415
-    from consumer_framework.host.units import UnitsError, plan_install  # noqa: PLC0415
+    from consumer_framework.operate import units  # noqa: PLC0415
+    from consumer_framework.operate.units import UnitsError, plan_install  # noqa: PLC0415
 
     files = _survey(root, directory)
-    needed = own_command.needed_by(own_command.own_command())
-    if problems := list(own_command.hidden(needed)):
-        raise UnitsError(*problems, own_command.CURE)
-    for problem in own_command.unreadable(needed):
-        click.echo(f"fm-consumer: {output.safe(problem)}", err=True)
+    needed = units.needed_by(units.own_command())
+    if problems := list(units.hidden(needed)):
+        raise UnitsError(*problems, units.CURE)
+    for problem in units.unreadable(needed):
+        click.echo(f"fm-consumer: {terminal.safe(problem)}", err=True)
     _do(plan_install(files, force=force), root, dry_run=dry_run, as_json=as_json)
 
 
@@ -121,27 +120,27 @@ def uninstall(root: Path, directory: Path, *, dry_run: bool, force: bool, as_jso
 
     Refuses while instances run: without their unit, systemd could not restart them.
     """
-    from consumer_framework.host.units import Action, plan_uninstall, refuse_running  # noqa: PLC0415
+    from consumer_framework.operate.units import Action, plan_uninstall, refuse_running  # noqa: PLC0415
 
     steps = plan_uninstall(_survey(root, directory), force=force)
     if any(step.action is Action.REMOVE for step in steps) and _is_this_system(root) and not force:
-        from consumer_framework.adapters.systemctl import TEMPLATE, Systemctl  # noqa: PLC0415
+        from consumer_framework.adapters.systemd.systemctl import TEMPLATE, Systemctl  # noqa: PLC0415
 
         refuse_running(Systemctl().show([TEMPLATE.format("*")]).values())
     _do(steps, root, dry_run=dry_run, as_json=as_json)
 
 
 def _do(steps: Sequence[Step], root: Path, *, dry_run: bool, as_json: bool) -> None:
-    from consumer_framework.host.units import carry_out  # noqa: PLC0415
+    from consumer_framework.operate.units import carry_out  # noqa: PLC0415
 
     changed = False if dry_run else carry_out(steps)
     told = _reload(root) if changed else ""
     if as_json:
         files = [{"path": str(s.file.path), "action": s.action.value} for s in steps]
-        output.print_json({"files": files, "dry_run": dry_run, "systemd_told": told == _TOLD})
+        terminal.print_json({"files": files, "dry_run": dry_run, "systemd_told": told == _TOLD})
         return
     for step in steps:
-        click.echo(f"{step.action:<{_WIDEST_ACTION}}  {output.safe(str(step.file.path))}")
+        click.echo(f"{step.action:<{_WIDEST_ACTION}}  {terminal.safe(str(step.file.path))}")
     if not any(step.action != "keep" for step in steps):
         click.echo("nothing to do")
     if told:
@@ -160,7 +159,7 @@ def _reload(root: Path) -> str:
         return ""
     if not RUNS.is_dir():
         return "systemd does not run here; where it does, run: systemctl daemon-reload"
-    from consumer_framework.adapters.systemctl import Systemctl  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.systemctl import Systemctl  # noqa: PLC0415
 
     Systemctl().daemon_reload()
     return _TOLD
@@ -181,7 +180,7 @@ def diff(root: Path, directory: Path, *, as_json: bool) -> None:
     """Show what 'install' would change, as a unified diff."""
     files = [file for file in _survey(root, directory) if not file.is_right]
     if as_json:
-        output.print_json(
+        terminal.print_json(
             [
                 {"path": str(f.path), "found": f.found.value, "diff": "\n".join(f.difference())}
                 for f in files
@@ -190,13 +189,13 @@ def diff(root: Path, directory: Path, *, as_json: bool) -> None:
     else:
         for file in files:
             for line in file.difference():
-                click.echo(_coloured(output.safe(line)))
+                click.echo(_coloured(terminal.safe(line)))
     if files:
         raise click.exceptions.Exit(_DIFFERENT)
 
 
 def _coloured(line: str) -> str:
-    colours: dict[str, Callable[[str], str]] = {"+": output.good, "-": output.bad}
+    colours: dict[str, Callable[[str], str]] = {"+": terminal.good, "-": terminal.bad}
     colour = colours.get(line[:1])
     return colour(line) if colour else line
 
@@ -227,7 +226,7 @@ def show(
         files = _survey(root, directory)
         texts = {str(file.path): file.text for file in files if file.text is not None}
     if as_json:
-        output.print_json([{"name": name, "text": text} for name, text in texts.items()])
+        terminal.print_json([{"name": name, "text": text} for name, text in texts.items()])
         return
     for name, text in texts.items():
         if only_names:
@@ -238,9 +237,8 @@ def show(
 
 
 def _shipped(names: Sequence[str]) -> dict[str, str]:
-    from consumer_framework.adapters.unit_files import shipped  # noqa: PLC0415
-    from consumer_framework.core.unit_text import with_command  # noqa: PLC0415
-    from consumer_framework.host.own_command import own_command  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.unit_files import shipped, with_command  # noqa: PLC0415
+    from consumer_framework.operate.units import own_command  # noqa: PLC0415
 
     known, command = shipped(), str(own_command())
     chosen = [_one(name, known) for name in names] or list(known)

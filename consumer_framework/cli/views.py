@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is in the journal, as text for people and as values for JSON."""
+"""What is in the store, as text for people and as values for JSON."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.adapters.journal.export import line_of, raw_line_of
-from consumer_framework.adapters.journal.properties import NAMES
-from consumer_framework.core.encodings import codec_of
+from consumer_framework.adapters.store.export import line_of, raw_line_of
+from consumer_framework.adapters.store.properties import NAMES
+from consumer_framework.core.delivery import codec_of
 
-from . import output
-from .output import Column, age, faint, moment, plural, safe, safe_lines, title
+from . import terminal
+from .terminal import Column, age, faint, moment, plural, safe, safe_lines, title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from consumer_framework.adapters.journal import Group, Row, Stats
+    from consumer_framework.adapters.store import Group, Row, Stats
     from consumer_framework.core.attempt import Attempt
     from consumer_framework.core.delivery import Delivery
 
@@ -64,7 +64,7 @@ def group_lines(groups: Sequence[Group], now: float, width: int | None) -> Itera
         ]
         for group in groups
     ]
-    head, *lines = output.table(_GROUP_COLUMNS, cells, width)
+    head, *lines = terminal.table(_GROUP_COLUMNS, cells, width)
     yield title(head)
     indent = " " * (max(len("COUNT"), *(len(row[0]) for row in cells)) + 2)
     for group, line in zip(groups, lines, strict=True):
@@ -89,7 +89,7 @@ def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[st
     if any(row.due is not None for row in rows):
         columns.append((Column("DUE"), [_runs(row, now) for row in rows]))
     if any(row.lane for row in rows):
-        columns.append((Column("KEY"), [output.fit(safe(row.lane), _KEY_SHOWN) for row in rows]))
+        columns.append((Column("KEY"), [terminal.fit(safe(row.lane), _KEY_SHOWN) for row in rows]))
     columns += [
         (Column("ATTEMPTS", right=True), [str(row.attempts) for row in rows]),
         (Column("TOPIC", gives_way=True, keep_end=True), [row.routing_key for row in rows]),
@@ -98,7 +98,7 @@ def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[st
         (Column("ERROR", gives_way=True), [row.message or row.reason for row in rows]),
     ]
     heads, cells = zip(*columns, strict=True)
-    head, *lines = output.table(heads, list(zip(*cells, strict=True)), width)
+    head, *lines = terminal.table(heads, list(zip(*cells, strict=True)), width)
     yield title(head)
     yield from lines
 
@@ -115,11 +115,11 @@ def _runs(row: Row, now: float) -> str:
 def message_lines(row: Row, first: Row | None, delivery: Delivery, now: float) -> Iterator[str]:
     """Everything that is known of one message; *first* is the row that it stands behind, if any."""
     yield title(f"Row {row.id}: {STATES[row.state]}, {plural(row.attempts, 'failed attempt')}")
-    yield from output.pairs([*_facts(row, delivery, now), *_turn(row, first, now)])
+    yield from terminal.pairs([*_facts(row, delivery, now), *_turn(row, first, now)])
     yield ""
     headers = delivery.properties.headers
     yield title("Headers" if headers else "Headers: none")
-    yield from output.pairs((str(name), _shown(value)) for name, value in _sorted(headers))
+    yield from terminal.pairs((str(name), _shown(value)) for name, value in _sorted(headers))
     yield ""
     yield from _body_lines(delivery)
     for number in range(1, len(delivery.history.attempts) + 1):
@@ -167,7 +167,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
-        return json.dumps(value, ensure_ascii=False, default=output.as_json)
+        return json.dumps(value, ensure_ascii=False, default=terminal.as_json)
     except (TypeError, ValueError, RecursionError):
         return repr(type(value))
 
@@ -224,7 +224,7 @@ def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
     """One message for JSON: what ``export`` writes of it, and all that is known."""
     properties = {name: getattr(delivery.properties, name, None) for name in NAMES}
     try:
-        json.dumps(properties, default=output.as_json)
+        json.dumps(properties, default=terminal.as_json)
     except (TypeError, ValueError, RecursionError):
         # Names that are no text, or tables within tables without end.
         properties["headers"] = repr(type(properties["headers"]))
@@ -242,7 +242,7 @@ def _message(delivery: Delivery) -> Any:
     message = json.loads(line_of(delivery))
     try:
         # Within the document it is nested a little deeper.
-        output.json_of([[message]])
+        terminal.json_of([[message]])
     except RecursionError:
         return json.loads(raw_line_of(delivery))
     return message
@@ -252,14 +252,14 @@ def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) ->
     """How much there is, and why."""
     oldest = f", the oldest for {age(now - stats.oldest)}" if stats.oldest is not None else ""
     due = f", the next one due {_due(stats.next_due, now)}" if stats.next_due is not None else ""
-    yield from output.pairs(
+    yield from terminal.pairs(
         [
             ("quarantined", f"{stats.quarantined:,}{oldest}"),
             ("deferred", f"{stats.deferred:,}{due}"),
             ("in a replay", f"{stats.replaying:,}"),
             ("originals of edited ones", f"{stats.superseded:,}"),
             *_blocked(stats),
-            ("size", f"{output.size(stats.bytes)} of bodies, {output.size(disk)} on the disk"),
+            ("size", f"{terminal.size(stats.bytes)} of bodies, {terminal.size(disk)} on the disk"),
         ],
         indent="",
     )
@@ -267,7 +267,7 @@ def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) ->
         yield ""
         columns = (Column("COUNT", right=True), Column("FINGERPRINT"))
         cells = [[f"{group.count:,}", group.fingerprint] for group in groups]
-        head, *lines = output.table(columns, cells, None)
+        head, *lines = terminal.table(columns, cells, None)
         yield title(head)
         yield from lines
 

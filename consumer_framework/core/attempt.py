@@ -1,17 +1,163 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What went wrong with a message so far."""
+"""What went wrong with a message so far.
+
+What is kept and logged of exceptions: never more than some kilobytes, and quickly made.
+
+An exception may carry whatever its message did: the error of a schema formats the whole body, which
+takes half a minute for 8 MB. Formatting happens on the event loop.
+"""
 
 from __future__ import annotations
 
 import sysconfig
+import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .printable import clipped, printable
-from .summary import formatted, text_of
+from .text import clipped, printable, printable_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
+
+# Characters of what one exception says, and of a whole traceback.
+TEXT_LIMIT = 4000
+TRACEBACK_LIMIT = 32_000
+# Exceptions of a chain that are looked at.
+_LONGEST_CHAIN = 20
+# Values of a body that a schema's error may show.
+_SMALL = 200
+
+
+def text_of(error: BaseException) -> str:
+    """Return what *error* says, in :data:`TEXT_LIMIT` characters or so; "" where it fails to."""
+    try:
+        return clipped(str.__str__(_said(error)), TEXT_LIMIT)
+    except BaseException:  # noqa: BLE001 -- anybody's __str__, which may even exit
+        return ""
+
+
+def summarized(error: BaseException) -> BaseException:
+    """Return what to format in the place of *error*.
+
+    It is *error* itself, unless that or another one of its chain says too much, or may forge a line
+    of the log, or has notes or members of the wrong type: then it is a stand-in of the same name,
+    with the same traceback.
+    """
+    try:
+        return _Summary().of(error) or error
+    except Exception:  # noqa: BLE001 -- anybody's __getattr__ and properties
+        return _stand_in(type(error), text_of(error), ()).with_traceback(error.__traceback__)
+
+
+def formatted(error: BaseException) -> str:
+    """Return the traceback of *error* in :data:`TRACEBACK_LIMIT` characters or so."""
+    lines = "".join(traceback.format_exception(summarized(error)))
+    # A SyntaxError shows a line of its source, which may be text that was published.
+    return clipped(printable_lines(lines), TRACEBACK_LIMIT)
+
+
+class _Summary:
+    """The stand-ins of one chain."""
+
+    def __init__(self) -> None:
+        # None for one that is in the making: a chain may lead back to itself.
+        self._known: dict[int, BaseException | None] = {}
+
+    def of(self, error: BaseException) -> BaseException | None:
+        if id(error) in self._known:
+            return self._known[id(error)]
+        if len(self._known) >= _LONGEST_CHAIN:
+            return _stand_in(type(error), "(what led to it is left out)", ())
+        self._known[id(error)] = None
+        text = _in_traceback(error)
+        members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        cause = error.__cause__ and self.of(error.__cause__)
+        context = error.__context__ and self.of(error.__context__)
+        looked_at = [self.of(each) for each in members[:_LONGEST_CHAIN]]
+        parts = [each for each in looked_at if each is not None]
+        is_same = cause is error.__cause__ and context is error.__context__
+        if text is None and is_same and parts == list(members):
+            self._known[id(error)] = error
+            return error
+        stand_in = _stand_in(type(error), text_of(error) if text is None else text, parts)
+        stand_in.__traceback__ = error.__traceback__
+        stand_in.__context__ = context
+        stand_in.__cause__ = cause
+        stand_in.__suppress_context__ = error.__suppress_context__
+        self._known[id(error)] = stand_in
+        return stand_in
+
+
+def _stand_in(kind: type, text: str, parts: Sequence[BaseException]) -> BaseException:
+    names: dict[str, Any] = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__str__": lambda _self: text,
+    }
+    if parts:
+        group: BaseException = type(kind.__name__, (BaseExceptionGroup,), names)(text, parts)
+        return group
+    made: BaseException = type(kind.__name__, (Exception,), names)()
+    return made
+
+
+def _in_traceback(error: BaseException) -> str | None:
+    """What *error* is to say in a traceback; None where it may speak for itself."""
+    notes = _notes(error)
+    text = text_of(error)
+    if notes:
+        text = clipped(f"{text}\n{notes}", TEXT_LIMIT)
+    # Lines after the first are indented: none of them looks like one of the log.
+    safe = printable_lines(text).replace("\n", "\n    ")
+    is_unchanged = not notes and safe == text and not _is_large(error)
+    return None if is_unchanged and len(text) < TEXT_LIMIT else safe
+
+
+def _notes(error: BaseException) -> str:
+    notes = getattr(error, "__notes__", ())
+    if not isinstance(notes, list | tuple):
+        return clipped(repr(notes), TEXT_LIMIT)
+    return "\n".join(map(str, notes))
+
+
+def _said(error: BaseException) -> str:
+    inner = error.args[0] if len(error.args) == 1 else None
+    if isinstance(inner, BaseException) and type(error).__str__ is BaseException.__str__:
+        # fedora-messaging's ValidationError, among others.
+        return _said(inner)
+    return str(getattr(error, "message", "")) if _is_large(error) else str(error)
+
+
+def _is_large(error: BaseException) -> bool:
+    """Whether *error* is jsonschema's, or one that carries that, and formats a large value."""
+    try:
+        if len(error.args) == 1 and isinstance(error.args[0], BaseException):
+            return _is_large(error.args[0])
+        if not (hasattr(error, "instance") and hasattr(error, "validator_value")):
+            return False
+        return not _is_small(error.instance)
+    except Exception:  # noqa: BLE001 -- anybody's properties, or one that carries itself
+        return False
+
+
+def _is_small(value: Any) -> bool:
+    waiting, seen = [value], 0
+    while waiting:
+        each = waiting.pop()
+        seen += 1
+        if isinstance(each, str | bytes):
+            seen += len(each) // 100
+        elif isinstance(each, dict):
+            seen += len(each)
+            waiting += each.values() if seen < _SMALL else ()
+        elif isinstance(each, list | tuple):
+            waiting += each if len(each) < _SMALL else ()
+            seen += len(each)
+        if seen >= _SMALL:
+            return False
+    return True
+
 
 # Characters of what an exception says in one line.
 LINE_LIMIT = 500

@@ -1,15 +1,47 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A delivery as it came from the broker, and what its handler made of it."""
+"""A delivery as it came from the broker, and what its handler made of it.
+
+The encodings of text that a message's body may have.
+
+Publishers name them. Python has many more that are no encodings of text, or take the square of the
+body's length: punycode, idna, unicode_escape.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .attempt import NO_HISTORY, History
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+# By normalized name. What is not here is not looked up: Python would remember every name.
+_TEXT = re.compile(r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_be|_le)?|iso8859_\d+|cp125\d")
+_NAMES = {**{codec: codec for codec in (*aliases.values(), "utf_8_sig")}, **aliases}
+_CODECS = {name: codec for name, codec in _NAMES.items() if _TEXT.fullmatch(codec)}
+
+
+def codec_of(encoding: object) -> str:
+    """Return Python's name of *encoding*, which is UTF-8, or one that is decoded as quickly.
+
+    Raises:
+        LookupError: It is none of those.
+    """
+    if encoding == "utf-8":
+        return "utf-8"
+    name = normalize_encoding(encoding).lower() if isinstance(encoding, str) else ""
+    if name not in _CODECS:
+        raise LookupError(
+            f"its content_encoding is {encoding!r}, which is none of UTF-8, UTF-16, UTF-32, ASCII, "
+            "Latin-1 and their relatives"
+        )
+    return _CODECS[name]
+
 
 # The header that has the bytes of properties that cannot be decoded.
 RAW_PROPERTIES = "x-undecodable-properties"
@@ -45,9 +77,9 @@ class Delivery:
         properties: The AMQP properties as they were received.
         body: The message as it was received.
         received_at: When, in seconds since the epoch.
-        arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the journal.
+        arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the store.
         history: What went wrong with it so far.
-        row: The journal's number for it where it came from there, with generation 0; else 0.
+        row: The store's number for it where it came from there, with generation 0; else 0.
         lane: What it must not overtake others of: its ordering key; "" for no such others.
         decoded: Has the message until it is taken out, where it was decoded for its lane already.
         replayed: An operator had it run again: one attempt, and back to quarantine if that fails.
@@ -151,7 +183,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The journal has the message already; it did not run again."""
+    """The store has the message already; it did not run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +193,7 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """An earlier message of its lane is in the journal; it did not run."""
+    """An earlier message of its lane is in the store; it did not run."""
 
 
 Outcome: TypeAlias = (

@@ -3,6 +3,8 @@
 
 Two families under one root: *signals*, which a handler raises to say what should become of the
 delivery in its hands, and *framework errors*, which end the instance.
+
+Several things that may each be wrong: all of them are tried, and all problems told at once.
 """
 
 from __future__ import annotations
@@ -10,8 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from .durations import seconds
+from .text import seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # The last moment of the year 9999, in seconds since the epoch: the last that calendars show.
 LATEST = 253402300799.0
@@ -174,13 +180,13 @@ class HandlerTimeoutError(ConsumerFrameworkError, TimeoutError):
     """A handler took longer than ``handler_timeout``, and was cancelled."""
 
 
-class JournalError(FrameworkError):
-    """The journal cannot be written; the message stays with the broker.
+class StoreError(FrameworkError):
+    """The store cannot be written; the message stays with the broker.
 
     Args:
         message: One line with the file and the system's reason.
         lasting: Whether it stays so until somebody changes something. Otherwise it may pass: the
-            disk is full, or another process has the journal.
+            disk is full, or another process has the store.
     """
 
     def __init__(self, message: str, *, lasting: bool = False) -> None:
@@ -188,8 +194,8 @@ class JournalError(FrameworkError):
         self.lasting = lasting
 
 
-class DamagedRowError(JournalError):
-    """A row of the journal is not what was written; the message in it cannot be run.
+class DamagedRowError(StoreError):
+    """A row of the store is not what was written; the message in it cannot be run.
 
     Args:
         row: Its number.
@@ -257,3 +263,42 @@ class ConfigurationError(FrameworkError):
     def __str__(self) -> str:
         places = ((f"{p.source}: " if p.source else "", p) for p in self.located)
         return "\n".join(f"{where}{problem}" for where, problem in places)
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class Collector:
+    """Calls one thing after the other, and keeps what they say is wrong.
+
+    Args:
+        source: Where problems are that name no place themselves.
+    """
+
+    def __init__(self, source: str = "") -> None:
+        self._source = source
+        self._problems: list[Problem] = []
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong so far, each with its place, and nothing twice."""
+        return tuple(dict.fromkeys(self._problems))
+
+    def call(
+        self,
+        function: Callable[_Arguments, _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Result | None:
+        """Call *function*; returns None where it raised a :class:`.ConfigurationError`."""
+        try:
+            return function(*args, **kwargs)
+        except ConfigurationError as error:
+            located = ConfigurationError(*error.located, source=self._source)
+            self._problems += located.located
+            return None
+
+    def error(self) -> ConfigurationError:
+        """Everything that is wrong, as one error."""
+        return ConfigurationError(*self.problems)

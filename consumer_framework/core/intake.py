@@ -1,27 +1,208 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The deliveries that wait for a slot, in the order of their arrival.
 
-Two queues share the slots: the deliveries of the broker, and the rows of the journal that are due
+Two queues share the slots: the deliveries of the broker, and the rows of the store that are due
 again. While both have something, they take turns. So a burst of retries leaves every second turn
 to new messages, and new messages never keep a retry waiting for long. A held delivery is the
 broker's, and goes before the new ones.
+
+Keeps the deliveries with one ordering key in a lane, behind each other.
+
+The head of a lane is the only delivery of it that may be in a slot, or held. The others wait here,
+in the order in which the broker delivered them, until it has left: settled for good, or given to
+the store, where those behind follow it.
+
+The deliveries that wait, unacknowledged and in memory, until they are due again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import time
 from collections import deque
 from typing import TYPE_CHECKING
-
-from .lanes import Lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from .delivery import Delivery
-    from .rate import TokenBucket
+    from .limits import TokenBucket
+    from .ports import Clock
+
+
+class Lanes:
+    """The lanes that have a head."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, deque[Delivery]] = {}
+        self._followers = 0
+
+    def __len__(self) -> int:
+        """How many deliveries wait behind others."""
+        return self._followers
+
+    def __contains__(self, lane: str) -> bool:
+        return lane in self._lanes
+
+    def enter(self, delivery: Delivery) -> bool:
+        """Put *delivery* into its lane.
+
+        Returns:
+            Whether it may go on: it is the head, or the head come back from where it was held.
+        """
+        lane = self._lanes.setdefault(delivery.lane, deque())
+        if lane and not _is_same(lane[0], delivery):
+            lane.append(delivery)
+            self._followers += 1
+            return False
+        lane.appendleft(delivery) if not lane else None
+        return True
+
+    def leave(self, delivery: Delivery) -> Delivery | None:
+        """Let the head of a lane leave it; returns the next head, None where there is none.
+
+        Nothing happens where *delivery* is not the head.
+        """
+        lane = self._lanes.get(delivery.lane)
+        if lane is None or not _is_same(lane[0], delivery):
+            return None
+        lane.popleft()
+        if lane:
+            self._followers -= 1
+            return lane[0]
+        del self._lanes[delivery.lane]
+        return None
+
+    def has_followers(self, lane: str) -> bool:
+        """Whether anything waits behind the head of *lane*."""
+        return len(self._lanes.get(lane, ())) > 1
+
+    def followers(self, lane: str, *, of_store: bool = True) -> list[Delivery]:
+        """Remove and return what waits behind the head of *lane*.
+
+        Args:
+            lane: Its ordering key.
+            of_store: Those that came from the store, too.
+        """
+        if lane not in self._lanes:
+            return []
+        return self._remove(lane, lambda follower: of_store or not follower.row)
+
+    def discard(self, generation: int) -> list[Delivery]:
+        """Remove and return the followers that came on a channel that is gone.
+
+        A head leaves when its own settle is void.
+        """
+        return [
+            follower
+            for name in self._lanes
+            for follower in self._remove(name, lambda d: d.generation == generation)
+        ]
+
+    def _remove(self, lane: str, which: Callable[[Delivery], bool]) -> list[Delivery]:
+        head, *followers = self._lanes[lane]
+        gone = [follower for follower in followers if which(follower)]
+        if gone:
+            self._lanes[lane] = deque([head, *(d for d in followers if not which(d))])
+            self._followers -= len(gone)
+        return gone
+
+    def clear(self, spared: Collection[str] = ()) -> list[Delivery]:
+        """Remove and return everything that waits behind a head, but for some lanes."""
+        names = [name for name in self._lanes if name not in spared]
+        return [follower for name in names for follower in self.followers(name)]
+
+    def behind_heads(self, which: Callable[[Delivery], bool]) -> set[str]:
+        """Return the lanes in which a delivery waits that is meant."""
+        return {name for name, (_, *rest) in self._lanes.items() if any(map(which, rest))}
+
+    def stale(self, moment: float) -> list[str]:
+        """The lanes in which a delivery of the broker's waits that came before *moment*."""
+        return [
+            name
+            for name, (_, *rest) in self._lanes.items()
+            if any(follower.arrived_at < moment and not follower.row for follower in rest)
+        ]
+
+
+def _is_same(one: Delivery, other: Delivery) -> bool:
+    return (one.generation, one.delivery_tag, one.row) == (
+        other.generation,
+        other.delivery_tag,
+        other.row,
+    )
+
+
+class Holds:
+    """A bounded set of deliveries, each with its time.
+
+    A delivery is held for a length of time, whatever the machine's clock is set to meanwhile.
+
+    Args:
+        slots: How many deliveries may be held at once.
+        clock: The time.
+    """
+
+    def __init__(self, slots: int, clock: Clock) -> None:
+        self._slots = slots
+        self._clock = clock
+        self._heap: list[tuple[float, int, Delivery]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more delivery may be held."""
+        return len(self._heap) < self._slots
+
+    def resize(self, slots: int) -> None:
+        """Hold so many from now on; more than that leave by themselves, when they are due."""
+        self._slots = slots
+
+    def put(self, delivery: Delivery, until: float) -> None:
+        """Hold *delivery* until *until*, in seconds since the epoch."""
+        due_at = self._clock.monotonic() + until - self._clock.time()
+        heapq.heappush(self._heap, (due_at, next(self._order), delivery))
+
+    def due(self, now: float) -> list[Delivery]:
+        """Remove and return what is due at *now*, in monotonic seconds, in order of its times."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            found.append(heapq.heappop(self._heap)[2])
+        return found
+
+    def first(self) -> list[Delivery]:
+        """Remove and return the delivery that is due next, due or not; none where none is held."""
+        return [heapq.heappop(self._heap)[2]] if self._heap else []
+
+    def take(self, which: Callable[[Delivery], bool]) -> list[tuple[Delivery, float]]:
+        """Remove and return deliveries, each with its time in seconds since the epoch."""
+        taken = [entry for entry in self._heap if which(entry[2])]
+        self._heap = [entry for entry in self._heap if not which(entry[2])]
+        heapq.heapify(self._heap)
+        offset = self._clock.time() - self._clock.monotonic()
+        return [(delivery, due_at + offset) for due_at, _, delivery in sorted(taken, key=_time)]
+
+    def next_due(self) -> float | None:
+        """When the next delivery is due, in monotonic seconds; None for never."""
+        return self._heap[0][0] if self._heap else None
+
+    def discard(self, generation: int) -> list[Delivery]:
+        """Remove and return what came on a channel that is gone."""
+        return [delivery for delivery, _ in self.take(lambda d: d.generation == generation)]
+
+    def clear(self) -> list[Delivery]:
+        """Remove and return everything, in the order of its times."""
+        return [delivery for delivery, _ in self.take(lambda _delivery: True)]
+
+
+def _time(entry: tuple[float, int, Delivery]) -> tuple[float, int]:
+    return entry[:2]
 
 
 class Intake:
@@ -168,16 +349,16 @@ class Intake:
     def older_than(self, moment: float) -> list[Delivery]:
         """Remove and return what the broker delivered before *moment*, in monotonic seconds.
 
-        With a delivery of a lane go all behind it: nothing overtakes. What is of the journal stays.
+        With a delivery of a lane go all behind it: nothing overtakes. What is of the store stays.
         """
         old = []
         for head in [d for d in self._ready if d.arrived_at < moment]:
             self._ready.remove(head)
-            behind = self._lanes.followers(head.lane, of_journal=False) if head.lane else []
+            behind = self._lanes.followers(head.lane, of_store=False) if head.lane else []
             old += [head, *behind]
             self.left(head)
         for lane in self._lanes.stale(moment):
-            old += self._lanes.followers(lane, of_journal=False)
+            old += self._lanes.followers(lane, of_store=False)
         return old
 
     def close(self) -> None:

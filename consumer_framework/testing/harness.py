@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs a consumer in a test, as an instance would, without a broker and without waiting."""
+"""Runs a consumer in a test, as an instance would, without a broker and without waiting.
+
+Turn the arguments of the harness into a configuration and a plan.
+
+Records the messages that a handler publishes with ``fedora_messaging.api.publish`` in a test.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +12,42 @@ import copy
 import shutil
 import tempfile
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from unittest import mock
 
 import pika
+from fedora_messaging import api
+from fedora_messaging import config as upstream
 
-from consumer_framework.core import durations
+from consumer_framework import settings as core
+from consumer_framework.author.translate import hosting
+from consumer_framework.core import text
 from consumer_framework.core.disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject
-from consumer_framework.core.helpers import hosting
+from consumer_framework.runtime.assembly import loader
+from consumer_framework.runtime.assembly.loader import (
+    Target,
+    factory,
+    find,
+    recovery_of,
+    usual_timeout,
+)
+from consumer_framework.runtime.assembly.plan import (
+    Plan,
+    check_batch,
+    fitted,
+    policy_of,
+    source_for,
+    with_batch,
+)
 
-from .fake_journal import FakeJournal
-from .harness_settings import document_of, plan_for, upstream_config
-from .published import recorded
-from .virtual_instance import ROUND_TRIP, VirtualInstance
+from .fake_store import FakeStore
+from .virtual_instance import VirtualInstance
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from fedora_messaging.message import Message
@@ -35,14 +58,113 @@ if TYPE_CHECKING:
 
     from .fake_queue import Posted
 
-__all__ = ["ROUND_TRIP", "Harness"]
+
+def plan_for(consumer: Any, document: dict[str, Any], files: Path) -> Plan:
+    """Plan an instance of *consumer*, as :class:`.Harness` takes it.
+
+    Args:
+        consumer: Names or is the author's object.
+        document: The whole configuration.
+        files: What the consumer finds as its ``state_dir``.
+
+    Raises:
+        ConfigurationError: *document* would start no instance.
+    """
+    target = _target(consumer)
+    checked = core.parse(document, default_bindings=True)
+    make = factory(target, checked.consumer_config, state_dir=files)
+    written = checked.framework.recovery
+    policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
+    check_batch(checked.framework, target.value)
+    framework = with_batch(checked.framework, target.value)
+    source_of = source_for(framework, target.value)
+    usual = usual_timeout(target)
+    plan = Plan(target.name, make, policy, framework, source_of, usual_timeout=usual)
+    return fitted(plan, checked, recovery)
+
+
+def _target(consumer: Any) -> Target:
+    if isinstance(consumer, str):
+        return find(consumer, "the test")
+    name = getattr(consumer, "__qualname__", type(consumer).__qualname__)
+    return loader.checked(Target(f"{consumer.__module__}:{name}", "the test", consumer))
+
+
+def document_of(config: dict[str, Any], framework: dict[str, Any]) -> dict[str, Any]:
+    """The whole file, with these tables of ``consumer_config`` and its ``framework``."""
+    defaults: dict[str, Any] = copy.deepcopy(dict(upstream.DEFAULTS))
+    return {
+        **defaults,
+        # As in a file that does not say: the prefetch count follows from the framework's settings.
+        "qos": {},
+        "log_config": None,
+        "monitoring": None,
+        "consumer_config": {**config, "framework": framework} if framework else config,
+    }
+
+
+@contextmanager
+def upstream_config(document: dict[str, Any]) -> Iterator[None]:
+    """Make *document* what fedora-messaging has read: callbacks read its ``conf`` themselves."""
+    conf = upstream.conf
+    before, loaded = dict(conf.items()), conf.loaded
+    conf.loaded = True
+    try:
+        conf.update({**document, "monitoring": {}})
+        yield
+    finally:
+        conf.clear()
+        conf.update(before)
+        conf.loaded = loaded
+
+
+class _Published:
+    """The result of one publish: it is there at once."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    def wait(self, timeout: float) -> None:  # noqa: ARG002 -- upstream passes it by its name
+        """Raise what the publish raised."""
+        if self._error is not None:
+            raise self._error
+
+    def original_failure(self) -> None:
+        """Return nothing: the error is raised as it is, and has its own traceback."""
+
+
+@contextmanager
+def recorded(messages: list[Message]) -> Iterator[None]:
+    """Append what is published to *messages* inside the block, instead of sending it.
+
+    As with a broker, a message that does not fit its schema raises the ``ValidationError`` of
+    jsonschema, and fedora-messaging's signals are sent before and after.
+    """
+
+    def publish(message: Message, exchange: str | None) -> _Published:  # noqa: ARG001
+        api.pre_publish_signal.send(api.publish, message=message)
+        try:
+            message.validate()
+        except Exception as error:  # noqa: BLE001 -- the caller gets it
+            api.publish_failed_signal.send(api.publish, message=message, reason=error)
+            return _Published(error)
+        messages.append(message)
+        api.publish_signal.send(api.publish, message=message)
+        return _Published(None)
+
+    # crochet would start a reactor in a thread of its own.
+    with (
+        mock.patch("crochet.setup"),
+        mock.patch.object(api, "_twisted_publish_wrapper", publish),
+    ):
+        yield
 
 
 class Harness:
     """Delivers messages to a consumer, in virtual time, and tells what became of them.
 
     Everything between the broker and the handler is what an instance has: decoding, retries,
-    holding, deferral, quarantine, the pause for a broken dependency. The broker, the journal's
+    holding, deferral, quarantine, the pause for a broken dependency. The broker, the store's
     disk and the time are fakes::
 
         with Harness(Sample, config={"packages": ["kernel"]}) as harness:
@@ -78,7 +200,7 @@ class Harness:
         patience: Real seconds to wait for a coroutine that awaits the world outside.
 
     Attributes:
-        journal: What is deferred and quarantined; set its ``error``, and it cannot write.
+        store: What is deferred and quarantined; set its ``error``, and it cannot write.
         published: The messages that the consumer published with ``fedora_messaging.api.publish``,
             in their order. None is sent.
 
@@ -95,13 +217,13 @@ class Harness:
         chance: float = 0.5,
         patience: float = 1.0,
     ) -> None:
-        self.journal = FakeJournal()
+        self.store = FakeStore()
         self.published: list[Message] = []
         self.chance = chance
         self._document = document_of(dict(config or {}), dict(settings or {}))
         self._files = Path(tempfile.gettempdir(), f"fm-consumer-{uuid.uuid4().hex}")
         plan = plan_for(consumer, self._document, self._files)
-        self._instance = VirtualInstance(plan, self.journal, lambda: self.chance, patience)
+        self._instance = VirtualInstance(plan, self.store, lambda: self.chance, patience)
         self._dispositions = self._instance.dispositions
         self._queue = self._instance.queue
         self._replays: dict[int, asyncio.Task[Disposition]] = {}
@@ -186,7 +308,7 @@ class Harness:
 
     def advance(self, duration: str | float) -> None:
         """Let time pass: *duration* is ``"10s"``, ``"1h 30m"``, or seconds. What is due runs."""
-        self._instance.advance(durations.seconds(duration))
+        self._instance.advance(text.seconds(duration))
 
     def cut(self) -> None:
         """Drop the connection: what is not settled is delivered again, a moment later."""
@@ -233,7 +355,7 @@ class Harness:
             LookupError: It is not quarantined, or it is being replayed.
         """
         row, posted = self._quarantined_row(message)
-        self.journal.drop(row.row)
+        self.store.drop(row.row)
         posted.disposition = Reject("dropped by an operator")
         self._instance.look()
 
@@ -276,12 +398,12 @@ class Harness:
 
     @property
     def deferred(self) -> list[Any]:
-        """The messages that wait in the journal to be tried again."""
+        """The messages that wait in the store to be tried again."""
         return self._dispositions.where(lambda p: isinstance(self._dispositions.kept(p), Defer))
 
     @property
     def quarantined(self) -> list[Any]:
-        """The messages that wait in the journal for an operator.
+        """The messages that wait in the store for an operator.
 
         Those with the same ordering key that come later do, too.
         """
@@ -326,7 +448,7 @@ class Harness:
 
     def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, Posted]:
         posted = self._dispositions.latest(message)
-        rows = [delivery for delivery, _ in self.journal.quarantined if posted.is_of(delivery)]
+        rows = [delivery for delivery, _ in self.store.quarantined if posted.is_of(delivery)]
         if not rows:
             raise LookupError(f"not quarantined: {message!r}")
         replay = self._replays.get(rows[0].row)
@@ -336,6 +458,6 @@ class Harness:
 
     def _claimable(self, message: Message | bytes) -> tuple[Delivery, Posted]:
         row, posted = self._quarantined_row(message)
-        if self.journal.is_blocked(row.lane, row.row):
+        if self.store.is_blocked(row.lane, row.row):
             raise LookupError(f"is behind another one with its key: {message!r}")
         return row, posted

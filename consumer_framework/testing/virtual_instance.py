@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An instance whose time passes when a test says so."""
+"""An instance whose time passes when a test says so.
+
+A runner of handlers that lets the process die while the handler has a message.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,114 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.host.lane import lane_of
-from consumer_framework.host.slots import Slots
+from consumer_framework.adapters import codec
+from consumer_framework.adapters.executor import Executor
+from consumer_framework.author.handler import is_coroutine_callable
+from consumer_framework.runtime.assembly.plan import lane_of
+from consumer_framework.runtime.dispatcher import Slots
 
 from .dispositions import DispositionRecorder, Dispositions
-from .fake_flight import FakeFlightRecorder
 from .fake_queue import FakeQueue
-from .killable_runner import KillableRunner
+from .fakes import FakeFlightRecorder
 from .virtual_time import VirtualTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from consumer_framework.core.delivery import Delivery
-    from consumer_framework.core.disposition import Disposition, Halt
-    from consumer_framework.host.plan import Plan
+    from fedora_messaging.message import Message
 
-    from .fake_journal import FakeJournal
+    from consumer_framework.adapters.executor import Limits
+    from consumer_framework.author.handler import Handler
+    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.disposition import Disposition, Halt
+    from consumer_framework.runtime.assembly.plan import Plan
+
     from .fake_queue import Posted
+    from .fake_store import FakeStore
+
+
+class _Killed(BaseException):
+    """The process is dead: nothing that it does counts any more."""
+
+
+class KillableRunner:
+    """Runs the handler, or lets the process die while the handler has the message.
+
+    Args:
+        handler: What the consumer does.
+        limits: Of its executor.
+        flight: Has what the handler had when the process died.
+        begin: Called with each delivery that a slot begins with; returns whether that kills.
+
+    Attributes:
+        executor: What runs the handler.
+        is_coroutine: Whether the handler is one.
+        is_killed: Whether the process is dead.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        flight: FakeFlightRecorder,
+        begin: Callable[[Delivery], bool],
+    ) -> None:
+        self.executor = Executor(handler, self._decode, self, limits)
+        self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
+        self.is_killed = False
+        self._flight = flight
+        self._begin = begin
+
+    async def run(self, delivery: Delivery) -> Outcome:
+        """Run the handler; where that kills the process, for ever."""
+        try:
+            return await self.executor.run(delivery)
+        except _Killed:
+            self.is_killed = True
+            never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+            return await never
+
+    def stop(self) -> None:
+        """As :meth:`.Executor.stop`."""
+        self.executor.stop()
+
+    def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
+        """As :meth:`.Executor.withdraw`."""
+        return self.executor.withdraw(which)
+
+    @property
+    def is_quick(self) -> bool:
+        """As :attr:`.Executor.is_quick`."""
+        return self.executor.is_quick
+
+    def took_off(self, delivery: Delivery) -> int:
+        """As a flight recorder's; a dead process begins with nothing."""
+        if self.is_killed:
+            raise _Killed
+        return self._flight.took_off(delivery)
+
+    def landed(self, place: int) -> None:
+        """As a flight recorder's."""
+        self._flight.landed(place)
+
+    def crashes_of(self, delivery: Delivery) -> int:
+        """As a flight recorder's."""
+        return self._flight.crashes_of(delivery)
+
+    def has_hung(self, delivery: Delivery) -> bool:
+        """As a flight recorder's."""
+        return self._flight.has_hung(delivery)
+
+    def forget(self, delivery: Delivery) -> None:
+        """As a flight recorder's."""
+        self._flight.forget(delivery)
+
+    def _decode(self, delivery: Delivery) -> Message:
+        if self._begin(delivery):
+            self.is_killed = True
+            raise _Killed
+        return codec.decode(delivery)
+
 
 # Seconds after which a broker delivers again what was given back to it.
 ROUND_TRIP = 0.01
@@ -35,11 +128,11 @@ _MOST_STEPS = 1_000_000
 
 
 class VirtualInstance:
-    """Runs the slots of an instance between a fake queue, a fake journal, and virtual time.
+    """Runs the slots of an instance between a fake queue, a fake store, and virtual time.
 
     Args:
         plan: What it runs.
-        journal: Outlives the processes of the instance.
+        store: Outlives the processes of the instance.
         chance: Returns what every throw of the dice is, from 0 to 1.
         patience: Real seconds to wait for a coroutine that awaits the world outside.
 
@@ -53,16 +146,16 @@ class VirtualInstance:
     """
 
     def __init__(
-        self, plan: Plan, journal: FakeJournal, chance: Callable[[], float], patience: float
+        self, plan: Plan, store: FakeStore, chance: Callable[[], float], patience: float
     ) -> None:
         self.queue = FakeQueue()
-        self.dispositions = Dispositions(self.queue, journal, plan.policy)
+        self.dispositions = Dispositions(self.queue, store, plan.policy)
         self.time: VirtualTime
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
         self.paused = ""
         self._plan = plan
-        self._journal = journal
+        self._store = store
         self._chance = chance
         self._patience = patience
         self._flight = FakeFlightRecorder(plan.framework.at_once)
@@ -122,11 +215,11 @@ class VirtualInstance:
             self.advance(2 * kills * ROUND_TRIP)
 
     def replay(self, row: Delivery) -> asyncio.Task[Disposition]:
-        """Begin to run a row of the journal again; it runs as the instance settles down."""
+        """Begin to run a row of the store again; it runs as the instance settles down."""
         return self.time.loop.create_task(self._slots.replay(row))
 
     def look(self) -> None:
-        """Have the journal looked at, since somebody changed it."""
+        """Have the store looked at, since somebody changed it."""
         self._slots.look()
         self.settle_down()
 
@@ -170,7 +263,7 @@ class VirtualInstance:
         return Slots(
             self._plan,
             self.queue,
-            self._journal,
+            self._store,
             self._flight,
             DispositionRecorder(self.time, self.dispositions, self._chance),
             self.time,

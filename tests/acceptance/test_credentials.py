@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.adapters.credentials.unit import IMPORTS_SINCE
-from consumer_framework.testing.broker_tls import TlsBroker
+from consumer_framework.adapters.systemd.credentials import IMPORTS_SINCE
+from consumer_framework.testing.broker.tls import TlsBroker
 
 from .service import bodies, publish
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consumer_framework.testing.broker_tls import TlsBroker
+from consumer_framework.testing.broker.tls import TlsBroker
 
 from .container import Container
 from .service import HEADERS, bodies, install_module, publish

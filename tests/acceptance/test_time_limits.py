@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 from .service import Service, bodies, publish
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 from .service import HEADERS, bodies, install_module, publish
 

@@ -11,11 +11,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from consumer_framework.testing.broker_ctl import rabbitmqctl
-from consumer_framework.testing.broker_node import Node
-from consumer_framework.testing.broker_place import Place
-from consumer_framework.testing.loopback import HOST, port_of, reserve_port
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker import rabbitmqctl
+from consumer_framework.testing.broker.node import Node
+from consumer_framework.testing.broker.place import HOST, Place, port_of, reserve_port
+from consumer_framework.testing.broker.proxy import Proxy
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import pika
 import pytest
 
 from consumer_framework.testing.broker import Broker
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 from .instance import Instance
 

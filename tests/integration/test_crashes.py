@@ -19,9 +19,9 @@ import pika
 import pytest
 
 from consumer_framework.adapters.amqp.channels import MANY
-from consumer_framework.host.crew import HAND_OVER
+from consumer_framework.runtime.dispatcher import HAND_OVER
 from consumer_framework.testing.broker import Broker
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 from .chaos import KILLER, Chaos, Ledger, Publisher, is_for_good, make_worker
 from .instance import publish, queue_table, until
@@ -77,7 +77,7 @@ def waiting(broker, queue):
 
 def ledger(instance, broker, queue):
     """Where each message is."""
-    rows = instance.journal()
+    rows = instance.store()
     return {
         "handled": {note["id"] for note in instance.notes("handled")},
         "dropped": {note["id"] for note in instance.notes("dropped")},
@@ -123,7 +123,7 @@ def test_a_kill_at_a_boundary_loses_nothing(broker, queue_name, start, point, nu
 
 
 def settled(instance, broker, queue, count):
-    rows = instance.journal()
+    rows = instance.store()
     done = {n["id"] for n in instance.notes()} | {r.message_id for r in rows}
     states = {row.state for row in rows}
     return len(done) == count and "deferred" not in states and broker.depth(queue)[0] == 0

@@ -11,7 +11,7 @@ import pytest
 from pika.exceptions import AMQPConnectionError, StreamLostError
 
 from consumer_framework.testing.broker import Broker, reserve_port
-from consumer_framework.testing.proxy import Proxy
+from consumer_framework.testing.broker.proxy import Proxy
 
 MOMENT = 0.2
 """Seconds in which something would have happened on loopback, if it was going to."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consumer_framework.testing.broker_tls import Authority, TlsBroker
+from consumer_framework.testing.broker.tls import Authority, TlsBroker
 
 from .instance import FM_CONSUMER, publish, queue_table, until
 from .reloading import ask, handled_once, published_all_the_time, reloaded

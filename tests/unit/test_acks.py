@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from consumer_framework.adapters.amqp import Channels
-from consumer_framework.adapters.amqp.acks import Acks
+from consumer_framework.adapters.amqp.channels import Acks
 from consumer_framework.testing import make_delivery
 
 

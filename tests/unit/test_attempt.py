@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer_framework.core.attempt import (
-    NO_HISTORY,
-    attempt_of,
-    fingerprint,
-    is_by_author,
-    said,
-)
-from consumer_framework.host.loader import Target, packages_of
+from consumer_framework.core.attempt import NO_HISTORY, attempt_of, fingerprint, is_by_author, said
+from consumer_framework.runtime.assembly.loader import Target, packages_of
 
 
 class OddError(Exception):

@@ -5,7 +5,7 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import BatchConsumer, Drop, Retry, Skip
-from consumer_framework.core.batch import Batch
+from consumer_framework.author.batch import Batch
 from consumer_framework.core.disposition import Ack, Hold
 from consumer_framework.testing import Harness
 

@@ -4,7 +4,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.breaker import Breaker
+from consumer_framework.core.limits import Breaker
 
 
 def after(events, consecutive=3, probe=(30.0, 300.0)):

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from consumer_framework.adapters.cgroup import most_memory, most_tasks, tasks_of_service
-from consumer_framework.core.checks import tasks_problem
-from consumer_framework.core.settings import Framework
+from consumer_framework.adapters.systemd.cgroup import (
+    most_memory,
+    most_tasks,
+    tasks_of_service,
+)
+from consumer_framework.runtime.assembly.plan import tasks_problem
+from consumer_framework.settings import Framework
 
 
 @pytest.fixture

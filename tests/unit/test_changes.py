@@ -9,7 +9,7 @@ from fedora_messaging import config as upstream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.settings import (
+from consumer_framework.settings import (
     FRAMEWORK_TABLE,
     TABLE,
     Framework,

@@ -17,7 +17,7 @@ from fedora_messaging import config as upstream
 
 from consumer_framework.cli import main
 from consumer_framework.core.errors import ExitCode, Fault
-from consumer_framework.host.checking import broker
+from consumer_framework.operate.check import broker
 
 MODULE = """
 import pydantic
@@ -69,7 +69,7 @@ def _upstreams_configuration_is_put_back():
 
 @pytest.fixture(autouse=True)
 def _the_reactor_is_that_of_the_tests(monkeypatch):
-    monkeypatch.setattr("consumer_framework.host.reactor.install", lambda: None)
+    monkeypatch.setattr("consumer_framework.runtime.reactor.install", lambda: None)
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_an_instance_is_looked_at_as_the_service_that_it_is(monkeypatch, directo
         name = f"consumer_framework.cli.{place}.CONFIGURATION_DIRECTORY"
         monkeypatch.setattr(name, directory)
     stale_unit(directory, monkeypatch)
-    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
     file = directory / "sample.toml"
     assert run("sample").exit_code == 0
     file.chmod(0o600)
@@ -277,7 +277,9 @@ def test_the_state_of_a_service_is_where_systemd_keeps_it(monkeypatch, directory
         name = f"consumer_framework.cli.{place}.CONFIGURATION_DIRECTORY"
         monkeypatch.setattr(name, directory)
     (directory / "states").write_text("")
-    monkeypatch.setattr("consumer_framework.host.checking.SYSTEM_STATE", directory / "states")
+    monkeypatch.setattr(
+        "consumer_framework.operate.check.all_checks.SYSTEM_STATE", directory / "states"
+    )
     monkeypatch.delenv("STATE_DIRECTORY")
     (line,) = lines(run("sample"), "error")
     assert f"error: {directory}/states/sample: cannot be used for state" in line

@@ -20,17 +20,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from consumer_framework.adapters.accounts import Account, service_account
 from consumer_framework.adapters.certificates import ends_of
-from consumer_framework.adapters.filesystems import filesystem_of, nearest
+from consumer_framework.adapters.systemd.accounts import Account, service_account
 from consumer_framework.core.errors import ExitCode
-from consumer_framework.core.findings import Level
-from consumer_framework.core.settings import Monitoring, Settings
-from consumer_framework.host.checking import state
-from consumer_framework.host.checking.files import file_findings, password_findings
-from consumer_framework.host.checking.monitoring import monitoring_findings
-from consumer_framework.host.checking.state import state_findings
-from consumer_framework.host.checking.tls import tls_findings
+from consumer_framework.operate.check import files
+from consumer_framework.operate.check.files import (
+    file_findings,
+    filesystem_of,
+    nearest,
+    password_findings,
+    state_findings,
+    tls_findings,
+)
+from consumer_framework.operate.check.findings import Level
+from consumer_framework.operate.check.start import monitoring_findings
+from consumer_framework.settings import Monitoring, Settings
 
 DYNAMIC = Account("fm-sample", None, frozenset())
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -136,12 +140,12 @@ def test_without_systemd_the_unit_is_taken_as_it_is_shipped(monkeypatch, tmp_pat
 
 
 def test_a_file_that_the_service_may_read_is_fine(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
     assert list(file_findings(file(public), DYNAMIC)) == []
 
 
 def test_a_file_that_the_service_may_not_read_is_an_error_with_the_command(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
     path = file(public, 0o600)
     (finding,) = file_findings(path, DYNAMIC)
     assert (finding.level, finding.exit_code) == (Level.ERROR, ExitCode.CONFIGURATION)
@@ -152,7 +156,7 @@ def test_a_file_that_the_service_may_not_read_is_an_error_with_the_command(publi
 
 
 def test_a_file_that_systemd_hands_over_may_be_closed_to_the_service(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
     path = file(public, 0o600)
     (finding,) = file_findings(path, DYNAMIC, lambda: True)
     assert finding.level is Level.INFO
@@ -165,7 +169,7 @@ def test_a_file_that_systemd_hands_over_may_be_closed_to_the_service(public, mon
 
 
 def test_a_file_below_what_the_unit_hides_is_warned_of(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", (public,))
+    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", (public,))
     (finding,) = file_findings(file(public), DYNAMIC)
     assert finding.level is Level.WARNING
     assert f"is below {public}, which the unit hides" in finding.problem.message
@@ -269,7 +273,7 @@ def test_tls_files_without_tls_are_told(tmp_path):
 
 
 def test_a_key_that_the_service_may_not_read_is_an_error(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
     key = file(public, 0o600, "key.pem")
     (finding,) = tls(DYNAMIC, certfile=pem(public, "c.pem", 365), keyfile=key)
     assert finding.problem.path == "tls.keyfile"
@@ -278,7 +282,7 @@ def test_a_key_that_the_service_may_not_read_is_an_error(public, monkeypatch):
 
 
 def test_a_key_that_is_a_credential_may_be_closed_to_the_service(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.host.checking.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
     files = {"certfile": pem(public, "c.pem", 365), "keyfile": file(public, 0o600, "key.pem")}
     names = {key: str(path) for key, path in files.items()}
     made = Settings.model_validate(
@@ -325,7 +329,7 @@ def test_an_unknown_filesystem_has_no_name(tmp_path):
 
 
 def on(kind: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(state, "filesystem_of", lambda _path: kind)
+    monkeypatch.setattr(files, "filesystem_of", lambda _path: kind)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +390,7 @@ def test_a_read_only_filesystem_is_called_so(tmp_path, monkeypatch):
 
 
 def other_database(directory):
-    with closing(sqlite3.connect(directory / "journal.sqlite3")) as database:
+    with closing(sqlite3.connect(directory / "store.sqlite3")) as database:
         database.execute("CREATE TABLE other (id)")
 
 
@@ -394,8 +398,8 @@ def other_database(directory):
     ("make", "what"),
     [
         (lambda d: (d / "flight").mkdir(), "is a directory, and must be a file; move it away"),
-        (lambda d: (d / "journal.sqlite3").write_text("none" * 1000), "file is not a database"),
-        (other_database, "a database, but no journal; move the file away"),
+        (lambda d: (d / "store.sqlite3").write_text("none" * 1000), "file is not a database"),
+        (other_database, "a database, but no store; move the file away"),
     ],
     ids=["flight", "garbage", "other"],
 )

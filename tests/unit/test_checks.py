@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from consumer_framework.core.checks import binding_findings, flow_findings, queue_findings
 from consumer_framework.core.errors import ExitCode, Problem
-from consumer_framework.core.findings import Finding, Level, error, info, report, warning
-from consumer_framework.core.settings import Framework, Queue, Recovery, Settings
+from consumer_framework.operate.check.findings import Finding, Level, error, info, report, warning
+from consumer_framework.operate.check.queues import binding_findings, flow_findings, queue_findings
+from consumer_framework.settings import Framework, Queue, Recovery, Settings
 
 DURABLE = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}}
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consumer_framework.host import client, stores
-from consumer_framework.host.client import ControlError, connected
+from consumer_framework.runtime import stores
+from consumer_framework.runtime.control import client
+from consumer_framework.runtime.control.client import ControlError, connected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -18,7 +18,7 @@ from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import Message
 
 from consumer_framework.adapters import codec
-from consumer_framework.adapters.codec import registry, validation
+from consumer_framework.adapters.codec import decoding, registry
 from consumer_framework.core.attempt import first_line
 from consumer_framework.core.delivery import RAW_PROPERTIES
 from consumer_framework.core.errors import ConfigurationError
@@ -327,11 +327,11 @@ def test_schemas_are_compiled_once_and_not_before_they_are_needed(register):
         body_schema = STRICT
 
     codec.load_schemas()
-    assert Counted not in validation._plans
+    assert Counted not in decoding._plans
     register(Counted, b'{"a": 1}')
-    plan = validation._plans[Counted]
+    plan = decoding._plans[Counted]
     register(Counted, b'{"a": 1}')
-    assert validation._plans[Counted] is plan
+    assert decoding._plans[Counted] is plan
 
 
 def test_several_threads_may_decode(monkeypatch):

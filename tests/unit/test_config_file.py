@@ -14,7 +14,7 @@ from fedora_messaging import config as upstream
 
 from consumer_framework.adapters import config
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.settings import Overrides
+from consumer_framework.settings import Overrides
 
 QUEUE = """
 [queues.one]

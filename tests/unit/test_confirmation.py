@@ -7,7 +7,7 @@ import pika.exceptions
 import pytest
 from twisted.internet import defer, error, task
 
-from consumer_framework.adapters.amqp.confirmation import ANSWER_TIMEOUT, Confirmation
+from consumer_framework.adapters.amqp.presence import ANSWER_TIMEOUT, Confirmation
 from consumer_framework.testing import FakeClock
 
 INTERVAL = 10.0

@@ -21,9 +21,9 @@ from consumer_framework.adapters.amqp.connection import (
     Service,
     _ImpatientTransport,
 )
-from consumer_framework.core.settings import Address
-from consumer_framework.core.settings.brokers import addresses
 from consumer_framework.core.stats import Snapshot
+from consumer_framework.settings import Address
+from consumer_framework.settings.model import addresses
 
 
 class Transport(StringTransport):

@@ -19,9 +19,9 @@ from consumer_framework import (
     Retry,
     Skip,
 )
-from consumer_framework.core.consumer import handler_of
+from consumer_framework.author.consumer import handler_of
+from consumer_framework.author.handler import is_coroutine_callable
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, Problem, Signal
-from consumer_framework.core.handler import is_coroutine_callable
 
 
 class Counting(Consumer):

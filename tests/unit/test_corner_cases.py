@@ -18,17 +18,17 @@ from twisted.python.failure import Failure
 
 from consumer_framework.adapters import config
 from consumer_framework.adapters.amqp.connection import Factory
-from consumer_framework.adapters.systemd import SystemdNotifier
-from consumer_framework.core import redelivery
+from consumer_framework.adapters.systemd.notify import SystemdNotifier
+from consumer_framework.core import memory
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.settings import (
+from consumer_framework.runtime.assembly import loader
+from consumer_framework.settings import (
     Address,
     Overrides,
     is_config_type,
     parse,
     parse_consumer_config,
 )
-from consumer_framework.host import loader
 from consumer_framework.testing import FakeClock, make_delivery
 
 
@@ -214,10 +214,10 @@ def test_a_wrong_type_anywhere_is_a_problem_and_never_a_traceback(tmp_path, text
 
 
 def test_a_run_that_goes_on_is_never_forgotten(monkeypatch):
-    monkeypatch.setattr(redelivery, "MEMORY_RUNS", 2)
+    monkeypatch.setattr(memory, "MEMORY_RUNS", 2)
 
     async def scenario():
-        unsettled = redelivery.Unsettled(FakeClock())
+        unsettled = memory.Unsettled(FakeClock())
         long = unsettled.begin(make_delivery(message_id="long"))
         for number in range(5):
             unsettled.end(unsettled.begin(make_delivery(message_id=str(number))), settled=False)

@@ -4,7 +4,7 @@
 import pytest
 from twisted.internet.task import Clock
 
-from consumer_framework.host.countdown import LEASE, RENEWAL, Countdown
+from consumer_framework.runtime.deadline import LEASE, RENEWAL, Countdown
 from consumer_framework.testing import FakeNotifier
 
 

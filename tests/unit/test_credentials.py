@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from consumer_framework.adapters.credentials import (
+from consumer_framework.adapters.systemd.credentials import (
     Directory,
     Elsewhere,
     Handed,
@@ -18,7 +18,7 @@ from consumer_framework.adapters.credentials import (
     unit_text,
 )
 from consumer_framework.core import secrets
-from consumer_framework.core.settings.credentials import (
+from consumer_framework.settings.credentials import (
     Reference,
     UnavailableError,
     references,

@@ -25,10 +25,10 @@ from fedora_messaging.message import Message
 from pydantic.json_schema import GenerateJsonSchema
 
 import consumer_framework
+from consumer_framework import settings
 from consumer_framework.adapters.executor import signal_of
 from consumer_framework.cli import main
-from consumer_framework.core import durations, errors, settings
-from consumer_framework.core.checks import queue_findings
+from consumer_framework.core import errors, text
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.disposition import (
     Ack,
@@ -42,16 +42,10 @@ from consumer_framework.core.disposition import (
 )
 from consumer_framework.core.errors import ExitCode
 from consumer_framework.core.lifecycle import State
-from consumer_framework.core.recovery import (
-    OnExhausted,
-    Policy,
-    Rule,
-    Situation,
-    Then,
-    decide,
-)
+from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
 from consumer_framework.core.stats import Snapshot
-from consumer_framework.core.status import Facts, status_line
+from consumer_framework.operate.check.queues import queue_findings
+from consumer_framework.runtime.observe.status import Facts, status_line
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -139,9 +133,9 @@ def shown_default(value: Any, kind: str, item_kind: str) -> str:
     if value is None:
         return "none"
     if kind == "length of time":
-        return f"`{json.dumps(durations.text(value))}`"
+        return f"`{json.dumps(text.text(value))}`"
     if item_kind == "length of time":
-        return f"`{json.dumps([durations.text(item) for item in value])}`"
+        return f"`{json.dumps([text.text(item) for item in value])}`"
     if isinstance(value, Enum):
         return f"`{json.dumps(value.value)}`"
     if isinstance(value, pydantic.BaseModel) or (isinstance(value, dict | list) and value):
@@ -406,7 +400,7 @@ def test_the_schedule_in_the_explanation_is_the_default_one():
     cells = table(DOCS / "explanation/recovery.md", "The attempts of a failing message")
     units = {"minute": "m", "minutes": "m", "seconds": "s"}
     found = [re.search(r"about (\d+) (\w+) later", row[1]) for row in cells]
-    said = [durations.seconds(f"{m[1]}{units[m[2]]}") for m in found if m]
+    said = [text.seconds(f"{m[1]}{units[m[2]]}") for m in found if m]
     assert (0.0, *said) == Policy().schedule
     assert cells[-2][0] == str(len(Policy().schedule) + 1)
 
@@ -506,8 +500,8 @@ def test_the_generated_pages_are_current_and_need_no_sphinx_to_be_read():
     assert found.loader is not None
     generate = importlib.util.module_from_spec(found)
     found.loader.exec_module(generate)
-    for path, text in generate.generated().items():
-        assert path.read_text(encoding="utf-8") == text, "run `make reference`"
+    for path, page_text in generate.generated().items():
+        assert path.read_text(encoding="utf-8") == page_text, "run `make reference`"
     for page in PAGES:
         assert "{eval-rst}" not in page.read_text(encoding="utf-8"), page
 

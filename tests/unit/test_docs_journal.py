@@ -8,9 +8,10 @@ import tomllib
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import log
-from consumer_framework.adapters.journald import JournalHandler
-from consumer_framework.core import fields, news, pressure
-from consumer_framework.core.priority import priority_of
+from consumer_framework.adapters.systemd.journald import JournalHandler
+from consumer_framework.core import limits, log_fields
+from consumer_framework.core.log_fields import priority_of
+from consumer_framework.runtime.observe.log import LINES, QUIET
 
 from .journal_socket import JournalSocket
 from .test_docs import DOCS, blocks, table
@@ -28,13 +29,13 @@ def first_cells(heading: str) -> list[str]:
 
 
 def test_the_fields_about_a_message_are_those_of_the_code():
-    names = {str(value) for name, value in vars(fields).items() if name.isupper()}
+    names = {str(value) for name, value in vars(log_fields).items() if name.isupper()}
     own = {name for name in names if name.startswith("FM_")}
     assert set(first_cells("Fields about a message")) == own
 
 
 def test_the_dispositions_are_those_of_the_code():
-    assert set(first_cells("FM_DISPOSITION")) == set(fields.DISPOSITIONS.values())
+    assert set(first_cells("FM_DISPOSITION")) == set(log_fields.DISPOSITIONS.values())
 
 
 def test_the_other_fields_are_those_that_a_record_is_sent_with(tmp_path: Path):
@@ -66,11 +67,11 @@ def test_the_log_configuration_of_the_page_is_one():
 
 def test_the_numbers_are_those_of_the_code():
     text = HOWTO.read_text()
-    assert news.LINES == 10
+    assert LINES == 10
     assert "up to ten messages in all" in text
-    assert news.QUIET == 5 * 60
+    assert QUIET == 5 * 60
     assert "in five minutes" in text
     systemd = (DOCS / "howto" / "run-under-systemd.md").read_text()
-    assert f"After {pressure.CALM:.0f} seconds without pressure" in systemd
-    assert 5 * 60 <= pressure.LONGEST_CALM < 6 * 60
+    assert f"After {limits.CALM:.0f} seconds without pressure" in systemd
+    assert 5 * 60 <= limits.LONGEST_CALM < 6 * 60
     assert "up to about 5 minutes" in systemd

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.durations import about, seconds, text
+from consumer_framework.core.text import about, seconds, text
 
 
 @pytest.mark.parametrize(

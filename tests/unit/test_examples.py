@@ -13,7 +13,7 @@ from fedora_messaging import config
 from fedora_messaging.message import Message, get_message
 
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.settings import parse_consumer_config
+from consumer_framework.settings import parse_consumer_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAMPLE_TOML = EXAMPLES / "sample.toml"

@@ -13,8 +13,9 @@ from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
 from consumer_framework.adapters.executor import Executor, Limits, signal_of
-from consumer_framework.adapters.executor.attempts import INLINE
-from consumer_framework.core import current
+from consumer_framework.adapters.executor.run import INLINE
+from consumer_framework.author import heartbeat
+from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable
 from consumer_framework.core.errors import (
     Defer,
@@ -25,9 +26,8 @@ from consumer_framework.core.errors import (
     Retry,
     Skip,
 )
-from consumer_framework.core.handler import Handler
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 PATIENCE = 20
 DELIVERY = make_delivery()
@@ -441,7 +441,7 @@ def noted_by(noting):
     seen = []
 
     def note():
-        seen.append([delivery.message_id for delivery in current.deliveries()])
+        seen.append([delivery.message_id for delivery in heartbeat.deliveries()])
 
     return noting(note), seen
 
@@ -474,7 +474,7 @@ def test_what_a_handler_calls_can_tell_which_message_it_has(kind):
         executor = executor_of(Handler("test", handle))
         outcomes = [await executor.run(make_delivery(message_id=str(n))) for n in range(3)]
         executor.close()
-        return outcomes, current.deliveries()
+        return outcomes, heartbeat.deliveries()
 
     outcomes, after = play(scenario())
     assert outcomes == [Succeeded()] * 3
@@ -489,7 +489,7 @@ def test_what_runs_on_the_loop_after_a_handler_has_no_message():
         executor = executor_of(Handler("test", lambda message: None))
         loop = asyncio.get_running_loop()
         run = loop.create_task(executor.run(DELIVERY))
-        run.add_done_callback(lambda _: found.append(current.deliveries()))
+        run.add_done_callback(lambda _: found.append(heartbeat.deliveries()))
         await run
         await asyncio.sleep(0)
         executor.close()
@@ -851,9 +851,9 @@ def test_a_process_that_forgets_to_close_an_executor_ends_all_the_same():
     script = """
 import asyncio
 from consumer_framework.adapters.executor import Executor
-from consumer_framework.core.handler import Handler
+from consumer_framework.author.handler import Handler
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 async def scenario():
     executor = Executor(Handler("test", print), str, FakeFlightRecorder(places=1))

@@ -14,8 +14,8 @@ from consumer_framework.cli import main
 from consumer_framework.core.delivery import Failed
 from consumer_framework.core.disposition import Defer, Hold
 from consumer_framework.core.recovery import Policy, Situation, decide
-from consumer_framework.core.settings import Recovery
-from consumer_framework.host.explain import Context, explain, find_exception
+from consumer_framework.operate.explain import Context, explain, find_exception
+from consumer_framework.settings import Recovery
 from consumer_framework.testing import make_delivery
 
 CLASS = """

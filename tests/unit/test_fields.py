@@ -8,7 +8,7 @@ import pytest
 
 from consumer_framework.core.attempt import History, attempt_of
 from consumer_framework.core.disposition import Ack, Disposition, GiveBack, Quarantine
-from consumer_framework.core.fields import (
+from consumer_framework.core.log_fields import (
     DISPOSITIONS,
     fields,
     fields_of,

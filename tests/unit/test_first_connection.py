@@ -10,8 +10,8 @@ from twisted.internet import task
 
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.errors import ExitCode
-from consumer_framework.core.settings import Address
 from consumer_framework.core.stats import Snapshot
+from consumer_framework.settings import Address
 
 
 class Listener:

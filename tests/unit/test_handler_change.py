@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from consumer_framework.adapters.executor import Executor, Limits
+from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Succeeded
 from consumer_framework.core.errors import HandlerTimeoutError
-from consumer_framework.core.handler import Handler
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 PATIENCE = 30
 

@@ -15,10 +15,10 @@ from fedora_messaging.message import Message
 
 from consumer_framework import HandlerTimeoutError, heartbeat
 from consumer_framework.adapters.executor import Executor, Limits
+from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded
-from consumer_framework.core.handler import Handler
 from consumer_framework.testing import Harness, make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 PATIENCE = 20
 DELIVERY = make_delivery()

@@ -21,7 +21,7 @@ from consumer_framework import (
     on,
     translate,
 )
-from consumer_framework.core.helpers import hosting, is_hosted
+from consumer_framework.author.translate import hosting, is_hosted
 from consumer_framework.testing import Harness
 
 WORDS = {

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from consumer_framework.core.attempt import NO_HISTORY, Attempt, History
-from consumer_framework.core.histories import MEMORY_MESSAGES, Histories
+from consumer_framework.core.memory import MEMORY_MESSAGES, Histories
 from consumer_framework.testing import make_delivery
 
 FAILED = History((Attempt(1.0, "ValueError", "", "", "ValueError"),))

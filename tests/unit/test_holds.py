@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.holds import Holds
+from consumer_framework.core.intake import Holds
 from consumer_framework.testing import FakeClock, make_delivery
 
 TIMES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 3)), max_size=20)

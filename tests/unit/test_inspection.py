@@ -23,8 +23,8 @@ from pika import exceptions
 from consumer_framework.adapters.amqp import inspection
 from consumer_framework.adapters.amqp.inspection import QueueView, View, inspect
 from consumer_framework.core.errors import ExitCode, Fault
-from consumer_framework.core.settings import Settings
-from consumer_framework.host.checking import broker
+from consumer_framework.operate.check import broker
+from consumer_framework.settings import Settings
 
 
 @pytest.fixture(autouse=True)

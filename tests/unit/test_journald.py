@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import consumer_framework
-from consumer_framework.adapters import journald, log
-from consumer_framework.adapters.executor.jobs import Job
-from consumer_framework.adapters.journald import JournalHandler
+from consumer_framework.adapters import log
+from consumer_framework.adapters.executor.run import Job
+from consumer_framework.adapters.systemd import journald
+from consumer_framework.adapters.systemd.journald import JournalHandler
+from consumer_framework.author.heartbeat import RUN
 from consumer_framework.core import secrets
 from consumer_framework.core.disposition import Quarantine
-from consumer_framework.core.fields import fields_of
-from consumer_framework.core.heartbeat import RUN
+from consumer_framework.core.log_fields import fields_of
 from consumer_framework.testing import make_delivery
 
 from .journal_socket import JournalSocket, parsed

@@ -8,13 +8,8 @@ import uuid
 
 import pytest
 
-from consumer_framework.core.errors import (
-    ConfigurationError,
-    ExitCode,
-    Problem,
-    TemporaryProblem,
-)
-from consumer_framework.host import loader
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem, TemporaryProblem
+from consumer_framework.runtime.assembly import loader
 
 FORMS = "name a function, a class with __call__, or a subclass of consumer_framework.Consumer"
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from consumer_framework.adapters import log
-from consumer_framework.adapters.journald import JournalHandler
-from consumer_framework.adapters.systemd import is_journal
+from consumer_framework.adapters.systemd.journald import JournalHandler
+from consumer_framework.adapters.systemd.notify import is_journal
 
 from .journal_socket import JournalSocket
 
@@ -282,7 +282,7 @@ FEDORAS: dict[str, Any] = {
     "loggers": {"fedora_messaging": {"level": "INFO", "propagate": False, "handlers": ["console"]}},
     "root": {"level": "ERROR", "handlers": ["console"]},
 }
-OWN = logging.getLogger("consumer_framework.host.some_part")
+OWN = logging.getLogger("consumer_framework.runtime.some_part")
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_the_framework_logs_as_fedora_messaging_does(stderr):
     OWN.info("hello")
     OWN.debug("too low")
     logging.getLogger("author").warning("too low for the root logger")
-    assert stderr() == "[INFO consumer_framework.host.some_part] hello\n"
+    assert stderr() == "[INFO consumer_framework.runtime.some_part] hello\n"
 
 
 @pytest.mark.usefixtures("_ours")
@@ -306,7 +306,7 @@ def test_a_file_that_names_the_framework_has_its_way(stderr):
     log.set_up({**FEDORAS, "loggers": {**FEDORAS["loggers"], "consumer_framework": own}}, never)
     OWN.info("hidden")
     OWN.error("shown")
-    assert stderr() == "[ERROR consumer_framework.host.some_part] shown\n"
+    assert stderr() == "[ERROR consumer_framework.runtime.some_part] shown\n"
 
 
 AUTHORS = {

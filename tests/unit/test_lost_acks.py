@@ -5,7 +5,7 @@ import pytest
 
 from consumer_framework.core import disposition as to
 from consumer_framework.core.delivery import Failed, Known
-from consumer_framework.core.redelivery import MEMORY_RUNS, MEMORY_SECONDS, MOST_CHANNELS, LostAcks
+from consumer_framework.core.memory import MEMORY_RUNS, MEMORY_SECONDS, MOST_CHANNELS, LostAcks
 from consumer_framework.testing import FakeClock, make_delivery
 
 

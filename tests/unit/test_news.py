@@ -3,7 +3,7 @@
 
 import pytest
 
-from consumer_framework.core.news import LINES, MOST_TOLD, QUIET, News, Telling
+from consumer_framework.runtime.observe.log import LINES, MOST_TOLD, QUIET, News, Telling
 
 
 @pytest.fixture

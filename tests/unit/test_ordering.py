@@ -14,15 +14,13 @@ from fedora_messaging.message import Message
 
 from consumer_framework import Consumer
 from consumer_framework.adapters import codec
-from consumer_framework.core.consumer import handler_of
+from consumer_framework.author.consumer import handler_of
 from consumer_framework.core.ordering import behind, source_from, source_of
 from consumer_framework.core.recovery import Policy
-from consumer_framework.core.settings import Framework
-from consumer_framework.host.lane import EVERYTHING, Arrivals, lane_of
-from consumer_framework.host.ordering import source_for
-from consumer_framework.host.plan import Plan
+from consumer_framework.runtime.assembly.plan import EVERYTHING, Arrivals, Plan, lane_of, source_for
+from consumer_framework.settings import Framework
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 PATIENCE = 20
 

@@ -8,12 +8,16 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import Consumer
-from consumer_framework.core.consumer import BatchConsumer, handler_of
+from consumer_framework.author.consumer import BatchConsumer, handler_of
+from consumer_framework.author.handler import Handler
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.handler import Handler
-from consumer_framework.core.settings import Batch, Framework
-from consumer_framework.host.batching import check_batch, takes_batches, with_batch
-from consumer_framework.host.ordering import source_for
+from consumer_framework.runtime.assembly.plan import (
+    check_batch,
+    source_for,
+    takes_batches,
+    with_batch,
+)
+from consumer_framework.settings import Batch, Framework
 from consumer_framework.testing import make_delivery
 
 MESSAGE = Message(topic="org.example", body={"package": "kernel", "n": 7})

@@ -9,7 +9,7 @@ from consumer_framework.core.delivery import Failed
 from consumer_framework.core.disposition import Reject
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import OnExhausted, OnInvalid, Policy, Situation, Then, decide
-from consumer_framework.host.policy import DEFAULT_RULES, policy_of
+from consumer_framework.runtime.assembly.plan import DEFAULT_RULES, policy_of
 from consumer_framework.testing import make_delivery
 
 

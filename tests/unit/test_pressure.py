@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock as ReactorClock
 
-from consumer_framework.adapters import pressure
-from consumer_framework.adapters.pressure import PressureWatch
-from consumer_framework.core.handler import Handler
-from consumer_framework.core.pressure import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
+from consumer_framework.adapters.systemd import memory_pressure
+from consumer_framework.adapters.systemd.memory_pressure import PressureWatch
+from consumer_framework.author.handler import Handler
+from consumer_framework.core.limits import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
 from consumer_framework.core.recovery import Policy
-from consumer_framework.core.settings import Framework
-from consumer_framework.host.plan import Plan
-from consumer_framework.host.relief import Relief
+from consumer_framework.runtime.assembly.plan import Plan
+from consumer_framework.runtime.memory_relief import Relief
+from consumer_framework.settings import Framework
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -153,7 +153,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setattr(pressure, "PAUSE", 0.01)
+    monkeypatch.setattr(memory_pressure, "PAUSE", 0.01)
     found = Watched()
     yield found
     found.watch.stop()
@@ -228,7 +228,7 @@ def test_one_that_is_stopped_leaves_no_thread_and_nothing_open(tmp_path):
 
 
 def test_freeing_memory_does_no_harm():
-    pressure.free_memory()
+    memory_pressure.free_memory()
 
 
 # The kernel's own word.
@@ -345,7 +345,7 @@ def play(instance, monkeypatch, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     monkeypatch.setenv("MEMORY_PRESSURE_WATCH", str(fifo))
-    monkeypatch.setattr(pressure, "PAUSE", 0.01)
+    monkeypatch.setattr(memory_pressure, "PAUSE", 0.01)
 
     def run(scenario) -> None:
         async def with_relief() -> None:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from consumer_framework.core.progress import Progress
+from consumer_framework.core.stats import Progress
 
 
 def progress_of(*looks):

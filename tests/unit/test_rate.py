@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.rate import TokenBucket, per_second
+from consumer_framework.core.limits import TokenBucket, per_second
 
 # Seconds. A clock goes on by as much at least between two questions.
 TURN = 1e-6

@@ -10,9 +10,9 @@ import pytest
 from twisted.internet.task import Clock
 
 from consumer_framework.adapters.amqp.channels import Channels
-from consumer_framework.core.settings import Framework
-from consumer_framework.host import read_ahead
-from consumer_framework.host.read_ahead import LOOK_AGAIN, SHARE, UNLIMITED, ReadAhead
+from consumer_framework.runtime import read_ahead
+from consumer_framework.runtime.read_ahead import LOOK_AGAIN, SHARE, UNLIMITED, ReadAhead
+from consumer_framework.settings import Framework
 from consumer_framework.testing import make_delivery
 
 MIB = 1 << 20

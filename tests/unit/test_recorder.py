@@ -34,9 +34,8 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import Drop, Retry
-from consumer_framework.core.news import LINES, QUIET
-from consumer_framework.host.recorder import LogRecorder
-from consumer_framework.host.wording import fate
+from consumer_framework.runtime.observe.log import LINES, QUIET, LogRecorder
+from consumer_framework.runtime.observe.wording import fate
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ def test_one_that_was_put_off_by_its_author_has_its_success_too(settle, log):
     ]
 
 
-def test_one_that_comes_from_the_journal_has_its_success(settle, log):
+def test_one_that_comes_from_the_store_has_its_success(settle, log):
     settle(make_delivery(row=7), Succeeded(), Ack())
     assert log.lines() == ["INFO message 1 on a.topic succeeded at attempt 1"]
 

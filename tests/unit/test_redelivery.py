@@ -22,16 +22,14 @@ from consumer_framework.core import settler
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.disposition import Hold
 from consumer_framework.core.errors import Drop, Retry
-from consumer_framework.core.histories import Histories
-from consumer_framework.core.holds import Holds
-from consumer_framework.core.intake import Intake
+from consumer_framework.core.intake import Holds, Intake
+from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, Unsettled
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import OnExhausted, Policy
-from consumer_framework.core.redelivery import MEMORY_SECONDS, LostAcks, Unsettled
 from consumer_framework.core.settler import Settler
 from consumer_framework.testing import FakeAcknowledger, FakeClock, FakeRecorder, make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
-from consumer_framework.testing.fake_journal import FakeJournal
+from consumer_framework.testing.fake_store import FakeStore
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 STEPS = 40
 # Held as often as the schedule says, and for as long as it takes; then back to the broker.
@@ -118,21 +116,21 @@ class Host(RuleBasedStateMachine):
         self.histories = Histories()
         self.settler = Settler(
             self.acknowledger,
-            FakeJournal(),
+            FakeStore(),
             FakeFlightRecorder(),
             FakeRecorder(),
             self.holds,
             self.histories,
             Unsettled(self.clock),
             LostAcks(self.clock),
-            journal_failed=lambda _: None,
-            journal_works=lambda: None,
+            store_failed=lambda _: None,
+            store_works=lambda: None,
             done=lambda _what, _told: None,
         )
         pipeline = Pipeline(
             handler=self.handlers,
             policy=POLICY,
-            journal=self.settler.journal,
+            store=self.settler.store,
             recorder=self.settler.recorder,
             clock=self.clock,
             chance=lambda: 0.5,

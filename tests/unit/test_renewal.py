@@ -8,10 +8,10 @@ import pytest
 from fedora_messaging import config
 
 from consumer_framework.adapters import certificates
-from consumer_framework.adapters.amqp.renewal import TlsOptions
+from consumer_framework.adapters.amqp.connection import TlsOptions
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.core.settings import Tls
-from consumer_framework.testing.broker_tls import Authority
+from consumer_framework.settings import Tls
+from consumer_framework.testing.broker.tls import Authority
 
 
 @pytest.fixture

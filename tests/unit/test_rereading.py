@@ -12,8 +12,9 @@ import pytest
 
 from consumer_framework.adapters import config
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.host import configuration, rereading
-from consumer_framework.host.rereading import handed_over
+from consumer_framework.runtime import reload
+from consumer_framework.runtime.assembly import access
+from consumer_framework.runtime.reload import handed_over
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Host:
 def host(tmp_path, monkeypatch) -> Host:
     made = Host(tmp_path / "sample.toml", tmp_path / "credentials")
     made.directory.mkdir()
-    monkeypatch.setattr(configuration, "SYSTEM_CONFIGURATION", tmp_path)
+    monkeypatch.setattr(access, "SYSTEM_CONFIGURATION", tmp_path)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(made.directory))
     return made
 
@@ -46,7 +47,7 @@ def host(tmp_path, monkeypatch) -> Host:
 @pytest.fixture
 def closed(host, monkeypatch) -> Any:
     """As for a user who may not read the file; root, who may run this, may read every file."""
-    read, access = Path.read_bytes, os.access
+    read, may = Path.read_bytes, os.access
 
     def read_bytes(path: Path) -> bytes:
         if path == host.file:
@@ -54,35 +55,35 @@ def closed(host, monkeypatch) -> Any:
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != host.file and access(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != host.file and may(path, mode))
     return host
 
 
 def test_the_copy_is_read_where_the_file_may_not_be(closed):
     closed.write("topic_prefix = 'file'", copy="topic_prefix = 'copy'")
-    access = configuration.inside(closed.file, "sample")
-    assert config.read(closed.file, access) == {"topic_prefix": "copy"}
+    way = access.from_inside(closed.file, "sample")
+    assert config.read(closed.file, way) == {"topic_prefix": "copy"}
 
 
 def test_the_file_itself_is_read_where_it_may_be(host):
     host.write("topic_prefix = 'file'", copy="topic_prefix = 'copy'")
-    access = configuration.inside(host.file, "sample")
-    assert config.read(host.file, access) == {"topic_prefix": "file"}
+    way = access.from_inside(host.file, "sample")
+    assert config.read(host.file, way) == {"topic_prefix": "file"}
 
 
 @pytest.mark.parametrize("name", ["other.toml", "sub/sample.toml"])
 def test_the_copy_stands_for_the_instances_own_file_alone(closed, name):
     closed.write("")
     path = closed.file.parent / name
-    assert configuration.inside(path, "sample").handed_over is None
-    assert configuration.inside(None, "sample").handed_over is None
+    assert access.from_inside(path, "sample").handed_over is None
+    assert access.from_inside(None, "sample").handed_over is None
 
 
 def test_a_file_that_nobody_hands_over_says_how_it_would_be(closed):
     closed.write("")
     (closed.directory / "fm-consumer.toml").unlink()
     with pytest.raises(ConfigurationError) as caught:
-        config.load(closed.file, access=configuration.inside(closed.file, "sample"))
+        config.load(closed.file, access=access.from_inside(closed.file, "sample"))
     assert f"LoadCredential=fm-consumer.toml:{closed.file}" in str(caught.value)
 
 
@@ -117,9 +118,9 @@ def order_of(file, text):
 
 def test_a_closed_file_comes_with_roots_order_to_reload(closed):
     closed.write("topic_prefix = 'file'", at=200, copy="topic_prefix = 'copy'")
-    given = rereading.given(order_of(closed.file, "topic_prefix = 'root'"), closed.file)
-    access = replace(configuration.inside(closed.file, "sample"), given=given)
-    assert config.examine(closed.file, access=access).settings.topic_prefix == "root"
+    given = reload.given(order_of(closed.file, "topic_prefix = 'root'"), closed.file)
+    way = replace(access.from_inside(closed.file, "sample"), given=given)
+    assert config.examine(closed.file, access=way).settings.topic_prefix == "root"
 
 
 @pytest.mark.parametrize(
@@ -132,13 +133,13 @@ def test_a_closed_file_comes_with_roots_order_to_reload(closed):
 )
 def test_an_order_without_the_file_or_with_another_one_brings_nothing(closed, order):
     closed.write("")
-    assert rereading.given(order, closed.file) is None
-    assert rereading.given(order_of(closed.file, ""), None) is None
+    assert reload.given(order, closed.file) is None
+    assert reload.given(order_of(closed.file, ""), None) is None
 
 
 def test_a_file_that_the_instance_may_read_is_read_by_itself(host):
     host.write("")
-    assert rereading.given(order_of(host.file, "topic_prefix = 'root'"), host.file) is None
+    assert reload.given(order_of(host.file, "topic_prefix = 'root'"), host.file) is None
 
 
 def test_credentials_that_systemd_did_not_make_anew_are_named(host):
@@ -167,19 +168,19 @@ def test_a_credential_and_a_file_that_are_not_there_are_told_by_others(host):
 def test_an_administrator_with_a_directory_uses_it(host):
     host.give("token", "T", 100)
     host.write('topic_prefix = "credential:token"')
-    assert configuration.load_outside(host.file).topic_prefix == "T"
+    assert access.load_outside(host.file).topic_prefix == "T"
 
 
 def test_an_administrator_without_one_looks_at_the_unit_as_it_is_shipped(host, monkeypatch):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
     monkeypatch.setenv("PATH", "")
-    handed = configuration.handed_to("sample")
+    handed = access.handed_to("sample")
     assert handed.files == {"fm-consumer.toml": str(host.file)}
     assert handed.imports == ("fm-consumer.sample.*",)
-    assert configuration.hands_file_over("sample")
+    assert access.hands_file_over("sample")
     host.write('topic_prefix = "credential:token"')
     with pytest.raises(ConfigurationError, match="is given to this service by nothing"):
-        configuration.load_outside(host.file)
+        access.load_outside(host.file)
 
 
 def test_what_only_the_service_can_have_does_not_keep_others_from_looking(tmp_path, monkeypatch):
@@ -189,12 +190,12 @@ def test_what_only_the_service_can_have_does_not_keep_others_from_looking(tmp_pa
         'amqp_url = "credential:url"\n[tls]\nkeyfile = "credential:key"\n'
         "[consumer_config.framework]\nslots = 3\n"
     )
-    settings = configuration.load_outside(path)
+    settings = access.load_outside(path)
     assert settings.framework.slots == 3
     path.write_text('[consumer_config.framework]\nslots = "credential:slots"\n')
     with pytest.raises(ConfigurationError, match="cannot be checked here"):
-        configuration.load_outside(path)
+        access.load_outside(path)
 
 
 def test_the_module_says_nothing_of_paths_it_cannot_see(tmp_path):
-    assert rereading._changed(tmp_path / "none") > 1 << 62
+    assert reload._changed(tmp_path / "none") > 1 << 62

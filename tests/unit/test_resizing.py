@@ -7,13 +7,13 @@ import threading
 import pytest
 
 from consumer_framework.adapters.executor import Executor, Limits
+from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
-from consumer_framework.core.handler import Handler
 from consumer_framework.core.intake import Intake
-from consumer_framework.core.rate import TokenBucket
-from consumer_framework.host.crew import HAND_OVER, Crew
+from consumer_framework.core.limits import TokenBucket
+from consumer_framework.runtime.dispatcher import HAND_OVER, Crew
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 PATIENCE = 30
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from consumer_framework.adapters.amqp import Channels
-from consumer_framework.adapters.amqp.consumers import Consumers
-from consumer_framework.adapters.amqp.subscription import Subscription
+from consumer_framework.adapters.amqp.consumers import Consumers, Subscription
 from consumer_framework.testing import make_delivery
 
 

@@ -4,9 +4,8 @@
 import pytest
 from fedora_messaging import config as upstream
 
-from consumer_framework.core.collector import Collector
-from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.host import salvage
+from consumer_framework.core.errors import Collector, ConfigurationError, Problem
+from consumer_framework.runtime import app
 
 RULES = "consumer_config.framework.recovery.rules"
 
@@ -25,7 +24,7 @@ def found(tmp_path):
     def problems_of(text, callback=""):
         file = tmp_path / "sample.toml"
         file.write_text(text)
-        problems = salvage.problems(file, callback, "")
+        problems = app.problems(file, callback, "")
         assert {p.source for p in problems} <= {str(file), "--callback"}
         return [str(problem) for problem in problems]
 
@@ -59,8 +58,8 @@ def test_what_has_a_wrong_type_is_told_already(found, text):
 
 
 def test_without_a_file_there_may_still_be_a_callback():
-    assert salvage.problems(None, "json:dumps", "") == ()
-    (problem,) = salvage.problems(None, "", "")
+    assert app.problems(None, "json:dumps", "") == ()
+    (problem,) = app.problems(None, "", "")
     assert problem.message == "there is no callback"
 
 

@@ -14,13 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.adapters.systemctl import TARGET, SystemctlError, Unit, unit_name
+from consumer_framework.adapters.systemd.systemctl import (
+    TARGET,
+    SystemctlError,
+    Unit,
+    unit_name,
+)
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.host import scaler as host
-from consumer_framework.host.kept import Kept
-from consumer_framework.host.scaler import Scaler
-from consumer_framework.host.scaling import Action, Found, ScalingError, Step, plan
-from consumer_framework.host.workers import files_in, group_of, in_groups, number_of, worker_name
+from consumer_framework.operate import scaling as host
+from consumer_framework.operate.scaling import Action, Found, Scaler, ScalingError, Step, plan
+from consumer_framework.operate.workers import files_in, group_of, in_groups, number_of, worker_name
+from consumer_framework.runtime.stores import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -207,7 +211,7 @@ def directory(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch) -> dict[str, Kept]:
-    """What the journals of workers keep, by instance."""
+    """What the stores of workers keep, by instance."""
     found: dict[str, Kept] = {}
     monkeypatch.setattr(host, "kept_in", lambda place: found.get(place.name, Kept()))
     return found

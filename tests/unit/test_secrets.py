@@ -9,13 +9,13 @@ import logging
 import pytest
 
 from consumer_framework.adapters import config, log
-from consumer_framework.adapters.journal.records import attempt_columns
-from consumer_framework.adapters.systemd import one_ascii_line
-from consumer_framework.cli import output
+from consumer_framework.adapters.store.records import attempt_columns
+from consumer_framework.adapters.systemd.notify import one_ascii_line
+from consumer_framework.cli import terminal
 from consumer_framework.core.attempt import attempt_of
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.secrets import keep, redact, redacted
-from consumer_framework.core.settings import Settings
+from consumer_framework.settings import Settings
 
 CANARY = "c4n/ary p\"ass'wörd"
 
@@ -170,12 +170,12 @@ def test_a_record_without_secrets_is_as_ever(caplog):
 
 
 @pytest.mark.usefixtures("_known")
-def test_neither_status_nor_output_nor_journal_have_it(capsys):
+def test_neither_status_nor_output_nor_store_have_it(capsys):
     assert one_ascii_line(f"x {CANARY}") == "x <credential:token>"
-    output.complain(ConfigurationError(Problem("a", CANARY, CANARY)))
-    output.print_json({"a": CANARY})
-    assert output.safe(CANARY) == "<credential:token>"
-    assert output.safe_lines(f"a\n{CANARY}") == "a\n<credential:token>"
+    terminal.complain(ConfigurationError(Problem("a", CANARY, CANARY)))
+    terminal.print_json({"a": CANARY})
+    assert terminal.safe(CANARY) == "<credential:token>"
+    assert terminal.safe_lines(f"a\n{CANARY}") == "a\n<credential:token>"
     columns = attempt_columns(attempt_of(ValueError(CANARY), 0))
     assert "c4n" not in repr(columns) + "".join(capsys.readouterr())
 

@@ -13,10 +13,10 @@ from fedora_messaging.config import DEFAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.durations import text
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import Then
-from consumer_framework.core.settings import (
+from consumer_framework.core.text import text
+from consumer_framework.settings import (
     TRANSIENT_QUEUE,
     Framework,
     Overrides,

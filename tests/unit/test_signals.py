@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from consumer_framework.host.signals import Signals
+from consumer_framework.runtime.signals import Signals
 
 
 class Reactor:

@@ -5,14 +5,14 @@ import asyncio
 
 import pytest
 
-from consumer_framework.core import backoff
+from consumer_framework.author.handler import Handler
+from consumer_framework.core import limits
 from consumer_framework.core.errors import DependencyFault, Skip
-from consumer_framework.core.handler import Handler
 from consumer_framework.core.recovery import Policy, Rule, Then
-from consumer_framework.core.settings import Framework
-from consumer_framework.host.plan import Plan
-from consumer_framework.host.startup import Startup
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.runtime.assembly.plan import Plan
+from consumer_framework.runtime.startup import Startup
+from consumer_framework.settings import Framework
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 PATIENCE = 20
 GONE = DependencyFault("the database is gone")
@@ -21,8 +21,8 @@ GONE = DependencyFault("the database is gone")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Attempts follow each other quickly, and grow apart all the same."""
-    real = backoff.delay
-    monkeypatch.setattr(backoff, "delay", lambda attempt, spread: real(attempt, spread) / 1000)
+    real = limits.delay
+    monkeypatch.setattr(limits, "delay", lambda attempt, spread: real(attempt, spread) / 1000)
 
 
 class Author:
@@ -111,7 +111,7 @@ def test_a_rule_makes_a_dependency_of_any_exception():
 
 
 def test_an_order_to_stop_ends_the_wait_between_two_attempts(monkeypatch):
-    monkeypatch.setattr(backoff, "delay", lambda _attempt, _spread: 3600.0)
+    monkeypatch.setattr(limits, "delay", lambda _attempt, _spread: 3600.0)
     author = Author(GONE, GONE)
 
     async def stop(startup):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.stats import Snapshot
-from consumer_framework.core.status import Facts, counts_text, rate_text, status_line
+from consumer_framework.runtime.observe.status import Facts, counts_text, rate_text, status_line
 
 BROKER = "rabbitmq.example.org:5671"
 

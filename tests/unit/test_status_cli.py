@@ -13,7 +13,8 @@ import click
 import pytest
 
 from consumer_framework.cli import main
-from consumer_framework.host import census, client
+from consumer_framework.operate import status
+from consumer_framework.runtime.control import client
 
 from .machine import make_host
 
@@ -126,14 +127,14 @@ def test_one_whose_event_loop_is_blocked_runs_and_does_not_answer(host, monkeypa
 
 HOLDS_THE_LOCK = """
 import sys, time, pathlib
-from consumer_framework.adapters.journal import Journal, Limits
-journal = Journal.open(pathlib.Path(sys.argv[1]), limits=Limits())
+from consumer_framework.adapters.store import Store, Limits
+store = Store.open(pathlib.Path(sys.argv[1]), limits=Limits())
 print(flush=True)
 time.sleep(60)
 """
 
 
-def test_one_that_does_not_answer_is_known_by_its_journal(host):
+def test_one_that_does_not_answer_is_known_by_its_store(host):
     host.configures()
     host.has_unit("sample", "activating", SubState="auto-restart")
     host.keeps("sample", deferred=1)
@@ -223,12 +224,12 @@ def test_one_that_may_not_be_asked_says_so_and_is_shown_all_the_same(host, monke
 
     host.configures()
     host.has_unit("sample", StatusText="Consuming")
-    monkeypatch.setattr(census, "connected", refuse)
+    monkeypatch.setattr(status, "connected", refuse)
     result = host.does("status")
     assert result.exit_code == 0
     assert "control: permission denied; use sudo" in result.stdout
     (host.directory / "lib/sample").mkdir()
-    (host.directory / "lib/sample/journal.sqlite3").write_text("no database" * 100)
+    (host.directory / "lib/sample/store.sqlite3").write_text("no database" * 100)
     [instance] = host.shows()["groups"][0]["instances"]
     assert instance["problem"] == "control: permission denied; use sudo"
     assert instance["deferred"] is None
@@ -241,7 +242,7 @@ def test_an_instance_of_an_older_version_is_shown_without_its_counts(host, monke
     def unknown(*_: Any) -> None:
         raise client.ControlError("control: the instance says: no such request: 'status'")
 
-    monkeypatch.setattr(census, "_report", unknown)
+    monkeypatch.setattr(status, "_report", unknown)
     assert "no such request: 'status'" in host.does("status").stdout
 
 

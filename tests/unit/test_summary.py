@@ -9,9 +9,8 @@ import pytest
 from fedora_messaging.exceptions import ValidationError
 
 from consumer_framework.adapters.log import RedactedRecord
-from consumer_framework.core.attempt import attempt_of, said
-from consumer_framework.core.printable import clipped, printable, printable_lines
-from consumer_framework.core.summary import TRACEBACK_LIMIT, formatted, summarized
+from consumer_framework.core.attempt import TRACEBACK_LIMIT, attempt_of, formatted, said, summarized
+from consumer_framework.core.text import clipped, printable, printable_lines
 
 LARGE = "x" * 10_000_000
 FORGED = "first\nERROR forged \x1b[2J\x9b\u2028\x85\r\u202eend"
@@ -99,7 +98,7 @@ def test_what_an_exception_says_forges_no_line_and_reaches_no_terminal():
 def test_a_log_record_is_bounded_and_shows_no_control_character():
     error = raising(ValueError(FORGED + LARGE))
     exc_info = (type(error), error, error.__traceback__)
-    name = "consumer_framework.host.recorder"
+    name = "consumer_framework.runtime.observe.log"
     record = RedactedRecord(name, 40, "f", 1, "about %s", (FORGED + LARGE,), exc_info)
     text = logging.Formatter().format(record)
     assert len(text) < 2 * TRACEBACK_LIMIT + 1000

@@ -6,7 +6,7 @@ from typing import Any
 
 from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Succeeded, Withdrawn
-from consumer_framework.core.suspects import OneByOne
+from consumer_framework.core.memory import OneByOne
 from consumer_framework.testing import make_delivery
 
 

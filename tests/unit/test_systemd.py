@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.adapters import systemd
-from consumer_framework.adapters.systemd import SystemdNotifier, one_ascii_line
+from consumer_framework.adapters.systemd import notify
+from consumer_framework.adapters.systemd.notify import SystemdNotifier, one_ascii_line
 
 
 class Manager:
@@ -48,7 +48,7 @@ def manager(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def notifier(manager, monkeypatch):
-    monkeypatch.setattr(systemd, "SEND_TIMEOUT", 0.01)
+    monkeypatch.setattr(notify, "SEND_TIMEOUT", 0.01)
     made = SystemdNotifier()
     yield made
     assert made._systemd is not None

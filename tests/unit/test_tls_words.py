@@ -9,7 +9,7 @@ import pytest
 from OpenSSL import SSL
 from pika.exceptions import IncompatibleProtocolError
 
-from consumer_framework.adapters.amqp import faults, tls
+from consumer_framework.adapters.amqp import faults
 
 
 def openssl(reason: str) -> SSL.Error:
@@ -43,7 +43,7 @@ def of_pika(text: str) -> IncompatibleProtocolError:
     ],
 )
 def test_what_openssl_says_is_said_in_the_words_of_the_file(error, words):
-    assert words in tls.words(error)
+    assert words in faults.tls_words(error)
     assert words in faults.one_line(error)
     assert faults.is_known(error)
 
@@ -53,4 +53,4 @@ def test_what_openssl_says_is_said_in_the_words_of_the_file(error, words):
     [openssl("something new"), SSL.Error(), of_python("NEW"), ValueError("x"), None, of_pika("x")],
 )
 def test_what_is_unknown_is_left_to_others(error):
-    assert tls.words(error) == ""
+    assert faults.tls_words(error) == ""

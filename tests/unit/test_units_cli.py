@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from consumer_framework.adapters import systemctl, unit_files
+from consumer_framework.adapters.systemd import systemctl, unit_files
+from consumer_framework.adapters.systemd.unit_files import marked, with_command
 from consumer_framework.cli import main
 from consumer_framework.cli import units as cli_units
-from consumer_framework.core.unit_text import marked, with_command
-from consumer_framework.host import own_command
+from consumer_framework.operate import units
 
 from .machine import make_host
 
@@ -70,8 +70,8 @@ class System:
 @pytest.fixture
 def elsewhere(monkeypatch):
     """This fm-consumer is where a service may run it, which a checkout is not."""
-    monkeypatch.setattr(own_command, "own_command", lambda: Path(COMMAND))
-    monkeypatch.setattr(own_command, "needed_by", lambda _: [Path("/usr/bin/env")])
+    monkeypatch.setattr(units, "own_command", lambda: Path(COMMAND))
+    monkeypatch.setattr(units, "needed_by", lambda _: [Path("/usr/bin/env")])
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_a_directory_that_is_not_absolute_is_refused(system):
 
 
 def test_a_command_that_the_sandbox_hides_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_command, "own_command", lambda: Path("/home/me/venv/bin/fm-consumer"))
+    monkeypatch.setattr(units, "own_command", lambda: Path("/home/me/venv/bin/fm-consumer"))
     system = System(tmp_path)
     result = system.does("install")
     assert result.exit_code == 1
@@ -281,7 +281,7 @@ def test_a_command_that_the_sandbox_hides_is_refused_and_nothing_is_written(tmp_
     ],
 )
 def test_what_hides_a_path_is_named(path, setting):
-    said = list(own_command.hidden([Path(path), Path(path)]))
+    said = list(units.hidden([Path(path), Path(path)]))
     directory = path.removesuffix("/v/bin/x")
     expected = f"{path}: {setting} of the unit hides {directory} from services"
     assert said == ([expected] if setting else [])
@@ -295,10 +295,10 @@ def test_a_directory_that_others_may_not_enter_is_warned_of(tmp_path, monkeypatc
     file.chmod(0o755)
     tmp_path.parent.chmod(0o755)
     closed.chmod(0o700)
-    [said] = [line for line in own_command.unreadable([file]) if str(closed) in line]
+    [said] = [line for line in units.unreadable([file]) if str(closed) in line]
     assert said.startswith(f"{file}: ")
-    monkeypatch.setattr(own_command, "needed_by", lambda _: [file])
-    monkeypatch.setattr(own_command, "hidden", lambda _: [])
+    monkeypatch.setattr(units, "needed_by", lambda _: [file])
+    monkeypatch.setattr(units, "hidden", lambda _: [])
     warned = System(tmp_path).does("install", "--dry-run")
     assert warned.exit_code == 0
     assert "is not readable by everyone" in warned.stderr
@@ -306,9 +306,9 @@ def test_a_directory_that_others_may_not_enter_is_warned_of(tmp_path, monkeypatc
 
 
 def test_this_command_is_the_one_of_this_environment():
-    command = own_command.own_command()
+    command = units.own_command()
     assert command == Path(sys.executable).with_name("fm-consumer")
-    assert own_command.needed_by(command)[0] == command
+    assert units.needed_by(command)[0] == command
 
 
 def test_systemd_reads_the_units_where_it_runs(tmp_path, monkeypatch, elsewhere):

@@ -30,7 +30,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from consumer_framework.adapters.amqp import frames
-from consumer_framework.core.settings import TRANSIENT_QUEUE, Settings
+from consumer_framework.settings import TRANSIENT_QUEUE, Settings
 
 CONNECTION = "consumer_framework/adapters/amqp/connection.py"
 INSPECTION = "consumer_framework/adapters/amqp/inspection.py"
@@ -41,10 +41,10 @@ CHANNELS = "consumer_framework/adapters/amqp/channels.py"
 FRAMES = "consumer_framework/adapters/amqp/frames.py"
 DECODING = "consumer_framework/adapters/codec/decoding.py"
 REGISTRY = "consumer_framework/adapters/codec/registry.py"
-VALIDATION = "consumer_framework/adapters/codec/validation.py"
+VALIDATION = "consumer_framework/adapters/codec/decoding.py"
 CONFIG = "consumer_framework/adapters/config.py"
-RUNNER = "consumer_framework/host/runner.py"
-REACTOR = "consumer_framework/host/reactor.py"
+RUNNER = "consumer_framework/runtime/runner.py"
+REACTOR = "consumer_framework/runtime/reactor.py"
 
 
 def moved(what, where):
@@ -446,13 +446,13 @@ def test_the_settings_are_the_keys_that_upstream_knows():
     ours, theirs = set(Settings.model_fields), set(config.DEFAULTS)
     assert ours == theirs, (
         f"fedora-messaging has new keys {theirs - ours} and lost {ours - theirs}; "
-        "see Settings in consumer_framework/core/settings/file.py"
+        "see Settings in consumer_framework/settings/model.py"
     )
 
 
 def test_the_server_named_queue_is_upstreams():
     assert config.DEFAULTS["queues"] == {"": TRANSIENT_QUEUE}, moved(
-        "the default queue", "consumer_framework/core/settings/file.py"
+        "the default queue", "consumer_framework/settings/model.py"
     )
 
 

@@ -3,8 +3,7 @@
 
 import pytest
 
-from consumer_framework.core.lifecycle import State
-from consumer_framework.core.vitality import (
+from consumer_framework.core.health import (
     CANCEL_GRACE,
     HEALTHY,
     NEWS_LIMIT,
@@ -13,6 +12,7 @@ from consumer_framework.core.vitality import (
     Sick,
     judge,
 )
+from consumer_framework.core.lifecycle import State
 
 NOW = 10_000.0
 AT_WORK = [State.CONNECTING, State.SUBSCRIBING, State.CONSUMING, State.PAUSED]

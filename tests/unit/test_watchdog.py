@@ -13,10 +13,9 @@ import pytest
 from twisted.internet import task
 
 from consumer_framework.adapters.clock import SystemClock
+from consumer_framework.core.health import Overrun
 from consumer_framework.core.lifecycle import State
-from consumer_framework.core.vitality import Overrun
-from consumer_framework.host.blocked_loop import BlockedLoop
-from consumer_framework.host.watchdog import FEEDS, Watchdog
+from consumer_framework.runtime.watchdog import FEEDS, BlockedLoop, Watchdog
 from consumer_framework.testing import FakeNotifier, make_delivery
 
 SECONDS = 0.03

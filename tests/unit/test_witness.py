@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.witness import Sight, Witness
+from consumer_framework.adapters.amqp.presence import Sight, Witness
 
 
 def absent(*sights, takes_turns=True):

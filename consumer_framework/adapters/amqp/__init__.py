@@ -12,7 +12,7 @@
 """
 
 from .channels import Channels
-from .confirmation import Confirmation
+from .presence import Confirmation
 from .session import Listener, Session
 
 __all__ = ["Channels", "Confirmation", "Listener", "Session"]

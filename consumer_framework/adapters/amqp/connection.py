@@ -5,39 +5,112 @@ What is used of upstream here is not public (tests/unit/test_upstream_contract.p
 fails first): its service knows the URL and TLS, its factory and protocol publish and declare.
 What follows a connection -- upstream's factory re-registers consumers and loses what goes wrong
 there -- is the session's.
+
+TLS as fedora-messaging configures it, read again while the process runs.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import pika
+import pika.channel
+import pika.connection
+from fedora_messaging import config
+from fedora_messaging.exceptions import ConfigurationException
+from fedora_messaging.twisted import service as upstream
 from fedora_messaging.twisted.factory import FedoraMessagingFactoryV2
 from fedora_messaging.twisted.protocol import FedoraMessagingProtocolV2
 from fedora_messaging.twisted.service import FedoraMessagingServiceV2
 from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
+from OpenSSL.SSL import Error as OpenSSLError
 from pika.adapters.twisted_connection import TwistedChannel
 from pika.exceptions import IncompatibleProtocolError
 from twisted.internet import defer
 from twisted.internet.protocol import connectionDone
 
-from consumer_framework.core import backoff
-from consumer_framework.core.delivery_limit import version_of
+from consumer_framework.core import limits
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.limits import version_of
 
 from . import faults
 from .dialing import Dialer
 from .frames import Frames
-from .renewal import TlsOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import pika.channel
-    import pika.connection
     from twisted.python.failure import Failure
 
-    from consumer_framework.core.settings import Address
     from consumer_framework.core.stats import Snapshot
+    from consumer_framework.settings import Address
+
+_log = logging.getLogger(__name__)
+
+
+class TlsOptions:
+    """What TLS connections are made with: the files as they are when a connection begins.
+
+    Args:
+        parameters: The connections', as pika has them: whether the broker is shown a certificate
+            is in there.
+    """
+
+    def __init__(self, parameters: Any) -> None:
+        self._parameters = parameters
+        # By host: what its latest connection was made with.
+        self._latest: dict[str, Any] = {}
+
+    def for_host(self, host: str) -> Any:
+        """Return the options of a new connection to *host*, whose certificate must name it.
+
+        Files that cannot be used, for they are being replaced, leave those of before in use.
+        """
+        try:
+            fresh = _fresh(host)
+            self._latest[host] = upstream._ssl_context_factory(fresh)  # noqa: SLF001
+        except _UNUSABLE as error:
+            if host not in self._latest:
+                raise
+            _log.warning("the files of [tls] cannot be used; those of before still are: %s", error)
+        else:
+            self._use(fresh)
+        return self._latest[host]
+
+    def prepare(self) -> Callable[[], None]:
+        """Read the files that fedora-messaging's configuration names now.
+
+        Returns:
+            What makes the next connection use them.
+
+        Raises:
+            ConfigurationError: They cannot be used.
+        """
+        try:
+            fresh = _fresh(self._parameters.host)
+            upstream._ssl_context_factory(fresh)  # noqa: SLF001 -- nobody else reads [tls]
+        except _UNUSABLE as error:
+            what = f"the files cannot be used: {error}"
+            raise ConfigurationError(Problem("tls", what, "name PEM files")) from error
+        return lambda: self._use(fresh)
+
+    def _use(self, fresh: Any) -> None:
+        self._parameters.credentials = fresh.credentials
+        self._parameters.ssl_options = fresh.ssl_options
+
+
+_UNUSABLE = (OSError, ValueError, OpenSSLError, ConfigurationException)
+
+
+def _fresh(host: str) -> Any:
+    """Return parameters for *host* as the configuration, and the files, say now."""
+    fresh: Any = pika.URLParameters(config.conf["amqp_url"])
+    fresh.host = host
+    upstream._configure_tls_parameters(fresh)  # noqa: SLF001 -- nobody else reads [tls]
+    return fresh
+
 
 # Seconds. Nothing upstream, nor in pika's Twisted adapter, bounds these two.
 HANDSHAKE_TIMEOUT = 30.0
@@ -287,7 +360,7 @@ class Factory(FedoraMessagingFactoryV2):
             self.delay = 0.0
         else:
             self.retries += 1
-            self.delay = backoff.delay(self.retries, random.random())  # noqa: S311 -- not a secret
+            self.delay = limits.delay(self.retries, random.random())  # noqa: S311 -- not a secret
         self._callID = self.clock.callLater(self.delay, self._dial)
         self._report_loss(self.delay)
 

@@ -1,29 +1,159 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The consumers of a session: one for each queue, on a channel of its own."""
+"""The consumers of a session: one for each queue, on a channel of its own.
+
+Binds queues with other keys while they are consumed from.
+
+One consumer on one channel, and how its deliveries are made.
+
+What fedora-messaging's protocol declares, as it takes it.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pika.exceptions
 from fedora_messaging.exceptions import BadDeclaration
 from twisted.internet import defer
 
-from consumer_framework.core.queues import is_single_active
+from consumer_framework.core.delivery import Delivery, readable
+from consumer_framework.settings.model import is_single_active
 
 from . import faults
 from .connection import CLOSE_TIMEOUT, Client, Clock
-from .declarations import bindings, declaration
-from .subscription import Subscription, from_pika, receiver
+from .frames import restored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
-    from consumer_framework.core.delivery import Delivery
-    from consumer_framework.core.settings import Queue, Settings
+    from pika.adapters.twisted_connection import TwistedChannel
+
+    from consumer_framework.settings import Queue, Settings
+    from consumer_framework.settings.changes import Bound
 
     from .channels import Channels
+    from .connection import Client
+    from .frames import Receiver
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """One consumer on one channel.
+
+    Attributes:
+        configured_name: What the configuration calls the queue; "" lets the broker choose.
+        queue: What the broker calls it.
+        receivers: Who gets the deliveries of the connection, by channel number.
+        consumer_tag: The broker's name for the consumer; "" where it is not confirmed.
+        latest_tag: How many deliveries came on the channel.
+        count: How many messages the broker sends to the consumer before one is settled; 0 for no
+            limit.
+        base_tag: How many deliveries had come on the channel when the consumer began.
+        is_waiting: Whether a new consumer waits until fewer messages are unsettled.
+        is_wanted: Whether deliveries are taken; those after a ``basic.cancel`` are not.
+    """
+
+    configured_name: str
+    queue: str
+    channel: TwistedChannel
+    generation: int
+    receivers: dict[int, Receiver]
+    consumer_tag: str = ""
+    latest_tag: int = 0
+    count: int = 0
+    base_tag: int = 0
+    is_waiting: bool = False
+    is_wanted: bool = False
+
+
+def receiver(
+    subscription: Subscription,
+    delivered: Callable[[Delivery], None],
+    give_back: Callable[[Delivery], object],
+) -> Receiver:
+    """Return what takes the deliveries of *subscription*.
+
+    Args:
+        subscription: The consumer.
+        delivered: Gets those that are wanted.
+        give_back: Gets the others.
+    """
+    queue, generation = subscription.queue, subscription.generation
+
+    def receive(  # noqa: PLR0913, PLR0917 -- what a delivery has
+        tag: int,
+        redelivered: bool,  # noqa: FBT001 -- as above
+        exchange: str,
+        key: str,
+        properties: Any,
+        body: bytes,
+    ) -> None:
+        subscription.latest_tag = tag
+        delivery = Delivery(
+            queue=queue,
+            generation=generation,
+            delivery_tag=tag,
+            redelivered=redelivered,
+            exchange=readable(exchange),
+            routing_key=readable(key),
+            properties=properties,
+            body=body,
+            received_at=time.time(),
+            arrived_at=time.monotonic(),
+        )
+        if subscription.is_wanted:
+            delivered(delivery)
+        else:
+            give_back(delivery)
+
+    return receive
+
+
+def from_pika(receive: Receiver) -> Callable[[Any, Any, Any, bytes], None]:
+    """Take deliveries that pika has put together."""
+
+    def callback(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        receive(
+            method.delivery_tag,
+            method.redelivered,
+            method.exchange,
+            method.routing_key,
+            restored(properties),
+            body,
+        )
+
+    return callback
+
+
+def declaration(name: str, queue: Queue, settings: Settings) -> Any:
+    """The queue that the configuration calls *name*; whether it is only looked at, is its word."""
+    passive = settings.passive_declares if queue.passive is None else queue.passive
+    return {
+        "queue": name,
+        "durable": queue.durable,
+        "auto_delete": queue.auto_delete,
+        "exclusive": queue.exclusive,
+        "arguments": queue.arguments,
+        "passive": passive,
+    }
+
+
+def bindings(name: str, actual_name: str, settings: Settings) -> Any:
+    """The bindings of a queue, which the broker calls *actual_name*."""
+    return [
+        {
+            "queue": actual_name,
+            "exchange": binding.exchange,
+            "routing_key": key,
+            "arguments": binding.arguments,
+        }
+        for binding in settings.bindings_of(name)
+        for key in binding.routing_keys
+    ]
+
 
 # Seconds between two looks at whether there is room for another consumer, and how many of them
 # there are before any room will do: what is unsettled may be held for long.
@@ -403,3 +533,79 @@ class Consumers:
         subscription.receivers.pop(subscription.channel.channel_number, None)
         self._channels.remove(subscription.generation)
         self._recipient.voided(subscription.generation)
+
+
+class Rebinding:
+    """The bindings that are still to be changed."""
+
+    def __init__(self) -> None:
+        self._to_bind: list[Bound] = []
+        self._to_unbind: list[Bound] = []
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there are any."""
+        return bool(self._to_bind or self._to_unbind)
+
+    def add(self, bound: Sequence[Bound], unbound: Sequence[Bound]) -> None:
+        """Note bindings to be added, and others to be removed; the latest word counts."""
+        self._to_bind = [one for one in (*self._to_bind, *bound) if one not in unbound]
+        self._to_unbind = [one for one in (*self._to_unbind, *unbound) if one not in bound]
+
+    async def carry_out(self, client: Client, consumers: Consumers) -> None:
+        """Change them, once, for the queues that have a consumer.
+
+        Raises:
+            BadDeclaration: The broker refused a new one.
+        """
+        bound, self._to_bind = self._to_bind, []
+        await bind(client, bound, consumers.names)
+        unbound, self._to_unbind = self._to_unbind, []
+        await unbind(client, unbound, consumers.names)
+
+
+async def bind(client: Client, bound: Iterable[Bound], names: Mapping[str, str]) -> None:
+    """Add bindings.
+
+    Args:
+        client: The connection.
+        bound: The bindings.
+        names: The broker's names of queues, by the configured ones; others are left out.
+
+    Raises:
+        BadDeclaration: The broker refused one; those before it are there.
+    """
+    arguments = [_arguments(one, names) for one in bound if one.queue in names]
+    if arguments:
+        await client.bind_queues(arguments)
+
+
+async def unbind(client: Client, bound: Iterable[Bound], names: Mapping[str, str]) -> None:
+    """Remove bindings, as far as the broker lets us; a warning tells of those that stay.
+
+    Args:
+        client: The connection.
+        bound: The bindings.
+        names: As for :func:`bind`.
+    """
+    for one in bound:
+        if one.queue not in names:
+            continue
+        # One that is refused takes its channel with it.
+        channel = await client._allocate_channel()  # noqa: SLF001 -- see connection.py
+        try:
+            await channel.queue_unbind(**_arguments(one, names))
+        except pika.exceptions.ChannelClosed as error:
+            reason = faults.one_line(error)
+            _log.warning("still bound, and messages still come by it: %s: %s", one, reason)
+        else:
+            channel.close()
+
+
+def _arguments(one: Bound, names: Mapping[str, str]) -> Any:
+    return {
+        "queue": names[one.queue],
+        "exchange": one.exchange,
+        "routing_key": one.routing_key,
+        "arguments": one.arguments,
+    }

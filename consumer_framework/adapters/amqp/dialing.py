@@ -22,7 +22,7 @@ from zope.interface import implementer  # type: ignore[import-untyped]
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from consumer_framework.core.settings import Address
+    from consumer_framework.settings import Address
 
     from .connection import Clock
 

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Says in one line what the broker refused, which object it was, and what to do about it."""
+"""Says in one line what the broker refused, which object it was, and what to do about it.
+
+Says in words why there is no TLS connection: what OpenSSL and the broker's alerts mean.
+"""
 
 from __future__ import annotations
 
+import re
+import ssl
 from typing import TYPE_CHECKING, Any
 
 import pika.exceptions
@@ -12,12 +17,61 @@ from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ExitCode, Fault
 
-from . import tls
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fedora_messaging.exceptions import BadDeclaration
+
+# What OpenSSL's reasons end with; alerts are those of RFC 8446, section 6.2.
+_TLS_WORDS = {
+    "certificate verify failed": "the broker's certificate is refused: tls.ca_cert does not vouch "
+    "for it, or it has ended",
+    "alert certificate required": "the broker demands a client certificate: give tls.certfile and "
+    "tls.keyfile",
+    "alert handshake failure": "the broker refuses TLS with this client: it may demand a client "
+    "certificate (tls.certfile and tls.keyfile)",
+    "alert certificate expired": "the broker refuses the client certificate of tls.certfile: it "
+    "has ended",
+    "alert certificate revoked": "the broker refuses the client certificate of tls.certfile: it "
+    "is revoked",
+    "alert unknown ca": "the broker refuses the client certificate of tls.certfile: it does not "
+    "know who issued it",
+    "alert bad certificate": "the broker refuses the client certificate of tls.certfile",
+    "alert certificate unknown": "the broker refuses the client certificate of tls.certfile",
+    "alert unsupported certificate": "the broker refuses the client certificate of tls.certfile",
+    # An alert may be lost with the connection.
+    "unexpected eof while reading": "the broker ended the TLS connection without a word",
+    "eof occurred in violation of protocol": "the broker ended the TLS connection without a word",
+    "wrong version number": "the port does not speak TLS: is it the one for amqp://?",
+}
+
+
+_TLS_HANG_UPS = ("unexpected eof while reading", "eof occurred in violation of protocol")
+
+
+def is_hang_up(error: object) -> bool:
+    """Whether the other side ended the connection, and said nothing."""
+    return _reason(error).endswith(_TLS_HANG_UPS)
+
+
+def tls_words(error: object) -> str:
+    """Say why TLS failed; "" where *error* is none of TLS, or one that nobody needs words for."""
+    reason = _reason(error)
+    return next((text for end, text in _TLS_WORDS.items() if reason.endswith(end)), "")
+
+
+def _reason(error: object) -> str:
+    """OpenSSL's own words, as far as it is said."""
+    match error:
+        case BaseException(args=[[*_, (_, _, str(reason))]]):
+            # pyOpenSSL's: a list of (library, function, reason).
+            return reason
+        case ssl.SSLError(reason=str(reason)):
+            return reason.lower().replace("_", " ")
+    # pika keeps no more than the text of what it caught.
+    found = re.search(r"\[SSL: ([A-Z0-9_]+)\]|(EOF occurred in violation of protocol)", str(error))
+    return (found[1] or found[2]).lower().replace("_", " ") if found else ""
+
 
 # Reply codes (AMQP 0-9-1, section 1.2).
 ACCESS_REFUSED = 403
@@ -130,12 +184,12 @@ def handshake_error(error: BaseException, *, may_hang_up: bool) -> BaseException
         error: What Twisted or pika knows.
         may_hang_up: Whether the broker is one that ends the connection to refuse a login.
     """
-    hung_up = isinstance(error, _HANG_UPS) or tls.is_hang_up(error)
+    hung_up = isinstance(error, _HANG_UPS) or is_hang_up(error)
     if not hung_up:
         return error
     if may_hang_up:
         return pika.exceptions.ProbableAuthenticationError("the broker ended the connection")
-    return HungUpError(tls.words(error))
+    return HungUpError(tls_words(error))
 
 
 def is_refusal(error: object) -> bool:
@@ -195,7 +249,7 @@ _WORDS: tuple[tuple[type, str], ...] = (
 
 def is_known(error: object) -> bool:
     """Whether :func:`one_line` has better words than the error's own text."""
-    has_words = tls.words(error) or any(isinstance(error, kind) for kind, _ in _WORDS)
+    has_words = tls_words(error) or any(isinstance(error, kind) for kind, _ in _WORDS)
     return reply_code(error) > 0 or bool(has_words)
 
 
@@ -203,7 +257,7 @@ def one_line(error: object) -> str:
     """Say *error* in words a log reader knows."""
     if code := reply_code(error):
         return f"{code} {getattr(error, 'reply_text', '')}"
-    if of_tls := tls.words(error):
+    if of_tls := tls_words(error):
         return of_tls
     words = (text for kind, text in _WORDS if isinstance(error, kind))
     return next(words, " ".join(str(error).split()) or type(error).__name__)

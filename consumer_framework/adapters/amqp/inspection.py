@@ -20,14 +20,14 @@ from pika.adapters.utils.connection_workflow import (
 
 from consumer_framework.core.errors import ExitCode, Fault
 
-from . import faults, tls
+from . import faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
-    from consumer_framework.core.settings import Address, Binding, Queue, Settings
+    from consumer_framework.settings import Address, Binding, Queue, Settings
 
 # Seconds, for each of: the connection with its handshake; one answer on it.
 TIMEOUT = 15.0
@@ -151,9 +151,9 @@ def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConne
         cause = _root(error)
         # pika takes an end for an answer.
         is_end = isinstance(cause, exceptions.IncompatibleProtocolError) and not heard
-        if is_end or tls.is_hang_up(cause):
-            cause = faults.HungUpError(tls.words(cause))
-        if isinstance(cause, exceptions.AMQPError | ssl.SSLError) or tls.words(cause):
+        if is_end or faults.is_hang_up(cause):
+            cause = faults.HungUpError(faults.tls_words(cause))
+        if isinstance(cause, exceptions.AMQPError | ssl.SSLError) or faults.tls_words(cause):
             # There is a listener, and it refuses: an instance ends with that.
             raise faults.handshake_fault(cause, host, _words(cause)) from error
         what = f"the broker at {host} cannot be reached: {_words(cause)}"
@@ -179,9 +179,8 @@ def _words(error: BaseException) -> str:
         return f"no answer to the handshake within {TIMEOUT:.0f} s"
     if isinstance(error, ssl.SSLError):
         detail = getattr(error, "verify_message", "")
-        return (
-            f"TLS: {': '.join(filter(None, (detail, tls.words(error)))) or error.reason or error}"
-        )
+        known = ": ".join(filter(None, (detail, faults.tls_words(error))))
+        return f"TLS: {known or error.reason or error}"
     if isinstance(error, OSError) and error.strerror and not faults.is_known(error):
         return error.strerror
     return faults.one_line(error)

@@ -12,7 +12,7 @@ from fedora_messaging.message import Message
 
 from consumer_framework.core.attempt import LINE_LIMIT
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.printable import clipped, printable
+from consumer_framework.core.text import clipped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

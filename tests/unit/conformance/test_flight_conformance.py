@@ -11,7 +11,7 @@ import pytest
 from consumer_framework.adapters.flight import Flight
 from consumer_framework.core.attempt import History
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fake_flight import FakeFlightRecorder
+from consumer_framework.testing.fakes import FakeFlightRecorder
 
 if TYPE_CHECKING:
     from consumer_framework.core.ports import FlightRecorder

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from consumer_framework.adapters.systemd import SystemdNotifier
+from consumer_framework.adapters.systemd.notify import SystemdNotifier
 from consumer_framework.testing import FakeNotifier
 
 from .notifier import NotifierSuite

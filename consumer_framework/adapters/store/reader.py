@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can be read of a store, by the instance that writes it and by anybody else."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import deque
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.core.errors import DamagedRowError, StoreError
+from consumer_framework.core.ordering import Blocker
+
+from .export import damaged_line_of, line_of
+from .files import described
+from .records import Group, Row, State, Stats, delivery_of, key_of, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from consumer_framework.core.delivery import Delivery
+
+# A superseded row has another key: its child answers for both.
+IS_OPEN = "SELECT 1 FROM messages WHERE queue = ? AND key = ?"
+# Named, for SQLite prefers the index by state where it has not counted the rows.
+DUE = """SELECT * FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred' AND waits = 0 AND due <= ?
+    AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?"""
+DUE_NUMBERS = DUE.replace("*", "id", 1)
+NEXT_DUE = """SELECT due FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred' AND waits = 0
+    AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT 1"""
+COUNT_DUE = """SELECT count(*) FROM messages INDEXED BY messages_by_due
+    WHERE state = 'deferred' AND waits = 0 AND due <= ?"""
+FIRST = """SELECT id, state, due FROM messages INDEXED BY messages_by_lane
+    WHERE lane = ? AND lane <> '' AND state <> 'superseded' AND position < ?
+    ORDER BY position LIMIT 1"""
+_IN_ORDER = """SELECT m.id, m.lane FROM json_each(?) AS wanted JOIN messages AS m
+    ON m.id = wanted.value WHERE m.lane <> '' ORDER BY m.position"""
+POSITION = "SELECT position FROM messages WHERE id = ?"
+LAST_DUE = "SELECT max(due) FROM messages WHERE state = 'deferred'"
+ATTEMPTS = """SELECT row_id, at, error, message, traceback, fingerprint FROM attempts
+    WHERE row_id IN (SELECT value FROM json_each(?)) ORDER BY id"""
+
+_ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id,
+    length(m.body) AS size, m.due, m.reason, m.fingerprint,
+    (SELECT count(*) FROM attempts WHERE row_id = m.id) AS attempts,
+    coalesce(a.error, '') AS error, coalesce(a.message, '') AS message,
+    m.crashes, m.created, m.updated, m.parent, m.lane,
+    CASE WHEN m.waits = 1 AND m.state <> 'superseded' THEN
+        (SELECT f.id FROM messages AS f WHERE f.lane = m.lane AND f.lane <> ''
+        AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind
+    FROM messages AS m LEFT JOIN attempts AS a
+    ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
+_GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
+    WHERE state = 'quarantined' GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint"""
+_TEXTS = """SELECT count(DISTINCT a.message) FROM messages AS m JOIN attempts AS a
+    ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)
+    WHERE m.state = 'quarantined' AND m.fingerprint = ?"""
+_OLDEST = "SELECT min(updated) FROM messages WHERE state = 'quarantined'"
+BLOCKED_LANES = """SELECT count(*) FROM messages INDEXED BY messages_blocking
+    WHERE lane <> '' AND state = 'quarantined' AND waits = 0"""
+
+_LAST = 2**63 - 1
+# Bytes of bodies that one look at what is due returns at most, or one row.
+DUE_BYTES = 8 << 20
+
+
+class Reader:
+    """Reads a store. Every method raises :class:`.StoreError` where the disk does not let it.
+
+    Args:
+        file: The database, for error messages.
+        connection: Is the reader's from now on; :meth:`close` closes it.
+
+    It sees what was committed before the call, and keeps nobody from writing.
+    """
+
+    def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
+        self._file = file
+        self._connection = connection
+        connection.row_factory = sqlite3.Row
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a row of this message waits: deferred, quarantined or in a replay."""
+        return bool(self._select(IS_OPEN, delivery.queue, key_of(delivery)))
+
+    def due(self, now: float, limit: int = 100, out: Collection[int] = ()) -> list[Delivery]:
+        """Return the deferred messages whose time has come at *now*, the longest due first.
+
+        Of a lane, that is its first row at most: the next one is due when that is gone.
+
+        Args:
+            now: Seconds since the epoch.
+            limit: Return so many at most, and no more than :data:`DUE_BYTES`. A row stays due, and
+                is returned again, until it is removed, or written with another state or time.
+            out: Rows that are not returned, since the caller has them already.
+        """
+        wanted = now, json.dumps([*out]), limit
+        try:
+            return self._due(*wanted)
+        except StoreError:
+            return self._due_one_by_one(*wanted)
+
+    def _due(self, now: float, out: str, limit: int) -> list[Delivery]:
+        rows: list[Any] = []
+        size = 0
+        with self._cursor(DUE, now, out, limit) as cursor:
+            for row in cursor:
+                rows.append(row)
+                size += row["kept"]
+                if size >= DUE_BYTES:
+                    break
+        attempts = self._attempts(rows)
+        found = (self._sound(partial(delivery_of, r, attempts[r["id"]])) for r in rows)
+        return [delivery for delivery in found if delivery is not None]
+
+    def _due_one_by_one(self, now: float, out: str, limit: int) -> list[Delivery]:
+        """Leave out the rows that SQLite cannot read."""
+        numbers = self._select(DUE_NUMBERS, now, out, limit)
+        found = (self._sound(partial(self.delivery, number)) for (number,) in numbers)
+        return [delivery for delivery in found if delivery is not None]
+
+    def _sound(self, read: Callable[[], Delivery | None]) -> Delivery | None:
+        try:
+            return read()
+        except DamagedRowError as error:
+            self._found_damaged(error)
+            return None
+
+    def _found_damaged(self, error: DamagedRowError) -> None:
+        """Tell of a deferred row that cannot be read; a reader can do nothing about it."""
+
+    def next_due(self, out: Collection[int] = ()) -> float | None:
+        """When the next deferred message is due, in seconds since the epoch; None for never.
+
+        Args:
+            out: Rows that do not count, since the caller has them already.
+        """
+        found = self._select(NEXT_DUE, json.dumps([*out]))
+        return found[0][0] if found else None
+
+    def count_due(self, now: float) -> int:
+        """How many deferred messages could run at *now*, if there were slots for all."""
+        count: int = self._select(COUNT_DUE, now)[0][0]
+        return count
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether an open row of *lane* stands before *row*; for row 0 any one does."""
+        return self.blocked_by(lane, row) is not None
+
+    def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
+        """Return the first open row of *lane*, None where none stands before *row*.
+
+        Args:
+            lane: "" is no lane, and nothing stands before its rows.
+            row: 0 for a message that is not here yet.
+        """
+        found = self._select(FIRST, text(lane), self._position(row)) if lane else None
+        return Blocker(*found[0]) if found else None
+
+    def _position(self, row: int) -> int:
+        found = self._select(POSITION, row) if row else [(_LAST,)]
+        position: int = found[0][0] if found else row
+        return position
+
+    def last_due(self) -> float | None:
+        """When the last deferred message is due, in seconds since the epoch; None for never."""
+        when: float | None = self._select(LAST_DUE)[0][0]
+        return when
+
+    def rows(
+        self,
+        *,
+        state: State | None = "quarantined",
+        fingerprint: str | None = None,
+        queue: str | None = None,
+        topic: str | None = None,
+        limit: int = -1,
+    ) -> list[Row]:
+        """Return the rows that fit, in the order in which they first came here.
+
+        Args:
+            state: None for any.
+            fingerprint: Of the latest attempt; None for any.
+            queue: None for any.
+            topic: A shell pattern (``org.fedoraproject.*.bodhi.*``), None for any.
+            limit: Return so many at most, -1 for all.
+        """
+        wanted = {
+            "m.state = ?": state,
+            "m.fingerprint = ?": fingerprint,
+            "m.queue = ?": queue,
+            "m.routing_key GLOB ?": topic,
+        }
+        chosen = {term: value for term, value in wanted.items() if value is not None}
+        where = " AND ".join(chosen) or "TRUE"
+        query = f"{_ROW} WHERE {where} ORDER BY m.id LIMIT ?"
+        return [_row_of(row) for row in self._select(query, *chosen.values(), limit)]
+
+    def row(self, number: int) -> Row | None:
+        """Return one row, None where there is none."""
+        found = self._select(f"{_ROW} WHERE m.id = ?", number)
+        return _row_of(found[0]) if found else None
+
+    def delivery(self, number: int) -> Delivery | None:
+        """Return the message of one row, with its whole history; None where there is none.
+
+        Raises:
+            DamagedRowError: The row is not what was written.
+        """
+        try:
+            found = self._select("SELECT * FROM messages WHERE id = ?", number)
+            attempts = self._attempts(found)
+        except StoreError as error:
+            if not error.lasting:
+                # The disk fails: it may work again.
+                raise
+            raise DamagedRowError(number, str(error)) from error
+        return delivery_of(found[0], attempts[number]) if found else None
+
+    def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
+        """Let the rows of each lane trade places until they are in their order; others stay."""
+        given = list(numbers)
+        found = self._select(_IN_ORDER, json.dumps(given))
+        lanes = dict(found)
+        members: dict[str, deque[int]] = {}
+        for number, lane in found:
+            members.setdefault(lane, deque()).append(number)
+        return [members[lanes[n]].popleft() if n in lanes else n for n in given]
+
+    def groups(self) -> list[Group]:
+        """Return the causes of what is quarantined, the most frequent first."""
+        return list(self._groups())
+
+    def stats(self) -> Stats:
+        """Count; takes no longer where there is much."""
+        totals = {state: (rows, size) for state, rows, size in self._select("SELECT * FROM totals")}
+        rows = {state: count for state, (count, _) in totals.items()}
+        return Stats(
+            **rows,
+            bytes=sum(size for _, size in totals.values()),
+            oldest=self._select(_OLDEST)[0][0],
+            next_due=self.next_due(),
+            blocked_lanes=self._select(BLOCKED_LANES)[0][0],
+        )
+
+    def export(self, ids: Iterable[int]) -> Iterator[str]:
+        r"""Yield messages in fedora-messaging's JSON-lines format, each line with its ``\n``.
+
+        Split them at ``\n`` alone. One that is no valid message is exported all the same, without
+        ``body`` and ``headers``: ``body_base64`` and ``properties`` have what was received. A row
+        that is gone is left out. Of a damaged one, there is what is left, and why.
+        """
+        for number in ids:
+            try:
+                delivery = self.delivery(number)
+            except DamagedRowError as error:
+                yield self.damaged_line(error)
+                continue
+            if delivery is not None:
+                yield line_of(delivery)
+
+    def damaged_line(self, error: DamagedRowError) -> str:
+        """Write what is left of a damaged row as one line of JSON, which is no message."""
+        found: list[Any] = []
+        with suppress(StoreError):
+            found = self._select("SELECT * FROM messages WHERE id = ?", error.row)
+        return damaged_line_of(error, found[0] if found else None)
+
+    def _groups(self) -> Iterator[Group]:
+        for fingerprint, count, first, last, number in self._select(_GROUPS):
+            sample = self.row(number)
+            # Gone, where the writer was quicker.
+            if sample is not None:
+                others = max(self._select(_TEXTS, fingerprint)[0][0] - 1, 0)
+                yield Group(fingerprint, count, first, last, sample, others)
+
+    def _attempts(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, list[tuple[Any, ...]]]:
+        attempts: dict[int, list[tuple[Any, ...]]] = {row["id"]: [] for row in rows}
+        for number, *columns in self._select(ATTEMPTS, json.dumps([*attempts])):
+            attempts[number].append(tuple(columns))
+        return attempts
+
+    def _select(self, query: str, *values: object) -> list[Any]:
+        with self._cursor(query, *values) as cursor:
+            return cursor.fetchall()
+
+    @contextmanager
+    def _cursor(self, query: str, *values: object) -> Iterator[sqlite3.Cursor]:
+        with described(self._file), closing(self._connection.execute(query, values)) as cursor:
+            yield cursor
+
+
+def _row_of(values: Iterable[Any]) -> Row:
+    """Make a row of its columns; topics that are no UTF-8 were once kept as bytes."""
+    columns: Any = (text(value) if isinstance(value, bytes) else value for value in values)
+    return Row(*columns)

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What commands print: text that a terminal can take, tables that fit it, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from consumer_framework.adapters.systemd.notify import is_journal
+from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.log_fields import priority_of
+from consumer_framework.core.secrets import redact, redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+ELLIPSIS = "…"
+# Columns: a cell that has to give way keeps so many.
+_NARROWEST = 10
+_GAP = "  "
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
+# From two of a unit on it is the one to say: "90m" tells more than "1h".
+_ENOUGH = 2
+
+
+class Refusal(click.ClickException):
+    """The command cannot do that. Printed as one line, with exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print it to standard error."""
+        click.echo(f"fm-consumer: {self.format_message()}", file=file, err=file is None)
+
+
+class Command(click.Command):
+    """A command whose errors are one line each, with the exit code that fits, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False
+        try:
+            return super().invoke(ctx)
+        except FrameworkError as error:
+            complain(error)
+            ctx.exit(getattr(error, "exit_code", 78))
+
+
+def complain(error: BaseException) -> None:
+    """Print *error* to standard error, with a priority where that is the journal."""
+    to_journal = is_journal(_descriptor(sys.stderr))
+    prefix = f"<{priority_of(logging.ERROR)}>" if to_journal else "fm-consumer: "
+    for line in redact(str(error)).splitlines():
+        click.echo(f"{prefix}{safe(line)}", err=True)
+
+
+def note(line: str) -> None:
+    """Print something to standard error that is not wrong."""
+    click.echo(f"fm-consumer: {safe(line)}", err=True)
+
+
+def _descriptor(stream: Any) -> int:
+    try:
+        return int(stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        return -1
+
+
+def safe(text: str) -> str:
+    """Make *text* one line that does nothing to a terminal.
+
+    Publishers write topics, bodies and ids: what is not printable is shown escaped.
+    """
+    text = redact(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def safe_lines(text: str, indent: str = "") -> str:
+    """As :func:`safe`, with the lines kept and each one indented."""
+    lines = redact(text).split("\n")
+    return "\n".join(f"{indent}{safe(line.expandtabs())}".rstrip() for line in lines)
+
+
+def plural(count: int, noun: str) -> str:
+    """Count things: ``1 message``, ``1,200 messages``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def age(seconds: float) -> str:
+    """Write a length of time in its largest unit that tells enough: ``45s``, ``90m``, ``12d``."""
+    for size, unit in _UNITS:
+        if seconds >= _ENOUGH * size or (unit == "m" and seconds >= size):
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(int(seconds), 0)}s"
+
+
+def moment(seconds: float) -> str:
+    """Write a time of the epoch in the local time zone."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:g}"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes: ``812 B``, ``1.2 MiB``."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:  # noqa: PLR2004 -- what those units mean
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def terminal_width() -> int | None:
+    """How many columns there are to print to; None where it is no terminal."""
+    if columns := os.environ.get("COLUMNS", ""):
+        return int(columns) if columns.isdigit() and int(columns) else None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def width(text: str) -> int:
+    """How many columns of a terminal *text* takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def fit(text: str, columns: int | None, *, keep_end: bool = False) -> str:
+    """Cut *text* to so many columns, at its end or, with *keep_end*, at its beginning."""
+    if columns is None or width(text) <= columns:
+        return text
+    while text and width(text) > columns - 1:
+        text = text[1:] if keep_end else text[:-1]
+    return f"{ELLIPSIS}{text}" if keep_end else f"{text}{ELLIPSIS}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: Its head.
+        right: Numbers are flush right.
+        gives_way: Whether it is cut where the table is too wide.
+        keep_end: The end is what tells most, as that of a topic.
+    """
+
+    title: str
+    right: bool = False
+    gives_way: bool = False
+    keep_end: bool = False
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int | None
+) -> list[str]:
+    """Return the lines of a table, its head first, each at most *available* columns wide."""
+    cells = [[safe(cell) for cell in row] for row in rows]
+    titles = [column.title for column in columns]
+    widths = [max(width(row[i]) for row in [titles, *cells]) for i in range(len(columns))]
+    if available is not None:
+        _shrink(columns, widths, available - len(_GAP) * (len(columns) - 1))
+    return [_line(columns, widths, row) for row in [titles, *cells]]
+
+
+def _shrink(columns: Sequence[Column], widths: list[int], available: int) -> None:
+    """Let the widest of those that may give way, one column after the other."""
+    while sum(widths) > available:
+        candidates = [i for i, c in enumerate(columns) if c.gives_way and widths[i] > _NARROWEST]
+        if not candidates:
+            return
+        widths[max(candidates, key=lambda i: widths[i])] -= 1
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str]) -> str:
+    parts = []
+    for column, columns_wide, cell in zip(columns, widths, row, strict=True):
+        text = fit(cell, columns_wide, keep_end=column.keep_end)
+        padding = " " * (columns_wide - width(text))
+        parts.append(padding + text if column.right else text + padding)
+    return _GAP.join(parts).rstrip()
+
+
+def pairs(items: Iterable[tuple[str, str]], indent: str = "  ") -> list[str]:
+    """Return lines of names and values, the values below each other."""
+    shown = [(safe(name), safe(value)) for name, value in items]
+    widest = max((width(name) for name, _ in shown), default=0)
+    return [
+        f"{indent}{name}{' ' * (widest - width(name))}  {value}".rstrip() for name, value in shown
+    ]
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a JSON document; with *indent* None on a line of its own."""
+    click.echo(json_of(value, indent=indent))
+
+
+def json_of(value: Any, *, indent: int | None = 2) -> str:
+    """Write a JSON document without secrets; a number that JSON has not becomes text.
+
+    Raises:
+        RecursionError: It is nested too deeply.
+    """
+    shown = redacted(value)
+    try:
+        return json.dumps(shown, indent=indent, default=as_json, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(shown), indent=indent, default=as_json)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list():
+            return [_finite(inner) for inner in value]
+    return value
+
+
+def as_json(value: Any) -> Any:
+    """What AMQP has a type for and JSON has none."""
+    match value:
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case Decimal():
+            return str(value)
+    return repr(value)
+
+
+def title(text: str) -> str:
+    """Make *text* stand out on a terminal."""
+    return click.style(text, bold=True)
+
+
+def faint(text: str) -> str:
+    """Make *text* stand back on a terminal."""
+    return click.style(text, dim=True)
+
+
+def good(text: str) -> str:
+    """Colour *text* as success."""
+    return click.style(text, fg="green")
+
+
+def doubtful(text: str) -> str:
+    """Colour *text* as a warning."""
+    return click.style(text, fg="yellow")
+
+
+def bad(text: str) -> str:
+    """Colour *text* as failure."""
+    return click.style(text, fg="red")

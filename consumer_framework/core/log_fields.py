@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the journal is told of a message besides the text: fields that ``journalctl`` matches.
+
+The names are the framework's own, as systemd.journal-fields(7) asks of programs. A field has more
+than one value where a line is about several messages.
+
+The journal's priorities for :mod:`logging`'s levels.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeAlias
+
+from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .delivery import Delivery
+    from .disposition import Disposition
+
+# syslog(3).
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+_DEBUG = 7
+
+
+def priority_of(level: int) -> int:
+    """Return the priority of one of :mod:`logging`'s levels, or of one between them."""
+    return next((number for lowest, number in _PRIORITIES.items() if level >= lowest), _DEBUG)
+
+
+INSTANCE = "FM_INSTANCE"
+MESSAGE_ID = "FM_MESSAGE_ID"
+TOPIC = "FM_TOPIC"
+QUEUE = "FM_QUEUE"
+ATTEMPT = "FM_ATTEMPT"
+DISPOSITION = "FM_DISPOSITION"
+FINGERPRINT = "FM_FINGERPRINT"
+
+Fields: TypeAlias = "dict[str, str | list[str]]"
+
+DISPOSITIONS: dict[type[Disposition], str] = {
+    Ack: "ack",
+    Requeue: "requeue",
+    GiveBack: "give-back",
+    Reject: "reject",
+    Hold: "hold",
+    Defer: "defer",
+    Quarantine: "quarantine",
+    Halt: "halt",
+}
+
+
+def run_number(delivery: Delivery) -> int:
+    """Which run of the handler the next one on *delivery* is: 1 for the first.
+
+    Runs that failed count, and those in which the process died; those that the author, or a
+    broken dependency, put off do not.
+    """
+    return len(delivery.history.attempts) + delivery.history.crashes + 1
+
+
+def fields(  # noqa: PLR0913, PLR0917 -- each is one field
+    message_id: str,
+    topic: str,
+    queue: str,
+    attempt: int = 0,
+    disposition: Disposition | None = None,
+    fingerprint: str = "",
+) -> Fields:
+    """Make the fields of a line about one message; what is not known has no field.
+
+    Args:
+        message_id: The publisher's name for it, "" where there is none.
+        topic: What it was published with.
+        queue: Where it came from.
+        attempt: The number of the run that the line is about; 0 where it is about none.
+        disposition: What became of it, once that is decided.
+        fingerprint: The cause of its failure.
+    """
+    known: Fields = {
+        MESSAGE_ID: message_id,
+        TOPIC: topic,
+        QUEUE: queue,
+        ATTEMPT: str(attempt or ""),
+        DISPOSITION: DISPOSITIONS[type(disposition)] if disposition is not None else "",
+        FINGERPRINT: fingerprint,
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def fields_of(
+    delivery: Delivery,
+    disposition: Disposition | None = None,
+    fingerprint: str = "",
+    attempt: int | None = None,
+) -> Fields:
+    """Make the fields of a line about *delivery*.
+
+    Args:
+        delivery: With the history that it had before the run that the line is about.
+        disposition: What becomes of it, once that is decided.
+        fingerprint: The cause of its failure.
+        attempt: As :func:`fields` takes it; None for the run after those in its history.
+    """
+    number = run_number(delivery) if attempt is None else attempt
+    id_, topic = delivery.message_id, delivery.routing_key
+    return fields(id_, topic, delivery.queue, number, disposition, fingerprint)
+
+
+def fields_of_all(deliveries: Sequence[Delivery]) -> Fields:
+    """Make the fields of a line about *deliveries*, a batch perhaps; none of them for none."""
+    if len(deliveries) == 1:
+        return fields_of(deliveries[0])
+    return _merged(map(fields_of, deliveries))
+
+
+def _merged(several: Iterable[Fields]) -> Fields:
+    merged: dict[str, list[str]] = {}
+    for each in several:
+        for name, value in each.items():
+            values = merged.setdefault(name, [])
+            if str(value) not in values:
+                values.append(str(value))
+    return dict(merged)

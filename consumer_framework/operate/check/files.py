@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may read the configuration file, and who should not.
+
+Whether the state directory can be used, and keeps what is written to it.
+
+Whether the files of ``[tls]`` can be used, and until when.
+
+What kind of filesystem a directory is on (proc_pid_mountinfo(5)).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from consumer_framework.adapters import flight as flight_file
+from consumer_framework.adapters.certificates import ends_of
+from consumer_framework.adapters.store.files import DATABASE
+from consumer_framework.adapters.systemd.accounts import Account
+from consumer_framework.core.errors import ExitCode, Problem, StoreError
+from consumer_framework.runtime.stores import kept_in
+
+from .findings import error, info, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+    from datetime import datetime
+
+    from consumer_framework.settings import Settings, Tls
+
+    from .findings import Finding
+
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def nearest(path: Path) -> Path:
+    """Return *path*, or the directory above it that exists."""
+    found = path.absolute()
+    # Path.exists raises where this user may not look; os.path.exists does not.
+    while not os.path.exists(found) and found != found.parent:  # noqa: PTH110
+        found = found.parent
+    return found
+
+
+def filesystem_of(path: Path, mounts: Path = _MOUNTS) -> str:
+    """Return the type of the filesystem that *path* is, or would be, on.
+
+    Returns:
+        ``ext4``, ``tmpfs`` and so on; "" where that cannot be told.
+    """
+    try:
+        real = nearest(path).resolve()
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    points = [(point, kind) for point, kind in map(_mount, lines) if real.is_relative_to(point)]
+    # What was mounted last hides what was mounted at the same place before.
+    return max(reversed(points), key=lambda mount: len(mount[0].parts), default=(real, ""))[1]
+
+
+def _mount(line: str) -> tuple[Path, str]:
+    before, _, after = line.partition(" - ")
+    return Path(_unescaped(before.split()[4])), after.split()[0]
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+_IN_MEMORY = {"tmpfs", "ramfs"}
+_IN_A_CONTAINER = {"overlay", "aufs"}
+_REMOTE = {"9p", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "nfs", "nfs4", "smb3"}
+# Bytes. An instance whose store cannot be written pauses.
+_SCARCE = 64 << 20
+_CURE = "give a directory on a local disk with --state-dir"
+
+
+def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
+    """Say what is wrong with the directory that an instance keeps its state in.
+
+    Args:
+        directory: Where; it need not be there yet.
+        made: systemd makes it, and gives it to the service.
+    """
+    place = str(directory)
+    there = nearest(directory)
+    if not there.is_dir():
+        problem = Problem("", f"cannot be used for state: {there} is no directory", _CURE)
+        yield error(problem).at(place)
+        return
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        cure = "mount it read-write, or give another directory with --state-dir"
+        yield error(Problem("", "cannot be used for state: Read-only file system", cure)).at(place)
+    elif not made and not os.access(there, os.W_OK | os.X_OK):
+        cure = "give a directory that this user can write to with --state-dir"
+        yield error(Problem("", "cannot be used for state: Permission denied", cure)).at(place)
+    else:
+        yield from _files(directory)
+    for finding in (*_filesystem(filesystem_of(there)), *_room(shutil.disk_usage(there).free)):
+        yield finding.at(place)
+
+
+def _files(directory: Path) -> Iterator[Finding]:
+    """What a start cannot use of what is there; only what will not pass by itself."""
+    flight = directory / flight_file.NAME
+    if flight.is_dir():
+        yield error(Problem("", "is a directory, and must be a file", "move it away")).at(
+            str(flight)
+        )
+    try:
+        kept_in(directory)
+    except StoreError as refused:
+        # This user may not look, perhaps.
+        if refused.lasting and os.access(directory / DATABASE, os.R_OK):
+            yield error(Problem("", str(refused)))
+
+
+def _filesystem(kind: str) -> Iterator[Finding]:
+    if kind in _IN_MEMORY:
+        what = f"is in memory ({kind}): what waits or is quarantined is lost when the machine stops"
+        yield warning("", what, _CURE)
+    elif kind in _REMOTE:
+        what = f"is on another machine ({kind}), where SQLite's write-ahead log is not safe"
+        yield warning("", what, _CURE)
+    elif kind in _IN_A_CONTAINER:
+        what = f"is in a container's own layer ({kind}), and is lost with the container"
+        yield info("", what, "mount a volume there")
+
+
+def _room(free: int) -> Iterator[Finding]:
+    if free < _SCARCE:
+        what = f"has {free >> 20} MiB left: an instance that cannot write its store pauses"
+        yield warning("", what, "make room")
+
+
+# What the unit hides (ProtectHome= and PrivateTmp= in systemd.exec(5)).
+HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
+# Everybody who has no rights of their own.
+_OTHERS = Account("everybody", None, frozenset())
+# What RabbitMQ has for everybody, and takes from the same machine only.
+_NO_SECRETS = {None, "", "guest"}
+
+
+def file_findings(
+    path: Path, account: Account | None, is_handed_over: Callable[[], bool] = lambda: False
+) -> Iterator[Finding]:
+    """Say whether the service can read its configuration.
+
+    Args:
+        path: The file.
+        account: What the service runs as; None where it is none.
+        is_handed_over: Says whether systemd gives the service a copy.
+    """
+    # Path.exists raises where this user may not look; os.path.exists does not.
+    if account is not None and os.path.exists(path):  # noqa: PTH110
+        if account.obstacle(path) is not None and is_handed_over():
+            what = f"is closed to the service's user {account.name}: systemd gives it a copy"
+            cure = "after a change, run 'fm-consumer reload' as root, or restart the instance"
+            yield info("", what, cure)
+            return
+        yield from closed_findings("", path, account)
+
+
+def closed_findings(key: str, path: Path, account: Account) -> Iterator[Finding]:
+    """Say what keeps the service from a file.
+
+    Args:
+        key: The TOML path of the key that names it, or "" for the configuration itself.
+        path: The file.
+        account: What the service runs as.
+    """
+    what = f"{path} is" if key else "is"
+    obstacle = account.obstacle(path)
+    if obstacle is not None:
+        closed = f"{what} closed to the service's user {account.name}"
+        where = f" by the mode of {obstacle}" if obstacle != path else ""
+        yield error(Problem(key, f"{closed}{where}", _opened(key, path, obstacle)))
+    above = next((each for each in HIDDEN if path.resolve().is_relative_to(each)), None)
+    if above is not None:
+        cure = "move it, or set ProtectHome= and PrivateTmp= for the unit with systemctl edit"
+        yield warning(key, f"{what} below {above}, which the unit hides from the service", cure)
+
+
+def _opened(key: str, path: Path, obstacle: Path) -> str:
+    if key:
+        # A key is nothing that everybody should read.
+        name = path.name
+        return (
+            f'hand it over: write "credential:{name}", and LoadCredential={name}:{path} with '
+            "systemctl edit"
+        )
+    return f"chmod {'o+x' if obstacle.is_dir() else 'o+r'} {obstacle}"
+
+
+def password_findings(url: str, path: Path) -> Iterator[Finding]:
+    """Warn of a password that everybody on the machine can read.
+
+    Args:
+        url: ``amqp_url``; it was understood before.
+        path: The file that it is in.
+    """
+    if urlsplit(url).password in _NO_SECRETS or _OTHERS.obstacle(path) is not None:
+        return
+    cure = f'chmod 600 {path}, or write "credential:NAME" for the password'
+    yield warning("amqp_url", "everybody on this machine can read the password in it", cure)
+
+
+# How long before its end a certificate is warned of.
+NOTICE = timedelta(days=30)
+
+
+def tls_findings(
+    settings: Settings, account: Account | None, now: datetime, handed: Container[str] = ()
+) -> Iterator[Finding]:
+    """Say what is wrong with certificates and keys, or soon will be.
+
+    Args:
+        settings: The file; that its PEM files fit together was checked when it was loaded.
+        account: What the service runs as; None where it is none.
+        now: Aware.
+        handed: The TOML paths of files that are credentials: the service can read them.
+    """
+    files = {key: Path(name) for key, name in settings.tls.model_dump().items() if name}
+    if files and not settings.amqp_url.startswith("amqps:"):
+        yield info("tls", "has no effect on an amqp:// URL", "write amqps:// in amqp_url")
+        return
+    closed = {key: path for key, path in files.items() if f"tls.{key}" not in handed}
+    for key, path in closed.items() if account else ():
+        yield from closed_findings(f"tls.{key}", path, account)  # type: ignore[arg-type]
+    yield from _pair(settings.tls)
+    if "ca_cert" in files:
+        # A bundle has many, and one that is valid may do.
+        yield from _end(
+            "ca_cert", files["ca_cert"], max(ends_of(files["ca_cert"]), default=None), now
+        )
+    if "certfile" in files and "keyfile" in files:
+        # The client's own comes first, those that vouch for it follow.
+        yield from _end(
+            "certfile", files["certfile"], min(ends_of(files["certfile"]), default=None), now
+        )
+
+
+def _pair(tls: Tls) -> Iterator[Finding]:
+    """Upstream takes both, or neither, without a word."""
+    if bool(tls.certfile) != bool(tls.keyfile):
+        there, missing = ("certfile", "keyfile") if tls.certfile else ("keyfile", "certfile")
+        what = f"has no effect without {missing}: the broker sees no client certificate"
+        yield warning(f"tls.{there}", what, f"add {missing}")
+
+
+def _end(key: str, path: Path, end: datetime | None, now: datetime) -> Iterator[Finding]:
+    if end is None or end - now > NOTICE:
+        return
+    day = f"{end:%Y-%m-%d}"
+    if end <= now:
+        what = f"the certificate in {path} ended on {day}"
+        yield error(Problem(f"tls.{key}", what, "renew it"), ExitCode.CONNECTION)
+    else:
+        what = f"the certificate in {path} ends on {day}, in {(end - now).days} days"
+        yield warning(f"tls.{key}", what, "renew it, and restart the instance")

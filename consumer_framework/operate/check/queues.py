@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Queues that lose messages: by what they are, and by their arguments.
+
+The arguments are RabbitMQ's optional queue arguments (rabbitmq.com/docs/queues).
+
+Whether the broker sends as much ahead as slots and holds need.
+
+Queues that get no message: their bindings match none, or there is none.
+
+The broker takes such bindings without a word: RabbitMQ's topic exchange
+(rabbitmq.com/tutorials/tutorial-five-python) compares a key word by word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+from consumer_framework.core.errors import ExitCode, Problem
+from consumer_framework.core.limits import DEFAULT_LIMIT, DEFAULT_SINCE, LIMIT
+from consumer_framework.core.text import text as duration
+from consumer_framework.settings import toml_path
+
+from .findings import error, info, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from consumer_framework.settings import Binding, Framework, Queue, Settings
+
+    from .findings import Finding
+
+    Version: TypeAlias = tuple[int, ...]
+
+_PATH = "qos.prefetch_count"
+
+
+def flow_findings(count: int | None, framework: Framework) -> Iterator[Finding]:
+    """Say what a written ``prefetch_count`` is too small, or too large, for.
+
+    Args:
+        count: What the file says; None where it does not.
+        framework: The settings in force, those of the consumer's class included.
+    """
+    if count is None:
+        return
+    busy, hold_slots = framework.at_once, framework.recovery.hold_slots
+    if count == 0:
+        what = "the broker sends everything that the queue has, whatever memory that takes"
+        yield warning(_PATH, what, "remove this key, and it fits the slots")
+    elif count < busy:
+        what = f"slots take {busy} messages at once, and the broker sends {count}: some idle"
+        yield warning(_PATH, what, f"set it to {busy} or more, or remove this key")
+    elif count < busy + hold_slots:
+        what = (
+            f"{count - busy} of hold_slots = {hold_slots} can be used; "
+            "what must wait for another attempt is written to the disk instead"
+        )
+        yield info(_PATH, what, "remove this key, and it fits the slots")
+
+
+_WILD = ("*", "#")
+# Exchanges that every broker has (AMQP 0-9-1, section 3.1.3); others are of type topic mostly.
+_KINDS = {
+    "amq.direct": "direct",
+    "amq.fanout": "fanout",
+    "amq.headers": "headers",
+    "amq.match": "headers",
+}
+
+
+def binding_findings(settings: Settings) -> Iterator[Finding]:
+    """Say which bindings bring no message, and which queues have none."""
+    for index, binding in enumerate(settings.bindings):
+        place = f"bindings[{index}]"
+        kind = _KINDS.get(binding.exchange, "topic")
+        kind = settings.exchanges.get(binding.exchange, {}).get("type", kind)
+        if not binding.exchange:
+            what = "is the default exchange, and the broker lets nobody bind to it"
+            cure = 'name another one, such as "amq.topic"'
+            yield error(Problem(f"{place}.exchange", what, cure), ExitCode.BAD_DECLARATION)
+        else:
+            yield from _key_findings(f"{place}.routing_keys", binding, kind)
+    bound = {binding.queue for binding in settings.bindings if binding.routing_keys}
+    for name, queue in settings.queues.items():
+        if name not in bound:
+            what = "no binding of this file brings messages to the queue"
+            cure = f'add [[bindings]] with queue = "{name}", unless others bind it'
+            is_passive = settings.passive_declares if queue.passive is None else queue.passive
+            yield (info if is_passive else warning)(toml_path("queues", (name,)), what, cure)
+
+
+def _key_findings(place: str, binding: Binding, kind: str) -> Iterator[Finding]:
+    if not binding.routing_keys:
+        yield warning(place, "is empty: the binding is never made", 'write ["#"] for every topic')
+    look = {"topic": _topic_problem, "direct": _direct_problem}.get(kind)
+    for key in binding.routing_keys if look else ():
+        assert look is not None  # noqa: S101 -- the line above
+        if found := look(key):
+            yield warning(place, f'"{key}" {found[0]}', found[1])
+
+
+def _topic_problem(key: str) -> tuple[str, str] | None:
+    if odd := [word for word in key.split(".") if _is_half_wild(word)]:
+        better = ".".join(_whole(word) for word in key.split("."))
+        what = (
+            'matches no ordinary topic: "*" (one word) and "#" (any number of words) stand for '
+            f'whole words between dots, and "{odd[0]}" mixes one with other text'
+        )
+        return what, f'write "{better}", for one'
+    return ("has a space in it, and topics have none", "remove it") if " " in key else None
+
+
+def _direct_problem(key: str) -> tuple[str, str] | None:
+    if any(sign in key for sign in _WILD):
+        what = 'matches no ordinary topic: for a direct exchange, "*" and "#" stand for themselves'
+        return what, "bind to a topic exchange, or write each topic"
+    return None
+
+
+def _is_half_wild(word: str) -> bool:
+    return word not in _WILD and any(sign in word for sign in _WILD)
+
+
+def _whole(word: str) -> str:
+    """What was meant, perhaps: a word, and any others after it."""
+    if not _is_half_wild(word):
+        return word
+    text = word.strip("*#")
+    if not text or any(sign in text for sign in _WILD):
+        return "#"
+    return f"{text}.#" if word.startswith(text) else f"#.{text}"
+
+
+_DLX = "x-dead-letter-exchange"
+_OTHER_QUEUE = "use a queue without it, of another name (arguments cannot be changed)"
+
+
+def queue_findings(
+    name: str, queue: Queue, ack_timeout: float, version: Version | None = None
+) -> Iterator[Finding]:
+    """Say what a queue may lose.
+
+    Args:
+        name: What the configuration calls it.
+        queue: Its table.
+        ack_timeout: ``recovery.ack_timeout``, in seconds.
+        version: The broker's, where it is known.
+    """
+    yield from _life(name, queue)
+    arguments = queue.arguments
+    place = toml_path("queues", (name, "arguments"))
+    yield from _lengths(place, arguments)
+    yield from _ages(place, arguments)
+    yield from _deliveries(place, arguments, version)
+    yield from _consumer_timeout(place, arguments, ack_timeout)
+
+
+def _life(name: str, queue: Queue) -> Iterator[Finding]:
+    """One finding for a queue that is not there for ever: what ends it first says enough."""
+    place = toml_path("queues", (name,))
+    if queue.exclusive or queue.auto_delete:
+        key = "exclusive" if queue.exclusive else "auto_delete"
+        what = "the queue goes with its consumer: what is sent while the instance is down is lost"
+        cure = f"set {key} = false and durable = true, with a queue of another name"
+        if not name:
+            cure = "declare a durable [queues.NAME], and bind that"
+        yield warning(f"{place}.{key}", what, cure)
+    elif not queue.durable:
+        what = "the queue and its messages are lost when the broker restarts"
+        yield warning(f"{place}.durable", what, "set it to true, with a queue of another name")
+
+
+def _goes(arguments: Mapping[str, Any]) -> str:
+    """What the broker does with a message that it takes off a queue."""
+    exchange = arguments.get(_DLX)
+    return f'moves to the exchange "{exchange}"' if exchange is not None else "drops"
+
+
+def _keep(arguments: Mapping[str, Any]) -> str:
+    """How to keep such messages."""
+    policy = ", or let a policy give this one a dead-letter exchange"
+    return _OTHER_QUEUE if _DLX in arguments else _OTHER_QUEUE + policy
+
+
+def _lengths(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
+    refuses = str(arguments.get("x-overflow", "")).startswith("reject-publish")
+    then = "refuses what is sent to it" if refuses else f"{_goes(arguments)} the oldest ones"
+    cure = _OTHER_QUEUE if refuses else _keep(arguments)
+    for key, unit in (("x-max-length", "messages"), ("x-max-length-bytes", "bytes")):
+        if key in arguments:
+            what = f"when {_count(arguments[key])} {unit} wait in the queue, the broker {then}"
+            yield warning(f"{place}.{key}", what, cure)
+
+
+def _ages(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
+    if "x-message-ttl" in arguments:
+        waited = _age(arguments["x-message-ttl"])
+        what = f"the broker {_goes(arguments)} messages that have waited for {waited}"
+        yield warning(f"{place}.x-message-ttl", what, _keep(arguments))
+    if "x-expires" in arguments:
+        idle = _age(arguments["x-expires"])
+        what = f"the queue and its messages are deleted when nobody has consumed for {idle}"
+        yield warning(f"{place}.x-expires", what, _OTHER_QUEUE)
+
+
+def _deliveries(
+    place: str, arguments: Mapping[str, Any], version: Version | None
+) -> Iterator[Finding]:
+    limit = arguments.get(LIMIT)
+    back = "each crash and each lost connection brings back what was sent ahead"
+    if isinstance(limit, int) and limit >= 0:
+        what = f"the broker {_goes(arguments)} a message that came back more than {limit} times"
+        yield warning(f"{place}.{LIMIT}", f"{what}; {back}", _keep(arguments))
+    elif limit is None and _is_quorum(arguments) and (version or DEFAULT_SINCE) >= DEFAULT_SINCE:
+        what = (
+            f"RabbitMQ 4 {_goes(arguments)} a message of a quorum queue that came back "
+            f"{DEFAULT_LIMIT} times; {back}"
+        )
+        cure = "let a policy give the queue a dead-letter exchange, or a delivery-limit of -1"
+        if _DLX in arguments:
+            cure = "let a policy give the queue a delivery-limit of -1"
+        yield warning(f"{place}.x-queue-type", what, cure)
+
+
+def _is_quorum(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("x-queue-type") == "quorum"
+
+
+def _consumer_timeout(
+    place: str, arguments: Mapping[str, Any], ack_timeout: float
+) -> Iterator[Finding]:
+    key = "x-consumer-timeout"
+    value = arguments.get(key)
+    if _is_number(value) and value / 1000 < ack_timeout:
+        what = (
+            f"the broker takes messages back after {_age(value)}, sooner than "
+            f"recovery.ack_timeout ({duration(ack_timeout)}) says"
+        )
+        yield warning(f"{place}.{key}", what, f'set ack_timeout = "{_age(value)}"')
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if _is_number(value) else "so many"
+
+
+def _age(milliseconds: Any) -> str:
+    return duration(milliseconds / 1000) if _is_number(milliseconds) else "so long"

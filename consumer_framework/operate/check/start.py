@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``fm-consumer run`` would refuse to start with.
+
+What is known of the credentials that a configuration names, without the service's own eyes.
+
+Whether the monitoring server can have its port.
+
+Whether the author's code publishes before there is a connection.
+
+fedora_messaging's ``publish`` waits for a connection, which comes after ``setup``; it gives up
+after 30 seconds. The code is read, not run: what it calls by a name that is looked up at run time
+stays unseen.
+"""
+
+from __future__ import annotations
+
+import dis
+import errno
+import inspect
+import os
+import socket
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import fedora_messaging
+from fedora_messaging import api
+
+from consumer_framework.adapters import codec, config
+from consumer_framework.adapters.store.files import is_locked_elsewhere
+from consumer_framework.core.errors import Collector, ConfigurationError, Problem
+from consumer_framework.runtime import app
+from consumer_framework.runtime.assembly import loader
+from consumer_framework.runtime.assembly.plan import with_batch
+from consumer_framework.settings import Framework
+
+from .findings import Finding, Level, error, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from consumer_framework.adapters.config import Access
+    from consumer_framework.runtime.app import Request
+    from consumer_framework.runtime.assembly.loader import Target
+    from consumer_framework.settings import Monitoring, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The credentials that a file names.
+
+    Attributes:
+        paths: The TOML paths where it does.
+        absent: Those of them that are not to be had here.
+        unseen: What only the service itself can have.
+    """
+
+    paths: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
+    unseen: tuple[Problem, ...] = ()
+
+    @property
+    def hides_the_broker(self) -> bool:
+        """Whether the broker cannot be asked without them."""
+        return any(path == "amqp_url" or path.startswith("tls.") for path in self.absent)
+
+    def findings(self) -> Iterator[Finding]:
+        """Say what could not be checked."""
+        for problem in self.unseen:
+            yield Finding(Level.INFO, problem)
+
+
+def named_in(path: Path | None, access: Access) -> Named:
+    """Look for the credentials that the file *path* names; none where it cannot be read."""
+    if path is None:
+        return Named()
+    try:
+        paths = frozenset(reference.path for reference in config.references(path, access))
+        found = config.substituted(path, access)
+    except ConfigurationError:
+        return Named()
+    return Named(paths, found.absent, found.unseen)
+
+
+def monitoring_findings(monitoring: Monitoring | None, directory: Path) -> Iterator[Finding]:
+    """Say who has the port, unless the instance itself runs and has it.
+
+    Args:
+        monitoring: Where the server is to listen; None for no server.
+        directory: The state directory, which the instance has locked while it runs.
+    """
+    if monitoring is None or is_locked_elsewhere(directory):
+        return
+    family = socket.AF_INET6 if ":" in monitoring.address else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As Twisted does: a connection that has just ended is in nobody's way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((monitoring.address, monitoring.port))
+            probe.listen(1)
+        except OSError as refused:
+            if refused.errno == errno.EADDRINUSE:
+                what = f"cannot listen: {os.strerror(refused.errno)}"
+                yield error(Problem("monitoring.port", what, "use another port"))
+
+
+_EARLY = ("__init__", "setup")
+_PUBLISHERS = frozenset({"publish", "twisted_publish"})
+# What is named early, to be called with a message.
+_LATER = frozenset({"handle", "handle_batch", "__call__"})
+
+
+def publish_findings(target: Target) -> Iterator[Finding]:
+    """Warn of a class that publishes when it is made, or set up."""
+    kind = target.value
+    if not inspect.isclass(kind):
+        return
+    for name in _EARLY:
+        method = getattr(kind, name, None)
+        if isinstance(method, types.FunctionType) and _publishes(method, kind, set()):
+            what = f"{kind.__name__}.{name} calls fedora_messaging.api.publish, and there is no "
+            what += "connection before the first message: it waits for 30 s, and fails"
+            yield warning("callback", what, "publish when the first message is handled")
+
+
+def _publishes(function: types.FunctionType, kind: type, seen: set[object]) -> bool:
+    """Whether *function*, or what it calls of its own module and class, publishes."""
+    if function in seen:
+        return False
+    seen.add(function)
+    return any(_uses(code, function, kind, seen) for code in _codes(function.__code__))
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code, and that of functions within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _uses(
+    code: types.CodeType, function: types.FunctionType, kind: type, seen: set[object]
+) -> bool:
+    names = {how: set(_names(code, *how)) for how in (_GLOBAL, _ATTRIBUTE, _IMPORTED)}
+    found = [function.__globals__.get(name) for name in names[_GLOBAL]]
+    is_near = any(each is api or each is fedora_messaging for each in found)
+    is_near = is_near or bool(names[_IMPORTED] & {"fedora_messaging", "fedora_messaging.api"})
+    if is_near and _PUBLISHERS & (names[_ATTRIBUTE] | names[_IMPORTED]):
+        return True
+    if any(each is getattr(api, name) for name in _PUBLISHERS for each in found):
+        return True
+    methods = (vars(base).get(name) for base in kind.__mro__ for name in names[_ATTRIBUTE] - _LATER)
+    return any(
+        _publishes(each, kind, seen)
+        for each in (*found, *methods)
+        if isinstance(each, types.FunctionType) and each.__module__ == function.__module__
+    )
+
+
+_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_IMPORTED = ("IMPORT_NAME", "IMPORT_FROM")
+
+
+def _names(code: types.CodeType, *operations: str) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in operations and isinstance(instruction.argval, str):
+            yield instruction.argval
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How far a start would come.
+
+    Attributes:
+        settings: None where the file cannot be used.
+        framework: The settings of the file, over those of the author's class.
+        problems: Everything that would end it.
+        target: The author's object; None where it cannot be had.
+    """
+
+    settings: Settings | None
+    framework: Framework
+    problems: tuple[Problem, ...]
+    target: Target | None = None
+
+
+def examine(request: Request, source: str, absent: frozenset[str] = frozenset()) -> Start:
+    """Do what a start does before it connects, and leaves no trace.
+
+    Args:
+        request: What to start.
+        source: How errors call its file.
+        absent: The TOML paths of credentials that cannot be seen.
+    """
+    found = Collector(source)
+    settings = found.call(app.load, request)
+    found.call(codec.load_schemas)
+    if settings is None:
+        return Start(None, Framework(), found.problems)
+    found.call(app.check_logging, settings, source)
+    # It tells everything that is wrong with the callback and with what goes with it.
+    found.call(app.make_plan, request, settings, source, absent)
+    target = Collector().call(
+        loader.target_of, request.callback, request.callback_file, settings.callback, source
+    )
+    framework = in_force(settings.framework, target) if target else settings.framework
+    return Start(settings, framework, found.problems, target)
+
+
+def in_force(framework: Framework, target: Target) -> Framework:
+    """Return *framework* with what the class of *target* says of itself."""
+    recovery = loader.recovery_of(target).overridden_by(framework.recovery)
+    with_recovery = framework.model_copy(update={"recovery": recovery})
+    return with_batch(with_recovery, target.value)

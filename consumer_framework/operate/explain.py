@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tells beforehand what would become of a message, and who says so.
+
+It does not know the policy: it asks :func:`.decide` what it would ask of it for a handler that
+raises the same exception at every attempt.
+"""
+
+from __future__ import annotations
+
+import builtins
+import difflib
+import importlib
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from fedora_messaging import exceptions as upstream
+
+from consumer_framework.adapters.executor import signal_of
+from consumer_framework.core import errors
+from consumer_framework.core.delivery import Delivery, Failed
+from consumer_framework.core.disposition import Ack, Defer, Hold
+from consumer_framework.core.recovery import Policy, Situation, decide
+
+if TYPE_CHECKING:
+    from consumer_framework.core.delivery import Properties
+    from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.errors import Signal
+    from consumer_framework.core.recovery import Rule
+    from consumer_framework.settings import Recovery
+
+TABLE = "consumer_config.framework.recovery"
+_HALF = 0.5  # no jitter
+
+
+class By(Enum):
+    """What decides."""
+
+    SIGNAL = "signal"
+    RULE = "rule"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where settings may be written.
+
+    Attributes:
+        policy: Decides.
+        written: What the file says.
+        merged: All the settings in force.
+        file: The file's name, "" for none.
+        handler: The consumer's name, "" for none.
+    """
+
+    policy: Policy
+    written: Recovery
+    merged: Recovery
+    file: str = ""
+    handler: str = ""
+
+    def where(self, setting: str) -> str:
+        """Say where a recovery setting was written."""
+        if setting in self.written.model_fields_set:
+            return f"{self.file}: {TABLE}.{setting}"
+        if setting in self.merged.model_fields_set:
+            return f"{self.handler}: recovery.{setting}"
+        return "the default"
+
+    def where_rule(self, index: int) -> str:
+        """Say where the rule with this number in the policy was written."""
+        if index >= len(self.merged.rules):
+            return "the default"
+        own = index - len(self.written.rules)
+        if own < 0:
+            return f"{self.file}: {TABLE}.rules[{index}]"
+        return f"{self.handler}: recovery.rules[{own}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One more attempt.
+
+    Attributes:
+        attempt: Its number; the same as before where the last one did not count.
+        after: Seconds after the one before, jitter left out.
+        held: Whether the message waits in memory, and not in the store.
+    """
+
+    attempt: int
+    after: float
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would become of a message.
+
+    Attributes:
+        name: The exception, with its module.
+        by: What decides.
+        where: Where that is written.
+        matched: The exception that the rule names, "" where no rule decides.
+        answer: What it answers: one of :class:`.Then`, or ``succeed``.
+        steps: The further attempts, if the handler fails at each.
+        forever: Whether the last of the steps repeats without end.
+        end: What follows the last attempt; None where it is endless.
+        breaker: Whether the breaker hears of it.
+    """
+
+    name: str
+    by: By
+    where: str
+    matched: str
+    answer: str
+    steps: tuple[Step, ...]
+    forever: bool
+    end: Disposition | None
+    breaker: bool
+
+
+def find_exception(name: str) -> type[BaseException]:
+    """Find ``package.module.Class``, or a built-in exception or one of ours by its bare name.
+
+    Raises:
+        LookupError: One line that says what is wrong with the name, and a cure.
+    """
+    found = _dotted(name) if "." in name else _bare(name)
+    if isinstance(found, type) and issubclass(found, BaseException):
+        return found
+    if found is not None:
+        raise LookupError(f"{name} is no exception; name a class that can be raised")
+    known = [n for space in _SPACES for n in dir(space) if _is_exception(getattr(space, n))]
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {close[0]}? If not, " if close else ""
+    raise LookupError(f"there is no built-in exception {name}; {guess}write package.module.{name}")
+
+
+_SPACES = (builtins, errors, upstream)
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _bare(name: str) -> object:
+    return next((getattr(space, name) for space in _SPACES if hasattr(space, name)), None)
+
+
+def _dotted(name: str) -> object:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        cure = "write package.module.Class, and install the package where fm-consumer runs"
+        raise LookupError(f"{name} cannot be imported ({why}); {cure}") from error
+
+
+def explain(kind: type[BaseException], context: Context) -> Explanation:
+    """Say what would become of a message whose handler raises *kind* at every attempt."""
+    error = signal_of(_instance(kind))
+    by, where, matched, answer = _decider(error, context)
+    steps, end, breaker = _future(error, context)
+    return Explanation(
+        name=qualified(kind),
+        by=by,
+        where=where,
+        matched=matched,
+        answer=answer,
+        steps=steps,
+        forever=end is None,
+        end=end,
+        breaker=breaker,
+    )
+
+
+def qualified(kind: type) -> str:
+    """Name a class, as a rule in a file names it."""
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    # Its public name, which authors write.
+    module = "consumer_framework" if kind.__module__ == errors.__name__ else kind.__module__
+    return f"{module}.{kind.__qualname__}"
+
+
+def _instance(kind: type[BaseException]) -> BaseException:
+    try:
+        return errors.Defer(0.0) if kind is errors.Defer else kind()
+    except Exception:  # noqa: BLE001 -- it needs arguments, which are nobody's business here
+        return kind.__new__(kind)
+
+
+_ANSWERS: dict[type[Signal], str] = {
+    errors.Skip: "succeed",
+    errors.Retry: "retry",
+    errors.Defer: "defer",
+    errors.Drop: "drop",
+    errors.Quarantine: "quarantine",
+    errors.DependencyFault: "dependency",
+    errors.Halt: "halt",
+}
+
+
+def _decider(error: BaseException, context: Context) -> tuple[By, str, str, str]:
+    for signal, answer in _ANSWERS.items():
+        if isinstance(error, signal):
+            return By.SIGNAL, "the handler itself, by raising it", "", answer
+    for index, rule in enumerate(context.policy.rules):
+        if isinstance(error, rule.exceptions):
+            return By.RULE, context.where_rule(index), _matched(error, rule), rule.then.value
+    return By.DEFAULT, "the default", "", "retry"
+
+
+def _matched(error: BaseException, rule: Rule) -> str:
+    return next(qualified(kind) for kind in rule.exceptions if isinstance(error, kind))
+
+
+def _future(
+    error: BaseException, context: Context
+) -> tuple[tuple[Step, ...], Disposition | None, bool]:
+    """Play it through; returns the further attempts, the end if there is one, and the breaker."""
+    if isinstance(error, errors.Skip):
+        return (), Ack(), False
+    may_hold = context.merged.hold_slots > 0
+    no_properties = cast("Properties", SimpleNamespace(message_id="", headers=None))
+    delivery = Delivery("", 0, 0, False, "", "", no_properties, b"")  # noqa: FBT003 -- as received
+    steps: list[Step] = []
+    now = 0.0
+    while True:
+        decision = decide(delivery, Failed(error), context.policy, Situation(now, _HALF, may_hold))
+        went = decision.disposition
+        if not isinstance(went, Hold | Defer):
+            return tuple(steps), went, decision.dependency_fault
+        used = len(decision.history.attempts)
+        steps.append(Step(used + 1, went.until - now, isinstance(went, Hold)))
+        if used == len(delivery.history.attempts):
+            # It did not count: so it goes for ever.
+            return tuple(steps), None, decision.dependency_fault
+        now = went.until
+        delivery = replace(delivery, history=decision.history, row=int(isinstance(went, Defer)))
+
+
+def document(explanation: Explanation, context: Context) -> dict[str, Any]:
+    """Return everything as JSON knows it; times in seconds."""
+    end = explanation.end
+    counts = explanation.answer == "retry"
+    return {
+        "exception": explanation.name,
+        "answer": explanation.answer,
+        "decided_by": {
+            "kind": explanation.by.value,
+            "where": explanation.where,
+            "exception": explanation.matched or None,
+        },
+        "schedule": [
+            {"attempt": step.attempt, "after": step.after, "held": step.held}
+            for step in explanation.steps
+        ],
+        "schedule_from": {name: context.where(name) for name in ("immediate", "delays")}
+        if counts
+        else None,
+        "forever": explanation.forever,
+        "end": None
+        if end is None
+        else {
+            "disposition": type(end).__name__.lower(),
+            "exit_code": getattr(end, "exit_code", None),
+            "where": context.where("on_exhausted") if counts else explanation.where,
+        },
+        "breaker": {
+            "counts": explanation.breaker,
+            "consecutive": context.merged.breaker.consecutive,
+            "probe": list(context.merged.breaker.probe),
+            "where": context.where("breaker"),
+        },
+    }

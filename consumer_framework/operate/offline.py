@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Carries out operators' orders where no instance runs that could: in this process.
+
+The orders are those of :mod:`.orders`, and a replayed message goes through the same pipeline and
+settler as in an instance. There is no broker: a row of the store is settled in the store.
+
+Expires what is quarantined in instances that are stopped; one that runs does so itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from consumer_framework.adapters import codec, config
+from consumer_framework.adapters.clock import SystemClock
+from consumer_framework.adapters.executor import Executor
+from consumer_framework.adapters.store import Limits, Store
+from consumer_framework.adapters.store.files import DATABASE, described
+from consumer_framework.author.translate import hosting
+from consumer_framework.core.attempt import History
+from consumer_framework.core.errors import (
+    ConfigurationError,
+    ExitCode,
+    Fault,
+    Problem,
+    StoreError,
+)
+from consumer_framework.core.intake import Holds
+from consumer_framework.core.memory import Histories, LostAcks, Unsettled
+from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.settler import Settler
+from consumer_framework.runtime.control.client import reached
+from consumer_framework.runtime.control.requests import Orders
+from consumer_framework.runtime.signals import CUT_SHORT_GRACE
+from consumer_framework.settings import Framework
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from types import FrameType
+
+    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.disposition import Disposition
+    from consumer_framework.runtime.app import Request
+    from consumer_framework.runtime.assembly.plan import Plan
+
+    Tell = Callable[[dict[str, Any]], None]
+
+# Rows that expire while an instance of this name could not start, and the seconds that it has to
+# do so before the next ones.
+AT_ONCE = 2000
+PAUSE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """What became of the old messages of an instance.
+
+    Attributes:
+        rows: So many were exported and deleted.
+        file: What they were appended to; None where nothing was looked for.
+        is_running: The instance runs, and was left alone.
+    """
+
+    rows: int = 0
+    file: Path | None = None
+    is_running: bool = False
+
+
+def expire(
+    instance: str,
+    file: Path,
+    directory: Path,
+    now: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Expiry:
+    """Export and delete what is quarantined for longer than ``quarantine_max_age``.
+
+    Args:
+        instance: Its name.
+        file: Its configuration; only the framework's own table is looked at, for credentials and
+            the handler are not there where no service is.
+        directory: Its state directory.
+        now: Seconds since the epoch.
+        sleep: Waits for so many seconds, and so lets an instance start in the middle of it.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or the table is not valid.
+        ControlError: The instance runs, but this user may not ask it.
+        StoreError: The store cannot be written, or the file of expired messages.
+    """
+    max_age = _max_age(instance, file)
+    if not _has_store(directory):
+        return Expiry()
+    done = Expiry()
+    while True:
+        with reached(directory, instance) as running:
+            if running is not None:
+                return replace(done, is_running=True)
+        limits = Limits(max_age)
+        with closing(Store.open(directory, instance=instance, limits=limits)) as store:
+            expired = asyncio.run(store.expire(now, most=AT_ONCE))
+        done = Expiry(done.rows + expired.rows, expired.file)
+        if expired.rows < AT_ONCE:
+            return done
+        sleep(PAUSE)
+
+
+def _max_age(instance: str, file: Path) -> float:
+    author = config.read(file).get("consumer_config", {})
+    table = author.get("framework", {}) if isinstance(author, dict) else None
+    try:
+        return Framework.model_validate(table).quarantine_max_age
+    except ValidationError:
+        cure = f"'fm-consumer check {instance}' says where"
+        problem = Problem("consumer_config.framework", "is not valid", cure)
+        raise ConfigurationError(problem, source=str(file)) from None
+
+
+def _has_store(directory: Path) -> bool:
+    file = directory / DATABASE
+    with described(file):
+        # exists() takes a directory that may not be searched for an error on some Pythons only.
+        try:
+            file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
+# Seconds that the message that runs has when somebody interrupts a replay.
+PATIENCE = 10.0
+_INTERRUPTED = 130
+
+
+def order(directory: Path, instance: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Carry out an order that needs no handler, on the store of an instance that is stopped.
+
+    Args:
+        directory: The state directory.
+        instance: Its name, for whom finds the store in use.
+        request: As the control socket takes it.
+
+    Returns:
+        The answers.
+
+    Raises:
+        StoreError: The store cannot be written, or a process has it open.
+    """
+    # Who drops a message means that one: nothing else is expired to make room.
+    with closing(Store.open(directory, instance=instance, limits=Limits())) as store:
+        return asyncio.run(_answers(Orders(store, _cannot_run), request))
+
+
+async def _answers(orders: Orders, request: dict[str, Any]) -> list[dict[str, Any]]:
+    return [answer async for answer in orders.by_name[request["do"]](request)]
+
+
+async def _cannot_run(_delivery: Delivery) -> Disposition:
+    raise NotImplementedError
+
+
+@hosting()
+def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -> None:
+    """Run rows of a stopped instance's store again, in this process.
+
+    Call it once, after :func:`.reactor.install`: it runs the reactor, which handlers may need.
+
+    Args:
+        request: Names the configuration that the handler is built from.
+        directory: The state directory.
+        rows: Their numbers.
+        tell: Called with each answer as it comes.
+
+    Raises:
+        ConfigurationError: The handler cannot be built from the configuration.
+        Fault: The handler's own code failed to set it up, or to tear it down.
+        StoreError: The store cannot be written, or a process has it open.
+        KeyboardInterrupt: Somebody interrupted it; the row that ran has ended, and was told of.
+    """
+    # Late: it imports the reactor, which `order` does without.
+    from consumer_framework.runtime import app  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
+
+    access = from_outside(request.path, request.instance, lenient=False)
+    settings = config.load(request.path, request.overrides, access)
+    codec.load_schemas()
+    plan = app.make_plan(request, settings, str(request.path or "built-in configuration"))
+    limits = Limits(settings.framework.quarantine_max_age, settings.framework.quarantine_max_bytes)
+    with closing(Store.open(directory, instance=request.instance, limits=limits)) as store:
+        _run_reactor(_Work(plan, store, list(rows), tell))
+
+
+class _Interrupts:
+    """Takes SIGINT and SIGTERM: the first ends the replay in good order, the second at once.
+
+    Args:
+        reactor: Twisted's reactor.
+        told: Called on the reactor's thread when the first one comes.
+        cut: Called there when the second one comes, or the first was long ago.
+    """
+
+    def __init__(self, reactor: Any, told: Callable[[], None], cut: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._told = told
+        self._cut = cut
+        self.is_told = False
+
+    def catch(self) -> None:
+        """Take the signals over from Twisted's reactor, which runs."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_told:
+            # Where a handler blocks the event loop, nothing else would end the process. What is
+            # claimed is quarantined again by the next process that opens the store.
+            timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
+            timer.daemon = True
+            timer.start()
+            self._reactor.callFromThread(self._cut)
+            return
+        self.is_told = True
+        self._reactor.callFromThread(self._told)
+        self._reactor.callFromThread(self._reactor.callLater, PATIENCE, self._cut)
+
+
+def _run_reactor(work: _Work) -> None:
+    """Run the reactor until *work* is done; raise what it raises."""
+    from twisted.internet import reactor  # noqa: PLC0415 -- as above
+
+    untyped: Any = reactor
+    tasks: list[asyncio.Task[None]] = []
+    interrupts = _Interrupts(untyped, lambda: work.interrupt(tasks[0]), work.cut)
+
+    def start() -> None:
+        tasks.append(asyncio.get_running_loop().create_task(work.run()))
+        tasks[0].add_done_callback(lambda _: untyped.callLater(0, stop))
+        interrupts.catch()
+
+    def stop() -> None:
+        if untyped.running:
+            untyped.stop()
+
+    untyped.callLater(0, start)
+    untyped.run()
+    try:
+        for task in tasks:
+            task.result()
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    if interrupts.is_told:
+        raise KeyboardInterrupt
+
+
+@dataclass(slots=True)
+class _Work:
+    """One replay in this process.
+
+    Attributes:
+        plan: How the handler is run.
+        store: Has the rows.
+        rows: Their numbers.
+        tell: Called with each answer as it comes.
+    """
+
+    plan: Plan
+    store: Store
+    rows: list[int]
+    tell: Tell
+    _orders: Orders | None = None
+
+    async def run(self) -> None:
+        """Set the handler up, run the rows, and tear it down."""
+        executor = await _executor(self.plan)
+        bench = _Bench(self.plan, self.store, executor)
+        self._orders = Orders(self.store, bench.run)
+        try:
+            request = {"rows": self.rows}
+            async with contextlib.aclosing(self._orders.replay(request)) as answers:
+                async for answer in answers:
+                    self.tell(answer)
+        finally:
+            await self._orders.finish()
+            await bench.finish()
+            await _tear_down(executor)
+
+    def interrupt(self, task: asyncio.Task[None]) -> None:
+        """Let the row that runs end, and begin with no other; give the set-up up."""
+        if self._orders is None:
+            task.cancel()
+            return
+        patience = f"{PATIENCE:.0f} s for the message that runs; Ctrl-C again to stop now"
+        self.tell({"step": f"waiting up to {patience}"})
+        self._orders.stop_replays()
+
+    def cut(self) -> asyncio.Task[None]:
+        """Quarantine the row again that runs, and end the process."""
+        return asyncio.get_running_loop().create_task(self._cut())
+
+    async def _cut(self) -> None:
+        if self._orders is not None:
+            self._orders.cancel()
+            await self._orders.finish()
+        self.tell({"interrupted": True})
+        sys.stdout.flush()
+        # The store stays open: nobody else may have the row while its handler runs in a thread.
+        os._exit(_INTERRUPTED)
+
+
+async def _executor(plan: Plan) -> Executor:
+    try:
+        executor = Executor(plan.factory(), codec.decode, _NoFlight(), plan.limits)
+        await executor.setup()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        raise _fault(plan.name, "be set up", error) from error
+    return executor
+
+
+async def _tear_down(executor: Executor) -> None:
+    try:
+        await executor.teardown()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        raise _fault("the handler", "be torn down", error) from error
+    finally:
+        executor.close()
+
+
+def _fault(name: str, what: str, error: BaseException) -> Fault:
+    cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return Fault(ExitCode.HANDLER_FAILED, f"{name} cannot {what}: {cause}")
+
+
+class _Bench:
+    """Where one message at a time is run and settled; the recorder of its own pipeline."""
+
+    def __init__(self, plan: Plan, store: Store, handler: Executor) -> None:
+        clock = SystemClock()
+        self._done: asyncio.Future[Disposition] | None = None
+        self._settler = Settler(
+            acknowledger=_NoBroker(),
+            store=store,
+            flight=_NoFlight(),
+            recorder=self,
+            holds=Holds(0, clock),
+            histories=Histories(),
+            unsettled=Unsettled(clock),
+            lost_acks=LostAcks(clock),
+            store_failed=self._store_failed,
+            store_works=_ignore,
+            done=_ignore,
+            watch=self._commit_failed,
+        )
+        self._pipeline = Pipeline(
+            handler=handler,
+            policy=plan.policy,
+            store=store,
+            recorder=self,
+            clock=clock,
+            chance=random.random,
+            settler=self._settler,
+        )
+
+    async def run(self, delivery: Delivery) -> Disposition:
+        """Run a claimed row once; returns when what became of it is committed."""
+        self._done = asyncio.get_running_loop().create_future()
+        # Its crashes are forgiven, or a handler that defers it would have it refused when due.
+        history = History(delivery.history.attempts)
+        await self._pipeline.process(replace(delivery, history=history, replayed=True))
+        return await self._done
+
+    async def finish(self) -> None:
+        """Give up what cannot be committed."""
+        await self._settler.commits()
+
+    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
+        """A row was run."""
+
+    def settled(
+        self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool
+    ) -> None:
+        """What became of the row is committed; *void* if it could not be."""
+        if self._done is not None and not self._done.done() and not void:
+            self._done.set_result(disposition)
+
+    def _store_failed(self, reason: str) -> None:
+        # An instance waits until the disk works again; an operator is told.
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(StoreError(reason))
+
+    def _commit_failed(self, commit: asyncio.Task[None]) -> None:
+        error = commit.exception()
+        if error is not None and self._done is not None and not self._done.done():
+            self._done.set_exception(error)
+
+
+def _ignore(*_: object) -> None:
+    """Nobody waits for this here."""
+
+
+class _NoBroker:
+    """An :class:`.Acknowledger` for rows of the store, which no broker waits for."""
+
+    def is_open(self, _delivery: Delivery) -> bool:
+        return False
+
+    def ack(self, _delivery: Delivery) -> bool:
+        return False
+
+    def give_back(self, _delivery: Delivery) -> bool:
+        return False
+
+    def requeue(self, _delivery: Delivery) -> bool:
+        return False
+
+    def reject(self, _delivery: Delivery) -> bool:
+        return False
+
+
+class _NoFlight:
+    """A :class:`.FlightRecorder` that leaves the instance's own alone."""
+
+    def crashes_of(self, _delivery: Delivery) -> int:
+        return 0
+
+    def has_hung(self, _delivery: Delivery) -> bool:
+        return False
+
+    def forget(self, _delivery: Delivery) -> None:
+        pass
+
+    def took_off(self, _delivery: Delivery) -> int:
+        return 0
+
+    def landed(self, _place: int) -> None:
+        pass

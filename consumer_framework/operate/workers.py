@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which instances are workers of which: NAME_2.toml is a symbolic link to NAME.toml."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.settings import instance_name_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    # By instance: the instance of the same directory whose file its own is a link to; None for
+    # a file of its own, and for a link to anywhere else.
+    Files: TypeAlias = Mapping[str, str | None]
+
+_SUFFIX = ".toml"
+# The first worker is NAME itself. No leading zero: NAME_02 is somebody's instance.
+_WORKER = re.compile(r"(?P<base>.+)_(?P<number>[2-9]|[1-9][0-9]+)", re.ASCII)
+
+
+def worker_name(name: str, number: int) -> str:
+    """The instance that is worker *number* of *name*, from 1 on."""
+    return name if number == 1 else f"{name}_{number}"
+
+
+def number_of(name: str, instance: str) -> int | None:
+    """Which worker of *name* an instance is by its name; None for none of them."""
+    found = _WORKER.fullmatch(instance)
+    return int(found["number"]) if found and found["base"] == name else None
+
+
+def files_in(directory: Path) -> Files:
+    """Find the configuration files of instances.
+
+    Raises:
+        ConfigurationError: The directory cannot be read.
+    """
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX)
+        return {path.stem: _target(path) for path in paths if not instance_name_problem(path.stem)}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        problem = Problem("", what, "make it readable, or use sudo")
+        raise ConfigurationError(problem, source=str(directory)) from error
+
+
+def _target(path: Path) -> str | None:
+    if not path.is_symlink():
+        return None
+    # By its text alone: NAME.toml may be a link itself.
+    target = os.path.normpath(path.parent / path.readlink())
+    directory, name = os.path.split(target)
+    is_neighbour = directory == os.path.normpath(path.parent) and name.endswith(_SUFFIX)
+    return name.removesuffix(_SUFFIX) if is_neighbour else None
+
+
+def group_of(instance: str, files: Files) -> str:
+    """The name that *instance* is a worker of; its own where it is nobody else's."""
+    found = _WORKER.fullmatch(instance)
+    if not found:
+        return instance
+    base = found["base"]
+    # A unit that is left over from a link that is gone has no file at all.
+    is_worker = files[instance] == base if instance in files else base in files
+    return base if is_worker else instance
+
+
+def in_groups(instances: Iterable[str], files: Files) -> dict[str, list[str]]:
+    """Sort *instances* into groups by their names, each in the order of its workers."""
+    groups: dict[str, list[str]] = {}
+    for instance in set(instances):
+        groups.setdefault(group_of(instance, files), []).append(instance)
+    # A worker's number orders it, not its text: _10 comes after _9.
+    return {name: sorted(groups[name], key=partial(_order, name)) for name in sorted(groups)}
+
+
+def _order(name: str, instance: str) -> int:
+    return number_of(name, instance) or 1

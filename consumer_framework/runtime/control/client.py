@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Gives operators' orders to a running instance, through its control socket.
+
+The other end is :mod:`.control`, which describes what goes over it. No reactor here: a command
+that only asks must be quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.adapters.store.files import is_locked_elsewhere
+from consumer_framework.core.errors import FrameworkError
+from consumer_framework.runtime.stores import CONTROL, SYSTEM_RUNTIME, SYSTEM_STATE, control_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# Seconds. The event loop of an instance answers at once, whatever its handlers do.
+ANSWER_TIMEOUT = 10.0
+# Seconds that an order waits for an instance that is starting, or for another command.
+PATIENCE = 30.0
+_GLANCE = 0.1
+# Bytes of a socket's name, without the NUL at its end (unix(7)).
+_LONGEST_NAME = 107
+# Bytes; far more than an answer has.
+_LONGEST_ANSWER = 1 << 20
+
+
+class ControlError(FrameworkError):
+    """The running instance did not carry an order out, or did not say that it did.
+
+    Args:
+        message: One line that says what to do.
+    """
+
+    exit_code = 1
+
+
+class Client:
+    """A connection to a running instance. Made by :func:`connected`.
+
+    Args:
+        path: The socket's name, for error messages.
+        connection: Is the client's from now on.
+    """
+
+    def __init__(self, path: Path, connection: socket.socket) -> None:
+        self._path = path
+        self._connection = connection
+        self._answers = connection.makefile("rb")
+
+    def ask(
+        self,
+        request: dict[str, Any],
+        otherwise: str = "what was not told of is quarantined again when it starts",
+    ) -> Iterator[dict[str, Any]]:
+        """Give one order, and yield its answers as they come. Take them all before the next.
+
+        Args:
+            request: The order.
+            otherwise: What it means where the instance stops meanwhile, for the error.
+
+        Raises:
+            ControlError: The order was refused or failed, or the instance went away meanwhile.
+        """
+        try:
+            self._connection.sendall(json.dumps(request).encode() + b"\n")
+            while not (answer := self._read()).pop("done", False):
+                yield answer
+        except TimeoutError:
+            raise _silent(self._path) from None
+        except (OSError, EOFError):
+            raise ControlError(
+                f"{self._path}: the instance stopped before it was done; {otherwise}"
+            ) from None
+        if "error" in answer:
+            raise ControlError(f"{self._path}: the instance says: {answer['error']}")
+
+    def wait_long(self) -> None:
+        """Wait for answers as long as it takes: handlers run."""
+        self._connection.settimeout(None)
+
+    def close(self) -> None:
+        """Go away."""
+        self._answers.close()
+        self._connection.close()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._answers.readline(_LONGEST_ANSWER)
+        if not line.endswith(b"\n"):
+            raise EOFError
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextmanager
+def connected(directory: Path, instance: str) -> Iterator[Client | None]:
+    """Connect to the instance whose state is in *directory*; None where it does not run.
+
+    Raises:
+        ControlError: It runs, but this user may not give it orders, or it does not answer.
+    """
+    client = next((c for c in map(_connect, sockets(directory, instance)) if c), None)
+    try:
+        if client is not None:
+            list(client.ask({"do": "ping"}))
+        yield client
+    finally:
+        if client is not None:
+            client.close()
+
+
+@contextmanager
+def reached(
+    directory: Path,
+    instance: str,
+    tell: Callable[[str], None] = lambda _line: None,
+    patience: float = PATIENCE,
+) -> Iterator[Client | None]:
+    """Connect as :func:`connected` does, and wait first for whoever has the store.
+
+    An instance that is starting has its store, and cannot be asked yet; so has another command.
+
+    Args:
+        directory: Where the instance keeps its state.
+        instance: Its name.
+        tell: Called once with one line, where there is something to wait for.
+        patience: Wait for so many seconds at most.
+    """
+    end = time.monotonic() + patience
+    is_told = False
+    while True:
+        with connected(directory, instance) as running:
+            is_taken = running is None and is_locked_elsewhere(directory)
+            if not is_taken or time.monotonic() >= end:
+                yield running
+                return
+        if not is_told:
+            tell(f"waiting for another process that uses {directory}")
+            is_told = True
+        time.sleep(_GLANCE)
+
+
+def sockets(directory: Path, instance: str) -> list[Path]:
+    """Where the instance may listen, the likeliest first.
+
+    Only where its own service would: an order must never reach the instance next door.
+    """
+    places = [directory / CONTROL]
+    if directory.resolve() == (SYSTEM_STATE / instance).resolve():
+        places.insert(0, SYSTEM_RUNTIME / instance / CONTROL)
+    if os.environ.get("STATE_DIRECTORY", "").partition(":")[0] == str(directory):
+        # This command runs with the environment of a service, and $RUNTIME_DIRECTORY is of it.
+        places.insert(0, control_socket(directory))
+    return list(dict.fromkeys(places))
+
+
+def _connect(path: Path) -> Client | None:
+    if len(os.fsencode(path)) > _LONGEST_NAME:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(ANSWER_TIMEOUT)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        # None, or one that a killed instance left behind.
+        connection.close()
+        return None
+    except (TimeoutError, BlockingIOError):
+        # Its queue of connections is full: nobody takes them.
+        connection.close()
+        raise _silent(path) from None
+    except OSError as error:
+        connection.close()
+        cure = "use sudo, or run this as the user that the instance runs as"
+        reason = (error.strerror or str(error)).lower()
+        raise ControlError(f"{path}: the instance cannot be asked: {reason}; {cure}") from error
+    return Client(path, connection)
+
+
+def _silent(path: Path) -> ControlError:
+    what = "the instance runs, and does not answer: its event loop is blocked"
+    cure = "see its log (journalctl), and restart it if it hangs"
+    return ControlError(f"{path}: {what}; {cure}")

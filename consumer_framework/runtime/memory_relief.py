@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Takes on less while memory is short, so that the kernel need not kill the instance."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from consumer_framework.adapters.systemd.memory_pressure import (
+    WATCH,
+    PressureWatch,
+    free_memory,
+)
+from consumer_framework.core.limits import Capacity, Squeeze
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .instance import Instance
+
+_log = logging.getLogger(__name__)
+
+# Seconds after which what was given back is garbage.
+FREE_DELAY = 0.1
+
+
+class Relief:
+    """Shrinks slots and prefetch of *instance* while there is memory pressure.
+
+    Attributes:
+        strain: What ``systemctl status`` says of it; "" where all is well.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._squeeze = Squeeze()
+        self._watch: PressureWatch | None = None
+        self._timer: Any = None
+        self.strain = ""
+
+    def start(self) -> None:
+        """Watch what systemd names, if it names something."""
+        loop = asyncio.get_running_loop()
+        watch = PressureWatch(_on(loop, self._pressed), _on(loop, self._lost))
+        try:
+            is_watching = watch.start()
+        except (OSError, ValueError) as error:
+            _log.warning("memory pressure is not watched for ($%s): %s", WATCH, error)
+        else:
+            self._watch = watch if is_watching else None
+
+    def stop(self) -> None:
+        """Watch no more, and leave everything as it is."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    def apply(self) -> list[str]:
+        """Take on what the settings and the pressure allow; call it when the settings change.
+
+        Returns:
+            The queues whose prefetch count changes with their next subscription only.
+        """
+        full = self._full
+        now = full.halved(self._squeeze.times)
+        is_short = bool(self._squeeze.times)
+        self.strain = f"memory is short: {now.slots} of {full.slots} slots" if is_short else ""
+        self._instance.resize(now.slots)
+        ahead = self._instance.read_ahead.bounded(now.prefetch_count)
+        kept = self._instance.session.set_prefetch(ahead)
+        self._instance.say_status()
+        return kept
+
+    @property
+    def _full(self) -> Capacity:
+        plan = self._instance.plan
+        return Capacity(plan.framework.slots, plan.prefetch_count)
+
+    def _pressed(self) -> None:
+        if self._watch is None or not self._squeeze.press(self._full, self._now()):
+            return
+        self.apply()
+        # What waits in memory comes again, as far as the new count allows.
+        given_back = self._instance.slots.give_back_old()
+        self._instance.reactor.callLater(FREE_DELAY, free_memory)
+        _log.warning("memory is short: %s; %d given back", self._capacity(), given_back)
+        self._set_timer()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._squeeze.look(self._now()):
+            self.apply()
+            what = "memory is less short" if self._squeeze.times else "memory suffices"
+            _log.info("%s: %s", what, self._capacity())
+        self._set_timer()
+
+    def _lost(self) -> None:
+        if self._watch is not None:
+            _log.warning("memory pressure is not watched for any more: $%s is gone", WATCH)
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._squeeze.times:
+            delay = max(self._squeeze.due - self._now(), 0.0)
+            self._timer = self._instance.reactor.callLater(delay, self._look)
+
+    def _capacity(self) -> str:
+        full = self._full
+        now = full.halved(self._squeeze.times)
+        ahead = f"{now.prefetch_count or 'any number'} of {full.prefetch_count or 'any number'}"
+        return f"{now.slots} of {full.slots} slots from now on, and {ahead} messages ahead"
+
+    def _now(self) -> float:
+        return self._instance.clock.monotonic()
+
+
+def _on(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> Callable[[], None]:
+    """Make what calls *function* on *loop*, from another thread."""
+
+    def call() -> None:
+        # The loop may have ended meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(function)
+
+    return call

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The line that ``systemctl status`` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from consumer_framework.core.lifecycle import State
+from consumer_framework.core.stats import Snapshot
+from consumer_framework.core.text import about
+
+_NOTHING = Snapshot()
+# From here on, a rate needs no decimals.
+_FAST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What there is to say of an instance at one moment.
+
+    Attributes:
+        broker: ``HOST:PORT``.
+        queues: How many queues it consumes from.
+        counts: What it has done since it started.
+        rate: Messages handled in a second, lately.
+        held: How many messages are held now.
+        deferred: How many deferred messages are in the store now.
+        quarantined: How many messages in the store wait for an operator now.
+        lag: How many messages were ready in its queues when the broker was asked; None where it
+            was not.
+        up: Seconds since it started.
+        trouble: Why it does not consume, or why it stopped; ``""`` for no reason.
+        awaited: What it waits for before it can stop.
+        left: Seconds until it gives up waiting; None where it does not.
+        strain: Why it takes on less than its settings say; ``""`` where it does not.
+        due: How many deferred messages are due, where those are more than the slots take in a
+            moment.
+    """
+
+    broker: str = ""
+    queues: int = 0
+    counts: Snapshot = _NOTHING
+    rate: float = 0.0
+    held: int = 0
+    deferred: int = 0
+    quarantined: int = 0
+    lag: int | None = None
+    up: float = 0.0
+    trouble: str = ""
+    awaited: str = ""
+    left: float | None = None
+    strain: str = ""
+    due: int = 0
+
+
+def status_line(state: State, facts: Facts) -> str:
+    """Say in one line what an instance does."""
+    match state:
+        case State.BUILDING:
+            text = f"Starting: {facts.trouble or 'setting up the handler'}{_give_up(facts)}"
+        case State.CONNECTING:
+            text = f"{_connecting(facts)}{_give_up(facts)}"
+        case State.SUBSCRIBING:
+            connected = f"Connected to the broker at {facts.broker}, subscribing"
+            text = f"{facts.trouble or connected}{_give_up(facts)}"
+        case State.CONSUMING:
+            text = f"consuming {_queues(facts)}, {rate_text(facts.rate)}, {_numbers(facts)}"
+        case State.PAUSED:
+            why = f"Paused: {facts.trouble}" if facts.trouble else "Paused"
+            text = f"{why}{_give_up(facts)}; {_numbers(facts)}"
+        case State.FAILING:
+            why = f"; {facts.trouble}" if facts.trouble else ""
+            text = f"Failing: {_awaited(facts)}{why}"
+        case State.DRAINING:
+            text = f"Stopping: {_awaited(facts)}"
+        case State.STOPPED:
+            # Of this process: what waits in the store may be more.
+            text = facts.trouble or f"Stopped; since its start: {counts_text(facts.counts)}"
+    return text
+
+
+def rate_text(rate: float) -> str:
+    """Say how many messages there are in a second, or in a minute where those are few."""
+    if rate >= _FAST:
+        return f"{rate:.0f}/s"
+    if rate >= 1:
+        return f"{rate:.1f}/s"
+    return f"{rate * 60:.0f}/min" if rate else "0/s"
+
+
+def counts_text(counts: Snapshot) -> str:
+    """Say what was done; what never happened is left out, except successes."""
+    numbers = {
+        "handled": counts.acked,
+        "held": counts.held,
+        "deferred": counts.deferred,
+        "quarantined": counts.quarantined,
+        "requeued": counts.requeued,
+        "rejected": counts.rejected,
+        "undecodable": counts.undecodable,
+        "failed": counts.failed,
+    }
+    shown = [f"{n} {what}" for what, n in numbers.items() if n or what == "handled"]
+    return ", ".join(shown)
+
+
+def _connecting(facts: Facts) -> str:
+    if facts.trouble:
+        return f"Waiting for the broker at {facts.broker}: {facts.trouble}"
+    return f"Connecting to the broker at {facts.broker}"
+
+
+def _queues(facts: Facts) -> str:
+    return "1 queue" if facts.queues == 1 else f"{facts.queues} queues"
+
+
+def _numbers(facts: Facts) -> str:
+    """What was handled, what waits where, and for how long all this goes on."""
+    waiting = {"held": facts.held, "deferred": facts.deferred, "quarantined": facts.quarantined}
+    parts = [f"{facts.counts.acked} handled"]
+    parts += [f"{count} {what}" for what, count in waiting.items() if count]
+    if facts.due:
+        parts.append(f"retries share the slots ({facts.due} due)")
+    if facts.lag is not None:
+        parts.append(f"lag {facts.lag}")
+    text = ", ".join([*parts, f"up {about(facts.up)}"])
+    return f"{text}; {facts.strain}" if facts.strain else text
+
+
+def _give_up(facts: Facts) -> str:
+    return "" if facts.left is None else f"; gives up in {about(facts.left)}"
+
+
+def _awaited(facts: Facts) -> str:
+    at_most = "" if facts.left is None else f", {about(facts.left)} at the most"
+    return f"waiting for {facts.awaited or 'the connection'}{at_most}"

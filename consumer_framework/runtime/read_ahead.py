@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bounds the bytes of messages that wait in memory.
+
+AMQP bounds their number only (RabbitMQ implements no ``prefetch_size``). So the number follows from
+the sizes that come. What is beyond the bound when they are first seen goes back to the queue, in
+order, and the broker sends it again to a consumer with a lower count.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from consumer_framework.adapters.systemd.cgroup import most_memory
+from consumer_framework.adapters.systemd.memory_pressure import free_memory
+
+if TYPE_CHECKING:
+    from consumer_framework.adapters.amqp.channels import Channels
+    from consumer_framework.core.delivery import Delivery
+
+    from .instance import Instance
+
+_log = logging.getLogger(__name__)
+
+# Of the memory that there may be, so much is for bodies that wait; handlers need the rest.
+SHARE = 8
+# Bytes, where nothing says how much memory there may be.
+UNLIMITED = 256 << 20
+# How much of the largest size is left for each message that follows.
+_DECAY = 0.99
+# Seconds between two looks at whether a burst is over.
+LOOK_AGAIN = 5.0
+
+
+class ReadAhead:
+    """Decides how many messages the broker sends ahead, from their sizes.
+
+    Args:
+        instance: Its prefetch count is changed.
+        channels: Knows how many bytes are unsettled.
+    """
+
+    def __init__(self, instance: Instance, channels: Channels) -> None:
+        self._instance = instance
+        self._channels = channels
+        self._size = 1.0
+        # Lower than what the settings say, None where that stands.
+        self._count: int | None = None
+        self._is_burst = False
+        self._cached: int | None = None
+
+    @property
+    def limit(self) -> int:
+        """How many bytes may wait."""
+        written = self._instance.plan.framework.read_ahead_bytes
+        if written is not None:
+            return written
+        most = most_memory()
+        return UNLIMITED if most is None else most // SHARE
+
+    def bounded(self, prefetch_count: int) -> int:
+        """Return *prefetch_count* (0 for no limit), or fewer where messages are large."""
+        if self._count is None:
+            return prefetch_count
+        return min(prefetch_count or self._count, self._count)
+
+    def takes(self, delivery: Delivery) -> bool:
+        """Say whether there is room for *delivery*; where not, it is given back."""
+        self._size = max(len(delivery.body), self._size * _DECAY)
+        unsettled, limit = self._channels.unsettled_bytes, self._limit()
+        if unsettled > limit // SHARE:
+            self._watch_burst()
+        if unsettled > limit:
+            return not self._shrinks(delivery, limit)
+        if self._count is not None and limit // self._size >= 2 * self._count:
+            self._grow()
+        return True
+
+    def _limit(self) -> int:
+        if self._cached is None:
+            self._cached = self.limit
+        return self._cached
+
+    def reload(self) -> None:
+        """Read the limit anew: the settings have changed."""
+        self._cached = None
+
+    def _shrinks(self, delivery: Delivery, limit: int) -> bool:
+        session, least = self._instance.session, self._instance.plan.framework.at_once
+        count = max(int(limit // self._size), least)
+        if session.prefetch_count and count >= session.prefetch_count:
+            return False
+        self._count = count
+        self._instance.relief.apply()
+        if not session.shed(delivery):
+            return False
+        _log.info(
+            "messages are large (%d bytes): %d are sent ahead from now on, so that no more than %d "
+            "bytes wait in memory (read_ahead_bytes)",
+            len(delivery.body),
+            count,
+            limit,
+        )
+        return True
+
+    def _grow(self) -> None:
+        full = self._instance.plan.prefetch_count
+        count = 2 * (self._count or 1)
+        self._count = None if full and count >= full else count
+        self._instance.relief.apply()
+
+    def _watch_burst(self) -> None:
+        if not self._is_burst:
+            self._is_burst = True
+            self._instance.reactor.callLater(LOOK_AGAIN, self._look)
+
+    def _look(self) -> None:
+        if self._channels.unsettled_bytes > self._limit() // SHARE:
+            self._instance.reactor.callLater(LOOK_AGAIN, self._look)
+            return
+        # glibc keeps what was freed, for ever.
+        self._is_burst = False
+        free_memory()

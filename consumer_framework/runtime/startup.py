@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Makes the handler and sets it up.
+
+fedora-messaging makes a plain class before its reactor runs: the event loop is there, and does not
+run yet, so that ``__init__`` may run coroutines on it. :func:`make_early` does the same.
+A :class:`.Consumer` is made while the loop runs, as often as it takes while what it needs is
+broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from consumer_framework.adapters import codec
+from consumer_framework.adapters.executor import Executor, signal_of
+from consumer_framework.core import limits
+from consumer_framework.core.recovery import broken_dependency
+from consumer_framework.runtime.assembly.loader import is_plain_class
+
+from .deadline import LEASE, RENEWAL
+from .tasks import reraise_own_cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from consumer_framework.author.handler import Handler
+    from consumer_framework.core.ports import Chance, FlightRecorder, Notifier
+    from consumer_framework.runtime.assembly.plan import Plan
+
+_log = logging.getLogger(__name__)
+
+
+def make_early(plan: Plan, notifier: Notifier) -> Plan:
+    """Make the handler of *plan* now where that is an instance of a plain class.
+
+    Call it before the reactor runs, and before signals are caught: SIGTERM ends a slow ``__init__``
+    and the process with it.
+
+    Args:
+        plan: What is to be run.
+        notifier: Asked to let the start go on meanwhile, until ``start_timeout`` is over.
+
+    Returns:
+        *plan*, whose handler is made where that is to be done now.
+
+    Raises:
+        BaseException: What the author's ``__init__`` raised.
+    """
+    if plan.target is None or not is_plain_class(plan.target):
+        return plan
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    with _extended(notifier, plan.framework.start_timeout):
+        handler = plan.factory()
+    # asyncio.run leaves the thread without a loop.
+    asyncio.set_event_loop(loop)
+    return replace(plan, factory=lambda: handler)
+
+
+@contextmanager
+def _extended(notifier: Notifier, seconds: float) -> Iterator[None]:
+    """Ask the service manager for time from a thread: the caller's is busy."""
+    done = threading.Event()
+
+    def ask() -> None:
+        for _ in range(int(seconds / RENEWAL)):
+            notifier.extend(LEASE)
+            if done.wait(RENEWAL):
+                return
+
+    threading.Thread(target=ask, name="extension", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+class Startup:
+    """The author's ``__init__`` and ``setup``, until they succeed.
+
+    Args:
+        plan: The handler to be made.
+        flight: For its executor.
+        waits: Called with what is waited for before another attempt; with ``""`` when it begins.
+        chance: Spreads the attempts.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        flight: FlightRecorder,
+        waits: Callable[[str], None],
+        chance: Chance = random.random,
+    ) -> None:
+        self._plan = plan
+        self._flight = flight
+        self._waits = waits
+        self._chance = chance
+        self._is_stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Make no further attempt; the one that is under way goes on."""
+        self._is_stopped.set()
+
+    async def run(self) -> tuple[Handler, Executor] | None:
+        """Make the handler and set it up.
+
+        Returns:
+            Both it and what runs it; None where :meth:`stop` came before a success.
+
+        Raises:
+            BaseException: What the author's code raised, unless a dependency is at fault.
+        """
+        attempt = 1
+        while True:
+            try:
+                return await self._try()
+            except BaseException as error:
+                reraise_own_cancellation(error)
+                reason = broken_dependency(signal_of(error), self._plan.policy)
+                if reason is None:
+                    raise
+                _log.debug("attempt %d to set up the handler", attempt, exc_info=error)
+            await self._wait(reason, attempt)
+            if self._is_stopped.is_set():
+                return None
+            attempt += 1
+
+    async def _try(self) -> tuple[Handler, Executor]:
+        """A new handler for each attempt: what half a set-up left behind is in the former one."""
+        handler = self._plan.factory()
+        executor = Executor(handler, codec.decode, self._flight, self._plan.limits)
+        try:
+            await executor.setup()
+        except BaseException:
+            executor.close()
+            raise
+        return handler, executor
+
+    async def _wait(self, reason: str, attempt: int) -> None:
+        delay = limits.delay(attempt, self._chance())
+        what = f"{reason}; attempt {attempt + 1} in {delay:.0f} s"
+        _log.warning("the handler cannot be set up: %s", what)
+        self._waits(what)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_stopped.wait(), delay)
+        self._waits("")

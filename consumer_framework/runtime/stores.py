@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an instance keeps on disk, and where.
+
+What an instance keeps in its store, counted from outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consumer_framework.adapters.flight import Flight, image
+from consumer_framework.adapters.store import Limits, Store
+from consumer_framework.adapters.store.files import DATABASE, described
+from consumer_framework.adapters.store.memory import NoStore
+from consumer_framework.core.errors import (
+    ConfigurationError,
+    ExitCode,
+    Fault,
+    Problem,
+    StoreError,
+)
+from consumer_framework.core.log_fields import fields
+from consumer_framework.core.text import about, printable, text
+from consumer_framework.settings import Ordering, StoreKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from consumer_framework.core.ports import Clock, Notifier
+    from consumer_framework.settings import Framework
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How many messages wait in a store.
+
+    Attributes:
+        deferred: So many run by themselves when they are due.
+        quarantined: So many wait for an operator; those in a replay are among them.
+        next_due: When the first deferred one is due, in seconds since the epoch; None for never.
+        last_due: When the last one is.
+    """
+
+    deferred: int = 0
+    quarantined: int = 0
+    next_due: float | None = None
+    last_due: float | None = None
+
+
+NOTHING = Kept()
+
+
+def kept_in(directory: Path) -> Kept:
+    """Count what waits in the store of a state directory; nothing where there is no store.
+
+    Raises:
+        StoreError: It cannot be read, or not by this user.
+    """
+    file = directory / DATABASE
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return NOTHING
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StoreError(f"{file}: cannot be read: {reason}; use sudo") from error
+    with closing(Store.read(directory)) as store:
+        stats = store.stats()
+        return Kept(
+            deferred=stats.deferred,
+            quarantined=stats.quarantined + stats.replaying,
+            next_due=stats.next_due,
+            last_due=store.last_due(),
+        )
+
+
+_log = logging.getLogger(__name__)
+
+# The configuration of each instance that systemd runs: NAME.toml.
+SYSTEM_CONFIGURATION = Path("/etc/fedora-messaging")
+# What systemd makes for `StateDirectory=fedora-messaging/NAME` (systemd.exec(5)).
+SYSTEM_STATE = Path("/var/lib/fedora-messaging")
+# The runtime directory of an instance, likewise.
+SYSTEM_RUNTIME = Path("/run/fedora-messaging")
+CONTROL = "control"
+_DIED = "the process died"
+# In the state directory: the files of the consumer itself.
+CONSUMER_FILES = "files"
+# Messages that the flight recorder has room for at least, so that a reload may bring more slots.
+FLIGHT_ROOM = 1024
+# Seconds between two tries to open the state directory; shorter than the pauses of `expire`.
+RETRY = 0.25
+# Seconds that the service manager is asked for at each try.
+_LEASE = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The open files of an instance.
+
+    Attributes:
+        directory: Where they are; None for in memory.
+        places: How many messages the flight recorder has room for.
+    """
+
+    directory: Path | None
+    store: Store
+    flight: Flight
+    places: int
+
+    def close(self) -> None:
+        """Close them; what was written stays."""
+        self.flight.close()
+        self.store.close()
+
+
+def state_directory(instance: str, given: Path | None) -> Path:
+    """Where *instance* keeps its state.
+
+    In this order: what was *given*; ``$STATE_DIRECTORY``, as systemd sets it; for root
+    ``/var/lib/fedora-messaging/NAME``; for other users ``$XDG_STATE_HOME/fedora-messaging/NAME``,
+    which is below ``~/.local/state`` where that is not set (XDG Base Directory Specification).
+    """
+    if given is not None:
+        return given
+    if from_systemd := os.environ.get("STATE_DIRECTORY"):
+        return Path(from_systemd.partition(":")[0])
+    return users_directory(instance)
+
+
+def users_directory(instance: str) -> Path:
+    """Where *instance* keeps its state if this user runs it and says nothing of it."""
+    if os.geteuid() == 0:
+        return SYSTEM_STATE / instance
+    # A user whom no list of users has, and without $HOME, has no home.
+    own = os.path.expanduser("~").replace("~", "/")  # noqa: PTH111 -- Path.home() raises
+    home = os.environ.get("XDG_STATE_HOME") or Path(own) / ".local/state"
+    return Path(home) / "fedora-messaging" / instance
+
+
+def is_directory_given(given: Path | None) -> bool:
+    """Whether somebody said where the state is kept, on the command line or in the unit."""
+    return given is not None or bool(os.environ.get("STATE_DIRECTORY"))
+
+
+def control_socket(directory: Path) -> Path:
+    """Where the instance whose state is in *directory* listens to operators.
+
+    ``$RUNTIME_DIRECTORY`` as systemd sets it, or else the state directory.
+    """
+    return (runtime_directory() or directory) / CONTROL
+
+
+def runtime_directory() -> Path | None:
+    """``$RUNTIME_DIRECTORY`` as systemd sets it, None without it."""
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(runtime) if runtime else None
+
+
+def has_files(directory: Path) -> bool:
+    """Return whether a consumer keeps files in *directory*; False where it cannot be read."""
+    try:
+        return any(directory.iterdir())
+    except OSError:
+        return False
+
+
+def open_stores(
+    directory: Path, instance: str, framework: Framework, *, is_given: bool = True
+) -> Stores:
+    """Open the store and the flight recorder, and make the directory where it is missing.
+
+    Args:
+        directory: The state directory.
+        instance: The instance's name.
+        framework: Says how much is kept, and whether anything is.
+        is_given: Whether somebody said that it is this directory. Where nobody did, and it cannot
+            be made, the instance runs without one.
+
+    Raises:
+        ConfigurationError: They can be opened only after somebody changed something.
+        StoreError: They may be opened later: another process has them, or the disk is full.
+    """
+    limits, places = store_limits(framework), max(framework.at_once, FLIGHT_ROOM)
+    if framework.store is StoreKind.MEMORY:
+        _log.info("%s", _WITHOUT)
+        _tell_of_rows(directory)
+        return _in_memory(places)
+    try:
+        with described(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = Store.open(directory, instance=instance, limits=limits)
+        # One more is in flight while it is decoded for its ordering key.
+        flight = _open_flight(directory, store, places + 1)
+    except StoreError as error:
+        if not is_given and _can_never_be_made(directory, error):
+            return _without_directory(error, framework, places)
+        if not error.lasting:
+            raise
+        # It names the file and the cure itself.
+        raise ConfigurationError(Problem("", str(error))) from error
+    return Stores(directory, store, flight, places)
+
+
+def wait_for_stores(
+    open_them: Callable[[], Stores],
+    patience: float,
+    notifier: Notifier,
+    clock: Clock,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Stores:
+    """Open the stores, and try again while another process has them or the disk is full.
+
+    Args:
+        open_them: See :func:`open_stores`.
+        patience: Wait for so many seconds at most.
+        notifier: Told what the instance waits for.
+        clock: Measures the wait.
+        sleep: Waits for so many seconds.
+
+    Raises:
+        ConfigurationError: They can be opened only after somebody changed something.
+        Fault: They could not be opened in that time; another start may succeed.
+    """
+    end = clock.monotonic() + patience
+    logged = ""
+    while True:
+        try:
+            return open_them()
+        except StoreError as error:
+            reason = str(error)
+        left = end - clock.monotonic()
+        if left <= 0:
+            why = f"not started within {text(patience)} (start_timeout): {reason}"
+            raise Fault(ExitCode.TEMPORARY, why)
+        if reason != logged:
+            _log.warning("waiting for the state directory: %s", reason)
+            logged = reason
+        notifier.extend(_LEASE)
+        notifier.status(f"Starting: {reason}; gives up in {about(left)}")
+        sleep(min(RETRY, left))
+
+
+# What is lost without a state directory.
+_WITHOUT = (
+    "without a store: messages that must wait are held in memory or go back to their queue; so do "
+    "those that fail at every attempt, for ever, and there is no quarantine; bytes that are no "
+    "valid message are rejected, and lost where their queue has no dead-letter exchange; a message "
+    "that kills the process is not known the next time"
+)
+
+
+def _in_memory(places: int) -> Stores:
+    return Stores(None, NoStore(), Flight(image(places + 1)), places)
+
+
+def _can_never_be_made(directory: Path, error: StoreError) -> bool:
+    """Whether there is no place for state, nor ever was: none has messages that wait."""
+    is_read_only = getattr(error.__cause__, "errno", None) == errno.EROFS
+    return (error.lasting or is_read_only) and not os.path.exists(directory / DATABASE)  # noqa: PTH110
+
+
+def _without_directory(error: StoreError, framework: Framework, places: int) -> Stores:
+    if framework.ordering is not Ordering.NONE:
+        what = f'{error}; ordering = "{framework.ordering.value}" cannot do without it'
+        raise ConfigurationError(Problem("", what)) from error
+    _log.warning("%s", error)
+    cure = 'set store = "memory" in [consumer_config.framework] where that is what you want'
+    _log.warning("this instance runs %s; %s", _WITHOUT, cure)
+    return _in_memory(places)
+
+
+def _tell_of_rows(directory: Path) -> None:
+    """Name the messages of a former store: nobody runs them."""
+    with suppress(StoreError), closing(Store.read(directory)) as store:
+        stats = store.stats()
+        rows = stats.deferred + stats.quarantined + stats.replaying
+        if rows:
+            cure = 'start once with store = "disk", or replay them'
+            _log.warning("%d messages in %s are not run: %s", rows, directory / DATABASE, cure)
+
+
+def store_limits(framework: Framework) -> Limits:
+    """How much the store keeps."""
+    return Limits(framework.quarantine_max_age, framework.quarantine_max_bytes)
+
+
+def _open_flight(directory: Path, store: Store, places: int) -> Flight:
+    try:
+        flight, wreckage = Flight.open(directory, places)
+    except BaseException:
+        store.close()
+        raise
+    for survivor in wreckage.survivors:
+        _log.warning(
+            "%s while message %s of %s was handled: crash %d of it",
+            "the process was restarted for handler_timeout" if survivor.hung else _DIED,
+            printable(survivor.message_id),
+            survivor.queue,
+            survivor.crashes,
+            extra=fields(survivor.message_id, "", survivor.queue),
+        )
+    return flight

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What differs between two configurations, and what it takes to bring that into force.
+
+The bindings of a configuration, one by one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from .parsing import FRAMEWORK
+from .problems import toml_path
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from .model import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One routing key that brings messages of an exchange to a queue.
+
+    Attributes:
+        queue: What the configuration calls it; ``""`` for one that the broker names.
+    """
+
+    queue: str
+    exchange: str
+    routing_key: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f'"{self.queue}" to "{self.exchange}" with "{self.routing_key}"'
+
+
+def bound(settings: Settings) -> list[Bound]:
+    """List the bindings of *settings*, in their order, each once."""
+    found: list[Bound] = []
+    for binding in settings.bindings:
+        for key in binding.routing_keys:
+            one = Bound(binding.queue, binding.exchange, key, binding.arguments)
+            if one not in found:
+                found.append(one)
+    return found
+
+
+def without(some: Sequence[Bound], others: Sequence[Bound]) -> list[Bound]:
+    """Return those of *some* that are not among *others*."""
+    return [one for one in some if one not in others]
+
+
+class Takes(Enum):
+    """What it takes to bring a changed setting into force."""
+
+    RELOAD = "reload"  # it changes while messages are handled
+    RECONNECT = "reconnect"  # it changes with the next connection, which is made
+    RESTART = "restart"  # the instance goes on with what it has until it is started again
+
+
+# By the path of a key: the keys below [consumer_config.framework] have a table of their own.
+TABLE: Mapping[str, Takes] = {
+    "amqp_url": Takes.RESTART,
+    "client_properties": Takes.RESTART,
+    "publish_exchange": Takes.RELOAD,
+    "topic_prefix": Takes.RELOAD,
+    "publish_priority": Takes.RELOAD,
+    "passive_declares": Takes.RESTART,
+    "exchanges": Takes.RELOAD,
+    "queues": Takes.RESTART,
+    "bindings": Takes.RELOAD,
+    "qos.prefetch_size": Takes.RESTART,
+    "qos.prefetch_count": Takes.RELOAD,
+    "callback": Takes.RESTART,
+    "monitoring": Takes.RESTART,
+    "consumer_config": Takes.RELOAD,
+    "tls.ca_cert": Takes.RECONNECT,
+    "tls.certfile": Takes.RECONNECT,
+    "tls.keyfile": Takes.RECONNECT,
+    "log_config": Takes.RELOAD,
+}
+FRAMEWORK_TABLE: Mapping[str, Takes] = {
+    "brokers": Takes.RESTART,
+    "slots": Takes.RELOAD,
+    "read_ahead": Takes.RELOAD,
+    "read_ahead_bytes": Takes.RELOAD,
+    "ordering": Takes.RESTART,
+    "ordering_key": Takes.RESTART,
+    "handler_timeout": Takes.RELOAD,
+    "start_timeout": Takes.RESTART,
+    "batch": Takes.RELOAD,
+    "rate": Takes.RELOAD,
+    "burst": Takes.RELOAD,
+    "store": Takes.RESTART,
+    "quarantine_max_age": Takes.RELOAD,
+    "quarantine_max_bytes": Takes.RELOAD,
+    "recovery": Takes.RELOAD,
+}
+
+# What is in these may be a secret.
+_UNSPOKEN = ("amqp_url", "client_properties", "consumer_config", "log_config", "tls")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key whose value is another one now.
+
+    Attributes:
+        path: Its TOML path.
+        takes: What it takes to bring that into force.
+        text: How it changed, for people; never a value that may be a secret.
+    """
+
+    path: str
+    takes: Takes
+    text: str = "changed"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
+def changes(
+    old: Settings, new: Settings, files: Collection[str] = (), waiting: Collection[str] = ()
+) -> tuple[Change, ...]:
+    """Compare two configurations.
+
+    Args:
+        old: The settings in force.
+        new: The settings to come.
+        files: The keys of ``[tls]`` whose files have other contents than when they were read.
+        waiting: Paths that take a restart for a reason that is not in the tables.
+    """
+    found = [*_top(old, new, files), *_framework(old, new)]
+    if any(change.path == "callback" for change in found):
+        # Its settings are of no use to the callback that goes on.
+        waiting = {*waiting, *(c.path for c in found if is_authors(c.path))}
+    return tuple(
+        Change(change.path, Takes.RESTART, change.text) if change.path in waiting else change
+        for change in found
+    )
+
+
+def in_force(old: Settings, new: Settings, found: Collection[Change]) -> Settings:
+    """Return *new* with the values of *old* where a change waits for a restart.
+
+    Args:
+        old: The settings in force.
+        new: The settings to come.
+        found: How they differ (:func:`changes`).
+    """
+    kept = {change.path for change in found if change.takes is Takes.RESTART}
+    top = {path.partition(".")[0] for path in kept} & _WHOLE
+    update: dict[str, Any] = {key: getattr(old, key) for key in top}
+    if "qos.prefetch_size" in kept:
+        size = old.qos.prefetch_size
+        update["qos"] = new.qos.model_copy(update={"prefetch_size": size})
+    if any(_is_in(path, "queues") for path in kept):
+        update["queues"] = old.queues
+        update["bindings"] = [b for b in new.bindings if b.queue in old.queues]
+        # What is no more in the file is consumed from until the restart.
+        update["bindings"] += [b for b in old.bindings if b.queue not in new.queues]
+    update["consumer_config"] = _consumer_config(old, new, kept)
+    return new.model_copy(update=update)
+
+
+# Tables and keys that stay whole where they wait.
+_WHOLE = {"amqp_url", "client_properties", "passive_declares", "callback", "monitoring"}
+
+
+def _consumer_config(old: Settings, new: Settings, kept: set[str]) -> dict[str, Any]:
+    source = old if any(map(is_authors, kept)) else new
+    own = {key: value for key, value in source.consumer_config.items() if key != "framework"}
+    framework = dict(_written(new))
+    for key in FRAMEWORK_TABLE:
+        if not any(_is_in(path, f"{FRAMEWORK}.{key}") for path in kept):
+            continue
+        framework.pop(key, None)
+        if key in _written(old):
+            framework[key] = _written(old)[key]
+    has_table = "framework" in old.consumer_config or "framework" in new.consumer_config
+    return {**own, "framework": framework} if has_table else own
+
+
+def _top(old: Settings, new: Settings, files: Collection[str]) -> Iterator[Change]:
+    for path, takes in TABLE.items():
+        before, after = _value(old, path), _value(new, path)
+        if path in {"queues", "consumer_config"}:
+            yield from _keys(path, takes, before, after)
+        elif path == "bindings":
+            yield from _bindings(old, new)
+        elif before != after:
+            yield Change(path, takes, _how(path, before, after))
+        elif path.startswith("tls.") and path.removeprefix("tls.") in files:
+            yield Change(path, takes, "the file has other contents")
+
+
+def _framework(old: Settings, new: Settings) -> Iterator[Change]:
+    before, after = old.framework, new.framework
+    for key, takes in FRAMEWORK_TABLE.items():
+        if getattr(before, key) == getattr(after, key):
+            continue
+        path = f"{FRAMEWORK}.{key}"
+        inner = _tables(before, after, key)
+        if inner is None:
+            yield Change(path, takes, _said(_written(old).get(key), _written(new).get(key)))
+            continue
+        was, now = _written(old).get(key, {}), _written(new).get(key, {})
+        for name in inner:
+            yield Change(f"{path}.{name}", takes, _said(was.get(name), now.get(name)))
+
+
+def _tables(before: Any, after: Any, key: str) -> list[str] | None:
+    """The keys in which two tables differ; None where one is no table."""
+    one, other = getattr(before, key), getattr(after, key)
+    if not (hasattr(one, "model_fields_set") and hasattr(other, "model_fields_set")):
+        return None
+    return [name for name in type(one).model_fields if getattr(one, name) != getattr(other, name)]
+
+
+def _keys(
+    path: str, takes: Takes, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[Change]:
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key) == after.get(key) or (path == "consumer_config" and key == "framework"):
+            continue
+        how = "new" if key not in before else "gone" if key not in after else "changed"
+        yield Change(toml_path(path, (key,)), takes, how)
+
+
+def _bindings(old: Settings, new: Settings) -> Iterator[Change]:
+    before, after = bound(old), bound(new)
+    for one in without(after, before):
+        yield Change("bindings", TABLE["bindings"], f"{one}: new")
+    for one in without(before, after):
+        yield Change("bindings", TABLE["bindings"], f"{one}: gone")
+
+
+def _value(settings: Settings, path: str) -> Any:
+    value: Any = settings
+    for key in path.split("."):
+        value = getattr(value, key)
+    return value
+
+
+def _written(settings: Settings) -> Mapping[str, Any]:
+    table: Mapping[str, Any] = settings.consumer_config.get("framework", {})
+    return table
+
+
+def _how(path: str, before: Any, after: Any) -> str:
+    if path.partition(".")[0] in _UNSPOKEN:
+        return "new" if before is None else "gone" if after is None else "changed"
+    return _said(before, after)
+
+
+def _said(before: Any, after: Any) -> str:
+    return f"{_text(before)} -> {_text(after)}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "default"
+    return json.dumps(value.model_dump() if hasattr(value, "model_dump") else value, default=str)
+
+
+def is_authors(path: str) -> bool:
+    """Whether the key at *path* belongs to the author of the consumer."""
+    return _is_in(path, "consumer_config") and not _is_in(path, FRAMEWORK)
+
+
+def _is_in(path: str, table: str) -> bool:
+    return path == table or path.startswith((f"{table}.", f"{table}["))

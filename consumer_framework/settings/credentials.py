@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``credential:NAME`` in a configuration: where it stands, and what takes its place.
+
+Credentials are systemd's (systemd.exec(5), "Credentials"): files that it gives to one service.
+Where they are is no matter of this module.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import quote, unquote
+
+from consumer_framework.core.errors import Problem
+
+from .problems import toml_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .problems import Location
+
+    _Value = TypeVar("_Value")
+
+SCHEME = "credential:"
+# systemd.exec(5), "SetCredential=": a file name of ASCII characters without ":" and controls.
+_NAME = re.compile(r"[ -.0-9;-~]{1,255}", re.ASCII)
+# The password of a URL. One that is itself "credential:..." is written with %3A.
+_IN_URL = re.compile(r"(amqps?://[^/?#@:]*:)credential:([^/?#@]*)(@.*)", re.DOTALL)
+_FILES = {("tls", "ca_cert"), ("tls", "certfile"), ("tls", "keyfile")}
+_URL = ("amqp_url",)
+_BROKERS = ("consumer_config", "framework", "brokers")
+# Stand for what is not known: a URL, and a password in one.
+_ANY_URL = "amqps://"
+_ANY_PASSWORD = "unknown"  # noqa: S105 -- it is none
+
+
+class UnavailableError(Exception):
+    """A credential cannot be had.
+
+    Args:
+        what: What is wrong, as the rest of a line that names the credential.
+        cure: What to do.
+        elsewhere: The service itself may well have it; this process cannot see it.
+    """
+
+    def __init__(self, what: str, cure: str, *, elsewhere: bool = False) -> None:
+        super().__init__(what)
+        self.what = what
+        self.cure = cure
+        self.elsewhere = elsewhere
+
+
+class Credentials(Protocol):
+    """Where credentials come from. Every method raises :class:`UnavailableError`."""
+
+    def text(self, name: str) -> str:
+        """Return what the credential says, without one newline at its end."""
+        ...
+
+    def file(self, name: str) -> str:
+        """Return the name of a file that has it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One ``credential:NAME``.
+
+    Attributes:
+        path: The TOML path of the string that it is in.
+        name: The credential's name.
+    """
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Substituted:
+    """A configuration with credentials in the place of their names.
+
+    Attributes:
+        document: The configuration.
+        problems: The credentials that cannot be had.
+        unseen: Those that only the service itself can have. Something stands for them.
+    """
+
+    document: dict[str, Any]
+    problems: tuple[Problem, ...] = ()
+    unseen: tuple[Problem, ...] = ()
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """The TOML paths of what is not to be had."""
+        return frozenset(problem.path for problem in (*self.problems, *self.unseen))
+
+
+def references(document: dict[str, Any]) -> tuple[Reference, ...]:
+    """Return every credential that *document* names."""
+    found = []
+
+    def note(location: Location, text: str) -> str:
+        split = _split(location, text)
+        if split is not None:
+            found.append(Reference(toml_path("", location), split[1]))
+        return text
+
+    _mapped(document, (), note)
+    return tuple(found)
+
+
+def substitute(document: dict[str, Any], credentials: Credentials) -> Substituted:
+    """Put credentials in the place of their names.
+
+    A string that is ``credential:NAME`` becomes the credential's text; of ``[tls]``, the name of
+    its file. ``amqp_url`` may have it for the password alone: ``amqps://USER:credential:NAME@HOST``.
+    What a credential says is taken as it is, and not looked at for names of others.
+
+    Args:
+        document: A configuration as it is written.
+        credentials: Where they come from.
+    """
+    problems: list[Problem] = []
+    unseen: list[Problem] = []
+
+    def replace(location: Location, text: str) -> str:
+        split = _split(location, text)
+        if split is None:
+            return text
+        before, name, after = split
+        path = toml_path("", location)
+        try:
+            value = _value(location, name, credentials)
+        except UnavailableError as error:
+            what = f'the credential "{name}" {error.what}'
+            (unseen if error.elsewhere else problems).append(Problem(path, what, error.cure))
+            return _stand_in(location, split, text)
+        return f"{before}{quote(value, safe='')}{after}" if before else value
+
+    result = _mapped(document, (), replace)
+    return Substituted(result, tuple(problems), tuple(unseen))
+
+
+def _split(location: Location, text: str) -> tuple[str, str, str] | None:
+    """What is before a credential's name, the name, and what is after; None for no name."""
+    if text.startswith(SCHEME):
+        return "", text.removeprefix(SCHEME), ""
+    in_url = _IN_URL.fullmatch(text) if _is_url(location) else None
+    return (in_url[1], unquote(in_url[2]), in_url[3]) if in_url else None
+
+
+def _is_url(location: Location) -> bool:
+    return location == _URL or location[:-1] == _BROKERS
+
+
+def _value(location: Location, name: str, credentials: Credentials) -> str:
+    if not _NAME.fullmatch(name) or name in {".", ".."}:
+        what = "can have no such name"
+        raise UnavailableError(what, 'use 1 to 255 ASCII characters without "/" and ":"')
+    return credentials.file(name) if location in _FILES else credentials.text(name)
+
+
+def _stand_in(location: Location, split: tuple[str, str, str], text: str) -> str:
+    """What lets the rest of a configuration be looked at."""
+    if not _is_url(location):
+        return text
+    before, _, after = split
+    return f"{before}{_ANY_PASSWORD}{after}" if before else _ANY_URL
+
+
+def _mapped(
+    value: _Value, location: Location, change: Callable[[Location, str], str]
+) -> _Value | Any:
+    """Return *value* with *change* applied to every string in it."""
+    match value:
+        case str():
+            return change(location, value)
+        case dict():
+            return {key: _mapped(inner, (*location, key), change) for key, inner in value.items()}
+        case list():
+            return [_mapped(inner, (*location, i), change) for i, inner in enumerate(value)]
+    return value

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A store without a disk."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from consumer_framework.core.memory import Twins
+from consumer_framework.core.ordering import Blocker, behind
+from consumer_framework.core.ports import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.errors import StoreError
+
+    _Key: TypeAlias = tuple[str, str, str, bytes, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    key: _Key
+    delivery: Delivery
+    until: float | None = None
+    reason: str = ""
+
+
+class FakeStore(Store):
+    """A :class:`.Store` that keeps everything in memory.
+
+    Attributes:
+        error: What the disk says to every write; None while it works. A write that failed left
+            nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self.error: StoreError | None = None
+        self._rows: dict[int, _Row] = {}
+        self._twins = Twins()
+        self._latest = 0
+
+    async def defer(self, delivery: Delivery, until: float) -> None:
+        """Keep *delivery* to run again at *until* seconds since the epoch."""
+        await self._commit()
+        self._put(_Row(_key(delivery), delivery, until))
+
+    async def quarantine(self, delivery: Delivery, reason: str) -> None:
+        """Keep *delivery* for an operator."""
+        await self._commit()
+        self._put(_Row(_key(delivery), delivery, None, reason))
+
+    async def remove(self, row: int) -> None:
+        """Forget a row."""
+        await self._commit()
+        self._rows.pop(row, None)
+
+    async def rebase(self, now: float) -> int:  # noqa: ARG002 -- as the port has it
+        """Bring forward what was deferred by a clock that was ahead; keeps no such times."""
+        await self._commit()
+        return 0
+
+    def drop(self, row: int) -> None:
+        """Forget a row at once, as an operator has it."""
+        self._rows.pop(row, None)
+
+    def is_open(self, delivery: Delivery) -> bool:
+        """Whether a row of this message waits."""
+        return self._twins.is_known(delivery, self._has_equal)
+
+    def _has_equal(self, delivery: Delivery) -> bool:
+        return any(row.key == _key(delivery) for row in self._rows.values())
+
+    def due(self, now: float, limit: int, out: Collection[int] = ()) -> list[Delivery]:
+        """At most *limit* messages whose time has come at *now*, the longest due first."""
+        due = sorted(waiting for waiting in self._waiting(out) if waiting[0] <= now)
+        return [self._rows[number].delivery for _, number in due[:limit]]
+
+    def next_due(self, out: Collection[int] = ()) -> float | None:
+        """When the next one is due, in seconds since the epoch; None for never."""
+        return min((until for until, _ in self._waiting(out)), default=None)
+
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Whether a row of *lane* stands before *row*; for row 0 any one does."""
+        return self.blocked_by(lane, row) is not None
+
+    def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
+        """The first row of *lane*, None where none stands before *row*."""
+        first = min(self._lane(lane), default=None)
+        if first is None or (row and first >= row):
+            return None
+        until = self._rows[first].until
+        return Blocker(first, "quarantined" if until is None else "deferred", until)
+
+    @property
+    def deferred(self) -> list[tuple[Delivery, float]]:
+        """What is deferred and until when, in the order in which it first came."""
+        rows = self._rows.values()
+        return [(row.delivery, row.until) for row in rows if row.until is not None]
+
+    @property
+    def quarantined(self) -> list[tuple[Delivery, str]]:
+        """What is quarantined and why, in the order in which it first came."""
+        return [(row.delivery, row.reason) for row in self._rows.values() if row.until is None]
+
+    async def _commit(self) -> None:
+        # As with a disk, something else may happen before a write is done.
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+
+    def _waiting(self, out: Collection[int]) -> list[tuple[float, int]]:
+        """What is deferred and first of its lane: when it is due, and its number."""
+        first: dict[str, int] = {}
+        for number, row in sorted(self._rows.items()):
+            first.setdefault(row.delivery.lane, number)
+        return [
+            (row.until, number)
+            for number, row in self._rows.items()
+            if row.until is not None
+            and number not in out
+            and (not row.delivery.lane or first[row.delivery.lane] == number)
+        ]
+
+    def _lane(self, lane: str) -> list[int]:
+        return [n for n, row in self._rows.items() if lane and row.delivery.lane == lane]
+
+    def _quarantine_followers(self, lane: str) -> None:
+        rows = sorted(self._lane(lane))
+        first = next((number for number in rows if self._rows[number].until is None), None)
+        for number in rows:
+            row = self._rows[number]
+            if first is not None and number > first and row.until is not None:
+                self._rows[number] = replace(row, until=None, reason=behind(first))
+
+    def _put(self, row: _Row) -> None:
+        number = row.delivery.row
+        if number and number not in self._rows:
+            # It was dropped while it ran.
+            return
+        is_another = self._twins.is_another(row.delivery)
+        if not number and not is_another:
+            number = next((n for n, old in self._rows.items() if old.key == row.key), 0)
+        if number not in self._rows:
+            number = self._latest = self._latest + 1
+        first = self._rows.get(number, row)
+        delivery = replace(
+            row.delivery,
+            generation=0,
+            delivery_tag=number,
+            row=number,
+            lane=first.delivery.lane,
+            replayed=False,
+            arrived_at=0.0,
+        )
+        self._rows[number] = replace(row, key=first.key, delivery=delivery)
+        self._quarantine_followers(delivery.lane)
+
+
+def _key(delivery: Delivery) -> _Key:
+    headers = repr(delivery.published_headers)
+    return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body, headers
