@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fm-consumer behaves as one thing grows: backlog, slots, schemas, quarantine."""
+"""Measure fm-consumer as one quantity grows: backlog, slots, schemas, quarantine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pika import BasicProperties
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.testing import make_delivery
 
 from . import catalogue, messages, runs
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .measure import Figures
 
 WARM_UP = 500
-"""Messages before the clock starts: what happens once in a process's life is no part of a curve."""
+"""Messages before the clock starts: one-time work of a process is no part of a curve."""
 WORK_MS = 10
-"""How long the handler of the curve of slots takes."""
+"""Seconds that the handler of the curve of slots takes."""
 PER_SLOT = 200
 """Messages for each slot: about two seconds."""
 FAILING = int(os.environ.get("BENCH_FAILING_MESSAGES", "50000"))
@@ -38,14 +38,14 @@ FAILING = int(os.environ.get("BENCH_FAILING_MESSAGES", "50000"))
 
 @dataclass(frozen=True)
 class Curve:
-    """One thing that grows.
+    """One quantity that grows.
 
     Attributes:
         title: The title of its plot.
-        axis: What x counts.
+        axis: The unit of x.
         points: The values of x.
-        measure: Measures one point: broker's URL, samples, x, and how many messages take about as
-            long as a run of throughput.
+        measure: Measures one point. Takes the broker's URL, samples, x, and the number of messages
+            that takes about as long as a run of throughput.
     """
 
     title: str
@@ -81,13 +81,13 @@ def schemas(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
 def quarantine(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
     """Handle messages while *x* are quarantined."""
     load = runs.Load(steady + WARM_UP, samples, WARM_UP)
-    return runs.throughput(url, ours("quarantine"), load, lambda task: fill_journal(task, x))
+    return runs.throughput(url, ours("quarantine"), load, lambda task: fill_store(task, x))
 
 
 def failing(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
     """Handle messages of which *x* % always fail, by the default policy.
 
-    A message is counted at its first attempt: how fast the good ones go on is what matters.
+    A message counts at its first attempt: the curve shows the rate of the good messages.
     """
     load = runs.Load(FAILING + WARM_UP, samples, WARM_UP, fails=True)
     peer = ours("failing", "framework:Failing")
@@ -97,7 +97,7 @@ def failing(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
 def due(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
     """Handle *x* deferred messages that are due at once."""
     load = runs.Load(x, samples, skip=x // 10, rows=x)
-    return runs.throughput(url, ours("due"), load, lambda task: fill_journal(task, x, due=True))
+    return runs.throughput(url, ours("due"), load, lambda task: fill_store(task, x, due=True))
 
 
 CURVES = {
@@ -113,7 +113,7 @@ CURVES = {
     ),
     "schemas": Curve("Message schemas in use", "schemas", [1, 10, 50, 100, 500], schemas),
     "quarantine": Curve(
-        "Quarantined messages in the journal", "rows", [0, 10**3, 10**4, 10**5, 10**6], quarantine
+        "Quarantined messages in the store", "rows", [0, 10**3, 10**4, 10**5, 10**6], quarantine
     ),
 }
 
@@ -166,7 +166,7 @@ for number in range({count}):
 
 
 def install_schemas(task: catalogue.Task, count: int) -> dict[str, str]:
-    """Make a distribution of *count* schemas, and return the variable that has it found."""
+    """Make a distribution of *count* schemas, and return the variable that lets Python find it."""
     library = task.directory / "library"
     metadata = library / "bench_schemas-1.dist-info"
     metadata.mkdir(parents=True)
@@ -190,25 +190,25 @@ SELECT randomblob(32), 'row-' || n, {_COLUMNS} FROM numbers, messages WHERE mess
 """
 
 
-def fill_journal(task: catalogue.Task, rows: int, *, due: bool = False) -> None:
-    """Make a journal with *rows* messages: copies of one that the journal wrote.
+def fill_store(task: catalogue.Task, rows: int, *, due: bool = False) -> None:
+    """Make a store with *rows* messages: copies of one that the store wrote.
 
     Args:
-        task: Its directory gets the journal.
-        rows: How many.
-        due: Whether they are deferred, and due; otherwise they are quarantined.
+        task: The task whose directory gets the store.
+        rows: The number of messages.
+        due: True for deferred messages that are due; otherwise they are quarantined.
     """
     state = task.directory / "state"
     state.mkdir()
     if rows:
         asyncio.run(_put_one(state, task.queue, messages.samples()[0], due=due))
     if rows > 1:
-        with closing(sqlite3.connect(state / "journal.sqlite3")) as connection, connection:
+        with closing(sqlite3.connect(state / "store.sqlite3")) as connection, connection:
             connection.execute(_MULTIPLY, (rows - 1,))
 
 
 async def _put_one(state: Path, queue: str, sample: Sample, *, due: bool) -> None:
-    journal = Journal.open(state, limits=Limits(max_bytes=2**30, max_age=None))
+    store = Store.open(state, limits=Limits(max_bytes=2**30, max_age=None))
     properties = BasicProperties(
         message_id="row-1",
         content_type="application/json",
@@ -220,7 +220,7 @@ async def _put_one(state: Path, queue: str, sample: Sample, *, due: bool) -> Non
     )
     delivery = replace(made, properties=properties)
     if due:
-        await journal.defer(delivery, 0.0)
+        await store.defer(delivery, 0.0)
     else:
-        await journal.quarantine(delivery, "ValueError: the benchmark's")
-    journal.close()
+        await store.quarantine(delivery, "ValueError: the benchmark's")
+    store.close()

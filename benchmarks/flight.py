@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measures what the flight recorder costs a message: took off and landed.
+"""Measure the cost of the flight recorder for a message: took off and landed.
 
     python benchmarks/flight.py [--json] [--runs N] [--messages N]
 
-The file is in the directory that --directory names, or in one made for temporary files.
+The file is in the directory that --directory names, or else in a temporary one.
 """
 
 from __future__ import annotations

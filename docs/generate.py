@@ -65,7 +65,7 @@ _HARNESS = (
     *("unsettled", "requeued", "attempts", "runs"),
 )
 _BROKER = ("missing", "port", "url", "url_for", "start", "stop")
-# The parsed defaults say less than what an author writes.
+# An author writes more than the parsed defaults show.
 _SIGNATURES = {
     "Recovery": (
         'Recovery(*, immediate=1, delays=("10s", "1m", "5m"), hold_slots=4, ack_timeout="30m", '

@@ -32,7 +32,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Self, TypeAlias
 from zlib import crc32
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,7 +112,7 @@ class Wreckage:
 class Flight:
     """A :class:`.FlightRecorder` in *buffer*, which holds what :func:`image` makes.
 
-    Not for two processes at once: whoever opens it holds the state directory (the journal's lock).
+    Not for two processes at once: whoever opens it holds the state directory (the store's lock).
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -140,7 +140,7 @@ class Flight:
             places: How many messages are in a handler at most, 1 or more.
 
         Raises:
-            JournalError: The file cannot be read or written there, or the disk is full. What the
+            StoreError: The file cannot be read or written there, or the disk is full. What the
                 former process left is still there.
         """
         path = directory / NAME
@@ -150,7 +150,7 @@ class Flight:
             flight = cls(_create(path, image(places, crashed.values())))
         except OSError as error:
             lasting = isinstance(error, PermissionError | IsADirectoryError)
-            raise JournalError(f"{path}: {error.strerror or error}", lasting=lasting) from error
+            raise StoreError(f"{path}: {error.strerror or error}", lasting=lasting) from error
         survivors = tuple(crashed[key] for key in _count(former.survivors))
         return flight, replace(former, survivors=survivors)
 

@@ -154,7 +154,7 @@ def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
         )
         return
     for step in explanation.steps:
-        kept = "held unacknowledged" if step.held else "kept in the journal"
+        kept = "held unacknowledged" if step.held else "kept in the store"
         waits = f"about {duration(step.after)}, {kept} meanwhile" if step.after else "0 s: at once"
         yield f"attempt {step.attempt}", f"after {waits}"
 

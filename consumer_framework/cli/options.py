@@ -120,7 +120,7 @@ def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Wh
         click.UsageError: None is named.
         ConfigurationError: No instance can have that name.
     """
-    # Late: it imports the journal, and with it half of what `run` needs.
+    # Late: it imports the store, and with it half of what `run` needs.
     from consumer_framework.runtime.stores import state_directory  # noqa: PLC0415
 
     if conf is None and not given:

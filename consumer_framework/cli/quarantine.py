@@ -15,10 +15,10 @@ import click
 from . import terminal
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
 from .quarantine_orders import drop, expire, replay
-from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_journal, row_numbers
+from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
 from .terminal import Command, Refusal, plural
 
-# The journal brings half of what `run` needs: --help and shell completion must be quick.
+# The store brings half of what `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -97,17 +97,17 @@ def list_(
         or filters["state"] != "quarantined"
         or any(filters[name] is not None for name in ("topic", "fingerprint", "queue", "limit"))
     )
-    with closing(open_journal(at)) as journal:
+    with closing(open_store(at)) as store:
         if by_row:
-            _list_rows(journal, at, filters, as_json=as_json)
+            _list_rows(store, at, filters, as_json=as_json)
         else:
-            _list_groups(journal, at, as_json=as_json)
+            _list_groups(store, at, as_json=as_json)
 
 
-def _list_groups(journal: Reader, at: Where, *, as_json: bool) -> None:
+def _list_groups(store: Reader, at: Where, *, as_json: bool) -> None:
     from . import views  # noqa: PLC0415
 
-    groups = journal.groups()
+    groups = store.groups()
     if as_json:
         terminal.print_json([asdict(group) for group in groups])
         return
@@ -121,15 +121,15 @@ def _list_groups(journal: Reader, at: Where, *, as_json: bool) -> None:
     click.echo(terminal.faint(f"  {at.command('show', groups[0].sample.id)}"))
 
 
-def _list_rows(journal: Reader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
+def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
     from . import views  # noqa: PLC0415
 
     limit, state = filters.pop("limit"), filters.pop("state")
-    if filters["fingerprint"] is not None and state == "quarantined" and journal.groups():
-        filters["fingerprint"] = find_fingerprint(journal, filters["fingerprint"])
+    if filters["fingerprint"] is not None and state == "quarantined" and store.groups():
+        filters["fingerprint"] = find_fingerprint(store, filters["fingerprint"])
     # One more than asked for tells whether there are more.
     most = -1 if limit is None else limit + 1
-    rows = journal.rows(state=None if state == "any" else state, limit=most, **filters)
+    rows = store.rows(state=None if state == "any" else state, limit=most, **filters)
     shown = rows[:limit]
     if as_json:
         terminal.print_json([asdict(row) for row in shown])
@@ -169,10 +169,10 @@ def show(
     numbers = row_numbers(at.rest)
     if len(numbers) != 1:
         raise click.UsageError("name one ROW")
-    with closing(open_journal(at)) as journal:
-        [row] = find_rows(journal, numbers, at)
-        delivery = journal.delivery(row.id)
-        first = None if row.behind is None else journal.row(row.behind)
+    with closing(open_store(at)) as store:
+        [row] = find_rows(store, numbers, at)
+        delivery = store.delivery(row.id)
+        first = None if row.behind is None else store.row(row.behind)
     if delivery is None:
         raise Refusal(f"row {row.id} is gone now")
     if as_json:
@@ -222,10 +222,10 @@ def export(
     Nothing changes in quarantine.
     """
     at = where(words, conf, state_dir)
-    with closing(open_journal(at)) as journal:
+    with closing(open_store(at)) as store:
         everything = fingerprint is None and not at.rest
-        rows = choose(journal, at, fingerprint, everything=everything)
-        lines = journal.export([row.id for row in rows])
+        rows = choose(store, at, fingerprint, everything=everything)
+        lines = store.export([row.id for row in rows])
         if target is None:
             for line in lines:
                 click.echo(line, nl=False)
@@ -271,9 +271,9 @@ def stats(
 
     at = where(words, conf, state_dir)
     no_more(at)
-    with closing(open_journal(at)) as journal:
-        found, groups = journal.stats(), journal.groups()
-    disk = sum(file.stat().st_size for file in at.directory.glob("journal.sqlite3*"))
+    with closing(open_store(at)) as store:
+        found, groups = store.stats(), store.groups()
+    disk = sum(file.stat().st_size for file in at.directory.glob("store.sqlite3*"))
     if as_json:
         causes = {group.fingerprint: group.count for group in groups}
         terminal.print_json({**asdict(found), "disk_bytes": disk, "fingerprints": causes})

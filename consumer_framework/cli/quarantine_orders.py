@@ -29,7 +29,7 @@ from consumer_framework.settings import instance_name_problem
 
 from . import options, terminal
 from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
-from .selection import FINGERPRINT, choose, open_journal
+from .selection import FINGERPRINT, choose, open_store
 from .terminal import Command, Refusal, plural
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .options import Where
 
-# The journal brings half of what `run` needs: --help and shell completion must be quick.
+# The store brings half of what `run` needs: --help and shell completion must be quick.
 
 _FAILED = 1
 
@@ -65,7 +65,7 @@ def expire(
 ) -> None:
     """Export and delete what is quarantined for longer than quarantine_max_age.
 
-    Messages go to expired.jsonl beside the journal, as lines of JSON. An instance that runs does
+    Messages go to expired.jsonl beside the store, as lines of JSON. An instance that runs does
     so itself, every hour; this is for those that are stopped, and fm-consumer-retention.timer
     calls it once a day. Without INSTANCE it looks at all that have a file in
     /etc/fedora-messaging.
@@ -245,9 +245,9 @@ def drop(  # noqa: PLR0913 -- one for each option
 ) -> None:
     """Lose messages, for ever. Asks before it does; 'export' keeps a copy."""
     at = where(words, conf, state_dir)
-    with closing(open_journal(at)) as journal:
-        rows = choose(journal, at, fingerprint, everything=everything)
-        causes = journal.groups() if fingerprint is not None and not yes else []
+    with closing(open_store(at)) as store:
+        rows = choose(store, at, fingerprint, everything=everything)
+        causes = store.groups() if fingerprint is not None and not yes else []
     _check_states(rows, ("quarantined", "deferred"))
     numbers = [row.id for row in rows]
     if numbers and not yes:
@@ -423,10 +423,10 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     """
     at = where(words, conf, state_dir)
     everything = everything or (first is not None and not at.rest and fingerprint is None)
-    with closing(open_journal(at)) as journal:
-        rows = choose(journal, at, fingerprint, everything=everything)[:first]
+    with closing(open_store(at)) as store:
+        rows = choose(store, at, fingerprint, everything=everything)[:first]
         _check_states(rows, ("quarantined",))
-        delivery = journal.delivery(rows[0].id) if do_edit and len(rows) == 1 else None
+        delivery = store.delivery(rows[0].id) if do_edit and len(rows) == 1 else None
     numbers = [row.id for row in rows]
     if do_edit:
         if delivery is None:

@@ -57,7 +57,7 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     also mends what was interrupted. A file that is no link to NAME.toml it never touches.
 
     A worker that goes finishes the messages in its handler, and gives the others back to the
-    queue. It stays while messages that it has deferred wait in its journal: nobody else would
+    queue. It stays while messages that it has deferred wait in its store: nobody else would
     run them.
     """
     file = instance_file(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Opens the journal of an instance, and finds the rows that a command names in it."""
+"""Opens the store of an instance, and finds the rows that a command names in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from consumer_framework.core.errors import ConfigurationError, JournalError, Problem
+from consumer_framework.core.errors import ConfigurationError, Problem, StoreError
 
 from .options import no_such_instance
 from .terminal import Refusal
 
-# The journal brings half of what `run` needs: --help and shell completion must be quick.
+# The store brings half of what `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -29,26 +29,26 @@ FINGERPRINT = click.option(
 )
 
 
-def open_journal(at: Where) -> Reader:
-    """Open the journal of an instance for reading.
+def open_store(at: Where) -> Reader:
+    """Open the store of an instance for reading.
 
     Raises:
         ConfigurationError: There is none, or this user may not read it.
-        JournalError: It cannot be read.
+        StoreError: It cannot be read.
     """
-    from consumer_framework.adapters.store import Journal  # noqa: PLC0415
+    from consumer_framework.adapters.store import Store  # noqa: PLC0415
     from consumer_framework.adapters.store.files import DATABASE  # noqa: PLC0415
 
     file = at.directory / DATABASE
     try:
         file.open("rb").close()
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_journal(at) from None
+        raise _no_store(at) from None
     except PermissionError:
         raise _not_permitted(file) from None
     try:
-        return Journal.read(at.directory)
-    except JournalError:
+        return Store.read(at.directory)
+    except StoreError:
         # SQLite needs a file beside it, also to read.
         if not os.access(at.directory, os.W_OK):
             raise _not_permitted(file) from None
@@ -60,7 +60,7 @@ def _not_permitted(file: Path) -> ConfigurationError:
     return ConfigurationError(Problem("", "may not be read by this user", cure), source=str(file))
 
 
-def _no_journal(at: Where) -> ConfigurationError:
+def _no_store(at: Where) -> ConfigurationError:
     if not at.file.exists():
         return no_such_instance(at.instance, at.file)
     sudo = "" if os.geteuid() == 0 else "use sudo if it runs as a system service; "
@@ -68,7 +68,7 @@ def _no_journal(at: Where) -> ConfigurationError:
         f"{sudo}name its directory with --state-dir if it has another one; "
         'an instance with store = "memory" keeps no quarantine'
     )
-    what = f"there is no journal: {at.instance} has not run with this state directory yet"
+    what = f"there is no store: {at.instance} has not run with this state directory yet"
     return ConfigurationError(Problem("", what, cure), source=str(at.directory))
 
 
@@ -84,13 +84,13 @@ def row_numbers(given: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(int(word) for word in given))
 
 
-def find_rows(journal: Reader, numbers: Sequence[int], at: Where) -> list[Row]:
+def find_rows(store: Reader, numbers: Sequence[int], at: Where) -> list[Row]:
     """Find all these rows.
 
     Raises:
         Refusal: One is not there.
     """
-    found = [(number, journal.row(number)) for number in numbers]
+    found = [(number, store.row(number)) for number in numbers]
     missing = [str(number) for number, row in found if row is None]
     if missing:
         which = f"row {missing[0]}" if len(missing) == 1 else f"rows {', '.join(missing)}"
@@ -99,13 +99,13 @@ def find_rows(journal: Reader, numbers: Sequence[int], at: Where) -> list[Row]:
     return [cast("Row", row) for _, row in found]
 
 
-def find_fingerprint(journal: Reader, wanted: str) -> str:
+def find_fingerprint(store: Reader, wanted: str) -> str:
     """Find the one fingerprint that is, or else contains, *wanted*.
 
     Raises:
         Refusal: There is none, or more than one.
     """
-    known = [group.fingerprint for group in journal.groups()]
+    known = [group.fingerprint for group in store.groups()]
     if wanted in known:
         return wanted
     fitting = [fingerprint for fingerprint in known if wanted in fingerprint]
@@ -117,7 +117,7 @@ def find_fingerprint(journal: Reader, wanted: str) -> str:
     raise Refusal(f"{wanted!r} is in {len(fitting)} fingerprints: {several}; give more of one")
 
 
-def choose(journal: Reader, at: Where, fingerprint: str | None, *, everything: bool) -> list[Row]:
+def choose(store: Reader, at: Where, fingerprint: str | None, *, everything: bool) -> list[Row]:
     """Find the rows that a command names, by their numbers or in another way.
 
     Rows of one key are in the order in which they were published.
@@ -129,7 +129,7 @@ def choose(journal: Reader, at: Where, fingerprint: str | None, *, everything: b
     if bool(numbers) + everything + (fingerprint is not None) != 1:
         raise Refusal("say which: row numbers, or --fingerprint F, or --all")
     if fingerprint is not None:
-        fingerprint = find_fingerprint(journal, fingerprint)
-    rows = find_rows(journal, numbers, at) if numbers else journal.rows(fingerprint=fingerprint)
+        fingerprint = find_fingerprint(store, fingerprint)
+    rows = find_rows(store, numbers, at) if numbers else store.rows(fingerprint=fingerprint)
     by_number = {row.id: row for row in rows}
-    return [by_number[number] for number in journal.in_lane_order(by_number)]
+    return [by_number[number] for number in store.in_lane_order(by_number)]

@@ -237,7 +237,7 @@ def status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> 
     """Show how instances are: each NAME with its workers, or all of this host.
 
     The state is systemd's. What was handled, what runs and what waits the instance tells itself,
-    which takes root or its own user; of one that does not answer, the journal tells what is
+    which takes root or its own user; of one that does not answer, the store tells what is
     deferred and quarantined. One that was started by hand is found in its state directory; its
     NAME is that of its configuration file, without .toml.
     """

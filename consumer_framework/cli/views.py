@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is in the journal, as text for people and as values for JSON."""
+"""What is in the store, as text for people and as values for JSON."""
 
 from __future__ import annotations
 

@@ -77,9 +77,9 @@ class Delivery:
         properties: The AMQP properties as they were received.
         body: The message as it was received.
         received_at: When, in seconds since the epoch.
-        arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the journal.
+        arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the store.
         history: What went wrong with it so far.
-        row: The journal's number for it where it came from there, with generation 0; else 0.
+        row: The store's number for it where it came from there, with generation 0; else 0.
         lane: What it must not overtake others of: its ordering key; "" for no such others.
         decoded: Has the message until it is taken out, where it was decoded for its lane already.
         replayed: An operator had it run again: one attempt, and back to quarantine if that fails.
@@ -183,7 +183,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The journal has the message already; it did not run again."""
+    """The store has the message already; it did not run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """An earlier message of its lane is in the journal; it did not run."""
+    """An earlier message of its lane is in the store; it did not run."""
 
 
 Outcome: TypeAlias = (

@@ -21,7 +21,7 @@ class Requeue:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Back to its queue as if it had never been delivered; what is of the journal stays there."""
+    """Back to its queue as if it had never been delivered; what is of the store stays there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """Committed to the journal, acknowledged, and run again at *until*."""
+    """Committed to the store, acknowledged, and run again at *until*."""
 
     until: float
     reason: str = ""
@@ -49,7 +49,7 @@ class Defer:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Committed to the journal with its failures, acknowledged, kept for an operator."""
+    """Committed to the store with its failures, acknowledged, kept for an operator."""
 
     reason: str
 

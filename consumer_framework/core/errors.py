@@ -180,13 +180,13 @@ class HandlerTimeoutError(ConsumerFrameworkError, TimeoutError):
     """A handler took longer than ``handler_timeout``, and was cancelled."""
 
 
-class JournalError(FrameworkError):
-    """The journal cannot be written; the message stays with the broker.
+class StoreError(FrameworkError):
+    """The store cannot be written; the message stays with the broker.
 
     Args:
         message: One line with the file and the system's reason.
         lasting: Whether it stays so until somebody changes something. Otherwise it may pass: the
-            disk is full, or another process has the journal.
+            disk is full, or another process has the store.
     """
 
     def __init__(self, message: str, *, lasting: bool = False) -> None:
@@ -194,8 +194,8 @@ class JournalError(FrameworkError):
         self.lasting = lasting
 
 
-class DamagedRowError(JournalError):
-    """A row of the journal is not what was written; the message in it cannot be run.
+class DamagedRowError(StoreError):
+    """A row of the store is not what was written; the message in it cannot be run.
 
     Args:
         row: Its number.

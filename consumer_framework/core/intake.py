@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The deliveries that wait for a slot, in the order of their arrival.
 
-Two queues share the slots: the deliveries of the broker, and the rows of the journal that are due
+Two queues share the slots: the deliveries of the broker, and the rows of the store that are due
 again. While both have something, they take turns. So a burst of retries leaves every second turn
 to new messages, and new messages never keep a retry waiting for long. A held delivery is the
 broker's, and goes before the new ones.
@@ -10,7 +10,7 @@ Keeps the deliveries with one ordering key in a lane, behind each other.
 
 The head of a lane is the only delivery of it that may be in a slot, or held. The others wait here,
 in the order in which the broker delivered them, until it has left: settled for good, or given to
-the journal, where those behind follow it.
+the store, where those behind follow it.
 
 The deliveries that wait, unacknowledged and in memory, until they are due again.
 """
@@ -80,16 +80,16 @@ class Lanes:
         """Whether anything waits behind the head of *lane*."""
         return len(self._lanes.get(lane, ())) > 1
 
-    def followers(self, lane: str, *, of_journal: bool = True) -> list[Delivery]:
+    def followers(self, lane: str, *, of_store: bool = True) -> list[Delivery]:
         """Remove and return what waits behind the head of *lane*.
 
         Args:
             lane: Its ordering key.
-            of_journal: Those that came from the journal, too.
+            of_store: Those that came from the store, too.
         """
         if lane not in self._lanes:
             return []
-        return self._remove(lane, lambda follower: of_journal or not follower.row)
+        return self._remove(lane, lambda follower: of_store or not follower.row)
 
     def discard(self, generation: int) -> list[Delivery]:
         """Remove and return the followers that came on a channel that is gone.
@@ -349,16 +349,16 @@ class Intake:
     def older_than(self, moment: float) -> list[Delivery]:
         """Remove and return what the broker delivered before *moment*, in monotonic seconds.
 
-        With a delivery of a lane go all behind it: nothing overtakes. What is of the journal stays.
+        With a delivery of a lane go all behind it: nothing overtakes. What is of the store stays.
         """
         old = []
         for head in [d for d in self._ready if d.arrived_at < moment]:
             self._ready.remove(head)
-            behind = self._lanes.followers(head.lane, of_journal=False) if head.lane else []
+            behind = self._lanes.followers(head.lane, of_store=False) if head.lane else []
             old += [head, *behind]
             self.left(head)
         for lane in self._lanes.stale(moment):
-            old += self._lanes.followers(lane, of_journal=False)
+            old += self._lanes.followers(lane, of_store=False)
         return old
 
     def close(self) -> None:

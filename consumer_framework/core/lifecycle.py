@@ -34,7 +34,7 @@ class Event(Enum):
     SUBSCRIBED = auto()
     INTERRUPTED = auto()  # one queue's channel or consumer is gone, the connection is not
     LOST = auto()  # the connection is gone, or an attempt to connect failed
-    PAUSE = auto()  # a dependency or the journal is broken
+    PAUSE = auto()  # a dependency or the store is broken
     RESUME = auto()  # it works again; the connection stands
     RESUME_OFFLINE = auto()  # it works again; there is no connection
     STOP = auto()  # SIGTERM or SIGINT

@@ -180,7 +180,7 @@ COUNT = "x-delivery-count"
 # Where nobody asks for another one.
 DEFAULT_LIMIT = 20
 DEFAULT_SINCE = (4,)
-# Why a message is put into the journal that its handler has not seen.
+# Why a message is put into the store that its handler has not seen.
 NEAR_LIMIT = "kept: the queue would drop it if it came back too often"
 
 

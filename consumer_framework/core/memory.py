@@ -13,7 +13,7 @@ Remembers the failed attempts of messages that went back to the broker.
 
 Tells a message that is delivered again from another one that is equal to it.
 
-Nothing makes publishers give their messages ids, let alone different ones. A journal that took two
+Nothing makes publishers give their messages ids, let alone different ones. A store that took two
 equal messages for one would lose the second.
 
 Runs messages that a process died with one by one, so that the culprit is known.
@@ -85,10 +85,10 @@ REMEMBERED = 10_000
 
 
 class Twins:
-    """Remembers which delivery each message of a journal came with.
+    """Remembers which delivery each message of a store came with.
 
     A row answers for one delivery on each channel: two deliveries on one channel are two messages.
-    A message without an id is never taken for one that the journal has. It may run a second time
+    A message without an id is never taken for one that the store has. It may run a second time
     where the process died before the broker was told; it is never lost.
     """
 
@@ -96,11 +96,11 @@ class Twins:
         self._latest: OrderedDict[_Key, tuple[int, int]] = OrderedDict()
 
     def is_known(self, delivery: Delivery, is_open: Callable[[Delivery], bool]) -> bool:
-        """Say whether *delivery* brings a message again that the journal has.
+        """Say whether *delivery* brings a message again that the store has.
 
         Args:
             delivery: What the broker delivered.
-            is_open: Whether the journal has an equal message.
+            is_open: Whether the store has an equal message.
         """
         if not delivery.redelivered:
             return is_open(delivery)

@@ -25,7 +25,7 @@ def is_outside(text: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """The row of the journal that goes before all others of its lane.
+    """The row of the store that goes before all others of its lane.
 
     Attributes:
         row: Its number.

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .delivery import Behind, Crashed, Known, Withdrawn
-from .errors import JournalError
+from .errors import StoreError
 from .recovery import Situation, decide
 from .settler import Settled
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
     from .memory import Run
-    from .ports import Chance, Clock, HandlerRunner, Journal, Recorder
+    from .ports import Chance, Clock, HandlerRunner, Recorder, Store
     from .recovery import Decision, Policy
     from .settler import Settler
 
@@ -34,7 +34,7 @@ class Pipeline:
 
     handler: HandlerRunner
     policy: Policy
-    journal: Journal
+    store: Store
     recorder: Recorder
     clock: Clock
     chance: Chance
@@ -43,7 +43,7 @@ class Pipeline:
     async def process(self, delivery: Delivery) -> tuple[Outcome, Decision]:
         """Take *delivery* from its arrival to its settle, or to the start of its commit.
 
-        A redelivery is recognised: where the journal has the message it is acknowledged, where
+        A redelivery is recognised: where the store has the message it is acknowledged, where
         this process has run it, or runs it now, it is settled with the outcome of that run.
 
         Returns:
@@ -58,9 +58,7 @@ class Pipeline:
             delivery = replace(delivery, history=run.history)
         waited = self.clock.monotonic() - delivery.arrived_at
         may_hold = self.settler.holds.has_room
-        situation = Situation(
-            self.clock.time(), self.chance(), may_hold, waited, self.journal.keeps
-        )
+        situation = Situation(self.clock.time(), self.chance(), may_hold, waited, self.store.keeps)
         decision = decide(delivery, outcome, self.policy, situation)
         self.settler.settle(Settled(delivery, run, outcome, decision))
         return outcome, decision
@@ -68,9 +66,9 @@ class Pipeline:
     async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
         if delivery.row in self.settler.dropped:
             return None, Known()
-        # What the journal brings back is in the journal, however it came to this process first.
+        # What the store brings back is in the store, however it came to this process first.
         if delivery.redelivered and not delivery.row:
-            if self._is_in_journal(delivery):
+            if self._is_in_store(delivery):
                 return None, Known()
             while (earlier := self.settler.unsettled.claim(delivery)) is not None:
                 outcome = await earlier.result()
@@ -83,17 +81,17 @@ class Pipeline:
             return None, Behind()
         return await self._run(delivery)
 
-    def _is_in_journal(self, delivery: Delivery) -> bool:
+    def _is_in_store(self, delivery: Delivery) -> bool:
         try:
-            return self.journal.is_open(delivery)
-        except JournalError:
+            return self.store.is_open(delivery)
+        except StoreError:
             # It runs a second time, at the worst; what cannot be written pauses the instance.
             return False
 
     def _is_blocked(self, delivery: Delivery) -> bool:
         try:
-            return self.journal.is_blocked(delivery.lane, delivery.row)
-        except JournalError:
+            return self.store.is_blocked(delivery.lane, delivery.row)
+        except StoreError:
             # It must not overtake what cannot be read; nor can this be written, so that it waits.
             return True
 

@@ -105,7 +105,7 @@ class HandlerRunner(Protocol):
         ...
 
 
-class Journal(Protocol):
+class Store(Protocol):
     """Keeps messages durably that the broker is told to forget.
 
     Every write is idempotent by the message, with its id, topic, headers and body: a process that
@@ -120,7 +120,7 @@ class Journal(Protocol):
 
     A delivery that came from a row which is gone by now writes nothing: an operator dropped it.
 
-    Every method raises :class:`.JournalError` where the disk does not take the write.
+    Every method raises :class:`.StoreError` where the disk does not take the write.
 
     Attributes:
         keeps: Whether it keeps anything. One that does not is always empty, and takes no write.

@@ -89,7 +89,7 @@ class Policy:
         rules: For exceptions that are no signals, first match first.
         defer: Seconds that the rules' ``defer`` means.
         dependency: Seconds until a message is tried again that met a broken dependency.
-        strict: Whether what may not overtake another stays on the broker, and not in the journal.
+        strict: Whether what may not overtake another stays on the broker, and not in the store.
     """
 
     schedule: tuple[float, ...] = (0.0, 10.0, 60.0, 300.0)
@@ -140,7 +140,7 @@ SHORTEST_WAIT = 1.0
 # The share of a delay that chance adds or takes away.
 JITTER = 0.2
 _HIGHEST_EXIT_CODE = 255
-# Why a message is put into the journal that its handler has not seen.
+# Why a message is put into the store that its handler has not seen.
 BEHIND = "behind an earlier message with the same key"
 
 
@@ -171,7 +171,7 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         case Withdrawn():
             return Decision(to.GiveBack(), delivery.history)
         case Behind():
-            # The journal keeps it behind the other, quarantined where that one is.
+            # The store keeps it behind the other, quarantined where that one is.
             stays = policy.strict or not situation.may_store
             behind = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
             return Decision(behind, delivery.history)

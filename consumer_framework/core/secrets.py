@@ -2,7 +2,7 @@
 """The secrets that this process knows, so that none of them is ever shown.
 
 Whoever reads a secret says so with :func:`keep`; whoever writes text for people (the log, errors,
-the status, what the journal keeps of failures) passes it through :func:`redact`. Messages
+the status, what the store keeps of failures) passes it through :func:`redact`. Messages
 themselves are never changed.
 
 A long or random secret is hidden wherever it is. A short plain word is one of thousands that a

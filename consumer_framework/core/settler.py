@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .delivery import Failed
 from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
-from .errors import JournalError
+from .errors import StoreError
 from .limits import NEAR_LIMIT
 from .recovery import Decision
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .disposition import Disposition
     from .intake import Holds
     from .memory import Histories, LostAcks, Run, Unsettled
-    from .ports import Acknowledger, FlightRecorder, Journal, Recorder
+    from .ports import Acknowledger, FlightRecorder, Recorder, Store
 
 # Seconds between two tries of a commit that the disk did not take.
 COMMIT_RETRY = 5.0
@@ -41,27 +41,27 @@ class Settled:
 
 @dataclass(slots=True)
 class Settler:
-    """Settles deliveries, those of the broker and those of the journal.
+    """Settles deliveries, those of the broker and those of the store.
 
     Attributes:
-        journal_failed: Called when a commit fails, with the reason; nothing is acknowledged.
-        journal_works: Called when every commit that failed has succeeded after all.
+        store_failed: Called when a commit fails, with the reason; nothing is acknowledged.
+        store_works: Called when every commit that failed has succeeded after all.
         done: Called when a settle is complete, and whether it was not void.
-        dropped: Rows of the journal that an operator dropped, and that are not settled yet.
-        must_keep: Says whether a message goes to the journal that would go back to its queue.
+        dropped: Rows of the store that an operator dropped, and that are not settled yet.
+        must_keep: Says whether a message goes to the store that would go back to its queue.
         watch: Called with a commit that failed by a defect: its message is not acknowledged.
     """
 
     acknowledger: Acknowledger
-    journal: Journal
+    store: Store
     flight: FlightRecorder
     recorder: Recorder
     holds: Holds
     histories: Histories
     unsettled: Unsettled
     lost_acks: LostAcks
-    journal_failed: Callable[[str], None]
-    journal_works: Callable[[], None]
+    store_failed: Callable[[str], None]
+    store_works: Callable[[], None]
     done: Callable[[Settled, bool], None]
     watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
     must_keep: Callable[[Delivery], bool] = lambda _delivery: False
@@ -72,7 +72,7 @@ class Settler:
     def recall(self, redelivery: Delivery) -> Delivery:
         """Return *redelivery* with what this process, and the one before, know of its message.
 
-        What comes from the journal has its attempts with it; how often the process died while
+        What comes from the store has its attempts with it; how often the process died while
         the handler had it is in the flight recorder alone.
         """
         known = redelivery if redelivery.row else self.histories.recall(redelivery)
@@ -138,14 +138,14 @@ class Settler:
         self._finish(what, told=is_open)
 
     def _tell(self, what: Settled) -> bool:
-        """Tell the broker what is decided, or that the journal has the message now."""
+        """Tell the broker what is decided, or that the store has the message now."""
         delivery = what.delivery
         match what.decision.disposition:
             case Requeue():
                 self.histories.keep(replace(delivery, history=what.decision.history))
                 return self.acknowledger.requeue(delivery)
             case GiveBack():
-                # What is of the journal stays there: no broker waits for it.
+                # What is of the store stays there: no broker waits for it.
                 self.histories.keep(delivery)
                 return bool(delivery.row) or self.acknowledger.give_back(delivery)
             case Halt(requeue=True):
@@ -173,7 +173,7 @@ class Settler:
         if _is_final(disposition):
             self.flight.forget(delivery)
 
-    # What the journal has to take first.
+    # What the store has to take first.
 
     def _spawn(self, settling: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(settling)
@@ -206,8 +206,8 @@ class Settler:
             except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
                 self._failing += not failed
                 failed = True
-                known = isinstance(error, JournalError)
-                self.journal_failed(str(error) if known else f"the journal failed: {error!r}")
+                known = isinstance(error, StoreError)
+                self.store_failed(str(error) if known else f"the store failed: {error!r}")
                 await asyncio.sleep(COMMIT_RETRY)
             else:
                 self._committed(failed=failed)
@@ -220,14 +220,14 @@ class Settler:
         delivery = replace(what.delivery, history=what.decision.history)
         match what.decision.disposition:
             case Defer(until):
-                await self.journal.defer(delivery, until)
+                await self.store.defer(delivery, until)
             case Quarantine(reason):
-                await self.journal.quarantine(delivery, reason)
+                await self.store.quarantine(delivery, reason)
             case Ack() | Reject() | Halt(requeue=False):
-                await self.journal.remove(delivery.row)
+                await self.store.remove(delivery.row)
             case Requeue(reason):
                 # The broker has it no more: an operator decides.
-                await self.journal.quarantine(delivery, reason)
+                await self.store.quarantine(delivery, reason)
             case Halt() | Hold() | GiveBack():
                 pass  # its row stays as it is
 
@@ -235,7 +235,7 @@ class Settler:
         if failed:
             self._failing -= 1
             if not self._failing:
-                self.journal_works()
+                self.store_works()
 
 
 def _is_final(disposition: Disposition) -> bool:

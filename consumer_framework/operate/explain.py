@@ -85,7 +85,7 @@ class Step:
     Attributes:
         attempt: Its number; the same as before where the last one did not count.
         after: Seconds after the one before, jitter left out.
-        held: Whether the message waits in memory, and not in the journal.
+        held: Whether the message waits in memory, and not in the store.
     """
 
     attempt: int

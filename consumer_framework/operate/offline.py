@@ -2,7 +2,7 @@
 """Carries out operators' orders where no instance runs that could: in this process.
 
 The orders are those of :mod:`.orders`, and a replayed message goes through the same pipeline and
-settler as in an instance. There is no broker: a row of the journal is settled in the journal.
+settler as in an instance. There is no broker: a row of the store is settled in the store.
 
 Expires what is quarantined in instances that are stopped; one that runs does so itself.
 """
@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from consumer_framework.adapters import codec, config
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.executor import Executor
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.files import DATABASE, described
 from consumer_framework.author.translate import hosting
 from consumer_framework.core.attempt import History
@@ -34,8 +34,8 @@ from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
     Fault,
-    JournalError,
     Problem,
+    StoreError,
 )
 from consumer_framework.core.intake import Holds
 from consumer_framework.core.memory import Histories, LostAcks, Unsettled
@@ -99,10 +99,10 @@ def expire(
     Raises:
         ConfigurationError: The file cannot be read, or the table is not valid.
         ControlError: The instance runs, but this user may not ask it.
-        JournalError: The journal cannot be written, or the file of expired messages.
+        StoreError: The store cannot be written, or the file of expired messages.
     """
     max_age = _max_age(instance, file)
-    if not _has_journal(directory):
+    if not _has_store(directory):
         return Expiry()
     done = Expiry()
     while True:
@@ -110,8 +110,8 @@ def expire(
             if running is not None:
                 return replace(done, is_running=True)
         limits = Limits(max_age)
-        with closing(Journal.open(directory, instance=instance, limits=limits)) as journal:
-            expired = asyncio.run(journal.expire(now, most=AT_ONCE))
+        with closing(Store.open(directory, instance=instance, limits=limits)) as store:
+            expired = asyncio.run(store.expire(now, most=AT_ONCE))
         done = Expiry(done.rows + expired.rows, expired.file)
         if expired.rows < AT_ONCE:
             return done
@@ -129,7 +129,7 @@ def _max_age(instance: str, file: Path) -> float:
         raise ConfigurationError(problem, source=str(file)) from None
 
 
-def _has_journal(directory: Path) -> bool:
+def _has_store(directory: Path) -> bool:
     file = directory / DATABASE
     with described(file):
         # exists() takes a directory that may not be searched for an error on some Pythons only.
@@ -146,22 +146,22 @@ _INTERRUPTED = 130
 
 
 def order(directory: Path, instance: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Carry out an order that needs no handler, on the journal of an instance that is stopped.
+    """Carry out an order that needs no handler, on the store of an instance that is stopped.
 
     Args:
         directory: The state directory.
-        instance: Its name, for whom finds the journal in use.
+        instance: Its name, for whom finds the store in use.
         request: As the control socket takes it.
 
     Returns:
         The answers.
 
     Raises:
-        JournalError: The journal cannot be written, or a process has it open.
+        StoreError: The store cannot be written, or a process has it open.
     """
     # Who drops a message means that one: nothing else is expired to make room.
-    with closing(Journal.open(directory, instance=instance, limits=Limits())) as journal:
-        return asyncio.run(_answers(Orders(journal, _cannot_run), request))
+    with closing(Store.open(directory, instance=instance, limits=Limits())) as store:
+        return asyncio.run(_answers(Orders(store, _cannot_run), request))
 
 
 async def _answers(orders: Orders, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ async def _cannot_run(_delivery: Delivery) -> Disposition:
 
 @hosting()
 def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -> None:
-    """Run rows of a stopped instance's journal again, in this process.
+    """Run rows of a stopped instance's store again, in this process.
 
     Call it once, after :func:`.reactor.install`: it runs the reactor, which handlers may need.
 
@@ -187,7 +187,7 @@ def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -
     Raises:
         ConfigurationError: The handler cannot be built from the configuration.
         Fault: The handler's own code failed to set it up, or to tear it down.
-        JournalError: The journal cannot be written, or a process has it open.
+        StoreError: The store cannot be written, or a process has it open.
         KeyboardInterrupt: Somebody interrupted it; the row that ran has ended, and was told of.
     """
     # Late: it imports the reactor, which `order` does without.
@@ -199,8 +199,8 @@ def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -
     codec.load_schemas()
     plan = app.make_plan(request, settings, str(request.path or "built-in configuration"))
     limits = Limits(settings.framework.quarantine_max_age, settings.framework.quarantine_max_bytes)
-    with closing(Journal.open(directory, instance=request.instance, limits=limits)) as journal:
-        _run_reactor(_Work(plan, journal, list(rows), tell))
+    with closing(Store.open(directory, instance=request.instance, limits=limits)) as store:
+        _run_reactor(_Work(plan, store, list(rows), tell))
 
 
 class _Interrupts:
@@ -226,7 +226,7 @@ class _Interrupts:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.is_told:
             # Where a handler blocks the event loop, nothing else would end the process. What is
-            # claimed is quarantined again by the next process that opens the journal.
+            # claimed is quarantined again by the next process that opens the store.
             timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
             timer.daemon = True
             timer.start()
@@ -271,13 +271,13 @@ class _Work:
 
     Attributes:
         plan: How the handler is run.
-        journal: Has the rows.
+        store: Has the rows.
         rows: Their numbers.
         tell: Called with each answer as it comes.
     """
 
     plan: Plan
-    journal: Journal
+    store: Store
     rows: list[int]
     tell: Tell
     _orders: Orders | None = None
@@ -285,8 +285,8 @@ class _Work:
     async def run(self) -> None:
         """Set the handler up, run the rows, and tear it down."""
         executor = await _executor(self.plan)
-        bench = _Bench(self.plan, self.journal, executor)
-        self._orders = Orders(self.journal, bench.run)
+        bench = _Bench(self.plan, self.store, executor)
+        self._orders = Orders(self.store, bench.run)
         try:
             request = {"rows": self.rows}
             async with contextlib.aclosing(self._orders.replay(request)) as answers:
@@ -316,7 +316,7 @@ class _Work:
             await self._orders.finish()
         self.tell({"interrupted": True})
         sys.stdout.flush()
-        # The journal stays open: nobody else may have the row while its handler runs in a thread.
+        # The store stays open: nobody else may have the row while its handler runs in a thread.
         os._exit(_INTERRUPTED)
 
 
@@ -350,27 +350,27 @@ def _fault(name: str, what: str, error: BaseException) -> Fault:
 class _Bench:
     """Where one message at a time is run and settled; the recorder of its own pipeline."""
 
-    def __init__(self, plan: Plan, journal: Journal, handler: Executor) -> None:
+    def __init__(self, plan: Plan, store: Store, handler: Executor) -> None:
         clock = SystemClock()
         self._done: asyncio.Future[Disposition] | None = None
         self._settler = Settler(
             acknowledger=_NoBroker(),
-            journal=journal,
+            store=store,
             flight=_NoFlight(),
             recorder=self,
             holds=Holds(0, clock),
             histories=Histories(),
             unsettled=Unsettled(clock),
             lost_acks=LostAcks(clock),
-            journal_failed=self._journal_failed,
-            journal_works=_ignore,
+            store_failed=self._store_failed,
+            store_works=_ignore,
             done=_ignore,
             watch=self._commit_failed,
         )
         self._pipeline = Pipeline(
             handler=handler,
             policy=plan.policy,
-            journal=journal,
+            store=store,
             recorder=self,
             clock=clock,
             chance=random.random,
@@ -399,10 +399,10 @@ class _Bench:
         if self._done is not None and not self._done.done() and not void:
             self._done.set_result(disposition)
 
-    def _journal_failed(self, reason: str) -> None:
+    def _store_failed(self, reason: str) -> None:
         # An instance waits until the disk works again; an operator is told.
         if self._done is not None and not self._done.done():
-            self._done.set_exception(JournalError(reason))
+            self._done.set_exception(StoreError(reason))
 
     def _commit_failed(self, commit: asyncio.Task[None]) -> None:
         error = commit.exception()
@@ -415,7 +415,7 @@ def _ignore(*_: object) -> None:
 
 
 class _NoBroker:
-    """An :class:`.Acknowledger` for rows of the journal, which no broker waits for."""
+    """An :class:`.Acknowledger` for rows of the store, which no broker waits for."""
 
     def is_open(self, _delivery: Delivery) -> bool:
         return False

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from consumer_framework.adapters.systemd.systemctl import TARGET, TEMPLATE, Unit, unit_name
-from consumer_framework.core.errors import ConfigurationError, FrameworkError, JournalError, Problem
+from consumer_framework.core.errors import ConfigurationError, FrameworkError, Problem, StoreError
 from consumer_framework.runtime import stores
 from consumer_framework.runtime.stores import NOTHING, SYSTEM_STATE, kept_in
 from consumer_framework.settings import INSTANCE_NAME
@@ -85,7 +85,7 @@ class Found:
         name: The instance that is scaled.
         files: The configuration files of all instances.
         units: Units by their names; one that is not there is neither enabled nor running.
-        kept: What workers keep in their journals, by instance; nothing where one is not there.
+        kept: What workers keep in their stores, by instance; nothing where one is not there.
     """
 
     name: str
@@ -116,7 +116,7 @@ def plan(found: Found, count: int, *, leave_deferred: bool = False) -> list[Step
     Args:
         found: What there is now.
         count: How many workers; 1 is the instance alone.
-        leave_deferred: Remove a worker also where messages of its journal would never run.
+        leave_deferred: Remove a worker also where messages of its store would never run.
 
     Returns:
         The steps in their order; none but warnings where all is as it should be.
@@ -259,10 +259,10 @@ def find(directory: Path, services: Services, name: str, count: int, *, strict: 
         services: The service manager.
         name: The instance.
         count: How many workers there shall be.
-        strict: A worker whose journal cannot be read is an error, not one without a message.
+        strict: A worker whose store cannot be read is an error, not one without a message.
 
     Raises:
-        ScalingError: A journal cannot be read.
+        ScalingError: A store cannot be read.
         ConfigurationError: The directory cannot be read.
         SystemctlError: The service manager does not answer.
     """
@@ -279,7 +279,7 @@ def find(directory: Path, services: Services, name: str, count: int, *, strict: 
 def _kept(instance: str, *, strict: bool) -> Kept:
     try:
         return kept_in(stores.SYSTEM_STATE / instance)
-    except JournalError as error:
+    except StoreError as error:
         if not strict:
             return NOTHING
         raise ScalingError(

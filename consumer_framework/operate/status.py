@@ -2,7 +2,7 @@
 """Finds out which instances there are, and how each of them is.
 
 Three sources, none of which must be there: systemd, the instance itself by its control socket,
-and its journal.
+and its store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from consumer_framework.adapters.systemd.systemctl import (
     Unit,
     unit_name,
 )
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.runtime import stores
 from consumer_framework.runtime.control.client import ControlError, connected
 from consumer_framework.runtime.stores import NOTHING, Kept, kept_in
@@ -53,9 +53,9 @@ class Instance:
         is_configured: Whether it has a file.
         unit: What systemd says; None where there is no systemd, or no such unit.
         report: What it says itself (:meth:`.Orders.status`); None where it does not answer.
-        kept: What its journal keeps; None where that cannot be read.
-        problem: Why it was not asked, or its journal not read; "" where all went well.
-        is_silent: A process has its journal, and does not answer: its event loop is blocked, or
+        kept: What its store keeps; None where that cannot be read.
+        problem: Why it was not asked, or its store not read; "" where all went well.
+        is_silent: A process has its store, and does not answer: its event loop is blocked, or
             it is only starting.
     """
 
@@ -129,7 +129,7 @@ def take(
     files = files_in(directory)
     units, problem = _units(services, [*names, *files])
     loaded = {unit.instance for unit in units.values() if unit.active != "inactive"}
-    there = {*files, *loaded, *_run_by_hand(), *_with_journal()} - {""}
+    there = {*files, *loaded, *_run_by_hand(), *_with_store()} - {""}
     wanted = {name for name in there if not names or {name, group_of(name, files)} & {*names}}
     found = _ask_all(sorted({*names, *wanted}), files, units, state)
     # A directory is left of many that were removed; what counts is whether messages are.
@@ -153,8 +153,8 @@ def _run_by_hand() -> list[str]:
     return [path.parent.name for path in sockets]
 
 
-def _with_journal() -> list[str]:
-    """Instances that have a journal, among them those that were scaled down or removed."""
+def _with_store() -> list[str]:
+    """Instances that have a store, among them those that were scaled down or removed."""
     homes = {stores.SYSTEM_STATE, stores.users_directory("NAME").parent}
     names = [path.parent.name for home in homes for path in home.glob(f"*/{DATABASE}")]
     return [name for name in names if not instance_name_problem(name)]
@@ -185,7 +185,7 @@ def _ask(name: str, is_configured: bool, unit: Unit | None, state: Path | None) 
     is_silent = any(map(is_locked_elsewhere, directories))
     try:
         kept = _first_kept(directories)
-    except JournalError as error:
+    except StoreError as error:
         # Both are of the same cause, most often: this user may not look.
         problems = [*problems, str(error)][:1]
         kept = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Withdrawn
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.intake import Holds, Intake
 from consumer_framework.core.limits import NEAR_LIMIT, Breaker, TokenBucket, count_of, is_near
 from consumer_framework.core.memory import Histories, LostAcks, OneByOne, Unsettled
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         Clock,
         FlightRecorder,
         HandlerRunner,
-        Journal,
         Recorder,
+        Store,
     )
     from consumer_framework.runtime.assembly.plan import LaneOf, Plan
     from consumer_framework.settings import Framework
@@ -170,7 +170,7 @@ class Slots:
     Args:
         plan: How the handler is run.
         acknowledger: Tells the broker.
-        journal: Keeps what the broker may forget.
+        store: Keeps what the broker may forget.
         flight: Remembers what was in a handler.
         recorder: Counts and logs.
         clock: The time.
@@ -189,7 +189,7 @@ class Slots:
         self,
         plan: Plan,
         acknowledger: Acknowledger,
-        journal: Journal,
+        store: Store,
         flight: FlightRecorder,
         recorder: Recorder,
         clock: Clock,
@@ -202,7 +202,7 @@ class Slots:
         framework = plan.framework
         self._plan = plan
         self._acknowledger = acknowledger
-        self._journal = journal
+        self._store = store
         self._recorder = recorder
         self._clock = clock
         self._chance = chance
@@ -218,21 +218,21 @@ class Slots:
         self._arrivals = Arrivals(flight, self._admit)
         self._crew = Crew(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots, clock)
-        self._scheduler = Scheduler(self._holds, journal, self._intake, clock, reactor, self._tidy)
+        self._scheduler = Scheduler(self._holds, store, self._intake, clock, reactor, self._tidy)
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
         self._circuit = Circuit(breaker, self._scheduler, reactor, pause, resume)
         self._settler = Settler(
             acknowledger,
-            journal,
+            store,
             flight,
             recorder,
             self._holds,
             Histories(),
             Unsettled(clock),
             LostAcks(clock, plan.prefetch_count),
-            self._circuit.journal_failed,
-            self._circuit.journal_works,
+            self._circuit.store_failed,
+            self._circuit.store_works,
             self._done,
             must_keep=self._must_keep,
         )
@@ -257,7 +257,7 @@ class Slots:
         self._pipeline = Pipeline(
             handler=self._handler,
             policy=self._plan.policy,
-            journal=self._journal,
+            store=self._store,
             recorder=self._recorder,
             clock=self._clock,
             chance=self._chance,
@@ -318,22 +318,22 @@ class Slots:
     def _clear_read_ahead(self) -> None:
         """Defer the held heads whose followers use the read-ahead of other keys.
 
-        Their followers go to the journal behind them, in their order, each as it meets a slot.
+        Their followers go to the store behind them, in their order, each as it meets a slot.
         """
         most = self._plan.most_behind
-        if most is None or self._intake.behind <= most or not self._journal.keeps:
+        if most is None or self._intake.behind <= most or not self._store.keeps:
             return
         for head, until in self._holds.take(lambda held: self._intake.has_followers(held.lane)):
             decision = Decision(Defer(until, MAKES_ROOM), head.history)
             self._settler.settle(Settled(head, None, Withdrawn(), decision))
 
     def _admit(self, delivery: Delivery) -> None:
-        """Let *delivery* wait for a slot, in the journal where its queue might drop it meanwhile.
+        """Let *delivery* wait for a slot, in the store where its queue might drop it meanwhile.
 
         Behind others of its lane it waits with them, so that it does not overtake them, until the
         queue would drop it the next time that it comes back.
         """
-        limit = self.limit_of(delivery) if delivery.redelivered and self._journal.keeps else None
+        limit = self.limit_of(delivery) if delivery.redelivered and self._store.keeps else None
         count = count_of(delivery) or 0
         if limit is None or not is_near(count, limit) or self._is_known(delivery):
             self._enter(delivery)
@@ -353,32 +353,32 @@ class Slots:
         self._keep(delivery)
 
     def _is_known(self, delivery: Delivery) -> bool:
-        """Whether a run, or the journal, answers for *delivery*."""
+        """Whether a run, or the store, answers for *delivery*."""
         if self._settler.unsettled.knows(delivery):
             return True
         try:
-            return self._journal.is_open(delivery)
-        except JournalError:
+            return self._store.is_open(delivery)
+        except StoreError:
             return False
 
     def _keep(self, delivery: Delivery) -> None:
-        """Move *delivery* to the journal, from which it runs at once."""
+        """Move *delivery* to the store, from which it runs at once."""
         if not delivery.row:
             known = self._settler.recall(delivery)
             decision = Decision(Defer(self._clock.time(), NEAR_LIMIT), known.history)
             self._settler.settle(Settled(known, None, Withdrawn(), decision))
 
     def is_near_limit(self, delivery: Delivery) -> bool:
-        """Whether *delivery*, if it went back, might be dropped, and the journal can keep it."""
-        limit = self.limit_of(delivery) if self._journal.keeps else None
+        """Whether *delivery*, if it went back, might be dropped, and the store can keep it."""
+        limit = self.limit_of(delivery) if self._store.keeps else None
         return limit is not None and is_near(count_of(delivery) or 0, limit)
 
     def _must_keep(self, delivery: Delivery) -> bool:
-        """Whether *delivery* goes to the journal and not back to its queue."""
+        """Whether *delivery* goes to the store and not back to its queue."""
         return delivery.lane in self._kept_lanes or self.is_near_limit(delivery)
 
     def look(self) -> None:
-        """Bring back what is due; somebody may have changed the journal."""
+        """Bring back what is due; somebody may have changed the store."""
         self._scheduler.look()
         self._look_at_order()
 
@@ -409,7 +409,7 @@ class Slots:
     def give_back_waiting(self) -> int:
         """Give back to the broker what no slot took; returns how many those were.
 
-        What is near the delivery limit of its queue goes to the journal, and so does what is of
+        What is near the delivery limit of its queue goes to the store, and so does what is of
         its lane, in order: it stays where an earlier one of the lane has begun.
         """
         spared = self._intake.behind_heads(self.is_near_limit)
@@ -423,7 +423,7 @@ class Slots:
     def give_back_old(self, before: float = math.inf) -> int:
         """Give back what no slot took, and the broker delivered *before* that monotonic moment.
 
-        What is of the journal stays: no broker has it.
+        What is of the store stays: no broker has it.
 
         Returns:
             How many messages that were.
@@ -482,14 +482,14 @@ class Slots:
         await self._settler.commits()
 
     def dropped(self, rows: Collection[int]) -> None:
-        """Begin with none of *rows* any more; the journal has lost them on an operator's order."""
+        """Begin with none of *rows* any more; the store has lost them on an operator's order."""
         out = set(filter(self._scheduler.is_out, rows))
         self._settler.dropped |= out
         if self._handler is not None and out:
             self._handler.withdraw(lambda delivery: delivery.row in out)
 
     async def replay(self, delivery: Delivery) -> Disposition:
-        """Run a claimed row of the journal once, after what runs now.
+        """Run a claimed row of the store once, after what runs now.
 
         Returns:
             What became of it, once that is committed: :class:`.Ack` for a success,
@@ -532,7 +532,7 @@ class Slots:
         if delivery.row:
             self._row_done(delivery, disposition)
         if isinstance(disposition, Defer):
-            # It is in the journal only now.
+            # It is in the store only now.
             self._scheduler.deferred(disposition.until)
 
     def _leave_lane(self, delivery: Delivery, disposition: Disposition, *, told: bool) -> None:
@@ -557,12 +557,12 @@ class Slots:
             waiting.set_result(disposition)
 
     def _look_at_order(self) -> None:
-        """Where nothing may overtake anything, what is in the journal stops all the others."""
+        """Where nothing may overtake anything, what is in the store stops all the others."""
         if not self._plan.policy.strict or self._is_closed:
             return
         try:
-            self._circuit.order_is(blocked=self._journal.is_blocked(EVERYTHING))
-        except JournalError as error:
+            self._circuit.order_is(blocked=self._store.is_blocked(EVERYTHING))
+        except StoreError as error:
             self._circuit.order_is_unknown(str(error))
 
     def _tidy(self) -> None:

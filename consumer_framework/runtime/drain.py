@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _NOT_COUNTED = "does not count as a crash"
 # Seconds that are left for what follows a handler that was ended at its deadline: its settle, the
-# write to the journal.
+# write to the store.
 GRACE = 3.0
 
 
@@ -146,5 +146,5 @@ def _counted(delivery: Delivery, instance: Instance) -> str:
 
 
 def _then(delivery: Delivery, count: str) -> str:
-    again = "it stays in the journal" if delivery.row else "the broker will deliver it again"
+    again = "it stays in the store" if delivery.row else "the broker will deliver it again"
     return f"{again}, and this {count}"

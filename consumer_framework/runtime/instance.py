@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.limits import count_of, limit_of
 from consumer_framework.core.stats import Progress
@@ -42,7 +42,7 @@ class Instance:
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        stores: The journal and the flight recorder.
+        stores: The store and the flight recorder.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor.
@@ -104,7 +104,7 @@ class Instance:
         self.is_built = asyncio.Event()
         self.is_reloading = False
         self.remarks: dict[str, str] = {}
-        if not stores.journal.keeps:
+        if not stores.store.keeps:
             self.remarks["store"] = "no store: nothing is deferred or quarantined"
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
@@ -122,7 +122,7 @@ class Instance:
         self.slots = Slots(
             plan,
             channels,
-            stores.journal,
+            stores.store,
             stores.flight,
             self.recorder,
             clock,
@@ -193,18 +193,18 @@ class Instance:
 
     def _kept(self) -> tuple[int, int]:
         """How many messages are deferred, and how many wait for an operator."""
-        # At the end the journal is closed; one that cannot be read is what others tell of.
+        # At the end the store is closed; one that cannot be read is what others tell of.
         if self.state is not State.STOPPED:
-            with suppress(JournalError):
-                stats = self.stores.journal.stats()
+            with suppress(StoreError):
+                stats = self.stores.store.stats()
                 self._last_kept = stats.deferred, stats.quarantined + stats.replaying
         return self._last_kept
 
     def _due(self) -> int:
         """How many deferred messages are due, where those are many; 0 otherwise."""
         if self.state is not State.STOPPED and self.slots.is_behind:
-            with suppress(JournalError):
-                return self.stores.journal.count_due(self.clock.time())
+            with suppress(StoreError):
+                return self.stores.store.count_due(self.clock.time())
         return 0
 
     def say_status(self) -> None:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DEPENDENCY = "dependency"
-JOURNAL = "journal"
+STORE = "store"
 ORDER = "order"
 
 _WORKS = {
     DEPENDENCY: "the dependency works again",
-    JOURNAL: "the journal works again",
-    ORDER: "nothing in the journal is in the way any more",
+    STORE: "the store works again",
+    ORDER: "nothing in the store is in the way any more",
 }
 _IN_THE_WAY = (
     'a message is deferred or quarantined, and nothing may overtake it (ordering = "strict"); '
@@ -35,7 +35,7 @@ _IN_THE_WAY = (
 
 
 class Circuit:
-    """The reasons to be paused: an open breaker, a journal that cannot be written.
+    """The reasons to be paused: an open breaker, a store that cannot be written.
 
     Args:
         breaker: The breaker, closed.
@@ -91,23 +91,23 @@ class Circuit:
         if self._breaker.is_open and self._probe is None:
             self._set_probe()
 
-    def journal_failed(self, reason: str) -> None:
+    def store_failed(self, reason: str) -> None:
         """Nothing can be committed, so nothing more is taken."""
-        self._break(JOURNAL, reason)
+        self._break(STORE, reason)
 
-    def journal_works(self) -> None:
+    def store_works(self) -> None:
         """What could not be committed is committed."""
-        self._mend(JOURNAL)
+        self._mend(STORE)
 
     def order_is(self, *, blocked: bool) -> None:
-        """Whether a message in the journal may not be overtaken."""
+        """Whether a message in the store may not be overtaken."""
         if blocked:
             self._break(ORDER, _IN_THE_WAY)
         else:
             self._mend(ORDER)
 
     def order_is_unknown(self, reason: str) -> None:
-        """The journal cannot be read, so that a message in it might be overtaken."""
+        """The store cannot be read, so that a message in it might be overtaken."""
         self._break(ORDER, f'{reason} (ordering = "strict" needs to read it)')
 
     def stop(self) -> None:
@@ -120,7 +120,7 @@ class Circuit:
         self._reasons[what] = reason
         _log.warning("paused: %s", reason)
         if what == DEPENDENCY:
-            # Deferred messages go on where the journal is full: that is what makes room.
+            # Deferred messages go on where the store is full: that is what makes room.
             self._scheduler.pause()
         self._pause("; ".join(self._reasons.values()))
 

@@ -34,7 +34,7 @@ from consumer_framework.settings.credentials import UnavailableError
 
 from .assembly.access import from_inside
 from .deadline import LEASE, RENEWAL
-from .stores import journal_limits
+from .stores import store_limits
 from .tasks import from_twisted, reraise_own_cancellation
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Transition:
         instance.slots.apply(plan)
         if self._handler is not None:
             instance.slots.lane_of = lane_of(plan, self._handler)
-        instance.stores.journal.limit(journal_limits(plan.framework))
+        instance.stores.store.limit(store_limits(plan.framework))
         instance.read_ahead.reload()
         # Slots and prefetch, or less of them while memory is short.
         return bool(instance.relief.apply())

@@ -21,8 +21,8 @@ from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
     Fault,
-    JournalError,
     Problem,
+    StoreError,
 )
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.text import text
@@ -67,7 +67,7 @@ class Runner(MultiService):
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        stores: The journal and the flight recorder; closed at the end.
+        stores: The store and the flight recorder; closed at the end.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
@@ -315,8 +315,8 @@ class Runner(MultiService):
             return
         path = control_socket(directory)
         path.unlink(missing_ok=True)
-        journal, slots = self._instance.stores.journal, self._instance.slots
-        orders = Orders(journal, slots.replay, slots.dropped, slots.look, self._instance.report)
+        store, slots = self._instance.stores.store, self._instance.slots
+        orders = Orders(store, slots.replay, slots.dropped, slots.look, self._instance.report)
         factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
@@ -410,8 +410,8 @@ class Runner(MultiService):
 
     async def _expire(self) -> None:
         try:
-            expired = await self._instance.stores.journal.expire(self._instance.clock.time())
-        except JournalError as error:
+            expired = await self._instance.stores.store.expire(self._instance.clock.time())
+        except StoreError as error:
             _log.warning("what is too old cannot be exported, and is kept: %s", error)
         else:
             if expired.rows:

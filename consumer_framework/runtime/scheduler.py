@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Brings back what is due: held deliveries from memory, deferred ones from the journal.
+"""Brings back what is due: held deliveries from memory, deferred ones from the store.
 
 Deferred rows are *out* from their claim until they are settled, in memory and on the disk. So many
-are out at most, however many are due. The journal is read again only when fewer than half of that
+are out at most, however many are due. The store is read again only when fewer than half of that
 are out, and never for the rows that are out: a look costs the rows that it brings, and no more.
 """
 
@@ -13,20 +13,20 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.intake import Holds, Intake
-    from consumer_framework.core.ports import Clock, Journal
+    from consumer_framework.core.ports import Clock, Store
 
 _log = logging.getLogger(__name__)
 
-# Seconds. Looks at the journal at least that often: the machine's clock may have been set.
+# Seconds. Looks at the store at least that often: the machine's clock may have been set.
 LONGEST_SLEEP = 30.0
-# Seconds between two looks at a journal that cannot be read.
+# Seconds between two looks at a store that cannot be read.
 UNREADABLE_SLEEP = 5.0
 # Deferred messages that are out at most, and bytes of their bodies. Enough that the slots have
 # work while the removals of the last ones are synced to the disk.
@@ -49,14 +49,14 @@ class Scheduler:
     def __init__(  # noqa: PLR0913, PLR0917 -- slots.py puts it together, and nobody else
         self,
         holds: Holds,
-        journal: Journal,
+        store: Store,
         intake: Intake,
         clock: Clock,
         reactor: Any,
         tidy: Callable[[], None],
     ) -> None:
         self._holds = holds
-        self._journal = journal
+        self._store = store
         self._intake = intake
         self._clock = clock
         self._reactor = reactor
@@ -83,7 +83,7 @@ class Scheduler:
         return self._due_at <= self._clock.time() and not self._has_room
 
     def look(self) -> None:
-        """Bring back what is due, and set the alarm; somebody may have changed the journal."""
+        """Bring back what is due, and set the alarm; somebody may have changed the store."""
         self._due_at = -math.inf
         self.bring()
 
@@ -166,11 +166,11 @@ class Scheduler:
     def _claim(self, now: float, most: int) -> list[Delivery]:
         """Take rows that are due out."""
         try:
-            found = self._journal.due(now, most, self._out)
+            found = self._store.due(now, most, self._out)
             for delivery in found:
                 self.took(delivery)
-            next_due = self._journal.next_due(self._out)
-        except JournalError as error:
+            next_due = self._store.next_due(self._out)
+        except StoreError as error:
             self._say(f"deferred messages cannot be read: {error}")
             self._due_at = self._clock.time() + UNREADABLE_SLEEP
             return []
@@ -193,8 +193,8 @@ class Scheduler:
 
     async def _rebase(self, now: float) -> None:
         try:
-            await self._journal.rebase(now)
-        except JournalError as error:
+            await self._store.rebase(now)
+        except StoreError as error:
             _log.warning("deferred messages may be late by as much: %s", error)
         else:
             self.look()

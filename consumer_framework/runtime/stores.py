@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What an instance keeps on disk, and where.
 
-What an instance keeps in its journal, counted from outside.
+What an instance keeps in its store, counted from outside.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.flight import Flight, image
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.files import DATABASE, described
-from consumer_framework.adapters.store.memory import NoJournal
+from consumer_framework.adapters.store.memory import NoStore
 from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
     Fault,
-    JournalError,
     Problem,
+    StoreError,
 )
 from consumer_framework.core.log_fields import fields
 from consumer_framework.core.text import about, printable, text
-from consumer_framework.settings import Ordering, Store
+from consumer_framework.settings import Ordering, StoreKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """How many messages wait in a journal.
+    """How many messages wait in a store.
 
     Attributes:
         deferred: So many run by themselves when they are due.
@@ -58,10 +58,10 @@ NOTHING = Kept()
 
 
 def kept_in(directory: Path) -> Kept:
-    """Count what waits in the journal of a state directory; nothing where there is no journal.
+    """Count what waits in the store of a state directory; nothing where there is no store.
 
     Raises:
-        JournalError: It cannot be read, or not by this user.
+        StoreError: It cannot be read, or not by this user.
     """
     file = directory / DATABASE
     try:
@@ -70,14 +70,14 @@ def kept_in(directory: Path) -> Kept:
         return NOTHING
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise JournalError(f"{file}: cannot be read: {reason}; use sudo") from error
-    with closing(Journal.read(directory)) as journal:
-        stats = journal.stats()
+        raise StoreError(f"{file}: cannot be read: {reason}; use sudo") from error
+    with closing(Store.read(directory)) as store:
+        stats = store.stats()
         return Kept(
             deferred=stats.deferred,
             quarantined=stats.quarantined + stats.replaying,
             next_due=stats.next_due,
-            last_due=journal.last_due(),
+            last_due=store.last_due(),
         )
 
 
@@ -111,14 +111,14 @@ class Stores:
     """
 
     directory: Path | None
-    journal: Journal
+    store: Store
     flight: Flight
     places: int
 
     def close(self) -> None:
         """Close them; what was written stays."""
         self.flight.close()
-        self.journal.close()
+        self.store.close()
 
 
 def state_directory(instance: str, given: Path | None) -> Path:
@@ -175,7 +175,7 @@ def has_files(directory: Path) -> bool:
 def open_stores(
     directory: Path, instance: str, framework: Framework, *, is_given: bool = True
 ) -> Stores:
-    """Open the journal and the flight recorder, and make the directory where it is missing.
+    """Open the store and the flight recorder, and make the directory where it is missing.
 
     Args:
         directory: The state directory.
@@ -186,27 +186,27 @@ def open_stores(
 
     Raises:
         ConfigurationError: They can be opened only after somebody changed something.
-        JournalError: They may be opened later: another process has them, or the disk is full.
+        StoreError: They may be opened later: another process has them, or the disk is full.
     """
-    limits, places = journal_limits(framework), max(framework.at_once, FLIGHT_ROOM)
-    if framework.store is Store.MEMORY:
+    limits, places = store_limits(framework), max(framework.at_once, FLIGHT_ROOM)
+    if framework.store is StoreKind.MEMORY:
         _log.info("%s", _WITHOUT)
         _tell_of_rows(directory)
         return _in_memory(places)
     try:
         with described(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        journal = Journal.open(directory, instance=instance, limits=limits)
+        store = Store.open(directory, instance=instance, limits=limits)
         # One more is in flight while it is decoded for its ordering key.
-        flight = _open_flight(directory, journal, places + 1)
-    except JournalError as error:
+        flight = _open_flight(directory, store, places + 1)
+    except StoreError as error:
         if not is_given and _can_never_be_made(directory, error):
             return _without_directory(error, framework, places)
         if not error.lasting:
             raise
         # It names the file and the cure itself.
         raise ConfigurationError(Problem("", str(error))) from error
-    return Stores(directory, journal, flight, places)
+    return Stores(directory, store, flight, places)
 
 
 def wait_for_stores(
@@ -234,7 +234,7 @@ def wait_for_stores(
     while True:
         try:
             return open_them()
-        except JournalError as error:
+        except StoreError as error:
             reason = str(error)
         left = end - clock.monotonic()
         if left <= 0:
@@ -258,16 +258,16 @@ _WITHOUT = (
 
 
 def _in_memory(places: int) -> Stores:
-    return Stores(None, NoJournal(), Flight(image(places + 1)), places)
+    return Stores(None, NoStore(), Flight(image(places + 1)), places)
 
 
-def _can_never_be_made(directory: Path, error: JournalError) -> bool:
+def _can_never_be_made(directory: Path, error: StoreError) -> bool:
     """Whether there is no place for state, nor ever was: none has messages that wait."""
     is_read_only = getattr(error.__cause__, "errno", None) == errno.EROFS
     return (error.lasting or is_read_only) and not os.path.exists(directory / DATABASE)  # noqa: PTH110
 
 
-def _without_directory(error: JournalError, framework: Framework, places: int) -> Stores:
+def _without_directory(error: StoreError, framework: Framework, places: int) -> Stores:
     if framework.ordering is not Ordering.NONE:
         what = f'{error}; ordering = "{framework.ordering.value}" cannot do without it'
         raise ConfigurationError(Problem("", what)) from error
@@ -279,24 +279,24 @@ def _without_directory(error: JournalError, framework: Framework, places: int) -
 
 def _tell_of_rows(directory: Path) -> None:
     """Name the messages of a former store: nobody runs them."""
-    with suppress(JournalError), closing(Journal.read(directory)) as journal:
-        stats = journal.stats()
+    with suppress(StoreError), closing(Store.read(directory)) as store:
+        stats = store.stats()
         rows = stats.deferred + stats.quarantined + stats.replaying
         if rows:
             cure = 'start once with store = "disk", or replay them'
             _log.warning("%d messages in %s are not run: %s", rows, directory / DATABASE, cure)
 
 
-def journal_limits(framework: Framework) -> Limits:
-    """How much the journal keeps."""
+def store_limits(framework: Framework) -> Limits:
+    """How much the store keeps."""
     return Limits(framework.quarantine_max_age, framework.quarantine_max_bytes)
 
 
-def _open_flight(directory: Path, journal: Journal, places: int) -> Flight:
+def _open_flight(directory: Path, store: Store, places: int) -> Flight:
     try:
         flight, wreckage = Flight.open(directory, places)
     except BaseException:
-        journal.close()
+        store.close()
         raise
     for survivor in wreckage.survivors:
         _log.warning(

@@ -22,7 +22,7 @@ from .model import (
     Recovery,
     RuleSettings,
     Settings,
-    Store,
+    StoreKind,
     Tls,
     instance_name_problem,
 )
@@ -49,7 +49,7 @@ __all__ = [
     "Recovery",
     "RuleSettings",
     "Settings",
-    "Store",
+    "StoreKind",
     "Takes",
     "Tls",
     "changes",

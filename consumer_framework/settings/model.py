@@ -210,7 +210,7 @@ class Ordering(Enum):
     STRICT = "strict"
 
 
-class Store(Enum):
+class StoreKind(Enum):
     """Where messages are that the broker is told to forget."""
 
     DISK = "disk"
@@ -249,7 +249,7 @@ class Framework(Table):
     batch: Batch | None = None
     rate: Rate | None = None
     burst: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
-    store: Store = Store.DISK
+    store: StoreKind = StoreKind.DISK
     quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
     quarantine_max_bytes: Annotated[StrictInt, Field(ge=1, le=1 << 50)] = 1 << 30
     recovery: Recovery = Recovery()

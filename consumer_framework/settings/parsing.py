@@ -18,7 +18,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.recovery import OnExhausted
 from consumer_framework.core.text import text
 
-from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, Store, broker_problems
+from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, StoreKind, broker_problems
 from .problems import from_pydantic
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
         what = f"{framework.slots} slots of {framework.batch.size} are more than {MOST_AT_ONCE}"
         cure = f"set it to {MOST_AT_ONCE // framework.slots} or less, or set fewer slots"
         yield Problem(f"{FRAMEWORK}.batch.size", f"{what} messages in handlers at once", cure)
-    if framework.store is Store.MEMORY and framework.ordering is not Ordering.NONE:
+    if framework.store is StoreKind.MEMORY and framework.ordering is not Ordering.NONE:
         what = 'with store = "memory" a message that fails is overtaken by those behind it'
         yield Problem(f"{FRAMEWORK}.ordering", what, 'set ordering = "none", or remove store')
     yield from _timeouts(framework)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.recovery import Policy
 
     from .fake_queue import FakeQueue, Posted
-    from .fake_store import FakeJournal
+    from .fake_store import FakeStore
 
 
 class Dispositions:
@@ -29,13 +29,13 @@ class Dispositions:
 
     Args:
         queue: Where they were published.
-        journal: May have made something else of a message than was decided.
+        store: May have made something else of a message than was decided.
         policy: By which was decided.
     """
 
-    def __init__(self, queue: FakeQueue, journal: FakeJournal, policy: Policy) -> None:
+    def __init__(self, queue: FakeQueue, store: FakeStore, policy: Policy) -> None:
         self._queue = queue
-        self._journal = journal
+        self._store = store
         self._policy = policy
 
     def note(
@@ -77,16 +77,16 @@ class Dispositions:
         return found[-1]
 
     def kept(self, posted: Posted) -> Disposition | None:
-        """What became of a message, where the journal may have made something else of it."""
+        """What became of a message, where the store may have made something else of it."""
         if isinstance(posted.disposition, Defer | Quarantine):
             return self._row_of(posted) or posted.disposition
         return posted.disposition
 
     def _row_of(self, posted: Posted) -> Disposition | None:
-        for delivery, reason in self._journal.quarantined:
+        for delivery, reason in self._store.quarantined:
             if posted.is_of(delivery):
                 return Quarantine(reason)
-        deferred = self._journal.deferred
+        deferred = self._store.deferred
         return next((Defer(until) for kept, until in deferred if posted.is_of(kept)), None)
 
 

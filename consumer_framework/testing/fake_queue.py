@@ -118,9 +118,9 @@ class FakeQueue(Acknowledger):
         )
 
     def of(self, delivery: Delivery) -> Posted:
-        """The message of a delivery, also of one from the journal.
+        """The message of a delivery, also of one from the store.
 
-        Of equal messages, one that the journal has comes first for the journal's.
+        Of equal messages, one that the store has comes first for the store's.
         """
         if not delivery.row:
             return self._delivered[delivery.generation, delivery.delivery_tag]

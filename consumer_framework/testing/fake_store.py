@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A journal without a disk."""
+"""A store without a disk."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from consumer_framework.core.memory import Twins
 from consumer_framework.core.ordering import Blocker, behind
-from consumer_framework.core.ports import Journal
+from consumer_framework.core.ports import Store
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.core.errors import JournalError
+    from consumer_framework.core.errors import StoreError
 
     _Key: TypeAlias = tuple[str, str, str, bytes, str]
 
@@ -28,8 +28,8 @@ class _Row:
     reason: str = ""
 
 
-class FakeJournal(Journal):
-    """A :class:`.Journal` that keeps everything in memory.
+class FakeStore(Store):
+    """A :class:`.Store` that keeps everything in memory.
 
     Attributes:
         error: What the disk says to every write; None while it works. A write that failed left
@@ -37,7 +37,7 @@ class FakeJournal(Journal):
     """
 
     def __init__(self) -> None:
-        self.error: JournalError | None = None
+        self.error: StoreError | None = None
         self._rows: dict[int, _Row] = {}
         self._twins = Twins()
         self._latest = 0

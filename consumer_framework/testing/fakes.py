@@ -139,7 +139,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         headers: The message headers table, None for a message without one.
         received_at: When it came, in seconds since the epoch.
         history: What went wrong with it so far.
-        row: The journal's number for it where it came from there.
+        row: The store's number for it where it came from there.
         lane: Its ordering key.
         replayed: Whether an operator had it run again.
         arrived_at: When it came, in monotonic seconds.

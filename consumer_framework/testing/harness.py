@@ -42,7 +42,7 @@ from consumer_framework.runtime.assembly.plan import (
     with_batch,
 )
 
-from .fake_store import FakeJournal
+from .fake_store import FakeStore
 from .virtual_instance import VirtualInstance
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Harness:
     """Delivers messages to a consumer, in virtual time, and tells what became of them.
 
     Everything between the broker and the handler is what an instance has: decoding, retries,
-    holding, deferral, quarantine, the pause for a broken dependency. The broker, the journal's
+    holding, deferral, quarantine, the pause for a broken dependency. The broker, the store's
     disk and the time are fakes::
 
         with Harness(Sample, config={"packages": ["kernel"]}) as harness:
@@ -200,7 +200,7 @@ class Harness:
         patience: Real seconds to wait for a coroutine that awaits the world outside.
 
     Attributes:
-        journal: What is deferred and quarantined; set its ``error``, and it cannot write.
+        store: What is deferred and quarantined; set its ``error``, and it cannot write.
         published: The messages that the consumer published with ``fedora_messaging.api.publish``,
             in their order. None is sent.
 
@@ -217,13 +217,13 @@ class Harness:
         chance: float = 0.5,
         patience: float = 1.0,
     ) -> None:
-        self.journal = FakeJournal()
+        self.store = FakeStore()
         self.published: list[Message] = []
         self.chance = chance
         self._document = document_of(dict(config or {}), dict(settings or {}))
         self._files = Path(tempfile.gettempdir(), f"fm-consumer-{uuid.uuid4().hex}")
         plan = plan_for(consumer, self._document, self._files)
-        self._instance = VirtualInstance(plan, self.journal, lambda: self.chance, patience)
+        self._instance = VirtualInstance(plan, self.store, lambda: self.chance, patience)
         self._dispositions = self._instance.dispositions
         self._queue = self._instance.queue
         self._replays: dict[int, asyncio.Task[Disposition]] = {}
@@ -355,7 +355,7 @@ class Harness:
             LookupError: It is not quarantined, or it is being replayed.
         """
         row, posted = self._quarantined_row(message)
-        self.journal.drop(row.row)
+        self.store.drop(row.row)
         posted.disposition = Reject("dropped by an operator")
         self._instance.look()
 
@@ -398,12 +398,12 @@ class Harness:
 
     @property
     def deferred(self) -> list[Any]:
-        """The messages that wait in the journal to be tried again."""
+        """The messages that wait in the store to be tried again."""
         return self._dispositions.where(lambda p: isinstance(self._dispositions.kept(p), Defer))
 
     @property
     def quarantined(self) -> list[Any]:
-        """The messages that wait in the journal for an operator.
+        """The messages that wait in the store for an operator.
 
         Those with the same ordering key that come later do, too.
         """
@@ -448,7 +448,7 @@ class Harness:
 
     def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, Posted]:
         posted = self._dispositions.latest(message)
-        rows = [delivery for delivery, _ in self.journal.quarantined if posted.is_of(delivery)]
+        rows = [delivery for delivery, _ in self.store.quarantined if posted.is_of(delivery)]
         if not rows:
             raise LookupError(f"not quarantined: {message!r}")
         replay = self._replays.get(rows[0].row)
@@ -458,6 +458,6 @@ class Harness:
 
     def _claimable(self, message: Message | bytes) -> tuple[Delivery, Posted]:
         row, posted = self._quarantined_row(message)
-        if self.journal.is_blocked(row.lane, row.row):
+        if self.store.is_blocked(row.lane, row.row):
             raise LookupError(f"is behind another one with its key: {message!r}")
         return row, posted

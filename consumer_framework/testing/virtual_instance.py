@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from consumer_framework.runtime.assembly.plan import Plan
 
     from .fake_queue import Posted
-    from .fake_store import FakeJournal
+    from .fake_store import FakeStore
 
 
 class _Killed(BaseException):
@@ -128,11 +128,11 @@ _MOST_STEPS = 1_000_000
 
 
 class VirtualInstance:
-    """Runs the slots of an instance between a fake queue, a fake journal, and virtual time.
+    """Runs the slots of an instance between a fake queue, a fake store, and virtual time.
 
     Args:
         plan: What it runs.
-        journal: Outlives the processes of the instance.
+        store: Outlives the processes of the instance.
         chance: Returns what every throw of the dice is, from 0 to 1.
         patience: Real seconds to wait for a coroutine that awaits the world outside.
 
@@ -146,16 +146,16 @@ class VirtualInstance:
     """
 
     def __init__(
-        self, plan: Plan, journal: FakeJournal, chance: Callable[[], float], patience: float
+        self, plan: Plan, store: FakeStore, chance: Callable[[], float], patience: float
     ) -> None:
         self.queue = FakeQueue()
-        self.dispositions = Dispositions(self.queue, journal, plan.policy)
+        self.dispositions = Dispositions(self.queue, store, plan.policy)
         self.time: VirtualTime
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
         self.paused = ""
         self._plan = plan
-        self._journal = journal
+        self._store = store
         self._chance = chance
         self._patience = patience
         self._flight = FakeFlightRecorder(plan.framework.at_once)
@@ -215,11 +215,11 @@ class VirtualInstance:
             self.advance(2 * kills * ROUND_TRIP)
 
     def replay(self, row: Delivery) -> asyncio.Task[Disposition]:
-        """Begin to run a row of the journal again; it runs as the instance settles down."""
+        """Begin to run a row of the store again; it runs as the instance settles down."""
         return self.time.loop.create_task(self._slots.replay(row))
 
     def look(self) -> None:
-        """Have the journal looked at, since somebody changed it."""
+        """Have the store looked at, since somebody changed it."""
         self._slots.look()
         self.settle_down()
 
@@ -263,7 +263,7 @@ class VirtualInstance:
         return Slots(
             self._plan,
             self.queue,
-            self._journal,
+            self._store,
             self._flight,
             DispositionRecorder(self.time, self.dispositions, self._chance),
             self.time,

@@ -265,11 +265,11 @@ class Chaos:
 
     def _is_settled(self, worker: Worker) -> bool:
         self._revive(worker)
-        states = Counter(row.state for row in worker.instance.journal())
+        states = Counter(row.state for row in worker.instance.store())
         if self._broker.depth(worker.queue)[0] or states["deferred"]:
             return False
         ends = {n["id"] for n in worker.instance.notes() if n["event"] in ("handled", "dropped")}
-        rows = {row.message_id for row in worker.instance.journal()}
+        rows = {row.message_id for row in worker.instance.store()}
         if worker.published.keys() - ends - rows:
             return False
         if any(not is_for_good(worker, row) for row in rows):
@@ -281,7 +281,7 @@ class Chaos:
     def _why_not(self) -> str:
         lines = []
         for worker in self._workers:
-            states = Counter(row.state for row in worker.instance.journal())
+            states = Counter(row.state for row in worker.instance.store())
             lines.append(
                 f"{worker.name}: {self._broker.depth(worker.queue)[0]} on the queue, "
                 f"{dict(states)} in the store; {worker.instance.notifications[-3:]}; "
@@ -425,7 +425,7 @@ class Ledger:
         by_event: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for note in notes:
             by_event[note["event"]].append(note)
-        rows = instance.journal()
+        rows = instance.store()
         self.handled = Counter(note["id"] for note in by_event["handled"])
         self.dropped = {note["id"] for note in by_event["dropped"]}
         self.quarantined = {row.message_id for row in rows if row.state == "quarantined"}

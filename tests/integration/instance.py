@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pika
 
-from consumer_framework.adapters.store import Journal
+from consumer_framework.adapters.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -221,17 +221,17 @@ class Instance:
         until(lambda: len(self.notes(event)) >= count, f"{count} x {event}\n{self.log}", seconds)
         return self.notes(event)
 
-    def journal(self) -> list[Row]:
-        """The rows of its journal, oldest first."""
-        reader = Journal.read(self.state)
+    def store(self) -> list[Row]:
+        """The rows of its store, oldest first."""
+        reader = Store.read(self.state)
         try:
             return list(reader.rows(state=None))
         finally:
             reader.close()
 
     def bodies(self) -> list[bytes]:
-        """The bodies in its journal, oldest first."""
-        reader = Journal.read(self.state)
+        """The bodies in its store, oldest first."""
+        reader = Store.read(self.state)
         try:
             found = [reader.delivery(row.id) for row in reader.rows(state=None)]
             return [delivery.body for delivery in found if delivery is not None]

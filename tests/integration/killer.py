@@ -26,7 +26,7 @@ _ADAPTERS = "consumer_framework.adapters"
 FLIGHT = (f"{_ADAPTERS}.flight", "Flight")
 EXECUTOR = (f"{_ADAPTERS}.executor", "Executor")
 CHANNELS = (f"{_ADAPTERS}.amqp.channels", "Channels")
-JOURNAL = (f"{_ADAPTERS}.journal", "Journal")
+STORE = (f"{_ADAPTERS}.store", "Store")
 
 # Name: class, method, and whether it is killed before, during or after the call.
 POINTS = {
@@ -37,14 +37,14 @@ POINTS = {
     "landed": (FLIGHT, "landed", "after"),
     "before the acknowledgement": (CHANNELS, "ack", "before"),
     "after the acknowledgement": (CHANNELS, "ack", "after"),
-    "before the commit of a quarantine": (JOURNAL, "quarantine", "before"),
-    "during the commit of a quarantine": (JOURNAL, "quarantine", "during"),
-    "after the commit of a quarantine": (JOURNAL, "quarantine", "after"),
-    "before the commit of a deferral": (JOURNAL, "defer", "before"),
-    "during the commit of a deferral": (JOURNAL, "defer", "during"),
-    "after the commit of a deferral": (JOURNAL, "defer", "after"),
-    "before a deferred message is forgotten": (JOURNAL, "remove", "before"),
-    "after a deferred message is forgotten": (JOURNAL, "remove", "after"),
+    "before the commit of a quarantine": (STORE, "quarantine", "before"),
+    "during the commit of a quarantine": (STORE, "quarantine", "during"),
+    "after the commit of a quarantine": (STORE, "quarantine", "after"),
+    "before the commit of a deferral": (STORE, "defer", "before"),
+    "during the commit of a deferral": (STORE, "defer", "during"),
+    "after the commit of a deferral": (STORE, "defer", "after"),
+    "before a deferred message is forgotten": (STORE, "remove", "before"),
+    "after a deferred message is forgotten": (STORE, "remove", "after"),
 }
 
 

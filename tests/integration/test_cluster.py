@@ -161,7 +161,7 @@ def test_no_message_is_lost_while_nodes_die_hang_part_and_are_drained(cluster, s
     confirmed = set(publisher.confirmed)
 
     def kept() -> set[str]:
-        return {row.message_id for instance in instances for row in instance.journal()}
+        return {row.message_id for instance in instances for row in instance.store()}
 
     def missed() -> set[str]:
         done = {note["id"] for instance in instances for note in instance.notes("done")}

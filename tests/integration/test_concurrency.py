@@ -89,7 +89,7 @@ def test_four_slots_run_four_handlers_at_once_and_no_more(broker, queue_name, st
     assert instance.stop() == 0
     assert Counter(n["body"]["n"] for n in instance.notes("run")) == dict.fromkeys(range(200), 1)
     assert broker.depth(queue_name) == (0, 0)
-    assert instance.journal() == []
+    assert instance.store() == []
 
 
 # Of thirty keys, each message begins and ends; now and then one fails first.
@@ -158,8 +158,8 @@ def test_messages_with_one_key_keep_their_order_whatever_happens(broker, queue_n
             proxy.cut()
     until(
         lambda: (
-            len({n["body"]["n"] for n in instance.notes("end")}) + len(instance.journal()) >= count
-            and not any(row.state == "deferred" for row in instance.journal())
+            len({n["body"]["n"] for n in instance.notes("end")}) + len(instance.store()) >= count
+            and not any(row.state == "deferred" for row in instance.store())
         ),
         "all have ended",
         90,
@@ -190,14 +190,14 @@ def handler(message):
     instance = by_hand(start, tmp_path, broker.url, queue_table(queue_name), handler, extra)
     publish_keyed(broker.url, queue_name, 30, 3)
     followers = list(range(3, 30, 3))
-    until(lambda: len(instance.journal()) == len(followers), "they wait in the quarantine")
-    assert {row.state for row in instance.journal()} == {"quarantined"}
+    until(lambda: len(instance.store()) == len(followers), "they wait in the quarantine")
+    assert {row.state for row in instance.store()} == {"quarantined"}
     assert [json.loads(body)["n"] for body in instance.bodies()] == followers
     assert {n["body"]["n"] for n in instance.noted("end", 21)} == set(range(30)) - set(followers)
     assert [note["body"]["n"] for note in instance.notes("begin")].count(6) == 0
     flag.touch()
     operate(instance, "replay", "--all")
-    assert instance.journal() == []
+    assert instance.store() == []
     check_order(instance.notes())
     replayed = [note["body"]["n"] for note in instance.notes("end")][21:]
     assert replayed == followers
@@ -261,7 +261,7 @@ delays = []
 """
     instance = start(broker.url, queue_table(queue_name), handler, extra=extra).ready()
     publish(broker.url, queue_name, range(100))
-    until(lambda: len(instance.journal()) == 10, "the poison is quarantined")
+    until(lambda: len(instance.store()) == 10, "the poison is quarantined")
     instance.noted("run", 110)
     runs = Counter(note["body"]["n"] for note in instance.notes("run"))
     assert runs == {n: 2 if n % 10 == 3 else 1 for n in range(100)}
@@ -307,8 +307,8 @@ delays = []
 """
     instance = start(broker.url, queue_table(queue_name), handler, extra=extra).ready()
     publish(broker.url, queue_name, range(4))
-    until(lambda: len(instance.journal()) == 1, "it is quarantined")
-    (row,) = instance.journal()
+    until(lambda: len(instance.store()) == 1, "it is quarantined")
+    (row,) = instance.store()
     assert row.message_id == "1"
     assert "HandlerTimeoutError" in row.reason
     assert Counter(n["body"]["n"] for n in instance.notes("run")) == {0: 1, 1: 2, 2: 1, 3: 1}
@@ -385,7 +385,7 @@ def handler(message):
     publish(broker.url, queue_name, [1])
     instance.noted("run", 2)
     assert [len(note["body"]["n"]) for note in instance.notes()[:1]] == [size]
-    assert instance.journal() == []
+    assert instance.store() == []
     assert "no connection" not in instance.log
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
@@ -414,7 +414,7 @@ def handler(message):
     publish(broker.url, queue_name, [1])
     until(lambda: "1" in {note["id"] for note in instance.notes("run")}, "the next is handled")
     until(
-        lambda: len(instance.journal()) + len(instance.notes("run")) == 2,
+        lambda: len(instance.store()) + len(instance.notes("run")) == 2,
         f"the odd one is handled or kept\n{instance.log}",
     )
     assert instance.stop() == 0

@@ -105,7 +105,7 @@ def test_what_was_acknowledged_on_a_dead_connection_is_not_run_again(
     assert instance.stop() == 0
     assert [note["body"]["n"] for note in instance.notes("start")] == list(range(9))
     assert not overlaps(instance.notes())
-    assert instance.journal() == [], "nothing was set aside"
+    assert instance.store() == [], "nothing was set aside"
 
 
 def test_a_restart_of_the_broker_is_survived(queue_name, start):

@@ -77,7 +77,7 @@ def waiting(broker, queue):
 
 def ledger(instance, broker, queue):
     """Where each message is."""
-    rows = instance.journal()
+    rows = instance.store()
     return {
         "handled": {note["id"] for note in instance.notes("handled")},
         "dropped": {note["id"] for note in instance.notes("dropped")},
@@ -123,7 +123,7 @@ def test_a_kill_at_a_boundary_loses_nothing(broker, queue_name, start, point, nu
 
 
 def settled(instance, broker, queue, count):
-    rows = instance.journal()
+    rows = instance.store()
     done = {n["id"] for n in instance.notes()} | {r.message_id for r in rows}
     states = {row.state for row in rows}
     return len(done) == count and "deferred" not in states and broker.depth(queue)[0] == 0

@@ -64,7 +64,7 @@ def test_ten_restarts_and_some_kills_lose_nothing_that_never_ran(broker, queue_n
             assert instance.stop() == 0
         instance.start().ready()
     until(lambda: broker.depth(queue_name) == (0, 1), "the queue is empty")
-    until(lambda: instance.journal() == [], "what was kept is handled")
+    until(lambda: instance.store() == [], "what was kept is handled")
     assert instance.stop() == 0
     started = {note["body"]["n"] for note in instance.notes("start")}
     assert started == set(range(count))
@@ -84,7 +84,7 @@ def test_what_may_not_come_back_at_all_goes_to_the_store_at_a_stop(
         assert instance.stop() == 0
         instance.start().ready()
     until(lambda: len(instance.notes("done")) >= 6, "all are handled")
-    until(lambda: instance.journal() == [], "what was kept is handled")
+    until(lambda: instance.store() == [], "what was kept is handled")
     assert instance.stop() == 0
     assert sorted(note["body"]["n"] for note in instance.notes("done")) == list(range(6))
     assert dead() == []

@@ -169,7 +169,7 @@ def test_a_coroutine_that_publishes_as_a_thread_does_sends_nothing_and_learns_th
         instance = start(broker.url, queues, SENT + handler, extra=extra).ready()
         publish(broker.url, queue_name, [1])
         instance.noted("run", 2)
-        until(lambda: len(instance.journal()) == 1, "it is quarantined")
+        until(lambda: len(instance.store()) == 1, "it is quarantined")
         assert "await api.twisted_publish(message).asFuture" in instance.log
         assert instance.stop() == 0
         assert broker.depth(answers)[0] == 0

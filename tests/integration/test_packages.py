@@ -183,7 +183,7 @@ def test_the_sdist_and_the_wheel_are_fit_to_be_published(tmp_path):
     packaged = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("consumer_framework/**/*.py")}
     assert modules <= packaged
-    assert {"consumer_framework/py.typed", "consumer_framework/adapters/journal/schema.sql"} <= (
+    assert {"consumer_framework/py.typed", "consumer_framework/adapters/store/schema.sql"} <= (
         packaged
     )
     assert "consumer_framework/units/fm-consumer@.service" in packaged

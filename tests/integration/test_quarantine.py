@@ -79,7 +79,7 @@ class Operator:
         """Wait until so many are quarantined; returns their rows."""
 
         def quarantined() -> list[int]:
-            return [row.id for row in self.instance.journal() if row.state == "quarantined"]
+            return [row.id for row in self.instance.store() if row.state == "quarantined"]
 
         until(lambda: len(quarantined()) == count, f"{count} quarantined\n{self.instance.log}")
         return quarantined()
@@ -120,7 +120,7 @@ def test_list_and_show_read_what_a_running_instance_quarantines(operator, queue_
 def test_a_service_is_found_by_the_directories_that_systemd_names(broker, queue_name, start):
     instance = start(broker.url, queue_table(queue_name), HANDLER, extra=RECOVERY).ready()
     publish(broker.url, queue_name, [1])
-    until(lambda: [row.state for row in instance.journal()] == ["quarantined"], instance.log)
+    until(lambda: [row.state for row in instance.store()] == ["quarantined"], instance.log)
     (instance.configuration.parent / "mended").touch()
     runtime = instance.configuration.parent
     assert (runtime / "control").exists()
@@ -270,7 +270,7 @@ def test_a_replay_survives_its_command_and_no_other_one_runs_beside_it(
         (operator.directory / "released").touch()
         two.communicate(timeout=20)
     assert operator.done() == [0, 2, 4, 7, 1, 3, 5]
-    assert operator.instance.journal() == []
+    assert operator.instance.store() == []
     assert operator.instance.stop() == 0
 
 
@@ -299,7 +299,7 @@ def test_a_deferred_message_that_is_dropped_while_it_runs_does_not_come_back(
     ).ready()  # fmt: skip
     publish(broker.url, queue_name, range(2))
     instance.noted("run", 3)
-    rows = [str(row.id) for row in instance.journal()]
+    rows = [str(row.id) for row in instance.store()]
     assert len(rows) == 2
     command = [str(FM_CONSUMER), "quarantine", "drop", "--conf", str(instance.configuration)]
     command += ["--state-dir", str(state), "--yes", *rows]
@@ -308,4 +308,4 @@ def test_a_deferred_message_that_is_dropped_while_it_runs_does_not_come_back(
     instance.noted("run", 4)
     assert instance.stop() == 0
     assert [note["body"]["n"] for note in instance.notes("run")][:4] in ([0, 1, 0, 2], [0, 1, 1, 2])
-    assert [row.message_id for row in instance.journal()] == ["2"]
+    assert [row.message_id for row in instance.store()] == ["2"]

@@ -35,11 +35,11 @@ def test_a_poison_message_is_tried_again_and_quarantined_and_stops_no_other(
 ):
     instance = start(broker.url, queue_table(queue_name), POISON, extra=QUICK).ready()
     publish(broker.url, queue_name, range(30))
-    until(lambda: len(instance.journal()) == 3, "three are quarantined")
+    until(lambda: len(instance.store()) == 3, "three are quarantined")
     runs = Counter(note["body"]["n"] for note in instance.notes("run"))
     assert runs == {n: 3 if n % 10 == 3 else 1 for n in range(30)}
     assert broker.depth(queue_name) == (0, 1)
-    rows = instance.journal()
+    rows = instance.store()
     assert {row.state for row in rows} == {"quarantined"}
     assert {row.message_id for row in rows} == {"3", "13", "23"}
     assert all(row.attempts == 3 for row in rows)
@@ -75,7 +75,7 @@ def test_everything_undecodable_is_kept_as_it_was_received(broker, queue_name, s
         publish(broker.url, queue_name, [body], **properties)
     publish(broker.url, queue_name, [1])
     instance.noted("run", 1)
-    until(lambda: len(instance.journal()) == len(UNDECODABLE), "all are quarantined")
+    until(lambda: len(instance.store()) == len(UNDECODABLE), "all are quarantined")
     kept = instance.bodies()
     assert kept == [body for body, _ in UNDECODABLE.values()]
     assert [n["body"] for n in instance.notes()] == [{"n": 1}]
@@ -93,8 +93,8 @@ def test_equal_messages_without_id_or_headers_are_handled_and_each_is_kept_when_
     instance.stop()
     publish(broker.url, queue_name, equal, headers=None, message_id=None)
     instance.start().ready()
-    until(lambda: len(instance.journal()) == 10, "each has a row")
-    assert {row.error for row in instance.journal()} == {"ValueError"}
+    until(lambda: len(instance.store()) == 10, "each has a row")
+    assert {row.error for row in instance.store()} == {"ValueError"}
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
 
@@ -114,12 +114,12 @@ ack_timeout = "2s"
 """
     instance = start(broker.url, queue_table(queue_name), handler, extra=extra).ready()
     publish(broker.url, queue_name, [1])
-    until(lambda: [row.state for row in instance.journal()] == ["deferred"], "it is deferred")
+    until(lambda: [row.state for row in instance.store()] == ["deferred"], "it is deferred")
     until(lambda: broker.depth(queue_name) == (0, 1), "the broker has forgotten it")
     assert instance.stop() == 0
     instance.start().ready()
     instance.noted("run", 2)
-    until(lambda: not instance.journal(), "it is done")
+    until(lambda: not instance.store(), "it is done")
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
 
@@ -140,15 +140,15 @@ def handler(message):
     for _ in range(2):
         assert instance.wait() == -signal.SIGKILL
         instance.start()
-    until(lambda: len(instance.journal()) == 1, "the killer is quarantined")
+    until(lambda: len(instance.store()) == 1, "the killer is quarantined")
 
     def runs():
         return Counter(note["body"]["n"] for note in instance.notes("run"))
 
     until(lambda: set(runs()) == {0, 1, 2, 3}, "all have run")
     assert runs()[1] == 2
-    assert instance.journal()[0].message_id == "1"
-    assert "the process died 2 times" in instance.journal()[0].reason
+    assert instance.store()[0].message_id == "1"
+    assert "the process died 2 times" in instance.store()[0].reason
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
 
@@ -179,7 +179,7 @@ breaker = { consecutive = 2, probe = ["1s"] }
     instance.noted("done", 20)
     assert Counter(n["body"]["n"] for n in instance.notes("done")) == dict.fromkeys(range(20), 1)
     assert broker.depth(queue_name) == (0, 1)
-    assert instance.journal() == []
+    assert instance.store() == []
     assert instance.stop() == 0
 
 
@@ -193,7 +193,7 @@ def handler(message):
     publish(broker.url, queue_name, range(3))
     instance.noted("run", 6)
     assert instance.stop() == 0
-    assert broker.depth(queue_name)[0] + len(instance.journal()) == 3
+    assert broker.depth(queue_name)[0] + len(instance.store()) == 3
 
 
 def test_a_retry_keeps_its_count_over_a_cut(broker, queue_name, proxy, start):
@@ -209,9 +209,9 @@ def handler(message):
     publish(broker.url, queue_name, [1])
     instance.noted("run", 1)
     proxy.cut()
-    until(lambda: len(instance.journal()) == 1, "it is quarantined")
+    until(lambda: len(instance.store()) == 1, "it is quarantined")
     assert len(instance.notes("run")) == 2
-    assert instance.journal()[0].attempts == 2
+    assert instance.store()[0].attempts == 2
     assert instance.stop() == 0
 
 
@@ -239,8 +239,8 @@ def handler(message):
     extra = "[consumer_config.framework.recovery]\nimmediate = 0\ndelays = []\n"
     instance = start(broker.url, queue_table(queue_name), handler, extra=extra).ready()
     publish(broker.url, queue_name, range(3))
-    until(lambda: len(instance.journal()) == 3, "all are quarantined")
-    numbers = [row.id for row in instance.journal()]
+    until(lambda: len(instance.store()) == 3, "all are quarantined")
+    numbers = [row.id for row in instance.store()]
     failed = list(ask(instance, {"do": "replay", "rows": numbers[:1]}))
     assert failed == [
         {"begun": numbers[0]},
@@ -253,7 +253,7 @@ def handler(message):
     assert [answer.get("result") for answer in results] == [
         "succeeded", "succeeded", "succeeded", "skipped", None,
     ]  # fmt: skip
-    assert instance.journal() == []
+    assert instance.store() == []
     assert next(iter(ask(instance, {"do": "nonsense"})))["done"]
     assert instance.stop() == 0
 
@@ -339,7 +339,7 @@ def test_a_burst_of_poison_takes_few_commits(broker, queue_name, start):
             properties = pika.BasicProperties(message_id=str(number), headers=HEADERS)
             channel.basic_publish("amq.topic", queue_name, b"no json", properties)
     until(lambda: broker.depth(queue_name)[0] == 0, "all are taken", 60)
-    until(lambda: len(instance.journal()) == 1000, "they are kept", 60)
+    until(lambda: len(instance.store()) == 1000, "they are kept", 60)
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
 
@@ -368,7 +368,7 @@ def test_a_full_disk_pauses_the_instance_until_there_is_room(broker, queue_name,
     until(lambda: broker.depth(queue_name)[1] == 0, "it consumes no more")
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     instance.state = small_disk
-    until(lambda: len(instance.journal()) == 10, "it went on by itself", 40)
+    until(lambda: len(instance.store()) == 10, "it went on by itself", 40)
     until(lambda: broker.depth(queue_name) == (0, 1), "it consumes again")
     assert instance.stop() == 0
     assert broker.depth(queue_name) == (0, 0)
@@ -401,7 +401,7 @@ def test_a_dead_letter_exchange_gets_what_is_invalid_and_what_is_spent(broker, q
 
         until(come, "two are dead-lettered")
         assert sorted(letters) == [b"no json", b'{"n": 3}']
-        assert instance.journal() == []
+        assert instance.store() == []
         assert instance.stop() == 0
 
 

@@ -189,13 +189,13 @@ def test_other_rules_are_for_the_next_failure(broker, queue_name, start):
     later = '[consumer_config.framework.recovery]\nimmediate = 0\ndelays = ["1h"]\n'
     instance = start(broker.url, queue_table(queue_name), FAILING, extra=later).ready()
     publish(broker.url, queue_name, [1])
-    until(lambda: len(instance.journal()) == 1, "it is deferred")
+    until(lambda: len(instance.store()) == 1, "it is deferred")
     now = "[consumer_config.framework.recovery]\nimmediate = 0\ndelays = []\n"
     config_of(instance, broker.url, queue_table(queue_name), now)
     assert "consumer_config.framework.recovery.delays" in reloaded(instance)
     publish(broker.url, queue_name, [2])
-    until(lambda: len(instance.journal()) == 2, "both are there")
-    assert [row.state for row in instance.journal()] == ["deferred", "quarantined"]
+    until(lambda: len(instance.store()) == 2, "both are there")
+    assert [row.state for row in instance.store()] == ["deferred", "quarantined"]
     assert instance.stop() == 0
 
 

@@ -112,14 +112,14 @@ def test_no_command_prints_or_keeps_a_secret(broker, queue_name, instance, comma
     instance.ready()
     publish(broker.url, queue_name, [1, 2, 3, 4])
     instance.noted("started", 4)
-    until(lambda: len(instance.journal()) == 2, "two are quarantined")
+    until(lambda: len(instance.store()) == 2, "two are quarantined")
     process = Path(f"/proc/{instance.process_id}")
     assert CANARY.encode() not in (process / "cmdline").read_bytes()
     assert CANARY.encode() not in (process / "environ").read_bytes()
 
     conf = ("--conf", str(instance.configuration))
     here = (*conf, "--state-dir", str(instance.state))
-    first, second = (str(row.id) for row in instance.journal())
+    first, second = (str(row.id) for row in instance.store())
     export = tmp_path / "export.jsonl"
     said: dict[Any, tuple[int, str]] = {}
     for words in (

@@ -274,7 +274,7 @@ def handler(message):
     instance.start().ready()
     until(
         lambda: told(instance, r"(, 0 handled, 1 held, 1 quarantined, )"),
-        "what is in the journal is counted, and what the former process did is not",
+        "what is in the store is counted, and what the former process did is not",
     )
     assert not instance.told("RESTART_RESET=1")
     assert instance.stop() == 0

@@ -114,7 +114,7 @@ def test_a_handler_over_its_time_ends_in_quarantine_and_the_rest_is_handled(
     go(instance)
     instance.start().ready()
     until(lambda: len(instance.notes("handled")) >= 3, f"the rest\n{instance.log}")
-    (row,) = until(instance.journal, f"the row\n{instance.log}")
+    (row,) = until(instance.store, f"the row\n{instance.log}")
     assert (row.message_id, row.state) == ("1", "quarantined")
     assert row.reason.startswith("the handler did not return within handler_timeout; "), "no death"
     assert {note["id"] for note in instance.notes("handled")} == {"0", "2", "3"}

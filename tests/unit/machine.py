@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from click.testing import CliRunner
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
@@ -116,15 +116,15 @@ class Host:
     def keeps(self, instance: str, *, deferred: int = 0, quarantined: int = 0) -> None:
         state = self.directory / "lib" / instance
         state.mkdir(parents=True, exist_ok=True)
-        with closing(Journal.open(state, limits=Limits())) as journal:
+        with closing(Store.open(state, limits=Limits())) as store:
 
             async def write() -> None:
                 for number in range(deferred + quarantined):
                     delivery = make_delivery(queue="sample", body=b'{"n": %d}' % number)
                     if number < deferred:
-                        await journal.defer(delivery, time.time() + 3600)
+                        await store.defer(delivery, time.time() + 3600)
                     else:
-                        await journal.quarantine(delivery, "poison")
+                        await store.quarantine(delivery, "poison")
 
             asyncio.run(write())
 
@@ -144,9 +144,9 @@ class Host:
         }
         state = self.directory / place / instance
         state.mkdir(parents=True, exist_ok=True)
-        journal = Journal.open(state, limits=Limits())
+        store = Store.open(state, limits=Limits())
         report["counts"] = counts
-        orders = Orders(journal, None, report=lambda: report)  # type: ignore[arg-type]
+        orders = Orders(store, None, report=lambda: report)  # type: ignore[arg-type]
         if reload is not None:
             orders.by_name["reload"] = reload
         loop, ready = asyncio.new_event_loop(), threading.Event()
@@ -158,7 +158,7 @@ class Host:
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
-            journal.close()
+            store.close()
 
 
 def _serve(

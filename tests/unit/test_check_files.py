@@ -390,7 +390,7 @@ def test_a_read_only_filesystem_is_called_so(tmp_path, monkeypatch):
 
 
 def other_database(directory):
-    with closing(sqlite3.connect(directory / "journal.sqlite3")) as database:
+    with closing(sqlite3.connect(directory / "store.sqlite3")) as database:
         database.execute("CREATE TABLE other (id)")
 
 
@@ -398,8 +398,8 @@ def other_database(directory):
     ("make", "what"),
     [
         (lambda d: (d / "flight").mkdir(), "is a directory, and must be a file; move it away"),
-        (lambda d: (d / "journal.sqlite3").write_text("none" * 1000), "file is not a database"),
-        (other_database, "a database, but no journal; move the file away"),
+        (lambda d: (d / "store.sqlite3").write_text("none" * 1000), "file is not a database"),
+        (other_database, "a database, but no store; move the file away"),
     ],
     ids=["flight", "garbage", "other"],
 )

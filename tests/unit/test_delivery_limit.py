@@ -8,13 +8,13 @@ from fedora_messaging.message import Message
 
 from consumer_framework import Halt, Retry
 from consumer_framework.author.handler import Handler
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.limits import count_of, is_near, limit_of, version_of
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan, fitted
 from consumer_framework.settings import Framework, Recovery, parse
 from consumer_framework.testing import Harness, make_delivery
-from consumer_framework.testing.fake_store import FakeJournal
+from consumer_framework.testing.fake_store import FakeStore
 from consumer_framework.testing.virtual_instance import VirtualInstance
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -179,9 +179,9 @@ def test_a_store_that_cannot_be_read_lets_a_message_wait_as_any_other(limited, m
     limited(3)
 
     def is_open(self, delivery):
-        raise JournalError("damaged")
+        raise StoreError("damaged")
 
-    monkeypatch.setattr(FakeJournal, "is_open", is_open)
+    monkeypatch.setattr(FakeStore, "is_open", is_open)
     with Harness(slow) as harness:
         messages = [message(0), message(1, 2)]
         for one in messages:

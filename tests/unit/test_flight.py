@@ -25,7 +25,7 @@ from consumer_framework.adapters.flight import (
     image,
 )
 from consumer_framework.core.attempt import History
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import make_delivery
 
 A = make_delivery(message_id="a" * 40)
@@ -402,25 +402,25 @@ def test_a_damaged_record_is_left_out_with_a_warning_and_the_others_count(tmp_pa
 # What cannot be written.
 
 
-def test_a_missing_directory_is_a_journal_error(tmp_path):
-    with pytest.raises(JournalError, match=r"missing/flight: No such file or directory"):
+def test_a_missing_directory_is_a_store_error(tmp_path):
+    with pytest.raises(StoreError, match=r"missing/flight: No such file or directory"):
         Flight.open(tmp_path / "missing", 1)
 
 
-def test_a_file_in_the_place_of_the_directory_is_a_journal_error(tmp_path):
+def test_a_file_in_the_place_of_the_directory_is_a_store_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(JournalError, match=r"file/flight: Not a directory"):
+    with pytest.raises(StoreError, match=r"file/flight: Not a directory"):
         Flight.open(tmp_path / "file", 1)
 
 
-def test_a_directory_that_cannot_be_written_is_a_journal_error():
-    with pytest.raises(JournalError, match=r"^/proc/flight: \w"):
+def test_a_directory_that_cannot_be_written_is_a_store_error():
+    with pytest.raises(StoreError, match=r"^/proc/flight: \w"):
         Flight.open(Path("/proc"), 1)
 
 
-def test_a_directory_in_the_place_of_the_file_is_a_journal_error(tmp_path):
+def test_a_directory_in_the_place_of_the_file_is_a_store_error(tmp_path):
     (tmp_path / "flight").mkdir()
-    with pytest.raises(JournalError, match=r"flight: Is a directory"):
+    with pytest.raises(StoreError, match=r"flight: Is a directory"):
         Flight.open(tmp_path, 1)
 
 
@@ -439,7 +439,7 @@ def test_without_room_on_the_disk_nothing_is_changed(tmp_path):
     file = remnant(tmp_path)
     before = file.read_bytes()
 
-    with no_room(100_000), pytest.raises(JournalError, match=os.strerror(errno.EFBIG)):
+    with no_room(100_000), pytest.raises(StoreError, match=os.strerror(errno.EFBIG)):
         Flight.open(tmp_path, 2)
 
     assert list(tmp_path.iterdir()) == [file]
@@ -456,7 +456,7 @@ def test_a_step_that_fails_while_opening_loses_nothing(tmp_path, monkeypatch, st
 
     with monkeypatch.context() as patched:
         patched.setattr(step, fail)
-        with pytest.raises(JournalError, match=rf"^{file}: No space left on device$"):
+        with pytest.raises(StoreError, match=rf"^{file}: No space left on device$"):
             Flight.open(tmp_path, 2)
 
     assert list(tmp_path.iterdir()) == [file]

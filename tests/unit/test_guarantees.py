@@ -2,7 +2,7 @@
 """Whatever happens, and in whatever order: no message is lost, none loops, none stops the others.
 
 The machine publishes messages whose handler does what the machine has chosen for each run, lets
-time pass, drops connections, kills and restarts the process, breaks the journal's disk, and has an
+time pass, drops connections, kills and restarts the process, breaks the store's disk, and has an
 operator replay and drop what is quarantined. All that is between the broker and the handler is the
 real thing, in virtual time.
 """
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from consumer_framework import Defer, DependencyFault, Drop, Halt, Quarantine, Retry, Skip
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import Harness
 
 RECOVERIES = st.fixed_dictionaries(
@@ -168,12 +168,12 @@ class Instance(RuleBasedStateMachine):
 
     @rule()
     def fill_the_disk(self):
-        self.harness.journal.error = JournalError("no space left on device")
+        self.harness.store.error = StoreError("no space left on device")
 
-    @precondition(lambda self: self.harness.journal.error)
+    @precondition(lambda self: self.harness.store.error)
     @rule()
     def make_room_on_the_disk(self):
-        self.harness.journal.error = None
+        self.harness.store.error = None
 
     @precondition(lambda self: self.harness.quarantined)
     @rule(data=st.data())
@@ -223,9 +223,9 @@ class Instance(RuleBasedStateMachine):
             assert DONE & set(self.did[message.id]), message.id
 
     @invariant()
-    def what_the_journal_has_is_in_the_journal(self):
-        deferred = [delivery.body for delivery, _ in self.harness.journal.deferred]
-        quarantined = [delivery.body for delivery, _ in self.harness.journal.quarantined]
+    def what_the_store_has_is_in_the_store(self):
+        deferred = [delivery.body for delivery, _ in self.harness.store.deferred]
+        quarantined = [delivery.body for delivery, _ in self.harness.store.quarantined]
         assert {_body(m) for m in self.harness.deferred} <= set(deferred)
         assert {_body(m) for m in self.harness.quarantined} <= set(quarantined)
 
@@ -257,7 +257,7 @@ class Instance(RuleBasedStateMachine):
 
     def everything_ends_once_all_is_well(self):
         """Poison goes on being poison; the rest succeeds."""
-        self.harness.journal.error = None
+        self.harness.store.error = None
         poison_ends = self.recovery["on_exhausted"] not in ("halt", "requeue")
         for message in self.published:
             if not isinstance(message, bytes):

@@ -24,7 +24,7 @@ from consumer_framework import (
 )
 from consumer_framework.author import translate
 from consumer_framework.core import disposition as to
-from consumer_framework.core.errors import ConfigurationError, JournalError
+from consumer_framework.core.errors import ConfigurationError, StoreError
 from consumer_framework.testing import Ack, Harness
 from consumer_framework.testing import harness as harness_module
 from consumer_framework.testing.fake_queue import FakeQueue
@@ -234,10 +234,10 @@ def test_what_waits_for_a_slot_while_a_dependency_breaks_is_no_probe():
 
 def test_a_full_disk_pauses_and_nothing_is_acknowledged_before_there_is_room():
     with Harness(Sample, config={"word": "hello"}) as harness:
-        harness.journal.error = JournalError("no space left")
+        harness.store.error = StoreError("no space left")
         assert harness.deliver_raw(b"no json", message_id="1", headers={}) is None
         assert (harness.paused, harness.unsettled) == ("no space left", [b"no json"])
-        harness.journal.error = None
+        harness.store.error = None
         harness.advance("10s")
         assert (harness.paused, harness.quarantined) == ("", [b"no json"])
 
@@ -257,7 +257,7 @@ def test_a_message_that_was_never_delivered_has_no_attempts():
         harness.attempts(message())
 
 
-def test_a_deferred_message_that_waited_for_a_slot_when_the_journal_failed_comes_back_later():
+def test_a_deferred_message_that_waited_for_a_slot_when_the_store_failed_comes_back_later():
     async def handler(message):
         number = message.body["n"]
         if number == 2:
@@ -275,9 +275,9 @@ def test_a_deferred_message_that_waited_for_a_slot_when_the_journal_failed_comes
         harness.advance(25)
         harness.deliver(messages[2])
         harness.advance(6)
-        harness.journal.error = JournalError("full")
+        harness.store.error = StoreError("full")
         harness.advance(6)
-        harness.journal.error = None
+        harness.store.error = None
         harness.advance("24h")
         assert {message.body["n"] for message in harness.acked} == {1, 4}
         assert harness.deferred == []
@@ -313,7 +313,7 @@ def test_a_quarantined_message_can_be_dropped():
         first = message()
         harness.deliver(first)
         harness.drop(first)
-        assert harness.quarantined == harness.journal.quarantined == []
+        assert harness.quarantined == harness.store.quarantined == []
         assert harness.rejected == [first]
 
 

@@ -94,7 +94,7 @@ def test_what_is_too_old_goes_with_everything_behind_it():
     play(scenario())
 
 
-def test_what_is_of_the_journal_is_never_too_old():
+def test_what_is_of_the_store_is_never_too_old():
     intake = Intake()
     intake.put_first(of("a", 1, generation=0, row=1))
     intake.put(of("a", 2))
@@ -175,7 +175,7 @@ class Model:
 
 
 class Waiting(RuleBasedStateMachine):
-    """Deliveries of several channels and of the journal, and everything that happens to them."""
+    """Deliveries of several channels and of the store, and everything that happens to them."""
 
     @initialize()
     def start(self):
@@ -210,7 +210,7 @@ class Waiting(RuleBasedStateMachine):
         self.intake.put(delivery)
 
     @rule(lane=st.sampled_from(LANES))
-    def bring_from_the_journal(self, lane):
+    def bring_from_the_store(self, lane):
         self.number += 1
         delivery = of(lane, self.number, 0, row=self.number, arrived_at=1.0)
         self.model.lanes[lane].insert(0 if not lane else len(self.model.lanes[lane]), delivery)
@@ -292,7 +292,7 @@ class Waiting(RuleBasedStateMachine):
 
     def in_the_order_of_its_lane(self, found):
         for name, lane in self.model.lanes.items():
-            # Without a lane, the broker's and the journal's wait apart.
+            # Without a lane, the broker's and the store's wait apart.
             kinds = ({True, False},) if name else ({False}, {True})
             for kind in kinds:
                 mine = [d for d in found if d.lane == name and bool(d.row) in kind]

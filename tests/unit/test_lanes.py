@@ -53,7 +53,7 @@ def test_a_head_that_was_held_may_go_on_when_it_comes_back():
     assert lanes.leave(of("a", 2)) is None
 
 
-def test_a_row_of_the_journal_is_not_the_delivery_with_that_number():
+def test_a_row_of_the_store_is_not_the_delivery_with_that_number():
     _, may_go_on = lanes_with(of("a", 7, generation=0, row=7), of("a", 7), of("a", 7, row=8))
     assert may_go_on == [True, False, False]
 

@@ -7,7 +7,7 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework.core.disposition import Ack
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.runtime.dispatcher import HAND_OVER
 from consumer_framework.testing import Harness
 
@@ -39,16 +39,16 @@ class Runs:
         return handler
 
 
-def test_strict_ordering_pauses_while_its_journal_cannot_be_read_and_goes_on_by_itself(monkeypatch):
+def test_strict_ordering_pauses_while_its_store_cannot_be_read_and_goes_on_by_itself(monkeypatch):
     runs = Runs("bad")
     recovery = {"immediate": 0, "delays": ["10s"], "hold_slots": 0}
     with Harness(runs.handler, settings={"ordering": "strict", "recovery": recovery}) as harness:
         harness.deliver(message("bad"))
 
         def unreadable(*_):
-            raise JournalError("/state/journal.sqlite3: disk I/O error")
+            raise StoreError("/state/store.sqlite3: disk I/O error")
 
-        monkeypatch.setattr(harness.journal, "is_blocked", unreadable)
+        monkeypatch.setattr(harness.store, "is_blocked", unreadable)
         harness.deliver(message("next"))
         harness.advance("1m")
         assert "disk I/O error" in harness.paused
@@ -121,7 +121,7 @@ def test_a_few_followers_of_a_failing_message_wait_in_memory():
     with Harness(runs.handler, settings=KEYED) as harness:
         for n in range(10):
             harness.deliver(message(f"a{n}", "a"))
-        assert harness.journal.deferred == []
+        assert harness.store.deferred == []
         runs.failing.clear()
         harness.advance("10m")
         assert in_order_of_key(runs.names, "a") == [f"a{n}" for n in range(10)]

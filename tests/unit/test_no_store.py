@@ -4,7 +4,7 @@
 import pytest
 from fedora_messaging.message import Message
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import Harness
 from consumer_framework.testing.virtual_instance import VirtualInstance
 
@@ -20,8 +20,8 @@ def message(name, key="", count=0):
 def without_store():
     def make(handler, **settings):
         harness = Harness(handler, settings=settings)
-        harness.journal.keeps = False
-        harness.journal.error = JournalError("there is no store")
+        harness.store.keeps = False
+        harness.store.error = StoreError("there is no store")
         return harness
 
     return make

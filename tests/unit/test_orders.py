@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.core.disposition import Ack, GiveBack, Halt
 from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.testing import make_delivery
@@ -15,12 +15,12 @@ from consumer_framework.testing import make_delivery
 class Bench:
     """Runs rows, each until the test ends it."""
 
-    def __init__(self, journal):
-        self.journal = journal
+    def __init__(self, store):
+        self.store = store
         self.running = {}
         self.begun = []
         self.dropped: list[int] = []
-        self.orders = Orders(journal, self.run, self.dropped.extend)
+        self.orders = Orders(store, self.run, self.dropped.extend)
 
     async def run(self, delivery):
         self.begun.append(delivery.row)
@@ -28,7 +28,7 @@ class Bench:
         disposition = await end
         del self.running[delivery.row]
         if disposition == Ack():
-            await self.journal.remove(delivery.row)
+            await self.store.remove(delivery.row)
         return disposition
 
     def replay(self, *rows):
@@ -44,7 +44,7 @@ class Bench:
 
     async def until(self, condition):
         async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110 -- the journal writes in a thread
+            while not condition():  # noqa: ASYNC110 -- the store writes in a thread
                 await asyncio.sleep(0.001)
 
     async def end(self, row, disposition=Ack()):  # noqa: B008
@@ -53,18 +53,18 @@ class Bench:
 
     @property
     def states(self):
-        return {row.id: row.state for row in self.journal.rows(state=None)}
+        return {row.id: row.state for row in self.store.rows(state=None)}
 
 
 @pytest.fixture
 def play(tmp_path):
     def play(scenario, count=2, lanes=("", "")):
         async def run():
-            with contextlib.closing(Journal.open(tmp_path, limits=Limits())) as journal:
+            with contextlib.closing(Store.open(tmp_path, limits=Limits())) as store:
                 for number, lane in zip(range(count), lanes, strict=True):
                     delivery = make_delivery(message_id=str(number), lane=lane)
-                    await journal.quarantine(delivery, "poison")
-                bench = Bench(journal)
+                    await store.quarantine(delivery, "poison")
+                bench = Bench(store)
                 await scenario(bench)
 
         asyncio.run(asyncio.wait_for(run(), 30))

@@ -15,9 +15,9 @@ from consumer_framework.core.errors import (
     DependencyFault,
     Drop,
     Halt,
-    JournalError,
     Quarantine,
     Retry,
+    StoreError,
 )
 from consumer_framework.core.intake import Holds
 from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, Unsettled
@@ -31,7 +31,7 @@ from consumer_framework.testing import (
     Settlement,
     make_delivery,
 )
-from consumer_framework.testing.fake_store import FakeJournal
+from consumer_framework.testing.fake_store import FakeStore
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
 # Gives back what fails, as upstream's Nack does.
@@ -80,7 +80,7 @@ class Path:
 
     def __init__(self, decode=lambda delivery: delivery.body, policy=Policy()):  # noqa: B008
         self.acknowledger = FakeAcknowledger()
-        self.journal = FakeJournal()
+        self.store = FakeStore()
         self.flight = FakeFlightRecorder(places=64)
         self.runner = Runner(decode, self.flight)
         self.recorder = FakeRecorder()
@@ -89,21 +89,21 @@ class Path:
         self.done: list[tuple[Any, bool]] = []
         self.settler = Settler(
             self.acknowledger,
-            self.journal,
+            self.store,
             self.flight,
             self.recorder,
             Holds(4, self.clock),
             Histories(),
             Unsettled(self.clock),
             LostAcks(self.clock),
-            journal_failed=self.troubles.append,
-            journal_works=lambda: self.troubles.append("works"),
+            store_failed=self.troubles.append,
+            store_works=lambda: self.troubles.append("works"),
             done=lambda what, told: self.done.append((what.delivery, told)),
         )
         self.pipeline = Pipeline(
             handler=self.runner,
             policy=policy,
-            journal=self.journal,
+            store=self.store,
             recorder=self.recorder,
             clock=self.clock,
             chance=lambda: 0.5,
@@ -163,8 +163,8 @@ def as_told(delivery, told):
 
 def kept(path):
     """How many deliveries are held, deferred and quarantined."""
-    journal = path.journal
-    return len(path.settler.holds), len(journal.deferred), len(journal.quarantined)
+    store = path.store
+    return len(path.settler.holds), len(store.deferred), len(store.quarantined)
 
 
 def kept_by(disposition):
@@ -211,7 +211,7 @@ def test_bytes_that_are_no_message_reach_no_handler_and_are_quarantined(error):
         assert path.runner.runs == []
         assert path.flight.in_flight == {}
         assert path.acknowledger.of(delivery) == "ack"
-        ((stored, why),) = path.journal.quarantined
+        ((stored, why),) = path.store.quarantined
         assert (stored.body, why) == (b"\xff", reason)
         (attempt,) = stored.history.attempts
         assert "decode" in attempt.traceback
@@ -221,12 +221,12 @@ def test_bytes_that_are_no_message_reach_no_handler_and_are_quarantined(error):
 
 
 @pytest.mark.parametrize("outcome", [Failed(Quarantine("odd")), Failed(Defer(5000))])
-def test_nothing_is_acknowledged_before_the_journal_has_it(outcome, monkeypatch):
+def test_nothing_is_acknowledged_before_the_store_has_it(outcome, monkeypatch):
     monkeypatch.setattr(settler, "COMMIT_RETRY", 0.01)
 
     async def scenario():
         path = Path()
-        path.journal.error = JournalError("no space left on device")
+        path.store.error = StoreError("no space left on device")
         await end_at_once(path, make_delivery(), outcome)
         await asyncio.sleep(0.05)
         assert path.acknowledger.told == []
@@ -234,7 +234,7 @@ def test_nothing_is_acknowledged_before_the_journal_has_it(outcome, monkeypatch)
         assert set(path.troubles) == {"no space left on device"}
         await end_at_once(path, make_delivery(delivery_tag=2, message_id="2"), Succeeded())
         assert path.told == [(1, 2, "ack")], "the slot does not wait for the disk"
-        path.journal.error = None
+        path.store.error = None
         await until(lambda: len(path.troubles) > 1 and path.troubles[-1] == "works")
         assert path.told == [(1, 2, "ack"), (1, 1, "ack")]
         assert path.troubles.count("works") == 1
@@ -243,19 +243,19 @@ def test_nothing_is_acknowledged_before_the_journal_has_it(outcome, monkeypatch)
     play(scenario())
 
 
-def test_a_channel_that_goes_while_the_journal_fails_ends_the_attempts_to_write(monkeypatch):
+def test_a_channel_that_goes_while_the_store_fails_ends_the_attempts_to_write(monkeypatch):
     monkeypatch.setattr(settler, "COMMIT_RETRY", 0.01)
 
     async def scenario():
         path = Path()
-        path.journal.error = JournalError("no space left on device")
+        path.store.error = StoreError("no space left on device")
         delivery = make_delivery()
         _, decision = await end_at_once(path, delivery, Failed(Quarantine("odd")))
         await asyncio.sleep(0.03)
         generation = path.cut()
-        path.journal.error = None
+        path.store.error = None
         await until(lambda: path.done)
-        assert path.journal.quarantined == [], "the broker has the message again"
+        assert path.store.quarantined == [], "the broker has the message again"
         assert path.done == [(delivery, False)]
         assert path.troubles[-1] == "works"
         again = make_delivery(generation=generation, redelivered=True)
@@ -269,13 +269,13 @@ def test_a_channel_that_goes_while_the_journal_fails_ends_the_attempts_to_write(
 def test_a_drain_waits_for_no_commit_that_the_disk_does_not_take():
     async def scenario():
         path = Path()
-        path.journal.error = JournalError("no space left on device")
+        path.store.error = StoreError("no space left on device")
         await end_at_once(path, make_delivery(), Failed(Quarantine("odd")))
         await path.turns()
         await path.settler.commits()
         # By name, before the channel closes: that would count against a delivery-limit.
         assert path.told == [(1, 1, "give_back")]
-        assert path.journal.quarantined == []
+        assert path.store.quarantined == []
 
     play(scenario())
 
@@ -294,7 +294,7 @@ async def end_at_once(path, delivery, outcome):
 
 
 @pytest.mark.parametrize("outcome", [Failed(Quarantine("odd")), Failed(Defer(5000))])
-def test_a_redelivery_that_the_journal_has_already_is_acknowledged_and_does_not_run(outcome):
+def test_a_redelivery_that_the_store_has_already_is_acknowledged_and_does_not_run(outcome):
     """The process died between the commit and the ack; another one gets the message."""
 
     async def scenario():
@@ -302,8 +302,8 @@ def test_a_redelivery_that_the_journal_has_already_is_acknowledged_and_does_not_
         await end_at_once(before, make_delivery(), outcome)
         await before.settler.commits()
         after = Path()
-        after.journal = before.journal
-        after.pipeline = replace(after.pipeline, journal=before.journal)
+        after.store = before.store
+        after.pipeline = replace(after.pipeline, store=before.store)
         again = make_delivery(redelivered=True)
         assert await after.process(again) == to.Ack()
         assert after.runner.runs == []
@@ -314,7 +314,7 @@ def test_a_redelivery_that_the_journal_has_already_is_acknowledged_and_does_not_
     play(scenario())
 
 
-def test_a_message_that_is_published_again_runs_although_the_journal_has_one_like_it():
+def test_a_message_that_is_published_again_runs_although_the_store_has_one_like_it():
     async def scenario():
         path = Path()
         await end_at_once(path, make_delivery(), Failed(Quarantine("odd")))
@@ -343,13 +343,13 @@ def test_a_message_that_killed_the_process_too_often_is_quarantined_before_it_ru
     play(scenario())
 
 
-def test_what_the_journal_brings_back_is_settled_there_and_not_with_the_broker():
+def test_what_the_store_brings_back_is_settled_there_and_not_with_the_broker():
     async def scenario():
         path = Path()
         await end_at_once(path, make_delivery(), Failed(Defer(5000)))
         await path.settler.commits()
         assert path.told == [(1, 1, "ack")]
-        (due,) = path.journal.due(5000, 1)
+        (due,) = path.store.due(5000, 1)
         task = await path.take(due)
         assert len(path.runner.runs) == 2, "the row itself does not stand in its way"
         path.runner.end(Succeeded())
@@ -558,14 +558,14 @@ def test_the_memory_of_ended_runs_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_journal_that_cannot_be_read_lets_nothing_overtake(strict, monkeypatch):
+def test_a_store_that_cannot_be_read_lets_nothing_overtake(strict, monkeypatch):
     async def scenario():
         path = Path(policy=Policy(strict=strict))
 
         def fail(_lane, _row):
-            raise JournalError("input/output error")
+            raise StoreError("input/output error")
 
-        monkeypatch.setattr(path.journal, "is_blocked", fail)
+        monkeypatch.setattr(path.store, "is_blocked", fail)
         delivery = make_delivery(lane="kernel")
         expected = to.GiveBack() if strict else to.Defer(0.0, BEHIND)
         assert await path.process(delivery) == expected

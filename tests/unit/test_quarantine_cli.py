@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an operator types, on the journal of an instance that is stopped."""
+"""What an operator types, on the store of an instance that is stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from fedora_messaging import message as upstream
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
 from consumer_framework.core.attempt import NO_HISTORY, Attempt, History, attempt_of
@@ -83,7 +83,7 @@ def a_delivery(number: int = 1, body: Any = None, **more: Any) -> Delivery:
 
 @dataclass
 class Operator:
-    """Runs ``fm-consumer`` on the journal in ``directory/state``."""
+    """Runs ``fm-consumer`` on the store in ``directory/state``."""
 
     directory: Path
 
@@ -115,17 +115,17 @@ class Operator:
             command, capture_output=True, text=True, env=environment, check=False, timeout=60
         )
 
-    def keeps(self, *writes: Callable[[Journal], Awaitable[Any]]) -> None:
-        """Write to the journal, as an instance does."""
+    def keeps(self, *writes: Callable[[Store], Awaitable[Any]]) -> None:
+        """Write to the store, as an instance does."""
         self.state.mkdir(exist_ok=True)
-        journal = Journal.open(self.state, limits=Limits())
+        store = Store.open(self.state, limits=Limits())
 
         async def in_order() -> None:
             for write in writes:
-                await write(journal)
+                await write(store)
 
         asyncio.run(in_order())
-        journal.close()
+        store.close()
 
     def quarantines(self, *deliveries: Delivery, reason: str = "ValueError: no (2 attempts)"):
         self.keeps(*(lambda j, d=delivery: j.quarantine(d, reason) for delivery in deliveries))
@@ -222,7 +222,7 @@ def test_list_says_so_when_nothing_is_quarantined(operator):
     ids=words_of,
 )
 def test_list_filters(three, words, expected):
-    three.keeps(lambda journal: journal.defer(a_delivery(4), time.time() + 60))
+    three.keeps(lambda store: store.defer(a_delivery(4), time.time() + 60))
     assert [row["id"] for row in three.shows("list", *words)] == expected
 
 
@@ -284,7 +284,7 @@ def test_a_list_of_several_states_says_which_and_what_is_due(three):
     for number, due in (4, now + 3700), (5, now - 5), (6, now - 5):
         lane = "key" if number > 4 else ""
         delivery = replace(a_delivery(number), lane=lane)
-        three.keeps(lambda journal, d=delivery, at=due: journal.defer(d, at))
+        three.keeps(lambda store, d=delivery, at=due: store.defer(d, at))
     head, *lines = three.does("list", "--state", "any").stdout.splitlines()[:7]
     assert head.split()[:6] == ["ROW", "AGE", "STATE", "DUE", "KEY", "ATTEMPTS"]
     assert [" ".join(line.split()[2:5]) for line in lines[2:]] == [
@@ -310,8 +310,8 @@ def test_show_says_the_key_and_what_the_message_stands_behind(keyed):
 def test_show_says_when_a_deferred_message_runs(operator):
     first, second = (replace(a_delivery(n), lane="key") for n in (1, 2))
     due = time.time() + 3700
-    operator.keeps(lambda journal: journal.defer(first, due))
-    operator.keeps(lambda journal: journal.defer(second, due))
+    operator.keeps(lambda store: store.defer(first, due))
+    operator.keeps(lambda store: store.defer(second, due))
     assert "runs again in 61m" in " ".join(operator.does("show", "1").stdout.split())
     assert "runs again after row 1" in " ".join(operator.does("show", "2").stdout.split())
 
@@ -350,7 +350,7 @@ def test_a_replay_keeps_the_order_of_a_key_and_stops_it_where_one_fails(keyed):
 
 
 def test_an_edited_message_of_a_key_is_tried_first(keyed):
-    keyed.keeps(lambda journal: journal.supersede(1, b'{"n": "food"}'))
+    keyed.keeps(lambda store: store.supersede(1, b'{"n": "food"}'))
     assert keyed.runs("replay", "--first", "1").returncode == 0
     assert keyed.seen() == ["id-1 food"]
 
@@ -478,19 +478,19 @@ def test_an_instance_that_never_ran_is_told_in_one_line(operator, verb):
     result = operator.does(verb)
     assert result.exit_code == 78
     assert result.stderr.count("\n") == 1
-    assert "there is no journal" in result.stderr
+    assert "there is no store" in result.stderr
 
 
-def test_a_file_that_is_no_journal_is_told_in_one_line(operator):
+def test_a_file_that_is_no_store_is_told_in_one_line(operator):
     operator.state.mkdir()
-    (operator.state / "journal.sqlite3").write_text("not a database, but long enough to be one")
+    (operator.state / "store.sqlite3").write_text("not a database, but long enough to be one")
     result = operator.does("list")
     assert result.exit_code == 78
     assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="must be root to become somebody else")
-def test_a_journal_that_may_not_be_read_is_told_with_a_cure(three):
+def test_a_store_that_may_not_be_read_is_told_with_a_cure(three):
     three.state.chmod(0o700)
     command = [str(FM_CONSUMER), "quarantine", "list", *three.instance]
     # Nobody may not write where the coverage of the tests is measured, and would say so.
@@ -529,22 +529,22 @@ def test_drop_loses_what_it_names_and_nothing_else(three):
 
 
 def test_drop_leaves_alone_what_a_replay_has(three):
-    journal = Journal.open(three.state, limits=Limits())
+    store = Store.open(three.state, limits=Limits())
     try:
-        assert asyncio.run(journal.claim(1))
+        assert asyncio.run(store.claim(1))
         result = three.does("drop", "1", "2", "--yes")
     finally:
-        journal.close()
+        store.close()
     assert result.exit_code == 2
     assert "row 1 is in a replay" in result.stderr
 
 
-def test_a_journal_that_another_process_has_open_is_told_in_one_line(three):
-    journal = Journal.open(three.state, instance="sample", limits=Limits())
+def test_a_store_that_another_process_has_open_is_told_in_one_line(three):
+    store = Store.open(three.state, instance="sample", limits=Limits())
     try:
         result = three.does("drop", "1", "--yes")
     finally:
-        journal.close()
+        store.close()
     assert result.exit_code == 78
     assert "in use by process" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -573,7 +573,7 @@ def test_an_export_to_a_file_is_private_and_overwrites_nothing(three, tmp_path):
 
 
 def test_stats_count(three):
-    three.keeps(lambda journal: journal.defer(a_delivery(4), time.time() + 3600))
+    three.keeps(lambda store: store.defer(a_delivery(4), time.time() + 3600))
     shown = three.shows("stats")
     assert (shown["quarantined"], shown["deferred"], shown["replaying"]) == (3, 1, 0)
     assert shown["fingerprints"] == {CAUSE: 2, OTHER_CAUSE: 1}

@@ -165,7 +165,7 @@ def test_one_that_was_put_off_by_its_author_has_its_success_too(settle, log):
     ]
 
 
-def test_one_that_comes_from_the_journal_has_its_success(settle, log):
+def test_one_that_comes_from_the_store_has_its_success(settle, log):
     settle(make_delivery(row=7), Succeeded(), Ack())
     assert log.lines() == ["INFO message 1 on a.topic succeeded at attempt 1"]
 

@@ -22,7 +22,7 @@ from consumer_framework.core.delivery import (
     Undecodable,
     Withdrawn,
 )
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
 from consumer_framework.settings import Framework
 from consumer_framework.testing import Harness, make_delivery
@@ -216,7 +216,7 @@ def test_a_replay_that_fails_goes_back_to_quarantine_at_once():
     assert decision.disposition == to.Quarantine("ValueError: x")
 
 
-def test_a_redelivery_that_the_journal_has_does_not_run():
+def test_a_redelivery_that_the_store_has_does_not_run():
     with Harness(always(Quarantine("odd"))) as harness:
         harness.deliver_raw(b"no json", message_id="1", headers={})
         assert harness.quarantined == [b"no json"]
@@ -228,7 +228,7 @@ def test_a_deliberate_publication_of_the_same_id_runs():
         harness.deliver(twice)
         harness.deliver(twice)
         assert len(harness.runs(twice)) == 2
-        assert len(harness.journal.quarantined) == 2
+        assert len(harness.store.quarantined) == 2
 
 
 def test_a_deferred_message_runs_when_due_also_after_a_restart():
@@ -244,7 +244,7 @@ def test_a_deferred_message_runs_when_due_also_after_a_restart():
         assert harness.deferred == [late]
         harness.advance("2m")
         assert harness.acked == [late]
-        assert harness.journal.deferred == []
+        assert harness.store.deferred == []
 
 
 def test_a_message_that_was_redelivered_and_then_deferred_is_not_taken_for_done_with():
@@ -271,7 +271,7 @@ def test_what_cannot_be_decoded_is_quarantined_as_it_was_received_and_the_next_i
     with Harness(always(None)) as harness:
         harness.deliver_raw(b"\xff", headers=None, message_id=None, content_encoding="klingon")
         assert harness.deliver(message()) == to.Ack()
-        ((delivery, reason),) = harness.journal.quarantined
+        ((delivery, reason),) = harness.store.quarantined
     assert delivery.body == b"\xff"
     assert delivery.properties.headers is None
     assert vars(delivery.properties)["content_encoding"] == "klingon"
@@ -300,16 +300,16 @@ def test_an_open_breaker_gives_back_what_waits_and_keeps_one_as_the_probe():
         assert all(harness.attempts(each) == () for each in messages)
 
 
-def test_a_journal_that_cannot_commit_pauses_and_resumes_by_itself():
+def test_a_store_that_cannot_commit_pauses_and_resumes_by_itself():
     with Harness(always(Quarantine("odd"))) as harness:
         first, second = message(), message()
-        harness.journal.error = JournalError("no space left")
+        harness.store.error = StoreError("no space left")
         assert harness.deliver(first) is None
         assert harness.deliver(second) is None
         assert (harness.paused, harness.acked) == ("no space left", [])
         harness.advance("1m")
         assert harness.paused == "no space left"
-        harness.journal.error = None
+        harness.store.error = None
         harness.advance("10s")
         assert (harness.paused, harness.quarantined) == ("", [first, second])
         assert len(harness.runs(first)) == 1

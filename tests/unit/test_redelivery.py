@@ -28,7 +28,7 @@ from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import OnExhausted, Policy
 from consumer_framework.core.settler import Settler
 from consumer_framework.testing import FakeAcknowledger, FakeClock, FakeRecorder, make_delivery
-from consumer_framework.testing.fake_store import FakeJournal
+from consumer_framework.testing.fake_store import FakeStore
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
 STEPS = 40
@@ -116,21 +116,21 @@ class Host(RuleBasedStateMachine):
         self.histories = Histories()
         self.settler = Settler(
             self.acknowledger,
-            FakeJournal(),
+            FakeStore(),
             FakeFlightRecorder(),
             FakeRecorder(),
             self.holds,
             self.histories,
             Unsettled(self.clock),
             LostAcks(self.clock),
-            journal_failed=lambda _: None,
-            journal_works=lambda: None,
+            store_failed=lambda _: None,
+            store_works=lambda: None,
             done=lambda _what, _told: None,
         )
         pipeline = Pipeline(
             handler=self.handlers,
             policy=POLICY,
-            journal=self.settler.journal,
+            store=self.settler.store,
             recorder=self.settler.recorder,
             clock=self.clock,
             chance=lambda: 0.5,

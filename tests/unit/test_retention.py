@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`fm-consumer quarantine expire`, on journals of instances that are stopped."""
+"""`fm-consumer quarantine expire`, on stores of instances that are stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.files import is_locked_elsewhere
 from consumer_framework.operate import offline
 from consumer_framework.runtime.control import client
@@ -46,14 +46,14 @@ def quarantine(directory: Path, *ages: float) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for number, age in enumerate(ages):
         then = time.time() - age
-        with closing(Journal.open(directory, limits=Limits(), now=partial(float, then))) as journal:
+        with closing(Store.open(directory, limits=Limits(), now=partial(float, then))) as store:
             delivery = make_delivery(queue="sample", body=b'{"n": %d}' % number)
-            asyncio.run(journal.quarantine(delivery, "poison"))
+            asyncio.run(store.quarantine(delivery, "poison"))
 
 
 def left(directory: Path) -> int:
-    with closing(Journal.read(directory)) as journal:
-        return journal.stats().quarantined
+    with closing(Store.read(directory)) as store:
+        return store.stats().quarantined
 
 
 def test_what_is_older_than_the_file_says_is_exported_and_deleted(host):
@@ -99,11 +99,11 @@ def test_an_instance_whose_messages_cannot_be_looked_at_does_not_stop_the_others
     assert len(result.stderr.splitlines()) == 2
 
 
-def test_a_journal_in_use_is_a_problem_of_one_line(host):
+def test_a_store_in_use_is_a_problem_of_one_line(host):
     host.configures("sample", A_WEEK)
     directory = host.directory / "lib/sample"
     quarantine(directory, 8 * DAY)
-    with closing(Journal.open(directory, instance="other", limits=Limits())):
+    with closing(Store.open(directory, instance="other", limits=Limits())):
         result = host.does("quarantine", "expire", "--json")
     assert result.exit_code == 1
     [told] = json.loads(result.stdout)
@@ -121,7 +121,7 @@ def test_files_and_directories_elsewhere_can_be_named(host, tmp_path):
     assert host.does("quarantine", "expire", "a", "--conf", str(file)).exit_code == 2
 
 
-def test_a_journal_that_cannot_be_reached_is_a_problem(host):
+def test_a_store_that_cannot_be_reached_is_a_problem(host):
     host.configures("sample", A_WEEK)
     loop = host.directory / "lib/sample"
     loop.symlink_to("sample")
@@ -140,7 +140,7 @@ def test_an_instance_may_start_while_much_expires(host, monkeypatch):
 
     def sleep(_seconds):
         # The instance takes its turn, and lets go again.
-        Journal.open(directory, limits=Limits()).close()
+        Store.open(directory, limits=Limits()).close()
         starts.append(left(directory))
 
     done = offline.expire("sample", file, directory, time.time(), sleep)
@@ -160,7 +160,7 @@ sys.stdin.read()
 
 @contextmanager
 def held(directory: Path):
-    """Have another process hold the journal, until the function that this gives is called."""
+    """Have another process hold the store, until the function that this gives is called."""
     directory.mkdir(parents=True)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(directory)],
@@ -173,7 +173,7 @@ def held(directory: Path):
         yield holder.stdin.close
 
 
-def test_an_order_waits_for_the_process_that_has_the_journal(host):
+def test_an_order_waits_for_the_process_that_has_the_store(host):
     directory = host.directory / "lib/sample"
     told: list[str] = []
     with held(directory) as let_go:

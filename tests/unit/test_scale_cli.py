@@ -78,12 +78,12 @@ def test_a_worker_with_deferred_messages_stays_and_nothing_is_changed(host):
     assert host.links() == []
 
 
-def test_a_worker_whose_journal_cannot_be_read_stays(host):
+def test_a_worker_whose_store_cannot_be_read_stays(host):
     host.configures()
     host.does("scale", "sample", "2")
     state = host.directory / "lib/sample_2"
     state.mkdir()
-    (state / "journal.sqlite3").write_text("no database at all, but long enough to look like one")
+    (state / "store.sqlite3").write_text("no database at all, but long enough to look like one")
     refused = host.does("scale", "sample", "1")
     assert refused.exit_code == 1
     assert "sample_2 stays, for nobody can tell what it keeps:" in refused.stderr
@@ -94,7 +94,7 @@ def test_a_state_directory_that_this_user_may_not_read_is_an_error_with_a_cure(h
     stat = Path.stat
 
     def refuse(file: Path, **more: Any) -> os.stat_result:
-        if file.name == "journal.sqlite3":
+        if file.name == "store.sqlite3":
             raise PermissionError(13, "Permission denied")
         return stat(file, **more)
 
@@ -103,7 +103,7 @@ def test_a_state_directory_that_this_user_may_not_read_is_an_error_with_a_cure(h
     monkeypatch.setattr(Path, "stat", refuse)
     result = host.does("scale", "sample", "1")
     assert result.exit_code == 1
-    assert "journal.sqlite3: cannot be read: permission denied; use sudo" in result.stderr
+    assert "store.sqlite3: cannot be read: permission denied; use sudo" in result.stderr
     assert host.links() == ["sample_2"]
 
 

@@ -211,7 +211,7 @@ def directory(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch) -> dict[str, Kept]:
-    """What the journals of workers keep, by instance."""
+    """What the stores of workers keep, by instance."""
     found: dict[str, Kept] = {}
     monkeypatch.setattr(host, "kept_in", lambda place: found.get(place.name, Kept()))
     return found

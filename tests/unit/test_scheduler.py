@@ -6,14 +6,14 @@ import asyncio
 import pytest
 from twisted.internet import task
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.intake import Holds, Intake
 from consumer_framework.runtime import scheduler
 from consumer_framework.testing import FakeClock, make_delivery
-from consumer_framework.testing.fake_store import FakeJournal
+from consumer_framework.testing.fake_store import FakeStore
 
 
-class CountingJournal(FakeJournal):
+class CountingStore(FakeStore):
     """Remembers how many rows each look brought, and can be unreadable."""
 
     def __init__(self):
@@ -38,22 +38,22 @@ class CountingJournal(FakeJournal):
 class Rig:
     def __init__(self, rows, body=b"{}", lane=""):
         self.clock, self.reactor = FakeClock(1000.0), task.Clock()
-        self.journal, self.intake, self.holds = CountingJournal(), Intake(), Holds(4, self.clock)
+        self.store, self.intake, self.holds = CountingStore(), Intake(), Holds(4, self.clock)
         self.rows, self.body, self.lane = rows, body, lane
         self.scheduler = scheduler.Scheduler(
-            self.holds, self.journal, self.intake, self.clock, self.reactor, lambda: None
+            self.holds, self.store, self.intake, self.clock, self.reactor, lambda: None
         )
 
     async def fill(self):
         for number in range(self.rows):
             delivery = make_delivery(message_id=str(number), body=self.body, lane=self.lane)
-            await self.journal.defer(delivery, 900.0)
+            await self.store.defer(delivery, 900.0)
         self.scheduler.look()
 
     async def handle_one(self):
         delivery = await asyncio.wait_for(self.intake.take(), 5)
         assert delivery is not None
-        await self.journal.remove(delivery.row)
+        await self.store.remove(delivery.row)
         self.intake.left(delivery)
         self.scheduler.done(delivery)
         await asyncio.sleep(0)
@@ -82,8 +82,8 @@ def test_no_more_rows_are_out_than_may_be_and_none_is_read_twice():
         for _ in range(1000):
             await rig.handle_one()
             assert len(rig.intake) <= scheduler.MOST_OUT
-        assert sum(rig.journal.looks) == 1000
-        assert len(rig.journal.looks) <= 1000 / (scheduler.MOST_OUT / 2) + 1
+        assert sum(rig.store.looks) == 1000
+        assert len(rig.store.looks) <= 1000 / (scheduler.MOST_OUT / 2) + 1
         assert not rig.scheduler.is_behind
 
     play(Rig(1000), scenario)
@@ -94,13 +94,13 @@ def test_rows_that_are_deferred_again_bring_no_more_than_those_that_are_due():
         for _ in range(600):
             delivery = await asyncio.wait_for(rig.intake.take(), 5)
             assert delivery is not None
-            await rig.journal.defer(delivery, 2000.0)
+            await rig.store.defer(delivery, 2000.0)
             rig.scheduler.done(delivery)
             rig.scheduler.deferred(2000.0)
             await asyncio.sleep(0)
         assert len(rig.intake) == 0
-        assert sum(rig.journal.looks) == 600
-        assert len(rig.journal.looks) < 12
+        assert sum(rig.store.looks) == 600
+        assert len(rig.store.looks) < 12
 
     play(Rig(600), scenario)
 
@@ -125,19 +125,19 @@ def test_the_next_row_of_a_lane_follows_when_the_one_before_it_is_done():
     play(Rig(40, lane="key"), scenario)
 
 
-def test_a_journal_that_cannot_be_read_is_said_once_and_read_again(caplog):
+def test_a_store_that_cannot_be_read_is_said_once_and_read_again(caplog):
     async def scenario(rig):
-        rig.journal.unreadable = JournalError("disk I/O error")
+        rig.store.unreadable = StoreError("disk I/O error")
         while len(rig.intake):
             await rig.handle_one()
         rig.scheduler.look()
         assert caplog.text.count("disk I/O error") == 1
-        rig.journal.unreadable = None
+        rig.store.unreadable = None
         rig.clock.advance(scheduler.UNREADABLE_SLEEP)
         rig.reactor.advance(scheduler.UNREADABLE_SLEEP)
         while len(rig.intake):
             await rig.handle_one()
-        assert sum(rig.journal.looks) == 400
+        assert sum(rig.store.looks) == 400
 
     play(Rig(400), scenario)
 
@@ -145,7 +145,7 @@ def test_a_journal_that_cannot_be_read_is_said_once_and_read_again(caplog):
 @pytest.mark.parametrize("until", [1000.5, 1020.0])
 def test_the_alarm_rings_for_what_was_deferred_last(until):
     async def scenario(rig):
-        await rig.journal.defer(make_delivery(), until)
+        await rig.store.defer(make_delivery(), until)
         rig.scheduler.deferred(until)
         await asyncio.sleep(0)
         assert len(rig.intake) == 0
@@ -158,23 +158,23 @@ def test_the_alarm_rings_for_what_was_deferred_last(until):
 
 def test_rows_are_brought_forward_when_the_clock_is_set_back(caplog):
     async def scenario(rig):
-        await rig.journal.defer(make_delivery(), 1010.0)
+        await rig.store.defer(make_delivery(), 1010.0)
         rig.clock._time -= 3600
         rig.scheduler.look()
         for _ in range(3):
             await asyncio.sleep(0)
-        assert rig.journal.rebased == [1000.0 - 3600]
+        assert rig.store.rebased == [1000.0 - 3600]
         assert "set back by 3600 s" in caplog.text
         rig.scheduler.look()
         await asyncio.sleep(0)
-        assert len(rig.journal.rebased) == 1
+        assert len(rig.store.rebased) == 1
 
     play(Rig(0), scenario)
 
 
 def test_rows_that_cannot_be_brought_forward_are_told_of(caplog):
     async def scenario(rig):
-        rig.journal.error = JournalError("the disk is full")
+        rig.store.error = StoreError("the disk is full")
         rig.clock._time -= 3600
         rig.scheduler.look()
         for _ in range(3):

@@ -170,7 +170,7 @@ def test_a_record_without_secrets_is_as_ever(caplog):
 
 
 @pytest.mark.usefixtures("_known")
-def test_neither_status_nor_output_nor_journal_have_it(capsys):
+def test_neither_status_nor_output_nor_store_have_it(capsys):
     assert one_ascii_line(f"x {CANARY}") == "x <credential:token>"
     terminal.complain(ConfigurationError(Problem("a", CANARY, CANARY)))
     terminal.print_json({"a": CANARY})

@@ -15,7 +15,7 @@ from consumer_framework import Defer, DependencyFault, Quarantine
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Undecodable, Withdrawn
-from consumer_framework.core.errors import HandlerTimeoutError, JournalError
+from consumer_framework.core.errors import HandlerTimeoutError, StoreError
 from consumer_framework.core.ports import FlightRecorder
 from consumer_framework.testing import Harness, make_delivery
 
@@ -700,10 +700,10 @@ def test_a_replay_that_is_deferred_while_the_disk_is_full_runs_again_once():
     with Harness(handle, settings={"slots": 2}) as harness:
         one = message()
         harness.deliver(one)
-        harness.journal.error = JournalError("no space left on device")
+        harness.store.error = StoreError("no space left on device")
         assert harness.replay(one) is None
         harness.advance(60)
-        harness.journal.error = None
+        harness.store.error = None
         harness.advance(60)
         assert harness.acked == [one]
         assert len(ran) == 3

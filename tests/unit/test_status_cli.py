@@ -127,14 +127,14 @@ def test_one_whose_event_loop_is_blocked_runs_and_does_not_answer(host, monkeypa
 
 HOLDS_THE_LOCK = """
 import sys, time, pathlib
-from consumer_framework.adapters.store import Journal, Limits
-journal = Journal.open(pathlib.Path(sys.argv[1]), limits=Limits())
+from consumer_framework.adapters.store import Store, Limits
+store = Store.open(pathlib.Path(sys.argv[1]), limits=Limits())
 print(flush=True)
 time.sleep(60)
 """
 
 
-def test_one_that_does_not_answer_is_known_by_its_journal(host):
+def test_one_that_does_not_answer_is_known_by_its_store(host):
     host.configures()
     host.has_unit("sample", "activating", SubState="auto-restart")
     host.keeps("sample", deferred=1)
@@ -229,7 +229,7 @@ def test_one_that_may_not_be_asked_says_so_and_is_shown_all_the_same(host, monke
     assert result.exit_code == 0
     assert "control: permission denied; use sudo" in result.stdout
     (host.directory / "lib/sample").mkdir()
-    (host.directory / "lib/sample/journal.sqlite3").write_text("no database" * 100)
+    (host.directory / "lib/sample/store.sqlite3").write_text("no database" * 100)
     [instance] = host.shows()["groups"][0]["instances"]
     assert instance["problem"] == "control: permission denied; use sudo"
     assert instance["deferred"] is None

@@ -16,7 +16,7 @@ from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
     FrameworkError,
-    JournalError,
+    StoreError,
 )
 from consumer_framework.runtime.app import let_go
 from consumer_framework.runtime.stores import (
@@ -25,7 +25,7 @@ from consumer_framework.runtime.stores import (
     users_directory,
     wait_for_stores,
 )
-from consumer_framework.settings import Framework, Ordering, Store
+from consumer_framework.settings import Framework, Ordering, StoreKind
 from consumer_framework.testing import FakeClock, FakeNotifier, make_delivery
 
 
@@ -60,16 +60,16 @@ def waiting(*results, patience=10.0):
 
 
 def test_a_start_waits_while_the_disk_is_full_and_says_so(caplog):
-    full = JournalError("/s/journal.sqlite3: no space left on device; make room")
+    full = StoreError("/s/store.sqlite3: no space left on device; make room")
     stores, notifier = waiting(full, full, "open")
     assert stores == "open"
-    assert "Starting: /s/journal.sqlite3: no space left on device" in notifier.status_line
+    assert "Starting: /s/store.sqlite3: no space left on device" in notifier.status_line
     assert "gives up in 9 s" in notifier.status_line
     assert caplog.text.count("waiting for the state directory") == 1
 
 
 def test_a_start_that_waited_in_vain_may_succeed_later():
-    in_use = JournalError("in use by process 1")
+    in_use = StoreError("in use by process 1")
     fault, _ = waiting(*[in_use] * 100, patience=1.0)
     assert fault.exit_code == ExitCode.TEMPORARY
     assert str(fault) == "not started within 1s (start_timeout): in use by process 1"
@@ -92,7 +92,7 @@ def test_a_full_disk_is_no_error_of_the_configuration(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.posix_fallocate", fail)
-    with pytest.raises(JournalError, match="No space left"):
+    with pytest.raises(StoreError, match="No space left"):
         open_stores(tmp_path, "sample", Framework())
 
 
@@ -105,35 +105,33 @@ def test_a_forked_process_lets_go_of_the_sockets_of_the_reactor():
         assert theirs.recv(1) == b""
 
 
-IN_MEMORY = Framework(store=Store.MEMORY)
+IN_MEMORY = Framework(store=StoreKind.MEMORY)
 
 
 def test_without_a_store_nothing_is_on_the_disk_and_every_question_has_an_answer(tmp_path):
-    async def use(journal):
+    async def use(store):
         delivery = make_delivery(lane="a")
-        assert not journal.is_open(delivery)
-        assert not journal.is_blocked("a")
-        assert (journal.due(1e12), journal.next_due(), journal.count_due(1e12)) == ([], None, 0)
-        assert (journal.rows(state=None), journal.stats().quarantined) == ([], 0)
-        for write in (journal.defer(delivery, 1.0), journal.quarantine(delivery, "odd")):
-            with pytest.raises(JournalError, match="no store"):
+        assert not store.is_open(delivery)
+        assert not store.is_blocked("a")
+        assert (store.due(1e12), store.next_due(), store.count_due(1e12)) == ([], None, 0)
+        assert (store.rows(state=None), store.stats().quarantined) == ([], 0)
+        for write in (store.defer(delivery, 1.0), store.quarantine(delivery, "odd")):
+            with pytest.raises(StoreError, match="no store"):
                 await write
-        await journal.remove(1)
-        assert await journal.drop([1]) == []
-        assert [await journal.claim(1), await journal.release(1), await journal.resolve(1)] == [
-            False
-        ] * 3
-        assert await journal.supersede(1, b"") is None
-        assert (await journal.expire(1e12)).rows == 0
-        journal.limit(Limits())
-        assert journal.commits == 0
+        await store.remove(1)
+        assert await store.drop([1]) == []
+        assert [await store.claim(1), await store.release(1), await store.resolve(1)] == [False] * 3
+        assert await store.supersede(1, b"") is None
+        assert (await store.expire(1e12)).rows == 0
+        store.limit(Limits())
+        assert store.commits == 0
 
     stores = open_stores(tmp_path / "none", "sample", IN_MEMORY)
-    asyncio.run(use(stores.journal))
+    asyncio.run(use(stores.store))
     place = stores.flight.took_off(make_delivery())
     stores.flight.landed(place)
     stores.close()
-    assert (stores.directory, stores.journal.keeps) == (None, False)
+    assert (stores.directory, stores.store.keeps) == (None, False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,7 +141,7 @@ NOWHERE = Path("/proc/nowhere/sample")
 def test_where_no_usual_directory_can_be_made_it_runs_and_says_what_is_lost(caplog):
     stores = open_stores(NOWHERE, "sample", Framework(), is_given=False)
     stores.close()
-    assert not stores.journal.keeps
+    assert not stores.store.keeps
     assert "/proc/nowhere" in caplog.text
     assert "there is no quarantine" in caplog.text
     assert 'store = "memory"' in caplog.text
@@ -173,9 +171,9 @@ def test_a_directory_with_messages_is_never_done_without(tmp_path, monkeypatch):
 
 def test_messages_of_a_former_store_are_named(tmp_path, caplog):
     with closing(open_stores(tmp_path, "sample", Framework())) as stores:
-        asyncio.run(stores.journal.quarantine(make_delivery(), "odd"))
+        asyncio.run(stores.store.quarantine(make_delivery(), "odd"))
     open_stores(tmp_path, "sample", IN_MEMORY).close()
-    assert f"1 messages in {tmp_path}/journal.sqlite3 are not run" in caplog.text
+    assert f"1 messages in {tmp_path}/store.sqlite3 are not run" in caplog.text
 
 
 def test_a_user_without_a_home_has_a_directory_to_try(monkeypatch):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The journal: messages that the broker was told to forget, kept in SQLite.
+"""The store: messages that the broker was told to forget, kept in SQLite.
 
-One file, ``journal.sqlite3`` in the state directory, written by one process. Write-ahead log
+One file, ``store.sqlite3`` in the state directory, written by one process. Write-ahead log
 (https://www.sqlite.org/wal.html) with ``synchronous=FULL``: what was committed survives SIGKILL
 and the loss of power, and readers, ``fm-consumer quarantine`` among them, never wait.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.store import retention, writer
 from consumer_framework.core import ports
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.memory import Twins
 
 from .files import DATABASE, Lock, described, open_readable, open_writable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.errors import DamagedRowError
 
-__all__ = ["Expired", "Group", "Journal", "Limits", "Reader", "Row", "State", "Stats"]
+__all__ = ["Expired", "Group", "Limits", "Reader", "Row", "State", "Stats", "Store"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,13 +49,13 @@ _ANY: tuple[State, ...] = ("deferred", "quarantined", "replaying", "superseded")
 _PORTION = 500
 
 
-class Journal(Reader, ports.Journal):
-    """A journal that this process writes. Made by :meth:`open`.
+class Store(Reader, ports.Store):
+    """A store that this process writes. Made by :meth:`open`.
 
     Used from one event loop; operations are committed together by a thread of its own, and done
     when they are on the disk. Reads see every write whose awaitable is done.
 
-    Where the disk does not take a write, its awaitable raises :class:`.JournalError`, nothing of
+    Where the disk does not take a write, its awaitable raises :class:`.StoreError`, nothing of
     it is kept, and the next write is tried anew: there is nothing to restart when the disk works
     again.
     """
@@ -68,20 +68,20 @@ class Journal(Reader, ports.Journal):
         limits: Limits,
         instance: str = "",
         now: Callable[[], float] = time.time,
-    ) -> Journal:
-        """Open the journal in *directory*; made where there is none.
+    ) -> Store:
+        """Open the store in *directory*; made where there is none.
 
         Rows that a dead process had claimed for a replay are quarantined again.
 
         Args:
             directory: The state directory; it must exist.
             limits: How much is kept.
-            instance: The NAME in ``fm-consumer@NAME``, told to whom finds the journal in use.
+            instance: The NAME in ``fm-consumer@NAME``, told to whom finds the store in use.
             now: Seconds since the epoch.
 
         Raises:
-            JournalError: One line with the file, what is wrong with it and what to do: the
-                directory is missing or not writable, the file is no journal or of a newer
+            StoreError: One line with the file, what is wrong with it and what to do: the
+                directory is missing or not writable, the file is no store or of a newer
                 version, or another process has it open.
         """
         lock = Lock(directory, instance)
@@ -93,10 +93,10 @@ class Journal(Reader, ports.Journal):
 
     @staticmethod
     def read(directory: Path) -> Reader:
-        """Open the journal in *directory* for reading only, whether an instance runs or not.
+        """Open the store in *directory* for reading only, whether an instance runs or not.
 
         Raises:
-            JournalError: There is none, it may not be read, or it is of another version.
+            StoreError: There is none, it may not be read, or it is of another version.
         """
         file = directory / DATABASE
         return Reader(file, open_readable(file))
@@ -133,7 +133,7 @@ class Journal(Reader, ports.Journal):
         self._room = replace(self._room, max_bytes=limits.max_bytes)
 
     def close(self) -> None:
-        """Commit what waits and let another process have the journal; does not return before."""
+        """Commit what waits and let another process have the store; does not return before."""
         # The last to close a database tidies it up, which a reader may not.
         super().close()
         self._writer.close()
@@ -164,7 +164,7 @@ class Journal(Reader, ports.Journal):
         # Also for as long as the disk does not take what is written here.
         self._damaged.add(error.row)
         which = ""
-        with suppress(JournalError):
+        with suppress(StoreError):
             row = self.row(error.row)
             which = f" (message {row.message_id} of {row.queue})" if row else ""
         _log.error("%s: %s%s; it is quarantined, and others go on", self._file, error, which)
@@ -196,7 +196,7 @@ class Journal(Reader, ports.Journal):
     async def rebase(self, now: float) -> int:
         """Bring forward the deferred rows that were written later than *now*; returns how many.
 
-        The machine's clock was set back since. A new process does this when it opens the journal.
+        The machine's clock was set back since. A new process does this when it opens the store.
         """
         return await self._writer.submit(writer.rebase(now))
 
@@ -245,13 +245,13 @@ class Journal(Reader, ports.Journal):
 
         Args:
             now: Seconds since the epoch.
-            export_to: The file that they are appended to, ``expired.jsonl`` beside the journal
+            export_to: The file that they are appended to, ``expired.jsonl`` beside the store
                 where it is None. A crash may have a message appended twice, never not at all.
             most: Stop after so many rows.
 
         Raises:
-            JournalError: They cannot be exported. Those that are not in the file are in the
-                journal still.
+            StoreError: They cannot be exported. Those that are not in the file are in the
+                store still.
         """
         file = export_to or self._room.export_to
         if self._limits.max_age is None:

@@ -36,7 +36,7 @@ def line_of(delivery: Delivery) -> str:
 
     Where its bytes can be read as a message, this is what ``fedora_messaging.message.dumps``
     writes. Where not, ``body`` and ``headers`` are missing, so that nobody takes it for one:
-    ``body_base64`` has the bytes, and ``properties`` all AMQP properties as the journal keeps them.
+    ``body_base64`` has the bytes, and ``properties`` all AMQP properties as the store keeps them.
     """
     return _line(_message(delivery))
 

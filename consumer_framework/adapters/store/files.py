@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The journal's files: who may open them, what version they are, and what to do where they fail."""
+"""The store's files: who may open them, what version they are, and what to do where they fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 
 from . import wal
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-DATABASE = "journal.sqlite3"
-LOCK = "journal.lock"
+DATABASE = "store.sqlite3"
+LOCK = "store.lock"
 
-# What `file` and SQLite call "application ID": tells a journal from any other SQLite database
+# What `file` and SQLite call "application ID": tells a store from any other SQLite database
 # (https://www.sqlite.org/pragma.html#pragma_application_id).
 APPLICATION_ID = 0x464D4A4C  # "FMJL"
 
-# Applied in order; the version of a journal is how many of them it has seen.
+# Applied in order; the version of a store is how many of them it has seen.
 MIGRATIONS = tuple(
     files(__package__).joinpath(name).read_text(encoding="utf-8")
     for name in ("schema.sql", "lanes.sql", "kept.sql")
@@ -71,25 +71,25 @@ _CURES = {
     sqlite3.SQLITE_CANTOPEN: "make the file and its directory writable for this user",
     sqlite3.SQLITE_BUSY: "end the other program that has the file open",
     sqlite3.SQLITE_LOCKED: "end the other program that has the file open",
-    sqlite3.SQLITE_NOTADB: "move the file away; a new journal is made at the next start",
+    sqlite3.SQLITE_NOTADB: "move the file away; a new store is made at the next start",
     sqlite3.SQLITE_CORRUPT: "move the file away and save what `sqlite3 FILE .recover` finds in it",
 }
 
 
 @contextmanager
 def described(file: Path) -> Iterator[None]:
-    """Turn what SQLite and the system raise into a :class:`.JournalError` that names *file*."""
+    """Turn what SQLite and the system raise into a :class:`.StoreError` that names *file*."""
     try:
         yield
     except sqlite3.Error as error:
         # The low byte is the kind, the others say where (https://www.sqlite.org/rescode.html).
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
         cure = _CURES.get(kind, "look into the kernel's log for what is wrong with the disk")
-        raise JournalError(f"{file}: {error}; {cure}", lasting=kind in _LASTING) from error
+        raise StoreError(f"{file}: {error}; {cure}", lasting=kind in _LASTING) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         message = f"{error.filename or file}: {reason}; {_cure(error)}"
-        raise JournalError(message, lasting=is_lasting(error)) from error
+        raise StoreError(message, lasting=is_lasting(error)) from error
 
 
 def is_lasting(error: OSError) -> bool:
@@ -116,7 +116,7 @@ _held: dict[tuple[int, int], str] = {}
 
 
 class Lock:
-    """Keeps a journal to one process.
+    """Keeps a store to one process.
 
     The kernel frees it when the process ends, however it ends. It is a lock of the process, not of
     the open file (fcntl_locking(2)): a child that a handler forked does not keep it. Such a lock is
@@ -124,7 +124,7 @@ class Lock:
     this process remembers what it holds, and does not open such a file again.
 
     Raises:
-        JournalError: A process has it, or the directory cannot be written.
+        StoreError: A process has it, or the directory cannot be written.
     """
 
     def __init__(self, directory: Path, instance: str) -> None:
@@ -157,21 +157,21 @@ class Lock:
         self._stream.truncate(0)
         self._stream.write(holder.encode())
 
-    def _in_use(self, holder: str) -> JournalError:
-        return JournalError(
+    def _in_use(self, holder: str) -> StoreError:
+        return StoreError(
             f"{self._file.with_name(DATABASE)}: in use by {holder}; stop that first, or name "
             "its own directories in $STATE_DIRECTORY and $RUNTIME_DIRECTORY"
         )
 
     def release(self) -> None:
-        """Let another process have the journal."""
+        """Let another process have the store."""
         if not self._stream.closed:
             _held.pop(self._identity, None)
             self._stream.close()
 
 
 def is_locked_elsewhere(directory: Path) -> bool:
-    """Whether another process has the journal in *directory*, as far as this user may see."""
+    """Whether another process has the store in *directory*, as far as this user may see."""
     file = directory / LOCK
     if _identity(file) in _held:
         return False
@@ -226,10 +226,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def open_writable(file: Path) -> sqlite3.Connection:
-    """Open the journal in *file* for the writer; made, or brought to the newest version.
+    """Open the store in *file* for the writer; made, or brought to the newest version.
 
     Raises:
-        JournalError: It cannot be written, is no journal, or was written by a newer version.
+        StoreError: It cannot be written, is no store, or was written by a newer version.
     """
     with described(file):
         os.close(create(file))
@@ -245,10 +245,10 @@ def open_writable(file: Path) -> sqlite3.Connection:
 
 
 def open_readable(file: Path) -> sqlite3.Connection:
-    """Open the journal in *file* for reading only, whoever writes it.
+    """Open the store in *file* for reading only, whoever writes it.
 
     Raises:
-        JournalError: There is none, it is no journal, or it is of another version.
+        StoreError: There is none, it is no store, or it is of another version.
     """
     with described(file):
         if not file.parent.is_dir():
@@ -256,7 +256,7 @@ def open_readable(file: Path) -> sqlite3.Connection:
         if file.is_symlink():
             raise PermissionError(errno.EPERM, "is a link", str(file))
         if not file.exists():
-            raise JournalError(f"{file}: there is no journal; no instance ran with this directory")
+            raise StoreError(f"{file}: there is no store; no instance ran with this directory")
         connection = _connect(file, "ro")
         try:
             _check_current(file, connection)
@@ -307,16 +307,16 @@ def _migrate(connection: sqlite3.Connection, script: str, number: int) -> None:
 
 def _check_current(file: Path, connection: sqlite3.Connection) -> None:
     if _version(file, connection) < len(MIGRATIONS):
-        raise JournalError(f"{file}: written by an older version; start the instance once")
+        raise StoreError(f"{file}: written by an older version; start the instance once")
 
 
 def _version(file: Path, connection: sqlite3.Connection) -> int:
     application: int = _pragma(connection, "application_id")
     version: int = _pragma(connection, "user_version")
     if application != APPLICATION_ID and not _is_empty(connection):
-        raise JournalError(f"{file}: a database, but no journal; move the file away", lasting=True)
+        raise StoreError(f"{file}: a database, but no store; move the file away", lasting=True)
     if version > len(MIGRATIONS):
-        raise JournalError(
+        raise StoreError(
             f"{file}: written by a newer version (schema {version}, this one knows up to "
             f"{len(MIGRATIONS)}); upgrade consumer_framework, or move the file away",
             lasting=True,

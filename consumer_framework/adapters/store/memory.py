@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""No journal: what an instance has that keeps nothing on a disk."""
+"""No store: what an instance has that keeps nothing on a disk."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 
-from . import Journal
+from . import Store
 from .files import MIGRATIONS
 from .reader import Reader
 from .records import Expired
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _NOWHERE = "there is no store to write to: give one with --state-dir"
 
 
-class NoJournal(Journal):
-    """A journal that is always empty: its messages stay with the broker."""
+class NoStore(Store):
+    """A store that is always empty: its messages stay with the broker."""
 
     keeps = False
 
@@ -60,11 +60,11 @@ class NoJournal(Journal):
 
     async def defer(self, _delivery: Delivery, _until: float) -> None:
         """Refuse it: the message stays with the broker."""
-        raise JournalError(_NOWHERE)
+        raise StoreError(_NOWHERE)
 
     async def quarantine(self, _delivery: Delivery, _reason: str) -> None:
         """Refuse it: the message stays with the broker."""
-        raise JournalError(_NOWHERE)
+        raise StoreError(_NOWHERE)
 
     async def remove(self, row: int) -> None:
         """No row is there."""

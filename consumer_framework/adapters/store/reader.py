@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can be read of a journal, by the instance that writes it and by anybody else."""
+"""What can be read of a store, by the instance that writes it and by anybody else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.errors import DamagedRowError, JournalError
+from consumer_framework.core.errors import DamagedRowError, StoreError
 from consumer_framework.core.ordering import Blocker
 
 from .export import damaged_line_of, line_of
@@ -70,7 +70,7 @@ DUE_BYTES = 8 << 20
 
 
 class Reader:
-    """Reads a journal. Every method raises :class:`.JournalError` where the disk does not let it.
+    """Reads a store. Every method raises :class:`.StoreError` where the disk does not let it.
 
     Args:
         file: The database, for error messages.
@@ -106,7 +106,7 @@ class Reader:
         wanted = now, json.dumps([*out]), limit
         try:
             return self._due(*wanted)
-        except JournalError:
+        except StoreError:
             return self._due_one_by_one(*wanted)
 
     def _due(self, now: float, out: str, limit: int) -> list[Delivery]:
@@ -219,7 +219,7 @@ class Reader:
         try:
             found = self._select("SELECT * FROM messages WHERE id = ?", number)
             attempts = self._attempts(found)
-        except JournalError as error:
+        except StoreError as error:
             if not error.lasting:
                 # The disk fails: it may work again.
                 raise
@@ -271,7 +271,7 @@ class Reader:
     def damaged_line(self, error: DamagedRowError) -> str:
         """Write what is left of a damaged row as one line of JSON, which is no message."""
         found: list[Any] = []
-        with suppress(JournalError):
+        with suppress(StoreError):
             found = self._select("SELECT * FROM messages WHERE id = ?", error.row)
         return damaged_line_of(error, found[0] if found else None)
 

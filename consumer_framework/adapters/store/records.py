@@ -27,7 +27,7 @@ State: TypeAlias = Literal["deferred", "quarantined", "replaying", "superseded"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One message of the journal, as a list shows it.
+    """One message of the store, as a list shows it.
 
     Attributes:
         id: Its number; never used again.
@@ -205,7 +205,7 @@ def attempt_columns(attempt: Attempt) -> tuple[float, str, str, str, str]:
 
 
 def delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) -> Delivery:
-    """Return the message of *row*, as a delivery of the journal.
+    """Return the message of *row*, as a delivery of the store.
 
     Its ``delivery_tag`` is the row's number too, so that two of them can be told apart.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the journal gives up, by age and by size: exported to a file first, and then deleted.
+"""What the store gives up, by age and by size: exported to a file first, and then deleted.
 
 Deletes rows, each with what it supersedes, and gives their space back to the disk.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from consumer_framework.core.errors import DamagedRowError, JournalError
+from consumer_framework.core.errors import DamagedRowError, StoreError
 
 from .export import append, expired_line_of
 from .files import DATABASE, described
@@ -67,7 +67,7 @@ _SLACK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much the journal keeps for operators; deferred messages are never given up.
+    """How much the store keeps for operators; deferred messages are never given up.
 
     Attributes:
         max_age: Quarantined messages expire after so many seconds without a change, None for
@@ -99,13 +99,13 @@ class Room:
         somewhere, or it would block every message behind it.
 
         Raises:
-            JournalError: It does not fit because of messages that must not expire, or those that
+            StoreError: It does not fit because of messages that must not expire, or those that
                 must cannot be exported.
         """
         chosen, missing = self._choose(connection, size)
         if missing:
             used = _used(connection)
-            raise JournalError(
+            raise StoreError(
                 f"{self.export_to.parent / DATABASE}: full ({used} bytes of {self.max_bytes}) "
                 "of messages that are deferred or in a replay; raise quarantine_max_bytes"
             )
@@ -173,7 +173,7 @@ def expire_rows(connection: sqlite3.Connection, numbers: list[int], export_to: P
     Where the deletion is not committed afterwards, they are exported again with the next try.
 
     Raises:
-        JournalError: They cannot be exported, and are all there still.
+        StoreError: They cannot be exported, and are all there still.
     """
     if numbers:
         reader = Reader(export_to, connection)

@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: GPL-2.0-or-later
--- Version 1 of the journal. Applied in one transaction; PRAGMA user_version is set after it.
+-- Version 1 of the store. Applied in one transaction; PRAGMA user_version is set after it.
 
 -- One row for each message that the broker was told to forget.
 CREATE TABLE messages (

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.secrets import redact
 
 from .files import described
@@ -71,7 +71,7 @@ _RECEIVED = "SELECT * FROM messages WHERE id = ?"
 _SET_ASIDE = """UPDATE messages SET state = 'quarantined', due = NULL, updated = :now,
     reason = :reason, fingerprint = :fingerprint WHERE id = :id AND state = 'deferred'"""
 # What damaged rows have in common, whatever is wrong with each.
-DAMAGED = "damaged in the journal"
+DAMAGED = "damaged in the store"
 _RENAME = "UPDATE messages SET key = ? WHERE id = ?"
 _CLAIM = """UPDATE messages SET state = 'replaying', updated = ?
     WHERE id = ? AND state = 'quarantined' AND waits = 0"""
@@ -316,7 +316,7 @@ class Writer:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._commits = 0
         self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._inode = file.stat().st_ino
         self._thread.start()
 
@@ -334,11 +334,11 @@ class Writer:
             What *operation* returned.
 
         Raises:
-            JournalError: Nothing of the operation was kept. The next one is tried anew.
+            StoreError: Nothing of the operation was kept. The next one is tried anew.
             Exception: What *operation* raised; nothing of it was kept.
         """
         if self._closed:
-            raise JournalError(f"{self._file}: closed")
+            raise StoreError(f"{self._file}: closed")
         done = asyncio.get_running_loop().create_future()
         job = _Job(operation, done)
         self._jobs.put(job)
@@ -388,7 +388,7 @@ class Writer:
         """Commit *jobs*, less those that fail by their own fault.
 
         Raises:
-            JournalError: None of them was kept.
+            StoreError: None of them was kept.
         """
         if not jobs:
             return
@@ -404,7 +404,7 @@ class Writer:
     def _check_linked(self) -> None:
         # SQLite goes on writing into a file that was deleted, and all of it is gone at the end.
         if self._file.stat().st_ino != self._inode:
-            raise JournalError(f"{self._file}: replaced while in use; restart the instance")
+            raise StoreError(f"{self._file}: replaced while in use; restart the instance")
 
     def _transact(self, jobs: list[_Job]) -> None:
         execute = self._connection.execute
@@ -434,7 +434,7 @@ class Writer:
 def _fail(jobs: list[_Job], error: Exception) -> None:
     for job in jobs:
         # Each caller gets its own: raising one exception in many places mixes their tracebacks.
-        job.error = JournalError(str(error))
+        job.error = StoreError(str(error))
         job.error.__cause__ = error
 
 

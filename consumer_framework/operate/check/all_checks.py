@@ -20,7 +20,7 @@ from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_serv
 from consumer_framework.runtime.assembly.access import from_outside, hands_file_over
 from consumer_framework.runtime.assembly.plan import tasks_problem
 from consumer_framework.runtime.stores import SYSTEM_STATE, is_directory_given, state_directory
-from consumer_framework.settings import Store, instance_name_problem
+from consumer_framework.settings import StoreKind, instance_name_problem
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings, state_findings, tls_findings
@@ -90,7 +90,7 @@ def _service_findings(request: Request, account: Account | None) -> Iterator[Fin
 def _state_findings(
     request: Request, account: Account | None, settings: Settings | None
 ) -> Iterator[Finding]:
-    if settings is not None and settings.framework.store is Store.MEMORY:
+    if settings is not None and settings.framework.store is StoreKind.MEMORY:
         return
     is_service = account is not None
     is_given = is_service or is_directory_given(request.state_directory)

@@ -22,7 +22,7 @@ from consumer_framework.adapters import flight as flight_file
 from consumer_framework.adapters.certificates import ends_of
 from consumer_framework.adapters.store.files import DATABASE
 from consumer_framework.adapters.systemd.accounts import Account
-from consumer_framework.core.errors import ExitCode, JournalError, Problem
+from consumer_framework.core.errors import ExitCode, Problem, StoreError
 from consumer_framework.runtime.stores import kept_in
 
 from .findings import error, info, warning
@@ -75,7 +75,7 @@ def _unescaped(text: str) -> str:
 _IN_MEMORY = {"tmpfs", "ramfs"}
 _IN_A_CONTAINER = {"overlay", "aufs"}
 _REMOTE = {"9p", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "nfs", "nfs4", "smb3"}
-# Bytes. An instance whose journal cannot be written pauses.
+# Bytes. An instance whose store cannot be written pauses.
 _SCARCE = 64 << 20
 _CURE = "give a directory on a local disk with --state-dir"
 
@@ -114,7 +114,7 @@ def _files(directory: Path) -> Iterator[Finding]:
         )
     try:
         kept_in(directory)
-    except JournalError as refused:
+    except StoreError as refused:
         # This user may not look, perhaps.
         if refused.lasting and os.access(directory / DATABASE, os.R_OK):
             yield error(Problem("", str(refused)))
@@ -134,7 +134,7 @@ def _filesystem(kind: str) -> Iterator[Finding]:
 
 def _room(free: int) -> Iterator[Finding]:
     if free < _SCARCE:
-        what = f"has {free >> 20} MiB left: an instance that cannot write its journal pauses"
+        what = f"has {free >> 20} MiB left: an instance that cannot write its store pauses"
         yield warning("", what, "make room")
 
 

@@ -484,7 +484,7 @@ class Arrivals:
             self._flight.landed(place)
 
 
-# Threads besides those of the slots: the event loop's, the journal's, those that resolve names.
+# Threads besides those of the slots: the event loop's, the store's, those that resolve names.
 RESERVE = 12
 
 

@@ -124,9 +124,9 @@ def reached(
     tell: Callable[[str], None] = lambda _line: None,
     patience: float = PATIENCE,
 ) -> Iterator[Client | None]:
-    """Connect as :func:`connected` does, and wait first for whoever has the journal.
+    """Connect as :func:`connected` does, and wait first for whoever has the store.
 
-    An instance that is starting has its journal, and cannot be asked yet; so has another command.
+    An instance that is starting has its store, and cannot be asked yet; so has another command.
 
     Args:
         directory: Where the instance keeps its state.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an operator may order of the journal's owner, be that an instance or the command itself."""
+"""What an operator may order of the store's owner, be that an instance or the command itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from consumer_framework.runtime.observe.wording import describe
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
-    from consumer_framework.adapters.store import Journal, Row
+    from consumer_framework.adapters.store import Row, Store
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
 
@@ -48,7 +48,7 @@ class Orders:
     """Carries out what changes the quarantine.
 
     Args:
-        journal: The journal, open for writing.
+        store: The store, open for writing.
         run: Runs one claimed row through the pipeline and returns what became of it:
             :class:`.GiveBack` where it was not begun with.
         dropped: Called with rows that were dropped; they must not begin to run.
@@ -58,13 +58,13 @@ class Orders:
 
     def __init__(
         self,
-        journal: Journal,
+        store: Store,
         run: Callable[[Delivery], Awaitable[Disposition]],
         dropped: Callable[[Collection[int]], None] = lambda _rows: None,
         changed: Callable[[], None] = lambda: None,
         report: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self._journal = journal
+        self._store = store
         self._run = run
         self._dropped = dropped
         self._changed = changed
@@ -80,8 +80,8 @@ class Orders:
         yield {"pong": True}
 
     async def status(self, _request: dict[str, Any]) -> Answers:
-        """Tell what the instance does, and how much is in its journal."""
-        stats = self._journal.stats()
+        """Tell what the instance does, and how much is in its store."""
+        stats = self._store.stats()
         yield {
             **self._report(),
             "deferred": stats.deferred,
@@ -92,8 +92,8 @@ class Orders:
     async def drop(self, request: dict[str, Any]) -> Answers:
         """Lose the rows in ``rows``."""
         numbers = _numbers(request)
-        rows = [self._journal.row(number) for number in numbers[:MOST_NAMED]]
-        dropped = await self._journal.drop(numbers)
+        rows = [self._store.row(number) for number in numbers[:MOST_NAMED]]
+        dropped = await self._store.drop(numbers)
         self._dropped(dropped)
         self._changed()
         named = [row for row in rows if row is not None and row.id in dropped]
@@ -106,12 +106,12 @@ class Orders:
     async def edit(self, request: dict[str, Any]) -> Answers:
         """Let a copy with the JSON in ``body`` stand for ``row``; its number, None for neither."""
         number = int(request["row"])
-        original = self._journal.delivery(number)
+        original = self._store.delivery(number)
         encoding = getattr(original and original.properties, "content_encoding", None) or "utf-8"
         # The copy keeps the properties, and so must be what they say.
         body = json.dumps(request["body"]).encode(encoding)
-        row = self._journal.row(number)
-        copy = await self._journal.supersede(number, body)
+        row = self._store.row(number)
+        copy = await self._store.supersede(number, body)
         if row is not None and copy is not None:
             _say(row, "edited by an operator")
         yield {"row": copy}
@@ -124,7 +124,7 @@ class Orders:
         Where nobody takes the answers any more, the row that runs is run to its end all the same,
         and settled. Those after it stay where they are.
         """
-        replay = _Replay(self._journal.in_lane_order(_numbers(request)))
+        replay = _Replay(self._store.in_lane_order(_numbers(request)))
         task = asyncio.get_running_loop().create_task(self._replay(replay))
         self._replays[task] = replay
         task.add_done_callback(self._replayed)
@@ -165,25 +165,25 @@ class Orders:
         """Run one row; returns whether the next one may run."""
         tell = replay.answers.put_nowait
         try:
-            delivery = self._journal.delivery(number)
+            delivery = self._store.delivery(number)
         except DamagedRowError as error:
             tell({"row": number, "result": "skipped", "reason": str(error)})
             return True
-        if delivery is None or not await self._journal.claim(number):
+        if delivery is None or not await self._store.claim(number):
             tell({"row": number, "result": "skipped", "reason": self._why_not(number)})
             return True
         tell({"begun": number})
         try:
             disposition = await self._run(delivery)
         except BaseException:
-            await self._journal.release(number)
+            await self._store.release(number)
             raise
         if not replay.is_wanted:
             _log.info("row %d: its replay is done, and %s", number, _told(disposition)["result"])
         is_over = isinstance(disposition, Halt | GiveBack)
         if is_over:
             # Its settle leaves the row as it is; what follows waits for the next start.
-            await self._journal.release(number)
+            await self._store.release(number)
         tell({"row": number, **_told(disposition)})
         return not is_over
 
@@ -195,7 +195,7 @@ class Orders:
 
     def _why_not(self, number: int) -> str:
         """Why a row cannot be claimed."""
-        row = self._journal.row(number)
+        row = self._store.row(number)
         if row is None or row.state != "quarantined" or row.behind is None:
             return "not, or no longer, there"
         return f"behind row {row.behind} of key {row.lane}: replay or drop that one first"

@@ -24,8 +24,8 @@ class Facts:
         counts: What it has done since it started.
         rate: Messages handled in a second, lately.
         held: How many messages are held now.
-        deferred: How many deferred messages are in the journal now.
-        quarantined: How many messages in the journal wait for an operator now.
+        deferred: How many deferred messages are in the store now.
+        quarantined: How many messages in the store wait for an operator now.
         lag: How many messages were ready in its queues when the broker was asked; None where it
             was not.
         up: Seconds since it started.
@@ -74,7 +74,7 @@ def status_line(state: State, facts: Facts) -> str:
         case State.DRAINING:
             text = f"Stopping: {_awaited(facts)}"
         case State.STOPPED:
-            # Of this process: what waits in the journal may be more.
+            # Of this process: what waits in the store may be more.
             text = facts.trouble or f"Stopped; since its start: {counts_text(facts.counts)}"
     return text
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.core.ordering import Blocker, behind
 from consumer_framework.testing import make_delivery
 
@@ -46,13 +46,13 @@ class Lanes(RuleBasedStateMachine):
         self.lanes: dict[str, list[Message]] = {lane: [] for lane in LANES}
         self.latest = 0
         self.generation = 0
-        self.journal = self.opened()
+        self.store = self.opened()
 
     def opened(self):
-        return Journal.open(self.directory, limits=Limits(max_age=MAX_AGE), now=lambda: self.now)
+        return Store.open(self.directory, limits=Limits(max_age=MAX_AGE), now=lambda: self.now)
 
     def teardown(self):
-        self.journal.close()
+        self.store.close()
         shutil.rmtree(self.directory)
 
     # What the model knows.
@@ -93,13 +93,13 @@ class Lanes(RuleBasedStateMachine):
     @rule(lane=lanes, due=times)
     def a_message_is_deferred(self, lane, due):
         message = self.arrive(lane)
-        asyncio.run(self.journal.defer(self.delivery(message), due))
+        asyncio.run(self.store.defer(self.delivery(message), due))
         self.write(message, "deferred", due, "deferred")
 
     @rule(lane=lanes)
     def a_message_is_quarantined(self, lane):
         message = self.arrive(lane)
-        asyncio.run(self.journal.quarantine(self.delivery(message), "poison"))
+        asyncio.run(self.store.quarantine(self.delivery(message), "poison"))
         self.write(message, "quarantined", None, "poison")
 
     def arrive(self, lane):
@@ -121,26 +121,26 @@ class Lanes(RuleBasedStateMachine):
     def a_row_is_deferred_again(self, pick, due, by_row):
         message = self.pick(pick)
         row = message.row if by_row else 0
-        asyncio.run(self.journal.defer(replace(self.delivery(message), row=row), due))
+        asyncio.run(self.store.defer(replace(self.delivery(message), row=row), due))
         self.write(message, "deferred", due, "deferred")
 
     @precondition(lambda self: self.messages)
     @rule(pick=picks, lane=lanes)
     def a_row_is_quarantined_whatever_its_lane_is_called_now(self, pick, lane):
         message = self.pick(pick)
-        asyncio.run(self.journal.quarantine(replace(self.delivery(message), lane=lane), "poison"))
+        asyncio.run(self.store.quarantine(replace(self.delivery(message), lane=lane), "poison"))
         self.write(message, "quarantined", None, "poison")
 
     @precondition(lambda self: self.messages)
     @rule(pick=picks)
     def a_row_is_removed(self, pick):
         message = self.pick(pick)
-        asyncio.run(self.journal.remove(message.row))
+        asyncio.run(self.store.remove(message.row))
         self.lose(message)
 
     @rule(chosen=st.sets(st.integers(1, 30), max_size=4))
     def an_operator_drops(self, chosen):
-        dropped = asyncio.run(self.journal.drop(sorted(chosen)))
+        dropped = asyncio.run(self.store.drop(sorted(chosen)))
         going = [m for m in self.messages if m.row in chosen and m.state != "replaying"]
         assert dropped == [m.row for m in going]
         for message in going:
@@ -152,7 +152,7 @@ class Lanes(RuleBasedStateMachine):
         message = self.pick(pick)
         # Claims that succeed are what leads on.
         message = (self.first(message) or message) if first else message
-        claimed = asyncio.run(self.journal.claim(message.row))
+        claimed = asyncio.run(self.store.claim(message.row))
         assert claimed == (message.state == "quarantined" and self.first(message) is None)
         if claimed:
             message.state, message.updated = "replaying", self.now
@@ -163,17 +163,17 @@ class Lanes(RuleBasedStateMachine):
         claimed = [m for m in self.messages if m.state == "replaying"]
         message = claimed[pick % len(claimed)]
         if succeeds:
-            assert asyncio.run(self.journal.resolve(message.row))
+            assert asyncio.run(self.store.resolve(message.row))
             self.lose(message)
         else:
-            assert asyncio.run(self.journal.release(message.row))
+            assert asyncio.run(self.store.release(message.row))
             self.write(message, "quarantined", None, message.reason)
 
     @precondition(lambda self: self.messages)
     @rule(pick=picks)
     def an_operator_edits(self, pick):
         message = self.pick(pick)
-        child = asyncio.run(self.journal.supersede(message.row, b'{"edited": 1}'))
+        child = asyncio.run(self.store.supersede(message.row, b'{"edited": 1}'))
         assert (child is not None) == (message.state == "quarantined")
         if child is not None:
             self.latest = message.row = child
@@ -182,7 +182,7 @@ class Lanes(RuleBasedStateMachine):
     @rule(after=st.sampled_from([1.0, 4.0, 12.0]))
     def time_passes_and_old_rows_expire(self, after):
         self.now += after
-        asyncio.run(self.journal.expire(self.now))
+        asyncio.run(self.store.expire(self.now))
         before = self.now - MAX_AGE
         for message in self.messages:
             if message.state == "quarantined" and message.updated <= before:
@@ -190,8 +190,8 @@ class Lanes(RuleBasedStateMachine):
 
     @rule()
     def the_process_dies_and_starts_again(self):
-        self.journal.close()
-        self.journal = self.opened()
+        self.store.close()
+        self.store = self.opened()
         claimed = [m for m in self.messages if m.state == "replaying"]
         for message in claimed:
             message.state, message.updated = "quarantined", self.now
@@ -202,7 +202,7 @@ class Lanes(RuleBasedStateMachine):
 
     @invariant()
     def rows_are_as_in_the_model(self):
-        rows = [row for row in self.journal.rows(state=None) if row.state != "superseded"]
+        rows = [row for row in self.store.rows(state=None) if row.state != "superseded"]
         assert [(r.id, r.lane, r.state, r.due, r.reason) for r in rows] == [
             (m.row, m.lane, m.state, m.due, m.reason) for m in self.messages
         ]
@@ -213,18 +213,18 @@ class Lanes(RuleBasedStateMachine):
     def only_first_rows_are_due(self):
         waiting = [m for m in self.messages if m.state == "deferred" and self.first(m) is None]
         due = sorted((m.due, m.row) for m in waiting if m.due is not None and m.due <= 3.0)
-        assert [d.row for d in self.journal.due(3.0)] == [row for _, row in due]
+        assert [d.row for d in self.store.due(3.0)] == [row for _, row in due]
         times = [m.due for m in waiting if m.due is not None]
-        assert self.journal.next_due() == min(times, default=None)
+        assert self.store.next_due() == min(times, default=None)
 
     @invariant()
     def a_lane_is_blocked_by_its_first_row(self):
         for lane in LANES[1:]:
-            assert self.journal.is_blocked(lane) == bool(self.lanes[lane])
+            assert self.store.is_blocked(lane) == bool(self.lanes[lane])
         for message in self.messages:
             first = self.first(message)
-            assert self.journal.is_blocked(message.lane, message.row) == (first is not None)
-            assert self.journal.blocked_by(message.lane, message.row) == (
+            assert self.store.is_blocked(message.lane, message.row) == (first is not None)
+            assert self.store.blocked_by(message.lane, message.row) == (
                 first and Blocker(first.row, first.state, first.due)
             )
 
@@ -238,11 +238,11 @@ class Lanes(RuleBasedStateMachine):
     @invariant()
     def operators_see_which_lanes_wait_for_them(self):
         heads = [self.lanes[lane][0].state for lane in LANES[1:] if self.lanes[lane]]
-        assert self.journal.stats().blocked_lanes == heads.count("quarantined")
+        assert self.store.stats().blocked_lanes == heads.count("quarantined")
         order = [m.row for lane in LANES[1:] for m in self.lanes[lane]]
         for lane in LANES[1:]:
             mine = [m.row for m in self.lanes[lane]]
-            found = self.journal.in_lane_order(reversed(order))
+            found = self.store.in_lane_order(reversed(order))
             assert [row for row in found if row in mine] == mine
 
 

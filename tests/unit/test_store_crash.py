@@ -13,9 +13,9 @@ from contextlib import closing, suppress
 
 import pytest
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.files import open_writable
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import make_delivery
 
 ROUNDS = 20
@@ -26,22 +26,22 @@ WRITER = """
 import asyncio, sys
 from dataclasses import replace
 from pathlib import Path
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Store, Limits
 from consumer_framework.testing import make_delivery
 
-async def task(journal, name):
+async def task(store, name):
     for number in range(100_000):
         message_id = f"{name}.{number}"
         delivery = make_delivery(message_id=message_id, body=b"x" * (number * 97 % 20_000))
         if number % 3:
-            await journal.quarantine(delivery, "poison")
+            await store.quarantine(delivery, "poison")
         else:
-            await journal.defer(delivery, 1.0)
+            await store.defer(delivery, 1.0)
         print(message_id, flush=True)
 
 async def main(name):
-    journal = Journal.open(Path(sys.argv[1]), limits=Limits())
-    await asyncio.gather(*(task(journal, f"{name}.{n}") for n in range(8)))
+    store = Store.open(Path(sys.argv[1]), limits=Limits())
+    await asyncio.gather(*(task(store, f"{name}.{n}") for n in range(8)))
 
 print("ready", flush=True)
 asyncio.run(main(sys.stdin.readline().strip()))
@@ -52,34 +52,34 @@ LANES = """
 import asyncio, random, sys
 from dataclasses import replace
 from pathlib import Path
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Store, Limits
 from consumer_framework.testing import make_delivery
 
-async def arrive(journal, name):
+async def arrive(store, name):
     for number in range(100_000):
         delivery = make_delivery(message_id=f"{name}.{number}", body=b"x" * (number * 97 % 5_000))
-        await journal.defer(replace(delivery, lane=f"key {number % 5}"), 1.0)
+        await store.defer(replace(delivery, lane=f"key {number % 5}"), 1.0)
         print(number, flush=True)
 
-async def work(journal, luck):
+async def work(store, luck):
     while True:
-        for delivery in journal.due(9.0, 5):
+        for delivery in store.due(9.0, 5):
             if luck.random() < 0.3:
-                await journal.quarantine(delivery, "poison")
+                await store.quarantine(delivery, "poison")
             else:
-                await journal.remove(delivery.row)
-        for row in journal.rows(limit=10):
-            if await journal.claim(row.id):
-                ends = (journal.resolve, journal.release, journal.remove)
+                await store.remove(delivery.row)
+        for row in store.rows(limit=10):
+            if await store.claim(row.id):
+                ends = (store.resolve, store.release, store.remove)
                 await luck.choice(ends)(row.id)
             elif luck.random() < 0.1:
-                await journal.supersede(row.id, b"edited")
+                await store.supersede(row.id, b"edited")
         await asyncio.sleep(0)
 
 async def main(name):
-    journal = Journal.open(Path(sys.argv[1]), limits=Limits())
-    arrivals = (arrive(journal, f"{name}.{n}") for n in range(4))
-    await asyncio.gather(*arrivals, work(journal, random.Random(name)))
+    store = Store.open(Path(sys.argv[1]), limits=Limits())
+    arrivals = (arrive(store, f"{name}.{n}") for n in range(4))
+    await asyncio.gather(*arrivals, work(store, random.Random(name)))
 
 print("ready", flush=True)
 asyncio.run(main(sys.stdin.readline().strip()))
@@ -89,25 +89,25 @@ asyncio.run(main(sys.stdin.readline().strip()))
 LIMITED = """
 import asyncio, resource, sys
 from pathlib import Path
-from consumer_framework.adapters.store import Journal, Limits
-from consumer_framework.core.errors import JournalError
+from consumer_framework.adapters.store import Store, Limits
+from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import make_delivery
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 async def main():
-    journal = Journal.open(Path(sys.argv[1]), limits=Limits())
+    store = Store.open(Path(sys.argv[1]), limits=Limits())
     limit(500_000)
     for number in range(100):
         try:
-            await journal.quarantine(make_delivery(message_id=str(number), body=b"x" * 20_000), "")
-        except JournalError as error:
+            await store.quarantine(make_delivery(message_id=str(number), body=b"x" * 20_000), "")
+        except StoreError as error:
             print("failed", number, error)
             limit(resource.RLIM_INFINITY)
         else:
             print("done", number)
-    journal.close()
+    store.close()
 
 asyncio.run(main())
 """
@@ -123,18 +123,18 @@ def program(code, directory):
 
 
 def check_integrity(directory):
-    with closing(sqlite3.connect(directory / "journal.sqlite3")) as connection:
+    with closing(sqlite3.connect(directory / "store.sqlite3")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
 def kept(directory):
-    with closing(Journal.read(directory)) as journal:
-        return {row.message_id for row in journal.rows(state=None)}
+    with closing(Store.read(directory)) as store:
+        return {row.message_id for row in store.rows(state=None)}
 
 
 def test_commits_are_synced_to_the_disk(tmp_path):
-    with closing(open_writable(tmp_path / "journal.sqlite3")) as connection:
+    with closing(open_writable(tmp_path / "store.sqlite3")) as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -157,9 +157,9 @@ def test_whatever_was_reported_as_written_survives_sigkill(tmp_path):
         assert reported <= kept(tmp_path)
     check_integrity(tmp_path)
     assert len(reported) > 10 * ROUNDS
-    journal = Journal.open(tmp_path, limits=Limits())
-    stats = journal.stats()
-    journal.close()
+    store = Store.open(tmp_path, limits=Limits())
+    stats = store.stats()
+    store.close()
     assert stats.deferred + stats.quarantined == len(kept(tmp_path))
 
 
@@ -168,7 +168,7 @@ def check_lanes(directory):
     lanes: dict[str, list[tuple[str, int]]] = {}
     query = """SELECT lane, state, waits FROM messages WHERE state <> 'superseded'
         ORDER BY position"""
-    with closing(sqlite3.connect(directory / "journal.sqlite3")) as connection:
+    with closing(sqlite3.connect(directory / "store.sqlite3")) as connection:
         for lane, state, waits in connection.execute(query):
             lanes.setdefault(lane, []).append((state, waits))
     assert lanes
@@ -193,12 +193,12 @@ def test_a_sigkill_leaves_every_lane_in_order(tmp_path):
             writer.kill()
         check_lanes(tmp_path)
     check_integrity(tmp_path)
-    journal = Journal.open(tmp_path, limits=Limits())
+    store = Store.open(tmp_path, limits=Limits())
     check_lanes(tmp_path)
-    lanes = {row.lane for row in journal.rows(state=None)}
-    assert all(journal.is_blocked(lane) for lane in lanes)
-    assert journal.stats().replaying == 0
-    journal.close()
+    lanes = {row.lane for row in store.rows(state=None)}
+    assert all(store.is_blocked(lane) for lane in lanes)
+    assert store.stats().replaying == 0
+    store.close()
 
 
 def test_a_disk_that_takes_no_more_fails_the_write_and_then_takes_the_next(tmp_path):
@@ -208,7 +208,7 @@ def test_a_disk_that_takes_no_more_fails_the_write_and_then_takes_the_next(tmp_p
     failed = [number for word, number, *_ in lines if word == "failed"]
     assert len(failed) == 1, output
     assert len(lines) == 100
-    assert str(tmp_path / "journal.sqlite3") in output
+    assert str(tmp_path / "store.sqlite3") in output
     assert kept(tmp_path) == {str(number) for number in range(100)} - set(failed)
     check_integrity(tmp_path)
 
@@ -237,18 +237,18 @@ def fill(disk):
     return filler
 
 
-def write(journal, ids):
+def write(store, ids):
     """Quarantine a burst; return the ids whose write succeeded, and the errors of the others."""
 
     async def burst():
         writes = [
-            journal.quarantine(make_delivery(message_id=message_id, body=b"x" * 2000), "")
+            store.quarantine(make_delivery(message_id=message_id, body=b"x" * 2000), "")
             for message_id in ids
         ]
         return await asyncio.gather(*writes, return_exceptions=True)
 
     results = dict(zip(ids, asyncio.run(burst()), strict=True))
-    assert all(result is None or isinstance(result, JournalError) for result in results.values())
+    assert all(result is None or isinstance(result, StoreError) for result in results.values())
     return (
         {message_id for message_id, result in results.items() if result is None},
         [str(result) for result in results.values() if result is not None],
@@ -256,52 +256,52 @@ def write(journal, ids):
 
 
 def test_a_full_disk_fails_every_write_until_there_is_room_again(small_disk):
-    journal = Journal.open(small_disk, limits=Limits())
-    before, errors = write(journal, ["1", "2"])
+    store = Store.open(small_disk, limits=Limits())
+    before, errors = write(store, ["1", "2"])
     assert not errors
     filler = fill(small_disk)
-    during, errors = write(journal, [f"full.{n}" for n in range(50)])
+    during, errors = write(store, [f"full.{n}" for n in range(50)])
     assert errors
     assert set(errors) == {
-        f"{small_disk / 'journal.sqlite3'}: database or disk is full; make room on the disk"
+        f"{small_disk / 'store.sqlite3'}: database or disk is full; make room on the disk"
     }
-    again, errors = write(journal, ["still full"] * 1 + [f"full2.{n}" for n in range(50)])
+    again, errors = write(store, ["still full"] * 1 + [f"full2.{n}" for n in range(50)])
     assert errors
     filler.unlink()
-    after, errors = write(journal, [f"room.{n}" for n in range(50)])
+    after, errors = write(store, [f"room.{n}" for n in range(50)])
     assert not errors
     written = before | during | again | after
-    assert {row.message_id for row in journal.rows()} == written
-    journal.close()
+    assert {row.message_id for row in store.rows()} == written
+    store.close()
     assert kept(small_disk) == written
     check_integrity(small_disk)
 
 
 def test_where_a_full_disk_takes_no_export_nothing_expires(small_disk):
-    journal = Journal.open(small_disk, limits=Limits(max_age=1.0))
-    write(journal, [str(n) for n in range(50)])
+    store = Store.open(small_disk, limits=Limits(max_age=1.0))
+    write(store, [str(n) for n in range(50)])
     export = small_disk / "expired.jsonl"
     export.write_text("{}\n")
     filler = fill(small_disk)
-    with pytest.raises(JournalError, match=os.strerror(errno.ENOSPC).lower()):
-        asyncio.run(journal.expire(1e12))
+    with pytest.raises(StoreError, match=os.strerror(errno.ENOSPC).lower()):
+        asyncio.run(store.expire(1e12))
     assert export.read_text() == "{}\n"
-    assert journal.stats().quarantined == 50
+    assert store.stats().quarantined == 50
     filler.unlink()
-    assert asyncio.run(journal.expire(1e12)).rows == 50
+    assert asyncio.run(store.expire(1e12)).rows == 50
     assert len(export.read_text().splitlines()) == 51
-    journal.close()
+    store.close()
 
 
-def test_a_journal_that_is_deleted_while_in_use_takes_no_more_writes(tmp_path):
-    journal = Journal.open(tmp_path, limits=Limits())
-    (tmp_path / "journal.sqlite3").rename(tmp_path / "moved")
-    _, errors = write(journal, ["1"])
+def test_a_store_that_is_deleted_while_in_use_takes_no_more_writes(tmp_path):
+    store = Store.open(tmp_path, limits=Limits())
+    (tmp_path / "store.sqlite3").rename(tmp_path / "moved")
+    _, errors = write(store, ["1"])
     assert "no such file" in errors[0]
-    (tmp_path / "journal.sqlite3").touch()
-    _, errors = write(journal, ["1"])
+    (tmp_path / "store.sqlite3").touch()
+    _, errors = write(store, ["1"])
     assert "replaced while in use; restart the instance" in errors[0]
-    (tmp_path / "moved").replace(tmp_path / "journal.sqlite3")
-    _, errors = write(journal, ["1"])
+    (tmp_path / "moved").replace(tmp_path / "store.sqlite3")
+    _, errors = write(store, ["1"])
     assert not errors
-    journal.close()
+    store.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Messages leave the journal as lines that fedora-messaging reads."""
+"""Messages leave the store as lines that fedora-messaging reads."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from fedora_messaging import message as upstream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.export import line_of
 from consumer_framework.adapters.store.properties import unpack_value
 from consumer_framework.testing import make_delivery
@@ -110,13 +110,13 @@ def test_a_topic_that_is_no_text_is_readable():
 
 
 def test_rows_are_exported_in_the_order_asked_for_and_what_is_gone_is_left_out(tmp_path):
-    journal = Journal.open(tmp_path, limits=Limits())
+    store = Store.open(tmp_path, limits=Limits())
 
     async def fill():
         for number in range(3):
-            await journal.quarantine(make_delivery(message_id=str(number)), "spent")
+            await store.quarantine(make_delivery(message_id=str(number)), "spent")
 
     asyncio.run(fill())
-    exported = [json.loads(line)["id"] for line in journal.export([3, 99, 1])]
-    journal.close()
+    exported = [json.loads(line)["id"] for line in store.export([3, 99, 1])]
+    store.close()
     assert exported == ["2", "0"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A journal that an older version wrote keeps everything, and works as a new one does."""
+"""A store that an older version wrote keeps everything, and works as a new one does."""
 
 import asyncio
 import sqlite3
@@ -8,10 +8,10 @@ from contextlib import closing
 import pika
 import pytest
 
-from consumer_framework.adapters.store import Journal, Limits, Stats
+from consumer_framework.adapters.store import Limits, Stats, Store
 from consumer_framework.adapters.store.files import MIGRATIONS
 from consumer_framework.adapters.store.properties import pack
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import make_delivery
 
 _COLUMNS = """(id, queue, key, state, message_id, exchange, routing_key, redelivered, received_at,
@@ -31,7 +31,7 @@ ROWS = [
 
 
 def make_version_1(directory):
-    database = directory / "journal.sqlite3"
+    database = directory / "store.sqlite3"
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript(MIGRATIONS[0])
         connection.executescript("PRAGMA application_id = 0x464D4A4C; PRAGMA user_version = 1;")
@@ -49,8 +49,8 @@ def make_version_1(directory):
 
 def test_every_row_of_version_1_is_there_with_all_it_had(tmp_path):
     make_version_1(tmp_path)
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        rows = journal.rows(state=None)
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        rows = store.rows(state=None)
         assert [(r.id, r.state, r.message_id, r.due, r.parent) for r in rows] == [
             (number, state.replace("replaying", "quarantined"), message_id, due, parent)
             for number, state, message_id, due, parent in ROWS
@@ -59,38 +59,38 @@ def test_every_row_of_version_1_is_there_with_all_it_had(tmp_path):
             ("", None, "why", 2)
         }
         assert [row.error for row in rows if row.id == 2] == ["ValueError"]
-        bodies = [getattr(journal.delivery(row.id), "body", None) for row in rows]
+        bodies = [getattr(store.delivery(row.id), "body", None) for row in rows]
         assert bodies == [b"%d" % row[0] for row in ROWS]
         # Bodies, properties, reasons, and one attempt.
         size = 7 * (1 + len(NONE) + len("why")) + len("no" + "Traceback")
-        assert journal.stats() == Stats(1, 4, 0, 2, size, 11.0, 5.0, 0)
+        assert store.stats() == Stats(1, 4, 0, 2, size, 11.0, 5.0, 0)
 
 
 def test_rows_of_version_1_are_due_claimed_and_dropped_as_before(tmp_path):
     make_version_1(tmp_path)
 
-    async def use(journal):
-        assert [delivery.row for delivery in journal.due(9.0)] == [1]
-        assert await journal.claim(8)
-        assert await journal.claim(2)
-        await journal.resolve(2)
-        assert await journal.drop([7]) == [7]
-        assert await journal.release(8)
-        await journal.remove(1)
+    async def use(store):
+        assert [delivery.row for delivery in store.due(9.0)] == [1]
+        assert await store.claim(8)
+        assert await store.claim(2)
+        await store.resolve(2)
+        assert await store.drop([7]) == [7]
+        assert await store.release(8)
+        await store.remove(1)
 
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        asyncio.run(use(journal))
-        assert [row.id for row in journal.rows(state=None)] == [3, 8]
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        asyncio.run(use(store))
+        assert [row.id for row in store.rows(state=None)] == [3, 8]
 
 
-def test_a_migrated_journal_is_as_a_new_one(tmp_path):
+def test_a_migrated_store_is_as_a_new_one(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
     make_version_1(tmp_path / "old")
     schemas = []
     for name in "old", "new":
-        Journal.open(tmp_path / name, limits=Limits()).close()
-        with closing(sqlite3.connect(tmp_path / name / "journal.sqlite3")) as connection:
+        Store.open(tmp_path / name, limits=Limits()).close()
+        with closing(sqlite3.connect(tmp_path / name / "store.sqlite3")) as connection:
             query = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
             schemas.append(connection.execute(query).fetchall())
             assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
@@ -100,17 +100,17 @@ def test_a_migrated_journal_is_as_a_new_one(tmp_path):
 
 def test_an_edited_row_of_version_1_has_the_place_of_its_first_original(tmp_path):
     make_version_1(tmp_path)
-    Journal.open(tmp_path, limits=Limits()).close()
-    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as connection:
+    Store.open(tmp_path, limits=Limits()).close()
+    with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
         places = dict(connection.execute("SELECT id, position FROM messages"))
     assert places == {1: 1, 2: 2, 3: 3, 4: 4, 5: 4, 7: 4, 8: 8}
 
 
 def test_a_reader_leaves_the_migration_to_the_instance(tmp_path):
     make_version_1(tmp_path)
-    with pytest.raises(JournalError, match="older version; start the instance once"):
-        Journal.read(tmp_path)
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
+    with pytest.raises(StoreError, match="older version; start the instance once"):
+        Store.read(tmp_path)
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
         delivery = make_delivery(message_id="new")
-        asyncio.run(journal.quarantine(delivery, "poison"))
-        assert journal.rows()[-1].id == 9
+        asyncio.run(store.quarantine(delivery, "poison"))
+        assert store.rows()[-1].id == 9

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.core.disposition import Ack
-from consumer_framework.core.errors import DamagedRowError, JournalError
+from consumer_framework.core.errors import DamagedRowError, StoreError
 from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.testing import make_delivery
 
@@ -38,18 +38,18 @@ DAMAGES = {
 def fill(directory: Path, damage: str, *, lane: str = "", quarantined: bool = False) -> None:
     """Keep three messages, and damage the first."""
 
-    async def keep(journal: Journal) -> None:
+    async def keep(store: Store) -> None:
         for number in range(3):
             message = make_delivery(message_id=str(number), queue="sample", body=b"%d" % number)
             delivery = replace(message, lane=lane)
             if quarantined:
-                await journal.quarantine(delivery, "poison")
+                await store.quarantine(delivery, "poison")
             else:
-                await journal.defer(delivery, 1.0)
+                await store.defer(delivery, 1.0)
 
-    with closing(Journal.open(directory, limits=Limits())) as journal:
-        asyncio.run(keep(journal))
-    with closing(sqlite3.connect(directory / "journal.sqlite3")) as connection:
+    with closing(Store.open(directory, limits=Limits())) as store:
+        asyncio.run(keep(store))
+    with closing(sqlite3.connect(directory / "store.sqlite3")) as connection:
         connection.execute(damage)
         connection.commit()
 
@@ -59,91 +59,91 @@ def test_a_damaged_deferred_row_is_set_aside_by_name_and_the_others_are_due(
     tmp_path, damage, caplog
 ):
     fill(tmp_path, damage)
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        assert [delivery.row for delivery in journal.due(2.0, 3)] == [2, 3]
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        assert [delivery.row for delivery in store.due(2.0, 3)] == [2, 3]
         # Also before it is written.
-        assert [delivery.row for delivery in journal.due(2.0, 2)] == [2, 3]
-        assert journal.next_due() == 1.0
-        asyncio.run(journal.remove(2))
-        row = journal.row(1)
+        assert [delivery.row for delivery in store.due(2.0, 2)] == [2, 3]
+        assert store.next_due() == 1.0
+        asyncio.run(store.remove(2))
+        row = store.row(1)
         assert row is not None
-        assert (row.state, row.fingerprint) == ("quarantined", "damaged in the journal")
-        assert [one.id for one in journal.rows(state=None)] == [1, 3]
-        asyncio.run(journal.remove(3))
-        assert journal.next_due() is None
+        assert (row.state, row.fingerprint) == ("quarantined", "damaged in the store")
+        assert [one.id for one in store.rows(state=None)] == [1, 3]
+        asyncio.run(store.remove(3))
+        assert store.next_due() is None
     assert caplog.text.count("row 1 is damaged") == 1
     assert "(message 0 of sample); it is quarantined" in caplog.text
 
 
 def test_behind_a_damaged_row_its_lane_waits_for_the_operator(tmp_path):
     fill(tmp_path, DAMAGES["another body"], lane="a")
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        assert journal.due(2.0) == []
-        asyncio.run(journal.remove(99))
-        assert [row.reason for row in journal.rows()][1:] == ["behind row 1 of the same key"] * 2
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        assert store.due(2.0) == []
+        asyncio.run(store.remove(99))
+        assert [row.reason for row in store.rows()][1:] == ["behind row 1 of the same key"] * 2
 
 
 def test_where_the_disk_takes_no_write_a_damaged_row_is_left_out_all_the_same(tmp_path, caplog):
     fill(tmp_path, DAMAGES["another body"])
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as connection:
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
             connection.execute(
                 "CREATE TRIGGER full BEFORE UPDATE ON messages "
                 "BEGIN SELECT RAISE(ABORT, 'no room'); END"
             )
             connection.commit()
-        assert [delivery.row for delivery in journal.due(2.0)] == [2, 3]
+        assert [delivery.row for delivery in store.due(2.0)] == [2, 3]
         with pytest.raises(sqlite3.IntegrityError):
-            asyncio.run(journal.defer(replace(make_delivery(), row=2), 3.0))
-        assert [delivery.row for delivery in journal.due(2.0)] == [2, 3]
+            asyncio.run(store.defer(replace(make_delivery(), row=2), 3.0))
+        assert [delivery.row for delivery in store.due(2.0)] == [2, 3]
     assert "no room" in caplog.text
 
 
 def test_a_row_that_the_database_cannot_read_does_not_hide_the_others(tmp_path, monkeypatch):
     fill(tmp_path, "SELECT 1")
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        read = journal._select
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        read = store._select
 
         def select(query, *values):
             if query.startswith("SELECT * FROM messages WHERE id = ?") and values == (1,):
-                raise JournalError("database disk image is malformed", lasting=True)
+                raise StoreError("database disk image is malformed", lasting=True)
             return read(query, *values)
 
         def malformed(*_args):
-            raise JournalError("database disk image is malformed", lasting=True)
+            raise StoreError("database disk image is malformed", lasting=True)
 
-        monkeypatch.setattr(journal, "_select", select)
-        monkeypatch.setattr(journal, "_due", malformed)
-        assert [delivery.row for delivery in journal.due(2.0)] == [2, 3]
-        assert next(iter(journal.export([1]))).startswith('{"damaged": "database disk image')
+        monkeypatch.setattr(store, "_select", select)
+        monkeypatch.setattr(store, "_due", malformed)
+        assert [delivery.row for delivery in store.due(2.0)] == [2, 3]
+        assert next(iter(store.export([1]))).startswith('{"damaged": "database disk image')
 
 
 def test_a_disk_that_fails_for_a_while_damages_nothing(tmp_path, monkeypatch):
     fill(tmp_path, "SELECT 1")
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
 
         def failing(*_args):
-            raise JournalError("disk I/O error")
+            raise StoreError("disk I/O error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(journal, "_due", failing)
-            patch.setattr(journal, "delivery", failing)
-            with pytest.raises(JournalError, match="disk I/O error"):
-                journal.due(2.0)
-        assert [delivery.row for delivery in journal.due(2.0)] == [1, 2, 3]
+            patch.setattr(store, "_due", failing)
+            patch.setattr(store, "delivery", failing)
+            with pytest.raises(StoreError, match="disk I/O error"):
+                store.due(2.0)
+        assert [delivery.row for delivery in store.due(2.0)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
 def test_export_and_expiry_write_what_is_left_of_a_damaged_row(tmp_path, damage):
     fill(tmp_path, damage, quarantined=True)
-    with closing(Journal.open(tmp_path, limits=Limits(max_age=1.0))) as journal:
-        assert [row.id for row in journal.rows()] == [1, 2, 3]
-        left, *others = map(json.loads, journal.export([1, 2, 3]))
+    with closing(Store.open(tmp_path, limits=Limits(max_age=1.0))) as store:
+        assert [row.id for row in store.rows()] == [1, 2, 3]
+        left, *others = map(json.loads, store.export([1, 2, 3]))
         assert left["row"] == 1
         assert "body" not in left
         assert b64decode(left["body_base64"]) in {b"0", b"{}", b"7"}
         assert [line["id"] for line in others] == ["1", "2"]
-        assert asyncio.run(journal.expire(1e12)).rows == 3
+        assert asyncio.run(store.expire(1e12)).rows == 3
     lines = [json.loads(line) for line in (tmp_path / "expired.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["0", "1", "2"]
     assert lines[0]["damaged"] == left["damaged"]
@@ -152,18 +152,18 @@ def test_export_and_expiry_write_what_is_left_of_a_damaged_row(tmp_path, damage)
 def test_a_replay_skips_a_damaged_row_and_goes_on(tmp_path):
     fill(tmp_path, DAMAGES["another body"], quarantined=True)
 
-    async def replay(journal: Journal):
+    async def replay(store: Store):
         async def run(_delivery):
             return Ack()
 
-        answers = Orders(journal, run).replay({"rows": [1, 2, 3]})
+        answers = Orders(store, run).replay({"rows": [1, 2, 3]})
         return [answer async for answer in answers if "result" in answer]
 
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        first, *others = asyncio.run(replay(journal))
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        first, *others = asyncio.run(replay(store))
         with pytest.raises(DamagedRowError, match="export it, and drop it"):
-            journal.delivery(1)
-        assert asyncio.run(journal.drop([1])) == [1]
+            store.delivery(1)
+        assert asyncio.run(store.drop([1])) == [1]
     assert first["result"] == "skipped"
     assert "row 1 is damaged: its message is not what was received" in first["reason"]
     assert [answer["result"] for answer in others] == ["succeeded", "succeeded"]
@@ -171,9 +171,9 @@ def test_a_replay_skips_a_damaged_row_and_goes_on(tmp_path):
 
 def test_what_an_operator_edited_is_not_damaged(tmp_path):
     fill(tmp_path, "SELECT 1", quarantined=True)
-    with closing(Journal.open(tmp_path, limits=Limits())) as journal:
-        child = asyncio.run(journal.supersede(1, b'{"edited": true}'))
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        child = asyncio.run(store.supersede(1, b'{"edited": true}'))
         assert child is not None
-        delivery = journal.delivery(child)
+        delivery = store.delivery(child)
         assert delivery is not None
         assert delivery.body == b'{"edited": true}'

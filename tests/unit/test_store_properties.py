@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever properties a broker can deliver, the journal gives them back."""
+"""Whatever properties a broker can deliver, the store gives them back."""
 
 import json
 import struct

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Opening a journal: who may, and what is said where it cannot be."""
+"""Opening a store: who may, and what is said where it cannot be."""
 
 import asyncio
 import errno
@@ -14,40 +14,40 @@ from contextlib import closing
 
 import pytest
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.files import (
     APPLICATION_ID,
     MIGRATIONS,
     described,
     is_locked_elsewhere,
 )
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import make_delivery
 
 HOLDER = """
 import sys
 from pathlib import Path
-from consumer_framework.adapters.store import Journal, Limits
-journal = Journal.open(Path(sys.argv[1]), limits=Limits(), instance="robosignatory")
+from consumer_framework.adapters.store import Store, Limits
+store = Store.open(Path(sys.argv[1]), limits=Limits(), instance="robosignatory")
 print("open", flush=True)
 sys.stdin.read()
 """
 
 
-def open_journal(directory, **limits):
-    return Journal.open(directory, limits=Limits(**limits))
+def open_store(directory, **limits):
+    return Store.open(directory, limits=Limits(**limits))
 
 
 def refusal(directory):
-    with pytest.raises(JournalError) as error:
-        open_journal(directory).close()
+    with pytest.raises(StoreError) as error:
+        open_store(directory).close()
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 @pytest.fixture
 def database(tmp_path):
-    return tmp_path / "journal.sqlite3"
+    return tmp_path / "store.sqlite3"
 
 
 def test_a_missing_directory_is_named_with_what_to_do(tmp_path):
@@ -67,7 +67,7 @@ def test_a_directory_of_somebody_else_is_named_with_what_to_do(tmp_path):
     for directory in (tmp_path, *tmp_path.parents[:2]):
         directory.chmod(0o755)
     nobody = pwd.getpwnam("nobody")
-    code = HOLDER.replace("journal =", f"import os; os.seteuid({nobody.pw_uid})\njournal =")
+    code = HOLDER.replace("store =", f"import os; os.seteuid({nobody.pw_uid})\nstore =")
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )
@@ -86,29 +86,29 @@ def test_a_database_of_another_program_is_named_and_left_alone(tmp_path, databas
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("CREATE TABLE theirs (a)")
         connection.commit()
-    assert "no journal" in refusal(tmp_path)
+    assert "no store" in refusal(tmp_path)
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
 
 
-def test_a_journal_of_a_newer_version_is_refused_for_writing_and_reading(tmp_path, database):
-    open_journal(tmp_path).close()
+def test_a_store_of_a_newer_version_is_refused_for_writing_and_reading(tmp_path, database):
+    open_store(tmp_path).close()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA user_version = 99")
     assert "newer version (schema 99" in refusal(tmp_path)
-    with pytest.raises(JournalError, match="newer version"):
-        Journal.read(tmp_path)
+    with pytest.raises(StoreError, match="newer version"):
+        Store.read(tmp_path)
 
 
-def test_a_refused_journal_can_be_opened_once_its_fault_is_mended(tmp_path, database):
+def test_a_refused_store_can_be_opened_once_its_fault_is_mended(tmp_path, database):
     database.write_text("no database " * 100)
     refusal(tmp_path)
     database.unlink()
-    open_journal(tmp_path).close()
+    open_store(tmp_path).close()
 
 
 def test_the_file_says_what_it_is_and_which_version(tmp_path, database):
-    open_journal(tmp_path).close()
+    open_store(tmp_path).close()
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
@@ -117,7 +117,7 @@ def test_the_file_says_what_it_is_and_which_version(tmp_path, database):
 
 def test_a_migration_that_fails_leaves_nothing_behind(tmp_path, database, monkeypatch):
     broken = (*MIGRATIONS, "CREATE TABLE news (a); INSERT INTO nowhere VALUES (1);")
-    open_journal(tmp_path).close()
+    open_store(tmp_path).close()
     monkeypatch.setattr("consumer_framework.adapters.store.files.MIGRATIONS", broken)
     assert "nowhere" in refusal(tmp_path)
     with closing(sqlite3.connect(database)) as connection:
@@ -125,18 +125,18 @@ def test_a_migration_that_fails_leaves_nothing_behind(tmp_path, database, monkey
         assert not connection.execute("SELECT * FROM sqlite_schema WHERE name='news'").fetchall()
 
 
-def test_an_older_journal_is_brought_up_to_date_with_its_rows(tmp_path, monkeypatch):
-    journal = open_journal(tmp_path)
-    asyncio.run(journal.defer(make_delivery(), 1.0))
-    journal.close()
+def test_an_older_store_is_brought_up_to_date_with_its_rows(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    asyncio.run(store.defer(make_delivery(), 1.0))
+    store.close()
     newer = (*MIGRATIONS, "CREATE TABLE news (a);")
     monkeypatch.setattr("consumer_framework.adapters.store.files.MIGRATIONS", newer)
-    with pytest.raises(JournalError, match="older version; start the instance once"):
-        Journal.read(tmp_path)
-    journal = open_journal(tmp_path)
-    assert journal.next_due() == 1.0
-    journal.close()
-    Journal.read(tmp_path).close()
+    with pytest.raises(StoreError, match="older version; start the instance once"):
+        Store.read(tmp_path)
+    store = open_store(tmp_path)
+    assert store.next_due() == 1.0
+    store.close()
+    Store.read(tmp_path).close()
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_process_is_told_who_has_the_journal(tmp_path, holder):
+def test_a_second_process_is_told_who_has_the_store(tmp_path, holder):
     message = refusal(tmp_path)
     assert f"in use by process {holder.pid} (instance robosignatory)" in message
     assert "stop that first" in message
@@ -161,12 +161,12 @@ def test_a_second_process_is_told_who_has_the_journal(tmp_path, holder):
 def test_a_holder_that_is_killed_lets_go(tmp_path, holder):
     holder.kill()
     holder.wait()
-    open_journal(tmp_path).close()
+    open_store(tmp_path).close()
 
 
 FORKS = """
 import os, pathlib, sys, time
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Store, Limits
 from consumer_framework.adapters.store.files import Lock
 lock = Lock(pathlib.Path(sys.argv[1]), "sample")
 child = os.fork()
@@ -176,7 +176,7 @@ time.sleep(60)
 """
 
 
-def test_a_forked_child_of_a_dead_holder_does_not_keep_the_journal(tmp_path):
+def test_a_forked_child_of_a_dead_holder_does_not_keep_the_store(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", FORKS, str(tmp_path)], stdout=subprocess.PIPE
     ) as process:
@@ -186,18 +186,18 @@ def test_a_forked_child_of_a_dead_holder_does_not_keep_the_journal(tmp_path):
         process.kill()
     try:
         assert not is_locked_elsewhere(tmp_path)
-        open_journal(tmp_path).close()
+        open_store(tmp_path).close()
     finally:
         os.kill(child, signal.SIGKILL)
 
 
 def test_a_look_at_the_lock_does_not_free_it(tmp_path):
-    journal = open_journal(tmp_path)
+    store = open_store(tmp_path)
     assert not is_locked_elsewhere(tmp_path)
     look = "from consumer_framework.adapters.store.files import is_locked_elsewhere as look\n"
     look += f"import pathlib; print(look(pathlib.Path({str(tmp_path)!r})))"
     assert subprocess.check_output([sys.executable, "-c", look]) == b"True\n"
-    journal.close()
+    store.close()
     assert not is_locked_elsewhere(tmp_path / "none")
 
 
@@ -213,65 +213,65 @@ def test_a_look_at_the_lock_does_not_free_it(tmp_path):
     ],
 )
 def test_only_what_needs_a_change_is_lasting(tmp_path, number, lasting):
-    with pytest.raises(JournalError) as error, described(tmp_path):
+    with pytest.raises(StoreError) as error, described(tmp_path):
         raise OSError(number, os.strerror(number))
     assert error.value.lasting is lasting
 
 
-def test_the_journal_is_read_while_another_process_writes_it(tmp_path, holder):
-    reader = Journal.read(tmp_path)
+def test_the_store_is_read_while_another_process_writes_it(tmp_path, holder):
+    reader = Store.read(tmp_path)
     assert reader.rows(state=None) == []
     reader.close()
     assert holder.poll() is None
 
 
 def test_one_process_cannot_open_it_twice_either(tmp_path):
-    journal = open_journal(tmp_path)
+    store = open_store(tmp_path)
     assert f"process {os.getpid()}" in refusal(tmp_path)
-    journal.close()
+    store.close()
 
 
 def test_reading_where_nothing_ran_says_so(tmp_path):
-    with pytest.raises(JournalError, match="there is no journal"):
-        Journal.read(tmp_path)
-    with pytest.raises(JournalError, match="no such directory"):
-        Journal.read(tmp_path / "none")
+    with pytest.raises(StoreError, match="there is no store"):
+        Store.read(tmp_path)
+    with pytest.raises(StoreError, match="no such directory"):
+        Store.read(tmp_path / "none")
 
 
 def test_a_reader_cannot_write(tmp_path):
-    open_journal(tmp_path).close()
-    reader = Journal.read(tmp_path)
+    open_store(tmp_path).close()
+    reader = Store.read(tmp_path)
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         reader._connection.execute("DELETE FROM messages")
     reader.close()
 
 
 def test_nobody_else_reads_the_messages(tmp_path):
-    journal = open_journal(tmp_path)
-    asyncio.run(journal.defer(make_delivery(), 1.0))
+    store = open_store(tmp_path)
+    asyncio.run(store.defer(make_delivery(), 1.0))
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
-    journal.close()
+    store.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give the directory away")
 def test_what_root_makes_belongs_to_the_instance(tmp_path):
     os.chown(tmp_path, 1234, 1234)
-    journal = open_journal(tmp_path)
-    asyncio.run(journal.defer(make_delivery(), 1.0))
+    store = open_store(tmp_path)
+    asyncio.run(store.defer(make_delivery(), 1.0))
     assert {file.stat().st_uid for file in tmp_path.iterdir()} == {1234}
-    journal.close()
+    store.close()
 
 
-def test_a_closed_journal_leaves_one_file_of_messages(tmp_path):
-    journal = open_journal(tmp_path)
-    asyncio.run(journal.defer(make_delivery(), 1.0))
-    journal.close()
-    journal.close()
-    assert {file.name for file in tmp_path.iterdir()} == {"journal.sqlite3", "journal.lock"}
+def test_a_closed_store_leaves_one_file_of_messages(tmp_path):
+    store = open_store(tmp_path)
+    asyncio.run(store.defer(make_delivery(), 1.0))
+    store.close()
+    store.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"store.sqlite3", "store.lock"}
 
 
-def test_a_journal_whose_tables_are_broken_is_refused_and_let_go(tmp_path, database):
-    open_journal(tmp_path).close()
+def test_a_store_whose_tables_are_broken_is_refused_and_let_go(tmp_path, database):
+    open_store(tmp_path).close()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("DROP TABLE messages")
     assert "no such table" in refusal(tmp_path)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.wal import find_damage
-from consumer_framework.core.errors import JournalError
+from consumer_framework.core.errors import StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from consumer_framework.adapters.store import Journal, Limits
+from consumer_framework.adapters.store import Store, Limits
 from consumer_framework.testing import make_delivery
-journal = Journal.open(Path(sys.argv[1]), limits=Limits())
+store = Store.open(Path(sys.argv[1]), limits=Limits())
 for number in range(8):
-    asyncio.run(journal.defer(make_delivery(message_id=str(number), body=b"%d" % number), 1.0))
+    asyncio.run(store.defer(make_delivery(message_id=str(number), body=b"%d" % number), 1.0))
 os.kill(os.getpid(), 9)
 """
 HEADER = 32
@@ -49,7 +49,7 @@ def state(killed, tmp_path) -> Path:
 
 
 def wal(state: Path) -> Path:
-    return state / "journal.sqlite3-wal"
+    return state / "store.sqlite3-wal"
 
 
 def frames(state: Path) -> int:
@@ -64,10 +64,10 @@ def scribble(state: Path, at: int, octets: bytes = b"\xa5" * 64) -> None:
 
 def reopened(state: Path) -> int:
     """Open it, and count the messages that are left."""
-    with closing(Journal.open(state, limits=Limits())) as journal:
-        count = len(journal.rows(state=None))
+    with closing(Store.open(state, limits=Limits())) as store:
+        count = len(store.rows(state=None))
         # It takes writes, and has none of the former ones for its own.
-        asyncio.run(journal.remove(99))
+        asyncio.run(store.remove(99))
     assert list(state.glob("*-wal")) == []
     return count
 
@@ -103,11 +103,11 @@ def test_random_bytes_in_the_log_are_told_and_the_files_kept(state, caplog, wher
     scribble(state, at)
     before = wal(state).read_bytes()
     assert reopened(state) < 8
-    assert "journal.sqlite3-wal: damaged: " in caplog.text
+    assert "store.sqlite3-wal: damaged: " in caplog.text
     [aside] = state.glob("damaged-*")
     assert str(aside) in caplog.text
-    assert (aside / "journal.sqlite3-wal").read_bytes() == before
-    assert (aside / "journal.sqlite3").exists()
+    assert (aside / "store.sqlite3-wal").read_bytes() == before
+    assert (aside / "store.sqlite3").exists()
     caplog.clear()
     reopened(state)
     assert caplog.text == "", "it is told once"
@@ -135,16 +135,16 @@ def test_without_room_for_a_copy_nothing_is_overwritten(state, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("shutil.copyfile", fail)
         for _ in range(2):
-            with pytest.raises(JournalError, match="no space left") as error:
-                Journal.open(state, limits=Limits())
+            with pytest.raises(StoreError, match="no space left") as error:
+                Store.open(state, limits=Limits())
             assert not error.value.lasting
     assert list(state.glob("damaged-*")) == []
     reopened(state)
     [aside] = state.glob("damaged-*")
-    assert (aside / "journal.sqlite3-wal").read_bytes() == before
+    assert (aside / "store.sqlite3-wal").read_bytes() == before
 
 
 def test_a_process_that_dies_while_it_looks_leaves_all_as_it_was(state):
-    (state / "journal.sqlite3-wal.held").hardlink_to(wal(state))
+    (state / "store.sqlite3-wal.held").hardlink_to(wal(state))
     assert reopened(state) == 8
     assert list(state.glob("*.held")) == []
