@@ -22,8 +22,8 @@ from consumer_framework.core.memory import Histories, LostAcks, OneByOne, Unsett
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import Decision
 from consumer_framework.core.settler import Settled, Settler
-from consumer_framework.runtime.assembly.plan import EVERYTHING, Arrivals
 
+from .lanes import SINGLE_LANE, Arrivals
 from .pauses import Circuit
 from .scheduler import LONGEST_SLEEP, Scheduler
 
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
         Recorder,
         Store,
     )
-    from consumer_framework.runtime.assembly.plan import LaneOf, Plan
+    from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Framework
+
+    from .lanes import LaneFinder
 
     Task = asyncio.Task[None]
 
@@ -208,7 +210,7 @@ class Slots:
         self._chance = chance
         self._halt = halt
         self._handler: OneByOne | None = None
-        self.lane_of: LaneOf | None = None
+        self.lane_of: LaneFinder | None = None
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
         self._is_closed = False
@@ -240,7 +242,7 @@ class Slots:
     def start(
         self,
         handler: HandlerRunner,
-        lane_of: LaneOf | None,
+        lane_of: LaneFinder | None,
         watch: Callable[[asyncio.Task[None]], object] = lambda _task: None,
     ) -> None:
         """Let the slots take deliveries, in tasks that end after :meth:`close`.
@@ -561,7 +563,7 @@ class Slots:
         if not self._plan.policy.strict or self._is_closed:
             return
         try:
-            self._circuit.order_is(blocked=self._store.is_blocked(EVERYTHING))
+            self._circuit.order_is(blocked=self._store.is_blocked(SINGLE_LANE))
         except StoreError as error:
             self._circuit.order_is_unknown(str(error))
 

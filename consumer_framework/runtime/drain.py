@@ -90,7 +90,7 @@ class Drain:
         await self._teardown()
         self._await("the broker", CLOSE_TIMEOUT)
         await from_twisted(self._instance.session.close())
-        self._instance.stores.close()
+        self._instance.files.close()
 
     async def _teardown(self) -> None:
         executor = self._instance.executor
@@ -123,7 +123,7 @@ def cut_short(instance: Instance) -> None:
     executor = instance.executor
     if executor is not None:
         guilty = [delivery for run in executor.overruns() for delivery in run.deliveries]
-        instance.stores.flight.spare(guilty)
+        instance.files.flight.spare(guilty)
         cancelled = executor.cancel()
         for delivery in instance.running:
             what = "is cancelled in" if delivery in cancelled else "is left in"

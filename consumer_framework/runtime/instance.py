@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
-    from .stores import Stores
+    from .state_files import StateFiles
 
 
 class Instance:
@@ -42,7 +42,7 @@ class Instance:
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        stores: The store and the flight recorder.
+        files: The store and the flight recorder.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor.
@@ -75,7 +75,7 @@ class Instance:
         self,
         settings: Settings,
         plan: Plan,
-        stores: Stores,
+        files: StateFiles,
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
@@ -87,7 +87,7 @@ class Instance:
     ) -> None:
         self.settings = settings
         self.plan = plan
-        self.stores = stores
+        self.files = files
         self.notifier = notifier
         self.clock = clock
         self.reactor = reactor
@@ -104,7 +104,7 @@ class Instance:
         self.is_built = asyncio.Event()
         self.is_reloading = False
         self.remarks: dict[str, str] = {}
-        if not stores.store.keeps:
+        if not files.store.keeps:
             self.remarks["store"] = "no store: nothing is deferred or quarantined"
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
@@ -122,8 +122,8 @@ class Instance:
         self.slots = Slots(
             plan,
             channels,
-            stores.store,
-            stores.flight,
+            files.store,
+            files.flight,
             self.recorder,
             clock,
             reactor,
@@ -196,7 +196,7 @@ class Instance:
         # At the end the store is closed; one that cannot be read is what others tell of.
         if self.state is not State.STOPPED:
             with suppress(StoreError):
-                stats = self.stores.store.stats()
+                stats = self.files.store.stats()
                 self._last_kept = stats.deferred, stats.quarantined + stats.replaying
         return self._last_kept
 
@@ -204,7 +204,7 @@ class Instance:
         """How many deferred messages are due, where those are many; 0 otherwise."""
         if self.state is not State.STOPPED and self.slots.is_behind:
             with suppress(StoreError):
-                return self.stores.store.count_due(self.clock.time())
+                return self.files.store.count_due(self.clock.time())
         return 0
 
     def say_status(self) -> None:

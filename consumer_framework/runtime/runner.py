@@ -26,18 +26,18 @@ from consumer_framework.core.errors import (
 )
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.text import text
-from consumer_framework.runtime.assembly.plan import lane_of
 from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.runtime.control.server import ControlFactory
 from consumer_framework.runtime.observe.status import counts_text
 
 from .drain import Drain, cut_short
 from .instance import Instance
+from .lanes import lane_finder
 from .process_exit import PATIENCE, Leaving
 from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
-from .stores import control_socket, runtime_directory
+from .state_files import control_socket, runtime_directory
 from .tasks import Tasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
@@ -45,11 +45,12 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
     from consumer_framework.core.ports import Clock, Notifier
-    from consumer_framework.runtime.assembly.plan import LaneOf, Plan
+    from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
+    from .lanes import LaneFinder
     from .reload import Origin
-    from .stores import Stores
+    from .state_files import StateFiles
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Runner(MultiService):
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        stores: The store and the flight recorder; closed at the end.
+        files: The store and the flight recorder; closed at the end.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
@@ -84,7 +85,7 @@ class Runner(MultiService):
         self,
         settings: Settings,
         plan: Plan,
-        stores: Stores,
+        files: StateFiles,
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
@@ -95,7 +96,7 @@ class Runner(MultiService):
         self._instance = Instance(
             settings,
             plan,
-            stores,
+            files,
             notifier,
             clock,
             reactor,
@@ -106,10 +107,10 @@ class Runner(MultiService):
             late=self._late,
         )
         self._reactor = reactor
-        self._lane_of: LaneOf | None = None
+        self._lane_of: LaneFinder | None = None
         self._tasks = Tasks(self._task_failed)
         self._building: asyncio.Task[None] | None = None
-        self._startup = Startup(plan, stores.flight, self._waits_for_dependency)
+        self._startup = Startup(plan, files.flight, self._waits_for_dependency)
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
@@ -276,7 +277,7 @@ class Runner(MultiService):
         else:
             if built is not None:
                 handler, self._instance.executor = built
-                self._lane_of = lane_of(self._instance.plan, handler)
+                self._lane_of = lane_finder(self._instance.plan, handler)
                 # Its __init__ and setup may have taken them.
                 self._signals.catch()
                 self._happened(Event.BUILT)
@@ -309,13 +310,13 @@ class Runner(MultiService):
             monitor_service(service, address=monitoring.address, port=monitoring.port)
 
     def _listen(self) -> None:
-        directory = self._instance.stores.directory or runtime_directory()
+        directory = self._instance.files.directory or runtime_directory()
         if directory is None:
             _log.warning("no command reaches this instance: there is no $RUNTIME_DIRECTORY")
             return
         path = control_socket(directory)
         path.unlink(missing_ok=True)
-        store, slots = self._instance.stores.store, self._instance.slots
+        store, slots = self._instance.files.store, self._instance.slots
         orders = Orders(store, slots.replay, slots.dropped, slots.look, self._instance.report)
         factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
@@ -410,7 +411,7 @@ class Runner(MultiService):
 
     async def _expire(self) -> None:
         try:
-            expired = await self._instance.stores.store.expire(self._instance.clock.time())
+            expired = await self._instance.files.store.expire(self._instance.clock.time())
         except StoreError as error:
             _log.warning("what is too old cannot be exported, and is kept: %s", error)
         else:

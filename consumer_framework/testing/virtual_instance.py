@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.author.handler import is_coroutine_callable
-from consumer_framework.runtime.assembly.plan import lane_of
 from consumer_framework.runtime.dispatcher import Slots
+from consumer_framework.runtime.lanes import lane_finder
 
 from .dispositions import DispositionRecorder, Dispositions
 from .fake_queue import FakeQueue
@@ -278,7 +278,7 @@ class VirtualInstance:
         handler = self._plan.factory()
         self._runner = KillableRunner(handler, self._plan.limits, self._flight, self._begin)
         await self._runner.executor.setup()
-        lanes = lane_of(self._plan, handler)
+        lanes = lane_finder(self._plan, handler)
         if lanes is not None:
             # Time is virtual, threads are not.
             lanes.needs_message = False
