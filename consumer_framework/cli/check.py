@@ -32,7 +32,7 @@ Examples:
   fm-consumer check sample                 before systemctl start fm-consumer@sample
   fm-consumer check sample --broker        also before the first start, or a move
   fm-consumer check --conf sample.toml --strict --json    in a pipeline
-  fm-consumer check --json-schema > sample.schema.json    for an editor that completes keys
+  fm-consumer check --json-schema >sample.schema.json    for an editor that completes keys
 
 \b
 Exit codes:

@@ -59,7 +59,7 @@ from consumer_framework.settings import NO_OVERRIDES, Overrides, Recovery, refus
 from . import reload
 from .assembly import loader
 from .assembly.access import from_inside
-from .process_exit import PATIENCE, Leaving
+from .process_exit import PATIENCE, ProcessExit
 from .reload import Origin
 from .runner import Runner
 from .startup import make_early
@@ -266,7 +266,7 @@ def run(request: Request) -> int:
     # written when they go.
     for call in untyped.getDelayedCalls():
         call.cancel()
-    runner.leaving.begin()
+    runner.process_exit.begin()
     return runner.exit_code
 
 
@@ -275,7 +275,7 @@ def _not_made(error: Exception, notifier: SystemdNotifier) -> int:
     _log.error("the handler cannot be made", exc_info=error)
     notifier.status(f"The handler cannot be made: {said(error)}")
     exit_code = ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.INIT_FAILED
-    Leaving(exit_code, PATIENCE, notifier).begin()
+    ProcessExit(exit_code, PATIENCE, notifier).begin()
     return exit_code
 
 
