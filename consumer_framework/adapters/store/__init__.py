@@ -126,7 +126,7 @@ class Store(Reader, ports.Store):
 
         Args:
             directory: The state directory; it must exist.
-            limits: The limits of what is kept.
+            limits: The limits of age and size.
             instance: The NAME in ``fm-consumer@NAME``; a process that finds the store in use
                 shows it.
             now: Returns the seconds since the epoch.

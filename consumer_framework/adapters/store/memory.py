@@ -28,8 +28,8 @@ T = TypeVar("T")
 class NoStore(Store):
     """A store that is always empty: its messages stay with the broker.
 
-    :meth:`defer` and :meth:`quarantine` raise :class:`.StoreError`. Every other operation does what
-    it does on an empty store.
+    :meth:`defer` and :meth:`quarantine` raise :class:`.StoreError`; every other operation finds an
+    empty store.
     """
 
     keeps = False

@@ -46,7 +46,7 @@ _PORTION = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of what the store keeps for operators; deferred messages never expire.
+    """The limits of age and size; deferred messages never expire.
 
     Attributes:
         max_age: Quarantined messages expire after so many seconds without a change, None for
