@@ -59,16 +59,16 @@ from consumer_framework.settings import NO_OVERRIDES, Overrides, Recovery, refus
 from . import reload
 from .assembly import loader
 from .assembly.access import from_inside
-from .process_exit import PATIENCE, Leaving
+from .process_exit import PATIENCE, ProcessExit
 from .reload import Origin
 from .runner import Runner
 from .startup import make_early
-from .stores import (
+from .state_files import (
     CONSUMER_FILES,
     is_directory_given,
-    open_stores,
+    open_state_files,
     state_directory,
-    wait_for_stores,
+    wait_for_state_files,
 )
 
 if TYPE_CHECKING:
@@ -235,9 +235,9 @@ def run(request: Request) -> int:
         return _not_made(error, notifier)
     directory = state_directory(request.instance, request.state_directory)
     clock = SystemClock()
-    stores = wait_for_stores(
+    files = wait_for_state_files(
         partial(
-            open_stores,
+            open_state_files,
             directory,
             request.instance,
             plan.framework,
@@ -256,7 +256,7 @@ def run(request: Request) -> int:
         handed_over=partial(reload.handed_over, request.path, request.instance),
         given=partial(reload.given, path=request.path),
     )
-    runner = Runner(settings, plan, stores, notifier, clock, reactor, origin)
+    runner = Runner(settings, plan, files, notifier, clock, reactor, origin)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     keep_sockets(untyped)
@@ -266,7 +266,7 @@ def run(request: Request) -> int:
     # written when they go.
     for call in untyped.getDelayedCalls():
         call.cancel()
-    runner.leaving.begin()
+    runner.process_exit.begin()
     return runner.exit_code
 
 
@@ -275,7 +275,7 @@ def _not_made(error: Exception, notifier: SystemdNotifier) -> int:
     _log.error("the handler cannot be made", exc_info=error)
     notifier.status(f"The handler cannot be made: {said(error)}")
     exit_code = ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.INIT_FAILED
-    Leaving(exit_code, PATIENCE, notifier).begin()
+    ProcessExit(exit_code, PATIENCE, notifier).begin()
     return exit_code
 
 

@@ -27,14 +27,14 @@ from consumer_framework.adapters.systemd.credentials import ServiceCredentials
 from consumer_framework.core.errors import ConfigurationError, Fault, Problem
 from consumer_framework.core.lifecycle import State
 from consumer_framework.runtime.assembly.loader import is_plain_class
-from consumer_framework.runtime.assembly.plan import lane_of
 from consumer_framework.settings import Takes, changes, in_force, is_authors
 from consumer_framework.settings.changes import bound, without
 from consumer_framework.settings.credentials import UnavailableError
 
 from .assembly.access import from_inside
 from .deadline import LEASE, RENEWAL
-from .stores import store_limits
+from .lanes import lane_finder
+from .state_files import store_limits
 from .tasks import from_twisted, reraise_own_cancellation
 
 if TYPE_CHECKING:
@@ -191,13 +191,13 @@ class Transition:
         instance.settings, instance.plan = settings, plan
         # Bound again: there may be another connection by now, with queues bound as before.
         instance.session.apply(settings, self._bound, self._unbound)
-        instance.slots.apply(plan)
+        instance.dispatcher.apply(plan)
         if self._handler is not None:
-            instance.slots.lane_of = lane_of(plan, self._handler)
-        instance.stores.store.limit(store_limits(plan.framework))
+            instance.dispatcher.lane_of = lane_finder(plan, self._handler)
+        instance.files.store.limit(store_limits(plan.framework))
         instance.read_ahead.reload()
         # Slots and prefetch, or less of them while memory is short.
-        return bool(instance.relief.apply())
+        return bool(instance.memory_relief.apply())
 
     def _take_back(self) -> None:
         while self._undo:
@@ -512,7 +512,7 @@ class Reloader:
         # Checked whole: with the callback that it names. Python does not import a module twice.
         self._origin.plan(settings=new, target=None if is_other else target)
         settings, plan = self._in_force(new, found)
-        if plan.framework.at_once > self._instance.stores.places:
+        if plan.framework.at_once > self._instance.files.places:
             found = changes(old, new, others, {*waiting, *_TAKES_ROOM})
             settings, plan = self._in_force(new, found)
         return Candidate(settings, _document(loaded, settings, found), plan, found), files
@@ -545,16 +545,16 @@ class Reloader:
 
     async def _connect_again(self, former: asyncio.Task[None] | None) -> None:
         """Connect again with nothing in the handler, so that nothing is run twice anywhere."""
-        slots, session = self._instance.slots, self._instance.session
+        dispatcher, session = self._instance.dispatcher, self._instance.session
         if former is not None:
             await asyncio.wait([former])
         try:
-            await slots.rest()
+            await dispatcher.rest()
             self._is_resting = False
             if not self._is_stopping:
                 await from_twisted(session.reconnect("connecting again with other settings"))
         finally:
-            slots.go_on()
+            dispatcher.go_on()
 
     @property
     def _is_stopping(self) -> bool:

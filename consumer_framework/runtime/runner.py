@@ -26,30 +26,31 @@ from consumer_framework.core.errors import (
 )
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.text import text
-from consumer_framework.runtime.assembly.plan import lane_of
 from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.runtime.control.server import ControlFactory
 from consumer_framework.runtime.observe.status import counts_text
 
 from .drain import Drain, cut_short
 from .instance import Instance
-from .process_exit import PATIENCE, Leaving
+from .lanes import lane_finder
+from .process_exit import PATIENCE, ProcessExit
 from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
-from .stores import control_socket, runtime_directory
-from .tasks import Tasks, reraise_own_cancellation
+from .state_files import control_socket, runtime_directory
+from .tasks import SupervisedTasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
     from consumer_framework.core.ports import Clock, Notifier
-    from consumer_framework.runtime.assembly.plan import LaneOf, Plan
+    from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
+    from .lanes import LaneFinder
     from .reload import Origin
-    from .stores import Stores
+    from .state_files import StateFiles
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Runner(MultiService):
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        stores: The store and the flight recorder; closed at the end.
+        files: The store and the flight recorder; closed at the end.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
@@ -75,16 +76,16 @@ class Runner(MultiService):
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
-        leaving: Ends the process then.
+        process_exit: Ends the process then.
     """
 
-    leaving: Leaving
+    process_exit: ProcessExit
 
     def __init__(  # noqa: PLR0913, PLR0917 -- app.py puts it together, and nobody else
         self,
         settings: Settings,
         plan: Plan,
-        stores: Stores,
+        files: StateFiles,
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
@@ -95,7 +96,7 @@ class Runner(MultiService):
         self._instance = Instance(
             settings,
             plan,
-            stores,
+            files,
             notifier,
             clock,
             reactor,
@@ -106,10 +107,10 @@ class Runner(MultiService):
             late=self._late,
         )
         self._reactor = reactor
-        self._lane_of: LaneOf | None = None
-        self._tasks = Tasks(self._task_failed)
+        self._lane_of: LaneFinder | None = None
+        self._tasks = SupervisedTasks(self._task_failed)
         self._building: asyncio.Task[None] | None = None
-        self._startup = Startup(plan, stores.flight, self._waits_for_dependency)
+        self._startup = Startup(plan, files.flight, self._waits_for_dependency)
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
@@ -129,7 +130,7 @@ class Runner(MultiService):
         self._retention_timer.start(RETENTION_INTERVAL)
         now, instance = self._instance.clock.monotonic(), self._instance
         self._start_end = now + instance.plan.framework.start_timeout
-        self._instance.countdown.start(lambda: self._start_end)
+        self._instance.deadline.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
 
     # What the session reports.
@@ -137,11 +138,11 @@ class Runner(MultiService):
     def delivered(self, delivery: Delivery) -> None:
         """Let the next free slot take it, if there is room for it in memory."""
         if self._instance.read_ahead.takes(delivery):
-            self._instance.slots.put(delivery)
+            self._instance.dispatcher.put(delivery)
 
     def voided(self, generation: int) -> None:
         """Forget what no slot took yet: it will be delivered again."""
-        self._instance.slots.voided(generation)
+        self._instance.dispatcher.voided(generation)
 
     def connected(self) -> None:
         """There is a connection."""
@@ -212,23 +213,23 @@ class Runner(MultiService):
             case Effect.CONNECT:
                 self._connect()
             case Effect.ANNOUNCE_READY:
-                self._instance.countdown.stop()
+                self._instance.deadline.stop()
                 self._instance.announce_ready()
             case Effect.ANNOUNCE_STATUS:
                 self._instance.say_status()
             case Effect.PAUSE:
                 self._instance.session.pause()
-                self._instance.slots.give_back_waiting()
+                self._instance.dispatcher.give_back_waiting()
             case Effect.RESUME:
                 self._instance.session.resume()
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
-                self._instance.relief.stop()
-                self._instance.slots.close()
+                self._instance.memory_relief.stop()
+                self._instance.dispatcher.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
-                self._instance.countdown.stop()
+                self._instance.deadline.stop()
                 cut_short(self._instance)
                 self._tasks.cancel()
                 self._last_turns = LAST_TURNS
@@ -276,7 +277,7 @@ class Runner(MultiService):
         else:
             if built is not None:
                 handler, self._instance.executor = built
-                self._lane_of = lane_of(self._instance.plan, handler)
+                self._lane_of = lane_finder(self._instance.plan, handler)
                 # Its __init__ and setup may have taken them.
                 self._signals.catch()
                 self._happened(Event.BUILT)
@@ -289,8 +290,8 @@ class Runner(MultiService):
 
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
-        self._instance.relief.start()
+        self._instance.dispatcher.start(self._instance.executor, self._lane_of, self._tasks.watch)
+        self._instance.memory_relief.start()
         self._monitor()
         try:
             self._listen()
@@ -309,19 +310,21 @@ class Runner(MultiService):
             monitor_service(service, address=monitoring.address, port=monitoring.port)
 
     def _listen(self) -> None:
-        directory = self._instance.stores.directory or runtime_directory()
+        directory = self._instance.files.directory or runtime_directory()
         if directory is None:
             _log.warning("no command reaches this instance: there is no $RUNTIME_DIRECTORY")
             return
         path = control_socket(directory)
         path.unlink(missing_ok=True)
-        store, slots = self._instance.stores.store, self._instance.slots
-        orders = Orders(store, slots.replay, slots.dropped, slots.look, self._instance.report)
+        store, dispatcher = self._instance.files.store, self._instance.dispatcher
+        orders = Orders(
+            store, dispatcher.replay, dispatcher.dropped, dispatcher.look, self._instance.report
+        )
         factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
-    # What the slots report.
+    # What the dispatcher reports.
 
     def _halted(self, halt: Halt) -> None:
         self._end(halt.exit_code, halt.reason)
@@ -342,9 +345,9 @@ class Runner(MultiService):
         drain = Drain(self._instance, self._start_end, self._teardown_failed)
         self._instance.awaited = lambda: drain.awaited
         # systemd counts the time of the stop from here on, also where nobody told us to.
-        self._instance.countdown.stop()
+        self._instance.deadline.stop()
         self._instance.notifier.stopping(self._instance.status())
-        self._instance.countdown.start(drain.end)
+        self._instance.deadline.start(drain.end)
         self._tasks.spawn(self._drain(drain))
 
     async def _drain(self, drain: Drain) -> None:
@@ -372,7 +375,7 @@ class Runner(MultiService):
 
     def _exit(self) -> None:
         self._status_timer.stop()
-        self._instance.countdown.stop()
+        self._instance.deadline.stop()
         self._retention_timer.stop()
         self._watchdog.stop()
         self._instance.say_status()
@@ -392,10 +395,10 @@ class Runner(MultiService):
         api._twisted_service = None  # noqa: SLF001
         is_cut_short = self._last_turns > 0
         patience = min(self._instance.plan.limits.patience, PATIENCE)
-        self.leaving = Leaving(
+        self.process_exit = ProcessExit(
             self.exit_code, 0.0 if is_cut_short else patience, self._instance.notifier
         )
-        self._signals.finish(self.leaving.now)
+        self._signals.finish(self.process_exit.now)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)
@@ -410,7 +413,7 @@ class Runner(MultiService):
 
     async def _expire(self) -> None:
         try:
-            expired = await self._instance.stores.store.expire(self._instance.clock.time())
+            expired = await self._instance.files.store.expire(self._instance.clock.time())
         except StoreError as error:
             _log.warning("what is too old cannot be exported, and is kept: %s", error)
         else:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from .model import Framework, Settings, Table, Takes
 from .parsing import FRAMEWORK
 from .problems import toml_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-
-    from .model import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,55 +51,29 @@ def without(some: Sequence[Bound], others: Sequence[Bound]) -> list[Bound]:
     return [one for one in some if one not in others]
 
 
-class Takes(Enum):
-    """What it takes to bring a changed setting into force."""
+def takes_of(model: type[Table]) -> dict[str, Takes]:
+    """Return the effort that a change of each key of *model* takes, as the model declares it.
 
-    RELOAD = "reload"  # it changes while messages are handled
-    RECONNECT = "reconnect"  # it changes with the next connection, which is made
-    RESTART = "restart"  # the instance goes on with what it has until it is started again
+    Returns:
+        By the path of the key below *model*. A table without an effort of its own has one entry for
+        each of its keys, such as ``qos.prefetch_count``.
+    """
+    found: dict[str, Takes] = {}
+    for name, declared in model.model_fields.items():
+        own = [item for item in declared.metadata if isinstance(item, Takes)]
+        if own:
+            found[name] = own[0]
+        elif isinstance(declared.annotation, type) and issubclass(declared.annotation, Table):
+            inner = takes_of(declared.annotation)
+            found |= {f"{name}.{key}": takes for key, takes in inner.items()}
+    return found
 
 
-# By the path of a key: the keys below [consumer_config.framework] have a table of their own.
-TABLE: Mapping[str, Takes] = {
-    "amqp_url": Takes.RESTART,
-    "client_properties": Takes.RESTART,
-    "publish_exchange": Takes.RELOAD,
-    "topic_prefix": Takes.RELOAD,
-    "publish_priority": Takes.RELOAD,
-    "passive_declares": Takes.RESTART,
-    "exchanges": Takes.RELOAD,
-    "queues": Takes.RESTART,
-    "bindings": Takes.RELOAD,
-    "qos.prefetch_size": Takes.RESTART,
-    "qos.prefetch_count": Takes.RELOAD,
-    "callback": Takes.RESTART,
-    "monitoring": Takes.RESTART,
-    "consumer_config": Takes.RELOAD,
-    "tls.ca_cert": Takes.RECONNECT,
-    "tls.certfile": Takes.RECONNECT,
-    "tls.keyfile": Takes.RECONNECT,
-    "log_config": Takes.RELOAD,
-}
-FRAMEWORK_TABLE: Mapping[str, Takes] = {
-    "brokers": Takes.RESTART,
-    "slots": Takes.RELOAD,
-    "read_ahead": Takes.RELOAD,
-    "read_ahead_bytes": Takes.RELOAD,
-    "ordering": Takes.RESTART,
-    "ordering_key": Takes.RESTART,
-    "handler_timeout": Takes.RELOAD,
-    "start_timeout": Takes.RESTART,
-    "batch": Takes.RELOAD,
-    "rate": Takes.RELOAD,
-    "burst": Takes.RELOAD,
-    "store": Takes.RESTART,
-    "quarantine_max_age": Takes.RELOAD,
-    "quarantine_max_bytes": Takes.RELOAD,
-    "recovery": Takes.RELOAD,
-}
+# The keys of [consumer_config.framework] have a table of their own.
+TAKES: Mapping[str, Takes] = takes_of(Settings)
+FRAMEWORK_TAKES: Mapping[str, Takes] = takes_of(Framework)
 
-# What is in these may be a secret.
-_UNSPOKEN = ("amqp_url", "client_properties", "consumer_config", "log_config", "tls")
+_SECRET = {name for name, declared in Settings.model_fields.items() if not declared.repr}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +138,15 @@ def in_force(old: Settings, new: Settings, found: Collection[Change]) -> Setting
     return new.model_copy(update=update)
 
 
-# Tables and keys that stay whole where they wait.
-_WHOLE = {"amqp_url", "client_properties", "passive_declares", "callback", "monitoring"}
+# Keys at the top that keep their old value as a whole. Queues are taken together with bindings.
+_WHOLE = {key for key, takes in TAKES.items() if takes is Takes.RESTART} - {"queues"}
 
 
 def _consumer_config(old: Settings, new: Settings, kept: set[str]) -> dict[str, Any]:
     source = old if any(map(is_authors, kept)) else new
     own = {key: value for key, value in source.consumer_config.items() if key != "framework"}
     framework = dict(_written(new))
-    for key in FRAMEWORK_TABLE:
+    for key in FRAMEWORK_TAKES:
         if not any(_is_in(path, f"{FRAMEWORK}.{key}") for path in kept):
             continue
         framework.pop(key, None)
@@ -185,7 +157,7 @@ def _consumer_config(old: Settings, new: Settings, kept: set[str]) -> dict[str, 
 
 
 def _top(old: Settings, new: Settings, files: Collection[str]) -> Iterator[Change]:
-    for path, takes in TABLE.items():
+    for path, takes in TAKES.items():
         before, after = _value(old, path), _value(new, path)
         if path in {"queues", "consumer_config"}:
             yield from _keys(path, takes, before, after)
@@ -199,7 +171,7 @@ def _top(old: Settings, new: Settings, files: Collection[str]) -> Iterator[Chang
 
 def _framework(old: Settings, new: Settings) -> Iterator[Change]:
     before, after = old.framework, new.framework
-    for key, takes in FRAMEWORK_TABLE.items():
+    for key, takes in FRAMEWORK_TAKES.items():
         if getattr(before, key) == getattr(after, key):
             continue
         path = f"{FRAMEWORK}.{key}"
@@ -233,9 +205,9 @@ def _keys(
 def _bindings(old: Settings, new: Settings) -> Iterator[Change]:
     before, after = bound(old), bound(new)
     for one in without(after, before):
-        yield Change("bindings", TABLE["bindings"], f"{one}: new")
+        yield Change("bindings", TAKES["bindings"], f"{one}: new")
     for one in without(before, after):
-        yield Change("bindings", TABLE["bindings"], f"{one}: gone")
+        yield Change("bindings", TAKES["bindings"], f"{one}: gone")
 
 
 def _value(settings: Settings, path: str) -> Any:
@@ -251,7 +223,7 @@ def _written(settings: Settings) -> Mapping[str, Any]:
 
 
 def _how(path: str, before: Any, after: Any) -> str:
-    if path.partition(".")[0] in _UNSPOKEN:
+    if path.partition(".")[0] in _SECRET:
         return "new" if before is None else "gone" if after is None else "changed"
     return _said(before, after)
 

@@ -18,7 +18,8 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.recovery import OnExhausted
 from consumer_framework.core.text import text
 
-from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, StoreKind, broker_problems
+from .brokers import broker_problems
+from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, StoreKind
 from .problems import from_pydantic
 
 if TYPE_CHECKING:

@@ -195,8 +195,8 @@ def test_the_recovery_reference_lists_the_settings_their_types_and_defaults(head
 def test_the_reload_reference_says_what_each_key_takes():
     page = DOCS / "reference/reload.md"
     for heading, takes in (
-        ("What each key takes", settings.TABLE),
-        ("What each key of the framework takes", settings.FRAMEWORK_TABLE),
+        ("What each key takes", settings.TAKES),
+        ("What each key of the framework takes", settings.FRAMEWORK_TAKES),
     ):
         documented = {key.strip("`"): word for key, word in table(page, heading)}
         assert documented == {key: what.value for key, what in takes.items()}

@@ -19,7 +19,7 @@ from consumer_framework.adapters.systemd.accounts import service_account
 from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_service
 from consumer_framework.runtime.assembly.access import from_outside, hands_file_over
 from consumer_framework.runtime.assembly.plan import tasks_problem
-from consumer_framework.runtime.stores import SYSTEM_STATE, is_directory_given, state_directory
+from consumer_framework.runtime.state_files import SYSTEM_STATE, is_directory_given, state_directory
 from consumer_framework.settings import StoreKind, instance_name_problem
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings

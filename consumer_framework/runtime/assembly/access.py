@@ -20,7 +20,7 @@ from consumer_framework.adapters.systemd.credentials import (
 )
 from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.runtime.stores import SYSTEM_CONFIGURATION
+from consumer_framework.runtime.state_files import SYSTEM_CONFIGURATION
 from consumer_framework.settings import NO_OVERRIDES
 
 if TYPE_CHECKING:
