@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Compare two configurations, and merge them where a change waits for a restart.
 
-A reload compares the settings in force with those of the file (:func:`changes`). It brings into force
-the new settings, except for the changes that take a restart (:func:`in_force`).
+A reload compares the settings in force with those of the file (:func:`changes`). It brings the
+new settings into force, except for the changes that take a restart (:func:`in_force`).
 """
 
 from __future__ import annotations
