@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import task
 
 from consumer_framework.adapters import certificates, config, log
-from consumer_framework.adapters.systemd.credentials import Directory
+from consumer_framework.adapters.systemd.credentials import ServiceCredentials
 from consumer_framework.core.errors import ConfigurationError, Fault, Problem
 from consumer_framework.core.lifecycle import State
 from consumer_framework.runtime.assembly.loader import is_plain_class
@@ -294,7 +294,7 @@ def handed_over(path: Path | None, instance: str) -> HandedOver:
         names = set()
     for name in names:
         try:
-            status = Directory.of_service(instance).find(name).stat()
+            status = ServiceCredentials.of_process(instance).find(name).stat()
         except (UnavailableError, OSError):
             continue
         states[name] = (status.st_mtime_ns, status.st_ino)
