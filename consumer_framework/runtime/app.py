@@ -27,7 +27,7 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 
 from .assembly.configuration import configure_logging, load
 from .assembly.plan import plan_of_this_process
-from .process_exit import PATIENCE, Leaving
+from .process_exit import PATIENCE, ProcessExit
 from .runner import Runner
 from .startup import make_early
 from .state_files import (
@@ -92,7 +92,7 @@ def run(options: RunOptions) -> int:
     # objects have open are written when the objects go.
     for call in untyped.getDelayedCalls():
         call.cancel()
-    runner.leaving.begin()
+    runner.process_exit.begin()
     return runner.exit_code
 
 
@@ -101,7 +101,7 @@ def _fail_before_start(error: Exception, notifier: SystemdNotifier) -> int:
     _log.error("the handler cannot be made", exc_info=error)
     notifier.status(f"The handler cannot be made: {said(error)}")
     exit_code = ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.INIT_FAILED
-    Leaving(exit_code, PATIENCE, notifier).begin()
+    ProcessExit(exit_code, PATIENCE, notifier).begin()
     return exit_code
 
 

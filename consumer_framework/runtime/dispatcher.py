@@ -24,7 +24,7 @@ from consumer_framework.core.recovery import Decision
 from consumer_framework.core.settler import Settled, Settler
 
 from .lanes import SINGLE_LANE, Arrivals
-from .pauses import Circuit
+from .pauses import Pauses
 from .scheduler import LONGEST_SLEEP, Scheduler
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 HAND_OVER = 32
 
 
-class Crew:
+class TaskPool:
     """Takes deliveries, one after the other in each task.
 
     Args:
@@ -166,7 +166,7 @@ class Crew:
 MAKES_ROOM = "the messages behind it, with the same key, kept those with other keys waiting"
 
 
-class Slots:
+class Dispatcher:
     """The deliveries of an instance, from their arrival to their settle.
 
     Args:
@@ -218,12 +218,12 @@ class Slots:
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         self._intake = Intake(_bucket(framework), clock.monotonic)
         self._arrivals = Arrivals(flight, self._admit)
-        self._crew = Crew(self._intake.take, self._process)
+        self._pool = TaskPool(self._intake.take, self._process)
         self._holds = Holds(framework.recovery.hold_slots, clock)
         self._scheduler = Scheduler(self._holds, store, self._intake, clock, reactor, self._tidy)
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
-        self._circuit = Circuit(breaker, self._scheduler, reactor, pause, resume)
+        self._pauses = Pauses(breaker, self._scheduler, reactor, pause, resume)
         self._settler = Settler(
             acknowledger,
             store,
@@ -233,8 +233,8 @@ class Slots:
             Histories(),
             Unsettled(clock),
             LostAcks(clock, plan.prefetch_count),
-            self._circuit.store_failed,
-            self._circuit.store_works,
+            self._pauses.store_failed,
+            self._pauses.store_works,
             self._done,
             must_keep=self._must_keep,
         )
@@ -265,7 +265,7 @@ class Slots:
             chance=self._chance,
             settler=self._settler,
         )
-        self._crew.start(self._plan.framework.at_once, watch)
+        self._pool.start(self._plan.framework.at_once, watch)
         self.look()
 
     def resize(self, at_once: int) -> None:
@@ -273,7 +273,7 @@ class Slots:
 
         How many handlers run at once is the handler runner's, and to be changed there as well.
         """
-        self._crew.resize(at_once)
+        self._pool.resize(at_once)
 
     def apply(self, plan: Plan) -> None:
         """Take deliveries by another plan from now on, one with the same ordering.
@@ -289,7 +289,7 @@ class Slots:
         self._settler.lost_acks.resize(plan.prefetch_count)
         self._holds.resize(recovery.hold_slots)
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
-        self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
+        self._pauses.resize(recovery.breaker.consecutive, recovery.breaker.probe)
 
     async def rest(self) -> None:
         """Begin with nothing more, and wait until nothing runs nor is being written.
@@ -299,7 +299,7 @@ class Slots:
         self._intake.suspend()
         if self._handler is not None:
             self._handler.withdraw()
-        await self._crew.idle()
+        await self._pool.idle()
         await self._settler.written()
 
     def go_on(self) -> None:
@@ -396,7 +396,7 @@ class Slots:
             self._settler.histories.keep(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
-        self._circuit.look()
+        self._pauses.look()
 
     @property
     def is_behind(self) -> bool:
@@ -448,11 +448,11 @@ class Slots:
         self._is_closed = True
         self._intake.close()
         self._arrivals.close()
-        self._crew.close()
+        self._pool.close()
         if self._handler is not None:
             self._handler.stop()
         self._scheduler.pause()
-        self._circuit.stop()
+        self._pauses.stop()
 
     def give_back_held(self) -> int:
         """Give back to the broker what is held; returns how many those were."""
@@ -466,7 +466,7 @@ class Slots:
 
     async def finish(self) -> None:
         """Wait for what runs, and for what is being committed."""
-        await self._crew.finish()
+        await self._pool.finish()
         await self._settler.commits()
 
     async def give_back_rest(self) -> None:
@@ -516,7 +516,7 @@ class Slots:
         pipeline = self._pipeline
         assert pipeline is not None  # noqa: S101 -- the crew works from start() on
         outcome, decision = await pipeline.process(delivery)
-        self._circuit.judge(outcome, decision)
+        self._pauses.judge(outcome, decision)
         if isinstance(decision.disposition, Halt):
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
@@ -563,9 +563,9 @@ class Slots:
         if not self._plan.policy.strict or self._is_closed:
             return
         try:
-            self._circuit.order_is(blocked=self._store.is_blocked(SINGLE_LANE))
+            self._pauses.order_is(blocked=self._store.is_blocked(SINGLE_LANE))
         except StoreError as error:
-            self._circuit.order_is_unknown(str(error))
+            self._pauses.order_is_unknown(str(error))
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""

@@ -80,13 +80,13 @@ class Drain:
             await self._finish()
 
     async def _finish(self) -> None:
-        slots = self._instance.slots
-        given_back = slots.give_back_waiting() + slots.give_back_held()
+        dispatcher = self._instance.dispatcher
+        given_back = dispatcher.give_back_waiting() + dispatcher.give_back_held()
         running = len(self._instance.running)
         _log.info("stopping: %d given back to the broker, %d running", given_back, running)
         self._await("what is being written")
-        await slots.finish()
-        await slots.give_back_rest()
+        await dispatcher.finish()
+        await dispatcher.give_back_rest()
         await self._teardown()
         self._await("the broker", CLOSE_TIMEOUT)
         await from_twisted(self._instance.session.close())

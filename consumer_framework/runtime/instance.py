@@ -17,9 +17,9 @@ from consumer_framework.core.stats import Progress
 from consumer_framework.runtime.observe.log import LogRecorder
 from consumer_framework.runtime.observe.status import Facts, status_line
 
-from .deadline import Countdown
-from .dispatcher import Slots
-from .memory_relief import Relief
+from .deadline import Deadline
+from .dispatcher import Dispatcher
+from .memory_relief import MemoryRelief
 from .read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -55,18 +55,18 @@ class Instance:
     Attributes:
         recorder: Counts and logs.
         session: The connection and its subscriptions.
-        slots: The deliveries, from their arrival to their settle.
+        dispatcher: The deliveries, from their arrival to their settle.
         executor: Runs the handler; None until that is set up.
         state: Where the instance is in its life; the runner changes it.
         news_at: When something last happened to it, in seconds of *clock*'s monotonic time.
         trouble: Why it does not consume, or why it stopped; "" for no reason.
-        countdown: Bounds the start and the drain.
+        deadline: Bounds the start and the drain.
         awaited: Says what the drain waits for.
         was_ready: Whether it ever consumed from every queue.
         is_built: Set once the handler is set up, or will not be any more.
         is_reloading: Whether the service manager waits for the end of a reload.
         remarks: What else the status says, by what it is about; "" for nothing.
-        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
+        memory_relief: Lowers slots and prefetch while memory is short.
         read_ahead: Bounds the bytes that wait in memory.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
@@ -96,9 +96,9 @@ class Instance:
         self.trouble = ""
         self.executor: Executor | None = None
         self.recorder = LogRecorder(clock, reactor.callLater)
-        self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
+        self.deadline = Deadline(clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
-        self.relief = Relief(self)
+        self.memory_relief = MemoryRelief(self)
         self.lag: int | None = None
         self.was_ready = False
         self.is_built = asyncio.Event()
@@ -119,7 +119,7 @@ class Instance:
             snapshot=self.recorder.snapshot,
         )
         self.read_ahead = ReadAhead(self, channels)
-        self.slots = Slots(
+        self.dispatcher = Dispatcher(
             plan,
             channels,
             files.store,
@@ -131,8 +131,8 @@ class Instance:
             pause=pause,
             resume=resume,
         )
-        self.slots.limit_of = self._delivery_limit
-        self.session.take_always(self.slots.is_near_limit)
+        self.dispatcher.limit_of = self._delivery_limit
+        self.session.take_always(self.dispatcher.is_near_limit)
 
     def _delivery_limit(self, delivery: Delivery) -> int | None:
         queue = self.settings.queues.get(delivery.queue)
@@ -158,7 +158,7 @@ class Instance:
         framework = self.plan.framework.model_copy(update={"slots": slots})
         if self.executor is not None:
             self.executor.resize(replace(self.plan.limits, slots=slots))
-        self.slots.resize(framework.at_once)
+        self.dispatcher.resize(framework.at_once)
 
     def status(self) -> str:
         """The line that ``systemctl status`` shows."""
@@ -170,7 +170,7 @@ class Instance:
             queues=len(self.session.queues),
             counts=counts,
             rate=self._progress.rate(now),
-            held=self.slots.held,
+            held=self.dispatcher.held,
             deferred=deferred,
             due=self._due(),
             quarantined=quarantined,
@@ -178,8 +178,8 @@ class Instance:
             up=self._progress.up(now),
             trouble=self.trouble,
             awaited=self.awaited(),
-            left=self.countdown.left,
-            strain=self.relief.strain,
+            left=self.deadline.left,
+            strain=self.memory_relief.strain,
         )
         return "; ".join([status_line(self.state, facts), *filter(None, self.remarks.values())])
 
@@ -202,7 +202,7 @@ class Instance:
 
     def _due(self) -> int:
         """How many deferred messages are due, where those are many; 0 otherwise."""
-        if self.state is not State.STOPPED and self.slots.is_behind:
+        if self.state is not State.STOPPED and self.dispatcher.is_behind:
             with suppress(StoreError):
                 return self.files.store.count_due(self.clock.time())
         return 0
@@ -224,7 +224,7 @@ class Instance:
             "remarks": list(filter(None, self.remarks.values())),
             "broker": self.broker,
             "queues": list(self.session.queues),
-            "held": self.slots.held,
+            "held": self.dispatcher.held,
             "lag": self.lag,
             "rate": round(self._progress.rate(self.clock.monotonic()), 3),
             "up": round(self._progress.up(self.clock.monotonic())),

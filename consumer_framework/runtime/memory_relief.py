@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 FREE_DELAY = 0.1
 
 
-class Relief:
+class MemoryRelief:
     """Shrinks slots and prefetch of *instance* while there is memory pressure.
 
     Attributes:
@@ -85,7 +85,7 @@ class Relief:
             return
         self.apply()
         # What waits in memory comes again, as far as the new count allows.
-        given_back = self._instance.slots.give_back_old()
+        given_back = self._instance.dispatcher.give_back_old()
         self._instance.reactor.callLater(FREE_DELAY, free_memory)
         _log.warning("memory is short: %s; %d given back", self._capacity(), given_back)
         self._set_timer()

@@ -34,7 +34,7 @@ _IN_THE_WAY = (
 )
 
 
-class Circuit:
+class Pauses:
     """The reasons to be paused: an open breaker, a store that cannot be written.
 
     Args:

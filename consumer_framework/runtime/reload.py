@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import task
 
 from consumer_framework.adapters import certificates, config, log
-from consumer_framework.adapters.systemd.credentials import Directory
+from consumer_framework.adapters.systemd.credentials import ServiceCredentials
 from consumer_framework.core.errors import ConfigurationError, Fault, Problem
 from consumer_framework.core.lifecycle import State
 from consumer_framework.runtime.assembly.loader import is_plain_class
@@ -194,13 +194,13 @@ class Transition:
         instance.settings, instance.plan = settings, plan
         # Bound again: there may be another connection by now, with queues bound as before.
         instance.session.apply(settings, self._bound, self._unbound)
-        instance.slots.apply(plan)
+        instance.dispatcher.apply(plan)
         if self._handler is not None:
-            instance.slots.lane_of = lane_finder(plan, self._handler)
+            instance.dispatcher.lane_of = lane_finder(plan, self._handler)
         instance.files.store.limit(store_limits(plan.framework))
         instance.read_ahead.reload()
         # Slots and prefetch, or less of them while memory is short.
-        return bool(instance.relief.apply())
+        return bool(instance.memory_relief.apply())
 
     def _take_back(self) -> None:
         while self._undo:
@@ -297,7 +297,7 @@ def handed_over(path: Path | None, instance: str) -> HandedOver:
         names = set()
     for name in names:
         try:
-            status = Directory.of_service(instance).find(name).stat()
+            status = ServiceCredentials.of_process(instance).find(name).stat()
         except (UnavailableError, OSError):
             continue
         states[name] = (status.st_mtime_ns, status.st_ino)
@@ -524,16 +524,16 @@ class Reloader:
 
     async def _connect_again(self, former: asyncio.Task[None] | None) -> None:
         """Connect again with nothing in the handler, so that nothing is run twice anywhere."""
-        slots, session = self._instance.slots, self._instance.session
+        dispatcher, session = self._instance.dispatcher, self._instance.session
         if former is not None:
             await asyncio.wait([former])
         try:
-            await slots.rest()
+            await dispatcher.rest()
             self._is_resting = False
             if not self._is_stopping:
                 await from_twisted(session.reconnect("connecting again with other settings"))
         finally:
-            slots.go_on()
+            dispatcher.go_on()
 
     @property
     def _is_stopping(self) -> bool:

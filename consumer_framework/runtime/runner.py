@@ -33,12 +33,12 @@ from consumer_framework.runtime.observe.status import counts_text
 from .drain import Drain, cut_short
 from .instance import Instance
 from .lanes import lane_finder
-from .process_exit import PATIENCE, Leaving
+from .process_exit import PATIENCE, ProcessExit
 from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
 from .state_files import control_socket, runtime_directory
-from .tasks import Tasks, reraise_own_cancellation
+from .tasks import SupervisedTasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ class Runner(MultiService):
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
-        leaving: Ends the process then.
+        process_exit: Ends the process then.
     """
 
-    leaving: Leaving
+    process_exit: ProcessExit
 
     def __init__(  # noqa: PLR0913, PLR0917 -- app.py puts it together, and nobody else
         self,
@@ -108,7 +108,7 @@ class Runner(MultiService):
         )
         self._reactor = reactor
         self._lane_of: LaneFinder | None = None
-        self._tasks = Tasks(self._task_failed)
+        self._tasks = SupervisedTasks(self._task_failed)
         self._building: asyncio.Task[None] | None = None
         self._startup = Startup(plan, files.flight, self._waits_for_dependency)
         self._start_end = 0.0
@@ -130,7 +130,7 @@ class Runner(MultiService):
         self._retention_timer.start(RETENTION_INTERVAL)
         now, instance = self._instance.clock.monotonic(), self._instance
         self._start_end = now + instance.plan.framework.start_timeout
-        self._instance.countdown.start(lambda: self._start_end)
+        self._instance.deadline.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
 
     # What the session reports.
@@ -138,11 +138,11 @@ class Runner(MultiService):
     def delivered(self, delivery: Delivery) -> None:
         """Let the next free slot take it, if there is room for it in memory."""
         if self._instance.read_ahead.takes(delivery):
-            self._instance.slots.put(delivery)
+            self._instance.dispatcher.put(delivery)
 
     def voided(self, generation: int) -> None:
         """Forget what no slot took yet: it will be delivered again."""
-        self._instance.slots.voided(generation)
+        self._instance.dispatcher.voided(generation)
 
     def connected(self) -> None:
         """There is a connection."""
@@ -213,23 +213,23 @@ class Runner(MultiService):
             case Effect.CONNECT:
                 self._connect()
             case Effect.ANNOUNCE_READY:
-                self._instance.countdown.stop()
+                self._instance.deadline.stop()
                 self._instance.announce_ready()
             case Effect.ANNOUNCE_STATUS:
                 self._instance.say_status()
             case Effect.PAUSE:
                 self._instance.session.pause()
-                self._instance.slots.give_back_waiting()
+                self._instance.dispatcher.give_back_waiting()
             case Effect.RESUME:
                 self._instance.session.resume()
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
-                self._instance.relief.stop()
-                self._instance.slots.close()
+                self._instance.memory_relief.stop()
+                self._instance.dispatcher.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
-                self._instance.countdown.stop()
+                self._instance.deadline.stop()
                 cut_short(self._instance)
                 self._tasks.cancel()
                 self._last_turns = LAST_TURNS
@@ -290,8 +290,8 @@ class Runner(MultiService):
 
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
-        self._instance.relief.start()
+        self._instance.dispatcher.start(self._instance.executor, self._lane_of, self._tasks.watch)
+        self._instance.memory_relief.start()
         self._monitor()
         try:
             self._listen()
@@ -316,13 +316,15 @@ class Runner(MultiService):
             return
         path = control_socket(directory)
         path.unlink(missing_ok=True)
-        store, slots = self._instance.files.store, self._instance.slots
-        orders = Orders(store, slots.replay, slots.dropped, slots.look, self._instance.report)
+        store, dispatcher = self._instance.files.store, self._instance.dispatcher
+        orders = Orders(
+            store, dispatcher.replay, dispatcher.dropped, dispatcher.look, self._instance.report
+        )
         factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
-    # What the slots report.
+    # What the dispatcher reports.
 
     def _halted(self, halt: Halt) -> None:
         self._end(halt.exit_code, halt.reason)
@@ -343,9 +345,9 @@ class Runner(MultiService):
         drain = Drain(self._instance, self._start_end, self._teardown_failed)
         self._instance.awaited = lambda: drain.awaited
         # systemd counts the time of the stop from here on, also where nobody told us to.
-        self._instance.countdown.stop()
+        self._instance.deadline.stop()
         self._instance.notifier.stopping(self._instance.status())
-        self._instance.countdown.start(drain.end)
+        self._instance.deadline.start(drain.end)
         self._tasks.spawn(self._drain(drain))
 
     async def _drain(self, drain: Drain) -> None:
@@ -373,7 +375,7 @@ class Runner(MultiService):
 
     def _exit(self) -> None:
         self._status_timer.stop()
-        self._instance.countdown.stop()
+        self._instance.deadline.stop()
         self._retention_timer.stop()
         self._watchdog.stop()
         self._instance.say_status()
@@ -393,10 +395,10 @@ class Runner(MultiService):
         api._twisted_service = None  # noqa: SLF001
         is_cut_short = self._last_turns > 0
         patience = min(self._instance.plan.limits.patience, PATIENCE)
-        self.leaving = Leaving(
+        self.process_exit = ProcessExit(
             self.exit_code, 0.0 if is_cut_short else patience, self._instance.notifier
         )
-        self._signals.finish(self.leaving.now)
+        self._signals.finish(self.process_exit.now)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)

@@ -46,7 +46,7 @@ class Scheduler:
         tidy: Called whenever the alarm rings, every 30 seconds at the latest.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- slots.py puts it together, and nobody else
+    def __init__(  # noqa: PLR0913, PLR0917 -- dispatcher.py puts it together, and nobody else
         self,
         holds: Holds,
         store: Store,

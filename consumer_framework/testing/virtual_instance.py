@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.author.handler import is_coroutine_callable
-from consumer_framework.runtime.dispatcher import Slots
+from consumer_framework.runtime.dispatcher import Dispatcher
 from consumer_framework.runtime.lanes import lane_finder
 
 from .dispositions import DispositionRecorder, Dispositions
@@ -128,7 +128,7 @@ _MOST_STEPS = 1_000_000
 
 
 class VirtualInstance:
-    """Runs the slots of an instance between a fake queue, a fake store, and virtual time.
+    """Runs the dispatcher of an instance between a fake queue, a fake store, and virtual time.
 
     Args:
         plan: What it runs.
@@ -160,7 +160,7 @@ class VirtualInstance:
         self._patience = patience
         self._flight = FakeFlightRecorder(plan.framework.at_once)
         self._runner: KillableRunner
-        self._slots: Slots
+        self._dispatcher: Dispatcher
         self._workers: list[asyncio.Task[None]] = []
         self._pump_call: Any = None
         self._awaited: asyncio.Task[None] | None = None
@@ -174,13 +174,13 @@ class VirtualInstance:
     def start(self) -> None:
         """Start a process; what the consumer's own ``setup`` raises is raised here."""
         self.halted, self.paused = None, ""
-        self._slots = self._make_slots()
+        self._dispatcher = self._make_dispatcher()
         self._await(self._build())
         self.settle_down()
 
     def stop(self, *, teardown: bool) -> None:
         """Stop the process, whatever waits then, with or without the consumer's *teardown*."""
-        self._slots.close()
+        self._dispatcher.close()
         self._cancel_everything()
         if teardown:
             self._await(self._runner.executor.teardown())
@@ -189,7 +189,7 @@ class VirtualInstance:
     def crash(self) -> None:
         """Kill the process, as by SIGKILL, and start a new one."""
         self._flight = self._flight.crash()
-        self._slots.close()
+        self._dispatcher.close()
         self._cancel_everything()
         self._runner.executor.close()
         self.queue.cut()
@@ -216,11 +216,11 @@ class VirtualInstance:
 
     def replay(self, row: Delivery) -> asyncio.Task[Disposition]:
         """Begin to run a row of the store again; it runs as the instance settles down."""
-        return self.time.loop.create_task(self._slots.replay(row))
+        return self.time.loop.create_task(self._dispatcher.replay(row))
 
     def look(self) -> None:
         """Have the store looked at, since somebody changed it."""
-        self._slots.look()
+        self._dispatcher.look()
         self.settle_down()
 
     def advance(self, seconds: float) -> None:
@@ -241,7 +241,7 @@ class VirtualInstance:
 
     def cut(self) -> None:
         """Drop the connection."""
-        self._slots.voided(self.queue.cut())
+        self._dispatcher.voided(self.queue.cut())
         self.settle_down()
 
     def settle_down(self) -> None:
@@ -259,8 +259,8 @@ class VirtualInstance:
 
     # The process.
 
-    def _make_slots(self) -> Slots:
-        return Slots(
+    def _make_dispatcher(self) -> Dispatcher:
+        return Dispatcher(
             self._plan,
             self.queue,
             self._store,
@@ -283,20 +283,20 @@ class VirtualInstance:
             # Time is virtual, threads are not.
             lanes.needs_message = False
         self._workers = []
-        self._slots.start(self._runner, lanes, self._workers.append)
+        self._dispatcher.start(self._runner, lanes, self._workers.append)
 
     def _drain(self) -> None:
-        self._slots.close()
+        self._dispatcher.close()
         finish = self.time.loop.create_task(self._finish())
         self.time.run()
         while not finish.done() and (timer := self.time.next_timer()) is not None:
             self.time.step(timer)
 
     async def _finish(self) -> None:
-        self._slots.give_back_waiting()
-        self._slots.give_back_held()
-        await self._slots.finish()
-        await self._slots.give_back_rest()
+        self._dispatcher.give_back_waiting()
+        self._dispatcher.give_back_held()
+        await self._dispatcher.finish()
+        await self._dispatcher.give_back_rest()
 
     def _cancel_everything(self) -> None:
         for running in asyncio.all_tasks(self.time.loop):
@@ -328,7 +328,7 @@ class VirtualInstance:
     def _pump(self) -> None:
         """Deliver what the consumer would be sent now."""
         while self._has_something_to_deliver:
-            self._slots.put(self.queue.take(self.time))
+            self._dispatcher.put(self.queue.take(self.time))
 
     @property
     def _has_something_to_deliver(self) -> bool:
@@ -340,15 +340,15 @@ class VirtualInstance:
     def _is_pumping(self) -> bool:
         return self._pump_call is not None and self._pump_call.active()
 
-    # What the slots report.
+    # What the dispatcher reports.
 
     def _halt(self, halt: Halt) -> None:
         self.halted = halt
-        self._slots.close()
+        self._dispatcher.close()
 
     def _pause(self, reason: str) -> None:
         self.paused = reason
-        self._slots.give_back_waiting()
+        self._dispatcher.give_back_waiting()
 
     def _resume(self) -> None:
         self.paused = ""

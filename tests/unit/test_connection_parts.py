@@ -23,7 +23,7 @@ from consumer_framework.adapters.amqp.connection import (
 )
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.settings import Address
-from consumer_framework.settings.model import addresses
+from consumer_framework.settings.brokers import addresses
 
 
 class Transport(StringTransport):

@@ -68,7 +68,7 @@ def test_a_version_is_what_begins_with_numbers(text, version):
 @pytest.fixture
 def limited(monkeypatch):
     """Lets every queue of the harness have a limit."""
-    make_slots = VirtualInstance._make_slots
+    make_slots = VirtualInstance._make_dispatcher
 
     def limited(limit):
         def make(self):
@@ -76,7 +76,7 @@ def limited(monkeypatch):
             slots.limit_of = lambda _delivery: limit
             return slots
 
-        monkeypatch.setattr(VirtualInstance, "_make_slots", make)
+        monkeypatch.setattr(VirtualInstance, "_make_dispatcher", make)
 
     return limited
 

@@ -11,7 +11,7 @@ from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.limits import TokenBucket
-from consumer_framework.runtime.dispatcher import HAND_OVER, Crew
+from consumer_framework.runtime.dispatcher import HAND_OVER, TaskPool
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
@@ -315,10 +315,10 @@ class Work:
         self.now: set[int] = set()
         self.is_quick = False
         self._permits = asyncio.Semaphore(0)
-        self.crew = Crew(self.intake.take, self._process)
+        self.pool = TaskPool(self.intake.take, self._process)
 
     def start(self, size):
-        self.crew.start(size, self.tasks.append)
+        self.pool.start(size, self.tasks.append)
 
     def put(self, numbers):
         for number in numbers:
@@ -337,8 +337,8 @@ class Work:
 
     async def finish(self):
         self.intake.close()
-        self.crew.close()
-        await self.crew.finish()
+        self.pool.close()
+        await self.pool.finish()
         assert all(task.done() for task in self.tasks)
 
 
@@ -349,20 +349,20 @@ def test_more_and_fewer_deliveries_are_taken_at_once():
         work.put(range(20))
         await turns()
         assert work.now == {0, 1}
-        work.crew.resize(5)
+        work.pool.resize(5)
         await turns()
         assert work.now == {0, 1, 2, 3, 4}
-        assert work.crew.busy == 5
-        work.crew.resize(1)
+        assert work.pool.busy == 5
+        work.pool.resize(1)
         await work.let_go(4)
         assert len(work.now) == 1
         await work.let_go(1)
         assert len(work.now) == 1
-        work.crew.resize(3)
+        work.pool.resize(3)
         await turns()
         assert len(work.now) == 3
         await work.let_go(20)
-        assert work.crew.busy == 0
+        assert work.pool.busy == 0
         await work.finish()
         assert len(work.tasks) == 2 + HAND_OVER + 3 + 2
 
@@ -374,7 +374,7 @@ def test_a_change_that_is_taken_back_makes_no_new_tasks():
         work = Work()
         work.start(4)
         for size in (1, 4, 2, 4):
-            work.crew.resize(size)
+            work.pool.resize(size)
         work.put(range(8))
         await turns()
         assert len(work.now) == 4

@@ -26,7 +26,7 @@ from consumer_framework.author.handler import Handler
 from consumer_framework.core.limits import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan
-from consumer_framework.runtime.memory_relief import Relief
+from consumer_framework.runtime.memory_relief import MemoryRelief
 from consumer_framework.settings import Framework
 
 if TYPE_CHECKING:
@@ -291,10 +291,10 @@ def test_the_kernels_pressure_file_says_so(watched, thrash):
 
 
 class FakeInstance:
-    """What :class:`.Relief` uses of an instance."""
+    """What :class:`.MemoryRelief` uses of an instance."""
 
     def __init__(self) -> None:
-        self.reactor = self.clock = self.session = self.slots = self.read_ahead = self
+        self.reactor = self.clock = self.session = self.dispatcher = self.read_ahead = self
         self.time = ReactorClock()
         # So that nothing is pressed at 0, which the first moment of no clock is.
         self.time.advance(1000)
@@ -349,7 +349,7 @@ def play(instance, monkeypatch, tmp_path):
 
     def run(scenario) -> None:
         async def with_relief() -> None:
-            relief = Relief(instance)
+            relief = MemoryRelief(instance)
             relief.start()
 
             async def press() -> None:
@@ -432,7 +432,7 @@ def test_what_is_gone_is_said_once(instance, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("MEMORY_PRESSURE_WATCH", path)
 
     async def scenario() -> None:
-        relief = Relief(instance)
+        relief = MemoryRelief(instance)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
             listening.bind(path)
             listening.listen()
