@@ -126,12 +126,12 @@ def _look(
 
     reactor.install()
     from consumer_framework.operate.check import all_checks  # noqa: PLC0415
-    from consumer_framework.runtime import app  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.configuration import RunOptions  # noqa: PLC0415
 
-    request = app.Request(*told, instance=instance, state_directory=state_dir)
-    # What authors' modules print is no part of the report.
+    options = RunOptions(*told, instance=instance, state_directory=state_dir)
+    # Authors' modules may print; that is no part of the report.
     with redirect_stdout(sys.stderr):
-        return all_checks.check(request, as_service=as_service, ask_broker=broker)
+        return all_checks.check(options, as_service=as_service, ask_broker=broker)
 
 
 def _is_systems(file: Path) -> bool:

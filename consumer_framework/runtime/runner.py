@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
+    from .assembly.configuration import RunOptions
     from .lanes import LaneFinder
-    from .reload import Origin
     from .state_files import StateFiles
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Runner(MultiService):
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
-        origin: Where the settings and the plan are from, for a reload.
+        options: The options of the start, for a reload.
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
@@ -91,7 +91,7 @@ class Runner(MultiService):
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
-        origin: Origin,
+        options: RunOptions,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.exit_code: int = ExitCode.OK
@@ -116,7 +116,7 @@ class Runner(MultiService):
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
+        self._reloader = Reloader(self._instance, options, self._tasks.spawn)
         self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
         self._status_timer = task.LoopingCall(self._look)
         self._watchdog = Watchdog(self._instance)
