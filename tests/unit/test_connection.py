@@ -30,7 +30,7 @@ from consumer_framework.adapters.amqp.connection import (
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.settings import Address, Tls
-from consumer_framework.settings.model import addresses
+from consumer_framework.settings.brokers import addresses
 from consumer_framework.testing.broker.tls import Authority
 
 
