@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from consumer_framework.adapters.systemd.systemctl import TARGET, TEMPLATE, Unit, unit_name
 from consumer_framework.core.errors import ConfigurationError, FrameworkError, Problem, StoreError
-from consumer_framework.runtime import stores
-from consumer_framework.runtime.stores import NOTHING, SYSTEM_STATE, kept_in
+from consumer_framework.runtime import state_files
+from consumer_framework.runtime.state_files import NOTHING_STORED, SYSTEM_STATE, count_stored
 from consumer_framework.settings import INSTANCE_NAME
 from consumer_framework.settings.model import is_single_active
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from consumer_framework.runtime.stores import Kept
+    from consumer_framework.runtime.state_files import StoredCounts
     from consumer_framework.settings import Settings
 
     from .workers import Files
@@ -91,7 +91,7 @@ class Found:
     name: str
     files: Files
     units: Mapping[str, Unit] = field(default_factory=dict)
-    kept: Mapping[str, Kept] = field(default_factory=dict)
+    kept: Mapping[str, StoredCounts] = field(default_factory=dict)
 
     def unit(self, instance: str) -> Unit:
         """The unit of *instance*."""
@@ -160,12 +160,12 @@ def _obstacles(found: Found, wanted: list[str]) -> Iterator[str]:
 
 def _left_behind(found: Found, surplus: list[str]) -> Iterator[str]:
     for instance in surplus:
-        kept = found.kept.get(instance, NOTHING)
+        kept = found.kept.get(instance, NOTHING_STORED)
         if kept.deferred:
             yield would_never_run(instance, kept)
 
 
-def would_never_run(instance: str, kept: Kept) -> str:
+def would_never_run(instance: str, kept: StoredCounts) -> str:
     """Say why a worker cannot go, and what to do."""
     return (
         f"{instance} stays, for it has {_count(kept.deferred, 'deferred')}, due until "
@@ -209,7 +209,7 @@ def _shrink(found: Found, instance: str, *, leave_deferred: bool) -> Iterator[St
 
 def _warnings(found: Found, surplus: list[str]) -> Iterator[Step]:
     for instance in surplus:
-        kept, place = found.kept.get(instance, NOTHING), SYSTEM_STATE / instance
+        kept, place = found.kept.get(instance, NOTHING_STORED), SYSTEM_STATE / instance
         if kept.quarantined:
             what = f"left in {place}: {_count(kept.quarantined, 'quarantined')}"
             cure = f"see 'fm-consumer quarantine list {instance}'"
@@ -276,12 +276,12 @@ def find(directory: Path, services: Services, name: str, count: int, *, strict: 
     return Found(name, files, units, kept)
 
 
-def _kept(instance: str, *, strict: bool) -> Kept:
+def _kept(instance: str, *, strict: bool) -> StoredCounts:
     try:
-        return kept_in(stores.SYSTEM_STATE / instance)
+        return count_stored(state_files.SYSTEM_STATE / instance)
     except StoreError as error:
         if not strict:
-            return NOTHING
+            return NOTHING_STORED
         raise ScalingError(
             f"{instance} stays, for nobody can tell what it keeps: {error}; --leave-deferred "
             "removes it all the same"

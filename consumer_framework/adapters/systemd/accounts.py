@@ -7,16 +7,15 @@ import grp
 import os
 import pwd
 import stat
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import systemctl
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
-# Seconds in which systemctl answers, or is not waited for.
-_PATIENCE = 5
 _PROPERTIES = ("LoadState", "User", "Group", "DynamicUser", "SupplementaryGroups")
 
 
@@ -69,7 +68,7 @@ def service_account(unit: str, default_user: str) -> Account:
         default_user: The dynamic user of the unit as it is shipped, which is taken where systemd
             does not answer, or knows no such unit.
     """
-    said = _properties(unit)
+    said = systemctl.properties(unit, *_PROPERTIES)
     if said.get("LoadState") != "loaded":
         return Account(default_user, None, frozenset())
     name = said.get("User") or "root"
@@ -77,17 +76,6 @@ def service_account(unit: str, default_user: str) -> Account:
     if said.get("DynamicUser") == "yes":
         return Account(name, None, _numbers(groups))
     return _fixed(name, [*groups, *said.get("Group", "").split()])
-
-
-def _properties(unit: str) -> Mapping[str, str]:
-    command = ["systemctl", "show", unit, *(f"--property={name}" for name in _PROPERTIES)]
-    try:
-        result = subprocess.run(  # noqa: S603 -- no shell, and a name that was checked
-            command, capture_output=True, text=True, timeout=_PATIENCE, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(line.split("=", 1) for line in result.stdout.splitlines() if "=" in line)
 
 
 def _fixed(name: str, groups: Iterable[str]) -> Account:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from pathlib import Path
+
+from . import systemctl
 
 _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
@@ -14,8 +15,6 @@ _TASKS = ("pids", "pids.max", "pids.max")
 _MEMORY = ("memory", "memory.max", "memory.limit_in_bytes")
 # Version 1 writes a number near this for no limit.
 _NO_LIMIT = 1 << 60
-# Seconds in which systemctl answers, or is not waited for.
-_PATIENCE = 5
 
 
 def most_tasks(root: Path = _ROOT, own: Path = _OWN) -> int | None:
@@ -30,14 +29,7 @@ def most_memory(root: Path = _ROOT, own: Path = _OWN) -> int | None:
 
 def tasks_of_service(unit: str) -> int | None:
     """Return ``TasksMax=`` of *unit*; None for no limit, and where systemd cannot be asked."""
-    command = ["systemctl", "show", "--property=TasksMax", "--value", unit]
-    try:
-        answer = subprocess.run(  # noqa: S603 -- no shell, and a unit's name
-            command, capture_output=True, text=True, timeout=_PATIENCE, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return _number(answer.stdout)
+    return _number(systemctl.properties(unit, "TasksMax").get("TasksMax", ""))
 
 
 def _lowest(kind: tuple[str, str, str], root: Path, own: Path) -> int | None:
