@@ -209,7 +209,7 @@ _MORE = f"""
 Examples:
   python -m benchmarks.bench --quick --peer class --peer pika
   python -m benchmarks.bench --curve slots
-  python -m benchmarks.bench --write          what `make bench` runs
+  python -m benchmarks.bench --write          the command of `make bench`
 \b
 Peers:
 {_NAMES}

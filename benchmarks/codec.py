@@ -160,7 +160,7 @@ def benchmark(name: str, runs: int, size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the results as a table, or as JSON."""
-    parser = argparse.ArgumentParser(description="What it costs to decode a message.")
+    parser = argparse.ArgumentParser(description="Measure the cost of decoding a message.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--size", type=int, default=1000, help="bytes of a body, at least")

@@ -124,7 +124,7 @@ def area(stack: list[str]) -> str:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("profile.svg"),
     show_default=True,
-    help="The file to write: a flame graph, or with --cprofile what pstats reads.",
+    help="The file to write: a flame graph, or with --cprofile a file for pstats.",
 )
 @click.option("--cprofile", is_flag=True, help="Profile the reactor's thread from inside.")
 def main(name: str, count: int, output: Path, cprofile: bool) -> None:  # noqa: FBT001

@@ -49,7 +49,9 @@ def benchmark(directory: Path, runs: int, messages: int) -> dict[str, list[float
 
 def main() -> None:
     """Print the results as a table, or as JSON."""
-    parser = argparse.ArgumentParser(description="What the flight recorder costs a message.")
+    parser = argparse.ArgumentParser(
+        description="Measure the cost of the flight recorder for a message."
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--messages", type=int, default=200_000, help="in each run")

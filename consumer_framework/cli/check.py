@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.text import plural
 from consumer_framework.operate.check.findings import Level, Report, error
 
 from . import terminal
@@ -126,12 +127,12 @@ def _look(
 
     reactor.install()
     from consumer_framework.operate.check import all_checks  # noqa: PLC0415
-    from consumer_framework.runtime import app  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.configuration import RunOptions  # noqa: PLC0415
 
-    request = app.Request(*told, instance=instance, state_directory=state_dir)
-    # What authors' modules print is no part of the report.
+    options = RunOptions(*told, instance=instance, state_directory=state_dir)
+    # Authors' modules may print; that is no part of the report.
     with redirect_stdout(sys.stderr):
-        return all_checks.check(request, as_service=as_service, ask_broker=broker)
+        return all_checks.check(options, as_service=as_service, ask_broker=broker)
 
 
 def _is_systems(file: Path) -> bool:
@@ -163,7 +164,7 @@ def _verdict(report: Report, exit_code: int) -> str:
 def _counts(report: Report) -> Iterator[str]:
     for level in (Level.ERROR, Level.WARNING):
         if count := report.count(level):
-            yield terminal.plural(count, level.value)
+            yield plural(count, level.value)
 
 
 def document(report: Report, exit_code: int) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.text import plural
 from consumer_framework.settings import instance_name_problem
 
 from . import options, terminal
 from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
 from .selection import FINGERPRINT, choose, open_store
-from .terminal import Command, Refusal, plural
+from .terminal import Command, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -474,13 +475,13 @@ def _replay_here(
     # Before anything imports it.
     reactor.install()
     from consumer_framework.operate import offline as in_place  # noqa: PLC0415
-    from consumer_framework.runtime import app  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.configuration import RunOptions  # noqa: PLC0415
 
     log.set_up(None, is_journal, level=logging.WARNING)
     _warn_of_root(at)
     callback, callback_file = callbacks
-    request = app.Request(at.file, callback, callback_file, instance=at.instance)
-    in_place.replay(request, at.directory, numbers, progress.tell)
+    options = RunOptions(at.file, callback, callback_file, instance=at.instance)
+    in_place.replay(options, at.directory, numbers, progress.tell)
 
 
 def _warn_of_root(at: Where) -> None:

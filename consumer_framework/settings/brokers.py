@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The addresses of the brokers: that of ``amqp_url``, and those of ``brokers``.
+"""List the addresses of the brokers: that of ``amqp_url``, and those of ``brokers``.
 
 All are members of one cluster, or addresses of one broker. So the user, the password, the virtual
 host, the parameters of the URL and ``[tls]`` are those of ``amqp_url``, for each of them.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
-# Where pika connects to for a URL without a host.
+# The host that pika connects to if a URL has none.
 _LOCALHOST = "localhost"
 
 
@@ -41,7 +41,6 @@ class Address:
 
 
 def _checked_brokers(text: str) -> str:
-    """Let through what :func:`addresses` understands."""
     try:
         parts = _split(text)
         is_right = bool(parts.hostname) and parts.port != 0 and parts.scheme in {"", *_PORTS}
@@ -56,12 +55,12 @@ Broker = Annotated[StrictStr, AfterValidator(_checked_brokers)]
 
 
 def addresses(amqp_url: str, brokers: Sequence[str] = ()) -> tuple[Address, ...]:
-    """Return where brokers are, in the order to try them; each one once.
+    """Return the addresses of the brokers in the order to try them, each one once.
 
     Args:
-        amqp_url: A valid one.
-        brokers: ``HOST``, ``HOST:PORT`` or an AMQP URL each. Without a port it is that of
-            ``amqp_url``; in a URL, that of its scheme.
+        amqp_url: A valid URL.
+        brokers: ``HOST``, ``HOST:PORT`` or an AMQP URL each. The default port is that of
+            ``amqp_url``, and in a URL that of its scheme.
     """
     first = urlsplit(amqp_url)
     port = first.port or _PORTS.get(first.scheme, _PORTS["amqp"])
@@ -72,10 +71,10 @@ def addresses(amqp_url: str, brokers: Sequence[str] = ()) -> tuple[Address, ...]
 
 
 def broker_problems(amqp_url: str, brokers: Sequence[str], path: str) -> Iterator[Problem]:
-    """Say which entries do not go together with ``amqp_url``; no text of them is repeated.
+    """Find the entries that contradict ``amqp_url``. No problem repeats their text.
 
     Args:
-        amqp_url: A valid one.
+        amqp_url: A valid URL.
         brokers: As for :func:`addresses`.
         path: The TOML path of the list.
     """
@@ -104,6 +103,6 @@ def _login(parts: SplitResult) -> tuple[str, str]:
 def _split(text: str) -> SplitResult:
     if "://" in text:
         return urlsplit(text)
-    # An IPv6 address has colons itself; in brackets it may have a port.
+    # An IPv6 address contains colons; only one in brackets may have a port.
     bare = text.count(":") > 1 and not text.startswith("[")
     return urlsplit(f"//[{text}]" if bare else f"//{text}")

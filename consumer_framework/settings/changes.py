@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What differs between two configurations, and what it takes to bring that into force.
+"""Compare two configurations, and merge them where a change waits for a restart.
 
-The bindings of a configuration, one by one.
+A reload compares the settings in force with those of the file (:func:`changes`). It brings the
+new settings into force, except for the changes that take a restart (:func:`in_force`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Bound:
     """One routing key that brings messages of an exchange to a queue.
 
     Attributes:
-        queue: What the configuration calls it; ``""`` for one that the broker names.
+        queue: Its name in the configuration; ``""`` if the broker chooses the name.
     """
 
     queue: str
@@ -47,7 +48,7 @@ def bound(settings: Settings) -> list[Bound]:
 
 
 def without(some: Sequence[Bound], others: Sequence[Bound]) -> list[Bound]:
-    """Return those of *some* that are not among *others*."""
+    """Return the bindings of *some* that are not in *others*."""
     return [one for one in some if one not in others]
 
 
@@ -78,12 +79,12 @@ _SECRET = {name for name, declared in Settings.model_fields.items() if not decla
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One key whose value is another one now.
+    """One key with a new value.
 
     Attributes:
         path: Its TOML path.
-        takes: What it takes to bring that into force.
-        text: How it changed, for people; never a value that may be a secret.
+        takes: The effort to bring the value into force.
+        text: The change in words. It never contains a value that may be a secret.
     """
 
     path: str
@@ -102,12 +103,12 @@ def changes(
     Args:
         old: The settings in force.
         new: The settings to come.
-        files: The keys of ``[tls]`` whose files have other contents than when they were read.
-        waiting: Paths that take a restart for a reason that is not in the tables.
+        files: The keys of ``[tls]`` whose files have changed since they were read.
+        waiting: Paths that take a restart for a reason that the declarations do not know.
     """
     found = [*_top(old, new, files), *_framework(old, new)]
     if any(change.path == "callback" for change in found):
-        # Its settings are of no use to the callback that goes on.
+        # The old callback stays until the restart: the new one's settings do not fit it.
         waiting = {*waiting, *(c.path for c in found if is_authors(c.path))}
     return tuple(
         Change(change.path, Takes.RESTART, change.text) if change.path in waiting else change
@@ -116,12 +117,12 @@ def changes(
 
 
 def in_force(old: Settings, new: Settings, found: Collection[Change]) -> Settings:
-    """Return *new* with the values of *old* where a change waits for a restart.
+    """Return *new* with the old value of each setting whose change waits for a restart.
 
     Args:
         old: The settings in force.
         new: The settings to come.
-        found: How they differ (:func:`changes`).
+        found: Their differences, from :func:`changes`.
     """
     kept = {change.path for change in found if change.takes is Takes.RESTART}
     top = {path.partition(".")[0] for path in kept} & _WHOLE
@@ -132,13 +133,13 @@ def in_force(old: Settings, new: Settings, found: Collection[Change]) -> Setting
     if any(_is_in(path, "queues") for path in kept):
         update["queues"] = old.queues
         update["bindings"] = [b for b in new.bindings if b.queue in old.queues]
-        # What is no more in the file is consumed from until the restart.
+        # The instance consumes from a removed queue until the restart.
         update["bindings"] += [b for b in old.bindings if b.queue not in new.queues]
     update["consumer_config"] = _consumer_config(old, new, kept)
     return new.model_copy(update=update)
 
 
-# Keys at the top that keep their old value as a whole. Queues are taken together with bindings.
+# Keys at the top that keep their old value as a whole. Queues stay together with their bindings.
 _WHOLE = {key for key, takes in TAKES.items() if takes is Takes.RESTART} - {"queues"}
 
 
@@ -185,7 +186,7 @@ def _framework(old: Settings, new: Settings) -> Iterator[Change]:
 
 
 def _tables(before: Any, after: Any, key: str) -> list[str] | None:
-    """The keys in which two tables differ; None where one is no table."""
+    """Return the keys in which two tables differ, or None if one value is no table."""
     one, other = getattr(before, key), getattr(after, key)
     if not (hasattr(one, "model_fields_set") and hasattr(other, "model_fields_set")):
         return None
@@ -239,7 +240,7 @@ def _text(value: Any) -> str:
 
 
 def is_authors(path: str) -> bool:
-    """Whether the key at *path* belongs to the author of the consumer."""
+    """Return true if the key at *path* belongs to the author of the consumer."""
     return _is_in(path, "consumer_config") and not _is_in(path, FRAMEWORK)
 
 

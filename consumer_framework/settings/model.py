@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class Takes(Enum):
-    """What it takes to bring a changed setting into force."""
+    """The effort to bring a changed setting into force."""
 
-    RELOAD = "reload"  # it changes while messages are handled
-    RECONNECT = "reconnect"  # it changes with the next connection, which is made
+    RELOAD = "reload"  # the value changes while messages are handled
+    RECONNECT = "reconnect"  # the value changes with a new connection, which the reload makes
     RESTART = "restart"  # the instance keeps the old value until it is started again
 
 
@@ -46,7 +46,7 @@ class Table(BaseModel):
 
 
 class BreakerSettings(Table):
-    """When a dependency counts as broken, and how often it is looked at then."""
+    """The circuit breaker of a dependency: its threshold and its probes."""
 
     consecutive: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 5
     """The number of dependency faults in a row, without a success between them, that pause the
@@ -57,9 +57,9 @@ class BreakerSettings(Table):
 
 
 class RuleSettings(Table):
-    """What becomes of a message whose handler raised one of some exceptions.
+    """A rule: the answer to certain exceptions of a handler.
 
-    In a file, exceptions are dotted names; a class may name them itself.
+    A file names exceptions with dots; a class may use the exceptions themselves.
     """
 
     exceptions: Annotated[
@@ -73,20 +73,21 @@ class RuleSettings(Table):
 
 
 class Recovery(Table):
-    """What happens when a handler fails; also the ``recovery`` attribute of a :class:`.Consumer`.
+    """The treatment of failing handlers; also the ``recovery`` attribute of a :class:`.Consumer`.
 
     Args:
-        immediate: How many retries follow at once.
-        delays: How long to wait before each further retry, with a fifth more or less by chance.
-        hold_slots: How many messages may wait in memory, unacknowledged.
-        ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it.
-        on_exhausted: What follows the last attempt.
-        on_invalid: What becomes of bytes that are no valid message.
-        crash_attempts: How many deaths of the process a message may be in the handler for.
-        breaker: When a dependency counts as broken.
-        rules: For exceptions that are no signals; the first that matches decides.
+        immediate: The number of retries without a delay.
+        delays: The delay before each further retry, randomly up to a fifth longer or shorter.
+        hold_slots: The number of messages that may wait in memory, unacknowledged.
+        ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it at most.
+        on_exhausted: The treatment of a message after its last attempt.
+        on_invalid: The treatment of bytes that are no valid message.
+        crash_attempts: The number of times that the process may die while the same message is in
+            the handler.
+        breaker: The circuit breaker of a dependency.
+        rules: The treatment of exceptions; the first rule that matches decides.
 
-    Lengths of time are text such as ``"10s"`` and ``"5m"``, or seconds.
+    A length of time is text such as ``"10s"`` and ``"5m"``, or a number of seconds.
     """
 
     immediate: Annotated[StrictInt, Field(ge=0, le=100)] = 1
@@ -118,7 +119,7 @@ class Recovery(Table):
     """
 
     if TYPE_CHECKING:
-        # A type checker would ask for the parsed values; authors write what a file says.
+        # Authors write values as a file has them; a type checker would ask for the parsed ones.
         def __init__(  # noqa: PLR0913 -- the keys of the table
             self,
             *,
@@ -134,14 +135,14 @@ class Recovery(Table):
         ) -> None: ...
 
     def overridden_by(self, other: Recovery) -> Recovery:
-        """These settings with what *other* says itself, and its rules before these."""
+        """Return these settings with the keys that *other* sets, and its rules before these."""
         said = {name: getattr(other, name) for name in other.model_fields_set}
         said["rules"] = (*other.rules, *self.rules)
         return self.model_copy(update=said)
 
 
 class Ordering(Enum):
-    """Which messages may overtake each other."""
+    """The messages that may overtake each other."""
 
     NONE = "none"
     KEY = "key"
@@ -149,18 +150,18 @@ class Ordering(Enum):
 
 
 class StoreKind(Enum):
-    """Where messages are that the broker is told to forget."""
+    """The place of deferred and quarantined messages."""
 
     DISK = "disk"
     MEMORY = "memory"
 
 
 class Batch(Table):
-    """How many messages a batch handler gets at once, and how long it waits for them.
+    """The size of a batch, and the time that it may take to fill.
 
     Args:
-        size: Messages, at the most.
-        seconds: How long the first one waits for the others.
+        size: The maximum number of messages.
+        seconds: The time that the first message waits for the others.
     """
 
     size: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
@@ -207,7 +208,7 @@ class Framework(Table):
         Annotated[StrictStr, AfterValidator(_checked_source)] | None, Takes.RESTART
     ] = None
     """The place of the ordering key in a message; see below. Only with `ordering = "key"`."""
-    # None for what is usual for the form of the consumer: see `handler_limit`.
+    # None: the form of the consumer decides; see `handler_limit`.
     handler_timeout: Annotated[Annotated[DurationOrEndless, Field(gt=0)] | None, Takes.RELOAD] = (
         None
     )
@@ -253,11 +254,11 @@ class Framework(Table):
     """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
 
     def handler_limit(self, usual: float) -> float:
-        """Seconds that one run of the handler may take.
+        """Return the time limit of one run of the handler, in seconds.
 
         Args:
-            usual: What counts where nothing is said: infinite for no limit. A finite one gives
-                way to a shorter ``ack_timeout``.
+            usual: The limit without ``handler_timeout``, infinite for none. A finite one gives way
+                to a shorter ``ack_timeout``.
         """
         if self.handler_timeout is not None:
             return self.handler_timeout
@@ -265,16 +266,16 @@ class Framework(Table):
 
     @property
     def at_once(self) -> int:
-        """How many messages are in handlers at the most."""
+        """The maximum number of messages in handlers."""
         return self.slots * (self.batch.size if self.batch else 1)
 
     @property
     def prefetch_count(self) -> int:
-        """How many messages the broker sends ahead, where the file does not say."""
+        """The prefetch count if the file has none."""
         return min(self.at_once + self.recovery.hold_slots + self.read_ahead, 65535)
 
 
-# What fedora-messaging declares where a configuration names no queue.
+# The queue that fedora-messaging declares if a configuration names none.
 TRANSIENT_QUEUE: dict[str, Any] = {
     "durable": False,
     "auto_delete": True,
@@ -284,7 +285,7 @@ TRANSIENT_QUEUE: dict[str, Any] = {
 
 _Port = Annotated[StrictInt, Field(ge=1, le=65535)]
 _UInt16 = Annotated[StrictInt, Field(ge=0, le=65535)]
-# What AMQP has a type for, and any broker takes.
+# The largest integer of an AMQP field table that every broker accepts.
 _LARGEST = (1 << 63) - 1
 _DEEPEST = 20
 
@@ -328,7 +329,7 @@ class Queue(Table):
 
 
 class Binding(Table):
-    """Routing keys that bring messages of an exchange to a queue."""
+    """The routing keys that bring messages of an exchange to a queue."""
 
     exchange: StrictStr
     """The exchange; it must exist."""
@@ -341,10 +342,10 @@ class Binding(Table):
 
 
 class Qos(Table):
-    """How much the broker sends ahead, per queue.
+    """The number of messages that the broker sends ahead, per queue.
 
     Attributes:
-        prefetch_count: None where the file does not say; see :attr:`Settings.prefetch_count`.
+        prefetch_count: None if the file has none; see :attr:`Settings.prefetch_count`.
     """
 
     prefetch_size: Annotated[_UInt32, Takes.RESTART] = 0
@@ -427,32 +428,32 @@ class Settings(Table):
 
     @property
     def framework(self) -> Framework:
-        """The framework's own settings; checked when these were made."""
+        """The framework's own settings. They were checked with the others."""
         return Framework.model_validate(self.consumer_config.get("framework", {}))
 
     @property
     def brokers(self) -> tuple[Address, ...]:
-        """Where brokers are, in the order to try them; that of ``amqp_url`` first."""
+        """The addresses of the brokers in the order to try them; ``amqp_url`` is the first."""
         return addresses(self.amqp_url, self.framework.brokers)
 
     @property
     def prefetch_count(self) -> int:
-        """How many messages the broker sends ahead, per queue: as written, or as slots need."""
+        """The number of messages that the broker sends ahead, per queue."""
         written = self.qos.prefetch_count
         return self.framework.prefetch_count if written is None else written
 
     def bindings_of(self, queue: str) -> list[Binding]:
-        """The bindings of the queue that the configuration calls *queue*."""
+        """Return the bindings of the queue with the name *queue* in the configuration."""
         return [binding for binding in self.bindings if binding.queue == queue]
 
 
-# systemd makes the user name `fm-NAME` of it, and refuses what is no user name (systemd.exec(5),
+# systemd makes the user name `fm-NAME` of it, and refuses any other form (systemd.exec(5),
 # "User/Group Name Syntax"): letters, digits, "_" and "-", 31 characters at most.
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,28}", re.ASCII)
 
 
 def instance_name_problem(name: str) -> Problem | None:
-    """Say what is wrong with *name* as the NAME in ``fm-consumer@NAME``, if anything is."""
+    """Return the problem with *name* as the NAME in ``fm-consumer@NAME``, or None."""
     if INSTANCE_NAME.fullmatch(name):
         return None
     return Problem(
@@ -468,5 +469,5 @@ SINGLE_ACTIVE = "x-single-active-consumer"
 
 
 def is_single_active(queue: Queue) -> bool:
-    """Whether the broker gives its messages to one consumer, and the next when that is gone."""
+    """Return true if the broker gives the messages of *queue* to one consumer at a time."""
     return queue.arguments.get(SINGLE_ACTIVE) is True

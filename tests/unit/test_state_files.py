@@ -18,7 +18,7 @@ from consumer_framework.core.errors import (
     FrameworkError,
     StoreError,
 )
-from consumer_framework.runtime.app import let_go
+from consumer_framework.runtime.app import close_sockets
 from consumer_framework.runtime.state_files import (
     is_directory_given,
     open_state_files,
@@ -101,7 +101,7 @@ def test_a_forked_process_lets_go_of_the_sockets_of_the_reactor():
     closed = socket.socket()
     closed.close()
     with ours, theirs:
-        let_go(SimpleNamespace(getReaders=lambda: [ours, closed], getWriters=lambda: [ours]))
+        close_sockets(SimpleNamespace(getReaders=lambda: [ours, closed], getWriters=lambda: [ours]))
         assert theirs.recv(1) == b""
 
 
