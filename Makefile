@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Everything a developer runs. `make demo` and `make test` set up all they need.
+# The commands of a developer. `make demo` and `make test` install everything that they need.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 export PYTHON
-# Most tests wait for servers: more at once than there are cores. The long ones come first.
+# Most tests wait for servers, so run more of them than there are cores. The long ones come first.
 TEST_WORKERS ?= 3
 
 .PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences reference clean
@@ -19,14 +19,14 @@ help:
 	@echo 'make acceptance-matrix  the acceptance tests on systemd 252, 257 and the newest, and the others on their Pythons; as root, an hour'
 	@echo 'make chaos     the crash tests in their long form, and a cluster whose nodes die; some twenty minutes'
 	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
-	@echo 'make bench-recovery  count what faults cost, beside fedora-messaging consume'
+	@echo 'make bench-recovery  measure the cost of faults, next to fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make rpm       build the source and binary RPMs into dist/rpm, and check them'
 	@echo 'make licences  check the licence of every package that is needed at run time'
 	@echo 'make reference  write the parts of docs/reference that come from docstrings and --help'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
-	@echo 'make clean     remove what make made'
+	@echo 'make clean     remove everything that make made'
 
 venv: $(INSTALLED)
 
@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# The other consumers and the plots: `make test` does not need them.
+# For the other consumers and the plots, which `make test` does not need.
 $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
@@ -53,7 +53,7 @@ test: lint
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# The crash tests whole: eight minutes of kills, cuts and restarts while messages come, then a ledger.
+# The complete crash tests: eight minutes of kills, cuts and restarts while messages come, then a ledger.
 chaos: venv
 	packaging/system-packages broker cluster
 	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py tests/integration/test_cluster.py
@@ -72,7 +72,7 @@ test-all: venv
 	packaging/system-packages --optional broker
 	$(BIN)/nox
 
-# SUITES="bookworm trixie" leaves the others out.
+# SUITES="bookworm trixie" runs only these two.
 acceptance-matrix: venv
 	packaging/system-packages broker acceptance
 	$(BIN)/python -m tests.acceptance.matrix $(SUITES)
@@ -83,15 +83,15 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The parts of docs/reference that come from docstrings and from --help.
+# Writes the parts of docs/reference that come from docstrings and from --help.
 reference: venv
 	$(BIN)/python docs/generate.py
 
 docs: venv reference
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-# With Fedora's macros, or with stand-ins for them: packaging/rpm/build says which and how.
-# The unit tests run in `make test`; RPM_OPTIONS= runs some again in %check, as Fedora does.
+# Uses Fedora's macros, or stand-ins for them; packaging/rpm/build chooses.
+# `make test` runs the unit tests; RPM_OPTIONS= also runs some in %check, as Fedora does.
 RPM_OPTIONS ?= --without tests
 rpm: venv
 	packaging/system-packages rpm

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`make test-all`: the tests on every supported Python that this machine has."""
+"""Run the tests on every supported Python of this machine: `make test-all`."""
 
 import os
 from pathlib import Path
 
 import nox
 
-# pyenv keeps its interpreters where PATH does not lead.
+# PATH does not lead to pyenv's interpreters.
 for directory in sorted(Path.home().glob(".pyenv/versions/3.1*/bin")):
     os.environ["PATH"] += f"{os.pathsep}{directory}"
 
 nox.options.default_venv_backend = "venv"
 nox.options.download_python = "never"
-# A Python that is missing is skipped, whatever $CI says.
+# Skip a missing Python, also with $CI.
 nox.options.error_on_missing_interpreters = False
 
 

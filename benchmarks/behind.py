@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measures how long good messages wait behind many that always fail, with all defaults.
+"""Measure the wait of good messages behind many that always fail, with all defaults.
 
     python -m benchmarks.behind [--failing N] [--seconds N] [--json]
 
 The failing messages are in the queue when the instance starts; good ones come at 50 a second.
-It prints how many good messages were handled, and the seconds from publication to handler.
+It prints the number of good messages that were handled, and their seconds from publication to
+handler.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from consumer_framework.testing.broker import Broker
 
 RATE = 50
 QUEUE = "behind"
-# Seconds that the last good messages have to be handled.
+# Seconds that the instance has for the last good messages.
 LAST = 10
 CONSUMER = """
 import time

@@ -34,17 +34,17 @@ LEAST, MOST = 300, 150_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The extent of the measurement.
 
     Attributes:
         runs: Runs of throughput for each peer.
         latency_runs: Runs of latency for each peer and rate.
-        messages: Messages of a run of throughput; None means as many as take `seconds`.
-        seconds: How long a run of throughput is meant to take.
-        paced_seconds: How long messages are sent for latency.
+        messages: Messages of a run of throughput; None means enough for `seconds`.
+        seconds: Seconds that a run of throughput is meant to take.
+        paced_seconds: Seconds of sending in a run of latency.
         curve_limit: The largest x of the long curves.
         curve_runs: Runs of each point of a curve.
-        is_quick: Whether the figures mean nothing.
+        is_quick: True if the figures mean nothing.
     """
 
     runs: int = 5
@@ -64,8 +64,8 @@ class Bench:
     """One run of the command against one broker.
 
     Args:
-        url: The broker's.
-        plan: How much is measured.
+        url: The broker's URL.
+        plan: The extent of the measurement.
     """
 
     def __init__(self, url: str, plan: Plan) -> None:
@@ -128,17 +128,17 @@ class Bench:
         return {"points": [{"x": x, "runs": found} for x, found in runs_by_x.items()]}
 
     def profile(self) -> dict[str, float]:
-        """Find out where the time goes, with a class as handler."""
+        """Measure the share of each module in the time, with a class as handler."""
         peer = catalogue.PEERS[0]
         load = runs.Load(2 * self._count(peer), self._samples)
         return flame.breakdown(self._url, peer, load)
 
     def _count(self, peer: Peer) -> int:
-        """Return how many messages take about as long as planned."""
+        """Return the number of messages that takes about as long as planned."""
         if self._plan.messages is not None:
             return self._plan.messages
         count = CALIBRATION
-        # The second try is long enough for a fast peer.
+        # The first try is too short for a fast peer.
         for seconds in (min(1.0, self._plan.seconds), self._plan.seconds):
             rate = self._throughput(peer, count).throughput
             count = int(min(MOST, max(LEAST, rate * seconds)))
@@ -164,7 +164,7 @@ class Bench:
         return found
 
     def _twice(self, measure: Callable[[], Figures]) -> Figures:
-        """Try a run that failed once more: an hour's work must not end with one of them."""
+        """Repeat a failed run once: one of them must not end an hour's work."""
         try:
             return measure()
         except BenchError as error:
@@ -209,7 +209,7 @@ _MORE = f"""
 Examples:
   python -m benchmarks.bench --quick --peer class --peer pika
   python -m benchmarks.bench --curve slots
-  python -m benchmarks.bench --write          what `make bench` runs
+  python -m benchmarks.bench --write          the command of `make bench`
 \b
 Peers:
 {_NAMES}
@@ -261,9 +261,9 @@ def main(  # noqa: PLR0913, PLR0917 -- one for each option
     url: str | None,
     redraw: bool,  # noqa: FBT001
 ) -> None:
-    """Compare consumers on one private broker, and see how fm-consumer scales.
+    """Compare consumers on one private broker, and measure the scaling of fm-consumer.
 
-    Without --peer and --curve everything is measured; with either, only what is named. Progress
+    Without --peer and --curve it measures everything; with either, only the named ones. Progress
     goes to standard error. Figures mean something on a machine that does nothing else.
     """
     if redraw:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is compared, and how each peer is started."""
+"""The peers of the comparison, and the command that starts each."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PREFETCH = 100
-"""The same for every peer that lets one choose."""
+"""The prefetch of every peer that lets one choose."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one run has to do.
+    """The task of one run.
 
     Attributes:
-        url: The broker's.
-        queue: The queue, which exists.
-        count: How many messages are to be handled.
-        directory: Where the run's files are; empty.
-        skip: How many messages are handled before the clock starts.
-        latency: Whether the messages' time stamps are looked at.
-        environment: More variables.
+        url: The broker's URL.
+        queue: The name of the queue, which exists.
+        count: Messages to handle.
+        directory: An empty directory for the run's files.
+        skip: Messages to handle before the clock starts.
+        latency: True if the handler reads the messages' time stamps.
+        environment: More environment variables.
     """
 
     url: str
@@ -51,12 +51,12 @@ class Peer:
     """One way to consume.
 
     Attributes:
-        name: What it is called on the command line.
-        label: What it is called in tables.
-        command: Gives the command line of a task, and writes the files that it needs.
+        name: Its name on the command line.
+        label: Its name in tables.
+        command: Returns the command line of a task, and writes the files that the command needs.
         envelope: Makes a message's body.
-        arguments: Gives the arguments of its queue.
-        ready: What its log says when it consumes; "notify" if it tells a service manager.
+        arguments: Returns the arguments of its queue.
+        ready: Its log line when it consumes; "notify" if it tells a service manager.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Peer:
 
 
 def script(module: str) -> Callable[[Task], list[str]]:
-    """A peer that is a program of this package."""
+    """Return a peer that is a program of this package."""
 
     def command(task: Task) -> list[str]:
         python = [sys.executable, "-m", f"benchmarks.peers.{module}"]
@@ -98,7 +98,7 @@ def dramatiq_envelope(sample: Sample, message_id: str, stamp: int) -> bytes:
 
 
 def dramatiq_arguments(queue: str) -> dict[str, Any]:
-    """The arguments with which dramatiq declares its queues."""
+    """Return the arguments with which dramatiq declares its queues."""
     return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.XQ"}
 
 
@@ -108,9 +108,9 @@ def configuration(
     """Write the file that `fedora-messaging` and `fm-consumer` read alike.
 
     Args:
-        task: Where, and from which queue.
+        task: The task, with the broker and the queue.
         callback: The handler.
-        prefetch: None leaves it to the program.
+        prefetch: The prefetch; None for the program's default.
         framework: Lines of ``[consumer_config.framework]``.
         key: The routing key of the binding.
     """
@@ -130,7 +130,7 @@ def configuration(
 
 
 def upstream(callback: str) -> Callable[[Task], list[str]]:
-    """`fedora-messaging consume` with a callback of `peers.upstream`."""
+    """Return `fedora-messaging consume` with a callback of `peers.upstream`."""
 
     def command(task: Task) -> list[str]:
         name = f"benchmarks.peers.upstream:{callback}"
@@ -143,7 +143,7 @@ def upstream(callback: str) -> Callable[[Task], list[str]]:
 def framework(
     callback: str, prefetch: int | None = None, lines: str = ""
 ) -> Callable[[Task], list[str]]:
-    """`fm-consumer run`, with everything that is on by default."""
+    """Return `fm-consumer run`, with everything that is on by default."""
 
     def command(task: Task) -> list[str]:
         conf = configuration(task, f"benchmarks.peers.{callback}", prefetch, lines)
@@ -153,10 +153,10 @@ def framework(
 
 
 CONSUMING = "Successfully registered AMQP consumer"
-"""What `fedora-messaging consume` logs when the broker sends it messages."""
+"""The log line of `fedora-messaging consume` when the broker sends it messages."""
 
 FRAMEWORK = "fm-consumer"
-"""How the labels of the framework begin."""
+"""The beginning of the framework's labels."""
 OURS = "class"
 UPSTREAM = "fedora-messaging"
 LIMIT = "raw"
@@ -201,5 +201,5 @@ PEERS = [
 
 
 def named(names: tuple[str, ...]) -> list[Peer]:
-    """Return the peers of these *names*, in the order of the tables; all without any."""
+    """Return the peers with these *names*, in the order of the tables; without names, all."""
     return [peer for peer in PEERS if not names or peer.name in names]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measures what it costs to make a message of a delivery, every check included.
+"""Measure the cost of making a message of a delivery, every check included.
 
     python benchmarks/codec.py [--json] [--runs N] [--size BYTES]  (needs the extra `demo`)
 
-For one message of each kind that the extra `demo` has schemas for: fedora-messaging's own
-get_message, the same with jsonschema's validators made once for each class, and ours. The bodies
-are made from the schemas; strings in them are as long as it takes to reach the size. The log
-is set up as an instance has it.
+It compares fedora-messaging's own get_message, the same with jsonschema's validators made once for
+each class, and ours. There is one message of each kind that the extra `demo` has schemas for. Its
+body is made from the schema, with strings that are long enough for the size. The log is set up like
+that of an instance.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCHEMAS = (
     "koji_fedoramessaging.build.BuildStateChangeV1",
     "pagure.pull-request.comment.added",
 )
-# Of arrays with something in them: koji's tasks have tasks.
+# Arrays below this depth are empty: koji's tasks have tasks.
 DEPTH = 3
 EXAMPLES: dict[str, Any] = {
     "array": [],
@@ -50,7 +50,7 @@ EXAMPLES: dict[str, Any] = {
 
 
 def example(schema: Any, root: Any, text: str, depth: int = 0) -> Any:
-    """Make a value that satisfies *schema*, as far as those of real packages go."""
+    """Make a value that satisfies *schema*, which is one of the schemas of real packages."""
     if reference := schema.get("$ref"):
         return example(referred(reference, root), root, text, depth)
     if choices := schema.get("oneOf") or schema.get("anyOf"):
@@ -68,7 +68,7 @@ def example(schema: Any, root: Any, text: str, depth: int = 0) -> Any:
 
 
 def referred(reference: str, root: Any) -> Any:
-    """Find what a reference within *root* refers to, by path or by anchor."""
+    """Return the schema that *reference* names within *root*, by path or by anchor."""
     if not reference.startswith("#/"):
         return next(each for each in root["$defs"].values() if each["$anchor"] == reference[1:])
     for part in reference.removeprefix("#/").split("/"):
@@ -121,7 +121,7 @@ class Cached:
         return validator_for(schema)(schema)
 
     def __call__(self, delivery: Delivery) -> Any:
-        """Decode one of the class."""
+        """Decode one delivery of the class."""
         properties: Any = delivery.properties
         body = json.loads(delivery.body.decode("utf-8"))
         message = self._kind(body=body, topic=delivery.routing_key, properties=properties)
@@ -160,7 +160,7 @@ def benchmark(name: str, runs: int, size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the results as a table, or as JSON."""
-    parser = argparse.ArgumentParser(description="What it costs to decode a message.")
+    parser = argparse.ArgumentParser(description="Measure the cost of decoding a message.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--size", type=int, default=1000, help="bytes of a body, at least")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fm-consumer behaves as one thing grows: backlog, slots, schemas, quarantine."""
+"""Measure fm-consumer as one quantity grows: backlog, slots, schemas, quarantine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .measure import Figures
 
 WARM_UP = 500
-"""Messages before the clock starts: what happens once in a process's life is no part of a curve."""
+"""Messages before the clock starts: one-time work of a process is no part of a curve."""
 WORK_MS = 10
-"""How long the handler of the curve of slots takes."""
+"""Seconds that the handler of the curve of slots takes."""
 PER_SLOT = 200
 """Messages for each slot: about two seconds."""
 FAILING = int(os.environ.get("BENCH_FAILING_MESSAGES", "50000"))
@@ -38,14 +38,14 @@ FAILING = int(os.environ.get("BENCH_FAILING_MESSAGES", "50000"))
 
 @dataclass(frozen=True)
 class Curve:
-    """One thing that grows.
+    """One quantity that grows.
 
     Attributes:
         title: The title of its plot.
-        axis: What x counts.
+        axis: The unit of x.
         points: The values of x.
-        measure: Measures one point: broker's URL, samples, x, and how many messages take about as
-            long as a run of throughput.
+        measure: Measures one point. Takes the broker's URL, samples, x, and the number of messages
+            that takes about as long as a run of throughput.
     """
 
     title: str
@@ -87,7 +87,7 @@ def quarantine(url: str, samples: list[Sample], x: int, steady: int) -> Figures:
 def failing(url: str, samples: list[Sample], x: int, _steady: int) -> Figures:
     """Handle messages of which *x* % always fail, by the default policy.
 
-    A message is counted at its first attempt: how fast the good ones go on is what matters.
+    A message counts at its first attempt: the curve shows the rate of the good messages.
     """
     load = runs.Load(FAILING + WARM_UP, samples, WARM_UP, fails=True)
     peer = ours("failing", "framework:Failing")
@@ -166,7 +166,7 @@ for number in range({count}):
 
 
 def install_schemas(task: catalogue.Task, count: int) -> dict[str, str]:
-    """Make a distribution of *count* schemas, and return the variable that has it found."""
+    """Make a distribution of *count* schemas, and return the variable that lets Python find it."""
     library = task.directory / "library"
     metadata = library / "bench_schemas-1.dist-info"
     metadata.mkdir(parents=True)
@@ -194,9 +194,9 @@ def fill_store(task: catalogue.Task, rows: int, *, due: bool = False) -> None:
     """Make a store with *rows* messages: copies of one that the store wrote.
 
     Args:
-        task: Its directory gets the store.
-        rows: How many.
-        due: Whether they are deferred, and due; otherwise they are quarantined.
+        task: The task whose directory gets the store.
+        rows: The number of messages.
+        due: True for deferred messages that are due; otherwise they are quarantined.
     """
     state = task.directory / "state"
     state.mkdir()

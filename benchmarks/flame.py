@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Shows where `fm-consumer run` spends its time: `python -m benchmarks.flame`, and a table."""
+"""Show where `fm-consumer run` spends its time: `python -m benchmarks.flame`, and a table."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 RATE = 200
 """Samples per second."""
 FUNCTIONS = 30
-"""How many functions are listed."""
+"""Functions in the list."""
 
-# A frame of a delivery's path: not those that only start the event loop.
+# A frame of a delivery's path: frames that only start the event loop do not count.
 _OURS = re.compile(r"\((?:consumer_framework/((?!cli/|host/app)[\w/]+)|benchmarks/peers/)")
 
 _PROFILED = """
@@ -45,11 +45,11 @@ finally:
 
 
 def sample(pid: int, output: Path, kind: str = "flamegraph") -> subprocess.Popen[bytes]:
-    """Have py-spy sample a process whenever it runs Python code, and write what it saw in the end.
+    """Have py-spy sample a process whenever it runs Python code, and write the samples at its end.
 
     Args:
-        pid: The process.
-        output: The file.
+        pid: The process id.
+        output: The file to write.
         kind: py-spy's word for the format.
     """
     options = ["--rate", str(RATE), "--gil", "--format", kind, "--output", str(output)]
@@ -58,7 +58,7 @@ def sample(pid: int, output: Path, kind: str = "flamegraph") -> subprocess.Popen
 
 
 def instrumented(peer: Peer, output: Path) -> Peer:
-    """Return *peer* under cProfile, which sees its main thread."""
+    """Return *peer* under cProfile, which profiles its main thread."""
 
     def command(task: Task) -> list[str]:
         _, *arguments = peer.command(task)
@@ -80,10 +80,10 @@ def _sampled(
 
 
 def breakdown(url: str, peer: Peer, load: runs.Load) -> dict[str, float]:
-    """Return which part of its time *peer* spends in which module, the largest first.
+    """Return the share of each module in the time of *peer*, the largest first.
 
     Returns:
-        Nothing where py-spy may not trace.
+        An empty dictionary where py-spy may not trace.
     """
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "stacks"
@@ -92,7 +92,7 @@ def breakdown(url: str, peer: Peer, load: runs.Load) -> dict[str, float]:
 
 
 def shares(stacks: str) -> dict[str, float]:
-    """Sum up collapsed *stacks* by what :func:`area` says; what happens once is left out."""
+    """Add up collapsed *stacks* by their :func:`area`, without imports, which happen once."""
     found: Counter[str] = Counter()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
@@ -102,7 +102,7 @@ def shares(stacks: str) -> dict[str, float]:
 
 
 def area(stack: list[str]) -> str:
-    """Return the module of ours that is innermost in *stack*; a library's time is its caller's."""
+    """Return our innermost module in *stack*: the time of a library counts for its caller."""
     for call in reversed(stack):
         if match := _OURS.search(call):
             return match[1] or "handler"
@@ -124,7 +124,7 @@ def area(stack: list[str]) -> str:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("profile.svg"),
     show_default=True,
-    help="The file to write: a flame graph, or with --cprofile what pstats reads.",
+    help="The file to write: a flame graph, or with --cprofile a file for pstats.",
 )
 @click.option("--cprofile", is_flag=True, help="Profile the reactor's thread from inside.")
 def main(name: str, count: int, output: Path, cprofile: bool) -> None:  # noqa: FBT001

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Measures what the flight recorder costs a message: took off and landed.
+"""Measure the cost of the flight recorder for a message: took off and landed.
 
     python benchmarks/flight.py [--json] [--runs N] [--messages N]
 
-The file is in the directory that --directory names, or in one made for temporary files.
+The file is in the directory that --directory names, or else in a temporary one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def benchmark(directory: Path, runs: int, messages: int) -> dict[str, list[float
 
 def main() -> None:
     """Print the results as a table, or as JSON."""
-    parser = argparse.ArgumentParser(description="What the flight recorder costs a message.")
+    parser = argparse.ArgumentParser(
+        description="Measure the cost of the flight recorder for a message."
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--messages", type=int, default=200_000, help="in each run")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs a consumer under faults, and accounts for every message that was published."""
+"""Run a consumer under faults, and account for every message that was published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .catalogue import Task
 
 RESTART_DELAY = 1.0
-"""Seconds that the stand-in for a service manager waits before it starts a process again."""
+"""Seconds before the stand-in for a service manager starts a process again."""
 PROBES = 20
 PROBE_SECONDS = 5.0
 HEADERS = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
@@ -38,9 +38,9 @@ class Sent:
 
     Attributes:
         id: Its id.
-        body: What the handler is to do with it, or the very bytes.
+        body: The instruction for the handler, or the very bytes.
         properties: AMQP properties that differ from those of a valid message.
-        poison: Whether it can never be handled.
+        poison: True if it can never be handled.
     """
 
     id: str
@@ -51,10 +51,10 @@ class Sent:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of the messages.
+    """The fate of the messages.
 
     Attributes:
-        published: How many there were.
+        published: Messages that were published.
         handled: Messages whose handler succeeded.
         again: Successes beyond the first, over all messages.
         quarantined: Messages kept for an operator.
@@ -63,9 +63,9 @@ class Ledger:
         queued: Messages still in the queue.
         lost: Messages that are nowhere.
         poison_runs: Handler runs per second of messages that can never succeed.
-        starts: How often the process was started.
+        starts: Starts of the process.
         consumers: Consumers of the queue in the end; a process should be one.
-        consuming: Whether messages that came at the end were handled.
+        consuming: True if messages that came at the end were handled.
     """
 
     published: int
@@ -87,10 +87,10 @@ class Ledger:
 
 
 class Queue:
-    """The queue of a run. What is rejected goes to another one, to be counted.
+    """The queue of a run. Rejected messages go to another queue, to be counted.
 
     Args:
-        url: The broker's.
+        url: The broker's URL.
         name: Its name.
     """
 
@@ -127,13 +127,13 @@ class Queue:
                 channel.basic_publish("amq.topic", self.name, body, properties, mandatory=True)
 
     def consumers(self) -> int:
-        """Return how many consumers the queue has."""
+        """Return the number of consumers of the queue."""
         with self._connection() as connection:
             found = connection.channel().queue_declare(self.name, passive=True)
             return int(found.method.consumer_count)
 
     def take(self) -> tuple[set[str], set[str]]:
-        """Return the ids of what is in the queue and of what was rejected, and empty both."""
+        """Return the ids of the queued and of the rejected messages, and empty both queues."""
         with self._connection() as connection:
             channel = connection.channel()
             return self._taken(channel, self.name), self._taken(channel, self._dead)
@@ -151,7 +151,7 @@ class Service:
 
     Args:
         command: Its command line.
-        task: Where its files are.
+        task: The task, with the directory of its files.
     """
 
     def __init__(self, command: list[str], task: Task) -> None:
@@ -163,7 +163,7 @@ class Service:
         self.starts = 0
 
     def keep_up(self) -> None:
-        """Start the process if it does not run, and has not for a while."""
+        """Start the process if it ended a while ago."""
         if self._process is not None and self._process.poll() is None:
             self._ended_at = time.monotonic()
         elif self._process is None or time.monotonic() - self._ended_at > RESTART_DELAY:
@@ -185,7 +185,7 @@ class Service:
             )
 
     def run_for(self, seconds: float) -> None:
-        """Keep the process up for so long."""
+        """Keep the process up for so many seconds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.keep_up()
@@ -206,12 +206,12 @@ class Service:
             self.kill()
 
     def noted(self, event: str) -> Counter[str]:
-        """Count what the handler noted, by id."""
+        """Count the handler's notes by message id."""
         lines = self._notes.read_text().splitlines() if self._notes.exists() else []
         return Counter(line.split()[1] for line in lines if line.startswith(f"{event} "))
 
     def store(self, state: str) -> set[str]:
-        """Return the ids of the rows in a state; none where there is no store."""
+        """Return the message ids of the rows in a state; none without a store."""
         try:
             reader = Store.read(self._directory / "state")
         except StoreError:
@@ -223,14 +223,14 @@ class Service:
 
 
 def probes() -> list[Sent]:
-    """Messages that show whether the process still consumes."""
+    """Return messages that test if the process still consumes."""
     return [
         Sent(f"probe-{number}", {"do": "nothing"}, {}, poison=False) for number in range(PROBES)
     ]
 
 
 def answers(service: Service, queue: Queue) -> bool:
-    """Publish a few messages and say whether they were handled soon."""
+    """Publish a few messages; return True if they were handled soon."""
     queue.publish(probes())
     deadline = time.monotonic() + PROBE_SECONDS
     while time.monotonic() < deadline:
@@ -242,7 +242,7 @@ def answers(service: Service, queue: Queue) -> bool:
 
 @dataclass(frozen=True)
 class Alive:
-    """What was seen before the service was stopped; see `Ledger`."""
+    """The observations before the service was stopped; see `Ledger`."""
 
     poison_runs: float
     consuming: bool
@@ -250,7 +250,7 @@ class Alive:
 
 
 def look(service: Service, queue: Queue, published: list[Sent], seconds: float) -> Alive:
-    """Look at a service that had *published* for so many *seconds*."""
+    """Observe a service that had *published* for so many *seconds*."""
     runs = service.noted("run")
     poison = sum(runs[sent.id] for sent in published if sent.poison)
     consuming = answers(service, queue)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Describes where figures were measured, without names of hosts or paths."""
+"""Describe the machine of a measurement, without names of hosts or paths."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs one consumer as a process of its own against a queue, and measures it."""
+"""Run one consumer as its own process against a queue, and measure it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from .catalogue import Peer, Task
 
 TIMEOUT = 180.0
-"""Seconds that a run may take."""
+"""The longest run, in seconds."""
 SETTLE = 0.3
 """Seconds between the last handler and the signal to stop: its acknowledgement is on its way."""
 POLL = 0.01
 
 
 class BenchError(RuntimeError):
-    """A run did not do what it should have done; there is no figure."""
+    """A run did not do its task, so that there is no figure."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run measured.
+    """The figures of one run.
 
     Attributes:
-        handled: Handler runs; exactly as many as there were messages.
+        handled: Handler runs: exactly one for each message.
         throughput: Messages per second, from the first handler to the last.
         cpu_per_1000: Seconds of CPU time (user and system) per 1,000 messages, in the same span.
         memory: Peak resident memory of the process and its children, in MiB.
         first_message: Seconds from the start of the process to the first handler.
-        ready: Seconds from the start of the process until it said that it consumes; None if it
-            does not say.
+        ready: Seconds from the start of the process until it reports that it consumes; None if it
+            never reports that.
         total_cpu: Seconds of CPU time of the process's whole life.
         p50: Milliseconds from sending to the handler, median; None if it was not measured.
         p99: The same, 99th percentile.
@@ -71,8 +71,8 @@ class Process:
     """A running consumer.
 
     Args:
-        peer: What is run.
-        task: What it has to do.
+        peer: The peer to run.
+        task: Its task.
     """
 
     def __init__(self, peer: Peer, task: Task) -> None:
@@ -134,14 +134,14 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def wait(self, timeout: float = TIMEOUT) -> dict[str, Any]:
-        """Wait until every message is handled and return what the process counted.
+        """Wait until every message is handled, and return the figures that the process wrote.
 
         Raises:
-            BenchError: It ended before, or took too long.
+            BenchError: The process ended early, or took too long.
         """
         deadline = time.monotonic() + timeout
         while not self._result.exists():
@@ -184,11 +184,11 @@ class Process:
         self._notifications.close()
 
     def log_tail(self, lines: int = 25) -> str:
-        """Return the end of what it wrote."""
+        """Return the end of the process's log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
 
     def figures(self, counted: dict[str, Any]) -> Figures:
-        """Stop the process and put everything together."""
+        """Stop the process and return all figures."""
         memory = self.memory()
         waits = [value / 1e6 for value in counted["latencies_ns"][self._task.skip :]]
         cuts = statistics.quantiles(waits, n=100) if waits else None
@@ -216,7 +216,7 @@ def running(peer: Peer, task: Task) -> Iterator[Process]:
 
 
 def leave_nothing_behind() -> None:
-    """Have SIGTERM end this process as Ctrl-C does: with what it started."""
+    """Have SIGTERM end this process, and those that it started, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -227,7 +227,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _family(pid: int) -> list[int]:
-    """Return a process and all that it started (proc_pid_task(5): children)."""
+    """Return a process and its descendants (proc_pid_task(5): children)."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid] + [member for child in children for member in _family(int(child))]
 

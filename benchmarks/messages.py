@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Valid fedora-messaging messages of four real applications, with bodies of exactly 1,024 bytes.
 
-They are those of the demo (examples/demo/messages.py) that are short enough, padded. Every message
-is encoded once; a copy with another id, and another time stamp, is a join of byte strings.
+They are the messages of the demo (examples/demo/messages.py) that are short enough, padded. Every
+message is encoded once. A copy with another id and time stamp is a join of byte strings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXCHANGE = "amq.topic"
 STAMP = "bench_stamp"
 """The header with the time of sending, in nanoseconds of the monotonic clock."""
 
-# What stands in an encoded message where a copy has its own id and time stamp.
+# Placeholders in an encoded message for the id and the time stamp of a copy.
 _ID = "ffffffff-ffff-4fff-bfff-ffffffffffff"
 _STAMP = 0x7A7B7C7D7A7B7C7D
 _MARKS = [_ID.encode(), _STAMP.to_bytes(8, "big"), str(_STAMP).encode()]
@@ -83,7 +83,7 @@ class Template:
 
 
 def samples(seed: int = 1) -> list[Sample]:
-    """Return the messages of one round of the demo that fit into 1,024 bytes, padded to them."""
+    """Return the messages of one round of the demo that fit into 1,024 bytes, padded."""
     luck = random.Random(seed)
     fitting = [message for message in stream(ONE_ROUND) if _room(message.body) >= 0]
     return [_sample(message, luck) for message in fitting]
@@ -124,7 +124,7 @@ def _encode(sample: Sample, body: bytes) -> bytes:
 
 
 def copies(made: list[Template], count: int, first: int = 0) -> Iterator[bytes]:
-    """Yield *count* encoded messages, each with an id of its own, stamped with the current time."""
+    """Yield *count* encoded messages, each with its own id, stamped with the current time."""
     numbers = range(first, first + count)
     for number, template in zip(
         numbers, islice(cycle(made), first % len(made), None), strict=False
@@ -133,5 +133,5 @@ def copies(made: list[Template], count: int, first: int = 0) -> Iterator[bytes]:
 
 
 def message_id(number: int) -> bytes:
-    """Return the id of the message with that *number*: a UUID that tells it."""
+    """Return the id of the message with that *number*: a UUID that contains the number."""
     return b"%08x-0000-4000-8000-000000000000" % number

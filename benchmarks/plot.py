@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Results to SVG plots, readable on light and on dark pages: nothing but mid tones, no background.
+"""Draw SVG plots of the results, in mid tones without a background, for light and dark pages.
 
 The same results make the same bytes.
 """
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# These have a contrast of at least 3 to 1 against both white and black (WCAG 2, 1.4.11); the
-# text's is 4.5 to 1 (1.4.3).
+# These have a contrast of at least 3 to 1 against both white and black (WCAG 2, 1.4.11). The
+# text has 4.5 to 1 (1.4.3).
 TEXT, OURS, OTHERS, SECOND = "#767676", "#2f81d6", "#8a8a8a", "#d0603a"
 STYLE = {
     "svg.hashsalt": "consumer_framework",
@@ -46,7 +46,7 @@ WIDTH = 8.0
 
 
 def draw(results: dict[str, Any], directory: Path) -> None:
-    """Write one file for each plot that *results* have figures for."""
+    """Write a file for each plot that has figures in *results*."""
     directory.mkdir(exist_ok=True)
     with plt.rc_context(STYLE):
         for name, figure in figures(results).items():
@@ -84,7 +84,7 @@ def bars(peers: list[dict[str, Any]], key: str, title: str, unit: str) -> Figure
 
 
 def latency(peers: list[dict[str, Any]]) -> Figure:
-    """Return for each peer the way from its p50 to its p99, at 100 messages per second."""
+    """Return a line from p50 to p99 for each peer, at 100 messages per second."""
     title = "Latency at 100 messages/s: median to 99th percentile"
     figure, axes = _peer_axes(peers, title, "milliseconds from sending to the handler")
     for at, peer in enumerate(peers):
@@ -104,7 +104,7 @@ def latency(peers: list[dict[str, Any]]) -> Figure:
 
 
 def curve_of(name: str, curve: dict[str, Any]) -> Figure:
-    """Return throughput and memory over what grows."""
+    """Return throughput and memory over the growing quantity."""
     made, (upper, lower) = plt.subplots(
         2, 1, sharex=True, figsize=(WIDTH, 4.6), height_ratios=[2, 1], layout="constrained"
     )
@@ -152,7 +152,7 @@ def _line(axes: Axes, curve: dict[str, Any], key: str, colour: str) -> None:
 
 
 def _linear(axes: Axes, curve: dict[str, Any]) -> None:
-    """Add the line that the slots would follow if each brought as much as the first."""
+    """Add the line of slots that each bring as much as the first."""
     xs = [point["x"] for point in curve["points"]]
     one = statistics.median(run["throughput"] for run in curve["points"][0]["runs"])
     axes.plot(xs, [one * x for x in xs], "--", color=TEXT, label="linear")

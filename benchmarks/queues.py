@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes queues, fills them, and looks at what a run has left."""
+"""Make queues, fill them, and inspect them after a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BROKER_CONFIG = {
 
 @contextmanager
 def queue(url: str, name: str, arguments: dict[str, Any] | None = None) -> Iterator[str]:
-    """A durable queue that every message of `messages.EXCHANGE` reaches, for a while."""
+    """Provide a durable queue for every message of `messages.EXCHANGE`, within the context."""
     with Wire(url) as wire:
         declare = spec.Queue.Declare(queue=name, durable=True, arguments=arguments or {})
         wire.call(declare, spec.Queue.DeclareOk)
@@ -49,7 +49,7 @@ def fill(url: str, made: list[Template], count: int, first: int = 0) -> None:
 
 
 def state(url: str, name: str) -> tuple[int, int]:
-    """Return how many messages wait in a queue, and how many consumers it has."""
+    """Return the numbers of messages and of consumers of a queue."""
     with Wire(url) as wire:
         found = wire.call(spec.Queue.Declare(queue=name, passive=True), spec.Queue.DeclareOk)
     return found.message_count, found.consumer_count
@@ -69,5 +69,5 @@ def await_consumer(url: str, name: str, timeout: float = 30.0) -> None:
 
 
 def templates_for(peer: Peer, given: list[Sample]) -> list[Template]:
-    """Encode *given* as *peer* wants them."""
+    """Encode *given* in the envelope of *peer*."""
     return messages.templates(peer.envelope, given)

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 PAGE = ROOT / "benchmarks" / "recovery.md"
 SECONDS = 20.0
-"""How long each scenario lasts."""
+"""Seconds that each scenario lasts."""
 CALLBACK = "benchmarks.peers.faulty:callback"
 SETTINGS = 'recovery = { immediate = 1, delays = ["2s"] }'
-"""Shorter delays than by default, so that a scenario sees the last attempt."""
+"""Shorter delays than the default, so that a scenario includes the last attempt."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a disturbance may act upon."""
+    """The parts that a disturbance may act upon."""
 
     service: Service
     proxy: Proxy
@@ -42,12 +42,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Messages, and what happens meanwhile.
+    """Messages, and a disturbance while they are handled.
 
     Attributes:
-        title: What it shows.
-        messages: What is published before the start.
-        disturb: Takes as long as the scenario lasts.
+        title: Its heading.
+        messages: The messages that are published before the start.
+        disturb: Disturbs, and returns at the end of the scenario.
     """
 
     title: str
@@ -69,7 +69,7 @@ def cutting(stage: Stage, seconds: float) -> None:
 
 
 def killing(stage: Stage, seconds: float) -> None:
-    """Kill the process five times, a different while after its start."""
+    """Kill the process five times, each time at another age."""
     end = time.monotonic() + seconds
     for number in range(5):
         stage.service.run_for(1.2 + 0.17 * number)
@@ -80,7 +80,7 @@ def killing(stage: Stage, seconds: float) -> None:
 def mixture(
     count: int, every: int, good: dict[str, Any], bad: dict[str, Any] | bytes, **properties: Any
 ) -> list[Sent]:
-    """Return *count* messages, of which each that *every* divides is *bad*."""
+    """Return *count* messages; each whose number *every* divides is *bad*."""
     return [
         Sent(str(n), bad, properties, poison=True)
         if n % every == every // 2
@@ -183,25 +183,26 @@ HEAD = [
     "AMQP consumers",
     "consumes at the end",
 ]
-INTRODUCTION = f"""# What faults cost
+INTRODUCTION = f"""# The cost of faults
 
 Written by `make bench-recovery`.
 
-The same callback, on the same broker, under `fm-consumer run` and under `fedora-messaging consume`,
+One callback runs on one broker, under `fm-consumer run` and under `fedora-messaging consume`,
 for {SECONDS:.0f} seconds in each scenario.
 A process that ends is started again after {RESTART_DELAY:.0f} s (fedora-messaging's own unit
 waits 60 s).
 `fm-consumer` has `{SETTINGS}`, so that {SECONDS:.0f} seconds
-see the last attempt; everything else is as by default.
+include the last attempt; everything else has its default.
 
 - *again*: successes of the handler beyond each message's first.
 - *queued*: still in the queue; a message whose acknowledgement never arrived may be both handled
   and queued.
-- *dropped*: rejected without requeue. A dead-letter queue catches them here, to be counted;
+- *dropped*: rejected without requeue. Here a dead-letter queue catches them, to be counted.
   Fedora's queues have none, so that there they are gone.
-- *poison runs/s*: how often per second the handler ran for messages that can never succeed.
-- *AMQP consumers*: how many the one process has on the queue in the end.
-- *consumes at the end*: whether 20 more messages, published at the end, were handled within 5 s.
+- *poison runs/s*: runs of the handler per second for messages that can never succeed.
+- *starts*: starts of the process.
+- *AMQP consumers*: consumers of the one process on the queue at the end.
+- *consumes at the end*: "yes" if 20 more messages, published at the end, were handled within 5 s.
 """
 
 
@@ -244,7 +245,7 @@ def markdown(ledgers: dict[str, dict[str, Ledger]]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
 @click.option("--write", is_flag=True, help="Write benchmarks/recovery.md.")
 def main(names: tuple[str, ...], seconds: float, as_json: bool, write: bool) -> None:  # noqa: FBT001
-    """Count what becomes of messages under faults, beside fedora-messaging consume.
+    """Count the fate of messages under faults, next to fedora-messaging consume.
 
     Takes some five minutes. Progress goes to standard error.
     """

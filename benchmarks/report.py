@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Results to Markdown, and to the files that the documentation shows."""
+"""Write results as Markdown, and into the files of the documentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "explanation" / "performance.md"
 PLOTS = ROOT / "docs" / "explanation" / "performance"
 BEGIN, END = "<!-- begin {}: written by make bench -->", "<!-- end {} -->"
 
-# (what, of whom, at least) for throughput; the peers of the issue's targets.
+# (figure, peer, least ratio): the targets for throughput.
 RATIOS = [
     ("throughput", UPSTREAM, 15.0),
     ("throughput", "pika", 1.3),
@@ -29,7 +29,7 @@ RATIOS = [
     ("throughput", LIMIT, 0.5),
 ]
 SHOWN = 0.01
-"""The least part of the time that the table of the profile names."""
+"""The smallest share of the time with its own line in the table of the profile."""
 LINEAR_TO, LINEAR_AT_LEAST = 32, 0.9
 
 
@@ -64,13 +64,13 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return everything that was measured as tables."""
+    """Return all measured figures as tables."""
     parts = [part for part in (make(results) for make in SECTIONS.values()) if part]
     return "\n\n".join(parts)
 
 
 def machine(results: dict[str, Any]) -> str:
-    """Return where and when it was measured."""
+    """Return the machine and the date of the measurement."""
     found = results["machine"]
     libraries = ", ".join(f"{name} {v}" for name, v in found["libraries"].items() if v)
     warning = "**A quick run, to try the harness: these figures mean nothing.**\n\n"
@@ -84,7 +84,7 @@ def machine(results: dict[str, Any]) -> str:
 
 
 def throughput(results: dict[str, Any]) -> str:
-    """Return the table of throughput and what it costs."""
+    """Return the table of throughput and its cost."""
     peers = results["peers"]
     if not peers:
         return ""
@@ -131,7 +131,7 @@ def latency(results: dict[str, Any]) -> str:
 
 
 def targets(results: dict[str, Any]) -> str:
-    """Return the table of what was aimed at."""
+    """Return the table of targets."""
     rows = [*_ratio_targets(results["peers"]), *_cost_targets(results["peers"])]
     rows += _slot_targets(results["curves"].get("slots"))
     return table(["target, in one run", "aim", "measured", "met"], rows) if rows else ""
@@ -172,7 +172,7 @@ def _slot_targets(curve: dict[str, Any] | None) -> list[list[str]]:
 
 
 def linear_shares(curve: dict[str, Any]) -> list[tuple[int, float]]:
-    """Return for each number of slots which part of so many times one slot's speed there was."""
+    """Return the speed at each number of slots, as a share of linear growth from one slot."""
     speeds = {point["x"]: median(point["runs"], "throughput") or 0.0 for point in curve["points"]}
     return [(x, speed / (x * speeds[1])) for x, speed in speeds.items()]
 
@@ -208,7 +208,7 @@ def _curve(name: str, curve: dict[str, Any]) -> str:
 
 
 def profile(results: dict[str, Any]) -> str:
-    """Return the table of where the time goes."""
+    """Return the table of each module's share of the time."""
     shares = {name: share for name, share in results["profile"].items() if share >= SHOWN}
     rows = [
         [f"`{name}`" if "/" in name else name, f"{share:.0%}"] for name, share in shares.items()
@@ -231,13 +231,13 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def read() -> dict[str, Any]:
-    """Return what was written last."""
+    """Return the results that were written last."""
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return found
 
 
 def merged(results: dict[str, Any]) -> dict[str, Any]:
-    """Return *results*, and for what they lack what was written last."""
+    """Return *results*; parts that they lack come from the results that were written last."""
     old = read() if RESULTS.exists() else {"peers": {}, "curves": {}}
     new = {**results, "curves": {**old["curves"], **results["curves"]}}
     for part in ("peers", "profile"):

@@ -28,15 +28,15 @@ WARM_UP = 100
 
 @dataclass(frozen=True)
 class Load:
-    """What a run finds in its queue.
+    """The messages of a run.
 
     Attributes:
-        count: How many messages are handled.
-        skip: How many of them before the clock starts.
-        backlog: How many more are in the queue and stay there.
-        fails: Whether some fail, and are held at the end.
-        rows: How many of them come from the store, and not from the queue.
-        samples: What they are copies of.
+        count: Messages to handle.
+        skip: Messages of these before the clock starts.
+        backlog: More messages, which stay in the queue.
+        fails: True if some fail, and are held at the end.
+        rows: Messages that come from the store, and not from the queue.
+        samples: The originals that the messages are copies of.
     """
 
     count: int
@@ -57,9 +57,9 @@ def throughput(
     """Let *peer* handle a queue that was filled before it started.
 
     Args:
-        url: The broker's.
-        peer: What is measured.
-        load: What is in the queue.
+        url: The broker's URL.
+        peer: The peer to measure.
+        load: The messages of the run.
         prepare: Called before the start; may return more variables for the process.
         watch: Called with the process's id once it runs.
 
@@ -85,7 +85,7 @@ def throughput(
 
 
 def latency(url: str, peer: Peer, given: list[Sample], rate: float, seconds: float) -> Figures:
-    """Send *peer* messages at a fixed *rate* per second and see how old they are in its handler.
+    """Send messages to *peer* at a fixed *rate* per second, and measure their age in its handler.
 
     Raises:
         BenchError: Not exactly the expected messages were handled.
@@ -107,7 +107,7 @@ def latency(url: str, peer: Peer, given: list[Sample], rate: float, seconds: flo
 
 
 def send(url: str, made: list[Template], count: int, rate: float, first: int = 0) -> None:
-    """Publish *count* messages, *rate* a second; each is stamped right before it is sent."""
+    """Publish *count* messages, *rate* a second, each stamped right before it is sent."""
     with Wire(url) as wire:
         stream = iter(messages.copies(made, count, first))
         begin, sent = time.monotonic(), 0
@@ -116,7 +116,7 @@ def send(url: str, made: list[Template], count: int, rate: float, first: int = 0
             wire.send(b"".join(next(stream) for _ in range(due - sent)))
             sent = max(sent, due)
             time.sleep(max(TICK, begin + sent / rate - time.monotonic()))
-        time.sleep(0.1)  # before the connection closes under what is in flight
+        time.sleep(0.1)  # before the connection closes with messages on the way
 
 
 def check(peer: Peer, figures: Figures, count: int, left: int) -> None:
@@ -126,5 +126,5 @@ def check(peer: Peer, figures: Figures, count: int, left: int) -> None:
 
 
 def queue_name(peer: Peer) -> str:
-    """Return the name of the queue: the same for all but dramatiq, whose envelope has it."""
+    """Return the name of the queue: the same for all peers but dramatiq, whose envelope has it."""
     return "bench.dramatiq" if peer.name == "dramatiq" else "bench"

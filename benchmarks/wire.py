@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A minimal AMQP 0-9-1 client on a blocking socket, fast enough to fill queues and to drain them.
 
-pika's codec writes and reads the few methods of the opening; what comes in bulk, publishing and
-delivering, is bytes. The frame format is that of AMQP 0-9-1, section 4.2.3.
+pika's codec writes and reads the few methods of the opening. Publishing and delivering, which come
+in bulk, work on bytes. The frame format is that of AMQP 0-9-1, section 4.2.3.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 CHANNEL = 1
 CHUNK = 1 << 20
-"""Bytes that one read takes at most."""
+"""The most bytes of one read."""
 WINDOW = 4000
-"""Messages that may wait for their confirmation."""
+"""The most messages that wait for their confirmation."""
 BATCH = 200
-"""Messages that one write sends."""
+"""Messages of one write."""
 
 _HEADER = struct.Struct(">BHI")
 _METHOD_ID = struct.Struct(">HH")
@@ -42,7 +42,7 @@ class Wire:
     """One connection with one channel.
 
     Args:
-        url: The broker's.
+        url: The broker's URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -82,7 +82,7 @@ class Wire:
         return self._expect(reply)
 
     def send_method(self, method: Any) -> None:
-        """Send *method* on the channel; its answer is read as any other method."""
+        """Send *method* on the channel; its answer arrives like any other method."""
         self._tell(method)
 
     def _tell(self, method: Any, channel: int = CHANNEL) -> None:
@@ -112,7 +112,7 @@ class Wire:
         self._socket.sendall(data)
 
     def _buffered(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield each method that arrived whole: its class and method id, and its arguments.
+        """Yield the class and method id, and the arguments, of each method that arrived whole.
 
         Content is skipped by the length in its frame's header.
         """
@@ -129,7 +129,7 @@ class Wire:
         self._buffer = data[at:]
 
     def deliveries(self) -> Iterator[int]:
-        """Yield how many deliveries each read brought; their content is not looked at."""
+        """Yield the number of deliveries of each read, whose content it ignores."""
         while True:
             arrived = sum(method == BASIC_DELIVER for method, _ in self._buffered())
             if arrived:
@@ -140,7 +140,7 @@ class Wire:
         """Send encoded messages and wait until the broker confirmed all of them.
 
         Returns:
-            How many there were.
+            The number of messages.
         """
         self.call(spec.Confirm.Select(), spec.Confirm.SelectOk)
         confirmed = _Confirmed()
@@ -153,7 +153,7 @@ class Wire:
         return sent
 
     def _await(self, confirmed: _Confirmed, needed: int) -> None:
-        """Read confirmations: those that are there, and on until *needed* messages have one."""
+        """Read all confirmations that are there, and more until *needed* messages have one."""
         while confirmed.count < needed or select.select([self._socket], [], [], 0)[0]:
             self._buffer += self._receive()
             for method, arguments in self._buffered():
@@ -163,7 +163,7 @@ class Wire:
 
 
 class _Confirmed:
-    """Which messages of a channel are confirmed; the broker keeps no order."""
+    """The confirmed messages of a channel; the broker confirms in any order."""
 
     def __init__(self) -> None:
         self._up_to = 0

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Write the generated parts of the reference: the Python API, and the commands.
+"""Write the generated parts of the reference: the Python API, the commands, the settings.
 
-``python docs/generate.py`` writes ``reference/python-api.md`` from the docstrings, and the part of
-``reference/cli.md`` between two markers from ``fm-consumer --help``. Both are plain Markdown, so
+``python docs/generate.py`` writes ``reference/python-api.md`` from the docstrings, the part of
+``reference/cli.md`` between two markers from ``fm-consumer --help``, and the tables of settings
+from their declarations in :mod:`consumer_framework.settings.model`. All are plain Markdown, so
 that a forge shows them as they are. A test fails where they are not current.
 """
 
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from fedora_messaging.config import DEFAULTS
 
 import consumer_framework
 from consumer_framework.cli import main
+from consumer_framework.settings import model
+from consumer_framework.settings.changes import takes_of
+from consumer_framework.settings.schema import rows
 from consumer_framework.testing import Harness
 from consumer_framework.testing.broker import Broker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 REFERENCE = Path(__file__).parent / "reference"
 BEGIN = "<!-- generated: fm-consumer --help -->"
@@ -65,7 +70,7 @@ _HARNESS = (
     *("unsettled", "requeued", "attempts", "runs"),
 )
 _BROKER = ("missing", "port", "url", "url_for", "start", "stop")
-# The parsed defaults say less than what an author writes.
+# An author writes more than the parsed defaults show.
 _SIGNATURES = {
     "Recovery": (
         'Recovery(*, immediate=1, delays=("10s", "1m", "5m"), hold_slots=4, ack_timeout="30m", '
@@ -235,12 +240,44 @@ def with_commands(page: str) -> str:
     return before + commands() + rest.partition(END)[2]
 
 
+# The pages with tables of settings.
+SETTINGS = ("configuration.md", "framework.md", "recovery.md", "reload.md")
+
+
+def with_settings(page: str) -> str:
+    """Return *page* with its tables of settings anew."""
+    for marker, table in (("keys of", _keys), ("what a change takes in", _takes)):
+        parts = re.compile(rf"(<!-- generated: {marker} (\w+) -->\n).*?({END}\n)", re.DOTALL)
+        page = parts.sub(lambda found, table=table: found[1] + table(found[2]) + found[3], page)
+    return page
+
+
+def _keys(name: str) -> str:
+    table = rows(getattr(model, name), DEFAULTS if name == "Settings" else None)
+    return _table("| key | type | default | meaning |\n|---|---|---|---|", map(str, table))
+
+
+def _takes(name: str) -> str:
+    efforts = takes_of(getattr(model, name)).items()
+    return _table(
+        "| key | takes |\n|---|---|", (f"| `{k}` | {effort.value} |" for k, effort in efforts)
+    )
+
+
+def _table(head: str, lines: Iterable[str]) -> str:
+    return "\n".join(("", head, *lines, "", ""))
+
+
 def generated() -> dict[Path, str]:
     """Return the text of each page that has a generated part."""
     cli = REFERENCE / "cli.md"
     return {
         REFERENCE / "python-api.md": python_api(),
         cli: with_commands(cli.read_text(encoding="utf-8")),
+        **{
+            REFERENCE / name: with_settings((REFERENCE / name).read_text(encoding="utf-8"))
+            for name in SETTINGS
+        },
     }
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Checks the licence of every package that consumer_framework needs at run time.
+"""Check the licence of every package that consumer_framework needs at run time.
 
 packaging/licences.py [PROJECT]
 
-PROJECT is an installed Python distribution, consumer-framework without it. What it requires, and
-what that requires, is looked up in this environment. A licence is what the package says of
-itself: its SPDX expression, or the older field and classifiers, which `SPOKEN` translates.
-Exits with 1 if one is missing from `ALLOWED`, and names the package.
+PROJECT is an installed Python distribution; the default is consumer-framework. The script follows
+its requirements, and theirs, in this environment. It reads a licence from the package's metadata:
+the SPDX expression, or the older field and classifiers, which `SPOKEN` translates. If a licence is
+missing from `ALLOWED`, the script names the package and exits with 1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ALLOWED = {
     "Unlicense",
     "ZPL-2.1",
 }
-# How packages without an SPDX expression call them.
+# The names in packages without an SPDX expression.
 SPOKEN = {
     "apache license, version 2.0": "Apache-2.0",
     "apache software license": "Apache-2.0",
@@ -57,9 +57,9 @@ SPOKEN = {
 
 @dataclass(frozen=True)
 class Licence:
-    """What *package* says of its licence, and which of the SPDX identifiers in it are not allowed.
+    """The licence in the metadata of *package*, and its SPDX identifiers that are not allowed.
 
-    A package that says nothing has an empty `said`, and is refused.
+    A package without a licence has an empty `said`, and is refused.
     """
 
     package: str
@@ -68,15 +68,15 @@ class Licence:
 
     @property
     def allowed(self) -> bool:
-        """Whether the package may be required."""
+        """True if the package may be required."""
         return bool(self.said) and not self.refused
 
 
 def closure(project: str) -> Iterator[Distribution]:
-    """Yield what *project* requires at run time in this environment, and what that requires.
+    """Yield the requirements of *project* at run time in this environment, and theirs.
 
     Raises:
-        PackageNotFoundError: One of them is not installed.
+        PackageNotFoundError: A requirement is not installed.
     """
     waiting = [(canonicalize_name(project), frozenset[str]())]
     done: set[tuple[str, frozenset[str]]] = set()
@@ -98,11 +98,11 @@ def closure(project: str) -> Iterator[Distribution]:
 
 
 def spoken(metadata: Distribution) -> str:
-    """Return what a package says of its licence, as an SPDX expression where it can be known."""
+    """Return the licence in a package's metadata, as an SPDX expression where possible."""
     fields = metadata.metadata
     if "License-Expression" in fields:
         return fields["License-Expression"]
-    # Where this field is not a name, but the whole text, the classifiers have the name.
+    # If this field is the whole text and not a name, the classifiers have the name.
     text = "".join(fields.get_all("License") or ()).strip()
     classifiers = [
         line.rpartition(" :: ")[2]
@@ -114,7 +114,7 @@ def spoken(metadata: Distribution) -> str:
 
 
 def judge(package: str, said: str) -> Licence:
-    """Compare an SPDX expression with `ALLOWED`: of an OR one side is enough."""
+    """Compare an SPDX expression with `ALLOWED`; one side of an OR is enough."""
     refused: list[str] = []
     for conjunct in re.split(r"\s+AND\s+", said.replace("(", "").replace(")", "")):
         choices = [choice.partition(" WITH ")[0] for choice in re.split(r"\s+OR\s+", conjunct)]
@@ -124,7 +124,7 @@ def judge(package: str, said: str) -> Licence:
 
 
 def main(project: str) -> int:
-    """Print a line for each package, and say on standard error which are refused."""
+    """Print a line for each package, and name the refused packages on standard error."""
     try:
         licences = sorted(
             (judge(one.metadata["Name"], spoken(one)) for one in closure(project)),

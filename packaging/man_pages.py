@@ -1,11 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes the man pages of fm-consumer from its --help: one page for each command.
+"""Write the man pages of fm-consumer from its --help: one page for each command.
 
 packaging/man_pages.py DIRECTORY
 
-The date is that of $SOURCE_DATE_EPOCH (seconds since the epoch), or today's; the version is the
-one of pyproject.toml. So the same source gives the same pages.
+The date is that of $SOURCE_DATE_EPOCH (seconds since the epoch), or of today. The version is in
+pyproject.toml. So the same source gives the same pages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-# How click's help says that a paragraph is not to be filled.
+# Marks a paragraph in click's help that is not to be filled.
 VERBATIM = "\b\n"
 
 
@@ -39,7 +39,7 @@ def escaped(text: str) -> str:
 
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """Yield *command* and all below it that are shown, each with its full name."""
+    """Yield *command* and all visible commands below it, each with its full name."""
     yield name, command
     if isinstance(command, click.Group):
         for word, below in sorted(command.commands.items()):
@@ -57,7 +57,7 @@ def prose(text: str) -> Iterator[str]:
 
 
 def epilog(text: str) -> Iterator[str]:
-    """Yield the section that a command's epilog is: its first line is the heading."""
+    """Yield a command's epilog as a section; its first line is the heading."""
     lines = inspect.cleandoc(text).removeprefix(VERBATIM)
     heading, _, rest = lines.partition("\n")
     yield f".SH {escaped(heading.rstrip(':').upper())}"

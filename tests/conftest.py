@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What holds for all tests."""
+"""Settings and fixtures of all tests."""
 
 import logging
 
@@ -8,21 +8,21 @@ import pytest
 
 from consumer_framework.core import secrets
 
-# A machine that does other things too is no failure.
+# A slow example on a busy machine is no failure.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
 def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are as wide as they are, whoever runs the tests; pytest-xdist sets these."""
+    """Keep the width of tables independent of the terminal; pytest-xdist sets these."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.delenv("LINES", raising=False)
 
 
 @pytest.fixture(autouse=True)
-def _secrets_of_one_test_are_none_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process knows its secrets for life; one that runs tests would know those of all tests."""
+def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the secrets of a test, which a process otherwise knows for life."""
     monkeypatch.setattr(secrets, "_known", secrets._Known({}))
 
 
@@ -41,7 +41,7 @@ def _logging_is_put_back():
         )
         for logger in loggers
     ]
-    # So that no handler of the test runner's is closed.
+    # This keeps the handlers of the test runner open.
     root.handlers = []
     yield
     for logger, level, disabled, propagate, handlers, filters in before:

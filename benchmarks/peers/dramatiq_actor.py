@@ -2,7 +2,7 @@
 """dramatiq: an actor, run by `dramatiq benchmarks.peers.dramatiq_actor`.
 
 dramatiq takes only its own envelope; `catalogue.dramatiq_envelope` puts a body into it. Broker and
-queue come by BENCH_URL and BENCH_QUEUE, since the worker's command line is dramatiq's.
+queue come from BENCH_URL and BENCH_QUEUE, because the worker's command line is dramatiq's.
 """
 
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A callback that does what the body says, for `fedora-messaging consume` and `fm-consumer run`.
+"""A callback that obeys the body, for `fedora-messaging consume` and `fm-consumer run`.
 
 It appends `run ID` and `done ID` to the file that BENCH_NOTES names.
 """

@@ -11,7 +11,7 @@ from consumer_framework import Consumer
 
 
 class Handler(Consumer):
-    """Does nothing but count."""
+    """Counts, and does nothing else."""
 
     def handle(self, message: Any) -> None:
         """Handle a message."""
@@ -19,7 +19,7 @@ class Handler(Consumer):
 
 
 class Slow(Consumer):
-    """Takes 10 ms, as a handler does that waits for another service."""
+    """Takes 10 ms, like a handler that waits for another service."""
 
     def handle(self, message: Any) -> None:
         """Handle a message."""
@@ -28,7 +28,7 @@ class Slow(Consumer):
 
 
 class Failing(Consumer):
-    """Fails for ever for the first messages, so many of each hundred; counts each message once."""
+    """Fails always for some of each hundred messages; counts each message once."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the broker gives to a reader that acknowledges: all that each read brought, at once.
+"""The broker's limit with acknowledgements: one for all messages of each read.
 
 Usage: raw_acks URL QUEUE PREFETCH. Nothing is decoded; no consumer that acknowledges is faster.
 """

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every handler of the benchmarks calls: counts, and in the end writes the figures.
+"""Count the handled messages of a process, and write the figures at the end.
 
-The harness says by environment variables what it expects:
+Every handler of the benchmarks calls it. The harness sets these environment variables:
 
-- BENCH_RESULT: the file that the figures go to, when they are complete.
-- BENCH_COUNT: how many messages there are.
-- BENCH_SKIP: how many of them are handled before the clock starts.
-- BENCH_LATENCY: "1" if the time from the stamp in the header to the handler is wanted.
+- BENCH_RESULT: the file for the complete figures.
+- BENCH_COUNT: the number of messages.
+- BENCH_SKIP: the number of messages before the clock starts.
+- BENCH_LATENCY: "1" to measure the time from the stamp in the header to the handler.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ STAMP = "bench_stamp"
 
 
 class Tally:
-    """Counts the messages that a process handled. May be called by any thread."""
+    """Counts the messages that a process handled. Any thread may call it."""
 
     def __init__(self) -> None:
         self._result = Path(os.environ["BENCH_RESULT"])
         self._last = int(os.environ["BENCH_COUNT"])
         self._start = int(os.environ.get("BENCH_SKIP", "0")) + 1
         self._measures_latency = os.environ.get("BENCH_LATENCY") == "1"
-        # next() of it is atomic under the GIL.
+        # Its next() is atomic under the GIL.
         self._counter = itertools.count(1)
         self._first_at = self._began_at = self._began_cpu = 0.0
         self._latencies: list[int] = []
 
     def handled(self, headers: Mapping[str, Any] | None = None) -> None:
-        """Count one message, with its *headers* where latency is measured."""
+        """Count one message; latency needs its *headers*."""
         number = next(self._counter)
         if self._measures_latency and headers:
             self._latencies.append(time.monotonic_ns() - headers[STAMP])
@@ -50,12 +50,12 @@ class Tally:
             self._write(number)
 
     def arrived(self, count: int) -> None:
-        """Count several messages that came at once; for the reader that does not handle them."""
+        """Count several messages that came at once, for a reader without a handler."""
         for _ in range(count):
             self.handled()
 
     def _write(self, handled: int) -> None:
-        """Write the figures; once more if there is a message too many, which the harness sees."""
+        """Write the figures; a message too many writes them again, so that the harness notices."""
         figures = {
             "handled": handled,
             "first_at": self._first_at,

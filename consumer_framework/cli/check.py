@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.text import plural
 from consumer_framework.operate.check.findings import Level, Report, error
 
 from . import terminal
@@ -32,6 +33,7 @@ Examples:
   fm-consumer check sample                 before systemctl start fm-consumer@sample
   fm-consumer check sample --broker        also before the first start, or a move
   fm-consumer check --conf sample.toml --strict --json    in a pipeline
+  fm-consumer check --json-schema >sample.schema.json    for an editor that completes keys
 
 \b
 Exit codes:
@@ -62,6 +64,11 @@ Exit codes:
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 where there are warnings.")
 @JSON
+@click.option(
+    "--json-schema",
+    is_flag=True,
+    help="Print the JSON schema of a configuration file, for editors, and check nothing.",
+)
 @click.pass_context
 def check(  # noqa: PLR0913, PLR0917 -- one for each option
     context: click.Context,
@@ -74,6 +81,7 @@ def check(  # noqa: PLR0913, PLR0917 -- one for each option
     broker: bool,
     strict: bool,
     as_json: bool,
+    json_schema: bool,
 ) -> None:
     """Say whether an instance will work, and what lies outside the guarantee.
 
@@ -83,6 +91,11 @@ def check(  # noqa: PLR0913, PLR0917 -- one for each option
     the message schemas, the state directory and TLS files are looked at. The author's module is
     imported; its class is not made, and nothing is started.
     """
+    if json_schema:
+        from consumer_framework.settings import schema  # noqa: PLC0415 -- --help must be quick
+
+        terminal.print_json(schema.json_schema())
+        return
     try:
         file = configuration_file(name, conf)
     except ConfigurationError as refused:
@@ -114,12 +127,12 @@ def _look(
 
     reactor.install()
     from consumer_framework.operate.check import all_checks  # noqa: PLC0415
-    from consumer_framework.runtime import app  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.configuration import RunOptions  # noqa: PLC0415
 
-    request = app.Request(*told, instance=instance, state_directory=state_dir)
-    # What authors' modules print is no part of the report.
+    options = RunOptions(*told, instance=instance, state_directory=state_dir)
+    # Authors' modules may print; that is no part of the report.
     with redirect_stdout(sys.stderr):
-        return all_checks.check(request, as_service=as_service, ask_broker=broker)
+        return all_checks.check(options, as_service=as_service, ask_broker=broker)
 
 
 def _is_systems(file: Path) -> bool:
@@ -151,7 +164,7 @@ def _verdict(report: Report, exit_code: int) -> str:
 def _counts(report: Report) -> Iterator[str]:
     for level in (Level.ERROR, Level.WARNING):
         if count := report.count(level):
-            yield terminal.plural(count, level.value)
+            yield plural(count, level.value)
 
 
 def document(report: Report, exit_code: int) -> dict[str, Any]:

@@ -57,10 +57,9 @@ def explain(  # noqa: PLR0913 -- one for each option
     file = instance_file(instance) if instance else conf
     if instance and file is not None and not file.exists():
         raise no_such_instance(instance, file)
-    # Late, and in this order: authors' modules may import the reactor, which must be ours.
     from consumer_framework.operate import explain as host  # noqa: PLC0415
 
-    context = _context(file, callback, callback_file)
+    context = host.context_of(file, callback, callback_file)
     try:
         kind = host.find_exception(exception)
     except LookupError as error:
@@ -73,33 +72,6 @@ def explain(  # noqa: PLR0913 -- one for each option
         click.echo(line)
     if not file:
         click.echo(terminal.faint("\nThese are the defaults; name an INSTANCE to see its rules."))
-
-
-def _context(file: Path | None, callback: str, callback_file: str) -> Context:
-    """Find the policy that an instance would have.
-
-    Raises:
-        ConfigurationError: It could not start.
-    """
-    from consumer_framework.adapters import config  # noqa: PLC0415
-    from consumer_framework.operate.explain import Context  # noqa: PLC0415
-    from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
-    from consumer_framework.runtime.assembly.plan import policy_of  # noqa: PLC0415
-    from consumer_framework.settings import Recovery  # noqa: PLC0415
-
-    access = from_outside(file, file.stem if file else "")
-    settings = config.load(file, access=access) if file else None
-    written = settings.framework.recovery if settings else Recovery()
-    source = str(file or "built-in configuration")
-    if not (callback or callback_file or (settings and settings.callback)):
-        policy, merged = policy_of(written, Recovery(), source, "")
-        return Context(policy, written, merged, source)
-    from consumer_framework.runtime import app  # noqa: PLC0415
-
-    request = app.Request(file, callback, callback_file)
-    absent = config.substituted(file, access).absent
-    plan = app.make_plan(request, settings or config.load(None), source, absent)
-    return Context(plan.policy, written, plan.framework.recovery, source, plan.name)
 
 
 def _lines(explanation: Explanation, context: Context) -> Iterator[str]:

@@ -114,13 +114,14 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
 
     reactor.install()
     from consumer_framework.runtime import app  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.configuration import RunOptions  # noqa: PLC0415
 
     overrides = Overrides(app_name, queue_name, exchange, routing_key)
     try:
         file = configuration_file(name, conf)
         instance = name or (file.stem if file else "default")
         exit_code = app.run(
-            app.Request(file, callback, callback_file, overrides, instance, state_dir)
+            RunOptions(file, callback, callback_file, overrides, instance, state_dir)
         )
     except (ConfigurationError, Fault) as error:
         complain(error)

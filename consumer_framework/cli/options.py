@@ -121,7 +121,7 @@ def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Wh
         ConfigurationError: No instance can have that name.
     """
     # Late: it imports the store, and with it half of what `run` needs.
-    from consumer_framework.runtime.stores import state_directory  # noqa: PLC0415
+    from consumer_framework.runtime.state_files import state_directory  # noqa: PLC0415
 
     if conf is None and not given:
         raise click.UsageError("name an INSTANCE, or its configuration file with --conf")

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumer_framework.core.text import plural
+
 from . import terminal
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
 from .quarantine_orders import drop, expire, replay
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
-from .terminal import Command, Refusal, plural
+from .terminal import Command, Refusal
 
 # The store brings half of what `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def list_(
 
 
 def _list_groups(store: Reader, at: Where, *, as_json: bool) -> None:
-    from . import views  # noqa: PLC0415
+    from . import quarantine_views  # noqa: PLC0415
 
     groups = store.groups()
     if as_json:
@@ -114,7 +116,7 @@ def _list_groups(store: Reader, at: Where, *, as_json: bool) -> None:
     if not groups:
         click.echo("nothing is quarantined")
         return
-    for line in views.group_lines(groups, time.time(), terminal.terminal_width()):
+    for line in quarantine_views.group_lines(groups, time.time(), terminal.terminal_width()):
         click.echo(line)
     total = plural(sum(group.count for group in groups), "message")
     click.echo(f"\n{total}, {plural(len(groups), 'cause')}; ROW is the oldest of each:")
@@ -122,7 +124,7 @@ def _list_groups(store: Reader, at: Where, *, as_json: bool) -> None:
 
 
 def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
-    from . import views  # noqa: PLC0415
+    from . import quarantine_views  # noqa: PLC0415
 
     limit, state = filters.pop("limit"), filters.pop("state")
     if filters["fingerprint"] is not None and state == "quarantined" and store.groups():
@@ -136,10 +138,12 @@ def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bo
         return
     if not rows:
         filtered = any(value is not None for value in filters.values())
-        what = "nothing is here" if state == "any" else f"nothing is {views.STATES[state]}"
+        what = (
+            "nothing is here" if state == "any" else f"nothing is {quarantine_views.STATES[state]}"
+        )
         click.echo(f"{what} that fits" if filtered else what)
         return
-    for line in views.row_lines(shown, time.time(), terminal.terminal_width()):
+    for line in quarantine_views.row_lines(shown, time.time(), terminal.terminal_width()):
         click.echo(line)
     more = "; there are more" if len(rows) > len(shown) else ""
     click.echo(f"\n{plural(len(shown), 'message')}{more}:")
@@ -163,7 +167,7 @@ def show(
     words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
 ) -> None:
     """Show one message readably, and the traceback of every attempt with its time."""
-    from . import views  # noqa: PLC0415
+    from . import quarantine_views  # noqa: PLC0415
 
     at = where(words, conf, state_dir)
     numbers = row_numbers(at.rest)
@@ -176,9 +180,9 @@ def show(
     if delivery is None:
         raise Refusal(f"row {row.id} is gone now")
     if as_json:
-        terminal.print_json(views.message_document(row, delivery))
+        terminal.print_json(quarantine_views.message_document(row, delivery))
         return
-    for line in views.message_lines(row, first, delivery, time.time()):
+    for line in quarantine_views.message_lines(row, first, delivery, time.time()):
         click.echo(line)
     if row.state == "quarantined":
         number = row.id if first is None else first.id
@@ -267,7 +271,7 @@ def stats(
     words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
 ) -> None:
     """Count: how many, how large, how old, what is due next, and of which causes."""
-    from . import views  # noqa: PLC0415
+    from . import quarantine_views  # noqa: PLC0415
 
     at = where(words, conf, state_dir)
     no_more(at)
@@ -278,5 +282,5 @@ def stats(
         causes = {group.fingerprint: group.count for group in groups}
         terminal.print_json({**asdict(found), "disk_bytes": disk, "fingerprints": causes})
         return
-    for line in views.stats_lines(found, groups, disk, time.time()):
+    for line in quarantine_views.stats_lines(found, groups, disk, time.time()):
         click.echo(line)

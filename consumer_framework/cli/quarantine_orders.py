@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.text import plural
 from consumer_framework.settings import instance_name_problem
 
 from . import options, terminal
 from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
 from .selection import FINGERPRINT, choose, open_store
-from .terminal import Command, Refusal, plural
+from .terminal import Command, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,7 +122,7 @@ def edit(delivery: Delivery) -> dict[str, Any]:
     Raises:
         Refusal: Nothing was edited, or what was is no JSON object.
     """
-    from .views import pretty  # noqa: PLC0415
+    from .quarantine_views import pretty  # noqa: PLC0415
 
     _check_encoding(delivery)
     before = pretty(delivery)
@@ -272,14 +273,14 @@ def drop(  # noqa: PLR0913 -- one for each option
 
 def _described(cause: Group) -> str:
     """What is about to be lost: a fingerprint may stand for errors with several texts."""
-    from .views import error_of, other_texts  # noqa: PLC0415
+    from .quarantine_views import error_of, other_texts  # noqa: PLC0415
 
     texts = " ".join(filter(None, [error_of(cause.sample), other_texts(cause)]))
     return f"{terminal.safe(cause.fingerprint)}: {terminal.safe(texts)}"
 
 
 def _check_states(rows: Sequence[Row], allowed: tuple[str, ...]) -> None:
-    from .views import STATES  # noqa: PLC0415
+    from .quarantine_views import STATES  # noqa: PLC0415
 
     for row in rows:
         if row.state not in allowed:
@@ -474,13 +475,13 @@ def _replay_here(
     # Before anything imports it.
     reactor.install()
     from consumer_framework.operate import offline as in_place  # noqa: PLC0415
-    from consumer_framework.runtime import app  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.configuration import RunOptions  # noqa: PLC0415
 
     log.set_up(None, is_journal, level=logging.WARNING)
     _warn_of_root(at)
     callback, callback_file = callbacks
-    request = app.Request(at.file, callback, callback_file, instance=at.instance)
-    in_place.replay(request, at.directory, numbers, progress.tell)
+    options = RunOptions(at.file, callback, callback_file, instance=at.instance)
+    in_place.replay(options, at.directory, numbers, progress.tell)
 
 
 def _warn_of_root(at: Where) -> None:

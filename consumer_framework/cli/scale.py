@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from consumer_framework.core.text import plural
+
 from . import options, terminal
 from .options import complete_instance, instance_file, no_such_instance
-from .terminal import Command, plural
+from .terminal import Command
 
 # `run` needs what these import: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     """
     from consumer_framework.operate import scaling  # noqa: PLC0415
     from consumer_framework.operate.scaling import Action  # noqa: PLC0415
-    from consumer_framework.runtime import stores  # noqa: PLC0415
+    from consumer_framework.runtime import state_files  # noqa: PLC0415
     from consumer_framework.runtime.assembly import access  # noqa: PLC0415
     from consumer_framework.settings.model import SINGLE_ACTIVE  # noqa: PLC0415
 
@@ -106,8 +108,8 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     scaling.check(settings, str(file))
     for instance in added:
         access.require_credentials(file, instance)
-    files = stores.SYSTEM_STATE / name / stores.CONSUMER_FILES
-    if stores.has_files(files):
+    files = state_files.SYSTEM_STATE / name / state_files.CONSUMER_FILES
+    if state_files.has_files(files):
         _warn(
             f"the consumer keeps files in {files}; each worker has a directory of its own, and "
             "sees no other worker's files"

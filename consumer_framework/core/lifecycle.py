@@ -60,6 +60,9 @@ class IllegalEventError(FrameworkError):
     """An event came that the current state has no row for."""
 
 
+# Seconds that the second signal to stop leaves for an orderly end, before the process exits.
+CUT_SHORT_GRACE = 5.0
+
 Transition: TypeAlias = tuple[State, tuple[Effect, ...]]
 
 _STOPPING: Transition = (State.DRAINING, (Effect.DRAIN,))

@@ -17,18 +17,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedora_messaging import exceptions as upstream
 
+from consumer_framework.adapters import config
 from consumer_framework.adapters.executor import signal_of
 from consumer_framework.core import errors
 from consumer_framework.core.delivery import Delivery, Failed
 from consumer_framework.core.disposition import Ack, Defer, Hold, rule_for
 from consumer_framework.core.recovery import Policy, Situation, decide
+from consumer_framework.runtime.assembly.access import from_outside
+from consumer_framework.runtime.assembly.configuration import RunOptions
+from consumer_framework.runtime.assembly.plan import make_plan, policy_of
+from consumer_framework.settings import Recovery
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from consumer_framework.core.delivery import Properties
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.errors import Signal
     from consumer_framework.core.recovery import Rule
-    from consumer_framework.settings import Recovery
 
 TABLE = "consumer_config.framework.recovery"
 _HALF = 0.5  # no jitter
@@ -76,6 +82,29 @@ class Context:
         if own < 0:
             return f"{self.file}: {TABLE}.rules[{index}]"
         return f"{self.handler}: recovery.rules[{own}]"
+
+
+def context_of(file: Path | None, callback: str, callback_file: str) -> Context:
+    """Find the policy that an instance would have.
+
+    Args:
+        file: Its configuration; None for the defaults.
+        callback: The value of ``--callback``, "" for none.
+        callback_file: The value of ``--callback-file``, "" for none.
+
+    Raises:
+        ConfigurationError: It could not start.
+    """
+    instance = file.stem if file else ""
+    access = from_outside(file, instance)
+    settings = config.load(file, access=access)
+    written = settings.framework.recovery if file else Recovery()
+    options = RunOptions(file, callback, callback_file, access=access)
+    if not (options.names_callback or settings.callback):
+        policy, merged = policy_of(written, Recovery(), options.source, "")
+        return Context(policy, written, merged, options.source)
+    plan = make_plan(options, settings, config.substituted(file, access).absent)
+    return Context(plan.policy, written, plan.framework.recovery, options.source, plan.name)
 
 
 @dataclass(frozen=True, slots=True)

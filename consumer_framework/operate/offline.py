@@ -38,13 +38,16 @@ from consumer_framework.core.errors import (
     StoreError,
 )
 from consumer_framework.core.intake import Holds
+from consumer_framework.core.lifecycle import CUT_SHORT_GRACE
 from consumer_framework.core.memory import Histories, LostAcks, Unsettled
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.ports import Settled
 from consumer_framework.core.settler import Settler
+from consumer_framework.runtime.assembly.access import from_outside
+from consumer_framework.runtime.assembly.configuration import load
+from consumer_framework.runtime.assembly.plan import make_plan
 from consumer_framework.runtime.control.client import reached
 from consumer_framework.runtime.control.requests import Orders
-from consumer_framework.runtime.signals import CUT_SHORT_GRACE
 from consumer_framework.settings import Framework
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import Observation
-    from consumer_framework.runtime.app import Request
+    from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
 
     Tell = Callable[[dict[str, Any]], None]
@@ -175,13 +178,13 @@ async def _cannot_run(_delivery: Delivery) -> Disposition:
 
 
 @hosting()
-def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -> None:
+def replay(options: RunOptions, directory: Path, rows: Iterable[int], tell: Tell) -> None:
     """Run rows of a stopped instance's store again, in this process.
 
     Call it once, after :func:`.reactor.install`: it runs the reactor, which handlers may need.
 
     Args:
-        request: Names the configuration that the handler is built from.
+        options: Name the configuration that the handler is built from.
         directory: The state directory.
         rows: Their numbers.
         tell: Called with each answer as it comes.
@@ -192,16 +195,12 @@ def replay(request: Request, directory: Path, rows: Iterable[int], tell: Tell) -
         StoreError: The store cannot be written, or a process has it open.
         KeyboardInterrupt: Somebody interrupted it; the row that ran has ended, and was told of.
     """
-    # Late: it imports the reactor, which `order` does without.
-    from consumer_framework.runtime import app  # noqa: PLC0415
-    from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
-
-    access = from_outside(request.path, request.instance, lenient=False)
-    settings = config.load(request.path, request.overrides, access)
+    access = from_outside(options.path, options.instance, lenient=False)
+    settings = load(replace(options, access=access))
     codec.load_schemas()
-    plan = app.make_plan(request, settings, str(request.path or "built-in configuration"))
+    plan = make_plan(options, settings)
     limits = Limits(settings.framework.quarantine_max_age, settings.framework.quarantine_max_bytes)
-    with closing(Store.open(directory, instance=request.instance, limits=limits)) as store:
+    with closing(Store.open(directory, instance=options.instance, limits=limits)) as store:
         _run_reactor(_Work(plan, store, list(rows), tell))
 
 

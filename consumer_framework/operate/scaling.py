@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from consumer_framework.adapters.systemd.systemctl import TARGET, TEMPLATE, Unit, unit_name
 from consumer_framework.core.errors import ConfigurationError, FrameworkError, Problem, StoreError
-from consumer_framework.runtime import stores
-from consumer_framework.runtime.stores import NOTHING, SYSTEM_STATE, kept_in
+from consumer_framework.core.text import moment, plural
+from consumer_framework.runtime import state_files
+from consumer_framework.runtime.state_files import NOTHING_STORED, SYSTEM_STATE, count_stored
 from consumer_framework.settings import INSTANCE_NAME
 from consumer_framework.settings.model import is_single_active
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from consumer_framework.runtime.stores import Kept
+    from consumer_framework.runtime.state_files import StoredCounts
     from consumer_framework.settings import Settings
 
     from .workers import Files
@@ -91,7 +91,7 @@ class Found:
     name: str
     files: Files
     units: Mapping[str, Unit] = field(default_factory=dict)
-    kept: Mapping[str, Kept] = field(default_factory=dict)
+    kept: Mapping[str, StoredCounts] = field(default_factory=dict)
 
     def unit(self, instance: str) -> Unit:
         """The unit of *instance*."""
@@ -160,27 +160,19 @@ def _obstacles(found: Found, wanted: list[str]) -> Iterator[str]:
 
 def _left_behind(found: Found, surplus: list[str]) -> Iterator[str]:
     for instance in surplus:
-        kept = found.kept.get(instance, NOTHING)
+        kept = found.kept.get(instance, NOTHING_STORED)
         if kept.deferred:
             yield would_never_run(instance, kept)
 
 
-def would_never_run(instance: str, kept: Kept) -> str:
+def would_never_run(instance: str, kept: StoredCounts) -> str:
     """Say why a worker cannot go, and what to do."""
     return (
-        f"{instance} stays, for it has {_count(kept.deferred, 'deferred')}, due until "
-        f"{_time(kept.last_due)}, and nobody else would run them: scale down after that time "
-        f"('fm-consumer quarantine list {instance} --state deferred' shows them), or give "
+        f"{instance} stays, for it has {plural(kept.deferred, 'deferred message')}, due until "
+        f"{moment(kept.last_due or 0.0)}, and nobody else would run them: scale down after that "
+        f"time ('fm-consumer quarantine list {instance} --state deferred' shows them), or give "
         f"--leave-deferred, which leaves them in {SYSTEM_STATE / instance} until {instance} is back"
     )
-
-
-def _count(number: int, state: str) -> str:
-    return f"{number:,} {state} message{'' if number == 1 else 's'}"
-
-
-def _time(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds or 0.0, UTC).astimezone().isoformat(" ", "seconds")
 
 
 def _grow(found: Found, instance: str) -> Iterator[Step]:
@@ -209,13 +201,13 @@ def _shrink(found: Found, instance: str, *, leave_deferred: bool) -> Iterator[St
 
 def _warnings(found: Found, surplus: list[str]) -> Iterator[Step]:
     for instance in surplus:
-        kept, place = found.kept.get(instance, NOTHING), SYSTEM_STATE / instance
+        kept, place = found.kept.get(instance, NOTHING_STORED), SYSTEM_STATE / instance
         if kept.quarantined:
-            what = f"left in {place}: {_count(kept.quarantined, 'quarantined')}"
+            what = f"left in {place}: {plural(kept.quarantined, 'quarantined message')}"
             cure = f"see 'fm-consumer quarantine list {instance}'"
             yield Step(Action.WARN, instance, f"{what}; {cure}")
         if kept.deferred:
-            what = f"left in {place}: {_count(kept.deferred, 'deferred')}"
+            what = f"left in {place}: {plural(kept.deferred, 'deferred message')}"
             yield Step(Action.WARN, instance, f"{what}, to run when {instance} is back")
     target = found.units.get(TARGET)
     if target is not None and not target.is_enabled:
@@ -276,12 +268,12 @@ def find(directory: Path, services: Services, name: str, count: int, *, strict: 
     return Found(name, files, units, kept)
 
 
-def _kept(instance: str, *, strict: bool) -> Kept:
+def _kept(instance: str, *, strict: bool) -> StoredCounts:
     try:
-        return kept_in(stores.SYSTEM_STATE / instance)
+        return count_stored(state_files.SYSTEM_STATE / instance)
     except StoreError as error:
         if not strict:
-            return NOTHING
+            return NOTHING_STORED
         raise ScalingError(
             f"{instance} stays, for nobody can tell what it keeps: {error}; --leave-deferred "
             "removes it all the same"

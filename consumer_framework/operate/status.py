@@ -19,9 +19,9 @@ from consumer_framework.adapters.systemd.systemctl import (
     unit_name,
 )
 from consumer_framework.core.errors import StoreError
-from consumer_framework.runtime import stores
+from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control.client import ControlError, connected
-from consumer_framework.runtime.stores import NOTHING, Kept, kept_in
+from consumer_framework.runtime.state_files import NOTHING_STORED, StoredCounts, count_stored
 from consumer_framework.settings import instance_name_problem
 
 from .workers import files_in, group_of, in_groups
@@ -63,7 +63,7 @@ class Instance:
     is_configured: bool
     unit: Unit | None = None
     report: Mapping[str, Any] | None = None
-    kept: Kept | None = NOTHING
+    kept: StoredCounts | None = NOTHING_STORED
     problem: str = ""
     is_silent: bool = False
 
@@ -91,7 +91,7 @@ class Instance:
     @property
     def is_known(self) -> bool:
         """Whether there is any trace of it."""
-        return self.is_configured or self.should_run or self.kept != NOTHING
+        return self.is_configured or self.should_run or self.kept != NOTHING_STORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +149,13 @@ def _units(services: Manager, instances: Iterable[str]) -> tuple[dict[str, Unit]
 
 def _run_by_hand() -> list[str]:
     """Instances that this user started without a service; some may be dead."""
-    sockets = stores.users_directory("NAME").parent.glob(f"*/{stores.CONTROL}")
+    sockets = state_files.users_directory("NAME").parent.glob(f"*/{state_files.CONTROL}")
     return [path.parent.name for path in sockets]
 
 
 def _with_store() -> list[str]:
     """Instances that have a store, among them those that were scaled down or removed."""
-    homes = {stores.SYSTEM_STATE, stores.users_directory("NAME").parent}
+    homes = {state_files.SYSTEM_STATE, state_files.users_directory("NAME").parent}
     names = [path.parent.name for home in homes for path in home.glob(f"*/{DATABASE}")]
     return [name for name in names if not instance_name_problem(name)]
 
@@ -171,7 +171,7 @@ def _ask_all(
 
 
 def _ask(name: str, is_configured: bool, unit: Unit | None, state: Path | None) -> Instance:  # noqa: FBT001 -- as its attribute
-    usual = (stores.SYSTEM_STATE / name, stores.users_directory(name))
+    usual = (state_files.SYSTEM_STATE / name, state_files.users_directory(name))
     directories = [state] if state else list(dict.fromkeys(usual))
     problems = []
     for directory in directories:
@@ -201,10 +201,10 @@ def _report(directory: Path, name: str) -> Mapping[str, Any] | None:
         return answers[0] if answers else None
 
 
-def _kept_of(report: Mapping[str, Any]) -> Kept:
-    return Kept(report["deferred"], report["quarantined"], report["next_due"])
+def _kept_of(report: Mapping[str, Any]) -> StoredCounts:
+    return StoredCounts(report["deferred"], report["quarantined"], report["next_due"])
 
 
-def _first_kept(directories: Sequence[Path]) -> Kept:
-    found = (kept_in(directory) for directory in directories)
-    return next((kept for kept in found if kept != NOTHING), NOTHING)
+def _first_kept(directories: Sequence[Path]) -> StoredCounts:
+    found = (count_stored(directory) for directory in directories)
+    return next((kept for kept in found if kept != NOTHING_STORED), NOTHING_STORED)

@@ -33,7 +33,7 @@ def _on_the_loop(seconds: float, function: Callable[[], None]) -> Timer:
     return asyncio.get_running_loop().call_later(seconds, function)
 
 
-class Countdown:
+class Deadline:
     """Counts down to an end that may move.
 
     Args:

@@ -16,15 +16,16 @@ from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Withdrawn
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, rule_for
 from consumer_framework.core.errors import StoreError
+from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.intake import Holds, Intake
 from consumer_framework.core.limits import NEAR_LIMIT, Breaker, TokenBucket, count_of, is_near
 from consumer_framework.core.memory import Histories, LostAcks, OneByOne, Unsettled
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import Decision
 from consumer_framework.core.settler import Decided, Settler
-from consumer_framework.runtime.assembly.plan import EVERYTHING, Arrivals
 
-from .pauses import Circuit
+from .lanes import SINGLE_LANE, Arrivals
+from .pauses import Pauses
 from .scheduler import LONGEST_SLEEP, Scheduler
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.gate import Gate, Reason
     from consumer_framework.core.ports import (
         Acknowledger,
         Chance,
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
         Observer,
         Store,
     )
-    from consumer_framework.runtime.assembly.plan import LaneOf, Plan
+    from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Framework
+
+    from .lanes import LaneFinder
 
     Task = asyncio.Task[None]
 
@@ -52,29 +56,32 @@ if TYPE_CHECKING:
 HAND_OVER = 32
 
 
-class Crew:
+class TaskPool:
     """Takes deliveries, one after the other in each task.
 
     Args:
         take: Waits for the next delivery; returns None once there will be no more.
         process: Takes a delivery to its settle; returns whether the next ones should be ready
             for the slots already.
+        gate: The tasks end once it is closed.
     """
 
     def __init__(
         self,
         take: Callable[[], Awaitable[Delivery | None]],
         process: Callable[[Delivery], Awaitable[bool]],
+        gate: Gate,
     ) -> None:
         self._take = take
         self._process = process
+        self._gate = gate
+        gate.listen(self._gate_changed)
         self._watch: Callable[[Task], object] = lambda _task: None
         self._tasks: set[Task] = set()
         self._size = 0
         self._surplus = 0
         self._busy = 0
         self._idle: list[asyncio.Future[None]] = []
-        self._is_closed = False
         self._is_quick = asyncio.Event()
 
     def start(self, size: int, watch: Callable[[Task], object]) -> None:
@@ -97,10 +104,9 @@ class Crew:
             self._surplus += 1
             self._spawn(self._work())
 
-    def close(self) -> None:
-        """Let the tasks end, which find that there is nothing more to take."""
-        self._is_closed = True
-        self._is_quick.set()
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is GateEvent.CLOSE:
+            self._is_quick.set()
 
     async def finish(self) -> None:
         """Wait for the end of all tasks."""
@@ -134,7 +140,7 @@ class Crew:
 
     async def _work_ahead(self) -> None:
         """Take what a quick handler needs next."""
-        while not self._is_closed:
+        while not self._gate.is_closed:
             await self._is_quick.wait()
             delivery = await self._take()
             if delivery is not None:
@@ -150,7 +156,7 @@ class Crew:
                 self._say_idle()
         if is_quick:
             self._is_quick.set()
-        elif not self._is_closed:
+        elif not self._gate.is_closed:
             self._is_quick.clear()
 
     def _say_idle(self) -> None:
@@ -164,7 +170,7 @@ class Crew:
 MAKES_ROOM = "the messages behind it, with the same key, kept those with other keys waiting"
 
 
-class Slots:
+class Dispatcher:
     """The deliveries of an instance, from their arrival to their settle.
 
     Args:
@@ -175,9 +181,8 @@ class Slots:
         observer: Told of each run and each settle.
         clock: The time.
         reactor: Twisted's reactor.
+        gate: The gate of the instance.
         halt: Called when a delivery halts the instance.
-        pause: Called with a reason when nothing more should be consumed.
-        resume: Called when that is over.
         chance: Spreads delays.
 
     Attributes:
@@ -194,9 +199,8 @@ class Slots:
         observer: Observer,
         clock: Clock,
         reactor: Any,
+        gate: Gate,
         halt: Callable[[Halt], None],
-        pause: Callable[[str], None],
-        resume: Callable[[], None],
         chance: Chance = random.random,
     ) -> None:
         framework = plan.framework
@@ -206,22 +210,24 @@ class Slots:
         self._observer = observer
         self._clock = clock
         self._chance = chance
+        self._gate = gate
         self._halt = halt
         self._handler: OneByOne | None = None
-        self.lane_of: LaneOf | None = None
+        self.lane_of: LaneFinder | None = None
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
-        self._is_closed = False
         self._kept_lanes: set[str] = set()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
-        self._intake = Intake(_bucket(framework), clock.monotonic)
+        self._intake = Intake(_bucket(framework), clock.monotonic, gate)
         self._arrivals = Arrivals(flight, self._admit)
-        self._crew = Crew(self._intake.take, self._process)
+        self._pool = TaskPool(self._intake.take, self._process, gate)
         self._holds = Holds(framework.recovery.hold_slots, clock)
-        self._scheduler = Scheduler(self._holds, store, self._intake, clock, reactor, self._tidy)
+        self._scheduler = Scheduler(
+            self._holds, store, self._intake, clock, reactor, gate, self._tidy
+        )
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
-        self._circuit = Circuit(breaker, self._scheduler, reactor, pause, resume)
+        self._pauses = Pauses(breaker, self._scheduler, reactor, gate)
         self._settler = Settler(
             acknowledger,
             store,
@@ -231,19 +237,20 @@ class Slots:
             Histories(),
             Unsettled(clock),
             LostAcks(clock, plan.prefetch_count),
-            self._circuit.store_failed,
-            self._circuit.store_works,
+            self._pauses.store_failed,
+            self._pauses.store_works,
             self._done,
             must_keep=self._must_keep,
         )
+        gate.listen(self._gate_changed)
 
     def start(
         self,
         handler: HandlerRunner,
-        lane_of: LaneOf | None,
+        lane_of: LaneFinder | None,
         watch: Callable[[asyncio.Task[None]], object] = lambda _task: None,
     ) -> None:
-        """Let the slots take deliveries, in tasks that end after :meth:`close`.
+        """Let the slots take deliveries, in tasks that end once the gate is closed.
 
         Args:
             handler: Runs the author's code, in as many slots as the plan says.
@@ -252,7 +259,7 @@ class Slots:
                 a commit that failed by a defect.
         """
         self._settler.watch = watch
-        self._handler = OneByOne(handler, self._clock.monotonic)
+        self._handler = OneByOne(handler, self._clock.monotonic, self._gate)
         self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=self._handler,
@@ -263,7 +270,7 @@ class Slots:
             chance=self._chance,
             settler=self._settler,
         )
-        self._crew.start(self._plan.framework.at_once, watch)
+        self._pool.start(self._plan.framework.at_once, watch)
         self.look()
 
     def resize(self, at_once: int) -> None:
@@ -271,7 +278,7 @@ class Slots:
 
         How many handlers run at once is the handler runner's, and to be changed there as well.
         """
-        self._crew.resize(at_once)
+        self._pool.resize(at_once)
 
     def apply(self, plan: Plan) -> None:
         """Take deliveries by another plan from now on, one with the same ordering.
@@ -287,22 +294,17 @@ class Slots:
         self._settler.lost_acks.resize(plan.prefetch_count)
         self._holds.resize(recovery.hold_slots)
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
-        self._circuit.resize(recovery.breaker.consecutive, recovery.breaker.probe)
+        self._pauses.resize(recovery.breaker.consecutive, recovery.breaker.probe)
 
-    async def rest(self) -> None:
-        """Begin with nothing more, and wait until nothing runs nor is being written.
+    async def idle(self) -> None:
+        """Wait until nothing runs nor is being written; call it while the gate lets nothing begin.
 
-        What comes meanwhile waits for :meth:`go_on`.
+        What waits for a slot goes back to the queue.
         """
-        self._intake.suspend()
         if self._handler is not None:
             self._handler.withdraw()
-        await self._crew.idle()
+        await self._pool.idle()
         await self._settler.written()
-
-    def go_on(self) -> None:
-        """Begin again, after :meth:`rest`."""
-        self._intake.go_on()
 
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
@@ -394,7 +396,7 @@ class Slots:
             self._settler.histories.keep(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
-        self._circuit.look()
+        self._pauses.look()
 
     @property
     def is_behind(self) -> bool:
@@ -441,16 +443,11 @@ class Slots:
         decision = Decision(GiveBack(), delivery.history)
         self._settler.settle(Decided(delivery, None, Withdrawn(), decision))
 
-    def close(self) -> None:
-        """Let no slot begin with a delivery any more, and nothing come back."""
-        self._is_closed = True
-        self._intake.close()
-        self._arrivals.close()
-        self._crew.close()
-        if self._handler is not None:
-            self._handler.stop()
-        self._scheduler.pause()
-        self._circuit.stop()
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is GateEvent.CLOSE:
+            self._arrivals.close()
+            if self._handler is not None:
+                self._handler.stop()
 
     def give_back_held(self) -> int:
         """Give back to the broker what is held; returns how many those were."""
@@ -464,7 +461,7 @@ class Slots:
 
     async def finish(self) -> None:
         """Wait for what runs, and for what is being committed."""
-        await self._crew.finish()
+        await self._pool.finish()
         await self._settler.commits()
 
     async def give_back_rest(self) -> None:
@@ -495,7 +492,7 @@ class Slots:
             What became of it, once that is committed: :class:`.Ack` for a success,
             :class:`.GiveBack` where it did not run because the instance stops or pauses.
         """
-        if self._is_closed:
+        if self._gate.is_closed:
             return GiveBack()
         done: asyncio.Future[Disposition] = asyncio.get_running_loop().create_future()
         self._replays[delivery.row] = done
@@ -514,7 +511,7 @@ class Slots:
         pipeline = self._pipeline
         assert pipeline is not None  # noqa: S101 -- the crew works from start() on
         outcome, decision = await pipeline.process(delivery)
-        self._circuit.judge(outcome, decision)
+        self._pauses.judge(outcome, decision)
         if isinstance(decision.disposition, Halt):
             self._halt(decision.disposition)
         elif isinstance(decision.disposition, Hold):
@@ -559,12 +556,12 @@ class Slots:
 
     def _look_at_order(self) -> None:
         """Where nothing may overtake anything, what is in the store stops all the others."""
-        if not self._plan.policy.strict or self._is_closed:
+        if not self._plan.policy.strict or self._gate.is_closed:
             return
         try:
-            self._circuit.order_is(blocked=self._store.is_blocked(EVERYTHING))
+            self._pauses.order_is(blocked=self._store.is_blocked(SINGLE_LANE))
         except StoreError as error:
-            self._circuit.order_is_unknown(str(error))
+            self._pauses.order_is_unknown(str(error))
 
     def _tidy(self) -> None:
         """Give back what waits for so long that the broker would close the channel."""

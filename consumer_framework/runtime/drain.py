@@ -80,17 +80,17 @@ class Drain:
             await self._finish()
 
     async def _finish(self) -> None:
-        slots = self._instance.slots
-        given_back = slots.give_back_waiting() + slots.give_back_held()
+        dispatcher = self._instance.dispatcher
+        given_back = dispatcher.give_back_waiting() + dispatcher.give_back_held()
         running = len(self._instance.running)
         _log.info("stopping: %d given back to the broker, %d running", given_back, running)
         self._await("what is being written")
-        await slots.finish()
-        await slots.give_back_rest()
+        await dispatcher.finish()
+        await dispatcher.give_back_rest()
         await self._teardown()
         self._await("the broker", CLOSE_TIMEOUT)
         await from_twisted(self._instance.session.close())
-        self._instance.stores.close()
+        self._instance.files.close()
 
     async def _teardown(self) -> None:
         executor = self._instance.executor
@@ -123,7 +123,7 @@ def cut_short(instance: Instance) -> None:
     executor = instance.executor
     if executor is not None:
         guilty = [delivery for run in executor.overruns() for delivery in run.deliveries]
-        instance.stores.flight.spare(guilty)
+        instance.files.flight.spare(guilty)
         cancelled = executor.cancel()
         for delivery in instance.running:
             what = "is cancelled in" if delivery in cancelled else "is left in"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.errors import StoreError
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.limits import count_of, limit_of
 from consumer_framework.core.ports import Observers
@@ -18,15 +19,15 @@ from consumer_framework.core.stats import Counters, Progress
 from consumer_framework.runtime.observe.log import DeliveryLog
 from consumer_framework.runtime.observe.status import Facts, status_line
 
-from .deadline import Countdown
-from .dispatcher import Slots
-from .memory_relief import Relief
+from .deadline import Deadline
+from .dispatcher import Dispatcher
+from .memory_relief import MemoryRelief
 from .read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from consumer_framework.adapters.amqp.session import Listener
+    from consumer_framework.adapters.amqp import Listener
     from consumer_framework.adapters.executor import Executor
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
-    from .stores import Stores
+    from .state_files import StateFiles
 
 
 class Instance:
@@ -43,32 +44,31 @@ class Instance:
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        stores: The store and the flight recorder.
+        files: The store and the flight recorder.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor.
         listener: Told of everything that happens on the connection.
         halt: Called when a delivery halts the instance.
-        pause: Called with a reason when nothing more should be consumed.
-        resume: Called when that is over.
         late: Called when what the instance waits for has had its time.
 
     Attributes:
+        gate: Says whether work is taken.
         counters: Counts runs and settles.
         log: Logs settles.
         session: The connection and its subscriptions.
-        slots: The deliveries, from their arrival to their settle.
+        dispatcher: The deliveries, from their arrival to their settle.
         executor: Runs the handler; None until that is set up.
         state: Where the instance is in its life; the runner changes it.
         news_at: When something last happened to it, in seconds of *clock*'s monotonic time.
         trouble: Why it does not consume, or why it stopped; "" for no reason.
-        countdown: Bounds the start and the drain.
+        deadline: Bounds the start and the drain.
         awaited: Says what the drain waits for.
         was_ready: Whether it ever consumed from every queue.
         is_built: Set once the handler is set up, or will not be any more.
         is_reloading: Whether the service manager waits for the end of a reload.
         remarks: What else the status says, by what it is about; "" for nothing.
-        relief: Lets slots and prefetch be what the settings say, or less while memory is short.
+        memory_relief: Lowers slots and prefetch while memory is short.
         read_ahead: Bounds the bytes that wait in memory.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
@@ -77,37 +77,36 @@ class Instance:
         self,
         settings: Settings,
         plan: Plan,
-        stores: Stores,
+        files: StateFiles,
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
         listener: Listener,
         halt: Callable[[Halt], None],
-        pause: Callable[[str], None],
-        resume: Callable[[], None],
         late: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.plan = plan
-        self.stores = stores
+        self.files = files
         self.notifier = notifier
         self.clock = clock
         self.reactor = reactor
+        self.gate = Gate()
         self.state = State.BUILDING
         self.news_at = clock.monotonic()
         self.trouble = ""
         self.executor: Executor | None = None
         self.counters = Counters()
         self.log = DeliveryLog(clock, reactor.callLater)
-        self.countdown = Countdown(clock.monotonic, notifier, self.say_status, late)
+        self.deadline = Deadline(clock.monotonic, notifier, self.say_status, late)
         self.awaited: Callable[[], str] = str
-        self.relief = Relief(self)
+        self.memory_relief = MemoryRelief(self)
         self.lag: int | None = None
         self.was_ready = False
         self.is_built = asyncio.Event()
         self.is_reloading = False
         self.remarks: dict[str, str] = {}
-        if not stores.store.keeps:
+        if not files.store.keeps:
             self.remarks["store"] = "no store: nothing is deferred or quarantined"
         self._progress = Progress(clock.monotonic())
         self._has_proven_itself = False
@@ -122,20 +121,19 @@ class Instance:
             snapshot=self.counters.snapshot,
         )
         self.read_ahead = ReadAhead(self, channels)
-        self.slots = Slots(
+        self.dispatcher = Dispatcher(
             plan,
             channels,
-            stores.store,
-            stores.flight,
+            files.store,
+            files.flight,
             Observers(self.counters, self.log),
             clock,
             reactor,
+            self.gate,
             halt=halt,
-            pause=pause,
-            resume=resume,
         )
-        self.slots.limit_of = self._delivery_limit
-        self.session.take_always(self.slots.is_near_limit)
+        self.dispatcher.limit_of = self._delivery_limit
+        self.session.take_always(self.dispatcher.is_near_limit)
 
     def _delivery_limit(self, delivery: Delivery) -> int | None:
         queue = self.settings.queues.get(delivery.queue)
@@ -161,7 +159,7 @@ class Instance:
         framework = self.plan.framework.model_copy(update={"slots": slots})
         if self.executor is not None:
             self.executor.resize(replace(self.plan.limits, slots=slots))
-        self.slots.resize(framework.at_once)
+        self.dispatcher.resize(framework.at_once)
 
     def status(self) -> str:
         """The line that ``systemctl status`` shows."""
@@ -173,7 +171,7 @@ class Instance:
             queues=len(self.session.queues),
             counts=counts,
             rate=self._progress.rate(now),
-            held=self.slots.held,
+            held=self.dispatcher.held,
             deferred=deferred,
             due=self._due(),
             quarantined=quarantined,
@@ -181,8 +179,8 @@ class Instance:
             up=self._progress.up(now),
             trouble=self.trouble,
             awaited=self.awaited(),
-            left=self.countdown.left,
-            strain=self.relief.strain,
+            left=self.deadline.left,
+            strain=self.memory_relief.strain,
         )
         return "; ".join([status_line(self.state, facts), *filter(None, self.remarks.values())])
 
@@ -199,15 +197,15 @@ class Instance:
         # At the end the store is closed; one that cannot be read is what others tell of.
         if self.state is not State.STOPPED:
             with suppress(StoreError):
-                stats = self.stores.store.stats()
+                stats = self.files.store.stats()
                 self._last_kept = stats.deferred, stats.quarantined + stats.replaying
         return self._last_kept
 
     def _due(self) -> int:
         """How many deferred messages are due, where those are many; 0 otherwise."""
-        if self.state is not State.STOPPED and self.slots.is_behind:
+        if self.state is not State.STOPPED and self.dispatcher.is_behind:
             with suppress(StoreError):
-                return self.stores.store.count_due(self.clock.time())
+                return self.files.store.count_due(self.clock.time())
         return 0
 
     def say_status(self) -> None:
@@ -227,7 +225,7 @@ class Instance:
             "remarks": list(filter(None, self.remarks.values())),
             "broker": self.broker,
             "queues": list(self.session.queues),
-            "held": self.slots.held,
+            "held": self.dispatcher.held,
             "lag": self.lag,
             "rate": round(self._progress.rate(self.clock.monotonic()), 3),
             "up": round(self._progress.up(self.clock.monotonic())),

@@ -32,7 +32,7 @@ GRACE = 10.0
 _LOOK = 0.1
 
 
-class Leaving:
+class ProcessExit:
     """The end of the process.
 
     Args:
@@ -49,7 +49,7 @@ class Leaving:
     def begin(self) -> None:
         """Let Python end as it does, and see that it comes to an end."""
         # A daemon: Python waits for all the others.
-        threading.Thread(target=self._watch, name="leaving", daemon=True).start()
+        threading.Thread(target=self._watch, name="process-exit", daemon=True).start()
 
     def now(self) -> NoReturn:
         """End the process at once; what is buffered in log and output is written."""

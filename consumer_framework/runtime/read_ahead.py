@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from consumer_framework.adapters.systemd.cgroup import most_memory
-from consumer_framework.adapters.systemd.memory_pressure import free_memory
+from consumer_framework.adapters.systemd.cgroup import free_memory, most_memory
 
 if TYPE_CHECKING:
     from consumer_framework.adapters.amqp.channels import Channels
@@ -91,7 +90,7 @@ class ReadAhead:
         if session.prefetch_count and count >= session.prefetch_count:
             return False
         self._count = count
-        self._instance.relief.apply()
+        self._instance.memory_relief.apply()
         if not session.shed(delivery):
             return False
         _log.info(
@@ -107,7 +106,7 @@ class ReadAhead:
         full = self._instance.plan.prefetch_count
         count = 2 * (self._count or 1)
         self._count = None if full and count >= full else count
-        self._instance.relief.apply()
+        self._instance.memory_relief.apply()
 
     def _watch_burst(self) -> None:
         if not self._is_burst:

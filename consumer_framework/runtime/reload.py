@@ -23,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import task
 
 from consumer_framework.adapters import certificates, config, log
-from consumer_framework.adapters.systemd.credentials import Directory
+from consumer_framework.adapters.systemd.credentials import ServiceCredentials
 from consumer_framework.core.errors import ConfigurationError, Fault, Problem
-from consumer_framework.core.lifecycle import State
+from consumer_framework.core.gate import Reason
 from consumer_framework.runtime.assembly.loader import is_plain_class
-from consumer_framework.runtime.assembly.plan import lane_of
 from consumer_framework.settings import Takes, changes, in_force, is_authors
 from consumer_framework.settings.changes import bound, without
 from consumer_framework.settings.credentials import UnavailableError
 
 from .assembly.access import from_inside
+from .assembly.configuration import configure_logging, read_again
+from .assembly.plan import plan_of_this_process
 from .deadline import LEASE, RENEWAL
-from .stores import store_limits
+from .lanes import lane_finder
+from .state_files import store_limits
 from .tasks import from_twisted, reraise_own_cancellation
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Change, Settings
 
+    from .assembly.configuration import RunOptions
     from .instance import Instance
 
     Say = Callable[[str], None]
@@ -99,18 +102,18 @@ class Transition:
     Args:
         instance: Runs, and has a handler.
         candidate: What is to come into force.
-        set_up_logging: Logs as settings say; raises :class:`.ConfigurationError`.
+        options: The options of the start, for errors of logging.
     """
 
     def __init__(
         self,
         instance: Instance,
         candidate: Candidate,
-        set_up_logging: Callable[[Settings], None],
+        options: RunOptions,
     ) -> None:
         self._instance = instance
         self._to = candidate
-        self._set_up_logging = set_up_logging
+        self._options = options
         self._undo: list[Callable[[], object]] = []
         self._handler: Handler | None = None
         before, after = bound(instance.settings), bound(candidate.settings)
@@ -148,7 +151,7 @@ class Transition:
 
     def _log_as(self, former: Settings, settings: Settings) -> None:
         log.forget(former.log_config)
-        self._set_up_logging(settings)
+        configure_logging(settings, self._options)
 
     def _give_to_upstream(self) -> None:
         before = config.give_to_upstream(self._to.document)
@@ -191,13 +194,13 @@ class Transition:
         instance.settings, instance.plan = settings, plan
         # Bound again: there may be another connection by now, with queues bound as before.
         instance.session.apply(settings, self._bound, self._unbound)
-        instance.slots.apply(plan)
+        instance.dispatcher.apply(plan)
         if self._handler is not None:
-            instance.slots.lane_of = lane_of(plan, self._handler)
-        instance.stores.store.limit(store_limits(plan.framework))
+            instance.dispatcher.lane_of = lane_finder(plan, self._handler)
+        instance.files.store.limit(store_limits(plan.framework))
         instance.read_ahead.reload()
         # Slots and prefetch, or less of them while memory is short.
-        return bool(instance.relief.apply())
+        return bool(instance.memory_relief.apply())
 
     def _take_back(self) -> None:
         while self._undo:
@@ -294,7 +297,7 @@ def handed_over(path: Path | None, instance: str) -> HandedOver:
         names = set()
     for name in names:
         try:
-            status = Directory.of_service(instance).find(name).stat()
+            status = ServiceCredentials.of_process(instance).find(name).stat()
         except (UnavailableError, OSError):
             continue
         states[name] = (status.st_mtime_ns, status.st_ino)
@@ -313,31 +316,6 @@ def _changed(file: Path) -> int:
 
 # What takes more than the flight recorder has room for waits for a restart.
 _TAKES_ROOM = {f"consumer_config.framework.{key}" for key in ("slots", "batch", "batch.size")}
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an instance's configuration comes from.
-
-    Attributes:
-        source: The file, for people.
-        read: Reads and checks it, with what an order to reload brought along instead where this
-            user may not read it; raises :class:`.ConfigurationError`.
-        plan: Plans what its settings say, likewise; finds the author's object, or takes the one
-            that it is given as ``target``.
-        set_up_logging: Logs as settings say, likewise.
-        names_callback: Whether the file says which one that is, and not the command line.
-        handed_over: Looks at what the service manager has handed over.
-        given: Finds in an order to reload what it brought along; None for nothing.
-    """
-
-    source: str
-    read: Callable[[bytes | None], Loaded]
-    plan: Callable[..., Plan]
-    set_up_logging: Callable[[Settings], None]
-    names_callback: bool = True
-    handed_over: Callable[[], HandedOver] = HandedOver
-    given: Callable[[dict[str, Any]], bytes | None] = lambda _request: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,22 +355,22 @@ class Reloader:
 
     Args:
         instance: What runs.
-        origin: Where its configuration comes from.
+        options: The options of its start, which name its configuration.
         spawn: Starts a task that is looked after.
     """
 
     def __init__(
         self,
         instance: Instance,
-        origin: Origin,
+        options: RunOptions,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._instance = instance
-        self._origin = origin
+        self._options = options
         self._spawn = spawn
         self._lock = asyncio.Lock()
         self._files = certificates.digests(instance.settings.tls)
-        self._handed_over = origin.handed_over()
+        self._handed_over = handed_over(options.path, options.instance)
         self._reconnecting: asyncio.Task[None] | None = None
         self._is_resting = False
         self._extension = task.LoopingCall(instance.notifier.extend, LEASE)
@@ -408,7 +386,7 @@ class Reloader:
         Goes on where nobody listens any more.
         """
         answers: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._spawn(self._serve(answers.put_nowait, self._origin.given(request)))
+        self._spawn(self._serve(answers.put_nowait, given(request, self._options.path)))
         while (answer := await answers.get()) is not None:
             yield answer
 
@@ -438,9 +416,9 @@ class Reloader:
 
     async def _reload(self, say: Say, given: bytes | None) -> Report:
         await self._instance.is_built.wait()
-        if self._is_stopping:
+        if self._instance.gate.is_closed:
             return Report(problems=stopping().problems)
-        source = self._origin.source
+        source = self._options.source
         _log.info("reloading %s", source)
         with self._announced(f"Reloading {source}"):
             report = await self._try(say, given)
@@ -462,7 +440,7 @@ class Reloader:
         finally:
             self._extension.stop()
             self._instance.is_reloading = False
-            if not self._is_stopping:
+            if not self._instance.gate.is_closed:
                 # Also where the old settings stay.
                 self._instance.announce_ready()
 
@@ -471,11 +449,11 @@ class Reloader:
             candidate, files = self._candidate(given)
             if candidate.makes_handler:
                 say("setting up a new handler")
-            transition = Transition(self._instance, candidate, self._origin.set_up_logging)
+            transition = Transition(self._instance, candidate, self._options)
             if candidate.changes and await transition.run():
                 self._reconnect()
         except ConfigurationError as error:
-            located = ConfigurationError(*error.located, source=self._origin.source)
+            located = ConfigurationError(*error.located, source=self._options.source)
             return Report(problems=located.located)
         except BaseException as error:  # noqa: BLE001 -- the author's code may be part of it
             reraise_own_cancellation(error)
@@ -485,7 +463,8 @@ class Reloader:
         return Report(candidate.changes, notes=self._not_reread())
 
     def _not_reread(self) -> tuple[str, ...]:
-        before, self._handed_over = self._handed_over, self._origin.handed_over()
+        before = self._handed_over
+        self._handed_over = handed_over(self._options.path, self._options.instance)
         return before.not_reread(self._handed_over)
 
     # What is to come into force.
@@ -497,10 +476,10 @@ class Reloader:
             That, and the digests of its TLS files.
         """
         if given is None:
-            self._origin.handed_over().refuse_stale()
-        loaded = self._origin.read(given)
+            handed_over(self._options.path, self._options.instance).refuse_stale()
+        loaded = read_again(self._options, given)
         old, new = self._instance.settings, loaded.settings
-        if not self._origin.names_callback:
+        if self._options.names_callback:
             new = new.model_copy(update={"callback": old.callback})
         # Looked at before they are read: one that changes meanwhile counts the next time.
         files = certificates.digests(new.tls)
@@ -510,9 +489,9 @@ class Reloader:
         is_other = any(change.path == "callback" for change in found)
         target = self._instance.plan.target
         # Checked whole: with the callback that it names. Python does not import a module twice.
-        self._origin.plan(settings=new, target=None if is_other else target)
+        plan_of_this_process(self._options, new, None if is_other else target)
         settings, plan = self._in_force(new, found)
-        if plan.framework.at_once > self._instance.stores.places:
+        if plan.framework.at_once > self._instance.files.places:
             found = changes(old, new, others, {*waiting, *_TAKES_ROOM})
             settings, plan = self._in_force(new, found)
         return Candidate(settings, _document(loaded, settings, found), plan, found), files
@@ -528,7 +507,7 @@ class Reloader:
         settings = in_force(self._instance.settings, new, found)
         target = self._instance.plan.target
         try:
-            return settings, self._origin.plan(settings=settings, target=target)
+            return settings, plan_of_this_process(self._options, settings, target)
         except ConfigurationError as error:
             # It is right as a whole, and was found so before.
             what = "does not go together with what takes a restart"
@@ -545,20 +524,19 @@ class Reloader:
 
     async def _connect_again(self, former: asyncio.Task[None] | None) -> None:
         """Connect again with nothing in the handler, so that nothing is run twice anywhere."""
-        slots, session = self._instance.slots, self._instance.session
+        gate, dispatcher = self._instance.gate, self._instance.dispatcher
         if former is not None:
             await asyncio.wait([former])
         try:
-            await slots.rest()
+            gate.suspend(Reason.RECONNECTION)
+            await dispatcher.idle()
             self._is_resting = False
-            if not self._is_stopping:
-                await from_twisted(session.reconnect("connecting again with other settings"))
+            if not gate.is_closed:
+                await from_twisted(
+                    self._instance.session.reconnect("connecting again with other settings")
+                )
         finally:
-            slots.go_on()
-
-    @property
-    def _is_stopping(self) -> bool:
-        return self._instance.state in {State.FAILING, State.DRAINING, State.STOPPED}
+            gate.resume(Reason.RECONNECTION)
 
 
 def _document(loaded: Loaded, settings: Settings, found: tuple[Change, ...]) -> dict[str, Any]:

@@ -24,32 +24,35 @@ from consumer_framework.core.errors import (
     Problem,
     StoreError,
 )
+from consumer_framework.core.gate import SHUTS, Entry
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.text import text
-from consumer_framework.runtime.assembly.plan import lane_of
 from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.runtime.control.server import ControlFactory
 from consumer_framework.runtime.observe.status import counts_text
 
 from .drain import Drain, cut_short
 from .instance import Instance
-from .process_exit import PATIENCE, Leaving
+from .lanes import lane_finder
+from .process_exit import PATIENCE, ProcessExit
 from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
-from .stores import control_socket, runtime_directory
-from .tasks import Tasks, reraise_own_cancellation
+from .state_files import control_socket, runtime_directory
+from .tasks import SupervisedTasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
+    from consumer_framework.core.gate import GateEvent, Reason
     from consumer_framework.core.ports import Clock, Notifier
-    from consumer_framework.runtime.assembly.plan import LaneOf, Plan
+    from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
-    from .reload import Origin
-    from .stores import Stores
+    from .assembly.configuration import RunOptions
+    from .lanes import LaneFinder
+    from .state_files import StateFiles
 
 _log = logging.getLogger(__name__)
 
@@ -67,53 +70,53 @@ class Runner(MultiService):
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        stores: The store and the flight recorder; closed at the end.
+        files: The store and the flight recorder; closed at the end.
         notifier: Told when the instance is ready, what it does, and that it stops.
         clock: For the memory of redeliveries.
         reactor: Twisted's asyncio reactor; stopped when the instance is.
-        origin: Where the settings and the plan are from, for a reload.
+        options: The options of the start, for a reload.
 
     Attributes:
         exit_code: What the process should exit with, once the reactor has stopped.
-        leaving: Ends the process then.
+        process_exit: Ends the process then.
     """
 
-    leaving: Leaving
+    process_exit: ProcessExit
 
     def __init__(  # noqa: PLR0913, PLR0917 -- app.py puts it together, and nobody else
         self,
         settings: Settings,
         plan: Plan,
-        stores: Stores,
+        files: StateFiles,
         notifier: Notifier,
         clock: Clock,
         reactor: Any,
-        origin: Origin,
+        options: RunOptions,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.exit_code: int = ExitCode.OK
         self._instance = Instance(
             settings,
             plan,
-            stores,
+            files,
             notifier,
             clock,
             reactor,
             self,
             halt=self._halted,
-            pause=self._pause,
-            resume=self._resume,
             late=self._late,
         )
         self._reactor = reactor
-        self._lane_of: LaneOf | None = None
-        self._tasks = Tasks(self._task_failed)
+        self._lane_of: LaneFinder | None = None
+        self._tasks = SupervisedTasks(self._task_failed)
         self._building: asyncio.Task[None] | None = None
-        self._startup = Startup(plan, stores.flight, self._waits_for_dependency)
+        gate = self._instance.gate
+        self._startup = Startup(plan, files.flight, self._waits_for_dependency, gate)
+        gate.listen(self._gate_changed)
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
-        self._reloader = Reloader(self._instance, origin, self._tasks.spawn)
+        self._reloader = Reloader(self._instance, options, self._tasks.spawn)
         self._signals = Signals(reactor, self._told_to_stop, self._reloader.begin)
         self._status_timer = task.LoopingCall(self._look)
         self._watchdog = Watchdog(self._instance)
@@ -129,7 +132,7 @@ class Runner(MultiService):
         self._retention_timer.start(RETENTION_INTERVAL)
         now, instance = self._instance.clock.monotonic(), self._instance
         self._start_end = now + instance.plan.framework.start_timeout
-        self._instance.countdown.start(lambda: self._start_end)
+        self._instance.deadline.start(lambda: self._start_end)
         self._building = self._tasks.spawn(self._build())
 
     # What the session reports.
@@ -137,11 +140,11 @@ class Runner(MultiService):
     def delivered(self, delivery: Delivery) -> None:
         """Let the next free slot take it, if there is room for it in memory."""
         if self._instance.read_ahead.takes(delivery):
-            self._instance.slots.put(delivery)
+            self._instance.dispatcher.put(delivery)
 
     def voided(self, generation: int) -> None:
         """Forget what no slot took yet: it will be delivered again."""
-        self._instance.slots.voided(generation)
+        self._instance.dispatcher.voided(generation)
 
     def connected(self) -> None:
         """There is a connection."""
@@ -166,7 +169,7 @@ class Runner(MultiService):
     def lost(self, reason: str, retry_in: float) -> None:
         """There is no connection."""
         self._instance.remarks["blocked"] = ""
-        if self._instance.state in (State.FAILING, State.DRAINING, State.STOPPED):
+        if self._instance.gate.is_closed:
             _log.debug("the connection is closed: %s", reason)
         else:
             attempt = self._instance.session.service.factory.retries + 1
@@ -212,23 +215,22 @@ class Runner(MultiService):
             case Effect.CONNECT:
                 self._connect()
             case Effect.ANNOUNCE_READY:
-                self._instance.countdown.stop()
+                self._instance.deadline.stop()
                 self._instance.announce_ready()
             case Effect.ANNOUNCE_STATUS:
                 self._instance.say_status()
             case Effect.PAUSE:
                 self._instance.session.pause()
-                self._instance.slots.give_back_waiting()
+                self._instance.dispatcher.give_back_waiting()
             case Effect.RESUME:
                 self._instance.session.resume()
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
-                self._instance.relief.stop()
-                self._instance.slots.close()
+                self._instance.gate.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
-                self._instance.countdown.stop()
+                self._instance.deadline.stop()
                 cut_short(self._instance)
                 self._tasks.cancel()
                 self._last_turns = LAST_TURNS
@@ -245,7 +247,7 @@ class Runner(MultiService):
     def _told_to_stop(self, number: signal.Signals) -> None:
         if self._instance.state is State.DRAINING:
             self.exit_code = self.exit_code or 128 + number
-        is_first = self._instance.state not in {State.FAILING, State.DRAINING, State.STOPPED}
+        is_first = not self._instance.gate.is_closed
         _log.info("%s: stopping", number.name)
         self._happened(Event.STOP)
         if is_first and self._instance.running:
@@ -257,7 +259,7 @@ class Runner(MultiService):
         """Somebody else stopped the reactor; drain first."""
         if self._instance.state is State.STOPPED:
             return None
-        if self._instance.state not in (State.FAILING, State.DRAINING):
+        if not self._instance.gate.is_closed:
             self._happened(Event.STOP)
         return self._stopped
 
@@ -276,7 +278,7 @@ class Runner(MultiService):
         else:
             if built is not None:
                 handler, self._instance.executor = built
-                self._lane_of = lane_of(self._instance.plan, handler)
+                self._lane_of = lane_finder(self._instance.plan, handler)
                 # Its __init__ and setup may have taken them.
                 self._signals.catch()
                 self._happened(Event.BUILT)
@@ -289,8 +291,8 @@ class Runner(MultiService):
 
     def _connect(self) -> None:
         assert self._instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
-        self._instance.slots.start(self._instance.executor, self._lane_of, self._tasks.watch)
-        self._instance.relief.start()
+        self._instance.dispatcher.start(self._instance.executor, self._lane_of, self._tasks.watch)
+        self._instance.memory_relief.start()
         self._monitor()
         try:
             self._listen()
@@ -309,42 +311,44 @@ class Runner(MultiService):
             monitor_service(service, address=monitoring.address, port=monitoring.port)
 
     def _listen(self) -> None:
-        directory = self._instance.stores.directory or runtime_directory()
+        directory = self._instance.files.directory or runtime_directory()
         if directory is None:
             _log.warning("no command reaches this instance: there is no $RUNTIME_DIRECTORY")
             return
         path = control_socket(directory)
         path.unlink(missing_ok=True)
-        store, slots = self._instance.stores.store, self._instance.slots
-        orders = Orders(store, slots.replay, slots.dropped, slots.look, self._instance.report)
+        store, dispatcher = self._instance.files.store, self._instance.dispatcher
+        orders = Orders(
+            store, dispatcher.replay, dispatcher.dropped, dispatcher.look, self._instance.report
+        )
         factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
-    # What the slots report.
+    # The reports of the dispatcher and of the gate.
 
     def _halted(self, halt: Halt) -> None:
         self._end(halt.exit_code, halt.reason)
 
-    def _pause(self, reason: str) -> None:
-        self._instance.trouble = reason
-        self._happened(Event.PAUSE)
-
-    def _resume(self) -> None:
-        self._instance.trouble = ""
-        connected = self._instance.session.is_connected
-        self._happened(Event.RESUME if connected else Event.RESUME_OFFLINE)
+    def _gate_changed(self, _event: GateEvent, reason: Reason | None) -> None:
+        if reason is None or Entry.CONSUME not in SHUTS[reason]:
+            return
+        self._instance.trouble = self._instance.gate.why_not_consuming
+        if self._instance.trouble:
+            self._happened(Event.PAUSE)
+        else:
+            connected = self._instance.session.is_connected
+            self._happened(Event.RESUME if connected else Event.RESUME_OFFLINE)
 
     # Stopping.
 
     def _begin_drain(self) -> None:
-        self._startup.stop()
         drain = Drain(self._instance, self._start_end, self._teardown_failed)
         self._instance.awaited = lambda: drain.awaited
         # systemd counts the time of the stop from here on, also where nobody told us to.
-        self._instance.countdown.stop()
+        self._instance.deadline.stop()
         self._instance.notifier.stopping(self._instance.status())
-        self._instance.countdown.start(drain.end)
+        self._instance.deadline.start(drain.end)
         self._tasks.spawn(self._drain(drain))
 
     async def _drain(self, drain: Drain) -> None:
@@ -355,7 +359,7 @@ class Runner(MultiService):
 
     def _late(self) -> None:
         """The start, or the drain, has had its time."""
-        if self._instance.state in (State.FAILING, State.DRAINING):
+        if self._instance.gate.is_closed:
             what = f"gave up waiting for {self._instance.awaited()}"
             _log.error("%s", what)
             if self.exit_code == ExitCode.OK:
@@ -372,7 +376,7 @@ class Runner(MultiService):
 
     def _exit(self) -> None:
         self._status_timer.stop()
-        self._instance.countdown.stop()
+        self._instance.deadline.stop()
         self._retention_timer.stop()
         self._watchdog.stop()
         self._instance.say_status()
@@ -392,10 +396,10 @@ class Runner(MultiService):
         api._twisted_service = None  # noqa: SLF001
         is_cut_short = self._last_turns > 0
         patience = min(self._instance.plan.limits.patience, PATIENCE)
-        self.leaving = Leaving(
+        self.process_exit = ProcessExit(
             self.exit_code, 0.0 if is_cut_short else patience, self._instance.notifier
         )
-        self._signals.finish(self.leaving.now)
+        self._signals.finish(self.process_exit.now)
 
     def _stop_reactor(self) -> None:
         self._stopped.callback(None)
@@ -410,7 +414,7 @@ class Runner(MultiService):
 
     async def _expire(self) -> None:
         try:
-            expired = await self._instance.stores.store.expire(self._instance.clock.time())
+            expired = await self._instance.files.store.expire(self._instance.clock.time())
         except StoreError as error:
             _log.warning("what is too old cannot be exported, and is kept: %s", error)
         else:

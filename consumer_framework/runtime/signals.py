@@ -9,14 +9,13 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.lifecycle import CUT_SHORT_GRACE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
 _log = logging.getLogger(__name__)
-
-# Seconds that a second signal leaves for an orderly end.
-CUT_SHORT_GRACE = 5.0
 
 
 class Signals:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class Tasks:
+class SupervisedTasks:
     """A set of tasks that must not fail.
 
     Args:

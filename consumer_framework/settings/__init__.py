@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration of an instance: frozen, checked whole, every error with its TOML path.
+"""The configuration of an instance as frozen values.
 
-The file format is fedora-messaging's. The framework's own settings are in
-``[consumer_config.framework]``; everything else under ``[consumer_config]`` is the author's.
+- :mod:`.model` declares each setting once: type, default, meaning, and the effort of a change.
+- :mod:`.parsing` checks a whole document and collects every problem with its TOML path.
+- :mod:`.changes` compares two configurations, for a reload.
+- :mod:`.author` checks the author's part against the ``Config`` of a consumer.
+- :mod:`.credentials` puts secrets in the place of ``credential:NAME``.
+- :mod:`.schema` derives the rows of the reference pages and the JSON schema.
+
+Nothing here reads a file, a clock or the environment: the adapters do.
 """
 
 from .author import is_config_type, known_keys, parse_consumer_config
-from .changes import FRAMEWORK_TABLE, TABLE, Change, Takes, changes, in_force, is_authors
+from .brokers import Address
+from .changes import FRAMEWORK_TAKES, TAKES, Change, changes, in_force, is_authors
 from .model import (
     INSTANCE_NAME,
     TRANSIENT_QUEUE,
-    Address,
     Batch,
     Binding,
     BreakerSettings,
@@ -23,6 +29,7 @@ from .model import (
     RuleSettings,
     Settings,
     StoreKind,
+    Takes,
     Tls,
     instance_name_problem,
 )
@@ -30,10 +37,10 @@ from .parsing import NO_OVERRIDES, Overrides, conflicts, override, parse, refuse
 from .problems import toml_path
 
 __all__ = [
-    "FRAMEWORK_TABLE",
+    "FRAMEWORK_TAKES",
     "INSTANCE_NAME",
     "NO_OVERRIDES",
-    "TABLE",
+    "TAKES",
     "TRANSIENT_QUEUE",
     "Address",
     "Batch",

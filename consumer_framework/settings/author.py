@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The author's part of ``[consumer_config]``, parsed with the author's own type."""
+"""Parse the author's part of ``[consumer_config]`` with the author's own type."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
         An instance of *config_type*; a dict where that is None or a TypedDict.
 
     Raises:
-        ConfigurationError: With every problem there is. A key that *config_type* does not know
-            is one, unless a pydantic model says what it does with ``extra``.
+        ConfigurationError: With every problem there is. An unknown key is a problem, unless
+            *config_type* is a pydantic model that sets ``extra``.
     """
     own = {key: value for key, value in table.items() if key != "framework"}
     if config_type is None:
@@ -54,7 +54,7 @@ def parse_consumer_config(config_type: Any, table: Mapping[str, Any]) -> Any:
 
 
 def _for_pydantic(config_type: Any) -> Any:
-    """Pydantic takes ``typing.TypedDict`` from Python 3.12 on only, where it tells enough."""
+    # Before Python 3.12, typing.TypedDict tells pydantic too little.
     if not typing_extensions.is_typeddict(config_type) or sys.version_info >= (3, 12):
         return config_type
     hints = get_type_hints(config_type, include_extras=True)
@@ -70,7 +70,7 @@ def _with_requirement(config_type: Any, key: str, hint: Any) -> Any:
 
 
 def known_keys(config_type: Any) -> set[str] | None:
-    """The keys that an author's ``Config`` knows; None where it takes any key."""
+    """Return the keys that an author's ``Config`` knows, or None if it takes any key."""
     if dataclasses.is_dataclass(config_type):
         return set(inspect.signature(config_type).parameters)  # type: ignore[arg-type]
     if typing_extensions.is_typeddict(config_type):
@@ -85,7 +85,7 @@ def known_keys(config_type: Any) -> set[str] | None:
 
 
 def is_config_type(config_type: Any) -> bool:
-    """Whether *config_type* is one of the types that an author's ``Config`` may be."""
+    """Return true for a pydantic model, a dataclass and a TypedDict."""
     return (
         (isinstance(config_type, type) and dataclasses.is_dataclass(config_type))
         or typing_extensions.is_typeddict(config_type)

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What differs between two configurations, and what it takes to bring that into force.
+"""Compare two configurations, and merge them where a change waits for a restart.
 
-The bindings of a configuration, one by one.
+A reload compares the settings in force with those of the file (:func:`changes`). It brings the
+new settings into force, except for the changes that take a restart (:func:`in_force`).
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from .model import Framework, Settings, Table, Takes
 from .parsing import FRAMEWORK
 from .problems import toml_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-
-    from .model import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Bound:
     """One routing key that brings messages of an exchange to a queue.
 
     Attributes:
-        queue: What the configuration calls it; ``""`` for one that the broker names.
+        queue: Its name in the configuration; ``""`` if the broker chooses the name.
     """
 
     queue: str
@@ -49,69 +48,43 @@ def bound(settings: Settings) -> list[Bound]:
 
 
 def without(some: Sequence[Bound], others: Sequence[Bound]) -> list[Bound]:
-    """Return those of *some* that are not among *others*."""
+    """Return the bindings of *some* that are not in *others*."""
     return [one for one in some if one not in others]
 
 
-class Takes(Enum):
-    """What it takes to bring a changed setting into force."""
+def takes_of(model: type[Table]) -> dict[str, Takes]:
+    """Return the effort that a change of each key of *model* takes, as the model declares it.
 
-    RELOAD = "reload"  # it changes while messages are handled
-    RECONNECT = "reconnect"  # it changes with the next connection, which is made
-    RESTART = "restart"  # the instance goes on with what it has until it is started again
+    Returns:
+        By the path of the key below *model*. A table without an effort of its own has one entry for
+        each of its keys, such as ``qos.prefetch_count``.
+    """
+    found: dict[str, Takes] = {}
+    for name, declared in model.model_fields.items():
+        own = [item for item in declared.metadata if isinstance(item, Takes)]
+        if own:
+            found[name] = own[0]
+        elif isinstance(declared.annotation, type) and issubclass(declared.annotation, Table):
+            inner = takes_of(declared.annotation)
+            found |= {f"{name}.{key}": takes for key, takes in inner.items()}
+    return found
 
 
-# By the path of a key: the keys below [consumer_config.framework] have a table of their own.
-TABLE: Mapping[str, Takes] = {
-    "amqp_url": Takes.RESTART,
-    "client_properties": Takes.RESTART,
-    "publish_exchange": Takes.RELOAD,
-    "topic_prefix": Takes.RELOAD,
-    "publish_priority": Takes.RELOAD,
-    "passive_declares": Takes.RESTART,
-    "exchanges": Takes.RELOAD,
-    "queues": Takes.RESTART,
-    "bindings": Takes.RELOAD,
-    "qos.prefetch_size": Takes.RESTART,
-    "qos.prefetch_count": Takes.RELOAD,
-    "callback": Takes.RESTART,
-    "monitoring": Takes.RESTART,
-    "consumer_config": Takes.RELOAD,
-    "tls.ca_cert": Takes.RECONNECT,
-    "tls.certfile": Takes.RECONNECT,
-    "tls.keyfile": Takes.RECONNECT,
-    "log_config": Takes.RELOAD,
-}
-FRAMEWORK_TABLE: Mapping[str, Takes] = {
-    "brokers": Takes.RESTART,
-    "slots": Takes.RELOAD,
-    "read_ahead": Takes.RELOAD,
-    "read_ahead_bytes": Takes.RELOAD,
-    "ordering": Takes.RESTART,
-    "ordering_key": Takes.RESTART,
-    "handler_timeout": Takes.RELOAD,
-    "start_timeout": Takes.RESTART,
-    "batch": Takes.RELOAD,
-    "rate": Takes.RELOAD,
-    "burst": Takes.RELOAD,
-    "store": Takes.RESTART,
-    "quarantine_max_age": Takes.RELOAD,
-    "quarantine_max_bytes": Takes.RELOAD,
-    "recovery": Takes.RELOAD,
-}
+# The keys of [consumer_config.framework] have a table of their own.
+TAKES: Mapping[str, Takes] = takes_of(Settings)
+FRAMEWORK_TAKES: Mapping[str, Takes] = takes_of(Framework)
 
-# What is in these may be a secret.
-_UNSPOKEN = ("amqp_url", "client_properties", "consumer_config", "log_config", "tls")
+_SECRET = {name for name, declared in Settings.model_fields.items() if not declared.repr}
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One key whose value is another one now.
+    """One key with a new value.
 
     Attributes:
         path: Its TOML path.
-        takes: What it takes to bring that into force.
-        text: How it changed, for people; never a value that may be a secret.
+        takes: The effort to bring the value into force.
+        text: The change in words. It never contains a value that may be a secret.
     """
 
     path: str
@@ -130,12 +103,12 @@ def changes(
     Args:
         old: The settings in force.
         new: The settings to come.
-        files: The keys of ``[tls]`` whose files have other contents than when they were read.
-        waiting: Paths that take a restart for a reason that is not in the tables.
+        files: The keys of ``[tls]`` whose files have changed since they were read.
+        waiting: Paths that take a restart for a reason that the declarations do not know.
     """
     found = [*_top(old, new, files), *_framework(old, new)]
     if any(change.path == "callback" for change in found):
-        # Its settings are of no use to the callback that goes on.
+        # The old callback stays until the restart: the new one's settings do not fit it.
         waiting = {*waiting, *(c.path for c in found if is_authors(c.path))}
     return tuple(
         Change(change.path, Takes.RESTART, change.text) if change.path in waiting else change
@@ -144,12 +117,12 @@ def changes(
 
 
 def in_force(old: Settings, new: Settings, found: Collection[Change]) -> Settings:
-    """Return *new* with the values of *old* where a change waits for a restart.
+    """Return *new* with the old value of each setting whose change waits for a restart.
 
     Args:
         old: The settings in force.
         new: The settings to come.
-        found: How they differ (:func:`changes`).
+        found: Their differences, from :func:`changes`.
     """
     kept = {change.path for change in found if change.takes is Takes.RESTART}
     top = {path.partition(".")[0] for path in kept} & _WHOLE
@@ -160,21 +133,21 @@ def in_force(old: Settings, new: Settings, found: Collection[Change]) -> Setting
     if any(_is_in(path, "queues") for path in kept):
         update["queues"] = old.queues
         update["bindings"] = [b for b in new.bindings if b.queue in old.queues]
-        # What is no more in the file is consumed from until the restart.
+        # The instance consumes from a removed queue until the restart.
         update["bindings"] += [b for b in old.bindings if b.queue not in new.queues]
     update["consumer_config"] = _consumer_config(old, new, kept)
     return new.model_copy(update=update)
 
 
-# Tables and keys that stay whole where they wait.
-_WHOLE = {"amqp_url", "client_properties", "passive_declares", "callback", "monitoring"}
+# Keys at the top that keep their old value as a whole. Queues stay together with their bindings.
+_WHOLE = {key for key, takes in TAKES.items() if takes is Takes.RESTART} - {"queues"}
 
 
 def _consumer_config(old: Settings, new: Settings, kept: set[str]) -> dict[str, Any]:
     source = old if any(map(is_authors, kept)) else new
     own = {key: value for key, value in source.consumer_config.items() if key != "framework"}
     framework = dict(_written(new))
-    for key in FRAMEWORK_TABLE:
+    for key in FRAMEWORK_TAKES:
         if not any(_is_in(path, f"{FRAMEWORK}.{key}") for path in kept):
             continue
         framework.pop(key, None)
@@ -185,7 +158,7 @@ def _consumer_config(old: Settings, new: Settings, kept: set[str]) -> dict[str, 
 
 
 def _top(old: Settings, new: Settings, files: Collection[str]) -> Iterator[Change]:
-    for path, takes in TABLE.items():
+    for path, takes in TAKES.items():
         before, after = _value(old, path), _value(new, path)
         if path in {"queues", "consumer_config"}:
             yield from _keys(path, takes, before, after)
@@ -199,7 +172,7 @@ def _top(old: Settings, new: Settings, files: Collection[str]) -> Iterator[Chang
 
 def _framework(old: Settings, new: Settings) -> Iterator[Change]:
     before, after = old.framework, new.framework
-    for key, takes in FRAMEWORK_TABLE.items():
+    for key, takes in FRAMEWORK_TAKES.items():
         if getattr(before, key) == getattr(after, key):
             continue
         path = f"{FRAMEWORK}.{key}"
@@ -213,7 +186,7 @@ def _framework(old: Settings, new: Settings) -> Iterator[Change]:
 
 
 def _tables(before: Any, after: Any, key: str) -> list[str] | None:
-    """The keys in which two tables differ; None where one is no table."""
+    """Return the keys in which two tables differ, or None if one value is no table."""
     one, other = getattr(before, key), getattr(after, key)
     if not (hasattr(one, "model_fields_set") and hasattr(other, "model_fields_set")):
         return None
@@ -233,9 +206,9 @@ def _keys(
 def _bindings(old: Settings, new: Settings) -> Iterator[Change]:
     before, after = bound(old), bound(new)
     for one in without(after, before):
-        yield Change("bindings", TABLE["bindings"], f"{one}: new")
+        yield Change("bindings", TAKES["bindings"], f"{one}: new")
     for one in without(before, after):
-        yield Change("bindings", TABLE["bindings"], f"{one}: gone")
+        yield Change("bindings", TAKES["bindings"], f"{one}: gone")
 
 
 def _value(settings: Settings, path: str) -> Any:
@@ -251,7 +224,7 @@ def _written(settings: Settings) -> Mapping[str, Any]:
 
 
 def _how(path: str, before: Any, after: Any) -> str:
-    if path.partition(".")[0] in _UNSPOKEN:
+    if path.partition(".")[0] in _SECRET:
         return "new" if before is None else "gone" if after is None else "changed"
     return _said(before, after)
 
@@ -267,7 +240,7 @@ def _text(value: Any) -> str:
 
 
 def is_authors(path: str) -> bool:
-    """Whether the key at *path* belongs to the author of the consumer."""
+    """Return true if the key at *path* belongs to the author of the consumer."""
     return _is_in(path, "consumer_config") and not _is_in(path, FRAMEWORK)
 
 

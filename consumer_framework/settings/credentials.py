@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``credential:NAME`` in a configuration: where it stands, and what takes its place.
+"""Find ``credential:NAME`` in a configuration, and put the secret in its place.
 
-Credentials are systemd's (systemd.exec(5), "Credentials"): files that it gives to one service.
-Where they are is no matter of this module.
+Credentials are systemd's (systemd.exec(5), "Credentials"): files that systemd gives to one service.
+An adapter knows where the files are (:class:`Credentials`).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _IN_URL = re.compile(r"(amqps?://[^/?#@:]*:)credential:([^/?#@]*)(@.*)", re.DOTA
 _FILES = {("tls", "ca_cert"), ("tls", "certfile"), ("tls", "keyfile")}
 _URL = ("amqp_url",)
 _BROKERS = ("consumer_config", "framework", "brokers")
-# Stand for what is not known: a URL, and a password in one.
+# Placeholders for a URL, and for a password in one, that this process cannot see.
 _ANY_URL = "amqps://"
 _ANY_PASSWORD = "unknown"  # noqa: S105 -- it is none
 
 
 class UnavailableError(Exception):
-    """A credential cannot be had.
+    """A credential is not available.
 
     Args:
-        what: What is wrong, as the rest of a line that names the credential.
-        cure: What to do.
-        elsewhere: The service itself may well have it; this process cannot see it.
+        what: The problem, as the rest of a line that names the credential.
+        cure: The remedy.
+        elsewhere: The service itself may have the credential; this process cannot see it.
     """
 
     def __init__(self, what: str, cure: str, *, elsewhere: bool = False) -> None:
@@ -53,14 +53,14 @@ class UnavailableError(Exception):
 
 
 class Credentials(Protocol):
-    """Where credentials come from. Every method raises :class:`UnavailableError`."""
+    """A source of credentials. Every method may raise :class:`UnavailableError`."""
 
     def text(self, name: str) -> str:
-        """Return what the credential says, without one newline at its end."""
+        """Return the text of the credential without one newline at its end."""
         ...
 
     def file(self, name: str) -> str:
-        """Return the name of a file that has it."""
+        """Return the path of a file that contains the credential."""
         ...
 
 
@@ -69,7 +69,7 @@ class Reference:
     """One ``credential:NAME``.
 
     Attributes:
-        path: The TOML path of the string that it is in.
+        path: The TOML path of the string.
         name: The credential's name.
     """
 
@@ -83,8 +83,9 @@ class Substituted:
 
     Attributes:
         document: The configuration.
-        problems: The credentials that cannot be had.
-        unseen: Those that only the service itself can have. Something stands for them.
+        problems: The credentials that are not available.
+        unseen: The credentials that only the service itself can read. The document has a
+            placeholder for each.
     """
 
     document: dict[str, Any]
@@ -93,7 +94,7 @@ class Substituted:
 
     @property
     def absent(self) -> frozenset[str]:
-        """The TOML paths of what is not to be had."""
+        """The TOML paths of the credentials that this process does not have."""
         return frozenset(problem.path for problem in (*self.problems, *self.unseen))
 
 
@@ -116,11 +117,11 @@ def substitute(document: dict[str, Any], credentials: Credentials) -> Substitute
 
     A string that is ``credential:NAME`` becomes the credential's text; of ``[tls]``, the name of
     its file. ``amqp_url`` may have it for the password alone: ``amqps://USER:credential:NAME@HOST``.
-    What a credential says is taken as it is, and not looked at for names of others.
+    The text of a credential is never searched for names of other credentials.
 
     Args:
         document: A configuration as it is written.
-        credentials: Where they come from.
+        credentials: The source of the credentials.
     """
     problems: list[Problem] = []
     unseen: list[Problem] = []
@@ -144,7 +145,7 @@ def substitute(document: dict[str, Any], credentials: Credentials) -> Substitute
 
 
 def _split(location: Location, text: str) -> tuple[str, str, str] | None:
-    """What is before a credential's name, the name, and what is after; None for no name."""
+    """Return the text before a credential's name, the name, and the text after it."""
     if text.startswith(SCHEME):
         return "", text.removeprefix(SCHEME), ""
     in_url = _IN_URL.fullmatch(text) if _is_url(location) else None
@@ -163,7 +164,7 @@ def _value(location: Location, name: str, credentials: Credentials) -> str:
 
 
 def _stand_in(location: Location, split: tuple[str, str, str], text: str) -> str:
-    """What lets the rest of a configuration be looked at."""
+    """Return a placeholder with which the rest of a configuration can be checked."""
     if not _is_url(location):
         return text
     before, _, after = split

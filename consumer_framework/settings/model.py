@@ -1,28 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``[consumer_config.framework]``: this framework's own settings.
+"""The configuration of an instance as frozen tables: each setting is declared here, once.
 
-The configuration file as fedora-messaging defines it.
+A declaration has the type with its limits, the default, the effort that a change takes
+(:class:`Takes`), and, in the docstring below it, the meaning. Everything else derives from that:
+the validation (:mod:`.parsing`), the table of a reload (:mod:`.changes`), the reference pages and
+the JSON schema (:mod:`.schema`). ``repr=False`` marks a value that may be or hold a secret.
 
-What every table of the configuration has in common.
-
-Which names an instance may have.
-
-Where the brokers are: the one of ``amqp_url``, and those of ``brokers``.
-
-All are members of one cluster, or addresses of one broker. So the user, the password, the virtual
-host, the parameters of the URL and ``[tls]`` are those of ``amqp_url``, for each of them.
-
-What the arguments of a queue mean for those who consume from it.
+The file format is fedora-messaging's. The framework's own settings are the table
+``[consumer_config.framework]``; everything else under ``[consumer_config]`` is the author's.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -32,8 +25,18 @@ from consumer_framework.core.ordering import source_of
 from consumer_framework.core.recovery import OnExhausted, OnInvalid, Then
 from consumer_framework.core.text import Duration, DurationOrEndless
 
+from .brokers import Address, Broker, addresses
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+
+class Takes(Enum):
+    """The effort to bring a changed setting into force."""
+
+    RELOAD = "reload"  # the value changes while messages are handled
+    RECONNECT = "reconnect"  # the value changes with a new connection, which the reload makes
+    RESTART = "restart"  # the instance keeps the old value until it is started again
 
 
 class Table(BaseModel):
@@ -42,145 +45,81 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_PORTS = {"amqp": 5672, "amqps": 5671}
-# Where pika connects to for a URL without a host.
-_LOCALHOST = "localhost"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """One broker.
-
-    Attributes:
-        name: A DNS name, or an IPv4 or IPv6 address.
-        port: The TCP port.
-    """
-
-    name: str
-    port: int
-
-    def __str__(self) -> str:
-        """``HOST:PORT``; an IPv6 address is in brackets."""
-        return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
-
-
-def _checked_brokers(text: str) -> str:
-    """Let through what :func:`addresses` understands."""
-    try:
-        parts = _split(text)
-        is_right = bool(parts.hostname) and parts.port != 0 and parts.scheme in {"", *_PORTS}
-    except ValueError:
-        is_right = False
-    if not is_right:
-        raise ValueError('must be "HOST", "HOST:PORT" or an AMQP URL')
-    return text
-
-
-Broker = Annotated[StrictStr, AfterValidator(_checked_brokers)]
-
-
-def addresses(amqp_url: str, brokers: Sequence[str] = ()) -> tuple[Address, ...]:
-    """Return where brokers are, in the order to try them; each one once.
-
-    Args:
-        amqp_url: A valid one.
-        brokers: ``HOST``, ``HOST:PORT`` or an AMQP URL each. Without a port it is that of
-            ``amqp_url``; in a URL, that of its scheme.
-    """
-    first = urlsplit(amqp_url)
-    port = first.port or _PORTS.get(first.scheme, _PORTS["amqp"])
-    found = [Address(unquote(first.hostname or _LOCALHOST), port)]
-    others = map(_split, brokers)
-    found += [Address(p.hostname or "", p.port or _PORTS.get(p.scheme, port)) for p in others]
-    return tuple(dict.fromkeys(found))
-
-
-def broker_problems(amqp_url: str, brokers: Sequence[str], path: str) -> Iterator[Problem]:
-    """Say which entries do not go together with ``amqp_url``; no text of them is repeated.
-
-    Args:
-        amqp_url: A valid one.
-        brokers: As for :func:`addresses`.
-        path: The TOML path of the list.
-    """
-    first = urlsplit(amqp_url)
-    for index, parts in enumerate(map(_split, brokers)):
-        if parts.scheme and parts.scheme != first.scheme:
-            what = f"is {parts.scheme}:// where amqp_url is {first.scheme}://"
-            yield Problem(f"{path}[{index}]", what, "use the same for all brokers")
-        elif _differs(parts, first):
-            what = "has another user, password or virtual host than amqp_url"
-            cure = "write HOST:PORT; all brokers are connected to with those of amqp_url"
-            yield Problem(f"{path}[{index}]", what, cure)
-
-
-def _differs(parts: SplitResult, first: SplitResult) -> bool:
-    has_login = "@" in parts.netloc
-    other_login = has_login and _login(parts) != _login(first)
-    has_vhost = parts.path not in {"", "/"}
-    return other_login or (has_vhost and unquote(parts.path[1:]) != unquote(first.path[1:]))
-
-
-def _login(parts: SplitResult) -> tuple[str, str]:
-    return unquote(parts.username or ""), unquote(parts.password or "")
-
-
-def _split(text: str) -> SplitResult:
-    if "://" in text:
-        return urlsplit(text)
-    # An IPv6 address has colons itself; in brackets it may have a port.
-    bare = text.count(":") > 1 and not text.startswith("[")
-    return urlsplit(f"//[{text}]" if bare else f"//{text}")
-
-
 class BreakerSettings(Table):
-    """When a dependency counts as broken, and how often it is looked at then."""
+    """The circuit breaker of a dependency: its threshold and its probes."""
 
     consecutive: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 5
+    """The number of dependency faults in a row, without a success between them, that pause the
+    instance. 1 to 1000000.
+    """
     probe: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=100)] = (30.0, 300.0)
+    """The delay before each probe of the dependency; the last delay repeats. 1 to 100 delays."""
 
 
 class RuleSettings(Table):
-    """What becomes of a message whose handler raised one of some exceptions.
+    """A rule: the answer to certain exceptions of a handler.
 
-    In a file, exceptions are dotted names; a class may name them itself.
+    A file names exceptions with dots; a class may use the exceptions themselves.
     """
 
     exceptions: Annotated[
         tuple[str | type[BaseException], ...], Field(min_length=1, max_length=1000)
     ]
+    """Names of exceptions: `package.module.Class`, or the bare name of a built-in one. In a class,
+    also the exceptions themselves. At least one.
+    """
     then: Then
+    """The treatment of the message."""
 
 
 class Recovery(Table):
-    """What happens when a handler fails; also the ``recovery`` attribute of a :class:`.Consumer`.
+    """The treatment of failing handlers; also the ``recovery`` attribute of a :class:`.Consumer`.
 
     Args:
-        immediate: How many retries follow at once.
-        delays: How long to wait before each further retry, with a fifth more or less by chance.
-        hold_slots: How many messages may wait in memory, unacknowledged.
-        ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it.
-        on_exhausted: What follows the last attempt.
-        on_invalid: What becomes of bytes that are no valid message.
-        crash_attempts: How many deaths of the process a message may be in the handler for.
-        breaker: When a dependency counts as broken.
-        rules: For exceptions that are no signals; the first that matches decides.
+        immediate: The number of retries without a delay.
+        delays: The delay before each further retry, randomly up to a fifth longer or shorter.
+        hold_slots: The number of messages that may wait in memory, unacknowledged.
+        ack_timeout: The broker's ``consumer_timeout``; a message is held for half of it at most.
+        on_exhausted: The treatment of a message after its last attempt.
+        on_invalid: The treatment of bytes that are no valid message.
+        crash_attempts: The number of times that the process may die while the same message is in
+            the handler.
+        breaker: The circuit breaker of a dependency.
+        rules: The treatment of exceptions; the first rule that matches decides.
 
-    Lengths of time are text such as ``"10s"`` and ``"5m"``, or seconds.
+    A length of time is text such as ``"10s"`` and ``"5m"``, or a number of seconds.
     """
 
     immediate: Annotated[StrictInt, Field(ge=0, le=100)] = 1
+    """The number of retries without a delay; 0 to 100."""
     delays: Annotated[tuple[Duration, ...], Field(max_length=100)] = (10.0, 60.0, 300.0)
+    """The delay before each further retry. Each is randomly up to a fifth longer or shorter. At
+    most 100 delays. The number of attempts is 1 + `immediate` + the number of `delays`.
+    """
     hold_slots: Annotated[StrictInt, Field(ge=0, le=65535)] = 4
+    """The number of messages that may be held at once, over all queues; 0 to 65535, and at most
+    `prefetch_count` - `slots`. With 0, a message that must wait is deferred.
+    """
     ack_timeout: Annotated[Duration, Field(gt=0)] = 1800.0
+    """The broker's `consumer_timeout`, which RabbitMQ 4.3 and newer apply to quorum queues only.
+    No message is held for longer than half of it.
+    """
     on_exhausted: OnExhausted = OnExhausted.QUARANTINE
+    """The treatment of a message after its last attempt."""
     on_invalid: OnInvalid = OnInvalid.QUARANTINE
+    """The treatment of bytes that are no valid message: `"quarantine"` or `"reject"`."""
     crash_attempts: Annotated[StrictInt, Field(ge=1, le=1000)] = 2
+    """The number of times that the process may die while the same message is in the handler; then
+    the message is quarantined before it runs again. 1 to 1000.
+    """
     breaker: BreakerSettings = BreakerSettings()
+    """The number of faults after which a dependency counts as broken."""
     rules: Annotated[tuple[RuleSettings, ...], Field(max_length=1000)] = ()
+    """The treatment of certain exceptions. The rules of the file come before those of the class.
+    """
 
     if TYPE_CHECKING:
-        # A type checker would ask for the parsed values; authors write what a file says.
+        # Authors write values as a file has them; a type checker would ask for the parsed ones.
         def __init__(  # noqa: PLR0913 -- the keys of the table
             self,
             *,
@@ -196,14 +135,14 @@ class Recovery(Table):
         ) -> None: ...
 
     def overridden_by(self, other: Recovery) -> Recovery:
-        """These settings with what *other* says itself, and its rules before these."""
+        """Return these settings with the keys that *other* sets, and its rules before these."""
         said = {name: getattr(other, name) for name in other.model_fields_set}
         said["rules"] = (*other.rules, *self.rules)
         return self.model_copy(update=said)
 
 
 class Ordering(Enum):
-    """Which messages may overtake each other."""
+    """The messages that may overtake each other."""
 
     NONE = "none"
     KEY = "key"
@@ -211,22 +150,25 @@ class Ordering(Enum):
 
 
 class StoreKind(Enum):
-    """Where messages are that the broker is told to forget."""
+    """The place of deferred and quarantined messages."""
 
     DISK = "disk"
     MEMORY = "memory"
 
 
 class Batch(Table):
-    """How many messages a batch handler gets at once, and how long it waits for them.
+    """The size of a batch, and the time that it may take to fill.
 
     Args:
-        size: Messages, at the most.
-        seconds: How long the first one waits for the others.
+        size: The maximum number of messages.
+        seconds: The time that the first message waits for the others.
     """
 
     size: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
+    """The maximum number of messages in a batch; 1 to 10000. `slots` times `size` is at most 10000.
+    """
     seconds: Annotated[Duration, Field(gt=0)] = 1.0
+    """The time that the first message waits for the others."""
 
 
 def _checked_source(text: str) -> str:
@@ -237,29 +179,86 @@ def _checked_source(text: str) -> str:
 class Framework(Table):
     """``[consumer_config.framework]``: this framework's own settings."""
 
-    brokers: Annotated[tuple[Broker, ...], Field(max_length=100)] = ()
-    slots: Annotated[StrictInt, Field(ge=1, le=64)] = 1
-    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535)] = 100
-    read_ahead_bytes: Annotated[StrictInt, Field(ge=1 << 20, le=1 << 50)] | None = None
-    ordering: Ordering = Ordering.NONE
-    ordering_key: Annotated[StrictStr, AfterValidator(_checked_source)] | None = None
-    # None for what is usual for the form of the consumer: see `handler_limit`.
-    handler_timeout: Annotated[DurationOrEndless, Field(gt=0)] | None = None
-    start_timeout: Annotated[Duration, Field(gt=0)] = 300.0
-    batch: Batch | None = None
-    rate: Rate | None = None
-    burst: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
-    store: StoreKind = StoreKind.DISK
-    quarantine_max_age: Annotated[Duration, Field(gt=0)] = 90 * 86400.0
-    quarantine_max_bytes: Annotated[StrictInt, Field(ge=1, le=1 << 50)] = 1 << 30
-    recovery: Recovery = Recovery()
+    brokers: Annotated[tuple[Broker, ...], Field(max_length=100), Takes.RESTART] = ()
+    """More brokers of the same cluster, as `HOST`, `HOST:PORT` or an AMQP URL. The instance tries
+    them after the one of `amqp_url`, in their order, with the user, password, virtual host and
+    `[tls]` of `amqp_url`: [Connect to a cluster](../howto/connect-to-a-cluster.md).
+    """
+    slots: Annotated[StrictInt, Field(ge=1, le=64), Takes.RELOAD] = 1
+    """The number of handlers that run at once, 1 to 64. The unit's `TasksMax=` has room for 64; if
+    the system allows fewer threads, the start is refused. Each plain handler runs in its own
+    thread; coroutine handlers run on the event loop. With more than 1 slot, several threads run
+    the handler at once, and messages may overtake each other unless `ordering` forbids it.
+    """
+    read_ahead: Annotated[StrictInt, Field(ge=0, le=65535), Takes.RELOAD] = 100
+    """The number of messages that wait in memory to keep all slots busy, 0 to 65535. A higher
+    number takes more memory, and leaves fewer messages for the other consumers of the queue.
+    """
+    read_ahead_bytes: Annotated[
+        Annotated[StrictInt, Field(ge=1 << 20, le=1 << 50)] | None, Takes.RELOAD
+    ] = None
+    """The number of bytes of messages that wait in memory, at least 1048576. Without this key: an
+    eighth of the memory that the unit's `MemoryMax=` or the container allows, or 268435456 without
+    such a limit. To stay below it, the broker sends fewer messages ahead, but no fewer than the
+    slots take. A queue with a single active consumer keeps its number until the next subscription.
+    """
+    ordering: Annotated[Ordering, Takes.RESTART] = Ordering.NONE
+    """The messages that may overtake each other; see below."""
+    ordering_key: Annotated[
+        Annotated[StrictStr, AfterValidator(_checked_source)] | None, Takes.RESTART
+    ] = None
+    """The place of the ordering key in a message; see below. Only with `ordering = "key"`."""
+    # None: the form of the consumer decides; see `handler_limit`.
+    handler_timeout: Annotated[Annotated[DurationOrEndless, Field(gt=0)] | None, Takes.RELOAD] = (
+        None
+    )
+    """The time limit of one run of the handler, or `"infinity"` for no limit. It must be shorter
+    than `ack_timeout`. Without this key, a callback as `fedora-messaging consume` runs it has no
+    limit, and a `Consumer` has 10 minutes, or `ack_timeout` if that is shorter. At the limit, a
+    coroutine handler is cancelled, and the attempt has failed. A plain function cannot be
+    interrupted: the log reports it, and under systemd the watchdog restarts the instance.
+    [`heartbeat()`](handlers.md#handlers-that-take-long) starts the time again. A stopping instance
+    waits as long for its handlers, and as long for `teardown`; without a limit both have 10
+    minutes from the beginning of the stop.
+    """
+    start_timeout: Annotated[Duration, Field(gt=0), Takes.RESTART] = 300.0
+    """The time until the instance must consume from every queue. During this time it waits for a
+    broker that cannot be reached, for the dependencies of its handler's `setup`, and for a state
+    directory that another process uses or whose disk is full. Then it ends with exit code 75.
+    systemd waits as long.
+    """
+    batch: Annotated[Batch | None, Takes.RELOAD] = None
+    """The handler gets several messages at once; see below."""
+    rate: Annotated[Rate | None, Takes.RELOAD] = None
+    """The maximum number of messages that are handled in a length of time."""
+    burst: Annotated[Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None, Takes.RELOAD] = None
+    """The number of messages that may be handled at once after a pause, even if `rate` is lower; 1
+    to 1000000. Without this key: as many as `rate` allows in a second. Only with `rate`.
+    """
+    store: Annotated[StoreKind, Takes.RESTART] = StoreKind.DISK
+    """`"disk"`, or `"memory"` to keep no message on a disk; the instance then needs no state
+    directory. See [without a store](#without-a-store).
+    """
+    quarantine_max_age: Annotated[Duration, Field(gt=0), Takes.RELOAD] = 90 * 86400.0
+    """The age at which quarantined messages expire, counted from their last change. The instance
+    writes them to `expired.jsonl` in the state directory, and then deletes them. It looks once an
+    hour. For a stopped instance, `fm-consumer quarantine expire` does the same, and
+    `fm-consumer-retention.timer` calls it once a day.
+    """
+    quarantine_max_bytes: Annotated[StrictInt, Field(ge=1, le=1 << 50), Takes.RELOAD] = 1 << 30
+    """The maximum size of all messages in the store, with their properties and the tracebacks of
+    their attempts, in bytes. Above it, the oldest quarantined messages expire. Deferred messages
+    never expire.
+    """
+    recovery: Annotated[Recovery, Takes.RELOAD] = Recovery()
+    """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
 
     def handler_limit(self, usual: float) -> float:
-        """Seconds that one run of the handler may take.
+        """Return the time limit of one run of the handler, in seconds.
 
         Args:
-            usual: What counts where nothing is said: infinite for no limit. A finite one gives
-                way to a shorter ``ack_timeout``.
+            usual: The limit without ``handler_timeout``, infinite for none. A finite one gives way
+                to a shorter ``ack_timeout``.
         """
         if self.handler_timeout is not None:
             return self.handler_timeout
@@ -267,16 +266,16 @@ class Framework(Table):
 
     @property
     def at_once(self) -> int:
-        """How many messages are in handlers at the most."""
+        """The maximum number of messages in handlers."""
         return self.slots * (self.batch.size if self.batch else 1)
 
     @property
     def prefetch_count(self) -> int:
-        """How many messages the broker sends ahead, where the file does not say."""
+        """The prefetch count if the file has none."""
         return min(self.at_once + self.recovery.hold_slots + self.read_ahead, 65535)
 
 
-# What fedora-messaging declares where a configuration names no queue.
+# The queue that fedora-messaging declares if a configuration names none.
 TRANSIENT_QUEUE: dict[str, Any] = {
     "durable": False,
     "auto_delete": True,
@@ -286,7 +285,7 @@ TRANSIENT_QUEUE: dict[str, Any] = {
 
 _Port = Annotated[StrictInt, Field(ge=1, le=65535)]
 _UInt16 = Annotated[StrictInt, Field(ge=0, le=65535)]
-# What AMQP has a type for, and any broker takes.
+# The largest integer of an AMQP field table that every broker accepts.
 _LARGEST = (1 << 63) - 1
 _DEEPEST = 20
 
@@ -316,95 +315,145 @@ class Queue(Table):
     """A queue to declare and consume from. An empty name lets the broker choose one."""
 
     durable: StrictBool
+    """The queue survives a restart of the broker."""
     auto_delete: StrictBool
+    """The broker deletes the queue when its last consumer goes."""
     exclusive: StrictBool
+    """Only this connection may use the queue, which ends with it."""
     arguments: Arguments
+    """The queue's arguments, such as `x-queue-type`; `{}` for none."""
     passive: StrictBool | None = None
+    """The same as `passive_declares`, for this queue alone. If it is not set, `passive_declares`
+    decides.
+    """
 
 
 class Binding(Table):
-    """Routing keys that bring messages of an exchange to a queue."""
+    """The routing keys that bring messages of an exchange to a queue."""
 
     exchange: StrictStr
+    """The exchange; it must exist."""
     routing_keys: Annotated[list[StrictStr], Field(max_length=10_000)]
+    """Topics. `*` stands for one word, `#` for any number of words."""
     queue: StrictStr = ""
+    """The queue; there must be a `[queues.NAME]` for it."""
     arguments: Arguments = Field(default={})
+    """The binding's arguments."""
 
 
 class Qos(Table):
-    """How much the broker sends ahead, per queue.
+    """The number of messages that the broker sends ahead, per queue.
 
     Attributes:
-        prefetch_count: None where the file does not say; see :attr:`Settings.prefetch_count`.
+        prefetch_count: None if the file has none; see :attr:`Settings.prefetch_count`.
     """
 
-    prefetch_size: _UInt32 = 0
-    prefetch_count: _UInt16 | None = None
+    prefetch_size: Annotated[_UInt32, Takes.RESTART] = 0
+    """The same in bytes. RabbitMQ accepts only 0."""
+    prefetch_count: Annotated[_UInt16 | None, Takes.RELOAD] = None
+    """The number of unsettled deliveries that the broker sends on each queue's channel; 0 to
+    65535, 0 means no limit. Without this key: `slots` times the batch's `size` + `hold_slots` +
+    `read_ahead`, which is 105 if none of these is set. If a queue has an `x-delivery-limit`, at
+    most `slots` times `size` + that limit.
+    """
 
 
 class Tls(Table):
     """PEM files for ``amqps`` URLs."""
 
-    ca_cert: StrictStr | None = None
-    certfile: StrictStr | None = None
-    keyfile: StrictStr | None = None
+    ca_cert: Annotated[StrictStr | None, Takes.RECONNECT] = None
+    """A PEM file with the CA certificates that vouch for the broker."""
+    certfile: Annotated[StrictStr | None, Takes.RECONNECT] = None
+    """A PEM file with this client's certificate."""
+    keyfile: Annotated[StrictStr | None, Takes.RECONNECT] = None
+    """A PEM file with the key of that certificate."""
 
 
 class Monitoring(Table):
     """The HTTP server with ``/live`` and ``/ready``; without a port there is none."""
 
     address: StrictStr = ""
+    """The address to listen on; empty means every address of the host."""
     port: _Port
+    """The TCP port; 1 to 65535."""
 
 
 class Settings(Table):
     """A whole configuration file, with defaults filled in."""
 
-    # What may be, or hold, a secret is not shown by repr().
-    amqp_url: StrictStr = Field(repr=False)
-    client_properties: Arguments = Field(default={}, repr=False)
-    publish_exchange: StrictStr = "amq.topic"
-    topic_prefix: StrictStr = ""
-    publish_priority: Annotated[StrictInt, Field(ge=0, le=255)] | None = None
-    passive_declares: StrictBool = False
-    exchanges: dict[str, dict[str, Any]] = Field(default={})
-    queues: Annotated[dict[str, Queue], Field(max_length=1000)]
-    bindings: Annotated[list[Binding], Field(max_length=10_000)]
+    amqp_url: Annotated[StrictStr, Takes.RESTART] = Field(repr=False)
+    """The address of the broker, and the account: `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or
+    `amqps://` for TLS. The password may be `credential:NAME`. Special characters of user, password
+    and vhost are percent-encoded: the vhost `/` is `%2F`. `connection_attempts` and `retry_delay`
+    have no effect: [The life of an instance and its connection](../explanation/connection-life.md)
+    describes the reconnects.
+    """
+    client_properties: Annotated[Arguments, Takes.RESTART] = Field(default={}, repr=False)
+    """Names of the connection, for the broker's administrators."""
+    publish_exchange: Annotated[StrictStr, Takes.RELOAD] = "amq.topic"
+    """The exchange to which `fedora_messaging.api.publish` publishes."""
+    topic_prefix: Annotated[StrictStr, Takes.RELOAD] = ""
+    """A prefix that fedora-messaging adds to the topic of each message that a handler publishes.
+    """
+    publish_priority: Annotated[Annotated[StrictInt, Field(ge=0, le=255)] | None, Takes.RELOAD] = (
+        None
+    )
+    """The priority of messages that a handler publishes."""
+    passive_declares: Annotated[StrictBool, Takes.RESTART] = False
+    """Check queues, and do not create them. Set it if the account may not create queues."""
+    exchanges: Annotated[dict[str, dict[str, Any]], Takes.RELOAD] = Field(default={})
+    """Accepted, as in every fedora-messaging file, and not used by a consumer."""
+    queues: Annotated[dict[str, Queue], Field(max_length=1000), Takes.RESTART]
+    """The queues to consume from, at least one. Default: one transient queue that the broker
+    names.
+    """
+    bindings: Annotated[list[Binding], Field(max_length=10_000), Takes.RELOAD]
+    """The rules that bring messages to the queues. Default: every topic (`#`) of `amq.topic` to
+    the queue that the broker names.
+    """
     qos: Qos = Qos()
-    callback: StrictStr | None = None
-    monitoring: Monitoring | None = None
-    consumer_config: dict[str, Any] = Field(default={}, repr=False)
-    tls: Tls = Tls()
-    log_config: dict[str, Any] | None = Field(default=None, repr=False)
+    """The amount of messages that the broker sends ahead."""
+    callback: Annotated[StrictStr | None, Takes.RESTART] = None
+    """The handler, as `module:object`. Required, unless you name one on the command line."""
+    monitoring: Annotated[Monitoring | None, Takes.RESTART] = None
+    """An HTTP server that reports the state of the instance; empty means none."""
+    consumer_config: Annotated[dict[str, Any], Takes.RELOAD] = Field(default={}, repr=False)
+    """The author's settings."""
+    tls: Tls = Field(default=Tls(), repr=False)
+    """PEM files for `amqps://`."""
+    log_config: Annotated[dict[str, Any] | None, Takes.RELOAD] = Field(default=None, repr=False)
+    """Logging, in the form of Python's
+    [`logging.config.dictConfig`](https://docs.python.org/3/library/logging.config.html#logging-config-dictschema).
+    """
 
     @property
     def framework(self) -> Framework:
-        """The framework's own settings; checked when these were made."""
+        """The framework's own settings. They were checked with the others."""
         return Framework.model_validate(self.consumer_config.get("framework", {}))
 
     @property
     def brokers(self) -> tuple[Address, ...]:
-        """Where brokers are, in the order to try them; that of ``amqp_url`` first."""
+        """The addresses of the brokers in the order to try them; ``amqp_url`` is the first."""
         return addresses(self.amqp_url, self.framework.brokers)
 
     @property
     def prefetch_count(self) -> int:
-        """How many messages the broker sends ahead, per queue: as written, or as slots need."""
+        """The number of messages that the broker sends ahead, per queue."""
         written = self.qos.prefetch_count
         return self.framework.prefetch_count if written is None else written
 
     def bindings_of(self, queue: str) -> list[Binding]:
-        """The bindings of the queue that the configuration calls *queue*."""
+        """Return the bindings of the queue with the name *queue* in the configuration."""
         return [binding for binding in self.bindings if binding.queue == queue]
 
 
-# systemd makes the user name `fm-NAME` of it, and refuses what is no user name (systemd.exec(5),
+# systemd makes the user name `fm-NAME` of it, and refuses any other form (systemd.exec(5),
 # "User/Group Name Syntax"): letters, digits, "_" and "-", 31 characters at most.
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,28}", re.ASCII)
 
 
 def instance_name_problem(name: str) -> Problem | None:
-    """Say what is wrong with *name* as the NAME in ``fm-consumer@NAME``, if anything is."""
+    """Return the problem with *name* as the NAME in ``fm-consumer@NAME``, or None."""
     if INSTANCE_NAME.fullmatch(name):
         return None
     return Problem(
@@ -420,5 +469,5 @@ SINGLE_ACTIVE = "x-single-active-consumer"
 
 
 def is_single_active(queue: Queue) -> bool:
-    """Whether the broker gives its messages to one consumer, and the next when that is gone."""
+    """Return true if the broker gives the messages of *queue* to one consumer at a time."""
     return queue.arguments.get(SINGLE_ACTIVE) is True

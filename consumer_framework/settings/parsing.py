@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Checks a whole configuration: every error collected, each with its TOML path.
+"""Check a whole configuration, and collect every error with its TOML path.
 
-Settings that are right one by one, and do not go together.
-
-What the command line says instead of the file.
+:func:`parse` checks each setting by its declaration, then the settings that contradict each other
+(:func:`conflicts`). :func:`override` applies the options of the command line before that.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.recovery import OnExhausted
 from consumer_framework.core.text import text
 
-from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, StoreKind, broker_problems
+from .brokers import broker_problems
+from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, StoreKind
 from .problems import from_pydantic
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 # The TOML path of the framework's own settings.
 FRAMEWORK = "consumer_config.framework"
 
-# Messages in handlers. Each has a task, a record of the flight recorder, and itself in memory.
+# Messages in handlers. Each takes a task, a record of the flight recorder, and its own memory.
 MOST_AT_ONCE = 10_000
 
 
 def conflicts(framework: Framework) -> Iterator[Problem]:
-    """Say which of the framework's settings contradict each other."""
+    """Find the framework's settings that contradict each other."""
     if framework.ordering_key is not None and framework.ordering is not Ordering.KEY:
         cure = 'set ordering = "key", or remove this key'
         what = f'has no effect with ordering = "{framework.ordering.value}"'
@@ -59,10 +59,10 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
 
 
 def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
-    """Check again with what the consumer's class says of recovery.
+    """Check the framework's settings together with the ``recovery`` of a consumer's class.
 
     Raises:
-        ConfigurationError: *framework*, with *recovery* for its own, contradicts itself.
+        ConfigurationError: *framework* with this *recovery* contradicts itself.
     """
     problems = tuple(conflicts(framework.model_copy(update={"recovery": recovery})))
     if problems:
@@ -71,7 +71,7 @@ def refuse_conflicts(framework: Framework, recovery: Recovery) -> None:
 
 def _timeouts(framework: Framework) -> Iterator[Problem]:
     timeout, ack_timeout = framework.handler_timeout, framework.recovery.ack_timeout
-    # No limit is a choice: such a handler's message may be delivered again while it runs.
+    # No limit is allowed: the broker may then deliver the message again while the handler runs.
     if timeout is None or math.isinf(timeout) or timeout < ack_timeout:
         return
     yield Problem(
@@ -84,10 +84,10 @@ def _timeouts(framework: Framework) -> Iterator[Problem]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says instead of the file; empty values leave the file's.
+    """Options of the command line that replace values of the file; empty ones replace nothing.
 
     Attributes:
-        app_name: How the broker's administrators see the connection.
+        app_name: The name of the connection for the broker's administrators.
         queue_name: Consume from this queue alone, with the settings that the configuration has
             for it, or else for its server-named queue.
         exchange: Bind to this exchange instead.
@@ -130,7 +130,7 @@ def parse(document: Mapping[str, Any], *, default_bindings: bool = False) -> Set
 
     Args:
         document: The configuration with fedora-messaging's defaults under it.
-        default_bindings: The bindings are those defaults, which must not be blamed.
+        default_bindings: The bindings are defaults, so no problem is theirs.
 
     Raises:
         ConfigurationError: With every problem there is, each with its TOML path.
@@ -151,7 +151,7 @@ def parse(document: Mapping[str, Any], *, default_bindings: bool = False) -> Set
 
 
 def _undeclared_queues(document: Mapping[str, Any]) -> list[Problem]:
-    """fedora-messaging skips such bindings silently, and the consumer waits for ever."""
+    # fedora-messaging skips such bindings silently, and the consumer waits for ever.
     queues, bindings = document.get("queues"), document.get("bindings")
     if not isinstance(queues, dict) or not queues or not isinstance(bindings, list):
         return []
@@ -184,5 +184,5 @@ def _broker_problems(amqp_url: object, framework: Framework) -> list[Problem]:
     try:
         return list(broker_problems(amqp_url, framework.brokers, f"{FRAMEWORK}.brokers"))
     except ValueError:
-        # The URL cannot be understood, which others say.
+        # Another check reports the malformed URL.
         return []

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From pydantic's errors to problems that name a TOML path, and say it in TOML's words.
-
-Where in a file something is: from pydantic's locations to TOML paths and known keys.
-"""
+"""Turn pydantic's errors into problems with a TOML path, in the words of TOML."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ Location: TypeAlias = tuple[int | str, ...]
 
 
 def toml_path(prefix: str, location: Location) -> str:
-    """Write *location*, which is in the table *prefix*, as a TOML path."""
+    """Return the TOML path of *location* in the table *prefix*."""
     path = prefix
     for part in location:
         if isinstance(part, int):
@@ -35,9 +32,9 @@ def toml_path(prefix: str, location: Location) -> str:
 
 
 def in_document(location: Location, document: Any) -> Location:
-    """Leave out what pydantic puts in a location besides keys and indexes: members of unions.
+    """Return *location* without the members of unions that pydantic adds to keys and indexes.
 
-    *document* is what was validated, and has all of the keys.
+    *document* is the validated document: it has all of the keys.
     """
     kept: list[int | str] = []
     for part in location:
@@ -54,7 +51,7 @@ def _has(value: Any, part: int | str) -> bool:
 
 
 def keys_at(root: Any, location: Location) -> set[str]:
-    """The keys known in the table at *location* of the model *root*, as far as models tell."""
+    """Return the keys that the model *root* knows in the table at *location*."""
     kinds = [root]
     for part in location:
         kinds = [inner for kind in kinds for inner in _inside(kind, part)]
@@ -62,7 +59,6 @@ def keys_at(root: Any, location: Location) -> set[str]:
 
 
 def _inside(kind: Any, part: int | str) -> Iterator[Any]:
-    """What is at *part* of a value of type *kind*."""
     field = getattr(kind, "model_fields", {}).get(part)
     arguments = get_args(kind)
     if field is not None:
@@ -74,7 +70,6 @@ def _inside(kind: Any, part: int | str) -> Iterator[Any]:
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """The types that *annotation* allows, each without its metadata."""
     if get_origin(annotation) is Annotated:
         yield from _alternatives(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
@@ -87,13 +82,13 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
 def from_pydantic(
     error: pydantic.ValidationError, prefix: str, root: Any, document: Any
 ) -> Iterable[Problem]:
-    """Say the errors of a validation as problems, one for each place.
+    """Turn the errors of a validation into problems, one for each place.
 
     Args:
-        error: What pydantic raised.
-        prefix: The TOML path of what was parsed.
-        root: The model that it was parsed with.
-        document: What was parsed.
+        error: The exception of pydantic.
+        prefix: The TOML path of *document*.
+        root: The model that *document* was validated with.
+        document: The validated table.
     """
     for location, items in _by_place(error, document).items():
         path = toml_path(prefix, location)
@@ -104,7 +99,7 @@ def from_pydantic(
 
 
 def _by_place(error: pydantic.ValidationError, document: Any) -> dict[Any, list[ErrorDetails]]:
-    """Each member of a union has errors of its own, for the same value."""
+    # Each member of a union has errors of its own for the same value.
     places: dict[Any, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
         if _is_echo(item):
@@ -114,7 +109,7 @@ def _by_place(error: pydantic.ValidationError, document: Any) -> dict[Any, list[
 
 
 def _is_echo(item: ErrorDetails) -> bool:
-    """An array counts as too short because of the items that are wrong, and told themselves."""
+    # Pydantic also calls an array too short because of wrong items, which have their own errors.
     return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
@@ -124,7 +119,7 @@ def _place(item: ErrorDetails, document: Any) -> Location:
     return in_document(item["loc"], document)
 
 
-# What only a class can say is no advice for a file.
+# Errors of alternatives that only a class may have are no help for a file.
 _PYTHON_ONLY = {"is_subclass_of", "is_type", "is_instance_of"}
 
 
@@ -137,7 +132,7 @@ def _problem(path: str, items: Sequence[ErrorDetails]) -> Problem:
 
 
 def _said(item: ErrorDetails) -> tuple[str, str]:
-    """What an error says, and the cure."""
+    """Return the message of an error, and the cure."""
     kind, context = item["type"], item.get("ctx", {})
     now = f"it is {_toml_type(item['input'])} now"
     if kind == "missing":
@@ -164,7 +159,7 @@ def _at_least(count: int) -> str:
 
 
 def _choice(expected: str, value: Any) -> tuple[str, str]:
-    """Pydantic lists the choices as ``'a', 'b' or 'c'``."""
+    # Pydantic lists the choices as 'a', 'b' or 'c'.
     said = f"must be {expected}".replace("'", '"')
     if not isinstance(value, str):
         return said, f"it is {_toml_type(value)} now"
@@ -173,7 +168,7 @@ def _choice(expected: str, value: Any) -> tuple[str, str]:
 
 
 def unknown_keys(prefix: str, table: Mapping[str, Any], known: set[str] | None) -> list[Problem]:
-    """Name the keys of *table* that are not *known*; None knows every key."""
+    """List the keys of *table* that are not *known*; None knows every key."""
     if known is None:
         return []
     return list(_unknown_keys(prefix, table, known))
@@ -208,7 +203,7 @@ _WORDS = {
 
 
 def _sentence(message: str) -> str:
-    """Pydantic's message as the rest of a line that starts with the key."""
+    """Return pydantic's message as the rest of a line that starts with the key."""
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return message[:1].lower() + message[1:]
@@ -225,5 +220,5 @@ _TOML_TYPES: dict[type, str] = {
 
 
 def _toml_type(value: Any) -> str:
-    """What *value* is, without showing it: it may be a secret."""
+    """Name the type of *value*. The value itself is not shown: it may be a secret."""
     return _TOML_TYPES.get(type(value), f"a {type(value).__name__}")

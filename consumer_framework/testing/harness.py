@@ -26,21 +26,8 @@ from consumer_framework.author.translate import hosting
 from consumer_framework.core import text
 from consumer_framework.core.disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject
 from consumer_framework.runtime.assembly import loader
-from consumer_framework.runtime.assembly.loader import (
-    Target,
-    factory,
-    find,
-    recovery_of,
-    usual_timeout,
-)
-from consumer_framework.runtime.assembly.plan import (
-    Plan,
-    check_batch,
-    fitted,
-    policy_of,
-    source_for,
-    with_batch,
-)
+from consumer_framework.runtime.assembly.loader import Target, find
+from consumer_framework.runtime.assembly.plan import plan_of
 
 from .fake_store import FakeStore
 from .virtual_instance import VirtualInstance
@@ -57,30 +44,6 @@ if TYPE_CHECKING:
     from consumer_framework.core.disposition import Disposition
 
     from .fake_queue import Posted
-
-
-def plan_for(consumer: Any, document: dict[str, Any], files: Path) -> Plan:
-    """Plan an instance of *consumer*, as :class:`.Harness` takes it.
-
-    Args:
-        consumer: Names or is the author's object.
-        document: The whole configuration.
-        files: What the consumer finds as its ``state_dir``.
-
-    Raises:
-        ConfigurationError: *document* would start no instance.
-    """
-    target = _target(consumer)
-    checked = core.parse(document, default_bindings=True)
-    make = factory(target, checked.consumer_config, state_dir=files)
-    written = checked.framework.recovery
-    policy, recovery = policy_of(written, recovery_of(target), "settings", target.name)
-    check_batch(checked.framework, target.value)
-    framework = with_batch(checked.framework, target.value)
-    source_of = source_for(framework, target.value)
-    usual = usual_timeout(target)
-    plan = Plan(target.name, make, policy, framework, source_of, usual_timeout=usual)
-    return fitted(plan, checked, recovery)
 
 
 def _target(consumer: Any) -> Target:
@@ -222,7 +185,8 @@ class Harness:
         self.chance = chance
         self._document = document_of(dict(config or {}), dict(settings or {}))
         self._files = Path(tempfile.gettempdir(), f"fm-consumer-{uuid.uuid4().hex}")
-        plan = plan_for(consumer, self._document, self._files)
+        parsed = core.parse(self._document, default_bindings=True)
+        plan = plan_of(_target(consumer), parsed, "settings", self._files)
         self._instance = VirtualInstance(plan, self.store, lambda: self.chance, patience)
         self._dispositions = self._instance.dispositions
         self._queue = self._instance.queue

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.author.handler import is_coroutine_callable
+from consumer_framework.core.gate import Gate, GateEvent
 from consumer_framework.core.ports import Observers
-from consumer_framework.runtime.assembly.plan import lane_of
-from consumer_framework.runtime.dispatcher import Slots
+from consumer_framework.runtime.dispatcher import Dispatcher
+from consumer_framework.runtime.lanes import lane_finder
 from consumer_framework.runtime.observe.log import DeliveryLog
 
 from .dispositions import Dispositions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition, Halt
+    from consumer_framework.core.gate import Reason
     from consumer_framework.runtime.assembly.plan import Plan
 
     from .fake_queue import Posted
@@ -130,7 +132,7 @@ _MOST_STEPS = 1_000_000
 
 
 class VirtualInstance:
-    """Runs the slots of an instance between a fake queue, a fake store, and virtual time.
+    """Runs the dispatcher of an instance between a fake queue, a fake store, and virtual time.
 
     Args:
         plan: What it runs.
@@ -144,7 +146,6 @@ class VirtualInstance:
         time: The time, once the instance is opened.
         kills: By message id, how often the process still dies with the message.
         halted: What stopped the instance; None while it runs.
-        paused: Why the instance consumes nothing, "" while it does.
     """
 
     def __init__(
@@ -155,17 +156,22 @@ class VirtualInstance:
         self.time: VirtualTime
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
-        self.paused = ""
+        self._gate = Gate()
         self._plan = plan
         self._store = store
         self._chance = chance
         self._patience = patience
         self._flight = FakeFlightRecorder(plan.framework.at_once)
         self._runner: KillableRunner
-        self._slots: Slots
+        self._dispatcher: Dispatcher
         self._workers: list[asyncio.Task[None]] = []
         self._pump_call: Any = None
         self._awaited: asyncio.Task[None] | None = None
+
+    @property
+    def paused(self) -> str:
+        """The reasons for which the instance consumes nothing; "" while it consumes."""
+        return self._gate.why_not_consuming
 
     # Starting and stopping.
 
@@ -175,14 +181,16 @@ class VirtualInstance:
 
     def start(self) -> None:
         """Start a process; what the consumer's own ``setup`` raises is raised here."""
-        self.halted, self.paused = None, ""
-        self._slots = self._make_slots()
+        self.halted = None
+        self._gate = Gate()
+        self._gate.listen(self._gate_changed)
+        self._dispatcher = self._make_dispatcher()
         self._await(self._build())
         self.settle_down()
 
     def stop(self, *, teardown: bool) -> None:
         """Stop the process, whatever waits then, with or without the consumer's *teardown*."""
-        self._slots.close()
+        self._close()
         self._cancel_everything()
         if teardown:
             self._await(self._runner.executor.teardown())
@@ -191,7 +199,7 @@ class VirtualInstance:
     def crash(self) -> None:
         """Kill the process, as by SIGKILL, and start a new one."""
         self._flight = self._flight.crash()
-        self._slots.close()
+        self._close()
         self._cancel_everything()
         self._runner.executor.close()
         self.queue.cut()
@@ -218,11 +226,11 @@ class VirtualInstance:
 
     def replay(self, row: Delivery) -> asyncio.Task[Disposition]:
         """Begin to run a row of the store again; it runs as the instance settles down."""
-        return self.time.loop.create_task(self._slots.replay(row))
+        return self.time.loop.create_task(self._dispatcher.replay(row))
 
     def look(self) -> None:
         """Have the store looked at, since somebody changed it."""
-        self._slots.look()
+        self._dispatcher.look()
         self.settle_down()
 
     def advance(self, seconds: float) -> None:
@@ -243,7 +251,7 @@ class VirtualInstance:
 
     def cut(self) -> None:
         """Drop the connection."""
-        self._slots.voided(self.queue.cut())
+        self._dispatcher.voided(self.queue.cut())
         self.settle_down()
 
     def settle_down(self) -> None:
@@ -261,8 +269,8 @@ class VirtualInstance:
 
     # The process.
 
-    def _make_slots(self) -> Slots:
-        return Slots(
+    def _make_dispatcher(self) -> Dispatcher:
+        return Dispatcher(
             self._plan,
             self.queue,
             self._store,
@@ -270,9 +278,8 @@ class VirtualInstance:
             Observers(DeliveryLog(self.time), self.dispositions),
             self.time,
             self.time.reactor,
+            self._gate,
             halt=self._halt,
-            pause=self._pause,
-            resume=self._resume,
             chance=self._chance,
         )
 
@@ -280,25 +287,29 @@ class VirtualInstance:
         handler = self._plan.factory()
         self._runner = KillableRunner(handler, self._plan.limits, self._flight, self._begin)
         await self._runner.executor.setup()
-        lanes = lane_of(self._plan, handler)
+        lanes = lane_finder(self._plan, handler)
         if lanes is not None:
             # Time is virtual, threads are not.
             lanes.needs_message = False
         self._workers = []
-        self._slots.start(self._runner, lanes, self._workers.append)
+        self._dispatcher.start(self._runner, lanes, self._workers.append)
+
+    def _close(self) -> None:
+        if not self._gate.is_closed:
+            self._gate.close()
 
     def _drain(self) -> None:
-        self._slots.close()
+        self._close()
         finish = self.time.loop.create_task(self._finish())
         self.time.run()
         while not finish.done() and (timer := self.time.next_timer()) is not None:
             self.time.step(timer)
 
     async def _finish(self) -> None:
-        self._slots.give_back_waiting()
-        self._slots.give_back_held()
-        await self._slots.finish()
-        await self._slots.give_back_rest()
+        self._dispatcher.give_back_waiting()
+        self._dispatcher.give_back_held()
+        await self._dispatcher.finish()
+        await self._dispatcher.give_back_rest()
 
     def _cancel_everything(self) -> None:
         for running in asyncio.all_tasks(self.time.loop):
@@ -330,30 +341,28 @@ class VirtualInstance:
     def _pump(self) -> None:
         """Deliver what the consumer would be sent now."""
         while self._has_something_to_deliver:
-            self._slots.put(self.queue.take(self.time))
+            self._dispatcher.put(self.queue.take(self.time))
 
     @property
     def _has_something_to_deliver(self) -> bool:
         room = self._plan.prefetch_count or math.inf
-        consumes = not self.paused and self.halted is None
-        return consumes and bool(self.queue.ready) and len(self.queue.unsettled) < room
+        return (
+            self._gate.may_consume and bool(self.queue.ready) and len(self.queue.unsettled) < room
+        )
 
     @property
     def _is_pumping(self) -> bool:
         return self._pump_call is not None and self._pump_call.active()
 
-    # What the slots report.
+    # What the dispatcher reports.
 
     def _halt(self, halt: Halt) -> None:
         self.halted = halt
-        self._slots.close()
+        self._close()
 
-    def _pause(self, reason: str) -> None:
-        self.paused = reason
-        self._slots.give_back_waiting()
-
-    def _resume(self) -> None:
-        self.paused = ""
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is GateEvent.SUSPEND:
+            self._dispatcher.give_back_waiting()
 
     def _begin(self, delivery: Delivery) -> bool:
         """Note that a slot begins with *delivery*; returns whether the process dies meanwhile."""

@@ -3,8 +3,8 @@
 
 Each package of the stream walks the whole way: upstream releases a version, somebody opens a
 pull request, Koji builds it, and Bodhi takes the update to the stable repository. The packages
-and the people do not exist. Each body has what its schema requires and, where the `str()`, `url`
-or `summary` of a message class reads more than that, those fields too.
+and the people do not exist. Each body has the fields that its schema requires. It also has the
+fields that the `str()`, `url` or `summary` of its message class reads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ class Release:
     packager: str
     reviewer: str
     number: int
-    """Tells this release from the others: the ids of its story are derived from it."""
+    """Identifies this release: the ids of its story are derived from it."""
 
     @property
     def nvr(self) -> str:
@@ -77,11 +77,11 @@ def build(schema: str, body: Body) -> Message:
 
 
 def seconds() -> int:
-    """Give the time in the form that Anitya and Koji's tasks use."""
+    """Return the time in the form that Anitya and Koji's tasks use."""
     return int(datetime.now(UTC).timestamp())
 
 
-# What Anitya publishes, on release-monitoring.org
+# Messages of Anitya, on release-monitoring.org
 
 
 def version_found(release: Release) -> Message:
@@ -114,7 +114,7 @@ def version_found(release: Release) -> Message:
     )
 
 
-# What Pagure publishes, on src.fedoraproject.org
+# Messages of Pagure, on src.fedoraproject.org
 
 
 def person(name: str) -> Body:
@@ -228,7 +228,7 @@ def commit_pushed(release: Release) -> Message:
     return build("pagure.git.receive", body)
 
 
-# What Koji publishes
+# Messages of Koji
 
 
 def task(release: Release, *, finished: bool) -> Body:
@@ -314,7 +314,7 @@ def build_tagged(release: Release) -> Message:
     return build("koji_fedoramessaging.tag.TagV1", body)
 
 
-# What Bodhi publishes
+# Messages of Bodhi
 
 
 def update(release: Release, status: str, request: str | None) -> Body:
@@ -387,11 +387,11 @@ STORY: Sequence[Callable[[Release], Message]] = (
 )
 
 ONE_ROUND = len(STORY) * len(RELEASES)
-"""How many messages it takes until every package is stable."""
+"""Messages until every package is stable."""
 
 
 def endless() -> Iterator[Message]:
-    """Tell the story of every package over and over, all packages one step at a time."""
+    """Yield the story of every package over and over, all packages one step at a time."""
     while True:
         for step in STORY:
             for release in RELEASES:
@@ -399,5 +399,5 @@ def endless() -> Iterator[Message]:
 
 
 def stream(count: int) -> Iterator[Message]:
-    """Give *count* valid messages; those after `ONE_ROUND` repeat bodies under new ids."""
+    """Yield *count* valid messages; after `ONE_ROUND` they repeat bodies under new ids."""
     return islice(endless(), count)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Show the sample consumer at work: a private broker, a stream of messages, and the result.
 
-Everything happens in a temporary directory and on a free port. Nothing of this host's
-configuration is read, nothing is left behind.
+Everything happens in a temporary directory and on a free port. The demo reads none of this host's
+configuration, and leaves nothing behind.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from fedora_messaging.message import Message
 from consumer_framework.testing.broker import Broker, BrokerError
 
 EXAMPLES = Path(__file__).resolve().parent.parent
-# This file is started as a script, and then only its own directory can be imported from.
+# This file runs as a script, so that Python imports from its directory only.
 sys.path.insert(0, str(EXAMPLES.parent))
 
 from examples.demo.messages import ONE_ROUND, SchemaMissingError, stream  # noqa: E402
@@ -43,11 +43,11 @@ COLOURS = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 class DemoError(Exception):
-    """The demo did not go as it should; the text is for the person at the terminal."""
+    """The demo failed; the text is for the person at the terminal."""
 
 
 def paint(text: str, colour: str) -> str:
-    """Colour *text*, if it goes to a terminal."""
+    """Color *text*, if it goes to a terminal."""
     return f"\x1b[{colour}m{text}\x1b[0m" if COLOURS else text
 
 
@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], bool], timeout: float, otherwise: str) ->
     """Wait at most *timeout* seconds for *condition*.
 
     Raises:
-        DemoError: With the text *otherwise*, when the time is over.
+        DemoError: The time is over; its text is *otherwise*.
     """
     deadline = time.monotonic() + timeout
     while not condition():
@@ -118,7 +118,7 @@ class ConsumerProcess:
             raise DemoError(f"the consumer ended with exit code {code} after SIGTERM, not 0")
 
     def close(self) -> None:
-        """Make sure that nothing is left running."""
+        """End the process, if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -127,12 +127,12 @@ class ConsumerProcess:
 
 
 class Observer:
-    """A connection of the demo's own to the broker, to publish and to look at the queue."""
+    """The demo's own connection to the broker, to publish and to inspect the queue."""
 
     def __init__(self, url: str) -> None:
         self._connection = pika.BlockingConnection(pika.URLParameters(url))
         self._publishing = self._connection.channel()
-        # With confirms, a message that reaches no queue raises here and is not lost in silence.
+        # With confirms, a message that reaches no queue raises here instead of vanishing silently.
         self._publishing.confirm_delivery()
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Observer:
         """Publish *rate* messages a second, as fedora_messaging's publisher would.
 
         Returns:
-            How many messages of each application were published.
+            The number of published messages of each application.
         """
         published: Counter[str] = Counter()
         for message in messages:
@@ -170,7 +170,7 @@ class Observer:
 
 
 def configure(directory: Path, url: str) -> Path:
-    """Write examples/sample.toml, with the broker's *url* and a file for the digest, anew."""
+    """Write a copy of examples/sample.toml with the broker's *url* and a file for the digest."""
     text = (EXAMPLES / "sample.toml").read_text(encoding="utf-8")
     text = set_value(text, "amqp_url", url)
     text = set_value(text, "digest", str(directory / "digest.json"))
@@ -180,7 +180,7 @@ def configure(directory: Path, url: str) -> Path:
 
 
 def set_value(toml: str, key: str, value: str) -> str:
-    """Replace the one line of *toml* that sets *key*, or that shows it in a comment."""
+    """Replace the one line of *toml* that sets *key*, also in a comment."""
     line = f"{key} = {json.dumps(value)}"
     toml, found = re.subn(rf"^(# )?{key} = .*$", lambda _: line, toml, flags=re.MULTILINE)
     if found != 1:
@@ -190,7 +190,7 @@ def set_value(toml: str, key: str, value: str) -> str:
 
 @contextmanager
 def running_consumer(toml: Path) -> Iterator[ConsumerProcess]:
-    """Run `fm-consumer` with the configuration *toml* for as long as the context lasts."""
+    """Run `fm-consumer` with the configuration *toml* within the context."""
     program = Path(sys.executable).with_name("fm-consumer")
     if not program.exists():
         raise DemoError(f"{program} does not exist: install the project into this environment")
@@ -204,7 +204,7 @@ def running_consumer(toml: Path) -> Iterator[ConsumerProcess]:
 
 
 def consumer_environment(directory: Path) -> dict[str, str]:
-    """Give the consumer its own directories, and keep a surrounding service's notifications off."""
+    """Return an environment with its own directories, without a surrounding service's socket."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -220,7 +220,7 @@ def consumer_environment(directory: Path) -> dict[str, str]:
 def exercise(
     consumer: ConsumerProcess, observer: Observer, count: int, rate: float
 ) -> Counter[str]:
-    """Publish, and stop the consumer once it handled everything; count by application."""
+    """Publish, and stop the consumer once it has handled everything; count by application."""
 
     def consuming() -> bool:
         consumer.check_alive()
@@ -237,7 +237,7 @@ def exercise(
         wait_until(handled, HANDLE_TIMEOUT, "")
     except DemoError:
         consumer.check_alive()
-        # The counts below will say what is missing.
+        # The comparison of the counts reports the missing messages.
         say(paint(f"not everything is handled after {HANDLE_TIMEOUT:.0f} s", RED))
     say("stopping the consumer with SIGTERM")
     consumer.stop()
@@ -264,7 +264,7 @@ def compare(published: Counter[str], handled: Counter[str], left: int) -> None:
 def demonstrate(broker: Broker, directory: Path, count: int, rate: float) -> None:
     """Run the sample consumer against *broker*, publish to it, and compare the counts."""
     toml = configure(directory, broker.url)
-    # Messages read the configuration when they are made: not this host's, but the demo's.
+    # Messages read the configuration when they are made, and must not read this host's.
     config.conf.load_config(str(toml))
     observer = Observer(broker.url)
     try:
@@ -277,7 +277,7 @@ def demonstrate(broker: Broker, directory: Path, count: int, rate: float) -> Non
 
 
 def handled_by_app(digest: Path) -> Counter[str]:
-    """Read from the consumer's own *digest* how many messages of each application it handled."""
+    """Read the number of handled messages of each application from the consumer's *digest*."""
     try:
         return Counter(json.loads(digest.read_text(encoding="utf-8"))["apps"])
     except FileNotFoundError:
@@ -301,7 +301,7 @@ def run(count: int, rate: float) -> None:
     """Run the whole demo.
 
     Raises:
-        DemoError: If anything is missing or off.
+        DemoError: Something is missing, or a count is wrong.
     """
     missing = Broker.missing()
     if missing:

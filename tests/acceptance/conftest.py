@@ -41,7 +41,7 @@ def skip_unless_in_ci(reason: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def acceptance_root() -> Path:
-    """The Debian root that containers are booted from."""
+    """Build the Debian root that containers boot from."""
     if reason := why_not():
         skip_unless_in_ci(reason)
     try:
@@ -52,16 +52,16 @@ def acceptance_root() -> Path:
 
 @pytest.fixture(scope="session")
 def acceptance_venv(acceptance_root: Path, request: pytest.FixtureRequest) -> Path:
-    """A virtualenv with the product in it, at the same path on the host and in containers."""
+    """Build a virtualenv with the product, at the same path on the host and in containers."""
     return product_venv(request.config.rootpath, suite=SUITE)
 
 
 @pytest.fixture(scope="module")
 def container(acceptance_root: Path, acceptance_venv: Path) -> Iterator[Container]:
-    """A booted systemd with /usr/bin/fm-consumer, shared by a module's tests.
+    """Boot a systemd with /usr/bin/fm-consumer, shared by a module's tests.
 
-    Per module, because that is what a host is like: many instances, one systemd. Tests keep out
-    of each other's way by the names of their instances.
+    A module shares it because a host also has many instances and one systemd. Tests use different
+    names for their instances.
     """
     with Container(acceptance_root, read_only=[acceptance_venv]) as booted:
         booted.link_product(acceptance_venv)
@@ -78,7 +78,7 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture(scope="module")
 def host(container: Container) -> Container:
-    """The container with the units installed as a packager would, and a consumer's module."""
+    """Install the units as a packager would, and a consumer's module, in the container."""
     for unit in (REPO / "units").glob("fm-consumer*.*"):
         container.write(f"/etc/systemd/system/{unit.name}", unit.read_text())
     install_module(container)
@@ -95,7 +95,7 @@ def queue(broker: Broker) -> Iterator[str]:
 
 @pytest.fixture
 def make(host: Container, broker: Broker, queue: str) -> Iterator[Callable[..., Service]]:
-    """Makes configured instances, and stops them."""
+    """Return a function that makes configured instances; stop them at the end."""
     services: list[Service] = []
 
     def make_service(name: str, **options: str) -> Service:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A real systemd as PID 1 in a throw-away container. Knows nothing of pytest.
+"""Run a real systemd as PID 1 in a throw-away container. Knows nothing of pytest.
 
-debootstrap makes a Debian root once (`build_root`) and it stays in the cache, never written to
-again. `Container` puts an overlay in memory over it and boots that with systemd-nspawn, so every
-container starts pristine. `product_venv` installs the product with the root's own Python. All of
-it needs root; `why_not` says what else this machine lacks.
+debootstrap makes a Debian root once (`build_root`), and nothing writes to it in the cache again.
+`Container` puts an overlay in memory over it and boots that with systemd-nspawn, so every container
+starts pristine. `product_venv` installs the product with the root's own Python. All of this needs
+root; `why_not` names everything else that this machine lacks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNUSED_VENV_SECONDS = 2 * 60 * 60
 BOOT_SECONDS = 60.0
 SHUTDOWN_SECONDS = 30.0
 
-# What a host's shell exports (PATH with shims, PYTHONPATH, LANG) must not reach the container.
+# The variables of a host's shell (PATH with shims, PYTHONPATH, LANG) must not reach the container.
 CLEAN_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -71,21 +71,21 @@ CA_BUNDLES = (
 
 
 class CommandFailed(subprocess.CalledProcessError):
-    """A command's exit status, shown together with what the command said."""
+    """A command failed; the text has its exit status and its output."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n{self.stdout}{self.stderr}"
 
 
 class RootUnavailable(RuntimeError):  # noqa: N818 - a state of the machine, not a bug
-    """The Debian root could not be made, most often because the mirror is out of reach."""
+    """debootstrap could not make the Debian root, usually because the mirror is out of reach."""
 
 
 def why_not() -> str | None:
-    """Say why no container can be booted on this machine, or None where it can.
+    """Return the reason why this machine cannot boot a container, or None if it can.
 
-    Tries what `Container` does (an overlay, then systemd-nspawn with this machine's own /usr)
-    rather than guessing from the environment; takes about 0.2 seconds.
+    The function does not guess from the environment. It tries the steps of `Container`: an overlay,
+    then systemd-nspawn with this machine's own /usr. That takes about 0.2 seconds.
     """
     if sys.platform != "linux":
         return "systemd containers need Linux"
@@ -141,17 +141,17 @@ def _complaint_of(action: str, command: tuple[str, ...]) -> str | None:
 
 
 def build_root(suite: str = "bookworm", more_packages: Iterable[str] = ()) -> Path:
-    """Return the directory of a Debian root, made by debootstrap if the cache has none.
+    """Return the directory of a Debian root; debootstrap makes it if the cache has none.
 
-    The first call takes about a minute. The name carries a hash of the package list, and a root
+    The first call takes about a minute. The name contains a hash of the package list, and a root
     gets its name only when it is complete.
 
     Args:
         suite: Debian's name of a release.
-        more_packages: Debian packages that are in it besides `ROOT_PACKAGES`.
+        more_packages: Debian packages in addition to `ROOT_PACKAGES`.
 
     Raises:
-        RootUnavailable: debootstrap failed; its last words are in the message.
+        RootUnavailable: debootstrap failed; the message has the end of its output.
     """
     packages = (*ROOT_PACKAGES, *more_packages)
     root = CACHE / "roots" / f"{suite}-{_short_hash(' '.join(packages).encode())}"
@@ -167,7 +167,7 @@ def build_root(suite: str = "bookworm", more_packages: Iterable[str] = ()) -> Pa
 
 
 def _debootstrap(suite: str, target: Path, packages: Iterable[str]) -> None:
-    # In its own namespaces: whatever debootstrap mounts or starts ends with it, also after ^C.
+    # In its own namespaces: all mounts and processes of debootstrap end with it, also after ^C.
     command = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "debootstrap")
     options = ("--variant=minbase", f"--include={','.join(packages)}")
     try:
@@ -180,9 +180,9 @@ def _debootstrap(suite: str, target: Path, packages: Iterable[str]) -> None:
 
 
 def _debian_mirror() -> list[str]:
-    """The mirror of this machine's own apt, in either of its two formats.
+    """Return the mirror of this machine's apt, from either of its two formats.
 
-    None on a host without apt: debootstrap then takes its own default.
+    None on a host without apt: debootstrap then uses its default.
     """
     key, options = r"(?:URIs:|deb\s)", r"(?:\[[^]]*\]\s+)?"
     uri = re.compile(rf"^{key}\s*{options}(https?://\S+/debian)/?(?:\s|$)", re.MULTILINE)
@@ -194,18 +194,18 @@ def _debian_mirror() -> list[str]:
 
 
 class Container:
-    """A booted Debian, pristine, that shares the host's network and dies with its creator.
+    """A pristine Debian container that shares the host's network and dies with its creator.
 
-    As a context manager it is booted on entry and stopped on exit. To put files in before
-    systemd starts, pass ``boot=False`` and call `boot` later: `write` and `run` work before
-    (in a chroot) as after (in the container's namespaces).
+    The context manager boots it on entry and stops it on exit. To put files in before systemd
+    starts, pass ``boot=False`` and call `boot` later. `write` and `run` work before the boot (in a
+    chroot) and after it (in the container's namespaces).
 
     Args:
-        root: From `build_root`; never modified.
-        read_only: Host paths to be seen at the same path; after `boot` only.
-        writable: The same, but writes go to the host.
+        root: A directory from `build_root`, which stays unmodified.
+        read_only: Host paths that the container sees at the same path, after `boot` only.
+        writable: Like *read_only*, but writes go to the host.
         nspawn_options: Further options of systemd-nspawn(1), such as ``--capability=…``.
-        boot: Whether entering the context boots.
+        boot: True if entering the context boots.
 
     The thread that calls `boot` must outlive the container: the kernel ties the two together.
     """
@@ -261,7 +261,7 @@ class Container:
         """Start systemd and return when it has started everything (running or degraded).
 
         Raises:
-            RuntimeError: It did not get there; the message holds the console's output.
+            RuntimeError: systemd did not start everything; the message has the console's output.
         """
         self._undo.callback(_forget_machine, self.name)
         options = ("--boot", f"--directory={self.root}", "--resolv-conf=replace-host")
@@ -273,7 +273,7 @@ class Container:
                 stdout=console,
                 stderr=console,
                 umask=0o022,
-                # ^C must reach the test run only, which then stops the container in order.
+                # ^C must reach only the test run, which then stops the container in an orderly way.
                 start_new_session=True,
             )
         self._undo.callback(self._halt, nspawn)
@@ -290,7 +290,7 @@ class Container:
 
     def _is_up(self, deadline: float) -> bool:
         seconds_left = max(deadline - time.monotonic(), 1)
-        # Fails at once as long as systemd has not made its socket.
+        # This fails at once until systemd has made its socket.
         with contextlib.suppress(subprocess.TimeoutExpired):
             state = self.run(
                 "systemctl", "is-system-running", "--wait", check=False, timeout=seconds_left
@@ -308,7 +308,7 @@ class Container:
             nspawn.wait()
 
     def stop(self) -> None:
-        """Shut down and remove everything the container made. Harmless when repeated."""
+        """Shut down and remove everything that the container made. A second call does nothing."""
         self._undo.close()
 
     def run(
@@ -318,11 +318,11 @@ class Container:
         timeout: float | None = 60,
         stdin: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as the container's root and return what it wrote, as text.
+        """Run a command as the container's root and return its output as text.
 
         Raises:
-            CommandFailed: Its exit status was not 0, and *check* is true.
-            subprocess.TimeoutExpired: It was killed after *timeout* seconds.
+            CommandFailed: Its exit status is not 0, and *check* is true.
+            subprocess.TimeoutExpired: The command was killed after *timeout* seconds.
         """
         command = (*self._entrance(), *argv)
         return _execute(command, CLEAN_ENVIRONMENT, stdin=stdin, timeout=timeout, check=check)
@@ -334,29 +334,30 @@ class Container:
         return ("nsenter", f"--target={self._init_pid}", *namespaces, "--")
 
     def write(self, path: str | Path, text: str, mode: int = 0o644) -> None:
-        """Write a file as root, with the directories above it; replaces one that is there."""
-        # From the inside, so that tmpfs mounts and absolute symlinks mean what they mean there.
+        """Write a file as root, with the directories above it; replace an existing file."""
+        # From the inside, so that tmpfs mounts and absolute symlinks resolve as in the container.
         script = 'mkdir -p "${1%/*}/" && cat >"$1" && chmod "$2" "$1"'
         self.run("sh", "-c", script, "sh", str(path), f"{mode:o}", stdin=text)
 
     def link_product(self, venv: Path) -> None:
-        """Make /usr/bin/fm-consumer the one of *venv*, which `read_only` must have bound."""
+        """Make /usr/bin/fm-consumer a link into *venv*, which must be in `read_only`."""
         self.run("ln", "-sfn", f"{venv}/bin/fm-consumer", "/usr/bin/fm-consumer")
 
 
 def product_venv(
     repo: Path, *, suite: str = "bookworm", extra_packages: Iterable[str] = (), extra: str = ""
 ) -> Path:
-    """Return a virtualenv that works in containers of *suite*, with *repo* installed in it.
+    """Return a virtualenv that works in containers of *suite*, with *repo* installed.
 
     Args:
-        repo: The sources.
-        suite: Of `build_root`.
-        extra_packages: What pip installs besides.
-        extra: The product's own extra that is installed, such as ``test``.
+        repo: The directory of the sources.
+        suite: A suite of `build_root`.
+        extra_packages: Additional packages for pip.
+        extra: An extra of the product, such as ``test``.
 
-    Not editable, and built inside a container, so that neither the host's Python nor the working
-    tree leaks in. One venv is kept per state of the sources, until unused for two hours.
+    The installation is not editable and happens inside a container, so that neither the host's
+    Python nor the working tree leaks in. The cache keeps one venv for each state of the sources,
+    until it is unused for two hours.
     """
     root, packages = build_root(suite), tuple(extra_packages)
     venvs = CACHE / "venvs"
@@ -389,7 +390,7 @@ def _build_venv(root: Path, venv: Path, sources: Path, requirements: tuple[str, 
         environment = _network_environment(container)
         pip = ("env", *environment, f"{venv}/bin/pip", "install", f"--cache-dir={pip_cache}")
         if relatives:
-            # 3 seconds instead of 12 after each change of the sources.
+            # This takes 3 seconds instead of 12 after each change of the sources.
             _copy_venv(relatives[0].parent, venv)
             container.run(*pip, "--no-deps", "--force-reinstall", str(sources), timeout=600)
         else:
@@ -431,7 +432,7 @@ def _short_hash(*parts: bytes) -> str:
 def _network_environment(container: Container) -> list[str]:
     environment = {name: os.environ[name] for name in NETWORK_ENVIRONMENT if name in os.environ}
     environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
-    # The host may trust a certificate authority of its own, such as a proxy's.
+    # The host may trust its own certificate authority, such as a proxy's.
     bundle = next((Path(path) for path in CA_BUNDLES if Path(path).exists()), None)
     if bundle is not None:
         container.write(CA_BUNDLES[0], bundle.read_text())
@@ -454,9 +455,9 @@ def _nspawn_command(name: str, options: tuple[str, ...]) -> tuple[str, ...]:
     cgroups, scope_option = _cgroups_for(name)
     return (
         *("env", f"CGROUPS={' '.join(map(str, cgroups))}"),
-        # systemd 256 and later boot on the unified hierarchy only; so let all suites be alike.
+        # systemd 256 and later boot on the unified hierarchy only, so all suites use it.
         "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1",
-        # No container survives a test run that is killed.
+        # A container must not survive a test run that is killed.
         *("setpriv", "--pdeathsig", "TERM", "sh", "-c", join, "sh"),
         *("systemd-nspawn", f"--machine={name}", "--register=no", *scope_option),
         *("--console=pipe", "--settings=no", "--link-journal=no", *options),
@@ -464,7 +465,7 @@ def _nspawn_command(name: str, options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _cgroups_for(name: str) -> tuple[list[Path], tuple[str, ...]]:
-    """Make the cgroups of a new container, unless the host's systemd will make a scope for it."""
+    """Make the cgroups of a new container, unless the host's systemd makes a scope for it."""
     if Path("/run/systemd/system").exists():
         return [], ()
     cgroups = [parent / name for parent in _own_cgroups()]
@@ -474,7 +475,7 @@ def _cgroups_for(name: str) -> tuple[list[Path], tuple[str, ...]]:
 
 
 def _own_cgroups() -> list[Path]:
-    """This process's cgroup in each hierarchy that a systemd manages."""
+    """Return this process's cgroup in each hierarchy that a systemd manages."""
     mount_points = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, after = line.split(" - ")
@@ -491,7 +492,7 @@ def _own_cgroups() -> list[Path]:
 
 
 def _forget_machine(name: str) -> None:
-    """Remove what nspawn leaves behind on a host without systemd."""
+    """Remove the leftovers of nspawn on a host without systemd."""
     shutil.rmtree(f"/run/systemd/nspawn/propagate/{name}", ignore_errors=True)
     for parent in _own_cgroups():
         for directory, _, _ in os.walk(parent / name, topdown=False):
@@ -505,7 +506,7 @@ def _child_named_systemd(parent: int) -> int | None:
 
 
 def _children_of(parent: int) -> dict[int, str]:
-    """The names of a process's children by their ids."""
+    """Return the names of a process's children by process id."""
     children = {}
     for status in Path("/proc").glob("[0-9]*/status"):
         # Other processes may end at any time.
@@ -518,13 +519,13 @@ def _children_of(parent: int) -> dict[int, str]:
 
 def _unmount(directory: Path) -> None:
     if directory.is_mount():
-        # Lazily: a process that is still dying must not keep the mount from going.
+        # Lazily: a process that is still dying must not block the unmount.
         _host("umount", "--recursive", "--lazy", str(directory))
     directory.rmdir()
 
 
 def _sweep_up_after_the_dead() -> None:
-    """Remove the mounts of test runs that were killed before they could."""
+    """Remove the mounts of test runs that were killed."""
     for directory in (CACHE / "run").glob("fmtest-*"):
         owner = directory.name.split("-")[1]
         if not Path("/proc", owner).exists():
@@ -545,7 +546,7 @@ def _locked(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary_directory() -> Iterator[Path]:
-    # In the cache, because a container mounts its own /tmp over what is bound below /tmp.
+    # In the cache, because a container mounts its own /tmp over directories bound below /tmp.
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="sources-") as directory:
         yield Path(directory)
@@ -563,7 +564,7 @@ def _removed_on_failure(directory: Path) -> Iterator[None]:
 def _empty_directory(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    # Whatever the umask: the units under test run as users who are not root.
+    # With any umask: the units under test run as users who are not root.
     directory.chmod(0o755)
 
 
@@ -604,8 +605,8 @@ def _execute(
 def _kill_with_descendants(process: subprocess.Popen[str]) -> None:
     children = _children_of(process.pid)
     if children:
-        # Before nsenter, which then reaps its child. The container cannot, and as long as nobody
-        # does, the container's PID 1 cannot end.
+        # Before nsenter, which then reaps its child. The container cannot reap it, and its PID 1
+        # cannot end before somebody does.
         for child in children:
             os.kill(child, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`make acceptance-matrix`: every supported systemd, and the Pythons that come with them.
+"""Run the tests on every supported systemd and its Python: `make acceptance-matrix`.
 
-For each suite of Debian the acceptance tests run on its systemd, and, where its Python is newer
-than the oldest that is supported, the unit and integration tests run on that, in its container
+For each suite of Debian the acceptance tests run on its systemd. If its Python is newer than the
+oldest supported one, the unit and integration tests run on that Python, in a container of the suite
 and with its RabbitMQ.
 
     python -m tests.acceptance.matrix [SUITE]...
@@ -28,14 +28,14 @@ from tests.acceptance.container import (
 )
 
 REPO = Path(__file__).parents[2]
-# In bookworm is systemd 252, in trixie 257, in sid whatever is newest.
+# bookworm has systemd 252, trixie 257, and sid the newest.
 SUITES = ("bookworm", "trixie", "sid")
 # Its Python is that of `make test`.
 OLDEST = "bookworm"
 BROKER = ("rabbitmq-server",)
 # As in `make test`.
 IN_PARALLEL = ("-n", os.environ.get("TEST_WORKERS", "3"), "--dist", "loadfile")
-# Seconds; the tests need some 15 minutes where nothing else runs.
+# Seconds. The tests need some 15 minutes on an idle machine.
 LONGEST = 3600
 
 
@@ -117,15 +117,15 @@ def run_tests(root: Path, venv: Path, sources: Path) -> tuple[bool, str]:
         'cd "$1" && export TMPDIR=/t && '
         'exec "$2/bin/pytest" -q $3 tests/unit tests/integration >pytest.log 2>&1'
     )
-    # The container's own directories are in memory, which `fm-consumer check` has something to say
-    # of; and the names of Unix sockets must be short.
+    # The container's own directories are in memory, and `fm-consumer check` would warn of that. The
+    # names of Unix sockets must be short.
     (sources / ".tmp").mkdir()
     (sources / ".tmp").chmod(0o1777)
     on_disk = f"--bind={sources}/.tmp:/t"
     with Container(
         root, read_only=[venv], writable=[sources], nspawn_options=[on_disk]
     ) as container:
-        # It starts nodes of its own.
+        # The tests start their own nodes.
         container.run("systemctl", "disable", "--now", "rabbitmq-server", check=False)
         began = time.monotonic()
         words = ("sh", "-c", script, "sh", str(sources), str(venv), " ".join(IN_PARALLEL))

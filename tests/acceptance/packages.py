@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""RPMs for the container, and rpm in it. Knows nothing of pytest."""
+"""Build RPMs for the container, and use rpm in it. Knows nothing of pytest."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ DEPENDENCIES = "/usr/lib/fedora"
 
 
 def why_not() -> str | None:
-    """Say why no RPM can be built here, or None where it can."""
+    """Return the reason why this machine cannot build RPMs, or None if it can."""
     missing = [tool for tool in ("rpmbuild", "rpm") if shutil.which(tool) is None]
     return f"{' and '.join(missing)} not found: packaging/system-packages rpm" if missing else None
 
 
 @dataclass(frozen=True)
 class Packages:
-    """Directories with RPMs: of the framework and a consumer, each older and newer, and of Fedora.
+    """Directories with an older and a newer RPM of the framework and of a consumer.
 
-    `fedora` has the one package that provides what Fedora would.
+    `fedora` has one package, which stands in for those of Fedora.
     """
 
     fedora: Path
@@ -44,11 +44,11 @@ class Packages:
 
     @staticmethod
     def for_hosts(directory: Path) -> list[str]:
-        """The packages of a directory that a host has which builds none."""
+        """Return the packages of a directory for a host that builds no packages."""
         return [path for path in _binary(directory) if "rpm-macros" not in path]
 
     def files(self, version: int) -> list[str]:
-        """Those of the framework and of the consumer in version 0 or 1."""
+        """Return the packages of the framework and of the consumer in version 0 or 1."""
         return [
             *self.for_hosts(self.framework[version]),
             *self.for_hosts(self.consumer[version]),
@@ -56,7 +56,7 @@ class Packages:
 
 
 def build(directory: Path, venv: Path) -> Packages:
-    """Build all of them in *directory*, for the Python of *venv*; takes about 20 seconds."""
+    """Build all packages in *directory*, for the Python of *venv*, in about 20 seconds."""
     python = next((venv / "lib").glob("python3.*")).name.removeprefix("python")
     target = ("--define", f"target_python {python}")
     packages = Packages(
@@ -88,7 +88,7 @@ def _build_fedora(output: Path, venv: Path, python: str) -> None:
 
 
 def _consumer_sources(sources: Path, version: str) -> Path:
-    """Write what the author of a consumer has: an sdist and, from our template, a spec."""
+    """Write the files of a consumer's author: an sdist and, from our template, a spec."""
     project = f"{NAME}-{version}"
     tree = sources / project
     tree.mkdir(parents=True)
@@ -126,16 +126,16 @@ def _binary(directory: Path) -> list[str]:
 
 
 def install_fedora(container: Container, packages: Packages, venv: Path) -> None:
-    """Make the container what a Fedora host is to rpm: the stub, and the Python dependencies.
+    """Install the stub and the Python dependencies, so that rpm sees a Fedora host.
 
-    They are those of *venv*, without the framework itself: the RPM brings that.
+    The dependencies come from *venv*, without the framework itself, which the RPM brings.
     """
     site = next((venv / "lib").glob("python3.*/site-packages"))
     fedora = f"/usr/lib/{site.parent.name}/site-packages"
     container.run("mkdir", "-p", DEPENDENCIES, fedora)
     wanted = [path for path in site.iterdir() if not path.name.startswith("consumer_framework")]
     container.run("ln", "-s", *map(str, wanted), DEPENDENCIES)
-    # Debian's Python does not look where Fedora's does.
+    # Debian's Python does not search the directories of Fedora's.
     container.write(
         "/usr/lib/python3/dist-packages/fedora.pth",
         f'import sys; sys.path[1:1] = ["{fedora}", "{DEPENDENCIES}"]\n',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An instance of the unit in a container, and messages for it. Knows nothing of pytest."""
+"""Run an instance of the unit in a container, with messages. Knows nothing of pytest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HEADERS = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
 
-# Each message handled is a line of the journal: what the tests count.
+# Each handled message is a line of the journal. The tests count these lines.
 CONSUMER = """
 import time
 from consumer_framework import Consumer, Defer, Quarantine

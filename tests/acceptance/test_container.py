@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The acceptance tests stand on a real systemd: these tests make sure that they do."""
+"""The container of the acceptance tests has a real systemd."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LONGEST_INSTANCE_NAME = 31 - len("fm-")
 
 @pytest.fixture(scope="module")
 def template(container: Container) -> str:
-    """A format string that makes a unit name of an instance name."""
+    """Return a format string that makes a unit name of an instance name."""
     container.write("/usr/local/bin/notifying-script", NOTIFYING_SCRIPT, mode=0o755)
     container.write("/etc/systemd/system/fixture-test@.service", TEMPLATE_UNIT)
     container.run("systemctl", "daemon-reload")
@@ -107,7 +107,7 @@ def test_an_instance_name_that_makes_no_user_name_fails(
         container.run("systemctl", "start", template.format(name))
 
 
-def test_the_container_reaches_what_listens_on_the_hosts_loopback(container: Container):
+def test_the_container_reaches_services_on_the_hosts_loopback(container: Container):
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         server.settimeout(10)
         port = server.getsockname()[1]
@@ -163,7 +163,7 @@ def test_a_stopped_container_leaves_nothing_behind(acceptance_root: Path):
 def traces_on_the_host() -> str:
     directories = ("/sys/fs/cgroup", "/run/systemd/nspawn", str(CACHE / "run"))
     commands = (("ps", "-eo", "args"), ("find", *directories), ("cat", "/proc/self/mountinfo"))
-    # Not checked: while find walks, other tests' processes and cgroups come and go.
+    # Not checked: other tests' processes and cgroups come and go while find walks.
     return "".join(
         subprocess.run(command, capture_output=True, text=True, check=False).stdout
         for command in commands
@@ -176,6 +176,6 @@ def test_a_command_that_runs_too_long_is_killed_in_the_container_too(container: 
     assert "sleep 4711" not in container.run("ps", "-eo", "args").stdout
 
 
-def test_a_failure_shows_what_the_command_said(container: Container):
+def test_a_failure_shows_the_output_of_the_command(container: Container):
     with pytest.raises(CommandFailed, match="cannot access '/nowhere'"):
         container.run("ls", "/nowhere")

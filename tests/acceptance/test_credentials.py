@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Secrets as systemd's credentials: the hardened unit, a broker that demands certificates."""
+"""The hardened unit takes secrets as systemd's credentials; the broker wants certificates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFRESHES_SINCE = 260
 CANARY = "canary-7b1f-secret"
 TLS = '[tls]\nca_cert = "credential:ca"\ncertfile = "credential:cert"\nkeyfile = "credential:key"\n'
 TOKEN = f'[consumer_config]\ntoken = "credential:token"\nown = "{CANARY}"\n'
-# It shows what it was given in a way that no redaction can follow.
+# It prints its secrets reversed, so that no redaction hides them.
 KEEPER = """
 import os
 from consumer_framework import Consumer, Recovery
@@ -43,14 +43,14 @@ class Keeper(Consumer):
 
 @pytest.fixture(scope="module")
 def broker(broker, tmp_path_factory) -> Iterator[TlsBroker]:
-    """A node that demands certificates; the other one says what is missing for one."""
+    """Start a node that demands certificates; the overridden fixture checks the programs."""
     with TlsBroker(tmp_path_factory.mktemp("tls")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def keys(host, broker) -> None:
-    """Files in the container that root alone may read."""
+    """Write files in the container that root alone may read."""
     pair = broker.add_certificate_user("consumer.example.org")
     files = {"ca": broker.authority.certificate, "cert": pair.certificate, "key": pair.key}
     for name, file in files.items():
@@ -61,7 +61,7 @@ def keys(host, broker) -> None:
 
 
 def hand_over(host: Container, name: str, *, encrypted: tuple[str, ...] = ()) -> None:
-    """The drop-in that works with every systemd."""
+    """Write the drop-in of credentials that works with every systemd."""
     sources = {n: f"/etc/pki/consumer/{n}.pem" for n in ("ca", "cert", "key")}
     sources |= {"token": "/etc/pki/consumer/token"}
     lines = ["[Service]"]
@@ -80,7 +80,7 @@ def hand_over(host: Container, name: str, *, encrypted: tuple[str, ...] = ()) ->
 
 @pytest.fixture
 def secretive(make, host, keys, broker, queue):
-    """Makes instances that consume over TLS, whose file root alone may read."""
+    """Return a function that makes instances over TLS, whose file root alone may read."""
 
     def make_one(name: str) -> Service:
         service: Service = make(name)
@@ -151,14 +151,14 @@ def test_root_hands_a_changed_file_over_and_a_reload_says_what_stays(secretive, 
         _, said = fm_consumer(host, "reload", "reloaded")
         assert "was changed" not in said
         host.run("sed", "-i", "$ a # changed again", file)
-    # Who lets everybody read it has no such limit.
+    # A file that everybody may read needs no such copy.
     host.run("chmod", "644", file)
     _, said = fm_consumer(host, "reload", "reloaded")
     assert "was changed" not in said
 
 
 def fm_consumer(host: Container, *words: str) -> tuple[int, str]:
-    """An administrator's command, with the consumer's module installed."""
+    """Run an administrator's command, with the consumer's module installed."""
     program = ("env", "PYTHONPATH=/usr/local/lib/consumers", "fm-consumer")
     result = host.run(*program, *words, check=False)
     return result.returncode, result.stdout + result.stderr
@@ -173,7 +173,7 @@ def has_encryption(host: Container) -> bool:
 
 
 def readers_of_secrets(host: Container, service: Service) -> list[str]:
-    """Which files of /proc show a secret of the running service."""
+    """Return the secrets of the running service that /proc shows."""
     pid = service.show("MainPID")
     script = f"cat /proc/{pid}/cmdline /proc/{pid}/environ; ps -eo args"
     shown = host.run("sh", "-c", script).stdout
@@ -210,9 +210,7 @@ def test_a_credential_that_the_service_lacks_ends_it_with_the_cure(secretive, ho
     assert CANARY not in service.journal()
 
 
-def test_what_is_in_the_credential_store_is_imported_by_a_new_systemd(
-    secretive, host, keys, broker, queue
-):
+def test_a_new_systemd_imports_the_credential_store(secretive, host, keys, broker, queue):
     for name in ("ca", "cert", "key"):
         source = f"/etc/pki/consumer/{name}.pem"
         host.run("install", "-Dm600", source, f"/etc/credstore/fm-consumer.imported.{name}")

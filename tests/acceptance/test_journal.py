@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The journal of a real systemd tells a message's life, with fields."""
+"""The journal of a real systemd shows a message's life, with fields."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECOVERY = '[consumer_config.framework.recovery]\nimmediate = 1\ndelays = ["1s"]
 
 @pytest.fixture
 def diary(make, host) -> Service:
-    """An instance whose consumer logs, and fails as often as its messages say."""
+    """Start an instance whose consumer logs, and fails as often as each message asks."""
     host.write("/usr/local/lib/consumers/diary.py", DIARY)
     service: Service = make("diary", extra=RECOVERY)
     path = "/etc/fedora-messaging/diary.toml"
@@ -79,7 +79,7 @@ def test_one_journalctl_tells_the_life_of_a_message_that_succeeds_in_the_end(dia
     assert [told[n]["FM_DISPOSITION"] for n in (1, 3, 5)] == ["hold", "hold", "ack"]
     assert {entry["FM_TOPIC"] for entry in told} == {f"{queue}.t"}
     assert {entry["FM_QUEUE"] for entry in told} == {queue}
-    # The unit says it too (LogExtraFields=), and it is there once.
+    # The unit sets the field too (LogExtraFields=), and the entry has it once.
     assert {str(entry["FM_INSTANCE"]) for entry in told} == {"diary"}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in told} == {"fm-consumer@diary"}
     assert {entry["_SYSTEMD_UNIT"] for entry in told} == {f"{diary.unit}.service"}
@@ -89,7 +89,9 @@ def test_one_journalctl_tells_the_life_of_a_message_that_succeeds_in_the_end(dia
     assert told[1]["FM_FINGERPRINT"] == "KeyError in consumers/diary.py:handle"
 
 
-def test_it_goes_on_through_quarantine_replay_and_drop(diary, broker, queue, host):
+def test_the_journal_follows_a_message_through_quarantine_replay_and_drop(
+    diary, broker, queue, host
+):
     replayed, dropped = send(broker, queue, failures=3), send(broker, queue, failures=3)
     diary.until(lambda: "2 quarantined" in diary.show("StatusText"), "they are quarantined")
     listed = json.loads(
@@ -107,7 +109,7 @@ def test_it_goes_on_through_quarantine_replay_and_drop(diary, broker, queue, hos
     assert last["FM_DISPOSITION"] == "reject"
 
 
-def test_an_entry_that_no_datagram_holds_is_there_whole(diary, broker, queue):
+def test_an_entry_too_large_for_a_datagram_is_whole(diary, broker, queue):
     message_id = send(broker, queue, length=300_000)
     diary.until(lambda: life(diary, message_id), "the long line")
     (entry,) = life(diary, message_id)

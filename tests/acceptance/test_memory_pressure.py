@@ -26,7 +26,7 @@ def test_the_status_says_that_memory_is_short(make, host):
     service.until(lambda: "memory" not in service.show("StatusText"), "nothing is short")
 
 
-def test_what_systemd_names_is_watched(make, host):
+def test_the_memory_pressure_file_of_systemd_is_watched(make, host):
     service = make("watching")
     service.systemctl("start")
     pid = service.show("MainPID")

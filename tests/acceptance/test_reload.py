@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Other settings for an instance that runs under systemd."""
+"""A running instance takes new settings under systemd."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Sample(Consumer):
 
 @pytest.fixture(scope="module")
 def labelled(host):
-    """A consumer that prints what its settings say."""
+    """Install a consumer that prints its settings."""
     install_module(host, "labelled", LABELLED)
     return "labelled_consumer:Sample"
 
 
 @pytest.fixture
 def running(make, broker, queue, labelled):
-    """An instance that consumes, and what gives it another configuration."""
+    """Start an instance; also return a function that changes its configuration."""
 
     def start(name):
         service = make(name, callback=labelled)

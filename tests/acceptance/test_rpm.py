@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The framework and a consumer as packages: installed, upgraded and erased by rpm itself."""
+"""rpm installs, upgrades and erases the packages of the framework and of a consumer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATE = f"/var/lib/private/fedora-messaging/{NAME}"
 def packages(acceptance_venv):
     if reason := rpms.why_not():
         skip_unless_in_ci(reason)
-    # Not below /tmp, which a container mounts anew.
+    # Not below /tmp, over which a container mounts its own.
     directory = Path(tempfile.mkdtemp(dir=CACHE, prefix="rpms-"))
     directory.chmod(0o755)
     try:
@@ -36,7 +36,7 @@ def packages(acceptance_venv):
 
 @pytest.fixture
 def fedora(acceptance_root, acceptance_venv, packages: Packages):
-    """A booted container that is Fedora as far as rpm and our packages can see."""
+    """Boot a container that looks like Fedora to rpm and our packages."""
     read_only = [acceptance_venv, packages.fedora.parent]
     with Container(acceptance_root, read_only=read_only) as booted:
         rpms.install_fedora(booted, packages, acceptance_venv)
@@ -44,7 +44,7 @@ def fedora(acceptance_root, acceptance_venv, packages: Packages):
 
 
 class Stream:
-    """Publishes messages until told to end."""
+    """Publishes messages until it is stopped."""
 
     def __init__(self, broker, queue):
         self.ids: list[str] = []
@@ -129,7 +129,9 @@ def test_a_packaged_consumer_is_installed_started_upgraded_and_erased(
     assert broker.depth(queue) == (0, 0)
 
 
-def test_an_upgrade_of_either_alone_restarts_what_runs_once(fedora, packages, broker, queue):
+def test_an_upgrade_of_either_package_restarts_running_instances_once(
+    fedora, packages, broker, queue
+):
     service = Service(fedora, NAME)
     fedora.run("rpm", "--install", *packages.files(0))
     configure(service, broker, queue)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a handler can reach inside the unit's sandbox, and what the drop-ins of the examples change.
+"""The limits of a handler inside the unit's sandbox, and the effect of the example drop-ins.
 
-The handler runs Python that comes with the message, and prints what that calls ``answer``.
+The handler runs Python code from the message, and prints its variable ``answer``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference/units.md"
 
-# Without them IPAddressDeny= is silently without effect in a container.
+# Without these options IPAddressDeny= silently has no effect in a container.
 BPF = (
     "--capability=CAP_BPF,CAP_NET_ADMIN,CAP_SYS_RESOURCE,CAP_PERFMON",
     "--system-call-filter=bpf",
@@ -49,8 +49,8 @@ class Probe(Consumer):
         print(f"said {json.dumps(scope['answer'])}", flush=True)
 """
 
-# Every directory in which a file can be made, and every regular file that can be written, less
-# what is below such a directory and what is the process's own in /proc.
+# Every writable directory, and every writable regular file outside of these directories and of the
+# process's own entries in /proc.
 WALK = """
 import os, stat
 answer = []
@@ -95,7 +95,7 @@ def host(host: Container) -> Container:
 
 
 class Probed:
-    """An instance that runs what it is told."""
+    """An instance that runs the code of its messages."""
 
     def __init__(self, service: Service, tell: Callable[[str], Any]) -> None:
         self.service = service
@@ -128,7 +128,7 @@ def probe(make, broker, queue) -> Callable[..., Probed]:
 
 @pytest.fixture
 def drop_in(host) -> Iterator[Callable[..., None]]:
-    """Gives an instance a drop-in of the examples, before it starts."""
+    """Return a function that gives an instance a drop-in of the examples before its start."""
     directories = []
 
     def install(instance: str, name: str, old: str = "", new: str = "") -> None:
@@ -157,7 +157,7 @@ def test_a_consumer_that_works_is_exposed_no_more_than_promised(probe, host):
 
 @pytest.fixture(scope="module")
 def tls_broker(broker, tmp_path_factory) -> Iterator[TlsBroker]:
-    """A node that demands client certificates; the other one says what is missing for one."""
+    """Start a node that demands client certificates; the fixture `broker` checks the programs."""
     with TlsBroker(tmp_path_factory.mktemp("tls")) as running:
         yield running
 
@@ -195,13 +195,13 @@ def test_a_handler_can_write_to_its_own_directories_and_nowhere_else(probe):
     writable = set(probe("walker")(WALK))
     own = {"/var/lib/private/fedora-messaging/walker", "/run/fedora-messaging/walker"}
     assert own <= writable
-    # systemd's way to say from when on memory is short (systemd.resource-control(5)).
+    # systemd names the threshold of memory pressure this way (systemd.resource-control(5)).
     pressure = {name for name in writable if name.endswith("@walker.service/memory.pressure")}
-    # Its own too, empty at the start and gone at the end.
+    # These are private too: empty at the start, and deleted at the end.
     assert writable - own - pressure <= {*TEMPORARY, "/dev/mqueue"}
 
 
-def test_what_a_handler_leaves_in_temporary_directories_is_neither_seen_nor_kept(probe, host):
+def test_temporary_files_of_a_handler_are_neither_seen_nor_kept(probe, host):
     instance = probe("litter")
     for place in TEMPORARY:
         assert instance.attempt(f"pathlib.Path('{place}/litter').write_text('x')") == 1
@@ -269,7 +269,7 @@ def test_a_keytab_of_roots_is_read(probe, host, drop_in):
     assert instance.attempt(f"{tickets}.startswith(os.environ['RUNTIME_DIRECTORY'])")
 
 
-# Answers as PostgreSQL would know the client: by the user at the other end (`peer`).
+# Answers with the user at the other end, by which PostgreSQL knows the client (`peer`).
 SERVER = """#!/usr/bin/python3
 import os, socket, struct
 os.makedirs("/run/postgresql", exist_ok=True)

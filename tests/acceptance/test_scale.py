@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`fm-consumer scale` and `status` with a real systemd, the real units and a real broker."""
+"""`fm-consumer scale` and `status` work with a real systemd, the real units and a real broker."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def stream(broker, queue) -> Iterator[Stream]:
 
 
 class Stream:
-    """Publishes messages until told to end."""
+    """Publishes messages until it is stopped."""
 
     def __init__(self, broker: Broker, queue: str) -> None:
         self._broker, self._queue = broker, queue
@@ -155,7 +155,7 @@ def test_a_worker_stays_while_it_has_deferred_messages_and_they_run_when_it_is_b
 ):
     later = group("later", extra="[consumer_config.framework.recovery]\nhold_slots = 0")
     later.scale(2)
-    # All go to the second one.
+    # All messages go to the second worker.
     later.first.systemctl("stop")
     due = time.time() + 20
     ids = publish(broker, queue, bodies(2, not_before=due) + bodies(1, poison=True))
@@ -203,12 +203,12 @@ def test_status_shows_what_failed_and_what_is_left_to_do(group, host):
     assert "sick_2  failed (exit code 78)" in everything.stdout
     host.run("rm", drop_in)
     host.run("systemctl", "daemon-reload")
-    # Scaling mends the rest.
+    # Scaling repairs everything else.
     sick.scale(2)
     assert sick.status().returncode == 0
 
 
-def test_status_tells_what_systemd_does_where_an_instance_does_not_answer(group):
+def test_status_shows_the_state_of_systemd_if_an_instance_does_not_answer(group):
     quiet = group("quiet")
     quiet.scale(1)
     quiet.first.systemctl("stop")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The main job: `systemctl start fm-consumer@NAME`, with the real units and a real broker."""
+"""`systemctl start fm-consumer@NAME` works with the real units and a real broker."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_log_lines_carry_their_priority(make, broker, queue):
     assert "<6>" not in service.journal()
 
 
-def test_what_no_handler_can_read_is_set_aside_and_logged_once_per_cause(make, broker, queue):
+def test_undecodable_messages_are_set_aside_and_logged_once_per_cause(make, broker, queue):
     service = make("garbage")
     service.systemctl("start")
     publish(broker, queue, [("t", b"no json %d" % n, HEADERS) for n in range(3)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starts and stops that take longer than the unit allows, and how they are restarted."""
+"""Starts and stops may take longer than the unit allows, and systemd restarts failed ones."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SLOW_RESTARTS = (
 
 @pytest.fixture
 def proxy(broker) -> Iterator[Proxy]:
-    """A way to the broker that the test may cut."""
+    """Return a proxy to the broker that the test may cut."""
     with Proxy("127.0.0.1", broker.port) as running:
         yield running
 
 
 def has_drop_in(service: Service, text: str) -> None:
-    """Let systemd know of a drop-in of one instance."""
+    """Tell systemd of a drop-in of one instance."""
     directory = f"/etc/systemd/system/{service.unit}.service.d"
     service.container.run("mkdir", "-p", directory)
     service.container.write(f"{directory}/test.conf", text)
@@ -101,7 +101,7 @@ def test_a_broker_that_comes_later_than_the_units_timeout_is_waited_for(make, br
     proxy.refuse()
     service = make("early")
     service.configure(proxy.url_for(broker.url), queue)
-    # Enough for Python on a busy machine to come as far as the first word to systemd.
+    # Enough for Python on a busy machine to send its first notification to systemd.
     has_drop_in(service, "[Service]\nTimeoutStartSec=8\n")
     service.systemctl("start", "--no-block")
     time.sleep(9)
@@ -137,7 +137,7 @@ def test_a_configuration_that_can_never_work_is_left_alone(make, host):
     service = make("never-works", extra="[qos]\nprefetch_cuont = 5")
     service.systemctl("start", check=False)
     assert service.show("ExecMainStatus") == "78"
-    # A restart would be under way, or announced.
+    # With a restart this would be another state.
     assert (service.show("ActiveState"), service.show("SubState")) == ("failed", "failed")
 
 

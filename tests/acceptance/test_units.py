@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The units as `fm-consumer units install` puts them on a host, and the friends of the main one."""
+"""`fm-consumer units install` puts working units on a host: the main one and its companions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 UNITS = Path(__file__).parents[2] / "units"
 EXAMPLES = UNITS / "examples"
 SYSTEM = "/etc/systemd/system"
-# Fedora's fedora-messaging owns it.
+# Fedora's package fedora-messaging owns it.
 FEDORAS = """[Unit]
 Description=Fedora Messaging consumer
 Documentation=http://fedora-messaging.readthedocs.io/
@@ -33,7 +33,7 @@ RestartSec=60
 [Install]
 WantedBy=multi-user.target
 """
-# Settings that systemd 253, 254 and 260 brought.
+# Settings that are new in systemd 253, 254 and 260.
 NEWER = (
     "RestartSteps",
     "RestartMaxDelaySec",
@@ -93,7 +93,7 @@ def test_a_unit_edited_by_hand_is_shown_and_kept(host):
     assert host.run("fm-consumer", "units", "diff").stdout == ""
 
 
-def test_uninstalled_systemd_knows_it_no_more(host):
+def test_systemd_forgets_uninstalled_units(host):
     try:
         said = host.run("fm-consumer", "units", "uninstall").stdout
         assert "systemd has read its units again" in said
@@ -104,7 +104,7 @@ def test_uninstalled_systemd_knows_it_no_more(host):
 
 
 def complaints(host: Container, *units: str) -> list[str]:
-    """What systemd-analyze verify says of these units, less what an older systemd does not know."""
+    """Return the complaints of systemd-analyze verify, without those of an older systemd."""
     verified = host.run("systemd-analyze", "verify", *units, check=False)
     about_ours = [line for line in verified.stderr.splitlines() if "fm-consumer" in line]
     found = [line for line in about_ours if not any(name in line for name in NEWER)]
@@ -156,7 +156,7 @@ def test_the_target_starts_the_enabled_ones_and_stops_them_all(make, host, queue
         service.systemctl("disable")
 
 
-def test_the_timer_expires_what_is_too_old_in_a_stopped_instance(make, host, broker, queue):
+def test_the_timer_expires_old_messages_of_a_stopped_instance(make, host, broker, queue):
     retention = '[consumer_config.framework]\nquarantine_max_age = "1ms"'
     service = make("aged", extra=retention)
     service.systemctl("start")

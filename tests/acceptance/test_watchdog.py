@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is stuck restarts by itself: the real unit, a real systemd and its watchdog."""
+"""The watchdog of a real systemd restarts a stuck instance of the real unit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from consumer_framework.testing.broker.proxy import Proxy
 
 from .service import HEADERS, bodies, install_module, publish
 
-# Handlers that a message makes get stuck; each in its own way.
+# A message makes each of these handlers get stuck in its own way.
 STUCK = """
 import re
 import time
@@ -33,7 +33,7 @@ async def blocks_the_loop(message):
     print(f"handled {message.id}", flush=True)
 """
 
-# The unit's own, faster.
+# A shorter watchdog interval than that of the unit.
 FASTER = "[Service]\nWatchdogSec=3\nRestartSec=100ms\n"
 SETTINGS = """
 [consumer_config.framework]
@@ -42,7 +42,7 @@ handler_timeout = "1s"
 crash_attempts = 1
 """
 
-# As in tests/integration/test_watchdog.py: the broker forgets a consumer, and tells nobody.
+# As in tests/integration/test_watchdog.py: the broker forgets a consumer without a word.
 FORGET = """
 {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
 [gen_server2:call(amqqueue:get_pid(Q), {{basic_cancel, element(1, C), element(2, C), undefined,
@@ -52,7 +52,7 @@ FORGET = """
 
 @pytest.fixture
 def watched(make, host):
-    """Makes an instance whose watchdog is a quick one."""
+    """Return a function that makes an instance with a quick watchdog."""
     install_module(host, "stuck", STUCK)
 
     def make_watched(name, **options):
@@ -93,7 +93,7 @@ def test_a_message_that_blocks_is_set_aside_and_the_rest_is_handled(
     assert journal.count("most recent call first") >= 2
     assert journal.count("Current thread") + journal.count("Thread 0x") <= 8, "once, not twice"
     assert broker.depth(queue) == (0, 1)
-    # Now that the message is gone, it is fed again.
+    # The message is gone, so the instance notifies the watchdog again.
     pid = service.show("MainPID")
     publish(broker, queue, bodies(1))
     service.until(lambda: len(set(service.noted("handled"))) == 6, "it goes on")
@@ -105,7 +105,7 @@ def test_a_consumer_that_the_broker_forgot_comes_back_by_itself(watched, broker,
     service.systemctl("start")
     publish(broker, queue, bodies(1))
     service.until(lambda: len(service.noted("handled")) == 1, "it works")
-    # It has counted its consumer by then.
+    # The instance has counted its consumer by then.
     watched_since = service.show("WatchdogTimestampMonotonic")
     service.until(
         lambda: service.show("WatchdogTimestampMonotonic") != watched_since, "the watchdog is fed"
@@ -127,7 +127,7 @@ def test_an_instance_whose_broker_is_away_is_no_reason_for_a_restart(watched, br
         proxy.refuse()
         proxy.cut()
         service.until(lambda: "Waiting for" in service.show("StatusText"), "it notices")
-        # For longer than the watchdog waits.
+        # This is longer than the watchdog waits.
         for _ in range(4):
             fed_at = service.show("WatchdogTimestampMonotonic")
             service.until(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Chaos: two instances work while processes are killed, the network fails and the broker restarts.
 
-Messages are published all the time, so that a kill hits a handler at work. The ledger at the end
-says in plain English what was done, what became of each message, and what that proves.
+A publisher sends messages all the time, so that a kill hits a working handler. The ledger at the
+end lists in plain English the disturbances and the fate of the messages.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 KILLER = Path(__file__).with_name("killer.py")
 KEYS = 8
-# As many wait in each queue, so that the handlers always have work.
+# Messages that wait in each queue, so that the handlers always have work.
 BACKLOG = 60
-# What a start exits with where something else has the state directory for a moment (EX_TEMPFAIL).
+# The exit code of a start while another process has the state directory (EX_TEMPFAIL).
 LATER = 75
 
 FRAMEWORK = """
@@ -55,9 +55,9 @@ breaker = {{ consecutive = 5, probe = ["1s"] }}
 """
 BY_KEY = 'ordering = "key"\nordering_key = "body:key"'
 
-# The number of a message says what its handler does. Every twentieth is poison: for good, or until
-# the file `mended` is there. Others are dropped, retried once or deferred once (neither while the
-# file `calm` is there), or handled at once.
+# The number of a message decides its fate. Every twentieth is poison: for good, or until the file
+# `mended` exists. Others are dropped, retried once or deferred once (neither while the file `calm`
+# exists), or handled at once.
 HANDLER = r"""
 from consumer_framework import Defer, DependencyFault, Drop, Retry
 
@@ -103,10 +103,10 @@ def handler(message):
 
 @dataclass
 class Worker:
-    """An instance, its queue, and what was published to it.
+    """An instance, its queue, and the messages published to it.
 
     Attributes:
-        published: The key by the id of each message whose publication was confirmed.
+        published: Ordering key by id, of each message whose publication was confirmed.
         unsure: Ids of messages that were published and never confirmed.
     """
 
@@ -136,7 +136,7 @@ class Worker:
         return {"n": n, "key": f"key {n % KEYS}", "for_good": for_good}
 
     def replay(self) -> subprocess.Popen[bytes]:
-        """Let an operator replay all that is quarantined."""
+        """Replay all quarantined messages, as an operator does."""
         directory = self.instance.configuration.parent
         command = [str(FM_CONSUMER), "quarantine", "replay", "--all"]
         command += ["--conf", str(self.instance.configuration)]
@@ -209,8 +209,8 @@ class Chaos:
     """Disturbs the workers, one step after the other.
 
     Args:
-        proxy: The workers' way to *broker*.
-        luck: Decides what comes next.
+        proxy: The proxy between the workers and *broker*.
+        luck: Chooses the next step.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Chaos:
         self.done: Counter[str] = Counter()
 
     def run(self, seconds: float) -> None:
-        """Disturb for so long."""
+        """Disturb for so many seconds."""
         begun = time.monotonic()
         restart_after = seconds / 3
         while (elapsed := time.monotonic() - begun) < seconds:
@@ -247,10 +247,10 @@ class Chaos:
         self._end_replays()
 
     def settle(self, seconds: float) -> None:
-        """Wait until nothing is on its way, and what can be mended was replayed.
+        """Wait until no message is on its way and every mended message was replayed.
 
         Raises:
-            AssertionError: It took too long.
+            AssertionError: The wait took too long.
         """
         deadline = time.monotonic() + seconds
         for worker in self._workers:
@@ -307,7 +307,7 @@ class Chaos:
 
     def _restart_broker(self) -> None:
         self.done["the broker was restarted"] += 1
-        # RabbitMQ 3 writes what was declared with a delay.
+        # RabbitMQ 3 writes new declarations to the disk with a delay.
         self._broker.ctl("eval", "mnesia:sync_log().")
         self._broker.restart()
 
@@ -355,7 +355,7 @@ class Chaos:
         self._replays.clear()
 
     def _kill(self, worker: Worker) -> None:
-        """Kill it, or wait until it dies at the boundary that was planned; start it again."""
+        """Kill it, or wait until it dies at the planned boundary; start it again."""
         if worker.plan.exists() or worker.process.poll() is not None:
             with suppress(subprocess.TimeoutExpired):
                 worker.process.wait(1.5)
@@ -369,10 +369,10 @@ class Chaos:
             time.sleep(self._luck.uniform(0.2, 0.6))
 
     def _revive(self, worker: Worker, how: str = "at a random moment") -> bool:
-        """Start what is dead.
+        """Start *worker* again if it is dead; return True if it was.
 
         Raises:
-            AssertionError: It ended by itself, with an exit code that nobody asked for.
+            AssertionError: It ended by itself with an unexpected exit code.
         """
         code = worker.process.poll()
         if code is None:
@@ -399,19 +399,19 @@ class Chaos:
 
 
 def is_for_good(worker: Worker, name: str) -> bool:
-    """Whether the message is poison, and stays it."""
+    """Return True if the message is poison for good."""
     return not worker.is_ordered and int(name.rpartition("-")[2]) % 40 == 3
 
 
 @dataclass
 class Ledger:
-    """What became of the messages of one worker.
+    """The fate of the messages of one worker.
 
     Attributes:
-        kills: How the processes were killed.
+        kills: Kills by the moment of the kill.
         in_handler: Kills that hit a running handler.
         wrong: Each breach of the promise, as a sentence.
-        again_from_store: How often a process ran a message from its store, and then once more.
+        again_from_store: Times that a process ran a message from its store, and then once more.
     """
 
     worker: Worker
@@ -466,10 +466,11 @@ class Ledger:
                     self.wrong.append(f"both {one} and {other}: {sorted(both)[:10]}")
 
     def _check_processes(self, notes: list[dict[str, Any]]) -> None:
-        """No process handles a message twice, but for one that it found in the store.
+        """Check that no process handles a message twice, except one that it found in the store.
 
-        A former process committed that one and died before the broker heard of it. Where it has run
-        from the store before the broker delivers it again, nothing tells that it has.
+        A former process committed that message and died before the broker heard of it. If the
+        message has run from the store before the broker delivers it again, no row is left that
+        shows it.
         """
         stored: dict[str, set[int]] = defaultdict(set)
         handled: set[tuple[int, str]] = set()
@@ -491,7 +492,7 @@ class Ledger:
             self.wrong.append(f"run too often: {often[:10]}")
 
     def _check_order(self, notes: list[dict[str, Any]]) -> None:
-        """Within a key: no overlap, and first successes in the order of publication."""
+        """Check each key: no overlap, and first successes in the order of publication."""
         running: dict[tuple[int, str], str] = {}
         last: dict[str, int] = {}
         done: set[str] = set()
@@ -533,7 +534,7 @@ class Ledger:
 def make_worker(
     start: Callable[..., Any], url: str, queue: str, directory: Path, *, is_ordered: bool
 ) -> Worker:
-    """Start an instance that a plan kills: a file, see ``killer.py``."""
+    """Start an instance that a plan kills; ``killer.py`` describes the plan file."""
     name = "by key" if is_ordered else "unordered"
     plan = directory / f"plan of {name}"
     instance = start(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A cluster of RabbitMQ nodes on loopback, with a way to each that may be cut, and a balancer."""
+"""A cluster of RabbitMQ nodes on loopback, with a proxy to each node, and a balancer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIZE = 3
-# A minority gives way, and a node that hangs is noticed in some ten seconds.
+# A minority pauses, and the nodes notice a hanging node in some ten seconds.
 CONFIG = {"cluster_partition_handling": "pause_minority", "net_ticktime": "8"}
 HAPROXY = """
 global
@@ -44,7 +44,7 @@ listen brokers
 
 
 def missing() -> str:
-    """What is not installed; "" for nothing."""
+    """Return the missing program with its cure; "" if nothing is missing."""
     return "" if shutil.which("haproxy") else "haproxy is not installed: apt install haproxy"
 
 
@@ -56,11 +56,11 @@ class _Member(Node):
 
 
 class Cluster:
-    """Starts in about half a minute.
+    """A cluster, which starts in about half a minute.
 
     Attributes:
-        proxies: The ways to the nodes, in their order.
-        balancer_port: Where HAProxy listens.
+        proxies: The proxies to the nodes, in the order of the nodes.
+        balancer_port: The port of HAProxy.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -93,7 +93,7 @@ class Cluster:
         for proxy in self.proxies:
             proxy.close()
         for node in reversed(self._nodes):
-            # One that is stopped ends at once, too.
+            # SIGKILL also ends a stopped process at once.
             node.kill()
         for node in reversed(self._nodes):
             node.stop()
@@ -140,7 +140,7 @@ class Cluster:
     def ctl(self, number: int, *arguments: str) -> str:
         return rabbitmqctl(self._nodes[number].place, arguments, 120)
 
-    # What may happen to a node.
+    # Faults of a node.
 
     def kill(self, number: int) -> None:
         self._nodes[number].kill()
@@ -149,7 +149,7 @@ class Cluster:
         self._nodes[number].start()
 
     def pause(self, number: int, seconds: float) -> None:
-        """Stop the process; TCP is there, and nobody answers."""
+        """Stop the process, so that TCP connects and nobody answers."""
         pid = self._nodes[number].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
@@ -157,7 +157,7 @@ class Cluster:
         os.kill(pid, signal.SIGCONT)
 
     def split(self, number: int, seconds: float) -> None:
-        """Let the others not reach it, nor it them: they have another cookie for it meanwhile."""
+        """Separate it from the others, which get another cookie for it for that time."""
         others = [self.name(n) for n in range(SIZE) if n != number]
         real = (self._nodes[0].place.directory / ".erlang.cookie").read_text()
 

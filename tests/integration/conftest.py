@@ -17,7 +17,7 @@ from .instance import Instance
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The hook sees the items of the whole session, not only those below this file.
+    # The hook gets the items of the whole session, not only those below this file.
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
-    """A node for all tests of the session; one that takes it down brings it up again."""
+    """Start a node for all tests of the session; a test that stops it starts it again."""
     if lacking := Broker.missing():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
     with Broker() as running:
@@ -35,7 +35,7 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def queue_name(broker: Broker) -> Iterator[str]:
-    """A name that no other test uses; what was declared by it is deleted afterwards."""
+    """Return a name that no other test uses; delete its queue afterwards."""
     name = f"test.{uuid.uuid4()}"
     yield name
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -44,14 +44,14 @@ def queue_name(broker: Broker) -> Iterator[str]:
 
 @pytest.fixture
 def proxy(broker: Broker) -> Iterator[Proxy]:
-    """A way to the node that the test may cut."""
+    """Return a proxy to the node that the test may cut."""
     with Proxy("127.0.0.1", broker.port) as running:
         yield running
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Instance]]:
-    """Starts instances of `fm-consumer run`, each in a directory of its own."""
+    """Return a function that starts `fm-consumer run`, each time in a new directory."""
     started: list[Instance] = []
 
     def start_instance(url: str, queues: str, handler: str, **options: Any) -> Instance:

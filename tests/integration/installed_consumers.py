@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Installs consumers from PyPI, each in a virtual environment of its own, outside the repository.
+"""Install consumers from PyPI, each in its own virtual environment outside the repository.
 
-They are kept for the next run, under ``$XDG_CACHE_HOME/consumer-framework-tests`` or its like.
-Nothing of this checkout is installed there: it comes with PYTHONPATH.
+The next run reuses them, from ``$XDG_CACHE_HOME/consumer-framework-tests`` or its default. This
+checkout is not installed there: PYTHONPATH provides it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def cache() -> Path:
 
 
 def own_requirements() -> list[str]:
-    """What this project needs at run time."""
+    """Return the run-time requirements of this project."""
     described = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     requirements: list[str] = described["project"]["dependencies"]
     return requirements
@@ -36,10 +36,10 @@ def own_requirements() -> list[str]:
 
 @functools.cache
 def install(name: str, requirements: tuple[str, ...]) -> Path | str:
-    """Install *requirements* beside this project's own.
+    """Install *requirements* next to this project's own.
 
     Returns:
-        The Python of the environment, or the end of pip's output where they do not install.
+        The Python of the environment, or the end of pip's output if they do not install.
     """
     wanted = sorted({*requirements, *own_requirements()})
     digest = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:12]
@@ -48,7 +48,7 @@ def install(name: str, requirements: tuple[str, ...]) -> Path | str:
     python = place / "bin" / "python"
     complete = place / "complete"
     with place.with_name(f"{place.name}.lock").open("w") as lock:
-        # One process of the test run installs, the others wait for it.
+        # One process of the test run installs, and the others wait for it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not complete.exists():
             commands = [
@@ -64,7 +64,7 @@ def install(name: str, requirements: tuple[str, ...]) -> Path | str:
 
 
 def run_script(python: Path, script: str, *arguments: str, **environment: str) -> None:
-    """Run *script* by the Python that :func:`install` returned."""
+    """Run *script* with the Python that :func:`install` returned."""
     subprocess.run(
         [str(python), "-c", script, *arguments],
         check=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs ``fm-consumer run`` as a process of its own, the way a service manager does."""
+"""Run ``fm-consumer run`` as a separate process, as a service manager does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
 
-# What the handlers of these tests share: `note(...)` appends a line that the test reads.
+# The handlers of these tests share this: `note(...)` appends a line that the test reads.
 PRELUDE = """
 import json, os, threading, time
 from fedora_messaging import config
@@ -43,7 +43,7 @@ HEADERS = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity
 
 
 def queue_table(name: str, *, keys: Iterable[str] | None = None, **more: Any) -> str:
-    """The TOML of a durable queue and its binding."""
+    """Return the TOML of a durable queue and its binding."""
     table = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}, **more}
     lines = [f"[queues.{json.dumps(name)}]"]
     lines += [f"{key} = {toml(value)}" for key, value in table.items()]
@@ -62,7 +62,7 @@ def until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: 
     """Wait for *condition* to become true and return its value.
 
     Args:
-        what: What is waited for; a function is called only after the wait was in vain.
+        what: The name of the condition, for the failure. A function is called only on failure.
     """
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -73,7 +73,7 @@ def until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: 
 
 
 def publish(url: str, key: str, bodies: Iterable[Any], **properties: Any) -> None:
-    """Publish messages to amq.topic, confirmed; an int body's id is that number."""
+    """Publish messages to amq.topic, confirmed; the id of an int body is that number."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -96,15 +96,15 @@ class Instance:
     """One process of ``fm-consumer run``, its notifications, its log, and its handler's notes.
 
     Args:
-        directory: Where its files are.
-        url: The broker's.
+        directory: The directory of its files.
+        url: The broker's URL.
         queues: TOML of queues and bindings.
         handler: Python source of the callback ``handler``.
         options: More arguments of ``fm-consumer run``.
         extra: More TOML, before the queues.
-        environment: More variables.
+        environment: More environment variables.
         command: A whole other command.
-        prefix: What to run in the place of ``fm-consumer``, with its arguments.
+        prefix: The command, with arguments, in place of ``fm-consumer``.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Instance:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                # In a terminal, SIGHUP means that it is gone.
+                # SIGHUP from a terminal means that the terminal is gone.
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 stdout=log,
@@ -174,11 +174,11 @@ class Instance:
         return self
 
     def told(self, text: str) -> bool:
-        """Whether a notification with *text* came so far."""
+        """Return True if a notification with *text* has come."""
         return any(text in notification for notification in list(self.notifications))
 
     def _receive(self, notify_socket: socket.socket) -> None:
-        """As a service manager does: at once, for the socket's queue is short."""
+        """Receive at once, as a service manager does, because the socket's queue is short."""
         notifications = self.notifications
         while notification := notify_socket.recv(65536):
             notifications.append(notification.decode())
@@ -196,12 +196,12 @@ class Instance:
             raise AssertionError(f"still running after {seconds} s:\n{self.log}") from None
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to stop and return the exit code."""
+        """Stop it and return the exit code."""
         self.send(number)
         return self.wait()
 
     def end(self) -> None:
-        """Leave nothing behind, whatever the test did."""
+        """End the process and close its socket, after any test."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -210,19 +210,19 @@ class Instance:
             self._socket.close()
 
     def notes(self, event: str = "") -> list[dict[str, Any]]:
-        """What the handler noted so far."""
+        """Return the handler's notes so far."""
         if not self._notes.exists():
             return []
         lines = self._notes.read_text().splitlines()
         return [n for n in map(json.loads, lines) if not event or n["event"] == event]
 
     def noted(self, event: str, count: int, seconds: float = 60) -> list[dict[str, Any]]:
-        """Wait until the handler noted *event* that often."""
+        """Wait until the handler has noted *event* that often."""
         until(lambda: len(self.notes(event)) >= count, f"{count} x {event}\n{self.log}", seconds)
         return self.notes(event)
 
     def store(self) -> list[Row]:
-        """The rows of its store, oldest first."""
+        """Return the rows of its store, oldest first."""
         reader = Store.read(self.state)
         try:
             return list(reader.rows(state=None))
@@ -230,7 +230,7 @@ class Instance:
             reader.close()
 
     def bodies(self) -> list[bytes]:
-        """The bodies in its store, oldest first."""
+        """Return the bodies in its store, oldest first."""
         reader = Store.read(self.state)
         try:
             found = [reader.delivery(row.id) for row in reader.rows(state=None)]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs ``fm-consumer`` so that it is killed, once, at a chosen boundary of the delivery path.
+"""Run ``fm-consumer`` and kill it once, at a chosen boundary of the delivery path.
 
-Usage: ``killer.py PLAN ARGUMENT...``. The file PLAN has two lines, a point and a number: the
-process gets SIGKILL when it reaches the point for the numberth time, and removes the file before.
-Without the file nothing happens. The product knows nothing of it: the methods at the boundaries are
-wrapped here.
+Usage: ``killer.py PLAN ARGUMENT...``. The file PLAN has two lines, a point and a number N. When the
+process reaches the point for the Nth time, it removes the file and gets SIGKILL. Without the file
+nothing happens. The product knows nothing of this: the script wraps the methods at the boundaries.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ EXECUTOR = (f"{_ADAPTERS}.executor", "Executor")
 CHANNELS = (f"{_ADAPTERS}.amqp.channels", "Channels")
 STORE = (f"{_ADAPTERS}.store", "Store")
 
-# Name: class, method, and whether it is killed before, during or after the call.
+# Name of the point: class, method, and the moment of the kill relative to the call.
 POINTS = {
     "before the handler": (FLIGHT, "took_off", "before"),
     "in flight, before the handler": (FLIGHT, "took_off", "after"),
@@ -63,7 +62,7 @@ def arm(plan: Path) -> None:
         nonlocal left
         left -= 1
         if left == 0 and when == "during":
-            # About as long as a commit takes.
+            # A commit takes about as long.
             threading.Timer(random.uniform(0.0, 0.005), die).start()  # noqa: S311 -- for tests
         elif left == 0:
             die()
@@ -102,7 +101,7 @@ def main() -> None:
     install = reactor.install
 
     def install_and_arm() -> None:
-        # What is wrapped imports the reactor, which must be installed by then.
+        # The wrapped modules import the reactor, which must be installed by then.
         install()
         if Path(plan).exists():
             arm(Path(plan))

@@ -47,7 +47,7 @@ class PostgreSQL:
 
     @staticmethod
     def programs() -> Path | None:
-        """Return the directory of the server's programs, or None where there is none."""
+        """Return the directory of the server's programs, or None if there is none."""
         found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
         on_path = shutil.which("initdb")
         return max(found, default=Path(on_path).parent if on_path else None)
@@ -94,11 +94,11 @@ class WebService:
     """An HTTP server that records each request and gives prepared answers.
 
     Attributes:
-        pages: JSON by path; any other path is 404.
-        methods: Results by the name of an XML-RPC method; an exception becomes a fault, once.
+        pages: JSON by path. Any other path is 404.
+        methods: Results by the name of an XML-RPC method. An exception becomes a fault, once.
             The result of any other method is None.
-        certificate: A PEM file with certificate and key: then the server speaks TLS.
-        calls: Each request: a path, or an XML-RPC method with its parameters.
+        certificate: A PEM file with certificate and key, with which the server speaks TLS.
+        calls: The requests. Each is a path, or an XML-RPC method with its parameters.
     """
 
     pages: dict[str, Any] = field(default_factory=dict)

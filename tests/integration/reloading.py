@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lets instances of these tests reload, while messages come all the time."""
+"""Reload instances of these tests, while messages come all the time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def config_of(instance: Instance, url: str, queues: str, extra: str = "") -> None:
-    """Write another configuration for the callback that there is."""
+    """Write another configuration for the existing callback."""
     module = f"handlers_{instance.configuration.parent.name}"
     instance.configuration.write_text(
         f'amqp_url = "{url}"\ncallback = "{module}:handler"\n{extra}\n{queues}'
@@ -31,7 +31,7 @@ def config_of(instance: Instance, url: str, queues: str, extra: str = "") -> Non
 
 
 def reload(instance: Instance, *options: str) -> subprocess.CompletedProcess[str]:
-    """Let an operator reload; returns its exit code, and what was printed."""
+    """Reload as an operator does, and return the exit code and the output."""
     command = [str(FM_CONSUMER), "reload", "--conf", str(instance.configuration)]
     command += ["--state-dir", str(instance.state), *options]
     directory = instance.configuration.parent
@@ -46,7 +46,7 @@ def reload(instance: Instance, *options: str) -> subprocess.CompletedProcess[str
 
 
 def ask(instance: Instance) -> list[dict[str, Any]]:
-    """Reload as the command does, without the time that its start takes; returns all answers."""
+    """Reload as the command does, but without starting it, and return all answers."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         control.settimeout(60)
         control.connect(str(instance.configuration.with_name("control")))
@@ -65,7 +65,7 @@ def _lines(control: socket.socket) -> Iterator[bytes]:
 
 
 def reloaded(instance: Instance) -> dict[str, tuple[str, str]]:
-    """Reload, and see that it is in force; returns what changed."""
+    """Reload, check that the settings are in force, and return the changes."""
     answer = ask(instance)[-1]
     assert answer["result"] in {"reloaded", "unchanged"}, str(answer) + instance.log
     assert answer["problems"] == []
@@ -73,7 +73,7 @@ def reloaded(instance: Instance) -> dict[str, tuple[str, str]]:
 
 
 def refused(instance: Instance) -> list[dict[str, str]]:
-    """Reload, and see that it is refused; returns why."""
+    """Reload, check that it is refused, and return the reasons."""
     answer = ask(instance)[-1]
     assert answer["result"] == "refused"
     problems: list[dict[str, str]] = answer["problems"]
@@ -82,7 +82,7 @@ def refused(instance: Instance) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def published_all_the_time(url: str, key: str, pause: float = 0.003) -> Iterator[list[int]]:
-    """Publish numbers from 0 on; gives those that were published."""
+    """Publish numbers from 0 on within the context; yield the published numbers."""
     published: list[int] = []
     is_over = threading.Event()
 
@@ -114,7 +114,7 @@ def published_all_the_time(url: str, key: str, pause: float = 0.003) -> Iterator
 
 
 def handled_once(instance: Instance, event: str, published: Sequence[int]) -> list[dict[str, Any]]:
-    """Wait until all are handled, and see that none is twice."""
+    """Wait until all messages are handled, and check that none is handled twice."""
     notes = instance.noted(event, len(published), 60)
     counts = Counter(note["body"]["n"] for note in notes)
     assert counts == dict.fromkeys(published, 1)

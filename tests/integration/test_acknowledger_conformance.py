@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Channels, with pika's Twisted adapter and a real broker, does what every Acknowledger does."""
+"""Channels, with pika's Twisted adapter and a real broker, is a conforming Acknowledger."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def soon(function):
 
 @defer.inlineCallbacks
 def connect(url):
-    # Late: pytest-twisted chooses the reactor.
+    # A late import, because pytest-twisted chooses the reactor.
     from twisted.internet import reactor  # noqa: PLC0415
 
     parameters: Any = pika.URLParameters(url)
@@ -64,13 +64,13 @@ class BrokerWorld(World):
         self._generation = self.acknowledger.add(self._channel)
 
     async def _close(self):
-        # What is acknowledged is told some turns of the event loop later.
+        # The broker hears of an acknowledgement some turns of the event loop later.
         self.acknowledger.flush()
         self._channel.close()
         await self._channel.on_closed
 
     async def deliver(self, count):
-        # One after the other: AMQP has one basic.get at a time on a channel.
+        # One after the other: AMQP allows one basic.get at a time on a channel.
         return [self._delivery(*await self._channel.basic_get(self._queue)) for _ in range(count)]
 
     def _delivery(self, _channel, method, properties, body):
@@ -92,7 +92,7 @@ class BrokerWorld(World):
         await self._open()
 
     async def left(self):
-        # The broker does what it was told before it closes the channel.
+        # The broker handles all earlier methods before it closes the channel.
         await self._close()
         with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:
             channel = connection.channel()
@@ -105,7 +105,7 @@ class BrokerWorld(World):
 class TestChannels(AcknowledgerSuite):
     @pytest.fixture(params=[True, False], ids=["noticed", "not-yet-noticed"])
     def world(self, broker, queue_name, request):
-        """Between a channel's end and `remove`, pika refuses by itself."""
+        """Make a world; without the notice, pika itself refuses until `remove` is called."""
         made = BrokerWorld(broker.url, queue_name, notices=request.param)
         pytest_twisted.blockon(defer.ensureDeferred(made.begin()))
         yield made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The harness of the benchmarks counts exactly. How fast anything is, is no business of a test."""
+"""The harness of the benchmarks counts exactly. The tests do not judge the speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Behind everything else: the product under test may be installed, the benchmarks never are.
+# At the end of the path: the product may be installed, but the benchmarks never are.
 sys.path.append(str(ROOT))
 
 from benchmarks import report  # noqa: E402
@@ -43,13 +43,13 @@ def test_a_run_of_throughput_counts_every_message_once(broker, given, name):
     assert figures.p99 is None
 
 
-def test_what_is_skipped_and_what_stays_queued_are_no_part_of_a_run(broker, given):
+def test_skipped_messages_and_the_backlog_are_no_part_of_a_run(broker, given):
     (peer,) = named(("pika",))
     figures = throughput(broker.url, peer, Load(200, given, skip=50, backlog=100))
     assert figures.handled >= 200
 
 
-def test_latency_is_that_of_every_message(broker, given):
+def test_latency_counts_every_message(broker, given):
     (peer,) = named(("class",))
     figures = latency(broker.url, peer, given, rate=200, seconds=1)
     assert figures.handled == 300, "with 100 to warm up"

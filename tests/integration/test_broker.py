@@ -26,7 +26,7 @@ PERSISTENT = pika.BasicProperties(delivery_mode=2)
 
 @pytest.fixture(scope="module")
 def own(broker: Broker) -> Iterator[Broker]:
-    """A second node, which these tests may stop, started in an environment full of traps."""
+    """Start a second node, which these tests may stop, in an environment full of traps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RABBITMQ_NODE_PORT", str(broker.port))
         patch.setenv("RABBITMQ_NODENAME", "rabbit@elsewhere.invalid")
@@ -58,10 +58,10 @@ def get(url: str, queue: str) -> bytes | None:
 
 
 def listening_addresses(pid: int) -> set[str]:
-    """Addresses, as /proc/net/tcp and tcp6 write them, on which a process listens (proc(5))."""
+    """Return the listening addresses of a process, as in /proc/net/tcp and tcp6 (proc(5))."""
     inodes = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        # It may be closed by now.
+        # The descriptor may be closed by now.
         with contextlib.suppress(FileNotFoundError):
             inodes.add(str(fd.readlink()))
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -77,7 +77,7 @@ def has_ended(pid: int) -> bool:
         status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return True
-    # A zombie is dead; whoever inherited it has yet to collect it.
+    # A zombie is dead; its new parent has yet to collect it.
     return status.rpartition(")")[2].split()[0] == "Z"
 
 
@@ -132,7 +132,7 @@ def test_an_added_user_may_do_what_was_granted_and_nothing_else(
         connect(broker.url_for("reader/1", "a guess"))
 
 
-def test_a_command_that_fails_raises_with_what_it_said(broker: Broker) -> None:
+def test_a_command_that_fails_raises_with_its_output(broker: Broker) -> None:
     with pytest.raises(BrokerError, match=r"(?s)authenticate_user failed.*nobody"):
         broker.ctl("authenticate_user", "nobody", "a guess")
 
@@ -159,7 +159,7 @@ def test_a_restart_tells_clients_and_keeps_port_and_persistent_messages(own: Bro
     assert get(url, "restarted") == b"kept"
 
 
-def test_a_killed_node_is_silent_and_keeps_what_it_had_confirmed(own: Broker) -> None:
+def test_a_killed_node_is_silent_and_keeps_confirmed_messages(own: Broker) -> None:
     publish_confirmed(own.url, "killed")
     own.ctl("eval", "mnesia:sync_log().")
     client = connect(own.url)
@@ -220,7 +220,7 @@ def test_the_node_and_its_directory_go_when_python_is_killed() -> None:
     assert eventually(lambda: not Path(directory).exists())
 
 
-def test_what_is_missing_is_named_with_the_command_that_installs_it(
+def test_a_missing_program_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Broker.missing() is None

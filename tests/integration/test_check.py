@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer check --broker`` sees what an instance would meet, and changes nothing."""
+"""``fm-consumer check --broker`` finds the problems of a start, and changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .instance import FM_CONSUMER, publish, queue_table
 
 @pytest.fixture
 def check(tmp_path):
-    """Checks a configuration; returns the exit code and the report."""
+    """Return a function that checks a configuration and returns exit code and report."""
 
     def check_queues(url: str, queues: str, *options: str, extra: str = "") -> tuple[int, Any]:
         file = tmp_path / "sample.toml"
@@ -108,7 +108,7 @@ def test_a_queue_that_the_broker_names_needs_no_look(broker, check):
 
 @pytest.fixture
 def refused(check, tmp_path):
-    """What `check` refuses, `run` ends with: the same exit code, in the same words."""
+    """Return a function that compares the refusals of `check` and `run`: exit code and text."""
 
     def refused_by_both(url: str, queues: str, extra: str = "") -> str:
         exit_code, report = check(url, queues, extra=extra)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A cluster whose nodes are killed, paused, cut off, split off and drained; no message is lost.
+"""No message is lost in a cluster whose nodes are killed, paused, cut off, split off and drained.
 
-A part of ``make chaos``, for it takes minutes: ``CHAOS=full``.
+The test takes minutes, so it is a part of ``make chaos``: ``CHAOS=full``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("CHAOS") != "full", reason="takes minutes: make chaos"),
-    # pika leaves the socket of a connection open that fails.
+    # pika leaves the socket of a failed connection open.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
@@ -58,7 +58,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 -- what `make chaos` shows
+    print(text, flush=True)  # noqa: T201 -- `make chaos` shows it
 
 
 def running_nodes(cluster: Cluster) -> list[str]:
@@ -68,7 +68,7 @@ def running_nodes(cluster: Cluster) -> list[str]:
 
 
 class Publisher:
-    """Publishes all the time, by whichever node answers, until each message is confirmed."""
+    """Publishes all the time, through any node that answers, until each message is confirmed."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.confirmed: list[str] = []
@@ -98,7 +98,7 @@ class Publisher:
                 channel = connection.channel()
                 channel.confirm_delivery()
                 while not self._stop.is_set():
-                    # An id that may be there already is published again, and is the same message.
+                    # A message without a confirmation is published again with its id.
                     pending = pending or str(uuid.uuid4())
                     self._publish(channel, pending)
                     self.confirmed.append(pending)
@@ -130,7 +130,7 @@ def test_no_message_is_lost_while_nodes_die_hang_part_and_are_drained(cluster, s
     ]
 
     def moved(what: str, number: int) -> None:
-        """Both instances consume again, and go on."""
+        """Wait until both instances consume again."""
         before = [len(instance.notes("done")) for instance in instances]
         for instance, count in zip(instances, before, strict=True):
             instance.noted("done", count + 20, 120)

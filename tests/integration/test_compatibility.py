@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What runs under ``fedora-messaging consume`` runs here, unchanged."""
+"""Callbacks and files of ``fedora-messaging consume`` work here unchanged."""
 
 from __future__ import annotations
 

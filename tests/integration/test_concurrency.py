@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Slots, order, batches and rates, against a real broker."""
+"""Slots, order, batches and rates work with a real broker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOUR = """
 slots = 4
 """
 
-# Waits until four run at once, which they do where there are four slots.
+# Waits until four runs are at work, as they are with four slots.
 SYNC = """
 lock, running = threading.Lock(), 0
 together = threading.Barrier(4, timeout=20)
@@ -55,7 +55,7 @@ async def handler(message):
 
 
 def by_hand(start, tmp_path, url, queues, handler, extra):
-    """An instance that is started by hand: its control socket is in the state directory."""
+    """Start an instance by hand, so that its control socket is in the state directory."""
     instance = start(
         url,
         queues,
@@ -69,7 +69,7 @@ def by_hand(start, tmp_path, url, queues, handler, extra):
 
 
 def operate(instance, verb, *words):
-    """Let an operator do something with the quarantine of an instance."""
+    """Run a quarantine command on an instance, as an operator does."""
     conf = ["--conf", str(instance.configuration), "--state-dir", str(instance.state)]
     command = [str(FM_CONSUMER), "quarantine", verb, *conf, *words]
     environment = {**os.environ, "PYTHONPATH": str(instance.configuration.parent)}
@@ -92,7 +92,7 @@ def test_four_slots_run_four_handlers_at_once_and_no_more(broker, queue_name, st
     assert instance.store() == []
 
 
-# Of thirty keys, each message begins and ends; now and then one fails first.
+# Messages of thirty keys begin and end; now and then one fails first.
 BY_KEY = """
 import random
 luck = random.Random()
@@ -125,13 +125,13 @@ def publish_keyed(url, key, count, keys):
 
 
 def check_order(notes, killed=frozenset()):
-    """Within a key, runs never overlap, and end in the order of publishing."""
+    """Check that runs of a key never overlap, and end in the order of publishing."""
     by_key: dict[str, list[tuple[str, int]]] = {}
     for one in notes:
         by_key.setdefault(one["body"]["key"], []).append((one["event"], one["body"]["n"]))
     for key, events in by_key.items():
         for (event, n), (following, m) in pairwise(events):
-            # A process that was killed leaves a beginning without an end.
+            # A killed process leaves a beginning without an end.
             if event == "begin" and following == "begin":
                 assert n in killed, f"{key}: {m} begins while {n} runs"
             if event == "begin" and following != "begin":
@@ -140,8 +140,10 @@ def check_order(notes, killed=frozenset()):
         assert ended == sorted(ended), f"{key}: {ended}"
 
 
-def test_messages_with_one_key_keep_their_order_whatever_happens(broker, queue_name, proxy, start):
-    """Under failures, cuts and a kill."""
+def test_messages_with_one_key_keep_their_order_through_failures_cuts_and_a_kill(
+    broker, queue_name, proxy, start
+):
+    """Check the order under failures, cuts and a kill."""
     count, luck = 1200, random.Random(3)  # noqa: S311 -- reproducible
     url = proxy.url_for(broker.url)
     instance = start(url, queue_table(queue_name), BY_KEY, extra=KEYS).ready()
@@ -172,7 +174,7 @@ def test_messages_with_one_key_keep_their_order_whatever_happens(broker, queue_n
     assert broker.depth(queue_name) == (0, 0)
 
 
-def test_what_follows_a_quarantined_message_waits_behind_it_and_a_replay_keeps_the_order(
+def test_followers_of_a_quarantined_message_wait_behind_it_and_a_replay_keeps_the_order(
     broker, queue_name, start, tmp_path
 ):
     flag = tmp_path / "mended"
@@ -241,7 +243,9 @@ def handler(message):
     assert instance.stop() == 0
 
 
-def test_of_a_batch_only_what_failed_comes_again_and_comes_alone(broker, queue_name, start):
+def test_only_the_failed_messages_of_a_batch_come_again_and_each_comes_alone(
+    broker, queue_name, start
+):
     handler = """
 from consumer_framework import BatchConsumer
 
@@ -284,7 +288,7 @@ def handler(message):
     times = sorted(note["at"] for note in instance.notes("run"))
     for first in range(60):
         for last in range(first, 60):
-            # What is noted late may crowd with what comes after; half a second of that.
+            # A late note may come close to the next ones; allow half a second for that.
             assert last - first + 1 <= 5 + 20 * (times[last] - times[first] + 0.5)
     assert times[-1] - times[0] > 2, "55 messages at 20 a second"
     assert instance.stop() == 0
@@ -348,7 +352,7 @@ def handler(message):
 
 
 class RawProperties(pika.BasicProperties):
-    """Properties as no encoder of pika's would write them."""
+    """Properties that pika's encoder would never write."""
 
     def __init__(self, encoded):
         super().__init__()
@@ -363,7 +367,7 @@ def table(*fields):
     return struct.pack(">I", len(encoded)) + encoded
 
 
-# Long after the last time that Python knows. RabbitMQ passes it on.
+# This time is beyond Python's last one. RabbitMQ passes it on.
 TOO_LATE = struct.pack(">H", 1 << 13) + table((b"when", b"T" + struct.pack(">Q", 2**62)))
 NOT_TEXT = struct.pack(">H", 1 << 7) + b"\x03\xff\xfe\xfd"
 
@@ -456,9 +460,7 @@ def handler(message):
     ],
     ids=["default", "slots", "written"],
 )
-def test_what_the_broker_sends_ahead_follows_from_the_slots(
-    broker, queue_name, start, extra, prefetch
-):
+def test_the_prefetch_count_follows_from_the_slots(broker, queue_name, start, extra, prefetch):
     instance = start(broker.url, queue_table(queue_name), "def handler(m): pass", extra=extra)
     instance.ready()
     lines = broker.ctl("list_consumers", "queue_name", "prefetch_count", "--silent").splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The life of the connection, and of the channels on it."""
+"""The connection and its channels survive cuts, restarts and refusals."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def handler(message):
 
 
 def amqp_consumers(broker, queue):
-    """The consumers in the broker's own list."""
+    """Return the consumers in the broker's own list."""
     listed = json.loads(broker.ctl("list_consumers", "--formatter", "json"))
     return [consumer for consumer in listed if consumer["queue_name"] == queue]
 
 
 def overlaps(notes):
-    """Runs that started before the one before them was done."""
+    """Return True if a run started before the former one was done."""
     running = 0
     worst = 0
     for note in notes:
@@ -46,7 +46,7 @@ def overlaps(notes):
 def test_three_cuts_during_a_handler_leave_one_consumer_and_no_second_run(
     broker, queue_name, proxy, start
 ):
-    """The heart of the connection's life; upstream doubles the consumer at the first cut."""
+    """fedora-messaging doubles the consumer at the first cut."""
     instance = start(proxy.url_for(broker.url), queue_table(queue_name), SLOW % 8).ready()
     publish(broker.url, queue_name, [0])
     instance.noted("start", 1)
@@ -87,7 +87,7 @@ def test_a_message_whose_handler_ended_while_disconnected_is_not_run_again(
 
 
 @pytest.mark.parametrize("ordering", ["", 'ordering = "key"\nordering_key = "topic"\n'])
-def test_what_was_acknowledged_on_a_dead_connection_is_not_run_again(
+def test_a_message_acknowledged_on_a_dead_connection_is_not_run_again(
     broker, queue_name, proxy, start, ordering
 ):
     settings = f"[consumer_config.framework]\n{ordering}"
@@ -201,7 +201,7 @@ def test_a_wrong_password_ends_in_14_and_is_not_shown(broker, queue_name, start)
 
 
 def test_a_balancer_without_a_broker_is_waited_for(broker, queue_name, start):
-    """It accepts connections, and ends each at once."""
+    """The balancer accepts connections, and ends each at once."""
     with Proxy("127.0.0.1", broker.port) as balancer:
         balancer.hang_up()
         instance = start(balancer.url_for(broker.url), queue_table(queue_name), QUICK)
@@ -267,7 +267,7 @@ def test_a_queue_with_other_properties_ends_in_10(broker, queue_name, start):
 
 @pytest.fixture(scope="module")
 def limited(broker):
-    """Users of the broker that may do some things only, as on Fedora's."""
+    """Add users with few rights to the broker, as on Fedora's."""
     broker.add_user("reader", "reader", read=".*", write=".*")
     broker.add_user("writer", "writer", configure=".*", write=".*")
     return broker
@@ -304,10 +304,10 @@ def test_consuming_that_is_forbidden_ends_in_15(limited, queue_name, start):
 
 
 @pytest.mark.parametrize(("loss", "code"), [("queue", 10), ("right", 15)])
-def test_what_is_gone_after_a_reconnect_ends_the_process(
+def test_a_queue_or_a_right_lost_during_a_reconnect_ends_the_process(
     broker, queue_name, proxy, start, loss, code
 ):
-    """Upstream stays up and consumes nothing."""
+    """fedora-messaging stays up and consumes nothing."""
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         connection.channel().queue_declare(queue_name, durable=True)
         connection.channel().queue_bind(queue_name, "amq.topic", queue_name)
@@ -353,7 +353,7 @@ def test_a_queue_deleted_and_made_again_is_subscribed_to_again(broker, queue_nam
 
 
 def test_an_acknowledgement_timeout_subscribes_again_once(queue_name, start):
-    """RabbitMQ: Delivery Acknowledgement Timeout; it looks once per channel tick."""
+    """RabbitMQ checks its Delivery Acknowledgement Timeout once per channel tick."""
     with Broker(config={"consumer_timeout": "2000"}) as own:
         if tuple(map(int, own.ctl("version").strip().split(".")[:2])) >= (4, 3):
             pytest.skip("RabbitMQ 4.3 and newer have no such timeout for classic queues")
@@ -365,7 +365,7 @@ def test_an_acknowledgement_timeout_subscribes_again_once(queue_name, start):
         instance.noted("start", 2, 40)
         assert len(amqp_consumers(own, queue_name)) == 1
         instance.noted("done", 2, 40)
-        # The run may have ended while there was no channel to settle on.
+        # The run may have ended without a channel to settle on.
         until(lambda: instance.told(", 2 handled"), "both are settled", 20)
         assert instance.stop() == 0
         assert own.depth(queue_name) == (0, 0)
@@ -424,7 +424,7 @@ def test_a_server_named_queue_gets_a_new_name_and_its_bindings_on_each_connectio
 
 
 def test_an_exclusive_queue_is_waited_for_after_a_cut(broker, queue_name, proxy, start):
-    """The broker may not have noticed yet that the connection which has it is dead."""
+    """The broker may not have noticed that the old connection, which owns the queue, is dead."""
     queues = queue_table(queue_name, exclusive=True)
     instance = start(f"{proxy.url_for(broker.url)}?heartbeat=2", queues, QUICK).ready()
     proxy.stall()
@@ -452,7 +452,7 @@ def test_an_exclusive_queue_of_somebody_else_is_waited_for(broker, queue_name, s
 
 
 def test_another_exclusive_consumer_is_waited_for(broker, queue_name, start):
-    """Also while the instance runs: it may come between two consumers of ours."""
+    """The wait also works later: the other one may come between two of our consumers."""
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
         channel.queue_declare(queue_name, durable=True)
@@ -467,7 +467,7 @@ def test_another_exclusive_consumer_is_waited_for(broker, queue_name, start):
 
 
 def test_a_message_on_a_slow_link_is_not_cut_off(broker, queue_name, proxy, start):
-    """One frame of it takes longer than the broker may keep silent."""
+    """One frame of the message takes longer than the broker may stay silent."""
     url = f"{proxy.url_for(broker.url)}?heartbeat=2"
     instance = start(url, queue_table(queue_name), QUICK).ready()
     proxy.limit(15_000)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing is lost, wherever and whenever the process is killed, the network cut, the broker gone.
+"""No message is lost when the process is killed, the network is cut or the broker is gone.
 
-The ledger of each test: every message that was published ends as handled, quarantined, dropped by
-order, or still waiting (in its queue or deferred). `make chaos` runs the long form.
+Each test accounts for every published message: handled, quarantined, dropped by order, or still
+waiting (in its queue or deferred). `make chaos` runs the long form.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ hold_slots = 1
 crash_attempts = 1000
 """
 
-# By its number, a message is poison, is dropped, has to be retried or deferred, or is handled.
+# The number of a message decides its fate: poison, dropped, retried, deferred or handled.
 HANDLER = r"""
 from consumer_framework import Defer, Drop, Retry
 
@@ -66,7 +66,7 @@ def handler(message):
 
 
 def waiting(broker, queue):
-    """Take what still is in the queue."""
+    """Empty the queue, and return the ids of its messages."""
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
         found = []
@@ -76,7 +76,7 @@ def waiting(broker, queue):
 
 
 def ledger(instance, broker, queue):
-    """Where each message is."""
+    """Return the place of each message."""
     rows = instance.store()
     return {
         "handled": {note["id"] for note in instance.notes("handled")},
@@ -130,7 +130,7 @@ def settled(instance, broker, queue, count):
 
 
 def test_nothing_is_lost_in_chaos(queue_name, start, tmp_path):
-    """The promise of docs/explanation/recovery.md, while everything fails at random times."""
+    """Check the guarantees of docs/explanation/recovery.md while everything fails at random."""
     seconds = 480 if FULL else 20
     luck = random.Random(7)  # noqa: S311 -- reproducible
     logging.getLogger("pika").setLevel(logging.CRITICAL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A quorum queue that drops what came back to it too often: nothing is lost that never ran."""
+"""A quorum queue drops messages that came back too often; none is lost that never ran."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECOVERY = "[consumer_config.framework.recovery]\ncrash_attempts = 100\n"
 
 @pytest.fixture
 def dead(broker, queue_name):
-    """The bodies in the queue that gets what the broker drops from the other one."""
+    """Return a function that takes the dropped bodies from the dead-letter queue."""
     name = f"{queue_name}.dead"
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -51,7 +51,7 @@ def limited(queue_name, limit=LIMIT):
 
 
 def test_ten_restarts_and_some_kills_lose_nothing_that_never_ran(broker, queue_name, start, dead):
-    """Nor do they change the order within a key."""
+    """The restarts keep the order within a key, too."""
     count = 26
     extra = f"[consumer_config.framework]\n{ORDERING}{RECOVERY}"
     instance = start(broker.url, limited(queue_name), HANDLER, extra=extra).ready()
@@ -74,7 +74,7 @@ def test_ten_restarts_and_some_kills_lose_nothing_that_never_ran(broker, queue_n
 
 
 @pytest.mark.parametrize("limit", [0, 1])
-def test_what_may_not_come_back_at_all_goes_to_the_store_at_a_stop(
+def test_a_message_that_may_not_come_back_goes_to_the_store_at_a_stop(
     broker, queue_name, start, dead, limit
 ):
     instance = start(broker.url, limited(queue_name, limit), HANDLER).ready()

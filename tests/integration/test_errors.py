@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a person reads who made a mistake: one line with file, key and cure, and no traceback."""
+"""A mistake is reported in one line with file, key and cure, and without a traceback."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Typed(Consumer):
 
 QUEUE = "{durable = true, auto_delete = false, exclusive = false, arguments = {}}"
 
-# name: (TOML, what the lines must say after the file's name)
+# Name: (TOML, the text that the lines must have after the file's name).
 CASES = {
     "toml-syntax": ("qos = [\n", ["is not TOML: ", "mend the syntax there"]),
     "unknown-key": ('amqp_ulr = "x"', ['amqp_ulr: unknown key; did you mean "amqp_url"?']),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an author can write, and what becomes of the messages."""
+"""Every form of handler works, and its exceptions decide the fate of its messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class handler(Consumer):
         note("done", message, greeting=self.config["greeting"], ready=self.ready)
 """
 
-# As fmn does: the loop is taken in __init__ and used from the handler's thread.
+# Like fmn, it takes the loop in __init__ and uses it from the handler's thread.
 LOOP = """
 import asyncio
 class handler:
@@ -216,7 +216,7 @@ on_exhausted = "halt"
 """
 
 
-def test_an_error_can_give_back_what_is_not_done_and_exit_with_13(broker, queue_name, start):
+def test_an_error_can_give_back_unfinished_messages_and_exit_with_13(broker, queue_name, start):
     handler = """
 def handler(message):
     note("run", message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The policy helpers in a callback that ``fedora-messaging consume`` runs."""
+"""The policy helpers work in a callback under ``fedora-messaging consume``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def depth(broker, queue):
         return None
 
 
-def test_words_become_upstreams_and_nothing_but_the_dropped_is_lost(broker, queue_name, start):
+def test_decisions_become_upstreams_exceptions_and_only_dropped_messages_are_lost(
+    broker, queue_name, start
+):
     instance = start(broker.url, queue_table(queue_name), HANDLER, command=UPSTREAM_COMMAND)
     until(lambda: depth(broker, queue_name) == (0, 1), f"it consumes\n{instance.log}")
     publish(broker.url, queue_name, range(3))

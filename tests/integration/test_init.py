@@ -15,7 +15,7 @@ from .instance import publish, queue_table, until
 UPSTREAM_COMMAND = [str(Path(sys.executable).with_name("fedora-messaging")), "consume"]
 COMMANDS = pytest.mark.parametrize("command", [UPSTREAM_COMMAND, None], ids=["upstream", "ours"])
 
-# As fmn and fedbadges do it.
+# Like fmn and fedbadges.
 BRIDGE = """
 import asyncio
 class handler:

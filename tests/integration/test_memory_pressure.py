@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An instance takes on less while memory is short, and loses nothing by it."""
+"""An instance takes fewer messages while memory is short, and loses none."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_slots_and_prefetch_shrink_and_grow_again_and_each_message_runs_once(
     assert "memory is short" not in instance.notifications[-1]
 
 
-def test_what_cannot_be_watched_is_said_and_stops_nothing(broker, queue_name, start, tmp_path):
+def test_a_file_that_cannot_be_watched_is_logged_and_stops_nothing(
+    broker, queue_name, start, tmp_path
+):
     instance = start(
         broker.url,
         queue_table(queue_name),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Global order over several instances, as docs/howto/keep-messages-in-order.md sets it up."""
+"""Several instances keep the order, set up as in docs/howto/keep-messages-in-order.md."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def handler(message):
 
 
 def in_order(instances: Sequence[Instance], event: str) -> list[dict[str, Any]]:
-    """What several instances noted, in the order of time: they share a clock."""
+    """Return the notes of several instances in the order of time: they share a clock."""
     return sorted((n for i in instances for n in i.notes(event)), key=lambda note: note["at"])
 
 
@@ -42,7 +42,7 @@ def numbers(notes: Sequence[dict[str, Any]]) -> list[int]:
 
 @pytest.fixture(params=["classic", "quorum"])
 def pair(request, broker, queue_name, start) -> tuple[Instance, Instance]:
-    """Two instances of one queue with a single active consumer; the first is active."""
+    """Start two instances of a queue with a single active consumer; the first is active."""
     queues = queue_table(
         queue_name, arguments={"x-single-active-consumer": True, "x-queue-type": request.param}
     )
@@ -76,7 +76,7 @@ def test_the_other_takes_over_in_order_when_the_active_one_is_stopped(broker, qu
     assert numbers(in_order(pair, "end")) == list(range(50)), "one after the other"
 
 
-# The consistent-hash exchange, with the files of the documentation.
+# These tests use the consistent-hash exchange, with the files of the documentation.
 
 KEYED = "builds.by-key"
 KEYS = 12
@@ -84,14 +84,14 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/howto/keep-messages-in-order.
 
 
 def documented(page: Path) -> list[str]:
-    """The files on the page, without the lines that name the broker and the handler."""
+    """Return the files on the page, without the lines that name broker and handler."""
     files = re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     return [file.partition("\n\n")[2] for file in files]
 
 
 @pytest.fixture(scope="module")
 def hashing() -> Iterator[Broker]:
-    """A node with the exchange, declared as the page does with rabbitmqadmin."""
+    """Start a node with the exchange, declared as on the page with rabbitmqadmin."""
     if lacking := Broker.missing():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
     with Broker(plugins=["rabbitmq_consistent_hash_exchange"]) as running:

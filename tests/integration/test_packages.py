@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The sdist, the wheel and the RPMs: whole, the same twice, and without an error."""
+"""The sdist, the wheel and the RPMs are complete, reproducible and without errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# `make venv` installs it; an environment that is only for the tests builds nothing.
+# `make venv` installs hatchling; an environment only for the tests cannot build.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("hatchling") is None, reason="the extra `dev` is not installed"
 )
@@ -43,7 +43,7 @@ def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """The files under version control, elsewhere, as they are now."""
+    """Copy the current files of the checkout to another directory."""
     if not (ROOT / ".git").exists():
         skip_unless_in_ci("this is not a checkout")
     target: Path = tmp_path_factory.mktemp("elsewhere") / "a copy"
@@ -57,7 +57,7 @@ def sources(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def rpms(tmp_path_factory) -> Path:
-    """The packages, built here."""
+    """Build the packages."""
     if shutil.which("rpmbuild") is None:
         skip_unless_in_ci("rpmbuild not found: packaging/system-packages rpm")
     output: Path = tmp_path_factory.mktemp("rpms")
@@ -98,7 +98,7 @@ def package(rpms: Path, name: str) -> Path:
     return found
 
 
-def test_the_packages_require_what_the_project_does(rpms):
+def test_the_packages_have_the_requirements_of_the_project(rpms):
     library = run("rpm", "-qp", "--requires", package(rpms, "python3-consumer-framework"))
     assert "dist(fedora-messaging) < 3.10" in library
     assert "dist(pydantic) >= 2.6" in library
@@ -127,7 +127,7 @@ def test_the_command_comes_with_its_units_man_pages_and_completion(rpms):
 
 
 def parsed(*options: str) -> str:
-    """The packages of the spec as rpm reads it on another distribution, and what they require."""
+    """Return the spec's packages and their requirements, as rpm reads them with *options*."""
     macros = ("--load", RPM / "stand-ins.macros", "--define", f"__python3 {sys.executable}")
     names = ("--queryformat", "%{NAME} %{RELEASE}\n[requires %{REQUIRES}\n]")
     return run("rpmspec", *macros, *options, "--query", *names, RPM / "consumer-framework.spec")
@@ -166,7 +166,7 @@ def test_on_el_9_the_other_python_is_required_for_the_build():
 
 
 def test_the_sdist_has_every_file_and_no_other(sources):
-    # As if all of it were committed.
+    # check-manifest wants all files under version control.
     run("git", "init", "--quiet", cwd=sources)
     run("git", "add", "--all", cwd=sources)
     said = run(BIN / "check-manifest", "--no-build-isolation", sources)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Another prefetch count while messages are consumed, with a real broker."""
+"""The prefetch count changes while messages are consumed, with a real broker."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from consumer_framework.core.stats import Snapshot
 
 from .instance import publish, queue_table
 
-# Upstream's service, when it is stopped.
+# fedora-messaging's service causes this warning when it stops.
 pytestmark = pytest.mark.filterwarnings("ignore:twisted.internet.defer.returnValue")
 
 
 class Listening:
-    """What a session reports, and the session."""
+    """A session, and the events that it reports."""
 
     def __init__(self, settings, prefetch_count):
-        # Late: pytest-twisted chooses the reactor.
+        # A late import, because pytest-twisted chooses the reactor.
         from twisted.internet import reactor  # noqa: PLC0415
 
         self.reactor: Any = reactor
@@ -84,7 +84,7 @@ class Listening:
         raise AssertionError(self.events, self.numbers)
 
     async def quiet(self):
-        """Let come what may."""
+        """Wait for late events."""
         await task.deferLater(self.reactor, 0.3, lambda: None)
 
 
@@ -193,7 +193,7 @@ async def test_flipping_the_count_leaves_no_more_unsettled_than_it_says(
 
 @pytest_twisted.ensureDeferred
 async def test_one_message_that_is_held_keeps_nothing_else_back(broker, queue_name, listening):
-    """It counts; and when it is settled at last, the whole count is in force."""
+    """The held message counts; once it is settled, the whole count is in force."""
     one = listening(4)
     await consuming(one)
     publish(broker.url, queue_name, range(60))
@@ -281,7 +281,7 @@ async def test_a_pause_right_after_a_change_leaves_no_consumer(broker, queue_nam
 async def test_messages_that_come_all_the_time_come_once_and_in_order(
     broker, queue_name, listening, count, padding
 ):
-    """Large ones come by way of pika, which would reject what comes to a canceled consumer."""
+    """Large messages pass through pika, which would reject those of a canceled consumer."""
     one = listening(4)
     await consuming(one)
     bodies = (json.dumps({"n": n, "padding": "." * padding}).encode() for n in range(count))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The TCP proxy with which tests make the network fail."""
+"""The TCP proxy makes the network fail as tests ask."""
 
 import socket
 import time
@@ -14,7 +14,7 @@ from consumer_framework.testing.broker import Broker, reserve_port
 from consumer_framework.testing.broker.proxy import Proxy
 
 MOMENT = 0.2
-"""Seconds in which something would have happened on loopback, if it was going to."""
+"""Seconds after which nothing more happens on loopback."""
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ def server() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def front(server: socket.socket) -> Iterator[Proxy]:
-    """A proxy in front of `server`."""
+    """Start a proxy in front of `server`."""
     with Proxy("127.0.0.1", server.getsockname()[1]) as running:
         yield running
 
 
 @pytest.fixture
 def pair(front: Proxy, server: socket.socket) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The two ends of one connection through `front`."""
+    """Return the two ends of one connection through `front`."""
     client = socket.create_connection(("127.0.0.1", front.port), timeout=5)
     with client, server.accept()[0] as peer:
         peer.settimeout(5)
@@ -166,7 +166,7 @@ def test_a_reset_at_one_end_reaches_the_other_but_not_through_a_stalled_proxy(
 
 def test_a_client_is_reset_when_the_target_refuses_it() -> None:
     with reserve_port() as nobody, Proxy("127.0.0.1", nobody.getsockname()[1]) as front:
-        # It may come while the connection is being made.
+        # The reset may come while the connection is being made.
         with (
             pytest.raises(ConnectionResetError),
             socket.create_connection(("127.0.0.1", front.port), timeout=5) as client,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Poison messages of a real broker, and what an operator does about them."""
+"""An operator repairs the poison messages of a real broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .instance import FM_CONSUMER, Instance, publish, queue_table, until
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Fails on messages whose number is odd, until a file says that it is mended.
+# Fails on messages with an odd number, until a file marks it as mended.
 HANDLER = """
 import pathlib
 def handler(message):
@@ -40,12 +40,12 @@ RECOVERY = "[consumer_config.framework.recovery]\nimmediate = 1\ndelays = []\n"
 
 
 class Operator:
-    """An operator at the keyboard, and the instance they look after."""
+    """An operator at the keyboard, and the operator's instance."""
 
     def __init__(self, start: Any, url: str, queue: str, state: Path) -> None:
         self.state = state
         options = ["--state-dir", str(state)]
-        # As where somebody starts it by hand: the control socket is in the state directory.
+        # Started by hand, so that the control socket is in the state directory.
         by_hand = {"STATE_DIRECTORY": "", "RUNTIME_DIRECTORY": ""}
         self.instance: Instance = start(
             url, queue_table(queue), HANDLER, options=options, extra=RECOVERY, environment=by_hand
@@ -76,7 +76,7 @@ class Operator:
         return rows
 
     def waits_for(self, count: int) -> list[int]:
-        """Wait until so many are quarantined; returns their rows."""
+        """Wait until *count* messages are quarantined, and return their rows."""
 
         def quarantined() -> list[int]:
             return [row.id for row in self.instance.store() if row.state == "quarantined"]
@@ -93,7 +93,7 @@ class Operator:
 
 @pytest.fixture
 def operator(broker, queue_name, start, tmp_path):
-    """An instance that has quarantined messages 1, 3 and 5, and handled 0, 2 and 4."""
+    """Start an instance that has quarantined messages 1, 3 and 5, and handled 0, 2 and 4."""
     person = Operator(start, broker.url, queue_name, tmp_path / "instance_0" / "state")
     person.instance.ready()
     publish(broker.url, queue_name, range(6))
@@ -159,7 +159,7 @@ def test_a_canary_then_all_are_replayed_by_the_running_instance(operator, broker
     assert result.returncode == 0
     assert operator.does("list").stdout == "nothing is quarantined\n"
     assert operator.done() == [0, 2, 4, 1, 3, 5]
-    # In the instance's own slot, not in the process of the command.
+    # The replay runs in the instance's slot, not in the process of the command.
     assert {note["thread"] for note in operator.instance.notes("done")} == {"slot-0"}
     publish(broker.url, queue_name, [8])
     operator.instance.noted("done", 7)
@@ -207,7 +207,7 @@ def test_dropped_messages_are_gone_whether_it_runs_or_not(operator, stopped):
     assert operator.rows("--state", "any") == []
 
 
-def test_what_is_exported_and_published_again_is_handled(operator, broker, queue_name):
+def test_an_exported_message_that_is_published_again_is_handled(operator, broker, queue_name):
     exported = operator.directory / "quarantined.jsonl"
     assert operator.does("export", "--output", str(exported)).returncode == 0
     assert operator.does("drop", "--all", "--yes").returncode == 0
@@ -251,7 +251,7 @@ def test_a_replay_survives_its_command_and_no_other_one_runs_beside_it(
     command = [str(FM_CONSUMER), "quarantine", "replay", "--conf"]
     command += [str(operator.instance.configuration), "--state-dir", str(operator.state), str(row)]
     runs = len(operator.instance.notes("run"))
-    # A job that a shell runs in the background inherits an ignored SIGINT.
+    # A background job of a shell inherits an ignored SIGINT.
     command = ["env", "--default-signal=INT", *command]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as replay:
         operator.instance.noted("run", runs + 1)
@@ -291,7 +291,7 @@ def handler(message):
 def test_a_deferred_message_that_is_dropped_while_it_runs_does_not_come_back(
     broker, queue_name, start, tmp_path
 ):
-    """Nor does one begin to run that waits for the slot."""
+    """A dropped message that waits for the slot does not run either."""
     state = tmp_path / "instance_0" / "state"
     instance = start(
         broker.url, queue_table(queue_name), DEFERRING, options=["--state-dir", str(state)],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The consumers of the README and of the tutorial do what the text promises."""
+"""The consumers of the README and of the tutorial keep the promises of the text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Start = Callable[..., Instance]
 def start_command(start: Start, broker: Broker, tmp_path: Path) -> Start:
     def start_in_directory(line: str) -> Instance:
         command = ["sh", "-c", f'cd "$0" && exec env {line}', str(tmp_path)]
-        # As in a terminal: no service manager names directories.
+        # As in a terminal, where no service manager names directories.
         unset = dict.fromkeys(["PYTHONPATH", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"], "")
         environment = {"PATH": PATH, "XDG_STATE_HOME": str(tmp_path), **unset}
         return start(broker.url, "", "", command=command, environment=environment)
@@ -51,13 +51,13 @@ def fresh_queues(broker: Broker) -> Iterator[None]:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code blocks of *page*."""
+    """Return the fenced code blocks of *page*."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def line_of(page: Path, text: str) -> str:
-    """The line with *text* in the commands of *page*."""
+    """Return the line with *text* in the commands of *page*."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     return next(line for line in lines if text in line)
 
@@ -103,7 +103,7 @@ class TestTutorial:
     @pytest.fixture
     def as_told(self, tmp_path: Path) -> Callable[[str], str]:
         def output_of(text: str) -> str:
-            """What the command of the tutorial with *text* in it prints."""
+            """Return the output of the tutorial's command that contains *text*."""
             known = [line for block in blocks(TUTORIAL, "sh") for line in block.splitlines()]
             line = next((line for line in known if text in line), text)
             result = subprocess.run(
@@ -160,5 +160,5 @@ class TestTutorial:
 
 
 def timeless(listing: str) -> str:
-    """A listing without the ages in it."""
+    """Return a listing without its ages."""
     return re.sub(r" +\d+s ", " ", listing)

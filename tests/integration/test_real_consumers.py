@@ -2,7 +2,7 @@
 """Fedora's own consumers have the same effects under both commands.
 
 Each consumer comes from PyPI, unmodified, and runs under ``fedora-messaging consume`` and then
-under ``fm-consumer run``, with the same file and the same messages. A test is skipped where the
+under ``fm-consumer run``, with the same file and the same messages. A test is skipped if its
 consumer cannot be installed.
 """
 
@@ -36,7 +36,7 @@ both_commands = pytest.mark.parametrize("command", COMMANDS)
 
 
 def message(topic: str, body: Any, **headers: Any) -> dict[str, Any]:
-    """A message as `fedora_messaging.message.dumps` writes it."""
+    """Return a message as `fedora_messaging.message.dumps` writes it."""
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{topic} {body}")),
         "topic": topic,
@@ -46,7 +46,7 @@ def message(topic: str, body: Any, **headers: Any) -> dict[str, Any]:
 
 
 def recorded(*topics: str) -> list[dict[str, Any]]:
-    """Real messages of Fedora's services whose topic contains one of *topics*."""
+    """Return real messages of Fedora's services with one of *topics* in their topic."""
     found = sorted(REPOSITORY.parent.glob(RECORDED))
     if not found:
         pytest.skip(f"no recorded messages: RECORDED_MESSAGES={RECORDED} names no file")
@@ -56,10 +56,10 @@ def recorded(*topics: str) -> list[dict[str, Any]]:
 
 @dataclass
 class World:
-    """One run of a consumer: where its messages come from, and what it published.
+    """One run of a consumer, with its queues and the messages that it published.
 
     Attributes:
-        ended: Its exit code, and how many messages it left on the queue.
+        ended: Its exit code, and the number of messages that it left on the queue.
         published: Topic and body of each message that it published.
     """
 
@@ -87,7 +87,7 @@ class World:
         self._connection.close()
 
     def queue(self, exchange: str, key: str) -> str:
-        """Bind a queue of its own, and return its name."""
+        """Bind a new queue, and return its name."""
         name: str = self._channel.queue_declare("").method.queue
         self._queues.append(name)
         self._channel.queue_bind(name, exchange, key)
@@ -98,7 +98,7 @@ class World:
         return count
 
     def take(self, queue: str) -> list[tuple[Any, Any, Any]]:
-        """Empty *queue*."""
+        """Empty *queue*, and return its messages."""
         found: list[tuple[Any, Any, Any]] = []
         while (got := self._channel.basic_get(queue, True))[0] is not None:
             found.append(got)
@@ -126,9 +126,9 @@ class World:
     def consume(
         self, messages: list[dict[str, Any]], is_done: Callable[[], bool], publishes: int = 0
     ) -> None:
-        """Give it *messages*, wait until it *is_done* and published that many, and stop it.
+        """Publish *messages*, wait until *is_done* and *publishes* messages came, and stop it.
 
-        The last message must be one that has an effect: the consumer stops after it.
+        The last message must have an effect, because the consumer stops after it.
         """
         until(
             lambda: self._consumers() == 1,
@@ -189,7 +189,7 @@ def installed(name: str, *requirements: str) -> Path:
     return python
 
 
-# -- robosignatory: signs what koji tagged, and what others ask for by a message
+# -- robosignatory: signs packages that koji tagged, or that a message asks for
 
 
 SIGUL = """#!/bin/sh
@@ -248,7 +248,7 @@ def test_robosignatory_signs_the_same_packages(world, command, tmp_path):
         "listRPMs": rpms,
         "queryRPMSigs": [],
         "tagBuild": 7,
-        # Once: the consumer raises Nack, and the message comes again.
+        # This fails once: the consumer raises Nack, and the message comes again.
         "writeSignedRPM": RuntimeError("koji is being restarted"),
     }
     messages = [
@@ -276,7 +276,7 @@ def test_robosignatory_signs_the_same_packages(world, command, tmp_path):
     moved = {call[1][1] for call in called("tagBuild")}
     assert moved == {1, 3}
     assert len(called("writeSignedRPM")) == 5
-    # The one that koji refused was signed twice.
+    # The package that koji refused was signed twice.
     assert signed.read_text().splitlines() == [SIGNED] * 3
     [(topic, body)] = world.published
     assert topic == "in.org.fedoraproject.prod.robosignatory.xml-sign.finished"
@@ -301,7 +301,7 @@ models.DeclarativeBase.metadata.create_all(engine)
 
 
 def database(postgresql, python: Path, statements: str, **environment: str) -> str:
-    """Make a database, and its tables by a Python script."""
+    """Make a database, and its tables with a Python script."""
     name = f"db_{uuid.uuid4().hex}"
     postgresql.query("postgres", f"CREATE DATABASE {name}")
     run_script(python, statements, postgresql.url(name, PSYCOPG2), **environment)
@@ -493,7 +493,7 @@ def test_fmn_that_cannot_be_set_up_ends_with_the_same_exit_code(world, command, 
     assert "AMQPConnectionError" in world.instance.log
 
 
-# -- bodhi: marks what robosignatory signed, in PostgreSQL
+# -- bodhi: marks the packages that robosignatory signed, in PostgreSQL
 
 
 BODHI_BUILDS = """
@@ -518,7 +518,7 @@ with transactional_session_maker()() as session:
     for n in range(1, 4):
         session.add(RpmBuild(nvr=f"bash-5.2-{n}.fc40", package=package, release=release))
 """
-# Modules that come with Fedora, and are not on PyPI; what they do is not needed here.
+# These modules come with Fedora and are not on PyPI. The test does not need their work.
 ABSENT = ("rpm", "librepo", "createrepo_c")
 BODHI = """
 [app:main]

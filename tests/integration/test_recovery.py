@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happens when a handler fails, against a real broker."""
+"""Failing handlers recover, or their messages are quarantined, with a real broker."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_a_burst_of_poison_takes_few_commits(broker, queue_name, start):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MiB for the state of an instance."""
+    """Mount a file system of 1 MiB for the state of an instance."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
     disk = tmp_path / "disk"
@@ -382,7 +382,9 @@ on_invalid = "reject"
 """
 
 
-def test_a_dead_letter_exchange_gets_what_is_invalid_and_what_is_spent(broker, queue_name, start):
+def test_a_dead_letter_exchange_gets_invalid_messages_and_those_without_attempts_left(
+    broker, queue_name, start
+):
     dead = f"{queue_name}.dead"
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
     table = queue_table(queue_name, arguments=arguments)
@@ -414,7 +416,7 @@ delays = ["1s"]
 """
 
 
-def test_without_a_store_what_fails_stays_with_the_broker(broker, queue_name, start):
+def test_without_a_store_failed_messages_stay_with_the_broker(broker, queue_name, start):
     instance = start(broker.url, queue_table(queue_name), POISON, extra=IN_MEMORY).ready()
     publish(broker.url, queue_name, [3, 4])
     runs = instance.noted("run", 4)

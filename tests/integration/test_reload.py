@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Other settings while messages are handled: real processes, and a real broker."""
+"""Settings change while messages are handled, with real processes and a real broker."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def handler(message):
 
 @pytest.fixture
 def stream(broker):
-    """Publishes all the time; what was published has to be handled once."""
+    """Return a publisher that sends all the time; each message has to be handled once."""
     return functools.partial(published_all_the_time, broker.url)
 
 
-# What changes while messages are handled.
+# Settings that change while messages are handled.
 
 
 def test_another_config_makes_another_handler_between_messages(broker, queue_name, start, stream):
@@ -104,7 +104,7 @@ def test_another_config_makes_another_handler_between_messages(broker, queue_nam
     assert len([what for what in life if what[0] == "setup"]) == 4
 
 
-def test_what_runs_ends_with_the_handler_that_began_it(broker, queue_name, start):
+def test_a_run_ends_with_the_handler_that_began_it(broker, queue_name, start):
     slow = '[consumer_config]\nseconds = 2\nlabel = "slow"\n'
     slots = "[consumer_config.framework]\nslots = 3\n"
     instance = start(broker.url, queue_table(queue_name), ANY_THREAD, extra=slow + slots).ready()
@@ -146,13 +146,13 @@ def test_slots_and_prefetch_change_under_load(broker, queue_name, start, stream,
             config_of(instance, broker.url, queue_table(queue_name), framework(slots))
             assert "consumer_config.framework.slots" in reloaded(instance)
             before = len(instance.notes("run"))
-            # Those that began before have ended by then.
+            # Runs from before the change have ended by then.
             later = instance.noted("run", before + 60)[before + 20 :]
             assert max(note["running"] for note in later) <= slots
             publish(broker.url, queue_name, range(100_000, 100_060))
             instance.noted("run", before + 120)
             assert max(n["running"] for n in instance.notes("run")[before + 60 :]) == slots
-            # In time: what was unsettled at the change counts first.
+            # This takes time: messages that were unsettled at the change count first.
             until(partial(has_count, broker, queue_name, slots + 4 + slots * 3), "the whole count")
     instance.noted("run", len(published) + 120)
     assert instance.stop() == 0
@@ -258,7 +258,7 @@ def test_nothing_new_is_no_change_and_the_broker_is_not_asked(broker, queue_name
     assert instance.stop() == 0
 
 
-# What is refused.
+# Refused reloads.
 
 
 def test_a_file_that_is_wrong_is_refused_with_all_that_is_wrong(broker, queue_name, start, stream):
@@ -364,10 +364,12 @@ def test_a_reload_during_a_drain_is_refused(broker, queue_name, start):
     assert {n["label"] for n in instance.notes()} == {"first"}
 
 
-# What takes a restart.
+# Settings that take a restart.
 
 
-def test_what_takes_a_restart_is_named_and_the_rest_is_in_force(broker, queue_name, start, proxy):
+def test_settings_that_take_a_restart_are_named_and_the_rest_is_in_force(
+    broker, queue_name, start, proxy
+):
     instance = start(broker.url, queue_table(queue_name), CONSUMER).ready()
     other = f"{queue_name}.other"
     extra = (
@@ -442,7 +444,9 @@ class handler(BatchConsumer):
 """
 
 
-def test_what_does_not_go_with_what_waits_is_refused(broker, queue_name, start):
+def test_a_setting_that_conflicts_with_one_that_takes_a_restart_is_refused(
+    broker, queue_name, start
+):
     framework = "[consumer_config.framework]\n"
     strict = f'{framework}ordering = "strict"\n'
     instance = start(broker.url, queue_table(queue_name), BATCHES, extra=strict).ready()
@@ -481,7 +485,7 @@ def test_a_binding_that_the_broker_does_not_let_go_stays_with_a_warning(broker, 
     assert instance.stop() == 0
 
 
-# The service manager.
+# Reloads by the service manager.
 
 
 def test_a_hangup_reloads_and_the_service_manager_is_told(broker, queue_name, start):
@@ -597,7 +601,7 @@ SLOW_SETUP = """    def setup(self):
 """
 
 
-# Ordered queues.
+# Queues with an order.
 
 
 def test_a_queue_with_a_single_active_consumer_gets_its_prefetch_with_another_connection(

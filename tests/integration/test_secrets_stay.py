@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A secret that an instance was given is in nothing that any command prints, logs or keeps."""
+"""No command prints, logs or keeps a secret of an instance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .instance import FM_CONSUMER, Instance, publish, queue_table, until
 TOKEN = "canary-t0ken"  # noqa: S105 -- to be looked for
 PASSWORD = "canary/p@ss:w0rd"  # noqa: S105
 LONG = "-----BEGIN canary-----\ncanary-l1ne-1\ncanary-l1ne-2\n"
-# Whatever form it takes.
+# A part of every secret, in every form.
 CANARY = "canary"
 
 HANDLER = """
@@ -57,7 +57,7 @@ handlers = {console = {class = "logging.StreamHandler"}}
 
 @pytest.fixture
 def credentials(tmp_path) -> Path:
-    """A directory as systemd makes it."""
+    """Make a directory of credentials as systemd does."""
     directory: Path = tmp_path / "credentials"
     directory.mkdir()
     for name, text in (("token", TOKEN), ("password", PASSWORD), ("long", LONG)):
@@ -80,7 +80,7 @@ def instance(broker, queue_name, start, credentials) -> Instance:
 
 @pytest.fixture
 def command(credentials, tmp_path):
-    """Runs a command as an administrator does; returns its exit code and all that it printed."""
+    """Return a function that runs a command and returns its exit code and output."""
 
     def run(instance: Instance, *words: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -104,7 +104,7 @@ def command(credentials, tmp_path):
 
 
 def kept(directory: Path) -> bytes:
-    """All that is in the files below *directory*."""
+    """Return the contents of all files below *directory*."""
     return b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
 
 
@@ -145,7 +145,7 @@ def test_no_command_prints_or_keeps_a_secret(broker, queue_name, instance, comma
     for words, (_, printed) in said.items():
         assert CANARY not in printed, words
         assert printed or words[:2] == ("quarantine", "export"), words
-    # Each did its work: what they would have shown was there.
+    # Each command did its work: it had a secret to hide.
     shown = said["quarantine", "show", *here, first][1]
     assert "no such token: " in shown
     assert "<credential:token>" in shown

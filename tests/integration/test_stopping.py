@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Orders to stop, and things that end an instance, at awkward moments."""
+"""An instance stops cleanly at awkward moments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_stop_while_it_connects_again_waits_for_the_handler_and_tears_down(
     assert "Traceback" not in instance.log
 
 
-def test_what_is_gone_after_a_reconnect_ends_it_without_a_traceback(
+def test_a_queue_changed_during_a_reconnect_ends_it_without_a_traceback(
     broker, queue_name, proxy, start
 ):
     instance = start(proxy.url_for(broker.url), queue_table(queue_name), SLOW).ready()
@@ -144,7 +144,7 @@ BACKGROUND = {
 
 
 @pytest.mark.parametrize("how", BACKGROUND)
-def test_a_stop_waits_for_what_the_callback_left_behind_and_for_atexit(
+def test_a_stop_waits_for_background_work_of_the_callback_and_for_atexit(
     broker, queue_name, start, how
 ):
     handler = f"""
@@ -247,7 +247,7 @@ def test_a_file_that_the_callback_left_open_is_written_at_a_clean_stop(
     publish(broker.url, queue_name, range(50))
     until(lambda: broker.depth(queue_name) == (0, 1), "all are taken")
     assert instance.stop() == 0
-    # What no handler had begun with went back.
+    # Messages that had not started went back.
     given_back, _ = broker.depth(queue_name)
     assert given_back < 50
     assert [note["n"] for note in instance.notes("done")] == list(range(50 - given_back))
@@ -268,7 +268,7 @@ async def handler(message):
 
 
 @pytest.mark.parametrize(("number", "again"), [("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM")])
-def test_a_stop_says_what_it_waits_for_and_how_to_stop_now(
+def test_a_stop_names_the_thing_it_waits_for_and_the_way_to_stop_now(
     broker, queue_name, start, number, again
 ):
     handler = """
@@ -286,7 +286,9 @@ def handler(message):
     instance.wait()
 
 
-def test_the_framework_is_heard_where_a_log_config_disables_what_exists(broker, queue_name, start):
+def test_the_framework_logs_although_a_log_config_disables_existing_loggers(
+    broker, queue_name, start
+):
     extra = """
 passive_declares = true
 [log_config]

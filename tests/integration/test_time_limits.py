@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long a start and a stop may take, what the service manager hears of it, and what follows."""
+"""Starts and stops have time limits, and the service manager hears of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEARDOWN = """
         open(os.environ["NOTES"], "a").write('{"event": "teardown"}\\n')
 """
 
-# Takes what the message says, and tells when it is cancelled.
+# Takes as long as the message says, and notes its end.
 PLAIN = f"""
 from consumer_framework import Consumer
 class handler(Consumer):
@@ -43,7 +43,7 @@ def limits(**settings):
 
 
 def told(instance, pattern):
-    """What the groups of *pattern* were in the notifications that have it."""
+    """Return the first group of *pattern* in each notification that matches."""
     return [found[1] for text in instance.notifications if (found := re.search(pattern, text))]
 
 
@@ -74,7 +74,7 @@ def test_a_plain_handler_that_never_ends_is_left_at_its_deadline_and_counts_as_a
     broker, queue_name, start
 ):
     extra = limits(handler_timeout="1s")
-    # Without a service manager it is the same.
+    # The limits are the same without a service manager.
     alone = ["env", "-u", "NOTIFY_SOCKET", str(FM_CONSUMER)]
     instance = start(broker.url, queue_table(queue_name), PLAIN, extra=extra, prefix=alone)
     publish_when_bound(broker, queue_name, [1])
@@ -90,7 +90,7 @@ def test_a_plain_handler_that_never_ends_is_left_at_its_deadline_and_counts_as_a
 
 
 def publish_when_bound(broker, queue_name, bodies):
-    """Without a notification nobody tells that it consumes."""
+    """Wait for the consumer on the broker, because no notification comes, and publish."""
     until(lambda: consumes(broker, queue_name), "it consumes")
     publish(broker.url, queue_name, bodies)
 
@@ -263,7 +263,7 @@ def handler(message):
 """
     other = f"{queue_name}.other"
     queues = queue_table(queue_name) + queue_table(other, durable=False, auto_delete=True)
-    # The watchdog is who asks the broker for the lag.
+    # The watchdog asks the broker for the lag.
     environment = {"WATCHDOG_USEC": "3000000"}
     instance = start(broker.url, queues, handler, environment=environment).ready()
     publish(broker.url, queue_name, range(102))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS with client certificates from a credentials directory, as on Fedora's broker."""
+"""TLS works with client certificates from a credentials directory, as on Fedora's broker."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ keyfile = "credential:key"
 
 @pytest.fixture(scope="module")
 def broker(broker, tmp_path_factory) -> Iterator[TlsBroker]:
-    """A node that demands certificates; the session's own says what is missing for one."""
+    """Start a node that demands certificates; the session's fixture checks the programs."""
     with TlsBroker(tmp_path_factory.mktemp("tls")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def consumer(broker) -> Any:
-    """The certificate of the user who consumes."""
+    """Return the certificate of the consuming user."""
     return broker.add_certificate_user("consumer.example.org")
 
 
 @pytest.fixture
 def connect(broker, queue_name, start, tmp_path) -> Callable[..., Instance]:
-    """Starts an instance with the credentials *ca*, *cert* and *key*."""
+    """Return a function that starts an instance with credentials: *ca*, *cert* and *key*."""
 
     def start_instance(url: str = "", tls: str = TLS, **credentials: Path) -> Any:
         directory = tmp_path / "credentials"
@@ -76,7 +76,7 @@ def test_an_instance_consumes_as_the_user_that_its_certificate_names(
 
 @pytest.fixture
 def refused(connect):
-    """Starts an instance, and says how it ended."""
+    """Return a function that starts an instance and returns its exit code and log."""
 
     def refused_one(tls: str = TLS, url: str = "", **files: Path) -> tuple[int, str]:
         instance = connect(url, tls, **files)
@@ -87,7 +87,7 @@ def refused(connect):
 
 @pytest.fixture
 def retold(refused):
-    """As `refused`, until the broker's alert is not lost with the connection, as some are."""
+    """Return `refused` with retries, because the broker's alert may be lost with the connection."""
 
     def refused_with_words(words: str, tls: str = TLS, **files: Path) -> Any:
         said = []
@@ -214,7 +214,7 @@ def test_a_password_may_be_a_credential_and_a_connection_without_a_key_uses_it(
     assert "s3" not in instance.log
 
 
-# Other files while messages are handled.
+# Files that change while messages are handled.
 
 SLOW = """
 def handler(message):
@@ -226,7 +226,7 @@ def handler(message):
 
 @pytest.fixture
 def files(tmp_path) -> Path:
-    """Where the certificate of an instance is, and is renewed."""
+    """Make the directory of an instance's certificate, where it is renewed."""
     directory: Path = tmp_path / "files"
     directory.mkdir()
     return directory
@@ -239,7 +239,7 @@ def _renew(files: Path, pair: Any) -> None:
 
 @pytest.fixture
 def consuming(broker, consumer, queue_name, start, files) -> Any:
-    """An instance whose certificate is in *files*."""
+    """Start an instance whose certificate is in *files*."""
     _renew(files, consumer)
     ca = broker.authority.certificate
     tls = f'[tls]\nca_cert = "{ca}"\ncertfile = "{files}/cert"\nkeyfile = "{files}/key"\n'

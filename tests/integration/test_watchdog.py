@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When a real instance feeds the watchdog, and when it asks for a restart instead."""
+"""A real instance feeds the watchdog while it works, and asks for a restart if stuck."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pika
 
 from .instance import publish, queue_table, until
 
-# As systemd's WatchdogSec=0.9, of which an instance uses a third.
+# Like systemd's WatchdogSec=0.9; an instance sends in a third of that.
 WATCHDOG = {"WATCHDOG_USEC": "900000"}
 QUICK_DEATH = "[consumer_config.framework.recovery]\ncrash_attempts = 1\n"
 
@@ -29,12 +29,12 @@ def handler(message):
 
 
 def go(instance):
-    """Let message 2 come to its end."""
+    """Let the handler of message 2 end."""
     instance.configuration.with_name("notes.go").touch()
 
 
-# What ends a consumer as a fault of the broker's would: the queue forgets it, its channel does not,
-# and nobody is told.
+# Ends a consumer like a fault of the broker: the queue forgets it, its channel does not, and nobody
+# is notified.
 FORGET = """
 {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
 [gen_server2:call(amqqueue:get_pid(Q), {{basic_cancel, element(1, C), element(2, C), undefined,
@@ -51,7 +51,7 @@ def feeds(instance):
 
 
 def fed(instance, times=4):
-    """Wait until the watchdog is fed so often from now on."""
+    """Wait until the watchdog is fed *times* more times."""
     enough = feeds(instance) + times
     until(lambda: feeds(instance) >= enough, f"{times} more feeds\n{instance.log}")
     assert not instance.told("WATCHDOG=trigger"), instance.log
@@ -64,12 +64,12 @@ def triggered(instance, reason):
     assert first.splitlines()[1].startswith("STATUS=Stuck: ")
     assert reason in first
     assert "stuck, and to be restarted" in instance.log
-    # faulthandler's, of the thread that runs the event loop.
+    # The faulthandler's stack of the thread that runs the event loop.
     assert "most recent call first" in instance.log
 
 
 def abort(instance):
-    """Do what systemd does then."""
+    """Abort the instance, as systemd does after a trigger."""
     instance.send(signal.SIGABRT)
     assert instance.wait() == -signal.SIGABRT
 
@@ -217,7 +217,7 @@ def test_consumers_of_any_kind_of_queue_are_healthy_those_that_share_it_too(brok
             connection.channel().queue_delete(name)
 
 
-def test_one_that_waits_for_its_turn_is_not_passed_over(broker, queue_name, start):
+def test_a_standby_consumer_is_not_judged_as_forgotten(broker, queue_name, start):
     arguments = {"x-single-active-consumer": True}
     extra = "[qos]\nprefetch_count = 1\n"
     queue = queue_table(queue_name, arguments=arguments)

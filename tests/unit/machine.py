@@ -18,7 +18,7 @@ from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
-from consumer_framework.runtime import stores
+from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control import client
 from consumer_framework.runtime.control.requests import Orders
 from consumer_framework.testing import make_delivery
@@ -192,7 +192,7 @@ def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     (tmp_path / "bin/units.json").write_text("{}")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(cli_options, "CONFIGURATION_DIRECTORY", tmp_path / "etc")
-    monkeypatch.setattr(stores, "SYSTEM_STATE", tmp_path / "lib")
+    monkeypatch.setattr(state_files, "SYSTEM_STATE", tmp_path / "lib")
     monkeypatch.setattr(client, "SYSTEM_STATE", tmp_path / "lib")
     monkeypatch.setattr(client, "SYSTEM_RUNTIME", tmp_path / "run")
     monkeypatch.setattr("os.geteuid", lambda: 1000)

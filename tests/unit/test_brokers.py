@@ -6,8 +6,8 @@ from fedora_messaging.config import DEFAULTS
 
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.settings import parse
+from consumer_framework.settings.brokers import addresses
 from consumer_framework.settings.credentials import references
-from consumer_framework.settings.model import addresses
 
 LOGIN = "amqps://user:p%40ss@one:1/%2Fpubsub"
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the control group allows, and whether the slots fit into it."""
 
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -51,9 +49,14 @@ def test_where_nothing_can_be_read_there_is_no_limit(tmp_path):
     assert most_tasks(tmp_path, tmp_path / "missing") is None
 
 
-@pytest.mark.parametrize(("said", "most"), [("256\n", 256), ("infinity\n", None), ("", None)])
-def test_the_limit_of_a_service_is_asked_of_systemd(monkeypatch, said, most):
-    monkeypatch.setattr(subprocess, "run", lambda *_a, **_k: SimpleNamespace(stdout=said))
+@pytest.mark.parametrize(
+    ("said", "most"), [("TasksMax=256", 256), ("TasksMax=infinity", None), ("", None)]
+)
+def test_the_limit_of_a_service_is_asked_of_systemd(tmp_path, monkeypatch, said, most):
+    program = tmp_path / "systemctl"
+    program.write_text(f'#!/bin/sh\n[ "$5" = fm-consumer@a.service ] && echo "{said}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert tasks_of_service("fm-consumer@a.service") == most
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer_framework.settings import (
-    FRAMEWORK_TABLE,
-    TABLE,
+    FRAMEWORK_TAKES,
+    TAKES,
     Framework,
     Qos,
     Settings,
@@ -46,8 +46,8 @@ def test_every_key_of_the_file_is_in_the_table():
     tables: dict[str, Any] = {"qos": Qos, "tls": Tls}
     keys = set(Settings.model_fields) - set(tables)
     keys |= {f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
-    assert set(TABLE) == keys
-    assert set(FRAMEWORK_TABLE) == set(Framework.model_fields)
+    assert set(TAKES) == keys
+    assert set(FRAMEWORK_TAKES) == set(Framework.model_fields)
 
 
 OTHERS: dict[str, Any] = {
@@ -73,8 +73,8 @@ OTHERS: dict[str, Any] = {
 def test_a_key_that_changed_takes_what_the_table_says(path):
     table, _, key = path.partition(".")
     new = settings(**{table: {key: OTHERS[path]} if key else OTHERS[path]})
-    assert found(settings(), new) == {path: TABLE[path]}
-    assert found(new, settings()) == {path: TABLE[path]}
+    assert found(settings(), new) == {path: TAKES[path]}
+    assert found(new, settings()) == {path: TAKES[path]}
     assert found(new, new) == {}
 
 
@@ -95,8 +95,8 @@ FRAMEWORK_OTHERS: dict[str, Any] = {
 @pytest.mark.parametrize("key", sorted(FRAMEWORK_OTHERS))
 def test_a_key_of_the_frameworks_that_changed_takes_what_its_table_says(key):
     new = settings({key: FRAMEWORK_OTHERS[key]})
-    assert found(settings(), new) == {f"{FRAMEWORK}.{key}": FRAMEWORK_TABLE[key]}
-    assert found(new, settings()) == {f"{FRAMEWORK}.{key}": FRAMEWORK_TABLE[key]}
+    assert found(settings(), new) == {f"{FRAMEWORK}.{key}": FRAMEWORK_TAKES[key]}
+    assert found(new, settings()) == {f"{FRAMEWORK}.{key}": FRAMEWORK_TAKES[key]}
 
 
 def test_inner_tables_name_the_key_that_changed():

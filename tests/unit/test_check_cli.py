@@ -237,10 +237,12 @@ def test_a_name_that_no_instance_can_have_is_an_error(name):
 
 
 def stale_unit(directory, monkeypatch):
-    """A systemctl that knows a unit which hands nothing over."""
-    program = directory / "systemctl"
-    program.write_text("#!/bin/sh\n[ $2 != cat ] || echo [Service]\n")
-    program.chmod(0o755)
+    """A systemd that knows a unit which hands nothing over."""
+    answer = """{"data": [{"LoadState": {"data": "loaded"}}]}"""
+    for name, script in {"busctl": f"echo '{answer}'", "systemctl": ":"}.items():
+        program = directory / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:/bin:/usr/bin")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consumer_framework.runtime import stores
+from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control import client
 from consumer_framework.runtime.control.client import ControlError, connected
 
@@ -130,4 +130,4 @@ def test_the_runtime_directory_of_another_service_is_not_looked_at(tmp_path, mon
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
     assert client.sockets(tmp_path, "sample") == [tmp_path / "control"]
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    assert client.sockets(tmp_path, "sample")[0] == stores.control_socket(tmp_path)
+    assert client.sockets(tmp_path, "sample")[0] == state_files.control_socket(tmp_path)

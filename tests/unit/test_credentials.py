@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from consumer_framework.adapters.systemd.credentials import (
-    Directory,
-    Elsewhere,
-    Handed,
-    Nowhere,
-    handed_over,
-    unit_text,
+    CredentialSettings,
+    NoCredentials,
+    ServiceCredentials,
+    UnitCredentials,
 )
 from consumer_framework.core import secrets
 from consumer_framework.settings.credentials import (
@@ -155,7 +155,7 @@ def why_not(act, *args):
 
 def test_a_credential_of_the_service_is_a_file_without_its_last_newline(store, monkeypatch):
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(store("one", content=b"a\n\n")))
-    directory = Directory.of_service("sample")
+    directory = ServiceCredentials.of_process("sample")
     assert directory.text("one") == "a\n"
     assert directory.file("one") == str(store() / "one")
 
@@ -163,15 +163,15 @@ def test_a_credential_of_the_service_is_a_file_without_its_last_newline(store, m
 def test_the_name_with_the_instance_stands_before_the_short_one(store):
     path = store("key", content=b"short")
     store("fm-consumer.sample.key", content=b"full")
-    assert Directory(path, "sample").text("key") == "full"
-    assert Directory(path, "other").text("key") == "short"
-    assert Directory(path, "other").text("fm-consumer.sample.key") == "full"
+    assert ServiceCredentials(path, "sample").text("key") == "full"
+    assert ServiceCredentials(path, "other").text("key") == "short"
+    assert ServiceCredentials(path, "other").text("fm-consumer.sample.key") == "full"
 
 
 def test_without_a_directory_the_cure_is_to_let_systemd_start_it(monkeypatch):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    directory = Directory.of_service("sample")
-    assert (directory.exists, directory.configuration) == (False, None)
+    directory = ServiceCredentials.of_process("sample")
+    assert (directory.exist, directory.configuration) == (False, None)
     error = why_not(directory.text, "key")
     assert error.what == "cannot be read: there is no $CREDENTIALS_DIRECTORY"
     assert "systemctl start fm-consumer@sample" in error.cure
@@ -179,7 +179,7 @@ def test_without_a_directory_the_cure_is_to_let_systemd_start_it(monkeypatch):
 
 
 def test_a_missing_credential_is_told_with_those_that_are_there_and_how_to_make_one(store):
-    error = why_not(Directory(store("b", "a", "fm-consumer.toml"), "sample").file, "key")
+    error = why_not(ServiceCredentials(store("b", "a", "fm-consumer.toml"), "sample").file, "key")
     assert error.what == "was not given to this service; it has a, b"
     for words in (
         "write it to /etc/credstore/fm-consumer.sample.key (systemd 254 or newer)",
@@ -187,12 +187,12 @@ def test_a_missing_credential_is_told_with_those_that_are_there_and_how_to_make_
         "systemd-creds encrypt",
     ):
         assert words in error.cure
-    error = why_not(Directory(store("x", directory="d") / "none", "sample").text, "key")
+    error = why_not(ServiceCredentials(store("x", directory="d") / "none", "sample").text, "key")
     assert error.what.endswith("/none: No such file or directory")
 
 
 def test_a_credential_that_is_not_text_is_none_but_for_tls(store):
-    directory = Directory(store("key", content=b"\xff\n"), "sample")
+    directory = ServiceCredentials(store("key", content=b"\xff\n"), "sample")
     error = why_not(directory.text, "key")
     assert error.what.startswith("is not UTF-8: byte 0 of ")
     assert directory.file("key").endswith("/key")
@@ -200,90 +200,113 @@ def test_a_credential_that_is_not_text_is_none_but_for_tls(store):
 
 def test_a_credential_that_cannot_be_read_says_why(store):
     (store() / "key").mkdir()
-    directory = Directory(store(), "sample")
+    directory = ServiceCredentials(store(), "sample")
     for act in (directory.text, directory.file):
         assert why_not(act, "key").what.endswith("/key: Is a directory")
 
 
 def test_the_configuration_may_be_a_credential_too(store):
-    assert Directory(store("key"), "sample").configuration is None
+    assert ServiceCredentials(store("key"), "sample").configuration is None
     path = store("fm-consumer.toml")
-    assert Directory(path, "sample").configuration == path / "fm-consumer.toml"
+    assert ServiceCredentials(path, "sample").configuration == path / "fm-consumer.toml"
 
 
 def test_what_a_credential_says_is_a_secret_from_then_on(store):
-    Directory(store("key", content=b"hunter2\n"), "sample").text("key")
+    ServiceCredentials(store("key", content=b"hunter2\n"), "sample").text("key")
     assert secrets.redact("its key: hunter2.") == "its key: <credential:key>."
 
 
 # Outside of the service.
 
-UNIT = """
-# /etc/systemd/system/fm-consumer@.service
-[Unit]
-Description=LoadCredential=no
-LoadCredential=not:here
-[Service]
-#LoadCredential=comment:x
-LoadCredential=gone:/gone
-LoadCredential=
-LoadCredential=fm-consumer.toml:/etc/fedora-messaging/%i.toml
-LoadCredential = spaced:/x
-ImportCredential=gone.*
-ImportCredential=
-ImportCredential=fm-consumer.%i.*
-
-# /etc/systemd/system/fm-consumer@.service.d/override.conf
-[Service]
-LoadCredential=key:/etc/100%%/key
-LoadCredential=stored
-LoadCredentialEncrypted=\\
-  hidden:/etc/hidden
-SetCredential=old:1
-SetCredential=
-SetCredentialEncrypted=literal: abc
-LoadCredentialEncrypted=twice:/a
-LoadCredential=twice:/b
-"""
+PROPERTIES = {
+    "LoadState": "loaded",
+    "LoadCredential": [
+        ["stored", "stored"],
+        ["fm-consumer.toml", "/etc/fedora-messaging/sample.toml"],
+        ["key", "/etc/100%/key"],
+        ["twice", "/b"],
+    ],
+    "LoadCredentialEncrypted": [["hidden", "/etc/hidden"], ["twice", "/a"]],
+    "SetCredential": [["plain", [97]]],
+    "SetCredentialEncrypted": [["literal", [97, 98, 99]]],
+    "ImportCredential": ["fm-consumer.sample.*"],
+}
 
 
-def test_the_text_of_a_unit_tells_what_it_hands_over():
-    handed = handed_over(UNIT, "sample", 252)
-    assert handed.files == {
-        "fm-consumer.toml": "/etc/fedora-messaging/sample.toml",
-        "spaced": "/x",
-        "key": "/etc/100%/key",
-        "stored": "",
-        "hidden": "/etc/hidden",
-        "twice": "/b",
-    }
-    assert handed.encrypted == {"hidden"}
-    assert handed.literal == {"literal"}
-    assert handed.imports == ("fm-consumer.sample.*",)
-
-
-@pytest.mark.parametrize(("version", "imports"), [(0, True), (253, False), (254, True)])
-def test_an_old_systemd_imports_nothing(version, imports):
-    assert Handed(version=version).can_import is imports
-
-
-def test_systemd_is_asked_for_the_unit_and_its_version(tmp_path, monkeypatch):
-    program = tmp_path / "systemctl"
-    program.write_text('#!/bin/sh\n[ "$2" = cat ] && echo "unit $4" || echo "systemd 252 (252.39)"')
-    program.chmod(0o755)
+@pytest.fixture
+def systemd(tmp_path, monkeypatch):
+    """Programs that answer for systemd."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert unit_text("x.service") == ("unit x.service\n", 252)
+
+    def answers(**programs: str) -> None:
+        for name, script in programs.items():
+            program = tmp_path / name
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+
+    return answers
+
+
+def answer(**properties: Any) -> str:
+    """What busctl prints for properties."""
+    typed = {name: {"type": "?", "data": value} for name, value in properties.items()}
+    return f"cat <<'END'\n{json.dumps({'type': 'a{sv}', 'data': [typed]})}\nEND"
+
+
+def test_systemd_tells_what_a_unit_hands_over(systemd):
+    systemd(busctl=answer(**PROPERTIES))
+    settings = CredentialSettings.of_unit("fm-consumer@sample.service")
+    assert settings == CredentialSettings(
+        files={
+            "fm-consumer.toml": "/etc/fedora-messaging/sample.toml",
+            "key": "/etc/100%/key",
+            "stored": "stored",
+            "hidden": "/etc/hidden",
+            "twice": "/b",
+        },
+        encrypted=frozenset({"hidden"}),
+        literal=frozenset({"plain", "literal"}),
+        imports=("fm-consumer.sample.*",),
+    )
+
+
+def test_systemd_is_asked_for_the_unit_by_its_name_on_the_bus(systemd, tmp_path):
+    systemd(busctl=f'echo "$@" > {tmp_path}/asked; {answer(**PROPERTIES)}')
+    CredentialSettings.of_unit("fm-consumer@a-b.service")
+    assert "/unit/fm_2dconsumer_40a_2db_2eservice " in (tmp_path / "asked").read_text()
+
+
+def test_an_old_systemd_imports_nothing(systemd):
+    properties = {**PROPERTIES}
+    del properties["ImportCredential"]
+    systemd(busctl=answer(**properties), systemctl="echo 'systemd 252 (252.39)'")
+    settings = CredentialSettings.of_unit("x.service")
+    assert settings is not None
+    assert (settings.imports, settings.too_old) == ((), 252)
+    systemd(systemctl="exit 1")
+    assert CredentialSettings.of_unit("x.service") == replace(settings, too_old=0)
+
+
+@pytest.mark.parametrize(
+    "said", ["exit 1", "", "echo '{}'", "echo '[]'", answer(), answer(LoadState="not-found")]
+)
+def test_a_systemd_that_does_not_know_the_unit_tells_nothing_of_it(systemd, said):
+    systemd(busctl=said)
+    assert CredentialSettings.of_unit("x.service") is None
+
+
+def test_without_systemd_nobody_tells_what_a_unit_hands_over(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert unit_text("x.service") == ("", 0)
+    assert CredentialSettings.of_unit("x.service") is None
 
 
 @pytest.fixture
 def elsewhere(tmp_path):
     stores = [tmp_path / "etc", tmp_path / "run"]
 
-    def look(handed: Handed | None = None) -> Elsewhere:
-        imports = Handed(imports=("fm-consumer.sample.*",))
-        return Elsewhere(lambda: handed or imports, "sample", stores)
+    def look(handed: CredentialSettings | None = None) -> UnitCredentials:
+        imports = CredentialSettings(imports=("fm-consumer.sample.*",))
+        return UnitCredentials(lambda: handed or imports, "sample", stores)
 
     return look
 
@@ -304,7 +327,7 @@ def test_what_the_unit_does_not_hand_over_is_a_problem_also_where_it_lies_in_a_s
     assert error.what == "is given to this service by nothing in its unit"
     assert not error.elsewhere
     assert "LoadCredential=key:FILE" in error.cure
-    error = why_not(elsewhere(Handed(imports=("fm-consumer.*",), version=252)).text, "old")
+    error = why_not(elsewhere(CredentialSettings(too_old=252)).text, "old")
     assert error.what.endswith(
         f"unit: {path}/fm-consumer.sample.old is there, but systemd 252 is older than 254, "
         "and imports nothing by itself"
@@ -314,18 +337,18 @@ def test_what_the_unit_does_not_hand_over_is_a_problem_also_where_it_lies_in_a_s
 def test_what_the_unit_loads_is_read_from_where_it_loads_it(elsewhere, store, tmp_path):
     path = store("key", content=b"text", directory="etc")
     store("file", "_odd", content=b"part", directory="many")
-    handed = Handed(
+    handed = CredentialSettings(
         {"key": str(path / "key"), "stored": "key", "many": str(tmp_path / "many"), "a": "/none"}
     )
     assert elsewhere(handed).text("key") == "text"
     assert elsewhere(handed).text("stored") == "text"
     assert elsewhere(handed).text("many_file") == "part"
-    assert elsewhere(Handed({"key": ""})).file("key") == str(path / "key")
+    assert elsewhere(CredentialSettings({"key": "key"})).file("key") == str(path / "key")
     assert why_not(elsewhere(handed).text, "a").what == (
         "is to be loaded from /none, which is not there"
     )
     assert why_not(elsewhere(handed).text, "many_none").what.startswith("is given to this")
-    error = why_not(elsewhere(Handed({"b": ""})).text, "b")
+    error = why_not(elsewhere(CredentialSettings({"b": "b"})).text, "b")
     assert error.what == "is to be loaded from /etc/credstore/b, which is not there"
 
 
@@ -333,24 +356,26 @@ def test_what_only_systemd_can_see_is_no_problem_of_an_administrators(
     elsewhere, store, tmp_path, monkeypatch
 ):
     store("fm-consumer.sample.key", directory="etc.encrypted")
-    handed = Handed({"secret": "/x"}, frozenset({"secret"}), frozenset({"literal"}))
+    handed = CredentialSettings({"secret": "/x"}, frozenset({"secret"}), frozenset({"literal"}))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
-        asked = Handed({"asked": str(tmp_path / "socket")})
+        asked = CredentialSettings({"asked": str(tmp_path / "socket")})
         whys = [
             why_not(elsewhere().text, "key"),
             why_not(elsewhere(handed).file, "secret"),
             why_not(elsewhere(handed).text, "literal"),
             why_not(elsewhere(asked).text, "asked"),
-            why_not(Nowhere().text, "key"),
-            why_not(Nowhere().file, "key"),
+            why_not(NoCredentials().text, "key"),
+            why_not(NoCredentials().file, "key"),
         ]
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    whys.append(why_not(elsewhere(Handed({"loop": str(loop)})).text, "loop"))
+    whys.append(why_not(elsewhere(CredentialSettings({"loop": str(loop)})).text, "loop"))
     path = store("closed", directory="etc")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    whys.append(why_not(elsewhere(Handed({"closed": str(path / "closed")})).text, "closed"))
+    whys.append(
+        why_not(elsewhere(CredentialSettings({"closed": str(path / "closed")})).text, "closed")
+    )
     assert all(why.elsewhere for why in whys)
     assert all(why.what.startswith("cannot be checked here: ") for why in whys)
     assert whys[-1].cure == "run this as root"

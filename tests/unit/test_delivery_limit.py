@@ -12,7 +12,7 @@ from consumer_framework.core.errors import StoreError
 from consumer_framework.core.limits import count_of, is_near, limit_of, version_of
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan, fitted
-from consumer_framework.settings import Framework, Recovery, parse
+from consumer_framework.settings import Framework, parse
 from consumer_framework.testing import Harness, make_delivery
 from consumer_framework.testing.fake_store import FakeStore
 from consumer_framework.testing.virtual_instance import VirtualInstance
@@ -68,7 +68,7 @@ def test_a_version_is_what_begins_with_numbers(text, version):
 @pytest.fixture
 def limited(monkeypatch):
     """Lets every queue of the harness have a limit."""
-    make_slots = VirtualInstance._make_slots
+    make_slots = VirtualInstance._make_dispatcher
 
     def limited(limit):
         def make(self):
@@ -76,7 +76,7 @@ def limited(monkeypatch):
             slots.limit_of = lambda _delivery: limit
             return slots
 
-        monkeypatch.setattr(VirtualInstance, "_make_slots", make)
+        monkeypatch.setattr(VirtualInstance, "_make_dispatcher", make)
 
     return limited
 
@@ -201,7 +201,7 @@ def test_few_messages_are_asked_for_ahead_of_a_queue_with_a_limit():
         }
         settings = parse(document, default_bindings=True)
         plan = Plan("test", lambda: Handler("test", print), Policy(), Framework(slots=2))
-        return fitted(plan, settings, Recovery()).prefetch_count
+        return fitted(plan, settings).prefetch_count
 
     assert prefetch() == Framework(slots=2).prefetch_count
     assert prefetch(**{"x-delivery-limit": 3}) == 5

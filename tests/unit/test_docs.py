@@ -195,8 +195,8 @@ def test_the_recovery_reference_lists_the_settings_their_types_and_defaults(head
 def test_the_reload_reference_says_what_each_key_takes():
     page = DOCS / "reference/reload.md"
     for heading, takes in (
-        ("What each key takes", settings.TABLE),
-        ("What each key of the framework takes", settings.FRAMEWORK_TABLE),
+        ("The effort for each key", settings.TAKES),
+        ("The effort for each key of the framework", settings.FRAMEWORK_TAKES),
     ):
         documented = {key.strip("`"): word for key, word in table(page, heading)}
         assert documented == {key: what.value for key, what in takes.items()}
@@ -284,7 +284,7 @@ def fate(decision: Decision) -> str:
 
 @pytest.mark.parametrize("raised", RAISED)
 def test_the_recovery_reference_says_what_becomes_of_a_message(raised):
-    cells = table(DOCS / "reference/recovery.md", "What a handler may raise")
+    cells = table(DOCS / "reference/recovery.md", "Exceptions that a handler may raise")
     assert [row[0] for row in cells] == list(RAISED)
     [(_, counts, message, instance)] = [row for row in cells if row[0] == raised]
     decision = decision_on(RAISED[raised])
@@ -351,7 +351,7 @@ def test_the_status_reference_explains_every_part():
         "consuming "
     )
     parts = [
-        part.strip("`") for part, _ in table(DOCS / "reference/status.md", "What the parts say")
+        part.strip("`") for part, _ in table(DOCS / "reference/status.md", "The parts of the line")
     ]
     assert parts == shown.split(", ")
 
@@ -360,13 +360,13 @@ def test_every_signal_is_in_the_recovery_reference_and_in_that_of_handlers():
     signals = {kind.__name__ for kind in errors.Signal.__subclasses__()}
     text = " ".join(RAISED)
     assert {name for name in signals if f"`consumer_framework.{name}(" in text} == signals
-    cells = table(DOCS / "reference/handlers.md", "What a handler may raise")
+    cells = table(DOCS / "reference/handlers.md", "Exceptions that a handler may raise")
     assert {row[0].strip("`") for row in cells} == signals
 
 
 @pytest.mark.parametrize("then", Then)
 def test_the_recovery_reference_says_what_a_rule_may_say(then):
-    cells = table(DOCS / "reference/recovery.md", "What a rule may say")
+    cells = table(DOCS / "reference/recovery.md", "Answers of a rule")
     said = {row[0].strip('`"'): row[1] for row in cells}
     assert list(said) == [choice.value for choice in Then]
     expression, _, later = said[then.value].partition(", 5 minutes later")
@@ -387,7 +387,7 @@ def without_reason(decision: Decision) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("choice", OnExhausted)
 def test_the_recovery_reference_says_what_may_follow_the_last_attempt(choice):
-    cells = table(DOCS / "reference/recovery.md", "What may follow the last attempt")
+    cells = table(DOCS / "reference/recovery.md", "After the last attempt")
     said = {row[0].strip('`"'): row[1] for row in cells}
     assert list(said) == [choice.value for choice in OnExhausted]
     decision = decision_on(KeyError(), Policy(schedule=(), on_exhausted=choice))

@@ -31,14 +31,14 @@ def without_store():
 def test_a_message_near_the_delivery_limit_runs_and_nothing_pauses(
     without_store, monkeypatch, settings
 ):
-    make_slots = VirtualInstance._make_slots
+    make_slots = VirtualInstance._make_dispatcher
 
     def make(self):
         slots = make_slots(self)
         slots.limit_of = lambda _delivery: 3
         return slots
 
-    monkeypatch.setattr(VirtualInstance, "_make_slots", make)
+    monkeypatch.setattr(VirtualInstance, "_make_dispatcher", make)
     with without_store(lambda _message: None, **settings) as harness:
         often = message("often", "a", 3)
         harness.deliver(often, kills=1)

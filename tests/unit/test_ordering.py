@@ -17,7 +17,8 @@ from consumer_framework.adapters import codec
 from consumer_framework.author.consumer import handler_of
 from consumer_framework.core.ordering import behind, source_from, source_of
 from consumer_framework.core.recovery import Policy
-from consumer_framework.runtime.assembly.plan import EVERYTHING, Arrivals, Plan, lane_of, source_for
+from consumer_framework.runtime.assembly.plan import Plan, source_for
+from consumer_framework.runtime.lanes import SINGLE_LANE, Arrivals, lane_finder
 from consumer_framework.settings import Framework
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fakes import FakeFlightRecorder
@@ -123,12 +124,12 @@ class WithKey(Plain):
         return message.body["n"] % 2
 
 
-def lane_finder(consumer=Plain, **settings):
+def finder_for(consumer=Plain, **settings):
     framework = Framework.model_validate(settings)
     handler = handler_of(consumer({}), "test")
     policy = Policy(strict=settings.get("ordering") == "strict")
     plan = Plan("test", lambda: handler, policy, framework, source_for(framework, consumer))
-    return lane_of(plan, handler)
+    return lane_finder(plan, handler)
 
 
 def delivery_of(body):
@@ -139,31 +140,31 @@ def delivery_of(body):
 
 
 def test_without_ordering_no_message_has_a_lane():
-    assert lane_finder() is None
+    assert finder_for() is None
 
 
 def test_with_strict_ordering_all_messages_have_the_same_lane():
-    finder = lane_finder(ordering="strict")
-    assert finder(make_delivery()).lane == EVERYTHING
-    assert finder(make_delivery(routing_key="b", body=b"")).lane == EVERYTHING
+    finder = finder_for(ordering="strict")
+    assert finder(make_delivery()).lane == SINGLE_LANE
+    assert finder(make_delivery(routing_key="b", body=b"")).lane == SINGLE_LANE
 
 
 def test_with_key_ordering_the_lane_is_the_key():
-    by_topic = lane_finder(ordering="key", ordering_key="topic")
-    by_body = lane_finder(ordering="key", ordering_key="body:n")
-    by_method = lane_finder(WithKey, ordering="key")
+    by_topic = finder_for(ordering="key", ordering_key="topic")
+    by_body = finder_for(ordering="key", ordering_key="body:n")
+    by_method = finder_for(WithKey, ordering="key")
     assert by_topic(delivery_of({"n": 5})).lane == "a.topic"
     assert by_body(delivery_of({"n": 5})).lane == "5"
     assert by_method(delivery_of({"n": 5})).lane == "1"
 
 
 def test_the_setting_stands_before_the_method():
-    finder = lane_finder(WithKey, ordering="key", ordering_key="body:n")
+    finder = finder_for(WithKey, ordering="key", ordering_key="body:n")
     assert finder(delivery_of({"n": 5})).lane == "5"
 
 
 def test_a_message_whose_key_cannot_be_found_has_no_lane_and_that_is_said_once(caplog):
-    finder = lane_finder(WithKey, ordering="key")
+    finder = finder_for(WithKey, ordering="key")
     with caplog.at_level(logging.WARNING):
         assert finder(delivery_of(b"no json")).lane == ""
         assert finder(delivery_of({"m": 5})).lane == ""
@@ -187,7 +188,7 @@ class Arriving:
         self.gate = threading.Event()
         self.gate.set()
         self.arrivals = Arrivals(self.flight, self.put.append)
-        self.lane_of = lane_finder(**{"ordering": "key", "ordering_key": "body:n", **settings})
+        self.lane_of = finder_for(**{"ordering": "key", "ordering_key": "body:n", **settings})
         self.decode = codec.decode
         monkeypatch.setattr(codec, "decode", self.watched)
 

@@ -47,7 +47,7 @@ class Host:
         self.reactor = Clock()
         settings = Framework.model_validate({"read_ahead_bytes": limit, **framework})
         self.plan = SimpleNamespace(framework=settings, prefetch_count=105)
-        self.relief = self
+        self.memory_relief = self
         self.read_ahead = ReadAhead(self, self.channels)  # type: ignore[arg-type]
         self.tag = 0
 

@@ -174,7 +174,7 @@ def test_an_administrator_with_a_directory_uses_it(host):
 def test_an_administrator_without_one_looks_at_the_unit_as_it_is_shipped(host, monkeypatch):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
     monkeypatch.setenv("PATH", "")
-    handed = access.handed_to("sample")
+    handed = access.settings_of("sample")
     assert handed.files == {"fm-consumer.toml": str(host.file)}
     assert handed.imports == ("fm-consumer.sample.*",)
     assert access.hands_file_over("sample")

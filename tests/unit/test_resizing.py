@@ -9,9 +9,10 @@ import pytest
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
+from consumer_framework.core.gate import Gate, Reason
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.limits import TokenBucket
-from consumer_framework.runtime.dispatcher import HAND_OVER, Crew
+from consumer_framework.runtime.dispatcher import HAND_OVER, TaskPool
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
@@ -267,13 +268,14 @@ def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
 
 def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
     async def scenario():
-        intake = Intake(TokenBucket(1 / 86400, burst=1))
+        gate = Gate()
+        intake = Intake(TokenBucket(1 / 86400, burst=1), gate=gate)
         intake.put(numbered(1))
         intake.put(numbered(2))
         await intake.take()
         taker = asyncio.create_task(intake.take())
         await turns()
-        intake.close()
+        gate.close()
         assert await taker is None
 
     play(scenario())
@@ -282,8 +284,9 @@ def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
 @pytest.mark.parametrize("bucket", [None, TokenBucket(1e6, 1000)], ids=["no limit", "a rate"])
 def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
     async def scenario():
-        intake = Intake(bucket)
-        intake.suspend()
+        gate = Gate()
+        intake = Intake(bucket, gate=gate)
+        gate.suspend(Reason.RECONNECTION)
         takers = [asyncio.create_task(intake.take()) for _ in range(2)]
         await turns()
         for tag in range(3):
@@ -291,13 +294,13 @@ def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
         await turns()
         assert not any(taker.done() for taker in takers)
         assert len(intake) == 3
-        intake.go_on()
+        gate.resume(Reason.RECONNECTION)
         assert await asyncio.gather(*takers) == [numbered(0), numbered(1)]
-        intake.suspend()
+        gate.suspend(Reason.RECONNECTION)
         taker = asyncio.create_task(intake.take())
         await turns()
         assert not taker.done()
-        intake.close()
+        gate.close()
         assert await taker is None
 
     play(scenario())
@@ -310,15 +313,16 @@ class Work:
     """Deliveries that are processed when they are let go."""
 
     def __init__(self):
-        self.intake = Intake()
+        self.gate = Gate()
+        self.intake = Intake(gate=self.gate)
         self.tasks = []
         self.now: set[int] = set()
         self.is_quick = False
         self._permits = asyncio.Semaphore(0)
-        self.crew = Crew(self.intake.take, self._process)
+        self.pool = TaskPool(self.intake.take, self._process, self.gate)
 
     def start(self, size):
-        self.crew.start(size, self.tasks.append)
+        self.pool.start(size, self.tasks.append)
 
     def put(self, numbers):
         for number in numbers:
@@ -336,9 +340,8 @@ class Work:
         await turns()
 
     async def finish(self):
-        self.intake.close()
-        self.crew.close()
-        await self.crew.finish()
+        self.gate.close()
+        await self.pool.finish()
         assert all(task.done() for task in self.tasks)
 
 
@@ -349,20 +352,20 @@ def test_more_and_fewer_deliveries_are_taken_at_once():
         work.put(range(20))
         await turns()
         assert work.now == {0, 1}
-        work.crew.resize(5)
+        work.pool.resize(5)
         await turns()
         assert work.now == {0, 1, 2, 3, 4}
-        assert work.crew.busy == 5
-        work.crew.resize(1)
+        assert work.pool.busy == 5
+        work.pool.resize(1)
         await work.let_go(4)
         assert len(work.now) == 1
         await work.let_go(1)
         assert len(work.now) == 1
-        work.crew.resize(3)
+        work.pool.resize(3)
         await turns()
         assert len(work.now) == 3
         await work.let_go(20)
-        assert work.crew.busy == 0
+        assert work.pool.busy == 0
         await work.finish()
         assert len(work.tasks) == 2 + HAND_OVER + 3 + 2
 
@@ -374,7 +377,7 @@ def test_a_change_that_is_taken_back_makes_no_new_tasks():
         work = Work()
         work.start(4)
         for size in (1, 4, 2, 4):
-            work.crew.resize(size)
+            work.pool.resize(size)
         work.put(range(8))
         await turns()
         assert len(work.now) == 4

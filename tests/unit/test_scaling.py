@@ -24,7 +24,7 @@ from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.operate import scaling as host
 from consumer_framework.operate.scaling import Action, Found, Scaler, ScalingError, Step, plan
 from consumer_framework.operate.workers import files_in, group_of, in_groups, number_of, worker_name
-from consumer_framework.runtime.stores import Kept
+from consumer_framework.runtime.state_files import StoredCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,7 +118,7 @@ def test_every_file_that_is_in_the_way_is_named_at_once():
 
 
 def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
-    found = Found("a", THREE, units(a=RUNS), {"a_3": Kept(deferred=1200, last_due=0.0)})
+    found = Found("a", THREE, units(a=RUNS), {"a_3": StoredCounts(deferred=1200, last_due=0.0)})
     with pytest.raises(ScalingError, match=r"a_3 stays, for it has 1,200 deferred messages, due"):
         plan(found, 2)
     steps = plan(found, 2, leave_deferred=True)
@@ -131,7 +131,7 @@ def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
 
 
 def test_quarantined_messages_stay_and_the_plan_says_where():
-    found = Found("a", THREE, units(a=RUNS, a_2=RUNS), {"a_3": Kept(quarantined=1)})
+    found = Found("a", THREE, units(a=RUNS, a_2=RUNS), {"a_3": StoredCounts(quarantined=1)})
     [warning] = [step.text for step in plan(found, 2) if step.action is Action.WARN]
     assert warning == (
         "left in /var/lib/fedora-messaging/a_3: 1 quarantined message; "
@@ -210,10 +210,10 @@ def directory(tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch) -> dict[str, Kept]:
+def kept(monkeypatch) -> dict[str, StoredCounts]:
     """What the stores of workers keep, by instance."""
-    found: dict[str, Kept] = {}
-    monkeypatch.setattr(host, "kept_in", lambda place: found.get(place.name, Kept()))
+    found: dict[str, StoredCounts] = {}
+    monkeypatch.setattr(host, "count_stored", lambda place: found.get(place.name, StoredCounts()))
     return found
 
 
@@ -285,7 +285,7 @@ def test_messages_deferred_while_a_worker_stops_have_it_started_again(directory,
     services = FakeServices()
     scale(directory, services, 2)
     steps = plan(host.find(directory, services, "a", 1, strict=True), 1)
-    kept["a_2"] = Kept(deferred=1, last_due=0.0)
+    kept["a_2"] = StoredCounts(deferred=1, last_due=0.0)
     with pytest.raises(ScalingError, match=r"a_2 stays, for it has 1 deferred message, .* again$"):
         executor(directory, services).carry_out(steps)
     assert services.running == {"a", "a_2"}

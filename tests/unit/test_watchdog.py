@@ -42,7 +42,7 @@ class Instance(SimpleNamespace):
             state=State.CONSUMING,
             news_at=clock.monotonic(),
             executor=SimpleNamespace(overruns=lambda: self.runs),
-            stores=SimpleNamespace(flight=Flight()),
+            files=SimpleNamespace(flight=Flight()),
             runs=(),
         )
 
@@ -110,7 +110,7 @@ def test_a_stuck_instance_says_why_writes_its_stacks_once_and_is_not_fed(capfd, 
     stacks = capfd.readouterr().err
     assert stacks.count("Current thread") == 1
     assert "in _look" in stacks
-    assert instance.stores.flight.charged == [delivery]
+    assert instance.files.flight.charged == [delivery]
     assert not faulthandler.is_enabled(), "SIGABRT would write them a second time"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Talks to the service manager: sd_notify(3), and what is known of the journal."""
+"""Notifies the service manager (sd_notify(3)), and recognizes its journal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 import sdnotify
 
 from consumer_framework.core.secrets import redact
-from consumer_framework.core.text import printable
+from consumer_framework.core.text import clipped, printable
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 # Seconds. The socket's queue is short; a service manager that does not read it must not stop the
 # reactor.
 SEND_TIMEOUT = 1.0
+# Characters. Several assignments that could not be sent before may stand before it.
+LONGEST_STATUS = 2000
 
 
 class SystemdNotifier:
@@ -26,8 +28,8 @@ class SystemdNotifier:
     A notification that could not be sent goes out with the next one.
 
     Attributes:
-        watchdog_seconds: What ``$WATCHDOG_USEC`` says, in seconds, where it is meant for this
-            process (sd_watchdog_enabled(3)); 0 where it is not.
+        watchdog_seconds: The time of ``$WATCHDOG_USEC`` in seconds; 0 if this process has no
+            watchdog (sd_watchdog_enabled(3)).
     """
 
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ class SystemdNotifier:
         self._send("READY=1", status)
 
     def status(self, status: str) -> None:
-        """Send *status*, if it is not what was sent last."""
+        """Send *status*, unless it was sent last."""
         if self._unsent or status != self._status:
             self._send("", status)
 
@@ -65,7 +67,7 @@ class SystemdNotifier:
         self._send("WATCHDOG=trigger", status)
 
     def extend(self, seconds: float) -> None:
-        """Send ``EXTEND_TIMEOUT_USEC=``; one that is not sent now is worth nothing later."""
+        """Send ``EXTEND_TIMEOUT_USEC=``; one that cannot be sent is not sent later."""
         self._notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def restart_reset(self) -> None:
@@ -73,7 +75,7 @@ class SystemdNotifier:
         self._send("RESTART_RESET=1", self._status)
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Close the socket; later notifications are ignored."""
         systemd, self._systemd = self._systemd, None
         if systemd is not None:
             systemd.socket.close()
@@ -104,7 +106,7 @@ def _watchdog_seconds() -> float:
     process = os.environ.get("WATCHDOG_PID", str(os.getpid()))
     if "NOTIFY_SOCKET" not in os.environ or process != str(os.getpid()):
         return 0.0
-    # What is no number is not systemd's.
+    # systemd writes numbers only.
     return int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0
 
 
@@ -120,17 +122,18 @@ def _connect() -> sdnotify.SystemdNotifier | None:
 
 
 def one_ascii_line(text: str) -> str:
-    """Make *text* safe for a notification.
+    """Make *text* safe as the value of ``STATUS=``, whatever characters it has.
 
-    sdnotify encodes latin-1 and swallows the error: one character outside it would lose the
-    whole datagram, ``READY=1`` included. A newline would start another assignment.
+    One character beyond latin-1 makes sdnotify lose the whole notification, ``READY=1`` included,
+    and systemd refuses a status that is not UTF-8, as latin-1 is not. A newline would begin another
+    assignment. systemd ignores a notification of more than 4,096 bytes.
     """
     line = printable(" ".join(redact(text).split()))
-    return line.encode("ascii", "replace").decode("ascii")
+    return clipped(line.encode("ascii", "replace").decode("ascii"), LONGEST_STATUS)
 
 
 def is_journal(descriptor: int) -> bool:
-    """Whether *descriptor* leads to the journal (systemd.exec(5), ``$JOURNAL_STREAM``)."""
+    """Return True if *descriptor* leads to the journal (systemd.exec(5), ``$JOURNAL_STREAM``)."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(descriptor)

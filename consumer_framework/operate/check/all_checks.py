@@ -14,12 +14,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from consumer_framework.adapters import config
 from consumer_framework.adapters.systemd.accounts import service_account
 from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_service
 from consumer_framework.runtime.assembly.access import from_outside, hands_file_over
 from consumer_framework.runtime.assembly.plan import tasks_problem
-from consumer_framework.runtime.stores import SYSTEM_STATE, is_directory_given, state_directory
+from consumer_framework.runtime.state_files import SYSTEM_STATE, is_directory_given, state_directory
 from consumer_framework.settings import StoreKind, instance_name_problem
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.adapters.systemd.accounts import Account
-    from consumer_framework.runtime.app import Request
+    from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.settings import Settings
 
     from .findings import Report
@@ -42,29 +41,29 @@ if TYPE_CHECKING:
 __all__ = ["binding_findings", "flow_findings", "queue_findings", "tasks_problem"]
 
 
-def check(request: Request, *, as_service: bool, ask_broker: bool) -> Report:
+def check(options: RunOptions, *, as_service: bool, ask_broker: bool) -> Report:
     """Look at everything that an instance needs.
 
     Args:
-        request: What ``fm-consumer run`` would be told.
+        options: What ``fm-consumer run`` would be told.
         as_service: The instance is one of systemd's: what it may read is asked of systemd.
         ask_broker: Connect to the broker too.
     """
-    source = str(request.path or config.BUILT_IN)
-    account = _account(request.instance) if as_service else None
-    access = from_outside(request.path, request.instance, of_service=as_service)
-    request = replace(request, access=access)
-    named = named_in(request.path, access)
-    start = examine(request, source, named.absent)
-    found = [*map(error, start.problems), *_service_findings(request, account)]
-    found += _state_findings(request, account, start.settings)
+    source = options.source
+    account = _account(options.instance) if as_service else None
+    access = from_outside(options.path, options.instance, of_service=as_service)
+    options = replace(options, access=access)
+    named = named_in(options.path, access)
+    start = examine(options, named.absent)
+    found = [*map(error, start.problems), *_service_findings(options, account)]
+    found += _state_findings(options, account, start.settings)
     found += named.findings()
     if start.settings is not None:
-        found += _settings_findings(start, request.path, account, named)
-        unit = f"fm-consumer@{request.instance}.service"
+        found += _settings_findings(start, options.path, account, named)
+        unit = f"fm-consumer@{options.instance}.service"
         most = most_tasks() if account is None else tasks_of_service(unit)
         problem = tasks_problem(start.framework, most)
-        directory = _state_directory(request, account)
+        directory = _state_directory(options, account)
         found += monitoring_findings(start.settings.monitoring, directory)
         found += [error(problem)] if problem else []
         unasked = None if ask_broker else NOT_ASKED
@@ -78,33 +77,33 @@ def _account(instance: str) -> Account:
     return service_account(f"fm-consumer@{instance}.service", f"fm-{instance}")
 
 
-def _service_findings(request: Request, account: Account | None) -> Iterator[Finding]:
+def _service_findings(options: RunOptions, account: Account | None) -> Iterator[Finding]:
     if account is not None:
-        problem = instance_name_problem(request.instance)
+        problem = instance_name_problem(options.instance)
         if problem:
             yield Finding(Level.WARNING, problem)
-    if request.path is not None:
-        yield from file_findings(request.path, account, lambda: hands_file_over(request.instance))
+    if options.path is not None:
+        yield from file_findings(options.path, account, lambda: hands_file_over(options.instance))
 
 
 def _state_findings(
-    request: Request, account: Account | None, settings: Settings | None
+    options: RunOptions, account: Account | None, settings: Settings | None
 ) -> Iterator[Finding]:
     if settings is not None and settings.framework.store is StoreKind.MEMORY:
         return
     is_service = account is not None
-    is_given = is_service or is_directory_given(request.state_directory)
-    for finding in state_findings(_state_directory(request, account), made=is_service):
+    is_given = is_service or is_directory_given(options.state_directory)
+    for finding in state_findings(_state_directory(options, account), made=is_service):
         # Without one that somebody named, it runs without a store, and says so.
         may_run = finding.level is Level.ERROR and not is_given
         yield replace(finding, level=Level.WARNING) if may_run else finding
 
 
-def _state_directory(request: Request, account: Account | None) -> Path:
-    given = request.state_directory
+def _state_directory(options: RunOptions, account: Account | None) -> Path:
+    given = options.state_directory
     if account is not None and given is None and "STATE_DIRECTORY" not in os.environ:
-        return SYSTEM_STATE / request.instance
-    return state_directory(request.instance, given)
+        return SYSTEM_STATE / options.instance
+    return state_directory(options.instance, given)
 
 
 def _settings_findings(

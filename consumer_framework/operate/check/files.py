@@ -23,7 +23,7 @@ from consumer_framework.adapters.certificates import ends_of
 from consumer_framework.adapters.store.files import DATABASE
 from consumer_framework.adapters.systemd.accounts import Account
 from consumer_framework.core.errors import ExitCode, Problem, StoreError
-from consumer_framework.runtime.stores import kept_in
+from consumer_framework.runtime.state_files import count_stored
 
 from .findings import error, info, warning
 
@@ -113,7 +113,7 @@ def _files(directory: Path) -> Iterator[Finding]:
             str(flight)
         )
     try:
-        kept_in(directory)
+        count_stored(directory)
     except StoreError as refused:
         # This user may not look, perhaps.
         if refused.lasting and os.access(directory / DATABASE, os.R_OK):

@@ -29,9 +29,9 @@ from fedora_messaging import api
 from consumer_framework.adapters import codec, config
 from consumer_framework.adapters.store.files import is_locked_elsewhere
 from consumer_framework.core.errors import Collector, ConfigurationError, Problem
-from consumer_framework.runtime import app
 from consumer_framework.runtime.assembly import loader
-from consumer_framework.runtime.assembly.plan import with_batch
+from consumer_framework.runtime.assembly.configuration import check_logging, load
+from consumer_framework.runtime.assembly.plan import framework_in_force, make_plan
 from consumer_framework.settings import Framework
 
 from .findings import Finding, Level, error, warning
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.adapters.config import Access
-    from consumer_framework.runtime.app import Request
+    from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.loader import Target
     from consumer_framework.settings import Monitoring, Settings
 
@@ -187,31 +187,26 @@ class Start:
     target: Target | None = None
 
 
-def examine(request: Request, source: str, absent: frozenset[str] = frozenset()) -> Start:
-    """Do what a start does before it connects, and leaves no trace.
+def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
+    """Do all that a start does before it connects, and leave no trace.
 
     Args:
-        request: What to start.
-        source: How errors call its file.
-        absent: The TOML paths of credentials that cannot be seen.
+        options: The options of the start.
+        absent: The TOML paths of credentials that cannot be seen here.
     """
+    source = options.source
     found = Collector(source)
-    settings = found.call(app.load, request)
+    settings = found.call(load, options)
     found.call(codec.load_schemas)
     if settings is None:
         return Start(None, Framework(), found.problems)
-    found.call(app.check_logging, settings, source)
-    # It tells everything that is wrong with the callback and with what goes with it.
-    found.call(app.make_plan, request, settings, source, absent)
+    found.call(check_logging, settings, source)
+    # It reports every problem of the callback, and of its settings.
+    found.call(make_plan, options, settings, absent)
     target = Collector().call(
-        loader.target_of, request.callback, request.callback_file, settings.callback, source
+        loader.target_of, options.callback, options.callback_file, settings.callback, source
     )
-    framework = in_force(settings.framework, target) if target else settings.framework
+    framework = settings.framework
+    if target is not None:
+        framework = framework_in_force(framework, target)
     return Start(settings, framework, found.problems, target)
-
-
-def in_force(framework: Framework, target: Target) -> Framework:
-    """Return *framework* with what the class of *target* says of itself."""
-    recovery = loader.recovery_of(target).overridden_by(framework.recovery)
-    with_recovery = framework.model_copy(update={"recovery": recovery})
-    return with_batch(with_recovery, target.value)

@@ -13,16 +13,14 @@ from consumer_framework.adapters import config
 from consumer_framework.adapters.config import Access
 from consumer_framework.adapters.systemd.credentials import (
     CONFIGURATION,
-    Directory,
-    Elsewhere,
-    Handed,
-    Nowhere,
-    handed_over,
-    unit_text,
+    CredentialSettings,
+    NoCredentials,
+    ServiceCredentials,
+    UnitCredentials,
 )
 from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.runtime.stores import SYSTEM_CONFIGURATION
+from consumer_framework.runtime.state_files import SYSTEM_CONFIGURATION
 from consumer_framework.settings import NO_OVERRIDES
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
 def from_inside(path: Path | None, instance: str) -> Access:
     """How the instance itself gets at its configuration *path*."""
-    directory = Directory.of_service(instance)
+    directory = ServiceCredentials.of_process(instance)
     copy = directory.configuration if is_systems(path, instance) else None
     return Access(copy, directory)
 
@@ -49,12 +47,12 @@ def from_outside(
         lenient: What only the instance itself can have is not needed.
         of_service: Whether systemd runs it; None where its file tells.
     """
-    if Directory.of_service(instance).exists:
+    if ServiceCredentials.of_process(instance).exist:
         access = from_inside(path, instance)
         return Access(access.handed_over, access.credentials, lenient)
     if is_systems(path, instance) if of_service is None else of_service:
-        return Access(None, Elsewhere(lambda: handed_to(instance), instance), lenient)
-    return Access(None, Nowhere(), lenient)
+        return Access(None, UnitCredentials(lambda: settings_of(instance), instance), lenient)
+    return Access(None, NoCredentials(), lenient)
 
 
 def load_outside(path: Path | None, overrides: Overrides = NO_OVERRIDES) -> Settings:
@@ -90,13 +88,16 @@ def is_systems(path: Path | None, instance: str) -> bool:
 
 def hands_file_over(instance: str) -> bool:
     """Whether systemd hands an instance its configuration file, so that it need not be readable."""
-    return CONFIGURATION in handed_to(instance).files
+    return CONFIGURATION in settings_of(instance).files
 
 
-def handed_to(instance: str) -> Handed:
-    """What systemd hands to an instance; as the shipped unit says where systemd does not answer."""
-    text, version = unit_text(unit_name(instance))
-    if not text:
-        file = str(SYSTEM_CONFIGURATION / f"{instance}.toml")
-        return Handed({CONFIGURATION: file}, imports=(f"fm-consumer.{instance}.*",))
-    return handed_over(text, instance, version)
+def settings_of(instance: str) -> CredentialSettings:
+    """Return the credential settings of an instance's unit.
+
+    The shipped unit stands for one that systemd does not know, and for a systemd that is not there.
+    """
+    known = CredentialSettings.of_unit(unit_name(instance))
+    if known is not None:
+        return known
+    file = str(SYSTEM_CONFIGURATION / f"{instance}.toml")
+    return CredentialSettings({CONFIGURATION: file}, imports=(f"fm-consumer.{instance}.*",))

@@ -1,57 +1,45 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an instance is going to run.
+"""Combines settings and an author's object into the plan of an instance.
 
-From recovery settings, of a file and of a consumer's class, to the policy that decides.
-
-Whether a consumer and its settings agree about batches.
-
-Where the ordering key of messages comes from: the file, or the consumer's own method.
-
-Finds the lanes of deliveries.
-
-A key may be in the body, and a body may be large, or deadly. It is decoded in a thread, once for
-the key and for the handler, and the flight recorder knows of it meanwhile.
-
-Whether there may be as many threads as the slots need.
+The file and the author's class both have settings; the file's take precedence. A plan is complete:
+prefetch, held messages and slots fit together in it, and the policy knows every exception that a
+rule names.
 """
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import contextlib
 import difflib
 import importlib
 import inspect
-import logging
 import math
-import threading
-from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from fedora_messaging.exceptions import ConnectionException, PublishTimeout
 
-from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Limits
+from consumer_framework.adapters.systemd.cgroup import most_tasks
 from consumer_framework.author.consumer import BatchConsumer, Consumer
-from consumer_framework.core.attempt import History, fingerprint, said
+from consumer_framework.core.attempt import is_by_author
 from consumer_framework.core.errors import Collector, ConfigurationError, Problem
 from consumer_framework.core.limits import limit_of
-from consumer_framework.core.log_fields import fields_of
-from consumer_framework.core.ordering import FORMS, is_outside, source_from, source_of
+from consumer_framework.core.ordering import FORMS, source_from, source_of
 from consumer_framework.core.recovery import Policy, Rule, Then
-from consumer_framework.settings import Batch, Ordering
+from consumer_framework.runtime.state_files import CONSUMER_FILES, state_directory
+from consumer_framework.settings import Batch, Ordering, Recovery, refuse_conflicts
+
+from . import loader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from consumer_framework.author.handler import Handler
-    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.ordering import Source
-    from consumer_framework.core.ports import FlightRecorder
-    from consumer_framework.settings import Framework, Recovery, Settings
+    from consumer_framework.settings import Framework, Settings
 
+    from .configuration import RunOptions
     from .loader import Target
 
     SourceOf: TypeAlias = Callable[[Handler], Source]
@@ -60,14 +48,210 @@ if TYPE_CHECKING:
 DEFAULT_RULES = (Rule((PublishTimeout, ConnectionException), Then.DEPENDENCY, "the default"),)
 
 RULES = "consumer_config.framework.recovery.rules"
+_BATCH_PATH = "consumer_config.framework.batch"
+_ORDERING_PATH = "consumer_config.framework.ordering_key"
+# Threads besides those of the slots: the event loop's, the store's, those that resolve names.
+RESERVE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A handler to be made, and the settings to run it with.
+
+    Attributes:
+        name: The handler's name in logs.
+        factory: Makes the handler, on the event loop's thread. The author's code may raise in it.
+        policy: Decides the disposition of each failure.
+        framework: The settings in force, those of the author's class included.
+        source_of: Returns the function that finds the ordering key of a message, once the handler
+            is made; None without an order by key.
+        prefetch_count: The number of messages that the broker sends ahead, per queue; 0 for no
+            limit.
+        target: The author's object; None where nobody makes another handler.
+        usual_timeout: Seconds that a run may take where the file sets no limit. Infinite for a
+            callback as fedora-messaging runs it, which has none.
+    """
+
+    name: str
+    factory: Callable[[], Handler]
+    policy: Policy
+    framework: Framework
+    source_of: SourceOf | None = None
+    prefetch_count: int = 0
+    target: Target | None = None
+    usual_timeout: float = math.inf
+
+    @property
+    def most_behind(self) -> int | None:
+        """Return how many messages may wait behind failed ones of their keys; None for no limit.
+
+        They use up half of the messages that the broker sends ahead, and leave the rest to other
+        keys.
+        """
+        if self.policy.strict or not self.prefetch_count:
+            return None
+        return self.prefetch_count // 2
+
+    @property
+    def tidy_interval(self) -> float:
+        """Return the seconds between two searches for deliveries that have waited too long."""
+        return self.framework.recovery.ack_timeout / 20
+
+    def patience(self, longest: float) -> float:
+        """Return the seconds that a delivery may wait for a slot, to finish within ack_timeout.
+
+        Args:
+            longest: Seconds that a run takes.
+        """
+        ack_timeout = self.framework.recovery.ack_timeout
+        left = ack_timeout - longest - 2 * self.tidy_interval
+        return min(self.policy.hold_ceiling, max(left, ack_timeout / 4))
+
+    @property
+    def limits(self) -> Limits:
+        """Return how many runs there may be at once, and how long each may take."""
+        limits = Limits(self.framework.slots, self.framework.handler_limit(self.usual_timeout))
+        batch = self.framework.batch
+        if batch is None:
+            return limits
+        return Limits(limits.slots, limits.timeout, batch.size, batch.seconds)
+
+
+def plan_of_this_process(
+    options: RunOptions, settings: Settings, target: Target | None = None
+) -> Plan:
+    """Make the plan of the instance that this process runs.
+
+    Raises:
+        ConfigurationError: As for :func:`make_plan`, or this process may not have enough threads.
+    """
+    plan = make_plan(options, settings, target=target)
+    problem = tasks_problem(plan.framework, most_tasks())
+    if problem:
+        raise ConfigurationError(problem, source=options.source)
+    return plan
+
+
+def make_plan(
+    options: RunOptions,
+    settings: Settings,
+    absent: frozenset[str] = frozenset(),
+    target: Target | None = None,
+) -> Plan:
+    """Import the author's object, and plan how to run it.
+
+    From here on tracebacks count its package as the author's code (:func:`.is_by_author`).
+
+    Args:
+        options: The options of the command line.
+        settings: The configuration.
+        absent: The TOML paths of credentials that are missing; then the handler is not made.
+        target: The author's object, to use again one that was imported before.
+
+    Raises:
+        ConfigurationError: With every problem there is: the object cannot be imported, does not
+            fit its settings, or a rule names something that is no exception.
+    """
+    found = Collector(options.source)
+    target = target or found.call(
+        loader.target_of,
+        options.callback,
+        options.callback_file,
+        settings.callback,
+        options.source,
+    )
+    if target is None:
+        _checked_policy(found, settings.framework, Recovery(), options.source, "")
+        raise found.error()
+    is_by_author(*loader.packages_of(target))
+    files = state_directory(options.instance, options.state_directory) / CONSUMER_FILES
+    return plan_of(target, settings, options.source, files, absent)
+
+
+def plan_of(
+    target: Target,
+    settings: Settings,
+    source: str,
+    files: Path,
+    absent: frozenset[str] = frozenset(),
+) -> Plan:
+    """Plan how to run the author's object.
+
+    Args:
+        target: That object.
+        settings: The configuration.
+        source: Its name in errors and explanations.
+        files: The directory in which the consumer may keep files.
+        absent: As for :func:`make_plan`.
+
+    Raises:
+        ConfigurationError: As for :func:`make_plan`.
+    """
+    found = Collector(source)
+    factory = found.call(loader.factory, target, settings.consumer_config, absent, files)
+    own = loader.recovery_of(target)
+    policy = _checked_policy(found, settings.framework, own, source, target.name)
+    found.call(check_batch, settings.framework, target.value)
+    source_of = found.call(source_for, settings.framework, target.value)
+    if factory is None or policy is None or found.problems:
+        raise found.error()
+    framework = framework_in_force(settings.framework, target)
+    usual = loader.usual_timeout(target)
+    plan = Plan(
+        target.name, factory, policy, framework, source_of, target=target, usual_timeout=usual
+    )
+    return fitted(plan, settings)
+
+
+def framework_in_force(framework: Framework, target: Target) -> Framework:
+    """Return *framework* over the settings of the author's class."""
+    recovery = loader.recovery_of(target).overridden_by(framework.recovery)
+    return with_batch(framework.model_copy(update={"recovery": recovery}), target.value)
+
+
+def fitted(plan: Plan, settings: Settings) -> Plan:
+    """Return *plan* with numbers that fit together.
+
+    Args:
+        plan: Has the recovery settings in force.
+        settings: The configuration.
+    """
+    framework = plan.framework
+    recovery = framework.recovery
+    # A batch that fails is held whole, to be tried again message by message.
+    batch = framework.batch.size if framework.batch else 0
+    wanted = max(recovery.hold_slots, batch)
+    holding = recovery.model_copy(update={"hold_slots": wanted})
+    framework = framework.model_copy(update={"recovery": holding})
+    written = settings.qos.prefetch_count
+    prefetch_count = _derived_prefetch(framework, settings) if written is None else written
+    if prefetch_count:
+        # Held messages count against it, and the slots need something to take.
+        room = max(prefetch_count - framework.at_once, 0)
+        holding = recovery.model_copy(update={"hold_slots": min(wanted, room)})
+        framework = framework.model_copy(update={"recovery": holding})
+    policy = replace(plan.policy, strict=framework.ordering is Ordering.STRICT)
+    return replace(plan, policy=policy, framework=framework, prefetch_count=prefetch_count)
+
+
+def _derived_prefetch(framework: Framework, settings: Settings) -> int:
+    # A crash counts against the delivery limit of a queue, for each message that was sent ahead.
+    limits = [limit_of(queue.arguments, None) for queue in settings.queues.values()]
+    smallest = min((limit for limit in limits if limit is not None), default=None)
+    if smallest is None:
+        return framework.prefetch_count
+    return min(framework.prefetch_count, framework.at_once + max(smallest, 1))
+
+
+# The policy.
 
 
 def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple[Policy, Recovery]:
-    """Put a policy together.
+    """Make the policy from the recovery settings of a file and of a consumer's class.
 
     Args:
-        written: What the file says.
-        own: What the consumer's class says; the file's word stands before it.
+        written: The settings of the file.
+        own: The settings of the consumer's class; the file's take precedence.
         source: The file, for ``fm-consumer explain`` and for errors.
         name: The consumer, likewise.
 
@@ -75,7 +259,7 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
         The policy, and all the settings in force.
 
     Raises:
-        ConfigurationError: Rules name what is no exception; with every such name.
+        ConfigurationError: Rules name something that is no exception; with every such name.
     """
     found = Collector()
     rules = (
@@ -95,6 +279,17 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
         dependency=settings.breaker.probe[0],
     )
     return policy, settings
+
+
+def _checked_policy(
+    found: Collector, framework: Framework, own: Recovery, source: str, name: str
+) -> Policy | None:
+    made = found.call(policy_of, framework.recovery, own, source, name)
+    if made is None:
+        return None
+    policy, recovery = made
+    found.call(refuse_conflicts, framework, recovery)
+    return policy
 
 
 def _rules(recovery: Recovery, source: str, where: str, found: Collector) -> Iterator[Rule]:
@@ -117,23 +312,23 @@ def exception(name: str | type[BaseException], path: str) -> type[BaseException]
     """
     if isinstance(name, type):
         return name
-    found = _find(name, path)
+    found = _import_exception(name, path)
     if _is_exception(found):
         return cast("type[BaseException]", found)
     raise ConfigurationError(Problem(path, f'"{name}" is no exception', "correct the name"))
 
 
-def _find(name: str, path: str) -> object:
+def _import_exception(name: str, path: str) -> object:
     module_name, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name or "builtins"), attribute)
     except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         what = f'"{name}" cannot be imported ({why})'
-        raise ConfigurationError(Problem(path, what, _rule_cure(name, module_name))) from error
+        raise ConfigurationError(Problem(path, what, _exception_cure(name, module_name))) from error
 
 
-def _rule_cure(name: str, module_name: str) -> str:
+def _exception_cure(name: str, module_name: str) -> str:
     if not module_name:
         known = [n for n, value in vars(builtins).items() if _is_exception(value)]
         near = difflib.get_close_matches(name, known, 1)
@@ -146,11 +341,11 @@ def _is_exception(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
-_BATCH_PATH = "consumer_config.framework.batch"
+# Batches.
 
 
 def check_batch(framework: Framework, value: Any) -> None:
-    """Refuse batches for what takes none.
+    """Refuse a ``batch`` table for a consumer of single messages.
 
     Args:
         framework: The settings.
@@ -168,7 +363,7 @@ def check_batch(framework: Framework, value: Any) -> None:
 
 
 def with_batch(framework: Framework, value: Any) -> Framework:
-    """Return *framework* with the defaults of a batch where the consumer takes batches."""
+    """Return *framework*, with the defaults of a batch for a consumer that takes batches."""
     if framework.batch is not None or not takes_batches(value):
         return framework
     # Where nothing may overtake anything there is never a second message.
@@ -177,319 +372,63 @@ def with_batch(framework: Framework, value: Any) -> Framework:
 
 
 def takes_batches(value: Any) -> bool:
-    """Whether *value* is the class of a consumer that gets several messages at once."""
+    """Tell whether *value* is the class of a consumer that gets several messages at once."""
     return inspect.isclass(value) and issubclass(value, BatchConsumer)
 
 
-_ORDERING_PATH = "consumer_config.framework.ordering_key"
+# Order by key: the file names the place of the key, or the consumer has a method that returns it.
 
 
 def source_for(framework: Framework, value: Any) -> SourceOf | None:
-    """Say where the ordering key of a message is.
+    """Find the source of ordering keys.
 
     Args:
-        framework: The settings; a key that they name stands before the consumer's method.
+        framework: The settings; a key that they name takes precedence over the consumer's method.
         value: The author's object (:attr:`.Target.value`).
 
     Returns:
-        What gives the source, once the handler is made; None where there is no order by key.
+        A function that returns the source, once the handler is made; None without an order by key.
 
     Raises:
-        ConfigurationError: ``ordering = "key"``, and nothing says what the key is.
+        ConfigurationError: ``ordering = "key"``, and neither the file nor the consumer names a key.
     """
     if framework.ordering is not Ordering.KEY:
         return None
     if framework.ordering_key is not None:
         source = source_of(framework.ordering_key)
         return lambda _handler: source
-    problem = _method_problem(value)
+    problem = _ordering_key_problem(value)
     if problem:
         raise ConfigurationError(problem)
-    return _from_handler
+    return _source_from_handler
 
 
-def _from_handler(handler: Handler) -> Source:
-    assert handler.ordering_key is not None  # noqa: S101 -- its class was looked at
+def _source_from_handler(handler: Handler) -> Source:
+    assert handler.ordering_key is not None  # noqa: S101 -- its class was checked
     return source_from(handler.ordering_key)
 
 
-def _method_problem(value: Any) -> Problem | None:
-    method = getattr(value, "ordering_key", None) if _is_consumer(value) else None
+def _ordering_key_problem(value: Any) -> Problem | None:
+    is_consumer = inspect.isclass(value) and issubclass(value, Consumer)
+    method = getattr(value, "ordering_key", None) if is_consumer else None
     if method is None:
         what = 'is required with ordering = "key"; it is ' + FORMS
-        return Problem(_ORDERING_PATH, what, _ordering_cure(value))
+        cure = "let a consumer_framework.Consumer have a method ordering_key(self, message)"
+        if is_consumer:
+            cure = "a method ordering_key(self, message) to the consumer"
+        return Problem(_ORDERING_PATH, what, f"add it, or {cure}")
     if not callable(method) or inspect.iscoroutinefunction(method):
-        what = f"the consumer's ordering_key must be a plain method; it is {_kind(method)} now"
+        kind = "a coroutine method" if callable(method) else f"a {type(method).__name__}"
+        what = f"the consumer's ordering_key must be a plain method; it is {kind} now"
         return Problem(_ORDERING_PATH, what, "write def ordering_key(self, message)")
     return None
 
 
-def _ordering_cure(value: Any) -> str:
-    if _is_consumer(value):
-        return "add it, or a method ordering_key(self, message) to the consumer"
-    return "add it, or let a consumer_framework.Consumer have a method ordering_key(self, message)"
-
-
-def _is_consumer(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, Consumer)
-
-
-def _kind(method: Any) -> str:
-    return "a coroutine method" if callable(method) else f"a {type(method).__name__}"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A handler to be made, and how it is run.
-
-    Attributes:
-        name: How logs call the handler.
-        factory: Makes it, on the event loop's thread; raises what the author's code raises.
-        policy: Decides what becomes of its failures.
-        framework: The settings in force, those of the author's class included.
-        source_of: Gives what finds the ordering key of a message, once the handler is made; None
-            where there is no order by key.
-        prefetch_count: How many messages the broker sends ahead, per queue; 0 for no limit.
-        target: What the handler is made of; None where nobody makes another one.
-        usual_timeout: Seconds that a run may take where the file does not say: infinite for a
-            callback as fedora-messaging runs it, which sets no limit.
-    """
-
-    name: str
-    factory: Callable[[], Handler]
-    policy: Policy
-    framework: Framework
-    source_of: SourceOf | None = None
-    prefetch_count: int = 0
-    target: Target | None = None
-    usual_timeout: float = math.inf
-
-    @property
-    def most_behind(self) -> int | None:
-        """How many messages may wait behind failed ones of their keys; None for no limit.
-
-        They use up half of what the broker sends ahead, and leave the rest to other keys.
-        """
-        if self.policy.strict or not self.prefetch_count:
-            return None
-        return self.prefetch_count // 2
-
-    @property
-    def tidy_interval(self) -> float:
-        """Seconds between two looks for deliveries that wait for too long."""
-        return self.framework.recovery.ack_timeout / 20
-
-    def patience(self, longest: float) -> float:
-        """Seconds that a delivery may wait for a slot, so that its run ends within ack_timeout.
-
-        Args:
-            longest: Seconds that a run takes.
-        """
-        ack_timeout = self.framework.recovery.ack_timeout
-        left = ack_timeout - longest - 2 * self.tidy_interval
-        return min(self.policy.hold_ceiling, max(left, ack_timeout / 4))
-
-    @property
-    def limits(self) -> Limits:
-        """How much of the handler runs at once, and for how long."""
-        limits = Limits(self.framework.slots, self.framework.handler_limit(self.usual_timeout))
-        batch = self.framework.batch
-        if batch is None:
-            return limits
-        return Limits(limits.slots, limits.timeout, batch.size, batch.seconds)
-
-
-def fitted(plan: Plan, settings: Settings, recovery: Recovery) -> Plan:
-    """Return *plan* with numbers that fit together.
-
-    Args:
-        plan: What is to be run.
-        settings: What the file says.
-        recovery: The recovery settings in force, those of the author's class included.
-    """
-    framework = plan.framework
-    # A batch that fails is held whole, to be tried again message by message.
-    batch = framework.batch.size if framework.batch else 0
-    wanted = max(recovery.hold_slots, batch)
-    holding = recovery.model_copy(update={"hold_slots": wanted})
-    framework = framework.model_copy(update={"recovery": holding})
-    written = settings.qos.prefetch_count
-    prefetch_count = _derived(framework, settings) if written is None else written
-    if prefetch_count:
-        # What is held counts against it, and the slots need something to take.
-        room = max(prefetch_count - framework.at_once, 0)
-        holding = recovery.model_copy(update={"hold_slots": min(wanted, room)})
-        framework = framework.model_copy(update={"recovery": holding})
-    policy = replace(plan.policy, strict=framework.ordering is Ordering.STRICT)
-    return replace(plan, policy=policy, framework=framework, prefetch_count=prefetch_count)
-
-
-def _derived(framework: Framework, settings: Settings) -> int:
-    """Return how many messages the broker sends ahead where the file does not say.
-
-    A crash counts against the delivery limit of a queue, for each message that was sent ahead.
-    """
-    limits = [limit_of(queue.arguments, None) for queue in settings.queues.values()]
-    smallest = min((limit for limit in limits if limit is not None), default=None)
-    if smallest is None:
-        return framework.prefetch_count
-    return min(framework.prefetch_count, framework.at_once + max(smallest, 1))
-
-
-_log = logging.getLogger(__name__)
-
-# The only lane there is where nothing may overtake anything.
-EVERYTHING = "everything"
-
-# Bytes. The message of a larger body takes too much memory to wait for its slot.
-_KEPT = 1 << 20
-
-
-def lane_of(plan: Plan, handler: Handler) -> LaneOf | None:
-    """Return what finds the lane of a delivery, None where no message has one.
-
-    A message that has no key, or whose key cannot be found, has no lane.
-    """
-    if plan.policy.strict:
-        return LaneOf(lambda _delivery, _message: EVERYTHING, needs_message=False)
-    if plan.source_of is None:
-        return None
-    needs_message = not is_outside(plan.framework.ordering_key)
-    return LaneOf(plan.source_of(handler), needs_message, plan.policy.crash_attempts)
-
-
-@dataclass(slots=True)
-class LaneOf:
-    """Finds keys, and survives what the author's method and broken messages raise.
-
-    Attributes:
-        source: Where the key is.
-        needs_message: Whether it is found only in a decoded message.
-        crash_attempts: A message that so many processes died with is not decoded any more.
-    """
-
-    source: Source
-    needs_message: bool
-    crash_attempts: int = 0
-    _said: set[str] = field(default_factory=set)
-
-    def __call__(self, delivery: Delivery) -> Delivery:
-        """Return *delivery* with its lane, and with its message where that was decoded."""
-        decoded: list[Any] = []
-
-        def message() -> Any:
-            decoded.append(codec.decode(delivery))
-            return decoded[0]
-
-        try:
-            lane = self.source(delivery, message)
-        except Exception as error:  # noqa: BLE001 -- the author's code, or no message at all
-            self._say(delivery, error)
-            lane = ""
-        return replace(
-            delivery, lane=lane, decoded=decoded if len(delivery.body) <= _KEPT else None
-        )
-
-    def _say(self, delivery: Delivery, error: Exception) -> None:
-        cause = fingerprint(error)
-        if cause not in self._said:
-            self._said.add(cause)
-            about = fields_of(delivery, fingerprint=cause, attempt=0)
-            _log.warning("no ordering key, so in no order: %s", said(error), extra=about)
-
-
-class Arrivals:
-    """Gives deliveries their lanes, and passes them on in the order of their arrival.
-
-    Args:
-        flight: Told of what is decoded.
-        put: Gets the deliveries, on the event loop.
-    """
-
-    def __init__(self, flight: FlightRecorder, put: Callable[[Delivery], None]) -> None:
-        self._flight = flight
-        self._put = put
-        # What waits for its lane, or for another one before it, by a number that grows.
-        self._waiting: dict[int, Delivery] = {}
-        self._latest = 0
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._has_thread = False
-
-    def put(self, delivery: Delivery, lane_of: LaneOf | None) -> None:
-        """Pass *delivery* on, now or once it has its lane and those before it are passed on."""
-        if not self._waiting and (lane_of is None or not lane_of.needs_message):
-            self._put(delivery if lane_of is None else lane_of(delivery))
-            return
-        loop = asyncio.get_running_loop()
-        self._latest += 1
-        number = self._latest
-        self._waiting[number] = delivery
-
-        def find() -> None:
-            found = delivery if lane_of is None else self._found(delivery, lane_of)
-            # The loop may be closed by now, where the drain was cut short.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._arrived, number, found)
-
-        self._jobs.put(find)
-        self._start()
-
-    def discard(self, generation: int) -> None:
-        """Forget what came on a channel that is gone: the broker will deliver it again."""
-        gone = [n for n, waiting in self._waiting.items() if waiting.generation == generation]
-        for number in gone:
-            del self._waiting[number]
-
-    def clear(self) -> list[Delivery]:
-        """Remove and return what waits."""
-        waiting, self._waiting = self._waiting, {}
-        return list(waiting.values())
-
-    def close(self) -> None:
-        """End the thread once it has done what it is asked for."""
-        self._jobs.put(None)
-
-    def _start(self) -> None:
-        if self._has_thread:
-            return
-        self._has_thread = True
-        try:
-            threading.Thread(target=self._serve, name="lanes", daemon=True).start()
-        except RuntimeError:
-            # There are as many threads as there may be: the next one tries again.
-            self._has_thread = False
-            while not self._jobs.empty():
-                if (job := self._jobs.get()) is not None:
-                    job()
-
-    def _arrived(self, number: int, delivery: Delivery) -> None:
-        if self._waiting.pop(number, None) is not None:
-            self._put(delivery)
-
-    # In the thread.
-
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
-    def _found(self, delivery: Delivery, lane_of: LaneOf) -> Delivery:
-        crashes = self._flight.crashes_of(delivery) if delivery.redelivered else 0
-        if crashes and crashes >= lane_of.crash_attempts:
-            # It will be quarantined as it is.
-            return delivery
-        place = self._flight.took_off(replace(delivery, history=History(crashes=crashes)))
-        try:
-            return lane_of(delivery)
-        finally:
-            self._flight.landed(place)
-
-
-# Threads besides those of the slots: the event loop's, the store's, those that resolve names.
-RESERVE = 12
+# Threads.
 
 
 def tasks_problem(framework: Framework, most: int | None) -> Problem | None:
-    """Say what is wrong where no more than *most* processes and threads are allowed.
+    """Return the problem of more slots than the allowed processes and threads, if it is there.
 
     Args:
         framework: The settings.

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.store.files import is_locked_elsewhere
 from consumer_framework.core.errors import FrameworkError
-from consumer_framework.runtime.stores import CONTROL, SYSTEM_RUNTIME, SYSTEM_STATE, control_socket
+from consumer_framework.runtime.state_files import (
+    CONTROL,
+    SYSTEM_RUNTIME,
+    SYSTEM_STATE,
+    control_socket,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

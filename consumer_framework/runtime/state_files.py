@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredCounts:
     """How many messages wait in a store.
 
     Attributes:
@@ -54,10 +54,10 @@ class Kept:
     last_due: float | None = None
 
 
-NOTHING = Kept()
+NOTHING_STORED = StoredCounts()
 
 
-def kept_in(directory: Path) -> Kept:
+def count_stored(directory: Path) -> StoredCounts:
     """Count what waits in the store of a state directory; nothing where there is no store.
 
     Raises:
@@ -67,13 +67,13 @@ def kept_in(directory: Path) -> Kept:
     try:
         file.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return NOTHING
+        return NOTHING_STORED
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StoreError(f"{file}: cannot be read: {reason}; use sudo") from error
     with closing(Store.read(directory)) as store:
         stats = store.stats()
-        return Kept(
+        return StoredCounts(
             deferred=stats.deferred,
             quarantined=stats.quarantined + stats.replaying,
             next_due=stats.next_due,
@@ -102,7 +102,7 @@ _LEASE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stores:
+class StateFiles:
     """The open files of an instance.
 
     Attributes:
@@ -172,9 +172,9 @@ def has_files(directory: Path) -> bool:
         return False
 
 
-def open_stores(
+def open_state_files(
     directory: Path, instance: str, framework: Framework, *, is_given: bool = True
-) -> Stores:
+) -> StateFiles:
     """Open the store and the flight recorder, and make the directory where it is missing.
 
     Args:
@@ -206,20 +206,20 @@ def open_stores(
             raise
         # It names the file and the cure itself.
         raise ConfigurationError(Problem("", str(error))) from error
-    return Stores(directory, store, flight, places)
+    return StateFiles(directory, store, flight, places)
 
 
-def wait_for_stores(
-    open_them: Callable[[], Stores],
+def wait_for_state_files(
+    open_them: Callable[[], StateFiles],
     patience: float,
     notifier: Notifier,
     clock: Clock,
     sleep: Callable[[float], None] = time.sleep,
-) -> Stores:
+) -> StateFiles:
     """Open the stores, and try again while another process has them or the disk is full.
 
     Args:
-        open_them: See :func:`open_stores`.
+        open_them: See :func:`open_state_files`.
         patience: Wait for so many seconds at most.
         notifier: Told what the instance waits for.
         clock: Measures the wait.
@@ -257,8 +257,8 @@ _WITHOUT = (
 )
 
 
-def _in_memory(places: int) -> Stores:
-    return Stores(None, NoStore(), Flight(image(places + 1)), places)
+def _in_memory(places: int) -> StateFiles:
+    return StateFiles(None, NoStore(), Flight(image(places + 1)), places)
 
 
 def _can_never_be_made(directory: Path, error: StoreError) -> bool:
@@ -267,7 +267,7 @@ def _can_never_be_made(directory: Path, error: StoreError) -> bool:
     return (error.lasting or is_read_only) and not os.path.exists(directory / DATABASE)  # noqa: PTH110
 
 
-def _without_directory(error: StoreError, framework: Framework, places: int) -> Stores:
+def _without_directory(error: StoreError, framework: Framework, places: int) -> StateFiles:
     if framework.ordering is not Ordering.NONE:
         what = f'{error}; ordering = "{framework.ordering.value}" cannot do without it'
         raise ConfigurationError(Problem("", what)) from error

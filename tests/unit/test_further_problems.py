@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What else is wrong where a configuration file cannot be used."""
+"""Problems of the callback and the rules are reported for a file that is itself wrong."""
 
 import pytest
 from fedora_messaging import config as upstream
 
 from consumer_framework.core.errors import Collector, ConfigurationError, Problem
-from consumer_framework.runtime import app
+from consumer_framework.runtime.assembly.configuration import (
+    RunOptions,
+    callback_and_rule_problems,
+)
 
 RULES = "consumer_config.framework.recovery.rules"
 
@@ -24,7 +27,7 @@ def found(tmp_path):
     def problems_of(text, callback=""):
         file = tmp_path / "sample.toml"
         file.write_text(text)
-        problems = app.problems(file, callback, "")
+        problems = callback_and_rule_problems(RunOptions(file, callback))
         assert {p.source for p in problems} <= {str(file), "--callback"}
         return [str(problem) for problem in problems]
 
@@ -58,8 +61,8 @@ def test_what_has_a_wrong_type_is_told_already(found, text):
 
 
 def test_without_a_file_there_may_still_be_a_callback():
-    assert app.problems(None, "json:dumps", "") == ()
-    (problem,) = app.problems(None, "", "")
+    assert callback_and_rule_problems(RunOptions(None, "json:dumps")) == ()
+    (problem,) = callback_and_rule_problems(RunOptions(None))
     assert problem.message == "there is no callback"
 
 

@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock as ReactorClock
 
-from consumer_framework.adapters.systemd import memory_pressure
-from consumer_framework.adapters.systemd.memory_pressure import PressureWatch
+from consumer_framework.adapters.systemd import cgroup
+from consumer_framework.adapters.systemd.cgroup import PressureWatch
 from consumer_framework.author.handler import Handler
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.limits import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan
-from consumer_framework.runtime.memory_relief import Relief
+from consumer_framework.runtime.memory_relief import MemoryRelief
 from consumer_framework.settings import Framework
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setattr(memory_pressure, "PAUSE", 0.01)
+    monkeypatch.setattr(cgroup, "PAUSE", 0.01)
     found = Watched()
     yield found
     found.watch.stop()
@@ -228,7 +229,7 @@ def test_one_that_is_stopped_leaves_no_thread_and_nothing_open(tmp_path):
 
 
 def test_freeing_memory_does_no_harm():
-    memory_pressure.free_memory()
+    cgroup.free_memory()
 
 
 # The kernel's own word.
@@ -291,10 +292,11 @@ def test_the_kernels_pressure_file_says_so(watched, thrash):
 
 
 class FakeInstance:
-    """What :class:`.Relief` uses of an instance."""
+    """What :class:`.MemoryRelief` uses of an instance."""
 
     def __init__(self) -> None:
-        self.reactor = self.clock = self.session = self.slots = self.read_ahead = self
+        self.gate = Gate()
+        self.reactor = self.clock = self.session = self.dispatcher = self.read_ahead = self
         self.time = ReactorClock()
         # So that nothing is pressed at 0, which the first moment of no clock is.
         self.time.advance(1000)
@@ -345,11 +347,11 @@ def play(instance, monkeypatch, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     monkeypatch.setenv("MEMORY_PRESSURE_WATCH", str(fifo))
-    monkeypatch.setattr(memory_pressure, "PAUSE", 0.01)
+    monkeypatch.setattr(cgroup, "PAUSE", 0.01)
 
     def run(scenario) -> None:
         async def with_relief() -> None:
-            relief = Relief(instance)
+            relief = MemoryRelief(instance)
             relief.start()
 
             async def press() -> None:
@@ -360,7 +362,8 @@ def play(instance, monkeypatch, tmp_path):
             try:
                 await scenario(relief, press)
             finally:
-                relief.stop()
+                if not instance.gate.is_closed:
+                    instance.gate.close()
 
         asyncio.run(asyncio.wait_for(with_relief(), PATIENCE))
 
@@ -419,7 +422,7 @@ def test_other_settings_keep_the_squeeze(instance, play):
 def test_one_that_stops_grows_no_more(instance, play):
     async def scenario(relief, press):
         await press()
-        relief.stop()
+        instance.gate.close()
         del instance.calls[:]
         instance.time.advance(10 * CALM)
 
@@ -432,13 +435,13 @@ def test_what_is_gone_is_said_once(instance, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("MEMORY_PRESSURE_WATCH", path)
 
     async def scenario() -> None:
-        relief = Relief(instance)
+        relief = MemoryRelief(instance)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
             listening.bind(path)
             listening.listen()
             relief.start()
         await until(lambda: caplog.messages)
-        relief.stop()
+        instance.gate.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     assert caplog.messages == [

@@ -18,25 +18,25 @@ from consumer_framework.core.errors import (
     FrameworkError,
     StoreError,
 )
-from consumer_framework.runtime.app import let_go
-from consumer_framework.runtime.stores import (
+from consumer_framework.runtime.app import close_sockets
+from consumer_framework.runtime.state_files import (
     is_directory_given,
-    open_stores,
+    open_state_files,
     users_directory,
-    wait_for_stores,
+    wait_for_state_files,
 )
 from consumer_framework.settings import Framework, Ordering, StoreKind
 from consumer_framework.testing import FakeClock, FakeNotifier, make_delivery
 
 
 def test_a_message_that_a_process_died_with_is_named_with_its_fields(tmp_path, caplog):
-    open_stores(tmp_path, "sample", Framework()).close()
+    open_state_files(tmp_path, "sample", Framework()).close()
     flight, _ = Flight.open(tmp_path, 1)
     flight.took_off(make_delivery(message_id="id-1"))
     # Not landed: as by a process that is killed.
     flight.close()
     with caplog.at_level(logging.WARNING):
-        open_stores(tmp_path, "sample", Framework()).close()
+        open_state_files(tmp_path, "sample", Framework()).close()
     (record,) = caplog.records
     assert "the process died while message id-1 of " in record.getMessage()
     assert record.FM_MESSAGE_ID == "id-1"
@@ -54,7 +54,7 @@ def waiting(*results, patience=10.0):
         return result
 
     try:
-        return wait_for_stores(open_them, patience, notifier, clock, clock.advance), notifier
+        return wait_for_state_files(open_them, patience, notifier, clock, clock.advance), notifier
     except FrameworkError as error:
         return error, notifier
 
@@ -84,7 +84,7 @@ def test_what_never_passes_is_not_waited_for(tmp_path):
         with pytest.raises(
             ConfigurationError, match=r"move it away, or name another .*--state-dir"
         ):
-            open_stores(place, "sample", Framework())
+            open_state_files(place, "sample", Framework())
 
 
 def test_a_full_disk_is_no_error_of_the_configuration(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_a_full_disk_is_no_error_of_the_configuration(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.posix_fallocate", fail)
     with pytest.raises(StoreError, match="No space left"):
-        open_stores(tmp_path, "sample", Framework())
+        open_state_files(tmp_path, "sample", Framework())
 
 
 def test_a_forked_process_lets_go_of_the_sockets_of_the_reactor():
@@ -101,7 +101,7 @@ def test_a_forked_process_lets_go_of_the_sockets_of_the_reactor():
     closed = socket.socket()
     closed.close()
     with ours, theirs:
-        let_go(SimpleNamespace(getReaders=lambda: [ours, closed], getWriters=lambda: [ours]))
+        close_sockets(SimpleNamespace(getReaders=lambda: [ours, closed], getWriters=lambda: [ours]))
         assert theirs.recv(1) == b""
 
 
@@ -123,10 +123,11 @@ def test_without_a_store_nothing_is_on_the_disk_and_every_question_has_an_answer
         assert [await store.claim(1), await store.release(1), await store.resolve(1)] == [False] * 3
         assert await store.supersede(1, b"") is None
         assert (await store.expire(1e12)).rows == 0
+        assert await store.rebase(0.0) == 0
         store.limit(Limits())
         assert store.commits == 0
 
-    stores = open_stores(tmp_path / "none", "sample", IN_MEMORY)
+    stores = open_state_files(tmp_path / "none", "sample", IN_MEMORY)
     asyncio.run(use(stores.store))
     place = stores.flight.took_off(make_delivery())
     stores.flight.landed(place)
@@ -139,7 +140,7 @@ NOWHERE = Path("/proc/nowhere/sample")
 
 
 def test_where_no_usual_directory_can_be_made_it_runs_and_says_what_is_lost(caplog):
-    stores = open_stores(NOWHERE, "sample", Framework(), is_given=False)
+    stores = open_state_files(NOWHERE, "sample", Framework(), is_given=False)
     stores.close()
     assert not stores.store.keeps
     assert "/proc/nowhere" in caplog.text
@@ -149,30 +150,30 @@ def test_where_no_usual_directory_can_be_made_it_runs_and_says_what_is_lost(capl
 
 def test_a_directory_that_somebody_gave_must_be_usable():
     with pytest.raises(ConfigurationError, match="--state-dir"):
-        open_stores(NOWHERE, "sample", Framework())
+        open_state_files(NOWHERE, "sample", Framework())
 
 
 def test_ordering_is_refused_where_there_is_no_place_for_a_store():
     framework = Framework(ordering=Ordering.KEY, ordering_key="topic")
     with pytest.raises(ConfigurationError, match='ordering = "key" cannot do without it'):
-        open_stores(NOWHERE, "sample", framework, is_given=False)
+        open_state_files(NOWHERE, "sample", framework, is_given=False)
 
 
 def test_a_directory_with_messages_is_never_done_without(tmp_path, monkeypatch):
-    open_stores(tmp_path, "sample", Framework()).close()
+    open_state_files(tmp_path, "sample", Framework()).close()
 
     def fail(*_args):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("consumer_framework.adapters.store.files.create", fail)
     with pytest.raises(ConfigurationError):
-        open_stores(tmp_path, "sample", Framework(), is_given=False)
+        open_state_files(tmp_path, "sample", Framework(), is_given=False)
 
 
 def test_messages_of_a_former_store_are_named(tmp_path, caplog):
-    with closing(open_stores(tmp_path, "sample", Framework())) as stores:
+    with closing(open_state_files(tmp_path, "sample", Framework())) as stores:
         asyncio.run(stores.store.quarantine(make_delivery(), "odd"))
-    open_stores(tmp_path, "sample", IN_MEMORY).close()
+    open_state_files(tmp_path, "sample", IN_MEMORY).close()
     assert f"1 messages in {tmp_path}/store.sqlite3 are not run" in caplog.text
 
 

@@ -4,24 +4,24 @@
 import pytest
 from twisted.internet.task import Clock
 
-from consumer_framework.runtime.deadline import LEASE, RENEWAL, Countdown
+from consumer_framework.runtime.deadline import LEASE, RENEWAL, Deadline
 from consumer_framework.testing import FakeNotifier
 
 
 class Wait:
-    """A countdown on a clock of its own."""
+    """A deadline on a clock of its own."""
 
     def __init__(self):
         self.clock = Clock()
         self.notifier = FakeNotifier()
         self.seen = []
         self.passed = 0
-        self.countdown = Countdown(
+        self.deadline = Deadline(
             self.clock.seconds, self.notifier, self._tick, self._pass, self.clock.callLater
         )
 
     def _tick(self):
-        self.seen.append(self.countdown.left)
+        self.seen.append(self.deadline.left)
 
     def _pass(self):
         self.passed += 1
@@ -39,25 +39,25 @@ def wait():
 
 
 def test_before_and_after_a_wait_there_is_no_end(wait):
-    assert wait.countdown.left is None
-    wait.countdown.start(lambda: 10)
-    wait.countdown.stop()
-    assert wait.countdown.left is None
-    wait.countdown.stop()
+    assert wait.deadline.left is None
+    wait.deadline.start(lambda: 10)
+    wait.deadline.stop()
+    assert wait.deadline.left is None
+    wait.deadline.stop()
     assert wait.passed == 0
 
 
 def test_it_counts_down_once_a_second_and_then_it_is_over_once(wait):
-    wait.countdown.start(lambda: 5)
+    wait.deadline.start(lambda: 5)
     wait.go_on(20)
     assert wait.seen == [5, 4, 3, 2, 1]
     assert wait.passed == 1
-    assert wait.countdown.left is None
+    assert wait.deadline.left is None
 
 
 def test_an_end_may_move(wait):
     end = 3
-    wait.countdown.start(lambda: end)
+    wait.deadline.start(lambda: end)
     wait.go_on(2)
     end = 10
     wait.go_on(7)
@@ -69,27 +69,27 @@ def test_an_end_may_move(wait):
 
 def test_an_end_in_the_past_is_over_at_once(wait):
     wait.clock.advance(100)
-    wait.countdown.start(lambda: 50)
+    wait.deadline.start(lambda: 50)
     assert wait.passed == 1
     assert wait.seen == wait.notifier.extensions == []
 
 
 def test_more_time_is_asked_for_at_once_and_again_long_before_it_is_used_up(wait):
-    wait.countdown.start(lambda: 1000)
+    wait.deadline.start(lambda: 1000)
     assert wait.notifier.extensions == [LEASE]
     wait.go_on(60)
     assert wait.notifier.extensions == [LEASE] * (1 + 60 // int(RENEWAL))
     assert 2 * RENEWAL < LEASE
-    wait.countdown.stop()
+    wait.deadline.stop()
     wait.go_on(60)
     assert len(wait.notifier.extensions) == 1 + 60 // int(RENEWAL)
 
 
 def test_a_new_wait_takes_the_place_of_the_former_one_and_asks_at_once(wait):
-    wait.countdown.start(lambda: 10)
+    wait.deadline.start(lambda: 10)
     wait.go_on(1)
-    wait.countdown.start(lambda: 100)
+    wait.deadline.start(lambda: 100)
     assert wait.notifier.extensions == [LEASE] * 2
     wait.go_on(20)
     assert wait.passed == 0
-    wait.countdown.stop()
+    wait.deadline.stop()
