@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +14,9 @@ from .terminal import Command, Refusal
 
 # `run` needs what these import: --help and shell completion must be quick.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from consumer_framework.operate.units import Step, UnitFile
+    from consumer_framework.operate.units import Plan, UnitFile
 
 _DIFFERENT = 1
 _WIDEST_ACTION = len("remove")
@@ -91,15 +91,14 @@ def install(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json:
     way: nothing is written then.
     """
     from consumer_framework.operate import units  # noqa: PLC0415
-    from consumer_framework.operate.units import UnitsError, plan_install  # noqa: PLC0415
 
     files = _survey(root, directory)
     needed = units.needed_by(units.own_command())
     if problems := list(units.hidden(needed)):
-        raise UnitsError(*problems, units.CURE)
+        raise units.UnitsError(*problems, units.CURE)
     for problem in units.unreadable(needed):
-        click.echo(f"fm-consumer: {terminal.safe(problem)}", err=True)
-    _do(plan_install(files, force=force), root, dry_run=dry_run, as_json=as_json)
+        terminal.note(problem)
+    _do(units.plan_install(files, force=force), root, dry_run=dry_run, as_json=as_json)
 
 
 @units.command(
@@ -120,38 +119,33 @@ def uninstall(root: Path, directory: Path, *, dry_run: bool, force: bool, as_jso
 
     Refuses while instances run: without their unit, systemd could not restart them.
     """
-    from consumer_framework.operate.units import Action, plan_uninstall, refuse_running  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.systemctl import TEMPLATE, Systemctl  # noqa: PLC0415
+    from consumer_framework.operate import units  # noqa: PLC0415
 
-    steps = plan_uninstall(_survey(root, directory), force=force)
-    if any(step.action is Action.REMOVE for step in steps) and _is_this_system(root) and not force:
-        from consumer_framework.adapters.systemd.systemctl import TEMPLATE, Systemctl  # noqa: PLC0415
-
-        refuse_running(Systemctl().show([TEMPLATE.format("*")]).values())
-    _do(steps, root, dry_run=dry_run, as_json=as_json)
-
-
-def _do(steps: Sequence[Step], root: Path, *, dry_run: bool, as_json: bool) -> None:
-    from consumer_framework.operate.units import carry_out  # noqa: PLC0415
-
-    changed = False if dry_run else carry_out(steps)
-    told = _reload(root) if changed else ""
-    if as_json:
-        files = [{"path": str(s.file.path), "action": s.action.value} for s in steps]
-        terminal.print_json({"files": files, "dry_run": dry_run, "systemd_told": told == _TOLD})
-        return
-    for step in steps:
-        click.echo(f"{step.action:<{_WIDEST_ACTION}}  {terminal.safe(str(step.file.path))}")
-    if not any(step.action != "keep" for step in steps):
-        click.echo("nothing to do")
-    if told:
-        click.echo(told)
+    plan = units.plan_uninstall(_survey(root, directory), force=force)
+    is_removal = any(action is units.Action.REMOVE for action, _ in plan)
+    if is_removal and root == Path("/") and RUNS.is_dir() and not force:
+        units.refuse_running(Systemctl().show([TEMPLATE.format("*")]).values())
+    _do(plan, root, dry_run=dry_run, as_json=as_json)
 
 
 _TOLD = "systemd has read its units again"
 
 
-def _is_this_system(root: Path) -> bool:
-    return root == Path("/") and RUNS.is_dir()
+def _do(plan: Plan, root: Path, *, dry_run: bool, as_json: bool) -> None:
+    from consumer_framework.operate.units import Action, carry_out  # noqa: PLC0415
+
+    told = "" if dry_run or not carry_out(plan) else _reload(root)
+    if as_json:
+        files = [{"path": str(file.path), "action": action.value} for action, file in plan]
+        terminal.print_json({"files": files, "dry_run": dry_run, "systemd_told": told == _TOLD})
+        return
+    for action, file in plan:
+        click.echo(f"{action:<{_WIDEST_ACTION}}  {terminal.safe(str(file.path))}")
+    if all(action is Action.KEEP for action, _ in plan):
+        click.echo("nothing to do")
+    if told:
+        click.echo(told)
 
 
 def _reload(root: Path) -> str:
@@ -187,17 +181,12 @@ def diff(root: Path, directory: Path, *, as_json: bool) -> None:
             ]
         )
     else:
-        for file in files:
-            for line in file.difference():
-                click.echo(_coloured(terminal.safe(line)))
+        colours = {"+": terminal.good, "-": terminal.bad}
+        for line in (terminal.safe(line) for file in files for line in file.difference()):
+            colour = colours.get(line[:1])
+            click.echo(colour(line) if colour else line)
     if files:
         raise click.exceptions.Exit(_DIFFERENT)
-
-
-def _coloured(line: str) -> str:
-    colours: dict[str, Callable[[str], str]] = {"+": terminal.good, "-": terminal.bad}
-    colour = colours.get(line[:1])
-    return colour(line) if colour else line
 
 
 @units.command(
@@ -241,12 +230,12 @@ def _shipped(names: Sequence[str]) -> dict[str, str]:
     from consumer_framework.operate.units import own_command  # noqa: PLC0415
 
     known, command = shipped(), str(own_command())
-    chosen = [_one(name, known) for name in names] or list(known)
+    chosen = [_one(name, known) for name in names] or known
     return {name: with_command(known[name], command) for name in chosen}
 
 
-def _one(name: str, known: dict[str, Any]) -> str:
-    fitting = [one for one in known if name in (one, one.rpartition("/")[2])]
+def _one(name: str, known: dict[str, str]) -> str:
+    fitting = [one for one in known if name in (one, Path(one).name)]
     if len(fitting) != 1:
         raise Refusal(f"there is no unit file {name!r}; there are: {', '.join(known)}")
     return fitting[0]

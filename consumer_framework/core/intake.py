@@ -25,10 +25,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from .gate import Gate, GateEvent
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from .delivery import Delivery
+    from .gate import Reason
     from .limits import TokenBucket
     from .ports import Clock
 
@@ -215,13 +218,19 @@ class Intake:
     Args:
         bucket: Limits how fast deliveries are taken; None for no limit.
         now: Seconds of a clock that never goes back.
+        gate: Says whether a slot may begin with a delivery; None for one that is always open.
     """
 
     def __init__(
-        self, bucket: TokenBucket | None = None, now: Callable[[], float] = time.monotonic
+        self,
+        bucket: TokenBucket | None = None,
+        now: Callable[[], float] = time.monotonic,
+        gate: Gate | None = None,
     ) -> None:
         self._bucket = bucket
         self._now = now
+        self._gate = gate or Gate()
+        self._gate.listen(self._gate_changed)
         self._ready: deque[Delivery] = deque()
         self._rows: deque[Delivery] = deque()
         self._is_rows_turn = False
@@ -229,8 +238,6 @@ class Intake:
         self._takers: deque[asyncio.Future[None]] = deque()
         # With a limit, one slot at a time waits for the next token.
         self._turn = asyncio.Lock()
-        self._is_closed = False
-        self._is_suspended = False
         # Tells whoever waits for a token that it may be a matter of the past.
         self._news = asyncio.Event()
 
@@ -238,7 +245,7 @@ class Intake:
         return len(self._ready) + len(self._rows) + len(self._lanes)
 
     def put(self, delivery: Delivery) -> None:
-        """Append *delivery*; accepted after :meth:`close` too, for :meth:`clear` to return."""
+        """Append *delivery*; accepted behind a closed gate too, for :meth:`clear` to return."""
         if not delivery.lane or self._lanes.enter(delivery):
             (self._rows if delivery.row else self._ready).append(delivery)
             self._wake()
@@ -285,14 +292,14 @@ class Intake:
         """Wait for the next delivery, and for the rate to allow it, and remove it.
 
         Returns:
-            None once the intake is closed, whatever still waits in it.
+            None once the gate is closed, whatever still waits here.
         """
-        while not self._is_closed:
+        while not self._gate.is_closed:
             if self._bucket is not None:
                 delivery = await self._take_in_turn()
                 if delivery is not None:
                     return delivery
-            elif (self._ready or self._rows) and not self._is_suspended:
+            elif (self._ready or self._rows) and self._gate.may_begin:
                 return self._next()
             else:
                 await self._arrival()
@@ -307,8 +314,8 @@ class Intake:
     async def _take_in_turn(self) -> Delivery | None:
         """Wait for a delivery that the rate allows; None where there is no limit any more."""
         async with self._turn:
-            while self._bucket is not None and not self._is_closed:
-                if not (self._ready or self._rows) or self._is_suspended:
+            while self._bucket is not None and not self._gate.is_closed:
+                if not (self._ready or self._rows) or not self._gate.may_begin:
                     await self._arrival()
                     continue
                 delay = self._bucket.take(self._now())
@@ -326,15 +333,6 @@ class Intake:
     def limit(self, bucket: TokenBucket | None) -> None:
         """Take deliveries as fast as *bucket* allows from now on; None for no limit."""
         self._bucket = bucket
-        self._wake_all()
-
-    def suspend(self) -> None:
-        """Let nothing be taken until :meth:`go_on`; what comes meanwhile waits."""
-        self._is_suspended = True
-
-    def go_on(self) -> None:
-        """Let deliveries be taken again."""
-        self._is_suspended = False
         self._wake_all()
 
     def discard(self, generation: int) -> list[Delivery]:
@@ -361,11 +359,6 @@ class Intake:
             old += self._lanes.followers(lane, of_store=False)
         return old
 
-    def close(self) -> None:
-        """Let no slot take a delivery any more."""
-        self._is_closed = True
-        self._wake_all()
-
     def behind_heads(self, which: Callable[[Delivery], bool]) -> set[str]:
         """Return the lanes in which a delivery waits that is meant, behind one that has begun.
 
@@ -382,6 +375,10 @@ class Intake:
         for delivery in ready:
             self.left(delivery)
         return ready + followers
+
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is not GateEvent.SUSPEND:
+            self._wake_all()
 
     def _wake(self) -> None:
         while self._takers:

@@ -36,6 +36,7 @@ from .attempt import NO_HISTORY, History
 from .delivery import Failed, Known, Withdrawn, published
 from .disposition import Ack, Defer, GiveBack, Halt, Quarantine, Reject, Requeue
 from .errors import Drop
+from .gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,20 +150,26 @@ class OneByOne:
     Args:
         runner: Runs the handler.
         now: Seconds of a clock that never goes back.
+        gate: Once it is closed, no delivery begins; None for one that is always open.
 
     Attributes:
         longest: Seconds that the longest of the last runs took, its wait for a slot included.
     """
 
-    def __init__(self, runner: HandlerRunner, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        runner: HandlerRunner,
+        now: Callable[[], float] = time.monotonic,
+        gate: Gate | None = None,
+    ) -> None:
         self._runner = runner
         self._now = now
+        self._gate = gate or Gate()
         self.longest = 0.0
         self._running = 0
         # Suspects that run or wait.
         self._suspects = 0
         self._waiting: dict[Waiter, Delivery] = {}
-        self._is_stopped = False
 
     @property
     def is_quick(self) -> bool:
@@ -187,8 +194,7 @@ class OneByOne:
             self._leave(delivery)
 
     def stop(self) -> None:
-        """Let nothing begin any more; what waits, waits for a withdrawal."""
-        self._is_stopped = True
+        """As :meth:`.HandlerRunner.stop`; call it behind a closed gate."""
         self._runner.stop()
 
     def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
@@ -224,7 +230,7 @@ class OneByOne:
 
     def _admit(self) -> None:
         """Let the first suspect begin once nothing runs, or all where none is a suspect."""
-        if self._is_stopped:
+        if self._gate.is_closed:
             return
         suspects = [w for w, delivery in self._waiting.items() if delivery.history.crashes]
         if suspects:

@@ -16,6 +16,7 @@ from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Withdrawn
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
 from consumer_framework.core.errors import StoreError
+from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.intake import Holds, Intake
 from consumer_framework.core.limits import NEAR_LIMIT, Breaker, TokenBucket, count_of, is_near
 from consumer_framework.core.memory import Histories, LostAcks, OneByOne, Unsettled
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.gate import Gate, Reason
     from consumer_framework.core.ports import (
         Acknowledger,
         Chance,
@@ -61,22 +63,25 @@ class TaskPool:
         take: Waits for the next delivery; returns None once there will be no more.
         process: Takes a delivery to its settle; returns whether the next ones should be ready
             for the slots already.
+        gate: The tasks end once it is closed.
     """
 
     def __init__(
         self,
         take: Callable[[], Awaitable[Delivery | None]],
         process: Callable[[Delivery], Awaitable[bool]],
+        gate: Gate,
     ) -> None:
         self._take = take
         self._process = process
+        self._gate = gate
+        gate.listen(self._gate_changed)
         self._watch: Callable[[Task], object] = lambda _task: None
         self._tasks: set[Task] = set()
         self._size = 0
         self._surplus = 0
         self._busy = 0
         self._idle: list[asyncio.Future[None]] = []
-        self._is_closed = False
         self._is_quick = asyncio.Event()
 
     def start(self, size: int, watch: Callable[[Task], object]) -> None:
@@ -99,10 +104,9 @@ class TaskPool:
             self._surplus += 1
             self._spawn(self._work())
 
-    def close(self) -> None:
-        """Let the tasks end, which find that there is nothing more to take."""
-        self._is_closed = True
-        self._is_quick.set()
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is GateEvent.CLOSE:
+            self._is_quick.set()
 
     async def finish(self) -> None:
         """Wait for the end of all tasks."""
@@ -136,7 +140,7 @@ class TaskPool:
 
     async def _work_ahead(self) -> None:
         """Take what a quick handler needs next."""
-        while not self._is_closed:
+        while not self._gate.is_closed:
             await self._is_quick.wait()
             delivery = await self._take()
             if delivery is not None:
@@ -152,7 +156,7 @@ class TaskPool:
                 self._say_idle()
         if is_quick:
             self._is_quick.set()
-        elif not self._is_closed:
+        elif not self._gate.is_closed:
             self._is_quick.clear()
 
     def _say_idle(self) -> None:
@@ -177,9 +181,8 @@ class Dispatcher:
         recorder: Counts and logs.
         clock: The time.
         reactor: Twisted's reactor.
+        gate: The gate of the instance.
         halt: Called when a delivery halts the instance.
-        pause: Called with a reason when nothing more should be consumed.
-        resume: Called when that is over.
         chance: Spreads delays.
 
     Attributes:
@@ -196,9 +199,8 @@ class Dispatcher:
         recorder: Recorder,
         clock: Clock,
         reactor: Any,
+        gate: Gate,
         halt: Callable[[Halt], None],
-        pause: Callable[[str], None],
-        resume: Callable[[], None],
         chance: Chance = random.random,
     ) -> None:
         framework = plan.framework
@@ -208,22 +210,24 @@ class Dispatcher:
         self._recorder = recorder
         self._clock = clock
         self._chance = chance
+        self._gate = gate
         self._halt = halt
         self._handler: OneByOne | None = None
         self.lane_of: LaneFinder | None = None
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
-        self._is_closed = False
         self._kept_lanes: set[str] = set()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
-        self._intake = Intake(_bucket(framework), clock.monotonic)
+        self._intake = Intake(_bucket(framework), clock.monotonic, gate)
         self._arrivals = Arrivals(flight, self._admit)
-        self._pool = TaskPool(self._intake.take, self._process)
+        self._pool = TaskPool(self._intake.take, self._process, gate)
         self._holds = Holds(framework.recovery.hold_slots, clock)
-        self._scheduler = Scheduler(self._holds, store, self._intake, clock, reactor, self._tidy)
+        self._scheduler = Scheduler(
+            self._holds, store, self._intake, clock, reactor, gate, self._tidy
+        )
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(framework.recovery.breaker.consecutive, framework.recovery.breaker.probe)
-        self._pauses = Pauses(breaker, self._scheduler, reactor, pause, resume)
+        self._pauses = Pauses(breaker, self._scheduler, reactor, gate)
         self._settler = Settler(
             acknowledger,
             store,
@@ -238,6 +242,7 @@ class Dispatcher:
             self._done,
             must_keep=self._must_keep,
         )
+        gate.listen(self._gate_changed)
 
     def start(
         self,
@@ -245,7 +250,7 @@ class Dispatcher:
         lane_of: LaneFinder | None,
         watch: Callable[[asyncio.Task[None]], object] = lambda _task: None,
     ) -> None:
-        """Let the slots take deliveries, in tasks that end after :meth:`close`.
+        """Let the slots take deliveries, in tasks that end once the gate is closed.
 
         Args:
             handler: Runs the author's code, in as many slots as the plan says.
@@ -254,7 +259,7 @@ class Dispatcher:
                 a commit that failed by a defect.
         """
         self._settler.watch = watch
-        self._handler = OneByOne(handler, self._clock.monotonic)
+        self._handler = OneByOne(handler, self._clock.monotonic, self._gate)
         self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=self._handler,
@@ -291,20 +296,15 @@ class Dispatcher:
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         self._pauses.resize(recovery.breaker.consecutive, recovery.breaker.probe)
 
-    async def rest(self) -> None:
-        """Begin with nothing more, and wait until nothing runs nor is being written.
+    async def idle(self) -> None:
+        """Wait until nothing runs nor is being written; call it while the gate lets nothing begin.
 
-        What comes meanwhile waits for :meth:`go_on`.
+        What waits for a slot goes back to the queue.
         """
-        self._intake.suspend()
         if self._handler is not None:
             self._handler.withdraw()
         await self._pool.idle()
         await self._settler.written()
-
-    def go_on(self) -> None:
-        """Begin again, after :meth:`rest`."""
-        self._intake.go_on()
 
     def put(self, delivery: Delivery) -> None:
         """Let the next free slot take *delivery*, after those before it in its lane."""
@@ -443,16 +443,11 @@ class Dispatcher:
         decision = Decision(GiveBack(), delivery.history)
         self._settler.settle(Settled(delivery, None, Withdrawn(), decision))
 
-    def close(self) -> None:
-        """Let no slot begin with a delivery any more, and nothing come back."""
-        self._is_closed = True
-        self._intake.close()
-        self._arrivals.close()
-        self._pool.close()
-        if self._handler is not None:
-            self._handler.stop()
-        self._scheduler.pause()
-        self._pauses.stop()
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is GateEvent.CLOSE:
+            self._arrivals.close()
+            if self._handler is not None:
+                self._handler.stop()
 
     def give_back_held(self) -> int:
         """Give back to the broker what is held; returns how many those were."""
@@ -497,7 +492,7 @@ class Dispatcher:
             What became of it, once that is committed: :class:`.Ack` for a success,
             :class:`.GiveBack` where it did not run because the instance stops or pauses.
         """
-        if self._is_closed:
+        if self._gate.is_closed:
             return GiveBack()
         done: asyncio.Future[Disposition] = asyncio.get_running_loop().create_future()
         self._replays[delivery.row] = done
@@ -560,7 +555,7 @@ class Dispatcher:
 
     def _look_at_order(self) -> None:
         """Where nothing may overtake anything, what is in the store stops all the others."""
-        if not self._plan.policy.strict or self._is_closed:
+        if not self._plan.policy.strict or self._gate.is_closed:
             return
         try:
             self._pauses.order_is(blocked=self._store.is_blocked(SINGLE_LANE))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.errors import StoreError
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.limits import count_of, limit_of
 from consumer_framework.core.stats import Progress
@@ -48,11 +49,10 @@ class Instance:
         reactor: Twisted's asyncio reactor.
         listener: Told of everything that happens on the connection.
         halt: Called when a delivery halts the instance.
-        pause: Called with a reason when nothing more should be consumed.
-        resume: Called when that is over.
         late: Called when what the instance waits for has had its time.
 
     Attributes:
+        gate: Says whether work is taken.
         recorder: Counts and logs.
         session: The connection and its subscriptions.
         dispatcher: The deliveries, from their arrival to their settle.
@@ -81,8 +81,6 @@ class Instance:
         reactor: Any,
         listener: Listener,
         halt: Callable[[Halt], None],
-        pause: Callable[[str], None],
-        resume: Callable[[], None],
         late: Callable[[], None],
     ) -> None:
         self.settings = settings
@@ -91,6 +89,7 @@ class Instance:
         self.notifier = notifier
         self.clock = clock
         self.reactor = reactor
+        self.gate = Gate()
         self.state = State.BUILDING
         self.news_at = clock.monotonic()
         self.trouble = ""
@@ -127,9 +126,8 @@ class Instance:
             self.recorder,
             clock,
             reactor,
+            self.gate,
             halt=halt,
-            pause=pause,
-            resume=resume,
         )
         self.dispatcher.limit_of = self._delivery_limit
         self.session.take_always(self.dispatcher.is_near_limit)

@@ -13,10 +13,13 @@ from consumer_framework.adapters.systemd.memory_pressure import (
     PressureWatch,
     free_memory,
 )
+from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.limits import Capacity, Squeeze
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from consumer_framework.core.gate import Reason
 
     from .instance import Instance
 
@@ -29,6 +32,8 @@ FREE_DELAY = 0.1
 class MemoryRelief:
     """Shrinks slots and prefetch of *instance* while there is memory pressure.
 
+    Behind a closed gate it watches no more, and leaves everything as it is.
+
     Attributes:
         strain: What ``systemctl status`` says of it; "" where all is well.
     """
@@ -39,6 +44,7 @@ class MemoryRelief:
         self._watch: PressureWatch | None = None
         self._timer: Any = None
         self.strain = ""
+        instance.gate.listen(self._gate_changed)
 
     def start(self) -> None:
         """Watch what systemd names, if it names something."""
@@ -51,11 +57,11 @@ class MemoryRelief:
         else:
             self._watch = watch if is_watching else None
 
-    def stop(self) -> None:
-        """Watch no more, and leave everything as it is."""
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is not GateEvent.CLOSE:
+            return
         if self._watch is not None:
             self._watch.stop()
-            self._watch = None
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
@@ -81,7 +87,7 @@ class MemoryRelief:
         return Capacity(plan.framework.slots, plan.prefetch_count)
 
     def _pressed(self) -> None:
-        if self._watch is None or not self._squeeze.press(self._full, self._now()):
+        if self._instance.gate.is_closed or not self._squeeze.press(self._full, self._now()):
             return
         self.apply()
         # What waits in memory comes again, as far as the new count allows.
@@ -99,7 +105,7 @@ class MemoryRelief:
         self._set_timer()
 
     def _lost(self) -> None:
-        if self._watch is not None:
+        if not self._instance.gate.is_closed:
             _log.warning("memory pressure is not watched for any more: $%s is gone", WATCH)
 
     def _set_timer(self) -> None:

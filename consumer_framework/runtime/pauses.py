@@ -7,11 +7,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
+from consumer_framework.core.gate import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from consumer_framework.core.delivery import Outcome
+    from consumer_framework.core.gate import Gate, GateEvent
     from consumer_framework.core.limits import Breaker
     from consumer_framework.core.recovery import Decision
 
@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEPENDENCY = "dependency"
-STORE = "store"
-ORDER = "order"
-
 _WORKS = {
-    DEPENDENCY: "the dependency works again",
-    STORE: "the store works again",
-    ORDER: "nothing in the store is in the way any more",
+    Reason.DEPENDENCY: "the dependency works again",
+    Reason.STORE: "the store works again",
+    Reason.ORDER: "nothing in the store is in the way any more",
 }
 _IN_THE_WAY = (
     'a message is deferred or quarantined, and nothing may overtake it (ordering = "strict"); '
@@ -41,25 +37,16 @@ class Pauses:
         breaker: The breaker, closed.
         scheduler: Brings the delivery that an open breaker is probed with.
         reactor: Twisted's reactor, or a clock of a test's.
-        pause: Called when there is a reason, and whenever it changes.
-        resume: Called when there is none any more.
+        gate: The gate of the instance, which is suspended while something is broken.
     """
 
-    def __init__(
-        self,
-        breaker: Breaker,
-        scheduler: Scheduler,
-        reactor: Any,
-        pause: Callable[[str], None],
-        resume: Callable[[], None],
-    ) -> None:
+    def __init__(self, breaker: Breaker, scheduler: Scheduler, reactor: Any, gate: Gate) -> None:
         self._breaker = breaker
         self._scheduler = scheduler
         self._reactor = reactor
-        self._pause = pause
-        self._resume = resume
-        self._reasons: dict[str, str] = {}
+        self._gate = gate
         self._probe: Any = None
+        gate.listen(self._gate_changed)
 
     def resize(self, consecutive: int, probe: tuple[float, ...]) -> None:
         """Let the dependency count as broken after other faults; one that is broken stays so."""
@@ -75,13 +62,15 @@ class Pauses:
             self._breaker = self._breaker.fault()
             if self._breaker.is_open:
                 reason = getattr(decision.disposition, "reason", "")
-                self._break(DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s")
+                self._break(
+                    Reason.DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s"
+                )
                 self._set_probe()
         elif isinstance(outcome, Succeeded | Skipped) or (was_open and isinstance(outcome, Failed)):
             # A probe that fails of its own fault has met a dependency that works.
             self._breaker = self._breaker.success()
             if was_open:
-                self._mend(DEPENDENCY)
+                self._mend(Reason.DEPENDENCY)
         else:
             # If this was the probe, it has not seen the dependency.
             self.look()
@@ -93,52 +82,41 @@ class Pauses:
 
     def store_failed(self, reason: str) -> None:
         """Nothing can be committed, so nothing more is taken."""
-        self._break(STORE, reason)
+        self._break(Reason.STORE, reason)
 
     def store_works(self) -> None:
         """What could not be committed is committed."""
-        self._mend(STORE)
+        self._mend(Reason.STORE)
 
     def order_is(self, *, blocked: bool) -> None:
         """Whether a message in the store may not be overtaken."""
         if blocked:
-            self._break(ORDER, _IN_THE_WAY)
+            self._break(Reason.ORDER, _IN_THE_WAY)
         else:
-            self._mend(ORDER)
+            self._mend(Reason.ORDER)
 
     def order_is_unknown(self, reason: str) -> None:
         """The store cannot be read, so that a message in it might be overtaken."""
-        self._break(ORDER, f'{reason} (ordering = "strict" needs to read it)')
+        self._break(Reason.ORDER, f'{reason} (ordering = "strict" needs to read it)')
 
-    def stop(self) -> None:
-        """Probe no more."""
-        self._stop_probe()
+    def _break(self, reason: Reason, text: str) -> None:
+        if self._gate.reasons.get(reason) != text:
+            _log.warning("paused: %s", text)
+            self._gate.suspend(reason, text)
 
-    def _break(self, what: str, reason: str) -> None:
-        if self._reasons.get(what) == reason:
-            return
-        self._reasons[what] = reason
-        _log.warning("paused: %s", reason)
-        if what == DEPENDENCY:
-            # Deferred messages go on where the store is full: that is what makes room.
-            self._scheduler.pause()
-        self._pause("; ".join(self._reasons.values()))
+    def _mend(self, reason: Reason) -> None:
+        if reason in self._gate.reasons:
+            _log.info("%s", _WORKS[reason])
+            self._gate.resume(reason)
 
-    def _mend(self, what: str) -> None:
-        if self._reasons.pop(what, None) is None:
-            return
-        _log.info("%s", _WORKS[what])
-        if DEPENDENCY not in self._reasons:
-            # Also where something else is broken: a deferred message may be what stands in the way.
+    def _gate_changed(self, _event: GateEvent, _reason: Reason | None) -> None:
+        if self._gate.is_closed or Reason.DEPENDENCY not in self._gate.reasons:
             self._stop_probe()
-            self._scheduler.resume()
-        if self._reasons:
-            self._pause("; ".join(self._reasons.values()))
-        else:
-            self._resume()
 
     def _set_probe(self) -> None:
         self._stop_probe()
+        if self._gate.is_closed:
+            return
         self._probe = self._reactor.callLater(self._breaker.wait, self._try)
 
     def _try(self) -> None:
@@ -146,7 +124,7 @@ class Pauses:
         if not self._scheduler.bring_one():
             # Everything was given back: the next message of the queue is the probe.
             self._breaker = self._breaker.success()
-            self._mend(DEPENDENCY)
+            self._mend(Reason.DEPENDENCY)
 
     def _stop_probe(self) -> None:
         probe, self._probe = self._probe, None

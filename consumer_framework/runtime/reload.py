@@ -25,7 +25,7 @@ from twisted.internet import task
 from consumer_framework.adapters import certificates, config, log
 from consumer_framework.adapters.systemd.credentials import ServiceCredentials
 from consumer_framework.core.errors import ConfigurationError, Fault, Problem
-from consumer_framework.core.lifecycle import State
+from consumer_framework.core.gate import Reason
 from consumer_framework.runtime.assembly.loader import is_plain_class
 from consumer_framework.settings import Takes, changes, in_force, is_authors
 from consumer_framework.settings.changes import bound, without
@@ -416,7 +416,7 @@ class Reloader:
 
     async def _reload(self, say: Say, given: bytes | None) -> Report:
         await self._instance.is_built.wait()
-        if self._is_stopping:
+        if self._instance.gate.is_closed:
             return Report(problems=stopping().problems)
         source = self._options.source
         _log.info("reloading %s", source)
@@ -440,7 +440,7 @@ class Reloader:
         finally:
             self._extension.stop()
             self._instance.is_reloading = False
-            if not self._is_stopping:
+            if not self._instance.gate.is_closed:
                 # Also where the old settings stay.
                 self._instance.announce_ready()
 
@@ -524,20 +524,19 @@ class Reloader:
 
     async def _connect_again(self, former: asyncio.Task[None] | None) -> None:
         """Connect again with nothing in the handler, so that nothing is run twice anywhere."""
-        dispatcher, session = self._instance.dispatcher, self._instance.session
+        gate, dispatcher = self._instance.gate, self._instance.dispatcher
         if former is not None:
             await asyncio.wait([former])
         try:
-            await dispatcher.rest()
+            gate.suspend(Reason.RECONNECTION)
+            await dispatcher.idle()
             self._is_resting = False
-            if not self._is_stopping:
-                await from_twisted(session.reconnect("connecting again with other settings"))
+            if not gate.is_closed:
+                await from_twisted(
+                    self._instance.session.reconnect("connecting again with other settings")
+                )
         finally:
-            dispatcher.go_on()
-
-    @property
-    def _is_stopping(self) -> bool:
-        return self._instance.state in {State.FAILING, State.DRAINING, State.STOPPED}
+            gate.resume(Reason.RECONNECTION)
 
 
 def _document(loaded: Loaded, settings: Settings, found: tuple[Change, ...]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from consumer_framework.core.errors import (
     Problem,
     StoreError,
 )
+from consumer_framework.core.gate import SHUTS, Entry
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.text import text
 from consumer_framework.runtime.control.requests import Orders
@@ -44,6 +45,7 @@ from .watchdog import Watchdog
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
+    from consumer_framework.core.gate import GateEvent, Reason
     from consumer_framework.core.ports import Clock, Notifier
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
@@ -102,15 +104,15 @@ class Runner(MultiService):
             reactor,
             self,
             halt=self._halted,
-            pause=self._pause,
-            resume=self._resume,
             late=self._late,
         )
         self._reactor = reactor
         self._lane_of: LaneFinder | None = None
         self._tasks = SupervisedTasks(self._task_failed)
         self._building: asyncio.Task[None] | None = None
-        self._startup = Startup(plan, files.flight, self._waits_for_dependency)
+        gate = self._instance.gate
+        self._startup = Startup(plan, files.flight, self._waits_for_dependency, gate)
+        gate.listen(self._gate_changed)
         self._start_end = 0.0
         self._last_turns = 0.0
         self._stopped: defer.Deferred[None] = defer.Deferred()
@@ -167,7 +169,7 @@ class Runner(MultiService):
     def lost(self, reason: str, retry_in: float) -> None:
         """There is no connection."""
         self._instance.remarks["blocked"] = ""
-        if self._instance.state in (State.FAILING, State.DRAINING, State.STOPPED):
+        if self._instance.gate.is_closed:
             _log.debug("the connection is closed: %s", reason)
         else:
             attempt = self._instance.session.service.factory.retries + 1
@@ -225,8 +227,7 @@ class Runner(MultiService):
             case Effect.DRAIN:
                 if self.exit_code == ExitCode.OK:
                     self._instance.trouble = ""
-                self._instance.memory_relief.stop()
-                self._instance.dispatcher.close()
+                self._instance.gate.close()
                 self._begin_drain()
             case Effect.CUT_SHORT:
                 self._instance.deadline.stop()
@@ -246,7 +247,7 @@ class Runner(MultiService):
     def _told_to_stop(self, number: signal.Signals) -> None:
         if self._instance.state is State.DRAINING:
             self.exit_code = self.exit_code or 128 + number
-        is_first = self._instance.state not in {State.FAILING, State.DRAINING, State.STOPPED}
+        is_first = not self._instance.gate.is_closed
         _log.info("%s: stopping", number.name)
         self._happened(Event.STOP)
         if is_first and self._instance.running:
@@ -258,7 +259,7 @@ class Runner(MultiService):
         """Somebody else stopped the reactor; drain first."""
         if self._instance.state is State.STOPPED:
             return None
-        if self._instance.state not in (State.FAILING, State.DRAINING):
+        if not self._instance.gate.is_closed:
             self._happened(Event.STOP)
         return self._stopped
 
@@ -324,24 +325,24 @@ class Runner(MultiService):
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
-    # What the dispatcher reports.
+    # The reports of the dispatcher and of the gate.
 
     def _halted(self, halt: Halt) -> None:
         self._end(halt.exit_code, halt.reason)
 
-    def _pause(self, reason: str) -> None:
-        self._instance.trouble = reason
-        self._happened(Event.PAUSE)
-
-    def _resume(self) -> None:
-        self._instance.trouble = ""
-        connected = self._instance.session.is_connected
-        self._happened(Event.RESUME if connected else Event.RESUME_OFFLINE)
+    def _gate_changed(self, _event: GateEvent, reason: Reason | None) -> None:
+        if reason is None or Entry.CONSUME not in SHUTS[reason]:
+            return
+        self._instance.trouble = self._instance.gate.why_not_consuming
+        if self._instance.trouble:
+            self._happened(Event.PAUSE)
+        else:
+            connected = self._instance.session.is_connected
+            self._happened(Event.RESUME if connected else Event.RESUME_OFFLINE)
 
     # Stopping.
 
     def _begin_drain(self) -> None:
-        self._startup.stop()
         drain = Drain(self._instance, self._start_end, self._teardown_failed)
         self._instance.awaited = lambda: drain.awaited
         # systemd counts the time of the stop from here on, also where nobody told us to.
@@ -358,7 +359,7 @@ class Runner(MultiService):
 
     def _late(self) -> None:
         """The start, or the drain, has had its time."""
-        if self._instance.state in (State.FAILING, State.DRAINING):
+        if self._instance.gate.is_closed:
             what = f"gave up waiting for {self._instance.awaited()}"
             _log.error("%s", what)
             if self.exit_code == ExitCode.OK:

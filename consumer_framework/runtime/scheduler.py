@@ -14,11 +14,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.errors import StoreError
+from consumer_framework.core.gate import GateEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.gate import Gate, Reason
     from consumer_framework.core.intake import Holds, Intake
     from consumer_framework.core.ports import Clock, Store
 
@@ -43,6 +45,7 @@ class Scheduler:
 
     Args:
         reactor: Twisted's reactor, or a clock of a test's.
+        gate: Says whether deliveries may come back.
         tidy: Called whenever the alarm rings, every 30 seconds at the latest.
     """
 
@@ -53,6 +56,7 @@ class Scheduler:
         intake: Intake,
         clock: Clock,
         reactor: Any,
+        gate: Gate,
         tidy: Callable[[], None],
     ) -> None:
         self._holds = holds
@@ -60,6 +64,7 @@ class Scheduler:
         self._intake = intake
         self._clock = clock
         self._reactor = reactor
+        self._gate = gate
         self._tidy = tidy
         self._timer: Any = None
         # By number of the row, the bytes of its body.
@@ -75,7 +80,7 @@ class Scheduler:
         self._trouble = ""
         self._offset = clock.time() - clock.monotonic()
         self._rebasing: asyncio.Task[None] | None = None
-        self.is_paused = False
+        gate.listen(self._gate_changed)
 
     @property
     def is_behind(self) -> bool:
@@ -91,7 +96,7 @@ class Scheduler:
         """Bring back what is due, and set the alarm for the next."""
         self._is_called = False
         self._stop_timer()
-        if self.is_paused:
+        if not self._gate.may_recall:
             return
         now = self._clock.time()
         self._watch_clock(now)
@@ -143,15 +148,12 @@ class Scheduler:
         self._due_at = min(self._due_at, until)
         self._bring_soon()
 
-    def pause(self) -> None:
-        """Bring back nothing but by :meth:`bring_one`."""
-        self.is_paused = True
-        self._stop_timer()
-
-    def resume(self) -> None:
-        """Bring back what is due again."""
-        self.is_paused = False
-        self.look()
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if not self._gate.may_recall:
+            self._stop_timer()
+        elif event is GateEvent.RESUME:
+            # A deferred message may be what stands in the way of the others.
+            self.look()
 
     @property
     def _has_room(self) -> bool:
@@ -159,7 +161,7 @@ class Scheduler:
 
     def _bring_soon(self) -> None:
         """Bring back once what many settles of one turn of the event loop make due."""
-        if not (self._is_called or self.is_paused) and self._has_room:
+        if not self._is_called and self._gate.may_recall and self._has_room:
             self._is_called = True
             asyncio.get_running_loop().call_soon(self.bring)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor, signal_of
 from consumer_framework.core import limits
+from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.recovery import broken_dependency
 from consumer_framework.runtime.assembly.loader import is_plain_class
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from consumer_framework.author.handler import Handler
+    from consumer_framework.core.gate import Gate, Reason
     from consumer_framework.core.ports import Chance, FlightRecorder, Notifier
     from consumer_framework.runtime.assembly.plan import Plan
 
@@ -87,6 +89,7 @@ class Startup:
         plan: The handler to be made.
         flight: For its executor.
         waits: Called with what is waited for before another attempt; with ``""`` when it begins.
+        gate: Once it is closed, no further attempt is made; the one that is under way goes on.
         chance: Spreads the attempts.
     """
 
@@ -95,23 +98,26 @@ class Startup:
         plan: Plan,
         flight: FlightRecorder,
         waits: Callable[[str], None],
+        gate: Gate,
         chance: Chance = random.random,
     ) -> None:
         self._plan = plan
         self._flight = flight
         self._waits = waits
         self._chance = chance
-        self._is_stopped = asyncio.Event()
+        self._gate = gate
+        self._closing = asyncio.Event()
+        gate.listen(self._gate_changed)
 
-    def stop(self) -> None:
-        """Make no further attempt; the one that is under way goes on."""
-        self._is_stopped.set()
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is GateEvent.CLOSE:
+            self._closing.set()
 
     async def run(self) -> tuple[Handler, Executor] | None:
         """Make the handler and set it up.
 
         Returns:
-            Both it and what runs it; None where :meth:`stop` came before a success.
+            Both it and what runs it; None where the gate was closed before a success.
 
         Raises:
             BaseException: What the author's code raised, unless a dependency is at fault.
@@ -127,7 +133,7 @@ class Startup:
                     raise
                 _log.debug("attempt %d to set up the handler", attempt, exc_info=error)
             await self._wait(reason, attempt)
-            if self._is_stopped.is_set():
+            if self._gate.is_closed:
                 return None
             attempt += 1
 
@@ -148,5 +154,5 @@ class Startup:
         _log.warning("the handler cannot be set up: %s", what)
         self._waits(what)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._is_stopped.wait(), delay)
+            await asyncio.wait_for(self._closing.wait(), delay)
         self._waits("")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.author.handler import is_coroutine_callable
+from consumer_framework.core.gate import Gate, GateEvent
 from consumer_framework.runtime.dispatcher import Dispatcher
 from consumer_framework.runtime.lanes import lane_finder
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition, Halt
+    from consumer_framework.core.gate import Reason
     from consumer_framework.runtime.assembly.plan import Plan
 
     from .fake_queue import Posted
@@ -142,7 +144,6 @@ class VirtualInstance:
         time: The time, once the instance is opened.
         kills: By message id, how often the process still dies with the message.
         halted: What stopped the instance; None while it runs.
-        paused: Why the instance consumes nothing, "" while it does.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class VirtualInstance:
         self.time: VirtualTime
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
-        self.paused = ""
+        self._gate = Gate()
         self._plan = plan
         self._store = store
         self._chance = chance
@@ -165,6 +166,11 @@ class VirtualInstance:
         self._pump_call: Any = None
         self._awaited: asyncio.Task[None] | None = None
 
+    @property
+    def paused(self) -> str:
+        """The reasons for which the instance consumes nothing; "" while it consumes."""
+        return self._gate.why_not_consuming
+
     # Starting and stopping.
 
     def open(self) -> None:
@@ -173,14 +179,16 @@ class VirtualInstance:
 
     def start(self) -> None:
         """Start a process; what the consumer's own ``setup`` raises is raised here."""
-        self.halted, self.paused = None, ""
+        self.halted = None
+        self._gate = Gate()
+        self._gate.listen(self._gate_changed)
         self._dispatcher = self._make_dispatcher()
         self._await(self._build())
         self.settle_down()
 
     def stop(self, *, teardown: bool) -> None:
         """Stop the process, whatever waits then, with or without the consumer's *teardown*."""
-        self._dispatcher.close()
+        self._close()
         self._cancel_everything()
         if teardown:
             self._await(self._runner.executor.teardown())
@@ -189,7 +197,7 @@ class VirtualInstance:
     def crash(self) -> None:
         """Kill the process, as by SIGKILL, and start a new one."""
         self._flight = self._flight.crash()
-        self._dispatcher.close()
+        self._close()
         self._cancel_everything()
         self._runner.executor.close()
         self.queue.cut()
@@ -268,9 +276,8 @@ class VirtualInstance:
             DispositionRecorder(self.time, self.dispositions, self._chance),
             self.time,
             self.time.reactor,
+            self._gate,
             halt=self._halt,
-            pause=self._pause,
-            resume=self._resume,
             chance=self._chance,
         )
 
@@ -285,8 +292,12 @@ class VirtualInstance:
         self._workers = []
         self._dispatcher.start(self._runner, lanes, self._workers.append)
 
+    def _close(self) -> None:
+        if not self._gate.is_closed:
+            self._gate.close()
+
     def _drain(self) -> None:
-        self._dispatcher.close()
+        self._close()
         finish = self.time.loop.create_task(self._finish())
         self.time.run()
         while not finish.done() and (timer := self.time.next_timer()) is not None:
@@ -333,8 +344,9 @@ class VirtualInstance:
     @property
     def _has_something_to_deliver(self) -> bool:
         room = self._plan.prefetch_count or math.inf
-        consumes = not self.paused and self.halted is None
-        return consumes and bool(self.queue.ready) and len(self.queue.unsettled) < room
+        return (
+            self._gate.may_consume and bool(self.queue.ready) and len(self.queue.unsettled) < room
+        )
 
     @property
     def _is_pumping(self) -> bool:
@@ -344,14 +356,11 @@ class VirtualInstance:
 
     def _halt(self, halt: Halt) -> None:
         self.halted = halt
-        self._dispatcher.close()
+        self._close()
 
-    def _pause(self, reason: str) -> None:
-        self.paused = reason
-        self._dispatcher.give_back_waiting()
-
-    def _resume(self) -> None:
-        self.paused = ""
+    def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
+        if event is GateEvent.SUSPEND:
+            self._dispatcher.give_back_waiting()
 
     def _begin(self, delivery: Delivery) -> bool:
         """Note that a slot begins with *delivery*; returns whether the process dies meanwhile."""

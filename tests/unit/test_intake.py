@@ -3,6 +3,7 @@
 
 import asyncio
 
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.intake import Intake
 from consumer_framework.testing import make_delivery
 
@@ -142,10 +143,11 @@ def test_a_slot_whose_delivery_was_forgotten_waits_for_the_next_one():
 
 def test_a_closed_intake_gives_no_slot_a_delivery_and_returns_what_waited():
     async def scenario():
-        intake = Intake()
+        gate = Gate()
+        intake = Intake(gate=gate)
         slots = [asyncio.create_task(intake.take()) for _ in range(2)]
         await turns()
-        intake.close()
+        gate.close()
         assert await asyncio.gather(*slots) == [None, None]
         intake.put(numbered(1))
         intake.put(numbered(2))

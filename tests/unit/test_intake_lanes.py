@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from consumer_framework.core.delivery import Delivery
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.limits import TokenBucket
 from consumer_framework.testing import make_delivery
@@ -105,7 +106,8 @@ def test_what_is_of_the_store_is_never_too_old():
 
 def test_with_a_rate_the_order_of_a_lane_is_the_same():
     async def scenario():
-        intake = Intake(TokenBucket(1e6, burst=1))
+        gate = Gate()
+        intake = Intake(TokenBucket(1e6, burst=1), gate=gate)
         for delivery in (of("a", 1), of("a", 2), of("b", 3)):
             intake.put(delivery)
         assert await taken(intake, 2) == [1, 3]
@@ -113,7 +115,7 @@ def test_with_a_rate_the_order_of_a_lane_is_the_same():
         await turns()
         intake.left(of("a", 1))
         assert await slots[0] == of("a", 2)
-        intake.close()
+        gate.close()
         assert await asyncio.gather(*slots[1:]) == [None, None]
 
     play(scenario())
@@ -122,7 +124,8 @@ def test_with_a_rate_the_order_of_a_lane_is_the_same():
 def test_with_a_rate_a_slot_takes_no_token_for_a_delivery_that_is_not_there():
     async def scenario():
         time = 0.0
-        intake = Intake(TokenBucket(0.001, burst=2), lambda: time)
+        gate = Gate()
+        intake = Intake(TokenBucket(0.001, burst=2), lambda: time, gate)
         slots = [asyncio.create_task(intake.take()) for _ in range(3)]
         await turns()
         intake.put(of("", 1))
@@ -135,7 +138,7 @@ def test_with_a_rate_a_slot_takes_no_token_for_a_delivery_that_is_not_there():
         intake.put(of("", 4))
         await turns()
         assert not slots[2].done()
-        intake.close()
+        gate.close()
         assert await slots[2] is None
         assert intake.clear() == [of("", 4)]
 

@@ -23,6 +23,7 @@ from twisted.internet.task import Clock as ReactorClock
 from consumer_framework.adapters.systemd import memory_pressure
 from consumer_framework.adapters.systemd.memory_pressure import PressureWatch
 from consumer_framework.author.handler import Handler
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.limits import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan
@@ -294,6 +295,7 @@ class FakeInstance:
     """What :class:`.MemoryRelief` uses of an instance."""
 
     def __init__(self) -> None:
+        self.gate = Gate()
         self.reactor = self.clock = self.session = self.dispatcher = self.read_ahead = self
         self.time = ReactorClock()
         # So that nothing is pressed at 0, which the first moment of no clock is.
@@ -360,7 +362,8 @@ def play(instance, monkeypatch, tmp_path):
             try:
                 await scenario(relief, press)
             finally:
-                relief.stop()
+                if not instance.gate.is_closed:
+                    instance.gate.close()
 
         asyncio.run(asyncio.wait_for(with_relief(), PATIENCE))
 
@@ -419,7 +422,7 @@ def test_other_settings_keep_the_squeeze(instance, play):
 def test_one_that_stops_grows_no_more(instance, play):
     async def scenario(relief, press):
         await press()
-        relief.stop()
+        instance.gate.close()
         del instance.calls[:]
         instance.time.advance(10 * CALM)
 
@@ -438,7 +441,7 @@ def test_what_is_gone_is_said_once(instance, monkeypatch, tmp_path, caplog):
             listening.listen()
             relief.start()
         await until(lambda: caplog.messages)
-        relief.stop()
+        instance.gate.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     assert caplog.messages == [

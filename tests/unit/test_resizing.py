@@ -9,6 +9,7 @@ import pytest
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
+from consumer_framework.core.gate import Gate, Reason
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.limits import TokenBucket
 from consumer_framework.runtime.dispatcher import HAND_OVER, TaskPool
@@ -267,13 +268,14 @@ def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
 
 def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
     async def scenario():
-        intake = Intake(TokenBucket(1 / 86400, burst=1))
+        gate = Gate()
+        intake = Intake(TokenBucket(1 / 86400, burst=1), gate=gate)
         intake.put(numbered(1))
         intake.put(numbered(2))
         await intake.take()
         taker = asyncio.create_task(intake.take())
         await turns()
-        intake.close()
+        gate.close()
         assert await taker is None
 
     play(scenario())
@@ -282,8 +284,9 @@ def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
 @pytest.mark.parametrize("bucket", [None, TokenBucket(1e6, 1000)], ids=["no limit", "a rate"])
 def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
     async def scenario():
-        intake = Intake(bucket)
-        intake.suspend()
+        gate = Gate()
+        intake = Intake(bucket, gate=gate)
+        gate.suspend(Reason.RECONNECTION)
         takers = [asyncio.create_task(intake.take()) for _ in range(2)]
         await turns()
         for tag in range(3):
@@ -291,13 +294,13 @@ def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
         await turns()
         assert not any(taker.done() for taker in takers)
         assert len(intake) == 3
-        intake.go_on()
+        gate.resume(Reason.RECONNECTION)
         assert await asyncio.gather(*takers) == [numbered(0), numbered(1)]
-        intake.suspend()
+        gate.suspend(Reason.RECONNECTION)
         taker = asyncio.create_task(intake.take())
         await turns()
         assert not taker.done()
-        intake.close()
+        gate.close()
         assert await taker is None
 
     play(scenario())
@@ -310,12 +313,13 @@ class Work:
     """Deliveries that are processed when they are let go."""
 
     def __init__(self):
-        self.intake = Intake()
+        self.gate = Gate()
+        self.intake = Intake(gate=self.gate)
         self.tasks = []
         self.now: set[int] = set()
         self.is_quick = False
         self._permits = asyncio.Semaphore(0)
-        self.pool = TaskPool(self.intake.take, self._process)
+        self.pool = TaskPool(self.intake.take, self._process, self.gate)
 
     def start(self, size):
         self.pool.start(size, self.tasks.append)
@@ -336,8 +340,7 @@ class Work:
         await turns()
 
     async def finish(self):
-        self.intake.close()
-        self.pool.close()
+        self.gate.close()
         await self.pool.finish()
         assert all(task.done() for task in self.tasks)
 

@@ -7,6 +7,7 @@ import pytest
 from twisted.internet import task
 
 from consumer_framework.core.errors import StoreError
+from consumer_framework.core.gate import Gate, Reason
 from consumer_framework.core.intake import Holds, Intake
 from consumer_framework.runtime import scheduler
 from consumer_framework.testing import FakeClock, make_delivery
@@ -39,9 +40,10 @@ class Rig:
     def __init__(self, rows, body=b"{}", lane=""):
         self.clock, self.reactor = FakeClock(1000.0), task.Clock()
         self.store, self.intake, self.holds = CountingStore(), Intake(), Holds(4, self.clock)
+        self.gate = Gate()
         self.rows, self.body, self.lane = rows, body, lane
         self.scheduler = scheduler.Scheduler(
-            self.holds, self.store, self.intake, self.clock, self.reactor, lambda: None
+            self.holds, self.store, self.intake, self.clock, self.reactor, self.gate, lambda: None
         )
 
     async def fill(self):
@@ -180,5 +182,33 @@ def test_rows_that_cannot_be_brought_forward_are_told_of(caplog):
         for _ in range(3):
             await asyncio.sleep(0)
         assert "may be late by as much: the disk is full" in caplog.text
+
+    play(Rig(0), scenario)
+
+
+def test_nothing_comes_back_while_the_gate_is_shut_and_everything_when_it_opens():
+    async def scenario(rig):
+        rig.gate.suspend(Reason.DEPENDENCY)
+        await rig.store.defer(make_delivery(message_id="late"), 900.0)
+        rig.scheduler.look()
+        assert len(rig.intake) == 0
+        assert rig.reactor.getDelayedCalls() == []
+        rig.gate.suspend(Reason.STORE)
+        rig.gate.resume(Reason.DEPENDENCY)
+        assert len(rig.intake) == 1, "rows make room where the store is full"
+
+    play(Rig(0), scenario)
+
+
+def test_a_store_that_works_again_during_a_drain_brings_nothing_back():
+    async def scenario(rig):
+        rig.gate.suspend(Reason.STORE)
+        rig.gate.close()
+        await rig.store.defer(make_delivery(message_id="late"), 900.0)
+        rig.gate.resume(Reason.STORE)
+        rig.scheduler.deferred(900.0)
+        await asyncio.sleep(0)
+        assert len(rig.intake) == 0
+        assert rig.reactor.getDelayedCalls() == []
 
     play(Rig(0), scenario)

@@ -8,6 +8,7 @@ import pytest
 from consumer_framework.author.handler import Handler
 from consumer_framework.core import limits
 from consumer_framework.core.errors import DependencyFault, Skip
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.recovery import Policy, Rule, Then
 from consumer_framework.runtime.assembly.plan import Plan
 from consumer_framework.runtime.startup import Startup
@@ -33,6 +34,7 @@ class Author:
         self.fails = fails
         self.made = 0
         self.said = []
+        self.gate = Gate()
         plan = Plan("test", self._make, Policy(rules=rules), Framework())
         self.startup = None
         self.is_coroutine = is_coroutine
@@ -58,7 +60,9 @@ class Author:
 
     def run(self, meanwhile=None):
         async def scenario():
-            startup = Startup(self.plan, FakeFlightRecorder(places=1), self.said_one, lambda: 0.0)
+            startup = Startup(
+                self.plan, FakeFlightRecorder(places=1), self.said_one, self.gate, lambda: 0.0
+            )
             self.startup = startup
             task = asyncio.ensure_future(startup.run())
             if meanwhile:
@@ -117,7 +121,7 @@ def test_an_order_to_stop_ends_the_wait_between_two_attempts(monkeypatch):
     async def stop(startup):
         while not author.said:  # noqa: ASYNC110 -- a list tells nobody
             await asyncio.sleep(0.001)
-        startup.stop()
+        author.gate.close()
 
     assert author.run(stop) is None
     assert author.made == 1
@@ -127,6 +131,6 @@ def test_an_attempt_that_succeeds_after_an_order_to_stop_is_a_success():
     author = Author()
 
     async def stop(startup):
-        startup.stop()
+        author.gate.close()
 
     assert author.run(stop) is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Succeeded, Withdrawn
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.memory import OneByOne
 from consumer_framework.testing import make_delivery
 
@@ -47,9 +48,9 @@ def of(name):
     return make_delivery(message_id=name, history=History(crashes=int(name.startswith("s"))))
 
 
-async def begun(*names):
+async def begun(*names, gate=None):
     runner = Runner()
-    alone = OneByOne(runner)
+    alone = OneByOne(runner, gate=gate or Gate())
     tasks = {name: asyncio.ensure_future(alone.run(of(name))) for name in names}
     await turns()
     return runner, alone, tasks
@@ -76,7 +77,8 @@ def test_a_suspect_waits_for_what_runs_and_keeps_the_others_waiting():
 
 def test_what_waits_can_be_withdrawn_and_nothing_begins_after_a_stop():
     async def scenario():
-        runner, alone, tasks = await begun("a", "s1", "b", "c")
+        gate = Gate()
+        runner, alone, tasks = await begun("a", "s1", "b", "c", gate=gate)
         assert alone.withdraw(lambda delivery: delivery.message_id == "s1") == 1
         assert isinstance(await tasks["s1"], Withdrawn)
         await turns()
@@ -84,6 +86,7 @@ def test_what_waits_can_be_withdrawn_and_nothing_begins_after_a_stop():
         late = asyncio.ensure_future(alone.run(of("s2")))
         other = asyncio.ensure_future(alone.run(of("s3")))
         await turns()
+        gate.close()
         alone.stop()
         for name in ("a", "b", "c"):
             await runner.end(name)

@@ -101,6 +101,50 @@ def test_a_status_is_one_line_of_ascii(manager, notifier, status, line):
     assert manager.told() == [f"READY=1\nSTATUS={line}"]
 
 
+ODD = [
+    "é",
+    "č",
+    "€",
+    "\U0001f600",
+    "\ud800",
+    "\udce9",
+    "\udfff\ud800",
+    "\x85",
+    "\u2028",
+    "\u202e",
+    "\0",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=ascii)
+def test_no_character_loses_a_notification(manager, notifier, caplog, odd):
+    text = f"the queue {odd}: up"
+    notifier.ready(text)
+    notifier.reloading(text)
+    notifier.trigger(text)
+    notifier.stopping(text)
+    notifier.restart_reset()
+    notifier.status(f"{text} again")
+    told = [line for datagram in manager.told() for line in datagram.split("\n")]
+    assert [line for line in told if not line.startswith(("STATUS=the queue ", "MONOTONIC"))] == [
+        "READY=1",
+        "RELOADING=1",
+        "WATCHDOG=trigger",
+        "STOPPING=1",
+        "RESTART_RESET=1",
+    ]
+    assert sum(line.startswith("STATUS=") and ": up" in line for line in told) == 6
+    assert caplog.text == ""
+
+
+def test_a_status_that_is_too_long_for_systemd_loses_its_middle(manager, notifier):
+    notifier.ready("begin " + "\U0001f600\x1b" * 5000 + " end")
+    (datagram,) = manager.told()
+    assert len(datagram) < 4096
+    assert datagram.startswith("READY=1\nSTATUS=begin ")
+    assert datagram.endswith(" end")
+
+
 @given(st.text())
 def test_any_text_becomes_one_printable_line(text):
     line = one_ascii_line(text)

@@ -10,7 +10,7 @@ import time
 import sdnotify
 
 from consumer_framework.core.secrets import redact
-from consumer_framework.core.text import printable
+from consumer_framework.core.text import clipped, printable
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 # Seconds. The socket's queue is short; a service manager that does not read it must not stop the
 # reactor.
 SEND_TIMEOUT = 1.0
+# Characters. Several assignments that could not be sent before may stand before it.
+LONGEST_STATUS = 2000
 
 
 class SystemdNotifier:
@@ -120,13 +122,14 @@ def _connect() -> sdnotify.SystemdNotifier | None:
 
 
 def one_ascii_line(text: str) -> str:
-    """Make *text* safe for a notification.
+    """Make *text* safe as the value of ``STATUS=``, whatever characters it has.
 
-    sdnotify encodes latin-1 and swallows the error: one character outside it would lose the
-    whole datagram, ``READY=1`` included. A newline would start another assignment.
+    One character beyond latin-1 makes sdnotify lose the whole notification, ``READY=1`` included,
+    and systemd refuses a status that is not UTF-8, as latin-1 is not. A newline would begin another
+    assignment. systemd ignores a notification of more than 4,096 bytes.
     """
     line = printable(" ".join(redact(text).split()))
-    return line.encode("ascii", "replace").decode("ascii")
+    return clipped(line.encode("ascii", "replace").decode("ascii"), LONGEST_STATUS)
 
 
 def is_journal(descriptor: int) -> bool:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Unit files: those that this package ships, and those in the directories of systemd.unit(5).
+"""Unit files: the shipped texts, and the files in the directories of systemd.unit(5).
 
-The text of a unit file, as it is shipped and as it is installed.
-
-What is installed begins with a mark: a line with a checksum of all that follows. So a file can be
-told from one that somebody edited, and from one that somebody else put there.
+An installed file begins with a mark: a line with a checksum of all that follows. The mark tells an
+installed file from one that somebody edited afterwards, and from one that somebody else put there.
 """
 
 from __future__ import annotations
@@ -21,73 +19,16 @@ from consumer_framework.core.errors import FrameworkError
 
 # The command in the shipped text; an RPM installs it there.
 SHIPPED_COMMAND = "/usr/bin/fm-consumer"
-
-_MARK = "# Written by 'fm-consumer units install' (checksum {}); 'systemctl edit' changes it.\n"
-_MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{16})"))
-# Whole words: not the beginning of a longer path.
-_COMMAND = re.compile(rf"(?<![\w./-]){re.escape(SHIPPED_COMMAND)}(?![\w./-])")
-
-
-class Found(StrEnum):
-    """What is in the place of a file."""
-
-    NOTHING = "nothing"
-    """No file."""
-    SAME = "same"
-    """The very text."""
-    OLDER = "older"
-    """Another text that was installed, or copied, and not touched since."""
-    EDITED = "edited"
-    """One that was installed, and edited."""
-    FOREIGN = "foreign"
-    """Somebody else's."""
-
-
-def with_command(shipped: str, command: str) -> str:
-    """Return a shipped text with the path of the ``fm-consumer`` that it shall run."""
-    return _COMMAND.sub(lambda _: command, shipped)
-
-
-def marked(text: str) -> str:
-    """Return *text* as it is installed."""
-    return _MARK.format(_checksum(text)) + text
-
-
-def unmarked(installed: str) -> str:
-    """Return what is installed without its mark; as it is where it has none."""
-    return _MARKED.sub("", installed, count=1) if _MARKED.match(installed) else installed
-
-
-def found(installed: str | None, text: str, shipped: str) -> Found:
-    """Tell what is in the place of a file.
-
-    Args:
-        installed: What is there; None for nothing.
-        text: What should be there, without its mark.
-        shipped: The same as it is shipped, which people copied by hand.
-    """
-    if installed is None:
-        return Found.NOTHING
-    if installed == marked(text):
-        return Found.SAME
-    mark = _MARKED.match(installed)
-    if mark:
-        is_untouched = mark[1] == _checksum(unmarked(installed))
-        return Found.OLDER if is_untouched else Found.EDITED
-    return Found.OLDER if installed in (text, shipped) else Found.FOREIGN
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-ADMINISTRATORS = Path("/etc/systemd/system")
 # Where packages put units, in the order in which systemd looks.
 _PACKAGES = (
     Path("/usr/local/lib/systemd/system"),
     Path("/usr/lib/systemd/system"),
     Path("/lib/systemd/system"),
 )
+_MARK = "# Written by 'fm-consumer units install' (checksum {}); 'systemctl edit' changes it.\n"
+_MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{16})"))
+# Whole words: not the beginning of a longer path.
+_COMMAND = re.compile(rf"(?<![\w./-]){re.escape(SHIPPED_COMMAND)}(?![\w./-])")
 
 
 class UnitFileError(FrameworkError):
@@ -98,6 +39,58 @@ class UnitFileError(FrameworkError):
     """
 
     exit_code = 1
+
+
+class Found(StrEnum):
+    """Tells whose file is in the place of a unit file."""
+
+    NOTHING = "nothing"
+    """There is no file."""
+    SAME = "same"
+    """The file has the very text."""
+    OLDER = "older"
+    """Another text that was installed, or copied, and not touched since."""
+    EDITED = "edited"
+    """A text that was installed, and edited."""
+    FOREIGN = "foreign"
+    """Somebody else's file."""
+
+
+def with_command(shipped: str, command: str) -> str:
+    """Return the text *shipped* with *command* in the place of :data:`SHIPPED_COMMAND`."""
+    return _COMMAND.sub(lambda _: command, shipped)
+
+
+def marked(text: str) -> str:
+    """Return *text* as it is installed."""
+    return _MARK.format(_checksum(text)) + text
+
+
+def unmarked(installed: str) -> str:
+    """Return the text *installed* without its mark, if it has one."""
+    return _MARKED.sub("", installed, count=1) if _MARKED.match(installed) else installed
+
+
+def found(installed: str | None, text: str, shipped: str) -> Found:
+    """Tell whose file is in the place of a unit file.
+
+    Args:
+        installed: The text that is there; None for no file.
+        text: The text that should be there, without its mark.
+        shipped: The same text as it is shipped, which people copied by hand.
+    """
+    if installed is None:
+        return Found.NOTHING
+    if installed == marked(text):
+        return Found.SAME
+    if mark := _MARKED.match(installed):
+        is_untouched = mark[1] == _checksum(unmarked(installed))
+        return Found.OLDER if is_untouched else Found.EDITED
+    return Found.OLDER if installed in (text, shipped) else Found.FOREIGN
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def shipped() -> dict[str, str]:
@@ -113,18 +106,18 @@ def shipped() -> dict[str, str]:
 
 
 def below(root: Path, path: Path) -> Path:
-    """Where *path* of a system is whose root directory is *root*."""
+    """Return *path* of the system whose root directory is *root*."""
     return root / path.relative_to("/")
 
 
 def packaged(root: Path, name: str) -> Path | None:
-    """Find a unit that a package owns; None for none."""
+    """Return the file of the unit *name* that a package owns; None for none."""
     places = (below(root, directory) / name for directory in _PACKAGES)
     return next((place for place in places if place.exists()), None)
 
 
 def read(path: Path) -> str | None:
-    """Return what is in a file; None where there is none, and where it leads to is for a link.
+    """Return the text of a file; None if there is no file, and the target's name for a link.
 
     Raises:
         UnitFileError: It cannot be read.
@@ -140,14 +133,14 @@ def read(path: Path) -> str | None:
 
 
 def may_change(directory: Path) -> bool:
-    """Whether this user may make, replace and remove files in a directory, made where missing."""
+    """Return True if this user may change files in *directory*, which need not exist yet."""
     existing = next(place for place in (directory, *directory.parents) if place.exists())
-    # What is no directory is another error, which says so.
+    # A file in its place is another error, which says so.
     return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file, with the directories above it, all of it or nothing.
+    """Write a file, whole or not at all, with the directories above it.
 
     Raises:
         UnitFileError: The disk does not take it, or this user may not.
@@ -171,7 +164,7 @@ def write(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, and its directory of drop-ins where that is empty then.
+    """Remove a file, and its directory of drop-ins if that is empty then.
 
     Raises:
         UnitFileError: It cannot be removed.

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The gate of an instance: its table, the entries that reasons shut, and their meetings."""
+
+import asyncio
+from itertools import product
+
+import pytest
+from fedora_messaging.message import Message
+
+from consumer_framework import DependencyFault, Quarantine
+from consumer_framework.core.errors import StoreError
+from consumer_framework.core.gate import (
+    SHUTS,
+    TABLE,
+    Entry,
+    Gate,
+    GateEvent,
+    GateState,
+    IllegalGateEventError,
+    Reason,
+)
+from consumer_framework.testing import Harness
+
+
+def entries(gate):
+    """Return the entries that *gate* leaves open."""
+    found = Entry(0)
+    for may, entry in (
+        (gate.may_consume, Entry.CONSUME),
+        (gate.may_recall, Entry.RECALL),
+        (gate.may_begin, Entry.BEGIN),
+    ):
+        found |= entry if may else Entry(0)
+    return found
+
+
+ALL = Entry.CONSUME | Entry.RECALL | Entry.BEGIN
+
+
+def in_state(state):
+    gate = Gate()
+    if state is GateState.SUSPENDED:
+        gate.suspend(Reason.STORE)
+    elif state is GateState.CLOSED:
+        gate.close()
+    return gate
+
+
+def happen(gate, event):
+    if event is GateEvent.SUSPEND:
+        gate.suspend(Reason.STORE)
+    elif event is GateEvent.RESUME:
+        gate.resume(Reason.STORE)
+    else:
+        gate.close()
+
+
+@pytest.mark.parametrize(("state", "event"), list(product(GateState, GateEvent)))
+def test_the_gate_keeps_to_its_table_and_refuses_everything_else(state, event):
+    gate = in_state(state)
+    if state is GateState.CLOSED and event is GateEvent.RESUME:
+        gate.suspend(Reason.STORE)
+    if (state, event) in TABLE:
+        happen(gate, event)
+        assert gate.state is TABLE[state, event]
+    else:
+        with pytest.raises(IllegalGateEventError):
+            happen(gate, event)
+        assert gate.state is state
+
+
+def test_a_new_gate_is_open_and_lets_everything_in():
+    gate = Gate()
+    assert gate.state is GateState.OPEN
+    assert entries(gate) == ALL
+    assert gate.why_not_consuming == ""
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_reason_shuts_its_entries_and_no_others(reason):
+    gate = Gate()
+    gate.suspend(reason, "why")
+    assert gate.state is GateState.SUSPENDED
+    assert entries(gate) == ALL & ~SHUTS[reason]
+    gate.resume(reason)
+    assert gate.state is GateState.OPEN
+    assert entries(gate) == ALL
+
+
+@pytest.mark.parametrize(("first", "second"), list(product(Reason, Reason)))
+def test_an_entry_opens_again_when_the_last_reason_that_shuts_it_is_gone(first, second):
+    gate = Gate()
+    gate.suspend(first, "first")
+    gate.suspend(second, "second")
+    gate.resume(first)
+    if first is second:
+        assert gate.state is GateState.OPEN
+        return
+    assert gate.state is GateState.SUSPENDED
+    assert entries(gate) == ALL & ~SHUTS[second]
+    gate.resume(second)
+    assert gate.state is GateState.OPEN
+
+
+def test_the_text_names_the_reasons_for_which_nothing_is_consumed():
+    gate = Gate()
+    gate.suspend(Reason.RECONNECTION)
+    assert gate.why_not_consuming == ""
+    gate.suspend(Reason.DEPENDENCY, "no database")
+    gate.suspend(Reason.STORE, "no space")
+    assert gate.why_not_consuming == "no database; no space"
+    gate.suspend(Reason.DEPENDENCY, "still no database")
+    assert gate.why_not_consuming == "still no database; no space"
+    gate.resume(Reason.DEPENDENCY)
+    assert gate.why_not_consuming == "no space"
+
+
+@pytest.mark.parametrize("state", GateState)
+def test_a_reason_that_does_not_stand_cannot_end(state):
+    with pytest.raises(IllegalGateEventError, match="nothing is suspended for ORDER"):
+        in_state(state).resume(Reason.ORDER)
+
+
+def test_a_closed_gate_lets_nothing_in_whatever_reasons_end():
+    gate = Gate()
+    gate.suspend(Reason.RECONNECTION)
+    gate.close()
+    assert gate.is_closed
+    gate.suspend(Reason.STORE, "no space")
+    gate.resume(Reason.RECONNECTION)
+    assert gate.why_not_consuming == "no space"
+    gate.resume(Reason.STORE)
+    assert gate.state is GateState.CLOSED
+    assert entries(gate) == Entry(0)
+
+
+def test_listeners_hear_of_each_event_in_order_and_see_the_gate_as_it_is():
+    gate, heard = Gate(), []
+    gate.listen(lambda event, reason: heard.append((1, event, reason, gate.may_consume)))
+    gate.listen(lambda event, reason: heard.append((2, event, reason, gate.may_consume)))
+    gate.suspend(Reason.ORDER)
+    gate.resume(Reason.ORDER)
+    gate.close()
+    assert heard == [
+        (1, GateEvent.SUSPEND, Reason.ORDER, False),
+        (2, GateEvent.SUSPEND, Reason.ORDER, False),
+        (1, GateEvent.RESUME, Reason.ORDER, True),
+        (2, GateEvent.RESUME, Reason.ORDER, True),
+        (1, GateEvent.CLOSE, None, False),
+        (2, GateEvent.CLOSE, None, False),
+    ]
+
+
+# With everything around it.
+
+
+def message(n=1):
+    return Message(topic="org.example.test", body={"n": n})
+
+
+BREAKER = {"recovery": {"breaker": {"consecutive": 1, "probe": ["30s"]}}}
+
+
+def test_a_store_that_fails_while_the_dependency_is_broken_keeps_the_instance_paused():
+    faults = [DependencyFault("the database is gone")]
+
+    async def handle(message):
+        await asyncio.sleep(1 / message.body["n"])
+        if message.body["n"] == 2:
+            raise Quarantine("poison")
+        if faults:
+            raise faults.pop()
+
+    with Harness(handle, settings={"slots": 2, **BREAKER}) as harness:
+        first, second = message(1), message(2)
+        harness.store.error = StoreError("no space left on device")
+        harness.deliver(first)
+        harness.deliver(second)
+        harness.advance(2)
+        assert "the database is gone" in harness.paused
+        assert "no space left on device" in harness.paused
+        harness.advance(31)
+        assert harness.acked == [first]
+        assert harness.paused == "no space left on device"
+        harness.store.error = None
+        harness.advance(10)
+        assert harness.paused == ""
+        assert harness.quarantined == [second]
