@@ -75,7 +75,7 @@ class Client:
             ControlError: The request was refused or failed, or the instance went away meanwhile.
         """
         try:
-            self._connection.sendall(encode_request(request))
+            self._connection.sendall(encode_request(request) + b"\n")
             while not isinstance(answer := decode_answer(request, self._line()), Done):
                 yield answer
         except TimeoutError:
@@ -85,9 +85,8 @@ class Client:
                 f"{self._path}: the instance stopped before it was done; {otherwise}"
             ) from None
         except ProtocolError as error:
-            raise ControlError(
-                f"{self._path}: the instance, perhaps of another version, says: {error}"
-            ) from None
+            what = "the instance may run another version; restart it"
+            raise ControlError(f"{self._path}: {what}: {error}") from None
         if answer.error is not None:
             raise ControlError(f"{self._path}: the instance says: {answer.error}")
 

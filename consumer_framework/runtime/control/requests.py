@@ -117,9 +117,7 @@ class Responder:
             _log_row(row, "edited by an operator")
         yield Edited(copy)
 
-    async def replay(
-        self, request: schema.Replay
-    ) -> AsyncGenerator[Step | Begun | Replayed, None]:
+    async def replay(self, request: schema.Replay) -> AsyncGenerator[Step | Begun | Replayed, None]:
         """Run rows again, one after the other, and report each result as it is there.
 
         Rows of one lane run in their order. After one that does not succeed, the others of its

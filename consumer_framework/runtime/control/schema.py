@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, Union, cast, get_args
@@ -240,8 +241,8 @@ class Done:
 
 
 def encode_request(request: Request[Any]) -> bytes:
-    """Return the line of a request."""
-    return _line({"do": type(request).__name__.lower(), **_fields(request)})
+    """Return the line of a request, without its end."""
+    return json.dumps({"do": type(request).__name__.lower(), **document_of(request)}).encode()
 
 
 def decode_request(line: bytes) -> Request[Any]:
@@ -263,8 +264,8 @@ def decode_request(line: bytes) -> Request[Any]:
 
 
 def encode_answer(answer: object) -> bytes:
-    """Return the line of an answer, or of :class:`Done`, without secrets."""
-    return _line(redacted(_fields(answer)))
+    """Return the line of an answer, or of :class:`Done`, without its end and without secrets."""
+    return json.dumps(redacted(document_of(answer))).encode()
 
 
 def decode_answer(request: Request[AnswerT], line: bytes) -> AnswerT | Done:
@@ -278,14 +279,16 @@ def decode_answer(request: Request[AnswerT], line: bytes) -> AnswerT | Done:
     return cast("AnswerT | Done", _checked(kinds, document, "the answer is not understood"))
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def document_of(value: Any) -> dict[str, Any]:
+    """Return a request or an answer as a JSON object."""
     # A part that is optional is left out; the null of another answer means something.
     is_sparse = isinstance(value, Reload | Done)
-    return {k: v for k, v in asdict(value).items() if v is not None or not is_sparse}
+    document = asdict(value, dict_factory=_object)
+    return {key: part for key, part in document.items() if part is not None or not is_sparse}
 
 
-def _line(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, default=lambda member: member.value).encode() + b"\n"
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in items}
 
 
 def _document(line: bytes) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class ControlProtocol(LineOnlyReceiver):
             self._answer(Done())
 
     def _answer(self, answer: object) -> None:
-        self.transport.write(encode_answer(answer))  # type: ignore[attr-defined]
+        self.sendLine(encode_answer(answer))  # type: ignore[no-untyped-call]
 
 
 class ControlFactory(Factory):
