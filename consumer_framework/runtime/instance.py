@@ -27,7 +27,7 @@ from .read_ahead import ReadAhead
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from consumer_framework.adapters.amqp.session import Listener
+    from consumer_framework.adapters.amqp import Listener
     from consumer_framework.adapters.executor import Executor
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt

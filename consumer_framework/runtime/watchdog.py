@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from consumer_framework.adapters.amqp import Confirmation
+from consumer_framework.adapters.amqp import PresenceCheck
 from consumer_framework.core.attempt import is_own
 from consumer_framework.core.health import Facts, Sick, judge
 from consumer_framework.core.lifecycle import State
@@ -118,7 +118,7 @@ class Watchdog:
         self._instance = instance
         self._interval = instance.notifier.watchdog_seconds / FEEDS
         self._now = instance.clock.monotonic
-        self._confirmation = Confirmation(
+        self._presence = PresenceCheck(
             instance.session, instance.reactor, self._now, self._interval
         )
         # Not one of Twisted's, which stands still when somebody sets the machine's time back.
@@ -141,7 +141,7 @@ class Watchdog:
         self._blocked_loop.stop()
         if self._timer is not None:
             self._timer.cancel()
-        self._confirmation.stop()
+        self._presence.stop()
 
     def _look(self) -> None:
         if self._instance.state is State.BUILDING:
@@ -154,8 +154,8 @@ class Watchdog:
             self._alarm(verdict.reason, facts)
         else:
             self._instance.notifier.watchdog()
-            self._confirmation.ask()
-            self._instance.lag = self._confirmation.lag
+            self._presence.ask()
+            self._instance.lag = self._presence.lag
 
     def _facts(self) -> Facts:
         instance = self._instance
@@ -163,8 +163,8 @@ class Watchdog:
             state=instance.state,
             news_at=instance.news_at,
             overruns=instance.executor.overruns() if instance.executor is not None else (),
-            absent=self._confirmation.absent,
-            confirm_by=self._confirmation.confirm_by,
+            absent=self._presence.absent,
+            confirm_by=self._presence.confirm_by,
         )
 
     def _alarm(self, reason: str, facts: Facts) -> None:
