@@ -16,6 +16,7 @@ from consumer_framework.core.lifecycle import State
 from consumer_framework.core.limits import count_of, limit_of
 from consumer_framework.core.ports import Observers
 from consumer_framework.core.stats import Counters, Progress
+from consumer_framework.runtime.control.schema import Counts, StatusReport
 from consumer_framework.runtime.observe.log import DeliveryLog
 from consumer_framework.runtime.observe.status import Facts, status_line
 
@@ -215,19 +216,20 @@ class Instance:
             self._has_proven_itself = True
             self.notifier.restart_reset()
 
-    def report(self) -> dict[str, Any]:
-        """What the control socket says of the instance; see docs/reference/cli.md."""
-        return {
-            "pid": os.getpid(),
-            "state": self.state.name.lower(),
-            "status": self.status(),
-            "trouble": self.trouble,
-            "remarks": list(filter(None, self.remarks.values())),
-            "broker": self.broker,
-            "queues": list(self.session.queues),
-            "held": self.dispatcher.held,
-            "lag": self.lag,
-            "rate": round(self._progress.rate(self.clock.monotonic()), 3),
-            "up": round(self._progress.up(self.clock.monotonic())),
-            "counts": {**asdict(self.counters.snapshot()), "running": len(self.running)},
-        }
+    def report(self) -> StatusReport:
+        """Report the state of the instance, without the numbers of its store."""
+        now = self.clock.monotonic()
+        return StatusReport(
+            pid=os.getpid(),
+            state=self.state.name.lower(),
+            status=self.status(),
+            trouble=self.trouble,
+            remarks=tuple(filter(None, self.remarks.values())),
+            broker=self.broker,
+            queues=tuple(self.session.queues),
+            held=self.dispatcher.held,
+            lag=self.lag,
+            rate=round(self._progress.rate(now), 3),
+            up=round(self._progress.up(now)),
+            counts=Counts(**asdict(self.counters.snapshot()), running=len(self.running)),
+        )

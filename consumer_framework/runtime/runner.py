@@ -27,7 +27,8 @@ from consumer_framework.core.errors import (
 from consumer_framework.core.gate import SHUTS, Entry
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.text import text
-from consumer_framework.runtime.control.requests import Orders
+from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.schema import Reload
 from consumer_framework.runtime.control.server import ControlFactory
 from consumer_framework.runtime.observe.status import counts_text
 
@@ -318,10 +319,10 @@ class Runner(MultiService):
         path = control_socket(directory)
         path.unlink(missing_ok=True)
         store, dispatcher = self._instance.files.store, self._instance.dispatcher
-        orders = Orders(
+        responder = Responder(
             store, dispatcher.replay, dispatcher.dropped, dispatcher.look, self._instance.report
         )
-        factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
+        factory = ControlFactory({**responder.by_type, Reload: self._reloader.respond})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
