@@ -19,7 +19,7 @@ from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.intake import Holds, Intake
 from consumer_framework.core.limits import NEAR_LIMIT, Breaker, TokenBucket, count_of, is_near
-from consumer_framework.core.memory import Histories, LostAcks, OneByOne, Unsettled
+from consumer_framework.core.memory import Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import Decision
 from consumer_framework.core.settler import Decided, Settler
@@ -27,6 +27,7 @@ from consumer_framework.core.settler import Decided, Settler
 from .lanes import SINGLE_LANE, Arrivals
 from .pauses import Pauses
 from .scheduler import LONGEST_SLEEP, Scheduler
+from .suspects import SuspectIsolation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -212,13 +213,13 @@ class Dispatcher:
         self._chance = chance
         self._gate = gate
         self._halt = halt
-        self._handler: OneByOne | None = None
+        self._handler: SuspectIsolation | None = None
         self.lane_of: LaneFinder | None = None
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
         self._pipeline: Pipeline | None = None
         self._kept_lanes: set[str] = set()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
-        self._intake = Intake(_bucket(framework), clock.monotonic, gate)
+        self._intake = Intake(clock, _bucket(framework), gate)
         self._arrivals = Arrivals(flight, self._admit)
         self._pool = TaskPool(self._intake.take, self._process, gate)
         self._holds = Holds(framework.recovery.hold_slots, clock)
@@ -235,11 +236,13 @@ class Dispatcher:
             observer,
             self._holds,
             Histories(),
-            Unsettled(clock),
+            UnsettledRuns(clock),
             LostAcks(clock, plan.prefetch_count),
             self._pauses.store_failed,
             self._pauses.store_works,
             self._done,
+            clock,
+            asyncio.create_task,
             must_keep=self._must_keep,
         )
         gate.listen(self._gate_changed)
@@ -259,7 +262,7 @@ class Dispatcher:
                 a commit that failed by a defect.
         """
         self._settler.watch = watch
-        self._handler = OneByOne(handler, self._clock.monotonic, self._gate)
+        self._handler = SuspectIsolation(handler, self._clock, self._gate)
         self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=self._handler,
