@@ -78,7 +78,7 @@ class MemoryRelief:
         self._instance.resize(now.slots)
         ahead = self._instance.read_ahead.bounded(now.prefetch_count)
         kept = self._instance.session.set_prefetch(ahead)
-        self._instance.say_status()
+        self._instance.status.announce()
         return kept
 
     @property

@@ -442,7 +442,7 @@ class Reloader:
             self._instance.is_reloading = False
             if not self._instance.gate.is_closed:
                 # Also where the old settings stay.
-                self._instance.announce_ready()
+                self._instance.status.announce_ready()
 
     async def _try(self, say: Say, given: bytes | None) -> Report:
         try:

@@ -161,7 +161,7 @@ class Watchdog:
         instance = self._instance
         return Facts(
             state=instance.state,
-            news_at=instance.news_at,
+            news_at=instance.progress_at,
             overruns=instance.executor.overruns() if instance.executor is not None else (),
             absent=self._confirmation.absent,
             confirm_by=self._confirmation.confirm_by,

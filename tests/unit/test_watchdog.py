@@ -40,7 +40,7 @@ class Instance(SimpleNamespace):
             reactor=task.Clock(),
             clock=clock,
             state=State.CONSUMING,
-            news_at=clock.monotonic(),
+            progress_at=clock.monotonic(),
             executor=SimpleNamespace(overruns=lambda: self.runs),
             files=SimpleNamespace(flight=Flight()),
             runs=(),
@@ -100,7 +100,9 @@ def test_a_service_manager_that_does_not_wait_is_not_fed():
 def test_a_stuck_instance_says_why_writes_its_stacks_once_and_is_not_fed(capfd, caplog):
     instance = Instance()
     delivery = make_delivery()
-    instance.runs = (Overrun("message 1", (delivery,), instance.news_at - 5, is_cancelled=False),)
+    instance.runs = (
+        Overrun("message 1", (delivery,), instance.progress_at - 5, is_cancelled=False),
+    )
     notifier = watched(instance, lambda told: len(told.calls) >= 3)
     assert notifier.feeds == 0
     assert set(notifier.calls) == {("trigger", notifier.status_line)}
