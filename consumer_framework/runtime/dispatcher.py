@@ -381,7 +381,7 @@ class Dispatcher:
 
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the store."""
-        self._scheduler.look()
+        self._scheduler.read_store()
         self._look_at_order()
 
     def voided(self, generation: int) -> None:
@@ -396,7 +396,7 @@ class Dispatcher:
             self._settler.histories.keep(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
-        self._pauses.look()
+        self._pauses.probe_again()
 
     @property
     def is_behind(self) -> bool:
