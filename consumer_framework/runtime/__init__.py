@@ -1,40 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One process that runs one instance, from its configuration to its exit code.
 
-``app.run`` builds the :class:`.Instance` with all its parts, in one place, and the :class:`.Runner`,
-which starts and ends it. Then the instance lives by the table in :mod:`consumer_framework.core.\
-lifecycle`: parts report events, the table says which state and which effects follow, and instance
-and runner carry them out::
+:mod:`.app` builds the :class:`.Instance` with all its parts, and the :class:`.Runner`, which starts
+it and ends it. From then on the table in :mod:`consumer_framework.core.lifecycle` decides: parts
+report events, the table names the next state and the effects, and instance and runner carry the
+effects out::
 
-    start      app         loads the configuration, plans, opens the store
-               startup     makes the handler and sets it up, until its dependencies are there
-    connect    session     dials the broker, opens channels, subscribes          (adapters/amqp)
-    consume    dispatcher  takes deliveries from the broker, and from the store by the scheduler,
-                           to the slots, and their dispositions to settle
-    pause      pauses      suspends the gate while the dependency or the store is broken
-    reload     reload      reads the configuration again, and brings it into force
-    drain      drain       finishes running deliveries, gives back the others, closes everything
-    exit       process_exit  ends the process, whatever the author's code has left running
+    BUILDING ──▶ CONNECTING ──▶ SUBSCRIBING ──▶ CONSUMING    a lost connection: CONNECTING again
+                      │              │              │
+                      └──────────────┼──────────────┘
+                                     ▼
+                                  PAUSED                     back to one of the first two
+    all of these ──▶ DRAINING (told to stop) or FAILING (cannot go on) ──▶ STOPPED
 
-              BUILT            CONNECTED           SUBSCRIBED
-    BUILDING ───────▶ CONNECTING ───────▶ SUBSCRIBING ───────▶ CONSUMING
-        │                 │  ▲    ◀── LOST ──  │                 │
-        │                 ▼  │ RESUME          ▼      PAUSE      ▼
-        │               PAUSED ◀────────────────────────────────┘
-        │ STOP, FAULT     │ STOP, FAULT
-        ▼                 ▼             DRAINED, DEADLINE
-     DRAINING or FAILING ────────────────────────────────▶ STOPPED
+The steps of a life, and the files that take them:
 
-Beside the lifecycle there is one :class:`consumer_framework.core.gate.Gate`. It says whether work
-is taken, and every part that takes work reads it. ``PAUSED`` is the view of the broker's side: the
-gate is suspended for a reason that stops consuming.
+======= ================ =====================================================================
+start   app, startup     Load the configuration, open the store, set up the author's handler.
+connect runner           Start the session (``adapters/amqp``) and the control socket.
+consume dispatcher       Take deliveries from the broker, and from the store by the scheduler,
+                         through the slots to their settle.
+pause   pauses           Suspend the gate while a dependency or the store is broken.
+reload  reload           Read the configuration again, and bring it into force.
+drain   drain            Finish running deliveries, give back the others, close everything.
+exit    process_exit     End the process, whatever the author's code has left running.
+======= ================ =====================================================================
 
-Meanwhile ``watchdog`` watches that the instance is not stuck, ``memory_relief`` and ``read_ahead``
-bound the memory, ``deadline`` bounds start and drain, ``signals`` and ``control`` bring orders, and
-``observe`` describes and logs it all.
+One :class:`consumer_framework.core.gate.Gate` says whether work is taken, and every part that takes
+work reads it. ``watchdog`` watches that the instance is not stuck; ``memory_relief`` and
+``read_ahead`` bound its memory, ``deadline`` its start and its drain; ``signals`` and ``control``
+bring orders; ``observe`` counts, logs and describes.
 
-Here belongs code that acts while an instance runs: it may use Twisted, asyncio and every adapter.
-Decisions about a message belong to ``core``, each outside thing to an adapter, and commands that act
-from another process to ``operate``, which may import ``assembly``, ``control`` and ``state_files``
-only.
+Code that acts while an instance runs belongs here. Decisions about a message belong to ``core``,
+each outside thing to an adapter, and commands of another process to ``operate``, which imports
+nothing of this package but ``assembly``, ``control`` and ``state_files``.
 """
