@@ -29,7 +29,7 @@ class Run(Protocol):
 
 
 # The run that this thread, or this task, is in.
-RUN: ContextVar[Run | None] = ContextVar("run", default=None)
+CURRENT_RUN: ContextVar[Run | None] = ContextVar("run", default=None)
 
 
 def heartbeat() -> None:
@@ -40,12 +40,12 @@ def heartbeat() -> None:
     thread was begun with the handler's context (``asyncio.to_thread``, ``contextvars``); outside
     of a handler it does nothing at all.
     """
-    run = RUN.get()
+    run = CURRENT_RUN.get()
     if run is not None:
         run.heartbeat()
 
 
 def deliveries() -> Sequence[Delivery]:
     """Return the deliveries of the run that this thread, or this task, is in; none outside one."""
-    run = RUN.get()
+    run = CURRENT_RUN.get()
     return run.deliveries if run is not None else ()

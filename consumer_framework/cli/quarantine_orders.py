@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.text import plural
 from consumer_framework.settings import instance_name_problem
 
 from . import options, terminal
 from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
 from .selection import FINGERPRINT, choose, open_store
-from .terminal import Command, Refusal, plural
+from .terminal import Command, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

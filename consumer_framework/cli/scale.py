@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from consumer_framework.core.text import plural
+
 from . import options, terminal
 from .options import complete_instance, instance_file, no_such_instance
-from .terminal import Command, plural
+from .terminal import Command
 
 # `run` needs what these import: --help and shell completion must be quick.
 if TYPE_CHECKING:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumer_framework.core.text import age, plural
+
 from . import options, terminal
 from .options import JSON, complete_instance, instance_file
-from .terminal import Command, Refusal, age, bad, faint, good, plural, safe, title
+from .terminal import Command, Refusal, bad, faint, good, safe, title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

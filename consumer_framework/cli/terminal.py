@@ -9,9 +9,8 @@ import math
 import os
 import shutil
 import sys
-import unicodedata
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +20,14 @@ from consumer_framework.adapters.systemd.notify import is_journal
 from consumer_framework.core.errors import FrameworkError
 from consumer_framework.core.log_fields import priority_of
 from consumer_framework.core.secrets import redact, redacted
+from consumer_framework.core.text import fit, width
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-ELLIPSIS = "…"
 # Columns: a cell that has to give way keeps so many.
 _NARROWEST = 10
 _GAP = "  "
-_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
-# From two of a unit on it is the one to say: "90m" tells more than "1h".
-_ENOUGH = 2
 
 
 class Refusal(click.ClickException):
@@ -99,64 +95,11 @@ def safe_lines(text: str, indent: str = "") -> str:
     return "\n".join(f"{indent}{safe(line.expandtabs())}".rstrip() for line in lines)
 
 
-def plural(count: int, noun: str) -> str:
-    """Count things: ``1 message``, ``1,200 messages``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def age(seconds: float) -> str:
-    """Write a length of time in its largest unit that tells enough: ``45s``, ``90m``, ``12d``."""
-    for size, unit in _UNITS:
-        if seconds >= _ENOUGH * size or (unit == "m" and seconds >= size):
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(int(seconds), 0)}s"
-
-
-def moment(seconds: float) -> str:
-    """Write a time of the epoch in the local time zone."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")
-    except (ValueError, OverflowError, OSError):
-        return f"{seconds:g}"
-
-
-def size(count: int) -> str:
-    """Write a number of bytes: ``812 B``, ``1.2 MiB``."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:  # noqa: PLR2004 -- what those units mean
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
 def terminal_width() -> int | None:
     """How many columns there are to print to; None where it is no terminal."""
     if columns := os.environ.get("COLUMNS", ""):
         return int(columns) if columns.isdigit() and int(columns) else None
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def width(text: str) -> int:
-    """How many columns of a terminal *text* takes."""
-    if text.isascii():
-        return len(text)
-    return sum(_columns(character) for character in text)
-
-
-def _columns(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def fit(text: str, columns: int | None, *, keep_end: bool = False) -> str:
-    """Cut *text* to so many columns, at its end or, with *keep_end*, at its beginning."""
-    if columns is None or width(text) <= columns:
-        return text
-    while text and width(text) > columns - 1:
-        text = text[1:] if keep_end else text[:-1]
-    return f"{ELLIPSIS}{text}" if keep_end else f"{text}{ELLIPSIS}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from consumer_framework.adapters.systemd.systemctl import TARGET, TEMPLATE, Unit, unit_name
 from consumer_framework.core.errors import ConfigurationError, FrameworkError, Problem, StoreError
+from consumer_framework.core.text import moment, plural
 from consumer_framework.runtime import state_files
 from consumer_framework.runtime.state_files import NOTHING_STORED, SYSTEM_STATE, count_stored
 from consumer_framework.settings import INSTANCE_NAME
@@ -168,19 +168,11 @@ def _left_behind(found: Found, surplus: list[str]) -> Iterator[str]:
 def would_never_run(instance: str, kept: StoredCounts) -> str:
     """Say why a worker cannot go, and what to do."""
     return (
-        f"{instance} stays, for it has {_count(kept.deferred, 'deferred')}, due until "
-        f"{_time(kept.last_due)}, and nobody else would run them: scale down after that time "
-        f"('fm-consumer quarantine list {instance} --state deferred' shows them), or give "
+        f"{instance} stays, for it has {plural(kept.deferred, 'deferred message')}, due until "
+        f"{moment(kept.last_due or 0.0)}, and nobody else would run them: scale down after that "
+        f"time ('fm-consumer quarantine list {instance} --state deferred' shows them), or give "
         f"--leave-deferred, which leaves them in {SYSTEM_STATE / instance} until {instance} is back"
     )
-
-
-def _count(number: int, state: str) -> str:
-    return f"{number:,} {state} message{'' if number == 1 else 's'}"
-
-
-def _time(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds or 0.0, UTC).astimezone().isoformat(" ", "seconds")
 
 
 def _grow(found: Found, instance: str) -> Iterator[Step]:
@@ -211,11 +203,11 @@ def _warnings(found: Found, surplus: list[str]) -> Iterator[Step]:
     for instance in surplus:
         kept, place = found.kept.get(instance, NOTHING_STORED), SYSTEM_STATE / instance
         if kept.quarantined:
-            what = f"left in {place}: {_count(kept.quarantined, 'quarantined')}"
+            what = f"left in {place}: {plural(kept.quarantined, 'quarantined message')}"
             cure = f"see 'fm-consumer quarantine list {instance}'"
             yield Step(Action.WARN, instance, f"{what}; {cure}")
         if kept.deferred:
-            what = f"left in {place}: {_count(kept.deferred, 'deferred')}"
+            what = f"left in {place}: {plural(kept.deferred, 'deferred message')}"
             yield Step(Action.WARN, instance, f"{what}, to run when {instance} is back")
     target = found.units.get(TARGET)
     if target is not None and not target.is_enabled:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.adapters.systemd.memory_pressure import (
+from consumer_framework.adapters.systemd.cgroup import (
     WATCH,
     PressureWatch,
     free_memory,

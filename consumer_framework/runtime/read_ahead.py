@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from consumer_framework.adapters.systemd.cgroup import most_memory
-from consumer_framework.adapters.systemd.memory_pressure import free_memory
+from consumer_framework.adapters.systemd.cgroup import free_memory, most_memory
 
 if TYPE_CHECKING:
     from consumer_framework.adapters.amqp.channels import Channels

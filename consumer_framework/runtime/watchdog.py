@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from consumer_framework.adapters.amqp import Confirmation
+from consumer_framework.adapters.amqp import PresenceCheck
 from consumer_framework.core.attempt import is_own
 from consumer_framework.core.health import Facts, Sick, judge
 from consumer_framework.core.lifecycle import State
@@ -53,7 +53,7 @@ class Watchdog:
         self._instance = instance
         self._interval = instance.notifier.watchdog_seconds / FEEDS
         self._now = instance.clock.monotonic
-        self._confirmation = Confirmation(
+        self._presence = PresenceCheck(
             instance.session, instance.reactor, self._now, self._interval
         )
         # Twisted's timers stand still when the machine's clock is set back.
@@ -72,7 +72,7 @@ class Watchdog:
         self._blocked_loop.stop()
         if self._timer is not None:
             self._timer.cancel()
-        self._confirmation.stop()
+        self._presence.stop()
 
     def _feed(self) -> None:
         self._check()
@@ -89,8 +89,8 @@ class Watchdog:
             self._alarm(verdict.reason, facts)
         else:
             self._instance.notifier.watchdog()
-            self._confirmation.ask()
-            self._instance.lag = self._confirmation.lag
+            self._presence.ask()
+            self._instance.lag = self._presence.lag
 
     def _facts(self) -> Facts:
         instance = self._instance
@@ -98,8 +98,8 @@ class Watchdog:
             state=instance.state,
             news_at=instance.progress_at,
             overruns=instance.executor.overruns() if instance.executor is not None else (),
-            absent=self._confirmation.absent,
-            confirm_by=self._confirmation.confirm_by,
+            absent=self._presence.absent,
+            confirm_by=self._presence.confirm_by,
         )
 
     def _alarm(self, reason: str, facts: Facts) -> None:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is said when the broker refuses something."""
+"""The words for a refusal of the broker, and for TLS that fails."""
+
+import ssl
 
 import pika.exceptions as pika_errors
 import pytest
 from fedora_messaging.exceptions import BadDeclaration
+from OpenSSL import SSL
 from twisted.internet import error as twisted_errors
 
 from consumer_framework.adapters.amqp import faults
@@ -149,3 +152,52 @@ def test_only_a_locked_queue_is_locked(code, locked):
 )
 def test_errors_are_said_in_one_line_of_words(error, words):
     assert faults.one_line(error) == words
+
+
+# TLS.
+
+
+def openssl(reason: str) -> SSL.Error:
+    return SSL.Error([("SSL routines", "", "first"), ("SSL routines", "", reason)])
+
+
+def of_python(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, "text")
+    error.reason = reason
+    return error
+
+
+def of_pika(text: str) -> pika_errors.IncompatibleProtocolError:
+    return pika_errors.IncompatibleProtocolError(
+        f'StreamLostError: ("Stream connection lost: {text}",)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (openssl("certificate verify failed"), "tls.ca_cert does not vouch"),
+        (openssl("tls alert certificate expired"), "tls.certfile: it has ended"),
+        (openssl("sslv3 alert certificate expired"), "tls.certfile: it has ended"),
+        (of_python("TLSV1_ALERT_UNKNOWN_CA"), "does not know who issued it"),
+        (of_python("WRONG_VERSION_NUMBER"), "the port does not speak TLS"),
+        (
+            of_pika("SSLError(1, '[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 (_ssl.c:25)')"),
+            "demands a client certificate",
+        ),
+        (of_pika("SSLEOFError(8, 'EOF occurred in violation of protocol')"), "without a word"),
+        (openssl("unexpected eof while reading"), "without a word"),
+    ],
+)
+def test_what_openssl_says_is_said_in_the_words_of_the_file(error, words):
+    assert words in faults.tls_words(error)
+    assert words in faults.one_line(error)
+    assert faults.is_known(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [openssl("something new"), SSL.Error(), of_python("NEW"), ValueError("x"), None, of_pika("x")],
+)
+def test_what_is_unknown_is_left_to_others(error):
+    assert faults.tls_words(error) == ""

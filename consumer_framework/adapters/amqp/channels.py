@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The open channels by generation, and what they are told of their deliveries.
+"""Settles deliveries on the channels that they came from, and puts acknowledgements together.
 
-Puts acknowledgements of one channel together.
+Every channel of the process has a number, its generation. A settle for a channel that is gone is
+void: the broker delivers the message again (AMQP 0-9-1, section 1.8.3.13).
 
 The broker numbers the deliveries of a channel 1, 2, 3 and so on. One ``basic.ack`` with
-``multiple`` settles every delivery up to its tag (AMQP 0-9-1, section 1.8.3.13), so it may be sent
-where all of those are settled, and for a tag that the broker was not told of before.
+``multiple`` settles every delivery up to its tag (same section), so it may be sent where all of
+those are settled, and for a tag that the broker was not told of before.
 """
 
 from __future__ import annotations
@@ -21,61 +22,6 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery
 
-
-class Acks:
-    """What is settled on one channel, and what of it the broker was not told yet.
-
-    What is settled beyond the first gap is kept as ranges: a delivery that is held for minutes is
-    one gap, however many deliveries pass it meanwhile.
-    """
-
-    def __init__(self) -> None:
-        # Every delivery up to this tag is settled.
-        self._prefix = 0
-        # The ranges of settled tags beyond it: the last tag by the first one, and the reverse.
-        self._last: dict[int, int] = {}
-        self._first: dict[int, int] = {}
-        self._untold: list[int] = []
-
-    @property
-    def count(self) -> int:
-        """How many deliveries are settled."""
-        beyond = sum(last - first + 1 for first, last in self._last.items())
-        return self._prefix + beyond
-
-    @property
-    def prefix(self) -> int:
-        """The tag up to which every delivery is settled."""
-        return self._prefix
-
-    def ack(self, tag: int) -> None:
-        """Note that the broker is to be told that *tag* is done with."""
-        self._untold.append(tag)
-        self.settled(tag)
-
-    def settled(self, tag: int) -> None:
-        """Note that *tag* is settled, in whatever way."""
-        first = self._first.pop(tag - 1, tag)
-        last = self._last.pop(tag + 1, tag)
-        if first != tag:
-            del self._last[first]
-        if last != tag:
-            del self._first[last]
-        if first == self._prefix + 1:
-            self._prefix = last
-        else:
-            self._last[first], self._first[last] = last, first
-
-    def take(self) -> list[tuple[int, bool]]:
-        """Return what to tell the broker: tags, and whether all before them are meant too."""
-        untold, self._untold = self._untold, []
-        within = [tag for tag in untold if tag <= self._prefix]
-        beyond = [(tag, False) for tag in untold if tag > self._prefix]
-        if not within:
-            return beyond
-        return [(max(within), len(within) > 1), *beyond]
-
-
 # Acknowledgements that are worth a word to the broker, and turns of the event loop in which a
 # quick coroutine handler ends.
 MANY = 16
@@ -88,74 +34,72 @@ class Channels:
     """An :class:`.Acknowledger` that settles each delivery on the channel it came from, or not.
 
     Acknowledgements are told together: when so many wait, or none has come for some turns of the
-    event loop, which never sleeps until then. Whatever else becomes of a delivery is told at once.
+    event loop, which never sleeps until then. Everything else is told at once.
 
     Args:
         soon: Calls a function in the next turn of the event loop.
+
+    Attributes:
+        unsettled_bytes: The size of the bodies that came on open channels, and are not settled.
     """
 
     def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
+        self.unsettled_bytes = 0
         self._soon = soon
-        self._open: dict[int, tuple[TwistedChannel, Acks]] = {}
+        self._open: dict[int, OpenChannel] = {}
         self._latest = 0
         self._untold = 0
         self._quiet_turns = 0
-        self._left: set[int] = set()
-        self._bytes: dict[int, int] = {}
 
     def add(self, channel: TwistedChannel) -> int:
         """Return the generation of a new channel."""
         self._latest += 1
-        self._open[self._latest] = (channel, Acks())
-        self._bytes[self._latest] = 0
+        self._open[self._latest] = OpenChannel(channel)
         return self._latest
 
     def remove(self, generation: int) -> None:
         """Make every later settle for *generation* void."""
-        self._open.pop(generation, None)
-        self._bytes.pop(generation, None)
-        self._left.discard(generation)
+        entry = self._open.pop(generation, None)
+        if entry is not None:
+            self.unsettled_bytes -= entry.unsettled_bytes
 
-    def leave(self, generation: int) -> None:
-        """Let what is given back of *generation* go back together, when its channel closes."""
-        self._left.add(generation)
+    def return_at_close(self, generation: int) -> None:
+        """Let deliveries that are given back go back together, when their channel closes."""
+        if generation in self._open:
+            self._open[generation].returns_at_close = True
 
-    def is_left(self, generation: int) -> bool:
-        """Whether :meth:`leave` was called for *generation*."""
-        return generation in self._left
-
-    @property
-    def unsettled_bytes(self) -> int:
-        """How large the bodies are that came on open channels, and are not settled."""
-        return sum(self._bytes.values())
+    def returns_at_close(self, generation: int) -> bool:
+        """Say whether :meth:`return_at_close` was called for *generation*."""
+        return generation in self._open and self._open[generation].returns_at_close
 
     def arrived(self, delivery: Delivery) -> None:
-        """Note that *delivery* came."""
-        if delivery.generation in self._bytes:
-            self._bytes[delivery.generation] += len(delivery.body)
+        """Count the bytes of a new delivery."""
+        entry = self._open.get(delivery.generation)
+        if entry is not None:
+            size = len(delivery.body)
+            entry.unsettled_bytes += size
+            self.unsettled_bytes += size
 
-    def settled(self, generation: int) -> int:
-        """How many deliveries of *generation* are settled; 0 where its channel is gone."""
-        entry = self._open.get(generation)
-        return entry[1].count if entry is not None else 0
+    def settled_count(self, generation: int) -> int:
+        """Return how many deliveries of *generation* are settled; 0 where its channel is gone."""
+        return self._open[generation].settled_count if generation in self._open else 0
 
     def settled_up_to(self, generation: int) -> int:
-        """The tag up to which all of *generation* is settled; 0 where its channel is gone."""
-        entry = self._open.get(generation)
-        return entry[1].prefix if entry is not None else 0
+        """Return the tag up to which all is settled; 0 where the channel is gone."""
+        return self._open[generation].prefix if generation in self._open else 0
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Whether the channel that *delivery* came on is there still."""
+        """Say whether the channel that *delivery* came on is open still."""
         return delivery.generation in self._open
 
     def ack(self, delivery: Delivery) -> bool:
         """Let the broker forget the message; False if that is void."""
         entry = self._open.get(delivery.generation)
-        # As for what is told at once: the channel may have closed, and nobody was told yet.
-        if entry is None or not entry[0].is_open:
+        # As for settles that are told at once: the channel may have closed, but nobody knows yet.
+        if entry is None or not entry.channel.is_open:
             return False
-        entry[1].ack(delivery.delivery_tag)
-        self._bytes[delivery.generation] -= len(delivery.body)
+        entry.ack(delivery.delivery_tag)
+        self._settled(entry, delivery)
         self._quiet_turns = 0
         self._untold += 1
         if self._untold == 1:
@@ -164,19 +108,53 @@ class Channels:
 
     def give_back(self, delivery: Delivery) -> bool:
         """Put the message back on its queue; False if that is void."""
-        if delivery.generation in self._left:
-            return self.is_open(delivery)
-        return self._settle(delivery, lambda c: c.basic_nack(delivery.delivery_tag, requeue=True))
+        entry = self._open.get(delivery.generation)
+        if entry is None:
+            return False
+        if entry.returns_at_close:
+            return True
+        try:
+            entry.channel.basic_nack(delivery.delivery_tag, requeue=True)
+        except _GONE:
+            return False
+        entry.settle(delivery.delivery_tag)
+        self._settled(entry, delivery)
+        return True
 
     def requeue(self, delivery: Delivery) -> bool:
         """Put the message back on its queue, counted; False if that is void."""
-        return self._settle(delivery, lambda c: c.basic_reject(delivery.delivery_tag, requeue=True))
+        return self._reject(delivery, requeue=True)
 
     def reject(self, delivery: Delivery) -> bool:
         """Drop or dead-letter the message; False if that is void."""
-        return self._settle(
-            delivery, lambda c: c.basic_reject(delivery.delivery_tag, requeue=False)
-        )
+        return self._reject(delivery, requeue=False)
+
+    def _reject(self, delivery: Delivery, *, requeue: bool) -> bool:
+        entry = self._open.get(delivery.generation)
+        if entry is None:
+            return False
+        try:
+            entry.channel.basic_reject(delivery.delivery_tag, requeue=requeue)
+        except _GONE:
+            return False
+        entry.settle(delivery.delivery_tag)
+        self._settled(entry, delivery)
+        return True
+
+    def _settled(self, entry: OpenChannel, delivery: Delivery) -> None:
+        size = len(delivery.body)
+        entry.unsettled_bytes -= size
+        self.unsettled_bytes -= size
+
+    def flush(self) -> None:
+        """Tell the broker of all acknowledgements so far."""
+        self._untold = 0
+        for entry in list(self._open.values()):
+            try:
+                for tag, multiple in entry.take_untold():
+                    entry.channel.basic_ack(tag, multiple=multiple)
+            except _GONE:
+                continue
 
     def _turn(self) -> None:
         self._quiet_turns += 1
@@ -185,26 +163,71 @@ class Channels:
         elif self._untold:
             self._soon(self._turn)
 
-    def flush(self) -> None:
-        """Tell the broker what was acknowledged so far."""
-        self._untold = 0
-        for channel, acks in list(self._open.values()):
-            for tag, multiple in acks.take():
-                try:
-                    channel.basic_ack(tag, multiple=multiple)
-                except _GONE:
-                    break
 
-    def _settle(self, delivery: Delivery, tell: Callable[[TwistedChannel], None]) -> bool:
-        entry = self._open.get(delivery.generation)
-        if entry is None:
-            return False
-        channel, acks = entry
-        try:
-            tell(channel)
-        except _GONE:
-            return False
-        acks.settled(delivery.delivery_tag)
-        if delivery.generation in self._bytes:
-            self._bytes[delivery.generation] -= len(delivery.body)
-        return True
+class OpenChannel:
+    """One channel, its settled tags, and the acknowledged ones that the broker does not know.
+
+    Tags beyond the first gap are kept as ranges: a delivery that is held for minutes is one gap,
+    however many deliveries pass it meanwhile.
+
+    Attributes:
+        channel: The channel.
+        prefix: Every tag up to this one is settled.
+        unsettled_bytes: The size of the bodies that are not settled.
+        returns_at_close: Whether deliveries that are given back wait for the end of the channel.
+    """
+
+    __slots__ = (
+        "_first",
+        "_last",
+        "_untold",
+        "channel",
+        "prefix",
+        "returns_at_close",
+        "unsettled_bytes",
+    )
+
+    def __init__(self, channel: TwistedChannel) -> None:
+        self.channel = channel
+        self.prefix = 0
+        self.unsettled_bytes = 0
+        self.returns_at_close = False
+        self._untold: list[int] = []
+        # The ranges beyond the prefix: the last tag by the first one, and the reverse.
+        self._last: dict[int, int] = {}
+        self._first: dict[int, int] = {}
+
+    @property
+    def settled_count(self) -> int:
+        """The number of settled tags."""
+        return self.prefix + sum(last - first + 1 for first, last in self._last.items())
+
+    def ack(self, tag: int) -> None:
+        """Note that *tag* is settled, and that the broker is to be told so."""
+        self._untold.append(tag)
+        self.settle(tag)
+
+    def settle(self, tag: int) -> None:
+        """Note that *tag* is settled, in whatever way."""
+        if not self._last and tag == self.prefix + 1:
+            self.prefix = tag
+            return
+        first = self._first.pop(tag - 1, tag)
+        last = self._last.pop(tag + 1, tag)
+        if first != tag:
+            del self._last[first]
+        if last != tag:
+            del self._first[last]
+        if first == self.prefix + 1:
+            self.prefix = last
+        else:
+            self._last[first], self._first[last] = last, first
+
+    def take_untold(self) -> list[tuple[int, bool]]:
+        """Return the tags to acknowledge, and whether all before each are meant too."""
+        untold, self._untold = self._untold, []
+        within = [tag for tag in untold if tag <= self.prefix]
+        beyond = [(tag, False) for tag in untold if tag > self.prefix]
+        if not within:
+            return beyond
+        return [(max(within), len(within) > 1), *beyond]

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connects to the broker, and connects again, by way of fedora-messaging's Twisted service.
+"""Connects to a broker, and connects again, by way of fedora-messaging's Twisted service.
 
-What is used of upstream here is not public (tests/unit/test_upstream_contract.py says what, and
-fails first): its service knows the URL and TLS, its factory and protocol publish and declare.
-What follows a connection -- upstream's factory re-registers consumers and loses what goes wrong
-there -- is the session's.
+There is one connection at a time. :class:`Service` has a :class:`Factory`, whose :class:`Dialer`
+reaches one address after the other, of one host after the other. A host has the addresses that
+``getaddrinfo`` gives, IPv6 and IPv4, in its order. An address that fails before the AMQP handshake
+is through is followed by the next one at once. Only after the last one of all hosts comes a delay,
+and then the first host again, whose name is looked up anew. A connection that was of use and is
+lost is followed by one to the first host, too.
 
-TLS as fedora-messaging configures it, read again while the process runs.
+Upstream's service knows the URL and TLS; its factory and protocol publish and declare. These
+classes are not public: tests/unit/test_upstream_contract.py lists the parts that are used here, and
+fails first. Consumers are the session's, for upstream's factory registers them again after a
+reconnect and loses the errors of that.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import pika
@@ -28,15 +34,17 @@ from fedora_messaging.twisted.stats import ConsumerStatistics, FactoryStatistics
 from OpenSSL.SSL import Error as OpenSSLError
 from pika.adapters.twisted_connection import TwistedChannel
 from pika.exceptions import IncompatibleProtocolError
+from twisted.application.service import Service as TwistedService
 from twisted.internet import defer
+from twisted.internet.error import DNSLookupError
+from twisted.internet.interfaces import IResolutionReceiver
 from twisted.internet.protocol import connectionDone
+from zope.interface import implementer  # type: ignore[import-untyped]
 
 from consumer_framework.core import limits
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.limits import version_of
 
 from . import faults
-from .dialing import Dialer
 from .frames import Frames
 
 if TYPE_CHECKING:
@@ -49,246 +57,113 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Seconds. Nothing upstream, nor in pika's Twisted adapter, bounds the handshake and the close.
+LOOKUP_TIMEOUT = 30.0
+CONNECT_TIMEOUT = 30.0
+HANDSHAKE_TIMEOUT = 30.0
+CLOSE_TIMEOUT = 5.0
+# The same where another address can be tried.
+SHORT_CONNECT_TIMEOUT = 10.0
+SHORT_HANDSHAKE_TIMEOUT = 10.0
 
-class TlsOptions:
-    """What TLS connections are made with: the files as they are when a connection begins.
+# Twisted's zope interfaces (IReactorTime, IConnector) mean nothing to a type checker.
+ReactorClock: TypeAlias = Any
+
+
+class ConnectionEvents(Protocol):
+    """Gets news of the connection."""
+
+    def connection_opened(self, client: Client) -> None:
+        """Take note that the AMQP handshake is complete."""
+        ...
+
+    def connection_lost(self, error: object, retry_in: float) -> None:
+        """Take note that *error* ended the connection; the next attempt is in *retry_in* s."""
+        ...
+
+    def connection_blocked(self, reason: str) -> None:
+        """Take note of the broker's alarm: it takes nothing from us; "" when that is over."""
+        ...
+
+    def handshake_refused(self, error: BaseException) -> None:
+        """Take note that a broker does not want us; :meth:`connection_lost` follows."""
+        ...
+
+    def handshake_broken(self) -> None:
+        """Take note that a handshake ended otherwise; :meth:`connection_lost` follows."""
+        ...
+
+
+class Service(FedoraMessagingServiceV2):
+    """fedora-messaging's service with our factory: URL, TLS and client properties are upstream's.
+
+    ``fedora_messaging.api`` publishes through it in this process, and the ``[monitoring]`` server
+    asks it.
 
     Args:
-        parameters: The connections', as pika has them: whether the broker is shown a certificate
-            is in there.
+        events: Told of every connection.
+        clock: Twisted's reactor, or a clock of a test's.
+        hosts: Where brokers are, in the order to try them.
+        snapshot: Returns the counts so far, for ``/ready``.
+        consuming: Returns whether every queue is consumed from, for ``/ready``.
+
+    Raises:
+        fedora_messaging.exceptions.ConfigurationException: For TLS files that cannot be used.
     """
 
-    def __init__(self, parameters: Any) -> None:
-        self._parameters = parameters
-        # By host: what its latest connection was made with.
-        self._latest: dict[str, Any] = {}
+    def __init__(
+        self,
+        events: ConnectionEvents,
+        clock: ReactorClock,
+        hosts: Sequence[Address],
+        snapshot: Callable[[], Snapshot],
+        consuming: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._snapshot = snapshot
+        self._is_consuming = consuming
+        upstreams = self._service
+        self.removeService(upstreams)  # type: ignore[no-untyped-call]
+        self._tls: TlsOptions | None = None
+        if self._parameters.ssl_options is not None:
+            self._tls = TlsOptions(self._parameters)
+        self.factory: Factory = Factory(self._parameters, events, clock, hosts, self._tls)
+        self.factory.dialer.setName("broker")  # type: ignore[no-untyped-call]
+        self.factory.dialer.setServiceParent(self)  # type: ignore[no-untyped-call]
 
-    def for_host(self, host: str) -> Any:
-        """Return the options of a new connection to *host*, whose certificate must name it.
-
-        Files that cannot be used, for they are being replaced, leave those of before in use.
-        """
-        try:
-            fresh = _fresh(host)
-            self._latest[host] = upstream._ssl_context_factory(fresh)  # noqa: SLF001
-        except _UNUSABLE as error:
-            if host not in self._latest:
-                raise
-            _log.warning("the files of [tls] cannot be used; those of before still are: %s", error)
-        else:
-            self._use(fresh)
-        return self._latest[host]
-
-    def prepare(self) -> Callable[[], None]:
+    def prepare_tls(self) -> Callable[[], None]:
         """Read the files that fedora-messaging's configuration names now.
 
         Returns:
-            What makes the next connection use them.
+            A function that lets the next connection use them; without TLS it does nothing.
 
         Raises:
             ConfigurationError: They cannot be used.
         """
-        try:
-            fresh = _fresh(self._parameters.host)
-            upstream._ssl_context_factory(fresh)  # noqa: SLF001 -- nobody else reads [tls]
-        except _UNUSABLE as error:
-            what = f"the files cannot be used: {error}"
-            raise ConfigurationError(Problem("tls", what, "name PEM files")) from error
-        return lambda: self._use(fresh)
-
-    def _use(self, fresh: Any) -> None:
-        self._parameters.credentials = fresh.credentials
-        self._parameters.ssl_options = fresh.ssl_options
-
-
-_UNUSABLE = (OSError, ValueError, OpenSSLError, ConfigurationException)
-
-
-def _fresh(host: str) -> Any:
-    """Return parameters for *host* as the configuration, and the files, say now."""
-    fresh: Any = pika.URLParameters(config.conf["amqp_url"])
-    fresh.host = host
-    upstream._configure_tls_parameters(fresh)  # noqa: SLF001 -- nobody else reads [tls]
-    return fresh
-
-
-# Seconds. Nothing upstream, nor in pika's Twisted adapter, bounds these two.
-HANDSHAKE_TIMEOUT = 30.0
-# The same where another address can be tried.
-SHORT_HANDSHAKE_TIMEOUT = 10.0
-CLOSE_TIMEOUT = 5.0
-
-
-# Twisted's zope interfaces (IReactorTime, IConnector) mean nothing to a type checker.
-Clock: TypeAlias = Any
-
-
-class ConnectionEvents(Protocol):
-    """What a connection reports."""
-
-    def connection_opened(self, client: Client) -> None:
-        """The AMQP handshake is complete."""
-        ...
-
-    def connection_lost(self, error: object, retry_in: float) -> None:
-        """There is no connection because of *error*; the next attempt is in *retry_in* seconds."""
-        ...
-
-    def connection_blocked(self, reason: str) -> None:
-        """The broker has an alarm, and takes nothing from us; "" when that is over."""
-        ...
-
-    def handshake_refused(self, error: BaseException) -> None:
-        """The broker was reached, and does not want us; :meth:`connection_lost` follows."""
-        ...
-
-    def handshake_broken(self) -> None:
-        """It ended for another reason; :meth:`connection_lost` follows."""
-        ...
-
-
-class Channel(TwistedChannel):
-    """One channel."""
-
-    def _on_channel_closed(
-        self, channel: pika.channel.Channel, reason: BaseException | None
-    ) -> None:
-        # Those that were canceled are still in there; pika would fail them once more, raise
-        # AlreadyCalledError, and tell nobody that the channel is closed.
-        self._calls = {call for call in self._calls if not call.called}
-        waiting = self._deliveries.items()
-        self._deliveries = {tag: one for tag, one in waiting if not one.called}
-        super()._on_channel_closed(channel, reason)  # type: ignore[arg-type]
-
-
-class Client(FedoraMessagingProtocolV2):
-    """One connection."""
-
-    # What ended the connection, as far as pika knew.
-    ending: BaseException | None = None
-    _first_octet = b""
-    factory: Factory | None
-
-    def __init__(self, parameters: pika.connection.Parameters, *, confirms: bool) -> None:
-        super().__init__(parameters, confirms=confirms)
-        # Bytes that came from the broker.
-        self.arrived = 0
-        self.frames = Frames(self._impl.data_received)
-        self._impatient: _ImpatientTransport | None = None
-        # The broker has an alarm, and reads nothing from us until that is over.
-        self.is_blocked = False
-        self._impl.add_on_connection_blocked_callback(lambda _, frame: self._block(frame))
-        self._impl.add_on_connection_unblocked_callback(lambda *_: self._block(None))
-
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
-        """Take what came from the broker."""
-        self._first_octet = self._first_octet or data[:1]
-        self.arrived += len(data)
-        # Counts for pika's heartbeats before a frame is whole: on a slow link one takes long.
-        self._impl.bytes_received += len(data)
-        frames = self.frames
-        frames.feed(data)
-        self._impl.frames_received += frames.taken[1]
-        frames.taken = (0, 0)
-
-    def makeConnection(self, transport: Any) -> None:  # noqa: N802 -- Twisted's name
-        """Start the handshake on *transport*."""
-        impatient: Any = _ImpatientTransport(transport, self._impl._reactor)  # noqa: SLF001
-        self._impatient = impatient
-        super().makeConnection(impatient)
-
-    def connectionLost(self, reason: Any = connectionDone) -> None:  # noqa: N802 -- Twisted's name
-        """Close everything that was on the connection."""
-        # pika reports that TCP ended; why the broker, or pika itself, ended it is lost there.
-        self.ending = self.ending or self._impl._error  # noqa: SLF001
-        if self._impatient is not None:
-            self._impatient.is_gone()
-            self._impatient = None
-        super().connectionLost(reason)
-
-    def _block(self, frame: Any) -> None:
-        """Note ``connection.blocked``; None for ``connection.unblocked``."""
-        self.is_blocked = frame is not None
-        reason = (frame.method.reason or "no reason given") if frame is not None else ""
-        if self.factory is not None:
-            self.factory.blocked(reason)
-
-    def channel(self, channel_number: int | None = None) -> defer.Deferred[Channel]:
-        """Open a channel."""
-        opened: defer.Deferred[Any] = defer.Deferred()
-        self._impl.channel(channel_number, opened.callback)
-        self._calls.add(opened)
-        opened.addCallback(self._clear_call, opened)
-        return opened.addCallback(Channel)
-
-    def _on_connection_closed(
-        self, connection: pika.connection.Connection, exception: Exception
-    ) -> None:
-        # As for a channel's calls.
-        self._calls = {call for call in self._calls if not call.called}
-        super()._on_connection_closed(connection, exception)
+        return self._tls.prepare() if self._tls is not None else lambda: None
 
     @property
-    def is_other_protocol(self) -> bool:
-        """Whether what came is no AMQP 0-9-1, which begins with a method's frame."""
-        return self._first_octet not in {b"", b"\x01"}
+    def host(self) -> str:
+        """The latest broker as ``HOST:PORT``, without user and password."""
+        return self.factory.dialer.text
 
     @property
-    def may_hang_up(self) -> bool:
-        """Whether a broker that has begun the handshake ends the connection to refuse a login.
-
-        AMQP 0-9-1 has no other way. RabbitMQ since 3.2 closes it with a reason instead, and says
-        so: its capability ``authentication_failure_close``.
-        """
-        capabilities: Any = self._impl.server_capabilities or {}
-        has_begun = self._impl.server_properties is not None
-        return has_begun and not capabilities.get("authentication_failure_close")
+    def stats(self) -> FactoryStatistics:
+        """The counts in upstream's form."""
+        counts = self._snapshot()
+        consumed = ConsumerStatistics(
+            received=counts.received,
+            processed=counts.acked,
+            dropped=counts.rejected,
+            rejected=counts.requeued,
+            failed=counts.failed,
+        )
+        return FactoryStatistics(self.factory._stats.published, consumed)  # noqa: SLF001
 
     @property
-    def broker_version(self) -> tuple[int, ...] | None:
-        """The broker's version, None where it is none that is a number."""
-        properties: Any = self._impl.server_properties or {}
-        told = properties.get("version", "")
-        return version_of(told.decode(errors="replace") if isinstance(told, bytes) else str(told))
-
-    def abort(self) -> None:
-        """Drop the connection at once, without a word to the broker."""
-        if self._impatient is not None:
-            self._impatient.abortConnection()
-
-    def _on_connection_failed(
-        self, connection: pika.connection.Connection, error: Exception | None = None
-    ) -> None:
-        # pika's adapter tells its caller only how many attempts it made.
-        self.ending = self.ending or error
-        super()._on_connection_failed(connection, error)
-
-
-class _ImpatientTransport:
-    """A transport that is gone soon after it was told to close.
-
-    ``loseConnection`` waits for written data, and under TLS for the peer's answer. From a peer
-    that no longer answers -- pika closes the connection because heartbeats are missing -- none
-    ever comes, and the connection would stay lost and unreplaced.
-    """
-
-    def __init__(self, transport: Any, clock: Clock) -> None:
-        self._transport = transport
-        self._clock = clock
-        self._timer: Any = None
-
-    def loseConnection(self) -> None:  # noqa: N802 -- Twisted's name
-        self._transport.loseConnection()
-        if self._timer is None:
-            self._timer = self._clock.callLater(CLOSE_TIMEOUT, self._transport.abortConnection)
-
-    def is_gone(self) -> None:
-        """Abort it no more: TLS has nothing left then that could be aborted."""
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def consuming(self) -> bool:
+        """Whether every queue is consumed from."""
+        return self._is_consuming()
 
 
 class Factory(FedoraMessagingFactoryV2):
@@ -298,7 +173,7 @@ class Factory(FedoraMessagingFactoryV2):
         self,
         parameters: pika.connection.Parameters,
         events: ConnectionEvents,
-        clock: Clock,
+        clock: ReactorClock,
         hosts: Sequence[Address],
         tls: TlsOptions | None,
     ) -> None:
@@ -307,8 +182,6 @@ class Factory(FedoraMessagingFactoryV2):
         self.clock: Any = clock
         tls_for = tls.for_host if tls is not None else None
         self.dialer = Dialer(hosts, self, clock, tls_for)
-        # What was of use before is tried from the first host on.
-        self._was_of_use = False
         self._events = events
         self._error: object = None
         self._handshake_timer: Any = None
@@ -353,9 +226,6 @@ class Factory(FedoraMessagingFactoryV2):
         """
         if not self.continueTrying:
             return
-        if self._was_of_use:
-            self._was_of_use = False
-            self.dialer.begin_anew()
         if self.dialer.has_another:
             self.delay = 0.0
         else:
@@ -374,8 +244,8 @@ class Factory(FedoraMessagingFactoryV2):
         self.stopTrying()  # type: ignore[no-untyped-call]
 
     def succeeded(self) -> None:
-        """Let the next delay be a short one again: this connection was of use."""
-        self._was_of_use = True
+        """Let the next attempt come soon, at the first host: this connection was of use."""
+        self.dialer.begin_anew()
         if self.continueTrying:
             self.resetDelay()  # type: ignore[no-untyped-call]
 
@@ -423,73 +293,347 @@ class Factory(FedoraMessagingFactoryV2):
             timer.cancel()
 
 
-class Service(FedoraMessagingServiceV2):
-    """fedora-messaging's service with our factory: URL, TLS and client properties are upstream's.
-
-    Also what ``fedora_messaging.api`` publishes through in this process, and what the
-    ``[monitoring]`` server asks.
+class Dialer(TwistedService):
+    """Connects a factory to the next address, each time it is asked to.
 
     Args:
-        events: Told of every connection.
-        clock: Twisted's reactor, or a clock of a test's.
         hosts: Where brokers are, in the order to try them.
-        snapshot: Returns the counts so far, for ``/ready``.
-        consuming: Returns whether every queue is consumed from, for ``/ready``.
+        factory: Twisted's client factory; it is told of lookups that fail, too.
+        clock: Twisted's reactor.
+        tls_for: Returns the options of a TLS connection to a host; None without TLS.
 
-    Raises:
-        fedora_messaging.exceptions.ConfigurationException: For TLS files that cannot be used.
+    Attributes:
+        host: The latest host.
+        address: Its latest address; "" before the first one is known.
     """
 
     def __init__(
         self,
-        events: ConnectionEvents,
-        clock: Clock,
         hosts: Sequence[Address],
-        snapshot: Callable[[], Snapshot],
-        consuming: Callable[[], bool],
+        factory: Factory,
+        clock: ReactorClock,
+        tls_for: Callable[[str], Any] | None,
     ) -> None:
-        super().__init__()
-        self._snapshot = snapshot
-        self._is_consuming = consuming
-        upstreams = self._service
-        self.removeService(upstreams)  # type: ignore[no-untyped-call]
-        self._tls: TlsOptions | None = None
-        if self._parameters.ssl_options is not None:
-            self._tls = TlsOptions(self._parameters)
-        self.factory: Factory = Factory(self._parameters, events, clock, hosts, self._tls)
-        self.factory.dialer.setName("broker")  # type: ignore[no-untyped-call]
-        self.factory.dialer.setServiceParent(self)  # type: ignore[no-untyped-call]
+        self.host = hosts[0]
+        self.address = ""
+        self._hosts = tuple(hosts)
+        self._factory = factory
+        self._clock = clock
+        self._tls_for = tls_for
+        self._later_hosts: deque[Address] = deque()
+        self._addresses: deque[str] = deque()
+        self._has_several = False
+        self._connection: Any = None
+        self._lookup: defer.Deferred[Any] | None = None
 
-    def prepare_tls(self) -> Callable[[], None]:
+    def startService(self) -> None:  # noqa: N802 -- Twisted's name
+        """Dial the first address."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self.dial()
+
+    def stopService(self) -> Any:  # noqa: N802 -- Twisted's name
+        """Dial no more, and disconnect."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        if self._lookup is not None:
+            self._lookup.cancel()
+        if self._connection is not None:
+            self._connection.disconnect()
+
+    @property
+    def has_another(self) -> bool:
+        """Whether there is an address that was not tried in this round."""
+        return bool(self._addresses or self._later_hosts)
+
+    @property
+    def text(self) -> str:
+        """The host as ``HOST:PORT``, with the address where the host has several."""
+        address = f" ({self.address})" if self._has_several and self.address else ""
+        return f"{self.host}{address}"
+
+    def begin_anew(self) -> None:
+        """Dial the first address of the first host the next time."""
+        self._addresses.clear()
+        self._later_hosts.clear()
+
+    def dial(self) -> None:
+        """Connect to the next address; the factory is told of the outcome."""
+        if self._addresses:
+            self._connect()
+            return
+        if not self._later_hosts:
+            self._later_hosts.extend(self._hosts)
+        self.host, self.address = self._later_hosts.popleft(), ""
+        self._has_several = False
+        receiver = _AddressReceiver()
+        self._clock.nameResolver.resolveHostName(
+            receiver, self.host.name, self.host.port, transportSemantics="TCP"
+        )
+        self._lookup = receiver.done
+        receiver.done.addTimeout(LOOKUP_TIMEOUT, self._clock)
+        receiver.done.addCallbacks(self._found, self._not_found)
+
+    def _found(self, addresses: list[str]) -> None:
+        self._lookup = None
+        if not self.running:
+            return
+        self._addresses.extend(addresses)
+        self._has_several = len(addresses) > 1
+        if addresses:
+            self._connect()
+        else:
+            self._factory.unreachable(DNSLookupError(f'no address for "{self.host.name}"'))
+
+    def _not_found(self, failure: Any) -> None:
+        self._lookup = None
+        if self.running:
+            late = failure.check(defer.TimeoutError)
+            why = f"no answer in {LOOKUP_TIMEOUT:.0f} s" if late else failure.getErrorMessage()
+            error = DNSLookupError(f'looking up "{self.host.name}" failed: {why}')
+            self._factory.unreachable(error)
+
+    def _connect(self) -> None:
+        self.address = self._addresses.popleft()
+        timeout = SHORT_CONNECT_TIMEOUT if self.has_another else CONNECT_TIMEOUT
+        where = (self.address, self.host.port, self._factory)
+        if self._tls_for is None:
+            self._connection = self._clock.connectTCP(*where, timeout=timeout)
+            return
+        try:
+            options = self._tls_for(self.host.name)
+        except Exception as error:  # noqa: BLE001 -- files, OpenSSL's errors, Twisted's
+            # They may be right again at the next attempt.
+            unusable = ConnectionError(f"the files of [tls] cannot be used: {error}")
+            self._factory.unreachable(unusable)
+        else:
+            self._connection = self._clock.connectSSL(*where, options, timeout=timeout)
+
+
+@implementer(IResolutionReceiver)
+class _AddressReceiver:
+    """Collects the addresses of one name."""
+
+    def __init__(self) -> None:
+        self.done: defer.Deferred[list[str]] = defer.Deferred()
+        self._addresses: list[str] = []
+
+    def resolutionBegan(self, _resolution: object) -> None:  # noqa: N802 -- Twisted's name
+        pass
+
+    def addressResolved(self, address: Any) -> None:  # noqa: N802 -- Twisted's name
+        if address.host not in self._addresses:
+            self._addresses.append(address.host)
+
+    def resolutionComplete(self) -> None:  # noqa: N802 -- Twisted's name
+        if not self.done.called:
+            self.done.callback(self._addresses)
+
+
+class Client(FedoraMessagingProtocolV2):
+    """One connection.
+
+    Attributes:
+        arrived: How many bytes came from the broker.
+        frames: Reads deliveries out of them.
+        is_blocked: Whether the broker has an alarm, and reads nothing from us.
+        ending: The reason for the end of the connection, as far as pika knew it.
+    """
+
+    ending: BaseException | None = None
+    _first_octet = b""
+    factory: Factory | None
+
+    def __init__(self, parameters: pika.connection.Parameters, *, confirms: bool) -> None:
+        super().__init__(parameters, confirms=confirms)
+        self.arrived = 0
+        self.frames = Frames(self._impl.data_received)
+        self._own_transport: _AbortingTransport | None = None
+        self.is_blocked = False
+        self._impl.add_on_connection_blocked_callback(lambda _, frame: self._block(frame))
+        self._impl.add_on_connection_unblocked_callback(lambda *_: self._block(None))
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
+        """Take bytes from the broker."""
+        self._first_octet = self._first_octet or data[:1]
+        self.arrived += len(data)
+        # Counts for pika's heartbeats before a frame is whole: on a slow link one takes long.
+        self._impl.bytes_received += len(data)
+        frames = self.frames
+        frames.feed(data)
+        self._impl.frames_received += frames.taken[1]
+        frames.taken = (0, 0)
+
+    def makeConnection(self, transport: Any) -> None:  # noqa: N802 -- Twisted's name
+        """Start the handshake on *transport*."""
+        aborting: Any = _AbortingTransport(transport, self._impl._reactor)  # noqa: SLF001
+        self._own_transport = aborting
+        super().makeConnection(aborting)
+
+    def connectionLost(self, reason: Any = connectionDone) -> None:  # noqa: N802 -- Twisted's name
+        """Close everything that was on the connection."""
+        # pika reports that TCP ended; why the broker, or pika itself, ended it is lost there.
+        self.ending = self.ending or self._impl._error  # noqa: SLF001
+        if self._own_transport is not None:
+            self._own_transport.is_gone()
+            self._own_transport = None
+        super().connectionLost(reason)
+
+    def abort(self) -> None:
+        """Drop the connection at once, without a word to the broker."""
+        if self._own_transport is not None:
+            self._own_transport.abortConnection()
+
+    def channel(self, channel_number: int | None = None) -> defer.Deferred[TolerantChannel]:
+        """Open a channel."""
+        opened: defer.Deferred[Any] = defer.Deferred()
+        self._impl.channel(channel_number, opened.callback)
+        self._calls.add(opened)
+        opened.addCallback(self._clear_call, opened)
+        return opened.addCallback(TolerantChannel)
+
+    @property
+    def is_other_protocol(self) -> bool:
+        """Whether the peer speaks no AMQP 0-9-1, which begins with a method's frame."""
+        return self._first_octet not in {b"", b"\x01"}
+
+    @property
+    def may_hang_up(self) -> bool:
+        """Whether a broker that has begun the handshake ends the connection to refuse a login.
+
+        AMQP 0-9-1 has no other way. RabbitMQ since 3.2 closes it with a reason instead, and says
+        so: its capability ``authentication_failure_close``.
+        """
+        capabilities: Any = self._impl.server_capabilities or {}
+        has_begun = self._impl.server_properties is not None
+        return has_begun and not capabilities.get("authentication_failure_close")
+
+    @property
+    def broker_version(self) -> tuple[int, ...] | None:
+        """The broker's version, None where it is none that is a number."""
+        properties: Any = self._impl.server_properties or {}
+        told = properties.get("version", "")
+        text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
+        return limits.version_of(text)
+
+    def _block(self, frame: Any) -> None:
+        """Note ``connection.blocked``; None for ``connection.unblocked``."""
+        self.is_blocked = frame is not None
+        reason = (frame.method.reason or "no reason given") if frame is not None else ""
+        if self.factory is not None:
+            self.factory.blocked(reason)
+
+    def _on_connection_closed(
+        self, connection: pika.connection.Connection, exception: Exception
+    ) -> None:
+        # As for the calls of a TolerantChannel.
+        self._calls = {call for call in self._calls if not call.called}
+        super()._on_connection_closed(connection, exception)
+
+    def _on_connection_failed(
+        self, connection: pika.connection.Connection, error: Exception | None = None
+    ) -> None:
+        # pika's adapter tells its caller only how many attempts it made.
+        self.ending = self.ending or error
+        super()._on_connection_failed(connection, error)
+
+
+class TolerantChannel(TwistedChannel):
+    """A channel that can close while it waits for the answers of canceled calls."""
+
+    def _on_channel_closed(
+        self, channel: pika.channel.Channel, reason: BaseException | None
+    ) -> None:
+        # Calls that were canceled are still in there; pika would fail them once more, raise
+        # AlreadyCalledError, and tell nobody that the channel is closed.
+        self._calls = {call for call in self._calls if not call.called}
+        waiting = self._deliveries.items()
+        self._deliveries = {tag: one for tag, one in waiting if not one.called}
+        super()._on_channel_closed(channel, reason)  # type: ignore[arg-type]
+
+
+class _AbortingTransport:
+    """A transport that is gone soon after it was told to close.
+
+    ``loseConnection`` waits for written data, and under TLS for the peer's answer. From a peer
+    that no longer answers -- pika closes the connection because heartbeats are missing -- none
+    ever comes, and the connection would stay lost and unreplaced.
+    """
+
+    def __init__(self, transport: Any, clock: ReactorClock) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._timer: Any = None
+
+    def loseConnection(self) -> None:  # noqa: N802 -- Twisted's name
+        self._transport.loseConnection()
+        if self._timer is None:
+            self._timer = self._clock.callLater(CLOSE_TIMEOUT, self._transport.abortConnection)
+
+    def is_gone(self) -> None:
+        """Abort it no more: TLS has nothing left then that could be aborted."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+_UNUSABLE = (OSError, ValueError, OpenSSLError, ConfigurationException)
+
+
+class TlsOptions:
+    """Reads the files of ``[tls]`` anew for each connection.
+
+    Args:
+        parameters: Pika's parameters of all connections; their credentials follow the files, for
+            with a client certificate the login is EXTERNAL.
+    """
+
+    def __init__(self, parameters: Any) -> None:
+        self._parameters = parameters
+        # By host: the options of its latest connection.
+        self._latest: dict[str, Any] = {}
+
+    def for_host(self, host: str) -> Any:
+        """Return the options of a new connection to *host*, whose certificate must name it.
+
+        Files that cannot be used, for they are being replaced, leave the options of before in use.
+        """
+        try:
+            current = _tls_parameters(host)
+            self._latest[host] = upstream._ssl_context_factory(current)  # noqa: SLF001
+        except _UNUSABLE as error:
+            if host not in self._latest:
+                raise
+            _log.warning("the files of [tls] cannot be used; those of before still are: %s", error)
+        else:
+            self._use(current)
+        return self._latest[host]
+
+    def prepare(self) -> Callable[[], None]:
         """Read the files that fedora-messaging's configuration names now.
 
         Returns:
-            What makes the next connection use them; it does nothing without TLS.
+            A function that lets the next connection use them.
 
         Raises:
             ConfigurationError: They cannot be used.
         """
-        return self._tls.prepare() if self._tls is not None else lambda: None
+        try:
+            current = _tls_parameters(self._parameters.host)
+            upstream._ssl_context_factory(current)  # noqa: SLF001 -- nobody else reads [tls]
+        except _UNUSABLE as error:
+            text = f"the files cannot be used: {error}"
+            raise ConfigurationError(Problem("tls", text, "name PEM files")) from error
+        return lambda: self._use(current)
 
-    @property
-    def host(self) -> str:
-        """Where the latest broker is, as ``HOST:PORT``; without user and password."""
-        return self.factory.dialer.text
+    def _use(self, current: Any) -> None:
+        self._parameters.credentials = current.credentials
+        self._parameters.ssl_options = current.ssl_options
 
-    @property
-    def stats(self) -> FactoryStatistics:
-        """The counts in upstream's form."""
-        counts = self._snapshot()
-        consumed = ConsumerStatistics(
-            received=counts.received,
-            processed=counts.acked,
-            dropped=counts.rejected,
-            rejected=counts.requeued,
-            failed=counts.failed,
-        )
-        return FactoryStatistics(self.factory._stats.published, consumed)  # noqa: SLF001
 
-    @property
-    def consuming(self) -> bool:
-        """Whether every queue is consumed from."""
-        return self._is_consuming()
+def _tls_parameters(host: str) -> Any:
+    """Return parameters for *host* from the configuration and the files as they are now."""
+    parameters: Any = pika.URLParameters(config.conf["amqp_url"])
+    parameters.host = host
+    upstream._configure_tls_parameters(parameters)  # noqa: SLF001 -- nobody else reads [tls]
+    return parameters

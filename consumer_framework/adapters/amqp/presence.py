@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Asks the broker now and then whether the consumers of a session are still there.
+"""Asks the broker now and then for the consumers of a session: one may vanish without a word.
 
-Whether the broker still has a consumer, from what it says of the queue now and then.
+That is the broker's fault, but the messages wait all the same. A :class:`PresenceCheck` declares
+each queue passively, and hands the broker's counts to an :class:`AbsenceDetector`.
 """
 
 from __future__ import annotations
@@ -21,134 +22,71 @@ if TYPE_CHECKING:
 
     from pika.adapters.twisted_connection import TwistedChannel
 
-    from .connection import Client, Clock
+    from .connection import Client, ReactorClock
     from .consumers import Subscription
     from .session import Session
-
-# How many answers must agree: one may come in the middle of something.
-ENOUGH = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """One look at a queue.
-
-    Attributes:
-        consumers: How many the broker says that it has.
-        ready: How many messages it says wait for one of them.
-        delivered: How many messages came on our channel so far.
-        has_room: Whether the broker may send another one, before any is settled.
-    """
-
-    consumers: int
-    ready: int = 0
-    delivered: int = 0
-    has_room: bool = True
-
-
-class Witness:
-    """Judges one consumer from sights of its queue, the first of which is soon after it began.
-
-    There are two signs that the consumer is gone. The queue has no consumer at all, though it once
-    counted some: a stream always says 0. And, where others share the queue, and so hide its
-    absence: messages were ready from one sight to the next, the broker was free to send them, and
-    this consumer got none, though it did before.
-
-    Args:
-        takes_turns: Whether an idle consumer gets its share of the ready messages; not so where
-            the queue has a single active consumer.
-    """
-
-    def __init__(self, *, takes_turns: bool) -> None:
-        self._takes_turns = takes_turns
-        self._counted = False
-        self._first: Sight | None = None
-        self._last: Sight | None = None
-        self._signs = 0
-
-    @property
-    def is_absent(self) -> bool:
-        """Whether the latest sights agree that the broker has no such consumer."""
-        return self._signs >= ENOUGH
-
-    def saw(self, sight: Sight) -> None:
-        """Take another sight into account."""
-        self._counted = self._counted or sight.consumers > 0
-        gone = self._counted and (sight.consumers == 0 or self._is_passed_over(sight))
-        self._signs = self._signs + 1 if gone else 0
-        self._first = self._first or sight
-        self._last = sight
-
-    def _is_passed_over(self, sight: Sight) -> bool:
-        first, last = self._first, self._last
-        if first is None or last is None or not self._takes_turns:
-            return False
-        got_some = last.delivered > first.delivered
-        got_none_since = sight.delivered == last.delivered
-        could_have = last.ready > 0 and last.has_room and sight.ready > 0 and sight.has_room
-        return got_some and got_none_since and could_have
-
 
 _log = logging.getLogger(__name__)
 
 # Seconds in which a broker that is there answers.
 ANSWER_TIMEOUT = 60.0
+# How many samples must agree: one may come in the middle of something.
+AGREEING_SAMPLES = 2
 
 
-class Confirmation:
+class PresenceCheck:
     """Looks at the queues of a session with passive declarations, on a channel of its own.
 
-    A consumer may vanish without a ``basic.cancel``: the broker's fault, but the messages wait all
-    the same. RabbitMQ lets everyone declare passively. From a broker that does not, no answer is
-    expected, and none is missed: that a consumer is there is believed then.
+    RabbitMQ lets everyone declare passively. A broker that refuses that is asked once, and its
+    consumers are believed to be there.
 
-    A broker that neither answers nor sends anything else is left, and connected to again; not so
-    one that has an alarm and stopped reading from the connection, as it says
+    A broker that neither answers nor sends anything else is left, and connected to again. One that
+    has an alarm is not: it stopped reading from the connection, and says so
     (``connection.blocked``).
 
     Args:
-        session: What has the consumers.
+        session: The session with the consumers.
         reactor: Twisted's, or a clock of a test's.
         now: A monotonic clock, in seconds.
         interval: Seconds between two calls of :meth:`ask`.
     """
 
     def __init__(
-        self, session: Session, reactor: Clock, now: Callable[[], float], interval: float
+        self, session: Session, reactor: ReactorClock, now: Callable[[], float], interval: float
     ) -> None:
         self._session = session
         self._reactor = reactor
         # Not the reactor's, which goes back with the machine's time.
         self._now = now
-        self._patience = ANSWER_TIMEOUT + 3 * interval
+        self._tolerance = ANSWER_TIMEOUT + 3 * interval
         self._confirmed_at = now()
         self._client: Client | None = None
         self._channel: TwistedChannel | None = None
         self._asking: defer.Deferred[None] | None = None
         # By consumer tag.
-        self._witnesses: dict[str, Witness] = {}
-        self._silent: set[str] = set()
+        self._detectors: dict[str, AbsenceDetector] = {}
         # By queue.
+        self._refused: set[str] = set()
         self._ready: dict[str, int] = {}
 
     @property
     def absent(self) -> str:
-        """Which queue has lost its consumer here, and how that shows; "" for none."""
+        """The complaint that a queue has lost its consumer; "" for none."""
         for subscription in self._session.subscriptions:
-            witness = self._witnesses.get(subscription.consumer_tag)
-            if witness is not None and witness.is_absent:
+            detector = self._detectors.get(subscription.consumer_tag)
+            if detector is not None and detector.is_absent:
                 return f'the broker no longer has the consumer of queue "{subscription.queue}"'
         return ""
 
     @property
     def lag(self) -> int | None:
-        """How many messages were ready in the queues lately; None where that is not known."""
+        """The number of messages that were ready in the queues lately; None where unknown."""
         return sum(self._ready.values()) if self._ready else None
 
     @property
     def confirm_by(self) -> float:
-        """When the next answer should have come, in seconds of *now*."""
-        return self._confirmed_at + self._patience
+        """The time by which the next answer should come, in seconds of *now*."""
+        return self._confirmed_at + self._tolerance
 
     def ask(self) -> None:
         """Begin to look at every queue, unless that goes on, or there is nothing to look at."""
@@ -160,13 +98,9 @@ class Confirmation:
             self._ready.clear()
         elif self._asking is None:
             self._asking = asking = defer.ensureDeferred(self._ask_all(client))
-            expect(asking, client, self._reactor, ANSWER_TIMEOUT, self._data_comes)
+            expect(asking, client, self._reactor, ANSWER_TIMEOUT, self._data_came)
             asking.addErrback(self._failed, client)
             asking.addBoth(self._ended, asking)
-
-    def _data_comes(self) -> None:
-        """Let the answer take its time: the connection is alive."""
-        self._confirmed_at = self._now()
 
     def stop(self) -> None:
         """Ask no more."""
@@ -176,21 +110,17 @@ class Confirmation:
         """Begin anew on another connection."""
         asking, self._asking = self._asking, None
         self._client, self._channel = client, None
-        self._witnesses.clear()
+        self._detectors.clear()
         self._ready.clear()
         if asking is not None:
             asking.cancel()
 
-    def _ended(self, _result: object, asking: defer.Deferred[None]) -> None:
-        if self._asking is asking:
-            self._asking = None
-
     async def _ask_all(self, client: Client) -> None:
         subscriptions = self._session.subscriptions
         tags = {subscription.consumer_tag for subscription in subscriptions}
-        self._witnesses = {tag: w for tag, w in self._witnesses.items() if tag in tags}
+        self._detectors = {tag: one for tag, one in self._detectors.items() if tag in tags}
         for subscription in subscriptions:
-            if subscription.queue not in self._silent:
+            if subscription.queue not in self._refused:
                 await self._look(client, subscription)
         self._confirmed_at = self._now()
 
@@ -198,22 +128,19 @@ class Confirmation:
         tag = subscription.consumer_tag
         counts = await self._counts(client, subscription.queue)
         # The consumer may be another one by now, or none on purpose.
-        if counts is not None and tag and subscription.consumer_tag == tag:
-            ready, consumers = counts
-            self._ready[subscription.queue] = ready
-            has_room = self._session.has_room(subscription)
-            witness = self._witnesses.get(tag)
-            if witness is None:
-                takes_turns = not self._session.is_single_active(subscription)
-                witness = self._witnesses[tag] = Witness(takes_turns=takes_turns)
-            witness.saw(Sight(consumers, ready, subscription.latest_tag, has_room))
+        if counts is None or not tag or subscription.consumer_tag != tag:
+            return
+        ready, consumers = counts
+        self._ready[subscription.queue] = ready
+        detector = self._detectors.get(tag)
+        if detector is None:
+            gets_share = not self._session.is_single_active(subscription)
+            detector = self._detectors[tag] = AbsenceDetector(gets_share=gets_share)
+        has_room = self._session.has_room(subscription)
+        detector.add(QueueSample(consumers, ready, subscription.latest_tag, has_room))
 
     async def _counts(self, client: Client, queue: str) -> tuple[int, int] | None:
-        """How many messages are ready in a queue, and how many consumers it has.
-
-        Returns:
-            None where the broker does not say.
-        """
+        """Return the numbers of ready messages and of consumers; None where the broker refuses."""
         try:
             if self._channel is None:
                 self._channel = await client.channel()
@@ -222,18 +149,25 @@ class Confirmation:
             self._channel = None
             if faults.reply_code(error) == faults.NOT_FOUND:
                 return (0, 0)
-            self._no_answer_from(queue, faults.one_line(error))
+            self._note_refusal(queue, faults.one_line(error))
             return None
         except pika.exceptions.NoFreeChannels:
-            self._no_answer_from(queue, "it allows too few channels on a connection (channel_max)")
+            self._note_refusal(queue, "it allows too few channels on a connection (channel_max)")
             return None
         return (answer.method.message_count, answer.method.consumer_count)
 
-    def _no_answer_from(self, queue: str, reason: str) -> None:
-        """Note, and say once, that the broker does not tell about a queue."""
-        self._silent.add(queue)
-        what = 'the broker does not say whether queue "%s" still has its consumer: %s'
-        _log.info(what, queue, reason)
+    def _note_refusal(self, queue: str, reason: str) -> None:
+        self._refused.add(queue)
+        text = 'the broker does not say whether queue "%s" still has its consumer: %s'
+        _log.info(text, queue, reason)
+
+    def _data_came(self) -> None:
+        """Let the answer take its time: the connection is alive."""
+        self._confirmed_at = self._now()
+
+    def _ended(self, _result: object, asking: defer.Deferred[None]) -> None:
+        if self._asking is asking:
+            self._asking = None
 
     def _failed(self, failure: Any, client: Client) -> None:
         if client is not self._session.client or client is not self._client:
@@ -249,3 +183,63 @@ class Confirmation:
         elif not failure.check(*faults.CONNECTION_GONE):
             # Where that goes on, the watchdog finds that nothing is confirmed.
             _log.error("looking at the queues failed", exc_info=failure.value)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSample:
+    """The broker's counts of a queue, and our own at the same time.
+
+    Attributes:
+        consumers: How many consumers the broker counts.
+        ready: How many messages are ready in the queue.
+        delivered: How many messages came on our channel so far.
+        has_room: Whether the broker may send another one, before any is settled.
+    """
+
+    consumers: int
+    ready: int = 0
+    delivered: int = 0
+    has_room: bool = True
+
+
+class AbsenceDetector:
+    """Judges one consumer from samples of its queue, the first of which is soon after it began.
+
+    There are two signs that the consumer is gone. The queue has no consumer at all, though it once
+    counted some: a stream always says 0. And, where others share the queue, and so hide its
+    absence: messages were ready from one sample to the next, the broker was free to send them, and
+    this consumer got none, though it did before.
+
+    Args:
+        gets_share: Whether an idle consumer gets its share of the ready messages. It does not where
+            the queue has a single active consumer.
+    """
+
+    def __init__(self, *, gets_share: bool) -> None:
+        self._gets_share = gets_share
+        self._was_counted = False
+        self._first: QueueSample | None = None
+        self._last: QueueSample | None = None
+        self._agreeing = 0
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the latest samples agree that the broker has no such consumer."""
+        return self._agreeing >= AGREEING_SAMPLES
+
+    def add(self, sample: QueueSample) -> None:
+        """Take another sample into account."""
+        self._was_counted = self._was_counted or sample.consumers > 0
+        is_gone = sample.consumers == 0 or self._is_passed_over(sample)
+        self._agreeing = self._agreeing + 1 if self._was_counted and is_gone else 0
+        self._first = self._first or sample
+        self._last = sample
+
+    def _is_passed_over(self, sample: QueueSample) -> bool:
+        first, last = self._first, self._last
+        if first is None or last is None or not self._gets_share:
+            return False
+        got_some = last.delivered > first.delivered
+        got_none_since = sample.delivered == last.delivered
+        could_have = last.ready > 0 and last.has_room and sample.ready > 0 and sample.has_room
+        return got_some and got_none_since and could_have

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of the connection whose time can be made to pass; the rest is tested with a broker."""
+"""The connection: its timers, several addresses, TLS files that change.
 
+tests/integration/test_connection.py and test_tls.py have it with a broker.
+"""
+
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -11,19 +15,23 @@ from twisted.internet import error, task
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from consumer_framework.adapters import certificates
 from consumer_framework.adapters.amqp import faults
 from consumer_framework.adapters.amqp.connection import (
     CLOSE_TIMEOUT,
     HANDSHAKE_TIMEOUT,
-    Channel,
     Client,
     Factory,
     Service,
-    _ImpatientTransport,
+    TlsOptions,
+    TolerantChannel,
+    _AbortingTransport,
 )
+from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.stats import Snapshot
-from consumer_framework.settings import Address
+from consumer_framework.settings import Address, Tls
 from consumer_framework.settings.brokers import addresses
+from consumer_framework.testing.broker.tls import Authority
 
 
 class Transport(StringTransport):
@@ -150,7 +158,7 @@ def test_the_client_knows_whether_the_broker_reads(factory, events):
 
 def test_a_peer_that_never_answers_is_dropped_after_a_while(clock):
     transport = Transport()
-    _ImpatientTransport(transport, clock).loseConnection()
+    _AbortingTransport(transport, clock).loseConnection()
     assert transport.disconnecting, "written data is sent first"
     clock.advance(CLOSE_TIMEOUT - 0.1)
     assert transport.aborted == 0
@@ -160,12 +168,12 @@ def test_a_peer_that_never_answers_is_dropped_after_a_while(clock):
 
 def test_everything_else_is_the_transports_own(clock):
     transport = Transport()
-    impatient = _ImpatientTransport(transport, clock)
-    impatient.write(b"bytes")
+    aborting = _AbortingTransport(transport, clock)
+    aborting.write(b"bytes")
     assert transport.value() == b"bytes"
-    assert impatient.getPeer() == transport.getPeer()
+    assert aborting.getPeer() == transport.getPeer()
     with pytest.raises(AttributeError):
-        _ = impatient.no_such_thing
+        _ = aborting.no_such_thing
 
 
 # Connecting again.
@@ -407,7 +415,7 @@ def test_a_canceled_call_that_is_answered_later_disturbs_no_close(client):
     (call,) = client._calls
     call.callback(inner)
     client._on_connection_closed(client._impl, ConnectionError())
-    channel = Channel(inner)
+    channel = TolerantChannel(inner)
     closed: list[Any] = []
     channel.on_closed.addCallback(closed.append)
     channel._closed = None
@@ -472,3 +480,86 @@ def test_the_monitoring_server_gets_the_counts_in_upstreams_words(service):
         "published": 4,
         "consumed": {"received": 9, "processed": 5, "dropped": 2, "rejected": 1, "failed": 3},
     }
+
+
+# TLS files that are read again.
+
+
+@pytest.fixture
+def tls():
+    """The table of fedora-messaging's configuration."""
+    before = dict(config.conf.items())
+    config.conf.update({"amqp_url": "amqps://localhost", "tls": dict.fromkeys(Tls.model_fields)})
+    yield config.conf["tls"]
+    config.conf.clear()
+    config.conf.update(before)
+
+
+@pytest.fixture
+def pair(tls, tmp_path):
+    authority = Authority(tmp_path)
+    issued = authority.issue("client")
+    tls["ca_cert"] = str(authority.certificate)
+    tls["certfile"], tls["keyfile"] = str(issued.certificate), str(issued.key)
+    return issued
+
+
+@pytest.fixture
+def parameters():
+    return pika.URLParameters("amqps://localhost")
+
+
+def test_other_files_are_for_the_next_connection(tls, pair, parameters):
+    options = TlsOptions(parameters)
+    use = options.prepare()
+    assert not isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
+    use()
+    assert isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
+    tls["certfile"] = tls["keyfile"] = None
+    options.for_host("localhost")
+    assert not isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
+
+
+def test_a_ca_file_that_was_replaced_is_used_at_the_next_connection(tls, pair, parameters):
+    options = TlsOptions(parameters)
+    first = options.for_host("one")
+    assert options.for_host("one") is not first
+    Path(tls["ca_cert"]).write_text("half a file")
+    with pytest.raises(Exception, match=r"certificate|PEM"):
+        options.for_host("never connected to")
+
+
+def test_files_that_are_being_replaced_leave_those_of_before_in_use(tls, pair, parameters, caplog):
+    options = TlsOptions(parameters)
+    before = options.for_host("one")
+    pair.key.write_text("half a key")
+    assert options.for_host("one") is before
+    assert "the files of [tls] cannot be used; those of before still are" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["no key", None], ids=["no PEM", "gone"])
+def test_files_that_cannot_be_used_are_refused_and_nothing_changes(tls, pair, parameters, text):
+    if text is None:
+        pair.key.unlink()
+    else:
+        pair.key.write_text(text)
+    options = TlsOptions(parameters)
+    with pytest.raises(ConfigurationError) as refused:
+        options.prepare()
+    assert refused.value.problems[0].path == "tls"
+    assert not isinstance(parameters.credentials, pika.credentials.ExternalCredentials)
+
+
+def test_a_file_is_another_one_by_its_contents(tls, pair):
+    def look():
+        return certificates.digests(Tls(certfile=tls["certfile"], keyfile=tls["keyfile"]))
+
+    before = look()
+    assert look() == before
+    assert before["ca_cert"] == ""
+    pair.certificate.write_text("another")
+    after = look()
+    assert after["certfile"] != before["certfile"]
+    assert after["keyfile"] == before["keyfile"]
+    pair.certificate.unlink()
+    assert look()["certfile"] == ""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a consumer's count leaves room for; the rest of it is tested with a broker."""
+"""Room for another message, and late deliveries.
+
+tests/integration/test_prefetch.py has other counts with a broker.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +22,7 @@ def channels():
 @pytest.fixture
 def has_room(channels):
     anything: Any = None
-    consumers = Consumers(anything, 10, channels, anything, anything)
+    consumers = Consumers(anything, 10, channels, anything, anything, anything)
     channel: Any = SimpleNamespace(is_open=True)
 
     def ask(count, came, acked):
@@ -53,7 +56,7 @@ def test_what_comes_too_late_goes_back_but_what_its_queue_would_drop_is_taken(ch
     anything: Any = None
     recipient: Any = SimpleNamespace(delivered=taken.append)
     channel: Any = SimpleNamespace(basic_nack=lambda tag, **_more: given_back.append(tag))
-    consumers = Consumers(anything, 10, channels, recipient, anything)
+    consumers = Consumers(anything, 10, channels, recipient, anything, anything)
     consumers.must_take = lambda delivery: delivery.delivery_tag % 2 == 0
     generation = channels.add(channel)
     consumers._subscriptions["q"] = Subscription("q", "q", channel, generation, {})
