@@ -18,7 +18,8 @@ from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem, StoreError
 from consumer_framework.core.lifecycle import Effect, Event, State
-from consumer_framework.runtime.control.requests import Orders
+from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.schema import Reload
 from consumer_framework.runtime.control.server import ControlFactory
 from consumer_framework.runtime.observe.status import counts_text
 
@@ -154,14 +155,14 @@ class Runner(MultiService):
             return
         path = control_socket(directory)
         path.unlink(missing_ok=True)
-        orders = Orders(
+        responder = Responder(
             files.store,
             dispatcher.replay,
             dispatcher.dropped,
             dispatcher.look,
             self._instance.status.report,
         )
-        factory = ControlFactory({**orders.by_name, "reload": self._reloader.order})
+        factory = ControlFactory({**responder.by_type, Reload: self._reloader.respond})
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.stats import Progress, Snapshot
 from consumer_framework.core.text import about
+from consumer_framework.runtime.control.schema import Counts, StatusReport
 
 if TYPE_CHECKING:
     from consumer_framework.runtime.instance import Instance
@@ -194,24 +195,24 @@ class InstanceStatus:
         else:
             self._instance.notifier.ready(self.line())
 
-    def report(self) -> dict[str, Any]:
-        """Return the answer of the control socket; see docs/reference/cli.md."""
+    def report(self) -> StatusReport:
+        """Return the state of the instance, without the numbers of its store."""
         instance, now = self._instance, self._now()
         counts = asdict(instance.recorder.snapshot())
-        return {
-            "pid": os.getpid(),
-            "state": instance.state.name.lower(),
-            "status": self.line(),
-            "trouble": instance.trouble,
-            "remarks": list(filter(None, instance.remarks.values())),
-            "broker": instance.broker,
-            "queues": list(instance.session.queues),
-            "held": instance.dispatcher.held,
-            "lag": instance.lag,
-            "rate": round(self._progress.rate(now), 3),
-            "up": round(self._progress.up(now)),
-            "counts": {**counts, "running": len(instance.running)},
-        }
+        return StatusReport(
+            pid=os.getpid(),
+            state=instance.state.name.lower(),
+            status=self.line(),
+            trouble=instance.trouble,
+            remarks=tuple(filter(None, instance.remarks.values())),
+            broker=instance.broker,
+            queues=tuple(instance.session.queues),
+            held=instance.dispatcher.held,
+            lag=instance.lag,
+            rate=round(self._progress.rate(now), 3),
+            up=round(self._progress.up(now)),
+            counts=Counts(**counts, running=len(instance.running)),
+        )
 
     def _stored_counts(self) -> tuple[int, int]:
         """Return how many messages are deferred, and how many wait for an operator."""
