@@ -22,8 +22,10 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.gate import SHUTS, Entry, Gate
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.limits import count_of, limit_of
+from consumer_framework.core.ports import Observers
+from consumer_framework.core.stats import Counters
 from consumer_framework.core.text import text
-from consumer_framework.runtime.observe.log import LogRecorder
+from consumer_framework.runtime.observe.log import DeliveryLog
 from consumer_framework.runtime.observe.status import InstanceStatus
 
 from .deadline import Deadline
@@ -78,7 +80,8 @@ class Instance:
 
     Attributes:
         gate: Says whether work is taken.
-        recorder: Counts and logs.
+        counters: Counts runs and settles.
+        log: Logs settles.
         session: The connection and its subscriptions.
         dispatcher: Has the deliveries from their arrival to their settle.
         memory_relief: Lowers slots and prefetch while memory is short.
@@ -126,7 +129,8 @@ class Instance:
     def _make_parts(self) -> None:
         clock, reactor = self.clock, self.reactor
         self.gate = Gate()
-        self.recorder = LogRecorder(clock, reactor.callLater)
+        self.counters = Counters()
+        self.log = DeliveryLog(clock, reactor.callLater)
         channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
         self.session = Session(
             self.settings,
@@ -134,7 +138,7 @@ class Instance:
             channels,
             self,
             reactor,
-            snapshot=self.recorder.snapshot,
+            snapshot=self.counters.snapshot,
         )
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
@@ -143,7 +147,7 @@ class Instance:
             channels,
             self.files.store,
             self.files.flight,
-            self.recorder,
+            Observers(self.counters, self.log),
             clock,
             reactor,
             self.gate,

@@ -65,7 +65,7 @@ class Pauses:
                 return
             self._breaker = self._breaker.fault()
             if self._breaker.is_open:
-                reason = getattr(decision.disposition, "reason", "")
+                reason = decision.disposition.reason
                 self._break(
                     Reason.DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s"
                 )

@@ -157,7 +157,7 @@ class InstanceStatus:
     def line(self) -> str:
         """Return the line that ``systemctl status`` shows."""
         instance, now = self._instance, self._now()
-        counts = instance.recorder.snapshot()
+        counts = instance.counters.snapshot()
         deferred, quarantined = self._stored_counts()
         self._progress.look(counts.acked, now)
         facts = Facts(
@@ -198,7 +198,7 @@ class InstanceStatus:
     def report(self) -> StatusReport:
         """Return the state of the instance, without the numbers of its store."""
         instance, now = self._instance, self._now()
-        counts = asdict(instance.recorder.snapshot())
+        counts = asdict(instance.counters.snapshot())
         return StatusReport(
             pid=os.getpid(),
             state=instance.state.name.lower(),
