@@ -2,8 +2,8 @@
 """Turn a message class of fedora-messaging into the bytes and values that a messenger sends.
 
 Every fault of a message is found here, before anything is stored: an invalid body, a body that is
-no JSON, a topic that AMQP has no room for. The caller gets the exception, so the outbox holds no row
-that can never be sent for such a reason.
+no JSON, a topic that AMQP has no room for. The caller gets the exception. So the outbox holds no
+row that can never be sent for such a reason.
 """
 
 from __future__ import annotations
