@@ -117,9 +117,9 @@ def _totals(group: Sequence[InstanceStatus]) -> dict[str, int]:
     sums = Counter(dict.fromkeys(_TOTALS, 0))
     for instance in group:
         if instance.report:
-            counts = instance.report["counts"]
-            sums.update(handled=counts["acked"], running=counts["running"])
-            sums.update(held=instance.report["held"])
+            counts = instance.report.counts
+            sums.update(handled=counts.acked, running=counts.running)
+            sums.update(held=instance.report.held)
         if instance.stored:
             sums.update(deferred=instance.stored.deferred, quarantined=instance.stored.quarantined)
     return dict(sums)
@@ -151,7 +151,7 @@ def _instance_document(instance: InstanceStatus) -> dict[str, Any]:
         "answers": instance.report is not None,
         "should_run": instance.should_run,
         "unit": asdict(instance.unit) if instance.unit else None,
-        "report": instance.report,
+        "report": asdict(instance.report) if instance.report else None,
         "deferred": stored.deferred if stored else None,
         "quarantined": stored.quarantined if stored else None,
         "next_due": stored.next_due if stored else None,
@@ -223,7 +223,7 @@ def _state(instance: InstanceStatus, now: float) -> str:
 
 def _by_hand(instance: InstanceStatus) -> str:
     if instance.report:
-        return f"runs by hand, PID {instance.report['pid']}"
+        return f"runs by hand, PID {instance.report.pid}"
     if instance.is_silent:
         return "runs by hand, and does not answer"
     return (
@@ -239,7 +239,7 @@ def _why(unit: Unit) -> str:
 
 
 def _details(instance: InstanceStatus, now: float) -> Iterator[tuple[str, Callable[[str], str]]]:
-    text = str(instance.report["status"]) if instance.report else _last_words(instance.unit)
+    text = instance.report.status if instance.report else _last_words(instance.unit)
     if text:
         yield text, _plain
     if waiting := _waiting(instance, now):
@@ -260,8 +260,8 @@ def _waiting(instance: InstanceStatus, now: float) -> str:
     parts = []
     if instance.report:
         numbers = {
-            "running": instance.report["counts"]["running"],
-            "held": instance.report["held"],
+            "running": instance.report.counts.running,
+            "held": instance.report.held,
         }
         parts += [f"{count:,} {what}" for what, count in numbers.items() if count]
     if stored := instance.stored:

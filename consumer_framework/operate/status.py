@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.store.files import DATABASE, is_locked_elsewhere
 from consumer_framework.adapters.systemd.systemctl import (
@@ -21,6 +21,7 @@ from consumer_framework.adapters.systemd.systemctl import (
 from consumer_framework.core.errors import StoreError
 from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control.client import ControlError, connected
+from consumer_framework.runtime.control.schema import Status
 from consumer_framework.runtime.state_files import NOTHING_STORED, StoredCounts, count_stored
 from consumer_framework.settings import instance_name_problem
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.adapters.systemd.systemctl import Systemctl
+    from consumer_framework.runtime.control.schema import StatusReport
 
     from .workers import Files
 
@@ -46,7 +48,7 @@ class InstanceStatus:
         name: Its name.
         is_configured: True if it has a configuration file.
         unit: Its unit; None without systemd, or without such a unit.
-        report: Its own report (:meth:`.Orders.status`); None if it does not answer.
+        report: Its answer on the control socket; None if it does not answer.
         stored: The messages in its store; None if the store cannot be read.
         problem: The reason why it, or its store, was not asked; "" for none.
         is_silent: A process has its store and does not answer: its event loop is blocked, or the
@@ -56,7 +58,7 @@ class InstanceStatus:
     name: str
     is_configured: bool
     unit: Unit | None = None
-    report: Mapping[str, Any] | None = None
+    report: StatusReport | None = None
     stored: StoredCounts | None = NOTHING_STORED
     problem: str = ""
     is_silent: bool = False
@@ -193,16 +195,15 @@ def _ask(
     return InstanceStatus(name, is_configured, unit, None, stored, problem, is_silent=is_silent)
 
 
-def _report(directory: Path, name: str) -> Mapping[str, Any] | None:
+def _report(directory: Path, name: str) -> StatusReport | None:
     with connected(directory, name) as running:
         if running is None:
             return None
-        answers = list(running.ask({"do": "status"}))
-        return answers[0] if answers else None
+        return next(iter([*running.ask(Status())]), None)
 
 
-def _reported(report: Mapping[str, Any]) -> StoredCounts:
-    return StoredCounts(report["deferred"], report["quarantined"], report["next_due"])
+def _reported(report: StatusReport) -> StoredCounts:
+    return StoredCounts(report.deferred, report.quarantined, report.next_due)
 
 
 def _first_stored(directories: Sequence[Path]) -> StoredCounts:
