@@ -39,9 +39,9 @@ def totals_of(group: Sequence[Instance]) -> dict[str, int]:
     sums = Counter(dict.fromkeys(_TOTALS, 0))
     for instance in group:
         if instance.report:
-            counts = instance.report["counts"]
-            sums.update(handled=counts["acked"], running=counts["running"])
-            sums.update(held=instance.report["held"])
+            counts = instance.report.counts
+            sums.update(handled=counts.acked, running=counts.running)
+            sums.update(held=instance.report.held)
         if instance.kept:
             sums.update(deferred=instance.kept.deferred, quarantined=instance.kept.quarantined)
     return dict(sums)
@@ -74,7 +74,7 @@ def _instance_document(instance: Instance) -> dict[str, Any]:
         "answers": instance.report is not None,
         "should_run": instance.should_run,
         "unit": asdict(instance.unit) if instance.unit else None,
-        "report": instance.report,
+        "report": asdict(instance.report) if instance.report else None,
         "deferred": kept.deferred if kept else None,
         "quarantined": kept.quarantined if kept else None,
         "next_due": kept.next_due if kept else None,
@@ -144,7 +144,7 @@ def _state(instance: Instance, now: float) -> str:
 
 def _by_hand(instance: Instance) -> str:
     if instance.report:
-        return f"runs by hand, PID {instance.report['pid']}"
+        return f"runs by hand, PID {instance.report.pid}"
     if instance.is_silent:
         return "runs by hand, and does not answer"
     return (
@@ -160,7 +160,7 @@ def _why(unit: Unit) -> str:
 
 
 def _details(instance: Instance, now: float) -> Iterator[tuple[str, Callable[[str], str]]]:
-    text = str(instance.report["status"]) if instance.report else _last_words(instance.unit)
+    text = instance.report.status if instance.report else _last_words(instance.unit)
     if text:
         yield text, _plain
     if waiting := _waiting(instance, now):
@@ -182,8 +182,8 @@ def _waiting(instance: Instance, now: float) -> str:
     parts = []
     if instance.report:
         numbers = {
-            "running": instance.report["counts"]["running"],
-            "held": instance.report["held"],
+            "running": instance.report.counts.running,
+            "held": instance.report.held,
         }
         parts += [f"{count:,} {what}" for what, count in numbers.items() if count]
     if kept := instance.kept:

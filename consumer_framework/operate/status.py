@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from consumer_framework.adapters.store.files import DATABASE, is_locked_elsewhere
 from consumer_framework.adapters.systemd.systemctl import (
@@ -21,6 +21,7 @@ from consumer_framework.adapters.systemd.systemctl import (
 from consumer_framework.core.errors import StoreError
 from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control.client import ControlError, connected
+from consumer_framework.runtime.control.schema import Status
 from consumer_framework.runtime.state_files import NOTHING_STORED, StoredCounts, count_stored
 from consumer_framework.settings import instance_name_problem
 
@@ -29,6 +30,8 @@ from .workers import files_in, group_of, in_groups
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from consumer_framework.runtime.control.schema import StatusReport
 
     from .workers import Files
 
@@ -52,7 +55,7 @@ class Instance:
         name: Its name.
         is_configured: Whether it has a file.
         unit: What systemd says; None where there is no systemd, or no such unit.
-        report: What it says itself (:meth:`.Orders.status`); None where it does not answer.
+        report: The answer on its control socket; None where it does not answer.
         kept: What its store keeps; None where that cannot be read.
         problem: Why it was not asked, or its store not read; "" where all went well.
         is_silent: A process has its store, and does not answer: its event loop is blocked, or
@@ -62,7 +65,7 @@ class Instance:
     name: str
     is_configured: bool
     unit: Unit | None = None
-    report: Mapping[str, Any] | None = None
+    report: StatusReport | None = None
     kept: StoredCounts | None = NOTHING_STORED
     problem: str = ""
     is_silent: bool = False
@@ -181,7 +184,7 @@ def _ask(name: str, is_configured: bool, unit: Unit | None, state: Path | None) 
             problems.append(str(error))
         else:
             if report is not None:
-                return Instance(name, is_configured, unit, report, _kept_of(report))
+                return Instance(name, is_configured, unit, report, _stored(report))
     is_silent = any(map(is_locked_elsewhere, directories))
     try:
         kept = _first_kept(directories)
@@ -193,16 +196,15 @@ def _ask(name: str, is_configured: bool, unit: Unit | None, state: Path | None) 
     return Instance(name, is_configured, unit, None, kept, problem, is_silent=is_silent)
 
 
-def _report(directory: Path, name: str) -> Mapping[str, Any] | None:
+def _report(directory: Path, name: str) -> StatusReport | None:
     with connected(directory, name) as running:
         if running is None:
             return None
-        answers = list(running.ask({"do": "status"}))
-        return answers[0] if answers else None
+        return next(iter([*running.ask(Status())]), None)
 
 
-def _kept_of(report: Mapping[str, Any]) -> StoredCounts:
-    return StoredCounts(report["deferred"], report["quarantined"], report["next_due"])
+def _stored(report: StatusReport) -> StoredCounts:
+    return StoredCounts(report.deferred, report.quarantined, report.next_due)
 
 
 def _first_kept(directories: Sequence[Path]) -> StoredCounts:
