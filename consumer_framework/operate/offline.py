@@ -42,6 +42,7 @@ from consumer_framework.core.intake import Holds
 from consumer_framework.core.lifecycle import CUT_SHORT_GRACE
 from consumer_framework.core.memory import Histories, LostAcks, Unsettled
 from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.ports import Settled
 from consumer_framework.core.settler import Settler
 from consumer_framework.runtime.assembly.access import from_outside
 from consumer_framework.runtime.assembly.configuration import load
@@ -57,8 +58,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.ports import Observation
     from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.runtime.control.schema import AnswerT, Request
@@ -283,7 +285,7 @@ def _fault(name: str, what: str, error: BaseException) -> Fault:
 
 
 class _RowRunner:
-    """Runs and settles one row at a time; records the events of its own pipeline."""
+    """Runs and settles one row at a time; observes the events of its own pipeline."""
 
     def __init__(self, plan: Plan, store: Store, handler: Executor) -> None:
         clock = SystemClock()
@@ -292,7 +294,7 @@ class _RowRunner:
             acknowledger=_NoBroker(),
             store=store,
             flight=_NoFlight(),
-            recorder=self,
+            observer=self,
             holds=Holds(0, clock),
             histories=Histories(),
             unsettled=Unsettled(clock),
@@ -306,7 +308,7 @@ class _RowRunner:
             handler=handler,
             policy=plan.policy,
             store=store,
-            recorder=self,
+            observer=self,
             clock=clock,
             chance=random.random,
             settler=self._settler,
@@ -324,15 +326,12 @@ class _RowRunner:
         """Give up commits that cannot be made."""
         await self._settler.commits()
 
-    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
-        """A row was run."""
-
-    def settled(
-        self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """The disposition of the row is committed, unless *void*."""
-        if self._done is not None and not self._done.done() and not void:
-            self._done.set_result(disposition)
+    def notify(self, event: Observation) -> None:
+        """Take the disposition of the row, once that is committed."""
+        if not isinstance(event, Settled) or event.is_void:
+            return
+        if self._done is not None and not self._done.done():
+            self._done.set_result(event.decision.disposition)
 
     def _store_failed(self, reason: str) -> None:
         # An instance waits until the disk works again; an operator is told.

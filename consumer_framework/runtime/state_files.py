@@ -251,18 +251,18 @@ def store_limits(framework: Framework) -> Limits:
 
 def _open_flight(directory: Path, store: Store, places: int) -> Flight:
     try:
-        flight, wreckage = Flight.open(directory, places)
+        flight, former = Flight.open(directory, places)
     except BaseException:
         store.close()
         raise
-    for survivor in wreckage.survivors:
+    for crashed in former.in_flight:
         _log.warning(
             "%s while message %s of %s was handled: crash %d of it",
-            "the process was restarted for handler_timeout" if survivor.hung else _DIED,
-            printable(survivor.message_id),
-            survivor.queue,
-            survivor.crashes,
-            extra=fields(survivor.message_id, "", survivor.queue),
+            "the process was restarted for handler_timeout" if crashed.hung else _DIED,
+            printable(crashed.message_id),
+            crashed.queue,
+            crashed.crashes,
+            extra=fields(crashed.message_id, "", crashed.queue),
         )
     return flight
 

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine, Reject
+from consumer_framework.core.disposition import GiveBack, Halt, Reject, rule_for
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.wording import describe
@@ -224,9 +224,7 @@ def _log_row(row: Row, what: str, disposition: Disposition | None = None) -> Non
 
 
 def _result_of(row: int, disposition: Disposition) -> Replayed:
-    if isinstance(disposition, Ack):
-        return Replayed(row, "succeeded")
+    result = rule_for(disposition).words.in_replay
     if isinstance(disposition, GiveBack):
-        return Replayed(row, "skipped", "the instance stops or pauses")
-    result = "failed" if isinstance(disposition, Quarantine) else type(disposition).__name__.lower()
-    return Replayed(row, result, getattr(disposition, "reason", ""))
+        return Replayed(row, result, "the instance stops or pauses")
+    return Replayed(row, result, disposition.reason)
