@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.text import plural
 from consumer_framework.operate.check.findings import Level, Report, error
 
 from . import terminal
@@ -163,7 +164,7 @@ def _verdict(report: Report, exit_code: int) -> str:
 def _counts(report: Report) -> Iterator[str]:
     for level in (Level.ERROR, Level.WARNING):
         if count := report.count(level):
-            yield terminal.plural(count, level.value)
+            yield plural(count, level.value)
 
 
 def document(report: Report, exit_code: int) -> dict[str, Any]:

@@ -162,15 +162,7 @@ def _fate(explanation: Explanation) -> str:
                 return f"the instance stops with the exit code it names; the message {given}"
             return f"the instance stops with exit code {int(code)}; the message {given}"
         case end:
-            return _FATES[type(end).__name__]
-
-
-_FATES = {
-    "Ack": "acknowledged",
-    "Reject": "dropped, or dead-lettered where the queue has an exchange for that",
-    "Requeue": "back to its queue",
-    "Quarantine": "quarantined",
-}
+            return to.rule_for(end).words.explained
 
 
 def _breaker(explanation: Explanation, context: Context) -> str:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumer_framework.core.text import plural
+
 from . import terminal
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
 from .quarantine_orders import drop, expire, replay
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
-from .terminal import Command, Refusal, plural
+from .terminal import Command, Refusal
 
 # The store brings half of what `run` needs: --help and shell completion must be quick.
 if TYPE_CHECKING:

@@ -18,25 +18,33 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.text import plural
 from consumer_framework.settings import instance_name_problem
 
 from . import options, terminal
 from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
 from .selection import FINGERPRINT, choose, open_store
-from .terminal import Command, Refusal, plural
+from .terminal import Command, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from consumer_framework.adapters.store import Group, Row
     from consumer_framework.core.delivery import Delivery
+    from consumer_framework.runtime.control.schema import (
+        AnswerT,
+        Begun,
+        Replayed,
+        Request,
+        Step,
+    )
 
     from .options import Where
 
@@ -196,13 +204,13 @@ _WORDS = {
 _DONE = ("succeeded", "reject")
 
 
-def _portions(numbers: Sequence[int]) -> Iterator[list[int]]:
+def _portions(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
     for start in range(0, len(numbers), _PORTION):
-        yield list(numbers[start : start + _PORTION])
+        yield tuple(numbers[start : start + _PORTION])
 
 
-def _ask(at: Where, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Have orders carried out that need no handler; returns all answers."""
+def _ask(at: Where, requests: Sequence[Request[AnswerT]]) -> list[AnswerT]:
+    """Have requests carried out that need no handler; return all answers."""
     from consumer_framework.operate import offline  # noqa: PLC0415
     from consumer_framework.runtime.control import client  # noqa: PLC0415
 
@@ -212,7 +220,7 @@ def _ask(at: Where, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         answer
         for request in requests
-        for answer in offline.order(at.directory, at.instance, request)
+        for answer in offline.carry_out(at.directory, at.instance, request)
     ]
 
 
@@ -255,8 +263,7 @@ def drop(  # noqa: PLR0913 -- one for each option
             click.echo(_described(cause), err=True)
         what = f"Lose {plural(len(numbers), 'message')} of {at.instance} for ever?"
         click.confirm(what, abort=True, err=True)
-    requests = [{"do": "drop", "rows": portion} for portion in _portions(numbers)]
-    dropped = [n for answer in _ask(at, requests) for n in answer["dropped"]] if numbers else []
+    dropped = _dropped(at, numbers)
     kept = sorted(set(numbers) - set(dropped))
     if as_json:
         terminal.print_json({"dropped": dropped, "kept": kept})
@@ -268,6 +275,13 @@ def drop(  # noqa: PLR0913 -- one for each option
         which = ", ".join(map(str, kept))
         click.echo(f"fm-consumer: not dropped, gone or in a replay meanwhile: {which}", err=True)
         raise click.exceptions.Exit(_FAILED)
+
+
+def _dropped(at: Where, numbers: Sequence[int]) -> list[int]:
+    from consumer_framework.runtime.control.schema import Drop  # noqa: PLC0415
+
+    answers = _ask(at, [Drop(portion) for portion in _portions(numbers)]) if numbers else []
+    return [number for answer in answers for number in answer.dropped]
 
 
 def _described(cause: Group) -> str:
@@ -288,7 +302,7 @@ def _check_states(rows: Sequence[Row], allowed: tuple[str, ...]) -> None:
 
 @dataclass(slots=True)
 class _Progress:
-    """Tells of each replayed row, and counts."""
+    """Shows the result of each replayed row, and counts."""
 
     total: int
     as_json: bool
@@ -307,30 +321,35 @@ class _Progress:
         if self._bar is not None:
             self._bar.__exit__(*error)
 
-    def tell(self, answer: dict[str, Any]) -> None:
-        """Tell of a row that is done, or of what is waited for."""
-        if "step" in answer:
-            click.echo(f"\nfm-consumer: {answer['step']}", err=True)
-            return
-        if "interrupted" in answer:
-            self.running = None
-            click.echo(f"\nfm-consumer: interrupted: {self.left}", err=True)
-            return
-        self.running = answer.get("begun")
-        if self.running is None:
-            self._count(answer)
+    def tell(self, answer: Step | Begun | Replayed) -> None:
+        """Show an answer of a replay."""
+        from consumer_framework.runtime.control.schema import Begun, Step  # noqa: PLC0415
 
-    def _count(self, answer: dict[str, Any]) -> None:
-        result, reason = answer["result"], answer.get("reason", "")
+        match answer:
+            case Step(step):
+                click.echo(f"\nfm-consumer: {step}", err=True)
+            case Begun(row):
+                self.running = row
+            case _:
+                self.running = None
+                self._count(answer)
+
+    def interrupted(self) -> None:
+        """Say that the process exits now, and the rows that are left."""
+        self.running = None
+        click.echo(f"\nfm-consumer: interrupted: {self.left}", err=True)
+
+    def _count(self, answer: Replayed) -> None:
+        result, reason = answer.result, answer.reason
         self.counts[result] += 1
         if reason:
             self.reasons[f"{_WORDS.get(result, result)}: {reason}"] += 1
         if self.as_json:
-            terminal.print_json(answer, indent=None)
+            terminal.print_json(asdict(answer), indent=None)
         elif self._bar is not None:
             self._bar.update(1)
         else:
-            click.echo(self._line(answer["row"], result, reason))
+            click.echo(self._line(answer.row, result, reason))
 
     def _line(self, row: int, result: str, reason: str) -> str:
         colour = terminal.good if result in _DONE else terminal.bad
@@ -442,6 +461,7 @@ def _replay(
     at: Where, numbers: Sequence[int], callbacks: tuple[str, str], *, as_json: bool
 ) -> None:
     from consumer_framework.runtime.control import client  # noqa: PLC0415
+    from consumer_framework.runtime.control.schema import Replay  # noqa: PLC0415
 
     with _Progress(len(numbers), as_json) as progress:
         try:
@@ -451,7 +471,7 @@ def _replay(
                 else:
                     running.wait_long()
                     for portion in _portions(numbers):
-                        for answer in running.ask({"do": "replay", "rows": portion}):
+                        for answer in running.ask(Replay(portion)):
                             progress.tell(answer)
         except KeyboardInterrupt:
             click.echo(f"\nfm-consumer: interrupted: {progress.left}", err=True)
@@ -480,7 +500,7 @@ def _replay_here(
     _warn_of_root(at)
     callback, callback_file = callbacks
     options = RunOptions(at.file, callback, callback_file, instance=at.instance)
-    in_place.replay(options, at.directory, numbers, progress.tell)
+    in_place.replay(options, at.directory, numbers, progress.tell, progress.interrupted)
 
 
 def _warn_of_root(at: Where) -> None:
@@ -497,11 +517,12 @@ def _edited(at: Where, delivery: Delivery, *, as_json: bool) -> int:
     Raises:
         Refusal: Nothing was edited, or what was is no JSON object.
     """
+    from consumer_framework.runtime.control.schema import Edit  # noqa: PLC0415
+
     body = edit(delivery)
-    [answer] = _ask(at, [{"do": "edit", "row": delivery.row, "body": body}])
-    if answer["row"] is None:
+    [answer] = _ask(at, [Edit(delivery.row, body)])
+    if answer.row is None:
         raise Refusal(f"row {delivery.row} is no longer quarantined; nothing was changed")
     if not as_json:
-        click.echo(f"row {delivery.row}, as edited, is row {answer['row']}")
-    number: int = answer["row"]
-    return number
+        click.echo(f"row {delivery.row}, as edited, is row {answer.row}")
+    return answer.row

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters.store.export import line_of, raw_line_of
 from consumer_framework.adapters.store.properties import NAMES
 from consumer_framework.core.delivery import codec_of
+from consumer_framework.core.text import age, fit, moment, plural, size
 
 from . import terminal
-from .terminal import Column, age, faint, moment, plural, safe, safe_lines, title
+from .terminal import Column, faint, safe, safe_lines, title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,7 +90,7 @@ def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[st
     if any(row.due is not None for row in rows):
         columns.append((Column("DUE"), [_runs(row, now) for row in rows]))
     if any(row.lane for row in rows):
-        columns.append((Column("KEY"), [terminal.fit(safe(row.lane), _KEY_SHOWN) for row in rows]))
+        columns.append((Column("KEY"), [fit(safe(row.lane), _KEY_SHOWN) for row in rows]))
     columns += [
         (Column("ATTEMPTS", right=True), [str(row.attempts) for row in rows]),
         (Column("TOPIC", gives_way=True, keep_end=True), [row.routing_key for row in rows]),
@@ -259,7 +260,7 @@ def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) ->
             ("in a replay", f"{stats.replaying:,}"),
             ("originals of edited ones", f"{stats.superseded:,}"),
             *_blocked(stats),
-            ("size", f"{terminal.size(stats.bytes)} of bodies, {terminal.size(disk)} on the disk"),
+            ("size", f"{size(stats.bytes)} of bodies, {size(disk)} on the disk"),
         ],
         indent="",
     )

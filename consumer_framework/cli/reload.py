@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +16,13 @@ from .terminal import Command, safe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from consumer_framework.runtime.control.schema import FileText, ReloadReport
+
     from .options import Where
 
 _REFUSED = 1
+# The result for an instance that could not be asked.
+_NOT_RUNNING = "not running"
 # Bytes; no configuration has as many, and a request has its limit.
 _LONGEST_FILE = 128 << 10
 
@@ -55,63 +59,69 @@ def reload(
         raise click.UsageError("give either INSTANCE or --conf, not both")
     if state_dir and len(words) > 1:
         raise click.UsageError("--state-dir needs one INSTANCE")
-    # Refuses what no instance can be called, before any of them is told.
-    instances = [where([word], None, state_dir) for word in words]
-    answers = [_reload(at, as_json=as_json) for at in instances or [where([], conf, state_dir)]]
+    # Refuses impossible names before any instance reloads.
+    instances = [where([word], None, state_dir) for word in words] or [where([], conf, state_dir)]
+    reports = [(at, _reload(at, as_json=as_json)) for at in instances]
     if as_json:
-        terminal.print_json({"instances": answers})
-    if any(answer["result"] in {"refused", "not running"} for answer in answers):
+        from consumer_framework.runtime.control.schema import document_of  # noqa: PLC0415
+
+        found = [{"instance": at.instance, **document_of(report)} for at, report in reports]
+        terminal.print_json({"instances": found})
+    if any(report.result in {"refused", _NOT_RUNNING} for _, report in reports):
         raise click.exceptions.Exit(_REFUSED)
 
 
-def _reload(at: Where, *, as_json: bool) -> dict[str, Any]:
-    answer = _ask(at, as_json=as_json)
+def _reload(at: Where, *, as_json: bool) -> ReloadReport:
+    report = _ask(at, as_json=as_json)
     if not as_json:
-        _show(at, answer)
-    return {"instance": at.instance, **answer}
+        _show(at, report)
+    return report
 
 
-def _ask(at: Where, *, as_json: bool) -> dict[str, Any]:
-    from consumer_framework.runtime.control import client  # noqa: PLC0415
+def _ask(at: Where, *, as_json: bool) -> ReloadReport:
+    from consumer_framework.runtime.control.client import ControlError, connected  # noqa: PLC0415
+    from consumer_framework.runtime.control.schema import Reload, ReloadReport  # noqa: PLC0415
 
-    with client.connected(at.directory, at.instance) as running:
+    with connected(at.directory, at.instance) as running:
         if running is None:
-            return {"result": "not running", "changes": [], "problems": [], "notes": []}
+            return ReloadReport(_NOT_RUNNING)
         running.wait_long()
-        request = {"do": "reload", **_file_of(at)}
+        request = Reload(_file_of(at))
         for answer in running.ask(request, "it reads the file when it is started again"):
-            if "result" in answer:
+            if isinstance(answer, ReloadReport):
                 return answer
             if not as_json:
-                click.echo(f"{at.instance}: {safe(answer['step'])}", err=True)
-    raise client.ControlError("the instance did not say what came of it; see its log (journalctl)")
+                click.echo(f"{at.instance}: {safe(answer.step)}", err=True)
+    raise ControlError("the instance did not say what came of it; see its log (journalctl)")
 
 
-def _file_of(at: Where) -> dict[str, Any]:
-    """What root alone may read goes with the order: the instance runs as another user."""
+def _file_of(at: Where) -> FileText | None:
+    """Return the file for an instance that runs as another user, if this user is root."""
+    from consumer_framework.runtime.control.schema import FileText  # noqa: PLC0415
+
     if os.geteuid() != 0:
-        return {}
+        return None
     try:
         data = at.file.read_bytes()
     except OSError:
-        # The instance says what is wrong with it.
-        return {}
+        # The instance reports the problem of its file.
+        return None
     if len(data) > _LONGEST_FILE:
-        return {}
-    text = data.decode(errors="surrogateescape")
-    return {"file": {"path": str(at.file.absolute()), "text": text}}
+        return None
+    return FileText(str(at.file.absolute()), data.decode(errors="surrogateescape"))
 
 
-def _show(at: Where, answer: dict[str, Any]) -> None:
-    match answer["result"]:
+def _show(at: Where, report: ReloadReport) -> None:
+    match report.result:
         case "not running":
             _show_absence(at)
         case "refused":
             _complain(f"{at.instance} goes on with its old settings:")
-            for problem in answer["problems"]:
-                _complain(f"  {_text(problem)}")
+            for problem in report.problems:
+                source = f"{problem.source}: " if problem.source else ""
+                _complain(f"  {source}{problem}")
         case _:
-            _show_changes(at, answer)
+            _show_changes(at, report)
 
 
 def _show_absence(at: Where) -> None:
@@ -121,30 +131,20 @@ def _show_absence(at: Where) -> None:
         terminal.complain(no_such_instance(at.instance, at.file))
 
 
-def _show_changes(at: Where, answer: dict[str, Any]) -> None:
-    for note in answer["notes"]:
+def _show_changes(at: Where, report: ReloadReport) -> None:
+    for note in report.notes:
         _complain(f"{at.instance}: {note}")
-    if not answer["changes"]:
+    if not report.changes:
         click.echo(f"{at.instance}: nothing has changed")
         return
-    waiting = [change for change in answer["changes"] if change["takes"] == "restart"]
-    for change in answer["changes"]:
+    waiting = report.waiting
+    for change in report.changes:
         if change not in waiting:
-            click.echo(f"{at.instance}: {safe(_line(change))}")
+            click.echo(f"{at.instance}: {safe(str(change))}")
     for change in waiting:
-        what = safe(f"{_line(change)}: takes a restart")
-        click.echo(f"{at.instance}: {terminal.doubtful(what)}")
+        text = terminal.doubtful(safe(f"{change}: takes a restart"))
+        click.echo(f"{at.instance}: {text}")
     click.echo(f"{at.instance}: {terminal.good('reloaded')}")
-
-
-def _line(change: dict[str, Any]) -> str:
-    return f"{change['path']}: {change['text']}"
-
-
-def _text(problem: dict[str, Any]) -> str:
-    parts = (problem["source"], problem["path"], problem["message"])
-    cure = f"; {problem['cure']}" if problem["cure"] else ""
-    return ": ".join(filter(None, parts)) + cure
 
 
 def _complain(text: str) -> None:

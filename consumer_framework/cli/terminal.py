@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What commands print: text that a terminal can take, tables that fit it, JSON for programs."""
+"""Output of commands: safe text and fitting tables for terminals, JSON for programs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import math
 import os
 import shutil
 import sys
-import unicodedata
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +20,18 @@ from consumer_framework.adapters.systemd.notify import is_journal
 from consumer_framework.core.errors import FrameworkError
 from consumer_framework.core.log_fields import priority_of
 from consumer_framework.core.secrets import redact, redacted
+from consumer_framework.core.text import fit, width
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-ELLIPSIS = "…"
 # Columns: a cell that has to give way keeps so many.
 _NARROWEST = 10
 _GAP = "  "
-_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
-# From two of a unit on it is the one to say: "90m" tells more than "1h".
-_ENOUGH = 2
 
 
 class Refusal(click.ClickException):
-    """The command cannot do that. Printed as one line, with exit code 2."""
+    """The command cannot do that: one line, and exit code 2."""
 
     exit_code = 2
 
@@ -67,7 +63,7 @@ def complain(error: BaseException) -> None:
 
 
 def note(line: str) -> None:
-    """Print something to standard error that is not wrong."""
+    """Print *line*, which is no error, to standard error."""
     click.echo(f"fm-consumer: {safe(line)}", err=True)
 
 
@@ -81,7 +77,7 @@ def _descriptor(stream: Any) -> int:
 def safe(text: str) -> str:
     """Make *text* one line that does nothing to a terminal.
 
-    Publishers write topics, bodies and ids: what is not printable is shown escaped.
+    Publishers write topics, bodies and ids; unprintable characters are shown escaped.
     """
     text = redact(text)
     if text.isprintable():
@@ -99,64 +95,11 @@ def safe_lines(text: str, indent: str = "") -> str:
     return "\n".join(f"{indent}{safe(line.expandtabs())}".rstrip() for line in lines)
 
 
-def plural(count: int, noun: str) -> str:
-    """Count things: ``1 message``, ``1,200 messages``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def age(seconds: float) -> str:
-    """Write a length of time in its largest unit that tells enough: ``45s``, ``90m``, ``12d``."""
-    for size, unit in _UNITS:
-        if seconds >= _ENOUGH * size or (unit == "m" and seconds >= size):
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(int(seconds), 0)}s"
-
-
-def moment(seconds: float) -> str:
-    """Write a time of the epoch in the local time zone."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")
-    except (ValueError, OverflowError, OSError):
-        return f"{seconds:g}"
-
-
-def size(count: int) -> str:
-    """Write a number of bytes: ``812 B``, ``1.2 MiB``."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:  # noqa: PLR2004 -- what those units mean
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
 def terminal_width() -> int | None:
-    """How many columns there are to print to; None where it is no terminal."""
+    """Return the columns of the terminal; None if standard output is none."""
     if columns := os.environ.get("COLUMNS", ""):
         return int(columns) if columns.isdigit() and int(columns) else None
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def width(text: str) -> int:
-    """How many columns of a terminal *text* takes."""
-    if text.isascii():
-        return len(text)
-    return sum(_columns(character) for character in text)
-
-
-def _columns(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def fit(text: str, columns: int | None, *, keep_end: bool = False) -> str:
-    """Cut *text* to so many columns, at its end or, with *keep_end*, at its beginning."""
-    if columns is None or width(text) <= columns:
-        return text
-    while text and width(text) > columns - 1:
-        text = text[1:] if keep_end else text[:-1]
-    return f"{ELLIPSIS}{text}" if keep_end else f"{text}{ELLIPSIS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +109,8 @@ class Column:
     Attributes:
         title: Its head.
         right: Numbers are flush right.
-        gives_way: Whether it is cut where the table is too wide.
-        keep_end: The end is what tells most, as that of a topic.
+        gives_way: It is cut if the table is too wide.
+        keep_end: Its beginning is cut, not its end: the end of a topic tells most.
     """
 
     title: str
@@ -189,7 +132,7 @@ def table(
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], available: int) -> None:
-    """Let the widest of those that may give way, one column after the other."""
+    # The widest of those that give way shrinks by one column, again and again.
     while sum(widths) > available:
         candidates = [i for i, c in enumerate(columns) if c.gives_way and widths[i] > _NARROWEST]
         if not candidates:
@@ -245,7 +188,7 @@ def _finite(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """What AMQP has a type for and JSON has none."""
+    """Convert a value of an AMQP type that JSON does not have."""
     match value:
         case bytes():
             return value.decode("utf-8", "backslashreplace")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, TypeAlias
 
-from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
+from .disposition import rule_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,17 +39,6 @@ DISPOSITION = "FM_DISPOSITION"
 FINGERPRINT = "FM_FINGERPRINT"
 
 Fields: TypeAlias = "dict[str, str | list[str]]"
-
-DISPOSITIONS: dict[type[Disposition], str] = {
-    Ack: "ack",
-    Requeue: "requeue",
-    GiveBack: "give-back",
-    Reject: "reject",
-    Hold: "hold",
-    Defer: "defer",
-    Quarantine: "quarantine",
-    Halt: "halt",
-}
 
 
 def run_number(delivery: Delivery) -> int:
@@ -84,7 +73,7 @@ def fields(  # noqa: PLR0913, PLR0917 -- each is one field
         TOPIC: topic,
         QUEUE: queue,
         ATTEMPT: str(attempt or ""),
-        DISPOSITION: DISPOSITIONS[type(disposition)] if disposition is not None else "",
+        DISPOSITION: rule_for(disposition).words.field if disposition is not None else "",
         FINGERPRINT: fingerprint,
     }
     return {name: value for name, value in known.items() if value}

@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .attempt import NO_HISTORY, History
 from .delivery import Failed, Known, Withdrawn, published
-from .disposition import Ack, Defer, GiveBack, Halt, Quarantine, Reject, Requeue
 from .errors import Drop
 from .gate import Gate
 
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .delivery import Delivery, Outcome
-    from .disposition import Disposition
+    from .disposition import Answer
     from .ports import Clock, HandlerRunner
 
     HistoryKey: TypeAlias = tuple[str, str, str, bytes]
@@ -398,18 +397,17 @@ class LostAcks:
         self._unsettled.setdefault(delivery.generation, {})[delivery.delivery_tag] = delivery
         return None
 
-    def told(self, delivery: Delivery, disposition: Disposition) -> None:
-        """Note what the broker was told of *delivery*; nothing for one that did not arrive."""
+    def told(self, delivery: Delivery, answer: Answer, reason: str) -> None:
+        """Note the broker's *answer* to *delivery*; nothing for one that did not arrive."""
         unsettled = self._unsettled.get(delivery.generation)
         if unsettled is None or unsettled.pop(delivery.delivery_tag, None) is None:
             return
-        match disposition:
-            case Ack() | Defer() | Quarantine() | Halt(requeue=False):
-                self._remember(delivery, None)
-            case Reject(reason):
-                self._remember(delivery, reason)
-            case GiveBack() | Requeue() | Halt():
-                self._expect(_key(delivery)).unsettled += 1
+        if answer == "ack":
+            self._remember(delivery, None)
+        elif answer == "reject":
+            self._remember(delivery, reason)
+        else:
+            self._expect(_key(delivery)).unsettled += 1
 
     def voided(self, generation: int) -> None:
         """Expect what came on a channel that is gone to come back."""

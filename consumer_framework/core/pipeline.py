@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from .delivery import Behind, Crashed, Known, Withdrawn
 from .errors import StoreError
+from .ports import Ran
 from .recovery import Situation, decide
-from .settler import Settled
+from .settler import Decided
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
     from .memory import Run
-    from .ports import Chance, Clock, HandlerRunner, Recorder, Store
+    from .ports import Chance, Clock, HandlerRunner, Observer, Store
     from .recovery import Decision, Policy
     from .settler import Settler
 
@@ -35,7 +36,7 @@ class Pipeline:
     handler: HandlerRunner
     policy: Policy
     store: Store
-    recorder: Recorder
+    observer: Observer
     clock: Clock
     chance: Chance
     settler: Settler
@@ -60,7 +61,7 @@ class Pipeline:
         may_hold = self.settler.holds.has_room
         situation = Situation(self.clock.time(), self.chance(), may_hold, waited, self.store.keeps)
         decision = decide(delivery, outcome, self.policy, situation)
-        self.settler.settle(Settled(delivery, run, outcome, decision))
+        self.settler.settle(Decided(delivery, run, outcome, decision))
         return outcome, decision
 
     async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
@@ -106,5 +107,5 @@ class Pipeline:
             # The handler has not seen it: its redelivery must run.
             self.settler.unsettled.end(run, settled=True)
             return None, outcome
-        self.recorder.ran(delivery, outcome)
+        self.observer.notify(Ran(delivery, outcome))
         return run, outcome

@@ -7,14 +7,14 @@ Each port has one conformance suite, run against the real adapter and against th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from .delivery import Delivery, Outcome
-    from .disposition import Disposition
     from .ordering import Blocker
+    from .recovery import Decision
 
 
 class Acknowledger(Protocol):
@@ -251,15 +251,55 @@ class Notifier(Protocol):
         ...
 
 
-class Recorder(Protocol):
-    """Counts and logs what became of deliveries."""
+class Ran(NamedTuple):
+    """A slot was done with a delivery; there is one such event for each run.
 
-    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
-        """A slot was done with *delivery*; called once for each run."""
+    Attributes:
+        delivery: The delivery that ran, with the history it had before the run.
+        outcome: The result of the run.
+    """
+
+    delivery: Delivery
+    outcome: Outcome
+
+
+class Settled(NamedTuple):
+    """A delivery was settled.
+
+    Attributes:
+        delivery: The delivery, with the history it had before its run.
+        outcome: The result of its run.
+        decision: The disposition, and the history after the run.
+        is_void: Whether the channel was gone, so that the broker will deliver the message again.
+    """
+
+    delivery: Delivery
+    outcome: Outcome
+    decision: Decision
+    is_void: bool
+
+
+Observation: TypeAlias = Ran | Settled
+
+
+class Observer(Protocol):
+    """Is told what happens: counts it, logs it, shows it. Never changes it.
+
+    It is called for every delivery, on the event loop, and must be quick.
+    """
+
+    def notify(self, event: Observation) -> None:
+        """Take note of *event*."""
         ...
 
-    def settled(
-        self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """*delivery* was settled; *void* if its channel was gone."""
-        ...
+
+class Observers(Observer):
+    """Tells several observers, in the order of the arguments."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def notify(self, event: Observation) -> None:
+        """Tell each observer."""
+        for observer in self._observers:
+            observer.notify(event)

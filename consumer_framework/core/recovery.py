@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from . import disposition as to
 from . import errors
@@ -103,8 +103,7 @@ class Policy:
     strict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(NamedTuple):
     """What a decision depends on besides the delivery and its outcome.
 
     Attributes:
@@ -122,8 +121,7 @@ class Situation:
     may_store: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of a delivery, and what is known of it from now on.
 
     Attributes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from .delivery import Failed
-from .disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
+from .disposition import Ack, Defer, Reject, rule_for
 from .errors import StoreError
 from .limits import NEAR_LIMIT
+from .ports import Settled
 from .recovery import Decision
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .delivery import Delivery, Outcome
-    from .disposition import Disposition
+    from .disposition import Hold, SettleRule
     from .intake import Holds
     from .memory import Histories, LostAcks, Run, Unsettled
-    from .ports import Acknowledger, FlightRecorder, Recorder, Store
+    from .ports import Acknowledger, FlightRecorder, Observer, Store
 
 # Seconds between two tries of a commit that the disk did not take.
 COMMIT_RETRY = 5.0
@@ -29,8 +30,7 @@ COMMIT_RETRY = 5.0
 REQUEUE_PAUSE = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Decided(NamedTuple):
     """One delivery with everything that its settle needs."""
 
     delivery: Delivery
@@ -55,14 +55,14 @@ class Settler:
     acknowledger: Acknowledger
     store: Store
     flight: FlightRecorder
-    recorder: Recorder
+    observer: Observer
     holds: Holds
     histories: Histories
     unsettled: Unsettled
     lost_acks: LostAcks
     store_failed: Callable[[str], None]
     store_works: Callable[[], None]
-    done: Callable[[Settled, bool], None]
+    done: Callable[[Decided, bool], None]
     watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
     must_keep: Callable[[Delivery], bool] = lambda _delivery: False
     dropped: set[int] = field(default_factory=set)
@@ -91,27 +91,22 @@ class Settler:
         if outcome is None:
             return False
         again = Reject(str(outcome.error)) if isinstance(outcome, Failed) else Ack()
-        self.settle(Settled(delivery, None, outcome, Decision(again, delivery.history)))
+        self.settle(Decided(delivery, None, outcome, Decision(again, delivery.history)))
         return True
 
-    def settle(self, what: Settled) -> None:
+    def settle(self, decided: Decided) -> None:
         """Settle now, or start a commit that settles later; the slot waits for neither."""
-        match what.decision.disposition:
-            case Hold(until):
-                self._hold(what, until)
-            case GiveBack() | Halt(requeue=True) if self._is_kept(what.delivery):
-                kept = Decision(Defer(0.0, NEAR_LIMIT), what.decision.history)
-                self._spawn(self._commit(replace(what, decision=kept)))
-            case GiveBack():
-                self._finish(what, told=self._tell(what))
-            case Defer() | Quarantine():
-                self._spawn(self._commit(what))
-            case _ if what.delivery.row:
-                self._spawn(self._commit(what))
-            case Requeue():
-                self._spawn(self._requeue(what))
-            case _:
-                self._finish(what, told=self._tell(what))
+        rule = rule_for(decided.decision.disposition)
+        row = decided.delivery.row
+        if rule.answer == "give_back" and self._is_kept(decided.delivery):
+            kept = Decision(Defer(0.0, NEAR_LIMIT), decided.decision.history)
+            self._spawn(self._commit(decided._replace(decision=kept)))
+        elif rule.write_row if row else rule.write:
+            self._spawn(self._commit(decided))
+        elif rule.answer == "requeue" and not row:
+            self._spawn(self._pause(decided))
+        else:
+            self._finish(decided, rule, told=self._answer(decided, rule))
 
     async def commits(self) -> None:
         """Wait until no commit is under way, for a drain; those that fail are given up."""
@@ -130,48 +125,49 @@ class Settler:
         is_of_broker = not delivery.row and self.acknowledger.is_open(delivery)
         return is_of_broker and self.must_keep(delivery)
 
-    def _hold(self, what: Settled, until: float) -> None:
-        is_open = self.acknowledger.is_open(what.delivery)
-        if is_open:
-            self.holds.put(replace(what.delivery, history=what.decision.history), until)
-        # Otherwise its redelivery is held, with the outcome of this run.
-        self._finish(what, told=is_open)
-
-    def _tell(self, what: Settled) -> bool:
-        """Tell the broker what is decided, or that the store has the message now."""
-        delivery = what.delivery
-        match what.decision.disposition:
-            case Requeue():
-                self.histories.keep(replace(delivery, history=what.decision.history))
-                return self.acknowledger.requeue(delivery)
-            case GiveBack():
-                # What is of the store stays there: no broker waits for it.
-                self.histories.keep(delivery)
-                return bool(delivery.row) or self.acknowledger.give_back(delivery)
-            case Halt(requeue=True):
-                return self.acknowledger.give_back(delivery)
-            case Reject():
-                return self.acknowledger.reject(delivery)
-            case Ack() | Halt() | Defer() | Quarantine() | Hold():
+    def _answer(self, decided: Decided, rule: SettleRule) -> bool:
+        """Give the broker its answer; returns False where the channel is gone."""
+        delivery = decided.delivery
+        if delivery.row:
+            # A row that came from the store stays there; the broker no longer knows it.
+            return True
+        match rule.answer:
+            case "ack":
                 return self.acknowledger.ack(delivery)
+            case "reject":
+                return self.acknowledger.reject(delivery)
+            case "requeue":
+                self.histories.keep(_with_history(decided))
+                return self.acknowledger.requeue(delivery)
+            case "give_back":
+                self.histories.keep(_with_history(decided))
+                return self.acknowledger.give_back(delivery)
+            case "hold":
+                return self._hold(decided)
 
-    def _finish(self, what: Settled, *, told: bool) -> None:
-        if what.run is not None:
-            self.unsettled.end(what.run, settled=told)
+    def _hold(self, decided: Decided) -> bool:
+        # Where the channel is gone, the redelivery is held, with the outcome of this run.
+        is_open = self.acknowledger.is_open(decided.delivery)
+        if is_open:
+            until = cast("Hold", decided.decision.disposition).until
+            self.holds.put(_with_history(decided), until)
+        return is_open
+
+    def _finish(self, decided: Decided, rule: SettleRule, *, told: bool) -> None:
+        delivery, run, outcome, decision = decided
+        if run is not None:
+            self.unsettled.end(run, settled=told)
         if told:
-            self._told(what.delivery, what.decision.disposition)
-        elif what.run is None:
+            if not delivery.row and rule.answer != "hold":
+                self.lost_acks.told(delivery, rule.answer, decision.disposition.reason)
+            if rule.is_final:
+                self.flight.forget(delivery)
+        elif run is None:
             # Otherwise the run knows it.
-            self.histories.keep(what.delivery)
-        self.dropped.discard(what.delivery.row)
-        self.recorder.settled(what.delivery, what.outcome, what.decision.disposition, void=not told)
-        self.done(what, told)
-
-    def _told(self, delivery: Delivery, disposition: Disposition) -> None:
-        if not (delivery.row or isinstance(disposition, Hold)):
-            self.lost_acks.told(delivery, disposition)
-        if _is_final(disposition):
-            self.flight.forget(delivery)
+            self.histories.keep(delivery)
+        self.dropped.discard(delivery.row)
+        self.observer.notify(Settled(delivery, outcome, decision, not told))
+        self.done(decided, told)
 
     # What the store has to take first.
 
@@ -185,24 +181,26 @@ class Settler:
         if not task.cancelled() and task.exception() is not None:
             self.watch(task)
 
-    async def _requeue(self, what: Settled) -> None:
+    async def _pause(self, decided: Decided) -> None:
         # The broker delivers it again at once: without a pause it would be a hot loop.
         await asyncio.sleep(REQUEUE_PAUSE)
-        self._finish(what, told=self._tell(what))
+        rule = rule_for(decided.decision.disposition)
+        self._finish(decided, rule, told=self._answer(decided, rule))
 
-    async def _commit(self, what: Settled) -> None:
+    async def _commit(self, decided: Decided) -> None:
         try:
-            await self._commit_until_it_succeeds(what)
+            await self._commit_until_it_succeeds(decided)
         except asyncio.CancelledError:
             # The drain gives up on the disk: by name, before the channel closes.
-            self.acknowledger.give_back(what.delivery)
+            self.acknowledger.give_back(decided.delivery)
             raise
 
-    async def _commit_until_it_succeeds(self, what: Settled) -> None:
+    async def _commit_until_it_succeeds(self, decided: Decided) -> None:
+        rule = rule_for(decided.decision.disposition)
         failed = False
-        while what.delivery.row or self.acknowledger.is_open(what.delivery):
+        while decided.delivery.row or self.acknowledger.is_open(decided.delivery):
             try:
-                await self._write(what)
+                await self._write(decided, rule)
             except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
                 self._failing += not failed
                 failed = True
@@ -211,25 +209,15 @@ class Settler:
                 await asyncio.sleep(COMMIT_RETRY)
             else:
                 self._committed(failed=failed)
-                self._finish(what, told=bool(what.delivery.row) or self._tell(what))
+                self._finish(decided, rule, told=self._answer(decided, rule))
                 return
         self._committed(failed=failed)
-        self._finish(what, told=False)
+        self._finish(decided, rule, told=False)
 
-    async def _write(self, what: Settled) -> None:
-        delivery = replace(what.delivery, history=what.decision.history)
-        match what.decision.disposition:
-            case Defer(until):
-                await self.store.defer(delivery, until)
-            case Quarantine(reason):
-                await self.store.quarantine(delivery, reason)
-            case Ack() | Reject() | Halt(requeue=False):
-                await self.store.remove(delivery.row)
-            case Requeue(reason):
-                # The broker has it no more: an operator decides.
-                await self.store.quarantine(delivery, reason)
-            case Halt() | Hold() | GiveBack():
-                pass  # its row stays as it is
+    async def _write(self, decided: Decided, rule: SettleRule) -> None:
+        write = rule.write_row if decided.delivery.row else rule.write
+        if write is not None:
+            await write(self.store, _with_history(decided), decided.decision.disposition)
 
     def _committed(self, *, failed: bool) -> None:
         if failed:
@@ -238,9 +226,6 @@ class Settler:
                 self.store_works()
 
 
-def _is_final(disposition: Disposition) -> bool:
-    """Whether the message will not come to this instance's handler again."""
-    match disposition:
-        case Hold() | Requeue() | GiveBack() | Defer() | Halt(requeue=True):
-            return False
-    return True
+def _with_history(decided: Decided) -> Delivery:
+    """Return the delivery with the history that it has after its run."""
+    return replace(decided.delivery, history=decided.decision.history)

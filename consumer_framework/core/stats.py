@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .delivery import (
-    Behind,
-    Crashed,
-    Delivery,
     Failed,
-    Known,
     Outcome,
     Skipped,
     Succeeded,
     Undecodable,
-    Withdrawn,
 )
-from .disposition import Ack, Defer, Disposition, GiveBack, Halt, Hold, Quarantine, Reject, Requeue
+from .disposition import rule_for
 from .errors import Signal
+from .ports import Observer, Settled
+
+if TYPE_CHECKING:
+    from .ports import Observation
 
 # Seconds that a rate is an average of.
 WINDOW = 60.0
@@ -103,55 +103,35 @@ class Snapshot:
     void: int = 0
 
 
-def _outcome_name(outcome: Outcome) -> str | None:
-    match outcome:
-        case Succeeded():
-            return "succeeded"
-        case Skipped():
-            return "skipped"
-        case Undecodable():
-            return "undecodable"
-        case Failed(error) if not isinstance(error, Signal):
-            return "failed"
-        case Failed() | Crashed() | Known() | Withdrawn() | Behind():
-            return None
-
-
-_DISPOSITIONS: dict[type[Disposition], str] = {
-    Ack: "acked",
-    Requeue: "requeued",
-    GiveBack: "given_back",
-    Reject: "rejected",
-    Hold: "held",
-    Defer: "deferred",
-    Quarantine: "quarantined",
+_OUTCOMES: dict[type[Outcome], str] = {
+    Succeeded: "succeeded",
+    Skipped: "skipped",
+    Undecodable: "undecodable",
 }
 
 
-def _disposition_name(disposition: Disposition) -> str:
-    if isinstance(disposition, Halt):
-        return "requeued" if disposition.requeue else "acked"
-    return _DISPOSITIONS[type(disposition)]
+def _outcome_name(outcome: Outcome) -> str | None:
+    if isinstance(outcome, Failed):
+        return None if isinstance(outcome.error, Signal) else "failed"
+    return _OUTCOMES.get(type(outcome))
 
 
-class Counters:
-    """A :class:`.Recorder` that counts."""
+class Counters(Observer):
+    """An observer that counts."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def ran(self, _delivery: Delivery, outcome: Outcome) -> None:
-        """Count a run by what came of it."""
-        self._counts["received"] += 1
-        name = _outcome_name(outcome)
-        if name:
+    def notify(self, event: Observation) -> None:
+        """Count a run by its outcome, and a settle by the broker's answer."""
+        if isinstance(event, Settled):
+            name = "void" if event.is_void else rule_for(event.decision.disposition).words.counter
             self._counts[name] += 1
-
-    def settled(
-        self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """Count what the broker was told."""
-        self._counts["void" if void else _disposition_name(disposition)] += 1
+            return
+        self._counts["received"] += 1
+        outcome = _outcome_name(event.outcome)
+        if outcome:
+            self._counts[outcome] += 1
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""

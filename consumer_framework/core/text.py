@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lengths of time as people write them: ``"10s"``, ``"1m"``, ``"1h 30m"``, ``"7d"``.
+"""Text for people: safe characters, lengths of time, moments, counts and columns.
 
-Text of strangers in one line of a log or a terminal.
+Publishers choose ids, topics and bodies. A newline in them would begin a log line that looks like
+another program's, and an escape sequence would rewrite the screen (CWE-117): :func:`printable`.
 
-Whoever may publish chooses ids, topics and bodies. A newline in them would begin a line of the log
-that looks like another program's, and an escape sequence would rewrite the screen (CWE-117).
+Configurations have lengths of time as ``"10s"``, ``"1m"``, ``"1h 30m"`` or ``"7d"``
+(systemd.time(7)): :func:`seconds` reads them, :func:`text` writes them. :func:`about` and
+:func:`age` round them, for sentences and for tables.
 """
 
 from __future__ import annotations
@@ -12,29 +14,30 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from datetime import UTC, datetime
 from typing import Annotated, TypeAlias
 
 from pydantic import BeforeValidator
 
-# C0 and C1 controls, line and paragraph separators, what turns the direction of text around, and
-# half surrogate pairs.
+# C0 and C1 controls, line and paragraph separators, characters that change the direction of text,
+# and half surrogate pairs.
 _UNSAFE = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _BUT_LINES = re.compile(f"[{_UNSAFE}]")
 _ALL = re.compile(rf"[\t\n{_UNSAFE}]")
 
 
 def printable(text: str) -> str:
-    """Return *text* as one line: a character that is not to print is an escape, as in Python."""
+    """Return *text* as one line, with unprintable characters as escapes of Python."""
     return text if text.isprintable() else _ALL.sub(_escape, text)
 
 
 def printable_lines(text: str) -> str:
-    """Return *text* with its lines and tabs, and all else that is not to print escaped."""
+    """Return *text* with its lines and tabs, and all other unprintable characters as escapes."""
     return text if text.isprintable() else _BUT_LINES.sub(_escape, text)
 
 
 def clipped(text: str, limit: int) -> str:
-    """Return *text* with no more than about *limit* characters: its middle is left out."""
+    """Return *text* without its middle if it has more than about *limit* characters."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -89,19 +92,6 @@ def text(duration: float) -> str:
     return " ".join(parts)
 
 
-def about(duration: float) -> str:
-    """Write *duration*, in seconds, for people: ``41 s``, ``5 min``, ``7 h``, ``3 d``.
-
-    In the largest unit of which there are two, rounded down.
-    """
-    whole = max(int(duration), 0)
-    units = (("d", 86400), ("h", 3600), ("min", 60))
-    for unit, size in units:
-        if whole >= 2 * size:
-            return f"{whole // size} {unit}"
-    return f"{whole} s"
-
-
 def seconds_or_endless(value: object) -> float:
     """Return the length of time *value* in seconds; ``"infinity"`` is one here.
 
@@ -115,3 +105,72 @@ def seconds_or_endless(value: object) -> float:
 
 Duration: TypeAlias = Annotated[float, BeforeValidator(seconds)]
 DurationOrEndless: TypeAlias = Annotated[float, BeforeValidator(seconds_or_endless)]
+
+
+def about(duration: float) -> str:
+    """Write *duration*, in seconds, for a sentence: ``41 s``, ``5 min``, ``7 h``, ``3 d``.
+
+    The unit is the largest of which there are two; the number is rounded down.
+    """
+    whole = max(int(duration), 0)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def age(duration: float) -> str:
+    """Write *duration*, in seconds, for a table: ``45s``, ``90m``, ``12d``.
+
+    The unit is the largest of which there are two, or one minute; the number is rounded down.
+    """
+    whole = max(int(duration), 0)
+    for unit, size, least in (("d", 86400, 2), ("h", 3600, 2), ("m", 60, 1)):
+        if whole >= least * size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def moment(seconds: float) -> str:
+    """Write a time of the epoch in the local time zone."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:g}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Count things: ``1 message``, ``1,200 messages``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes: ``812 B``, ``1.2 MiB``."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:  # noqa: PLR2004 -- as these units are defined
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+ELLIPSIS = "…"
+
+
+def width(text: str) -> int:
+    """Return the columns of a terminal that *text*, which is printable, takes."""
+    if text.isascii():
+        return len(text)
+    # Late: its tables take a tenth of a second, and most text is ASCII.
+    from wcwidth import wcswidth  # noqa: PLC0415
+
+    return max(wcswidth(text), 0)
+
+
+def fit(text: str, columns: int | None, *, keep_end: bool = False) -> str:
+    """Cut *text* to so many columns, at its end or, with *keep_end*, at its beginning."""
+    cut = text
+    while columns is not None and text and width(cut) > columns:
+        text = text[1:] if keep_end else text[:-1]
+        cut = f"{ELLIPSIS}{text}" if keep_end else f"{text}{ELLIPSIS}"
+    return cut

@@ -21,7 +21,7 @@ from consumer_framework.adapters import config
 from consumer_framework.adapters.executor import signal_of
 from consumer_framework.core import errors
 from consumer_framework.core.delivery import Delivery, Failed
-from consumer_framework.core.disposition import Ack, Defer, Hold
+from consumer_framework.core.disposition import Ack, Defer, Hold, rule_for
 from consumer_framework.core.recovery import Policy, Situation, decide
 from consumer_framework.runtime.assembly.access import from_outside
 from consumer_framework.runtime.assembly.configuration import RunOptions
@@ -294,7 +294,7 @@ def document(explanation: Explanation, context: Context) -> dict[str, Any]:
         "end": None
         if end is None
         else {
-            "disposition": type(end).__name__.lower(),
+            "disposition": rule_for(end).words.field,
             "exit_code": getattr(end, "exit_code", None),
             "where": context.where("on_exhausted") if counts else explanation.where,
         },

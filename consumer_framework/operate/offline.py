@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Carries out operators' orders where no instance runs that could: in this process.
+"""Works on the store of an instance that is stopped, in place of the instance.
 
-The orders are those of :mod:`.orders`, and a replayed message goes through the same pipeline and
-settler as in an instance. There is no broker: a row of the store is settled in the store.
+:func:`carry_out` answers requests that need no handler, :func:`replay` runs messages again, and
+:func:`expire` exports and deletes messages that are too old.
 
-Expires what is quarantined in instances that are stopped; one that runs does so itself.
+The requests are those of the control socket, and a replayed message goes through the same pipeline
+and settler as in an instance. No broker takes part: a row of the store is settled in the store.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -41,12 +42,15 @@ from consumer_framework.core.intake import Holds
 from consumer_framework.core.lifecycle import CUT_SHORT_GRACE
 from consumer_framework.core.memory import Histories, LostAcks, Unsettled
 from consumer_framework.core.pipeline import Pipeline
+from consumer_framework.core.ports import Settled
 from consumer_framework.core.settler import Settler
 from consumer_framework.runtime.assembly.access import from_outside
 from consumer_framework.runtime.assembly.configuration import load
 from consumer_framework.runtime.assembly.plan import make_plan
 from consumer_framework.runtime.control.client import reached
-from consumer_framework.runtime.control.requests import Orders
+from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.schema import Begun, Replay, Replayed, Step
+from consumer_framework.runtime.state_files import store_limits
 from consumer_framework.settings import Framework
 
 if TYPE_CHECKING:
@@ -54,121 +58,42 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.ports import Observation
     from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
+    from consumer_framework.runtime.control.schema import AnswerT, Request
 
-    Tell = Callable[[dict[str, Any]], None]
+    Tell: TypeAlias = Callable[[Step | Begun | Replayed], None]
 
 # Rows that expire while an instance of this name could not start, and the seconds that it has to
 # do so before the next ones.
 AT_ONCE = 2000
 PAUSE = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Expiry:
-    """What became of the old messages of an instance.
-
-    Attributes:
-        rows: So many were exported and deleted.
-        file: What they were appended to; None where nothing was looked for.
-        is_running: The instance runs, and was left alone.
-    """
-
-    rows: int = 0
-    file: Path | None = None
-    is_running: bool = False
-
-
-def expire(
-    instance: str,
-    file: Path,
-    directory: Path,
-    now: float,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Expiry:
-    """Export and delete what is quarantined for longer than ``quarantine_max_age``.
-
-    Args:
-        instance: Its name.
-        file: Its configuration; only the framework's own table is looked at, for credentials and
-            the handler are not there where no service is.
-        directory: Its state directory.
-        now: Seconds since the epoch.
-        sleep: Waits for so many seconds, and so lets an instance start in the middle of it.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or the table is not valid.
-        ControlError: The instance runs, but this user may not ask it.
-        StoreError: The store cannot be written, or the file of expired messages.
-    """
-    max_age = _max_age(instance, file)
-    if not _has_store(directory):
-        return Expiry()
-    done = Expiry()
-    while True:
-        with reached(directory, instance) as running:
-            if running is not None:
-                return replace(done, is_running=True)
-        limits = Limits(max_age)
-        with closing(Store.open(directory, instance=instance, limits=limits)) as store:
-            expired = asyncio.run(store.expire(now, most=AT_ONCE))
-        done = Expiry(done.rows + expired.rows, expired.file)
-        if expired.rows < AT_ONCE:
-            return done
-        sleep(PAUSE)
-
-
-def _max_age(instance: str, file: Path) -> float:
-    author = config.read(file).get("consumer_config", {})
-    table = author.get("framework", {}) if isinstance(author, dict) else None
-    try:
-        return Framework.model_validate(table).quarantine_max_age
-    except ValidationError:
-        cure = f"'fm-consumer check {instance}' says where"
-        problem = Problem("consumer_config.framework", "is not valid", cure)
-        raise ConfigurationError(problem, source=str(file)) from None
-
-
-def _has_store(directory: Path) -> bool:
-    file = directory / DATABASE
-    with described(file):
-        # exists() takes a directory that may not be searched for an error on some Pythons only.
-        try:
-            file.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-    return True
-
-
 # Seconds that the message that runs has when somebody interrupts a replay.
 PATIENCE = 10.0
 _INTERRUPTED = 130
 
 
-def order(directory: Path, instance: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Carry out an order that needs no handler, on the store of an instance that is stopped.
+def carry_out(directory: Path, instance: str, request: Request[AnswerT]) -> list[AnswerT]:
+    """Carry out a request that needs no handler, and return its answers.
 
     Args:
         directory: The state directory.
-        instance: Its name, for whom finds the store in use.
-        request: As the control socket takes it.
-
-    Returns:
-        The answers.
+        instance: Its name, which another process reads if it finds the store in use.
+        request: The request.
 
     Raises:
         StoreError: The store cannot be written, or a process has it open.
     """
-    # Who drops a message means that one: nothing else is expired to make room.
+
+    async def answers(responder: Responder) -> list[AnswerT]:
+        return [answer async for answer in responder.respond(request)]
+
+    # A person who drops a message means that one: nothing else expires to make room.
     with closing(Store.open(directory, instance=instance, limits=Limits())) as store:
-        return asyncio.run(_answers(Orders(store, _cannot_run), request))
-
-
-async def _answers(orders: Orders, request: dict[str, Any]) -> list[dict[str, Any]]:
-    return [answer async for answer in orders.by_name[request["do"]](request)]
+        return asyncio.run(answers(Responder(store, _cannot_run)))
 
 
 async def _cannot_run(_delivery: Delivery) -> Disposition:
@@ -176,7 +101,13 @@ async def _cannot_run(_delivery: Delivery) -> Disposition:
 
 
 @hosting()
-def replay(options: RunOptions, directory: Path, rows: Iterable[int], tell: Tell) -> None:
+def replay(
+    options: RunOptions,
+    directory: Path,
+    rows: Iterable[int],
+    tell: Tell,
+    interrupted: Callable[[], None],
+) -> None:
     """Run rows of a stopped instance's store again, in this process.
 
     Call it once, after :func:`.reactor.install`: it runs the reactor, which handlers may need.
@@ -186,66 +117,34 @@ def replay(options: RunOptions, directory: Path, rows: Iterable[int], tell: Tell
         directory: The state directory.
         rows: Their numbers.
         tell: Called with each answer as it comes.
+        interrupted: Called before the process exits in the middle of a row.
 
     Raises:
         ConfigurationError: The handler cannot be built from the configuration.
         Fault: The handler's own code failed to set it up, or to tear it down.
         StoreError: The store cannot be written, or a process has it open.
-        KeyboardInterrupt: Somebody interrupted it; the row that ran has ended, and was told of.
+        KeyboardInterrupt: Somebody interrupted it; the row that ran has ended, and was reported.
     """
     access = from_outside(options.path, options.instance, lenient=False)
     settings = load(replace(options, access=access))
     codec.load_schemas()
     plan = make_plan(options, settings)
-    limits = Limits(settings.framework.quarantine_max_age, settings.framework.quarantine_max_bytes)
+    limits = store_limits(settings.framework)
     with closing(Store.open(directory, instance=options.instance, limits=limits)) as store:
-        _run_reactor(_Work(plan, store, list(rows), tell))
+        _run_reactor(_ReplayRun(plan, store, tuple(rows), tell, interrupted))
 
 
-class _Interrupts:
-    """Takes SIGINT and SIGTERM: the first ends the replay in good order, the second at once.
-
-    Args:
-        reactor: Twisted's reactor.
-        told: Called on the reactor's thread when the first one comes.
-        cut: Called there when the second one comes, or the first was long ago.
-    """
-
-    def __init__(self, reactor: Any, told: Callable[[], None], cut: Callable[[], object]) -> None:
-        self._reactor = reactor
-        self._told = told
-        self._cut = cut
-        self.is_told = False
-
-    def catch(self) -> None:
-        """Take the signals over from Twisted's reactor, which runs."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.is_told:
-            # Where a handler blocks the event loop, nothing else would end the process. What is
-            # claimed is quarantined again by the next process that opens the store.
-            timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
-            timer.daemon = True
-            timer.start()
-            self._reactor.callFromThread(self._cut)
-            return
-        self.is_told = True
-        self._reactor.callFromThread(self._told)
-        self._reactor.callFromThread(self._reactor.callLater, PATIENCE, self._cut)
-
-
-def _run_reactor(work: _Work) -> None:
-    """Run the reactor until *work* is done; raise what it raises."""
-    from twisted.internet import reactor  # noqa: PLC0415 -- as above
+def _run_reactor(run: _ReplayRun) -> None:
+    """Run the reactor until *run* is done; raise its error."""
+    # Late: this module is imported before the reactor is installed.
+    from twisted.internet import reactor  # noqa: PLC0415
 
     untyped: Any = reactor
     tasks: list[asyncio.Task[None]] = []
-    interrupts = _Interrupts(untyped, lambda: work.interrupt(tasks[0]), work.cut)
+    interrupts = _Interrupts(untyped, lambda: run.interrupt(tasks[0]), run.cut_short)
 
     def start() -> None:
-        tasks.append(asyncio.get_running_loop().create_task(work.run()))
+        tasks.append(asyncio.get_running_loop().create_task(run.run()))
         tasks[0].add_done_callback(lambda _: untyped.callLater(0, stop))
         interrupts.catch()
 
@@ -264,62 +163,101 @@ def _run_reactor(work: _Work) -> None:
         raise KeyboardInterrupt
 
 
+class _Interrupts:
+    """Takes SIGINT and SIGTERM: the first ends the replay in good order, the second at once.
+
+    Args:
+        reactor: Twisted's reactor.
+        interrupt: Called on the reactor's thread when the first one comes.
+        cut_short: Called there when the second one comes, or the first was long ago.
+    """
+
+    def __init__(
+        self, reactor: Any, interrupt: Callable[[], None], cut_short: Callable[[], object]
+    ) -> None:
+        self._reactor = reactor
+        self._interrupt = interrupt
+        self._cut_short = cut_short
+        self.is_told = False
+
+    def catch(self) -> None:
+        """Take the signals over from Twisted's reactor, which runs."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_told:
+            # If a handler blocks the event loop, nothing else would end the process. The next
+            # process that opens the store quarantines its claimed row again.
+            timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
+            timer.daemon = True
+            timer.start()
+            self._reactor.callFromThread(self._cut_short)
+            return
+        self.is_told = True
+        self._reactor.callFromThread(self._interrupt)
+        self._reactor.callFromThread(self._reactor.callLater, PATIENCE, self._cut_short)
+
+
 @dataclass(slots=True)
-class _Work:
+class _ReplayRun:
     """One replay in this process.
 
     Attributes:
-        plan: How the handler is run.
+        plan: The handler, and the settings to run it with.
         store: Has the rows.
         rows: Their numbers.
         tell: Called with each answer as it comes.
+        interrupted: Called before the process exits in the middle of a row.
     """
 
     plan: Plan
     store: Store
-    rows: list[int]
+    rows: tuple[int, ...]
     tell: Tell
-    _orders: Orders | None = None
+    interrupted: Callable[[], None]
+    _responder: Responder | None = None
 
     async def run(self) -> None:
         """Set the handler up, run the rows, and tear it down."""
-        executor = await _executor(self.plan)
-        bench = _Bench(self.plan, self.store, executor)
-        self._orders = Orders(self.store, bench.run)
+        executor = await _set_up(self.plan)
+        runner = _RowRunner(self.plan, self.store, executor)
+        self._responder = Responder(self.store, runner.run)
         try:
-            request = {"rows": self.rows}
-            async with contextlib.aclosing(self._orders.replay(request)) as answers:
+            replay = self._responder.replay(Replay(self.rows))
+            async with contextlib.aclosing(replay) as answers:
                 async for answer in answers:
                     self.tell(answer)
         finally:
-            await self._orders.finish()
-            await bench.finish()
+            await self._responder.finish()
+            await runner.finish()
             await _tear_down(executor)
 
     def interrupt(self, task: asyncio.Task[None]) -> None:
-        """Let the row that runs end, and begin with no other; give the set-up up."""
-        if self._orders is None:
+        """Let the row that runs end, and begin with no other; cancel a set-up."""
+        if self._responder is None:
             task.cancel()
             return
         patience = f"{PATIENCE:.0f} s for the message that runs; Ctrl-C again to stop now"
-        self.tell({"step": f"waiting up to {patience}"})
-        self._orders.stop_replays()
+        self.tell(Step(f"waiting up to {patience}"))
+        self._responder.stop_replays()
 
-    def cut(self) -> asyncio.Task[None]:
-        """Quarantine the row again that runs, and end the process."""
-        return asyncio.get_running_loop().create_task(self._cut())
+    def cut_short(self) -> asyncio.Task[None]:
+        """Quarantine the row that runs again, and exit."""
+        return asyncio.get_running_loop().create_task(self._cut_short())
 
-    async def _cut(self) -> None:
-        if self._orders is not None:
-            self._orders.cancel()
-            await self._orders.finish()
-        self.tell({"interrupted": True})
+    async def _cut_short(self) -> None:
+        if self._responder is not None:
+            self._responder.cancel()
+            await self._responder.finish()
+        self.interrupted()
         sys.stdout.flush()
-        # The store stays open: nobody else may have the row while its handler runs in a thread.
+        # The store stays open: no other process may have the row while its handler runs in a
+        # thread.
         os._exit(_INTERRUPTED)
 
 
-async def _executor(plan: Plan) -> Executor:
+async def _set_up(plan: Plan) -> Executor:
     try:
         executor = Executor(plan.factory(), codec.decode, _NoFlight(), plan.limits)
         await executor.setup()
@@ -346,8 +284,8 @@ def _fault(name: str, what: str, error: BaseException) -> Fault:
     return Fault(ExitCode.HANDLER_FAILED, f"{name} cannot {what}: {cause}")
 
 
-class _Bench:
-    """Where one message at a time is run and settled; the recorder of its own pipeline."""
+class _RowRunner:
+    """Runs and settles one row at a time; observes the events of its own pipeline."""
 
     def __init__(self, plan: Plan, store: Store, handler: Executor) -> None:
         clock = SystemClock()
@@ -356,7 +294,7 @@ class _Bench:
             acknowledger=_NoBroker(),
             store=store,
             flight=_NoFlight(),
-            recorder=self,
+            observer=self,
             holds=Holds(0, clock),
             histories=Histories(),
             unsettled=Unsettled(clock),
@@ -370,14 +308,14 @@ class _Bench:
             handler=handler,
             policy=plan.policy,
             store=store,
-            recorder=self,
+            observer=self,
             clock=clock,
             chance=random.random,
             settler=self._settler,
         )
 
     async def run(self, delivery: Delivery) -> Disposition:
-        """Run a claimed row once; returns when what became of it is committed."""
+        """Run a claimed row once; return its disposition once that is committed."""
         self._done = asyncio.get_running_loop().create_future()
         # Its crashes are forgiven, or a handler that defers it would have it refused when due.
         history = History(delivery.history.attempts)
@@ -385,18 +323,15 @@ class _Bench:
         return await self._done
 
     async def finish(self) -> None:
-        """Give up what cannot be committed."""
+        """Give up commits that cannot be made."""
         await self._settler.commits()
 
-    def ran(self, delivery: Delivery, outcome: Outcome) -> None:
-        """A row was run."""
-
-    def settled(
-        self, _delivery: Delivery, _outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """What became of the row is committed; *void* if it could not be."""
-        if self._done is not None and not self._done.done() and not void:
-            self._done.set_result(disposition)
+    def notify(self, event: Observation) -> None:
+        """Take the disposition of the row, once that is committed."""
+        if not isinstance(event, Settled) or event.is_void:
+            return
+        if self._done is not None and not self._done.done():
+            self._done.set_result(event.decision.disposition)
 
     def _store_failed(self, reason: str) -> None:
         # An instance waits until the disk works again; an operator is told.
@@ -449,3 +384,81 @@ class _NoFlight:
 
     def landed(self, _place: int) -> None:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """The result of :func:`expire` for one instance.
+
+    Attributes:
+        rows: The number of messages that were exported and deleted.
+        file: The file that they were appended to; None if there was no store.
+        is_running: The instance runs, and was left alone.
+    """
+
+    rows: int = 0
+    file: Path | None = None
+    is_running: bool = False
+
+
+def expire(
+    instance: str,
+    file: Path,
+    directory: Path,
+    now: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Expiry:
+    """Export and delete messages that were quarantined for longer than ``quarantine_max_age``.
+
+    A running instance does so itself, and is left alone.
+
+    Args:
+        instance: Its name.
+        file: Its configuration. Only the framework's own table is read: the credentials and the
+            handler are not there without the service.
+        directory: Its state directory.
+        now: Seconds since the epoch.
+        sleep: Waits for so many seconds, and so lets an instance start in the middle of it.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or the table is not valid.
+        ControlError: The instance runs, but this user may not ask it.
+        StoreError: The store cannot be written, or the file of expired messages.
+    """
+    max_age = _max_age(instance, file)
+    if not _has_store(directory):
+        return Expiry()
+    done = Expiry()
+    while True:
+        with reached(directory, instance) as running:
+            if running is not None:
+                return replace(done, is_running=True)
+        limits = Limits(max_age)
+        with closing(Store.open(directory, instance=instance, limits=limits)) as store:
+            expired = asyncio.run(store.expire(now, most=AT_ONCE))
+        done = Expiry(done.rows + expired.rows, expired.file)
+        if expired.rows < AT_ONCE:
+            return done
+        sleep(PAUSE)
+
+
+def _max_age(instance: str, file: Path) -> float:
+    author = config.read(file).get("consumer_config", {})
+    table = author.get("framework", {}) if isinstance(author, dict) else None
+    try:
+        return Framework.model_validate(table).quarantine_max_age
+    except ValidationError:
+        cure = f"'fm-consumer check {instance}' says where"
+        problem = Problem("consumer_config.framework", "is not valid", cure)
+        raise ConfigurationError(problem, source=str(file)) from None
+
+
+def _has_store(directory: Path) -> bool:
+    file = directory / DATABASE
+    with described(file):
+        # exists() takes a directory that may not be searched for an error on some Pythons only.
+        try:
+            file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Withdrawn
-from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, Requeue
+from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, rule_for
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.intake import Holds, Intake
@@ -22,7 +22,7 @@ from consumer_framework.core.limits import NEAR_LIMIT, Breaker, TokenBucket, cou
 from consumer_framework.core.memory import Histories, LostAcks, OneByOne, Unsettled
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import Decision
-from consumer_framework.core.settler import Settled, Settler
+from consumer_framework.core.settler import Decided, Settler
 
 from .lanes import SINGLE_LANE, Arrivals
 from .pauses import Pauses
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         Clock,
         FlightRecorder,
         HandlerRunner,
-        Recorder,
+        Observer,
         Store,
     )
     from consumer_framework.runtime.assembly.plan import Plan
@@ -178,7 +178,7 @@ class Dispatcher:
         acknowledger: Tells the broker.
         store: Keeps what the broker may forget.
         flight: Remembers what was in a handler.
-        recorder: Counts and logs.
+        observer: Told of each run and each settle.
         clock: The time.
         reactor: Twisted's reactor.
         gate: The gate of the instance.
@@ -196,7 +196,7 @@ class Dispatcher:
         acknowledger: Acknowledger,
         store: Store,
         flight: FlightRecorder,
-        recorder: Recorder,
+        observer: Observer,
         clock: Clock,
         reactor: Any,
         gate: Gate,
@@ -207,7 +207,7 @@ class Dispatcher:
         self._plan = plan
         self._acknowledger = acknowledger
         self._store = store
-        self._recorder = recorder
+        self._observer = observer
         self._clock = clock
         self._chance = chance
         self._gate = gate
@@ -232,7 +232,7 @@ class Dispatcher:
             acknowledger,
             store,
             flight,
-            recorder,
+            observer,
             self._holds,
             Histories(),
             Unsettled(clock),
@@ -265,7 +265,7 @@ class Dispatcher:
             handler=self._handler,
             policy=self._plan.policy,
             store=self._store,
-            recorder=self._recorder,
+            observer=self._observer,
             clock=self._clock,
             chance=self._chance,
             settler=self._settler,
@@ -327,7 +327,7 @@ class Dispatcher:
             return
         for head, until in self._holds.take(lambda held: self._intake.has_followers(held.lane)):
             decision = Decision(Defer(until, MAKES_ROOM), head.history)
-            self._settler.settle(Settled(head, None, Withdrawn(), decision))
+            self._settler.settle(Decided(head, None, Withdrawn(), decision))
 
     def _admit(self, delivery: Delivery) -> None:
         """Let *delivery* wait for a slot, in the store where its queue might drop it meanwhile.
@@ -368,7 +368,7 @@ class Dispatcher:
         if not delivery.row:
             known = self._settler.recall(delivery)
             decision = Decision(Defer(self._clock.time(), NEAR_LIMIT), known.history)
-            self._settler.settle(Settled(known, None, Withdrawn(), decision))
+            self._settler.settle(Decided(known, None, Withdrawn(), decision))
 
     def is_near_limit(self, delivery: Delivery) -> bool:
         """Whether *delivery*, if it went back, might be dropped, and the store can keep it."""
@@ -381,7 +381,7 @@ class Dispatcher:
 
     def look(self) -> None:
         """Bring back what is due; somebody may have changed the store."""
-        self._scheduler.look()
+        self._scheduler.read_store()
         self._look_at_order()
 
     def voided(self, generation: int) -> None:
@@ -396,7 +396,7 @@ class Dispatcher:
             self._settler.histories.keep(delivery)
         if self._handler is not None:
             self._handler.withdraw(lambda delivery: delivery.generation == generation)
-        self._pauses.look()
+        self._pauses.probe_again()
 
     @property
     def is_behind(self) -> bool:
@@ -441,7 +441,7 @@ class Dispatcher:
 
     def _give_back(self, delivery: Delivery) -> None:
         decision = Decision(GiveBack(), delivery.history)
-        self._settler.settle(Settled(delivery, None, Withdrawn(), decision))
+        self._settler.settle(Decided(delivery, None, Withdrawn(), decision))
 
     def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
         if event is GateEvent.CLOSE:
@@ -522,7 +522,7 @@ class Dispatcher:
 
     # What follows a settle.
 
-    def _done(self, what: Settled, told: bool) -> None:  # noqa: FBT001 -- the settler's callback
+    def _done(self, what: Decided, told: bool) -> None:  # noqa: FBT001 -- the settler's callback
         delivery, disposition = what.delivery, what.decision.disposition
         if delivery.lane:
             self._leave_lane(delivery, disposition, told=told)
@@ -533,9 +533,10 @@ class Dispatcher:
             self._scheduler.deferred(disposition.until)
 
     def _leave_lane(self, delivery: Delivery, disposition: Disposition, *, told: bool) -> None:
-        if isinstance(disposition, Hold) and told:
+        effect = rule_for(disposition).lane
+        if effect == "wait" and told:
             return
-        if isinstance(disposition, Requeue | GiveBack):
+        if effect == "go_back":
             # It will come again, and they behind it.
             for follower in self._intake.followers(delivery.lane):
                 self._give_back(follower)

@@ -27,9 +27,8 @@ from .fakes import (
     FakeAcknowledger,
     FakeClock,
     FakeNotifier,
+    FakeObserver,
     FakeProperties,
-    FakeRecorder,
-    Settlement,
     make_delivery,
 )
 from .harness import Harness
@@ -41,8 +40,8 @@ __all__ = [
     "FakeAcknowledger",
     "FakeClock",
     "FakeNotifier",
+    "FakeObserver",
     "FakeProperties",
-    "FakeRecorder",
     "GiveBack",
     "Halt",
     "Harness",
@@ -50,6 +49,5 @@ __all__ = [
     "Quarantine",
     "Reject",
     "Requeue",
-    "Settlement",
     "make_delivery",
 ]

@@ -6,53 +6,45 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.delivery import Known
-from consumer_framework.core.disposition import Defer, GiveBack, Halt, Quarantine, Requeue
-from consumer_framework.core.recovery import Situation, decide
-from consumer_framework.runtime.observe.log import LogRecorder
+from consumer_framework.core.disposition import Defer, Quarantine, rule_for
+from consumer_framework.core.ports import Observer, Settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fedora_messaging.message import Message
 
-    from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
-    from consumer_framework.core.ports import Clock
-    from consumer_framework.core.recovery import Policy
+    from consumer_framework.core.ports import Observation
 
     from .fake_queue import FakeQueue, Posted
     from .fake_store import FakeStore
 
 
-class Dispositions:
-    """Tells what became of the messages in *queue*.
+class Dispositions(Observer):
+    """An observer that knows the disposition of each message in *queue*.
 
     Args:
         queue: Where they were published.
         store: May have made something else of a message than was decided.
-        policy: By which was decided.
     """
 
-    def __init__(self, queue: FakeQueue, store: FakeStore, policy: Policy) -> None:
+    def __init__(self, queue: FakeQueue, store: FakeStore) -> None:
         self._queue = queue
         self._store = store
-        self._policy = policy
 
-    def note(
-        self,
-        delivery: Delivery,
-        outcome: Outcome,
-        disposition: Disposition,
-        situation: Situation,
-    ) -> None:
-        """Note what became of *delivery* in *situation*."""
-        posted = self._queue.of(delivery)
-        if isinstance(outcome, Known) or (delivery.row and _gives_back(disposition)):
-            posted.disposition = self._row_of(posted)
+    def notify(self, event: Observation) -> None:
+        """Note a settle, unless the broker took no notice of it."""
+        if not isinstance(event, Settled) or event.is_void:
             return
-        posted.disposition = disposition
-        # Deciding is pure, so it can be asked once more for what it said of the history.
-        posted.history = decide(delivery, outcome, self._policy, situation).history
+        disposition = event.decision.disposition
+        posted = self._queue.of(event.delivery)
+        is_unchanged = event.delivery.row and rule_for(disposition).goes_back
+        if isinstance(event.outcome, Known) or is_unchanged:
+            posted.disposition = self._row_of(posted)
+        else:
+            posted.disposition = disposition
+            posted.history = event.decision.history
 
     def where(self, applies: Callable[[Posted], bool]) -> list[Any]:
         """The messages that something applies to, as the test gave them, in order."""
@@ -78,7 +70,7 @@ class Dispositions:
 
     def kept(self, posted: Posted) -> Disposition | None:
         """What became of a message, where the store may have made something else of it."""
-        if isinstance(posted.disposition, Defer | Quarantine):
+        if posted.is_stored:
             return self._row_of(posted) or posted.disposition
         return posted.disposition
 
@@ -88,39 +80,3 @@ class Dispositions:
                 return Quarantine(reason)
         deferred = self._store.deferred
         return next((Defer(until) for kept, until in deferred if posted.is_of(kept)), None)
-
-
-class DispositionRecorder(LogRecorder):
-    """Logs and counts as an instance does, and notes what became of each message.
-
-    Args:
-        clock: Says when.
-        dispositions: Is told.
-        chance: The throw of the dice by which it was decided.
-    """
-
-    def __init__(
-        self,
-        clock: Clock,
-        dispositions: Dispositions,
-        chance: Callable[[], float],
-    ) -> None:
-        super().__init__(clock)
-        self._now = clock.time
-        self._dispositions = dispositions
-        self._chance = chance
-
-    def settled(
-        self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """Note it, unless the broker takes no notice."""
-        super().settled(delivery, outcome, disposition, void=void)
-        if not void:
-            situation = Situation(self._now(), self._chance(), may_hold=True)
-            self._dispositions.note(delivery, outcome, disposition, situation)
-
-
-def _gives_back(disposition: Disposition) -> bool:
-    return isinstance(disposition, Requeue | GiveBack) or (
-        isinstance(disposition, Halt) and disposition.requeue
-    )

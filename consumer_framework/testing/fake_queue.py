@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from consumer_framework.core.attempt import NO_HISTORY, History
 from consumer_framework.core.delivery import Delivery
-from consumer_framework.core.disposition import Defer, Disposition, Quarantine
+from consumer_framework.core.disposition import rule_for
 from consumer_framework.core.ports import Acknowledger
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Properties
+    from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import Clock
 
     _Tag: TypeAlias = tuple[int, int]
@@ -45,6 +46,11 @@ class Posted:
     disposition: Disposition | None = None
     history: History = NO_HISTORY
     runs: list[float] = field(default_factory=list)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has the message."""
+        return self.disposition is not None and rule_for(self.disposition).write is not None
 
     def is_of(self, delivery: Delivery) -> bool:
         """Whether *delivery* is one of this message, as far as its bytes tell."""
@@ -125,8 +131,7 @@ class FakeQueue(Acknowledger):
         if not delivery.row:
             return self._delivered[delivery.generation, delivery.delivery_tag]
         equal = [posted for posted in self.posted if posted.is_of(delivery)]
-        kept = (posted for posted in equal if isinstance(posted.disposition, Defer | Quarantine))
-        return next(kept, equal[0])
+        return next((posted for posted in equal if posted.is_stored), equal[0])
 
     def cut(self) -> int:
         """Close the channel and open another; returns the number of the closed one."""

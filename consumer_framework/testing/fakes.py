@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from consumer_framework.core.attempt import NO_HISTORY, History
 from consumer_framework.core.delivery import Delivery
-from consumer_framework.core.ports import Acknowledger, Clock, FlightRecorder, Notifier, Recorder
+from consumer_framework.core.ports import (
+    Acknowledger,
+    Clock,
+    FlightRecorder,
+    Notifier,
+    Observer,
+    Ran,
+    Settled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from consumer_framework.core.delivery import Outcome
-    from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.ports import Observation
 
 # The queue and the message id, or the queue, the routing key and the body.
 Key: TypeAlias = tuple[str, str, str, bytes]
@@ -351,41 +358,21 @@ class FakeNotifier(Notifier):
         return statuses[-1] if statuses else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What a :class:`.Recorder` is told of one delivery.
-
-    Attributes:
-        delivery: What was settled.
-        outcome: What its handler made of it.
-        disposition: What became of it.
-        void: Whether its channel was gone.
-    """
-
-    delivery: Delivery
-    outcome: Outcome
-    disposition: Disposition
-    void: bool
-
-
-class FakeRecorder(Recorder):
-    """A :class:`.Recorder` that keeps everything.
+class FakeObserver(Observer):
+    """An :class:`.Observer` that keeps everything.
 
     Attributes:
         runs: The deliveries that slots were done with, in order.
-        settlements: What became of deliveries, in order.
+        settled: The settles, in order.
     """
 
     def __init__(self) -> None:
         self.runs: list[Delivery] = []
-        self.settlements: list[Settlement] = []
+        self.settled: list[Settled] = []
 
-    def ran(self, delivery: Delivery, _outcome: Outcome) -> None:
-        """Keep a delivery that a slot was done with."""
-        self.runs.append(delivery)
-
-    def settled(
-        self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """Keep what became of *delivery*."""
-        self.settlements.append(Settlement(delivery, outcome, disposition, void))
+    def notify(self, event: Observation) -> None:
+        """Keep *event*."""
+        if isinstance(event, Ran):
+            self.runs.append(event.delivery)
+        else:
+            self.settled.append(event)

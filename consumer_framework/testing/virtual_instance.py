@@ -16,10 +16,12 @@ from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.author.handler import is_coroutine_callable
 from consumer_framework.core.gate import Gate, GateEvent
+from consumer_framework.core.ports import Observers
 from consumer_framework.runtime.dispatcher import Dispatcher
 from consumer_framework.runtime.lanes import lane_finder
+from consumer_framework.runtime.observe.log import DeliveryLog
 
-from .dispositions import DispositionRecorder, Dispositions
+from .dispositions import Dispositions
 from .fake_queue import FakeQueue
 from .fakes import FakeFlightRecorder
 from .virtual_time import VirtualTime
@@ -150,7 +152,7 @@ class VirtualInstance:
         self, plan: Plan, store: FakeStore, chance: Callable[[], float], patience: float
     ) -> None:
         self.queue = FakeQueue()
-        self.dispositions = Dispositions(self.queue, store, plan.policy)
+        self.dispositions = Dispositions(self.queue, store)
         self.time: VirtualTime
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
@@ -273,7 +275,7 @@ class VirtualInstance:
             self.queue,
             self._store,
             self._flight,
-            DispositionRecorder(self.time, self.dispositions, self._chance),
+            Observers(DeliveryLog(self.time), self.dispositions),
             self.time,
             self.time.reactor,
             self._gate,

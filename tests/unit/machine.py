@@ -19,8 +19,8 @@ from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
 from consumer_framework.runtime import state_files
-from consumer_framework.runtime.control import client
-from consumer_framework.runtime.control.requests import Orders
+from consumer_framework.runtime.control import client, schema
+from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -135,22 +135,19 @@ class Host:
         What *reload* says, it says of an order to reload.
         """
         reload = more.pop("reload", None)
-        counts = {"acked": 7, "running": 1, **more.pop("counts", {})}
-        report = {
-            "pid": 42,
-            "status": "consuming 1 queue, 0/s, 7 handled, up 9 s",
-            "held": 2,
-            **more,
-        }
+        counts = schema.Counts(**{"acked": 7, "running": 1, **more.pop("counts", {})})
+        status = "consuming 1 queue, 0/s, 7 handled, up 9 s"
+        report = schema.StatusReport(
+            **{"pid": 42, "status": status, "held": 2, **more, "counts": counts}
+        )
         state = self.directory / place / instance
         state.mkdir(parents=True, exist_ok=True)
         store = Store.open(state, limits=Limits())
-        report["counts"] = counts
-        orders = Orders(store, None, report=lambda: report)  # type: ignore[arg-type]
-        if reload is not None:
-            orders.by_name["reload"] = reload
+        responder = Responder(store, None, report=lambda: report)  # type: ignore[arg-type]
         loop, ready = asyncio.new_event_loop(), threading.Event()
-        thread = threading.Thread(target=_serve, args=(loop, state / "control", orders, ready))
+        thread = threading.Thread(
+            target=_serve, args=(loop, state / "control", responder, reload, ready)
+        )
         thread.start()
         ready.wait(10)
         try:
@@ -162,13 +159,21 @@ class Host:
 
 
 def _serve(
-    loop: asyncio.AbstractEventLoop, path: Path, orders: Orders, ready: threading.Event
+    loop: asyncio.AbstractEventLoop,
+    path: Path,
+    responder: Responder,
+    reload: Any,
+    ready: threading.Event,
 ) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
             request = json.loads(line)
-            async for said in orders.by_name[request["do"]](request):
-                writer.write(json.dumps(said).encode() + b"\n")
+            if request["do"] == "reload":
+                async for said in reload(request):
+                    writer.write(json.dumps(said).encode() + b"\n")
+            else:
+                async for answer in responder.respond(schema.decode_request(line)):
+                    writer.write(schema.encode_answer(answer) + b"\n")
             writer.write(b'{"done": true}\n')
         writer.close()
 

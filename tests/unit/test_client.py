@@ -13,6 +13,13 @@ import pytest
 from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control import client
 from consumer_framework.runtime.control.client import ControlError, connected
+from consumer_framework.runtime.control.schema import (
+    Begun,
+    Drop,
+    Dropped,
+    Replay,
+    Replayed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,22 +67,21 @@ class Instance:
         self._listening.close()
 
 
-def answers(directory: Any, *requests: dict[str, Any]) -> Iterable[Any]:
+def answers(directory: Any, *requests: Any) -> Iterable[Any]:
     with connected(directory, "sample") as running:
         assert running is not None
         return [answer for request in requests for answer in running.ask(request)]
 
 
 def test_an_order_is_given_and_its_answers_come_back(instance, tmp_path):
-    instance.says(b'{"row": 1}\n{"row": 2}\n' + DONE)
-    order = {"do": "replay", "rows": [1, 2]}
-    assert answers(tmp_path, order) == [{"row": 1}, {"row": 2}]
-    assert instance.requests == [{"do": "ping"}, order]
+    instance.says(b'{"begun": 1}\n{"row": 1, "result": "failed", "reason": "why"}\n' + DONE)
+    assert answers(tmp_path, Replay((1, 2))) == [Begun(1), Replayed(1, "failed", "why")]
+    assert instance.requests == [{"do": "ping"}, {"do": "replay", "rows": [1, 2]}]
 
 
 def test_several_orders_go_over_one_connection(instance, tmp_path):
-    instance.says(b'{"a": 1}\n' + DONE, b'{"a": 2}\n' + DONE)
-    assert answers(tmp_path, {"do": "x"}, {"do": "y"}) == [{"a": 1}, {"a": 2}]
+    instance.says(b'{"dropped": [1]}\n' + DONE, b'{"dropped": [2, 3]}\n' + DONE)
+    assert answers(tmp_path, Drop((1,)), Drop((2, 3))) == [Dropped((1,)), Dropped((2, 3))]
 
 
 def test_without_a_socket_the_instance_does_not_run(tmp_path):
@@ -99,17 +105,19 @@ def test_a_directory_whose_name_is_too_long_for_a_socket_has_none(tmp_path):
     ("answer", "said"),
     [
         (b'{"error": "no such request: 1", "done": true}\n', "the instance says: no such request"),
-        (b'{"row": 1}\n', "the instance stopped before it was done"),
-        (b'{"row": 1}\n{"ro', "the instance stopped before it was done"),
+        (b'{"begun": 1}\n', "the instance stopped before it was done"),
+        (b'{"begun": 1}\n{"ro', "the instance stopped before it was done"),
+        (b'{"later": 1}\n', "may run another version; restart it: the answer is not understood"),
+        (b"\xff\n", "may run another version; restart it: no JSON"),
         (b"", "the instance runs, and does not answer"),
     ],
-    ids=["refused", "gone", "torn", "hangs"],
+    ids=["refused", "gone", "torn", "unknown", "garbage", "hangs"],
 )
 def test_what_goes_wrong_is_one_line_with_the_socket(instance, tmp_path, monkeypatch, answer, said):
     monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.5)
     instance.says(answer)
     with pytest.raises(ControlError, match=said) as raised:
-        answers(tmp_path, {"do": "replay", "rows": [1]})
+        answers(tmp_path, Replay((1,)))
     assert str(tmp_path / "control") in str(raised.value)
     assert "\n" not in str(raised.value)
 

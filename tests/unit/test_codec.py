@@ -327,11 +327,11 @@ def test_schemas_are_compiled_once_and_not_before_they_are_needed(register):
         body_schema = STRICT
 
     codec.load_schemas()
-    assert Counted not in decoding._plans
+    assert Counted not in decoding._validations
     register(Counted, b'{"a": 1}')
-    plan = decoding._plans[Counted]
+    validation = decoding._validations[Counted]
     register(Counted, b'{"a": 1}')
-    assert decoding._plans[Counted] is plan
+    assert decoding._validations[Counted] is validation
 
 
 def test_several_threads_may_decode(monkeypatch):

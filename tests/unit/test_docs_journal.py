@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.adapters import log
 from consumer_framework.adapters.systemd.journald import JournalHandler
 from consumer_framework.core import limits, log_fields
+from consumer_framework.core.disposition import SETTLE_RULES
 from consumer_framework.core.log_fields import priority_of
 from consumer_framework.runtime.observe.log import LINES, QUIET
 
@@ -35,7 +36,9 @@ def test_the_fields_about_a_message_are_those_of_the_code():
 
 
 def test_the_dispositions_are_those_of_the_code():
-    assert set(first_cells("FM_DISPOSITION")) == set(log_fields.DISPOSITIONS.values())
+    assert set(first_cells("FM_DISPOSITION")) == {
+        rule.words.field for rule in SETTLE_RULES.values()
+    }
 
 
 def test_the_other_fields_are_those_that_a_record_is_sent_with(tmp_path: Path):

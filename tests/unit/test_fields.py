@@ -7,9 +7,14 @@ from typing import get_args
 import pytest
 
 from consumer_framework.core.attempt import History, attempt_of
-from consumer_framework.core.disposition import Ack, Disposition, GiveBack, Quarantine
+from consumer_framework.core.disposition import (
+    SETTLE_RULES,
+    Ack,
+    Disposition,
+    GiveBack,
+    Quarantine,
+)
 from consumer_framework.core.log_fields import (
-    DISPOSITIONS,
     fields,
     fields_of,
     fields_of_all,
@@ -65,4 +70,4 @@ def test_a_batch_of_one_and_of_none():
 
 @pytest.mark.parametrize("kind", get_args(Disposition))
 def test_every_disposition_has_a_name(kind):
-    assert DISPOSITIONS[kind]
+    assert SETTLE_RULES[kind].words.field

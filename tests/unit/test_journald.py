@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import consumer_framework
 from consumer_framework.adapters import log
-from consumer_framework.adapters.executor.run import Job
+from consumer_framework.adapters.executor.run import Run
 from consumer_framework.adapters.systemd import journald
 from consumer_framework.adapters.systemd.journald import JournalHandler
-from consumer_framework.author.heartbeat import RUN
+from consumer_framework.author.heartbeat import CURRENT_RUN
 from consumer_framework.core import secrets
 from consumer_framework.core.disposition import Quarantine
 from consumer_framework.core.log_fields import fields_of
@@ -89,7 +89,7 @@ def test_a_value_of_one_line_is_text_and_one_with_more_has_its_length_before_it(
 def in_handler(deliveries: list[Delivery], function: Callable[..., None], *args, **more) -> None:
     """Call *function* as a handler would that has *deliveries*."""
     context = copy_context()
-    context.run(RUN.set, Job(deliveries))
+    context.run(CURRENT_RUN.set, Run(deliveries))
     context.run(function, *args, **more)
 
 

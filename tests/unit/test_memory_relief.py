@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock as ReactorClock
 
-from consumer_framework.adapters.systemd import memory_pressure
-from consumer_framework.adapters.systemd.memory_pressure import PressureWatch
+from consumer_framework.adapters.systemd import cgroup
+from consumer_framework.adapters.systemd.cgroup import PressureWatch
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.gate import Gate
 from consumer_framework.core.limits import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
@@ -154,7 +154,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setattr(memory_pressure, "PAUSE", 0.01)
+    monkeypatch.setattr(cgroup, "PAUSE", 0.01)
     found = Watched()
     yield found
     found.watch.stop()
@@ -229,7 +229,7 @@ def test_one_that_is_stopped_leaves_no_thread_and_nothing_open(tmp_path):
 
 
 def test_freeing_memory_does_no_harm():
-    memory_pressure.free_memory()
+    cgroup.free_memory()
 
 
 # The kernel's own word.
@@ -296,7 +296,9 @@ class FakeInstance:
 
     def __init__(self) -> None:
         self.gate = Gate()
-        self.reactor = self.clock = self.session = self.dispatcher = self.read_ahead = self
+        self.reactor = self.clock = self.session = self.dispatcher = self.read_ahead = (
+            self.status
+        ) = self
         self.time = ReactorClock()
         # So that nothing is pressed at 0, which the first moment of no clock is.
         self.time.advance(1000)
@@ -324,7 +326,7 @@ class FakeInstance:
         self.calls.append("back")
         return 7
 
-    def say_status(self) -> None:
+    def announce(self) -> None:
         self.calls.append("said")
 
 
@@ -347,7 +349,7 @@ def play(instance, monkeypatch, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     monkeypatch.setenv("MEMORY_PRESSURE_WATCH", str(fifo))
-    monkeypatch.setattr(memory_pressure, "PAUSE", 0.01)
+    monkeypatch.setattr(cgroup, "PAUSE", 0.01)
 
     def run(scenario) -> None:
         async def with_relief() -> None:

@@ -27,8 +27,7 @@ from consumer_framework.core.settler import Settler
 from consumer_framework.testing import (
     FakeAcknowledger,
     FakeClock,
-    FakeRecorder,
-    Settlement,
+    FakeObserver,
     make_delivery,
 )
 from consumer_framework.testing.fake_store import FakeStore
@@ -83,7 +82,7 @@ class Path:
         self.store = FakeStore()
         self.flight = FakeFlightRecorder(places=64)
         self.runner = Runner(decode, self.flight)
-        self.recorder = FakeRecorder()
+        self.observer = FakeObserver()
         self.clock = FakeClock()
         self.troubles: list[str] = []
         self.done: list[tuple[Any, bool]] = []
@@ -91,7 +90,7 @@ class Path:
             self.acknowledger,
             self.store,
             self.flight,
-            self.recorder,
+            self.observer,
             Holds(4, self.clock),
             Histories(),
             Unsettled(self.clock),
@@ -104,7 +103,7 @@ class Path:
             handler=self.runner,
             policy=policy,
             store=self.store,
-            recorder=self.recorder,
+            observer=self.observer,
             clock=self.clock,
             chance=lambda: 0.5,
             settler=self.settler,
@@ -130,6 +129,12 @@ class Path:
         """The channel goes, another one comes; returns its generation."""
         self.acknowledger.close(self.acknowledger._latest)
         return self.acknowledger.open()
+
+    @property
+    def last_settle(self):
+        """The only settle, in short."""
+        ((delivery, outcome, decision, is_void),) = self.observer.settled
+        return delivery, outcome, decision.disposition, is_void
 
     @property
     def told(self):
@@ -178,16 +183,16 @@ def test_each_outcome_is_settled_once_and_recorded(outcome, disposition, told):
         path = Path()
         delivery = make_delivery(body=b"a body")
         task = await path.take(delivery)
-        assert path.recorder.runs == []
+        assert path.observer.runs == []
         assert path.acknowledger.told == [], "nothing is settled while the handler runs"
         assert list(path.flight.in_flight.values()) == [delivery]
         path.runner.end(outcome)
         assert await task == disposition
-        assert path.recorder.runs == [delivery]
+        assert path.observer.runs == [delivery]
         assert path.runner.messages == [b"a body"]
         assert path.told == as_told(delivery, told)
         assert kept(path) == kept_by(disposition)
-        assert path.recorder.settlements == [Settlement(delivery, outcome, disposition, False)]
+        assert path.last_settle == (delivery, outcome, disposition, False)
         assert path.done == [(delivery, True)]
         assert path.flight.in_flight == {}
 
@@ -215,7 +220,7 @@ def test_bytes_that_are_no_message_reach_no_handler_and_are_quarantined(error):
         assert (stored.body, why) == (b"\xff", reason)
         (attempt,) = stored.history.attempts
         assert "decode" in attempt.traceback
-        assert path.recorder.settlements[0].outcome == Undecodable(error)
+        assert path.observer.settled[0].outcome == Undecodable(error)
 
     play(scenario())
 
@@ -230,7 +235,7 @@ def test_nothing_is_acknowledged_before_the_store_has_it(outcome, monkeypatch):
         await end_at_once(path, make_delivery(), outcome)
         await asyncio.sleep(0.05)
         assert path.acknowledger.told == []
-        assert path.recorder.settlements == []
+        assert path.observer.settled == []
         assert set(path.troubles) == {"no space left on device"}
         await end_at_once(path, make_delivery(delivery_tag=2, message_id="2"), Succeeded())
         assert path.told == [(1, 2, "ack")], "the slot does not wait for the disk"
@@ -308,7 +313,7 @@ def test_a_redelivery_that_the_store_has_already_is_acknowledged_and_does_not_ru
         assert await after.process(again) == to.Ack()
         assert after.runner.runs == []
         assert after.told == [(1, 1, "ack")]
-        assert after.recorder.settlements == [Settlement(again, Known(), to.Ack(), False)]
+        assert after.last_settle == (again, Known(), to.Ack(), False)
         assert kept(before) == kept(after)
 
     play(scenario())
@@ -337,7 +342,7 @@ def test_a_message_that_killed_the_process_too_often_is_quarantined_before_it_ru
             assert isinstance(await task, to.Quarantine)
             assert path.told == [(1, 1, "ack")]
             assert kept(path) == (0, 0, 1)
-            assert path.recorder.settlements[0].outcome == Crashed(crashes)
+            assert path.observer.settled[0].outcome == Crashed(crashes)
             assert flight.crashes_of(make_delivery()) == 0, "a replay begins anew"
 
     play(scenario())
@@ -374,8 +379,8 @@ def test_a_redelivery_during_the_run_is_settled_with_its_outcome(outcome, dispos
         assert await original == await redelivery == disposition
         assert path.told == as_told(again, told)
         assert kept(path) == kept_by(disposition)
-        assert sorted(s.void for s in path.recorder.settlements) == [False, True]
-        assert path.recorder.runs == [first]
+        assert sorted(s.is_void for s in path.observer.settled) == [False, True]
+        assert path.observer.runs == [first]
 
     play(scenario())
 
@@ -428,7 +433,7 @@ def test_a_run_answers_for_the_last_of_several_cuts():
         path.runner.end(Succeeded())
         await asyncio.gather(*tasks)
         assert path.acknowledger.told == [(again, "ack")]
-        assert [s.void for s in path.recorder.settlements].count(False) == 1
+        assert [s.is_void for s in path.observer.settled].count(False) == 1
         assert len(path.runner.runs) == 1
 
     play(scenario())

@@ -2,7 +2,6 @@
 """What becomes of a delivery, from its outcome and the situation alone."""
 
 import socket
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -302,7 +301,7 @@ def test_without_a_store_what_finds_no_hold_slot_goes_back_to_its_queue():
         errors.Retry("", after=9),
     ):
         assert isinstance(disposition_of(Failed(error), situation=NEITHER), to.Requeue)
-    waited = replace(NO_STORE, waited=900.0)
+    waited = NO_STORE._replace(waited=900.0)
     old = disposition_of(Failed(errors.Retry("x", after="1h")), situation=waited)
     assert isinstance(old, to.Requeue)
     spent = disposition_of(FAULT, situation=NO_STORE, history=SPENT)

@@ -27,7 +27,7 @@ from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, 
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import OnExhausted, Policy
 from consumer_framework.core.settler import Settler
-from consumer_framework.testing import FakeAcknowledger, FakeClock, FakeRecorder, make_delivery
+from consumer_framework.testing import FakeAcknowledger, FakeClock, FakeObserver, make_delivery
 from consumer_framework.testing.fake_store import FakeStore
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
@@ -118,7 +118,7 @@ class Host(RuleBasedStateMachine):
             self.acknowledger,
             FakeStore(),
             FakeFlightRecorder(),
-            FakeRecorder(),
+            FakeObserver(),
             self.holds,
             self.histories,
             Unsettled(self.clock),
@@ -131,7 +131,7 @@ class Host(RuleBasedStateMachine):
             handler=self.handlers,
             policy=POLICY,
             store=self.settler.store,
-            recorder=self.settler.recorder,
+            observer=self.settler.observer,
             clock=self.clock,
             chance=lambda: 0.5,
             settler=self.settler,

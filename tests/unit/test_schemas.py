@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema.validators import validator_for
 
-from consumer_framework.adapters.codec.jsonschema import checker, compiler
+from consumer_framework.adapters.codec.jsonschema import checker_for, compiler
 from consumer_framework.adapters.codec.jsonschema.verdicts import holds
 
 from .json_schemas import DRAFTS, KEYWORDS, values, values_for
@@ -46,7 +46,7 @@ def raised(validate):
 
 def check_all(schema, instances):
     """Assert that the checker says what jsonschema says, and the compiled schema itself too."""
-    check = checker.checker(schema)
+    check = checker_for(schema)
     try:
         table = compiler.compiled(schema, validator_for(schema))
     except Exception:  # noqa: BLE001 -- jsonschema is asked
@@ -320,7 +320,7 @@ INSTANCES = [None, 0, 2, 1.5, NAN, INF, 1e308, "a", [], [1, 2], {}, {"a": 1}, {"
 @pytest.mark.parametrize("schema", OTHER_DIALECTS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_schema_that_is_not_covered_has_jsonschemas_verdict(schema):
-    check = checker.checker(schema)
+    check = checker_for(schema)
     for instance in INSTANCES:
         assert raised(lambda: check(instance)) == raised(
             lambda: jsonschema.validate(instance, schema)
@@ -330,7 +330,7 @@ def test_a_schema_that_is_not_covered_has_jsonschemas_verdict(schema):
 def test_an_unknown_dialect_is_warned_of_each_time_as_jsonschema_does():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check = checker.checker({"$schema": "https://example.com/mine"})
+        check = checker_for({"$schema": "https://example.com/mine"})
         assert not caught
         check(1)
         check(2)
@@ -339,7 +339,7 @@ def test_an_unknown_dialect_is_warned_of_each_time_as_jsonschema_does():
 
 @pytest.mark.parametrize("schema", [{"type": "strnig"}, {"pattern": "("}, {"required": "a"}, 5])
 def test_an_invalid_schema_says_so_for_every_value(schema):
-    check = checker.checker(schema)
+    check = checker_for(schema)
     values_of_all_kinds: list[Any] = [1, "", {}]
     for value in values_of_all_kinds:
         expected = raised(lambda: jsonschema.validate(value, schema))
@@ -348,7 +348,7 @@ def test_an_invalid_schema_says_so_for_every_value(schema):
 
 
 def test_an_invalid_schema_raises_schema_error():
-    check = checker.checker({"type": "strnig"})
+    check = checker_for({"type": "strnig"})
     for _ in range(2):
         with pytest.raises(jsonschema.SchemaError):
             check(1)
@@ -374,14 +374,14 @@ class Long(int):
 )
 def test_what_headers_have_and_json_has_not_is_left_to_jsonschema(value, schema):
     schema = {"properties": {"a": schema}}
-    check = checker.checker(schema)
+    check = checker_for(schema)
     expected = raised(lambda: jsonschema.validate({"a": value}, schema))
     assert raised(lambda: check({"a": value})) == expected
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
 def test_a_schema_without_an_end_raises_as_jsonschema_does(schema):
-    assert raised(lambda: checker.checker(schema)(1)) == (RecursionError,)
+    assert raised(lambda: checker_for(schema)(1)) == (RecursionError,)
 
 
 def test_the_error_is_the_best_match():
@@ -391,12 +391,12 @@ def test_the_error_is_the_best_match():
         "required": ["b"],
     }
     with pytest.raises(jsonschema.ValidationError, match="'b' is a required property"):
-        checker.checker(schema)({"deep": {"a": 1}})
+        checker_for(schema)({"deep": {"a": 1}})
 
 
 def test_checking_changes_neither_schema_nor_value():
     schema = {"properties": {"a": {"default": 5, "items": {"$ref": "#"}}}, "required": ["b"]}
     before = json.dumps(schema)
     value: dict[str, Any] = {"b": [{}]}
-    checker.checker(schema)(value)
+    checker_for(schema)(value)
     assert (json.dumps(schema), value) == (before, {"b": [{}]})

@@ -123,6 +123,7 @@ def test_without_a_store_nothing_is_on_the_disk_and_every_question_has_an_answer
         assert [await store.claim(1), await store.release(1), await store.resolve(1)] == [False] * 3
         assert await store.supersede(1, b"") is None
         assert (await store.expire(1e12)).rows == 0
+        assert await store.rebase(0.0) == 0
         store.limit(Limits())
         assert store.commits == 0
 

@@ -4,6 +4,7 @@
 import pytest
 
 from consumer_framework.core import disposition as to
+from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import (
     Behind,
     Crashed,
@@ -15,8 +16,18 @@ from consumer_framework.core.delivery import (
     Withdrawn,
 )
 from consumer_framework.core.errors import Defer, DependencyFault, Drop, Quarantine, Retry
+from consumer_framework.core.ports import Ran, Settled
+from consumer_framework.core.recovery import Decision
 from consumer_framework.core.stats import Counters, Snapshot
 from consumer_framework.testing import make_delivery
+
+
+def ran(outcome):
+    return Ran(make_delivery(), outcome)
+
+
+def settled(outcome, disposition, *, is_void=False):
+    return Settled(make_delivery(), outcome, Decision(disposition, NO_HISTORY), is_void)
 
 
 @pytest.mark.parametrize(
@@ -40,23 +51,23 @@ from consumer_framework.testing import make_delivery
 )
 def test_each_delivery_counts_once_as_outcome_and_once_as_disposition(outcome, disposition, counts):
     counters = Counters()
-    counters.ran(make_delivery(), outcome)
-    counters.settled(make_delivery(), outcome, disposition, void=False)
+    counters.notify(ran(outcome))
+    counters.notify(settled(outcome, disposition))
     assert counters.snapshot() == Snapshot(received=1, **counts)
 
 
 def test_a_void_settle_counts_the_run_but_nothing_that_the_broker_was_told():
     counters = Counters()
-    counters.ran(make_delivery(), Succeeded())
-    counters.settled(make_delivery(), Succeeded(), to.Ack(), void=True)
+    counters.notify(ran(Succeeded()))
+    counters.notify(settled(Succeeded(), to.Ack(), is_void=True))
     assert counters.snapshot() == Snapshot(received=1, succeeded=1, void=1)
 
 
 def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
     counters = Counters()
-    counters.ran(make_delivery(), Succeeded())
-    counters.settled(make_delivery(), Succeeded(), to.Ack(), void=True)
-    counters.settled(make_delivery(generation=2), Succeeded(), to.Ack(), void=False)
+    counters.notify(ran(Succeeded()))
+    counters.notify(settled(Succeeded(), to.Ack(), is_void=True))
+    counters.notify(settled(Succeeded(), to.Ack()))
     assert counters.snapshot() == Snapshot(received=1, succeeded=1, void=1, acked=1)
 
 
@@ -72,21 +83,21 @@ def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
 )
 def test_what_did_not_run_counts_as_what_became_of_it_alone(outcome, disposition, counts):
     counters = Counters()
-    counters.settled(make_delivery(redelivered=True), outcome, disposition, void=False)
+    counters.notify(settled(outcome, disposition))
     assert counters.snapshot() == Snapshot(**counts)
 
 
 def test_a_held_delivery_counts_again_when_it_runs_again():
     counters = Counters()
     for disposition in (to.Hold(5), to.Hold(10), to.Quarantine("bad")):
-        counters.ran(make_delivery(), Failed(ValueError()))
-        counters.settled(make_delivery(), Failed(ValueError()), disposition, void=False)
+        counters.notify(ran(Failed(ValueError())))
+        counters.notify(settled(Failed(ValueError()), disposition))
     assert counters.snapshot() == Snapshot(received=3, failed=3, held=2, quarantined=1)
 
 
 def test_a_snapshot_does_not_change_with_the_counts():
     counters = Counters()
     before = counters.snapshot()
-    counters.ran(make_delivery(), Succeeded())
+    counters.notify(ran(Succeeded()))
     assert before == Snapshot()
     assert counters.snapshot().received == 1

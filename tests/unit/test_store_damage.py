@@ -16,7 +16,8 @@ import pytest
 from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.core.disposition import Ack
 from consumer_framework.core.errors import DamagedRowError, StoreError
-from consumer_framework.runtime.control.requests import Orders
+from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.schema import Replay, Replayed
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -156,17 +157,17 @@ def test_a_replay_skips_a_damaged_row_and_goes_on(tmp_path):
         async def run(_delivery):
             return Ack()
 
-        answers = Orders(store, run).replay({"rows": [1, 2, 3]})
-        return [answer async for answer in answers if "result" in answer]
+        answers = Responder(store, run).replay(Replay((1, 2, 3)))
+        return [answer async for answer in answers if isinstance(answer, Replayed)]
 
     with closing(Store.open(tmp_path, limits=Limits())) as store:
         first, *others = asyncio.run(replay(store))
         with pytest.raises(DamagedRowError, match="export it, and drop it"):
             store.delivery(1)
         assert asyncio.run(store.drop([1])) == [1]
-    assert first["result"] == "skipped"
-    assert "row 1 is damaged: its message is not what was received" in first["reason"]
-    assert [answer["result"] for answer in others] == ["succeeded", "succeeded"]
+    assert first.result == "skipped"
+    assert "row 1 is damaged: its message is not what was received" in first.reason
+    assert [answer.result for answer in others] == ["succeeded", "succeeded"]
 
 
 def test_what_an_operator_edited_is_not_damaged(tmp_path):

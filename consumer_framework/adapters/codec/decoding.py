@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From a delivery to the message in it.
-
-``Message.validate`` with every schema compiled once.
-"""
+"""From a delivery to the message in it: its properties, its class, its body, its validation."""
 
 from __future__ import annotations
 
@@ -14,71 +11,15 @@ import jsonschema
 from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import INFO, Message
 
-from consumer_framework.adapters.codec.jsonschema.checker import checker
 from consumer_framework.core.delivery import RAW_PROPERTIES, codec_of, readable
 
+from .jsonschema import Checker, checker_for
 from .registry import class_of, warn_of_deprecated
 
 if TYPE_CHECKING:
     import pika
 
-    from consumer_framework.adapters.codec.jsonschema.checker import Checker
     from consumer_framework.core.delivery import Delivery
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is checked of the messages of a class, as long as these are their schemas."""
-
-    headers_schema: Any
-    body_schema: Any
-    headers: tuple[Checker, ...]
-    body: tuple[Checker, ...]
-
-
-_BASE_HEADERS = checker(Message.headers_schema)
-_BASE_BODY = checker(Message.body_schema)
-
-# None: a class with a `validate` of its own.
-_plans: dict[type[Message], _Plan | None] = {}
-
-
-def validate(message: Message) -> None:
-    """Raise what ``message.validate()`` raises.
-
-    A class whose instances each bring a schema of their own, or that overrides ``validate``, is
-    left to upstream.
-    """
-    kind = type(message)
-    try:
-        plan = _plans[kind]
-    except KeyError:
-        # Two threads may both do this, with the same result.
-        plan = _plans[kind] = _planned(kind)
-    if (
-        plan is None
-        or message.headers_schema is not plan.headers_schema
-        or message.body_schema is not plan.body_schema
-    ):
-        message.validate()
-        return
-    headers = message._headers  # noqa: SLF001 -- there is no other way to them
-    for check in plan.headers:
-        check(headers)
-    for check in plan.body:
-        check(message.body)
-
-
-def _planned(kind: type[Message]) -> _Plan | None:
-    if kind.validate is not Message.validate:
-        return None
-    headers: tuple[Checker, ...] = (_BASE_HEADERS,)
-    if kind.headers_schema is not Message.headers_schema:
-        headers = (checker(kind.headers_schema), _BASE_HEADERS)
-    body: tuple[Checker, ...] = (_BASE_BODY,)
-    if kind.body_schema is not Message.body_schema:
-        body = (checker(kind.body_schema), _BASE_BODY)
-    return _Plan(kind.headers_schema, kind.body_schema, headers, body)
 
 
 class UndecodableError(ValueError):
@@ -86,15 +27,15 @@ class UndecodableError(ValueError):
 
 
 def decode(delivery: Delivery) -> Message:
-    """Decode and validate the message in *delivery*. Several threads may, at the same time.
+    """Decode and validate the message in *delivery*. Several threads may call it at once.
 
     Returns:
         An instance of the class that the message's schema header names, with ``queue`` set, as
         ``fedora_messaging.message.get_message`` makes it.
 
     Raises:
-        Exception: The bytes are no valid message, or a schema class or codec raised; the
-            delivery itself is left exactly as it was received.
+        Exception: The bytes are no valid message, or a schema class or codec raised. The
+            delivery stays as it was received.
     """
     if delivery.decoded:
         message: Message = delivery.decoded.pop()
@@ -115,8 +56,8 @@ def decode(delivery: Delivery) -> Message:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        # What rpds, below jsonschema, makes of a RecursionError now and then. It is no Exception,
-        # and would end the process.
+        # rpds, below jsonschema, sometimes makes this of a RecursionError. It is no Exception, and
+        # would end the process.
         raise RecursionError("the body is nested too deeply for its schema") from error
     if kind.deprecated:
         warn_of_deprecated(kind, message.topic)
@@ -127,9 +68,9 @@ def decode(delivery: Delivery) -> Message:
 def _copied(received: pika.BasicProperties) -> pika.BasicProperties:
     """Make the message's own properties.
 
-    Handlers may change a message's headers and priority, and some schema classes do; what is kept
-    of a delivery that fails is what was received. Two levels are enough for that, and cost a
-    fraction of what :func:`copy.copy` does.
+    Handlers may change a message's headers and priority, and some schema classes do; a delivery
+    that fails is stored as it was received. A copy of two levels is enough for that, and costs a
+    fraction of :func:`copy.copy`.
     """
     properties = object.__new__(type(received))
     properties.__dict__.update(received.__dict__)
@@ -138,7 +79,7 @@ def _copied(received: pika.BasicProperties) -> pika.BasicProperties:
     if RAW_PROPERTIES in properties.headers:
         raise UndecodableError("its properties cannot be decoded")
     if isinstance(properties.message_id, bytes):
-        # pika leaves it so where it is no UTF-8.
+        # pika does not decode an id that is no UTF-8.
         properties.message_id = readable(properties.message_id)
     if properties.content_encoding is None:
         properties.content_encoding = "utf-8"
@@ -160,3 +101,58 @@ def _body(received: bytes, encoding: str) -> dict[str, Any]:
         # Message.__init__ would make {} of null, 0, false, "" and [].
         raise UndecodableError(f"its body is {body!r}, not an object")
     return cast("dict[str, Any]", body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Validation:
+    """The checks of a class's messages, which hold as long as the messages have these schemas."""
+
+    headers_schema: Any
+    body_schema: Any
+    headers: tuple[Checker, ...]
+    body: tuple[Checker, ...]
+
+
+_BASE_HEADERS = checker_for(Message.headers_schema)
+_BASE_BODY = checker_for(Message.body_schema)
+
+# None: the class has a `validate` of its own.
+_validations: dict[type[Message], _Validation | None] = {}
+
+
+def validate(message: Message) -> None:
+    """Do the work of ``message.validate()``, and raise its errors.
+
+    Upstream validates a class whose instances each bring a schema of their own, and one that
+    overrides ``validate``.
+    """
+    kind = type(message)
+    try:
+        validation = _validations[kind]
+    except KeyError:
+        # Two threads may both do this, with the same result.
+        validation = _validations[kind] = _validation_of(kind)
+    if (
+        validation is None
+        or message.headers_schema is not validation.headers_schema
+        or message.body_schema is not validation.body_schema
+    ):
+        message.validate()
+        return
+    headers = message._headers  # noqa: SLF001 -- there is no other way to them
+    for check in validation.headers:
+        check(headers)
+    for check in validation.body:
+        check(message.body)
+
+
+def _validation_of(kind: type[Message]) -> _Validation | None:
+    if kind.validate is not Message.validate:
+        return None
+    headers: tuple[Checker, ...] = (_BASE_HEADERS,)
+    if kind.headers_schema is not Message.headers_schema:
+        headers = (checker_for(kind.headers_schema), _BASE_HEADERS)
+    body: tuple[Checker, ...] = (_BASE_BODY,)
+    if kind.body_schema is not Message.body_schema:
+        body = (checker_for(kind.body_schema), _BASE_BODY)
+    return _Validation(kind.headers_schema, kind.body_schema, headers, body)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which class a message's schema header names."""
+"""Find the class that a message's schema header names."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def load_schemas() -> None:
     """Import every installed message schema, before the first message needs one.
 
     Raises:
-        ConfigurationError: A schema package cannot be imported. Found later, it would fail every
-            message, of whatever schema.
+        ConfigurationError: A schema package cannot be imported. Found later, that would make
+            every message fail, whatever its schema.
     """
     try:
         upstream.load_message_classes()
@@ -53,14 +53,14 @@ def _broken_schemas() -> list[Problem]:
 
 
 def class_of(headers: Mapping[str, Any]) -> type[Message]:
-    """Find the class for a message with these headers; Message where none is named, or known.
+    """Return the class for a message with *headers*; Message where they name none, or none known.
 
-    A schema that is not installed is warned of once.
+    Logs a warning for the first message with a schema that is not installed.
 
     Raises:
         TypeError: The header is a table or a list.
     """
-    # upstream.get_class() does this, and warns for every message.
+    # As upstream.get_class(), which warns for every message.
     name: Any = headers.get("fedora_messaging_schema")
     found = upstream._schema_name_to_class.get(name)  # noqa: SLF001 -- see above
     if found is not None:
@@ -86,7 +86,7 @@ def _warn_of_unknown(name: object, package: object) -> None:
 
 
 def warn_of_deprecated(kind: type[Message], topic: str) -> None:
-    """Warn, once for each class, that messages of *kind* still come."""
+    """Log a warning for the first message of the deprecated class *kind*."""
     if _is_first(kind):
         _log.warning(
             "A message with a deprecated schema (%s.%s) has been received on topic %r. You should "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One handler after the other: the next one is set up, takes over, and the former one leaves."""
+"""Replace the handler while messages are handled: set up, take over, tear down the former one."""
 
 from __future__ import annotations
 
@@ -10,55 +10,56 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.text import text
 
-from .run import caught
+from .run import raised_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from consumer_framework.author.handler import Handler
 
-    from .run import Job
+    from .run import Run
 
-    Leaving = asyncio.Task[BaseException | None]
+    # Its result is the exception that the change raised, None for none.
+    Change = asyncio.Task[BaseException | None]
 
 
-class Succession:
-    """Handlers that come and go.
+class HandlerReplacement:
+    """The replacements of a handler, one after the other.
 
     Args:
-        call: Runs a function of the author's where the handler runs; raises what it raises.
-        take_over: Lets a handler have what begins from now on; returns the former one.
-        running: Returns what runs, what may have begun with either included.
+        call: Runs a function of the author's where the handler runs; raises its exception.
+        take_over: Gives the runs that begin from now on to a handler; returns the former one.
+        unfinished: Returns the runs that have begun and not ended; each may have either handler.
     """
 
     def __init__(
         self,
         call: Callable[[Callable[[], Any] | None], Awaitable[None]],
         take_over: Callable[[Handler], Handler],
-        running: Callable[[], Iterable[Job]],
+        unfinished: Callable[[], Iterable[Run]],
     ) -> None:
         self._call = call
         self._take_over = take_over
-        self._running = running
+        self._unfinished = unfinished
         self._loop = asyncio.get_running_loop()
-        self._changes: set[Leaving] = set()
+        self._changes: set[Change] = set()
         self._is_stopped = False
 
     def stop(self) -> None:
         """Let no handler take over any more."""
         self._is_stopped = True
 
-    async def end(self) -> None:
-        """Wait until every handler but the current one is gone."""
+    async def finish(self) -> None:
+        """Wait until every handler but the current one is torn down."""
         while self._changes:
             await asyncio.wait(self._changes)
 
-    async def replace(self, handler: Handler, patience: float | None) -> Leaving | None:
-        """See :meth:`.Executor.replace`."""
-        leaving: list[Leaving] = []
+    async def replace(self, handler: Handler, patience: float | None) -> Change | None:
+        """Replace the handler; see :meth:`.Executor.replace`."""
+        leaving: list[Change] = []
         end = math.inf if patience is None else self._loop.time() + patience
         change = self._spawn(self._replace(handler, end, leaving))
-        # It goes on where whoever asked for it goes away.
+        # The change goes on where the caller is cancelled.
         await asyncio.wait([change], timeout=patience)
         error = change.result() if change.done() else None
         if error is not None:
@@ -69,13 +70,13 @@ class Succession:
             return None
         raise HandlerTimeoutError(f"setup takes longer than {text(patience or 0)}")
 
-    async def _replace(self, handler: Handler, end: float, leaving: list[Leaving]) -> None:
+    async def _replace(self, handler: Handler, end: float, leaving: list[Change]) -> None:
         await self._call(handler.setup)
         if self._is_stopped or self._loop.time() >= end:
             await self._call(handler.teardown)
             return
         former = self._take_over(handler)
-        begun = [waiter for job in self._running() for waiter in job.waiters]
+        begun = [waiter for run in self._unfinished() for waiter in run.waiters]
         leaving.append(self._spawn(self._leave(former, begun)))
 
     async def _leave(self, handler: Handler, begun: list[asyncio.Future[Any]]) -> None:
@@ -83,8 +84,8 @@ class Succession:
             await asyncio.wait(begun)
         await self._call(handler.teardown)
 
-    def _spawn(self, change: Coroutine[Any, Any, None]) -> Leaving:
-        task = self._loop.create_task(caught(change))
+    def _spawn(self, change: Coroutine[Any, Any, None]) -> Change:
+        task = self._loop.create_task(raised_by(change))
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         return task

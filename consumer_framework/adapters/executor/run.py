@@ -1,15 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One run of the author's code, from the bytes to its outcome.
-
-Decoding is part of it: the flight recorder knows of the message from the first byte on. Runs where
-the handler does: in a thread of a slot, or on the event loop, but for the decoding of large bodies.
-
-What slots do: some deliveries, and who waits for their outcomes.
-
-What runs in the slots, which may be threads.
-
-Judges what the author's code returned: nothing, work to be awaited, or a mistake.
-"""
+"""One run of the author's code, from the bytes of its deliveries to their outcomes."""
 
 from __future__ import annotations
 
@@ -19,7 +9,8 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Generator
+import types
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -27,7 +18,7 @@ from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
 
 from consumer_framework.author.batch import Batch
-from consumer_framework.author.heartbeat import RUN
+from consumer_framework.author.heartbeat import CURRENT_RUN
 from consumer_framework.core.delivery import Failed, Outcome, Skipped, Succeeded, Undecodable
 from consumer_framework.core.errors import Drop, Halt, Retry, Skip
 from consumer_framework.core.text import printable
@@ -36,98 +27,299 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from consumer_framework.author.handler import Handler
-    from consumer_framework.core.delivery import Delivery, Outcome
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.ports import Decoder, FlightRecorder
+
+_log = logging.getLogger(__name__)
+
+SUCCEEDED = Succeeded()
+
+# One outcome for each delivery; SUCCEEDED alone where all of them succeeded. For a function that
+# is no handler, a list of the pair that `returned_or_raised` makes.
+Result: TypeAlias = "Succeeded | list[Any]"
+# A run that the event loop is to run as a task; a thread may have begun it.
+Body: TypeAlias = "Coroutine[Any, Any, Result]"
+# The place of a delivery in the flight recorder, or the outcome of one that has no message.
+_Landing: TypeAlias = "int | Undecodable"
+
+# Bytes. A larger body is not decoded on the event loop; a smaller one takes less than a thread.
+INLINE = 1 << 14
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class Job:
-    """One run of the handler: on one delivery, or on a batch of them.
+class Run:
+    """One run of the handler, on one delivery or on a batch of them.
 
     Attributes:
-        function: Another function of the author's to run instead.
         deliveries: In the order of their arrival.
-        waiters: Who waits for the outcome of each.
-        clock: The loop's, in seconds.
+        waiters: One future for the outcome of each delivery.
+        function: Another function of the author's to run instead (``setup``, ``teardown``).
+        clock: The event loop's clock, in seconds.
         started_at: When a slot began with it.
         beaten_at: When it last called :func:`.heartbeat`.
-        overdue: Whether it has taken longer than a handler may.
-        task: The task that a coroutine handler runs in.
+        is_overdue: Whether it has been reported, or cancelled, for taking too long.
+        task: The task that it runs in, None in a thread.
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
-    waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    waiters: list[asyncio.Future[Any]] = field(default_factory=list)
     function: Callable[[], Any] | None = None
     clock: Callable[[], float] = time.monotonic
     started_at: float = 0.0
     beaten_at: float = 0.0
-    overdue: bool = False
-    task: asyncio.Task[Any] | None = None
+    is_overdue: bool = False
+    task: asyncio.Task[Result] | None = None
 
     @property
     def named(self) -> str:
-        """How a log line calls what it runs on."""
+        """Return the words for its deliveries in a log line."""
         if not self.deliveries:
             return "its setup or teardown"
         more = f" and {len(self.deliveries) - 1} more" if len(self.deliveries) > 1 else ""
         return printable(f"message {self.deliveries[0].message_id or '(no id)'}{more}")
 
     @property
-    def lasts_since(self) -> float:
-        """When its time began, or began anew."""
+    def timed_from(self) -> float:
+        """Return the start of its current time limit: its own start, or its last heartbeat."""
         return max(self.started_at, self.beaten_at)
 
     def heartbeat(self) -> None:
-        """Let its time begin anew; called by the author's code, in whatever thread that runs."""
+        """Restart its time limit. The author's code calls this in any thread."""
         self.beaten_at = self.clock()
 
-    def has(self, which: Callable[[Delivery], bool]) -> bool:
-        """Whether any of its deliveries is meant."""
-        return any(map(which, self.deliveries))
+    def has(self, is_meant: Callable[[Delivery], bool]) -> bool:
+        """Return whether *is_meant* is true for any of its deliveries."""
+        return any(map(is_meant, self.deliveries))
 
-    def end(self, result: Succeeded | list[Outcome]) -> None:
-        """Tell whoever waits what came of it."""
-        if isinstance(result, list):
-            for waiter, outcome in zip(self.waiters, result, strict=True):
-                if not waiter.done():
-                    waiter.set_result(outcome)
-            return
+    def succeed(self) -> None:
+        """Give each waiter a success."""
         for waiter in self.waiters:
             if not waiter.done():
-                waiter.set_result(result)
+                waiter.set_result(SUCCEEDED)
+
+    def end(self, outcomes: Sequence[Any]) -> None:
+        """Give each waiter its outcome."""
+        for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+            if not waiter.done():
+                waiter.set_result(outcome)
 
     def fail(self, error: BaseException) -> None:
-        """Tell whoever waits of a defect of the framework's."""
+        """Give each waiter *error*, which is a defect of the framework's."""
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_exception(error)
 
 
-_log = logging.getLogger(__name__)
+class HandlerRuns:
+    """Run the handler, and know the runs that have not ended.
 
-# Objects that stand for work which nobody has begun with: iterating over them would do it.
+    Args:
+        handler: The author's handler.
+        decode: Makes a message of a delivery.
+        flight: Told which deliveries are in the handler, from before they are decoded.
+        loop: The event loop.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        decode: Decoder,
+        flight: FlightRecorder,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._callee = _Callee(handler)
+        self._decode = decode
+        self._flight = flight
+        self._now = loop.time
+        # The threads of slots write it too; each operation on it is atomic.
+        self._unfinished: dict[Run, None] = {}
+
+    @property
+    def unfinished(self) -> list[Run]:
+        """Return the runs that have begun and not ended, the longest first."""
+        return list(self._unfinished)
+
+    def replace_handler(self, handler: Handler) -> None:
+        """Call *handler* in all runs that begin from now on.
+
+        A run in :attr:`unfinished` may have the former handler, or this one.
+        """
+        self._callee = _Callee(handler)
+
+    def cancel(self) -> tuple[Delivery, ...]:
+        """Cancel every run that is a task, unless it was cancelled before.
+
+        Returns:
+            The deliveries of the runs that were cancelled.
+        """
+        cancelled: list[Delivery] = []
+        for run in self.unfinished:
+            if _cancel(run):
+                cancelled += run.deliveries
+        return tuple(cancelled)
+
+    def cancel_unwanted(self) -> None:
+        """Cancel the runs for whose outcomes nobody waits any more."""
+        for run in self.unfinished:
+            if all(waiter.done() for waiter in run.waiters):
+                _cancel(run)
+
+    def run_in_thread(self, run: Run) -> Result | Body:
+        """Begin *run* in this thread.
+
+        Returns:
+            Its result. Where the handler returned an awaitable, a coroutine for a task of the
+            event loop, which ends the run.
+        """
+        body = self._run(run, in_thread=True)
+        try:
+            body.send(None)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        return body
+
+    def run_in_task(self, run: Run) -> Body:
+        """Make a coroutine that runs *run* in a task of its own.
+
+        The author's code may cancel that task without harm to the slot.
+        """
+        return self._run(run, in_thread=False)
+
+    async def _run(self, run: Run, *, in_thread: bool) -> Result:
+        """Run the handler on the deliveries of *run*; the one body of all runs.
+
+        Args:
+            run: No other slot has it.
+            in_thread: Whether a thread drives this coroutine at first, and not a task.
+
+        Raises:
+            BaseException: The flight recorder, or a decoder that raised no Exception.
+        """
+        run.started_at = self._now()
+        # Before the handler is read, so that a replaced handler is torn down after this run.
+        self._unfinished[run] = None
+        callee = self._callee
+        CURRENT_RUN.set(run)
+        try:
+            if run.function is not None:
+                return [returned_or_raised(run.function)]
+            deliveries = run.deliveries
+            if in_thread or sum([len(delivery.body) for delivery in deliveries]) <= INLINE:
+                messages, landings = self._take_off(deliveries)
+            else:
+                messages, landings = await _in_thread(self._take_off, deliveries)
+            error: BaseException | None = None
+            batch = Batch(messages) if callee.takes_batches else None
+            if messages:
+                try:
+                    returned = callee.call(messages[0] if batch is None else batch)
+                    while returned is not None and _is_awaitable(returned):
+                        if in_thread:
+                            in_thread = False
+                            CURRENT_RUN.set(None)
+                            await _hand_over()
+                            CURRENT_RUN.set(run)
+                        returned = await _as_awaitable(returned)
+                    if returned is not None:
+                        callee.judge(returned)
+                except BaseException as raised:  # noqa: BLE001 -- SystemExit would end the loop
+                    error = raised
+            return self._land(landings, batch, error)
+        finally:
+            # The run keeps its task, and the task its context: no cycle for the garbage collector.
+            CURRENT_RUN.set(None)
+            del self._unfinished[run]
+
+    def _take_off(self, deliveries: Sequence[Delivery]) -> tuple[list[Any], list[_Landing]]:
+        """Tell the flight recorder of *deliveries*, and decode them.
+
+        Returns:
+            The messages; and for each delivery its place in the flight recorder, or the outcome
+            of a delivery that has no message.
+        """
+        messages: list[Any] = []
+        landings: list[_Landing] = []
+        for delivery in deliveries:
+            place = self._flight.took_off(delivery)
+            try:
+                messages.append(self._decode(delivery))
+                landings.append(place)
+            except Exception as error:  # noqa: BLE001 -- a publisher or a schema class did it
+                self._flight.landed(place)
+                landings.append(Undecodable(error))
+        return messages, landings
+
+    def _land(
+        self, landings: Sequence[_Landing], batch: Batch | None, error: BaseException | None
+    ) -> Result:
+        """Tell the flight recorder that the handler has returned, or has raised *error*."""
+        outcomes: list[Outcome] = []
+        result: Result = SUCCEEDED
+        index = 0
+        for landing in landings:
+            if isinstance(landing, int):
+                self._flight.landed(landing)
+                own = error if batch is None else batch.error_of(index) or error
+                outcome: Outcome = SUCCEEDED if own is None else outcome_of(own)
+                index += 1
+            else:
+                outcome = landing
+            outcomes.append(outcome)
+            if outcome is not SUCCEEDED:
+                result = outcomes
+        return result
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Return the outcome of a handler that raised *error*; sys.exit() is a failure like others."""
+    if isinstance(error, Skip):
+        return Skipped(error.reason)
+    return Failed(signal_of(error))
+
+
+def signal_of(error: BaseException) -> BaseException:
+    """Return the framework's signal for one of fedora-messaging's; any other error unchanged."""
+    match error:
+        case upstream.Nack():
+            return Retry(str(error))
+        case upstream.Drop():
+            return Drop(str(error))
+        case upstream.HaltConsumer():
+            return Halt(error.exit_code, error.reason or "", requeue=error.requeue)
+    return error
+
+
+class _Callee:
+    """The handler as runs call it."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.call = handler.call_batch or handler.call
+        self.takes_batches = handler.call_batch is not None
+        self._name = handler.name
+        self._has_warned = False
+
+    def judge(self, returned: Any) -> None:
+        """Accept *returned*, which is neither None nor awaitable; log the first such object.
+
+        Raises:
+            TypeError: It stands for work that was never begun.
+        """
+        refuse_never_run(returned)
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "%s returned an object of type %s, which is ignored: returning means success; "
+                "to say something else, raise an exception of consumer_framework",
+                self._name,
+                type(returned).__name__,
+            )
+
+
+# Objects that stand for work that nobody has begun: iterating over them would do it.
 _NEVER_RUN = (Generator, AsyncGenerator, map, filter)
-
-
-def is_later(returned: Any) -> bool:
-    """Whether a plain function only began what it is to do."""
-    return isinstance(returned, defer.Deferred) or inspect.isawaitable(returned)
-
-
-def as_awaitable(returned: Any) -> Awaitable[Any]:
-    """Make what an asyncio task can await of a coroutine, a future or a Deferred."""
-    if isinstance(returned, defer.Deferred):
-        future: asyncio.Future[Any] = returned.asFuture(asyncio.get_running_loop())
-        return future
-    awaitable: Awaitable[Any] = returned
-    return awaitable
-
-
-async def finished(returned: Any) -> Any:
-    """Await *returned*, and what that returns, as long as it can be awaited; return the rest."""
-    while is_later(returned):
-        returned = await as_awaitable(returned)
-    return returned
 
 
 def refuse_never_run(returned: Any) -> None:
@@ -145,232 +337,74 @@ def refuse_never_run(returned: Any) -> None:
         )
 
 
-class Returns:
-    """Judges what one handler returns for its messages.
+async def finish(returned: Any) -> None:
+    """Await the object that ``setup`` or ``teardown`` returned, as long as it can be awaited.
 
-    Args:
-        name: How logs call the handler.
+    Raises:
+        BaseException: The exception that the author's code raised.
+        TypeError: As :func:`refuse_never_run`.
     """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._is_said = False
-
-    def check(self, returned: Any) -> None:
-        """Accept *returned*, which is not awaitable; log the first one that is not None.
-
-        Raises:
-            TypeError: It stands for work that was never begun.
-        """
-        if returned is None:
-            return
-        refuse_never_run(returned)
-        if not self._is_said:
-            self._is_said = True
-            _log.warning(
-                "%s returned an object of type %s, which is ignored: returning means success; "
-                "to say something else, raise an exception of consumer_framework",
-                self._name,
-                type(returned).__name__,
-            )
-
-    async def finish(self, returned: Any) -> None:
-        """Await *returned* where it can be awaited, and check the rest.
-
-        Raises:
-            BaseException: What the author's code raised.
-            TypeError: As :meth:`check` does.
-        """
-        self.check(await finished(returned))
+    while _is_awaitable(returned):
+        returned = await _as_awaitable(returned)
+    refuse_never_run(returned)
 
 
-SUCCEEDED = Succeeded()
-
-# Bytes. A larger body is not decoded on the event loop; a smaller one takes less than a thread.
-INLINE = 1 << 14
+# The most frequent ones, which need no closer look.
+_AWAITABLES = (types.CoroutineType, defer.Deferred)
 
 
-@dataclass(frozen=True, slots=True)
-class Later:
-    """What a plain function returned is to be awaited on the event loop."""
-
-    result: Coroutine[Any, Any, Result]
+def _is_awaitable(returned: Any) -> bool:
+    return isinstance(returned, _AWAITABLES) or inspect.isawaitable(returned)
 
 
-T = TypeVar("T")
-
-# One outcome for each delivery; SUCCEEDED alone where all of them are.
-Result: TypeAlias = "Succeeded | list[Outcome] | Later"
-
-
-def signal_of(error: BaseException) -> BaseException:
-    """Return the framework's signal for one of fedora-messaging's; any other error unchanged."""
-    match error:
-        case upstream.Nack():
-            return Retry(str(error))
-        case upstream.Drop():
-            return Drop(str(error))
-        case upstream.HaltConsumer():
-            return Halt(error.exit_code, error.reason or "", requeue=error.requeue)
-    return error
+def _as_awaitable(returned: Any) -> Awaitable[Any]:
+    if isinstance(returned, defer.Deferred):
+        future: asyncio.Future[Any] = returned.asFuture(asyncio.get_running_loop())
+        return future
+    awaitable: Awaitable[Any] = returned
+    return awaitable
 
 
-def outcome_of(error: BaseException) -> Outcome:
-    """The outcome of a handler that raised *error*; sys.exit() is a failure like any other."""
-    if isinstance(error, Skip):
-        return Skipped(error.reason)
-    return Failed(signal_of(error))
+def returned_or_raised(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Call *function*; return the object that it returned, and the exception that it raised."""
+    try:
+        return function(), None
+    except BaseException as error:  # noqa: BLE001 -- raised again where it is waited for
+        return None, error
 
 
-@dataclass(frozen=True, slots=True)
-class Attempts:
-    """Runs a handler on deliveries.
-
-    Attributes:
-        call: Takes one message, or a :class:`.Batch` of them.
-        decode: Makes a message of a delivery.
-        flight: Told when the handler starts, and when it is done.
-        returns: Judges what *call* returns.
-        is_batch: What *call* takes.
-    """
-
-    call: Callable[[Any], Any]
-    decode: Decoder
-    flight: FlightRecorder
-    returns: Returns
-    is_batch: bool = False
-
-    def run(self, deliveries: Sequence[Delivery]) -> Result:
-        """Run a plain handler."""
-        if self.is_batch:
-            return self._run_batch(deliveries)
-        (delivery,) = deliveries
-        place = self.flight.took_off(delivery)
-        try:
-            message = self.decode(delivery)
-        except Exception as error:  # noqa: BLE001 -- whatever a publisher or a schema class did
-            self.flight.landed(place)
-            return [Undecodable(error)]
-        try:
-            returned = self.call(message)
-            if returned is not None:
-                if is_later(returned):
-                    return Later(self._finish_later(returned, place))
-                self.returns.check(returned)
-        except BaseException as error:  # noqa: BLE001 -- the author's code
-            self.flight.landed(place)
-            return [outcome_of(error)]
-        self.flight.landed(place)
-        return SUCCEEDED
-
-    async def run_coroutine(self, deliveries: Sequence[Delivery]) -> Result:
-        """Run a coroutine handler, in a task of its own: one that cancels it cancels no slot."""
-        if self.is_batch:
-            return await self._run_batch_coroutine(deliveries)
-        (delivery,) = deliveries
-        place = self.flight.took_off(delivery)
-        try:
-            if len(delivery.body) > INLINE:
-                message = await in_thread(lambda: self.decode(delivery))
-            else:
-                message = self.decode(delivery)
-        except Exception as error:  # noqa: BLE001 -- as above
-            self.flight.landed(place)
-            return [Undecodable(error)]
-        try:
-            returned = await self.call(message)
-            if returned is not None:
-                await self.returns.finish(returned)
-        except BaseException as error:  # noqa: BLE001 -- as above; SystemExit would end the loop
-            return [outcome_of(error)]
-        finally:
-            self.flight.landed(place)
-        return SUCCEEDED
-
-    async def _finish_later(self, returned: Any, place: int) -> Result:
-        try:
-            await self.returns.finish(returned)
-        except BaseException as error:  # noqa: BLE001 -- as above
-            return [outcome_of(error)]
-        finally:
-            self.flight.landed(place)
-        return SUCCEEDED
-
-    def _run_batch(self, deliveries: Sequence[Delivery]) -> Result:
-        flying = _Flying(self, deliveries)
-        try:
-            returned = self.call(flying.batch) if flying.batch else None
-            if is_later(returned):
-                return Later(self._land_later(flying, returned))
-            self.returns.check(returned)
-        except BaseException as error:  # noqa: BLE001 -- as above
-            return flying.land(error)
-        return flying.land(None)
-
-    async def _run_batch_coroutine(self, deliveries: Sequence[Delivery]) -> Result:
-        if sum(len(delivery.body) for delivery in deliveries) > INLINE:
-            flying = await in_thread(lambda: _Flying(self, deliveries))
-        else:
-            flying = _Flying(self, deliveries)
-        try:
-            if flying.batch:
-                await self.returns.finish(await self.call(flying.batch))
-        except BaseException as error:  # noqa: BLE001 -- as above
-            return flying.land(error)
-        return flying.land(None)
-
-    async def _land_later(self, flying: _Flying, returned: Any) -> Result:
-        try:
-            await self.returns.finish(returned)
-        except BaseException as error:  # noqa: BLE001 -- as above
-            return flying.land(error)
-        return flying.land(None)
+async def raised_by(awaitable: Awaitable[Any]) -> BaseException | None:
+    """Await *awaitable*; return its exception, since a SystemExit in a task ends the event loop."""
+    try:
+        await awaitable
+    except BaseException as error:  # noqa: BLE001 -- raised again where it is waited for
+        return error
+    return None
 
 
-class _Flying:
-    """A batch that is in the handler."""
-
-    def __init__(self, attempts: Attempts, deliveries: Sequence[Delivery]) -> None:
-        self._flight = attempts.flight
-        self._outcomes: list[Outcome] = [SUCCEEDED] * len(deliveries)
-        self._numbers: list[int] = []
-        self._places: list[int] = []
-        messages = []
-        for number, delivery in enumerate(deliveries):
-            place = self._flight.took_off(delivery)
-            try:
-                messages.append(attempts.decode(delivery))
-            except Exception as error:  # noqa: BLE001 -- as above
-                self._flight.landed(place)
-                self._outcomes[number] = Undecodable(error)
-            else:
-                self._numbers.append(number)
-                self._places.append(place)
-        self.batch = Batch(messages)
-
-    def land(self, error: BaseException | None) -> Result:
-        """Note that the handler is done, or has raised *error*."""
-        for place in self._places:
-            self._flight.landed(place)
-        for index, number in enumerate(self._numbers):
-            own = self.batch.error_of(index) or error
-            if own is not None:
-                self._outcomes[number] = outcome_of(own)
-        is_plain = all(outcome is SUCCEEDED for outcome in self._outcomes)
-        return SUCCEEDED if is_plain else self._outcomes
+@types.coroutine
+def _hand_over() -> Generator[None, None, None]:
+    """Give the coroutine that awaits this from its thread to the event loop."""
+    yield
 
 
-async def in_thread(function: Callable[[], T]) -> T:
-    """Run *function* in a thread of its own, to its end.
+def _cancel(run: Run) -> bool:
+    if run.task is None or run.task.cancelling():
+        return False
+    return run.task.cancel()
 
-    A caller that is cancelled meanwhile is so at its next ``await``. Nobody waits for the thread
-    when the process ends.
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call *function* in a thread of its own, and wait for it to its end.
+
+    The cancellation of a caller takes effect at its next ``await``. The end of the process does
+    not wait for the thread.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
     def run() -> None:
-        answer = returned(function)
+        answer = returned_or_raised(lambda: function(*args))
         # The loop may be closed by now, where the drain was cut short.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(done.set_result, answer)
@@ -379,7 +413,7 @@ async def in_thread(function: Callable[[], T]) -> T:
         threading.Thread(target=run, name="decoding", daemon=True).start()
     except RuntimeError:
         # There are as many threads as there may be.
-        return function()
+        return function(*args)
     was_cancelled = False
     while not done.done():
         try:
@@ -394,129 +428,3 @@ async def in_thread(function: Callable[[], T]) -> T:
         raise error
     result: T = value
     return result
-
-
-async def caught(outcome: Awaitable[Any]) -> BaseException | None:
-    """Return what *outcome* raises: a SystemExit that leaves a task ends the event loop."""
-    try:
-        await outcome
-    except BaseException as error:  # noqa: BLE001 -- raised again where it is waited for
-        return error
-    return None
-
-
-def returned(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Return what *function* returns, or what it raises."""
-    try:
-        return function(), None
-    except BaseException as error:  # noqa: BLE001 -- as above
-        return None, error
-
-
-class Work:
-    """Runs jobs, and knows which of them run.
-
-    Args:
-        handler: What to run.
-        decode: Makes messages of deliveries.
-        flight: Told of what is in the handler.
-        loop: The event loop.
-    """
-
-    def __init__(
-        self,
-        handler: Handler,
-        decode: Decoder,
-        flight: FlightRecorder,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self._decode = decode
-        self._flight = flight
-        self._loop = loop
-        self._now = loop.time
-        self._attempts = self._attempts_at(handler)
-        # Written by the slots' threads too; each operation on it is atomic.
-        self._running: dict[Job, None] = {}
-
-    @property
-    def running(self) -> list[Job]:
-        """What runs, the longest first."""
-        return list(self._running)
-
-    def hand_to(self, handler: Handler) -> None:
-        """Let *handler* have what begins from now on."""
-        # Who begins from here on, reads that. Some that have begun may have read it, too.
-        self._attempts = self._attempts_at(handler)
-
-    def _attempts_at(self, handler: Handler) -> Attempts:
-        call = handler.call_batch or handler.call
-        returns = Returns(handler.name)
-        return Attempts(call, self._decode, self._flight, returns, handler.call_batch is not None)
-
-    def cancel(self) -> tuple[Delivery, ...]:
-        """Cancel what runs and was not cancelled yet, which only coroutines can be.
-
-        Returns:
-            The deliveries that are no longer handled because of that.
-        """
-        cancelled: list[Delivery] = []
-        for job in self.running:
-            if job.task is not None and not job.task.cancelling():
-                job.task.cancel()
-                cancelled += job.deliveries
-        return tuple(cancelled)
-
-    def abandon(self) -> None:
-        """Cancel what nobody waits for any more."""
-        for job in self.running:
-            is_unwanted = all(waiter.done() for waiter in job.waiters)
-            if job.task is not None and is_unwanted and not job.task.cancelling():
-                job.task.cancel()
-
-    def run(self, job: Job) -> Any:
-        """Run *job* in a thread; what comes of it may be :class:`.Later`."""
-        job.started_at = self._now()
-        # Before it is known which handler that is: see hand_to.
-        self._running[job] = None
-        RUN.set(job)
-        result = None
-        try:
-            if job.function is not None:
-                return [returned(job.function)]
-            result = self._attempts.run(job.deliveries)
-            return result
-        finally:
-            RUN.set(None)
-            if not isinstance(result, Later):
-                del self._running[job]
-
-    async def run_in_task(self, job: Job) -> Result:
-        """Run *job*, a coroutine handler's, in the current task."""
-        job.started_at = self._now()
-        self._running[job] = None
-        # In the task's own context.
-        RUN.set(job)
-        try:
-            return await self._attempts.run_coroutine(job.deliveries)
-        finally:
-            # The job keeps the task, and that its context: no cycle for the garbage collector.
-            RUN.set(None)
-            del self._running[job]
-
-    def run_on(self, job: Job, later: Later, done: Callable[[asyncio.Task[Result]], None]) -> None:
-        """Run what is left of *job* on the event loop; then call *done*."""
-
-        def ended(task: asyncio.Task[Result]) -> None:
-            del self._running[job]
-            done(task)
-
-        task = self._loop.create_task(self._await(job, later))
-        job.task = task
-        task.add_done_callback(ended)
-
-    async def _await(self, job: Job, later: Later) -> Result:
-        RUN.set(job)
-        try:
-            return await later.result
-        finally:
-            RUN.set(None)

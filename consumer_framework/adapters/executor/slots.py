@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Slots that are threads, for handlers that block.
+"""The slots, which run so many runs at once: threads for plain handlers, tasks for coroutines.
 
-A thread takes its next job by itself, and the event loop collects what is done with one wake-up
-for as many jobs as have ended meanwhile: a handler that is quick costs no wake-up of its own.
+Both kinds take a run with ``start``, and report its end to one callback on the event loop,
+``on_end(run, result, release)``. The result is that of the run's body, or the exception that the
+body raised. The callback has ``release`` called as soon as the outcome has been settled, which
+frees the slot.
 
-Slots that are tasks on the event loop, for coroutine handlers.
-
-How much of a handler runs at once.
+A thread takes its next run by itself after a plain success. The event loop collects the ended
+runs with one wake-up for as many as have ended meanwhile, so that a quick handler costs no wake-up
+of its own.
 """
 
 from __future__ import annotations
@@ -19,87 +21,36 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .run import SUCCEEDED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
-    from .run import Job
+    from .run import Body, Result, Run
 
-    Done = Callable[[Job, Any, BaseException | None, Callable[[], None]], None]
+    Release = Callable[[], None]
+    Ended = tuple[Run, Result | Body | BaseException, Release]
+    OnEnd = Callable[[Run, Result | Body | BaseException, Release], None]
 
-
-class Tasks:
-    """So many tasks at once, a new one for each job; the number may change.
-
-    Args:
-        slots: How many there are at the most.
-        work: What a task does with a job; returns its result.
-        done: Called with the job, its result or what *work* raised, and what frees the slot,
-            which is free already after a plain success.
-    """
-
-    def __init__(
-        self, slots: int, work: Callable[[Job], Coroutine[Any, Any, Any]], done: Done
-    ) -> None:
-        self._slots = self._free = slots
-        self._work = work
-        self._done = done
-        self._waiting: deque[Job] = deque()
-        self._loop = asyncio.get_running_loop()
-
-    def start(self, job: Job) -> None:
-        """Let the next free slot run *job*."""
-        self._waiting.append(job)
-        self._fill()
-
-    def resize(self, slots: int) -> None:
-        """Let so many run at once; one too many ends by itself."""
-        self._free += slots - self._slots
-        self._slots = slots
-        self._fill()
-
-    def withdraw(self) -> list[Job]:
-        """Take back the jobs that no slot has begun with."""
-        found = list(self._waiting)
-        self._waiting.clear()
-        return found
-
-    def _fill(self) -> None:
-        while self._free > 0 and self._waiting:
-            self._free -= 1
-            job = self._waiting.popleft()
-            job.task = self._loop.create_task(self._work(job))
-            job.task.add_done_callback(functools.partial(self._ended, job))
-
-    def _ended(self, job: Job, task: asyncio.Task[Any]) -> None:
-        # Cancelled is it only before its first step; otherwise that is an outcome.
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        result = task.result() if error is None else None
-        self._done(job, result, error, self._release)
-        if result is SUCCEEDED:
-            self._release()
-
-    def _release(self) -> None:
-        self._free += 1
-        self._fill()
-
-
-# Seconds that a stop waits for what may take as long as it likes.
+# Seconds that a stop waits for a handler without a time limit.
 STOP_PATIENCE = 600.0
+
+# Seconds after which an idle thread looks whether the process is about to end, which waits for
+# the thread where nobody called close().
+_LOOK = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of the handler runs at once, and for how long.
+    """The number of runs of a handler at once, and their sizes and times.
 
     Attributes:
         slots: Runs at once.
         timeout: Seconds that a run may take; infinite for no limit.
-        batch_size: Messages that a batch handler gets at the most.
-        batch_seconds: How long the first of them waits for the others.
+        batch_size: The largest number of messages that a batch handler gets at once.
+        batch_seconds: Seconds that the first message of a batch waits for the others.
     """
 
     slots: int = 1
@@ -109,60 +60,135 @@ class Limits:
 
     @property
     def patience(self) -> float:
-        """Seconds that a stop waits for the author's code at the most."""
+        """Return the seconds that a stop waits for the author's code at the most."""
         return STOP_PATIENCE if math.isinf(self.timeout) else self.timeout
 
 
-# Seconds between two looks of a thread that runs nothing at whether the process is about to end,
-# which waits for it where nobody called close().
-_LOOK = 2.0
-
-
-class Threads:
-    """So many threads, each made when it is first needed; the number may change.
-
-    They are no daemon threads: a thread that the author's code starts in one would be a daemon as
-    well, and die with its work at the end of the process. :meth:`close` ends them all.
+class TaskSlots:
+    """Slots that are tasks on the event loop, a new one for each run; their number may change.
 
     Args:
-        slots: How many there are at the most.
-        work: What a thread does with a job; returns its result.
-        done: Called on the event loop with the job, its result or what *work* raised, and what
-            lets the thread go on: it waits for that unless the result is a plain success.
-
-    Must be made, and used, on the event loop's thread while the loop runs.
+        slots: The number of tasks at once.
+        body: Makes the coroutine of a run.
+        on_end: See the module.
     """
 
-    def __init__(self, slots: int, work: Callable[[Job], Any], done: Done) -> None:
+    def __init__(self, slots: int, body: Callable[[Run], Body], on_end: OnEnd) -> None:
+        self._slots = self._free = slots
+        self._body = body
+        self._on_end = on_end
+        self._waiting: deque[Run] = deque()
+        self._loop = asyncio.get_running_loop()
+
+    def start(self, run: Run) -> None:
+        """Let the next free slot begin *run*."""
+        self._waiting.append(run)
+        self._fill()
+
+    def resize(self, slots: int) -> None:
+        """Run *slots* runs at once; runs beyond that end undisturbed."""
+        self._free += slots - self._slots
         self._slots = slots
-        self._work = work
-        self._done = done
+        self._fill()
+
+    def withdraw(self) -> list[Run]:
+        """Take back the runs that no slot has begun."""
+        withdrawn = list(self._waiting)
+        self._waiting.clear()
+        return withdrawn
+
+    def _fill(self) -> None:
+        while self._free > 0 and self._waiting:
+            self._free -= 1
+            run = self._waiting.popleft()
+            spawn(self._loop, run, self._body(run), self._on_end, self._release)
+
+    def _release(self) -> None:
+        self._free += 1
+        self._fill()
+
+
+def spawn(
+    loop: asyncio.AbstractEventLoop, run: Run, body: Body, on_end: OnEnd, release: Release
+) -> None:
+    """Run *body* in a task of *loop*, as the task of *run*; report its end to *on_end*."""
+
+    def ended(task: asyncio.Task[Result]) -> None:
+        # A cancellation is an outcome of the handler's, except before the task's first step.
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        on_end(run, error or task.result(), release)
+
+    run.task = loop.create_task(body)
+    run.task.add_done_callback(ended)
+
+
+class ThreadSlots:
+    """Slots that are threads, each started when it is first needed; their number may change.
+
+    The threads are no daemon threads: a thread that the author's code starts in one would be a
+    daemon as well, and die with its work at the end of the process. :meth:`close` ends them all.
+
+    Make and use it on the event loop's thread while the loop runs.
+
+    Args:
+        slots: The largest number of threads.
+        body: Does a run in the calling thread.
+        on_end: See the module. The thread waits for ``release`` unless the run was a plain success.
+    """
+
+    def __init__(self, slots: int, body: Callable[[Run], Result | Body], on_end: OnEnd) -> None:
+        self._slots = slots
+        self._body = body
+        self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._count = 0
-        # None lets a thread look whether it is one too many.
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        # None makes a thread look whether it is one too many.
+        self._queue: SimpleQueue[Run | None] = SimpleQueue()
         self._surplus: deque[None] = deque()
         self._load = 0
         # Shared with the threads; each operation on them is atomic.
-        self._ended: deque[tuple[Job, Any, BaseException | None, Callable[[], None]]] = deque()
+        self._ended: deque[Ended] = deque()
         self._is_called = False
         self._gates: list[SimpleQueue[None]] = []
         self._is_closed = False
 
-    def start(self, job: Job) -> None:
-        """Let the next free thread run *job*."""
+    def start(self, run: Run) -> None:
+        """Let the next free thread begin *run*."""
         self._load += 1
-        self._grow()
-        self._jobs.put(job)
+        if self._count < self._slots:
+            self._grow()
+        self._queue.put(run)
 
     def resize(self, slots: int) -> None:
-        """Let there be so many threads; one too many ends with what it runs now."""
+        """Run *slots* threads; a thread beyond that ends with its current run."""
         self._slots = slots
         while self._count > slots:
             self._count -= 1
             self._surplus.append(None)
-            self._jobs.put(None)
+            self._queue.put(None)
         self._grow()
+
+    def withdraw(self) -> list[Run]:
+        """Take back the runs that no thread has begun."""
+        withdrawn, looks = [], 0
+        with contextlib.suppress(Empty):
+            while True:
+                run = self._queue.get_nowait()
+                if run is None:
+                    looks += 1
+                else:
+                    withdrawn.append(run)
+        for _ in range(looks):
+            self._queue.put(None)
+        self._load -= len(withdrawn)
+        return withdrawn
+
+    def close(self) -> None:
+        """End the threads as soon as they are idle; the result of a run that ends later is lost."""
+        self.resize(0)
+        self._is_closed = True
+        for gate in list(self._gates):
+            gate.put(None)
 
     def _grow(self) -> None:
         while self._count < min(self._load, self._slots):
@@ -171,70 +197,53 @@ class Threads:
             if not self._is_surplus():
                 threading.Thread(target=self._serve, name=name, daemon=False).start()
 
-    def withdraw(self) -> list[Job]:
-        """Take back the jobs that no thread has begun with."""
-        found, looks = [], 0
-        with contextlib.suppress(Empty):
-            while True:
-                job = self._jobs.get_nowait()
-                if job is None:
-                    looks += 1
-                else:
-                    found.append(job)
-        for _ in range(looks):
-            self._jobs.put(None)
-        self._load -= len(found)
-        return found
-
-    def close(self) -> None:
-        """End the threads as soon as they run nothing; a result that comes later is lost."""
-        self.resize(0)
-        self._is_closed = True
-        for gate in list(self._gates):
-            gate.put(None)
-
     # In the threads.
 
     def _serve(self) -> None:
         gate: SimpleQueue[None] = SimpleQueue()
         self._gates.append(gate)
-        go_on = functools.partial(self._release, gate)
+        go_on = functools.partial(self._go_on, gate)
         while not self._is_surplus():
-            job = self._next()
-            if job is None:
+            run = self._next()
+            if run is None:
                 continue
-            result, error = None, None
+            result: Result | Body | BaseException
             try:
-                result = self._work(job)
-            except BaseException as raised:  # noqa: BLE001 -- handed to the loop, whatever it is
-                error = raised
-            self._report(job, result, error, go_on)
-            if result is not SUCCEEDED and not self._is_closed:
-                # It may stop the instance, or pause it: what follows must not run before.
-                gate.get()
-            del job, result, error
+                result = self._body(run)
+            except BaseException as error:  # noqa: BLE001 -- handed to the loop, whatever it is
+                result = error
+            if result is SUCCEEDED:
+                self._report((run, result, self._count_down))
+            else:
+                self._report((run, result, go_on))
+                if not self._is_closed:
+                    # The outcome may stop the instance, or pause it: the next run must wait.
+                    gate.get()
+            del run, result
         self._gates.remove(gate)
 
-    def _next(self) -> Job | None:
-        """Wait for a job; None lets the thread look whether it is to end."""
-        with contextlib.suppress(Empty):
-            return self._jobs.get(timeout=_LOOK)
-        if not threading.main_thread().is_alive():
-            self._surplus.append(None)
-        return None
+    def _next(self) -> Run | None:
+        """Wait for a run; None makes the thread look whether it is to end."""
+        try:
+            return self._queue.get(timeout=_LOOK)
+        except Empty:
+            if not threading.main_thread().is_alive():
+                self._surplus.append(None)
+            return None
 
     def _is_surplus(self) -> bool:
-        """Whether there is a thread too many; the one that asks is to end then."""
+        """Return whether there is a thread too many; the thread that asks is to end then."""
+        if not self._surplus:
+            return False
         try:
             self._surplus.pop()
         except IndexError:
+            # Another thread was faster.
             return False
         return True
 
-    def _report(
-        self, job: Job, result: Any, error: BaseException | None, go_on: Callable[[], None]
-    ) -> None:
-        self._ended.append((job, result, error, go_on))
+    def _report(self, ended: Ended) -> None:
+        self._ended.append(ended)
         if not self._is_called:
             self._is_called = True
             # The loop may be closed by now, where the drain was cut short.
@@ -244,15 +253,15 @@ class Threads:
     # On the event loop.
 
     def _collect(self) -> None:
-        # First: what ends from now on is collected now, or calls again.
+        # First: a run that ends from now on is collected now, or calls again.
         self._is_called = False
         while self._ended:
-            job, result, error, go_on = self._ended.popleft()
-            if result is SUCCEEDED:
-                self._load -= 1
-            self._done(job, result, error, go_on)
+            self._on_end(*self._ended.popleft())
 
-    def _release(self, gate: SimpleQueue[None]) -> None:
-        """Let a thread go on that waited, perhaps for something that its job only began."""
+    def _count_down(self) -> None:
+        self._load -= 1
+
+    def _go_on(self, gate: SimpleQueue[None]) -> None:
+        """Let the thread at *gate* go on, perhaps after a task that its run began."""
         self._load -= 1
         gate.put(None)

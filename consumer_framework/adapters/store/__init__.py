@@ -1,9 +1,60 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The store: messages that the broker was told to forget, kept in SQLite.
+"""The store of an instance: messages that the broker was told to forget, in one SQLite file.
 
-One file, ``store.sqlite3`` in the state directory, written by one process. Write-ahead log
-(https://www.sqlite.org/wal.html) with ``synchronous=FULL``: what was committed survives SIGKILL
-and the loss of power, and readers, ``fm-consumer quarantine`` among them, never wait.
+``store.sqlite3`` in the state directory has three tables (``schema.sql``, changed by the
+migrations ``lanes.sql`` and ``sizes.sql``): ``messages`` has one row for each message,
+``attempts`` the failures of each row, ``totals`` the number and the size of the rows of each
+state, so that nothing ever counts rows.
+
+The states of a row
+-------------------
+::
+
+                    defer                       done: remove
+      delivery ──────────────▶  deferred  ─────────────────────▶  deleted
+          │                        │                                 ▲
+          │ quarantine             │ quarantine                      │
+          │                        ▼                                 │
+          └──────────────────▶ quarantined ──── drop, expire ────────┤
+                                │   │  ▲                             │
+                      supersede │   │  └── release ──┐              │
+                                │   └───── claim ─▶ replaying ── resolve
+                                ▼
+                            superseded    the original of a copy that an operator edited;
+                                          deleted together with the copy
+
+A *deferred* row runs when it is due. A *quarantined* row waits for an operator. A *replaying* row
+is claimed by one replay; the replay resolves it, or releases it, or puts it back by deferring or
+quarantining its delivery. All but superseded rows are *open*. An operator may also drop a deferred
+row.
+
+Rows of one lane (one ordering key) run in the order in which they first arrived: ``waits`` is 1
+while an open row of the lane stands before a row, and such a row is neither due nor claimed. The
+triggers of ``lanes.sql`` keep ``waits`` current. No deferred row stands behind a quarantined one:
+it is quarantined too (:mod:`.lanes`).
+
+Durability
+----------
+The database has a write-ahead log (https://www.sqlite.org/wal.html) and ``synchronous=FULL``: a
+committed write survives SIGKILL and the loss of power, and readers never wait for the writer. One
+thread writes, and one sync serves all operations that wait for it (:mod:`.writer`).
+
+A process can die between any two lines. The broker is told only after the commit, so:
+
+- before the commit, nothing was written, and the broker delivers the message again;
+- between the commit and the ack, the broker delivers the message again, and its row is found by
+  queue and key (:func:`.records.key_of`): it is acked without a second run;
+- during a replay, the next process that opens the store quarantines the row again;
+- between the export and the deletion of expired rows, they are exported twice, and never lost;
+- during a migration, all of that migration is undone;
+- after a loss of power, SQLite drops the end of the log that it cannot read. :mod:`.wal` notices
+  where that end had committed transactions.
+
+Who writes
+----------
+One process at a time writes: the one that has locked ``store.lock`` (:class:`.files.Lock`). That
+is the instance while it runs, else a command that carries out an operator's order. Any process
+whose user may read the file can read it (:meth:`Store.read`), while another process writes.
 """
 
 from __future__ import annotations
@@ -23,9 +74,9 @@ from consumer_framework.core.memory import Twins
 from .files import DATABASE, Lock, described, open_readable, open_writable
 from .lanes import Lanes
 from .reader import Reader
-from .records import Expired, Group, Row, State, Stats, text
-from .retention import Limits, Room
-from .writer import Place, Writer
+from .records import Entry, Expired, Group, Row, State, Stats, text
+from .retention import Limits, SizeLimit
+from .writer import Writer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,19 +96,19 @@ EXPIRED = "expired.jsonl"
 _CLAIMED: tuple[State, ...] = ("replaying",)
 _ANY: tuple[State, ...] = ("deferred", "quarantined", "replaying", "superseded")
 
-# Rows that expire within one transaction: writes wait for so many exports at most.
+# Rows that expire in one transaction: other writes wait for at most so many exports.
 _PORTION = 500
 
 
 class Store(Reader, ports.Store):
-    """A store that this process writes. Made by :meth:`open`.
+    """A store that this process writes. :meth:`open` makes it.
 
-    Used from one event loop; operations are committed together by a thread of its own, and done
-    when they are on the disk. Reads see every write whose awaitable is done.
+    Use it from one event loop. A write is on the disk when its awaitable is done. Reads see every
+    such write.
 
-    Where the disk does not take a write, its awaitable raises :class:`.StoreError`, nothing of
-    it is kept, and the next write is tried anew: there is nothing to restart when the disk works
-    again.
+    Where the disk does not take a write, its awaitable raises :class:`.StoreError`, and nothing of
+    that operation is written. The next write is tried anew: nothing has to be restarted when the
+    disk works again.
     """
 
     @classmethod
@@ -69,20 +120,21 @@ class Store(Reader, ports.Store):
         instance: str = "",
         now: Callable[[], float] = time.time,
     ) -> Store:
-        """Open the store in *directory*; made where there is none.
+        """Open the store in *directory*, or create it there.
 
         Rows that a dead process had claimed for a replay are quarantined again.
 
         Args:
             directory: The state directory; it must exist.
-            limits: How much is kept.
-            instance: The NAME in ``fm-consumer@NAME``, told to whom finds the store in use.
-            now: Seconds since the epoch.
+            limits: The limits of age and size.
+            instance: The NAME in ``fm-consumer@NAME``; a process that finds the store in use
+                shows it.
+            now: Returns the seconds since the epoch.
 
         Raises:
-            StoreError: One line with the file, what is wrong with it and what to do: the
-                directory is missing or not writable, the file is no store or of a newer
-                version, or another process has it open.
+            StoreError: The directory is missing or not writable, the file is no store or of a
+                newer version, or another process has it open. The message is one line with the
+                file and the cure.
         """
         lock = Lock(directory, instance)
         try:
@@ -93,7 +145,7 @@ class Store(Reader, ports.Store):
 
     @staticmethod
     def read(directory: Path) -> Reader:
-        """Open the store in *directory* for reading only, whether an instance runs or not.
+        """Open the store in *directory* for reading only; an instance may run meanwhile.
 
         Raises:
             StoreError: There is none, it may not be read, or it is of another version.
@@ -108,8 +160,8 @@ class Store(Reader, ports.Store):
         writable = open_writable(file)
         try:
             with described(file):
-                _release_all(writable, now())
-                self._lanes = Lanes(writable)
+                _settle_past(writable, now())
+                lanes = Lanes(writable)
             super().__init__(file, open_readable(file))
         except BaseException:
             writable.close()
@@ -117,158 +169,164 @@ class Store(Reader, ports.Store):
         self._lock = lock
         self._limits = limits
         self._now = now
-        self._room = Room(limits.max_bytes, directory / EXPIRED)
+        self._size_limit = SizeLimit(limits.max_bytes, directory / EXPIRED)
         self._twins = Twins()
         self._damaged: set[int] = set()
-        self._writer = Writer(file, writable, self._lanes)
+        self._lanes = lanes
+        self._writer = Writer(file, writable, lanes)
 
     @property
     def commits(self) -> int:
-        """How many transactions were committed since it was opened."""
+        """The number of transactions that were committed since the store was opened."""
         return self._writer.commits
 
     def limit(self, limits: Limits) -> None:
-        """Keep so much from now on; the rest expires with the next look, or when room is made."""
+        """Replace the limits. Rows beyond them expire with the next write or :meth:`expire`."""
         self._limits = limits
-        self._room = replace(self._room, max_bytes=limits.max_bytes)
+        self._size_limit = replace(self._size_limit, max_bytes=limits.max_bytes)
 
     def close(self) -> None:
-        """Commit what waits and let another process have the store; does not return before."""
+        """Commit all waiting writes, and let another process open the store."""
         # The last to close a database tidies it up, which a reader may not.
         super().close()
         self._writer.close()
         self._lock.release()
 
-    def is_blocked(self, lane: str, row: int = 0) -> bool:
-        """Whether an open row of *lane* stands before *row*; for row 0 any one does.
+    # Reads that know more than the database.
 
-        Asked for every delivery: where the lane has no rows, nothing is read.
+    def is_blocked(self, lane: str, row: int = 0) -> bool:
+        """Tell whether an open row of *lane* stands before *row*; any row stands before row 0.
+
+        This is asked for every delivery: a lane without rows costs no read.
         """
         return bool(lane) and text(lane) in self._lanes and super().is_blocked(lane, row)
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Whether a row of this message waits: see :class:`.Twins`."""
+        """Tell whether *delivery* brings a message again that has an open row: :class:`.Twins`."""
         return self._twins.is_known(delivery, super().is_open)
 
     def due(self, now: float, limit: int = 100, out: Collection[int] = ()) -> list[Delivery]:
-        """Return what :meth:`Reader.due` does; rows that are damaged are quarantined instead."""
+        """Return the same as :meth:`Reader.due`; quarantine damaged rows instead."""
         return super().due(now, limit, (*out, *self._damaged))
 
     def next_due(self, out: Collection[int] = ()) -> float | None:
-        """When the next deferred message is due that is not damaged."""
+        """Return the same as :meth:`Reader.next_due`, without damaged rows."""
         return super().next_due((*out, *self._damaged))
 
     def _found_damaged(self, error: DamagedRowError) -> None:
         if error.row in self._damaged:
             return
-        # Also for as long as the disk does not take what is written here.
+        # Remembered, since the disk may not take the write below.
         self._damaged.add(error.row)
         which = ""
         with suppress(StoreError):
             row = self.row(error.row)
             which = f" (message {row.message_id} of {row.queue})" if row else ""
         _log.error("%s: %s%s; it is quarantined, and others go on", self._file, error, which)
-        self._writer.post(writer.set_aside(error.row, error.reason, self._now()))
+        self._writer.post(writer.set_aside, error.row, error.reason, self._now())
+
+    # Writes of the pipeline.
 
     async def defer(self, delivery: Delivery, until: float) -> None:
-        """Keep *delivery*, history included, to run again at *until* seconds since the epoch.
+        """Write *delivery*, with its history, to run again at *until* seconds since the epoch.
 
-        Behind a quarantined row of its lane, it is quarantined itself.
+        Behind a quarantined row of its lane, it is quarantined instead.
         """
-        await self._put(delivery, Place("deferred", "deferred", self._now(), until))
+        await self._put(delivery, Entry.of(delivery, "deferred", "deferred", self._now(), until))
 
     async def quarantine(self, delivery: Delivery, reason: str) -> None:
-        """Keep *delivery*, history included, for an operator; *reason* is one line.
+        """Write *delivery*, with its history, for an operator; *reason* is one line.
 
         Rows of its lane that are deferred behind it are quarantined as well.
         """
-        await self._put(delivery, Place("quarantined", reason, self._now()))
+        await self._put(delivery, Entry.of(delivery, "quarantined", reason, self._now()))
 
-    async def _put(self, delivery: Delivery, place: Place) -> None:
+    async def _put(self, delivery: Delivery, entry: Entry) -> None:
         is_another = self._twins.is_another(delivery)
-        put = writer.put(delivery, place, self._room, is_another=is_another)
-        await self._writer.submit(put)
+        await self._writer.submit(writer.put, entry, self._size_limit, is_another=is_another)
 
     async def remove(self, row: int) -> None:
-        """Forget a row, in whatever state: its message is done with. None is no error."""
-        await self._writer.submit(writer.remove([row], _ANY))
+        """Delete a row, in whatever state, since its message is done with. It may be gone."""
+        await self._writer.submit(writer.remove, [row], _ANY)
 
     async def rebase(self, now: float) -> int:
-        """Bring forward the deferred rows that were written later than *now*; returns how many.
+        """Bring forward the deferred rows that were written later than *now*; return their number.
 
         The machine's clock was set back since. A new process does this when it opens the store.
         """
-        return await self._writer.submit(writer.rebase(now))
-
-    async def drop(self, ids: Iterable[int]) -> list[int]:
-        """Lose messages by an operator's order, and the originals of edited ones with them.
-
-        Returns:
-            The rows that were dropped: not those that are gone, or that a replay has claimed.
-        """
-        write = writer.remove(list(ids), ("deferred", "quarantined"))
-        return await self._writer.submit(write)
-
-    async def claim(self, row: int) -> bool:
-        """Take a quarantined row for a replay.
-
-        Returns:
-            False where it is not, or no longer, quarantined, and where an open row of its lane
-            stands before it: :meth:`blocked_by` says which.
-        """
-        return await self._writer.submit(writer.claim(row, self._now()))
-
-    async def release(self, row: int, attempt: Attempt | None = None) -> bool:
-        """Quarantine a claimed row again, with one more *attempt*; False where none is claimed."""
-        return await self._writer.submit(writer.release(row, attempt, self._now()))
-
-    async def resolve(self, row: int) -> bool:
-        """Forget a claimed row that was replayed, and what it supersedes; False for none."""
-        return bool(await self._writer.submit(writer.remove([row], _CLAIMED)))
-
-    async def supersede(self, row: int, body: bytes) -> int | None:
-        """Let an edited copy stand for a quarantined row.
-
-        The copy has everything but the history. The original is kept, out of the way, until the
-        copy is resolved, dropped or expires.
-
-        Returns:
-            The number of the copy's row; None where *row* is not, or no longer, quarantined.
-        """
-        write = writer.supersede(row, body, self._now(), self._room)
-        return await self._writer.submit(write)
+        return await self._writer.submit(writer.rebase, now)
 
     async def expire(
         self, now: float, export_to: Path | None = None, most: float = math.inf
     ) -> Expired:
-        """Export what is quarantined for longer than ``limits.max_age``, and then delete it.
+        """Export the messages quarantined for longer than ``limits.max_age``, and delete them.
 
         Args:
             now: Seconds since the epoch.
-            export_to: The file that they are appended to, ``expired.jsonl`` beside the store
-                where it is None. A crash may have a message appended twice, never not at all.
+            export_to: The file that they are appended to; None for ``expired.jsonl`` beside the
+                store. A crash may leave a message in the file twice, and never in neither place.
             most: Stop after so many rows.
 
         Raises:
-            StoreError: They cannot be exported. Those that are not in the file are in the
-                store still.
+            StoreError: They cannot be exported. The messages that are not in the file are still in
+                the store.
         """
-        file = export_to or self._room.export_to
+        file = export_to or self._size_limit.export_to
         if self._limits.max_age is None:
             return Expired(0, file)
+        before = now - self._limits.max_age
         rows = 0
         while rows < most:
             limit = int(min(most - rows, _PORTION))
-            write = retention.expire(now - self._limits.max_age, limit, file)
-            portion = await self._writer.submit(write)
+            portion = await self._writer.submit(retention.expire, before, limit, file)
             rows += portion
             if portion < limit:
                 break
         return Expired(rows, file)
 
+    # Orders of an operator.
 
-def _release_all(connection: sqlite3.Connection, now: float) -> None:
+    async def drop(self, ids: Iterable[int]) -> list[int]:
+        """Delete messages, and the originals of edited ones with them.
+
+        Returns:
+            The rows that were deleted. Rows that are gone or claimed by a replay are not among
+            them.
+        """
+        return await self._writer.submit(writer.remove, list(ids), ("deferred", "quarantined"))
+
+    async def claim(self, row: int) -> bool:
+        """Take a quarantined row for a replay.
+
+        Returns:
+            False where the row is not quarantined, and where an open row of its lane stands before
+            it: see :meth:`blocked_by`.
+        """
+        return await self._writer.submit(writer.claim, row, self._now())
+
+    async def release(self, row: int, attempt: Attempt | None = None) -> bool:
+        """Quarantine a claimed row again, with one more *attempt*; False where not claimed."""
+        return await self._writer.submit(writer.release, row, attempt, self._now())
+
+    async def resolve(self, row: int) -> bool:
+        """Delete a claimed row that was replayed, and its originals; False where not claimed."""
+        return bool(await self._writer.submit(writer.remove, [row], _CLAIMED))
+
+    async def supersede(self, row: int, body: bytes) -> int | None:
+        """Insert a copy of a quarantined row, with another *body*, that stands for the original.
+
+        The copy has everything of the original except its history. The original becomes superseded
+        until the copy is resolved, dropped or expired.
+
+        Returns:
+            The number of the copy's row; None where *row* is not quarantined.
+        """
+        return await self._writer.submit(writer.supersede, row, body, self._now(), self._size_limit)
+
+
+def _settle_past(connection: sqlite3.Connection, now: float) -> None:
+    """Release the claims of a dead process, and undo a clock that was set back since."""
     connection.execute("BEGIN IMMEDIATE")
-    writer.release_all(now)(connection)
-    writer.rebase(now)(connection)
+    writer.release_all(connection, now)
+    writer.rebase(connection, now)
     connection.execute("COMMIT")

@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 
     from .records import Row
 
-# `dumps` writes these as they are, but `loads` splits lines with str.splitlines(), which takes some
-# for the end of a line; no file takes a lone surrogate, and a terminal obeys the others.
+# `dumps` writes these characters as they are. But `loads` splits lines with str.splitlines(), which
+# takes some of them for the end of a line; no file takes a lone surrogate; terminals obey the rest.
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def line_of(delivery: Delivery) -> str:
-    r"""Write the message of *delivery* as one line, ending in ``\n``, which is nowhere else in it.
+    r"""Return the message of *delivery* as one line, with its only ``\n`` at the end.
 
-    Where its bytes can be read as a message, this is what ``fedora_messaging.message.dumps``
-    writes. Where not, ``body`` and ``headers`` are missing, so that nobody takes it for one:
+    Where its bytes are a valid message, this is the line of ``fedora_messaging.message.dumps``.
+    Otherwise ``body`` and ``headers`` are missing, so that nobody takes it for a message:
     ``body_base64`` has the bytes, and ``properties`` all AMQP properties as the store keeps them.
     """
     return _line(_message(delivery))
 
 
 def raw_line_of(delivery: Delivery) -> str:
-    """Write what :func:`line_of` writes of one whose bytes cannot be read as a message."""
+    """Return the line of :func:`line_of` for a message whose bytes are not valid."""
     return _line(_raw(delivery))
 
 
 def expired_line_of(row: Row, delivery: Delivery) -> str:
-    """Write what :func:`line_of` writes, and in the key ``quarantine`` all that is known of it."""
+    """Return the line of :func:`line_of` with the key ``quarantine`` for the rest of its row."""
     known = {
         "row": row.id,
-        "exchange": _name(delivery.exchange),
+        "exchange": text(delivery.exchange),
         "reason": row.reason,
         "fingerprint": row.fingerprint,
         "created": row.created,
@@ -65,7 +65,12 @@ def expired_line_of(row: Row, delivery: Delivery) -> str:
 
 
 def damaged_line_of(error: DamagedRowError, row: Mapping[str, Any] | None) -> str:
-    """Write what is left of a damaged row, None for nothing; nobody takes it for a message."""
+    """Return the rest of a damaged row as a line, which nobody takes for a message.
+
+    Args:
+        error: Says how the row is damaged.
+        row: Its columns, None where nothing can be read.
+    """
     left: dict[str, Any] = {"row": error.row, "damaged": error.reason}
     if row is not None:
         names = {"topic": "routing_key", "id": "message_id", "queue": "queue"}
@@ -82,7 +87,7 @@ def _octets(value: object) -> bytes:
 def append(file: Path, lines: Iterable[str]) -> None:
     """Append *lines* to *file* durably, all of them or none.
 
-    A process that dies in the middle leaves half a line; the next call ends it.
+    A process that dies in the middle leaves half a line; the next call ends that line.
 
     Raises:
         OSError: The disk does not take them.
@@ -123,7 +128,7 @@ def _readable(delivery: Delivery) -> dict[str, Any]:
     """Return the keys that ``dumps`` writes.
 
     Raises:
-        ValueError: It is no message: so do LookupError, TypeError and RecursionError say.
+        ValueError: The bytes are no message; LookupError, TypeError or RecursionError likewise.
     """
     properties: pika.BasicProperties = delivery.properties  # type: ignore[assignment]
     body = json.loads(delivery.body.decode(codec_of(properties.content_encoding or "utf-8")))
@@ -137,23 +142,19 @@ def _readable(delivery: Delivery) -> dict[str, Any]:
         "queue": delivery.queue,
         "priority": properties.priority or 0,
     }
-    # What no JSON can say is found out here; `dumps` would write NaN, which is none.
+    # Raises for values that JSON does not have; `dumps` would write NaN.
     json.dumps(message, allow_nan=False, sort_keys=True)
     return {key: value for key, value in message.items() if (key, value) != ("id", None)}
 
 
 def _raw(delivery: Delivery) -> dict[str, Any]:
     return {
-        "topic": _name(delivery.routing_key),
+        "topic": text(delivery.routing_key),
         "id": text(delivery.message_id),
         "queue": delivery.queue,
         "properties": json.loads(pack(delivery.properties)),
         "body_base64": base64.b64encode(delivery.body).decode(),
     }
-
-
-def _name(value: str | bytes) -> str:
-    return text(value)
 
 
 def _line(message: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What keeps the rows of a lane in order.
+"""Lanes: rows with the same ordering key, which run in the order in which they arrived.
 
-The schema knows which rows wait for another one to leave (see ``lanes.sql``). Here is the rest:
-nothing stays deferred behind a quarantined row, and the event loop knows at once which lanes have
-any rows.
+The schema knows which rows wait for an earlier row of their lane (``lanes.sql``). This module does
+the rest: it quarantines deferred rows behind a quarantined row, and it tells the event loop
+without a read which lanes have rows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from consumer_framework.core.ordering import behind
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
 
+    # Lanes, and whether they have open rows now.
     Changes = dict[str, bool]
 
 LANE = "SELECT lane FROM messages WHERE id = ?"
@@ -31,8 +31,8 @@ IS_USED = """SELECT 1 FROM messages INDEXED BY messages_by_lane
 USED = """SELECT DISTINCT lane FROM messages INDEXED BY messages_by_lane
     WHERE lane <> '' AND state <> 'superseded'"""
 
-# Rows come and go in two ways only: whatever becomes of one in between, it stays open, or an
-# edited copy is.
+# A lane gets or loses an open row only by an insertion or a deletion: between these, either the row
+# itself is open, or an edited copy of it.
 _WATCH = (
     """CREATE TEMP TRIGGER watch_joined AFTER INSERT ON main.messages WHEN NEW.lane <> ''
     BEGIN SELECT lane_touched(NEW.lane); END""",
@@ -42,7 +42,7 @@ _WATCH = (
 
 
 def quarantine_followers(connection: sqlite3.Connection, lane: str, now: float) -> None:
-    """Quarantine what is deferred behind a quarantined row of *lane*; it would never be due."""
+    """Quarantine the deferred rows behind a quarantined row of *lane*: they would never be due."""
     found = connection.execute(FIRST_QUARANTINED, (lane,)).fetchone() if lane else None
     if found is not None:
         number, position = found
@@ -51,23 +51,23 @@ def quarantine_followers(connection: sqlite3.Connection, lane: str, now: float) 
 
 
 def lane_of(connection: sqlite3.Connection, number: int) -> str:
-    """Return the lane of a row that is there."""
+    """Return the lane of an existing row."""
     lane: str = connection.execute(LANE, (number,)).fetchone()[0]
     return lane
 
 
 class Lanes:
-    """The lanes that have open rows, in memory: what every delivery is asked for.
+    """The lanes that have open rows, in memory: every delivery is looked up here.
 
     Args:
-        connection: The one that writes.
+        connection: The connection of the writer.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._touched: set[str] = set()
         self._used = {lane for (lane,) in connection.execute(USED)}
-        connection.create_function("lane_touched", 1, self._touch)
+        connection.create_function("lane_touched", 1, self._touched.add)
         for trigger in _WATCH:
             connection.execute(trigger)
 
@@ -75,22 +75,15 @@ class Lanes:
         return lane in self._used
 
     def changes(self) -> Changes:
-        """Return what the current transaction makes of the lanes; call it before the commit."""
+        """Return the changes by the current transaction; call it before the commit."""
         touched = set(self._touched)
         self._touched.clear()
         return {lane: self._is_used(lane) for lane in touched}
 
     def committed(self, changes: Changes) -> None:
-        """Let *changes* be seen; call it after the commit."""
-        self._used.update(_those(changes, used=True))
-        self._used.difference_update(_those(changes, used=False))
+        """Show *changes* to the event loop; call it after the commit."""
+        self._used.update(lane for lane, is_used in changes.items() if is_used)
+        self._used.difference_update(lane for lane, is_used in changes.items() if not is_used)
 
     def _is_used(self, lane: str) -> bool:
         return self._connection.execute(IS_USED, (lane,)).fetchone() is not None
-
-    def _touch(self, lane: str) -> None:
-        self._touched.add(lane)
-
-
-def _those(changes: Changes, *, used: bool) -> Iterable[str]:
-    return (lane for lane, is_used in changes.items() if is_used == used)

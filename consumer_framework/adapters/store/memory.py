@@ -1,33 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""No store: what an instance has that keeps nothing on a disk."""
+"""The store of an instance without a state directory: it is empty, and takes no message."""
 
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from consumer_framework.core.errors import StoreError
 
 from . import Store
 from .files import MIGRATIONS
 from .reader import Reader
-from .records import Expired
+from .retention import Limits, SizeLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
-    from consumer_framework.core.attempt import Attempt
     from consumer_framework.core.delivery import Delivery
 
-    from .retention import Limits
+    from .records import Entry
 
-
-_NOWHERE = "there is no store to write to: give one with --state-dir"
+T = TypeVar("T")
 
 
 class NoStore(Store):
-    """A store that is always empty: its messages stay with the broker."""
+    """A store that is always empty: its messages stay with the broker.
+
+    :meth:`defer` and :meth:`quarantine` raise :class:`.StoreError`; every other operation finds an
+    empty store.
+    """
 
     keeps = False
 
@@ -36,59 +39,35 @@ class NoStore(Store):
         for script in MIGRATIONS:
             connection.executescript(script)
         Reader.__init__(self, Path("memory"), connection)
+        self._limits = Limits()
+        self._now = time.time
+        self._size_limit = SizeLimit(None, Path())
         self._damaged = set()
-
-    @property
-    def commits(self) -> int:
-        """None ever."""
-        return 0
-
-    def limit(self, limits: Limits) -> None:
-        """Nothing is limited."""
+        self._writer = _InPlace(connection)  # type: ignore[assignment]
 
     def close(self) -> None:
-        """Forget nothing."""
+        """Close the empty database."""
         Reader.close(self)
 
     def is_open(self, _delivery: Delivery) -> bool:
-        """Never."""
+        """Return False, without a read."""
         return False
 
     def is_blocked(self, _lane: str, _row: int = 0) -> bool:
-        """Never."""
+        """Return False, without a read."""
         return False
 
-    async def defer(self, _delivery: Delivery, _until: float) -> None:
-        """Refuse it: the message stays with the broker."""
-        raise StoreError(_NOWHERE)
+    async def _put(self, _delivery: Delivery, _entry: Entry) -> NoReturn:
+        raise StoreError("there is no store to write to: give one with --state-dir")
 
-    async def quarantine(self, _delivery: Delivery, _reason: str) -> None:
-        """Refuse it: the message stays with the broker."""
-        raise StoreError(_NOWHERE)
 
-    async def remove(self, row: int) -> None:
-        """No row is there."""
+class _InPlace:
+    """A :class:`.Writer` that needs neither a thread nor a commit: nothing is ever changed."""
 
-    async def drop(self, _ids: Iterable[int]) -> list[int]:
-        """Drop nothing."""
-        return []
+    commits = 0
 
-    async def claim(self, _row: int) -> bool:
-        """No row is there."""
-        return False
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
 
-    async def release(self, _row: int, _attempt: Attempt | None = None) -> bool:
-        """No row is there."""
-        return False
-
-    async def resolve(self, _row: int) -> bool:
-        """No row is there."""
-        return False
-
-    async def supersede(self, _row: int, _body: bytes) -> int | None:
-        """No row is there."""
-        return None
-
-    async def expire(self, _now: float, export_to: Path | None = None, _most: float = 0) -> Expired:
-        """Nothing expires."""
-        return Expired(0, export_to or Path())
+    async def submit(self, operation: Callable[..., T], *args: Any) -> T:
+        return operation(self._connection, *args)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""AMQP properties to text and back, with nothing lost and nothing refused.
+"""AMQP properties to text and back: nothing is lost, and nothing is refused.
 
-pika's own ``encode()`` does neither: it raises for an integer beyond 64 bits, which is what pika
-makes of a double like 1e300 in a header table, and it recurses once for each nested table, as
-deep as a publisher likes.
+pika's own ``encode()`` will not do. It raises for an integer beyond 64 bits, and pika reads a
+double like 1e300 in a header table as such an integer. It also recurses once for each nested table,
+as deep as a publisher likes.
 
 The text is a flat JSON array in Polish notation: a container is ``{"table": n}`` or
-``{"array": n}``, followed by its *n* entries. What JSON has no word for is an object with one
-key: ``{"bytes": base64}``, ``{"decimal": text}``, ``{"time": ISO 8601}``, ``{"float": "nan"}``.
+``{"array": n}``, followed by its *n* entries. A value that JSON does not have is an object with
+one key: ``{"bytes": base64}``, ``{"decimal": text}``, ``{"time": ISO 8601}``, ``{"float": "nan"}``.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ NAMES = (
 
 
 def pack(properties: Properties) -> str:
-    """Write *properties* as text.
+    """Return *properties* as text.
 
-    A value that AMQP has no type for, which no broker can have delivered, becomes its ``repr``.
+    A value of a type that AMQP does not have becomes its ``repr``; no broker delivers such a value.
     """
     found = {name: getattr(properties, name, None) for name in NAMES}
     return pack_value({name: value for name, value in found.items() if value is not None})
 
 
 def unpack(text: str) -> pika.BasicProperties:
-    """Read what :func:`pack` wrote; equal to what it was given."""
+    """Return the properties of a text from :func:`pack`, equal to those that it was given."""
     return pika.BasicProperties(**unpack_value(text))  # type: ignore[no-untyped-call]
 
 
 def pack_value(value: Any) -> str:
-    """Write one AMQP field value as text."""
+    """Return one AMQP field value as text."""
     tokens = []
     waiting = [value]
     while waiting:
@@ -76,7 +76,7 @@ def pack_value(value: Any) -> str:
 
 
 def unpack_value(text: str) -> Any:
-    """Read what :func:`pack_value` wrote."""
+    """Return the value of a text from :func:`pack_value`."""
     values: list[Any] = []
     # From the end, so that the entries of a container are there before it is.
     for token in reversed(json.loads(text)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can be read of a store, by the instance that writes it and by anybody else."""
+"""Reads a store, for the instance that writes it and for any other process."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ BLOCKED_LANES = """SELECT count(*) FROM messages INDEXED BY messages_blocking
     WHERE lane <> '' AND state = 'quarantined' AND waits = 0"""
 
 _LAST = 2**63 - 1
-# Bytes of bodies that one look at what is due returns at most, or one row.
+# Bytes that one read of due messages returns at most, except that it always returns one message.
 DUE_BYTES = 8 << 20
 
 
 class Reader:
-    """Reads a store. Every method raises :class:`.StoreError` where the disk does not let it.
+    """Reads a store. Every method raises :class:`.StoreError` where the disk fails.
+
+    It sees every write that was committed before the call, and never delays the writer.
 
     Args:
         file: The database, for error messages.
-        connection: Is the reader's from now on; :meth:`close` closes it.
-
-    It sees what was committed before the call, and keeps nobody from writing.
+        connection: Belongs to the reader from now on; :meth:`close` closes it.
     """
 
     def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
@@ -89,19 +89,19 @@ class Reader:
         self._connection.close()
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Whether a row of this message waits: deferred, quarantined or in a replay."""
+        """Tell whether this message has a deferred, quarantined or replaying row."""
         return bool(self._select(IS_OPEN, delivery.queue, key_of(delivery)))
 
     def due(self, now: float, limit: int = 100, out: Collection[int] = ()) -> list[Delivery]:
-        """Return the deferred messages whose time has come at *now*, the longest due first.
+        """Return the deferred messages that are due at *now*, the longest due first.
 
-        Of a lane, that is its first row at most: the next one is due when that is gone.
+        Of each lane that is at most the first row: the next one is due when the first is gone.
 
         Args:
             now: Seconds since the epoch.
             limit: Return so many at most, and no more than :data:`DUE_BYTES`. A row stays due, and
                 is returned again, until it is removed, or written with another state or time.
-            out: Rows that are not returned, since the caller has them already.
+            out: Rows to leave out, since the caller has them already.
         """
         wanted = now, json.dumps([*out]), limit
         try:
@@ -136,32 +136,32 @@ class Reader:
             return None
 
     def _found_damaged(self, error: DamagedRowError) -> None:
-        """Tell of a deferred row that cannot be read; a reader can do nothing about it."""
+        """Do nothing about a deferred row that cannot be read: only the writer can."""
 
     def next_due(self, out: Collection[int] = ()) -> float | None:
-        """When the next deferred message is due, in seconds since the epoch; None for never.
+        """Return the time of the next due message, in seconds since the epoch; None for none.
 
         Args:
-            out: Rows that do not count, since the caller has them already.
+            out: Rows to leave out, since the caller has them already.
         """
         found = self._select(NEXT_DUE, json.dumps([*out]))
         return found[0][0] if found else None
 
     def count_due(self, now: float) -> int:
-        """How many deferred messages could run at *now*, if there were slots for all."""
+        """Return the number of messages that are due at *now*."""
         count: int = self._select(COUNT_DUE, now)[0][0]
         return count
 
     def is_blocked(self, lane: str, row: int = 0) -> bool:
-        """Whether an open row of *lane* stands before *row*; for row 0 any one does."""
+        """Tell whether an open row of *lane* stands before *row*; any row stands before row 0."""
         return self.blocked_by(lane, row) is not None
 
     def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
         """Return the first open row of *lane*, None where none stands before *row*.
 
         Args:
-            lane: "" is no lane, and nothing stands before its rows.
-            row: 0 for a message that is not here yet.
+            lane: An ordering key. "" is no lane, and no row stands before its rows.
+            row: The number of a row, 0 for a message that has none yet.
         """
         found = self._select(FIRST, text(lane), self._position(row)) if lane else None
         return Blocker(*found[0]) if found else None
@@ -172,7 +172,7 @@ class Reader:
         return position
 
     def last_due(self) -> float | None:
-        """When the last deferred message is due, in seconds since the epoch; None for never."""
+        """Return the time when the last deferred message is due; None where there is none."""
         when: float | None = self._select(LAST_DUE)[0][0]
         return when
 
@@ -185,13 +185,13 @@ class Reader:
         topic: str | None = None,
         limit: int = -1,
     ) -> list[Row]:
-        """Return the rows that fit, in the order in which they first came here.
+        """Return the rows that match, in the order in which they were first written.
 
         Args:
-            state: None for any.
-            fingerprint: Of the latest attempt; None for any.
-            queue: None for any.
-            topic: A shell pattern (``org.fedoraproject.*.bodhi.*``), None for any.
+            state: The state; None for any.
+            fingerprint: The fingerprint of the latest attempt; None for any.
+            queue: The queue; None for any.
+            topic: A shell pattern (``org.fedoraproject.*.bodhi.*``); None for any.
             limit: Return so many at most, -1 for all.
         """
         wanted = {
@@ -206,28 +206,28 @@ class Reader:
         return [_row_of(row) for row in self._select(query, *chosen.values(), limit)]
 
     def row(self, number: int) -> Row | None:
-        """Return one row, None where there is none."""
+        """Return row *number*, None where there is none."""
         found = self._select(f"{_ROW} WHERE m.id = ?", number)
         return _row_of(found[0]) if found else None
 
     def delivery(self, number: int) -> Delivery | None:
-        """Return the message of one row, with its whole history; None where there is none.
+        """Return the message of row *number*, with its whole history; None where there is none.
 
         Raises:
-            DamagedRowError: The row is not what was written.
+            DamagedRowError: The row differs from the row that was written.
         """
         try:
             found = self._select("SELECT * FROM messages WHERE id = ?", number)
             attempts = self._attempts(found)
         except StoreError as error:
             if not error.lasting:
-                # The disk fails: it may work again.
+                # The disk may work again.
                 raise
             raise DamagedRowError(number, str(error)) from error
         return delivery_of(found[0], attempts[number]) if found else None
 
     def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
-        """Let the rows of each lane trade places until they are in their order; others stay."""
+        """Sort the rows of each lane, in the places that the lane has among *numbers*."""
         given = list(numbers)
         found = self._select(_IN_ORDER, json.dumps(given))
         lanes = dict(found)
@@ -237,11 +237,18 @@ class Reader:
         return [members[lanes[n]].popleft() if n in lanes else n for n in given]
 
     def groups(self) -> list[Group]:
-        """Return the causes of what is quarantined, the most frequent first."""
-        return list(self._groups())
+        """Return the causes of quarantined messages, the most frequent first."""
+        groups = []
+        for fingerprint, count, first, last, number in self._select(_GROUPS):
+            sample = self.row(number)
+            # None, where the writer deleted it since.
+            if sample is not None:
+                others = max(self._select(_TEXTS, fingerprint)[0][0] - 1, 0)
+                groups.append(Group(fingerprint, count, first, last, sample, others))
+        return groups
 
     def stats(self) -> Stats:
-        """Count; takes no longer where there is much."""
+        """Return the number of messages in each state; takes no longer for many messages."""
         totals = {state: (rows, size) for state, rows, size in self._select("SELECT * FROM totals")}
         rows = {state: count for state, (count, _) in totals.items()}
         return Stats(
@@ -255,9 +262,9 @@ class Reader:
     def export(self, ids: Iterable[int]) -> Iterator[str]:
         r"""Yield messages in fedora-messaging's JSON-lines format, each line with its ``\n``.
 
-        Split them at ``\n`` alone. One that is no valid message is exported all the same, without
-        ``body`` and ``headers``: ``body_base64`` and ``properties`` have what was received. A row
-        that is gone is left out. Of a damaged one, there is what is left, and why.
+        Split them at ``\n`` alone. Bytes that are no valid message are exported without ``body``
+        and ``headers``: ``body_base64`` and ``properties`` have the received message. A damaged row
+        is exported as far as it can be read, with the reason. A row that is gone is left out.
         """
         for number in ids:
             try:
@@ -269,19 +276,11 @@ class Reader:
                 yield line_of(delivery)
 
     def damaged_line(self, error: DamagedRowError) -> str:
-        """Write what is left of a damaged row as one line of JSON, which is no message."""
+        """Return the rest of a damaged row as one line of JSON, which is no message."""
         found: list[Any] = []
         with suppress(StoreError):
             found = self._select("SELECT * FROM messages WHERE id = ?", error.row)
         return damaged_line_of(error, found[0] if found else None)
-
-    def _groups(self) -> Iterator[Group]:
-        for fingerprint, count, first, last, number in self._select(_GROUPS):
-            sample = self.row(number)
-            # Gone, where the writer was quicker.
-            if sample is not None:
-                others = max(self._select(_TEXTS, fingerprint)[0][0] - 1, 0)
-                yield Group(fingerprint, count, first, last, sample, others)
 
     def _attempts(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, list[tuple[Any, ...]]]:
         attempts: dict[int, list[tuple[Any, ...]]] = {row["id"]: [] for row in rows}
@@ -300,6 +299,6 @@ class Reader:
 
 
 def _row_of(values: Iterable[Any]) -> Row:
-    """Make a row of its columns; topics that are no UTF-8 were once kept as bytes."""
+    # Topics that are no UTF-8 were once kept as bytes.
     columns: Any = (text(value) if isinstance(value, bytes) else value for value in values)
     return Row(*columns)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Deliveries to rows and back, and what the operator sees of a row."""
+"""Deliveries to rows and back, and the values that an operator sees."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from zlib import crc32
 
 from consumer_framework.core.attempt import Attempt, History
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-# What was received, and never changes while the row is there.
+# The columns of the message as it was received. They never change.
 _RECEIVED = ("queue", "exchange", "routing_key", "message_id", "properties", "body")
 
 State: TypeAlias = Literal["deferred", "quarantined", "replaying", "superseded"]
@@ -30,27 +30,27 @@ class Row:
     """One message of the store, as a list shows it.
 
     Attributes:
-        id: Its number; never used again.
+        id: Its number; no other row ever gets it.
         state: ``deferred`` runs when it is due; ``quarantined`` waits for an operator;
-            ``replaying`` is claimed by a replay; ``superseded`` is the original of an edited one.
-        queue: The queue it came from.
-        exchange: Where it was published.
+            ``replaying`` is claimed by a replay; ``superseded`` is the original of an edited copy.
+        queue: The queue that it came from.
+        exchange: The exchange that it was published to.
         routing_key: Its topic.
-        message_id: The publisher's name for it, "" where there is none.
+        message_id: The publisher's id, "" where there is none.
         size: Bytes of its body.
-        due: When it runs again, in seconds since the epoch; None unless it is deferred.
-        reason: Why it is here.
+        due: The time of its next run, in seconds since the epoch; None unless it is deferred.
+        reason: The reason for its state, one line.
         fingerprint: Equal for failures of the same cause; the reason where no attempt was made.
-        attempts: How many failed.
-        error: The exception class of the latest one, "" for none.
-        message: Its first line.
-        crashes: How often the process died while the handler had it.
-        created: When it came here, in seconds since the epoch.
-        updated: When its state was last written.
+        attempts: The number of failed attempts.
+        error: The exception class of the latest failure, "" for none.
+        message: The first line of that failure's text.
+        crashes: The number of times that the process died while the handler had the message.
+        created: The time when it was first written, in seconds since the epoch.
+        updated: The time when its state was last written.
         parent: The row that it supersedes, None for a message as it was received.
         lane: Its ordering key, "" for none.
-        behind: The first open row of its lane, which has to leave before this one runs; None where
-            this is the first, is superseded, or has no lane.
+        behind: The first open row of its lane, which has to leave before this row runs; None where
+            this row is the first, is superseded, or has no lane.
     """
 
     id: int
@@ -80,11 +80,11 @@ class Group:
 
     Attributes:
         fingerprint: The cause.
-        count: How many there are.
-        first: When the first one came here, in seconds since the epoch.
-        last: When the latest one was written.
-        sample: The oldest one.
-        other_texts: How many texts there are in errors of this cause, besides that of *sample*.
+        count: The number of messages.
+        first: The time when the first one was written, in seconds since the epoch.
+        last: The time when the latest one was written.
+        sample: The oldest message.
+        other_texts: The number of different error texts of this cause, besides that of *sample*.
     """
 
     fingerprint: str
@@ -97,19 +97,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How much there is.
+    """The number of messages in each state, and their size.
 
     Attributes:
         deferred: Messages that run when they are due.
         quarantined: Messages that wait for an operator.
         replaying: Messages that a replay has claimed.
         superseded: Originals of messages that were edited.
-        bytes: What they take: bodies, properties, reasons and attempts.
-        oldest: When the oldest quarantined one was last written, in seconds since the epoch;
-            None where there is none.
-        next_due: When the next deferred one is due, None where there is none.
-        blocked_lanes: Ordering keys whose first message is quarantined, so that those behind it
-            wait for an operator too.
+        bytes: The size of all: bodies, properties, reasons and attempts.
+        oldest: The time when the oldest quarantined message was last written, in seconds since the
+            epoch; None where there is none.
+        next_due: The time when the next deferred message is due, None where there is none.
+        blocked_lanes: The number of ordering keys whose first message is quarantined, so that the
+            messages behind it wait for an operator too.
     """
 
     deferred: int
@@ -124,11 +124,11 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """What was given up.
+    """The messages that expired.
 
     Attributes:
-        rows: How many messages.
-        file: Where they were written to before.
+        rows: The number of messages.
+        file: The file that they were appended to.
     """
 
     rows: int
@@ -136,10 +136,11 @@ class Expired:
 
 
 def key_of(delivery: Delivery) -> bytes:
-    """Tell the message of *delivery* from every other one of its queue.
+    """Return a key that tells the message of *delivery* from every other message of its queue.
 
-    The message id alone does not: nothing makes publishers keep theirs unique, and the second of
-    two messages must not take the first one's row. So topic, headers and body are part of it.
+    The message id alone is not enough: nothing makes publishers keep their ids unique, and the
+    second of two messages must not take the row of the first. So the key covers topic, headers and
+    body as well.
     """
     digest = hashlib.sha256()
     headers = properties.pack_value(delivery.published_headers)
@@ -151,19 +152,19 @@ def key_of(delivery: Delivery) -> bytes:
 
 
 def text(value: str | bytes) -> str:
-    """Make *value* text that a database and a terminal take: str(error) need not be."""
+    """Return *value* as text that a database and a terminal take; not every str(error) is."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _octets(value: str | bytes) -> bytes:
-    # pika hands over names that are no UTF-8 as bytes.
+    # pika returns names that are no UTF-8 as bytes.
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
 
 
 def checksum_of(row: Mapping[str, Any]) -> int:
-    """Return the checksum of what was received, from the columns of a row."""
+    """Return the checksum of a message as it was received, from the columns of its row."""
     checksum = 0
     for name in _RECEIVED:
         checksum = crc32(_octets(row[name]), checksum)
@@ -175,8 +176,51 @@ def size_of(*values: str | bytes) -> int:
     return sum(len(_octets(value)) for value in values)
 
 
-def columns_of(delivery: Delivery) -> dict[str, Any]:
-    """Return the columns that come from *delivery* alone."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A delivery as the writer puts it into the store.
+
+    Attributes:
+        row: The row that the delivery came from, 0 where the broker delivered it.
+        columns: The columns of its row, but for the number; ``now`` stands for the time.
+        attempts: The columns of its failed attempts.
+    """
+
+    row: int
+    columns: dict[str, Any]
+    attempts: list[tuple[float, str, str, str, str]]
+
+    @classmethod
+    def of(
+        cls, delivery: Delivery, state: State, reason: str, now: float, due: float | None = None
+    ) -> Self:
+        """Make the entry of *delivery*.
+
+        Call it on the thread of the event loop, since the handler's message shares the properties.
+
+        Args:
+            delivery: The delivery, with its history.
+            state: The state that its row gets.
+            reason: The reason for that, one line.
+            now: Seconds since the epoch.
+            due: The time of its next run, in seconds since the epoch; None unless it is deferred.
+        """
+        attempts = [attempt_columns(attempt) for attempt in delivery.history.attempts]
+        reason = redact(text(reason))
+        columns = _columns_of(delivery)
+        texts = (part for attempt in attempts for part in attempt[2:4])
+        columns |= {
+            "state": state,
+            "due": due,
+            "reason": reason,
+            "fingerprint": attempts[-1][-1] if attempts else reason,
+            "now": now,
+            "kept": size_of(delivery.body, columns["properties"], reason, *texts),
+        }
+        return cls(delivery.row, columns, attempts)
+
+
+def _columns_of(delivery: Delivery) -> dict[str, Any]:
     columns = {
         "queue": delivery.queue,
         "key": key_of(delivery),
@@ -205,18 +249,18 @@ def attempt_columns(attempt: Attempt) -> tuple[float, str, str, str, str]:
 
 
 def delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) -> Delivery:
-    """Return the message of *row*, as a delivery of the store.
+    """Return the message of *row* as a delivery.
 
-    Its ``delivery_tag`` is the row's number too, so that two of them can be told apart.
+    Its ``delivery_tag`` is the number of the row, so that no two deliveries of the store are equal.
 
     Raises:
-        DamagedRowError: The row is not what was written.
+        DamagedRowError: The row differs from the row that was written.
     """
     try:
         checksum = checksum_of(row)
         delivery = _delivery_of(row, attempts)
     except Exception as error:
-        # Whatever was found in the place of JSON, numbers and dates.
+        # Anything may stand in the place of JSON, numbers and dates.
         reason = f"it cannot be read ({type(error).__name__}: {error})"
         raise DamagedRowError(row["id"], reason) from error
     if row["checksum"] not in {None, checksum}:

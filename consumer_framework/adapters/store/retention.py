@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the store gives up, by age and by size: exported to a file first, and then deleted.
+"""The limits of the store: rows that are too old, or one too many, expire.
 
-Deletes rows, each with what it supersedes, and gives their space back to the disk.
+Only quarantined rows expire; deferred rows never do. An expired row is first appended to a file
+and then deleted. A deleted row takes the originals with it that it supersedes, and their space
+goes back to the disk.
 """
 
 from __future__ import annotations
@@ -17,63 +19,40 @@ from .reader import Reader
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
     from pathlib import Path
 
     from consumer_framework.core.delivery import Delivery
 
     from .records import Row
 
-# A row and what it supersedes.
-FAMILY = """WITH RECURSIVE family (id, parent) AS (
+AGED = """SELECT id FROM messages WHERE state = 'quarantined' AND updated <= ?
+    ORDER BY updated LIMIT ?"""
+OLDEST = """SELECT id, kept FROM messages WHERE state = 'quarantined'
+    ORDER BY updated, id"""
+_USED = "SELECT sum(bytes) FROM totals"
+_WITH_ORIGINALS = """WITH RECURSIVE found (id, parent) AS (
     SELECT id, parent FROM messages WHERE id = ?
-    UNION SELECT m.id, m.parent FROM messages AS m JOIN family ON m.id = family.parent)
-    SELECT id FROM family"""
+    UNION SELECT m.id, m.parent FROM messages AS m JOIN found ON m.id = found.parent)
+    SELECT id FROM found"""
 
-# Pages of 4 KiB: so many free ones are kept for what comes next, and so many more are given back
-# to the disk in one go.
+# Bytes that are freed beyond the need where possible. Without it, each write of a burst would
+# export one row, and sync.
+_SLACK = 1 << 20
+# Pages of 4 KiB: the database keeps _RESERVE free pages for the next writes, and gives back at most
+# _PORTION pages to the disk in one go.
 _RESERVE = 1000
 _PORTION = 10_000
 
 
-def family_of(connection: sqlite3.Connection, number: int) -> list[int]:
-    """Return the numbers of a row and of all that it supersedes."""
-    return [member for (member,) in connection.execute(FAMILY, (number,))]
-
-
-def delete(connection: sqlite3.Connection, numbers: list[int]) -> None:
-    """Delete rows and all that they supersede."""
-    for number in numbers:
-        for member in family_of(connection, number):
-            connection.execute("DELETE FROM messages WHERE id = ?", (member,))
-    _give_space_back(connection)
-
-
-def _give_space_back(connection: sqlite3.Connection) -> None:
-    free: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
-    # One page for each call: Python takes one step of a statement that has no columns.
-    for _ in range(min(free - _RESERVE, _PORTION)):
-        connection.execute("PRAGMA incremental_vacuum(1)")
-
-
-OLDEST = """SELECT id, kept FROM messages WHERE state = 'quarantined'
-    ORDER BY updated, id"""
-AGED = """SELECT id FROM messages WHERE state = 'quarantined' AND updated <= ?
-    ORDER BY updated LIMIT ?"""
-
-# Bytes.
-_SLACK = 1 << 20
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much the store keeps for operators; deferred messages are never given up.
+    """The limits of age and size; deferred messages never expire.
 
     Attributes:
         max_age: Quarantined messages expire after so many seconds without a change, None for
             never.
-        max_bytes: All messages, with their properties and attempts, take so much at most: the
-            oldest quarantined ones make room. None for no limit.
+        max_bytes: The limit for all messages, with their properties and attempts; the oldest
+            quarantined messages make room. None for no limit.
     """
 
     max_age: float | None = None
@@ -81,29 +60,29 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Makes room for what is written.
+class SizeLimit:
+    """Makes room for rows that are written.
 
     Attributes:
         max_bytes: See :class:`Limits`.
-        export_to: The file that expired messages are appended to.
+        export_to: The file that expired rows are appended to.
     """
 
     max_bytes: int | None
     export_to: Path
 
-    def make(self, connection: sqlite3.Connection, size: int) -> None:
+    def make_room(self, connection: sqlite3.Connection, size: int) -> None:
         """Expire the oldest quarantined rows until a row of *size* bytes fits.
 
-        One that is larger than the whole limit fits where nothing else is: it must be kept
+        A row that is larger than the whole limit fits into an empty store: it must be kept
         somewhere, or it would block every message behind it.
 
         Raises:
-            StoreError: It does not fit because of messages that must not expire, or those that
-                must cannot be exported.
+            StoreError: The row does not fit beside the rows that must not expire, or rows that
+                should expire cannot be exported.
         """
-        chosen, missing = self._choose(connection, size)
-        if missing:
+        chosen, fits = self._choose(connection, size)
+        if not fits:
             used = _used(connection)
             raise StoreError(
                 f"{self.export_to.parent / DATABASE}: full ({used} bytes of {self.max_bytes}) "
@@ -111,8 +90,8 @@ class Room:
             )
         expire_rows(connection, chosen, self.export_to)
 
-    def make_more(self, connection: sqlite3.Connection, size: int, number: int) -> None:
-        """Expire others, as far as there are some, for row *number* that grows by *size* bytes."""
+    def make_room_to_grow(self, connection: sqlite3.Connection, size: int, number: int) -> None:
+        """Expire other rows, as far as there are any, where row *number* grows by *size* bytes."""
         if size > 0:
             chosen, _ = self._choose(connection, size, number)
             expire_rows(connection, chosen, self.export_to)
@@ -120,73 +99,76 @@ class Room:
     def _choose(
         self, connection: sqlite3.Connection, size: int, spared: int = 0
     ) -> tuple[list[int], bool]:
-        """Return what to expire for *size* bytes, and whether that is not enough."""
+        """Return the rows to expire for *size* bytes, and whether these are enough."""
         if self.max_bytes is None:
-            return [], False
+            return [], True
         used = _used(connection)
         excess = used + size - self.max_bytes
-        slack = min(self.max_bytes // 16, _SLACK)
-        chosen, freed = _choose(connection, excess, slack, spared)
-        return chosen, freed < min(excess, used)
+        if excess <= 0:
+            return [], True
+        chosen: list[int] = []
+        freed = 0
+        enough = excess + min(self.max_bytes // 16, _SLACK)
+        for number, row_size in connection.execute(OLDEST):
+            if freed >= enough:
+                break
+            if number != spared:
+                chosen.append(number)
+                freed += row_size
+        return chosen, freed >= min(excess, used)
 
 
 def _used(connection: sqlite3.Connection) -> int:
-    used: int = connection.execute("SELECT sum(bytes) FROM totals").fetchone()[0]
+    used: int = connection.execute(_USED).fetchone()[0]
     return used
 
 
-def _choose(
-    connection: sqlite3.Connection, excess: int, slack: int, spared: int
-) -> tuple[list[int], int]:
-    """Return the oldest quarantined rows that free *excess* bytes, and how many they free.
-
-    Row *spared* is none of them. They free *slack* more where they can, or each write of a burst
-    would export, and sync, a row.
-    """
-    chosen: list[int] = []
-    freed = 0
-    if excess > 0:
-        for number, size in connection.execute(OLDEST):
-            if freed >= excess + slack:
-                break
-            if number == spared:
-                continue
-            chosen.append(number)
-            freed += size
-    return chosen, freed
-
-
-def expire(before: float, limit: int, export_to: Path) -> Callable[[sqlite3.Connection], int]:
-    """Export and delete *limit* rows quarantined until *before*; returns how many there were."""
-
-    def operation(connection: sqlite3.Connection) -> int:
-        aged = [number for (number,) in connection.execute(AGED, (before, limit))]
-        expire_rows(connection, aged, export_to)
-        return len(aged)
-
-    return operation
+def expire(connection: sqlite3.Connection, before: float, limit: int, export_to: Path) -> int:
+    """Expire at most *limit* rows that were quarantined until *before*; return their number."""
+    aged = [number for (number,) in connection.execute(AGED, (before, limit))]
+    expire_rows(connection, aged, export_to)
+    return len(aged)
 
 
 def expire_rows(connection: sqlite3.Connection, numbers: list[int], export_to: Path) -> None:
-    """Append rows to a file, what they supersede included, and then delete them.
+    """Append rows and their originals to a file, and then delete them.
 
-    Where the deletion is not committed afterwards, they are exported again with the next try.
+    Where the deletion is not committed afterwards, the next try exports them again.
 
     Raises:
-        StoreError: They cannot be exported, and are all there still.
+        StoreError: They cannot be exported; all are still in the store.
     """
     if numbers:
         reader = Reader(export_to, connection)
-        family = (member for number in numbers for member in family_of(connection, number))
+        rows = (row for number in numbers for row in _with_originals(connection, number))
         with described(export_to):
-            append(export_to, (_expired_line(reader, number) for number in family))
+            append(export_to, (_expired_line(reader, row) for row in rows))
         delete(connection, numbers)
 
 
 def _expired_line(reader: Reader, number: int) -> str:
-    # Within one transaction: what was found is there.
+    # Within one transaction: the row that was found is there.
     row = cast("Row", reader.row(number))
     try:
         return expired_line_of(row, cast("Delivery", reader.delivery(number)))
     except DamagedRowError as error:
         return reader.damaged_line(error)
+
+
+def delete(connection: sqlite3.Connection, numbers: list[int]) -> None:
+    """Delete rows and all originals that they supersede."""
+    for number in numbers:
+        for row in _with_originals(connection, number):
+            connection.execute("DELETE FROM messages WHERE id = ?", (row,))
+    _give_space_back(connection)
+
+
+def _with_originals(connection: sqlite3.Connection, number: int) -> list[int]:
+    return [row for (row,) in connection.execute(_WITH_ORIGINALS, (number,))]
+
+
+def _give_space_back(connection: sqlite3.Connection) -> None:
+    free: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    # One page for each call: Python takes one step of a statement that has no columns.
+    for _ in range(min(free - _RESERVE, _PORTION)):
+        connection.execute("PRAGMA incremental_vacuum(1)")

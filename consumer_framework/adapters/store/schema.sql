@@ -6,7 +6,7 @@ CREATE TABLE messages (
     -- AUTOINCREMENT: the number of a row that is gone is never given to another message.
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     queue       TEXT NOT NULL,
-    key         BLOB NOT NULL,     -- tells messages of one queue apart: see records.key_of
+    key         BLOB NOT NULL,     -- tells the messages of one queue apart: see records.key_of
     state       TEXT NOT NULL CHECK (state IN ('deferred', 'quarantined', 'replaying', 'superseded')),
     message_id  TEXT NOT NULL,     -- '' where the publisher gave none
     exchange    TEXT NOT NULL,
@@ -29,7 +29,7 @@ CREATE INDEX messages_by_age ON messages (state, updated);
 CREATE INDEX messages_by_cause ON messages (state, fingerprint);
 CREATE INDEX messages_by_parent ON messages (parent) WHERE parent IS NOT NULL;
 
--- What went wrong with a message, oldest first.
+-- The failures of a message, oldest first.
 CREATE TABLE attempts (
     id          INTEGER PRIMARY KEY,
     row_id      INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
@@ -41,7 +41,7 @@ CREATE TABLE attempts (
 );
 CREATE INDEX attempts_by_row ON attempts (row_id, id);
 
--- How much there is of each state, so that neither the size limit nor the metrics count rows.
+-- The number and the size of the rows of each state: neither the size limit nor the metrics count rows.
 CREATE TABLE totals (
     state TEXT PRIMARY KEY,
     rows  INTEGER NOT NULL,

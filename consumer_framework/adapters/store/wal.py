@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Notices damage in a write-ahead log, which SQLite passes over in silence.
+"""Notices damage in a write-ahead log, which SQLite ignores in silence.
 
-SQLite reads the log up to the first frame that does not fit, and takes what follows for what a
-power cut left of an unfinished commit (https://www.sqlite.org/walformat.html). That is also what
-random bytes in the middle look like. They can be told apart: each frame has the two salts of the
-log that it belongs to, and one that ends a transaction says so. A frame of this log that ends
-a transaction, and that SQLite did not read, was committed, but for the very last one.
+SQLite reads the log up to the first frame that does not fit, and takes the rest for an unfinished
+commit that a power cut left behind (https://www.sqlite.org/walformat.html). Random bytes in the
+middle of the log look the same. The two cases can be told apart: each frame has the two salts of
+its log, and a frame that ends a transaction says so. A frame of this log that ends a transaction,
+and that SQLite did not read, was committed; only the very last one may not have been.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Of the log: magic, version, page size, checkpoint number, two salts, checksum.
+# The header of the log: magic, version, page size, checkpoint number, two salts, checksum.
 _HEADER = struct.Struct(">8I")
-# Of a frame: page number, size of the database after a commit or 0, two salts.
+# The header of a frame: page number, size of the database after a commit or 0, two salts.
 _FRAME = struct.Struct(">4I")
 _FRAME_HEADER = 24
 # The last bit of the magic number is the byte order of checksums.
 _BYTE_ORDERS = {0x377F0682: "<", 0x377F0683: ">"}
-# Each time that a log is begun anew, the first salt grows by one: so old frames may be.
+# The first salt grows by one each time that a log is begun anew. A frame of so many logs ago may
+# still be there.
 _GENERATIONS = 1 << 16
 
 
-def hold(file: Path) -> None:
-    """Give the log of the database *file* a second name: SQLite deletes it with its own.
+def link_log(file: Path) -> None:
+    """Give the log of the database *file* a second name, since SQLite may delete the first.
 
-    Call it before the database is opened. Where a process could not go on after that, the log has
-    its name again.
+    Call it before the database is opened. Where the former process died after SQLite had deleted
+    the first name, the log gets that name back.
     """
     wal, second = _log_of(file), _second_name(file)
     if second.exists():
@@ -48,7 +49,7 @@ def hold(file: Path) -> None:
             second.unlink()
         else:
             second.rename(wal)
-    # There is none, or the filesystem has no second names.
+    # There is no log, or the filesystem has no hard links.
     with suppress(OSError):
         os.link(wal, second)
 
@@ -64,14 +65,14 @@ def _second_name(file: Path) -> Path:
 def keep_damaged(file: Path, connection: sqlite3.Connection) -> None:
     """Keep a copy of the database *file* and its log where frames of the log cannot be read.
 
-    Call it after :func:`hold`, and before anything is written: the log would be overwritten from
-    its beginning.
+    Call it after :func:`link_log`, and before the first write, which overwrites the log from its
+    beginning.
 
     Raises:
         OSError: They cannot be copied; nothing is changed.
     """
     wal = _log_of(file)
-    # What SQLite has read goes into the database; the log stays.
+    # Copies the frames that SQLite has read into the database, and leaves the log.
     _, read, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     damage = find_damage(wal, max(read, 0))
     if damage:
@@ -90,7 +91,7 @@ def keep_damaged(file: Path, connection: sqlite3.Connection) -> None:
 
 
 def find_damage(wal: Path, read: int) -> str:
-    """Say what is wrong with a log of which SQLite reads *read* frames; "" for nothing."""
+    """Return the damage of a log of which SQLite reads *read* frames, "" for none."""
     try:
         with wal.open("rb") as stream:
             return _find_damage(stream, os.fstat(stream.fileno()).st_size, read)
@@ -145,7 +146,7 @@ def _copy(file: Path, wal: Path) -> Path:
             os.fsync(descriptor)
             os.close(descriptor)
     except OSError:
-        # What little room there is on the disk is not for half a copy.
+        # Half a copy must not use up the little room that the disk has.
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return aside

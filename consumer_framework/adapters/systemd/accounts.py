@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The account that a service runs as, and which files it may read."""
+"""The account that a service runs as, and the files that it may read."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ _PROPERTIES = ("LoadState", "User", "Group", "DynamicUser", "SupplementaryGroups
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who reads files.
+    """A user and its groups.
 
     Attributes:
-        name: As people call it.
-        uid: Its number; None for a user that systemd makes for the time of the service, who owns
-            no file.
-        gids: The groups that it is in.
+        name: The user's name.
+        uid: The user's number; None for a dynamic user, which owns no file.
+        gids: The numbers of its groups.
     """
 
     name: str
@@ -35,9 +34,11 @@ class Account:
     gids: frozenset[int]
 
     def obstacle(self, path: Path) -> Path | None:
-        """Return what keeps this account from reading *path*: itself, or a directory above it.
+        """Return the file or directory whose owner and mode keep this account from reading *path*.
 
-        None where nothing does, by owners and modes; what cannot be looked at is no obstacle.
+        Returns:
+            *path* itself or a directory above it; None if there is none, or if this process
+            cannot look at them.
         """
         if self.uid == 0:
             return None
@@ -52,7 +53,7 @@ class Account:
         return None
 
     def _may(self, status: os.stat_result, needed: int) -> bool:
-        """*needed* is the bit for others; those of group and owner stand before it."""
+        # The bit for others is *needed*; the same bits of group and owner stand before it.
         if status.st_uid == self.uid:
             needed <<= 6
         elif status.st_gid in self.gids:
@@ -61,12 +62,12 @@ class Account:
 
 
 def service_account(unit: str, default_user: str) -> Account:
-    """Find out what systemd runs *unit* as.
+    """Return the account that systemd runs *unit* as.
 
     Args:
         unit: The unit's name.
-        default_user: The dynamic user of the unit as it is shipped, which is taken where systemd
-            does not answer, or knows no such unit.
+        default_user: The dynamic user of the shipped unit, for a systemd that does not answer or
+            knows no such unit.
     """
     said = systemctl.properties(unit, *_PROPERTIES)
     if said.get("LoadState") != "loaded":

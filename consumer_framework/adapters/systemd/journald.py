@@ -30,8 +30,8 @@ SOCKET = "/run/systemd/journal/socket"
 # Seconds that one line may wait for a journal that does not read; the caller may be the reactor.
 SEND_TIMEOUT = 0.2
 
-# systemd.journal-fields(7): what the journal takes as a name of a program's own. Names that begin
-# with "_" are its own.
+# systemd.journal-fields(7): the names that the journal takes from programs. Names that begin with
+# "_" are its own.
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -97,7 +97,7 @@ class Sender:
 
 
 def is_reachable(path: str = SOCKET) -> bool:
-    """Whether a journal reads the socket at *path*; it ignores the empty entry that it gets."""
+    """Return True if a journal reads the socket at *path*; it ignores the empty entry sent."""
     sender = Sender(path)
     try:
         sender.send(b"")
@@ -112,17 +112,18 @@ def is_reachable(path: str = SOCKET) -> bool:
 class JournalHandler(logging.Handler):
     """Sends log records to systemd's journal with structured fields.
 
-    What a handler logs carries the fields of the message that it has. So does what is given as
-    ``extra``, if its name is in capitals. Where the journal cannot be reached, a record goes to
-    standard error.
+    A record that an author's handler logs carries the fields of its message. Values of ``extra``
+    become fields too, if their names are in capitals. While the journal cannot be reached, records
+    go to standard error.
 
     Args:
-        level: The lowest that is sent.
-        instance: For ``FM_INSTANCE`` and ``SYSLOG_IDENTIFIER``; ``fm-consumer run`` fills it in.
+        level: The lowest level that is sent.
+        instance: The value of ``FM_INSTANCE`` and ``SYSLOG_IDENTIFIER``; ``fm-consumer run`` sets
+            it.
         path: The journal's socket.
 
     Attributes:
-        fallback: Has what the journal does not take.
+        fallback: Gets the records that the journal does not take.
     """
 
     def __init__(

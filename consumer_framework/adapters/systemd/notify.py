@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Talks to the service manager: sd_notify(3), and what is known of the journal."""
+"""Notifies the service manager (sd_notify(3)), and recognizes its journal."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SystemdNotifier:
     A notification that could not be sent goes out with the next one.
 
     Attributes:
-        watchdog_seconds: What ``$WATCHDOG_USEC`` says, in seconds, where it is meant for this
-            process (sd_watchdog_enabled(3)); 0 where it is not.
+        watchdog_seconds: The time of ``$WATCHDOG_USEC`` in seconds; 0 if this process has no
+            watchdog (sd_watchdog_enabled(3)).
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class SystemdNotifier:
         self._send("READY=1", status)
 
     def status(self, status: str) -> None:
-        """Send *status*, if it is not what was sent last."""
+        """Send *status*, unless it was sent last."""
         if self._unsent or status != self._status:
             self._send("", status)
 
@@ -67,7 +67,7 @@ class SystemdNotifier:
         self._send("WATCHDOG=trigger", status)
 
     def extend(self, seconds: float) -> None:
-        """Send ``EXTEND_TIMEOUT_USEC=``; one that is not sent now is worth nothing later."""
+        """Send ``EXTEND_TIMEOUT_USEC=``; one that cannot be sent is not sent later."""
         self._notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def restart_reset(self) -> None:
@@ -75,7 +75,7 @@ class SystemdNotifier:
         self._send("RESTART_RESET=1", self._status)
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Close the socket; later notifications are ignored."""
         systemd, self._systemd = self._systemd, None
         if systemd is not None:
             systemd.socket.close()
@@ -106,7 +106,7 @@ def _watchdog_seconds() -> float:
     process = os.environ.get("WATCHDOG_PID", str(os.getpid()))
     if "NOTIFY_SOCKET" not in os.environ or process != str(os.getpid()):
         return 0.0
-    # What is no number is not systemd's.
+    # systemd writes numbers only.
     return int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0
 
 
@@ -133,7 +133,7 @@ def one_ascii_line(text: str) -> str:
 
 
 def is_journal(descriptor: int) -> bool:
-    """Whether *descriptor* leads to the journal (systemd.exec(5), ``$JOURNAL_STREAM``)."""
+    """Return True if *descriptor* leads to the journal (systemd.exec(5), ``$JOURNAL_STREAM``)."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(descriptor)

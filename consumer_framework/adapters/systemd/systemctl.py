@@ -44,7 +44,7 @@ _PROPERTIES = (
     "InactiveEnterTimestampMonotonic",
     "InactiveExitTimestampMonotonic",
 )
-# When a unit got into its state, as "systemctl status" has it: a reload begins no new one.
+# The timestamp of each state, as "systemctl status" chooses it: a reload begins no new state.
 _SINCE = {
     "active": "ActiveEnter",
     "reloading": "ActiveEnter",
@@ -57,10 +57,10 @@ _SINCE = {
 
 
 class SystemctlError(FrameworkError):
-    """Systemd is not there, or did not do what it was asked to do.
+    """systemd is not there, or refused.
 
     Args:
-        message: One line with the command and what it said.
+        message: One line with the command and its complaint.
     """
 
     exit_code = 1
@@ -72,16 +72,16 @@ class Unit:
 
     Attributes:
         id: Its name, with the suffix.
-        load: ``loaded``, or ``not-found`` where there is no such unit file.
+        load: ``loaded``, or ``not-found`` if there is no such unit file.
         active: ``active``, ``inactive``, ``failed``, ``activating`` and others.
         sub: The same in the words of the kind of unit.
         file_state: ``enabled``, ``disabled`` and others.
-        result: Why it failed, ``success`` where it did not.
-        text: What it says of itself (``STATUS=`` of sd_notify(3)).
+        result: The reason of its failure, or ``success``.
+        text: Its own status line (``STATUS=`` of sd_notify(3)).
         pid: Its main process; 0 for none.
-        since: When it got into this state, in seconds since the epoch; None for never.
-        restarts: How often systemd restarted it since somebody started it.
-        exit_status: What its last process exited with; 0 where it runs.
+        since: The time of its change to this state, in seconds since the epoch; None for never.
+        restarts: The number of restarts by systemd since somebody started it.
+        exit_status: The exit code of its last process; 0 while it runs.
     """
 
     id: str
@@ -98,23 +98,23 @@ class Unit:
 
     @property
     def instance(self) -> str:
-        """The NAME in ``fm-consumer@NAME``; "" where it is another unit."""
+        """Return the NAME in ``fm-consumer@NAME``; "" for another unit."""
         name, _, rest = self.id.partition("@")
         return rest.removesuffix(".service") if name == "fm-consumer" else ""
 
     @property
     def is_running(self) -> bool:
-        """Whether it has started, and was not told to stop."""
+        """Return True if it has started and was not told to stop."""
         return self.active in _RUNNING
 
     @property
     def is_enabled(self) -> bool:
-        """Whether there is nothing to enable."""
+        """Return True if there is nothing to enable."""
         return self.file_state in _ENABLED
 
 
 def unit_name(instance: str) -> str:
-    """The unit of *instance*."""
+    """Return the name of the unit of *instance*."""
     return TEMPLATE.format(instance)
 
 
@@ -125,21 +125,22 @@ class Systemctl:
         """Return units by their names.
 
         Args:
-            names: Units, and patterns (``fm-consumer@*.service``), which stand for loaded ones.
+            names: Names of units, and patterns such as ``fm-consumer@*.service``, which match
+                loaded units.
         """
         said = _systemctl("show", f"--property={','.join(_PROPERTIES)}", "--", *names)
         tables = (_table(paragraph) for paragraph in said.split("\n\n") if paragraph.strip())
-        # The clock of the timestamps; it may be set meanwhile, but not much.
+        # Timestamps count from the boot. The wall clock is hardly set between these two readings.
         boot = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
         units = [_unit(table, boot) for table in tables]
         return {unit.id: unit for unit in units}
 
     def enable(self, instance: str) -> None:
-        """Let *instance* start at boot."""
+        """Have *instance* started at boot."""
         _systemctl("enable", "--quiet", unit_name(instance))
 
     def disable(self, instance: str) -> None:
-        """Let *instance* start no more at boot."""
+        """Have *instance* no longer started at boot."""
         _systemctl("disable", "--quiet", unit_name(instance))
 
     def start(self, instance: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.adapters.amqp.inspection import UnreachableError, inspect
 from consumer_framework.core.errors import Fault, Problem
 from consumer_framework.core.limits import version_of
+from consumer_framework.core.text import plural
 from consumer_framework.settings import toml_path
 
 from .findings import error, info, warning
@@ -92,9 +93,5 @@ def _queue(queue: QueueView) -> Finding:
         return warning(path, what, "stop that one, unless it is this instance itself")
     if not queue.exists:
         return info(path, "is not there yet; the start makes it, if the account may")
-    waiting, consumers = _counted(queue.messages, "message"), _counted(queue.consumers, "consumer")
+    waiting, consumers = plural(queue.messages, "message"), plural(queue.consumers, "consumer")
     return info(path, f"is there, with {waiting} and {consumers}")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Gives operators' orders to a running instance, through its control socket.
-
-The other end is :mod:`.control`, which describes what goes over it. No reactor here: a command
-that only asks must be quick.
-"""
+"""Sends operators' requests to a running instance, through its control socket."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.store.files import is_locked_elsewhere
 from consumer_framework.core.errors import FrameworkError
@@ -23,15 +18,19 @@ from consumer_framework.runtime.state_files import (
     control_socket,
 )
 
+from .schema import Done, Ping, ProtocolError, decode_answer, encode_request
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from .schema import AnswerT, Request
+
 # Seconds. The event loop of an instance answers at once, whatever its handlers do.
 ANSWER_TIMEOUT = 10.0
-# Seconds that an order waits for an instance that is starting, or for another command.
+# Seconds that a request waits for an instance that is starting, or for another command.
 PATIENCE = 30.0
-_GLANCE = 0.1
+_POLL_INTERVAL = 0.1
 # Bytes of a socket's name, without the NUL at its end (unix(7)).
 _LONGEST_NAME = 107
 # Bytes; far more than an answer has.
@@ -39,7 +38,7 @@ _LONGEST_ANSWER = 1 << 20
 
 
 class ControlError(FrameworkError):
-    """The running instance did not carry an order out, or did not say that it did.
+    """The running instance did not carry a request out, or did not confirm it.
 
     Args:
         message: One line that says what to do.
@@ -63,21 +62,21 @@ class Client:
 
     def ask(
         self,
-        request: dict[str, Any],
+        request: Request[AnswerT],
         otherwise: str = "what was not told of is quarantined again when it starts",
-    ) -> Iterator[dict[str, Any]]:
-        """Give one order, and yield its answers as they come. Take them all before the next.
+    ) -> Iterator[AnswerT]:
+        """Send one request, and yield its answers as they come. Take them all before the next.
 
         Args:
-            request: The order.
-            otherwise: What it means where the instance stops meanwhile, for the error.
+            request: The request.
+            otherwise: The consequence, for the error, if the instance stops meanwhile.
 
         Raises:
-            ControlError: The order was refused or failed, or the instance went away meanwhile.
+            ControlError: The request was refused or failed, or the instance went away meanwhile.
         """
         try:
-            self._connection.sendall(json.dumps(request).encode() + b"\n")
-            while not (answer := self._read()).pop("done", False):
+            self._connection.sendall(encode_request(request) + b"\n")
+            while not isinstance(answer := decode_answer(request, self._line()), Done):
                 yield answer
         except TimeoutError:
             raise _silent(self._path) from None
@@ -85,24 +84,26 @@ class Client:
             raise ControlError(
                 f"{self._path}: the instance stopped before it was done; {otherwise}"
             ) from None
-        if "error" in answer:
-            raise ControlError(f"{self._path}: the instance says: {answer['error']}")
+        except ProtocolError as error:
+            what = "the instance may run another version; restart it"
+            raise ControlError(f"{self._path}: {what}: {error}") from None
+        if answer.error is not None:
+            raise ControlError(f"{self._path}: the instance says: {answer.error}")
 
     def wait_long(self) -> None:
-        """Wait for answers as long as it takes: handlers run."""
+        """Wait for answers without a limit: handlers run meanwhile."""
         self._connection.settimeout(None)
 
     def close(self) -> None:
-        """Go away."""
+        """Close the connection."""
         self._answers.close()
         self._connection.close()
 
-    def _read(self) -> dict[str, Any]:
+    def _line(self) -> bytes:
         line = self._answers.readline(_LONGEST_ANSWER)
         if not line.endswith(b"\n"):
             raise EOFError
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return line
 
 
 @contextmanager
@@ -110,12 +111,12 @@ def connected(directory: Path, instance: str) -> Iterator[Client | None]:
     """Connect to the instance whose state is in *directory*; None where it does not run.
 
     Raises:
-        ControlError: It runs, but this user may not give it orders, or it does not answer.
+        ControlError: It runs, but this user may not send it requests, or it does not answer.
     """
     client = next((c for c in map(_connect, sockets(directory, instance)) if c), None)
     try:
         if client is not None:
-            list(client.ask({"do": "ping"}))
+            list(client.ask(Ping()))
         yield client
     finally:
         if client is not None:
@@ -129,14 +130,14 @@ def reached(
     tell: Callable[[str], None] = lambda _line: None,
     patience: float = PATIENCE,
 ) -> Iterator[Client | None]:
-    """Connect as :func:`connected` does, and wait first for whoever has the store.
+    """Connect as :func:`connected` does, and wait first for a process that has the store.
 
     An instance that is starting has its store, and cannot be asked yet; so has another command.
 
     Args:
         directory: Where the instance keeps its state.
         instance: Its name.
-        tell: Called once with one line, where there is something to wait for.
+        tell: Called once with one line, if the command has to wait.
         patience: Wait for so many seconds at most.
     """
     end = time.monotonic() + patience
@@ -150,21 +151,21 @@ def reached(
         if not is_told:
             tell(f"waiting for another process that uses {directory}")
             is_told = True
-        time.sleep(_GLANCE)
+        time.sleep(_POLL_INTERVAL)
 
 
 def sockets(directory: Path, instance: str) -> list[Path]:
-    """Where the instance may listen, the likeliest first.
+    """Return the sockets on which the instance may listen, the likeliest first.
 
-    Only where its own service would: an order must never reach the instance next door.
+    Only those of its own service: a request must never reach another instance.
     """
-    places = [directory / CONTROL]
+    found = [directory / CONTROL]
     if directory.resolve() == (SYSTEM_STATE / instance).resolve():
-        places.insert(0, SYSTEM_RUNTIME / instance / CONTROL)
+        found.insert(0, SYSTEM_RUNTIME / instance / CONTROL)
     if os.environ.get("STATE_DIRECTORY", "").partition(":")[0] == str(directory):
         # This command runs with the environment of a service, and $RUNTIME_DIRECTORY is of it.
-        places.insert(0, control_socket(directory))
-    return list(dict.fromkeys(places))
+        found.insert(0, control_socket(directory))
+    return list(dict.fromkeys(found))
 
 
 def _connect(path: Path) -> Client | None:
@@ -175,7 +176,7 @@ def _connect(path: Path) -> Client | None:
     try:
         connection.connect(str(path))
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-        # None, or one that a killed instance left behind.
+        # There is none, or a killed instance left it behind.
         connection.close()
         return None
     except (TimeoutError, BlockingIOError):

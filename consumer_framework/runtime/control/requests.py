@@ -1,59 +1,53 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an operator may order of the store's owner, be that an instance or the command itself."""
+"""Carries operators' requests out on the store that this process has open.
+
+That process is the instance, or a command while the instance is stopped.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine, Reject
+from consumer_framework.core.disposition import GiveBack, Halt, Reject, rule_for
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.wording import describe
 
+from . import schema
+from .schema import Begun, Dropped, Edited, Pong, Replayed, StatusReport, Step
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 
     from consumer_framework.adapters.store import Row, Store
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
 
-    Answers = AsyncGenerator[dict[str, Any], None]
+    from .schema import AnswerT, Request
 
 _log = logging.getLogger(__name__)
 
-# Rows of one order that each have a line in the log; reading them takes the event loop's time.
+# Rows of one request that each have a line in the log; reading them takes the event loop's time.
 MOST_NAMED = 1000
 
 
-@dataclass(eq=False, slots=True)
-class _Replay:
-    """One order to replay.
-
-    Attributes:
-        numbers: The rows, in the order in which they run.
-        answers: What became of each; None is the last one.
-        is_wanted: Whether rows are begun with that were not yet.
-    """
-
-    numbers: list[int]
-    answers: asyncio.Queue[dict[str, Any] | None] = field(default_factory=asyncio.Queue)
-    is_wanted: bool = True
-
-
-class Orders:
-    """Carries out what changes the quarantine.
+class Responder:
+    """Carries out the requests that read or change the store.
 
     Args:
         store: The store, open for writing.
-        run: Runs one claimed row through the pipeline and returns what became of it:
-            :class:`.GiveBack` where it was not begun with.
+        run: Runs one claimed row through the pipeline and returns its disposition:
+            :class:`.GiveBack` if it did not run.
         dropped: Called with rows that were dropped; they must not begin to run.
         changed: Called when rows are gone that others may have waited for.
-        report: Says what the instance does, as a value for JSON.
+        report: Reports the state of the instance, without the numbers of its store.
+
+    Attributes:
+        by_type: The method that answers each type of request.
     """
 
     def __init__(
@@ -62,75 +56,83 @@ class Orders:
         run: Callable[[Delivery], Awaitable[Disposition]],
         dropped: Callable[[Collection[int]], None] = lambda _rows: None,
         changed: Callable[[], None] = lambda: None,
-        report: Callable[[], dict[str, Any]] = dict,
+        report: Callable[[], StatusReport] = StatusReport,
     ) -> None:
         self._store = store
         self._run = run
         self._dropped = dropped
         self._changed = changed
         self._report = report
-        self._replays: dict[asyncio.Task[None], _Replay] = {}
-        # Replays do not overlap, whoever orders them.
+        self._replays: dict[asyncio.Task[None], _ReplayInProgress] = {}
+        # Replays do not overlap, whoever requests them.
         self._turn = asyncio.Lock()
-        self.by_name = {"ping": self.ping, "drop": self.drop, "edit": self.edit}
-        self.by_name |= {"replay": self.replay, "status": self.status}
-
-    async def ping(self, _request: dict[str, Any]) -> Answers:
-        """Show that somebody listens."""
-        yield {"pong": True}
-
-    async def status(self, _request: dict[str, Any]) -> Answers:
-        """Tell what the instance does, and how much is in its store."""
-        stats = self._store.stats()
-        yield {
-            **self._report(),
-            "deferred": stats.deferred,
-            "quarantined": stats.quarantined + stats.replaying,
-            "next_due": stats.next_due,
+        self.by_type: dict[type[Request[Any]], Callable[[Any], AsyncIterator[Any]]] = {
+            schema.Ping: self.ping,
+            schema.Status: self.status,
+            schema.Drop: self.drop,
+            schema.Edit: self.edit,
+            schema.Replay: self.replay,
         }
 
-    async def drop(self, request: dict[str, Any]) -> Answers:
-        """Lose the rows in ``rows``."""
-        numbers = _numbers(request)
-        rows = [self._store.row(number) for number in numbers[:MOST_NAMED]]
-        dropped = await self._store.drop(numbers)
+    def respond(self, request: Request[AnswerT]) -> AsyncIterator[AnswerT]:
+        """Carry out *request*, and yield its answers."""
+        return self.by_type[type(request)](request)
+
+    async def ping(self, _request: schema.Ping) -> AsyncGenerator[Pong, None]:
+        """Show that somebody listens."""
+        yield Pong()
+
+    async def status(self, _request: schema.Status) -> AsyncGenerator[StatusReport, None]:
+        """Report the state of the instance, and the counts of its store."""
+        stats = self._store.stats()
+        yield replace(
+            self._report(),
+            deferred=stats.deferred,
+            quarantined=stats.quarantined + stats.replaying,
+            next_due=stats.next_due,
+        )
+
+    async def drop(self, request: schema.Drop) -> AsyncGenerator[Dropped, None]:
+        """Lose rows."""
+        rows = [self._store.row(number) for number in request.rows[:MOST_NAMED]]
+        dropped = await self._store.drop(request.rows)
         self._dropped(dropped)
         self._changed()
         named = [row for row in rows if row is not None and row.id in dropped]
         for row in named:
-            _say(row, "dropped by an operator", Reject())
+            _log_row(row, "dropped by an operator", Reject())
         if len(dropped) > len(named):
             _log.info("%d more messages are dropped by an operator", len(dropped) - len(named))
-        yield {"dropped": dropped}
+        yield Dropped(tuple(dropped))
 
-    async def edit(self, request: dict[str, Any]) -> Answers:
-        """Let a copy with the JSON in ``body`` stand for ``row``; its number, None for neither."""
-        number = int(request["row"])
-        original = self._store.delivery(number)
+    async def edit(self, request: schema.Edit) -> AsyncGenerator[Edited, None]:
+        """Let a copy with another body stand for a row."""
+        original = self._store.delivery(request.row)
         encoding = getattr(original and original.properties, "content_encoding", None) or "utf-8"
-        # The copy keeps the properties, and so must be what they say.
-        body = json.dumps(request["body"]).encode(encoding)
-        row = self._store.row(number)
-        copy = await self._store.supersede(number, body)
+        # The copy keeps the properties, and they name the encoding of its body.
+        body = json.dumps(request.body).encode(encoding)
+        row = self._store.row(request.row)
+        copy = await self._store.supersede(request.row, body)
         if row is not None and copy is not None:
-            _say(row, "edited by an operator")
-        yield {"row": copy}
+            _log_row(row, "edited by an operator")
+        yield Edited(copy)
 
-    async def replay(self, request: dict[str, Any]) -> Answers:
-        """Run the rows in ``rows`` again, one after the other, and tell of each as it is done.
+    async def replay(self, request: schema.Replay) -> AsyncGenerator[Step | Begun | Replayed, None]:
+        """Run rows again, one after the other, and report each result as it is there.
 
-        Those of one lane run in their order. Where one does not succeed, the others are skipped.
+        Rows of one lane run in their order. After one that does not succeed, the others of its
+        lane are skipped.
 
-        Where nobody takes the answers any more, the row that runs is run to its end all the same,
-        and settled. Those after it stay where they are.
+        If the client goes away, the row that runs is run to its end all the same, and settled.
+        The rows after it stay where they are.
         """
-        replay = _Replay(self._store.in_lane_order(_numbers(request)))
+        replay = _ReplayInProgress(self._store.in_lane_order(request.rows))
         task = asyncio.get_running_loop().create_task(self._replay(replay))
         self._replays[task] = replay
-        task.add_done_callback(self._replayed)
+        task.add_done_callback(self._replay_ended)
         try:
             if self._turn.locked():
-                yield {"step": "waiting for the replay that is under way"}
+                yield Step("waiting for the replay that is under way")
             while (answer := await replay.answers.get()) is not None:
                 yield answer
             await asyncio.shield(task)
@@ -138,12 +140,12 @@ class Orders:
             replay.is_wanted = False
 
     def stop_replays(self) -> None:
-        """Begin with no other row; those that run are run to their end, and told of."""
+        """Begin with no other row; rows that run are run to their end, and reported."""
         for replay in self._replays.values():
             replay.is_wanted = False
 
     def cancel(self) -> None:
-        """Give up what is replayed: its rows are quarantined again."""
+        """Cancel the replays: their rows are quarantined again."""
         for task in self._replays:
             task.cancel()
 
@@ -152,68 +154,77 @@ class Orders:
         while self._replays:
             await asyncio.wait(self._replays)
 
-    async def _replay(self, replay: _Replay) -> None:
+    async def _replay(self, replay: _ReplayInProgress) -> None:
         try:
             async with self._turn:
                 for number in replay.numbers:
-                    if not (replay.is_wanted and await self._replay_one(number, replay)):
+                    if not (replay.is_wanted and await self._replay_row(number, replay)):
                         return
         finally:
             replay.answers.put_nowait(None)
 
-    async def _replay_one(self, number: int, replay: _Replay) -> bool:
-        """Run one row; returns whether the next one may run."""
-        tell = replay.answers.put_nowait
+    async def _replay_row(self, number: int, replay: _ReplayInProgress) -> bool:
+        """Run one row; returns True if the next one may run."""
+        answer = replay.answers.put_nowait
         try:
             delivery = self._store.delivery(number)
         except DamagedRowError as error:
-            tell({"row": number, "result": "skipped", "reason": str(error)})
+            answer(Replayed(number, "skipped", str(error)))
             return True
         if delivery is None or not await self._store.claim(number):
-            tell({"row": number, "result": "skipped", "reason": self._why_not(number)})
+            answer(Replayed(number, "skipped", self._why_unclaimed(number)))
             return True
-        tell({"begun": number})
+        answer(Begun(number))
         try:
             disposition = await self._run(delivery)
         except BaseException:
             await self._store.release(number)
             raise
+        replayed = _result_of(number, disposition)
         if not replay.is_wanted:
-            _log.info("row %d: its replay is done, and %s", number, _told(disposition)["result"])
+            _log.info("row %d: its replay is done, and %s", number, replayed.result)
         is_over = isinstance(disposition, Halt | GiveBack)
         if is_over:
-            # Its settle leaves the row as it is; what follows waits for the next start.
+            # Its settle leaves the row as it is; the rows after it wait for the next start.
             await self._store.release(number)
-        tell({"row": number, **_told(disposition)})
+        answer(replayed)
         return not is_over
 
-    def _replayed(self, task: asyncio.Task[None]) -> None:
+    def _replay_ended(self, task: asyncio.Task[None]) -> None:
         replay = self._replays.pop(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not replay.is_wanted:
             _log.error("a replay that nobody waits for has failed", exc_info=error)
 
-    def _why_not(self, number: int) -> str:
-        """Why a row cannot be claimed."""
+    def _why_unclaimed(self, number: int) -> str:
         row = self._store.row(number)
         if row is None or row.state != "quarantined" or row.behind is None:
             return "not, or no longer, there"
         return f"behind row {row.behind} of key {row.lane}: replay or drop that one first"
 
 
-def _say(row: Row, what: str, disposition: Disposition | None = None) -> None:
+@dataclass(eq=False, slots=True)
+class _ReplayInProgress:
+    """One request to replay.
+
+    Attributes:
+        numbers: The rows, in the order in which they run.
+        answers: The answers that the client gets; None is the last one.
+        is_wanted: False once no other row shall begin.
+    """
+
+    numbers: list[int]
+    answers: asyncio.Queue[Step | Begun | Replayed | None] = field(default_factory=asyncio.Queue)
+    is_wanted: bool = True
+
+
+def _log_row(row: Row, what: str, disposition: Disposition | None = None) -> None:
     about = fields(row.message_id, row.routing_key, row.queue, disposition=disposition)
     _log.info("%s is %s", describe(row), what, extra=about)
 
 
-def _numbers(request: dict[str, Any]) -> list[int]:
-    return [int(number) for number in request["rows"]]
-
-
-def _told(disposition: Disposition) -> dict[str, Any]:
-    if isinstance(disposition, Ack):
-        return {"result": "succeeded", "reason": ""}
+def _result_of(row: int, disposition: Disposition) -> Replayed:
+    result = rule_for(disposition).words.in_replay
     if isinstance(disposition, GiveBack):
-        return {"result": "skipped", "reason": "the instance stops or pauses"}
-    result = "failed" if isinstance(disposition, Quarantine) else type(disposition).__name__.lower()
-    return {"result": result, "reason": getattr(disposition, "reason", "")}
+        return Replayed(row, result, "the instance stops or pauses")
+    return Replayed(row, result, disposition.reason)

@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket of a running instance: operators' orders, as lines of JSON.
-
-A request is ``{"do": NAME, ...}``; the answers are any number of lines, the last of which has
-``"done": true``, and ``"error"`` where something went wrong.
-"""
+"""Serves operators' requests on the control socket of a running instance."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 
-from consumer_framework.core.secrets import redacted
+from .schema import Done, ProtocolError, decode_request, encode_answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    Orders: TypeAlias = Mapping[str, Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]]
+    from .schema import Request
+
+    ByType: TypeAlias = Mapping[type[Request[Any]], Callable[[Any], AsyncIterator[object]]]
 
 _log = logging.getLogger(__name__)
 
@@ -34,54 +31,53 @@ class ControlProtocol(LineOnlyReceiver):
     delimiter = b"\n"
     MAX_LENGTH = LONGEST_REQUEST
 
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, by_type: ByType) -> None:
+        self._by_type = by_type
         self._task: asyncio.Task[None] | None = None
 
     def lineReceived(self, line: bytes) -> None:  # noqa: N802 -- Twisted's name
         """Carry out a request, one at a time for each client."""
         if self._task is not None and not self._task.done():
-            self._say({"error": "one request at a time", "done": True})
+            self._answer(Done(error="one request at a time"))
             return
         self._task = asyncio.get_running_loop().create_task(self._serve(line))
 
     def connectionLost(self, reason: Any = None) -> None:  # noqa: ARG002, N802 -- Twisted's name
-        """Stop answering; what was begun goes on."""
+        """Stop answering; a request that is under way goes on."""
         if self._task is not None:
             self._task.cancel()
 
     async def _serve(self, line: bytes) -> None:
         try:
-            request = json.loads(line)
-            order = self._orders[request["do"]]
-            async for answer in order(request):
-                self._say(answer)
-        except (ValueError, KeyError, TypeError) as error:
-            self._say({"error": f"no such request: {error}", "done": True})
+            request = decode_request(line)
+            async for answer in self._by_type[type(request)](request):
+                self._answer(answer)
+        except ProtocolError as error:
+            self._answer(Done(error=str(error)))
         except Exception as error:  # noqa: BLE001 -- told to the client
             _log.exception("a request on the control socket failed")
-            self._say({"error": f"{type(error).__name__}: {error}", "done": True})
+            self._answer(Done(error=f"{type(error).__name__}: {error}"))
         else:
-            self._say({"done": True})
+            self._answer(Done())
 
-    def _say(self, answer: dict[str, Any]) -> None:
-        self.sendLine(json.dumps(redacted(answer)).encode())  # type: ignore[no-untyped-call]
+    def _answer(self, answer: object) -> None:
+        self.sendLine(encode_answer(answer))  # type: ignore[no-untyped-call]
 
 
 class ControlFactory(Factory):
     """Makes a :class:`ControlProtocol` for each client.
 
     Args:
-        orders: What clients may ask for, by name.
+        by_type: The function that answers each type of request.
     """
 
     noisy = False
 
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, by_type: ByType) -> None:
+        self._by_type = by_type
 
     def buildProtocol(self, _addr: Any) -> ControlProtocol:  # noqa: N802 -- Twisted's name
         """Make the protocol of a new client."""
-        client = ControlProtocol(self._orders)
+        client = ControlProtocol(self._by_type)
         client.factory = self
         return client

@@ -21,25 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.attempt import NO_HISTORY, fingerprint
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable
-from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine, Reject
+from consumer_framework.core.disposition import SETTLE_RULES, GiveBack, rule_for
 from consumer_framework.core.errors import Signal
-from consumer_framework.core.log_fields import (
-    DISPOSITION,
-    DISPOSITIONS,
-    FINGERPRINT,
-    fields_of,
-    run_number,
-)
-from consumer_framework.core.stats import Counters
+from consumer_framework.core.log_fields import DISPOSITION, FINGERPRINT, fields_of, run_number
+from consumer_framework.core.ports import Observer, Settled
 
-from .wording import because, describe, fate, fate_word
+from .wording import because, describe, fate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
-    from consumer_framework.core.ports import Clock
+    from consumer_framework.core.ports import Clock, Observation
 
     Later = Callable[[float, Callable[[], None]], Any]
 
@@ -152,15 +146,15 @@ class Summaries:
 
         The end of a message that did not succeed is told each time, and so is an operator's replay.
         """
-        is_sad_end = isinstance(disposition, Quarantine | Reject | Halt)
+        ending = rule_for(disposition).ending
         now = self._clock.monotonic()
         self._sum_up(now)
         telling = self._news.tell(
             (type(disposition), cause),
             who(delivery),
             now,
-            always=is_sad_end or delivery.replayed,
-            is_last=is_sad_end or isinstance(disposition, Ack),
+            always=ending == "bad" or delivery.replayed,
+            is_last=ending != "open",
         )
         self._set_timer(now)
         return telling
@@ -194,8 +188,8 @@ class Summaries:
                 "%s: %d more times a message was %s, without a line of its own",
                 cause,
                 more,
-                fate_word(kind),
-                extra={DISPOSITION: DISPOSITIONS[kind], FINGERPRINT: cause},
+                SETTLE_RULES[kind].words.verb,
+                extra={DISPOSITION: SETTLE_RULES[kind].words.field, FINGERPRINT: cause},
             )
 
 
@@ -208,11 +202,11 @@ def who(delivery: Delivery) -> Hashable:
 _PAST = "after an earlier failure or delay"
 
 
-class LogRecorder(Counters):
-    """A :class:`.Recorder`: a line for what an operator may have to know, none for plain success.
+class DeliveryLog(Observer):
+    """An observer with a line for all that an operator may have to know; none for plain success.
 
     Failures of the same cause are errors with a traceback once in five minutes. The next ones have
-    a line of a lower level, and what is more than :data:`.news.LINES` is counted.
+    a line of a lower level, and lines beyond :data:`LINES` are counted.
 
     Args:
         clock: The time.
@@ -220,19 +214,20 @@ class LogRecorder(Counters):
     """
 
     def __init__(self, clock: Clock, later: Later | None = None) -> None:
-        super().__init__()
         self._summaries = Summaries(clock, later)
         self._told = self._summaries.told
 
-    def settled(
-        self, delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool
-    ) -> None:
-        """Count, and log what is not plain success."""
-        super().settled(delivery, outcome, disposition, void=void)
-        if void:
+    def notify(self, event: Observation) -> None:
+        """Log a settle that is not plain success."""
+        if not isinstance(event, Settled):
+            return
+        delivery, outcome, decision, is_void = event
+        disposition = decision.disposition
+        if is_void:
             _void(delivery, disposition)
             return
-        is_plain = isinstance(disposition, Ack) and not self._has_past(delivery)
+        is_good = rule_for(disposition).ending == "good"
+        is_plain = is_good and not self._has_past(delivery)
         if is_plain and not _log.isEnabledFor(logging.DEBUG):
             return
         match outcome:
@@ -259,7 +254,7 @@ class LogRecorder(Counters):
         cause = fingerprint(error)
         # A message that is held, and one that is quarantined, are two pieces of news.
         telling = self._summaries.tell(delivery, disposition, cause)
-        is_end = isinstance(disposition, Quarantine | Reject | Halt)
+        is_end = rule_for(disposition).ending == "bad"
         again = logging.WARNING if is_end else logging.INFO
         is_first = telling is Telling.FIRST
         _log.log(
@@ -297,13 +292,9 @@ class LogRecorder(Counters):
     def _decided(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
         did_run = isinstance(outcome, Failed)
         cause = type(outcome.error if isinstance(outcome, Failed) else outcome).__name__
-        match disposition:
-            case Ack() | GiveBack():
-                level = logging.DEBUG
-            case Quarantine() | Halt():
-                level = _level(self._summaries.tell(delivery, disposition, cause), logging.WARNING)
-            case _:
-                level = _level(self._summaries.tell(delivery, disposition, cause), logging.INFO)
+        level = rule_for(disposition).level
+        if level > logging.DEBUG:
+            level = _level(self._summaries.tell(delivery, disposition, cause), level)
         _log.log(
             level,
             "%s is %s",

@@ -8,33 +8,12 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.core.attempt import LINE_LIMIT
 from consumer_framework.core.delivery import readable
-from consumer_framework.core.disposition import (
-    Ack,
-    Defer,
-    Disposition,
-    GiveBack,
-    Halt,
-    Hold,
-    Quarantine,
-    Reject,
-    Requeue,
-)
+from consumer_framework.core.disposition import Defer, Disposition, Halt, Hold, rule_for
 from consumer_framework.core.text import clipped, printable
 
 if TYPE_CHECKING:
     from consumer_framework.adapters.store import Row
     from consumer_framework.core.delivery import Delivery
-
-_FATES: dict[type[Disposition], str] = {
-    Ack: "acknowledged",
-    Requeue: "requeued",
-    GiveBack: "given back",
-    Reject: "dropped",
-    Hold: "held",
-    Defer: "deferred",
-    Quarantine: "quarantined",
-    Halt: "halted",
-}
 
 
 def describe(message: Delivery | Row) -> str:
@@ -45,19 +24,14 @@ def describe(message: Delivery | Row) -> str:
 
 def fate(disposition: Disposition) -> str:
     """Say in a log line what becomes of a delivery."""
-    reason = because(getattr(disposition, "reason", ""))
-    match disposition:
-        case Hold(until) | Defer(until):
-            return f"{fate_word(type(disposition))} until {_time(until)}{reason}"
-        case Halt(exit_code, requeue):
-            what = "requeued" if requeue else "acknowledged"
-            return f"{what} and halts the instance with exit code {exit_code}{reason}"
-    return f"{fate_word(type(disposition))}{reason}"
-
-
-def fate_word(disposition: type[Disposition]) -> str:
-    """Say in a word or two what becomes of a delivery."""
-    return _FATES[disposition]
+    verb = rule_for(disposition).words.verb
+    reason = because(disposition.reason)
+    if isinstance(disposition, Hold | Defer):
+        return f"{verb} until {_time(disposition.until)}{reason}"
+    if isinstance(disposition, Halt):
+        given = "requeued" if disposition.requeue else "acknowledged"
+        return f"{given} and halts the instance with exit code {disposition.exit_code}{reason}"
+    return f"{verb}{reason}"
 
 
 def because(reason: str) -> str:

@@ -1,14 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Checks values against JSON schemas with jsonschema's verdicts, in a fraction of its time.
-
-A schema is compiled into Python functions once. They are only ever believed when they call a value
-valid: what they do not, a schema that they do not cover, and whatever makes them raise, goes to
-jsonschema, whose verdict and error stand. So the one mistake that could be made here is to let an
-invalid value pass; tests/unit/test_schemas.py hunts for it.
-
-Not fastjsonschema: it has no draft after 7, fills defaults into what it checks, and takes True for
-1. Not jsonschema-rs: its regular expressions and numbers are Rust's, and Fedora does not have it.
-"""
+"""Checkers: compiled tables in front of the ``jsonschema`` library."""
 
 from __future__ import annotations
 
@@ -29,43 +20,51 @@ if TYPE_CHECKING:
 
     from .verdicts import Table
 
-# A long array may have millions; the best of the first ones will do.
+# Errors of which the best match is raised. A long array may have millions of errors.
 _ERRORS = 1000
 
+# Raises jsonschema.ValidationError for an invalid value.
 Checker: TypeAlias = Callable[[Any], None]
 
 
-def checker(schema: Any) -> Checker:
-    """Make a function that raises what ``jsonschema.validate(value, schema)`` raises.
+def checker_for(schema: Any) -> Checker:
+    """Make a function that raises the exceptions of ``jsonschema.validate(value, schema)``.
 
-    A schema that is no valid one makes a function that says so for every value. Values so deep
-    that jsonschema runs out of stack may be found valid instead.
+    The exception is the same, with the same message and paths. Two differences remain. Of more
+    than 1,000 errors the best of the first 1,000 is raised. A value nested so deeply that the
+    library runs out of stack may be found valid instead.
 
     Args:
-        schema: It must not be changed afterwards.
+        schema: A schema, which must not be changed afterwards. For an invalid schema the function
+            raises ``jsonschema.SchemaError`` for every value.
     """
-    validator = _checked(schema)
+    validator = _validator_for(schema)
     if validator is None:
         return functools.partial(jsonschema.validate, schema=schema)
+    check = functools.partial(_check, validator)
     try:
         table = compiled(schema, type(validator))
-    except Exception:  # noqa: BLE001 -- jsonschema may know better, or has the error to raise
-        return functools.partial(_check, validator)
-    return _fast(table, functools.partial(_check, validator))
+    except Exception:  # noqa: BLE001 -- the library may support it, or has the error to raise
+        return check
+    return _fast(table, check)
 
 
-def _checked(schema: Any) -> Validator | None:
-    """Do once what jsonschema.validate() does every time; None where that would not do."""
+def _validator_for(schema: Any) -> Validator | None:
+    """Do once the preparations that jsonschema.validate() makes for every value.
+
+    Returns:
+        None where they must be made for every value.
+    """
     if not isinstance(schema, dict):
         return None
     try:
         known: Any = validator_for(schema, default=cast("Any", None))
         if "$schema" in schema and known is None:
-            # An unknown dialect: jsonschema warns of it every time.
+            # An unknown dialect: the library warns of it every time.
             return None
         kind = validator_for(schema)
         kind.check_schema(schema)
-    except Exception:  # noqa: BLE001 -- jsonschema raises it anew every time
+    except Exception:  # noqa: BLE001 -- the library raises it anew every time
         return None
     return kind(schema)
 
@@ -82,7 +81,7 @@ def _fast(table: Table, check: Checker) -> Checker:
         try:
             if holds(table, value):
                 return
-        except Exception:  # noqa: BLE001, S110 -- no verdict, and jsonschema has one
+        except Exception:  # noqa: BLE001, S110 -- no verdict, and the library has one
             pass
         check(value)
 

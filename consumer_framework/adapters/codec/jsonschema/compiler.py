@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compiles a schema that jsonschema has checked into a table of verdicts."""
+"""Compile a schema that the ``jsonschema`` library has checked into a table of verdicts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     from .verdicts import Check, Keyword, Schema, Table
 
-# Ids below the root move what references are relative to.
+# An id below the root changes the base of the references beside it.
 _IDS = ("$id", "id")
 
 
 class UnsupportedError(ValueError):
-    """A schema that is left to jsonschema."""
+    """The schema is left to the library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class _Dialect:
     ignores_siblings_of_ref: bool = False
 
 
-# A keyword of jsonschema's that is missing here leaves the schema to jsonschema: $dynamicRef,
-# $recursiveRef, unevaluatedItems and unevaluatedProperties.
+# The library's other keywords leave the schema to the library: $dynamicRef, $recursiveRef,
+# unevaluatedItems and unevaluatedProperties.
 _LATEST: Mapping[str, Keyword] = {
     "$ref": keywords.ref,
     "additionalProperties": keywords.additional_properties,
@@ -106,21 +106,21 @@ _DIALECTS: Mapping[type[Validator], _Dialect] = {
 
 
 def compiled(schema: Any, validator: type[Validator]) -> Table:
-    """Compile *schema*.
+    """Compile *schema* into a table.
 
     Args:
-        schema: One that ``validator.check_schema`` has accepted.
-        validator: The class that :func:`jsonschema.validate` takes for it.
+        schema: A schema that ``validator.check_schema`` has accepted.
+        validator: The validator class that :func:`jsonschema.validate` takes for it.
 
     Raises:
-        Exception: Something in it is not supported, or is an error that jsonschema would raise,
-            if at all, for every message.
+        Exception: The schema has an unsupported part, or an error that the library raises while
+            it checks a value.
     """
     return _Compiler(schema, validator).table(schema)
 
 
 class _Compiler:
-    """Compiles one document."""
+    """Compile one document."""
 
     def __init__(self, root: Any, validator: type[Validator]) -> None:
         self._validator = validator
@@ -148,7 +148,8 @@ class _Compiler:
     def reference(self, ref: str) -> Table:
         if ref not in self._references:
             table: dict[type, Any] = {}
-            # For a schema that refers to itself: not filled before it is used, but before it runs.
+            # A schema may refer to itself: the table is used before it is filled, and filled
+            # before it is called.
             self._references[ref] = same(late(table))
             table.update(self.table(self._resolved(ref)))
             self._references[ref] = table
@@ -158,7 +159,7 @@ class _Compiler:
         if any(_has_id(value) for value in self._root.values()):
             raise UnsupportedError("a reference in a schema with several ids")
         resource = self._dialect.specification.create_resource(self._root)
-        # An empty registry: what is outside of the document is not found.
+        # An empty registry: references to other documents are not found.
         return Registry().resolver_with_root(resource).lookup(ref).contents
 
     def delegate(self, schema: Schema) -> Check:

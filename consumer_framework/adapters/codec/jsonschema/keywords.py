@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""JSON Schema's keywords as tables of verdicts, each with exactly jsonschema's meaning.
+"""The keywords of JSON Schema, each as a function that makes a table of verdicts.
 
-jsonschema's meaning and not the specification's: where the two differ, upstream's verdict is
-jsonschema's. The functions have the names of jsonschema's own (``_keywords.py`` and
-``_legacy_keywords.py`` there), to be read side by side.
+Each function takes the keyword's value, the schema that contains it, and the compiler of
+subschemas. A value that the function cannot handle raises an exception, which leaves the whole
+schema to the ``jsonschema`` library.
 
-Each takes the keyword's value, the schema it is in, and the compiler of subschemas.
-What they stumble over raises, and leaves the whole schema to jsonschema.
-
-The keywords that concern objects; :mod:`.keywords` has the others, and the rules for all.
+A function has exactly the library's meaning of its keyword, also where that differs from the
+specification's. The functions have the names of the library's own, in its ``_keywords.py`` and
+``_legacy_keywords.py``, so that both can be read side by side.
 """
 
 from __future__ import annotations
@@ -39,102 +38,6 @@ from .verdicts import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-
-def properties(schemas: Any, parent: Schema, compiler: Compiler) -> Table:
-    tables = {name: compiler.table(schema) for name, schema in schemas.items()}
-    needed = frozenset(parent.get("required", ()))
-    rules = [
-        (name, table, name in needed)
-        for name, table in tables.items()
-        if table != ANYTHING or name in needed
-    ]
-
-    def check(value: dict[str, Any]) -> bool:
-        for name, table, is_needed in rules:
-            if name in value:
-                each = value[name]
-                verdict = table[type(each)]
-                if verdict is not True and (verdict is False or not verdict(each)):
-                    return False
-            elif is_needed:
-                return False
-        return True
-
-    return only([dict], check if rules else True)
-
-
-def required(names: Any, parent: Schema, _compiler: Compiler) -> Table:
-    # Of the others `properties` takes care, in one go with their values.
-    needed = frozenset(names).difference(parent.get("properties", ()))
-    return only([dict], (lambda value: value.keys() >= needed) if needed else True)
-
-
-def additional_properties(schema: Any, parent: Schema, compiler: Compiler) -> Table:
-    table = compiler.table(schema)
-    if table == ANYTHING:
-        return ANYTHING
-    known = frozenset(parent.get("properties", {}))
-    patterns = "|".join(parent.get("patternProperties", {}))
-    search = re.compile(patterns).search if patterns else lambda _: None
-
-    def check(value: dict[str, Any]) -> bool:
-        if value.keys() <= known:
-            return True
-        return all(
-            name in known or search(name) is not None or holds(table, each)
-            for name, each in value.items()
-        )
-
-    return only([dict], check)
-
-
-def pattern_properties(schemas: Any, _schema: Schema, compiler: Compiler) -> Table:
-    rules = [
-        (re.compile(pattern).search, compiler.table(schema)) for pattern, schema in schemas.items()
-    ]
-
-    def check(value: dict[str, Any]) -> bool:
-        return all(
-            search(name) is None or holds(table, each)
-            for search, table in rules
-            for name, each in value.items()
-        )
-
-    return only([dict], check)
-
-
-def property_names(schema: Any, _schema: Schema, compiler: Compiler) -> Table:
-    table = compiler.table(schema)
-    return only([dict], lambda value: all(holds(table, name) for name in value))
-
-
-def dependent_required(dependencies: Any, _schema: Schema, _compiler: Compiler) -> Table:
-    rules = [(name, frozenset(needed)) for name, needed in dependencies.items()]
-    return only([dict], all_of([_depends(name, needed) for name, needed in rules]))
-
-
-def _depends(name: str, needed: frozenset[str]) -> Check:
-    return lambda value: name not in value or value.keys() >= needed
-
-
-def dependent_schemas(schemas: Any, _schema: Schema, compiler: Compiler) -> Table:
-    rules = [(name, compiler.table(schema)) for name, schema in schemas.items()]
-    return only([dict], all_of([_applies(name, table) for name, table in rules]))
-
-
-def _applies(name: str, table: Table) -> Check:
-    return lambda value: name not in value or holds(table, value)
-
-
-def dependencies(both: Any, schema: Schema, compiler: Compiler) -> Table:
-    lists = {name: needed for name, needed in both.items() if isinstance(needed, list)}
-    schemas = {name: needed for name, needed in both.items() if name not in lists}
-    tables = (
-        dependent_required(lists, schema, compiler),
-        dependent_schemas(schemas, schema, compiler),
-    )
-    return only([dict], all_of([table[dict] for table in tables]))
 
 
 _NUMBERS = (int, float)
@@ -173,14 +76,14 @@ def type_(names: Any, schema: Schema, compiler: Compiler) -> Table:
 
 def enum(values: Any, _schema: Schema, compiler: Compiler) -> Table:
     if not all(type(value) in TYPES for value in values):
-        raise TypeError("an enum of what is not JSON")
+        raise TypeError("an enum of values that JSON does not have")
     scalars = [value for value in values if type(value) not in _CONTAINERS]
     table: dict[type, Verdict] = {
         bool: _is_any_of([value for value in scalars if type(value) is bool]),
         NoneType: None in scalars,
         str: _is_any_of([value for value in scalars if type(value) is str]),
     }
-    # True is no 1, but 1.0 is.
+    # True is not equal to 1, but 1.0 is.
     number = _is_any_of([value for value in scalars if type(value) in _NUMBERS])
     table.update(dict.fromkeys(_NUMBERS, number))
     containers = [value for value in values if type(value) in _CONTAINERS]
@@ -221,7 +124,7 @@ def if_(condition: Any, schema: Schema, compiler: Compiler) -> Table:
 
 
 def format_(_name: Any, _schema: Schema, _compiler: Compiler) -> Table:
-    # jsonschema.validate() is not given a format checker.
+    # jsonschema.validate() gets no format checker.
     return ANYTHING
 
 
@@ -340,7 +243,7 @@ def contains_before_2019(schema: Any, _parent: Schema, compiler: Compiler) -> Ta
 def unique_items(is_wanted: Any, _schema: Schema, compiler: Compiler) -> Table:
     if not is_wanted:
         return ANYTHING
-    # Unlike elements' order, and NaN, make jsonschema's verdict hard to foretell.
+    # The library's verdict depends on the order of elements of different types, and on NaN.
     full = compiler.delegate({"uniqueItems": True})
 
     def check(values: list[Any]) -> bool:
@@ -349,3 +252,102 @@ def unique_items(is_wanted: Any, _schema: Schema, compiler: Compiler) -> Table:
         return full(values)
 
     return only([list], check)
+
+
+# Objects.
+
+
+def properties(schemas: Any, parent: Schema, compiler: Compiler) -> Table:
+    tables = {name: compiler.table(schema) for name, schema in schemas.items()}
+    needed = frozenset(parent.get("required", ()))
+    rules = [
+        (name, table, name in needed)
+        for name, table in tables.items()
+        if table != ANYTHING or name in needed
+    ]
+
+    def check(value: dict[str, Any]) -> bool:
+        for name, table, is_needed in rules:
+            if name in value:
+                each = value[name]
+                verdict = table[type(each)]
+                if verdict is not True and (verdict is False or not verdict(each)):
+                    return False
+            elif is_needed:
+                return False
+        return True
+
+    return only([dict], check if rules else True)
+
+
+def required(names: Any, parent: Schema, _compiler: Compiler) -> Table:
+    # `properties` checks the other names, together with their values.
+    needed = frozenset(names).difference(parent.get("properties", ()))
+    return only([dict], (lambda value: value.keys() >= needed) if needed else True)
+
+
+def additional_properties(schema: Any, parent: Schema, compiler: Compiler) -> Table:
+    table = compiler.table(schema)
+    if table == ANYTHING:
+        return ANYTHING
+    known = frozenset(parent.get("properties", {}))
+    patterns = "|".join(parent.get("patternProperties", {}))
+    search = re.compile(patterns).search if patterns else lambda _: None
+
+    def check(value: dict[str, Any]) -> bool:
+        if value.keys() <= known:
+            return True
+        return all(
+            name in known or search(name) is not None or holds(table, each)
+            for name, each in value.items()
+        )
+
+    return only([dict], check)
+
+
+def pattern_properties(schemas: Any, _schema: Schema, compiler: Compiler) -> Table:
+    rules = [
+        (re.compile(pattern).search, compiler.table(schema)) for pattern, schema in schemas.items()
+    ]
+
+    def check(value: dict[str, Any]) -> bool:
+        return all(
+            search(name) is None or holds(table, each)
+            for search, table in rules
+            for name, each in value.items()
+        )
+
+    return only([dict], check)
+
+
+def property_names(schema: Any, _schema: Schema, compiler: Compiler) -> Table:
+    table = compiler.table(schema)
+    return only([dict], lambda value: all(holds(table, name) for name in value))
+
+
+def dependent_required(dependencies: Any, _schema: Schema, _compiler: Compiler) -> Table:
+    rules = [(name, frozenset(needed)) for name, needed in dependencies.items()]
+    return only([dict], all_of([_depends(name, needed) for name, needed in rules]))
+
+
+def _depends(name: str, needed: frozenset[str]) -> Check:
+    return lambda value: name not in value or value.keys() >= needed
+
+
+def dependent_schemas(schemas: Any, _schema: Schema, compiler: Compiler) -> Table:
+    rules = [(name, compiler.table(schema)) for name, schema in schemas.items()]
+    return only([dict], all_of([_applies(name, table) for name, table in rules]))
+
+
+def _applies(name: str, table: Table) -> Check:
+    return lambda value: name not in value or holds(table, value)
+
+
+def dependencies(both: Any, schema: Schema, compiler: Compiler) -> Table:
+    lists = {name: needed for name, needed in both.items() if isinstance(needed, list)}
+    schemas = {name: needed for name, needed in both.items() if name not in lists}
+    tables = (
+        dependent_required(lists, schema, compiler),
+        dependent_schemas(schemas, schema, compiler),
+    )
+    return only([dict], all_of([table[dict] for table in tables]))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a schema says of each of JSON's types, and how such sayings are combined.
+"""Tables of verdicts, one verdict for each of JSON's types, and the ways to combine them.
 
-Most of what is in a message is settled by its type alone: a string where a string is asked for.
-A table says so without a call; where the value matters as well, it has the check to call.
+The type of a value alone settles most checks: a string where a string is wanted. A table gives
+such a verdict without a call. Where the value matters as well, the table has a function to call.
 
-Every verdict is exact, in both directions: ``not`` and ``oneOf`` turn one into the other. What is
-not exact is an exception instead.
+Every verdict is exact in both directions, since ``not`` and ``oneOf`` turn a "valid" into an
+"invalid" and back. A check that cannot be exact raises an exception instead.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeAlias
 
 Check: TypeAlias = Callable[[Any], bool]
 Verdict: TypeAlias = bool | Check
-# By exact type. A value of any other, which JSON does not have (headers may: a timestamp, a
-# subclass of int), is a KeyError.
+# By exact type. A value of another type is a KeyError. JSON has no other types; headers may have
+# them: a timestamp, a subclass of int.
 Table: TypeAlias = Mapping[type, Verdict]
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -26,18 +26,18 @@ TYPES = (dict, list, str, int, float, bool, NoneType)
 
 
 class Compiler(Protocol):
-    """What keywords need of the compiler."""
+    """The part of the compiler that keywords use."""
 
     def table(self, schema: Any) -> Table:
         """Compile a subschema."""
         ...
 
     def reference(self, ref: str) -> Table:
-        """Compile what a ``$ref`` refers to."""
+        """Compile the schema that a ``$ref`` refers to."""
         ...
 
     def delegate(self, schema: Schema) -> Check:
-        """Have jsonschema decide, on a schema without subschemas."""
+        """Return the library's own check for a schema without subschemas."""
         ...
 
 
@@ -45,7 +45,7 @@ Keyword: TypeAlias = Callable[[Any, Schema, Compiler], Table]
 
 
 def same(verdict: Verdict) -> Table:
-    """One verdict for every type."""
+    """Return a table with one verdict for every type."""
     return dict.fromkeys(TYPES, verdict)
 
 
@@ -53,32 +53,32 @@ ANYTHING = same(verdict=True)
 
 
 def only(kinds: Sequence[type], verdict: Verdict) -> Table:
-    """A keyword that concerns some types, and lets everything else be."""
+    """Return a table with *verdict* for *kinds*, in which all other types are valid."""
     return {**ANYTHING, **dict.fromkeys(kinds, verdict)}
 
 
 def holds(table: Table, value: Any) -> bool:
-    """Whether *value* is valid.
+    """Return whether *value* is valid.
 
     Raises:
-        KeyError: It is of a type that JSON does not have.
+        KeyError: The value has a type that JSON does not have.
     """
     verdict = table[type(value)]
     return verdict is True or (verdict is not False and verdict(value))
 
 
 def late(table: Table) -> Check:
-    """Check with a table that is not filled yet: a schema that refers to itself."""
+    """Return a check with a table that is filled later, for a schema that refers to itself."""
     return lambda value: holds(table, value)
 
 
 def combined(how: Callable[[Sequence[Verdict]], Verdict], tables: Sequence[Table]) -> Table:
-    """Combine tables type by type."""
+    """Combine *tables* type by type."""
     return {kind: how([table[kind] for table in tables]) for kind in TYPES}
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """``allOf``, and the keywords of one schema."""
+    """Return the verdict of ``allOf``, and of the keywords of one schema."""
     if any(verdict is False for verdict in verdicts):
         return False
     checks = _checks(verdicts)
@@ -95,7 +95,7 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def any_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """``anyOf``, and a list of types."""
+    """Return the verdict of ``anyOf``, and of a list of types."""
     if any(verdict is True for verdict in verdicts):
         return True
     checks = _checks(verdicts)
@@ -105,7 +105,7 @@ def any_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def one_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """``oneOf``: exactly one."""
+    """Return the verdict of ``oneOf``: exactly one is valid."""
     certain = sum(verdict is True for verdict in verdicts)
     checks = _checks(verdicts)
     if certain > 1:
@@ -118,7 +118,7 @@ def one_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def negated(verdict: Verdict) -> Verdict:
-    """``not``."""
+    """Return the verdict of ``not``."""
     if isinstance(verdict, bool):
         return not verdict
     return lambda value: not verdict(value)

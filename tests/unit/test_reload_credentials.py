@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a reload cannot read again, and how it knows."""
+"""A reload knows which credentials, and which copy of the file, it cannot read again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from consumer_framework.adapters import config
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.runtime import reload
 from consumer_framework.runtime.assembly import access
-from consumer_framework.runtime.reload import handed_over
+from consumer_framework.runtime.control.schema import (
+    FileText,
+    ProtocolError,
+    Reload,
+    decode_request,
+)
+from consumer_framework.runtime.reload import CredentialSnapshot, file_given
 
 
 @dataclass
@@ -89,77 +95,82 @@ def test_a_file_that_nobody_hands_over_says_how_it_would_be(closed):
 
 def test_a_reload_of_a_readable_file_without_credentials_has_nothing_to_say(host):
     host.write("", at=50)
-    before = handed_over(host.file, "sample")
-    before.refuse_stale()
+    before = CredentialSnapshot.take(host.file, "sample")
+    before.refuse_stale_copy()
     host.write("", at=200)
-    handed_over(host.file, "sample").refuse_stale()
-    assert before.not_reread(handed_over(host.file, "sample")) == ()
-    assert handed_over(None, "sample").not_reread(handed_over(None, "sample")) == ()
+    CredentialSnapshot.take(host.file, "sample").refuse_stale_copy()
+    assert before.notes_of_unchanged(CredentialSnapshot.take(host.file, "sample")) == ()
+    nothing = CredentialSnapshot.take(None, "sample")
+    assert nothing.notes_of_unchanged(nothing) == ()
 
 
 def test_a_closed_file_that_was_changed_since_the_start_is_refused(closed):
     closed.write("", at=50)
-    handed_over(closed.file, "sample").refuse_stale()
+    CredentialSnapshot.take(closed.file, "sample").refuse_stale_copy()
     os.utime(closed.file, (200, 200))
     with pytest.raises(ConfigurationError, match="cannot be read again: only root may") as caught:
-        handed_over(closed.file, "sample").refuse_stale()
+        CredentialSnapshot.take(closed.file, "sample").refuse_stale_copy()
     assert "run 'fm-consumer reload' as root" in str(caught.value)
     # systemd 260 makes a new copy for a reload.
     os.utime(closed.directory / "fm-consumer.toml", (300, 300))
-    handed_over(closed.file, "sample").refuse_stale()
+    CredentialSnapshot.take(closed.file, "sample").refuse_stale_copy()
     closed.file.unlink()
     with pytest.raises(ConfigurationError):
-        handed_over(closed.file, "sample").refuse_stale()
+        CredentialSnapshot.take(closed.file, "sample").refuse_stale_copy()
 
 
-def order_of(file, text):
-    return {"do": "reload", "file": {"path": str(file), "text": text}}
+def request_of(file, text):
+    return Reload(FileText(str(file), text))
 
 
 def test_a_closed_file_comes_with_roots_order_to_reload(closed):
     closed.write("topic_prefix = 'file'", at=200, copy="topic_prefix = 'copy'")
-    given = reload.given(order_of(closed.file, "topic_prefix = 'root'"), closed.file)
+    given = file_given(request_of(closed.file, "topic_prefix = 'root'"), closed.file)
     way = replace(access.from_inside(closed.file, "sample"), given=given)
     assert config.examine(closed.file, access=way).settings.topic_prefix == "root"
 
 
 @pytest.mark.parametrize(
-    "order",
+    "request_",
     [
-        {"do": "reload"},
-        {"do": "reload", "file": "x"},
-        {"do": "reload", "file": {"path": "/etc/other.toml", "text": ""}},
+        Reload(),
+        Reload(FileText("/etc/other.toml", "")),
     ],
 )
-def test_an_order_without_the_file_or_with_another_one_brings_nothing(closed, order):
+def test_an_order_without_the_file_or_with_another_one_brings_nothing(closed, request_):
     closed.write("")
-    assert reload.given(order, closed.file) is None
-    assert reload.given(order_of(closed.file, ""), None) is None
+    assert file_given(request_, closed.file) is None
+    assert file_given(request_of(closed.file, ""), None) is None
+
+
+def test_a_request_with_a_file_that_is_none_is_refused():
+    with pytest.raises(ProtocolError, match="no such request: reload: file"):
+        decode_request(b'{"do": "reload", "file": "x"}')
 
 
 def test_a_file_that_the_instance_may_read_is_read_by_itself(host):
     host.write("")
-    assert reload.given(order_of(host.file, "topic_prefix = 'root'"), host.file) is None
+    assert file_given(request_of(host.file, "topic_prefix = 'root'"), host.file) is None
 
 
 def test_credentials_that_systemd_did_not_make_anew_are_named(host):
     host.write('topic_prefix = "credential:b"\n[tls]\nca_cert = "credential:a"\n', at=50)
     host.give("a", "A", 100)
     host.give("fm-consumer.sample.b", "B", 100)
-    before = handed_over(host.file, "sample")
-    (line,) = before.not_reread(handed_over(host.file, "sample"))
+    before = CredentialSnapshot.take(host.file, "sample")
+    (line,) = before.notes_of_unchanged(CredentialSnapshot.take(host.file, "sample"))
     assert line.startswith("these credentials are as they were: a, b; if not, restart the instance")
     host.give("a", "A2", 200)
-    (line,) = before.not_reread(handed_over(host.file, "sample"))
+    (line,) = before.notes_of_unchanged(CredentialSnapshot.take(host.file, "sample"))
     assert line.startswith("these credentials are as they were: b; ")
 
 
 def test_a_credential_and_a_file_that_are_not_there_are_told_by_others(host):
     host.write('topic_prefix = "credential:gone"')
-    before = handed_over(host.file, "sample")
-    assert before.not_reread(handed_over(host.file, "sample")) == ()
+    before = CredentialSnapshot.take(host.file, "sample")
+    assert before.notes_of_unchanged(CredentialSnapshot.take(host.file, "sample")) == ()
     host.file.write_text("not TOML")
-    assert before.not_reread(handed_over(host.file, "sample")) == ()
+    assert before.notes_of_unchanged(CredentialSnapshot.take(host.file, "sample")) == ()
 
 
 # What an administrator sees.
@@ -198,4 +209,4 @@ def test_what_only_the_service_can_have_does_not_keep_others_from_looking(tmp_pa
 
 
 def test_the_module_says_nothing_of_paths_it_cannot_see(tmp_path):
-    assert reload._changed(tmp_path / "none") > 1 << 62
+    assert reload._changed_at(tmp_path / "none") > 1 << 62

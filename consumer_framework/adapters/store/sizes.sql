@@ -1,9 +1,9 @@
 -- SPDX-License-Identifier: GPL-2.0-or-later
--- Version 3: the size of a row is that of all it keeps, and damage to a row is noticed.
+-- Version 3: the size of a row counts all that it keeps, and damage to a row is noticed.
 
 -- Bytes: body, properties, reason and attempts.
 ALTER TABLE messages ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
--- Of what was received: see records.checksum_of. NULL for rows of older versions.
+-- Of the message as it was received: see records.checksum_of. NULL for rows of older versions.
 ALTER TABLE messages ADD COLUMN checksum INTEGER;
 
 UPDATE messages SET kept = length(body) + length(properties) + length(reason) + coalesce(

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Orders to replay and to drop, whoever gives them and goes away meanwhile."""
+"""Requests to replay and to drop rows, also of commands that go away meanwhile."""
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 
 from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.core.disposition import Ack, GiveBack, Halt
-from consumer_framework.runtime.control.requests import Orders
+from consumer_framework.runtime.control import schema
+from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.testing import make_delivery
 
 
@@ -20,7 +22,7 @@ class Bench:
         self.running = {}
         self.begun = []
         self.dropped: list[int] = []
-        self.orders = Orders(store, self.run, self.dropped.extend)
+        self.responder = Responder(store, self.run, self.dropped.extend)
 
     async def run(self, delivery):
         self.begun.append(delivery.row)
@@ -32,13 +34,14 @@ class Bench:
         return disposition
 
     def replay(self, *rows):
-        """Give an order; returns its command, and the answers that the command got."""
+        """Request a replay; returns the command's task, and the answers that it got, as JSON."""
         answers = []
 
         async def command():
-            async with contextlib.aclosing(self.orders.replay({"rows": rows})) as given:
+            async with contextlib.aclosing(self.responder.replay(schema.Replay(rows))) as given:
                 async for answer in given:
-                    answers.append(answer)  # noqa: PERF401 -- read meanwhile
+                    # Appended one by one: the test reads them meanwhile.
+                    answers.append(json.loads(schema.encode_answer(answer)))  # noqa: PERF401
 
         return asyncio.create_task(command()), answers
 
@@ -80,7 +83,7 @@ def test_a_row_whose_command_goes_away_is_run_to_its_end_and_those_after_it_stay
         await asyncio.wait([command])
         assert bench.states == {1: "replaying", 2: "quarantined"}, "nobody else may have it"
         await bench.end(1)
-        await bench.orders.finish()
+        await bench.responder.finish()
         assert bench.states == {2: "quarantined"}
         assert bench.begun == [1]
 
@@ -93,10 +96,10 @@ def test_a_command_that_goes_away_while_a_row_is_claimed_leaves_no_claim(play):
         await asyncio.sleep(0)
         command.cancel()
         await asyncio.wait([command])
-        await bench.until(lambda: bench.running or not bench.orders._replays)
+        await bench.until(lambda: bench.running or not bench.responder._replays)
         if bench.running:
             await bench.end(1, GiveBack())
-        await bench.orders.finish()
+        await bench.responder.finish()
         assert bench.states == {1: "quarantined", 2: "quarantined"}
 
     play(scenario)
@@ -166,7 +169,7 @@ def test_what_fails_in_a_replay_whose_command_is_gone_is_logged(play, caplog):
         command.cancel()
         await asyncio.wait([command])
         bench.running[1].set_exception(RuntimeError("a defect"))
-        await bench.orders.finish()
+        await bench.responder.finish()
         assert "a replay that nobody waits for has failed" in caplog.text
 
     play(scenario)
@@ -176,7 +179,7 @@ def test_a_replay_that_is_to_stop_ends_after_the_row_that_runs(play):
     async def scenario(bench):
         command, answers = bench.replay(1, 2)
         await bench.until(lambda: bench.running)
-        bench.orders.stop_replays()
+        bench.responder.stop_replays()
         await bench.end(1)
         await command
         assert answers == [{"begun": 1}, {"row": 1, "result": "succeeded", "reason": ""}]
@@ -188,8 +191,8 @@ def test_a_replay_that_is_given_up_leaves_its_rows_in_quarantine(play):
     async def scenario(bench):
         command, _ = bench.replay(1, 2)
         await bench.until(lambda: bench.running)
-        bench.orders.cancel()
-        await bench.orders.finish()
+        bench.responder.cancel()
+        await bench.responder.finish()
         assert bench.states == {1: "quarantined", 2: "quarantined"}
         await asyncio.wait([command])
 
@@ -200,8 +203,8 @@ def test_a_row_in_a_replay_is_not_dropped(play):
     async def scenario(bench):
         command, _ = bench.replay(1)
         await bench.until(lambda: bench.running)
-        answers = [answer async for answer in bench.orders.drop({"rows": [1, 2]})]
-        assert answers == [{"dropped": [2]}]
+        answers = [answer async for answer in bench.responder.drop(schema.Drop((1, 2)))]
+        assert answers == [schema.Dropped((2,))]
         assert bench.dropped == [2]
         await bench.end(1)
         await command

@@ -34,7 +34,9 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import Drop, Retry
-from consumer_framework.runtime.observe.log import LINES, QUIET, LogRecorder
+from consumer_framework.core.ports import Settled
+from consumer_framework.core.recovery import Decision
+from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog
 from consumer_framework.runtime.observe.wording import fate
 from consumer_framework.testing import make_delivery
 
@@ -62,8 +64,8 @@ def time() -> Time:
 
 
 @pytest.fixture
-def recorder(time: Time) -> LogRecorder:
-    return LogRecorder(time, time.reactor.callLater)
+def delivery_log(time: Time) -> DeliveryLog:
+    return DeliveryLog(time, time.reactor.callLater)
 
 
 class Log:
@@ -107,13 +109,19 @@ def fields(record: logging.LogRecord) -> dict[str, str]:
 
 
 @pytest.fixture
-def settle(recorder: LogRecorder):
+def settle(delivery_log: DeliveryLog):
     def settle_one(
         delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool = False
     ) -> None:
-        recorder.settled(delivery, outcome, disposition, void=void)
+        delivery_log.notify(settled(delivery, outcome, disposition, void=void))
 
     return settle_one
+
+
+def settled(
+    delivery: Delivery, outcome: Outcome, disposition: Disposition, *, void: bool = False
+) -> Settled:
+    return Settled(delivery, outcome, Decision(disposition, delivery.history), void)
 
 
 # The life of one message.
@@ -151,7 +159,7 @@ def test_a_message_that_fails_twice_and_then_succeeds_has_a_line_for_each(settle
     assert [f["FM_MESSAGE_ID"] for f in told] == ["1", "1", "1"]
     assert [f["FM_ATTEMPT"] for f in told] == ["1", "2", "3"]
     assert [f["FM_DISPOSITION"] for f in told] == ["hold", "defer", "ack"]
-    assert told[0]["FM_FINGERPRINT"] == "ValueError in unit/test_recorder.py:failure"
+    assert told[0]["FM_FINGERPRINT"] == "ValueError in unit/test_delivery_log.py:failure"
 
 
 def test_one_that_was_put_off_by_its_author_has_its_success_too(settle, log):
@@ -246,12 +254,12 @@ def test_what_is_more_than_so_many_lines_is_summed_up_when_five_minutes_are_over
     (record,) = log()
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "ValueError in unit/test_recorder.py:failure: 5 more times a message was held, "
+        "ValueError in unit/test_delivery_log.py:failure: 5 more times a message was held, "
         "without a line of its own"
     )
     assert fields(record) == {
         "FM_DISPOSITION": "hold",
-        "FM_FINGERPRINT": "ValueError in unit/test_recorder.py:failure",
+        "FM_FINGERPRINT": "ValueError in unit/test_delivery_log.py:failure",
     }
     assert time.reactor.getDelayedCalls() == []
 
@@ -266,26 +274,26 @@ def test_each_five_minutes_are_summed_up_by_themselves(settle, log, time):
     assert [re.findall(r"\d+", line)[0] for line in errors] == ["0", "2", "12", "22", "3"]
 
 
-def test_at_the_end_everything_is_summed_up(recorder, settle, log, time):
+def test_at_the_end_everything_is_summed_up(delivery_log, settle, log, time):
     for number in range(LINES + 5):
         settle(message(number), Failed(Retry("x")), Hold(0.0))
     log()
-    recorder.close()
+    delivery_log.close()
     assert log.lines() == [
         "WARNING Retry: 5 more times a message was held, without a line of its own"
     ]
     assert time.reactor.getDelayedCalls() == []
-    recorder.close()
+    delivery_log.close()
     assert log() == []
 
 
 def test_without_a_timer_the_next_news_bring_the_sum(time, log):
-    recorder = LogRecorder(time)
+    delivery_log = DeliveryLog(time)
     for number in range(LINES + 1):
-        recorder.settled(message(number), Failed(failure()), Hold(0.0), void=False)
+        delivery_log.notify(settled(message(number), Failed(failure()), Hold(0.0)))
     log()
     time.reactor.advance(QUIET)
-    recorder.settled(message(99), Failed(failure()), Hold(0.0), void=False)
+    delivery_log.notify(settled(message(99), Failed(failure()), Hold(0.0)))
     summary, again = log()
     assert "1 more times" in summary.getMessage()
     assert again.levelno == logging.ERROR
@@ -299,7 +307,7 @@ def test_every_message_that_is_quarantined_has_its_line(settle, log):
 
 
 def test_a_message_whose_failure_has_a_line_has_its_success_and_others_are_counted(
-    recorder, settle, log
+    delivery_log, settle, log
 ):
     for number in range(3 * LINES):
         settle(message(number), Failed(failure()), Hold(0.0))
@@ -309,7 +317,7 @@ def test_a_message_whose_failure_has_a_line_has_its_success_and_others_are_count
     told = [fields(record)["FM_MESSAGE_ID"] for record in log()]
     assert set(map(str, range(LINES))) <= set(told)
     assert len(told) == 2 * LINES
-    recorder.close()
+    delivery_log.close()
     assert [line.split(": ", 1)[1] for line in log.lines()] == [
         "20 more times a message was held, without a line of its own",
         "10 more times a message was acknowledged, without a line of its own",

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The requests that a running instance takes from operators, and its answers.
+
+Each is one JSON object on a line of its own. A client sends one request at a time. The instance
+sends any number of answers, and then ``"done"``, with ``"error"`` where something went wrong::
+
+    → {"do": "replay", "rows": [41]}
+    ← {"begun": 41}
+    ← {"row": 41, "result": "succeeded", "reason": ""}
+    ← {"done": true}
+
+:data:`REQUESTS` lists every request by its name; :func:`answers_of` lists the answers to one. A
+request of another version than 1 has a ``"version"``. Both sides ignore fields that they do not
+know, so that a command and an instance of neighboring releases understand each other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, Union, cast, get_args
+
+from pydantic import SkipValidation, TypeAdapter, ValidationError
+
+from consumer_framework.core.errors import FrameworkError, Problem
+from consumer_framework.core.secrets import redacted
+from consumer_framework.core.stats import Snapshot
+from consumer_framework.settings import Change, Takes
+
+VERSION = 1
+
+AnswerT = TypeVar("AnswerT", covariant=True)  # noqa: PLC0105 -- as typing's own are named
+
+
+class ProtocolError(FrameworkError):
+    """The other side sent a line that this side does not understand.
+
+    Args:
+        message: One line that says why.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[AnswerT]):
+    """A request; its type parameter is the union of its answers."""
+
+
+# The answers.
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Somebody listens."""
+
+    pong: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Counts(Snapshot):
+    """The counts since the instance started, and the number of handlers that run now."""
+
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """The state of an instance; see docs/reference/cli.md.
+
+    Attributes:
+        pid: Its process.
+        state: The name of its :class:`.State`, in lower case.
+        status: The line that ``systemctl status`` shows.
+        trouble: The reason why it does not consume; "" for none.
+        remarks: Other parts of that line.
+        broker: ``HOST:PORT``.
+        queues: The queues that it consumes from.
+        held: The number of messages that are held now.
+        lag: The number of messages that were ready in its queues; None where nobody asked.
+        rate: Messages handled in a second, lately.
+        up: Seconds since it started.
+        counts: The counts since then.
+        deferred: The number of deferred messages in its store.
+        quarantined: The number of messages in its store that wait for an operator.
+        next_due: When the first deferred message is due, in seconds since the epoch.
+    """
+
+    pid: int = 0
+    state: str = ""
+    status: str = ""
+    trouble: str = ""
+    remarks: tuple[str, ...] = ()
+    broker: str = ""
+    queues: tuple[str, ...] = ()
+    held: int = 0
+    lag: int | None = None
+    rate: float = 0.0
+    up: int = 0
+    counts: Counts = field(default_factory=Counts)
+    deferred: int = 0
+    quarantined: int = 0
+    next_due: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The rows that were dropped."""
+
+    dropped: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """The row of the edited copy; None where the original is no longer quarantined."""
+
+    row: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line about the event that the instance waits for before it goes on."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The row that begins to run."""
+
+    begun: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The result of a row: ``succeeded``, ``failed``, ``skipped``, or the name of a disposition."""
+
+    row: int
+    result: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """The result of a reload.
+
+    Attributes:
+        result: ``refused``, ``unchanged`` or ``reloaded``.
+        changes: The differences between the file and the settings that were in force.
+        problems: The reasons for a refusal; none otherwise.
+        notes: Credentials that could not be read again.
+    """
+
+    result: str
+    changes: tuple[Change, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def waiting(self) -> tuple[Change, ...]:
+        """Return the changes that wait for a restart."""
+        return tuple(change for change in self.changes if change.takes is Takes.RESTART)
+
+
+# The requests.
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Request[Pong]):
+    """Show that somebody listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Request[StatusReport]):
+    """Report the state of the instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Request[Dropped]):
+    """Lose these rows for ever."""
+
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit(Request[Edited]):
+    """Let a copy with this JSON body stand for a quarantined row."""
+
+    row: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Replay(Request[Step | Begun | Replayed]):
+    """Run these rows again, one after the other."""
+
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileText:
+    """A configuration file that only root may read.
+
+    Attributes:
+        path: Its absolute path.
+        text: Its bytes as text; those that are no UTF-8 are surrogates (:pep:`383`).
+    """
+
+    path: str
+    text: SkipValidation[str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reload(Request[Step | ReloadReport]):
+    """Read the configuration again, or take the text of the file that comes with the request."""
+
+    file: FileText | None = None
+
+
+REQUESTS = MappingProxyType(
+    {kind.__name__.lower(): kind for kind in (Ping, Status, Drop, Edit, Replay, Reload)}
+)
+
+
+def answers_of(kind: type[Request[Any]]) -> tuple[type, ...]:
+    """Return the types of the answers to a request."""
+    (answers,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]
+    return get_args(answers) or (answers,)
+
+
+# Lines of JSON.
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of the answers, with one line about the error, if there was one."""
+
+    done: bool = True
+    error: str | None = None
+
+
+def encode_request(request: Request[Any]) -> bytes:
+    """Return the line of a request, without its end."""
+    return json.dumps({"do": type(request).__name__.lower(), **document_of(request)}).encode()
+
+
+def decode_request(line: bytes) -> Request[Any]:
+    """Read the line of a request.
+
+    Raises:
+        ProtocolError: It is no request, or one of another version.
+    """
+    document = _document(line)
+    version = document.get("version", VERSION)
+    if version != VERSION:
+        wrong = f"version {version!r} is not understood; this instance speaks version {VERSION}"
+        raise ProtocolError(wrong)
+    name = document.get("do")
+    kind = REQUESTS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ProtocolError(f"no such request: {name!r}")
+    return cast("Request[Any]", _checked((kind,), document, f"no such request: {name}"))
+
+
+def encode_answer(answer: object) -> bytes:
+    """Return the line of an answer, or of :class:`Done`, without its end and without secrets."""
+    return json.dumps(redacted(document_of(answer))).encode()
+
+
+def decode_answer(request: Request[AnswerT], line: bytes) -> AnswerT | Done:
+    """Read the line of an answer to *request*.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    document = _document(line)
+    kinds = (Done,) if document.get("done") is True else answers_of(type(request))
+    return cast("AnswerT | Done", _checked(kinds, document, "the answer is not understood"))
+
+
+def document_of(value: Any) -> dict[str, Any]:
+    """Return a request or an answer as a JSON object."""
+    # A part that is optional is left out; the null of another answer means something.
+    is_sparse = isinstance(value, Reload | Done)
+    document = asdict(value, dict_factory=_object)
+    return {key: part for key, part in document.items() if part is not None or not is_sparse}
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in items}
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ProtocolError("no JSON object")
+    return document
+
+
+def _checked(kinds: tuple[type, ...], document: dict[str, Any], wrong: str) -> object:
+    try:
+        return _adapter(kinds).validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ProtocolError(f"{wrong}: {place}: {first['msg']}".replace("\n", " ")) from None
+
+
+@cache
+def _adapter(kinds: tuple[type, ...]) -> TypeAdapter[object]:
+    return TypeAdapter(Union[kinds])  # type: ignore[arg-type]  # noqa: UP007 -- a tuple
