@@ -468,10 +468,10 @@ def test_a_cancelled_handler_that_returns_has_succeeded_and_one_that_raises_was_
 
 def test_an_awaitable_that_is_cancelled_before_it_begins_has_failed_and_is_in_no_handler():
     async def scenario():
-        async with Slots(lambda _: asyncio.sleep(PATIENCE)) as slots:
+        async with Slots(lambda _: defer.Deferred()) as slots:
             run = slots.run(1)
-            # Each turn of the loop, so that the turn before the task's first step is one of them.
-            while not slots.executor.cancel():
+            # In each turn of the loop: one of them is before the task's first step.
+            while not slots.executor.cancel():  # noqa: ASYNC110 -- likewise
                 await asyncio.sleep(0)
             outcome = await run
             assert isinstance(outcome, Failed)
