@@ -124,7 +124,7 @@ def cut_short(instance: Instance) -> None:
     executor = instance.executor
     if executor is not None:
         guilty = [delivery for run in executor.overruns() for delivery in run.deliveries]
-        instance.files.flight.spare(guilty)
+        instance.files.flight.charge_only(guilty)
         cancelled = executor.cancel()
         for delivery in instance.running:
             what = "is cancelled in" if delivery in cancelled else "is left in"

@@ -106,7 +106,7 @@ class Watchdog:
         if not self._is_alarmed:
             self._is_alarmed = True
             guilty = [delivery for run in facts.overruns for delivery in run.deliveries]
-            self._instance.files.flight.spare(guilty)
+            self._instance.files.flight.charge_only(guilty)
             _log.critical(
                 "stuck, and to be restarted: %s; what every thread does follows",
                 reason,

@@ -25,7 +25,7 @@ class Flight:
     def __init__(self):
         self.charged = None
 
-    def spare(self, guilty):
+    def charge_only(self, guilty):
         self.charged = list(guilty)
 
 

@@ -203,9 +203,7 @@ def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
     found.call(check_logging, settings, source)
     # It reports every problem of the callback, and of its settings.
     found.call(make_plan, options, settings, absent)
-    target = Collector().call(
-        loader.target_of, options.callback, options.callback_file, settings.callback, source
-    )
+    target = Collector().call(loader.target_of, options, settings.callback)
     framework = settings.framework
     if target is not None:
         framework = framework_in_force(framework, target)
