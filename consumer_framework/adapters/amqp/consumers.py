@@ -216,7 +216,7 @@ class Consumers:
         try:
             await self._consume(subscription)
         except defer.CancelledError:
-            # The broker may have confirmed already: what it sends goes back with the channel.
+            # The broker may have confirmed already: its deliveries go back with the channel.
             channel.close()
             raise
         self._subscriptions[name] = subscription
@@ -462,16 +462,17 @@ def _receiver(
         body: bytes,
     ) -> None:
         subscription.latest_tag = tag
+        # By position, which costs less than by keyword.
         delivery = Delivery(
-            queue=queue,
-            generation=generation,
-            delivery_tag=tag,
-            redelivered=redelivered,
-            exchange=readable(exchange),
-            routing_key=readable(routing_key),
-            properties=properties,
-            body=body,
-            received_at=time.time(),
+            queue,
+            generation,
+            tag,
+            redelivered,
+            readable(exchange),
+            readable(routing_key),
+            properties,
+            body,
+            time.time(),
             arrived_at=time.monotonic(),
         )
         if subscription.is_wanted:
@@ -507,7 +508,7 @@ class BindingChanges:
 
     @property
     def are_due(self) -> bool:
-        """Whether there are any."""
+        """True if there are any."""
         return bool(self._to_bind or self._to_unbind)
 
     def add(self, bound: Sequence[Bound], unbound: Sequence[Bound]) -> None:
