@@ -29,7 +29,7 @@ from consumer_framework.runtime.observe.log import DeliveryLog
 from consumer_framework.runtime.observe.status import InstanceStatus
 
 from .deadline import Deadline
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, Ports
 from .memory_relief import MemoryRelief
 from .read_ahead import ReadAhead
 
@@ -142,16 +142,13 @@ class Instance:
         )
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
+        observer = Observers(self.counters, self.log)
         self.dispatcher = Dispatcher(
             self.plan,
-            channels,
-            self.files.store,
-            self.files.flight,
-            Observers(self.counters, self.log),
-            clock,
+            Ports(channels, self.files.store, self.files.flight, observer, clock),
             reactor,
             self.gate,
-            halt=self._halted,
+            self._halted,
         )
         self.dispatcher.limit_of = self._delivery_limit
         self.session.take_always(self.dispatcher.is_near_limit)
