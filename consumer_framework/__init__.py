@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Host fedora-messaging consumers as systemd services that do not lose messages.
 
-For authors of consumers: the base class, and what a handler may raise besides errors. The
-exceptions of the same meaning in ``fedora_messaging.exceptions`` (``Nack``, ``Drop``,
-``HaltConsumer``) are understood as well.
-
-For a ``[log_config]`` of one's own: a handler that sends records to systemd's journal.
+This package has the public names for authors of consumers, and nothing else: the base classes,
+the exceptions that a handler raises on purpose, helpers for handlers, and a log handler for a
+``[log_config]`` that sends records to systemd's journal. A handler may also raise ``Nack``,
+``Drop`` and ``HaltConsumer`` of ``fedora_messaging.exceptions``.
 """
 
 from consumer_framework.adapters.systemd.journald import JournalHandler
@@ -24,8 +23,7 @@ from consumer_framework.core.errors import (
     Retry,
     Skip,
 )
-
-from .settings import Recovery
+from consumer_framework.settings import Recovery
 
 __all__ = [
     "Batch",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The machine's time."""
+"""The machine's clock."""
 
 from __future__ import annotations
 

@@ -1,18 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Remembers which messages were in a handler when the process died.
+"""The flight recorder: remembers the messages that were in a handler when the process died.
 
-The file ``flight`` in the state directory is mapped into memory (mmap(2), ``MAP_SHARED``), so what
-is written there belongs to the kernel at once: it outlives SIGKILL, the OOM killer and abort(3)
-without a system call per message. Nothing is ever synced: **a loss of power, or a crash of the
-kernel, may lose it**. Then a deadly message gets one run too many; no message is lost.
+A message is *in flight* from :meth:`Flight.took_off` to :meth:`Flight.landed`. When a process dies,
+each message in flight is charged with one *crash*. The next process reads these charges, and its
+recovery policy stops a message that has killed too many processes.
 
-The file is a header and records: one for each message in flight, and one for each that crashed an
-earlier process and is not settled yet. A record's first byte says what it is. It says "empty"
-while the rest is written, changes last, and is all that changes when the record is emptied: a
-process that dies between any two bytes leaves the old state or the new one. The checksum finds
-what else may happen to a file: no message is charged with such a *torn* record.
+The file ``flight`` in the state directory is mapped into memory (mmap(2), ``MAP_SHARED``), so each
+written byte belongs to the kernel at once. It outlives SIGKILL, the OOM killer and abort(3) without
+a system call per message. Nothing is ever synced: **a loss of power, or a crash of the kernel, may
+lose it**. Then a deadly message gets one run too many; no message is lost.
 
-A new process writes a new file and renames it over the old one: dying meanwhile loses nothing.
+The file is a header, followed by records of 256 bytes: one for each message in flight, and one for
+each message that crashed an earlier process and is not settled yet. ::
+
+    0      1          5         9     25        27
+    ┌──────┬──────────┬─────────┬─────┬─────────┬───────────────────────────────┐
+    │ kind │ checksum │ crashes │ key │ length  │ label: queue, NUL, message id │
+    └──────┴──────────┴─────────┴─────┴─────────┴───────────────────────────────┘
+
+The kind is "empty", "flying" or "crashed". It is "empty" while the other bytes are written, and
+is written last; to empty a record, only the kind changes. So a process that dies between any two
+bytes leaves the old state or the new one. The checksum finds all other damage to a file: no message
+is charged with such a *torn* record.
+
+A new process writes a new file and renames it over the old one. A process that dies meanwhile loses
+nothing.
 
 ``python benchmarks/flight.py`` measured 1.7 µs per message, took off and landed, and 2.5 µs for one
 of 1 kB without a message id (medians of 7 runs; Python 3.11, x86-64 with SHA instructions).
@@ -43,8 +55,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NAME = "flight"
-# Messages that crashed a process and did not come again since. Those that another consumer took
-# never do, so there must be an end.
+# Messages that crashed a process and did not come again since. A message that another consumer took
+# never comes again, so their number must be limited.
 REMEMBERED = 1024
 
 # Bytes; the header takes as many, so that no record lies on two pages.
@@ -54,7 +66,7 @@ _HEADER = "fm-flight 1\n%d bytes\n"
 _CHECKSUM = struct.Struct("<I")
 _KEY = 16
 _BODY = struct.Struct(f"<I{_KEY}sH")  # crashes, key, label's length; then the label
-# In the field of the crashes: the last of them was the watchdog's doing.
+# A bit in the field of the crashes: the watchdog caused the last crash.
 _HUNG = 1 << 31
 _BODY_AT = 1 + _CHECKSUM.size
 _LABEL_AT = _BODY_AT + _BODY.size
@@ -68,14 +80,14 @@ Buffer: TypeAlias = mmap.mmap | bytearray
 
 
 @dataclass(frozen=True, slots=True)
-class Survivor:
-    """A message that a process died with.
+class CrashRecord:
+    """A message that was in a handler when a process died.
 
     Attributes:
-        key: What it is recognised by when it comes again.
+        key: Recognizes the message when it comes again.
         label: Its queue, NUL and its message id, in UTF-8, cut off after about 200 bytes.
-        crashes: How many processes died with it.
-        hung: The last of them was restarted, for its handler did not return in time.
+        crashes: The number of processes that died with it.
+        hung: True where the last of them was restarted since its handler did not return in time.
     """
 
     key: bytes
@@ -95,24 +107,24 @@ class Survivor:
 
 
 @dataclass(frozen=True, slots=True)
-class Wreckage:
-    """What the former process left.
+class Records:
+    """The records that the former process left.
 
     Attributes:
-        survivors: The messages that were in a handler when it died, each with all its crashes.
-        remembered: Those that crashed earlier processes and are not settled; oldest first.
-        torn: Damaged records: that many messages crashed a process, and nobody knows which.
+        in_flight: The messages that were in a handler when it died, each with all its crashes.
+        remembered: The messages that crashed earlier processes and are not settled; oldest first.
+        torn: The number of damaged records: their messages are not known.
     """
 
-    survivors: tuple[Survivor, ...] = ()
-    remembered: tuple[Survivor, ...] = ()
+    in_flight: tuple[CrashRecord, ...] = ()
+    remembered: tuple[CrashRecord, ...] = ()
     torn: int = 0
 
 
 class Flight:
-    """A :class:`.FlightRecorder` in *buffer*, which holds what :func:`image` makes.
+    """A :class:`.FlightRecorder` in *buffer*, a map of a file that :func:`image` made.
 
-    Not for two processes at once: whoever opens it holds the state directory (the store's lock).
+    Two processes must not use one file: the process that has the lock of the store may open it.
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -125,40 +137,43 @@ class Flight:
         self._crashed = {record.key: (at, record) for at, record in known if record}
 
     @classmethod
-    def open(cls, directory: Path, places: int) -> tuple[Self, Wreckage]:
-        """Read what the former process left in *directory*, and start anew.
+    def open(cls, directory: Path, places: int) -> tuple[Self, Records]:
+        """Read the records of the former process in *directory*, and start a new file.
 
         The file gets all its room on the disk here (posix_fallocate(3)): a process that writes to
         a mapped page that the disk has no room for dies (mmap(2), SIGBUS). On btrfs this holds
         because the file is not copied on write (``FS_NOCOW_FL``), seen with Linux 6.18.
 
         A file that is damaged or of another version is renamed to ``flight.bad-TIME``, with a
-        warning, in the place of an earlier one.
+        warning; an earlier file of that name is deleted.
 
         Args:
             directory: The state directory, which must exist.
-            places: How many messages are in a handler at most, 1 or more.
+            places: The greatest number of messages that are in a handler at once, 1 or more.
 
         Raises:
-            StoreError: The file cannot be read or written there, or the disk is full. What the
-                former process left is still there.
+            StoreError: The file cannot be read or written there, or the disk is full. The records
+                of the former process are still there.
         """
         path = directory / NAME
         try:
             former = _read(path)
-            crashed = _count((*former.remembered, *former.survivors))
+            crashed = _count((*former.remembered, *former.in_flight))
             flight = cls(_create(path, image(places, crashed.values())))
         except OSError as error:
             lasting = isinstance(error, PermissionError | IsADirectoryError)
             raise StoreError(f"{path}: {error.strerror or error}", lasting=lasting) from error
-        survivors = tuple(crashed[key] for key in _count(former.survivors))
-        return flight, replace(former, survivors=survivors)
+        in_flight = tuple(crashed[key] for key in _count(former.in_flight))
+        return flight, replace(former, in_flight=in_flight)
 
     def took_off(self, delivery: Delivery) -> int:
-        """Note that the handler starts on *delivery*, which crashed ``history.crashes`` before.
+        """Note that the handler starts on *delivery*, with the crashes of its history.
+
+        Returns:
+            The place to give to :meth:`landed`.
 
         Raises:
-            RuntimeError: More messages are in handlers than :meth:`open` was told.
+            RuntimeError: Messages are in all places.
         """
         if not self._free:
             raise RuntimeError("more messages are in handlers than the flight recorder has places")
@@ -168,10 +183,10 @@ class Flight:
         return place
 
     def landed(self, place: int) -> None:
-        """Note that the handler is done.
+        """Note that the handler is done with the message in *place*.
 
         Raises:
-            ValueError: Nothing took off from *place*.
+            ValueError: No message took off from *place*.
         """
         if self._buffer[place] != _FLYING and place not in self._spared:
             raise ValueError(f"nothing took off from place {place}")
@@ -179,10 +194,10 @@ class Flight:
         self._buffer[place] = _EMPTY
         self._free.append(place)
 
-    def spare(self, guilty: Iterable[Delivery]) -> None:
-        """Charge nothing that is in a handler with the death of this process, but the *guilty*.
+    def charge_only(self, guilty: Iterable[Delivery]) -> None:
+        """Charge only the *guilty* of the messages in flight with the death of this process.
 
-        They did not return in time, and the next process is to know it.
+        Their handlers did not return in time, and the next process will know that.
         """
         charged = {_identify(delivery)[0] for delivery in guilty}
         for at in self._records:
@@ -195,20 +210,20 @@ class Flight:
                 self._buffer[at] = _EMPTY
 
     def crashes_of(self, delivery: Delivery) -> int:
-        """How many earlier processes died with this message, as far as that is remembered.
+        """Return the number of earlier processes that died with this message.
 
-        :data:`REMEMBERED` messages are, and as many as were in flight at once if that is more;
-        the one that crashed longest ago is forgotten first.
+        The crashes of :data:`REMEMBERED` messages are known, or of as many as were in flight at
+        once if that is more. The message that crashed longest ago is forgotten first.
         """
         record = self._record_of(delivery)
         return record.crashes if record is not None else 0
 
     def has_hung(self, delivery: Delivery) -> bool:
-        """Whether the last of them was restarted because its handler did not return in time."""
+        """Tell whether the last of them was restarted since its handler did not return in time."""
         record = self._record_of(delivery)
         return record is not None and record.hung
 
-    def _record_of(self, delivery: Delivery) -> Survivor | None:
+    def _record_of(self, delivery: Delivery) -> CrashRecord | None:
         if not self._crashed:
             return None
         return self._crashed.get(_identify(delivery)[0], (0, None))[1]
@@ -223,13 +238,17 @@ class Flight:
             self._free.append(place)
 
     def close(self) -> None:
-        """Let go of the file. What has not landed will count as a crash."""
+        """Close the file. The next process charges the messages in flight with a crash."""
         if isinstance(self._buffer, mmap.mmap):
             self._buffer.close()
 
 
-def image(places: int, crashed: Iterable[Survivor] = ()) -> bytearray:
-    """Make the contents of a new file: nothing in flight, and who *crashed*, oldest first.
+def image(places: int, crashed: Iterable[CrashRecord] = ()) -> bytearray:
+    """Return the contents of a new file, with no message in flight.
+
+    Args:
+        places: The greatest number of messages that are in a handler at once.
+        crashed: The messages to remember, oldest first.
 
     Raises:
         ValueError: *places* is not positive.
@@ -246,14 +265,15 @@ def image(places: int, crashed: Iterable[Survivor] = ()) -> bytearray:
 
 
 def _identify(delivery: Delivery) -> tuple[bytes, bytes]:
-    """Give the key and the label of a message.
+    """Return the key and the label of a message.
 
-    No queue's name starts with NUL. The body's length keeps its bytes out of the routing key.
-    SHA-256 is fast on most processors, and not forbidden on any machine (FIPS mode).
+    A key without a message id starts with NUL, which no queue's name does. The body's length keeps
+    its bytes apart from the routing key. SHA-256 is fast on most processors, and every machine
+    allows it (FIPS mode).
     """
     message_id = delivery.message_id
     if message_id:
-        # An id may be no valid text, and must not raise. Two messages may have one id, and a
+        # An id that is no valid text must not raise. Two messages may have the same id, and a
         # checksum of their bodies costs next to nothing.
         label = f"{delivery.queue}\0{message_id}".encode("utf-8", "surrogatepass")
         rest = f"\0{delivery.routing_key}\0{len(delivery.body)}\0{crc32(delivery.body)}"
@@ -269,47 +289,51 @@ def _write(  # noqa: PLR0913, PLR0917 -- no object for them: it would cost a fif
 ) -> None:
     body = _BODY.pack(crashes, key, len(label)) + label
     buffer[at + 1 : at + _BODY_AT + len(body)] = _CHECKSUM.pack(crc32(body, kind)) + body
-    # Last: until here, the record is empty.
+    # Last: the record is empty until now.
     buffer[at] = kind
 
 
-def _decode(contents: Buffer | bytes, at: int) -> Survivor | None:
-    """Read the record *at* that offset; None for a torn one."""
+def _decode(contents: Buffer | bytes, at: int) -> CrashRecord | None:
+    """Return the record at offset *at*, None for a torn one."""
     (checksum,) = _CHECKSUM.unpack_from(contents, at + 1)
     crashes, key, length = _BODY.unpack_from(contents, at + _BODY_AT)
     body = contents[at + _BODY_AT : at + min(RECORD, _LABEL_AT + length)]
     if crc32(body, contents[at]) != checksum:
         return None
-    return Survivor(key, bytes(body[_BODY.size :]), crashes & ~_HUNG, bool(crashes & _HUNG))
+    return CrashRecord(key, bytes(body[_BODY.size :]), crashes & ~_HUNG, bool(crashes & _HUNG))
 
 
-def _read(path: Path) -> Wreckage:
-    """Read what the former process left; what is no such file is set aside."""
+def _read(path: Path) -> Records:
+    """Return the records of the former process; rename a file that cannot be read."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             is_ours = file.read(RECORD) == _header(size)
             records = file.read(size) if is_ours else b""
     except FileNotFoundError:
-        return Wreckage()
+        return Records()
     if not is_ours:
         aside = _set_aside(path)
         _log.warning("%s is damaged or of another version: now %s, crashes forgotten", path, aside)
-        return Wreckage()
-    wreckage = examine(records)
-    if wreckage.torn:
-        _log.warning("%s: %d records are damaged and left out", path, wreckage.torn)
-    return wreckage
+        return Records()
+    found = read_records(records)
+    if found.torn:
+        _log.warning("%s: %d records are damaged and left out", path, found.torn)
+    return found
 
 
 def _header(size: int) -> bytes:
-    """Give the header of a file of *size* bytes: there is just one, so that none is half right."""
+    """Return the header of a file of *size* bytes: no other header is valid."""
     return (_HEADER % size).encode().ljust(RECORD, b"\0")
 
 
-def examine(records: bytes) -> Wreckage:
-    """Read what follows the header of a dead process's file; its survivors count that crash."""
-    found: dict[int, list[Survivor]] = {_FLYING: [], _CRASHED: []}
+def read_records(records: bytes) -> Records:
+    """Return the records of a dead process; each message in flight has one more crash.
+
+    Args:
+        records: The bytes after the header.
+    """
+    found: dict[int, list[CrashRecord]] = {_FLYING: [], _CRASHED: []}
     torn = 0
     for at in range(0, len(records), RECORD):
         if records[at] == _EMPTY:
@@ -319,13 +343,13 @@ def examine(records: bytes) -> Wreckage:
             torn += 1
         else:
             found[records[at]].append(record)
-    survivors = (replace(one, crashes=one.crashes + 1) for one in found[_FLYING])
-    return Wreckage(tuple(survivors), tuple(found[_CRASHED]), torn)
+    in_flight = (replace(one, crashes=one.crashes + 1) for one in found[_FLYING])
+    return Records(tuple(in_flight), tuple(found[_CRASHED]), torn)
 
 
-def _count(records: Iterable[Survivor]) -> dict[bytes, Survivor]:
+def _count(records: Iterable[CrashRecord]) -> dict[bytes, CrashRecord]:
     """Keep each message once, with its highest count, in the order of the last crashes."""
-    counts: dict[bytes, Survivor] = {}
+    counts: dict[bytes, CrashRecord] = {}
     for record in records:
         known = counts.pop(record.key, record)
         counts[record.key] = max(known, record, key=lambda one: one.crashes)
@@ -348,7 +372,7 @@ def _create(path: Path, contents: bytearray) -> mmap.mmap:
     try:
         new.unlink(missing_ok=True)
         with new.open("x+b") as file:
-            # The ids of messages are nobody else's business.
+            # No other user may read the ids of messages.
             os.fchmod(file.fileno(), 0o600)
             with suppress(OSError):  # most filesystems do not know it, nor need it
                 ioctl(file, _SET_FLAGS, _NO_COPY_ON_WRITE)
@@ -358,7 +382,7 @@ def _create(path: Path, contents: bytearray) -> mmap.mmap:
             mapped = mmap.mmap(file.fileno(), len(contents))
         new.replace(path)
     except OSError:
-        # What little room there is on the disk is not for half a file.
+        # Half a file must not use up the little room that the disk has.
         with suppress(OSError):
             new.unlink()
         raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Several messages that a handler gets at once."""
+"""The messages that a batch handler gets at once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Batch(Sequence["Message"]):
-    """The messages of one call of ``handle_batch``, each with its own fate.
+    """The messages of one call of ``handle_batch``, each with an outcome of its own.
 
-    A batch handler that returns has handled every message, except those it has called
-    :meth:`fail` for. One that raises has failed with all the others.
+    A batch handler that returns has handled every message, except those for which it called
+    :meth:`fail`. A batch handler that raises has failed with all the others.
 
     Args:
-        messages: In the order in which they came.
+        messages: The messages, in the order in which they came.
     """
 
     def __init__(self, messages: Iterable[Message]) -> None:
@@ -39,12 +39,12 @@ class Batch(Sequence["Message"]):
         return self._messages[index]
 
     def fail(self, message: Message, error: BaseException) -> None:
-        """Say that *message* was not handled.
+        """Mark *message* as not handled. A second call for a message replaces the error.
 
         Args:
-            message: One of the batch, the very object.
-            error: What ``handle`` would have raised for it: a signal, or anything else. The
-                last one counts.
+            message: An object of this batch. An equal message that is another object is refused.
+            error: The exception that ``handle`` would have raised for the message: a signal such
+                as :class:`.Retry`, or any other exception.
 
         Raises:
             ValueError: *message* is not in the batch.
@@ -56,5 +56,5 @@ class Batch(Sequence["Message"]):
         raise ValueError("this message is not in the batch")
 
     def error_of(self, index: int) -> BaseException | None:
-        """What the message at *index* failed with, as far as :meth:`fail` was told."""
+        """Return the error that :meth:`fail` got for the message at *index*, or None."""
         return self._errors.get(index)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base class that authors of consumers may use."""
+"""The base classes that a consumer may have."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Consumer(ABC):
     """A message consumer that is built from ``[consumer_config]``.
 
-    A subclass implements :meth:`handle`. Where it has a nested ``Config`` -- a pydantic model, a
-    dataclass or a ``TypedDict`` -- the ``[consumer_config]`` table is parsed and checked with
-    it, and an instance that does not fit never starts::
+    A subclass implements :meth:`handle`. It may have a nested class ``Config``: a pydantic model,
+    a dataclass or a ``TypedDict``. The ``[consumer_config]`` table is parsed and validated with
+    it, and an instance with an invalid table does not start::
 
         class Sample(Consumer):
             class Config(pydantic.BaseModel):
@@ -33,20 +33,24 @@ class Consumer(ABC):
                     print(message.summary)
 
     Each of ``setup``, ``handle`` and ``teardown`` may be a plain method or a coroutine method.
-    Plain ones run in a thread of their own and may block; the connection's heartbeats never wait
-    for them. Coroutine methods run on the process's event loop and must not block. ``__init__``
-    runs on the event loop's thread, while the loop runs.
+    Plain methods run in a thread of their own and may block; the connection's heartbeats never
+    wait for them. Coroutine methods run on the process's event loop and must not block.
+    ``__init__`` runs on the event loop's thread, while the loop runs.
 
-    With ``ordering = "key"`` and no ``ordering_key`` in the file, a subclass has a method
-    ``ordering_key(self, message)`` as well: messages with the same key, a text or a number, are
-    handled one after the other and in their order. It runs on the event loop, and must be quick.
+    With ``ordering = "key"`` and no ``ordering_key`` in the file, a subclass also implements
+    ``ordering_key(self, message)``, which returns a string or a number. Messages with the same key
+    are handled one after the other and in their order. The method runs on the event loop, and must
+    be quick.
+
+    Args:
+        config: The value of the attribute ``config``.
 
     Attributes:
-        recovery: What happens when the handler fails; what the configuration file says in
-            ``[consumer_config.framework.recovery]`` stands before it.
+        recovery: The treatment of failures. Keys in the configuration file, in
+            ``[consumer_config.framework.recovery]``, take precedence.
         config: ``[consumer_config]`` without its ``framework`` table, as an instance of
-            ``Config``; the plain dict where the class has none.
-        state_dir: Where this consumer may keep files.
+            ``Config``; as a dict where the class has no ``Config``.
+        state_dir: The directory for files that this consumer keeps.
     """
 
     Config: ClassVar[Any] = None
@@ -60,15 +64,15 @@ class Consumer(ABC):
 
     @property
     def state_dir(self) -> Path:
-        """Return the directory for files that this consumer keeps; make it where it is missing.
+        """Return the directory for files that this consumer keeps; create it where it is missing.
 
-        It is ``files`` in the state directory of the instance: it outlives restarts, and the
+        It is ``files`` in the state directory of the instance. It outlives restarts, and the
         sandbox of the shipped unit lets the consumer write there. Each worker of a scaled
         instance has a directory of its own. In the test harness it is a temporary directory.
 
         Raises:
-            OSError: The directory cannot be made.
-            RuntimeError: No host made this consumer.
+            OSError: The directory cannot be created.
+            RuntimeError: The consumer was made neither by an instance nor by the test harness.
         """
         directory: Path | None = getattr(self, "_state_dir", None)
         if directory is None:
@@ -77,52 +81,65 @@ class Consumer(ABC):
         return directory
 
     def setup(self) -> Any:  # noqa: B027 -- optional
-        """Open what :meth:`handle` needs. Runs once, before the first message.
+        """Open the resources of :meth:`handle`. Runs once, before the first message.
 
-        With one slot it runs in the thread that :meth:`handle` runs in, so that a database
-        connection made here may be used there.
+        With one slot it runs in the same thread as :meth:`handle`, so a database connection made
+        here may be used there.
+
+        Raises:
+            DependencyFault: The instance makes another object later, and calls its ``setup``.
+                Other exceptions that mean a broken dependency have the same effect.
+            Exception: Any other exception ends the start of the instance.
         """
 
     @abstractmethod
     def handle(self, message: Message) -> Any:
         """Handle one message.
 
-        Returning means success: the message is acknowledged. What may be raised instead is in
-        :mod:`consumer_framework`.
+        Returning means success, and the message is acknowledged. The returned object is ignored.
 
         Args:
-            message: The message, validated. Its class is the one that its schema names, a
-                subclass of ``fedora_messaging.message.Message``; ``isinstance`` tells which.
+            message: The message, validated. Its class is a subclass of
+                ``fedora_messaging.message.Message``, the class that the message's schema names.
+
+        Raises:
+            Signal: One of the exceptions of :mod:`consumer_framework` chooses the treatment of
+                the message, for example :class:`.Retry` or :class:`.Drop`.
+            Exception: Any other exception is a failure, which the recovery settings treat.
         """
 
     def teardown(self) -> Any:  # noqa: B027 -- optional
-        """Close what :meth:`setup` opened. Runs once, after the last message."""
+        """Close the resources that :meth:`setup` opened. Runs once, after the last message."""
 
 
 class BatchConsumer(Consumer):
     """A consumer that gets several messages at once.
 
-    How many, and how long the first one waits for the others, is in
-    ``[consumer_config.framework.batch]``::
+    ``[consumer_config.framework.batch]`` has the size of a batch, and the time that its first
+    message waits for the others::
 
         class Indexer(BatchConsumer):
             def handle_batch(self, messages):
                 for message, error in self.index.add_all(messages):
                     messages.fail(message, error)
 
-    Messages that failed, or were in the handler when the process died, come alone the next time:
-    one that is poison takes no others with it.
+    Messages that failed, or were in the handler when the process died, come alone the next time.
+    So a message that always fails does not fail others with it.
     """
 
     @abstractmethod
     def handle_batch(self, messages: Batch) -> Any:
-        """Handle some messages.
+        """Handle a batch of messages.
 
-        Returning means success for all of them but those that ``messages.fail(message, error)``
-        was called for; raising means that all the others have failed.
+        Returning means success for every message, except those for which the method called
+        ``messages.fail(message, error)``.
 
         Args:
             messages: One message or more, in the order in which they came. All are validated.
+
+        Raises:
+            Signal: As in :meth:`Consumer.handle`, for every message without an error of its own.
+            Exception: Likewise.
         """
 
     def handle(self, message: Message) -> Any:
@@ -131,7 +148,7 @@ class BatchConsumer(Consumer):
 
 
 def handler_of(consumer: Consumer, name: str) -> Handler:
-    """Return *consumer* as what the host runs; *name* is how logs call it."""
+    """Return the handler of *consumer*; logs call it *name*."""
     return Handler(
         name,
         consumer.handle,

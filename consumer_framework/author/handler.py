@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The author's callable, whatever form it was written in."""
+"""The author's callable as the host runs it, whatever form it was written in."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What the host runs for each message.
+    """The functions that the host runs.
 
     Attributes:
-        name: How logs call it (``module:object``).
-        call: Takes one message. Sync, or a coroutine function.
-        call_batch: Takes a :class:`.Batch` instead, None for a handler of single messages.
-        ordering_key: Gives the ordering key of a message, None where the author wrote none.
-        setup: Runs before the first message, None where there is nothing to do.
-        teardown: Runs after the last one.
+        name: The name in logs (``module:object``).
+        call: Takes one message. A plain function, or a coroutine function.
+        setup: Runs before the first message; None where the author wrote none.
+        teardown: Runs after the last message; likewise.
+        call_batch: Takes a :class:`.Batch`, in place of *call*; None for single messages.
+        ordering_key: Returns the ordering key of a message; None where the author wrote none.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Handler:
 
 
 def is_coroutine_callable(function: Callable[..., Any]) -> bool:
-    """Whether calling *function* only makes a coroutine: ``async def``, or ``async __call__``."""
+    """Return whether a call of *function* makes a coroutine: ``async def``, ``async __call__``."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 -- it is callable; how is the question
     )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a handler says that it is slow, and not stuck.
+"""The current run of the handler: its deliveries, and its time limit.
 
-Which deliveries the handler that calls has, so that what it logs can name them.
+The executor sets :data:`CURRENT_RUN` in the context of each run. It follows the handler's context,
+into ``asyncio.to_thread`` and into tasks, so log lines of a handler can name its messages.
 """
 
 from __future__ import annotations
@@ -15,30 +16,30 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
 
 
-class Run(Protocol):
-    """One run of a handler."""
+class CurrentRun(Protocol):
+    """One run of a handler, as code in the handler sees it."""
 
     @property
     def deliveries(self) -> Sequence[Delivery]:
-        """What the handler has."""
+        """Return the deliveries that the handler has."""
         ...
 
     def heartbeat(self) -> None:
-        """Let its time begin anew."""
+        """Restart the time limit of the run."""
         ...
 
 
-# The run that this thread, or this task, is in.
-CURRENT_RUN: ContextVar[Run | None] = ContextVar("run", default=None)
+# The run of this thread, or of this task.
+CURRENT_RUN: ContextVar[CurrentRun | None] = ContextVar("current_run", default=None)
 
 
 def heartbeat() -> None:
-    """Let the ``handler_timeout`` of the handler that calls this begin anew.
+    """Restart the ``handler_timeout`` of the handler that calls this.
 
-    For a handler that is long at work, and knows that it gets on: call it after each step. It
-    takes less than a microsecond. From a thread of the handler's own it does nothing, unless the
-    thread was begun with the handler's context (``asyncio.to_thread``, ``contextvars``); outside
-    of a handler it does nothing at all.
+    Call it after each step of a handler that works for long and makes progress. It takes less
+    than a microsecond. In a thread that the handler started, it has an effect only if the thread
+    has the handler's context (``asyncio.to_thread``, ``contextvars``). Outside a handler it has
+    none.
     """
     run = CURRENT_RUN.get()
     if run is not None:
@@ -46,6 +47,6 @@ def heartbeat() -> None:
 
 
 def deliveries() -> Sequence[Delivery]:
-    """Return the deliveries of the run that this thread, or this task, is in; none outside one."""
+    """Return the deliveries of the current run; empty outside a handler."""
     run = CURRENT_RUN.get()
     return run.deliveries if run is not None else ()

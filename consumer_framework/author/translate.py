@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Says of other people's exceptions what a handler means by them.
+"""Turn other people's exceptions into the signals that a handler means by them.
 
-Also in a callback that runs under ``fedora-messaging consume``, which knows no signal of ours:
-there they become the nearest of its own, :func:`for_upstream` says which.
+A callback that uses this may also run under ``fedora-messaging consume``, which does not know the
+signals of this package. There the exceptions become the nearest ones of fedora-messaging; see
+:func:`for_upstream`. A host of this package marks its process with :func:`hosting`.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import sys
 import time
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Kinds: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
     _Rule: TypeAlias = tuple[Kinds, str, str]
 
-# Seconds that "defer" means.
+# Seconds that the word "defer" stands for.
 DEFER = 300.0
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -55,7 +55,7 @@ _SIGNALS: dict[str, Callable[[str], Signal]] = {
 
 @contextmanager
 def translate(rules: Mapping[Kinds, Word] | None = None, *, reason: str = "") -> Iterator[None]:
-    """Raise the signal that *rules* have for an exception, in its place.
+    """Replace an exception of the block by the signal that *rules* have for it.
 
     >>> with translate({KeyError: "drop", (OSError, EOFError): "dependency"}):
     ...     raise ConnectionRefusedError("the database")
@@ -66,13 +66,15 @@ def translate(rules: Mapping[Kinds, Word] | None = None, *, reason: str = "") ->
     Signals, and exceptions that no rule names, pass through.
 
     Args:
-        rules: What follows an exception of these classes; the first that matches decides.
-            ``"retry"``, ``"defer"`` (for five minutes), ``"dependency"``, ``"drop"``,
-            ``"quarantine"``, ``"skip"`` or ``"halt"`` (with exit code 13; the message stays).
-        reason: Why, for the log; what the exception says where it is empty.
+        rules: Exception classes, and the word for each; the first rule that matches decides. The
+            words are ``"retry"``, ``"defer"`` (for five minutes), ``"dependency"``, ``"drop"``,
+            ``"quarantine"``, ``"skip"`` and ``"halt"`` (with exit code 13; the message stays).
+        reason: The reason in the log; if empty, the class and the text of the exception.
 
     Raises:
-        ValueError: A rule names no such word.
+        ValueError: A rule has another word.
+        Signal: The signal of the rule. Under ``fedora-messaging consume``, the exception of
+            fedora-messaging that comes nearest.
     """
     checked = tuple(_rule(kinds, word, reason) for kinds, word in (rules or {}).items())
     try:
@@ -82,9 +84,9 @@ def translate(rules: Mapping[Kinds, Word] | None = None, *, reason: str = "") ->
 
 
 def on(*exceptions: type[BaseException], then: Word, reason: str = "") -> Callable[[F], F]:
-    """Decorate a handler, sync or async: an exception of these classes means *then*.
+    """Decorate a handler, plain or coroutine: an exception of these classes means *then*.
 
-    Decorators are read from above; the first that matches decides:
+    Of several decorators, the first from above that matches decides:
 
     >>> @on(ConnectionError, then="dependency")
     ... @on(OSError, then="retry")
@@ -99,10 +101,10 @@ def on(*exceptions: type[BaseException], then: Word, reason: str = "") -> Callab
     Args:
         exceptions: Classes of exceptions.
         then: One of the words of :func:`translate`.
-        reason: Why, for the log; what the exception says where it is empty.
+        reason: The reason in the log; if empty, the class and the text of the exception.
 
     Raises:
-        ValueError: *then* is no such word.
+        ValueError: *then* is another word.
     """
     rule = _rule(exceptions, then, reason)
 
@@ -134,22 +136,23 @@ def is_hosted() -> bool:
 
 
 def for_upstream(signal: Signal) -> BaseException:
-    """The exception of fedora-messaging that comes nearest to *signal*.
+    """Return the exception of fedora-messaging that comes nearest to *signal*.
 
     Returns:
-        ``Drop`` and ``HaltConsumer`` for what they are here; ``Nack`` for everything else that
-        must not be lost. There is no quarantine there, nor a delay: the broker delivers the
-        message again at once.
+        ``Drop`` for :class:`.Drop`, ``HaltConsumer`` for :class:`.Halt`, and ``Nack`` for the
+        other signals, whose messages must not be lost. fedora-messaging has neither a quarantine
+        nor a delay, so the broker delivers the message again at once.
     """
-    upstream: Any = importlib.import_module("fedora_messaging.exceptions")
+    # Late: it takes a quarter of a second, and only this function needs it.
+    from fedora_messaging import exceptions as upstream  # noqa: PLC0415
+
     match signal:
         case Drop():
-            error = upstream.Drop(signal.reason)
+            return upstream.Drop(signal.reason)
         case Halt():
-            error = upstream.HaltConsumer(signal.exit_code, signal.reason, signal.requeue)
+            return upstream.HaltConsumer(signal.exit_code, signal.reason, signal.requeue)
         case _:
-            error = upstream.Nack(signal.reason)
-    return cast("BaseException", error)
+            return upstream.Nack(signal.reason)
 
 
 # One entry for each host of this process that runs now: a harness may run inside another one.
@@ -189,7 +192,7 @@ def _wrapped(function: Callable[..., Any], rules: tuple[_Rule, ...]) -> Callable
 
 
 def _answer(error: BaseException, rules: tuple[_Rule, ...]) -> None:
-    """Raise what *rules* make of *error*; return where success is what they make of it."""
+    """Raise the signal of *rules* for *error*; return where that is a success."""
     signal = _signal_for(error, rules)
     if signal is None:
         raise error
@@ -215,6 +218,6 @@ def _cause(signal: Signal, error: BaseException) -> BaseException | None:
 
 
 def _is_upstreams(error: BaseException) -> bool:
-    """Whether it is a signal of fedora-messaging's: it can be none where that is not imported."""
+    # An exception can be fedora-messaging's only where that is imported.
     upstream: Any = sys.modules.get("fedora_messaging.exceptions")
     return upstream is not None and isinstance(error, upstream.ConsumeException)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class GateState(Enum):
-    """Whether work is taken."""
+    """The states of a gate."""
 
     OPEN = auto()
     SUSPENDED = auto()

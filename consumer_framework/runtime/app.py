@@ -27,6 +27,7 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 
 from .assembly.configuration import configure_logging, load
 from .assembly.plan import plan_of_this_process
+from .instance import Instance, Surroundings
 from .process_exit import PATIENCE, ProcessExit
 from .runner import Runner
 from .startup import make_early
@@ -82,7 +83,9 @@ def run(options: RunOptions) -> int:
     )
     patience = plan.framework.start_timeout
     files = wait_for_state_files(open_files, patience, notifier, clock)
-    runner = Runner(settings, plan, files, notifier, clock, reactor, options)
+    surroundings = Surroundings(files, notifier, clock, reactor)
+    instance = Instance(settings, plan, surroundings)
+    runner = Runner(instance, options)
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     close_sockets_in_forks(untyped)
@@ -93,7 +96,7 @@ def run(options: RunOptions) -> int:
     for call in untyped.getDelayedCalls():
         call.cancel()
     runner.process_exit.begin()
-    return runner.exit_code
+    return instance.exit_code
 
 
 def _fail_before_start(error: Exception, notifier: SystemdNotifier) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Waits that come to an end, and that the service manager must not end before."""
+"""A deadline for the start and the drain, which the service manager must not end before."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
 
 class Timer(Protocol):
-    """What calls a function later."""
+    """A call that is due later."""
 
     def cancel(self) -> None:
-        """Do not call it."""
+        """Do not make the call."""
         ...
 
 
-# Seconds between two looks at how much time is left.
+# Seconds between two ticks.
 TICK = 1.0
-# Seconds that the service manager is asked for, and how many of them may be used up before it is
-# asked again. A process that cannot ask any more is ended soon.
+# Seconds of each extension that the service manager is asked for, and seconds between two requests.
+# A process that hangs stops asking, and is ended soon.
 LEASE = 15.0
 RENEWAL = 5.0
 
 
 def _on_the_loop(seconds: float, function: Callable[[], None]) -> Timer:
-    # Not one of Twisted's, which stands still when somebody sets the machine's time back.
+    # Twisted's timers stand still when the machine's clock is set back.
     return asyncio.get_running_loop().call_later(seconds, function)
 
 
 class Deadline:
-    """Counts down to an end that may move.
+    """A deadline that may move; all times are seconds of *now*'s clock.
 
     Args:
-        now: Returns seconds of a clock that never goes back.
-        notifier: Asked to let the start, or the stop, go on meanwhile.
+        now: Returns the time of a clock that never goes back.
+        notifier: Extends the start, or the stop, meanwhile.
         tick: Called once a second.
         passed: Called when the time is over; nothing is called after that.
         call_later: Calls a function after so many seconds.
@@ -63,21 +63,18 @@ class Deadline:
 
     @property
     def left(self) -> float | None:
-        """Seconds until the end; None where nothing is waited for."""
+        """Seconds until the end; None if no deadline is set."""
         return None if self._end is None else max(self._end() - self._now(), 0.0)
 
     def start(self, end: Callable[[], float]) -> None:
-        """Wait until *end* at the most, which returns seconds of that clock.
-
-        What was waited for before is not any more.
-        """
+        """Set the deadline to the time that *end* returns, in place of an earlier one."""
         self.stop()
         self._end = end
         self._asked_at = float("-inf")
         self._look()
 
     def stop(self) -> None:
-        """Nothing is waited for any more."""
+        """Remove the deadline."""
         self._end = None
         timer, self._timer = self._timer, None
         if timer is not None:

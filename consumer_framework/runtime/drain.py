@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Drains an instance: nothing more is taken, what runs finishes, the rest goes back."""
+"""Drains an instance behind its closed gate.
+
+The order: the handler's set-up ends, consuming ends, waiting deliveries go back to the broker,
+running ones finish and settle, the author's teardown runs, the connection and the files close.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +28,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NOT_COUNTED = "does not count as a crash"
-# Seconds that are left for what follows a handler that was ended at its deadline: its settle, the
-# write to the store.
+# Seconds for the settle and the write to the store after a handler was ended at its deadline.
 GRACE = 3.0
 
 
 class Drain:
-    """One drain of *instance*, whose slots are closed; at its end everything is closed.
+    """One drain of an instance; all times are seconds of a clock that never goes back.
 
     Args:
-        instance: What to drain.
-        setup_end: When the set-up of the handler has had its time, in seconds of a clock
-            that never goes back, as all times here.
-        teardown_failed: Called with what the author's teardown raised.
+        instance: The instance, whose gate is closed.
+        setup_end: The time by which the handler's set-up has to end.
+        teardown_failed: Called with the error of the author's teardown.
     """
 
     def __init__(
@@ -53,12 +55,12 @@ class Drain:
 
     @property
     def awaited(self) -> str:
-        """What is waited for, for people."""
+        """Name the current step for people."""
         running = len(self._instance.running)
         return f"{running} running" if running else self._awaited
 
     def end(self) -> float:
-        """When what is waited for has had its time."""
+        """Return the time by which the current step has to end."""
         executor = self._instance.executor
         deadline = executor.deadline if executor is not None else None
         if deadline is None:
@@ -76,7 +78,7 @@ class Drain:
         try:
             await from_twisted(self._instance.session.cancel())
         finally:
-            # Whatever the broker says: what runs finishes, and the author's code is told.
+            # Running deliveries finish, and the teardown runs, whatever the broker says.
             await self._finish()
 
     async def _finish(self) -> None:
@@ -106,7 +108,6 @@ class Drain:
         executor.close()
 
     def _await(self, what: str, seconds: float = 0) -> None:
-        """From now on, *what* is waited for, which may take so many seconds."""
         self._awaited = what
         self._end = self._now + seconds + GRACE
 
@@ -116,14 +117,14 @@ class Drain:
 
 
 def cut_short(instance: Instance) -> None:
-    """Drop the connection at once, cancel what can be cancelled, and say what that leaves.
+    """Drop the connection at once, cancel the handlers that can be cancelled, and log the rest.
 
-    What was within its deadline is not charged with the end of the process.
+    The end of the process counts as a crash only for deliveries that were beyond their deadline.
     """
     executor = instance.executor
     if executor is not None:
         guilty = [delivery for run in executor.overruns() for delivery in run.deliveries]
-        instance.files.flight.spare(guilty)
+        instance.files.flight.charge_only(guilty)
         cancelled = executor.cancel()
         for delivery in instance.running:
             what = "is cancelled in" if delivery in cancelled else "is left in"
@@ -139,7 +140,6 @@ def cut_short(instance: Instance) -> None:
 
 
 def _counted(delivery: Delivery, instance: Instance) -> str:
-    """What the next process makes of the flight recorder."""
     crashes, attempts = delivery.history.crashes + 1, instance.plan.policy.crash_attempts
     count = f"counts as crash {crashes} of {attempts}"
     return f"{count}: it will be quarantined" if crashes >= attempts else count

@@ -1,140 +1,162 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of one instance, and what it says of itself."""
+"""One instance: its parts, the state of its life, and its reactions to the broker.
+
+All parts are made here, in one place. They share the instance: a reload puts other settings and
+another plan into it, and every part reads them there. The table in :mod:`.lifecycle` decides what
+follows from an event. The instance carries out the effects that concern its parts; the
+:class:`.Runner` adds those that concern the process.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from contextlib import suppress
-from dataclasses import asdict, replace
+import logging
+import signal
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fedora_messaging import api
+
 from consumer_framework.adapters.amqp import Channels, Session
-from consumer_framework.core.errors import StoreError
-from consumer_framework.core.gate import Gate
-from consumer_framework.core.lifecycle import State
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
+from consumer_framework.core.gate import SHUTS, Entry, Gate
+from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.limits import count_of, limit_of
 from consumer_framework.core.ports import Observers
-from consumer_framework.core.stats import Counters, Progress
-from consumer_framework.runtime.control.schema import Counts, StatusReport
+from consumer_framework.core.stats import Counters
+from consumer_framework.core.text import text
 from consumer_framework.runtime.observe.log import DeliveryLog
-from consumer_framework.runtime.observe.status import Facts, status_line
+from consumer_framework.runtime.observe.status import InstanceStatus
 
 from .deadline import Deadline
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, Ports
 from .memory_relief import MemoryRelief
 from .read_ahead import ReadAhead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from consumer_framework.adapters.amqp import Listener
     from consumer_framework.adapters.executor import Executor
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
+    from consumer_framework.core.gate import GateEvent, Reason
     from consumer_framework.core.ports import Clock, Notifier
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
+    from .drain import Drain
     from .state_files import StateFiles
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The things outside an instance that it works with.
+
+    Attributes:
+        files: The store and the flight recorder; a drain closes them.
+        notifier: The service manager, which is told that the instance is ready, works and stops.
+        clock: The time.
+        reactor: Twisted's asyncio reactor.
+    """
+
+    files: StateFiles
+    notifier: Notifier
+    clock: Clock
+    reactor: Any
 
 
 class Instance:
-    """What the runner, and those who work for it, run.
+    """The parts and the state of one instance.
+
+    It is the listener of its session: the methods from :meth:`delivered` to :meth:`failed` report
+    events of the connection.
 
     Args:
         settings: The whole configuration.
         plan: The handler to be made, and how its failures are answered.
-        files: The store and the flight recorder.
-        notifier: Told when the instance is ready, what it does, and that it stops.
-        clock: For the memory of redeliveries.
-        reactor: Twisted's asyncio reactor.
-        listener: Told of everything that happens on the connection.
-        halt: Called when a delivery halts the instance.
-        late: Called when what the instance waits for has had its time.
+        surroundings: The things outside.
 
     Attributes:
         gate: Says whether work is taken.
         counters: Counts runs and settles.
         log: Logs settles.
         session: The connection and its subscriptions.
-        dispatcher: The deliveries, from their arrival to their settle.
-        executor: Runs the handler; None until that is set up.
-        state: Where the instance is in its life; the runner changes it.
-        news_at: When something last happened to it, in seconds of *clock*'s monotonic time.
-        trouble: Why it does not consume, or why it stopped; "" for no reason.
-        deadline: Bounds the start and the drain.
-        awaited: Says what the drain waits for.
-        was_ready: Whether it ever consumed from every queue.
-        is_built: Set once the handler is set up, or will not be any more.
-        is_reloading: Whether the service manager waits for the end of a reload.
-        remarks: What else the status says, by what it is about; "" for nothing.
+        dispatcher: Has the deliveries from their arrival to their settle.
         memory_relief: Lowers slots and prefetch while memory is short.
         read_ahead: Bounds the bytes that wait in memory.
+        deadline: Bounds the start and the drain.
+        status: Describes the instance for the service manager and for operators.
+        executor: Runs the handler; None until that is set up.
+        drain: The drain that is under way; None before.
+        state: Where the instance is in its life.
+        exit_code: The exit code of the process, once the instance is stopped.
+        progress_at: When something last happened to it, in seconds of *clock*'s monotonic time.
+        trouble: Why it does not consume, or why it stopped; "" for no reason.
+        remarks: Further parts of the status line, by their subject; "" for nothing.
+        was_ready: Whether it ever consumed from every queue.
+        is_built: Set once the handler is set up, or never will be.
+        is_reloading: Whether the service manager waits for the end of a reload.
         lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- it is put together here, and nowhere else
-        self,
-        settings: Settings,
-        plan: Plan,
-        files: StateFiles,
-        notifier: Notifier,
-        clock: Clock,
-        reactor: Any,
-        listener: Listener,
-        halt: Callable[[Halt], None],
-        late: Callable[[], None],
-    ) -> None:
+    def __init__(self, settings: Settings, plan: Plan, surroundings: Surroundings) -> None:
         self.settings = settings
         self.plan = plan
-        self.files = files
-        self.notifier = notifier
-        self.clock = clock
-        self.reactor = reactor
-        self.gate = Gate()
+        self.files, self.notifier = surroundings.files, surroundings.notifier
+        self.clock, self.reactor = surroundings.clock, surroundings.reactor
         self.state = State.BUILDING
-        self.news_at = clock.monotonic()
+        self.exit_code: int = ExitCode.OK
+        self.progress_at = self.clock.monotonic()
         self.trouble = ""
+        self.remarks: dict[str, str] = {}
+        if not self.files.store.keeps:
+            self.remarks["store"] = "no store: nothing is deferred or quarantined"
+        self.was_ready = self.is_reloading = False
+        self.is_built = asyncio.Event()
+        self.lag: int | None = None
         self.executor: Executor | None = None
+        self.drain: Drain | None = None
+        self._make_parts()
+        self._effects: dict[Effect, Callable[[], object]] = {
+            Effect.ANNOUNCE_READY: self._announce_ready,
+            Effect.ANNOUNCE_STATUS: self.status.announce,
+            Effect.PAUSE: self._pause,
+            Effect.RESUME: self.session.resume,
+        }
+
+    def _make_parts(self) -> None:
+        clock, reactor = self.clock, self.reactor
+        self.gate = Gate()
         self.counters = Counters()
         self.log = DeliveryLog(clock, reactor.callLater)
-        self.deadline = Deadline(clock.monotonic, notifier, self.say_status, late)
-        self.awaited: Callable[[], str] = str
-        self.memory_relief = MemoryRelief(self)
-        self.lag: int | None = None
-        self.was_ready = False
-        self.is_built = asyncio.Event()
-        self.is_reloading = False
-        self.remarks: dict[str, str] = {}
-        if not files.store.keeps:
-            self.remarks["store"] = "no store: nothing is deferred or quarantined"
-        self._progress = Progress(clock.monotonic())
-        self._has_proven_itself = False
-        self._last_kept = (0, 0)
         channels = Channels(lambda flush: asyncio.get_running_loop().call_soon(flush))
         self.session = Session(
-            settings,
-            plan.prefetch_count,
+            self.settings,
+            self.plan.prefetch_count,
             channels,
-            listener,
+            self,
             reactor,
             snapshot=self.counters.snapshot,
         )
+        self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
+        observer = Observers(self.counters, self.log)
         self.dispatcher = Dispatcher(
-            plan,
-            channels,
-            files.store,
-            files.flight,
-            Observers(self.counters, self.log),
-            clock,
+            self.plan,
+            Ports(channels, self.files.store, self.files.flight, observer, clock),
             reactor,
             self.gate,
-            halt=halt,
+            self._halted,
         )
         self.dispatcher.limit_of = self._delivery_limit
         self.session.take_always(self.dispatcher.is_near_limit)
+        self.status = InstanceStatus(self)
+        self.deadline = Deadline(
+            clock.monotonic, self.notifier, self.status.announce, self._deadline_passed
+        )
+        self.gate.listen(self._gate_changed)
 
     def _delivery_limit(self, delivery: Delivery) -> int | None:
         queue = self.settings.queues.get(delivery.queue)
@@ -162,74 +184,132 @@ class Instance:
             self.executor.resize(replace(self.plan.limits, slots=slots))
         self.dispatcher.resize(framework.at_once)
 
-    def status(self) -> str:
-        """The line that ``systemctl status`` shows."""
-        counts, now = self.counters.snapshot(), self.clock.monotonic()
-        deferred, quarantined = self._kept()
-        self._progress.look(counts.acked, now)
-        facts = Facts(
-            broker=self.broker,
-            queues=len(self.session.queues),
-            counts=counts,
-            rate=self._progress.rate(now),
-            held=self.dispatcher.held,
-            deferred=deferred,
-            due=self._due(),
-            quarantined=quarantined,
-            lag=self.lag,
-            up=self._progress.up(now),
-            trouble=self.trouble,
-            awaited=self.awaited(),
-            left=self.deadline.left,
-            strain=self.memory_relief.strain,
-        )
-        return "; ".join([status_line(self.state, facts), *filter(None, self.remarks.values())])
+    # Its life.
 
-    def announce_ready(self) -> None:
-        """Tell the service manager that it consumes; in a reload that comes at its end."""
-        self.was_ready = True
-        if self.is_reloading:
-            self.say_status()
+    def add_effects(self, effects: Mapping[Effect, Callable[[], object]]) -> None:
+        """Carry out *effects* of the lifecycle's table with these functions."""
+        self._effects.update(effects)
+
+    def happened(self, event: Event) -> None:
+        """Go on to the state that follows from *event*, and carry out the effects."""
+        self.state, effects = advance(self.state, event)
+        self.progress_at = self.clock.monotonic()
+        for effect in effects:
+            self._effects[effect]()
+
+    def end(self, exit_code: int, trouble: str) -> None:
+        """Stop because of *trouble*; the first exit code that is not 0 stays."""
+        if self.exit_code == ExitCode.OK:
+            self.exit_code = exit_code
+            self.trouble = trouble
+        self.happened(Event.FAULT)
+
+    def stop(self, number: signal.Signals) -> None:
+        """Stop because of a signal; a second signal cuts the drain short."""
+        if self.state is State.DRAINING:
+            self.exit_code = self.exit_code or 128 + number
+        is_first = not self.gate.is_closed
+        _log.info("%s: stopping", number.name)
+        self.happened(Event.STOP)
+        if is_first and self.running:
+            again = "Ctrl-C" if number is signal.SIGINT else number.name
+            how = "to stop now: what runs then is given back, and runs again"
+            _log.info("%s; %s again %s", self.status.line(), again, how)
+
+    def _halted(self, halt: Halt) -> None:
+        self.end(halt.exit_code, halt.reason)
+
+    def _deadline_passed(self) -> None:
+        if self.gate.is_closed:
+            what = f"gave up waiting for {self.drain.awaited if self.drain else ''}"
+            _log.error("%s", what)
+            if self.exit_code == ExitCode.OK:
+                self.exit_code, self.trouble = ExitCode.HANDLER_FAILED, what
+            self.happened(Event.DEADLINE)
         else:
-            self.notifier.ready(self.status())
+            why = f"not started within {text(self.plan.framework.start_timeout)}"
+            what = f"{why} (start_timeout): {self.status.line()}"
+            _log.error("%s", what)
+            self.end(ExitCode.TEMPORARY, what)
 
-    def _kept(self) -> tuple[int, int]:
-        """How many messages are deferred, and how many wait for an operator."""
-        # At the end the store is closed; one that cannot be read is what others tell of.
-        if self.state is not State.STOPPED:
-            with suppress(StoreError):
-                stats = self.files.store.stats()
-                self._last_kept = stats.deferred, stats.quarantined + stats.replaying
-        return self._last_kept
+    def _gate_changed(self, _event: GateEvent, reason: Reason | None) -> None:
+        if reason is None or Entry.CONSUME not in SHUTS[reason]:
+            return
+        self.trouble = self.gate.why_not_consuming
+        if self.trouble:
+            self.happened(Event.PAUSE)
+        elif self.session.is_connected:
+            self.happened(Event.RESUME)
+        else:
+            self.happened(Event.RESUME_OFFLINE)
 
-    def _due(self) -> int:
-        """How many deferred messages are due, where those are many; 0 otherwise."""
-        if self.state is not State.STOPPED and self.dispatcher.is_behind:
-            with suppress(StoreError):
-                return self.files.store.count_due(self.clock.time())
-        return 0
+    def _pause(self) -> None:
+        self.session.pause()
+        self.dispatcher.give_back_waiting()
 
-    def say_status(self) -> None:
-        """Tell the service manager, if there is news."""
-        self.notifier.status(self.status())
-        if not self._has_proven_itself and self._progress.is_proven(self.clock.monotonic()):
-            self._has_proven_itself = True
-            self.notifier.restart_reset()
+    def _announce_ready(self) -> None:
+        self.deadline.stop()
+        self.status.announce_ready()
 
-    def report(self) -> StatusReport:
-        """Report the state of the instance, without the numbers of its store."""
-        now = self.clock.monotonic()
-        return StatusReport(
-            pid=os.getpid(),
-            state=self.state.name.lower(),
-            status=self.status(),
-            trouble=self.trouble,
-            remarks=tuple(filter(None, self.remarks.values())),
-            broker=self.broker,
-            queues=tuple(self.session.queues),
-            held=self.dispatcher.held,
-            lag=self.lag,
-            rate=round(self._progress.rate(now), 3),
-            up=round(self._progress.up(now)),
-            counts=Counts(**asdict(self.counters.snapshot()), running=len(self.running)),
-        )
+    # The reports of the session.
+
+    def delivered(self, delivery: Delivery) -> None:
+        """Let the next free slot take it, if there is room for it in memory."""
+        if self.read_ahead.takes(delivery):
+            self.dispatcher.put(delivery)
+
+    def voided(self, generation: int) -> None:
+        """Forget the deliveries that no slot took yet: the broker will deliver them again."""
+        self.dispatcher.voided(generation)
+
+    def connected(self) -> None:
+        """There is a connection."""
+        _log.info("connected to the broker at %s", self.broker)
+        self.trouble = ""
+        # Messages that handlers publish with fedora_messaging.api go over this connection.
+        api._twisted_service = self.session.service  # noqa: SLF001
+        self.happened(Event.CONNECTED)
+
+    def subscribed(self) -> None:
+        """Every queue is consumed from."""
+        _log.info("consuming from %s", ", ".join(self.session.queues))
+        self.trouble = ""
+        self.happened(Event.SUBSCRIBED)
+
+    def interrupted(self, reason: str) -> None:
+        """One queue is not consumed from."""
+        _log.warning("%s; subscribing again", reason)
+        self.trouble = reason
+        self.happened(Event.INTERRUPTED)
+
+    def lost(self, reason: str, retry_in: float) -> None:
+        """There is no connection."""
+        self.remarks["blocked"] = ""
+        if self.gate.is_closed:
+            _log.debug("the connection is closed: %s", reason)
+        else:
+            attempt = self.session.service.factory.retries + 1
+            self.trouble = f"{reason}; attempt {attempt} in {retry_in:.0f} s"
+            _log.warning("no connection to the broker at %s: %s", self.broker, self.trouble)
+        self.happened(Event.LOST)
+
+    def progressed(self) -> None:
+        """A long operation goes on."""
+        self.progress_at = self.clock.monotonic()
+
+    def blocked(self, reason: str) -> None:
+        """The broker takes nothing from the connection; "" when that is over."""
+        if reason:
+            why = f"blocked by the broker ({reason}): it takes no message and no acknowledgement"
+            _log.warning("%s", why)
+        else:
+            why = ""
+            _log.info("the broker has ended the blocking of the connection")
+        self.remarks["blocked"] = why
+        self.status.announce()
+
+    def failed(self, fault: Fault | ConfigurationError) -> None:
+        """The instance cannot go on."""
+        for line in str(fault).splitlines():
+            _log.error("%s", line)
+        self.end(fault.exit_code, str(fault))

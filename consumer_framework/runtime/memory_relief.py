@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Takes on less while memory is short, so that the kernel need not kill the instance."""
+"""Lowers slots and prefetch while memory is short, before the kernel kills the instance."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds after which what was given back is garbage.
+# Seconds until deliveries that were given back are garbage.
 FREE_DELAY = 0.1
 
 
 class MemoryRelief:
     """Shrinks slots and prefetch of *instance* while there is memory pressure.
 
-    Behind a closed gate it watches no more, and leaves everything as it is.
+    Once the gate is closed, it stops watching and leaves everything as it is.
 
     Attributes:
-        strain: What ``systemctl status`` says of it; "" where all is well.
+        strain: The part of the status line about it; "" if memory suffices.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -47,9 +47,9 @@ class MemoryRelief:
         instance.gate.listen(self._gate_changed)
 
     def start(self) -> None:
-        """Watch what systemd names, if it names something."""
+        """Watch the file that systemd names in ``$MEMORY_PRESSURE_WATCH``, if any."""
         loop = asyncio.get_running_loop()
-        watch = PressureWatch(_on(loop, self._pressed), _on(loop, self._lost))
+        watch = PressureWatch(_called_on(loop, self._pressed), _called_on(loop, self._lost))
         try:
             is_watching = watch.start()
         except (OSError, ValueError) as error:
@@ -66,10 +66,10 @@ class MemoryRelief:
             self._timer.cancel()
 
     def apply(self) -> list[str]:
-        """Take on what the settings and the pressure allow; call it when the settings change.
+        """Set slots and prefetch to the values that settings and pressure allow.
 
         Returns:
-            The queues whose prefetch count changes with their next subscription only.
+            The queues whose prefetch count changes only with their next subscription.
         """
         full = self._full
         now = full.halved(self._squeeze.times)
@@ -78,7 +78,7 @@ class MemoryRelief:
         self._instance.resize(now.slots)
         ahead = self._instance.read_ahead.bounded(now.prefetch_count)
         kept = self._instance.session.set_prefetch(ahead)
-        self._instance.say_status()
+        self._instance.status.announce()
         return kept
 
     @property
@@ -90,7 +90,7 @@ class MemoryRelief:
         if self._instance.gate.is_closed or not self._squeeze.press(self._full, self._now()):
             return
         self.apply()
-        # What waits in memory comes again, as far as the new count allows.
+        # Waiting deliveries come again, as far as the new count allows.
         given_back = self._instance.dispatcher.give_back_old()
         self._instance.reactor.callLater(FREE_DELAY, free_memory)
         _log.warning("memory is short: %s; %d given back", self._capacity(), given_back)
@@ -123,8 +123,8 @@ class MemoryRelief:
         return self._instance.clock.monotonic()
 
 
-def _on(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> Callable[[], None]:
-    """Make what calls *function* on *loop*, from another thread."""
+def _called_on(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> Callable[[], None]:
+    """Return a function for other threads that calls *function* on *loop*."""
 
     def call() -> None:
         # The loop may have ended meanwhile.

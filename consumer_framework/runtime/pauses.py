@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pauses the instance while something that it needs is broken, and looks when it is back."""
+"""Pauses the instance while a thing that it needs is broken, and finds out when it works again.
+
+There are three reasons: an open breaker; a store that cannot be written; and, with strict order, a
+message in the store that goes before all others. Each of them suspends the gate.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +35,13 @@ _IN_THE_WAY = (
 
 
 class Pauses:
-    """The reasons to be paused: an open breaker, a store that cannot be written.
+    """Suspends the gate for the three reasons, and resumes it.
 
     Args:
         breaker: The breaker, closed.
-        scheduler: Brings the delivery that an open breaker is probed with.
+        scheduler: Brings the delivery that probes an open breaker.
         reactor: Twisted's reactor, or a clock of a test's.
-        gate: The gate of the instance, which is suspended while something is broken.
+        gate: The gate of the instance.
     """
 
     def __init__(self, breaker: Breaker, scheduler: Scheduler, reactor: Any, gate: Gate) -> None:
@@ -49,15 +53,15 @@ class Pauses:
         gate.listen(self._gate_changed)
 
     def resize(self, consecutive: int, probe: tuple[float, ...]) -> None:
-        """Let the dependency count as broken after other faults; one that is broken stays so."""
+        """Change the breaker's thresholds; an open breaker stays open."""
         self._breaker = self._breaker.resized(consecutive, probe)
 
     def judge(self, outcome: Outcome, decision: Decision) -> None:
-        """Learn from an outcome whether the dependency works."""
+        """Update the breaker after an outcome."""
         was_open = self._breaker.is_open
         if decision.dependency_fault:
             if was_open and self._probe is not None:
-                # It ran beside the one that opened the breaker, and is no probe in vain.
+                # It ran beside the delivery that opened the breaker, and was no probe.
                 return
             self._breaker = self._breaker.fault()
             if self._breaker.is_open:
@@ -67,36 +71,36 @@ class Pauses:
                 )
                 self._set_probe()
         elif isinstance(outcome, Succeeded | Skipped) or (was_open and isinstance(outcome, Failed)):
-            # A probe that fails of its own fault has met a dependency that works.
+            # A probe that failed for another reason met a dependency that works.
             self._breaker = self._breaker.success()
             if was_open:
                 self._mend(Reason.DEPENDENCY)
         else:
-            # If this was the probe, it has not seen the dependency.
-            self.look()
+            # If this was the probe, it did not meet the dependency.
+            self.probe_again()
 
-    def look(self) -> None:
-        """Probe again where the probe may be lost: its channel is gone."""
+    def probe_again(self) -> None:
+        """Plan another probe if the last one may be lost, as with its channel."""
         if self._breaker.is_open and self._probe is None:
             self._set_probe()
 
     def store_failed(self, reason: str) -> None:
-        """Nothing can be committed, so nothing more is taken."""
+        """Pause, because nothing can be committed."""
         self._break(Reason.STORE, reason)
 
     def store_works(self) -> None:
-        """What could not be committed is committed."""
+        """End that pause: every commit that failed has succeeded."""
         self._mend(Reason.STORE)
 
     def order_is(self, *, blocked: bool) -> None:
-        """Whether a message in the store may not be overtaken."""
+        """Pause, or end the pause, because a message in the store must not be overtaken."""
         if blocked:
             self._break(Reason.ORDER, _IN_THE_WAY)
         else:
             self._mend(Reason.ORDER)
 
     def order_is_unknown(self, reason: str) -> None:
-        """The store cannot be read, so that a message in it might be overtaken."""
+        """Pause, because the store cannot be read: a message in it might be overtaken."""
         self._break(Reason.ORDER, f'{reason} (ordering = "strict" needs to read it)')
 
     def _break(self, reason: Reason, text: str) -> None:
@@ -122,7 +126,7 @@ class Pauses:
     def _try(self) -> None:
         self._probe = None
         if not self._scheduler.bring_one():
-            # Everything was given back: the next message of the queue is the probe.
+            # Nothing is held or deferred: the next message of the queue is the probe.
             self._breaker = self._breaker.success()
             self._mend(Reason.DEPENDENCY)
 

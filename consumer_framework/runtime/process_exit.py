@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Ends the process once the instance is stopped.
 
-Python waits for the threads and the child processes that the author's code has started, and runs
-what is registered with ``atexit``. That goes on for a while, is told to people, and has an end.
+Python waits for the threads and the child processes of the author's code, and runs the functions
+registered with ``atexit``. :class:`ProcessExit` bounds that time, and tells people about the wait.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds that threads and child processes may take which the author's code left behind.
+# Seconds that threads and child processes of the author's code may take at the most.
 PATIENCE = 60.0
-# Seconds for the rest of the end: atexit, and what Python does after it.
+# Seconds for the functions of atexit, and for the rest of Python's own end.
 GRACE = 10.0
-# Seconds between two looks.
+# Seconds between two checks.
 _LOOK = 0.1
 
 
@@ -36,9 +36,9 @@ class ProcessExit:
     """The end of the process.
 
     Args:
-        exit_code: What it exits with, whatever happens meanwhile.
-        seconds: How long threads and child processes are waited for.
-        notifier: Asked to let the stop go on meanwhile.
+        exit_code: The exit code, whatever happens meanwhile.
+        seconds: The time for threads and child processes.
+        notifier: Extends the stop meanwhile.
     """
 
     def __init__(self, exit_code: int, seconds: float, notifier: Notifier) -> None:
@@ -47,12 +47,12 @@ class ProcessExit:
         self._notifier = notifier
 
     def begin(self) -> None:
-        """Let Python end as it does, and see that it comes to an end."""
-        # A daemon: Python waits for all the others.
+        """Watch Python's own end from a thread, and end the process if it takes too long."""
+        # Python waits for threads that are no daemons.
         threading.Thread(target=self._watch, name="process-exit", daemon=True).start()
 
     def now(self) -> NoReturn:
-        """End the process at once; what is buffered in log and output is written."""
+        """End the process at once, after a flush of log and output."""
         if remaining := remains():
             _log.warning("the process ends although these run: %s", remaining)
         logging.shutdown()
@@ -82,7 +82,7 @@ class ProcessExit:
 
 
 def remains() -> str:
-    """Name the threads and child processes that Python waits for."""
+    """Return the names of the threads and child processes that Python waits for."""
     names = [f"thread {thread.name}" for thread in threading.enumerate() if _counts(thread)]
     # Only where the author's code has used it: importing it takes time.
     module = sys.modules.get("multiprocessing")

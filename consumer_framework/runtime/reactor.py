@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Installs the event loop that everything runs on."""
+"""Installs the event loop of the process."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def install() -> None:
 
 
 def _never_go_back() -> None:
-    """Let Twisted's timers count real seconds: they stand still when the clock is set back.
+    """Let Twisted's timers use a monotonic clock.
 
-    That is https://github.com/twisted/twisted/issues/2424. Heartbeats, reconnection, probes and
-    looping calls all ask the reactor for the time.
+    Otherwise they stand still when the machine's clock is set back
+    (https://github.com/twisted/twisted/issues/2424). Heartbeats, reconnection, probes and looping
+    calls all ask the reactor for the time.
     """
     from twisted.internet import reactor  # noqa: PLC0415 -- as above
 

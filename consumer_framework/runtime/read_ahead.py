@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bounds the bytes of messages that wait in memory.
 
-AMQP bounds their number only (RabbitMQ implements no ``prefetch_size``). So the number follows from
-the sizes that come. What is beyond the bound when they are first seen goes back to the queue, in
-order, and the broker sends it again to a consumer with a lower count.
+AMQP bounds their number only: RabbitMQ implements no ``prefetch_size``. So the prefetch count
+follows from the sizes of the messages. The first messages that exceed the bound go back to the
+queue, in order, and the broker sends them again to a consumer with a lower count.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Of the memory that there may be, so much is for bodies that wait; handlers need the rest.
+# One part in so many of the memory limit is for waiting bodies; handlers need the rest.
 SHARE = 8
-# Bytes, where nothing says how much memory there may be.
+# Bytes of waiting bodies where no memory limit is known.
 UNLIMITED = 256 << 20
-# How much of the largest size is left for each message that follows.
+# The factor by which the largest size seen fades with each message.
 _DECAY = 0.99
-# Seconds between two looks at whether a burst is over.
+# Seconds between two checks whether a burst is over.
 LOOK_AGAIN = 5.0
 
 
@@ -35,22 +35,22 @@ class ReadAhead:
     """Decides how many messages the broker sends ahead, from their sizes.
 
     Args:
-        instance: Its prefetch count is changed.
-        channels: Knows how many bytes are unsettled.
+        instance: The instance, whose prefetch count follows.
+        channels: Counts the unsettled bytes.
     """
 
     def __init__(self, instance: Instance, channels: Channels) -> None:
         self._instance = instance
         self._channels = channels
         self._size = 1.0
-        # Lower than what the settings say, None where that stands.
+        # Lower than in the settings; None while the settings hold.
         self._count: int | None = None
         self._is_burst = False
         self._cached: int | None = None
 
     @property
     def limit(self) -> int:
-        """How many bytes may wait."""
+        """The bytes that may wait."""
         written = self._instance.plan.framework.read_ahead_bytes
         if written is not None:
             return written
@@ -58,13 +58,13 @@ class ReadAhead:
         return UNLIMITED if most is None else most // SHARE
 
     def bounded(self, prefetch_count: int) -> int:
-        """Return *prefetch_count* (0 for no limit), or fewer where messages are large."""
+        """Return *prefetch_count* (0 for no limit), or fewer if messages are large."""
         if self._count is None:
             return prefetch_count
         return min(prefetch_count or self._count, self._count)
 
     def takes(self, delivery: Delivery) -> bool:
-        """Say whether there is room for *delivery*; where not, it is given back."""
+        """Return True if there is room for *delivery*; give it back otherwise."""
         self._size = max(len(delivery.body), self._size * _DECAY)
         unsettled, limit = self._channels.unsettled_bytes, self._limit()
         if unsettled > limit // SHARE:
@@ -81,7 +81,7 @@ class ReadAhead:
         return self._cached
 
     def reload(self) -> None:
-        """Read the limit anew: the settings have changed."""
+        """Read the limit again after a change of the settings."""
         self._cached = None
 
     def _shrinks(self, delivery: Delivery, limit: int) -> bool:
@@ -117,6 +117,6 @@ class ReadAhead:
         if self._channels.unsettled_bytes > self._limit() // SHARE:
             self._instance.reactor.callLater(LOOK_AGAIN, self._look)
             return
-        # glibc keeps what was freed, for ever.
+        # glibc keeps freed memory for ever.
         self._is_burst = False
         free_memory()

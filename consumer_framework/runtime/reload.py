@@ -162,7 +162,7 @@ class Reloader:
             self._instance.is_reloading = False
             if not self._instance.gate.is_closed:
                 # Also after a refusal.
-                self._instance.announce_ready()
+                self._instance.status.announce_ready()
 
     async def _try(self, say: Say, given: bytes | None) -> ReloadReport:
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Brings back what is due: held deliveries from memory, deferred ones from the store.
+"""Brings back deliveries that are due: held ones from memory, deferred ones from the store.
 
-Deferred rows are *out* from their claim until they are settled, in memory and on the disk. So many
-are out at most, however many are due. The store is read again only when fewer than half of that
-are out, and never for the rows that are out: a look costs the rows that it brings, and no more.
+A deferred row is *out* from its claim until it is settled, in memory and on the disk. At most
+:data:`MOST_OUT` rows are out, however many are due. The store is read again only when fewer than
+half of them are out, and never for rows that are out. So a read costs only the rows that it brings.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds. Looks at the store at least that often: the machine's clock may have been set.
+# Seconds between two reads of the store at most: the machine's clock may have been set.
 LONGEST_SLEEP = 30.0
-# Seconds between two looks at a store that cannot be read.
+# Seconds between two reads of a store that cannot be read.
 UNREADABLE_SLEEP = 5.0
-# Deferred messages that are out at most, and bytes of their bodies. Enough that the slots have
-# work while the removals of the last ones are synced to the disk.
+# Rows that are out at most, and bytes of their bodies: enough work for the slots while the removals
+# of the last rows are synced to the disk.
 MOST_OUT = 256
 MOST_BYTES = 16 << 20
 # Seconds until rows that were given back without a run are claimed again.
 GIVEN_BACK_SLEEP = 1.0
-# Seconds. A clock that was set back by more makes rows late, unless they are brought forward.
+# Seconds. If the machine's clock is set back by more, rows are brought forward.
 CLOCK_JUMP = 5.0
 
 
 class Scheduler:
-    """Puts into the intake what is due, and sleeps until something is.
+    """Puts deliveries into the intake when they are due.
 
     Args:
         reactor: Twisted's reactor, or a clock of a test's.
@@ -49,7 +49,7 @@ class Scheduler:
         tidy: Called whenever the alarm rings, every 30 seconds at the latest.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- dispatcher.py puts it together, and nobody else
+    def __init__(  # noqa: PLR0913, PLR0917 -- only the dispatcher makes one
         self,
         holds: Holds,
         store: Store,
@@ -67,10 +67,10 @@ class Scheduler:
         self._gate = gate
         self._tidy = tidy
         self._timer: Any = None
-        # By number of the row, the bytes of its body.
+        # The bytes of the body of each row that is out, by the row's number.
         self._out: dict[int, int] = {}
         self._bytes_out = 0
-        # Seconds since the epoch: no row that is not out is due before.
+        # Seconds since the epoch; the other rows are due at this time or later.
         self._due_at = -math.inf
         self._not_before = -math.inf
         # Seconds between two alarms at most.
@@ -84,16 +84,16 @@ class Scheduler:
 
     @property
     def is_behind(self) -> bool:
-        """Whether more rows are due than may be out."""
+        """True if more rows are due than may be out."""
         return self._due_at <= self._clock.time() and not self._has_room
 
-    def look(self) -> None:
-        """Bring back what is due, and set the alarm; somebody may have changed the store."""
+    def read_store(self) -> None:
+        """Bring back deliveries that are due, and set the alarm, after a change of the store."""
         self._due_at = -math.inf
         self.bring()
 
     def bring(self) -> None:
-        """Bring back what is due, and set the alarm for the next."""
+        """Bring back deliveries that are due, and set the alarm for the next."""
         self._is_called = False
         self._stop_timer()
         if not self._gate.may_recall:
@@ -110,41 +110,41 @@ class Scheduler:
 
     def _ring(self) -> None:
         self._rang_at = self._clock.monotonic()
-        self.look()
+        self.read_store()
         self._tidy()
 
     def bring_one(self) -> bool:
-        """Bring back one delivery, due or not; False where there is none."""
+        """Bring back one delivery, due or not; returns False if there is none."""
         found = self._holds.first() or self._claim(math.inf, 1)
         for delivery in found:
             self._intake.put_first(delivery)
         return bool(found)
 
     def is_out(self, row: int) -> bool:
-        """Whether a row was brought and is not settled yet."""
+        """Return True if *row* is out."""
         return row in self._out
 
     def took(self, delivery: Delivery) -> None:
-        """A row was brought by somebody else, who replays it."""
+        """Count the row of *delivery* as out; a replay brought it."""
         self._bytes_out -= self._out.get(delivery.row, 0)
         self._out[delivery.row] = len(delivery.body)
         self._bytes_out += len(delivery.body)
 
     def done(self, delivery: Delivery) -> None:
-        """A row is settled: it is out no more, and the next of its lane may be due."""
+        """Count a settled row as out no more; the next row of its lane may be due."""
         self._bytes_out -= self._out.pop(delivery.row, 0)
         if delivery.lane:
             self._due_at = -math.inf
         self._bring_soon()
 
     def given_back(self, delivery: Delivery) -> None:
-        """A row did not run: it is out no more, and no row is claimed for a moment."""
+        """Count a row that did not run as out no more, and claim no row for a moment."""
         self._not_before = self._clock.monotonic() + GIVEN_BACK_SLEEP
         self._due_at = -math.inf
         self.done(delivery)
 
     def deferred(self, until: float) -> None:
-        """A row was written that is due at *until* seconds since the epoch."""
+        """Set the alarm for a new row, due at *until* seconds since the epoch."""
         self._due_at = min(self._due_at, until)
         self._bring_soon()
 
@@ -152,35 +152,34 @@ class Scheduler:
         if not self._gate.may_recall:
             self._stop_timer()
         elif event is GateEvent.RESUME:
-            # A deferred message may be what stands in the way of the others.
-            self.look()
+            # The row that blocks all others may be due.
+            self.read_store()
 
     @property
     def _has_room(self) -> bool:
         return len(self._out) <= MOST_OUT // 2 and self._bytes_out <= MOST_BYTES // 2
 
     def _bring_soon(self) -> None:
-        """Bring back once what many settles of one turn of the event loop make due."""
+        """Bring back once after all settles of one turn of the event loop."""
         if not self._is_called and self._gate.may_recall and self._has_room:
             self._is_called = True
             asyncio.get_running_loop().call_soon(self.bring)
 
     def _claim(self, now: float, most: int) -> list[Delivery]:
-        """Take rows that are due out."""
         try:
             found = self._store.due(now, most, self._out)
             for delivery in found:
                 self.took(delivery)
             next_due = self._store.next_due(self._out)
         except StoreError as error:
-            self._say(f"deferred messages cannot be read: {error}")
+            self._report(f"deferred messages cannot be read: {error}")
             self._due_at = self._clock.time() + UNREADABLE_SLEEP
             return []
-        self._say("")
+        self._report("")
         self._due_at = math.inf if next_due is None else next_due
         return found
 
-    def _say(self, trouble: str) -> None:
+    def _report(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
             _log.error("%s; trying again every %.0f s", trouble, UNREADABLE_SLEEP)
         self._trouble = trouble
@@ -199,7 +198,7 @@ class Scheduler:
         except StoreError as error:
             _log.warning("deferred messages may be late by as much: %s", error)
         else:
-            self.look()
+            self.read_store()
 
     def _sleep(self, now: float) -> float:
         waits = [self._rang_at + self.longest_sleep - self._clock.monotonic()]

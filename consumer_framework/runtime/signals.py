@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The orders that come as signals: to stop, and to read the configuration again."""
+"""Signals that order a stop, or a reload of the configuration."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ _log = logging.getLogger(__name__)
 class Signals:
     """Passes SIGTERM, SIGINT and SIGHUP on to the reactor's thread.
 
-    The second order to stop ends the process after a while, also where something blocks the event
-    loop. SIGHUP is an order to reload, except to a process that was started in a terminal: there it
-    says that the terminal is gone, and is an order to stop.
+    The second order to stop ends the process after a while, even if the event loop is blocked.
+    SIGHUP orders a reload, except in a process that was started in a terminal: there it means that
+    the terminal is gone, and orders a stop.
 
     Args:
         reactor: Twisted's reactor.
-        told: Called with each signal to stop, on the reactor's thread.
-        reload: Called for each order to reload, likewise.
+        stop: Called with each signal to stop, on the reactor's thread.
+        reload: Called for each order to reload, on the reactor's thread.
     """
 
     def __init__(
         self,
         reactor: Any,
-        told: Callable[[signal.Signals], None],
+        stop: Callable[[signal.Signals], None],
         reload: Callable[[], object],
     ) -> None:
         self._reactor = reactor
-        self._told = told
+        self._stop = stop
         self._reload = reload
         self._count = 0
         self._leave: Callable[[], object] | None = None
         self._timers: list[threading.Timer] = []
 
     def catch(self) -> None:
-        """Take the signals over; again, where the author's code may have taken them meanwhile."""
-        # Not loop.add_signal_handler: it would take the wake-up descriptor that Twisted needs to
-        # notice ended child processes.
+        """Catch the signals; call it again after the author's code, which may have caught them."""
+        # loop.add_signal_handler would take the wake-up descriptor, which Twisted needs to notice
+        # ended child processes.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_signal if _has_terminal() else self._on_hangup)
 
     def finish(self, leave: Callable[[], object]) -> None:
-        """Change nothing about the end of the process any more, except when it comes.
+        """Call nothing but *leave* from now on.
 
         Args:
-            leave: Ends the process at once. The second order to stop calls it.
+            leave: Ends the process at once; the second order to stop calls it.
         """
-        # Whatever is caught until the very end must keep nothing of the instance.
+        # Signals are caught until the very end, and must keep nothing of the instance.
         self._leave = leave
-        self._told = self._reload = _ignore
+        self._stop = self._reload = _ignore
         for timer in self._timers:
             timer.cancel()
 
@@ -72,12 +72,12 @@ class Signals:
             _log.info("%s: stopped already; again ends the wait", signal.Signals(number).name)
             return
         if self._count > 1:
-            # Where something blocks the event loop, nothing else would end the process.
+            # If the event loop is blocked, nothing else ends the process.
             timer = threading.Timer(CUT_SHORT_GRACE, os._exit, [128 + number])
             timer.daemon = True
             timer.start()
             self._timers.append(timer)
-        self._reactor.callFromThread(self._told, signal.Signals(number))
+        self._reactor.callFromThread(self._stop, signal.Signals(number))
 
     def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._reload)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Makes the handler and sets it up.
 
-fedora-messaging makes a plain class before its reactor runs: the event loop is there, and does not
-run yet, so that ``__init__`` may run coroutines on it. :func:`make_early` does the same.
-A :class:`.Consumer` is made while the loop runs, as often as it takes while what it needs is
-broken.
+fedora-messaging makes a plain class before its reactor runs: the event loop exists and does not run
+yet, so that ``__init__`` may run coroutines on it. :func:`make_early` does the same. A
+:class:`.Consumer` is made while the loop runs, and again for as long as a dependency is broken.
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ _log = logging.getLogger(__name__)
 
 
 def make_early(plan: Plan, notifier: Notifier) -> Plan:
-    """Make the handler of *plan* now where that is an instance of a plain class.
+    """Make the handler of *plan* now if it is an instance of a plain class.
 
     Call it before the reactor runs, and before signals are caught: SIGTERM ends a slow ``__init__``
     and the process with it.
 
     Args:
-        plan: What is to be run.
-        notifier: Asked to let the start go on meanwhile, until ``start_timeout`` is over.
+        plan: The plan of this process.
+        notifier: Extends the start meanwhile, until ``start_timeout`` is over.
 
     Returns:
-        *plan*, whose handler is made where that is to be done now.
+        *plan*, with its handler if that was made.
 
     Raises:
-        BaseException: What the author's ``__init__`` raised.
+        BaseException: The error of the author's ``__init__``.
     """
     if plan.target is None or not is_plain_class(plan.target):
         return plan
@@ -86,9 +85,9 @@ class Startup:
     """The author's ``__init__`` and ``setup``, until they succeed.
 
     Args:
-        plan: The handler to be made.
-        flight: For its executor.
-        waits: Called with what is waited for before another attempt; with ``""`` when it begins.
+        plan: Makes the handler.
+        flight: The flight recorder, for the executor.
+        waits: Called with the reason of a wait before another attempt, and with ``""`` at its end.
         gate: Once it is closed, no further attempt is made; the one that is under way goes on.
         chance: Spreads the attempts.
     """
@@ -117,10 +116,10 @@ class Startup:
         """Make the handler and set it up.
 
         Returns:
-            Both it and what runs it; None where the gate was closed before a success.
+            The handler and its executor; None if the gate was closed before a success.
 
         Raises:
-            BaseException: What the author's code raised, unless a dependency is at fault.
+            BaseException: The error of the author's code, unless a dependency is at fault.
         """
         attempt = 1
         while True:
@@ -138,7 +137,7 @@ class Startup:
             attempt += 1
 
     async def _try(self) -> tuple[Handler, Executor]:
-        """A new handler for each attempt: what half a set-up left behind is in the former one."""
+        # Each attempt has a new handler: the former one has the rest of half a set-up.
         handler = self._plan.factory()
         executor = Executor(handler, codec.decode, self._flight, self._plan.limits)
         try:

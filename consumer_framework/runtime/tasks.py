@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tasks of an instance: none ends without somebody hearing why."""
+"""The tasks of an instance, none of which fails unnoticed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SupervisedTasks:
     """A set of tasks that must not fail.
 
     Args:
-        failed: Called with what a task ended with, be that an error or its cancellation.
+        failed: Called with the error of a task, or with its cancellation.
     """
 
     def __init__(self, failed: Callable[[BaseException], None]) -> None:
@@ -30,13 +30,13 @@ class SupervisedTasks:
         return self.watch(asyncio.get_running_loop().create_task(coroutine))
 
     def watch(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
-        """Look after *task* as well."""
+        """Supervise *task* as well; returns it."""
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
     def cancel(self) -> None:
-        """Cancel all that run."""
+        """Cancel all running tasks."""
         for task in self._tasks:
             task.cancel()
 
@@ -49,14 +49,14 @@ class SupervisedTasks:
 
 
 def reraise_own_cancellation(error: BaseException) -> None:
-    """Let a cancellation of this task through; one that comes out of a handler is its failure."""
+    """Raise *error* if it cancels this task; a cancellation out of a handler is its failure."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error
 
 
 async def from_twisted(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Await a coroutine of the session's, which awaits Deferreds, in an asyncio task."""
+    """Await in an asyncio task a coroutine that awaits Deferreds."""
     loop = asyncio.get_running_loop()
     result: _T = await defer.Deferred.fromCoroutine(coroutine).asFuture(loop)
     return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The flight recorder's file: killed at any byte, damaged, unwritable."""
+"""The file of the flight recorder: processes killed at any byte, damage, disks that fail."""
 
 import errno
 import os
@@ -18,11 +18,11 @@ import pytest
 from consumer_framework.adapters.flight import (
     RECORD,
     REMEMBERED,
+    CrashRecord,
     Flight,
-    Survivor,
-    Wreckage,
-    examine,
+    Records,
     image,
+    read_records,
 )
 from consumer_framework.core.attempt import History
 from consumer_framework.core.errors import StoreError
@@ -32,8 +32,8 @@ A = make_delivery(message_id="a" * 40)
 B = make_delivery(message_id="b", queue="another queue")
 
 
-def names(wreckage):
-    return [(one.queue, one.message_id, one.crashes) for one in wreckage.survivors]
+def names(found):
+    return [(one.queue, one.message_id, one.crashes) for one in found.in_flight]
 
 
 def crashed(delivery, times):
@@ -48,7 +48,7 @@ class KilledError(BaseException):
 
 
 class Dying(bytearray):
-    """Memory that takes one byte after the other, in the order of *steps*, and then no more."""
+    """Memory that takes so many bytes, one after the other, and then kills the process."""
 
     bytes_left = sys.maxsize
     backwards = False
@@ -67,9 +67,9 @@ class Dying(bytearray):
 
 
 def verdicts(action, *, crashed=(), backwards=False):
-    """What a reader says of each state that *action* leaves when it is killed.
+    """Yield the records that are read after *action* was killed, once for each byte it writes.
 
-    *action* gets a recorder, and a function that it calls when the part begins that is killed.
+    *action* gets a recorder, and a function that it calls where the killing begins.
     """
     for killed_at in range(10_000):
         memory = Dying(image(1, crashed))
@@ -81,9 +81,9 @@ def verdicts(action, *, crashed=(), backwards=False):
         try:
             action(Flight(memory), part_begins)
         except KilledError:
-            yield examine(bytes(memory[RECORD:]))
+            yield read_records(bytes(memory[RECORD:]))
         else:
-            yield examine(bytes(memory[RECORD:]))
+            yield read_records(bytes(memory[RECORD:]))
             return
 
 
@@ -97,7 +97,7 @@ def test_killed_at_any_byte_of_a_take_off_the_message_is_in_flight_or_not(backwa
     seen = list(verdicts(take_off, backwards=backwards))
 
     assert len(seen) > 60
-    assert seen[:-1] == [Wreckage()] * (len(seen) - 1)
+    assert seen[:-1] == [Records()] * (len(seen) - 1)
     assert names(seen[-1]) == [("queue", "a" * 40, 4)]
 
 
@@ -119,26 +119,26 @@ def test_killed_at_any_byte_of_forgetting_the_message_is_remembered_or_not():
         part_begins()
         recorder.forget(A)
 
-    seen = [verdict.remembered for verdict in verdicts(forget, crashed=before.survivors)]
+    seen = [verdict.remembered for verdict in verdicts(forget, crashed=before.in_flight)]
 
-    assert seen == [before.survivors, ()]
+    assert seen == [before.in_flight, ()]
 
 
-def test_a_record_that_is_half_another_one_is_torn_and_charges_nobody():
-    """As no process leaves it, but a disk without power may."""
+def test_a_record_that_is_half_overwritten_is_torn_and_charges_no_message():
+    """No process leaves such a record, but a loss of power may."""
     old, new = image(1), image(1)
     Flight(old).took_off(crashed(A, 1))
     Flight(new).took_off(crashed(B, 2))
-    whole = [examine(bytes(contents[RECORD:])) for contents in (old, new)]
+    whole = [read_records(bytes(contents[RECORD:])) for contents in (old, new)]
     changed = [at for at in range(len(old)) if old[at] != new[at]]
 
-    mixed = [examine(bytes(new[RECORD:at] + old[at:])) for at in changed]
+    mixed = [read_records(bytes(new[RECORD:at] + old[at:])) for at in changed]
 
     assert len(mixed) > 20
     assert mixed[0] == whole[0]
-    # From the last byte of the shorter, newer record on, nothing that counts is the old one's.
+    # The newer record is shorter: the bytes of the old record behind it do not count.
     assert {verdict for verdict in mixed if verdict.torn == 0} <= set(whole)
-    assert Wreckage(torn=1) in mixed
+    assert Records(torn=1) in mixed
 
 
 def test_any_flipped_byte_of_a_record_is_found():
@@ -149,7 +149,7 @@ def test_any_flipped_byte_of_a_record_is_found():
 
     for at in range(place, label_ends):
         flipped = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
-        assert examine(flipped[RECORD:]) == Wreckage(torn=1)
+        assert read_records(flipped[RECORD:]) == Records(torn=1)
 
 
 # A real kill.
@@ -166,10 +166,10 @@ def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-recorder, wreckage = Flight.open(Path(sys.argv[1]), 2)
+recorder, found = Flight.open(Path(sys.argv[1]), 2)
 poison = make_delivery(message_id="poison", queue="q")
 recorder.took_off(replace(poison, history=History(crashes=recorder.crashes_of(poison))))
-say(wreckage.torn, *(f"{one.message_id}:{one.crashes}" for one in wreckage.survivors))
+say(found.torn, *(f"{one.message_id}:{one.crashes}" for one in found.in_flight))
 number = 0
 while True:
     number += 1
@@ -185,7 +185,7 @@ while True:
 
 
 def run_and_kill(directory, how, seconds):
-    """Run a child until it is killed; returns what it found, and the last that it said."""
+    """Run a child and kill it; return the records that it found, and its last output."""
     child = subprocess.Popen([sys.executable, "-c", CHILD, directory], stdout=subprocess.PIPE)
     assert child.stdout is not None
     found = child.stdout.readline().decode().split()
@@ -208,19 +208,19 @@ def may_be_in_flight(said):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGABRT])
-def test_a_killed_process_leaves_what_was_in_flight_whenever_that_is(tmp_path, how):
+def test_a_killed_process_leaves_the_messages_in_flight_at_any_moment(tmp_path, how):
     chance = random.Random(3)  # noqa: S311 -- when to kill is no secret
-    (torn, *survivors), said = run_and_kill(tmp_path, how, 0)
-    assert (torn, survivors) == ("0", [])
+    (torn, *in_flight), said = run_and_kill(tmp_path, how, 0)
+    assert (torn, in_flight) == ("0", [])
 
     for kills in range(1, 21):
         found, next_said = run_and_kill(tmp_path, how, chance.uniform(0, 0.01))
-        torn, *survivors = found
+        torn, *in_flight = found
         assert torn == "0"
-        # In flight all the time, in every process.
-        assert f"poison:{kills}" in survivors
-        survivors.remove(f"poison:{kills}")
-        assert survivors in may_be_in_flight(said)
+        # This message is in flight all the time, in every process.
+        assert f"poison:{kills}" in in_flight
+        in_flight.remove(f"poison:{kills}")
+        assert in_flight in may_be_in_flight(said)
         said = next_said
 
 
@@ -228,53 +228,53 @@ def test_a_killed_process_leaves_what_was_in_flight_whenever_that_is(tmp_path, h
 
 
 def remnant(directory):
-    """Leave what a process leaves that died with A."""
+    """Return the file of a process that died with message A."""
     recorder, _ = Flight.open(directory, 2)
     recorder.took_off(A)
     return directory / "flight"
 
 
-def test_what_is_in_flight_is_read_by_the_next_process(tmp_path):
-    recorder, wreckage = Flight.open(tmp_path, 2)
-    assert wreckage == Wreckage()
+def test_the_next_process_reads_the_messages_in_flight(tmp_path):
+    recorder, found = Flight.open(tmp_path, 2)
+    assert found == Records()
     recorder.took_off(A)
     recorder.took_off(crashed(B, 4))
 
-    _, wreckage = Flight.open(tmp_path, 1)
+    _, found = Flight.open(tmp_path, 1)
 
-    assert sorted(names(wreckage)) == [("another queue", "b", 5), ("queue", "a" * 40, 1)]
+    assert sorted(names(found)) == [("another queue", "b", 5), ("queue", "a" * 40, 1)]
 
 
-def test_a_survivor_without_an_id_has_its_queue(tmp_path):
+def test_a_crashed_message_without_an_id_has_its_queue(tmp_path):
     recorder, _ = Flight.open(tmp_path, 1)
     recorder.took_off(make_delivery(message_id=None, queue="queue"))
 
     assert names(Flight.open(tmp_path, 1)[1]) == [("queue", "", 1)]
 
 
-def test_survivors_are_those_of_the_last_death_with_the_crashes_of_all(tmp_path):
+def test_in_flight_are_the_messages_of_the_last_death_with_all_their_crashes(tmp_path):
     remnant(tmp_path)
     recorder, _ = Flight.open(tmp_path, 2)
     recorder.took_off(B)
 
-    recorder, wreckage = Flight.open(tmp_path, 2)
-    assert names(wreckage) == [("another queue", "b", 1)]
-    assert [one.message_id for one in wreckage.remembered] == ["a" * 40]
+    recorder, found = Flight.open(tmp_path, 2)
+    assert names(found) == [("another queue", "b", 1)]
+    assert [one.message_id for one in found.remembered] == ["a" * 40]
 
 
-def test_a_handler_that_got_a_message_without_its_count_does_not_make_it_smaller(tmp_path):
+def test_a_take_off_with_a_smaller_count_does_not_lower_the_crashes(tmp_path):
     recorder, _ = Flight.open(tmp_path, 2)
     recorder.took_off(crashed(A, 6))
     recorder, _ = Flight.open(tmp_path, 2)
     recorder.took_off(A)
 
-    recorder, wreckage = Flight.open(tmp_path, 2)
+    recorder, found = Flight.open(tmp_path, 2)
 
-    assert names(wreckage) == [("queue", "a" * 40, 7)]
+    assert names(found) == [("queue", "a" * 40, 7)]
     assert recorder.crashes_of(A) == 7
 
 
-def test_what_has_not_landed_when_the_file_is_closed_counts_as_a_crash(tmp_path):
+def test_a_message_that_has_not_landed_when_the_file_is_closed_counts_as_crashed(tmp_path):
     recorder, _ = Flight.open(tmp_path, 2)
     recorder.took_off(A)
     recorder.landed(recorder.took_off(B))
@@ -289,7 +289,7 @@ def test_the_message_that_crashed_longest_ago_is_forgotten_first(tmp_path):
         for place in range(8):
             recorder.took_off(make_delivery(message_id=f"{number}.{place}"))
         if number == 2:
-            # Again, so that it is no more the oldest.
+            # It crashes again, so that it is not the oldest any more.
             recorder.took_off(make_delivery(message_id="0.0"))
 
     recorder, _ = Flight.open(tmp_path, 8)
@@ -301,22 +301,22 @@ def test_the_message_that_crashed_longest_ago_is_forgotten_first(tmp_path):
     assert [count(number) for number in (0, 1, 2, REMEMBERED // 8)] == [1, 7, 8, 8]
 
 
-def test_all_that_were_in_flight_are_remembered_however_many_there_were(tmp_path):
+def test_all_messages_in_flight_are_remembered_however_many_there_were(tmp_path):
     many = REMEMBERED + 10
     recorder, _ = Flight.open(tmp_path, many)
     for number in range(many):
         recorder.took_off(make_delivery(message_id=str(number)))
 
-    _, wreckage = Flight.open(tmp_path, many)
+    _, found = Flight.open(tmp_path, many)
     recorder, _ = Flight.open(tmp_path, many)
 
-    assert len(wreckage.survivors) == many
+    assert len(found.in_flight) == many
     counts = {recorder.crashes_of(make_delivery(message_id=str(n))) for n in range(many)}
     assert counts == {1}
 
 
-def test_there_is_always_a_place_for_as_many_as_were_asked_for():
-    full = [Survivor(bytes([n % 256, n // 256] * 8), b"", 1) for n in range(2 * REMEMBERED)]
+def test_remembered_messages_never_take_the_places_of_messages_in_flight():
+    full = [CrashRecord(bytes([n % 256, n // 256] * 8), b"", 1) for n in range(2 * REMEMBERED)]
     recorder = Flight(image(3, full))
     for _ in range(3):
         recorder.took_off(A)
@@ -341,7 +341,7 @@ def test_the_file_is_private_and_has_its_room_on_the_disk(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["flight"]
 
 
-# What is not to be read.
+# Files that cannot be read.
 
 GARBAGE = {
     "empty": lambda _: b"",
@@ -356,14 +356,14 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_a_file_that_is_none_is_set_aside_with_a_warning(tmp_path, caplog, garbage):
+def test_a_file_that_cannot_be_read_is_renamed_with_a_warning(tmp_path, caplog, garbage):
     file = remnant(tmp_path)
     contents = GARBAGE[garbage](file.read_bytes())
     file.write_bytes(contents)
 
-    recorder, wreckage = Flight.open(tmp_path, 1)
+    recorder, found = Flight.open(tmp_path, 1)
 
-    assert wreckage == Wreckage()
+    assert found == Records()
     (aside,) = tmp_path.glob("flight.bad-*")
     assert aside.read_bytes() == contents
     (record,) = caplog.records
@@ -374,7 +374,7 @@ def test_a_file_that_is_none_is_set_aside_with_a_warning(tmp_path, caplog, garba
     assert names(Flight.open(tmp_path, 1)[1]) == [("queue", "a" * 40, 1)]
 
 
-def test_at_most_one_file_that_is_none_is_kept(tmp_path):
+def test_only_the_latest_unreadable_file_is_kept(tmp_path):
     (tmp_path / "flight.bad-20200101T000000Z").write_text("first")
     (tmp_path / "flight.bad-20210101T000000Z").write_text("second")
     (tmp_path / "flight").write_text("third")
@@ -392,14 +392,14 @@ def test_a_damaged_record_is_left_out_with_a_warning_and_the_others_count(tmp_pa
     file = tmp_path / "flight"
     file.write_bytes(file.read_bytes().replace(b"a" * 40, b"a" * 39 + b"b"))
 
-    _, wreckage = Flight.open(tmp_path, 2)
+    _, found = Flight.open(tmp_path, 2)
 
-    assert names(wreckage) == [("another queue", "b", 1)]
-    assert wreckage.torn == 1
+    assert names(found) == [("another queue", "b", 1)]
+    assert found.torn == 1
     assert "1 records are damaged" in caplog.text
 
 
-# What cannot be written.
+# Disks and directories that fail.
 
 
 def test_a_missing_directory_is_a_store_error(tmp_path):
@@ -471,49 +471,49 @@ def test_half_a_file_of_a_process_that_died_while_opening_is_replaced(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["flight"]
 
 
-# A death that is somebody's fault.
+# Deaths that the watchdog causes.
 
 
-def test_who_is_spared_is_not_charged_with_the_death_that_follows(tmp_path):
+def test_only_the_guilty_message_is_charged_with_the_death_that_follows(tmp_path):
     flight, _ = Flight.open(tmp_path, 3)
     for delivery in (A, B, crashed(make_delivery(message_id="c"), 4)):
         flight.took_off(delivery)
-    flight.spare([B])
-    _, wreckage = Flight.open(tmp_path, 3)
-    assert names(wreckage) == [("another queue", "b", 1)]
+    flight.charge_only([B])
+    _, found = Flight.open(tmp_path, 3)
+    assert names(found) == [("another queue", "b", 1)]
 
 
-def test_a_handler_that_did_not_return_in_time_is_remembered_as_such(tmp_path):
+def test_a_handler_that_did_not_return_in_time_is_remembered_until_another_death(tmp_path):
     flight, _ = Flight.open(tmp_path, 3)
     places = [flight.took_off(delivery) for delivery in (crashed(A, 1), B)]
-    flight.spare([A])
+    flight.charge_only([A])
     flight.landed(places[1])
     for _ in range(2):
-        flight, wreckage = Flight.open(tmp_path, 3)
+        flight, found = Flight.open(tmp_path, 3)
         assert (flight.crashes_of(A), flight.has_hung(A)) == (2, True)
         assert not flight.has_hung(B)
-    assert wreckage.remembered[0].hung
-    # The next time it dies in another way.
+    assert found.remembered[0].hung
+    # The next death has another cause.
     flight.took_off(crashed(A, 2))
     flight, _ = Flight.open(tmp_path, 3)
     assert (flight.crashes_of(A), flight.has_hung(A)) == (3, False)
 
 
-def test_former_deaths_are_charged_to_the_spared_all_the_same(tmp_path):
+def test_a_message_that_is_not_guilty_keeps_its_former_crashes(tmp_path):
     flight, _ = Flight.open(tmp_path, 1)
     flight.took_off(A)
     flight, _ = Flight.open(tmp_path, 1)
     flight.took_off(crashed(A, 1))
-    flight.spare([])
-    flight, wreckage = Flight.open(tmp_path, 1)
-    assert wreckage.survivors == ()
+    flight.charge_only([])
+    flight, found = Flight.open(tmp_path, 1)
+    assert found.in_flight == ()
     assert flight.crashes_of(A) == 1
 
 
-def test_the_spared_land_as_others_do():
+def test_messages_land_as_usual_whether_they_are_guilty_or_not():
     flight = Flight(image(2))
     places = [flight.took_off(delivery) for delivery in (A, B)]
-    flight.spare([A])
+    flight.charge_only([A])
     for place in places:
         flight.landed(place)
     with pytest.raises(ValueError, match="nothing took off"):

@@ -296,7 +296,9 @@ class FakeInstance:
 
     def __init__(self) -> None:
         self.gate = Gate()
-        self.reactor = self.clock = self.session = self.dispatcher = self.read_ahead = self
+        self.reactor = self.clock = self.session = self.dispatcher = self.read_ahead = (
+            self.status
+        ) = self
         self.time = ReactorClock()
         # So that nothing is pressed at 0, which the first moment of no clock is.
         self.time.advance(1000)
@@ -324,7 +326,7 @@ class FakeInstance:
         self.calls.append("back")
         return 7
 
-    def say_status(self) -> None:
+    def announce(self) -> None:
         self.calls.append("said")
 
 

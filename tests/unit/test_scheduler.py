@@ -54,7 +54,7 @@ class Rig:
         for number in range(self.rows):
             delivery = make_delivery(message_id=str(number), body=self.body, lane=self.lane)
             await self.store.defer(delivery, 900.0)
-        self.scheduler.look()
+        self.scheduler.read_store()
 
     async def handle_one(self):
         delivery = await asyncio.wait_for(self.intake.take(), 5)
@@ -136,7 +136,7 @@ def test_a_store_that_cannot_be_read_is_said_once_and_read_again(caplog):
         rig.store.unreadable = StoreError("disk I/O error")
         while len(rig.intake):
             await rig.handle_one()
-        rig.scheduler.look()
+        rig.scheduler.read_store()
         assert caplog.text.count("disk I/O error") == 1
         rig.store.unreadable = None
         rig.clock.advance(scheduler.UNREADABLE_SLEEP)
@@ -166,12 +166,12 @@ def test_rows_are_brought_forward_when_the_clock_is_set_back(caplog):
     async def scenario(rig):
         await rig.store.defer(make_delivery(), 1010.0)
         rig.clock._time -= 3600
-        rig.scheduler.look()
+        rig.scheduler.read_store()
         for _ in range(3):
             await asyncio.sleep(0)
         assert rig.store.rebased == [1000.0 - 3600]
         assert "set back by 3600 s" in caplog.text
-        rig.scheduler.look()
+        rig.scheduler.read_store()
         await asyncio.sleep(0)
         assert len(rig.store.rebased) == 1
 
@@ -182,7 +182,7 @@ def test_rows_that_cannot_be_brought_forward_are_told_of(caplog):
     async def scenario(rig):
         rig.store.error = StoreError("the disk is full")
         rig.clock._time -= 3600
-        rig.scheduler.look()
+        rig.scheduler.read_store()
         for _ in range(3):
             await asyncio.sleep(0)
         assert "may be late by as much: the disk is full" in caplog.text
@@ -194,7 +194,7 @@ def test_nothing_comes_back_while_the_gate_is_shut_and_everything_when_it_opens(
     async def scenario(rig):
         rig.gate.suspend(Reason.DEPENDENCY)
         await rig.store.defer(make_delivery(message_id="late"), 900.0)
-        rig.scheduler.look()
+        rig.scheduler.read_store()
         assert len(rig.intake) == 0
         assert rig.reactor.getDelayedCalls() == []
         rig.gate.suspend(Reason.STORE)

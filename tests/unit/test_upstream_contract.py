@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What consumer_framework uses of fedora-messaging and pika that is not public.
+"""The parts of fedora-messaging and pika that are used here and not public.
 
 Each failure says what moved and which module uses it. The caps on both in pyproject.toml may be
 raised once all of this holds.
@@ -44,6 +44,7 @@ REGISTRY = "consumer_framework/adapters/codec/registry.py"
 VALIDATION = "consumer_framework/adapters/codec/decoding.py"
 CONFIG = "consumer_framework/adapters/config.py"
 RUNNER = "consumer_framework/runtime/runner.py"
+INSTANCE = "consumer_framework/runtime/instance.py"
 REACTOR = "consumer_framework/runtime/reactor.py"
 
 
@@ -427,11 +428,13 @@ def test_the_blocking_connection_knows_its_server_and_raises_what_is_caught():
 
 
 def test_publishing_goes_over_the_service_that_the_api_module_holds():
-    assert hasattr(api, "_twisted_service"), moved("fedora_messaging.api._twisted_service", RUNNER)
+    assert hasattr(api, "_twisted_service"), moved(
+        "fedora_messaging.api._twisted_service", INSTANCE
+    )
     service = mock.Mock(spec=FedoraMessagingServiceV2)
     with mock.patch.object(api, "_twisted_service", service):
         assert api._init_twisted_service() is service, moved(
-            "fedora_messaging.api._init_twisted_service", RUNNER
+            "fedora_messaging.api._init_twisted_service", INSTANCE
         )
 
 

@@ -25,7 +25,7 @@ class Flight:
     def __init__(self):
         self.charged = None
 
-    def spare(self, guilty):
+    def charge_only(self, guilty):
         self.charged = list(guilty)
 
 
@@ -40,7 +40,7 @@ class Instance(SimpleNamespace):
             reactor=task.Clock(),
             clock=clock,
             state=State.CONSUMING,
-            news_at=clock.monotonic(),
+            progress_at=clock.monotonic(),
             executor=SimpleNamespace(overruns=lambda: self.runs),
             files=SimpleNamespace(flight=Flight()),
             runs=(),
@@ -100,7 +100,9 @@ def test_a_service_manager_that_does_not_wait_is_not_fed():
 def test_a_stuck_instance_says_why_writes_its_stacks_once_and_is_not_fed(capfd, caplog):
     instance = Instance()
     delivery = make_delivery()
-    instance.runs = (Overrun("message 1", (delivery,), instance.news_at - 5, is_cancelled=False),)
+    instance.runs = (
+        Overrun("message 1", (delivery,), instance.progress_at - 5, is_cancelled=False),
+    )
     notifier = watched(instance, lambda told: len(told.calls) >= 3)
     assert notifier.feeds == 0
     assert set(notifier.calls) == {("trigger", notifier.status_line)}
@@ -109,7 +111,7 @@ def test_a_stuck_instance_says_why_writes_its_stacks_once_and_is_not_fed(capfd, 
     assert "the handler does not return: message 1" in line
     stacks = capfd.readouterr().err
     assert stacks.count("Current thread") == 1
-    assert "in _look" in stacks
+    assert "in _check" in stacks
     assert instance.files.flight.charged == [delivery]
     assert not faulthandler.is_enabled(), "SIGABRT would write them a second time"
 
@@ -122,7 +124,7 @@ def blocks_the_loop(seconds):
 
 def test_a_blocked_event_loop_is_warned_of_with_what_blocks_it(caplog):
     async def scenario():
-        watched = BlockedLoop(limit=0.2, look=0.05)
+        watched = BlockedLoop(limit=0.2, interval=0.05)
         watched.start()
         await asyncio.sleep(0.5)
         assert caplog.records == [], "it runs"

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The line that ``systemctl status`` shows."""
+"""The line that ``systemctl status`` shows, and the report for operators' commands."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
+from consumer_framework.core.errors import StoreError
 from consumer_framework.core.lifecycle import State
-from consumer_framework.core.stats import Snapshot
+from consumer_framework.core.stats import Progress, Snapshot
 from consumer_framework.core.text import about
+from consumer_framework.runtime.control.schema import Counts, StatusReport
+
+if TYPE_CHECKING:
+    from consumer_framework.runtime.instance import Instance
 
 _NOTHING = Snapshot()
 # From here on, a rate needs no decimals.
@@ -134,3 +142,91 @@ def _give_up(facts: Facts) -> str:
 def _awaited(facts: Facts) -> str:
     at_most = "" if facts.left is None else f", {about(facts.left)} at the most"
     return f"waiting for {facts.awaited or 'the connection'}{at_most}"
+
+
+class InstanceStatus:
+    """Describes *instance* for the service manager and on the control socket."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._now = instance.clock.monotonic
+        self._progress = Progress(self._now())
+        self._has_proven_itself = False
+        self._stored = (0, 0)
+
+    def line(self) -> str:
+        """Return the line that ``systemctl status`` shows."""
+        instance, now = self._instance, self._now()
+        counts = instance.counters.snapshot()
+        deferred, quarantined = self._stored_counts()
+        self._progress.look(counts.acked, now)
+        facts = Facts(
+            broker=instance.broker,
+            queues=len(instance.session.queues),
+            counts=counts,
+            rate=self._progress.rate(now),
+            held=instance.dispatcher.held,
+            deferred=deferred,
+            due=self._due(),
+            quarantined=quarantined,
+            lag=instance.lag,
+            up=self._progress.up(now),
+            trouble=instance.trouble,
+            awaited=instance.drain.awaited if instance.drain is not None else "",
+            left=instance.deadline.left,
+            strain=instance.memory_relief.strain,
+        )
+        remarks = filter(None, instance.remarks.values())
+        return "; ".join([status_line(instance.state, facts), *remarks])
+
+    def announce(self) -> None:
+        """Tell the service manager the status line."""
+        notifier = self._instance.notifier
+        notifier.status(self.line())
+        if not self._has_proven_itself and self._progress.is_proven(self._now()):
+            self._has_proven_itself = True
+            notifier.restart_reset()
+
+    def announce_ready(self) -> None:
+        """Tell the service manager that the instance consumes; a reload says so at its end."""
+        self._instance.was_ready = True
+        if self._instance.is_reloading:
+            self.announce()
+        else:
+            self._instance.notifier.ready(self.line())
+
+    def report(self) -> StatusReport:
+        """Return the state of the instance, without the numbers of its store."""
+        instance, now = self._instance, self._now()
+        counts = asdict(instance.counters.snapshot())
+        return StatusReport(
+            pid=os.getpid(),
+            state=instance.state.name.lower(),
+            status=self.line(),
+            trouble=instance.trouble,
+            remarks=tuple(filter(None, instance.remarks.values())),
+            broker=instance.broker,
+            queues=tuple(instance.session.queues),
+            held=instance.dispatcher.held,
+            lag=instance.lag,
+            rate=round(self._progress.rate(now), 3),
+            up=round(self._progress.up(now)),
+            counts=Counts(**counts, running=len(instance.running)),
+        )
+
+    def _stored_counts(self) -> tuple[int, int]:
+        """Return how many messages are deferred, and how many wait for an operator."""
+        # At the end the store is closed; other parts report a store that cannot be read.
+        if self._instance.state is not State.STOPPED:
+            with suppress(StoreError):
+                stats = self._instance.files.store.stats()
+                self._stored = stats.deferred, stats.quarantined + stats.replaying
+        return self._stored
+
+    def _due(self) -> int:
+        """Return how many deferred messages are due, where those are many; 0 otherwise."""
+        instance = self._instance
+        if instance.state is not State.STOPPED and instance.dispatcher.is_behind:
+            with suppress(StoreError):
+                return instance.files.store.count_due(instance.clock.time())
+        return 0

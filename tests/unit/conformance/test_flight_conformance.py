@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every flight recorder promises, the real one and the fake."""
+"""The promises of the port FlightRecorder, kept by the real one and by the fake."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def process(request, tmp_path):
 
 
 def known(process, delivery):
-    """*delivery* as a pipeline has it: with the crashes that the recorder knows."""
+    """Return *delivery* with the crashes that the recorder knows, as the pipeline does."""
     return replace(delivery, history=History(crashes=process.recorder.crashes_of(delivery)))
 
 
@@ -132,7 +132,7 @@ def test_forgetting_a_message_keeps_the_others(process):
     assert counts == [1, 0, 1]
 
 
-def test_a_message_that_never_crashed_is_forgotten_without_a_word(process):
+def test_forgetting_a_message_that_never_crashed_is_no_error(process):
     process.recorder.forget(make_delivery())
 
     assert process.recorder.crashes_of(make_delivery()) == 0
@@ -161,7 +161,7 @@ def test_places_are_used_again(process):
     assert process.recorder.crashes_of(make_delivery(message_id=f"{number}.a")) == 0
 
 
-def test_equal_messages_in_flight_at_once_are_one_crash(process):
+def test_equal_messages_in_flight_at_once_count_as_one_crash(process):
     process.recorder.took_off(make_delivery())
     process.recorder.took_off(make_delivery())
 
@@ -170,7 +170,7 @@ def test_equal_messages_in_flight_at_once_are_one_crash(process):
     assert process.recorder.crashes_of(make_delivery()) == 1
 
 
-def test_a_place_lands_once(process):
+def test_a_place_cannot_land_twice(process):
     place = process.recorder.took_off(make_delivery())
     process.recorder.landed(place)
 
