@@ -171,7 +171,7 @@ def test_many_changes_leave_as_many_slots_as_the_last_one_says(gated):
             executor.resize(Limits(count))
             gated.let_go(3)
             await turns()
-        # What ran when the number fell has to end first.
+        # The runs that had begun before have to end first.
         while gated.running != 3:
             gated.let_go()
             await asyncio.sleep(0.005)
