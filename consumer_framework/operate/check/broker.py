@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the broker says to the account of the instance, and what it does not say."""
+"""Asks the brokers, with the account of the instance, about its queues and exchanges."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _BROKERS = "consumer_config.framework.brokers"
 
 
 def broker_findings(settings: Settings) -> tuple[tuple[int, ...] | None, list[Finding]]:
-    """Ask each broker; the first one that answers is asked about queues.
+    """Ask each broker; ask the first one that answers about queues.
 
     Returns:
-        RabbitMQ's version, None where it is unknown or another broker; and what was found.
+        The version of RabbitMQ, None if it is unknown or another broker; and the findings.
     """
     found: list[Finding] = []
     views: list[BrokerView] = []
