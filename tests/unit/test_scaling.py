@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many workers there are: the plan, and what carrying it out does."""
+"""The number of workers: the plan, and its steps carried out."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ THREE = {"a": None, "a_2": "a", "a_3": "a"}
                 *("stop a_2", "check a_2", "disable a_2", "unlink a_2"),
             ],
         ),
-        # What was interrupted, or done by hand, is mended.
+        # An interrupted command, and work by hand, is completed.
         (THREE, units(a=RUNS, a_2=RUNS), 2, ["unlink a_3"]),
         (THREE, units(a=RUNS, a_2=RUNS, a_3=ENABLED), 2, ["disable a_3", "unlink a_3"]),
         (NAME, units(a=RUNS, a_2=RUNS), 1, ["stop a_2", "check a_2", "disable a_2"]),
@@ -152,7 +152,7 @@ def test_a_target_that_is_not_enabled_is_worth_a_warning():
 
 @dataclass
 class FakeServices:
-    """A service manager that does what it is told."""
+    """A service manager that obeys."""
 
     enabled: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
@@ -210,8 +210,8 @@ def directory(tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch) -> dict[str, StoredCounts]:
-    """What the stores of workers keep, by instance."""
+def stored(monkeypatch) -> dict[str, StoredCounts]:
+    """The messages in the stores of workers, by instance."""
     found: dict[str, StoredCounts] = {}
     monkeypatch.setattr(host, "count_stored", lambda place: found.get(place.name, StoredCounts()))
     return found
@@ -221,7 +221,7 @@ def executor(directory: Path, services: FakeServices) -> StepRunner:
     return StepRunner("a", directory, services, lambda _: None, lambda _: None)
 
 
-class Killed(Exception):  # noqa: N818 -- what happened to it
+class Killed(Exception):  # noqa: N818 -- no error
     pass
 
 
@@ -246,7 +246,7 @@ def scale(
     warn: Callable[[str], None] = lambda _: None,
     name: str = "a",
 ) -> list[Step]:
-    """Plan, carry out, and return what was told."""
+    """Plan, carry out, and return the steps that were told."""
     told: list[Step] = []
     found = host.find_workers(directory, services, name, count, strict=True)
     StepRunner(name, directory, services, told.append, warn).run(plan(found, count))
@@ -281,11 +281,11 @@ def test_a_step_that_fails_ends_it_and_the_next_time_goes_on_there(directory):
     assert words(scale(directory, services, 2)) == ["disable a_3", "unlink a_3"]
 
 
-def test_messages_deferred_while_a_worker_stops_have_it_started_again(directory, kept):
+def test_messages_deferred_while_a_worker_stops_have_it_started_again(directory, stored):
     services = FakeServices()
     scale(directory, services, 2)
     steps = plan(host.find_workers(directory, services, "a", 1, strict=True), 1)
-    kept["a_2"] = StoredCounts(deferred=1, last_due=0.0)
+    stored["a_2"] = StoredCounts(deferred=1, last_due=0.0)
     with pytest.raises(ScalingError, match=r"a_2 stays, for it has 1 deferred message, .* again$"):
         executor(directory, services).run(steps)
     assert services.running == {"a", "a_2"}
@@ -350,7 +350,7 @@ def test_who_may_not_change_the_directory_is_told_before_anything_is_done(direct
 
 
 NAMES = st.sampled_from(["a", "a_2", "a_3", "a_4", "a_10", "a_02", "a-2", "a_2_2", "b", "b_2"])
-# A file of its own, a link to what its name says, to another one, to nothing, to elsewhere.
+# A file of its own; a link to the file of its name, to another, to nothing, to elsewhere.
 KINDS = st.sampled_from(["file", "a.toml", "./a.toml", "b.toml", "gone.toml", "/nowhere/a.toml"])
 
 
