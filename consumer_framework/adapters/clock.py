@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The machine's time."""
+"""The machine's clock."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 
 
 class SystemClock:
-    """A :class:`.Clock` that reads the machine's."""
+    """The :class:`.Clock` of the machine."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Return seconds since some fixed moment; never goes back."""
         return time.monotonic()
 
     def time(self) -> float:
-        """Seconds since the epoch, as the machine believes."""
+        """Return seconds since the epoch, as the machine believes."""
         return time.time()

@@ -87,9 +87,9 @@ class Consumer(ABC):
         here may be used there.
 
         Raises:
-            DependencyFault: The instance calls ``__init__`` and ``setup`` again later, on a new
-                object.
-            Exception: Any other exception ends the instance.
+            DependencyFault: The instance makes another object later, and calls its ``setup``.
+                Other exceptions that mean a broken dependency have the same effect.
+            Exception: Any other exception ends the start of the instance.
         """
 
     @abstractmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line. Imports what a subcommand needs only when it runs."""
+"""The command line. A subcommand imports its modules when it runs, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
 
     NAME is an instance: its configuration is /etc/fedora-messaging/NAME.toml, in the format of
     fedora-messaging. `systemctl start fm-consumer@NAME` runs this command as a service. On
-    SIGTERM or SIGINT the running handlers finish and what else was delivered goes back to the
+    SIGTERM or SIGINT the running handlers finish, and other messages go back to the
     broker; a second signal does not wait for them. On SIGHUP it reads its file again, as
     `fm-consumer reload` tells it to.
     """

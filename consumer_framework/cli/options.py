@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How commands are told which instance is meant, and where its files are."""
+"""The arguments and options that name an instance and its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
-# What fedora-messaging reads where it is told nothing.
+# The file that fedora-messaging reads by default.
 DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
 
 
@@ -32,12 +32,12 @@ def complete_instance(
 
 
 def instance_names() -> list[str]:
-    """The instances that this machine is configured for."""
+    """Return the instances that have a configuration file on this machine."""
     return sorted(path.stem for path in CONFIGURATION_DIRECTORY.glob("*.toml"))
 
 
 def instance_file(name: str) -> Path:
-    """Where the configuration of the instance *name* is.
+    """Return the configuration file of the instance *name*.
 
     Raises:
         ConfigurationError: No instance can have that name.
@@ -49,10 +49,10 @@ def instance_file(name: str) -> Path:
 
 
 def configuration_file(name: str | None, conf: Path | None) -> Path | None:
-    """Which file configures an instance; None for fedora-messaging's defaults.
+    """Return the file that configures an instance; None for fedora-messaging's defaults.
 
     Raises:
-        click.UsageError: Two are named.
+        click.UsageError: Both *name* and *conf* are given.
         ConfigurationError: No instance can have that name.
     """
     if name is not None and conf:
@@ -85,20 +85,20 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for pro
 
 
 def words(metavar: str) -> Callable[[Any], Any]:
-    """The arguments of a command: an instance, unless --conf names one, and what *metavar* says."""
+    """Declare the arguments of a command: an instance, unless --conf names one, and *metavar*."""
     return click.argument("words", nargs=-1, metavar=metavar, shell_complete=complete_instance)
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """An instance as a command was told of it.
+    """The instance that the arguments of a command name.
 
     Attributes:
         instance: Its name.
-        file: Its configuration.
-        directory: Its state.
+        file: Its configuration file.
+        directory: Its state directory.
         rest: The arguments after it.
-        spelled: How it was named, for the next command line.
+        spelled: The arguments that name it, for the next command line.
     """
 
     instance: str
@@ -114,13 +114,13 @@ class Where:
 
 
 def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Where:
-    """Find out which instance is meant.
+    """Return the instance that the arguments of a command name.
 
     Raises:
         click.UsageError: None is named.
         ConfigurationError: No instance can have that name.
     """
-    # Late: it imports the store, and with it half of what `run` needs.
+    # Late: it imports the store, and with it half of the framework.
     from consumer_framework.runtime.state_files import state_directory  # noqa: PLC0415
 
     if conf is None and not given:
@@ -142,7 +142,7 @@ def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Wh
 def no_such_instance(
     name: str, file: Path, otherwise: str = "name its file with --conf"
 ) -> ConfigurationError:
-    """Say that there is no instance *name*, and which there are; the cure *otherwise*."""
+    """Return the error that there is no instance *name*; *otherwise* cures a host without any."""
     known = ", ".join(instance_names())
     cure = f"the instances here are {known}" if known else otherwise
     return ConfigurationError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer scale``: how many workers an instance has on this host."""
+"""``fm-consumer scale``: changes the number of an instance's workers on this host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import options, terminal
 from .options import complete_instance, instance_file, no_such_instance
 from .terminal import Command
 
-# `run` needs what these import: --help and shell completion must be quick.
+# Commands import these when they run: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -55,8 +55,9 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     The first worker is NAME itself, the others are NAME_2, NAME_3 and so on: instances of their
     own, with their own process, user, state directory and log, whose file NAME_2.toml is a
     symbolic link to NAME.toml. This command makes and removes the links, and
-    enables, starts, stops and disables the services. What is right already it leaves alone, so it
-    also mends what was interrupted. A file that is no link to NAME.toml it never touches.
+    enables, starts, stops and disables the services. It leaves alone all that is right already, so
+    it also completes a command that was interrupted. It never touches a file that is no link to
+    NAME.toml.
 
     A worker that goes finishes the messages in its handler, and gives the others back to the
     queue. It stays while messages that it has deferred wait in its store: nobody else would
@@ -70,16 +71,16 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     from consumer_framework.operate.scaling import ScalingError, plan  # noqa: PLC0415
 
     directory, services = options.CONFIGURATION_DIRECTORY, Systemctl()
-    found = scaling.find(directory, services, name, count, strict=not leave_deferred)
+    found = scaling.find_workers(directory, services, name, count, strict=not leave_deferred)
     steps = plan(found, count, leave_deferred=leave_deferred)
     _check_configuration(file, name, steps)
     if dry_run:
         _print(name, steps)
         return
-    executor = scaling.Scaler(name, directory, services, partial(_tell, name), _warn)
+    runner = scaling.StepRunner(name, directory, services, partial(_tell, name), terminal.note)
     again = f"'fm-consumer scale {name} {count}' goes on where it was"
     try:
-        executor.carry_out(steps)
+        runner.run(steps)
     except KeyboardInterrupt:
         click.echo(f"\nfm-consumer: interrupted; {again}", err=True)
         raise click.exceptions.Exit(_INTERRUPTED) from None
@@ -89,11 +90,6 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
 
 
 def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
-    """See whether the workers that a plan starts can share the configuration.
-
-    Raises:
-        ConfigurationError: They cannot, or nobody can work with it.
-    """
     from consumer_framework.operate import scaling  # noqa: PLC0415
     from consumer_framework.operate.scaling import Action  # noqa: PLC0415
     from consumer_framework.runtime import state_files  # noqa: PLC0415
@@ -105,17 +101,17 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
     if not added:
         return
     settings = access.load_outside(file)
-    scaling.check(settings, str(file))
+    scaling.refuse_unshareable(settings, str(file))
     for instance in added:
         access.require_credentials(file, instance)
     files = state_files.SYSTEM_STATE / name / state_files.CONSUMER_FILES
     if state_files.has_files(files):
-        _warn(
+        terminal.note(
             f"the consumer keeps files in {files}; each worker has a directory of its own, and "
             "sees no other worker's files"
         )
     for queue in scaling.standby_queues(settings):
-        _warn(
+        terminal.note(
             f"the queue {queue} has {SINGLE_ACTIVE}: one worker at a time gets its "
             "messages, the others stand by"
         )
@@ -133,18 +129,14 @@ def _tell(name: str, step: Step) -> None:
     from consumer_framework.operate.scaling import Action  # noqa: PLC0415
 
     if step.action is Action.WARN:
-        _warn(step.text)
+        terminal.note(step.text)
         return
     service = unit_name(step.instance).removesuffix(".service")
     file = options.CONFIGURATION_DIRECTORY / f"{step.instance}.toml"
-    whats = {
+    details = {
         Action.LINK: f"{file} -> {name}.toml",
         Action.UNLINK: str(file),
         Action.STOP: f"{service}, which finishes what is in its handler",
         Action.CHECK: f"that {step.instance} has no deferred message",
     }
-    click.echo(f"{step.action:<{_WIDEST_ACTION}}  {whats.get(step.action, service)}")
-
-
-def _warn(text: str) -> None:
-    click.echo(f"fm-consumer: {terminal.safe(text)}", err=True)
+    click.echo(f"{step.action:<{_WIDEST_ACTION}}  {details.get(step.action, service)}")

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer status``: how the instances of this host are, workers by their name.
-
-How instances are, as text for people and as values for JSON.
-"""
+"""``fm-consumer status``: the instances of this host, and their workers."""
 
 from __future__ import annotations
 
@@ -20,190 +17,22 @@ from . import options, terminal
 from .options import JSON, complete_instance, instance_file
 from .terminal import Command, Refusal, bad, faint, good, safe, title
 
+# Commands import these when they run: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.adapters.systemd.systemctl import Unit
-    from consumer_framework.operate.status import Census, Instance
-
-# As systemctl(1) marks units.
-_UP, _DOWN, _FAILED, _CHANGING = "●", "○", "×", "↻"  # noqa: RUF001 -- theirs
-_INDENT = "  "
-
-# What is summed up, as people read it and as JSON has it.
-_TOTALS = ("handled", "running", "held", "deferred", "quarantined")
-
-
-def totals_of(group: Sequence[Instance]) -> dict[str, int]:
-    """Sum up what the workers of a group have done since they started, and what waits."""
-    sums = Counter(dict.fromkeys(_TOTALS, 0))
-    for instance in group:
-        if instance.report:
-            counts = instance.report.counts
-            sums.update(handled=counts.acked, running=counts.running)
-            sums.update(held=instance.report.held)
-        if instance.kept:
-            sums.update(deferred=instance.kept.deferred, quarantined=instance.kept.quarantined)
-    return dict(sums)
-
-
-def document(census: Census) -> dict[str, Any]:
-    """Everything that was found, for JSON."""
-    return {
-        "systemd": census.problem == "",
-        "problem": census.problem,
-        "groups": [
-            {
-                "name": name,
-                "workers": len(group),
-                "active": sum(instance.is_active for instance in group),
-                "totals": totals_of(group),
-                "instances": [_instance_document(instance) for instance in group],
-            }
-            for name, group in census.groups.items()
-        ],
-    }
-
-
-def _instance_document(instance: Instance) -> dict[str, Any]:
-    kept = instance.kept
-    return {
-        "name": instance.name,
-        "configured": instance.is_configured,
-        "active": instance.is_active,
-        "answers": instance.report is not None,
-        "should_run": instance.should_run,
-        "unit": asdict(instance.unit) if instance.unit else None,
-        "report": asdict(instance.report) if instance.report else None,
-        "deferred": kept.deferred if kept else None,
-        "quarantined": kept.quarantined if kept else None,
-        "next_due": kept.next_due if kept else None,
-        "problem": instance.problem,
-    }
-
-
-def group_lines(name: str, group: Sequence[Instance], now: float) -> Iterator[str]:
-    """A name with its workers, and their sum where there is more than one."""
-    if len(group) == 1:
-        yield from _instance_lines(group[0], now, 0)
-        return
-    active = sum(instance.is_active for instance in group)
-    sums = [f"{count:,} {what}" for what, count in totals_of(group).items() if count]
-    counts = f"; {', '.join(sums)}" if sums else ""
-    head = f"{name}: {active} of {plural(len(group), 'worker')} active"
-    colour: Callable[[str], str] = title if active == len(group) else bad
-    yield f"{colour(head)}{counts}"
-    widest = max(len(instance.name) for instance in group)
-    for instance in group:
-        for line in _instance_lines(instance, now, widest):
-            yield f"{_INDENT}{line}"
-
-
-def _instance_lines(instance: Instance, now: float, name_width: int) -> Iterator[str]:
-    mark, colour = _mark(instance)
-    name, state = instance.name.ljust(name_width), _state(instance, now)
-    yield f"{colour(mark)} {title(name)}  {colour(safe(state))}"
-    indent = " " * len(f"{mark} {name}  ")
-    for text, style in _details(instance, now):
-        # Whole, and wrapped by the terminal: who reads it wants to know why.
-        yield f"{indent}{style(safe(text))}"
-
-
-def _plain(text: str) -> str:
-    return text
-
-
-def _mark(instance: Instance) -> tuple[str, Callable[[str], str]]:
-    if instance.is_active:
-        return _UP, good
-    match instance.unit.active if instance.unit else "inactive":
-        case "failed":
-            return _FAILED, bad
-        case "inactive":
-            return _DOWN, bad if instance.should_run else _plain
-    return _CHANGING, bad
-
-
-def _state(instance: Instance, now: float) -> str:
-    unit = instance.unit
-    if unit is None or (unit.active == "inactive" and instance.is_active):
-        return _by_hand(instance)
-    parts = [f"{unit.active} ({_why(unit)})"]
-    if unit.since is not None:
-        parts[0] += f" for {age(now - unit.since)}"
-    if unit.pid:
-        parts.append(f"PID {unit.pid}")
-    if unit.restarts:
-        parts.append(plural(unit.restarts, "restart"))
-    if not unit.is_enabled:
-        parts.append(unit.file_state or "disabled")
-    if not instance.is_configured:
-        parts.append("without a configuration file")
-    return ", ".join(parts)
-
-
-def _by_hand(instance: Instance) -> str:
-    if instance.report:
-        return f"runs by hand, PID {instance.report.pid}"
-    if instance.is_silent:
-        return "runs by hand, and does not answer"
-    return (
-        "does not run" if instance.is_configured else "does not run, without a configuration file"
-    )
-
-
-def _why(unit: Unit) -> str:
-    if unit.active != "failed":
-        return unit.sub
-    is_exit = unit.result == "exit-code" and unit.exit_status
-    return f"exit code {unit.exit_status}" if is_exit else unit.result
-
-
-def _details(instance: Instance, now: float) -> Iterator[tuple[str, Callable[[str], str]]]:
-    text = instance.report.status if instance.report else _last_words(instance.unit)
-    if text:
-        yield text, _plain
-    if waiting := _waiting(instance, now):
-        yield waiting, _plain
-    if instance.problem:
-        yield instance.problem, bad
-    if instance.unit and not instance.is_active and instance.unit.active != "inactive":
-        yield f"journalctl -u fm-consumer@{instance.name} -n 50", faint
-    if instance.kept and instance.kept.quarantined:
-        yield f"fm-consumer quarantine list {instance.name}", faint
-
-
-def _last_words(unit: Unit | None) -> str:
-    return unit.text if unit else ""
-
-
-def _waiting(instance: Instance, now: float) -> str:
-    """What is not done yet."""
-    parts = []
-    if instance.report:
-        numbers = {
-            "running": instance.report.counts.running,
-            "held": instance.report.held,
-        }
-        parts += [f"{count:,} {what}" for what, count in numbers.items() if count]
-    if kept := instance.kept:
-        if kept.deferred:
-            due = "" if kept.next_due is None else f" ({_due(kept.next_due, now)})"
-            parts.append(f"{kept.deferred:,} deferred{due}")
-        if kept.quarantined:
-            parts.append(f"{kept.quarantined:,} quarantined")
-    return f"now: {', '.join(parts)}" if parts else ""
-
-
-def _due(when: float, now: float) -> str:
-    return f"the next due in {age(when - now)}" if when > now else "due now"
-
-
-# `run` needs what these import: --help and shell completion must be quick.
+    from consumer_framework.operate.status import HostStatus, InstanceStatus
 
 # As systemctl(1) and the LSB have it.
 _NOT_ALL_ACTIVE = 3
 _UNKNOWN = 4
+# As systemctl(1) marks units.
+_UP, _DOWN, _FAILED, _CHANGING = "●", "○", "×", "↻"  # noqa: RUF001 -- theirs
+_INDENT = "  "
+
+# The counts that are summed up, for people and in JSON.
+_TOTALS = ("handled", "running", "held", "deferred", "quarantined")
 
 
 class _Unknown(Refusal):
@@ -238,20 +67,20 @@ instance. Without NAME, one that is disabled and was stopped is shown and does n
 def status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> None:
     """Show how instances are: each NAME with its workers, or all of this host.
 
-    The state is systemd's. What was handled, what runs and what waits the instance tells itself,
-    which takes root or its own user; of one that does not answer, the store tells what is
-    deferred and quarantined. One that was started by hand is found in its state directory; its
-    NAME is that of its configuration file, without .toml.
+    The state is systemd's. The instance itself counts the messages that it handled, that run and
+    that wait; to ask it takes root or its own user. If it does not answer, deferred and
+    quarantined messages are counted in its store. An instance that was started by hand is found
+    in its state directory; its NAME is that of its configuration file, without .toml.
     """
     if state_dir and len(names) != 1:
         raise click.UsageError("--state-dir needs the NAME of one instance")
     for name in names:
-        # Refuses what no instance can be called.
+        # Refuses a name that no instance can have.
         instance_file(name)
     from consumer_framework.adapters.systemd.systemctl import Systemctl  # noqa: PLC0415
     from consumer_framework.operate import status  # noqa: PLC0415
 
-    found = status.take(names, options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
+    found = status.instances_on_host(names, options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
     _refuse_unknown(found, names)
     _show(found, as_json=as_json)
     counted = (one for one in found.instances if names or one.should_run)
@@ -259,7 +88,7 @@ def status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> 
         raise click.exceptions.Exit(_NOT_ALL_ACTIVE)
 
 
-def _refuse_unknown(found: Census, names: tuple[str, ...]) -> None:
+def _refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
     unknown = [one.name for one in found.instances if one.name in names and not one.is_known]
     if unknown:
         known = ", ".join(options.instance_names())
@@ -267,16 +96,182 @@ def _refuse_unknown(found: Census, names: tuple[str, ...]) -> None:
         raise _Unknown(f"there is no instance {unknown[0]!r}; {cure}")
 
 
-def _show(found: Census, *, as_json: bool) -> None:
-
+def _show(found: HostStatus, *, as_json: bool) -> None:
     if as_json:
-        terminal.print_json(document(found))
+        terminal.print_json(_document(found))
         return
     if not found.groups:
         click.echo(f"no instance is configured in {options.CONFIGURATION_DIRECTORY}, and none runs")
     now = time.time()
     for name, group in found.groups.items():
-        for line in group_lines(name, group, now):
+        for line in _group_lines(name, group, now):
             click.echo(line)
     if found.problem:
         click.echo(terminal.faint(f"\nsystemd was not asked: {terminal.safe(found.problem)}"))
+
+
+# JSON.
+
+
+def _totals(group: Sequence[InstanceStatus]) -> dict[str, int]:
+    sums = Counter(dict.fromkeys(_TOTALS, 0))
+    for instance in group:
+        if instance.report:
+            counts = instance.report.counts
+            sums.update(handled=counts.acked, running=counts.running)
+            sums.update(held=instance.report.held)
+        if instance.stored:
+            sums.update(deferred=instance.stored.deferred, quarantined=instance.stored.quarantined)
+    return dict(sums)
+
+
+def _document(host: HostStatus) -> dict[str, Any]:
+    return {
+        "systemd": host.problem == "",
+        "problem": host.problem,
+        "groups": [
+            {
+                "name": name,
+                "workers": len(group),
+                "active": sum(instance.is_active for instance in group),
+                "totals": _totals(group),
+                "instances": [_instance_document(instance) for instance in group],
+            }
+            for name, group in host.groups.items()
+        ],
+    }
+
+
+def _instance_document(instance: InstanceStatus) -> dict[str, Any]:
+    stored = instance.stored
+    return {
+        "name": instance.name,
+        "configured": instance.is_configured,
+        "active": instance.is_active,
+        "answers": instance.report is not None,
+        "should_run": instance.should_run,
+        "unit": asdict(instance.unit) if instance.unit else None,
+        "report": asdict(instance.report) if instance.report else None,
+        "deferred": stored.deferred if stored else None,
+        "quarantined": stored.quarantined if stored else None,
+        "next_due": stored.next_due if stored else None,
+        "problem": instance.problem,
+    }
+
+
+# Text.
+
+
+def _group_lines(name: str, group: Sequence[InstanceStatus], now: float) -> Iterator[str]:
+    if len(group) == 1:
+        yield from _instance_lines(group[0], now, 0)
+        return
+    active = sum(instance.is_active for instance in group)
+    sums = [f"{count:,} {what}" for what, count in _totals(group).items() if count]
+    counts = f"; {', '.join(sums)}" if sums else ""
+    head = f"{name}: {active} of {plural(len(group), 'worker')} active"
+    colour: Callable[[str], str] = title if active == len(group) else bad
+    yield f"{colour(head)}{counts}"
+    widest = max(len(instance.name) for instance in group)
+    for instance in group:
+        for line in _instance_lines(instance, now, widest):
+            yield f"{_INDENT}{line}"
+
+
+def _instance_lines(instance: InstanceStatus, now: float, name_width: int) -> Iterator[str]:
+    mark, colour = _mark(instance)
+    name, state = instance.name.ljust(name_width), _state(instance, now)
+    yield f"{colour(mark)} {title(name)}  {colour(safe(state))}"
+    indent = " " * len(f"{mark} {name}  ")
+    for text, style in _details(instance, now):
+        # Uncut, and wrapped by the terminal: a reader wants to know the reason.
+        yield f"{indent}{style(safe(text))}"
+
+
+def _plain(text: str) -> str:
+    return text
+
+
+def _mark(instance: InstanceStatus) -> tuple[str, Callable[[str], str]]:
+    if instance.is_active:
+        return _UP, good
+    match instance.unit.active if instance.unit else "inactive":
+        case "failed":
+            return _FAILED, bad
+        case "inactive":
+            return _DOWN, bad if instance.should_run else _plain
+    return _CHANGING, bad
+
+
+def _state(instance: InstanceStatus, now: float) -> str:
+    unit = instance.unit
+    if unit is None or (unit.active == "inactive" and instance.is_active):
+        return _by_hand(instance)
+    parts = [f"{unit.active} ({_why(unit)})"]
+    if unit.since is not None:
+        parts[0] += f" for {age(now - unit.since)}"
+    if unit.pid:
+        parts.append(f"PID {unit.pid}")
+    if unit.restarts:
+        parts.append(plural(unit.restarts, "restart"))
+    if not unit.is_enabled:
+        parts.append(unit.file_state or "disabled")
+    if not instance.is_configured:
+        parts.append("without a configuration file")
+    return ", ".join(parts)
+
+
+def _by_hand(instance: InstanceStatus) -> str:
+    if instance.report:
+        return f"runs by hand, PID {instance.report.pid}"
+    if instance.is_silent:
+        return "runs by hand, and does not answer"
+    return (
+        "does not run" if instance.is_configured else "does not run, without a configuration file"
+    )
+
+
+def _why(unit: Unit) -> str:
+    if unit.active != "failed":
+        return unit.sub
+    is_exit = unit.result == "exit-code" and unit.exit_status
+    return f"exit code {unit.exit_status}" if is_exit else unit.result
+
+
+def _details(instance: InstanceStatus, now: float) -> Iterator[tuple[str, Callable[[str], str]]]:
+    text = instance.report.status if instance.report else _last_words(instance.unit)
+    if text:
+        yield text, _plain
+    if waiting := _waiting(instance, now):
+        yield waiting, _plain
+    if instance.problem:
+        yield instance.problem, bad
+    if instance.unit and not instance.is_active and instance.unit.active != "inactive":
+        yield f"journalctl -u fm-consumer@{instance.name} -n 50", faint
+    if instance.stored and instance.stored.quarantined:
+        yield f"fm-consumer quarantine list {instance.name}", faint
+
+
+def _last_words(unit: Unit | None) -> str:
+    return unit.text if unit else ""
+
+
+def _waiting(instance: InstanceStatus, now: float) -> str:
+    parts = []
+    if instance.report:
+        numbers = {
+            "running": instance.report.counts.running,
+            "held": instance.report.held,
+        }
+        parts += [f"{count:,} {what}" for what, count in numbers.items() if count]
+    if stored := instance.stored:
+        if stored.deferred:
+            due = "" if stored.next_due is None else f" ({_due(stored.next_due, now)})"
+            parts.append(f"{stored.deferred:,} deferred{due}")
+        if stored.quarantined:
+            parts.append(f"{stored.quarantined:,} quarantined")
+    return f"now: {', '.join(parts)}" if parts else ""
+
+
+def _due(when: float, now: float) -> str:
+    return f"the next due in {age(when - now)}" if when > now else "due now"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What commands print: text that a terminal can take, tables that fit it, JSON for programs."""
+"""Output of commands: safe text and fitting tables for terminals, JSON for programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GAP = "  "
 
 
 class Refusal(click.ClickException):
-    """The command cannot do that. Printed as one line, with exit code 2."""
+    """The command cannot do that: one line, and exit code 2."""
 
     exit_code = 2
 
@@ -63,7 +63,7 @@ def complain(error: BaseException) -> None:
 
 
 def note(line: str) -> None:
-    """Print something to standard error that is not wrong."""
+    """Print *line*, which is no error, to standard error."""
     click.echo(f"fm-consumer: {safe(line)}", err=True)
 
 
@@ -77,7 +77,7 @@ def _descriptor(stream: Any) -> int:
 def safe(text: str) -> str:
     """Make *text* one line that does nothing to a terminal.
 
-    Publishers write topics, bodies and ids: what is not printable is shown escaped.
+    Publishers write topics, bodies and ids; unprintable characters are shown escaped.
     """
     text = redact(text)
     if text.isprintable():
@@ -96,7 +96,7 @@ def safe_lines(text: str, indent: str = "") -> str:
 
 
 def terminal_width() -> int | None:
-    """How many columns there are to print to; None where it is no terminal."""
+    """Return the columns of the terminal; None if standard output is none."""
     if columns := os.environ.get("COLUMNS", ""):
         return int(columns) if columns.isdigit() and int(columns) else None
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -109,8 +109,8 @@ class Column:
     Attributes:
         title: Its head.
         right: Numbers are flush right.
-        gives_way: Whether it is cut where the table is too wide.
-        keep_end: The end is what tells most, as that of a topic.
+        gives_way: It is cut if the table is too wide.
+        keep_end: Its beginning is cut, not its end: the end of a topic tells most.
     """
 
     title: str
@@ -132,7 +132,7 @@ def table(
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], available: int) -> None:
-    """Let the widest of those that may give way, one column after the other."""
+    # The widest of those that give way shrinks by one column, again and again.
     while sum(widths) > available:
         candidates = [i for i, c in enumerate(columns) if c.gives_way and widths[i] > _NARROWEST]
         if not candidates:
@@ -188,7 +188,7 @@ def _finite(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """What AMQP has a type for and JSON has none."""
+    """Convert a value of an AMQP type that JSON does not have."""
     match value:
         case bytes():
             return value.decode("utf-8", "backslashreplace")

@@ -12,7 +12,7 @@ from . import terminal
 from .options import JSON
 from .terminal import Command, Refusal
 
-# `run` needs what these import: --help and shell completion must be quick.
+# Commands import these when they run: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ def units() -> None:
     \b
     fm-consumer units install      after each installation and upgrade
     fm-consumer units diff         would that change anything?
-    fm-consumer units show --names what else there is: drop-ins for the usual needs
+    fm-consumer units show --names all files, also drop-ins for the usual needs
     """  # noqa: D301 -- click wants the backspace character
 
 
@@ -87,8 +87,8 @@ Exit code: 0 if they are installed; 1 if something is in the way, or could not b
 def install(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json: bool) -> None:
     """Write the units, and have systemd read them.
 
-    What is right already it leaves alone. A file that somebody edited, or put there, is in the
-    way: nothing is written then.
+    Files that are right already stay. A file that somebody edited, or put there, is in the way:
+    nothing is written then.
     """
     from consumer_framework.operate import units  # noqa: PLC0415
 
@@ -171,7 +171,7 @@ made no sense.
 @DIRECTORY
 @JSON
 def diff(root: Path, directory: Path, *, as_json: bool) -> None:
-    """Show what 'install' would change, as a unified diff."""
+    """Show the changes that 'install' would make, as a unified diff."""
     files = [file for file in _survey(root, directory) if not file.is_right]
     if as_json:
         terminal.print_json(
@@ -208,7 +208,7 @@ Examples:
 def show(
     names: tuple[str, ...], root: Path, directory: Path, *, only_names: bool, as_json: bool
 ) -> None:
-    """Print what 'install' writes; or these files, examples among them."""
+    """Print the files that 'install' writes; or these files, examples among them."""
     if only_names or names:
         texts = _shipped(names)
     else:

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plans how many workers an instance has. Pure: it looks at nothing and changes nothing.
+"""Changes how many workers an instance has on this host.
 
-NAME is the first worker; the others are instances of their own, NAME_2 and so on, whose files are
-symbolic links to NAME.toml. Only those, and units without any file, are ever planned for.
-
-Carries out what :mod:`.scaling` planned, and finds out what there is before.
-
-Whether more than one worker of a configuration makes sense.
+NAME is the first worker. The others are instances of their own, NAME_2 and so on, whose files are
+symbolic links to NAME.toml. :func:`find_workers` looks for them, :func:`plan` decides on
+the steps without looking at anything else, and :class:`StepRunner` carries them out. Steps concern
+only these links, and units without any file; files of others are never touched. After an
+interruption a new plan goes on where the former one ended.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,10 +36,10 @@ if TYPE_CHECKING:
 
 
 class ScalingError(FrameworkError):
-    """The workers cannot be made so many.
+    """The number of workers cannot be changed.
 
     Args:
-        problems: Lines, each of which says what is in the way and what to do.
+        problems: Lines, each of which names an obstacle and its cure.
     """
 
     exit_code = 1
@@ -49,8 +48,144 @@ class ScalingError(FrameworkError):
         super().__init__("\n".join(problems))
 
 
+# The configuration.
+
+
+def refuse_unshareable(settings: Settings, source: str) -> None:
+    """Refuse a configuration that workers cannot share.
+
+    Raises:
+        ConfigurationError: With every problem there is, each with its TOML path.
+    """
+    problems = list(_unshareable(settings))
+    if problems:
+        raise ConfigurationError(*problems, source=source)
+
+
+def _unshareable(settings: Settings) -> Iterator[Problem]:
+    for name, queue in settings.queues.items():
+        if not name:
+            what = "the broker names a queue for each worker, so each would get every message"
+            yield Problem('queues.""', what, "give the queue a name, and exclusive = false")
+        elif queue.exclusive:
+            what = "the queue belongs to one connection, so a second worker is refused"
+            yield Problem(f'queues."{name}".exclusive', what, "set it to false")
+    if settings.monitoring is not None:
+        what = f"only one worker can listen on port {settings.monitoring.port}"
+        yield Problem("monitoring.port", what, "remove [monitoring]")
+
+
+def standby_queues(settings: Settings) -> list[str]:
+    """Return the queues that give their messages to one worker at a time, in the file's order."""
+    return [name for name, queue in settings.queues.items() if is_single_active(queue)]
+
+
+# Workers that are there.
+
+
+class Services(Protocol):
+    """The service manager; :class:`.Systemctl` is the real one."""
+
+    def show(self, names: Sequence[str]) -> dict[str, Unit]:
+        """Return units by their names; patterns match loaded ones."""
+        ...
+
+    def enable(self, instance: str) -> None:
+        """Have *instance* started at boot."""
+        ...
+
+    def disable(self, instance: str) -> None:
+        """Have *instance* no longer started at boot."""
+        ...
+
+    def start(self, instance: str) -> None:
+        """Start *instance*, and wait until it is ready."""
+        ...
+
+    def stop(self, instance: str) -> None:
+        """Stop *instance*, and wait until it has ended."""
+        ...
+
+    def reset_failed(self, instance: str) -> None:
+        """Forget that *instance* failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers of one instance, as they are on this host.
+
+    Attributes:
+        name: The instance that is scaled.
+        files: The configuration files of all instances.
+        units: Units by their names; a unit that is missing is neither enabled nor running.
+        stored: The messages in the stores of surplus workers, by instance.
+    """
+
+    name: str
+    files: Files
+    units: Mapping[str, Unit] = field(default_factory=dict)
+    stored: Mapping[str, StoredCounts] = field(default_factory=dict)
+
+    def unit(self, instance: str) -> Unit:
+        """Return the unit of *instance*."""
+        name = unit_name(instance)
+        return self.units.get(name, Unit(name))
+
+    def is_foreign(self, instance: str) -> bool:
+        """Return True if the file of *instance* is no link to the file of the name."""
+        return instance in self.files and self.files[instance] != self.name
+
+    def surplus(self, count: int) -> list[str]:
+        """Return the workers beyond *count*, the highest number first."""
+        found = {*self.files, *(unit.instance for unit in self.units.values())}
+        numbers = {number_of(self.name, instance) or 1: instance for instance in found}
+        ours = (numbers[n] for n in sorted(numbers, reverse=True) if n > count)
+        return [instance for instance in ours if not self.is_foreign(instance)]
+
+
+def find_workers(
+    directory: Path, services: Services, name: str, count: int, *, strict: bool
+) -> Workers:
+    """Look at the files, units and stores of the workers of *name*.
+
+    Args:
+        directory: The directory of the configuration files.
+        services: The service manager.
+        name: The instance.
+        count: The number of workers that there shall be.
+        strict: A store that cannot be read is an error; otherwise it counts as empty.
+
+    Raises:
+        ScalingError: A store cannot be read.
+        ConfigurationError: The directory cannot be read.
+        SystemctlError: The service manager does not answer.
+    """
+    found = Workers(name, files_in(directory))
+    instances = [*(worker_name(name, n) for n in range(1, count + 1)), *found.surplus(count)]
+    names = [*map(unit_name, instances), TEMPLATE.format(f"{name}_*"), TARGET]
+    found = replace(found, units=services.show(names))
+    stored = {instance: _stored(instance, strict=strict) for instance in found.surplus(count)}
+    return replace(found, stored=stored)
+
+
+def _stored(instance: str, *, strict: bool) -> StoredCounts:
+    try:
+        return count_stored(state_files.SYSTEM_STATE / instance)
+    except StoreError as error:
+        if not strict:
+            return NOTHING_STORED
+        raise ScalingError(
+            f"{instance} stays, for nobody can tell what it keeps: {error}; --leave-deferred "
+            "removes it all the same"
+        ) from error
+
+
+# The plan.
+
+
 class Action(StrEnum):
-    """What a step does with an instance."""
+    """The action of a step."""
 
     LINK = "link"
     ENABLE = "enable"
@@ -64,12 +199,12 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do.
+    """One step of a plan.
 
     Attributes:
-        action: What.
-        instance: With which instance.
-        text: What a warning says.
+        action: The action.
+        instance: The instance that it concerns.
+        text: The text of a warning.
     """
 
     action: Action
@@ -77,49 +212,16 @@ class Step:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What there is.
-
-    Attributes:
-        name: The instance that is scaled.
-        files: The configuration files of all instances.
-        units: Units by their names; one that is not there is neither enabled nor running.
-        kept: What workers keep in their stores, by instance; nothing where one is not there.
-    """
-
-    name: str
-    files: Files
-    units: Mapping[str, Unit] = field(default_factory=dict)
-    kept: Mapping[str, StoredCounts] = field(default_factory=dict)
-
-    def unit(self, instance: str) -> Unit:
-        """The unit of *instance*."""
-        name = unit_name(instance)
-        return self.units.get(name, Unit(name))
-
-    def is_foreign(self, instance: str) -> bool:
-        """Whether its file is somebody's, and not a link to the file of the name."""
-        return instance in self.files and self.files[instance] != self.name
-
-    def surplus(self, count: int) -> list[str]:
-        """The workers beyond *count*, the highest number first."""
-        found = {*self.files, *(unit.instance for unit in self.units.values())}
-        numbers = {number_of(self.name, instance) or 1: instance for instance in found}
-        ours = (numbers[n] for n in sorted(numbers, reverse=True) if n > count)
-        return [instance for instance in ours if not self.is_foreign(instance)]
-
-
-def plan(found: Found, count: int, *, leave_deferred: bool = False) -> list[Step]:
-    """Say what is to be done so that there are *count* workers, all enabled and running.
+def plan(found: Workers, count: int, *, leave_deferred: bool = False) -> list[Step]:
+    """Plan the steps after which there are *count* workers, all enabled and running.
 
     Args:
-        found: What there is now.
-        count: How many workers; 1 is the instance alone.
-        leave_deferred: Remove a worker also where messages of its store would never run.
+        found: The workers that are there now.
+        count: The number of workers; 1 is the instance alone.
+        leave_deferred: Remove a worker even if messages of its store would never run then.
 
     Returns:
-        The steps in their order; none but warnings where all is as it should be.
+        The steps in their order; only warnings if all is right already.
 
     Raises:
         ScalingError: Something is in the way; nothing must be done then.
@@ -137,7 +239,7 @@ def plan(found: Found, count: int, *, leave_deferred: bool = False) -> list[Step
     return [*steps, *_warnings(found, surplus)]
 
 
-def _obstacles(found: Found, wanted: list[str]) -> Iterator[str]:
+def _obstacles(found: Workers, wanted: list[str]) -> Iterator[str]:
     base = found.files.get(found.name)
     if base is not None and number_of(base, found.name):
         yield f"{found.name} is a worker of {base}: scale that, with 'fm-consumer scale {base} N'"
@@ -158,24 +260,23 @@ def _obstacles(found: Found, wanted: list[str]) -> Iterator[str]:
             )
 
 
-def _left_behind(found: Found, surplus: list[str]) -> Iterator[str]:
+def _left_behind(found: Workers, surplus: list[str]) -> Iterator[str]:
     for instance in surplus:
-        kept = found.kept.get(instance, NOTHING_STORED)
-        if kept.deferred:
-            yield would_never_run(instance, kept)
+        stored = found.stored.get(instance, NOTHING_STORED)
+        if stored.deferred:
+            yield _would_never_run(instance, stored)
 
 
-def would_never_run(instance: str, kept: StoredCounts) -> str:
-    """Say why a worker cannot go, and what to do."""
+def _would_never_run(instance: str, stored: StoredCounts) -> str:
     return (
-        f"{instance} stays, for it has {plural(kept.deferred, 'deferred message')}, due until "
-        f"{moment(kept.last_due or 0.0)}, and nobody else would run them: scale down after that "
+        f"{instance} stays, for it has {plural(stored.deferred, 'deferred message')}, due until "
+        f"{moment(stored.last_due or 0.0)}, and nobody else would run them: scale down after that "
         f"time ('fm-consumer quarantine list {instance} --state deferred' shows them), or give "
         f"--leave-deferred, which leaves them in {SYSTEM_STATE / instance} until {instance} is back"
     )
 
 
-def _grow(found: Found, instance: str) -> Iterator[Step]:
+def _grow(found: Workers, instance: str) -> Iterator[Step]:
     unit = found.unit(instance)
     if instance not in found.files:
         yield Step(Action.LINK, instance)
@@ -185,29 +286,29 @@ def _grow(found: Found, instance: str) -> Iterator[Step]:
         yield Step(Action.START, instance)
 
 
-def _shrink(found: Found, instance: str, *, leave_deferred: bool) -> Iterator[Step]:
+def _shrink(found: Workers, instance: str, *, leave_deferred: bool) -> Iterator[Step]:
     unit = found.unit(instance)
     if unit.active != "inactive":
         yield Step(Action.STOP, instance)
         if not leave_deferred:
-            # It may have deferred some while it stopped.
+            # It may have deferred messages while it stopped.
             yield Step(Action.CHECK, instance)
     if unit.file_state == "enabled":
         yield Step(Action.DISABLE, instance)
-    # Last: what was interrupted before is found again.
+    # Last, so that an interrupted removal is found again.
     if instance in found.files:
         yield Step(Action.UNLINK, instance)
 
 
-def _warnings(found: Found, surplus: list[str]) -> Iterator[Step]:
+def _warnings(found: Workers, surplus: list[str]) -> Iterator[Step]:
     for instance in surplus:
-        kept, place = found.kept.get(instance, NOTHING_STORED), SYSTEM_STATE / instance
-        if kept.quarantined:
-            what = f"left in {place}: {plural(kept.quarantined, 'quarantined message')}"
+        stored, place = found.stored.get(instance, NOTHING_STORED), SYSTEM_STATE / instance
+        if stored.quarantined:
+            what = f"left in {place}: {plural(stored.quarantined, 'quarantined message')}"
             cure = f"see 'fm-consumer quarantine list {instance}'"
             yield Step(Action.WARN, instance, f"{what}; {cure}")
-        if kept.deferred:
-            what = f"left in {place}: {plural(kept.deferred, 'deferred message')}"
+        if stored.deferred:
+            what = f"left in {place}: {plural(stored.deferred, 'deferred message')}"
             yield Step(Action.WARN, instance, f"{what}, to run when {instance} is back")
     target = found.units.get(TARGET)
     if target is not None and not target.is_enabled:
@@ -215,78 +316,16 @@ def _warnings(found: Found, surplus: list[str]) -> Iterator[Step]:
         yield Step(Action.WARN, found.name, text)
 
 
-class Services(Protocol):
-    """What is asked of the service manager; :class:`.Systemctl` is the real one."""
-
-    def show(self, names: Sequence[str]) -> dict[str, Unit]:
-        """Return units by their names; patterns stand for loaded ones."""
-        ...
-
-    def enable(self, instance: str) -> None:
-        """Let *instance* start at boot."""
-        ...
-
-    def disable(self, instance: str) -> None:
-        """Let *instance* start no more at boot."""
-        ...
-
-    def start(self, instance: str) -> None:
-        """Start *instance*, and wait until it is ready."""
-        ...
-
-    def stop(self, instance: str) -> None:
-        """Stop *instance*, and wait until it has ended."""
-        ...
-
-    def reset_failed(self, instance: str) -> None:
-        """Forget that *instance* failed."""
-        ...
-
-
-def find(directory: Path, services: Services, name: str, count: int, *, strict: bool) -> Found:
-    """Find out what there is of *name*.
-
-    Args:
-        directory: Where the configuration files are.
-        services: The service manager.
-        name: The instance.
-        count: How many workers there shall be.
-        strict: A worker whose store cannot be read is an error, not one without a message.
-
-    Raises:
-        ScalingError: A store cannot be read.
-        ConfigurationError: The directory cannot be read.
-        SystemctlError: The service manager does not answer.
-    """
-    files = files_in(directory)
-    wanted = [worker_name(name, number) for number in range(1, count + 1)]
-    surplus = Found(name, files).surplus(count)
-    names = [unit_name(instance) for instance in (*wanted, *surplus)]
-    units = services.show([*names, TEMPLATE.format(f"{name}_*"), TARGET])
-    found = Found(name, files, units)
-    kept = {instance: _kept(instance, strict=strict) for instance in found.surplus(count)}
-    return Found(name, files, units, kept)
-
-
-def _kept(instance: str, *, strict: bool) -> StoredCounts:
-    try:
-        return count_stored(state_files.SYSTEM_STATE / instance)
-    except StoreError as error:
-        if not strict:
-            return NOTHING_STORED
-        raise ScalingError(
-            f"{instance} stays, for nobody can tell what it keeps: {error}; --leave-deferred "
-            "removes it all the same"
-        ) from error
+# The plan carried out.
 
 
 @dataclass(frozen=True, slots=True)
-class Scaler:
+class StepRunner:
     """Carries out steps.
 
     Attributes:
         name: The instance that is scaled.
-        directory: Where the configuration files are.
+        directory: The directory of the configuration files.
         services: The service manager.
         tell: Called with each step before it is carried out.
         warn: Called with a line that the operator should see.
@@ -298,11 +337,11 @@ class Scaler:
     tell: Callable[[Step], None]
     warn: Callable[[str], None]
 
-    def carry_out(self, steps: Sequence[Step]) -> None:
+    def run(self, steps: Sequence[Step]) -> None:
         """Carry out *steps*, one after the other.
 
         Raises:
-            ScalingError: One cannot be done; those before it are, and a new plan goes on there.
+            ScalingError: A step failed; those before it are done, and a new plan goes on there.
             SystemctlError: Likewise.
         """
         actions: dict[Action, Callable[[str], None]] = {
@@ -321,7 +360,7 @@ class Scaler:
                 actions[step.action](step.instance)
 
     def _must_be_permitted(self, steps: Iterable[Step]) -> None:
-        """Fail before anything is done, not half-way."""
+        # Before anything is done, not half-way.
         changes = any(step.action in (Action.LINK, Action.UNLINK) for step in steps)
         if changes and not os.access(self.directory, os.W_OK):
             raise ScalingError(f"{self.directory}: may not be changed by this user; use sudo")
@@ -358,41 +397,12 @@ class Scaler:
             self.services.reset_failed(instance)
 
     def _check(self, instance: str) -> None:
-        kept = _kept(instance, strict=True)
-        if kept.deferred:
+        stored = _stored(instance, strict=True)
+        if stored.deferred:
             self.services.start(instance)
-            raise ScalingError(f"{would_never_run(instance, kept)}; it is started again")
+            raise ScalingError(f"{_would_never_run(instance, stored)}; it is started again")
 
 
 def _reason(error: OSError) -> str:
     cure = "; use sudo" if isinstance(error, PermissionError) else ""
     return f"{(error.strerror or str(error)).lower()}{cure}"
-
-
-def check(settings: Settings, source: str) -> None:
-    """Refuse what workers cannot share.
-
-    Raises:
-        ConfigurationError: With every problem there is, each with its TOML path.
-    """
-    problems = list(_problems(settings))
-    if problems:
-        raise ConfigurationError(*problems, source=source)
-
-
-def _problems(settings: Settings) -> Iterator[Problem]:
-    for name, queue in settings.queues.items():
-        if not name:
-            what = "the broker names a queue for each worker, so each would get every message"
-            yield Problem('queues.""', what, "give the queue a name, and exclusive = false")
-        elif queue.exclusive:
-            what = "the queue belongs to one connection, so a second worker is refused"
-            yield Problem(f'queues."{name}".exclusive', what, "set it to false")
-    if settings.monitoring is not None:
-        what = f"only one worker can listen on port {settings.monitoring.port}"
-        yield Problem("monitoring.port", what, "remove [monitoring]")
-
-
-def standby_queues(settings: Settings) -> list[str]:
-    """The queues that give their messages to one worker at a time, in the order of the file."""
-    return [name for name, queue in settings.queues.items() if is_single_active(queue)]

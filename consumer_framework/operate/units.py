@@ -52,7 +52,7 @@ class UnitsError(FrameworkError):
     """The units cannot be installed, or removed.
 
     Args:
-        problems: Lines, each of which names a file and says what to do.
+        problems: Lines, each of which names a file and a cure.
     """
 
     exit_code = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which instances are workers of which: NAME_2.toml is a symbolic link to NAME.toml."""
+"""Tells which instance is a worker of which name: NAME_2.toml is a symbolic link to NAME.toml."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    # By instance: the instance of the same directory whose file its own is a link to; None for
-    # a file of its own, and for a link to anywhere else.
+    # By instance: the instance whose file, in the same directory, its own file links to. None for a
+    # file that is no link, or links to another place.
     Files: TypeAlias = Mapping[str, str | None]
 
 _SUFFIX = ".toml"
@@ -25,18 +25,18 @@ _WORKER = re.compile(r"(?P<base>.+)_(?P<number>[2-9]|[1-9][0-9]+)", re.ASCII)
 
 
 def worker_name(name: str, number: int) -> str:
-    """The instance that is worker *number* of *name*, from 1 on."""
+    """Return the instance that is worker *number* of *name*, from 1 on."""
     return name if number == 1 else f"{name}_{number}"
 
 
 def number_of(name: str, instance: str) -> int | None:
-    """Which worker of *name* an instance is by its name; None for none of them."""
+    """Return the number that *instance* has as a worker of *name*, by its name; None for none."""
     found = _WORKER.fullmatch(instance)
     return int(found["number"]) if found and found["base"] == name else None
 
 
 def files_in(directory: Path) -> Files:
-    """Find the configuration files of instances.
+    """Return the instances that have a configuration file in *directory*.
 
     Raises:
         ConfigurationError: The directory cannot be read.
@@ -63,12 +63,12 @@ def _target(path: Path) -> str | None:
 
 
 def group_of(instance: str, files: Files) -> str:
-    """The name that *instance* is a worker of; its own where it is nobody else's."""
+    """Return the name that *instance* is a worker of; its own name if it is no worker."""
     found = _WORKER.fullmatch(instance)
     if not found:
         return instance
     base = found["base"]
-    # A unit that is left over from a link that is gone has no file at all.
+    # A unit whose link was removed has no file at all.
     is_worker = files[instance] == base if instance in files else base in files
     return base if is_worker else instance
 
@@ -78,7 +78,7 @@ def in_groups(instances: Iterable[str], files: Files) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for instance in set(instances):
         groups.setdefault(group_of(instance, files), []).append(instance)
-    # A worker's number orders it, not its text: _10 comes after _9.
+    # By number, not by text: _10 comes after _9.
     return {name: sorted(groups[name], key=partial(_order, name)) for name in sorted(groups)}
 
 

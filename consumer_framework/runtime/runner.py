@@ -158,8 +158,8 @@ class Runner(MultiService):
         responder = Responder(
             files.store,
             dispatcher.replay,
-            dispatcher.dropped,
-            dispatcher.look,
+            dispatcher.drop_rows,
+            dispatcher.store_changed,
             self._instance.status.report,
         )
         factory = ControlFactory({**responder.by_type, Reload: self._reloader.respond})

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an instance keeps on disk, and where.
+"""The files that an instance keeps on disk, and their places.
 
-What an instance keeps in its store, counted from outside.
+The state directory has the store, the flight recorder and the consumer's own files. An instance may
+also run without one: then its :class:`StateFiles` are in memory, and end with the process.
 """
 
 from __future__ import annotations
@@ -37,77 +38,33 @@ if TYPE_CHECKING:
     from consumer_framework.settings import Framework
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCounts:
-    """How many messages wait in a store.
-
-    Attributes:
-        deferred: So many run by themselves when they are due.
-        quarantined: So many wait for an operator; those in a replay are among them.
-        next_due: When the first deferred one is due, in seconds since the epoch; None for never.
-        last_due: When the last one is.
-    """
-
-    deferred: int = 0
-    quarantined: int = 0
-    next_due: float | None = None
-    last_due: float | None = None
-
-
-NOTHING_STORED = StoredCounts()
-
-
-def count_stored(directory: Path) -> StoredCounts:
-    """Count what waits in the store of a state directory; nothing where there is no store.
-
-    Raises:
-        StoreError: It cannot be read, or not by this user.
-    """
-    file = directory / DATABASE
-    try:
-        file.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return NOTHING_STORED
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StoreError(f"{file}: cannot be read: {reason}; use sudo") from error
-    with closing(Store.read(directory)) as store:
-        stats = store.stats()
-        return StoredCounts(
-            deferred=stats.deferred,
-            quarantined=stats.quarantined + stats.replaying,
-            next_due=stats.next_due,
-            last_due=store.last_due(),
-        )
-
-
 _log = logging.getLogger(__name__)
 
 # The configuration of each instance that systemd runs: NAME.toml.
 SYSTEM_CONFIGURATION = Path("/etc/fedora-messaging")
-# What systemd makes for `StateDirectory=fedora-messaging/NAME` (systemd.exec(5)).
+# The directories that systemd makes for `StateDirectory=fedora-messaging/NAME` (systemd.exec(5)).
 SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
 _DIED = "the process died"
-# In the state directory: the files of the consumer itself.
+# In the state directory: the consumer's own files.
 CONSUMER_FILES = "files"
 # Messages that the flight recorder has room for at least, so that a reload may bring more slots.
 FLIGHT_ROOM = 1024
-# Seconds between two tries to open the state directory; shorter than the pauses of `expire`.
+# Seconds between two attempts to open the files; shorter than the pauses of `expire`.
 RETRY = 0.25
-# Seconds that the service manager is asked for at each try.
+# Seconds that the service manager is asked for at each attempt.
 _LEASE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class StateFiles:
-    """The open files of an instance.
+    """The store and the flight recorder of an instance, open.
 
     Attributes:
-        directory: Where they are; None for in memory.
-        places: How many messages the flight recorder has room for.
+        directory: The state directory; None in memory.
+        places: The number of messages that the flight recorder has room for.
     """
 
     directory: Path | None
@@ -116,15 +73,15 @@ class StateFiles:
     places: int
 
     def close(self) -> None:
-        """Close them; what was written stays."""
+        """Close both."""
         self.flight.close()
         self.store.close()
 
 
 def state_directory(instance: str, given: Path | None) -> Path:
-    """Where *instance* keeps its state.
+    """Return the state directory of *instance*.
 
-    In this order: what was *given*; ``$STATE_DIRECTORY``, as systemd sets it; for root
+    The first of these: the *given* one; ``$STATE_DIRECTORY``, as systemd sets it; for root
     ``/var/lib/fedora-messaging/NAME``; for other users ``$XDG_STATE_HOME/fedora-messaging/NAME``,
     which is below ``~/.local/state`` where that is not set (XDG Base Directory Specification).
     """
@@ -136,7 +93,7 @@ def state_directory(instance: str, given: Path | None) -> Path:
 
 
 def users_directory(instance: str) -> Path:
-    """Where *instance* keeps its state if this user runs it and says nothing of it."""
+    """Return the state directory of *instance* if this user runs it and names none."""
     if os.geteuid() == 0:
         return SYSTEM_STATE / instance
     # A user whom no list of users has, and without $HOME, has no home.
@@ -146,26 +103,26 @@ def users_directory(instance: str) -> Path:
 
 
 def is_directory_given(given: Path | None) -> bool:
-    """Whether somebody said where the state is kept, on the command line or in the unit."""
+    """Tell whether the command line or the unit names the state directory."""
     return given is not None or bool(os.environ.get("STATE_DIRECTORY"))
 
 
 def control_socket(directory: Path) -> Path:
-    """Where the instance whose state is in *directory* listens to operators.
+    """Return the control socket of the instance whose state is in *directory*.
 
-    ``$RUNTIME_DIRECTORY`` as systemd sets it, or else the state directory.
+    It is in ``$RUNTIME_DIRECTORY``, as systemd sets it, or else in the state directory.
     """
     return (runtime_directory() or directory) / CONTROL
 
 
 def runtime_directory() -> Path | None:
-    """``$RUNTIME_DIRECTORY`` as systemd sets it, None without it."""
+    """Return ``$RUNTIME_DIRECTORY`` as systemd sets it, None without it."""
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(runtime) if runtime else None
 
 
 def has_files(directory: Path) -> bool:
-    """Return whether a consumer keeps files in *directory*; False where it cannot be read."""
+    """Tell whether a consumer has files in *directory*; False if it cannot be read."""
     try:
         return any(directory.iterdir())
     except OSError:
@@ -175,23 +132,23 @@ def has_files(directory: Path) -> bool:
 def open_state_files(
     directory: Path, instance: str, framework: Framework, *, is_given: bool = True
 ) -> StateFiles:
-    """Open the store and the flight recorder, and make the directory where it is missing.
+    """Open the store and the flight recorder; make the directory if it is missing.
 
     Args:
         directory: The state directory.
         instance: The instance's name.
-        framework: Says how much is kept, and whether anything is.
-        is_given: Whether somebody said that it is this directory. Where nobody did, and it cannot
-            be made, the instance runs without one.
+        framework: Has the limits of the store, and tells whether there is one.
+        is_given: True if the command line or the unit names this directory. If not, and the
+            directory cannot be made, the instance runs without one.
 
     Raises:
-        ConfigurationError: They can be opened only after somebody changed something.
+        ConfigurationError: They can be opened only after an administrator changed something.
         StoreError: They may be opened later: another process has them, or the disk is full.
     """
     limits, places = store_limits(framework), max(framework.at_once, FLIGHT_ROOM)
     if framework.store is StoreKind.MEMORY:
         _log.info("%s", _WITHOUT)
-        _tell_of_rows(directory)
+        _warn_of_rows(directory)
         return _in_memory(places)
     try:
         with described(directory):
@@ -216,17 +173,17 @@ def wait_for_state_files(
     clock: Clock,
     sleep: Callable[[float], None] = time.sleep,
 ) -> StateFiles:
-    """Open the stores, and try again while another process has them or the disk is full.
+    """Open the files, and try again while another process has them or the disk is full.
 
     Args:
         open_them: See :func:`open_state_files`.
-        patience: Wait for so many seconds at most.
-        notifier: Told what the instance waits for.
+        patience: Seconds to wait at most.
+        notifier: Told the reason of the wait.
         clock: Measures the wait.
         sleep: Waits for so many seconds.
 
     Raises:
-        ConfigurationError: They can be opened only after somebody changed something.
+        ConfigurationError: They can be opened only after an administrator changed something.
         Fault: They could not be opened in that time; another start may succeed.
     """
     end = clock.monotonic() + patience
@@ -248,7 +205,7 @@ def wait_for_state_files(
         sleep(min(RETRY, left))
 
 
-# What is lost without a state directory.
+# The consequences of running without a state directory.
 _WITHOUT = (
     "without a store: messages that must wait are held in memory or go back to their queue; so do "
     "those that fail at every attempt, for ever, and there is no quarantine; bytes that are no "
@@ -262,7 +219,7 @@ def _in_memory(places: int) -> StateFiles:
 
 
 def _can_never_be_made(directory: Path, error: StoreError) -> bool:
-    """Whether there is no place for state, nor ever was: none has messages that wait."""
+    # Only a directory that never had a store: there, no messages wait.
     is_read_only = getattr(error.__cause__, "errno", None) == errno.EROFS
     return (error.lasting or is_read_only) and not os.path.exists(directory / DATABASE)  # noqa: PTH110
 
@@ -277,8 +234,8 @@ def _without_directory(error: StoreError, framework: Framework, places: int) -> 
     return _in_memory(places)
 
 
-def _tell_of_rows(directory: Path) -> None:
-    """Name the messages of a former store: nobody runs them."""
+def _warn_of_rows(directory: Path) -> None:
+    """Warn of messages in a former store, which no instance runs."""
     with suppress(StoreError), closing(Store.read(directory)) as store:
         stats = store.stats()
         rows = stats.deferred + stats.quarantined + stats.replaying
@@ -288,7 +245,7 @@ def _tell_of_rows(directory: Path) -> None:
 
 
 def store_limits(framework: Framework) -> Limits:
-    """How much the store keeps."""
+    """Return the limits of the store."""
     return Limits(framework.quarantine_max_age, framework.quarantine_max_bytes)
 
 
@@ -308,3 +265,47 @@ def _open_flight(directory: Path, store: Store, places: int) -> Flight:
             extra=fields(crashed.message_id, "", crashed.queue),
         )
     return flight
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCounts:
+    """The number of messages in a store.
+
+    Attributes:
+        deferred: Messages that run again by themselves when they are due.
+        quarantined: Messages that wait for an operator; those in a replay are among them.
+        next_due: When the first deferred one is due, in seconds since the epoch; None for never.
+        last_due: When the last one is due.
+    """
+
+    deferred: int = 0
+    quarantined: int = 0
+    next_due: float | None = None
+    last_due: float | None = None
+
+
+NOTHING_STORED = StoredCounts()
+
+
+def count_stored(directory: Path) -> StoredCounts:
+    """Count the messages in the store of a state directory; none without a store.
+
+    Raises:
+        StoreError: It cannot be read, or not by this user.
+    """
+    file = directory / DATABASE
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return NOTHING_STORED
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StoreError(f"{file}: cannot be read: {reason}; use sudo") from error
+    with closing(Store.read(directory)) as store:
+        stats = store.stats()
+        return StoredCounts(
+            deferred=stats.deferred,
+            quarantined=stats.quarantined + stats.replaying,
+            next_due=stats.next_due,
+            last_due=store.last_due(),
+        )

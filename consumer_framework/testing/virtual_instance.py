@@ -17,7 +17,7 @@ from consumer_framework.adapters.executor import Executor
 from consumer_framework.author.handler import is_coroutine_callable
 from consumer_framework.core.gate import Gate, GateEvent
 from consumer_framework.core.ports import Observers
-from consumer_framework.runtime.dispatcher import Dispatcher
+from consumer_framework.runtime.dispatcher import Dispatcher, Ports
 from consumer_framework.runtime.lanes import lane_finder
 from consumer_framework.runtime.observe.log import DeliveryLog
 
@@ -230,7 +230,7 @@ class VirtualInstance:
 
     def look(self) -> None:
         """Have the store looked at, since somebody changed it."""
-        self._dispatcher.look()
+        self._dispatcher.store_changed()
         self.settle_down()
 
     def advance(self, seconds: float) -> None:
@@ -270,18 +270,9 @@ class VirtualInstance:
     # The process.
 
     def _make_dispatcher(self) -> Dispatcher:
-        return Dispatcher(
-            self._plan,
-            self.queue,
-            self._store,
-            self._flight,
-            Observers(DeliveryLog(self.time), self.dispositions),
-            self.time,
-            self.time.reactor,
-            self._gate,
-            halt=self._halt,
-            chance=self._chance,
-        )
+        observer = Observers(DeliveryLog(self.time), self.dispositions)
+        ports = Ports(self.queue, self._store, self._flight, observer, self.time, self._chance)
+        return Dispatcher(self._plan, ports, self.time.reactor, self._gate, self._halt)
 
     async def _build(self) -> None:
         handler = self._plan.factory()

@@ -23,7 +23,7 @@ TYPES = ["array", "boolean", "integer", "null", "number", "object", "string"]
 PATTERNS = ["", "a", "^a", "b$", "^$", "a|b", "[a-z]", ".", "é", "^.$"]
 
 DEFINITIONS = ["#/definitions/x", "#/definitions/y"]
-# Below these a reference to what is above comes to an end, with the value.
+# Below these a reference upwards comes to an end, together with the value.
 _INNER = {
     *("properties", "patternProperties", "additionalProperties", "propertyNames"),
     *("items", "prefixItems", "additionalItems", "contains"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A type checker accepts documented consumers, and knows what a message is."""
+"""A type checker accepts documented consumers, and knows the type of a message."""
 
 import re
 import subprocess
@@ -74,7 +74,7 @@ def shown() -> list[str]:
     return [head + s.replace("def handle(self, message):", typed) for s in sources]
 
 
-def test_mypy_strict_accepts_what_is_documented_and_sees_what_is_wrong(tmp_path):
+def test_mypy_strict_accepts_documented_consumers_and_finds_mistakes(tmp_path):
     files = [tmp_path / "typed.py"]
     files[0].write_text(TYPED)
     documented = shown()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Several messages that a handler gets at once, and what becomes of each of them."""
+"""Several messages that a handler gets at once, and the fate of each of them."""
 
 import pytest
 from fedora_messaging.message import Message
@@ -157,7 +157,7 @@ def test_a_batch_that_raises_has_failed_whole_and_its_messages_come_alone_the_ne
 
 
 @BOTH
-def test_what_failed_by_itself_keeps_its_own_error_in_a_batch_that_raises(consumer):
+def test_a_message_that_failed_by_itself_keeps_its_error_in_a_batch_that_raises(consumer):
     batches: list[list[int]] = []
     with harness_of(consumer, batches) as harness:
         messages = [message(n) for n in (4, 99, 5)]
@@ -203,7 +203,7 @@ def test_a_batch_of_nothing_but_undecodable_bytes_never_reaches_the_handler(cons
 
 
 @BOTH
-def test_what_was_in_the_handler_when_the_process_died_comes_alone(consumer):
+def test_messages_in_the_handler_when_the_process_died_come_alone(consumer):
     batches: list[list[int]] = []
     with harness_of(consumer, batches) as harness:
         messages = [message(n) for n in (10, 11, 12)]
@@ -244,7 +244,7 @@ def test_a_batch_that_still_gathers_is_forgotten_with_its_channel_and_comes_agai
 
 
 @BOTH
-def test_what_is_held_has_room_for_a_whole_batch(consumer):
+def test_a_whole_batch_can_be_held(consumer):
     with harness_of(consumer, [], size=10, recovery={"immediate": 0, "hold_slots": 1}) as harness:
         messages = [message(n) for n in range(20, 29)] + [message(99)]
         for one in messages:

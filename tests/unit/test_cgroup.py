@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the control group allows, and whether the slots fit into it."""
+"""The limits of the control group, and slots that do or do not fit into them."""
 
 from pathlib import Path
 

@@ -196,7 +196,7 @@ class BrokerChannel:
 
 
 def channels_of(*brokers):
-    """Channels, the generation of each, and what the event loop is to call in its next turn."""
+    """Channels, the generation of each, and the calls for the next turn of the event loop."""
     calls: list[Any] = []
     channels: Any = Channels(calls.append)
     return channels, [channels.add(broker) for broker in brokers], calls

@@ -47,7 +47,7 @@ def delivery_with(body, **properties):
     return dataclasses.replace(make_delivery(body=body), properties=pika.BasicProperties(**given))
 
 
-def test_what_was_published_arrives_with_the_name_of_its_queue():
+def test_a_published_message_arrives_with_the_name_of_its_queue():
     sent = Message(topic="a.topic", body={"key": ["é", 1]}, severity=upstream.ERROR)
     arrived = codec.decode(delivery_of(sent, queue="the queue"))
     assert isinstance(arrived, Message)
@@ -85,7 +85,7 @@ def test_a_body_that_is_no_json_object_is_undecodable(body):
 
 
 @pytest.mark.parametrize("body", [b"null", b"0", b"false", b'""', b"[]"])
-def test_what_upstream_would_take_for_an_empty_object_is_undecodable(body):
+def test_a_body_that_upstream_would_take_for_an_empty_object_is_undecodable(body):
     with pytest.raises(codec.UndecodableError, match="not an object"):
         codec.decode(delivery_with(body))
 
@@ -148,7 +148,9 @@ def test_a_message_without_an_encoding_is_taken_for_utf_8():
         "hz",
     ],
 )
-def test_what_is_no_plain_encoding_of_text_is_undecodable_and_not_looked_up(encoding, monkeypatch):
+def test_a_codec_that_is_no_plain_encoding_of_text_is_undecodable_and_not_looked_up(
+    encoding, monkeypatch
+):
     monkeypatch.setattr(codecs, "lookup", lambda name: pytest.fail(f"{name} was looked up"))
     with pytest.raises(codec.UndecodableError, match="its content_encoding is"):
         codec.decode(delivery_with(b"{}", content_encoding=encoding))
@@ -251,7 +253,7 @@ def test_the_headers_are_checked_against_the_class_and_against_upstreams(registe
     assert register(OfTheHeaders, fedora_messaging_severity=10).severity == 10
 
 
-def test_what_a_class_makes_of_the_body_is_checked(register):
+def test_the_body_that_a_class_makes_is_checked(register):
     with pytest.raises(ValidationError, match="'a' is a required property"):
         register(Wrapping, b'{"inner": {"b": 1}}')
     with pytest.raises(ValidationError, match="is not of type 'object'"):
@@ -289,7 +291,7 @@ def test_a_panic_below_jsonschema_is_an_exception_like_others(register):
         register(Panics)
 
 
-def test_what_ends_the_process_is_let_through(register):
+def test_an_exception_that_ends_the_process_is_let_through(register):
     class Interrupted(Message):
         def validate(self):
             raise KeyboardInterrupt
@@ -346,7 +348,7 @@ def test_several_threads_may_decode(monkeypatch):
     assert [message.body["a"] for message in messages] == list(range(200))
 
 
-# What a handler does to its message stays there.
+# Changes that a handler makes to its message stay in the message.
 
 
 def test_a_handler_that_changes_its_message_does_not_change_the_delivery():
@@ -481,7 +483,7 @@ def test_every_broken_schema_is_reported_at_once(install):
 @pytest.mark.parametrize("headers", [{}, {"fedora_messaging_severity": 40}])
 @pytest.mark.parametrize("body", [json.dumps({"a": 1}).encode(), b"no json"])
 def test_decoding_leaves_the_delivery_as_it_was_received(body, headers):
-    """The bytes and properties are what goes to quarantine."""
+    """The bytes and properties go to quarantine as they were received."""
     delivery = delivery_with(body, headers=dict(headers), content_encoding=None)
     with contextlib.suppress(ValidationError):
         codec.decode(delivery)

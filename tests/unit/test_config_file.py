@@ -149,7 +149,7 @@ def test_problems_of_every_part_of_a_file_come_together(problems):
     }
 
 
-# What is filled in.
+# Defaults.
 
 
 def test_no_file_at_all_means_upstreams_defaults():
@@ -285,7 +285,7 @@ def test_upstream_does_not_read_its_own_file_again(load, monkeypatch, tmp_path):
     assert upstream.conf["topic_prefix"] == "mine"
 
 
-# What cannot work.
+# Configurations that cannot work.
 
 
 @pytest.mark.parametrize("key", ["product", "information", "version"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base class, what it hands to the host, and the public names."""
+"""The base class, the handler that it gives to the host, and the public names."""
 
 import functools
 from datetime import UTC, datetime, timedelta, timezone

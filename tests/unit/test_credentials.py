@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``credential:NAME`` in a configuration: what takes its place, and where that comes from."""
+"""``credential:NAME`` in a configuration: the value in its place, and the value's source."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def systemd(tmp_path, monkeypatch):
 
 
 def answer(**properties: Any) -> str:
-    """What busctl prints for properties."""
+    """Print properties as busctl does."""
     typed = {name: {"type": "?", "data": value} for name, value in properties.items()}
     return f"cat <<'END'\n{json.dumps({'type': 'a{sv}', 'data': [typed]})}\nEND"
 

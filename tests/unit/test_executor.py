@@ -39,13 +39,13 @@ def play(scenario):
 
 
 def executor_of(handler, slots=1):
-    """What is on the event loop that runs."""
+    """Make an executor on the running event loop."""
     flight = FakeFlightRecorder(places=slots)
     return Executor(handler, lambda _delivery: "message", flight, Limits(slots))
 
 
 def run(call):
-    """The outcome of one run of *call*."""
+    """Return the outcome of one run of *call*."""
 
     async def scenario():
         executor = executor_of(Handler("test", call))
@@ -109,7 +109,7 @@ def test_an_object_with_a_coroutine_call_runs_on_the_event_loop():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_a_plain_handler_returns_to_be_awaited_is_awaited(fails):
+def test_an_awaitable_that_a_plain_handler_returns_is_awaited(fails):
     async def work(message):
         await asyncio.sleep(0)
         if fails:
@@ -130,7 +130,7 @@ def test_a_deferred_that_a_handler_returns_is_waited_for(fails):
     "error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()]
 )
 @BOTH
-def test_whatever_a_handler_raises_is_its_outcome(make, error):
+def test_any_exception_of_a_handler_is_its_outcome(make, error):
     assert run(make(error)) == Failed(error)
 
 
@@ -275,7 +275,7 @@ def test_setup_and_teardown_may_be_coroutines_and_may_be_missing():
 
 
 @pytest.mark.parametrize("part", ["setup", "teardown"])
-def test_what_setup_and_teardown_raise_is_raised(part):
+def test_an_exception_of_setup_or_teardown_is_raised(part):
     def fail():
         raise OSError("no database")
 
@@ -319,7 +319,7 @@ def test_two_slots_run_two_plain_handlers_at_once_and_reuse_their_threads():
     ],
     ids=["tags", "channels", "rows"],
 )
-def test_what_is_in_the_handler_is_known_longest_first(deliveries):
+def test_deliveries_in_the_handler_are_known_longest_first(deliveries):
     async def scenario():
         ends: list[asyncio.Event] = []
 
@@ -433,11 +433,11 @@ def test_every_run_of_a_coroutine_gives_the_loop_a_turn():
     assert play(scenario()) == Succeeded()
 
 
-# What the handler that runs has.
+# The deliveries of the current run.
 
 
 def noted_by(noting):
-    """A handler that returns nothing, and what it found at the time."""
+    """Return a handler, and the list of the message ids that it finds."""
     seen = []
 
     def note():
@@ -467,7 +467,7 @@ def begun(note):
 
 
 @pytest.mark.parametrize("kind", [plain, coroutine, begun])
-def test_what_a_handler_calls_can_tell_which_message_it_has(kind):
+def test_code_that_a_handler_calls_can_tell_its_message(kind):
     handle, seen = noted_by(kind)
 
     async def scenario():
@@ -482,7 +482,7 @@ def test_what_a_handler_calls_can_tell_which_message_it_has(kind):
     assert after == ()
 
 
-def test_what_runs_on_the_loop_after_a_handler_has_no_message():
+def test_a_callback_on_the_loop_after_a_handler_has_no_message():
     found = []
 
     async def scenario():
@@ -498,7 +498,7 @@ def test_what_runs_on_the_loop_after_a_handler_has_no_message():
     assert found == [()]
 
 
-def test_what_runs_has_a_deadline_that_is_the_latest_of_all():
+def test_the_deadline_of_several_runs_is_the_latest():
     gates = [threading.Event(), threading.Event()]
     started = [threading.Event(), threading.Event()]
 
@@ -584,7 +584,7 @@ LARGE = make_delivery(body=b" " * (INLINE + 1))
 
 
 class Decoding:
-    """Runs a handler with a decoder that says where it runs, and what the recorder knows then."""
+    """Runs a handler with a decoder that notes its thread, and the deliveries in flight then."""
 
     def __init__(self, call, *, is_batch: bool, error: Exception | None = None, slots: int = 2):
         self.flight = FakeFlightRecorder(places=slots)
@@ -692,7 +692,7 @@ def test_a_run_that_is_cancelled_while_its_body_is_decoded_is_in_flight_to_the_e
     play(scenario())
 
 
-# What is returned.
+# The objects that handlers return.
 
 
 def generator(message):

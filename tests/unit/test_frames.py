@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is read out of the stream of a connection, against what pika alone makes of it."""
+"""Deliveries read out of the stream of a connection, against those of pika alone."""
 
 import calendar
 import decimal
@@ -33,7 +33,7 @@ def within(examples):
 
 
 class Pika:
-    """What pika makes of a stream: each delivery, and each other frame, when it is complete."""
+    """Pika's reading of a stream: each delivery, and each other frame, when it is complete."""
 
     def __init__(self, seen):
         self._buffer = b""
@@ -70,7 +70,7 @@ class Pika:
 
 
 class Seen(list[Any]):
-    """What came, in order, in a form that tells 1 from True and an empty table from none."""
+    """Everything that came, in a form that tells 1 from True and an empty table from none."""
 
     def __call__(self, *what):
         self.append(repr([plain(part) for part in what]))
@@ -136,7 +136,7 @@ class Encoded:
         return [self._encoded]
 
 
-# Encoded by hand, for pika writes only some of what it reads.
+# Encoded by hand, for pika writes only some of the kinds that it reads.
 
 
 def field(kind, form, *values):
@@ -205,7 +205,7 @@ PROPERTIES = [
     (1 << 6, st.binary(min_size=8, max_size=8)),  # timestamp
     *((1 << bit, SHORT.map(lambda v: bytes([len(v)]) + v)) for bit in (5, 4, 3, 2)),
 ]
-# What fedora-messaging sets, and so what is quick.
+# The properties that fedora-messaging sets, which are decoded quickly.
 USUAL = 0xF8C0
 
 
@@ -262,7 +262,8 @@ def streams(draw):
         unit = units.pop(0)
         mixed = draw(st.integers(0, 4)) == 0
         if mixed and units and channels_of(unit).isdisjoint(channels_of(units[0])):
-            other = units.pop(0)
+            # Copies: strategies give the same list again.
+            unit, other = list(unit), list(units.pop(0))
             while unit and other:
                 stream.append((unit if draw(st.booleans()) else other).pop(0))
             unit = unit + other
@@ -332,7 +333,7 @@ def test_a_message_of_fedora_messaging_is_taken_without_pika():
     assert [what[:4] for what in taken] == [(5, True, "amq.topic", "a.topic")] * 3
     assert all(vars(what[4]) == vars(usual()) for what in taken)
     assert taken[0][5] == b"{}"
-    assert frames.taken == (3 * len(stream), 9)
+    assert frames.taken == 9
 
 
 def test_a_message_for_nobody_here_is_left_to_pika():
@@ -341,7 +342,7 @@ def test_a_message_for_nobody_here_is_left_to_pika():
     stream = delivery(1, 5, usual(), b"{}")
     frames.feed(b"".join(stream))
     assert others == stream
-    assert frames.taken == (0, 0)
+    assert frames.taken == 0
 
 
 @pytest.mark.parametrize("size", range(14))

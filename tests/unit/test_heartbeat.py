@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Handlers that take too long, and those that say that they get on."""
+"""Handlers that take too long, and handlers that call heartbeat()."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DELIVERY = make_delivery()
 
 
 class Bench:
-    """An executor whose loop's time a test decides."""
+    """An executor on a loop whose time a test sets."""
 
     def __init__(self, call, timeout=100.0, **more):
         self._skipped = 0.0
@@ -55,12 +55,12 @@ class Bench:
 
 
 def play(scenario):
-    # No wait_for: the loop's time is skipped. What is waited for in a thread has an end.
+    # No wait_for: the loop's time is skipped. The waits in threads have time limits.
     return asyncio.run(scenario())
 
 
 class Steps:
-    """A plain handler that does what a test says, step by step, in its thread."""
+    """A plain handler that runs the steps of a test in its thread."""
 
     def __init__(self):
         self.wanted = threading.Semaphore(0)

@@ -21,7 +21,7 @@ from fedora_messaging import config as upstream
 from pika import exceptions
 
 from consumer_framework.adapters.amqp import inspection
-from consumer_framework.adapters.amqp.inspection import QueueView, View, inspect
+from consumer_framework.adapters.amqp.inspection import BrokerView, QueueView, inspect
 from consumer_framework.core.errors import ExitCode, Fault
 from consumer_framework.operate.check import broker
 from consumer_framework.settings import Settings
@@ -40,7 +40,7 @@ def listener():
 
 
 def refusal(url: str) -> str:
-    """What is said of the broker at *url*."""
+    """Return the words about the broker at *url*."""
     settings = Settings.model_validate({"amqp_url": url, "queues": {}, "bindings": []})
     with (
         mock.patch.dict(upstream.conf, {**upstream.DEFAULTS, "amqp_url": url}),
@@ -156,7 +156,7 @@ def test_a_connection_that_ends_while_it_is_used(monkeypatch):
         inspect(settings, settings.brokers[0])
 
 
-# What is made of it.
+# Findings.
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,9 @@ def test_a_connection_that_ends_while_it_is_used(monkeypatch):
     ],
 )
 def test_only_rabbitmqs_version_means_something(monkeypatch, product, version, numbers):
-    view = View("host:1", product, version, "a vhost", queues=(QueueView("one", locked=True),))
+    view = BrokerView(
+        "host:1", product, version, "a vhost", queues=(QueueView("one", locked=True),)
+    )
     monkeypatch.setattr(broker, "inspect", lambda _settings, _address: view)
     settings = Settings.model_validate({"amqp_url": "amqp://h/", "queues": {}, "bindings": []})
     found_version, found = broker.broker_findings(settings)
@@ -181,7 +183,7 @@ def test_only_rabbitmqs_version_means_something(monkeypatch, product, version, n
 
 
 def found_at(monkeypatch, *answers):
-    """What is found where the brokers answer so, in their order."""
+    """Return the findings where the brokers answer so, in their order."""
     said = iter(answers)
 
     def inspect_one(_settings, _address):
@@ -201,7 +203,7 @@ def found_at(monkeypatch, *answers):
 
 
 def view_of(cluster):
-    return View("host:1", "RabbitMQ", "4.1", "/", cluster)
+    return BrokerView("host:1", "RabbitMQ", "4.1", "/", cluster)
 
 
 def test_each_broker_is_asked_and_one_that_is_down_is_no_error_while_another_is_there(monkeypatch):

@@ -83,7 +83,7 @@ def test_a_value_of_one_line_is_text_and_one_with_more_has_its_length_before_it(
     )
 
 
-# What a record becomes.
+# The fields of a record.
 
 
 def in_handler(deliveries: list[Delivery], function: Callable[..., None], *args, **more) -> None:

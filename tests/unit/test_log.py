@@ -20,7 +20,7 @@ from .journal_socket import JournalSocket
 
 @pytest.fixture
 def stderr(capfd):
-    """What was written to standard error, which has a file descriptor."""
+    """Return the text written to standard error, which has a file descriptor."""
     return lambda: capfd.readouterr().err
 
 
@@ -198,7 +198,7 @@ def test_a_log_config_may_name_the_handler_and_falls_back_readably(tmp_path, std
     assert line[:4].isdigit()
 
 
-# What is the journal (systemd.exec(5), $JOURNAL_STREAM).
+# The journal is recognized (systemd.exec(5), $JOURNAL_STREAM).
 
 
 def stream_of(descriptor):

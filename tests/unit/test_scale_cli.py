@@ -135,7 +135,7 @@ def test_a_failed_worker_that_goes_leaves_no_failed_unit(host):
     host.configures()
     host.does("scale", "sample", "2")
     host.has_unit("sample_2", "failed")
-    # The program keeps it failed, as systemd does what is stopped.
+    # The program keeps a stopped unit failed, as systemd does.
     program = host.directory / "bin/systemctl"
     program.write_text(program.read_text().replace('"stop": ("ActiveState", "inactive")', ""))
     assert host.does("scale", "sample", "1").exit_code == 0

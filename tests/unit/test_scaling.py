@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many workers there are: the plan, and what carrying it out does."""
+"""The number of workers: the plan, and its steps carried out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from consumer_framework.adapters.systemd.systemctl import (
 )
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.operate import scaling as host
-from consumer_framework.operate.scaling import Action, Found, Scaler, ScalingError, Step, plan
+from consumer_framework.operate.scaling import Action, ScalingError, Step, StepRunner, Workers, plan
 from consumer_framework.operate.workers import files_in, group_of, in_groups, number_of, worker_name
 from consumer_framework.runtime.state_files import StoredCounts
 
@@ -67,7 +67,7 @@ THREE = {"a": None, "a_2": "a", "a_3": "a"}
                 *("stop a_2", "check a_2", "disable a_2", "unlink a_2"),
             ],
         ),
-        # What was interrupted, or done by hand, is mended.
+        # An interrupted command, and work by hand, is completed.
         (THREE, units(a=RUNS, a_2=RUNS), 2, ["unlink a_3"]),
         (THREE, units(a=RUNS, a_2=RUNS, a_3=ENABLED), 2, ["disable a_3", "unlink a_3"]),
         (NAME, units(a=RUNS, a_2=RUNS), 1, ["stop a_2", "check a_2", "disable a_2"]),
@@ -84,23 +84,23 @@ THREE = {"a": None, "a_2": "a", "a_3": "a"}
     ],
 )  # fmt: skip
 def test_the_plan_does_what_is_missing_and_nothing_else(files, there, count, expected):
-    assert words(plan(Found("a", files, there), count)) == expected
+    assert words(plan(Workers("a", files, there), count)) == expected
 
 
 def test_the_highest_number_goes_first_also_from_ten_on():
     files = {**NAME, **{f"a_{n}": "a" for n in range(2, 12)}}
-    steps = plan(Found("a", files, units(a=RUNS)), 8)
+    steps = plan(Workers("a", files, units(a=RUNS)), 8)
     assert words(steps)[-3:] == ["unlink a_11", "unlink a_10", "unlink a_9"]
 
 
 @pytest.mark.parametrize(
     ("found", "count", "said"),
     [
-        (Found("a", {**NAME, "a_2": None}), 2, "a_2.toml is in the way, and stays as it is"),
-        (Found("a", {**NAME, "a_2": "gone"}), 3, "it is no link to a.toml"),
-        (Found("a_2", {**NAME, "a_2": "a"}), 3, "a_2 is a worker of a: scale that"),
-        (Found("a" * 27, {"a" * 27: None}), 2, "is too long for an instance"),
-        (Found("a", NAME, units(a={"load": "not-found"})), 1, "systemd knows no fm-consumer@"),
+        (Workers("a", {**NAME, "a_2": None}), 2, "a_2.toml is in the way, and stays as it is"),
+        (Workers("a", {**NAME, "a_2": "gone"}), 3, "it is no link to a.toml"),
+        (Workers("a_2", {**NAME, "a_2": "a"}), 3, "a_2 is a worker of a: scale that"),
+        (Workers("a" * 27, {"a" * 27: None}), 2, "is too long for an instance"),
+        (Workers("a", NAME, units(a={"load": "not-found"})), 1, "systemd knows no fm-consumer@"),
     ],
 )
 def test_what_is_in_the_way_is_named_with_a_cure_and_nothing_is_planned(found, count, said):
@@ -110,7 +110,7 @@ def test_what_is_in_the_way_is_named_with_a_cure_and_nothing_is_planned(found, c
 
 def test_every_file_that_is_in_the_way_is_named_at_once():
     with pytest.raises(ScalingError) as raised:
-        plan(Found("a", {"a": None, "a_2": None, "a_4": None}), 4)
+        plan(Workers("a", {"a": None, "a_2": None, "a_4": None}), 4)
     assert [line.partition(" ")[0] for line in str(raised.value).splitlines()] == [
         "a_2.toml",
         "a_4.toml",
@@ -118,7 +118,7 @@ def test_every_file_that_is_in_the_way_is_named_at_once():
 
 
 def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
-    found = Found("a", THREE, units(a=RUNS), {"a_3": StoredCounts(deferred=1200, last_due=0.0)})
+    found = Workers("a", THREE, units(a=RUNS), {"a_3": StoredCounts(deferred=1200, last_due=0.0)})
     with pytest.raises(ScalingError, match=r"a_3 stays, for it has 1,200 deferred messages, due"):
         plan(found, 2)
     steps = plan(found, 2, leave_deferred=True)
@@ -131,7 +131,7 @@ def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
 
 
 def test_quarantined_messages_stay_and_the_plan_says_where():
-    found = Found("a", THREE, units(a=RUNS, a_2=RUNS), {"a_3": StoredCounts(quarantined=1)})
+    found = Workers("a", THREE, units(a=RUNS, a_2=RUNS), {"a_3": StoredCounts(quarantined=1)})
     [warning] = [step.text for step in plan(found, 2) if step.action is Action.WARN]
     assert warning == (
         "left in /var/lib/fedora-messaging/a_3: 1 quarantined message; "
@@ -141,10 +141,10 @@ def test_quarantined_messages_stay_and_the_plan_says_where():
 
 def test_a_target_that_is_not_enabled_is_worth_a_warning():
     there = units(a=RUNS) | {TARGET: Unit(TARGET)}
-    [warning] = plan(Found("a", NAME, there), 1)
+    [warning] = plan(Workers("a", NAME, there), 1)
     assert (warning.action, f"systemctl enable {TARGET}" in warning.text) == (Action.WARN, True)
     there[TARGET] = Unit(TARGET, file_state="enabled")
-    assert plan(Found("a", NAME, there), 1) == []
+    assert plan(Workers("a", NAME, there), 1) == []
 
 
 # Carried out.
@@ -152,7 +152,7 @@ def test_a_target_that_is_not_enabled_is_worth_a_warning():
 
 @dataclass
 class FakeServices:
-    """A service manager that does what it is told."""
+    """A service manager that obeys."""
 
     enabled: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
@@ -210,18 +210,18 @@ def directory(tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch) -> dict[str, StoredCounts]:
-    """What the stores of workers keep, by instance."""
+def stored(monkeypatch) -> dict[str, StoredCounts]:
+    """The messages in the stores of workers, by instance."""
     found: dict[str, StoredCounts] = {}
     monkeypatch.setattr(host, "count_stored", lambda place: found.get(place.name, StoredCounts()))
     return found
 
 
-def executor(directory: Path, services: FakeServices) -> Scaler:
-    return Scaler("a", directory, services, lambda _: None, lambda _: None)
+def executor(directory: Path, services: FakeServices) -> StepRunner:
+    return StepRunner("a", directory, services, lambda _: None, lambda _: None)
 
 
-class Killed(Exception):  # noqa: N818 -- what happened to it
+class Killed(Exception):  # noqa: N818 -- no error
     pass
 
 
@@ -234,9 +234,9 @@ def interrupt(directory: Path, services: FakeServices, count: int, after: int) -
             raise Killed
         told.append(step)
 
-    steps = plan(host.find(directory, services, "a", count, strict=True), count)
+    steps = plan(host.find_workers(directory, services, "a", count, strict=True), count)
     with contextlib.suppress(Killed):
-        Scaler("a", directory, services, tell, lambda _: None).carry_out(steps)
+        StepRunner("a", directory, services, tell, lambda _: None).run(steps)
 
 
 def scale(
@@ -246,10 +246,10 @@ def scale(
     warn: Callable[[str], None] = lambda _: None,
     name: str = "a",
 ) -> list[Step]:
-    """Plan, carry out, and return what was told."""
+    """Plan, carry out, and return the steps that were told."""
     told: list[Step] = []
-    found = host.find(directory, services, name, count, strict=True)
-    Scaler(name, directory, services, told.append, warn).carry_out(plan(found, count))
+    found = host.find_workers(directory, services, name, count, strict=True)
+    StepRunner(name, directory, services, told.append, warn).run(plan(found, count))
     return told
 
 
@@ -281,13 +281,13 @@ def test_a_step_that_fails_ends_it_and_the_next_time_goes_on_there(directory):
     assert words(scale(directory, services, 2)) == ["disable a_3", "unlink a_3"]
 
 
-def test_messages_deferred_while_a_worker_stops_have_it_started_again(directory, kept):
+def test_messages_deferred_while_a_worker_stops_have_it_started_again(directory, stored):
     services = FakeServices()
     scale(directory, services, 2)
-    steps = plan(host.find(directory, services, "a", 1, strict=True), 1)
-    kept["a_2"] = StoredCounts(deferred=1, last_due=0.0)
+    steps = plan(host.find_workers(directory, services, "a", 1, strict=True), 1)
+    stored["a_2"] = StoredCounts(deferred=1, last_due=0.0)
     with pytest.raises(ScalingError, match=r"a_2 stays, for it has 1 deferred message, .* again$"):
-        executor(directory, services).carry_out(steps)
+        executor(directory, services).run(steps)
     assert services.running == {"a", "a_2"}
     assert (directory / "a_2.toml").is_symlink()
 
@@ -314,11 +314,11 @@ def test_a_worker_that_had_failed_before_is_forgotten_without_a_word(directory):
 def test_a_link_that_somebody_replaced_meanwhile_stays(directory):
     services = FakeServices(running={"a"}, enabled={"a"})
     (directory / "a_2.toml").symlink_to("a.toml")
-    steps = plan(host.find(directory, services, "a", 1, strict=True), 1)
+    steps = plan(host.find_workers(directory, services, "a", 1, strict=True), 1)
     (directory / "a_2.toml").unlink()
     (directory / "a_2.toml").write_text("mine")
     with pytest.raises(ScalingError, match=r"no link to a\.toml any more"):
-        executor(directory, services).carry_out(steps)
+        executor(directory, services).run(steps)
     assert (directory / "a_2.toml").read_text() == "mine"
 
 
@@ -327,7 +327,7 @@ def test_a_link_that_cannot_be_made_or_removed_is_named(directory, monkeypatch):
     steps = [Step(Action.LINK, "a")]
     scaler = executor(directory, services)
     with pytest.raises(ScalingError, match=r"a\.toml: cannot be made: file exists"):
-        scaler.carry_out(steps)
+        scaler.run(steps)
     (directory / "a_2.toml").symlink_to("a.toml")
 
     def refuse(_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_link_that_cannot_be_made_or_removed_is_named(directory, monkeypatch):
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(ScalingError, match="cannot be removed: operation not permitted; use sudo"):
-        scaler.carry_out([Step(Action.UNLINK, "a_2")])
+        scaler.run([Step(Action.UNLINK, "a_2")])
 
 
 def test_who_may_not_change_the_directory_is_told_before_anything_is_done(directory, monkeypatch):
@@ -350,7 +350,7 @@ def test_who_may_not_change_the_directory_is_told_before_anything_is_done(direct
 
 
 NAMES = st.sampled_from(["a", "a_2", "a_3", "a_4", "a_10", "a_02", "a-2", "a_2_2", "b", "b_2"])
-# A file of its own, a link to what its name says, to another one, to nothing, to elsewhere.
+# A file of its own; a link to the file of its name, to another, to nothing, to elsewhere.
 KINDS = st.sampled_from(["file", "a.toml", "./a.toml", "b.toml", "gone.toml", "/nowhere/a.toml"])
 
 

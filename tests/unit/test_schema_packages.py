@@ -62,7 +62,7 @@ def delivery_of(topic, body, **properties):
 
 
 def result_of(decode, delivery):
-    """What came of it, in what can be compared."""
+    """Return the result in a form that can be compared."""
     delivery = dataclasses.replace(delivery, properties=copy.deepcopy(delivery.properties))
     try:
         message = decode(delivery)
@@ -141,7 +141,7 @@ def test_every_installed_schema_is_compiled(name):
 
 
 @pytest.mark.skipif(not REAL_MESSAGES.exists(), reason="the real messages are not beside the repo")
-def test_what_fedoras_services_sent_has_upstreams_verdict():
+def test_messages_of_fedoras_services_have_upstreams_verdict():
     chance = random.Random(1)  # noqa: S311 -- the same each time
     for line in REAL_MESSAGES.read_text().split("\n"):
         if not line:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "/opt/fm-consumer/bin/fm-consumer"
 TEMPLATE = "fm-consumer@.service"
 DROP_IN = "fm-consumer@.service.d/10-consumer-framework.conf"
-# What Fedora's fedora-messaging owns, in short.
+# The unit that Fedora's fedora-messaging owns, in short.
 FEDORAS = "[Service]\nExecStart=/usr/bin/fedora-messaging consume\n"
 ALL = sorted(
     [TEMPLATE, "fm-consumers.target"] + [f"fm-consumer-retention.{k}" for k in ("service", "timer")]

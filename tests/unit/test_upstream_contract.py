@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What consumer_framework uses of fedora-messaging and pika that is not public.
+"""The parts of fedora-messaging and pika that are used here and not public.
 
 Each failure says what moved and which module uses it. The caps on both in pyproject.toml may be
 raised once all of this holds.

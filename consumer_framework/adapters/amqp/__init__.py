@@ -14,12 +14,12 @@ returning False; nobody has to watch connections in order to settle. A consumer 
 started again on its channel, so a pause makes no settle void.
 
 :mod:`.frames` reads deliveries out of the stream of bytes; pika does everything else of the
-protocol. :mod:`.presence` asks the broker whether it still has every consumer. :mod:`.faults` says
-in one line what the broker refused. :mod:`.inspection` looks at the broker for ``fm-consumer
-check``, and changes nothing.
+protocol. :mod:`.presence` asks the broker whether it still has every consumer. :mod:`.faults` puts
+refusals of the broker into words. :mod:`.inspection` looks at the broker for ``fm-consumer check``,
+and changes nothing.
 
-Nothing here decides what becomes of a message, runs a handler, or knows the store. Events go to a
-:class:`.Listener`, orders come as method calls. All of it runs on the reactor's thread.
+Nothing here chooses the disposition of a message, runs a handler, or knows the store. Events go to
+a :class:`.Listener`, orders come as method calls. All of it runs on the reactor's thread.
 """
 
 from .channels import Channels

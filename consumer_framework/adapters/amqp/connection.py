@@ -162,7 +162,7 @@ class Service(FedoraMessagingServiceV2):
 
     @property
     def consuming(self) -> bool:
-        """Whether every queue is consumed from."""
+        """True while every queue is consumed from."""
         return self._is_consuming()
 
 
@@ -341,7 +341,7 @@ class Dialer(TwistedService):
 
     @property
     def has_another(self) -> bool:
-        """Whether there is an address that was not tried in this round."""
+        """True while there is an address that was not tried in this round."""
         return bool(self._addresses or self._later_hosts)
 
     @property
@@ -459,8 +459,8 @@ class Client(FedoraMessagingProtocolV2):
         self._impl.bytes_received += len(data)
         frames = self.frames
         frames.feed(data)
-        self._impl.frames_received += frames.taken[1]
-        frames.taken = (0, 0)
+        self._impl.frames_received += frames.taken
+        frames.taken = 0
 
     def makeConnection(self, transport: Any) -> None:  # noqa: N802 -- Twisted's name
         """Start the handshake on *transport*."""
@@ -492,12 +492,12 @@ class Client(FedoraMessagingProtocolV2):
 
     @property
     def is_other_protocol(self) -> bool:
-        """Whether the peer speaks no AMQP 0-9-1, which begins with a method's frame."""
+        """True if the peer speaks no AMQP 0-9-1, which begins with a method's frame."""
         return self._first_octet not in {b"", b"\x01"}
 
     @property
     def may_hang_up(self) -> bool:
-        """Whether a broker that has begun the handshake ends the connection to refuse a login.
+        """True if a broker that has begun the handshake ends the connection to refuse a login.
 
         AMQP 0-9-1 has no other way. RabbitMQ since 3.2 closes it with a reason instead, and says
         so: its capability ``authentication_failure_close``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Says in one line what the broker, or OpenSSL, refused, and what to do about it.
+"""Puts refusals of the broker, and of OpenSSL, into one line each, with a cure.
 
 An error is a refusal for good, or it passes by itself. The functions ``..._fault`` make the
 :class:`.Fault` that an instance ends with. The functions ``is_...`` tell the kinds of errors apart.

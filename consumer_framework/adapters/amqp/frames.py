@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads deliveries out of the bytes that the broker sends; what else they are is pika's.
+"""Reads deliveries out of the bytes that the broker sends; pika gets all other frames.
 
 A delivery is three frames or more: ``basic.deliver``, the content header, the body (AMQP 0-9-1,
-sections 2.3.5 and 4.2). pika makes an object of each, and copies what is left of its buffer after
-each, which is most of what a message costs in its consumers. Here the frames of a delivery that
-lie one behind the other in the buffer, as RabbitMQ sends them, are taken at once. Any that do not,
-and large ones, take pika's way: nothing depends on where the network cuts the stream.
+sections 2.3.5 and 4.2). pika makes an object of each, and copies the rest of its buffer after each,
+which is most of the time that a message costs in its consumers. Here the frames of a delivery that
+lie one behind the other in the buffer, as RabbitMQ sends them, are taken at once. Others, and large
+ones, go to pika: nothing depends on where the network cuts the stream.
+
+pika ends the connection when it cannot decode the properties of a message, again and again for as
+long as the broker delivers that message. So properties that it cannot decode reach it as a header
+that has their bytes (:data:`.RAW_PROPERTIES`), and :func:`restored` decodes as much of them as is
+legible.
 """
 
 from __future__ import annotations
@@ -42,16 +47,17 @@ _TIMESTAMP = struct.Struct(">Q")
 # The kinds of field values that fedora-messaging sets: long string, integers, boolean.
 _TEXT, _INT, _LONG_INT, _BOOL = b"SIlt"
 
-# Larger bodies are pika's to put together: waiting for one here would copy what is there of it
-# with every piece that comes.
+# Larger bodies are pika's to put together: waiting for one here would copy the part of it that is
+# there with every piece that comes.
 _LARGEST = 1 << 18
+# Pairs of exchange and routing key that are remembered for a connection.
+_MOST_NAMES = 1024
 
 # The bits of the property flags that are known here (AMQP 0-9-1, section 4.2.6.1): content-type,
 # content-encoding, headers, delivery-mode, priority, message-id, timestamp.
 _KNOWN = 0xF8C0
-_SHORT_STRINGS = ((0x8000, "content_type"), (0x4000, "content_encoding"))
-_BLANK = dict.fromkeys(vars(pika.BasicProperties()))  # type: ignore[no-untyped-call]
-
+_Properties = pika.BasicProperties
+_BLANK = dict.fromkeys(vars(_Properties()))  # type: ignore[no-untyped-call]
 
 # All properties, from the highest bit of their flags down, with the kinds of their values: short
 # string, table, octet, timestamp (AMQP 0-9-1, section 1.8, class basic).
@@ -83,60 +89,61 @@ class Frames:
     """The stream of one connection.
 
     Args:
-        others: Gets whole frames that are no deliveries to a receiver, and whatever is no frame.
+        others: Gets whole frames that are no deliveries to a receiver, and bytes that are no frame.
 
     Attributes:
-        receivers: Who gets the deliveries of a channel, by the channel's number.
-        taken: How many bytes went to receivers, and how many frames.
+        receivers: The receivers of deliveries, by the number of their channel.
+        taken: How many frames went to receivers.
     """
 
     def __init__(self, others: Callable[[bytes], None]) -> None:
         self.receivers: dict[int, Receiver] = {}
-        self.taken = (0, 0)
+        self.taken = 0
         self._others = others
         self._rest = b""
         self._is_lost = False
+        self._names: dict[bytes, tuple[Any, Any]] = {}
 
     def feed(self, data: bytes) -> None:
-        """Take what came next."""
+        """Take the next bytes."""
         if self._is_lost:
             self._others(data)
             return
         buffer = self._rest + data if self._rest else data
         self._rest = b""
         at = self._consume(buffer)
-        # Whatever the receivers did: there is one stream, and this is where it goes on.
+        # Whatever the receivers did: there is one stream, and it goes on here.
         self._rest = buffer[at:]
 
     def _consume(self, buffer: bytes) -> int:
+        receivers = self.receivers
         at, end = 0, len(buffer)
         while end - at >= _FRAME_SIZE:
             kind, channel, size = _FRAME.unpack_from(buffer, at)
             stop = at + _FRAME_SIZE + size
             if not _METHOD <= kind <= _BODY and kind != _HEARTBEAT:
-                # Where the next frame begins is anybody's guess from here on.
+                # Nobody knows where the next frame begins.
                 self._is_lost = True
                 self._others(buffer[at:])
                 return end
             if stop > end:
                 break
-            if kind == _METHOD and channel in self.receivers:
+            if kind == _METHOD and channel in receivers:
                 after = self._deliver(buffer, at, stop, channel)
                 if after is None:
                     break
                 if after:
-                    self.taken = (self.taken[0] + after - at, self.taken[1] + 3)
                     at = after
                     continue
             frame = buffer[at:stop]
-            if kind == _HEADER and channel in self.receivers:
+            if kind == _HEADER and channel in receivers:
                 frame = _decodable(frame)
             self._others(frame)
             at = stop
         return at
 
     def _deliver(self, buffer: bytes, at: int, stop: int, channel: int) -> int | None:
-        """Take the delivery that begins at *at*.
+        """Take the delivery whose ``basic.deliver`` is from *at* to *stop*.
 
         Returns:
             Where it ends; 0 where it is none, or is left to pika; None where more of it is to come.
@@ -152,23 +159,34 @@ class Frames:
         # consumer-tag, delivery-tag, redelivered, exchange, routing-key (section 1.8.3.9)
         here = at + 12 + buffer[at + 11]
         tag, bits = _TAG.unpack_from(buffer, here)
-        exchange, here = _short(buffer, here + 9)
-        key, _ = _short(buffer, here)
+        encoded_names = buffer[here + 9 : stop - 1]
+        exchange, routing_key = self._names.get(encoded_names) or self._decode(encoded_names)
         properties = _properties(buffer[stop + _FLAGS_AT : body_at - 1])
         body = buffer[body_at + 7 : after - 1]
-        self.receivers[channel](tag, bool(bits & 1), exchange, key, properties, body)
+        self.taken += 3
+        self.receivers[channel](tag, bits & 1 == 1, exchange, routing_key, properties, body)
         return after
+
+    def _decode(self, encoded_names: bytes) -> tuple[Any, Any]:
+        """Decode exchange and routing key, which are the same for many messages."""
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        exchange, at = _short(encoded_names, 0)
+        routing_key, _ = _short(encoded_names, at)
+        names = self._names[encoded_names] = exchange, routing_key
+        return names
 
 
 def _content_end(buffer: bytes, at: int, channel: int) -> int | None:
     """Find the end of the content header at *at*; returns as :meth:`Frames._deliver`."""
-    if len(buffer) - at < _FRAME_SIZE:
+    end = len(buffer)
+    if end - at < _FRAME_SIZE:
         return None
     kind, its_channel, size = _FRAME.unpack_from(buffer, at)
     if kind != _HEADER or its_channel != channel or size < _SHORTEST_HEADER:
         return 0
-    stop = at + _FRAME_SIZE + size
-    return stop if stop <= len(buffer) else None
+    stop: int = at + _FRAME_SIZE + size
+    return stop if stop <= end else None
 
 
 def _body_end(buffer: bytes, at: int, header_at: int, channel: int) -> int | None:
@@ -178,36 +196,40 @@ def _body_end(buffer: bytes, at: int, header_at: int, channel: int) -> int | Non
         return at
     if size > _LARGEST:
         return 0
-    if len(buffer) - at < _FRAME_SIZE:
+    end = len(buffer)
+    if end - at < _FRAME_SIZE:
         return None
     if _FRAME.unpack_from(buffer, at) != (_BODY, channel, size):
         # It may come in several frames, or with others between.
         return 0
-    after = at + _FRAME_SIZE + size
-    return after if after <= len(buffer) else None
+    after: int = at + _FRAME_SIZE + size
+    return after if after <= end else None
 
 
 def _properties(encoded: bytes) -> pika.BasicProperties:
-    """Decode properties; what cannot be decoded is kept as it is, in a header."""
+    """Decode properties, or as much of them as is legible."""
     try:
         known = _known_properties(encoded)
-    except Exception:  # noqa: BLE001 -- text that is none, lengths that lead astray, pika's errors
+    except Exception:  # noqa: BLE001 -- wrong text, wrong lengths, pika's errors
         known = None
     try:
         return known or _any_properties(encoded)
-    except Exception:  # noqa: BLE001 -- whatever pika makes of a wrong field
+    except Exception:  # noqa: BLE001 -- a wrong field may raise anything in pika
         return _legible_properties(encoded)
 
 
 def restored(properties: pika.BasicProperties) -> pika.BasicProperties:
-    """Undo what :func:`_decodable` did to let pika put a message together."""
+    """Return the properties of a message that pika put together, as they were before.
+
+    :func:`_decodable` may have replaced them.
+    """
     headers: Any = properties.headers
     raw = headers.get(RAW_PROPERTIES) if headers else None
     return _legible_properties(raw) if isinstance(raw, bytes) else properties
 
 
 def _legible_properties(encoded: bytes) -> pika.BasicProperties:
-    """Decode what is legible of properties that pika cannot decode.
+    """Decode the legible part of properties that pika cannot decode.
 
     A value that only Python has no type for, such as a timestamp after the year 9999, becomes a
     number. Where the bytes lead astray, all of them are kept in a header, beside the properties
@@ -266,7 +288,7 @@ def _legible_table(encoded: bytes, at: int) -> dict[Any, Any]:
 
 
 def _legible_value(encoded: bytes, at: int) -> tuple[Any, int]:
-    """Decode a value as pika does, and what pika cannot as a number."""
+    """Decode a value as pika does; a value that pika cannot decode becomes a number."""
     kind, start = encoded[at : at + 1], at + 1
     if kind in _CONTAINERS:
         stop = start + 4 + _LONG.unpack_from(encoded, start)[0]
@@ -296,11 +318,7 @@ _NUMBERS = {b"T": _LONGLONG, b"f": struct.Struct(">f"), b"d": struct.Struct(">d"
 
 
 def _decodable(frame: bytes) -> bytes:
-    """Return the frame of a content header in a form that pika can decode: see :func:`restored`.
-
-    What pika cannot decode it raises, and the connection ends, for as long as the broker delivers
-    that message again.
-    """
+    """Return the frame of a content header in a form that pika can decode: see :func:`restored`."""
     encoded = frame[_FLAGS_AT:-1]
     if len(frame) < _FRAME_SIZE + _SHORTEST_HEADER or _is_pikas(encoded):
         return frame
@@ -312,7 +330,6 @@ def _decodable(frame: bytes) -> bytes:
 
 
 def _is_pikas(encoded: bytes) -> bool:
-    """Whether pika can decode these properties."""
     try:
         _any_properties(encoded)
     except Exception:  # noqa: BLE001 -- as above
@@ -327,18 +344,23 @@ def _any_properties(encoded: bytes) -> pika.BasicProperties:
 
 
 def _known_properties(encoded: bytes) -> pika.BasicProperties | None:
-    """Decode what fedora-messaging sets; None, or an error, where there is more to it."""
+    """Decode the properties that fedora-messaging sets; None, or an error, where there are others.
+
+    Strings are decoded in place: calls would cost more than all the rest.
+    """
     flags = encoded[0] << 8 | encoded[1]
     if flags & ~_KNOWN:
         return None
     values = _BLANK.copy()
     at = 2
-    # Strings are decoded in place: calls would cost more than all the rest.
-    for flag, name in _SHORT_STRINGS:
-        if flags & flag:
-            stop = at + 1 + encoded[at]
-            values[name] = encoded[at + 1 : stop].decode()
-            at = stop
+    if flags & 0x8000:
+        stop = at + 1 + encoded[at]
+        values["content_type"] = encoded[at + 1 : stop].decode()
+        at = stop
+    if flags & 0x4000:
+        stop = at + 1 + encoded[at]
+        values["content_encoding"] = encoded[at + 1 : stop].decode()
+        at = stop
     if flags & 0x2000:
         values["headers"], at = _table(encoded, at)
     if flags & 0x1000:
@@ -356,7 +378,7 @@ def _known_properties(encoded: bytes) -> pika.BasicProperties | None:
         at += 8
     if at != len(encoded):
         return None
-    properties = pika.BasicProperties.__new__(pika.BasicProperties)
+    properties = _Properties.__new__(_Properties)
     properties.__dict__ = values
     return properties
 
@@ -367,7 +389,7 @@ def _short(encoded: bytes, at: int) -> tuple[Any, int]:
 
 
 def _text(encoded: bytes) -> Any:
-    """As pika: what is no UTF-8 stays bytes."""
+    """Decode text as pika does: bytes that are no UTF-8 stay bytes."""
     try:
         return encoded.decode()
     except UnicodeDecodeError:
@@ -398,7 +420,7 @@ def _table(encoded: bytes, at: int) -> tuple[Any, int]:
             table[key] = encoded[at] != 0
             at += 1
         else:
-            # A kind that is rare; a void one has no bytes of its own.
+            # A rare kind; a void value has no bytes of its own.
             return pika.data.decode_table(encoded, start)
     if at != stop:
         return pika.data.decode_table(encoded, start)

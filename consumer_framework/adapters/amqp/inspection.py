@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Looks at the broker as an instance would see it, and leaves everything as it is."""
+"""Looks at the broker for ``fm-consumer check`` as an instance would, and changes nothing."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class QueueView:
     """One queue of the configuration.
 
     Attributes:
-        name: What the configuration calls it.
+        name: Its name in the configuration.
         exists: Whether the broker has it.
-        messages: How many wait in it.
-        consumers: How many there are already.
+        messages: How many messages wait in it.
+        consumers: How many consumers it has already.
         locked: Whether another connection has it exclusively.
-        fault: What an instance would end with because of it.
+        fault: The fault that an instance would end with because of it.
     """
 
     name: str
@@ -55,17 +55,17 @@ class QueueView:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What a client sees of the broker.
+class BrokerView:
+    """The broker, as far as a client sees it.
 
     Attributes:
-        host: Where it is, as ``HOST:PORT``.
-        product: What it calls itself.
+        host: The broker as ``HOST:PORT``.
+        product: Its own name for its product.
         version: Its version, as text.
-        vhost: Where the queues are.
-        cluster: What the cluster that it is a member of calls itself.
-        queues: Those of the configuration that have a name.
-        faults: What an instance would end with because of bindings.
+        vhost: The virtual host of the queues.
+        cluster: The name of the cluster that it is a member of.
+        queues: The queues of the configuration that have a name.
+        faults: The faults that an instance would end with because of bindings.
     """
 
     host: str
@@ -78,10 +78,10 @@ class View:
 
 
 class UnreachableError(Fault):
-    """There is no broker now; an instance would wait for one, or use another one."""
+    """No broker answers now; an instance would wait for one, or use another one."""
 
 
-def inspect(settings: Settings, address: Address) -> View:
+def inspect(settings: Settings, address: Address) -> BrokerView:
     """Connect as an instance with *settings* would, and look at its queues and exchanges.
 
     Queues and exchanges are declared passively. A queue that exists is then declared with the
@@ -110,7 +110,7 @@ def inspect(settings: Settings, address: Address) -> View:
 
 
 def _parameters(address: Address) -> pika.connection.Parameters:
-    """Upstream's service knows how URL, TLS and client properties become parameters."""
+    # Upstream's service makes parameters of URL, TLS and client properties.
     parameters = FedoraMessagingServiceV2()._parameters  # noqa: SLF001 -- see connection.py
     parameters.host, parameters.port = address.name, address.port
     parameters.connection_attempts = 1
@@ -162,7 +162,7 @@ def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConne
 
 
 def _root(error: BaseException) -> BaseException:
-    """What pika wrapped into errors of its own, some of which say nothing."""
+    """Return the error that pika wrapped into others, some of which have no words."""
     while True:
         wrapped = [e for e in (*_parts(error), error.__cause__) if isinstance(e, BaseException)]
         if not wrapped or faults.is_known(error):
@@ -186,10 +186,10 @@ def _words(error: BaseException) -> str:
     return faults.one_line(error)
 
 
-def _look(connection: BlockingConnection, settings: Settings, host: str, vhost: str) -> View:
+def _look(connection: BlockingConnection, settings: Settings, host: str, vhost: str) -> BrokerView:
     properties: Any = connection._impl.server_properties  # noqa: SLF001 -- nothing else has it
     named = [(name, queue) for name, queue in settings.queues.items() if name]
-    return View(
+    return BrokerView(
         host=host,
         product=text(properties.get("product"), "AMQP broker"),
         version=text(properties.get("version"), ""),
@@ -201,7 +201,7 @@ def _look(connection: BlockingConnection, settings: Settings, host: str, vhost: 
 
 
 def text(value: Any, default: str) -> str:
-    """Return what a broker says of itself, or *default* where it does not."""
+    """Return the broker's value as text, or *default* where it gives none."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str) else default
@@ -242,7 +242,7 @@ def _queue_fault(name: str, error: exceptions.ChannelClosed) -> Fault:
 
 
 def _binding_faults(connection: BlockingConnection, bindings: list[Binding]) -> Iterator[Fault]:
-    """What is wrong with exchanges; the default one needs no look, and takes no bindings."""
+    """Yield a fault for each refused exchange; the default one exists, and takes no bindings."""
     answers: dict[str, Any] = {}
     for binding in bindings:
         exchange = binding.exchange

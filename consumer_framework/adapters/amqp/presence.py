@@ -224,7 +224,7 @@ class AbsenceDetector:
 
     @property
     def is_absent(self) -> bool:
-        """Whether the latest samples agree that the broker has no such consumer."""
+        """True if the latest samples agree that the broker has no such consumer."""
         return self._agreeing >= AGREEING_SAMPLES
 
     def add(self, sample: QueueSample) -> None:

@@ -122,13 +122,13 @@ class Session:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every queue has a consumer."""
+        """True while every queue has a consumer."""
         consumes = self.state in {SessionState.CONSUMING, SessionState.ADJUSTING}
         return consumes and not self._consumers.missing
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection."""
+        """True while there is a connection."""
         return self.client is not None
 
     @property
@@ -309,7 +309,7 @@ class Session:
     # Orders of the instance.
 
     def pause(self) -> None:
-        """Cancel all consumers (``basic.cancel``); what was delivered can still be settled."""
+        """Cancel all consumers (``basic.cancel``); earlier deliveries can still be settled."""
         self._happened(SessionEvent.PAUSE)
 
     def resume(self) -> None:
@@ -404,10 +404,10 @@ class Session:
     # Stopping, in this order.
 
     async def cancel(self) -> None:
-        """Let the broker send no more (``basic.cancel``); what was delivered is still unsettled.
+        """Let the broker send no more (``basic.cancel``); earlier deliveries stay unsettled.
 
         The consumer of a queue with a single active consumer stays until its channel closes: the
-        next one must neither begin while a message runs here, nor overtake what is given back.
+        next one must neither begin while a message runs here, nor overtake messages that go back.
         """
         self._stop()
         if self._round is not None:
@@ -428,7 +428,7 @@ class Session:
             self.abort()
 
     def abort(self) -> None:
-        """Drop the connection at once; the broker delivers again what is unsettled."""
+        """Drop the connection at once; the broker delivers unsettled messages again."""
         self._stop()
         if self.client is not None:
             self.client.abort()

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A session with the broker: keeps a consumer on every queue, over all connections.
+"""The states of a session with the broker, which keeps a consumer on every queue.
 
 A connection ends at any time, and the factory opens another one. On each, the session subscribes
-to every queue, and it repairs what breaks later: a channel that the broker closes, a consumer that
-the broker cancels, a queue that somebody else has for himself. It also cancels all consumers for a
+to every queue. It repairs later losses: a channel that the broker closes, a consumer that the
+broker cancels, a queue that somebody else has for himself. It also cancels all consumers for a
 pause and starts them again, and adds and removes bindings after a reload.
 
 This work is done in rounds. A round gives a consumer to each queue that has none, and then changes
 the bindings that are due. One connection has one round at a time. Work that appears while a round
 runs is done by that round. The end of a round of an earlier connection is void, as a settle is.
 
-The states of the session, with an open connection in all but ``OFFLINE`` and ``PAUSED_OFFLINE``::
+A connection is open in all states but ``OFFLINE`` and ``PAUSED_OFFLINE``::
 
             OPENED               SUBSCRIBED              WORK_DUE
     OFFLINE ─────▶ SUBSCRIBING ────────────▶ CONSUMING ─────────▶ ADJUSTING
@@ -30,10 +30,11 @@ The states of the session, with an open connection in all but ``OFFLINE`` and ``
     PAUSED                  PAUSED           SUBSCRIBING   PAUSED_OFFLINE
     PAUSED_OFFLINE          PAUSED_OFFLINE   OFFLINE       PAUSED_OFFLINE
 
-``STOP`` leads from every state to ``STOPPING``, which no event leaves. In ``PAUSING`` a round still
+``STOP`` leads from every state to ``STOPPING``, which no event leaves, and in which the connection
+may be open or not. In ``PAUSING`` a round still
 has to end: an answer of the broker is under way, and cannot be called back. ``CONSUMING`` and
-``ADJUSTING`` differ from ``SUBSCRIBING`` in what the instance believes: it was told that every
-queue has a consumer. A consumer that gets another ``prefetch_count``, and bindings that change, do
+``ADJUSTING`` differ from ``SUBSCRIBING`` in the instance's belief: it was told that every queue
+has a consumer. A consumer that gets another ``prefetch_count``, and bindings that change, do
 not change that; an interruption does.
 """
 
@@ -45,7 +46,7 @@ from consumer_framework.core.lifecycle import IllegalEventError
 
 
 class SessionState(Enum):
-    """Where a session is; the table above the imports explains each."""
+    """A state of a session; the module docstring draws them."""
 
     OFFLINE = auto()  # no connection; the factory dials
     SUBSCRIBING = auto()  # a round runs
@@ -59,7 +60,7 @@ class SessionState(Enum):
 
 
 class SessionEvent(Enum):
-    """What happens to a session."""
+    """An event in the life of a session."""
 
     OPENED = auto()  # the AMQP handshake is complete
     LOST = auto()  # the connection is gone, or an attempt to connect failed

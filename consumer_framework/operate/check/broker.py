@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the broker says to the account of the instance, and what it does not say."""
+"""Asks the brokers, with the account of the instance, about its queues and exchanges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .findings import error, info, warning
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from consumer_framework.adapters.amqp.inspection import QueueView, View
+    from consumer_framework.adapters.amqp.inspection import BrokerView, QueueView
     from consumer_framework.settings import Settings
 
     from .findings import Finding
@@ -31,13 +31,13 @@ _BROKERS = "consumer_config.framework.brokers"
 
 
 def broker_findings(settings: Settings) -> tuple[tuple[int, ...] | None, list[Finding]]:
-    """Ask each broker; the first one that answers is asked about queues.
+    """Ask each broker; ask the first one that answers about queues.
 
     Returns:
-        RabbitMQ's version, None where it is unknown or another broker; and what was found.
+        The version of RabbitMQ, None if it is unknown or another broker; and the findings.
     """
     found: list[Finding] = []
-    views: list[View] = []
+    views: list[BrokerView] = []
     faults: list[tuple[str, Fault]] = []
     for address in settings.brokers:
         path = "amqp_url" if address == settings.brokers[0] else _BROKERS
@@ -59,7 +59,7 @@ def broker_findings(settings: Settings) -> tuple[tuple[int, ...] | None, list[Fi
     return _version(views[0]), [*found, *_clusters(views), *_findings(views[0])]
 
 
-def _clusters(views: list[View]) -> Iterator[Finding]:
+def _clusters(views: list[BrokerView]) -> Iterator[Finding]:
     names = sorted({view.cluster for view in views if view.cluster})
     if len(names) > 1:
         what = f"the brokers are in {len(names)} clusters: {', '.join(names)}"
@@ -67,11 +67,11 @@ def _clusters(views: list[View]) -> Iterator[Finding]:
         yield warning(_BROKERS, what, cure)
 
 
-def _version(view: View) -> tuple[int, ...] | None:
+def _version(view: BrokerView) -> tuple[int, ...] | None:
     return version_of(view.version) if view.product == "RabbitMQ" else None
 
 
-def _findings(view: View) -> Iterator[Finding]:
+def _findings(view: BrokerView) -> Iterator[Finding]:
     for queue in view.queues:
         yield _queue(queue)
     for fault in view.faults:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finds out how a configuration file, and the credentials that it names, are got at.
+"""Gives access to a configuration file, and to the credentials that it names.
 
-An instance has its credentials from systemd. An administrator's command has none, and looks where
-systemd would take them from.
+An instance gets its credentials from systemd. An administrator's command gets none, and reads the
+unit to find the files that systemd would hand over.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def from_inside(path: Path | None, instance: str) -> Access:
-    """How the instance itself gets at its configuration *path*."""
+    """Return the access that the instance itself has to its configuration *path*."""
     directory = ServiceCredentials.of_process(instance)
     copy = directory.configuration if is_systems(path, instance) else None
     return Access(copy, directory)
@@ -39,13 +39,13 @@ def from_inside(path: Path | None, instance: str) -> Access:
 def from_outside(
     path: Path | None, instance: str, *, lenient: bool = True, of_service: bool | None = None
 ) -> Access:
-    """How an administrator's command gets at the configuration *path* of an instance.
+    """Return the access of an administrator's command to the configuration *path* of an instance.
 
     Args:
         path: The file.
         instance: The instance's name.
-        lenient: What only the instance itself can have is not needed.
-        of_service: Whether systemd runs it; None where its file tells.
+        lenient: Report no problem for a credential that only the instance itself can read.
+        of_service: True if systemd runs it; None to tell by its file.
     """
     if ServiceCredentials.of_process(instance).exist:
         access = from_inside(path, instance)
@@ -56,11 +56,11 @@ def from_outside(
 
 
 def load_outside(path: Path | None, overrides: Overrides = NO_OVERRIDES) -> Settings:
-    """Load a configuration for somebody who only looks at it.
+    """Load a configuration for a command that only reads it.
 
     Args:
-        path: The file of the instance that it has the name of; None for the defaults.
-        overrides: What the command line says instead.
+        path: The file, which has the name of its instance; None for the defaults.
+        overrides: Values of the command line that replace those of the file.
 
     Raises:
         ConfigurationError: With every problem there is.
@@ -70,10 +70,10 @@ def load_outside(path: Path | None, overrides: Overrides = NO_OVERRIDES) -> Sett
 
 
 def require_credentials(path: Path, instance: str) -> None:
-    """See whether systemd gives an instance, which is to be, the credentials that *path* names.
+    """Check that systemd will give a new instance the credentials that *path* names.
 
     Raises:
-        ConfigurationError: It does not.
+        ConfigurationError: It will not.
     """
     access = from_outside(path, instance, of_service=True)
     problems = config.substituted(path, access).problems
@@ -82,12 +82,12 @@ def require_credentials(path: Path, instance: str) -> None:
 
 
 def is_systems(path: Path | None, instance: str) -> bool:
-    """Whether *path* is what ``fm-consumer@INSTANCE.service`` reads."""
+    """Tell whether *path* is the file that ``fm-consumer@INSTANCE.service`` reads."""
     return path is not None and path.absolute() == SYSTEM_CONFIGURATION / f"{instance}.toml"
 
 
 def hands_file_over(instance: str) -> bool:
-    """Whether systemd hands an instance its configuration file, so that it need not be readable."""
+    """Tell whether systemd hands the configuration file over, which then need not be readable."""
     return CONFIGURATION in settings_of(instance).files
 
 

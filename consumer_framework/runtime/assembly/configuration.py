@@ -112,9 +112,7 @@ def callback_and_rule_problems(options: RunOptions) -> tuple[Problem, ...]:
     found = Collector(options.source)
     written = document.get("callback")
     if written is None or isinstance(written, str):
-        target = found.call(
-            loader.target_of, options.callback, options.callback_file, written, options.source
-        )
+        target = found.call(loader.target_of, options, written)
         own = document.get("consumer_config", {})
         if target is not None and isinstance(own, dict):
             found.call(loader.factory, target, own, absent)

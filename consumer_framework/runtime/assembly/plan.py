@@ -153,13 +153,7 @@ def make_plan(
             fit its settings, or a rule names something that is no exception.
     """
     found = Collector(options.source)
-    target = target or found.call(
-        loader.target_of,
-        options.callback,
-        options.callback_file,
-        settings.callback,
-        options.source,
-    )
+    target = target or found.call(loader.target_of, options, settings.callback)
     if target is None:
         _checked_policy(found, settings.framework, Recovery(), options.source, "")
         raise found.error()

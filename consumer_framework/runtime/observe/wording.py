@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from consumer_framework.core.attempt import LINE_LIMIT
 from consumer_framework.core.delivery import readable
 from consumer_framework.core.disposition import Defer, Disposition, Halt, Hold, rule_for
-from consumer_framework.core.text import clipped, printable
+from consumer_framework.core.text import clipped, moment, printable
 
 if TYPE_CHECKING:
     from consumer_framework.adapters.store import Row
@@ -27,7 +26,7 @@ def fate(disposition: Disposition) -> str:
     verb = rule_for(disposition).words.verb
     reason = because(disposition.reason)
     if isinstance(disposition, Hold | Defer):
-        return f"{verb} until {_time(disposition.until)}{reason}"
+        return f"{verb} until {moment(disposition.until)}{reason}"
     if isinstance(disposition, Halt):
         given = "requeued" if disposition.requeue else "acknowledged"
         return f"{given} and halts the instance with exit code {disposition.exit_code}{reason}"
@@ -37,7 +36,3 @@ def fate(disposition: Disposition) -> str:
 def because(reason: str) -> str:
     """Put *reason* behind what it is the reason of; "" for none."""
     return f": {printable(clipped(reason, LINE_LIMIT))}" if reason else ""
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")

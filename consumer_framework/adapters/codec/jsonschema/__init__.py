@@ -9,7 +9,7 @@ interface. The package stands on its own, and imports nothing of this project.
 value, and raises the same error. Compiled code is believed only where it finds a value valid. Its
 "invalid", and any exception in it, have the library check the value again, and the library's
 verdict and error count. So only one kind of defect could show: an invalid value that passes.
-``tests/unit/test_schemas.py`` searches for it, with schemas and values that hypothesis generates
+``tests/unit/test_jsonschema.py`` searches for it, with schemas and values that hypothesis generates
 for each draft, and compares both verdicts of the compiled code with the library's.
 
 **The compiled form.** A schema becomes a table with one verdict for each of the seven Python types

@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How deliveries get into the slots, and out of them, in real threads and in tasks."""
+"""Deliveries get into the slots and out of them, in real threads and in tasks."""
 
 import asyncio
 import logging
 import random
 import threading
-from unittest.mock import patch
 
 import pytest
-from fedora_messaging.message import Message
 from twisted.internet import defer
 
-from consumer_framework import Defer, DependencyFault, Quarantine
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Undecodable, Withdrawn
-from consumer_framework.core.errors import HandlerTimeoutError, StoreError
+from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.ports import FlightRecorder
-from consumer_framework.testing import Harness, make_delivery
+from consumer_framework.testing import make_delivery
 
 PATIENCE = 30
 
 
 class Flight(FlightRecorder):
-    """Counts what is in the handler; may be called from any thread."""
+    """Counts the deliveries in the handler; any thread may call it."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -103,7 +100,7 @@ def coroutine(call):
 
 
 def awaitable(call):
-    """A plain function that returns what is to be awaited."""
+    """Return a plain function that returns an awaitable."""
 
     async def work(message):
         await asyncio.sleep(0)
@@ -202,7 +199,7 @@ def test_so_many_coroutines_run_at_once_and_no_more(count, fails):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_what_a_plain_function_returns_to_be_awaited_occupies_its_slot(count):
+def test_an_awaitable_that_a_plain_function_returns_occupies_its_slot(count):
     async def scenario():
         began, gate = [], asyncio.Event()
 
@@ -270,13 +267,13 @@ def test_a_deferred_occupies_its_slot_as_well():
     play(scenario())
 
 
-# What follows a failure.
+# The end of a failure.
 
 
 @FORMS
 @pytest.mark.parametrize("round_number", range(10))
-def test_after_a_failure_the_slot_runs_nothing_before_whoever_waits_has_seen_it(form, round_number):
-    """Who waits for the outcome may stop the instance, or pause it."""
+def test_after_a_failure_the_slot_runs_nothing_before_the_waiter_has_seen_it(form, round_number):
+    """The receiver of the outcome may stop the instance, or pause it."""
     bad, seen = random.Random(round_number).randrange(10), []  # noqa: S311 -- reproducible
 
     def handle(number):
@@ -330,7 +327,7 @@ def test_after_bytes_that_are_no_message_the_slot_waits_too():
 
 
 def blocking(form, seen):
-    """A handler that waits in its first message, and what lets it go on."""
+    """Return a handler that waits in its first message, and the event that lets it go on."""
     if form is coroutine:
         go = asyncio.Event()
 
@@ -353,7 +350,7 @@ BLOCKING = pytest.mark.parametrize("form", [plain, coroutine])
 
 @BLOCKING
 @pytest.mark.parametrize("count", [1, 3])
-def test_exactly_what_no_slot_has_begun_with_is_taken_back(form, count):
+def test_exactly_the_runs_that_no_slot_has_begun_are_taken_back(form, count):
     async def scenario():
         seen: list[int] = []
         handle, go = blocking(form, seen)
@@ -372,7 +369,7 @@ def test_exactly_what_no_slot_has_begun_with_is_taken_back(form, count):
 
 
 @BLOCKING
-def test_only_what_is_too_old_is_taken_back_and_the_rest_keeps_its_order(form):
+def test_only_the_runs_that_are_too_old_are_taken_back_and_the_rest_keeps_its_order(form):
     async def scenario():
         seen: list[int] = []
         handle, go = blocking(form, seen)
@@ -390,7 +387,7 @@ def test_only_what_is_too_old_is_taken_back_and_the_rest_keeps_its_order(form):
 
 @BLOCKING
 @pytest.mark.parametrize("seed", range(5))
-def test_whenever_it_is_taken_back_it_is_either_seen_once_or_withdrawn(form, seed):
+def test_a_message_is_either_seen_once_or_withdrawn(form, seed):
     luck = random.Random(seed)  # noqa: S311 -- reproducible
     seen: list[int] = []
 
@@ -466,6 +463,31 @@ def test_a_cancelled_handler_that_returns_has_succeeded_and_one_that_raises_was_
     play(scenario())
 
 
+def test_an_awaitable_that_is_cancelled_before_it_begins_has_failed_and_is_in_no_handler():
+    async def scenario():
+        async with Slots(lambda _: defer.Deferred()) as slots:
+            run = slots.run(1)
+            # In each turn of the loop: one of them is before the task's first step.
+            while not slots.executor.cancel():  # noqa: ASYNC110 -- likewise
+                await asyncio.sleep(0)
+            outcome = await run
+            assert isinstance(outcome, Failed)
+            assert isinstance(outcome.error, asyncio.CancelledError)
+            assert slots.flight.in_flight == 0
+
+    play(scenario())
+
+
+def test_an_awaitable_that_ends_soon_makes_the_handler_a_quick_one():
+    async def scenario():
+        async with Slots(lambda _: asyncio.sleep(0)) as slots:
+            assert not slots.executor.is_quick
+            await slots.run(1)
+            assert slots.executor.is_quick
+
+    play(scenario())
+
+
 def test_a_handler_that_cancels_itself_has_failed_but_not_of_its_time():
     async def scenario():
         async def handle(number):
@@ -511,7 +533,7 @@ def test_each_of_several_that_take_too_long_is_reported(caplog):
     assert len(caplog.records) == 3, "those that wait for a slot are in no handler"
 
 
-# Whatever a handler raises.
+# Exceptions of handlers.
 
 
 @pytest.mark.parametrize(
@@ -521,7 +543,7 @@ def test_each_of_several_that_take_too_long_is_reported(caplog):
 )
 @pytest.mark.parametrize("batched", [False, True])
 @FORMS
-def test_whatever_a_handler_raises_is_its_outcome_and_the_slot_goes_on(form, batched, error):
+def test_any_exception_of_a_handler_is_its_outcome_and_the_slot_goes_on(form, batched, error):
     def handle(message):
         if message == 1 or (batched and 1 in message):
             raise error
@@ -540,7 +562,7 @@ def test_whatever_a_handler_raises_is_its_outcome_and_the_slot_goes_on(form, bat
 
 
 @FORMS
-def test_whatever_setup_raises_is_raised_where_it_is_waited_for(form):
+def test_any_exception_of_setup_is_raised_to_its_caller(form):
     def setup(*_):
         raise SystemExit(3)
 
@@ -635,151 +657,3 @@ def test_full_batches_that_wait_for_a_slot_are_taken_back_as_well(form):
         assert [list(batch) for batch in seen] == [[0, 1]]
 
     play(scenario())
-
-
-# With everything around them.
-
-
-def message(n=1):
-    return Message(topic="org.example.test", body={"n": n})
-
-
-def test_what_an_open_breaker_takes_back_does_not_close_it():
-    ran = []
-
-    async def handle(message):
-        ran.append(message.body["n"])
-        await asyncio.sleep(1)
-        raise DependencyFault("the database is gone")
-
-    settings = {"recovery": {"breaker": {"consecutive": 1, "probe": ["30s"]}}}
-    with Harness(handle, settings=settings) as harness:
-        for n in range(5):
-            harness.deliver(message(n))
-        harness.advance(1.5)
-        assert "the database is gone" in harness.paused
-        harness.advance(20)
-        assert "the database is gone" in harness.paused
-        assert ran == [0]
-        assert len(harness.queued) == 4
-        harness.advance(10)
-        assert ran == [0, 0], "the probe"
-
-
-def test_what_a_pause_takes_back_comes_again_in_order():
-    ran: list[int] = []
-
-    async def handle(message):
-        ran.append(message.body["n"])
-        await asyncio.sleep(1)
-        if len(ran) == 1:
-            raise DependencyFault("the database is gone")
-
-    settings = {"recovery": {"breaker": {"consecutive": 1, "probe": ["30s"]}}}
-    with Harness(handle, settings=settings) as harness:
-        messages = [message(n) for n in range(5)]
-        for one in messages:
-            harness.deliver(one)
-        harness.advance("2m")
-        assert harness.paused == ""
-        assert ran == [0, 0, 1, 2, 3, 4]
-        assert harness.acked == messages
-
-
-def test_a_replay_that_is_deferred_while_the_disk_is_full_runs_again_once():
-    ran = []
-
-    async def handle(message):
-        ran.append(harness.now)
-        if len(ran) == 1:
-            raise Quarantine("poison")
-        if len(ran) == 2:
-            raise Defer(harness.now + 1)
-        await asyncio.sleep(1)
-
-    with Harness(handle, settings={"slots": 2}) as harness:
-        one = message()
-        harness.deliver(one)
-        harness.store.error = StoreError("no space left on device")
-        assert harness.replay(one) is None
-        harness.advance(60)
-        harness.store.error = None
-        harness.advance(60)
-        assert harness.acked == [one]
-        assert len(ran) == 3
-
-
-def test_with_strict_ordering_a_dependency_that_works_again_lets_the_first_message_go_on():
-    """Also where that fails for another reason then."""
-    plan = [DependencyFault("the database is gone"), ValueError("once"), None]
-    ran = []
-
-    def handle(message):
-        ran.append(message.body["n"])
-        error = plan.pop(0) if plan else None
-        if error is not None:
-            raise error
-
-    recovery = {
-        "hold_slots": 0,
-        "immediate": 0,
-        "delays": ["10s"],
-        "breaker": {"consecutive": 1, "probe": ["30s"]},
-    }
-    with Harness(handle, settings={"ordering": "strict", "recovery": recovery}) as harness:
-        messages = [message(n) for n in range(3)]
-        for one in messages:
-            harness.deliver(one)
-        assert "the database is gone" in harness.paused
-        assert "nothing may overtake it" in harness.paused
-        harness.advance(31)
-        assert ran == [0, 0]
-        assert "the database is gone" not in harness.paused
-        assert "nothing may overtake it" in harness.paused
-        harness.advance(15)
-        assert ran == [0, 0, 0, 1, 2]
-        assert harness.paused == ""
-        assert harness.acked == messages
-
-
-def test_a_probe_that_never_saw_the_dependency_is_followed_by_another():
-    """It was deferred, and is no valid message any more where it comes back."""
-    plan: list[BaseException] = [DependencyFault("gone")]
-
-    def handle(message):
-        if plan:
-            raise plan.pop()
-
-    recovery = {"hold_slots": 0, "breaker": {"consecutive": 1, "probe": ["30s"]}}
-    with Harness(handle, settings={"recovery": recovery}) as harness:
-        first, second = message(1), message(2)
-        harness.deliver(first)
-        harness.deliver(second)
-        assert harness.queued == [second]
-        with patch("consumer_framework.adapters.codec.decode", side_effect=ValueError("schema")):
-            harness.advance(31)
-        assert harness.quarantined == [first]
-        assert harness.paused
-        harness.advance(31)
-        assert harness.paused == ""
-        assert harness.acked == [second]
-
-
-def test_what_waits_behind_a_message_that_goes_back_goes_back_behind_it():
-    ran = []
-
-    async def handle(message):
-        ran.append(message.body["n"])
-        await asyncio.sleep(3)
-        if len(ran) == 1:
-            raise ValueError("once")
-
-    recovery = {"immediate": 0, "delays": [], "on_exhausted": "requeue"}
-    settings = {"ordering": "key", "ordering_key": "topic", "recovery": recovery, "slots": 2}
-    with Harness(handle, settings=settings) as harness:
-        messages = [message(n) for n in range(3)]
-        for one in messages:
-            harness.deliver(one)
-        harness.advance(30)
-        assert ran == [0, 0, 1, 2]
-        assert harness.acked == messages

@@ -24,7 +24,7 @@ NEW = ["2019-09", "2020-12"]
 
 
 def raised(validate):
-    """What was raised, in what can be compared."""
+    """Return the exception of *validate* in a form that can be compared."""
     try:
         validate()
     except jsonschema.ValidationError as error:
@@ -38,14 +38,14 @@ def raised(validate):
         return (type(error),)
     except BaseException as error:  # noqa: BLE001 -- to be compared
         if type(error).__name__ == "PanicException":
-            # What rpds, below jsonschema, may make of a RecursionError.
+            # rpds, below jsonschema, may make this of a RecursionError.
             return (RecursionError,)
         return type(error), str(error)
     return None
 
 
 def check_all(schema, instances):
-    """Assert that the checker says what jsonschema says, and the compiled schema itself too."""
+    """Assert that the checker and the compiled schema have the verdicts of jsonschema."""
     check = checker_for(schema)
     try:
         table = compiler.compiled(schema, validator_for(schema))
@@ -70,7 +70,7 @@ def test_generated_schemas_have_the_verdicts_of_jsonschema(draft, data):
     check_all(schema, [*instances, data.draw(values)])
 
 
-# What is easily got wrong, with the verdict written down.
+# Rules that are easily got wrong, with the verdict written down.
 
 EVERY = [*OLD, *NEW]
 SINCE_6 = EVERY[1:]
@@ -131,7 +131,7 @@ EXAMPLES = [
     (EVERY, {"uniqueItems": False}, ["a", "a"], True),
     (SINCE_6, {"const": None}, None, True),
     (SINCE_6, {"const": {"a": [1]}}, {"a": [1.0]}, True),
-    # Limits, and what is not ordered.
+    # Limits, and values without an order.
     (EVERY, {"minimum": 1}, NAN, True),
     (EVERY, {"maximum": 1}, NAN, True),
     (EVERY, {"maximum": 10**400}, INF, False),
@@ -237,7 +237,7 @@ EXAMPLES = [
     (EVERY[2:], {"if": {"type": "string"}, "then": {"minLength": 1}}, 0, True),
     (EVERY[2:], {"then": False, "else": False}, 0, True),
     (EVERY[:2], {"if": {}, "then": False}, 0, True),
-    # Formats are not checked, and what jsonschema does not know neither.
+    # Formats are not checked, nor are keywords that jsonschema does not know.
     (EVERY, {"format": "email"}, "no address", True),
     (EVERY, {"unknown": {"type": "null"}}, 1, True),
     # References.
@@ -292,7 +292,7 @@ def test_without_a_dialect_the_latest_is_taken():
     check_all({"prefixItems": [{"type": "null"}]}, [[1], [None]])
 
 
-# What is left to jsonschema.
+# Schemas that are left to jsonschema.
 
 OTHER_DIALECTS = [
     {"$schema": "http://json-schema.org/draft-03/schema#", "type": "any", "minimum": 1},
@@ -355,7 +355,7 @@ def test_an_invalid_schema_raises_schema_error():
 
 
 class Long(int):
-    """What pika makes of a 64-bit integer in the headers."""
+    """The type that pika makes of a 64-bit integer in the headers."""
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ class Long(int):
         {"oneOf": [{"type": "integer"}, {}]},
     ],
 )
-def test_what_headers_have_and_json_has_not_is_left_to_jsonschema(value, schema):
+def test_types_that_only_headers_have_are_left_to_jsonschema(value, schema):
     schema = {"properties": {"a": schema}}
     check = checker_for(schema)
     expected = raised(lambda: jsonschema.validate({"a": value}, schema))

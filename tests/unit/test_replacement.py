@@ -27,7 +27,7 @@ async def until(condition):
 
 
 class Life:
-    """Handlers that write down what becomes of them, and wait where a gate is closed."""
+    """Handlers that write down their life, and wait where a gate is closed."""
 
     def __init__(self, form):
         self.lines: list[str] = []
@@ -106,7 +106,7 @@ def test_the_new_one_is_set_up_before_the_former_one_is_torn_down(life):
     play(scenario())
 
 
-def test_what_has_begun_ends_with_the_former_one_before_that_is_torn_down(life):
+def test_runs_that_have_begun_end_with_the_former_handler_before_its_teardown(life):
     async def scenario():
         executor = executor_of(life.handler("a"), 3)
         life.gates["a"].clear()
@@ -127,7 +127,7 @@ def test_what_has_begun_ends_with_the_former_one_before_that_is_torn_down(life):
     play(scenario())
 
 
-def test_what_waits_for_a_slot_is_for_the_new_one(life):
+def test_runs_that_wait_for_a_slot_get_the_new_handler(life):
     async def scenario():
         executor = executor_of(life.handler("a"), 2)
         life.gates["a"].clear()
@@ -227,7 +227,7 @@ def test_a_stop_meanwhile_comes_first(life):
 
 
 @pytest.mark.parametrize("order", ["withdraw", "stop"])
-def test_what_is_withdrawn_is_no_setup_and_no_teardown(life, order):
+def test_a_withdrawal_takes_no_setup_and_no_teardown(life, order):
     """They wait behind another one for a thread, while the instance pauses or stops."""
 
     async def scenario():

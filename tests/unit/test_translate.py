@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What authors say of other people's exceptions."""
+"""Authors translate other people's exceptions into signals."""
 
 import asyncio
 import functools
@@ -45,7 +45,7 @@ UPSTREAM = {
 
 @pytest.fixture(autouse=True)
 def host(request):
-    """Most of these are about a handler that this package's host runs."""
+    """Most tests here are about a handler that this package's host runs."""
     with nullcontext() if "elsewhere" in request.fixturenames else hosting():
         yield
 
@@ -134,7 +134,7 @@ def test_the_first_rule_that_matches_decides():
         raise KeyError
 
 
-def test_what_no_rule_names_passes_through():
+def test_an_exception_that_no_rule_names_passes_through():
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as raised:
         raising(error, ([KeyError], "drop"))(None)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The messengers of a relay, their interface, and their registry. A messenger is one way to send.
+
+A messenger gets a batch and returns the fate of each message: :class:`Sent`, :class:`Retry` or
+:class:`Reject`. It never decides about a message: waiting, order and dead rows are the relay's. It
+never declares anything on the broker. It never raises for a fault of the broker: it returns
+:class:`Retry`.
+
+A messenger sends the wire format of fedora-messaging, so that a consumer gets the same message. A
+messenger that would change some messages says so in its :attr:`Messenger.features`; the relay
+rejects such messages unless ``lossy = true``.
+
+Third parties register a messenger as an entry point of the group ``consumer_framework.messengers``.
+Its name is the value of ``messenger`` in the configuration. Its object is a callable: it takes an
+:class:`Endpoints` and the ``options`` table as keyword arguments, and returns a :class:`Messenger`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+from consumer_framework.core.errors import ConfigurationError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from consumer_framework.publishing.message import Outgoing
+
+GROUP = "consumer_framework.messengers"
+
+
+class Scope(Enum):
+    """The messages that a fault concerns."""
+
+    MESSAGE = "message"  # this message alone
+    TOPIC = "topic"  # each message with this exchange and topic: no permission, no exchange
+    ENDPOINT = "endpoint"  # each message: the endpoint is away, blocked or slow
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The endpoint has the message, and is responsible for it now.
+
+    Attributes:
+        routed: False if no queue got it; None if the protocol does not tell.
+    """
+
+    routed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The message was perhaps not taken; sending it again may succeed.
+
+    Attributes:
+        reason: One line for people, without secrets.
+        scope: The messages that the same fault concerns.
+    """
+
+    reason: str
+    scope: Scope = Scope.ENDPOINT
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The message can never be sent by this messenger.
+
+    Attributes:
+        reason: One line for people.
+    """
+
+    reason: str
+
+
+Result: TypeAlias = Sent | Retry | Reject
+
+
+class Feature(Enum):
+    """A property of a message that a messenger keeps."""
+
+    HEADERS = "headers"  # all headers, with their types
+    SEVERITY = "severity"  # a severity other than INFO
+    SCHEMA = "schema"  # the message class
+    PRIORITY = "priority"
+    CONFIRMS = "confirms"  # `Sent` means that the endpoint is responsible
+    ROUTED = "routed"  # `Sent.routed` is known
+
+
+EVERYTHING = frozenset(Feature)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The brokers that a messenger may use, in the order to try them.
+
+    Attributes:
+        urls: One URL each; the scheme is the messenger's. A secret in it is never logged.
+        ca_cert: A PEM file with the CA certificates; None for the system's.
+        certfile: A PEM file with the client's certificate.
+        keyfile: A PEM file with its key.
+        client_properties: The names of the connection for the broker's administrators.
+        timeout: Seconds to connect, and to wait for the answer to a batch.
+    """
+
+    urls: tuple[str, ...]
+    ca_cert: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    client_properties: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 30.0
+
+
+@runtime_checkable
+class Messenger(Protocol):
+    """Sends messages to one endpoint at a time. One thread uses it."""
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The properties of a message that this messenger keeps, at its present endpoint."""
+        ...
+
+    def open(self) -> None:
+        """Connect to the first endpoint that answers.
+
+        Raises:
+            ConnectionError: None of them does. Nothing was sent.
+        """
+        ...
+
+    def send_many(self, batch: Sequence[Outgoing]) -> list[Result]:
+        """Send *batch* in its order, and wait until the fate of each message is known.
+
+        Returns:
+            One result for each message, in the order of *batch*. If its endpoint goes away, a
+            messenger connects to the next one and sends again the messages whose fate it does not
+            know. After the last endpoint it returns :class:`Retry` for them. It raises only on a
+            defect.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the connection. Doing it twice does no harm."""
+        ...
+
+
+def refusal(message: Outgoing, features: frozenset[Feature]) -> str | None:
+    """Return the reason why a messenger with *features* would change *message*, or None."""
+    severity = message.headers.get("fedora_messaging_severity", 20)
+    if severity != 20 and Feature.SEVERITY not in features:  # noqa: PLR2004 -- logging.INFO
+        return "its severity is not INFO, which this messenger cannot send"
+    schema = message.headers.get("fedora_messaging_schema", "base.message")
+    if schema != "base.message" and Feature.SCHEMA not in features:
+        return f'its message class "{schema}" would be lost with this messenger'
+    return None
+
+
+def find(name: str) -> Callable[..., Messenger]:
+    """Return the factory of the messenger *name*.
+
+    Raises:
+        ConfigurationError: There is none, or a package that it needs is missing.
+    """
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    path = "consumer_config.framework.outbox.messenger"
+    if name not in known:
+        cure = f"use one of {', '.join(sorted(known))}"
+        raise ConfigurationError(Problem(path, f'there is no messenger "{name}"', cure))
+    try:
+        factory: Callable[..., Messenger] = known[name].load()
+    except ImportError as error:
+        what = f'the messenger "{name}" needs a package that is missing: {error}'
+        cure = f"install it: pip install 'consumer-framework[{name}]'"
+        raise ConfigurationError(Problem(path, what, cure)) from error
+    return factory
