@@ -19,7 +19,6 @@ from consumer_framework.core.errors import FrameworkError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-TEMPLATE = "fm-consumer@{}.service"
 TARGET = "fm-consumers.target"
 
 # Seconds in which a question is answered, or given up. Starts and stops take their time.
@@ -114,8 +113,8 @@ class Unit:
 
 
 def unit_name(instance: str) -> str:
-    """Return the name of the unit of *instance*."""
-    return TEMPLATE.format(instance)
+    """Return the name of the unit of *instance*; "" for the template, "*" for all instances."""
+    return f"fm-consumer@{instance}.service"
 
 
 class Systemctl:
