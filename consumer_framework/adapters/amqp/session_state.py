@@ -3,7 +3,7 @@
 
 A connection ends at any time, and the factory opens another one. On each, the session subscribes
 to every queue. It repairs later losses: a channel that the broker closes, a consumer that the
-broker cancels, a queue that somebody else has for himself. It also cancels all consumers for a
+broker cancels, a queue that another consumer has for itself. It also cancels all consumers for a
 pause and starts them again, and adds and removes bindings after a reload.
 
 This work is done in rounds. A round gives a consumer to each queue that has none, and then changes
@@ -66,7 +66,7 @@ class SessionEvent(Enum):
     LOST = auto()  # the connection is gone, or an attempt to connect failed
     WORK_DUE = auto()  # a queue may lack a consumer, or bindings are to change
     SUBSCRIBED = auto()  # a round ended, and every queue has a consumer
-    TAKEN = auto()  # a round ended, but somebody else has a queue for himself
+    TAKEN = auto()  # a round ended, but another consumer has a queue for itself
     FAILED = auto()  # a round failed
     INTERRUPTED = auto()  # a queue lost its consumer; the connection stands
     PAUSE = auto()
