@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What keeps an instance going: whatever fails, waits, is cut or cannot be read."""
+"""An instance keeps going: a message fails or waits, a connection is cut, the store breaks."""
 
 import asyncio
 
