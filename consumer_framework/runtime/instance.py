@@ -19,14 +19,14 @@ from fedora_messaging import api
 
 from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
-from consumer_framework.core.gate import SHUTS, Entry, Gate
+from consumer_framework.core.gate import SHUTS, Gate, GateEntry
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
 from consumer_framework.core.limits import count_of, limit_of
 from consumer_framework.core.ports import Observers
 from consumer_framework.core.stats import Counters
 from consumer_framework.core.text import text
 from consumer_framework.runtime.observe.log import DeliveryLog
-from consumer_framework.runtime.observe.status import InstanceStatus
+from consumer_framework.runtime.observe.status import StatusReporter
 
 from .deadline import Deadline
 from .dispatcher import Dispatcher, Ports
@@ -152,7 +152,7 @@ class Instance:
         )
         self.dispatcher.limit_of = self._delivery_limit
         self.session.take_always(self.dispatcher.is_near_limit)
-        self.status = InstanceStatus(self)
+        self.status = StatusReporter(self)
         self.deadline = Deadline(
             clock.monotonic, self.notifier, self.status.announce, self._deadline_passed
         )
@@ -233,7 +233,7 @@ class Instance:
             self.end(ExitCode.TEMPORARY, what)
 
     def _gate_changed(self, _event: GateEvent, reason: Reason | None) -> None:
-        if reason is None or Entry.CONSUME not in SHUTS[reason]:
+        if reason is None or GateEntry.CONSUME not in SHUTS[reason]:
             return
         self.trouble = self.gate.why_not_consuming
         if self.trouble:

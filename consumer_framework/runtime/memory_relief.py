@@ -35,7 +35,7 @@ class MemoryRelief:
     Once the gate is closed, it stops watching and leaves everything as it is.
 
     Attributes:
-        strain: The part of the status line about it; "" if memory suffices.
+        remark: The part of the status line about it; "" if memory suffices.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -43,7 +43,7 @@ class MemoryRelief:
         self._squeeze = Squeeze()
         self._watch: PressureWatch | None = None
         self._timer: Any = None
-        self.strain = ""
+        self.remark = ""
         instance.gate.listen(self._gate_changed)
 
     def start(self) -> None:
@@ -74,7 +74,7 @@ class MemoryRelief:
         full = self._full
         now = full.halved(self._squeeze.times)
         is_short = bool(self._squeeze.times)
-        self.strain = f"memory is short: {now.slots} of {full.slots} slots" if is_short else ""
+        self.remark = f"memory is short: {now.slots} of {full.slots} slots" if is_short else ""
         self._instance.resize(now.slots)
         ahead = self._instance.read_ahead.bounded(now.prefetch_count)
         kept = self._instance.session.set_prefetch(ahead)

@@ -45,7 +45,7 @@ from consumer_framework.core.lifecycle import State
 from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.operate.check.queues import queue_findings
-from consumer_framework.runtime.observe.status import Facts, status_line
+from consumer_framework.runtime.observe.status import StatusFacts, status_line
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
@@ -295,20 +295,20 @@ def test_the_recovery_reference_says_what_becomes_of_a_message(raised):
 
 
 BROKER = "rabbitmq.example.org:5671"
-BUSY = Facts(BROKER, 2, Snapshot(acked=41200), 118.2, 3, 0, 2, 40, 3 * 86400 + 60)
+BUSY = StatusFacts(BROKER, 2, Snapshot(acked=41200), 118.2, 3, 0, 2, 40, 3 * 86400 + 60)
 # In the order of the page.
 STATUS_LINES = [
-    (State.BUILDING, Facts(left=299)),
-    (State.BUILDING, Facts(trouble="the database is gone; attempt 3 in 4 s", left=295)),
-    (State.CONNECTING, Facts(BROKER, left=298)),
+    (State.BUILDING, StatusFacts(left=299)),
+    (State.BUILDING, StatusFacts(trouble="the database is gone; attempt 3 in 4 s", left=295)),
+    (State.CONNECTING, StatusFacts(BROKER, left=298)),
     (
         State.CONNECTING,
-        Facts(BROKER, trouble="connection refused; attempt 4 in 8 s", left=290),
+        StatusFacts(BROKER, trouble="connection refused; attempt 4 in 8 s", left=290),
     ),
-    (State.SUBSCRIBING, Facts(BROKER, left=297)),
+    (State.SUBSCRIBING, StatusFacts(BROKER, left=297)),
     (
         State.SUBSCRIBING,
-        Facts(
+        StatusFacts(
             BROKER,
             trouble='waiting for the queue "sample", which another one has: '
             "405 RESOURCE_LOCKED - cannot obtain exclusive access; attempt 4 in 4 s",
@@ -316,7 +316,7 @@ STATUS_LINES = [
         ),
     ),
     (State.CONSUMING, BUSY),
-    (State.CONSUMING, Facts(queues=1, up=7.9)),
+    (State.CONSUMING, StatusFacts(queues=1, up=7.9)),
     (
         State.PAUSED,
         replace(
@@ -329,11 +329,11 @@ STATUS_LINES = [
     ),
     (
         State.FAILING,
-        Facts(trouble='the queue "builds" is gone', awaited="1 running", left=41.5),
+        StatusFacts(trouble='the queue "builds" is gone', awaited="1 running", left=41.5),
     ),
-    (State.DRAINING, Facts(awaited="2 running", left=41.5)),
-    (State.DRAINING, Facts(awaited="the handler's teardown", left=590)),
-    (State.STOPPED, Facts(counts=Snapshot(acked=41200, quarantined=2))),
+    (State.DRAINING, StatusFacts(awaited="2 running", left=41.5)),
+    (State.DRAINING, StatusFacts(awaited="the handler's teardown", left=590)),
+    (State.STOPPED, StatusFacts(counts=Snapshot(acked=41200, quarantined=2))),
 ]
 
 

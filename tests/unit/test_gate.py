@@ -12,8 +12,8 @@ from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import (
     SHUTS,
     TABLE,
-    Entry,
     Gate,
+    GateEntry,
     GateEvent,
     GateState,
     IllegalGateEventError,
@@ -24,17 +24,17 @@ from consumer_framework.testing import Harness
 
 def entries(gate):
     """Return the entries that *gate* leaves open."""
-    found = Entry(0)
+    found = GateEntry(0)
     for may, entry in (
-        (gate.may_consume, Entry.CONSUME),
-        (gate.may_recall, Entry.RECALL),
-        (gate.may_begin, Entry.BEGIN),
+        (gate.may_consume, GateEntry.CONSUME),
+        (gate.may_recall, GateEntry.RECALL),
+        (gate.may_begin, GateEntry.BEGIN),
     ):
-        found |= entry if may else Entry(0)
+        found |= entry if may else GateEntry(0)
     return found
 
 
-ALL = Entry.CONSUME | Entry.RECALL | Entry.BEGIN
+ALL = GateEntry.CONSUME | GateEntry.RECALL | GateEntry.BEGIN
 
 
 def in_state(state):
@@ -131,7 +131,7 @@ def test_a_closed_gate_lets_nothing_in_whatever_reasons_end():
     assert gate.why_not_consuming == "no space"
     gate.resume(Reason.STORE)
     assert gate.state is GateState.CLOSED
-    assert entries(gate) == Entry(0)
+    assert entries(gate) == GateEntry(0)
 
 
 def test_listeners_hear_of_each_event_in_order_and_see_the_gate_as_it_is():

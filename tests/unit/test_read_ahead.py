@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many messages are sent ahead follows from how large they are."""
+"""The prefetch count follows from the sizes of the messages."""
 
 from __future__ import annotations
 

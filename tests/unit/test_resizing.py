@@ -12,7 +12,6 @@ from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.gate import Gate, Reason
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.limits import TokenBucket
-from consumer_framework.runtime.dispatcher import HAND_OVER, TaskPool
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
@@ -171,7 +170,7 @@ def test_many_changes_leave_as_many_slots_as_the_last_one_says(gated):
             executor.resize(Limits(count))
             gated.let_go(3)
             await turns()
-        # What ran when the number fell has to end first.
+        # The runs that had begun before have to end first.
         while gated.running != 3:
             gated.let_go()
             await asyncio.sleep(0.005)
@@ -302,104 +301,5 @@ def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
         assert not taker.done()
         gate.close()
         assert await taker is None
-
-    play(scenario())
-
-
-# The tasks that take deliveries.
-
-
-class Work:
-    """Deliveries that are processed when they are let go."""
-
-    def __init__(self):
-        self.gate = Gate()
-        self.intake = Intake(gate=self.gate)
-        self.tasks = []
-        self.now: set[int] = set()
-        self.is_quick = False
-        self._permits = asyncio.Semaphore(0)
-        self.pool = TaskPool(self.intake.take, self._process, self.gate)
-
-    def start(self, size):
-        self.pool.start(size, self.tasks.append)
-
-    def put(self, numbers):
-        for number in numbers:
-            self.intake.put(numbered(number))
-
-    async def _process(self, delivery):
-        self.now.add(delivery.delivery_tag)
-        await self._permits.acquire()
-        self.now.remove(delivery.delivery_tag)
-        return self.is_quick
-
-    async def let_go(self, count):
-        for _ in range(count):
-            self._permits.release()
-        await turns()
-
-    async def finish(self):
-        self.gate.close()
-        await self.pool.finish()
-        assert all(task.done() for task in self.tasks)
-
-
-def test_more_and_fewer_deliveries_are_taken_at_once():
-    async def scenario():
-        work = Work()
-        work.start(2)
-        work.put(range(20))
-        await turns()
-        assert work.now == {0, 1}
-        work.pool.resize(5)
-        await turns()
-        assert work.now == {0, 1, 2, 3, 4}
-        assert work.pool.busy == 5
-        work.pool.resize(1)
-        await work.let_go(4)
-        assert len(work.now) == 1
-        await work.let_go(1)
-        assert len(work.now) == 1
-        work.pool.resize(3)
-        await turns()
-        assert len(work.now) == 3
-        await work.let_go(20)
-        assert work.pool.busy == 0
-        await work.finish()
-        assert len(work.tasks) == 2 + HAND_OVER + 3 + 2
-
-    play(scenario())
-
-
-def test_a_change_that_is_taken_back_makes_no_new_tasks():
-    async def scenario():
-        work = Work()
-        work.start(4)
-        for size in (1, 4, 2, 4):
-            work.pool.resize(size)
-        work.put(range(8))
-        await turns()
-        assert len(work.now) == 4
-        assert len(work.tasks) == 4 + HAND_OVER
-        await work.let_go(8)
-        await work.finish()
-
-    play(scenario())
-
-
-def test_a_quick_handler_has_its_next_deliveries_ready():
-    async def scenario():
-        work = Work()
-        work.is_quick = True
-        work.start(1)
-        work.put(range(100))
-        await work.let_go(1)
-        assert len(work.now) == 1 + HAND_OVER
-        work.is_quick = False
-        await work.let_go(1 + HAND_OVER)
-        assert len(work.now) == 1
-        await work.let_go(100)
-        await work.finish()
 
     play(scenario())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What brings deferred rows back: bounded by what is out, and quick however many are due."""
+"""The scheduler: few rows are out at once, and it is quick however many are due."""
 
 import asyncio
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The author's set-up, tried until what it needs is there."""
+"""The author's set-up, tried until its dependencies are there."""
 
 import asyncio
 

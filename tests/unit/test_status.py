@@ -9,13 +9,18 @@ from hypothesis import strategies as st
 
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.stats import Snapshot
-from consumer_framework.runtime.observe.status import Facts, counts_text, rate_text, status_line
+from consumer_framework.runtime.observe.status import (
+    StatusFacts,
+    counts_text,
+    rate_text,
+    status_line,
+)
 
 BROKER = "rabbitmq.example.org:5671"
 
 
 def line(state, **facts):
-    return status_line(state, Facts(**{"broker": BROKER, "queues": 1, **facts}))
+    return status_line(state, StatusFacts(**{"broker": BROKER, "queues": 1, **facts}))
 
 
 def test_one_line_says_what_a_consuming_instance_does_and_what_waits_in_it():
