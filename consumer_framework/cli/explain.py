@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer explain``: what would happen, and which line of which file decides."""
+"""``fm-consumer explain``: predicts the fate of a message, and names the line that decides it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import terminal
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
 from .terminal import Command, Refusal
 
-# What these need, `run` needs: --help and shell completion must be quick.
+# Late where they run: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -101,6 +101,8 @@ _GISTS = {
 def _gist(explanation: Explanation) -> str:
     if explanation.answer == "retry" and not explanation.steps:
         return "is not tried again"
+    if explanation.answer == "quarantine" and explanation.lacks_store:
+        return "asks for quarantine, which takes a store"
     return _GISTS[explanation.answer]
 
 
@@ -118,7 +120,7 @@ def _decided_by(explanation: Explanation) -> str:
 
 
 def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
-    if explanation.forever:
+    if explanation.is_endless:
         said = "when the handler says" if _is_own(explanation) else ""
         yield (
             "again",
@@ -126,9 +128,16 @@ def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
         )
         return
     for step in explanation.steps:
-        kept = "held unacknowledged" if step.held else "kept in the store"
-        waits = f"about {duration(step.after)}, {kept} meanwhile" if step.after else "0 s: at once"
+        place = _PLACES[type(step.waits).__name__]
+        waits = f"about {duration(step.after)}, {place} meanwhile" if step.after else "0 s: at once"
         yield f"attempt {step.attempt}", f"after {waits}"
+
+
+_PLACES = {
+    "Hold": "held unacknowledged",
+    "Defer": "kept in the store",
+    "Requeue": "back in its queue",
+}
 
 
 def _is_own(explanation: Explanation) -> bool:
@@ -161,12 +170,14 @@ def _fate(explanation: Explanation) -> str:
                 given = "is acknowledged, or requeued if it says so"
                 return f"the instance stops with the exit code it names; the message {given}"
             return f"the instance stops with exit code {int(code)}; the message {given}"
+        case to.Requeue() if explanation.lacks_store:
+            return "back to its queue, again and again: without a store there is no quarantine"
         case end:
             return to.rule_for(end).words.explained
 
 
 def _breaker(explanation: Explanation, context: Context) -> str:
-    if not explanation.breaker:
+    if not explanation.is_counted:
         return "does not hear of it"
     breaker = context.merged.breaker
     probes = ", ".join(duration(wait) for wait in breaker.probe)
