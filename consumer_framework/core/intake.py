@@ -292,6 +292,7 @@ class Intake:
         Returns:
             None once the gate is closed, whatever still waits here.
         """
+        has_waited = False
         while not self._gate.is_closed:
             if (self._ready or self._rows) and self._gate.may_begin:
                 delay = self._bucket.take(self._clock.monotonic()) if self._bucket else 0.0
@@ -299,7 +300,12 @@ class Intake:
                     return self._next()
                 if self._token_timer is None:
                     self._token_timer = self._clock.call_later(delay, self._token_is_due)
-            await self._arrival()
+            taker = self._clock.create_future()
+            # With a rate, a taker that was woken in vain is the next one all the same.
+            is_next = has_waited and self._bucket is not None
+            (self._takers.appendleft if is_next else self._takers.append)(taker)
+            has_waited = True
+            await taker
         return None
 
     def _next(self) -> Delivery:
@@ -311,11 +317,6 @@ class Intake:
             # The next taker may have been woken before there was a token.
             self._wake()
         return delivery
-
-    async def _arrival(self) -> None:
-        taker = self._clock.create_future()
-        self._takers.append(taker)
-        await taker
 
     def limit(self, bucket: TokenBucket | None) -> None:
         """Take deliveries as fast as *bucket* allows from now on; None for no limit."""
