@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.systemd.accounts import service_account
 from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_service
+from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.runtime.assembly.access import from_outside, hands_file_over
 from consumer_framework.runtime.assembly.plan import tasks_problem
 from consumer_framework.runtime.state_files import SYSTEM_STATE, is_directory_given, state_directory
@@ -63,7 +64,7 @@ def check(options: RunOptions, *, as_service: bool, ask_broker: bool) -> Report:
 
 
 def _account(instance: str) -> Account:
-    return service_account(f"fm-consumer@{instance}.service", f"fm-{instance}")
+    return service_account(unit_name(instance), f"fm-{instance}")
 
 
 def _service_findings(options: RunOptions, account: Account | None) -> Iterator[Finding]:
@@ -110,7 +111,7 @@ def _settings_findings(
     if start.target is not None:
         yield from publish_findings(start.target)
     yield from monitoring_findings(settings.monitoring, _state_directory(options, account))
-    unit = f"fm-consumer@{options.instance}.service"
+    unit = unit_name(options.instance)
     most = most_tasks() if account is None else tasks_of_service(unit)
     problem = tasks_problem(start.framework, most)
     if problem:
