@@ -21,10 +21,10 @@ from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.gate import SHUTS, Gate, GateEntry
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
-from consumer_framework.core.limits import count_of, limit_of
+from consumer_framework.core.limits import delivery_count, delivery_limit
 from consumer_framework.core.ports import Observers, StateChanged
 from consumer_framework.core.stats import Counters
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 from consumer_framework.runtime.observe.log import DeliveryLog
 from consumer_framework.runtime.observe.status import StatusReporter
 
@@ -162,10 +162,10 @@ class Instance:
     def _delivery_limit(self, delivery: Delivery) -> int | None:
         queue = self.settings.queues.get(delivery.queue)
         client = self.session.client
-        return limit_of(
+        return delivery_limit(
             queue.arguments if queue is not None else {},
             client.broker_version if client is not None else None,
-            is_quorum=count_of(delivery) is not None,
+            is_quorum=delivery_count(delivery) is not None,
         )
 
     @property
@@ -231,7 +231,7 @@ class Instance:
                 self.exit_code, self.trouble = ExitCode.HANDLER_FAILED, what
             self.happened(Event.DEADLINE)
         else:
-            why = f"not started within {text(self.plan.framework.start_timeout)}"
+            why = f"not started within {duration_text(self.plan.framework.start_timeout)}"
             what = f"{why} (start_timeout): {self.status.line()}"
             _log.error("%s", what)
             self.end(ExitCode.TEMPORARY, what)
