@@ -88,7 +88,7 @@ def test_a_second_request_before_the_end_of_the_first_is_refused(serve):
 
 
 def test_no_secret_goes_over_the_socket(serve, monkeypatch):
-    secret = "fL4k3s&of/the=control"
+    secret = "fL4k3s&of/the=control"  # noqa: S105 -- it is none
 
     async def tell(_request):
         yield schema.Step(f"connecting with {secret}")
