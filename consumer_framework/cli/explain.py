@@ -13,7 +13,7 @@ from . import terminal
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
 from .terminal import Command, Refusal
 
-# Late where they run: --help and shell completion must be quick.
+# Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -47,7 +47,7 @@ def explain(  # noqa: PLR0913 -- one for each option
     *,
     as_json: bool,
 ) -> None:
-    """Say what becomes of a message whose handler raises EXCEPTION, and where that is written.
+    """Predict the fate of a message whose handler raises EXCEPTION, and name the deciding lines.
 
     EXCEPTION is package.module.Class, or the bare name of a built-in exception, or of one of
     consumer_framework's or fedora_messaging's. Without INSTANCE and --conf the defaults answer.

@@ -249,10 +249,10 @@ _by_author: frozenset[str] = frozenset()
 _INSTALLED = tuple(sorted({sysconfig.get_paths()[key] + "/" for key in ("purelib", "platlib")}))
 _FOREIGN = (
     *sorted({sysconfig.get_paths()[key] + "/" for key in ("stdlib", "platstdlib")}),
-    __file__.rpartition("/core/")[0] + "/",
     # importlib's.
     "<frozen ",
 )
+_FRAMEWORK = __name__.partition(".")[0]
 # Of whatever Python and user.
 _SITES = ("/site-packages/", "/dist-packages/")
 
@@ -261,7 +261,7 @@ def is_own(file: str, module: str) -> bool:
     """Whether *module*, which is in *file*, is the author's code; see :func:`fingerprint`."""
     if file.startswith(_INSTALLED) or any(site in file for site in _SITES):
         return any(f"{module}.".startswith(f"{package}.") for package in _by_author)
-    return not file.startswith(_FOREIGN)
+    return not (file.startswith(_FOREIGN) or module.partition(".")[0] == _FRAMEWORK)
 
 
 def _frames(trace: TracebackType | None) -> list[tuple[str, str, str]]:

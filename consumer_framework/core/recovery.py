@@ -20,8 +20,8 @@ from .delivery import (
     Crashed,
     Delivery,
     Failed,
-    Known,
     Outcome,
+    SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
@@ -150,7 +150,7 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         goes where ``policy.on_exhausted`` says.
     """
     match outcome:
-        case Succeeded() | Skipped() | Known():
+        case Succeeded() | Skipped() | SettledBefore():
             return Decision(to.Ack(), delivery.history)
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.delivery import Known
+from consumer_framework.core.delivery import SettledBefore
 from consumer_framework.core.disposition import Defer, Quarantine, rule_for
 from consumer_framework.core.ports import Observer, Settled
 
@@ -40,7 +40,7 @@ class Dispositions(Observer):
         disposition = event.decision.disposition
         posted = self._queue.of(event.delivery)
         is_unchanged = event.delivery.row and rule_for(disposition).goes_back
-        if isinstance(event.outcome, Known) or is_unchanged:
+        if isinstance(event.outcome, SettledBefore) or is_unchanged:
             posted.disposition = self._row_of(posted)
         else:
             posted.disposition = disposition
