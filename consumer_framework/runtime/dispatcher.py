@@ -132,7 +132,7 @@ class Dispatcher:
         )
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(recovery.breaker.consecutive, recovery.breaker.probe)
-        self._pauses = Pauses(breaker, self._scheduler, reactor, gate)
+        self._pauses = Pauses(breaker, self._scheduler, reactor, gate, ports.observer)
         self._settler = Settler(
             ports.acknowledger,
             ports.store,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is kept of a failed attempt, and what makes two of them equal."""
+"""The record of a failed attempt, and the fingerprint that equal failures share."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ def test_a_fingerprint_is_the_class_and_the_innermost_own_function():
     assert fingerprint(caught(fails, OddError())).endswith("OddError in unit/test_attempt.py:fails")
 
 
-def test_what_the_error_says_and_its_line_change_no_fingerprint():
+def test_the_text_and_the_line_of_an_error_change_no_fingerprint():
     assert fingerprint(caught(fails, KeyError(1))) == fingerprint(caught(fails, KeyError(2)))
 
 
@@ -89,11 +89,11 @@ def test_half_a_surrogate_pair_can_be_stored():
     assert attempt.traceback.encode()
 
 
-# Consumers that are installed, as most are.
+# Installed consumers.
 
 
 def installed(module, code, directory, **names):
-    """What *code* defines, as if it were installed as *module*."""
+    """Return the names that *code* defines, as if it were installed as *module*."""
     file = f"{directory}/{module.replace('.', '/')}.py"
     namespace = {"__name__": module, "json": json, **names}
     exec(compile(code, file, "exec"), namespace)  # noqa: S102 -- the test's own

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long to wait before trying again."""
+"""The delays between attempts double up to a ceiling."""
 
 import pytest
 from hypothesis import given

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A secret that the process knows is in nothing that it shows or keeps."""
+"""The process neither shows nor stores a secret that it knows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_secret_is_found_in_the_forms_that_text_has(form):
     assert shown.endswith(" after")
 
 
-def test_every_line_of_a_long_secret_is_one():
+def test_every_line_of_a_long_secret_is_secret():
     keep("-----BEGIN KEY-----\nMIIEvQIBADANBg+kqhkiG9w0B\n}\n", "credential:key")
     assert redact("line MIIEvQIBADANBg+kqhkiG9w0B}") == "line <credential:key>}"
 
@@ -68,7 +68,7 @@ def _short():
         "password=fedora38",
     ],
 )
-def test_a_plain_word_is_left_alone_where_no_secret_stands(text):
+def test_a_plain_word_is_shown_where_no_secret_is_expected(text):
     assert redact(text) == text
 
 
@@ -86,7 +86,7 @@ def test_a_plain_word_is_left_alone_where_no_secret_stands(text):
         ("response=b'\\x00user\\x00", "'"),
     ],
 )
-def test_a_plain_word_is_hidden_where_a_secret_stands(before, after):
+def test_a_plain_word_is_hidden_where_a_secret_is_expected(before, after):
     hidden = redact(f"{before}fedora{after}")
     assert hidden == f"{before}<the password of amqp_url>{after}"
 
@@ -115,7 +115,7 @@ def test_a_plain_word_is_hidden_after_the_name_of_its_credential():
         ("correct horse battery staple", True),
     ],
 )
-def test_what_no_text_has_by_chance_is_hidden_everywhere(secret, is_hidden):
+def test_a_secret_that_no_text_has_by_chance_is_hidden_everywhere(secret, is_hidden):
     keep(secret, "x")
     assert redact(f"-{secret}-") == ("-<x>-" if is_hidden else f"-{secret}-")
 
@@ -159,7 +159,7 @@ def test_no_log_record_shows_a_secret(caplog):
 
 
 @pytest.mark.usefixtures("_records")
-def test_a_record_without_secrets_is_as_ever(caplog):
+def test_a_record_without_secrets_is_unchanged(caplog):
     try:
         int("harmless")
     except ValueError:
@@ -170,7 +170,7 @@ def test_a_record_without_secrets_is_as_ever(caplog):
 
 
 @pytest.mark.usefixtures("_known")
-def test_neither_status_nor_output_nor_store_have_it(capsys):
+def test_status_output_and_store_do_not_show_a_secret(capsys):
     assert one_ascii_line(f"x {CANARY}") == "x <credential:token>"
     terminal.complain(ConfigurationError(Problem("a", CANARY, CANARY)))
     terminal.print_json({"a": CANARY})
@@ -200,7 +200,7 @@ def test_a_password_of_the_url_is_a_secret_although_it_is_no_credential(tmp_path
     assert redact("guest") == "guest"
 
 
-def test_settings_do_not_show_what_may_be_secret():
+def test_settings_do_not_show_values_that_may_be_secret():
     settings = Settings.model_validate(
         {
             "amqp_url": f"amqp://{CANARY}",

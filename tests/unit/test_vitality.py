@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When an instance does its work, and when it is stuck."""
+"""The rules by which an instance works, or is stuck."""
 
 import pytest
 
@@ -28,12 +28,12 @@ def overrun(seconds, *, is_cancelled=False):
 
 
 @pytest.mark.parametrize("state", State)
-def test_an_instance_that_nothing_speaks_against_is_healthy(state):
+def test_an_instance_without_trouble_is_healthy(state):
     assert judge(facts(state), NOW) == HEALTHY
 
 
 @pytest.mark.parametrize("state", AT_WORK)
-def test_a_handler_over_its_time_is_stuck_whatever_the_connection_does(state):
+def test_a_handler_over_its_time_is_stuck_in_every_state(state):
     assert judge(facts(state, overruns=(overrun(3),)), NOW) == Sick(
         "the handler does not return: message 1 is 3s over handler_timeout"
     )
@@ -58,7 +58,7 @@ def test_a_coroutine_that_ends_hides_no_thread_that_does_not():
     assert isinstance(judge(facts(overruns=runs), NOW), Sick)
 
 
-def test_a_moment_over_is_a_second():
+def test_a_moment_too_long_is_shown_as_a_second():
     verdict = judge(facts(overruns=(overrun(0.01),)), NOW)
     assert isinstance(verdict, Sick)
     assert "1s over" in verdict.reason
@@ -73,7 +73,7 @@ def test_a_connection_that_is_not_even_tried_is_stuck(state):
 
 
 @pytest.mark.parametrize("state", [State.CONSUMING, State.PAUSED])
-def test_where_nothing_is_waited_for_no_news_is_good_news(state):
+def test_silence_is_healthy_where_no_answer_is_expected(state):
     assert judge(facts(state, 0.0), NOW) == HEALTHY
 
 
@@ -84,10 +84,10 @@ def test_a_consumer_that_the_broker_no_longer_has_is_missed():
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.CONSUMING])
-def test_only_who_consumes_misses_a_consumer(state):
+def test_only_a_consuming_instance_misses_a_consumer(state):
     assert judge(facts(state, absent="queue a", confirm_by=0.0), NOW) == HEALTHY
 
 
-def test_a_broker_that_was_not_asked_for_long_is_no_proof():
+def test_an_old_answer_of_the_broker_proves_nothing():
     assert judge(facts(confirm_by=NOW), NOW) == HEALTHY
     assert judge(facts(confirm_by=NOW - 5), NOW) == Sick("whether it consumes is not known for 5s")
