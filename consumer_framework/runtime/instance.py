@@ -26,7 +26,7 @@ from consumer_framework.core.ports import Observers, StateChanged
 from consumer_framework.core.stats import Counters
 from consumer_framework.core.text import duration_text
 from consumer_framework.runtime.observe.log import DeliveryLog
-from consumer_framework.runtime.observe.status import StatusReporter
+from consumer_framework.runtime.observe.status import StatusReporter, counts_text
 
 from .deadline import Deadline
 from .dispatcher import Dispatcher, Ports
@@ -219,6 +219,28 @@ class Instance:
             again = "Ctrl-C" if number is signal.SIGINT else number.name
             how = "to stop now: what runs then is given back, and runs again"
             _log.info("%s; %s again %s", self.status.line(), again, how)
+
+    def begin_drain(self, drain: Drain) -> None:
+        """Take no more work, and announce the stop, whose time *drain* bounds."""
+        if self.exit_code == ExitCode.OK:
+            self.trouble = ""
+        self.gate.close()
+        self.drain = drain
+        # systemd counts the time of the stop from here on, whoever ordered it.
+        self.deadline.stop()
+        self.notifier.stopping(self.status.line())
+        self.deadline.start(drain.end)
+
+    def close(self) -> None:
+        """Tell the end, and keep nothing of the author's."""
+        self.deadline.stop()
+        self.status.announce()
+        self.log.close()
+        counts = counts_text(self.counters.snapshot())
+        _log.info("stopped with exit code %d; %s", self.exit_code, counts)
+        if self.executor is not None:
+            self.executor.close()
+        api._twisted_service = None  # noqa: SLF001
 
     def _halted(self, halt: Halt) -> None:
         self.end(halt.exit_code, halt.reason)
