@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator
 
     from .delivery import Delivery, Outcome
+    from .gate import Reason
+    from .lifecycle import State
     from .ordering import Blocker
     from .recovery import Decision
 
@@ -336,7 +338,31 @@ class Settled(NamedTuple):
     is_void: bool
 
 
-Observation: TypeAlias = Ran | Settled
+class StateChanged(NamedTuple):
+    """The instance went on to another state of its lifecycle.
+
+    Attributes:
+        before: The state that it left.
+        after: The state that it is in now.
+    """
+
+    before: State
+    after: State
+
+
+class Paused(NamedTuple):
+    """The instance paused for a reason, or the reason is gone.
+
+    Attributes:
+        reason: The reason.
+        text: The reason in words; "" where it is gone.
+    """
+
+    reason: Reason
+    text: str
+
+
+Observation: TypeAlias = Ran | Settled | StateChanged | Paused
 
 
 class Observer(Protocol):

@@ -401,15 +401,19 @@ class FakeObserver(Observer):
     Attributes:
         runs: The deliveries that slots were done with, in order.
         settled: The settles, in order.
+        others: All other events, in order.
     """
 
     def __init__(self) -> None:
         self.runs: list[Delivery] = []
         self.settled: list[Settled] = []
+        self.others: list[Observation] = []
 
     def notify(self, event: Observation) -> None:
         """Keep *event*."""
         if isinstance(event, Ran):
             self.runs.append(event.delivery)
-        else:
+        elif isinstance(event, Settled):
             self.settled.append(event)
+        else:
+            self.others.append(event)

@@ -36,8 +36,7 @@ from consumer_framework.core.disposition import (
 from consumer_framework.core.errors import Drop, Retry
 from consumer_framework.core.ports import Settled
 from consumer_framework.core.recovery import Decision
-from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog
-from consumer_framework.runtime.observe.wording import fate
+from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog, fate
 from consumer_framework.testing import FakeClock, make_delivery
 
 if TYPE_CHECKING:
