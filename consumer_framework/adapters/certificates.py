@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Until when the certificates in a PEM file are valid, and whether a file is another one now."""
+"""Certificates in PEM files: the time when they end, and digests that show a change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ends_of(path: Path) -> list[datetime]:
     """Return the end of each certificate in a PEM file, in the file's order.
 
     Returns:
-        Nothing where the file cannot be read, or holds what is no certificate.
+        An empty list if the file cannot be read, or holds something else.
     """
     try:
         with warnings.catch_warnings():
@@ -33,7 +33,7 @@ def ends_of(path: Path) -> list[datetime]:
 
 
 def digests(tls: Tls) -> dict[str, str]:
-    """Return what tells the contents of the files of ``[tls]`` from others, by their keys."""
+    """Return the digests of the files of ``[tls]``, by their keys; "" for none."""
     files = {"ca_cert": tls.ca_cert, "certfile": tls.certfile, "keyfile": tls.keyfile}
     return {key: _digest(Path(file)) if file else "" for key, file in files.items()}
 

@@ -1,18 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The machine's time."""
+"""The machine's clock."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class SystemClock:
-    """A :class:`.Clock` that reads the machine's."""
+    """A :class:`.Clock` that reads the machine's, and waits on asyncio's running event loop."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Return the seconds since some fixed moment; they never go back."""
         return time.monotonic()
 
     def time(self) -> float:
-        """Seconds since the epoch, as the machine believes."""
+        """Return the seconds since the epoch, as the machine believes."""
         return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for *seconds*."""
+        await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call *function* in *seconds*."""
+        return asyncio.get_running_loop().call_later(seconds, function)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Make a future of the running event loop."""
+        return asyncio.get_running_loop().create_future()

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reads fedora-messaging's configuration file, and gives it to fedora-messaging.
 
-The file is checked here, whole, before upstream sees it. Upstream replaces tables that the file
-has, so that ``[qos]`` with one key loses the other one's default; here they are merged.
-
-What is wrong with a configuration that only the libraries for it, and the disk, can tell.
-
-The values' types are checked elsewhere; nothing is said of wrong types here.
+The whole file is checked here before upstream sees it. Types and ranges are checked by
+:mod:`consumer_framework.settings`; this module adds the problems that only the libraries for a
+value, and the disk, can show. Upstream replaces tables that the file has, so that ``[qos]`` with
+one key loses the other one's default; here they are merged.
 """
 
 from __future__ import annotations
@@ -33,153 +31,28 @@ if TYPE_CHECKING:
 
     from consumer_framework.settings.credentials import Credentials
 
+# Stands for the name of the file if there is none.
+BUILT_IN = "built-in configuration"
+_MERGED_TABLES = ("qos", "tls")
 _SHORT_STRING = 255
 # RabbitMQ's own, for everybody on its machine.
 _NO_SECRET = "guest"  # noqa: S105 -- it is none
 
 
-def problems_in(merged: dict[str, Any]) -> Iterator[Problem]:
-    """Say what is wrong with a configuration, fedora-messaging's defaults under it."""
-    yield from _url_problems(merged)
-    yield from _tls_problems(merged)
-    yield from _reserved(merged)
-    yield from _unencodable(merged)
-
-
-def keep_password(url: Any) -> None:
-    """Let nobody show the password of *url*, be it from a credential or not."""
-    try:
-        password = urlsplit(url).password if isinstance(url, str) else None
-    except ValueError:
-        return
-    if password and password != _NO_SECRET:
-        for form in {password, unquote(password)}:
-            secrets.keep(form, "the password of amqp_url")
-
-
-def _reserved(merged: dict[str, Any]) -> list[Problem]:
-    if not isinstance(merged["client_properties"], dict):
-        return []
-    try:
-        upstream.validate_client_properties(merged["client_properties"])
-    except ConfigurationException as error:
-        return [Problem("client_properties", error.message, "remove that key")]
-    return []
-
-
-def _unencodable(merged: dict[str, Any]) -> list[Problem]:
-    """TOML has types, and lengths, that AMQP tables do not."""
-    problems = [_table_problem("client_properties", merged["client_properties"])]
-    queues, bindings = merged["queues"], merged["bindings"]
-    for name, queue in queues.items() if isinstance(queues, dict) else ():
-        problems.append(_length_problem("queues", name))
-        if isinstance(queue, dict):
-            path = f'queues."{name}".arguments'
-            problems.append(_table_problem(path, queue.get("arguments")))
-    for index, binding in enumerate(bindings if isinstance(bindings, list) else ()):
-        if isinstance(binding, dict):
-            path = f"bindings[{index}]"
-            problems.append(_table_problem(f"{path}.arguments", binding.get("arguments")))
-            keys = binding.get("routing_keys")
-            texts = (binding.get("exchange"), *(keys if isinstance(keys, list) else ()))
-            problems += [_length_problem(path, text) for text in texts]
-    return [problem for problem in problems if problem]
-
-
-def _table_problem(path: str, table: Any) -> Problem | None:
-    try:
-        pika.data.encode_table([], table if isinstance(table, dict) else {})
-    except Exception as error:  # noqa: BLE001 -- pika raises whatever its encoders do
-        what = f"holds a value that AMQP has no type for ({type(error).__name__})"
-        return Problem(path, what, "use strings, integers, booleans, dates with time, and tables")
-    return None
-
-
-def _length_problem(path: str, text: Any) -> Problem | None:
-    """AMQP 0-9-1, section 4.2.5.3: a short string has at most 255 bytes."""
-    if isinstance(text, str) and len(text.encode()) > _SHORT_STRING:
-        return Problem(path, f'"{text[:20]}..." is longer than 255 bytes', "shorten it")
-    return None
-
-
-def _url_problems(merged: dict[str, Any]) -> list[Problem]:
-    """What is wrong with the URL; never the URL itself, which may hold a password."""
-    url = merged["amqp_url"]
-    if not isinstance(url, str):
-        return []
-    if not url.startswith(("amqp://", "amqps://")):
-        what, cure = "is not an AMQP URL", 'write "amqps://USER:PASSWORD@HOST/VHOST" (or amqp://)'
-        return [Problem("amqp_url", what, cure)]
-    try:
-        pika.URLParameters(url)
-    except Exception:  # noqa: BLE001 -- pika raises whatever its parsers do
-        # The error's text may show parts of a password.
-        cure = "percent-encode special characters of user, password and vhost, and check the port"
-        return [Problem("amqp_url", "cannot be understood", cure)]
-    return []
-
-
-def _tls_problems(merged: dict[str, Any]) -> list[Problem]:
-    url, tls = merged["amqp_url"], merged["tls"]
-    if not (isinstance(url, str) and url.startswith("amqps:") and isinstance(tls, dict)):
-        return []
-    files = {key: tls[key] for key in ("ca_cert", "certfile", "keyfile")}
-    if not all(value is None or isinstance(value, str) for value in files.values()):
-        return []
-    problems = [_file_problem(key, value) for key, value in files.items() if value]
-    return [p for p in problems if p] or _chain_problems(Tls(**files))
-
-
-def _file_problem(key: str, value: str) -> Problem | None:
-    try:
-        Path(value).read_bytes()
-    except OSError as error:
-        link = Path(value)
-        gone = isinstance(error, FileNotFoundError) and link.is_symlink()
-        reason = (
-            f"it is a symbolic link to {link.readlink()}, which is not there"
-            if gone
-            else error.strerror
-        )
-        what = f"{value} cannot be read: {reason}"
-        return Problem(f"tls.{key}", what, "name a PEM file that this user can read")
-    return None
-
-
-def _chain_problems(tls: Tls) -> list[Problem]:
-    problems = []
-    context = ssl.create_default_context()
-    if tls.ca_cert:
-        try:
-            context.load_verify_locations(tls.ca_cert)
-        except ssl.SSLError as error:
-            what = f"{tls.ca_cert} holds no CA certificates ({error.reason})"
-            problems.append(Problem("tls.ca_cert", what, "name a PEM file with certificates"))
-    if tls.certfile and tls.keyfile:
-        try:
-            context.load_cert_chain(tls.certfile, tls.keyfile)
-        except ssl.SSLError as error:
-            what = f"{tls.keyfile} is not the key of {tls.certfile} ({error.reason})"
-            problems.append(Problem("tls.keyfile", what, "name a certificate and its own key"))
-    return problems
-
-
-# What stands for the file where there is none.
-BUILT_IN = "built-in configuration"
-_MERGED_TABLES = ("qos", "tls")
+# The file.
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a configuration file, and what it names, are got at.
+    """The sources of a configuration file's text and of the credentials that it names.
 
     Attributes:
-        handed_over: The copy of the file that systemd made as a credential, read where only root
-            may read the file itself; None for none.
-        credentials: Where ``credential:NAME`` is looked for; None where that is nothing special.
-        given: What the file says, by somebody who may read it; stands before *handed_over*.
-        lenient: A credential that only the service itself can have is no problem. What the file
-            would be blamed for because of its value is not told.
+        handed_over: The copy of the file that systemd made as a credential, read if only root may
+            read the file itself; None for none.
+        credentials: The source of every ``credential:NAME``; None if such text means nothing.
+        given: The text of the file, from somebody who may read it; preferred to *handed_over*.
+        lenient: A credential that only the service itself can have is no problem, nor is its
+            missing value.
     """
 
     handed_over: Path | None = None
@@ -196,7 +69,7 @@ def read(path: Path, access: Access = PLAIN) -> dict[str, Any]:
 
     Args:
         path: The file.
-        access: Has what is read instead, if *path* may not be.
+        access: Has the text that is read instead, if this user may not read *path*.
 
     Raises:
         ConfigurationError: It is not there, cannot be read, or is not TOML.
@@ -244,13 +117,40 @@ def _bytes(path: Path, access: Access) -> bytes:
         return access.handed_over.read_bytes()
 
 
+def references(path: Path, access: Access = PLAIN) -> tuple[credentials.Reference, ...]:
+    """Return every ``credential:NAME`` in a file.
+
+    Raises:
+        ConfigurationError: It cannot even be read.
+    """
+    return credentials.references(read(path, access))
+
+
+def substituted(path: Path | None, access: Access = PLAIN) -> credentials.Substituted:
+    """Return the document of a file, with credentials in the place of their names.
+
+    Raises:
+        ConfigurationError: It cannot even be read.
+    """
+    written = read(path, access) if path else {}
+    if access.credentials is None:
+        return credentials.Substituted(written)
+    found = credentials.substitute(written, access.credentials)
+    if access.lenient:
+        return found
+    return replace(found, problems=(*found.problems, *found.unseen), unseen=())
+
+
+# The configuration.
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A configuration that was read and checked.
 
     Attributes:
-        settings: What it says.
-        document: The same as fedora-messaging takes it.
+        settings: Its values.
+        document: The same values as fedora-messaging takes them.
     """
 
     settings: core.Settings
@@ -264,8 +164,8 @@ def load(
 
     Args:
         path: The TOML file; None for fedora-messaging's defaults.
-        overrides: What the command line says instead.
-        access: How the file, and the credentials that it names, are got at.
+        overrides: Values of the command line, which replace those of the file.
+        access: The sources of the file's text and of its credentials.
 
     Raises:
         ConfigurationError: With every problem there is, each with the file and its TOML path.
@@ -278,11 +178,11 @@ def load(
 def examine(
     path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES, access: Access = PLAIN
 ) -> Loaded:
-    """As :func:`load`, without making it fedora-messaging's own."""
+    """Load, check and freeze a configuration, as :func:`load` does, without giving it away."""
     written = substituted(path, access)
     try:
         merged = _merge(written.document)
-        keep_password(merged["amqp_url"])
+        _keep_password(merged["amqp_url"])
         settings = _check(core.override(merged, overrides), written)
     except ConfigurationError as error:
         source = str(path) if path else BUILT_IN
@@ -291,9 +191,9 @@ def examine(
 
 
 def preview(path: Path, access: Access = PLAIN) -> dict[str, Any]:
-    """Read a file that :func:`load` refuses, and make of it what authors' modules see.
+    """Give a file that :func:`load` refuses to fedora-messaging, for authors' modules to see.
 
-    For a process that goes no further than to say what else is wrong.
+    Only a process that looks for more problems, and then ends, may do this.
 
     Raises:
         ConfigurationError: It cannot even be read.
@@ -302,30 +202,6 @@ def preview(path: Path, access: Access = PLAIN) -> dict[str, Any]:
     upstream.conf.loaded = True
     upstream.conf.update(merged)
     return merged
-
-
-def references(path: Path, access: Access = PLAIN) -> tuple[credentials.Reference, ...]:
-    """Return every ``credential:NAME`` in a file.
-
-    Raises:
-        ConfigurationError: It cannot even be read.
-    """
-    return credentials.references(read(path, access))
-
-
-def substituted(path: Path | None, access: Access = PLAIN) -> credentials.Substituted:
-    """Return what a file says, with credentials in the place of their names.
-
-    Raises:
-        ConfigurationError: It cannot even be read.
-    """
-    written = read(path, access) if path else {}
-    if access.credentials is None:
-        return credentials.Substituted(written)
-    found = credentials.substitute(written, access.credentials)
-    if access.lenient:
-        return found
-    return replace(found, problems=(*found.problems, *found.unseen), unseen=())
 
 
 def _merge(written: dict[str, Any]) -> dict[str, Any]:
@@ -344,13 +220,13 @@ def _check(merged: dict[str, Any], written: credentials.Substituted) -> core.Set
         "log_config": written.document.get("log_config"),
         "monitoring": merged["monitoring"] or None,
     }
-    problems = list(problems_in(merged))
+    problems = list(_problems(merged))
     settings = None
     try:
         settings = core.parse(document, default_bindings="bindings" not in written.document)
     except ConfigurationError as error:
         problems = [*error.problems, *problems]
-    # What stands for a credential that is not there is not what the file says.
+    # The stand-in for a missing credential is not the file's fault.
     problems = [*written.problems, *(p for p in problems if p.path not in written.absent)]
     if problems or settings is None:
         raise ConfigurationError(*(problems or written.unseen))
@@ -358,7 +234,7 @@ def _check(merged: dict[str, Any], written: credentials.Substituted) -> core.Set
 
 
 def _qos(merged: Any, written: dict[str, Any]) -> Any:
-    """Upstream's default of ``prefetch_count`` is not the file's word: slots decide without one."""
+    # Without upstream's default of ``prefetch_count``: slots decide unless the file names one.
     if not isinstance(merged, dict):
         return merged
     said = written.get("qos", {})
@@ -366,16 +242,143 @@ def _qos(merged: Any, written: dict[str, Any]) -> Any:
 
 
 def give_to_upstream(document: dict[str, Any]) -> dict[str, Any]:
-    """Handlers read ``config.conf``, and upstream's connection code does.
+    """Make *document* fedora-messaging's configuration, which handlers read too.
 
     Args:
-        document: From :class:`Loaded`, or what this function returned.
+        document: The document of :class:`Loaded`, or the return value of this function.
 
     Returns:
-        What they read before.
+        The configuration before.
     """
     before = dict(upstream.conf.items())
     upstream.conf.loaded = True
     upstream.conf.update(document)
     upstream.validate_monitoring(upstream.conf["monitoring"])
     return before
+
+
+# Problems that only libraries and the disk can show. Wrong types are found elsewhere.
+
+
+def _problems(merged: dict[str, Any]) -> Iterator[Problem]:
+    yield from _url_problems(merged)
+    yield from _tls_problems(merged)
+    yield from _reserved(merged)
+    yield from _unencodable(merged)
+
+
+def _url_problems(merged: dict[str, Any]) -> list[Problem]:
+    # No problem shows the URL itself, which may hold a password.
+    url = merged["amqp_url"]
+    if not isinstance(url, str):
+        return []
+    if not url.startswith(("amqp://", "amqps://")):
+        what, cure = "is not an AMQP URL", 'write "amqps://USER:PASSWORD@HOST/VHOST" (or amqp://)'
+        return [Problem("amqp_url", what, cure)]
+    try:
+        pika.URLParameters(url)
+    except Exception:  # noqa: BLE001 -- pika raises whatever its parsers do
+        # The error's text may show parts of a password.
+        cure = "percent-encode special characters of user, password and vhost, and check the port"
+        return [Problem("amqp_url", "cannot be understood", cure)]
+    return []
+
+
+def _keep_password(url: Any) -> None:
+    try:
+        password = urlsplit(url).password if isinstance(url, str) else None
+    except ValueError:
+        return
+    if password and password != _NO_SECRET:
+        for form in {password, unquote(password)}:
+            secrets.hide(form, "the password of amqp_url")
+
+
+def _tls_problems(merged: dict[str, Any]) -> list[Problem]:
+    url, tls = merged["amqp_url"], merged["tls"]
+    if not (isinstance(url, str) and url.startswith("amqps:") and isinstance(tls, dict)):
+        return []
+    files = {key: tls[key] for key in ("ca_cert", "certfile", "keyfile")}
+    if not all(value is None or isinstance(value, str) for value in files.values()):
+        return []
+    problems = [_file_problem(key, value) for key, value in files.items() if value]
+    return [p for p in problems if p] or _chain_problems(Tls(**files))
+
+
+def _file_problem(key: str, value: str) -> Problem | None:
+    try:
+        Path(value).read_bytes()
+    except OSError as error:
+        link = Path(value)
+        gone = isinstance(error, FileNotFoundError) and link.is_symlink()
+        reason = (
+            f"it is a symbolic link to {link.readlink()}, which is not there"
+            if gone
+            else error.strerror
+        )
+        what = f"{value} cannot be read: {reason}"
+        return Problem(f"tls.{key}", what, "name a PEM file that this user can read")
+    return None
+
+
+def _chain_problems(tls: Tls) -> list[Problem]:
+    problems = []
+    context = ssl.create_default_context()
+    if tls.ca_cert:
+        try:
+            context.load_verify_locations(tls.ca_cert)
+        except ssl.SSLError as error:
+            what = f"{tls.ca_cert} holds no CA certificates ({error.reason})"
+            problems.append(Problem("tls.ca_cert", what, "name a PEM file with certificates"))
+    if tls.certfile and tls.keyfile:
+        try:
+            context.load_cert_chain(tls.certfile, tls.keyfile)
+        except ssl.SSLError as error:
+            what = f"{tls.keyfile} is not the key of {tls.certfile} ({error.reason})"
+            problems.append(Problem("tls.keyfile", what, "name a certificate and its own key"))
+    return problems
+
+
+def _reserved(merged: dict[str, Any]) -> list[Problem]:
+    if not isinstance(merged["client_properties"], dict):
+        return []
+    try:
+        upstream.validate_client_properties(merged["client_properties"])
+    except ConfigurationException as error:
+        return [Problem("client_properties", error.message, "remove that key")]
+    return []
+
+
+def _unencodable(merged: dict[str, Any]) -> list[Problem]:
+    # TOML has types, and lengths, that AMQP tables do not have.
+    problems = [_table_problem("client_properties", merged["client_properties"])]
+    queues, bindings = merged["queues"], merged["bindings"]
+    for name, queue in queues.items() if isinstance(queues, dict) else ():
+        problems.append(_length_problem("queues", name))
+        if isinstance(queue, dict):
+            path = f'queues."{name}".arguments'
+            problems.append(_table_problem(path, queue.get("arguments")))
+    for index, binding in enumerate(bindings if isinstance(bindings, list) else ()):
+        if isinstance(binding, dict):
+            path = f"bindings[{index}]"
+            problems.append(_table_problem(f"{path}.arguments", binding.get("arguments")))
+            keys = binding.get("routing_keys")
+            texts = (binding.get("exchange"), *(keys if isinstance(keys, list) else ()))
+            problems += [_length_problem(path, text) for text in texts]
+    return [problem for problem in problems if problem]
+
+
+def _table_problem(path: str, table: Any) -> Problem | None:
+    try:
+        pika.data.encode_table([], table if isinstance(table, dict) else {})
+    except Exception as error:  # noqa: BLE001 -- pika raises whatever its encoders do
+        what = f"holds a value that AMQP has no type for ({type(error).__name__})"
+        return Problem(path, what, "use strings, integers, booleans, dates with time, and tables")
+    return None
+
+
+def _length_problem(path: str, text: Any) -> Problem | None:
+    # AMQP 0-9-1, section 4.2.5.3: a short string has at most 255 bytes.
+    if isinstance(text, str) and len(text.encode()) > _SHORT_STRING:
+        return Problem(path, f'"{text[:20]}..." is longer than 255 bytes', "shorten it")
+    return None

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.attempt import TRACEBACK_LIMIT, summarized
+from consumer_framework.core.attempt import TRACEBACK_LIMIT, bounded
 from consumer_framework.core.log_fields import priority_of
 from consumer_framework.core.secrets import redact
 from consumer_framework.core.text import clipped, printable_lines
@@ -21,21 +21,18 @@ if TYPE_CHECKING:
 _TERMINAL_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _JOURNAL_FORMAT = "%(name)s: %(message)s"
 
-# pika reports one lost connection in a dozen lines and tracebacks; what matters of them reaches
-# the framework's own log. The chatter of the layers between likewise.
+# pika reports one lost connection in a dozen lines and tracebacks. Their substance reaches the
+# framework's own log, and so does that of the layers between.
 _QUIET = {
     "fedora_messaging.twisted": logging.WARNING,
     "pika": logging.CRITICAL,
     "twisted": logging.WARNING,
 }
 
-
 # Upstream's logger, which every configuration file names, and ours, which hardly one does.
 _UPSTREAM = "fedora_messaging"
 _OWN = "consumer_framework"
-
-
-# The loggers that show what strangers published.
+# The loggers whose messages contain text that strangers published.
 _STRANGERS_TEXT = (_OWN, _UPSTREAM, "pika", "twisted")
 # Characters.
 _LONGEST_MESSAGE = 32_000
@@ -44,13 +41,13 @@ _LONGEST_MESSAGE = 32_000
 class OwnLogger(logging.Logger):
     """A logger of ours: ``disable_existing_loggers`` in somebody's configuration leaves it on.
 
-    Some callbacks configure logging when they are imported, or later. That would silence
-    everything that the framework has to say, tracebacks of their own failures included.
+    Some callbacks configure logging when they are imported, or later. That would silence the
+    framework, tracebacks of the callbacks' own failures included.
     """
 
     @property
     def disabled(self) -> bool:
-        """Always false."""
+        """Return False, always."""
         return False
 
     @disabled.setter
@@ -59,21 +56,21 @@ class OwnLogger(logging.Logger):
 
 
 class RedactedRecord(logging.LogRecord):
-    """A record that shows no secret, whoever formats it, and is no longer than it must be.
+    """A record that shows no secret, whatever formats it, and has a limited length.
 
-    What the framework and the libraries below it log shows what strangers publish: no control
+    The framework and the libraries below it log text that strangers published: no control
     character of theirs reaches a terminal.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.exc_info and self.exc_info[0] is not None:
-            shown = summarized(self.exc_info[1])
+            shown = bounded(self.exc_info[1])
             text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
             # A SyntaxError shows a line of its source, which may be text that was published.
             safe = clipped(printable_lines(redact(text)), TRACEBACK_LIMIT)
             if safe != text or shown is not self.exc_info[1]:
-                # Formatters take this text, where there is one, for that of the exception.
+                # Formatters prefer this text to the exception.
                 self.exc_text, self.exc_info = safe, None
 
     def getMessage(self) -> str:  # noqa: N802 -- logging's name
@@ -85,7 +82,7 @@ class RedactedRecord(logging.LogRecord):
 
 
 class PriorityFormatter(logging.Formatter):
-    """Puts the priority before every line of what another formatter makes of a record."""
+    """Puts the priority before every line that another formatter makes of a record."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -115,18 +112,18 @@ def set_up(
             for the framework's own: everything from *level* up, to standard error.
         is_journal: Tells whether a file descriptor leads to the journal. Lines that go there
             carry their priority, whoever configured the handler.
-        journal: Takes everything in the place of standard error, if *log_config* is None.
-        level: The lowest that is logged, if *log_config* is None.
+        journal: The handler that replaces standard error, if *log_config* is None.
+        level: The lowest level that is logged, if *log_config* is None.
 
     Raises:
-        ValueError: *log_config* is not one that :mod:`logging.config` takes.
+        ValueError: :mod:`logging.config` refuses *log_config*.
     """
     if log_config is None:
         own = [journal] if journal is not None else None
         logging.basicConfig(level=level, format=_TERMINAL_FORMAT, force=True, handlers=own)
         for name, quiet in _QUIET.items():
             logging.getLogger(name).setLevel(quiet)
-        # Whatever a callback does to the root logger later.
+        # A callback may change the level of the root logger later.
         logging.getLogger(_OWN).setLevel(level)
         for handler in logging.root.handlers:
             if is_journal(_descriptor(handler)):
@@ -140,9 +137,9 @@ def set_up(
 
 
 def adapt(is_journal: Callable[[int], bool]) -> None:
-    """Keep what the framework logs readable, whoever configured :mod:`logging` last.
+    """Keep the framework's log readable, whoever configured :mod:`logging` last.
 
-    Call it after code of an author ran that may have done so.
+    Call it after an author's code ran, which may have done so.
 
     Args:
         is_journal: As for :func:`set_up`.
@@ -167,11 +164,11 @@ def _names_own(log_config: Mapping[str, Any] | None) -> bool:
 
 
 def rehearse(log_config: Mapping[str, Any]) -> None:
-    """Configure logging as *log_config* says, open none of its files, and undo all of it.
+    """Configure logging by *log_config* without opening its files, and undo all of it.
 
     Raises:
-        Exception: What :func:`set_up` would raise; FileNotFoundError where the directory of a
-            file is not there.
+        Exception: As :func:`set_up` would; FileNotFoundError if the directory of a file is not
+            there.
     """
     named = logging.root.manager.loggerDict.values()
     loggers = [logging.root, *(each for each in named if isinstance(each, logging.Logger))]
@@ -195,7 +192,6 @@ def _is_new(name: str, before: Mapping[logging.Logger, object]) -> bool:
 
 
 def _without_files(log_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with handlers that open their files when they have something to write."""
     handlers = log_config.get("handlers")
     if not isinstance(handlers, dict):
         return dict(log_config)
@@ -217,12 +213,12 @@ def _late(handler: Any) -> Any:
 
 
 def forget(log_config: Mapping[str, Any] | None) -> None:
-    """Undo what :func:`set_up` did to loggers, before it is called with another configuration.
+    """Undo the changes of loggers by :func:`set_up`, before a call with another configuration.
 
-    What the author's code did to other loggers stays.
+    Changes of other loggers by the author's code stay.
 
     Args:
-        log_config: What :func:`set_up` was called with.
+        log_config: The argument of that call of :func:`set_up`.
     """
     table = log_config.get("loggers") if log_config is not None else _QUIET
     logging.getLogger(_OWN).parent = logging.root
@@ -242,7 +238,7 @@ def hide_secrets() -> None:
 
 
 def handlers() -> list[logging.Handler]:
-    """All that are in use."""
+    """Return all handlers that are in use."""
     named = (logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict))
     loggers = [logging.root, *named]
     return list(
@@ -251,7 +247,6 @@ def handlers() -> list[logging.Handler]:
 
 
 def _fallbacks(used: list[logging.Handler]) -> list[logging.Handler]:
-    """What handlers use that cannot do their work."""
     found = (getattr(handler, "fallback", None) for handler in used)
     return [handler for handler in found if isinstance(handler, logging.Handler)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer explain``: what would happen, and which line of which file decides."""
+"""``fm-consumer explain``: predicts the fate of a message, and names the line that decides it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from consumer_framework.core.text import text as duration
+from consumer_framework.core.text import duration_text
 
 from . import terminal
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
 from .terminal import Command, Refusal
 
-# What these need, `run` needs: --help and shell completion must be quick.
+# Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -47,7 +47,7 @@ def explain(  # noqa: PLR0913 -- one for each option
     *,
     as_json: bool,
 ) -> None:
-    """Say what becomes of a message whose handler raises EXCEPTION, and where that is written.
+    """Predict the fate of a message whose handler raises EXCEPTION, and name the deciding lines.
 
     EXCEPTION is package.module.Class, or the bare name of a built-in exception, or of one of
     consumer_framework's or fedora_messaging's. Without INSTANCE and --conf the defaults answer.
@@ -101,6 +101,8 @@ _GISTS = {
 def _gist(explanation: Explanation) -> str:
     if explanation.answer == "retry" and not explanation.steps:
         return "is not tried again"
+    if explanation.answer == "quarantine" and explanation.lacks_store:
+        return "asks for quarantine, which takes a store"
     return _GISTS[explanation.answer]
 
 
@@ -118,17 +120,28 @@ def _decided_by(explanation: Explanation) -> str:
 
 
 def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
-    if explanation.forever:
+    if explanation.is_endless:
         said = "when the handler says" if _is_own(explanation) else ""
         yield (
             "again",
-            said or f"after {duration(explanation.steps[-1].after)}, as often as it takes",
+            said or f"after {duration_text(explanation.steps[-1].after)}, as often as it takes",
         )
         return
     for step in explanation.steps:
-        kept = "held unacknowledged" if step.held else "kept in the store"
-        waits = f"about {duration(step.after)}, {kept} meanwhile" if step.after else "0 s: at once"
+        place = _PLACES[type(step.waits).__name__]
+        waits = (
+            f"about {duration_text(step.after)}, {place} meanwhile"
+            if step.after
+            else "0 s: at once"
+        )
         yield f"attempt {step.attempt}", f"after {waits}"
+
+
+_PLACES = {
+    "Hold": "held unacknowledged",
+    "Defer": "kept in the store",
+    "Requeue": "back in its queue",
+}
 
 
 def _is_own(explanation: Explanation) -> bool:
@@ -161,15 +174,17 @@ def _fate(explanation: Explanation) -> str:
                 given = "is acknowledged, or requeued if it says so"
                 return f"the instance stops with the exit code it names; the message {given}"
             return f"the instance stops with exit code {int(code)}; the message {given}"
+        case to.Requeue() if explanation.lacks_store:
+            return "back to its queue, again and again: without a store there is no quarantine"
         case end:
             return to.rule_for(end).words.explained
 
 
 def _breaker(explanation: Explanation, context: Context) -> str:
-    if not explanation.breaker:
+    if not explanation.is_counted:
         return "does not hear of it"
     breaker = context.merged.breaker
-    probes = ", ".join(duration(wait) for wait in breaker.probe)
+    probes = ", ".join(duration_text(wait) for wait in breaker.probe)
     return (
         f"counts it: {breaker.consecutive} in a row pause the instance; probes after {probes} "
         f"({context.where('breaker')})"

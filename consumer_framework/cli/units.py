@@ -119,13 +119,13 @@ def uninstall(root: Path, directory: Path, *, dry_run: bool, force: bool, as_jso
 
     Refuses while instances run: without their unit, systemd could not restart them.
     """
-    from consumer_framework.adapters.systemd.systemctl import TEMPLATE, Systemctl  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.systemctl import Systemctl, unit_name  # noqa: PLC0415
     from consumer_framework.operate import units  # noqa: PLC0415
 
     plan = units.plan_uninstall(_survey(root, directory), force=force)
     is_removal = any(action is units.Action.REMOVE for action, _ in plan)
     if is_removal and root == Path("/") and RUNS.is_dir() and not force:
-        units.refuse_running(Systemctl().show([TEMPLATE.format("*")]).values())
+        units.refuse_running(Systemctl().show([unit_name("*")]).values())
     _do(plan, root, dry_run=dry_run, as_json=as_json)
 
 

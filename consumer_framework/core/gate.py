@@ -46,7 +46,7 @@ class GateEvent(Enum):
     CLOSE = auto()  # the instance stops
 
 
-class Entry(Flag):
+class GateEntry(Flag):
     """The steps by which work comes in."""
 
     CONSUME = auto()  # the broker sends deliveries
@@ -63,11 +63,11 @@ class Reason(Enum):
     RECONNECTION = auto()  # nothing may run on two connections at once
 
 
-SHUTS: dict[Reason, Entry] = {
-    Reason.DEPENDENCY: Entry.CONSUME | Entry.RECALL,
-    Reason.STORE: Entry.CONSUME,
-    Reason.ORDER: Entry.CONSUME,
-    Reason.RECONNECTION: Entry.BEGIN,
+SHUTS: dict[Reason, GateEntry] = {
+    Reason.DEPENDENCY: GateEntry.CONSUME | GateEntry.RECALL,
+    Reason.STORE: GateEntry.CONSUME,
+    Reason.ORDER: GateEntry.CONSUME,
+    Reason.RECONNECTION: GateEntry.BEGIN,
 }
 
 # RESUME is the last reason's end: the gate stays suspended while another one stands.
@@ -116,7 +116,9 @@ class Gate:
     @property
     def why_not_consuming(self) -> str:
         """The texts of the reasons for which nothing is consumed; "" where there is none."""
-        return "; ".join(t for reason, t in self.reasons.items() if Entry.CONSUME in SHUTS[reason])
+        return "; ".join(
+            t for reason, t in self.reasons.items() if GateEntry.CONSUME in SHUTS[reason]
+        )
 
     def listen(self, listener: Listener) -> None:
         """Call *listener* after each event, with the event and its reason; None for a close."""
@@ -159,11 +161,11 @@ class Gate:
 
     def _tell(self, event: GateEvent, reason: Reason | None) -> None:
         self.is_closed = self._state is GateState.CLOSED
-        shut = Entry(0) if not self.is_closed else ~Entry(0)
+        shut = GateEntry(0) if not self.is_closed else ~GateEntry(0)
         for each in self.reasons:
             shut |= SHUTS[each]
-        self.may_consume = Entry.CONSUME not in shut
-        self.may_recall = Entry.RECALL not in shut
-        self.may_begin = Entry.BEGIN not in shut
+        self.may_consume = GateEntry.CONSUME not in shut
+        self.may_recall = GateEntry.RECALL not in shut
+        self.may_begin = GateEntry.BEGIN not in shut
         for listener in self._listeners:
             listener(event, reason)

@@ -50,7 +50,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-# Ten years, in seconds: no calendar shows what lies much beyond.
+# Ten years, in seconds: no calendar goes much beyond.
 LONGEST = 3650 * 86400.0
 # systemd's word for no limit, too.
 ENDLESS = "infinity"
@@ -78,7 +78,7 @@ def seconds(value: object) -> float:
     raise ValueError('must be a length of time such as "10s", "5m", "1h 30m" or "7d"')
 
 
-def text(duration: float) -> str:
+def duration_text(duration: float) -> str:
     """Write *duration*, in seconds, as :func:`seconds_or_endless` reads it."""
     if math.isinf(duration):
         return ENDLESS

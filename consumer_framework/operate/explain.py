@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tells beforehand what would become of a message, and who says so.
+"""Predicts the fate of a message whose handler fails, and names the settings that decide it.
 
-It does not know the policy: it asks :func:`.decide` what it would ask of it for a handler that
-raises the same exception at every attempt.
+The prediction has no knowledge of the policy: it plays a delivery through :func:`.decide`, with a
+handler that raises the same exception at every attempt.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from consumer_framework.adapters import config
 from consumer_framework.adapters.executor import signal_of
 from consumer_framework.core import errors
 from consumer_framework.core.delivery import Delivery, Failed
-from consumer_framework.core.disposition import Ack, Defer, Hold, rule_for
-from consumer_framework.core.recovery import Policy, Situation, decide
+from consumer_framework.core.disposition import Ack, Defer, Hold, Requeue, rule_for
+from consumer_framework.core.recovery import Policy, Situation, Then, decide
+from consumer_framework.core.settler import REQUEUE_PAUSE
 from consumer_framework.runtime.assembly.access import from_outside
 from consumer_framework.runtime.assembly.configuration import RunOptions
 from consumer_framework.runtime.assembly.plan import make_plan, policy_of
-from consumer_framework.settings import Recovery
+from consumer_framework.settings import Recovery, StoreKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
 
 TABLE = "consumer_config.framework.recovery"
 _HALF = 0.5  # no jitter
+# The answers after which a message that goes back to its queue runs again.
+_RUNS_AGAIN = {Then.RETRY.value, Then.DEFER.value, Then.DEPENDENCY.value}
 
 
 class By(Enum):
-    """What decides."""
+    """The origin of a decision."""
 
     SIGNAL = "signal"
     RULE = "rule"
@@ -50,14 +53,15 @@ class By(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where settings may be written.
+    """The policy of an instance, and the places where its settings are written.
 
     Attributes:
-        policy: Decides.
-        written: What the file says.
-        merged: All the settings in force.
+        policy: The policy.
+        written: The recovery settings of the file.
+        merged: All the recovery settings in force.
         file: The file's name, "" for none.
         handler: The consumer's name, "" for none.
+        has_store: False with ``store = "memory"``.
     """
 
     policy: Policy
@@ -65,9 +69,10 @@ class Context:
     merged: Recovery
     file: str = ""
     handler: str = ""
+    has_store: bool = True
 
     def where(self, setting: str) -> str:
-        """Say where a recovery setting was written."""
+        """Name the place where a recovery setting is written."""
         if setting in self.written.model_fields_set:
             return f"{self.file}: {TABLE}.{setting}"
         if setting in self.merged.model_fields_set:
@@ -75,7 +80,7 @@ class Context:
         return "the default"
 
     def where_rule(self, index: int) -> str:
-        """Say where the rule with this number in the policy was written."""
+        """Name the place where the rule with this number in the policy is written."""
         if index >= len(self.merged.rules):
             return "the default"
         own = index - len(self.written.rules)
@@ -99,12 +104,14 @@ def context_of(file: Path | None, callback: str, callback_file: str) -> Context:
     access = from_outside(file, instance)
     settings = config.load(file, access=access)
     written = settings.framework.recovery if file else Recovery()
+    has_store = settings.framework.store is not StoreKind.MEMORY
     options = RunOptions(file, callback, callback_file, access=access)
     if not (options.names_callback or settings.callback):
         policy, merged = policy_of(written, Recovery(), options.source, "")
-        return Context(policy, written, merged, options.source)
+        return Context(policy, written, merged, options.source, has_store=has_store)
     plan = make_plan(options, settings, config.substituted(file, access).absent)
-    return Context(plan.policy, written, plan.framework.recovery, options.source, plan.name)
+    merged = plan.framework.recovery
+    return Context(plan.policy, written, merged, options.source, plan.name, has_store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,28 +121,33 @@ class Step:
     Attributes:
         attempt: Its number; the same as before where the last one did not count.
         after: Seconds after the one before, jitter left out.
-        held: Whether the message waits in memory, and not in the store.
+        waits: The disposition of the message until then.
     """
 
     attempt: int
     after: float
-    held: bool
+    waits: Disposition
+
+    @property
+    def held(self) -> bool:
+        """Tell whether the message waits in memory."""
+        return isinstance(self.waits, Hold)
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would become of a message.
+    """The predicted fate of a message.
 
     Attributes:
         name: The exception, with its module.
-        by: What decides.
-        where: Where that is written.
-        matched: The exception that the rule names, "" where no rule decides.
-        answer: What it answers: one of :class:`.Then`, or ``succeed``.
+        by: The origin of the decision.
+        where: The place where that is written.
+        matched: The exception that the rule names, "" if no rule decides.
+        answer: One of :class:`.Then`, or ``succeed``.
         steps: The further attempts, if the handler fails at each.
-        forever: Whether the last of the steps repeats without end.
-        end: What follows the last attempt; None where it is endless.
-        breaker: Whether the breaker hears of it.
+        end: The disposition after the last attempt; None if the last step repeats without end.
+        is_counted: True if the breaker counts the failure.
+        lacks_store: True if an instance with a store would end it in another way.
     """
 
     name: str
@@ -144,16 +156,21 @@ class Explanation:
     matched: str
     answer: str
     steps: tuple[Step, ...]
-    forever: bool
     end: Disposition | None
-    breaker: bool
+    is_counted: bool
+    lacks_store: bool
+
+    @property
+    def is_endless(self) -> bool:
+        """Tell whether the last step repeats without end."""
+        return self.end is None
 
 
 def find_exception(name: str) -> type[BaseException]:
     """Find ``package.module.Class``, or a built-in exception or one of ours by its bare name.
 
     Raises:
-        LookupError: One line that says what is wrong with the name, and a cure.
+        LookupError: One line with the problem of the name, and a cure.
     """
     found = _dotted(name) if "." in name else _bare(name)
     if isinstance(found, type) and issubclass(found, BaseException):
@@ -188,10 +205,10 @@ def _dotted(name: str) -> object:
 
 
 def explain(kind: type[BaseException], context: Context) -> Explanation:
-    """Say what would become of a message whose handler raises *kind* at every attempt."""
+    """Predict the fate of a message whose handler raises *kind* at every attempt."""
     error = signal_of(_instance(kind))
     by, where, matched, answer = _decider(error, context)
-    steps, end, breaker = _future(error, context)
+    steps, end, is_counted, lacks_store = _play(error, answer, context)
     return Explanation(
         name=qualified(kind),
         by=by,
@@ -199,9 +216,9 @@ def explain(kind: type[BaseException], context: Context) -> Explanation:
         matched=matched,
         answer=answer,
         steps=steps,
-        forever=end is None,
         end=end,
-        breaker=breaker,
+        is_counted=is_counted,
+        lacks_store=lacks_store,
     )
 
 
@@ -246,37 +263,47 @@ def _matched(error: BaseException, rule: Rule) -> str:
     return next(qualified(kind) for kind in rule.exceptions if isinstance(error, kind))
 
 
-def _future(
-    error: BaseException, context: Context
-) -> tuple[tuple[Step, ...], Disposition | None, bool]:
-    """Play it through; returns the further attempts, the end if there is one, and the breaker."""
+def _play(
+    error: BaseException, answer: str, context: Context
+) -> tuple[tuple[Step, ...], Disposition | None, bool, bool]:
+    """Return the steps, the end, and whether the breaker counts it and a store would matter."""
     if isinstance(error, errors.Skip):
-        return (), Ack(), False
-    may_hold = context.merged.hold_slots > 0
+        return (), Ack(), False, False
+    policy, failed = context.policy, Failed(error)
     no_properties = cast("Properties", SimpleNamespace(message_id="", headers=None))
     delivery = Delivery("", 0, 0, False, "", "", no_properties, b"")  # noqa: FBT003 -- as received
+    may_hold = context.merged.hold_slots > 0
     steps: list[Step] = []
-    now = 0.0
+    now = arrived = 0.0
     while True:
-        decision = decide(delivery, Failed(error), context.policy, Situation(now, _HALF, may_hold))
-        went = decision.disposition
-        if not isinstance(went, Hold | Defer):
-            return tuple(steps), went, decision.dependency_fault
-        used = len(decision.history.attempts)
-        steps.append(Step(used + 1, went.until - now, isinstance(went, Hold)))
+        situation = Situation(now, _HALF, may_hold, now - arrived, context.has_store)
+        decision = decide(delivery, failed, policy, situation)
+        waits, used = decision.disposition, len(decision.history.attempts)
+        if isinstance(waits, Hold | Defer):
+            until = waits.until
+        elif isinstance(waits, Requeue) and answer in _RUNS_AGAIN and used <= len(policy.schedule):
+            until = now + REQUEUE_PAUSE
+        else:
+            with_store = decide(delivery, failed, policy, situation._replace(may_store=True))
+            lacks_store = type(with_store.disposition) is not type(waits)
+            return tuple(steps), waits, decision.dependency_fault, lacks_store
+        steps.append(Step(used + 1, until - now, waits))
         if used == len(delivery.history.attempts):
-            # It did not count: so it goes for ever.
-            return tuple(steps), None, decision.dependency_fault
-        now = went.until
-        delivery = replace(delivery, history=decision.history, row=int(isinstance(went, Defer)))
+            # It did not count, and so repeats without end.
+            return tuple(steps), None, decision.dependency_fault, False
+        now = until
+        if not isinstance(waits, Hold):
+            arrived = now
+        delivery = replace(delivery, history=decision.history, row=int(isinstance(waits, Defer)))
 
 
 def document(explanation: Explanation, context: Context) -> dict[str, Any]:
-    """Return everything as JSON knows it; times in seconds."""
+    """Return the explanation as JSON has it; times in seconds."""
     end = explanation.end
     counts = explanation.answer == "retry"
     return {
         "exception": explanation.name,
+        "store": context.has_store,
         "answer": explanation.answer,
         "decided_by": {
             "kind": explanation.by.value,
@@ -284,13 +311,18 @@ def document(explanation: Explanation, context: Context) -> dict[str, Any]:
             "exception": explanation.matched or None,
         },
         "schedule": [
-            {"attempt": step.attempt, "after": step.after, "held": step.held}
+            {
+                "attempt": step.attempt,
+                "after": step.after,
+                "held": step.held,
+                "disposition": rule_for(step.waits).words.field,
+            }
             for step in explanation.steps
         ],
         "schedule_from": {name: context.where(name) for name in ("immediate", "delays")}
         if counts
         else None,
-        "forever": explanation.forever,
+        "forever": explanation.is_endless,
         "end": None
         if end is None
         else {
@@ -299,7 +331,7 @@ def document(explanation: Explanation, context: Context) -> dict[str, Any]:
             "where": context.where("on_exhausted") if counts else explanation.where,
         },
         "breaker": {
-            "counts": explanation.breaker,
+            "counts": explanation.is_counted,
             "consecutive": context.merged.breaker.consecutive,
             "probe": list(context.merged.breaker.probe),
             "where": context.where("breaker"),

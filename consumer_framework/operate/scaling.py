@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from consumer_framework.adapters.systemd.systemctl import TARGET, TEMPLATE, Unit, unit_name
+from consumer_framework.adapters.systemd.systemctl import TARGET, Unit, unit_name
 from consumer_framework.core.errors import ConfigurationError, FrameworkError, Problem, StoreError
 from consumer_framework.core.text import moment, plural
 from consumer_framework.runtime import state_files
@@ -163,7 +163,7 @@ def find_workers(
     """
     found = Workers(name, files_in(directory))
     instances = [*(worker_name(name, n) for n in range(1, count + 1)), *found.surplus(count)]
-    names = [*map(unit_name, instances), TEMPLATE.format(f"{name}_*"), TARGET]
+    names = [*map(unit_name, instances), unit_name(f"{name}_*"), TARGET]
     found = replace(found, units=services.show(names))
     stored = {instance: _stored(instance, strict=strict) for instance in found.surplus(count)}
     return replace(found, stored=stored)
@@ -244,9 +244,7 @@ def _obstacles(found: Workers, wanted: list[str]) -> Iterator[str]:
     if base is not None and number_of(base, found.name):
         yield f"{found.name} is a worker of {base}: scale that, with 'fm-consumer scale {base} N'"
     if found.unit(found.name).load == "not-found":
-        yield (
-            f"systemd knows no {TEMPLATE.format('')}: install it with 'fm-consumer units install'"
-        )
+        yield (f"systemd knows no {unit_name('')}: install it with 'fm-consumer units install'")
     if not INSTANCE_NAME.fullmatch(wanted[-1]):
         yield (
             f"{wanted[-1]!r} is too long for an instance (28 characters, for its user fm-NAME): "

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.store.files import DATABASE, is_locked_elsewhere
 from consumer_framework.adapters.systemd.systemctl import (
-    TEMPLATE,
     SystemctlError,
     Unit,
     unit_name,
@@ -138,7 +137,7 @@ def instances_on_host(
 def _units(services: Systemctl, instances: Iterable[str]) -> tuple[dict[str, Unit], str]:
     names = [unit_name(instance) for instance in dict.fromkeys(instances)]
     try:
-        units = services.show([*names, TEMPLATE.format("*")])
+        units = services.show([*names, unit_name("*")])
     except SystemctlError as error:
         return {}, str(error)
     return {name: unit for name, unit in units.items() if unit.load != "not-found"}, ""

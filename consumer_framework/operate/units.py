@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import consumer_framework
 from consumer_framework.adapters.systemd import unit_files
+from consumer_framework.adapters.systemd.systemctl import TARGET, unit_name
 from consumer_framework.adapters.systemd.unit_files import Found, marked, unmarked, with_command
 from consumer_framework.core.errors import FrameworkError
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
     from consumer_framework.adapters.systemd.systemctl import Unit
 
-TEMPLATE = "fm-consumer@.service"
+TEMPLATE = unit_name("")
 INSTALLED = (
     TEMPLATE,
-    "fm-consumers.target",
+    TARGET,
     "fm-consumer-retention.service",
     "fm-consumer-retention.timer",
 )

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What authors and packagers import in their tests.
+"""Tools for the tests of consumers, and for the framework's own.
 
-- The fakes of :mod:`.fakes` stand in for the outside world of :mod:`consumer_framework.core`: no
-  broker, no systemd, no time that passes by itself. They are in this package's namespace.
-- :class:`.Harness` runs a consumer between them, as an instance would: what authors test with.
-  It tells what became of a message as one of the dispositions: :class:`.Ack`, :class:`.Hold`,
-  :class:`.Defer`, :class:`.Quarantine`, :class:`.Reject`, :class:`.Requeue`, :class:`.GiveBack`
-  or :class:`.Halt`.
-- :mod:`.broker` starts a private RabbitMQ node, :mod:`.proxy` a network that a test may cut. They
-  are imported by their own names, for they need more than the fakes do.
+- :class:`.Harness` runs a consumer as an instance would, without a broker, systemd or a real clock.
+  It names the fate of a message as a disposition: :class:`.Ack`, :class:`.Hold`, :class:`.Defer`,
+  :class:`.Quarantine`, :class:`.Reject`, :class:`.Requeue`, :class:`.GiveBack` or :class:`.Halt`.
+- The fakes of :mod:`.fakes` implement the ports of :mod:`consumer_framework.core`. The harness runs
+  on them, and a test may use them alone.
+- :mod:`.broker` starts a private RabbitMQ node, with a proxy that a test can cut. Import it by its
+  own name: it is the extra ``broker``, and nothing here needs it.
 """
 
 from consumer_framework.core.disposition import (

@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from consumer_framework.testing.broker import rabbitmqctl
 from consumer_framework.testing.broker.node import Node
 from consumer_framework.testing.broker.place import HOST, Place, port_of, reserve_port
 from consumer_framework.testing.broker.proxy import Proxy
@@ -138,7 +137,7 @@ class Cluster:
         return self._nodes[number].place.environment["RABBITMQ_NODENAME"]
 
     def ctl(self, number: int, *arguments: str) -> str:
-        return rabbitmqctl(self._nodes[number].place, arguments, 120)
+        return self._nodes[number].place.rabbitmqctl(arguments, 120)
 
     # Faults of a node.
 

@@ -132,7 +132,7 @@ class Host:
     def runs(self, instance: str, place: str = "lib", **more: Any) -> Iterator[None]:
         """Let something answer on the control socket of an instance.
 
-        What *reload* says, it says of an order to reload.
+        The argument *reload* answers orders to reload.
         """
         reload = more.pop("reload", None)
         counts = schema.Counts(**{"acked": 7, "running": 1, **more.pop("counts", {})})

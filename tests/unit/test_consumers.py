@@ -59,10 +59,11 @@ def test_what_comes_too_late_goes_back_but_what_its_queue_would_drop_is_taken(ch
     consumers = Consumers(anything, 10, channels, recipient, anything, anything)
     consumers.must_take = lambda delivery: delivery.delivery_tag % 2 == 0
     generation = channels.add(channel)
-    consumers._subscriptions["q"] = Subscription("q", "q", channel, generation, {})
-    deliveries = [make_delivery(generation=generation, delivery_tag=tag) for tag in (1, 2, 3, 4)]
-    assert [consumers.shed(delivery) for delivery in deliveries[:2]] == [True, False]
-    for late in deliveries[2:]:
-        consumers._unwanted(late)
+    subscription = consumers._subscriptions["q"] = Subscription("q", "q", channel, generation, {})
+    deliveries = [make_delivery(generation=generation, delivery_tag=tag) for tag in (1, 2)]
+    assert [consumers.give_back_from(delivery) for delivery in deliveries] == [True, False]
+    receive = consumers._receiver(subscription)
+    for tag in (3, 4):
+        receive(tag, False, "amq.topic", "key", anything, b"body")
     assert given_back == [1, 3]
-    assert taken == [deliveries[3]]
+    assert [delivery.delivery_tag for delivery in taken] == [4]

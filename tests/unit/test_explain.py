@@ -245,6 +245,77 @@ def test_help_has_examples():
     assert "  fm-consumer explain ValueError sample" in text
 
 
+# Without a store.
+
+
+@pytest.fixture
+def in_memory(tmp_path):
+    """Explains an exception with recovery settings, and store = "memory"."""
+    file = tmp_path / "sample.toml"
+    table = "consumer_config.framework"
+
+    def explain(exception, recovery="", extra=""):
+        file.write_text(f'[{table}]\nstore = "memory"\n[{table}.recovery]\n{recovery}\n{extra}')
+        words = (exception, "--conf", str(file))
+        return explained(*words), told(*words)
+
+    return explain
+
+
+def test_without_a_store_a_message_is_held_and_then_goes_back_to_its_queue(in_memory):
+    recovery = 'immediate = 1\ndelays = ["20m", "1m"]\nack_timeout = "30m"'
+    shown, text = in_memory("ValueError", recovery)
+    assert shown["store"] is False
+    # For as long as the broker leaves it with the instance, and then for a second in its queue.
+    assert [(s["disposition"], s["after"]) for s in shown["schedule"]] == [
+        ("hold", 0.0),
+        ("hold", 900.0),
+        ("requeue", 1.0),
+    ]
+    assert shown["end"]["disposition"] == "requeue"
+    assert "attempt 4 after about 1s, back in its queue meanwhile" in text
+    assert "in the end back to its queue, again and again: without a store there is no" in text
+    assert "kept in the store" not in text
+
+
+def test_without_a_store_and_without_hold_slots_a_message_goes_back_to_its_queue(in_memory):
+    shown, _ = in_memory("ValueError", 'immediate = 1\ndelays = ["10s"]\nhold_slots = 0')
+    assert [s["disposition"] for s in shown["schedule"]] == ["hold", "requeue"]
+    assert [s["held"] for s in shown["schedule"]] == [True, False]
+
+
+def test_without_a_store_nothing_is_quarantined(in_memory):
+    shown, text = in_memory("consumer_framework.Quarantine")
+    assert shown["end"]["disposition"] == "requeue"
+    assert "asks for quarantine, which takes a store" in text
+    assert "puts the message into quarantine" not in text
+
+
+@pytest.mark.parametrize(
+    ("on_exhausted", "end"),
+    [("quarantine", "requeue"), ("requeue", "requeue"), ("reject", "reject"), ("halt", "halt")],
+)
+def test_without_a_store_the_end_is_that_of_the_settings_where_it_can_be(
+    in_memory, on_exhausted, end
+):
+    shown, text = in_memory("ValueError", f'on_exhausted = "{on_exhausted}"')
+    assert shown["end"]["disposition"] == end
+    assert ("without a store" in text) is (on_exhausted == "quarantine")
+
+
+@pytest.mark.parametrize("exception", ["Defer", "DependencyFault"])
+def test_without_a_store_what_uses_up_no_attempts_repeats_all_the_same(in_memory, exception):
+    shown, _ = in_memory(f"consumer_framework.{exception}")
+    assert (shown["forever"], shown["end"]) == (True, None)
+
+
+def test_the_time_that_a_message_was_held_before_counts():
+    recovery = Recovery(immediate=0, delays=(600.0, 600.0), ack_timeout=1800.0)
+    policy = Policy(schedule=(600.0, 600.0), hold_ceiling=900.0)
+    steps = explain(find_exception("KeyError"), Context(policy, recovery, recovery)).steps
+    assert [step.held for step in steps] == [True, False]
+
+
 @pytest.mark.parametrize("hold_slots", [0, 4])
 @pytest.mark.parametrize("immediate", [0, 3])
 def test_the_schedule_is_what_decide_decides(hold_slots, immediate):

@@ -8,33 +8,35 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import DependencyFault, Quarantine
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import (
     SHUTS,
     TABLE,
-    Entry,
     Gate,
+    GateEntry,
     GateEvent,
     GateState,
     IllegalGateEventError,
     Reason,
 )
-from consumer_framework.testing import Harness
+from consumer_framework.core.intake import Intake
+from consumer_framework.testing import Harness, make_delivery
 
 
 def entries(gate):
     """Return the entries that *gate* leaves open."""
-    found = Entry(0)
+    found = GateEntry(0)
     for may, entry in (
-        (gate.may_consume, Entry.CONSUME),
-        (gate.may_recall, Entry.RECALL),
-        (gate.may_begin, Entry.BEGIN),
+        (gate.may_consume, GateEntry.CONSUME),
+        (gate.may_recall, GateEntry.RECALL),
+        (gate.may_begin, GateEntry.BEGIN),
     ):
-        found |= entry if may else Entry(0)
+        found |= entry if may else GateEntry(0)
     return found
 
 
-ALL = Entry.CONSUME | Entry.RECALL | Entry.BEGIN
+ALL = GateEntry.CONSUME | GateEntry.RECALL | GateEntry.BEGIN
 
 
 def in_state(state):
@@ -131,7 +133,7 @@ def test_a_closed_gate_lets_nothing_in_whatever_reasons_end():
     assert gate.why_not_consuming == "no space"
     gate.resume(Reason.STORE)
     assert gate.state is GateState.CLOSED
-    assert entries(gate) == Entry(0)
+    assert entries(gate) == GateEntry(0)
 
 
 def test_listeners_hear_of_each_event_in_order_and_see_the_gate_as_it_is():
@@ -151,7 +153,39 @@ def test_listeners_hear_of_each_event_in_order_and_see_the_gate_as_it_is():
     ]
 
 
-# With everything around it.
+# Its meetings, in an intake and with everything around it.
+
+
+def test_a_probe_waits_for_the_end_of_a_reconnection_and_not_for_the_end_of_the_pause():
+    async def scenario():
+        gate = Gate()
+        intake = Intake(SystemClock(), gate=gate)
+        gate.suspend(Reason.DEPENDENCY, "no database")
+        gate.suspend(Reason.RECONNECTION)
+        slot = asyncio.create_task(intake.take())
+        intake.put_first(make_delivery())
+        await asyncio.sleep(0)
+        assert not slot.done()
+        gate.resume(Reason.RECONNECTION)
+        assert await asyncio.wait_for(slot, 5) == make_delivery()
+        assert gate.state is GateState.SUSPENDED
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_ends_the_wait_of_a_slot_whatever_suspends_the_gate():
+    async def scenario():
+        gate = Gate()
+        intake = Intake(SystemClock(), gate=gate)
+        gate.suspend(Reason.RECONNECTION)
+        slot = asyncio.create_task(intake.take())
+        await asyncio.sleep(0)
+        gate.close()
+        assert await asyncio.wait_for(slot, 5) is None
+        gate.resume(Reason.RECONNECTION)
+        assert await asyncio.wait_for(intake.take(), 5) is None
+
+    asyncio.run(scenario())
 
 
 def message(n=1):

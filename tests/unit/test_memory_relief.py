@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Less is taken on while memory is short, and what says that it is."""
+"""Memory pressure: its signs, and the lower slots and prefetch that follow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ from consumer_framework.adapters.systemd import cgroup
 from consumer_framework.adapters.systemd.cgroup import PressureWatch
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.gate import Gate
-from consumer_framework.core.limits import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
+from consumer_framework.core.limits import (
+    CALM,
+    LONGEST_CALM,
+    STEP,
+    UNLIMITED,
+    Capacity,
+    CapacityReduction,
+)
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan
 from consumer_framework.runtime.memory_relief import MemoryRelief
@@ -65,8 +72,8 @@ def test_something_is_left_and_never_more_than_there_was(full, times):
 
 
 @pytest.fixture
-def squeeze() -> Squeeze:
-    return Squeeze()
+def squeeze() -> CapacityReduction:
+    return CapacityReduction()
 
 
 def test_pressure_halves_at_most_once_in_a_step(squeeze):
@@ -127,7 +134,7 @@ def test_the_wait_is_short_again_after_long_without_pressure(squeeze):
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 50.0)), max_size=60))
 def test_whatever_happens_it_gets_back_to_the_whole_in_the_end(events):
-    squeeze, now = Squeeze(), 1.0
+    squeeze, now = CapacityReduction(), 1.0
     for is_pressure, later in events:
         now += later
         squeeze.press(FULL, now) if is_pressure else squeeze.look(now)
@@ -137,11 +144,11 @@ def test_whatever_happens_it_gets_back_to_the_whole_in_the_end(events):
     assert squeeze.times == 0
 
 
-# What says so.
+# The signs.
 
 
 class Watched:
-    """Something to watch, and what the watch said of it."""
+    """A file to watch, and the reports of the watch."""
 
     def __init__(self) -> None:
         self.pressed = threading.Semaphore(0)
@@ -288,11 +295,11 @@ def test_the_kernels_pressure_file_says_so(watched, thrash):
     assert not watched.lost.is_set()
 
 
-# What an instance does then.
+# The reaction of an instance.
 
 
 class FakeInstance:
-    """What :class:`.MemoryRelief` uses of an instance."""
+    """The parts of an instance that :class:`.MemoryRelief` uses."""
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -375,7 +382,7 @@ def play(instance, monkeypatch, tmp_path):
 def test_pressure_shrinks_what_is_taken_on_and_gives_back_what_waits(instance, play, caplog):
     async def scenario(relief, press):
         await press()
-        assert relief.strain == "memory is short: 2 of 4 slots"
+        assert relief.remark == "memory is short: 2 of 4 slots"
 
     play(scenario)
     assert instance.calls == [2, ("ahead", 20), "said", "back"]
@@ -393,10 +400,10 @@ def test_it_grows_step_by_step_and_says_so(instance, play, caplog):
         del instance.calls[:]
         instance.time.advance(CALM)
         assert instance.calls == [2, ("ahead", 20), "said"]
-        assert relief.strain == "memory is short: 2 of 4 slots"
+        assert relief.remark == "memory is short: 2 of 4 slots"
         instance.time.advance(CALM)
         assert instance.calls[3:] == [4, ("ahead", 40), "said"]
-        assert relief.strain == ""
+        assert relief.remark == ""
         assert instance.time.getDelayedCalls() == []
 
     play(scenario)
@@ -415,7 +422,7 @@ def test_other_settings_keep_the_squeeze(instance, play):
         instance.plan = replace(instance.plan, framework=framework, prefetch_count=0)
         del instance.calls[:]
         assert relief.apply() == ["kept"]
-        assert relief.strain == "memory is short: 8 of 16 slots"
+        assert relief.remark == "memory is short: 8 of 16 slots"
 
     play(scenario)
     assert instance.calls == [8, ("ahead", UNLIMITED // 2), "said"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many messages are sent ahead follows from how large they are."""
+"""The prefetch count follows from the sizes of the messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Session:
         self.counts: list[int] = []
         self.stays = False
 
-    def shed(self, delivery):
+    def give_back_from(self, delivery):
         if not self.stays:
             self.channels.give_back(delivery)
         return not self.stays

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.gate import Gate, Reason
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.limits import TokenBucket
-from consumer_framework.runtime.dispatcher import HAND_OVER, TaskPool
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
@@ -171,7 +171,7 @@ def test_many_changes_leave_as_many_slots_as_the_last_one_says(gated):
             executor.resize(Limits(count))
             gated.let_go(3)
             await turns()
-        # What ran when the number fell has to end first.
+        # The runs that had begun before have to end first.
         while gated.running != 3:
             gated.let_go()
             await asyncio.sleep(0.005)
@@ -237,7 +237,7 @@ def test_a_batch_that_waits_is_run_where_it_is_full_now():
 
 def test_a_limit_that_is_gone_lets_go_of_what_waited_for_it():
     async def scenario():
-        intake = Intake(TokenBucket(1 / 86400, burst=1))
+        intake = Intake(SystemClock(), TokenBucket(1 / 86400, burst=1))
         for tag in range(5):
             intake.put(numbered(tag))
         takers = [asyncio.create_task(intake.take()) for _ in range(5)]
@@ -251,7 +251,7 @@ def test_a_limit_that_is_gone_lets_go_of_what_waited_for_it():
 
 def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         takers = [asyncio.create_task(intake.take()) for _ in range(4)]
         await turns()
         intake.limit(TokenBucket(1 / 86400, burst=2))
@@ -269,7 +269,7 @@ def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
 def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
     async def scenario():
         gate = Gate()
-        intake = Intake(TokenBucket(1 / 86400, burst=1), gate=gate)
+        intake = Intake(SystemClock(), TokenBucket(1 / 86400, burst=1), gate=gate)
         intake.put(numbered(1))
         intake.put(numbered(2))
         await intake.take()
@@ -285,7 +285,7 @@ def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
 def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
     async def scenario():
         gate = Gate()
-        intake = Intake(bucket, gate=gate)
+        intake = Intake(SystemClock(), bucket, gate=gate)
         gate.suspend(Reason.RECONNECTION)
         takers = [asyncio.create_task(intake.take()) for _ in range(2)]
         await turns()
@@ -302,104 +302,5 @@ def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
         assert not taker.done()
         gate.close()
         assert await taker is None
-
-    play(scenario())
-
-
-# The tasks that take deliveries.
-
-
-class Work:
-    """Deliveries that are processed when they are let go."""
-
-    def __init__(self):
-        self.gate = Gate()
-        self.intake = Intake(gate=self.gate)
-        self.tasks = []
-        self.now: set[int] = set()
-        self.is_quick = False
-        self._permits = asyncio.Semaphore(0)
-        self.pool = TaskPool(self.intake.take, self._process, self.gate)
-
-    def start(self, size):
-        self.pool.start(size, self.tasks.append)
-
-    def put(self, numbers):
-        for number in numbers:
-            self.intake.put(numbered(number))
-
-    async def _process(self, delivery):
-        self.now.add(delivery.delivery_tag)
-        await self._permits.acquire()
-        self.now.remove(delivery.delivery_tag)
-        return self.is_quick
-
-    async def let_go(self, count):
-        for _ in range(count):
-            self._permits.release()
-        await turns()
-
-    async def finish(self):
-        self.gate.close()
-        await self.pool.finish()
-        assert all(task.done() for task in self.tasks)
-
-
-def test_more_and_fewer_deliveries_are_taken_at_once():
-    async def scenario():
-        work = Work()
-        work.start(2)
-        work.put(range(20))
-        await turns()
-        assert work.now == {0, 1}
-        work.pool.resize(5)
-        await turns()
-        assert work.now == {0, 1, 2, 3, 4}
-        assert work.pool.busy == 5
-        work.pool.resize(1)
-        await work.let_go(4)
-        assert len(work.now) == 1
-        await work.let_go(1)
-        assert len(work.now) == 1
-        work.pool.resize(3)
-        await turns()
-        assert len(work.now) == 3
-        await work.let_go(20)
-        assert work.pool.busy == 0
-        await work.finish()
-        assert len(work.tasks) == 2 + HAND_OVER + 3 + 2
-
-    play(scenario())
-
-
-def test_a_change_that_is_taken_back_makes_no_new_tasks():
-    async def scenario():
-        work = Work()
-        work.start(4)
-        for size in (1, 4, 2, 4):
-            work.pool.resize(size)
-        work.put(range(8))
-        await turns()
-        assert len(work.now) == 4
-        assert len(work.tasks) == 4 + HAND_OVER
-        await work.let_go(8)
-        await work.finish()
-
-    play(scenario())
-
-
-def test_a_quick_handler_has_its_next_deliveries_ready():
-    async def scenario():
-        work = Work()
-        work.is_quick = True
-        work.start(1)
-        work.put(range(100))
-        await work.let_go(1)
-        assert len(work.now) == 1 + HAND_OVER
-        work.is_quick = False
-        await work.let_go(1 + HAND_OVER)
-        assert len(work.now) == 1
-        await work.let_go(100)
-        await work.finish()
 
     play(scenario())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What brings deferred rows back: bounded by what is out, and quick however many are due."""
+"""The scheduler: few rows are out at once, and it is quick however many are due."""
 
 import asyncio
 
@@ -39,7 +39,11 @@ class CountingStore(FakeStore):
 class Rig:
     def __init__(self, rows, body=b"{}", lane=""):
         self.clock, self.reactor = FakeClock(1000.0), task.Clock()
-        self.store, self.intake, self.holds = CountingStore(), Intake(), Holds(4, self.clock)
+        self.store, self.intake, self.holds = (
+            CountingStore(),
+            Intake(self.clock),
+            Holds(4, self.clock),
+        )
         self.gate = Gate()
         self.rows, self.body, self.lane = rows, body, lane
         self.scheduler = scheduler.Scheduler(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What signals order."""
+"""Signals that order a stop or a reload."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from consumer_framework.runtime.signals import Signals
 
 
 class Reactor:
-    """Calls at once what threads, and signals, want it to call."""
+    """Calls at once the functions that threads, and signals, hand it."""
 
     def callFromThread(self, function, *arguments):  # noqa: N802 -- Twisted's name
         function(*arguments)
@@ -26,7 +26,7 @@ def _restored():
 
 
 def catching():
-    """Signals that are caught, and what is ordered meanwhile."""
+    """Signals that are caught, and the orders of the meantime."""
     orders: list[object] = []
     made = Signals(Reactor(), orders.append, lambda: orders.append("reload"))
     made.catch()

@@ -5,19 +5,16 @@ import asyncio
 import logging
 import random
 import threading
-from unittest.mock import patch
 
 import pytest
-from fedora_messaging.message import Message
 from twisted.internet import defer
 
-from consumer_framework import Defer, DependencyFault, Quarantine
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Undecodable, Withdrawn
-from consumer_framework.core.errors import HandlerTimeoutError, StoreError
+from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.ports import FlightRecorder
-from consumer_framework.testing import Harness, make_delivery
+from consumer_framework.testing import make_delivery
 
 PATIENCE = 30
 
@@ -660,151 +657,3 @@ def test_full_batches_that_wait_for_a_slot_are_taken_back_as_well(form):
         assert [list(batch) for batch in seen] == [[0, 1]]
 
     play(scenario())
-
-
-# With everything around them.
-
-
-def message(n=1):
-    return Message(topic="org.example.test", body={"n": n})
-
-
-def test_messages_that_an_open_breaker_takes_back_do_not_close_it():
-    ran = []
-
-    async def handle(message):
-        ran.append(message.body["n"])
-        await asyncio.sleep(1)
-        raise DependencyFault("the database is gone")
-
-    settings = {"recovery": {"breaker": {"consecutive": 1, "probe": ["30s"]}}}
-    with Harness(handle, settings=settings) as harness:
-        for n in range(5):
-            harness.deliver(message(n))
-        harness.advance(1.5)
-        assert "the database is gone" in harness.paused
-        harness.advance(20)
-        assert "the database is gone" in harness.paused
-        assert ran == [0]
-        assert len(harness.queued) == 4
-        harness.advance(10)
-        assert ran == [0, 0], "the probe"
-
-
-def test_messages_that_a_pause_takes_back_come_again_in_order():
-    ran: list[int] = []
-
-    async def handle(message):
-        ran.append(message.body["n"])
-        await asyncio.sleep(1)
-        if len(ran) == 1:
-            raise DependencyFault("the database is gone")
-
-    settings = {"recovery": {"breaker": {"consecutive": 1, "probe": ["30s"]}}}
-    with Harness(handle, settings=settings) as harness:
-        messages = [message(n) for n in range(5)]
-        for one in messages:
-            harness.deliver(one)
-        harness.advance("2m")
-        assert harness.paused == ""
-        assert ran == [0, 0, 1, 2, 3, 4]
-        assert harness.acked == messages
-
-
-def test_a_replay_that_is_deferred_while_the_disk_is_full_runs_again_once():
-    ran = []
-
-    async def handle(message):
-        ran.append(harness.now)
-        if len(ran) == 1:
-            raise Quarantine("poison")
-        if len(ran) == 2:
-            raise Defer(harness.now + 1)
-        await asyncio.sleep(1)
-
-    with Harness(handle, settings={"slots": 2}) as harness:
-        one = message()
-        harness.deliver(one)
-        harness.store.error = StoreError("no space left on device")
-        assert harness.replay(one) is None
-        harness.advance(60)
-        harness.store.error = None
-        harness.advance(60)
-        assert harness.acked == [one]
-        assert len(ran) == 3
-
-
-def test_with_strict_ordering_a_dependency_that_works_again_lets_the_first_message_go_on():
-    """Also where that fails for another reason then."""
-    plan = [DependencyFault("the database is gone"), ValueError("once"), None]
-    ran = []
-
-    def handle(message):
-        ran.append(message.body["n"])
-        error = plan.pop(0) if plan else None
-        if error is not None:
-            raise error
-
-    recovery = {
-        "hold_slots": 0,
-        "immediate": 0,
-        "delays": ["10s"],
-        "breaker": {"consecutive": 1, "probe": ["30s"]},
-    }
-    with Harness(handle, settings={"ordering": "strict", "recovery": recovery}) as harness:
-        messages = [message(n) for n in range(3)]
-        for one in messages:
-            harness.deliver(one)
-        assert "the database is gone" in harness.paused
-        assert "nothing may overtake it" in harness.paused
-        harness.advance(31)
-        assert ran == [0, 0]
-        assert "the database is gone" not in harness.paused
-        assert "nothing may overtake it" in harness.paused
-        harness.advance(15)
-        assert ran == [0, 0, 0, 1, 2]
-        assert harness.paused == ""
-        assert harness.acked == messages
-
-
-def test_a_probe_that_never_saw_the_dependency_is_followed_by_another():
-    """It was deferred, and is no valid message any more where it comes back."""
-    plan: list[BaseException] = [DependencyFault("gone")]
-
-    def handle(message):
-        if plan:
-            raise plan.pop()
-
-    recovery = {"hold_slots": 0, "breaker": {"consecutive": 1, "probe": ["30s"]}}
-    with Harness(handle, settings={"recovery": recovery}) as harness:
-        first, second = message(1), message(2)
-        harness.deliver(first)
-        harness.deliver(second)
-        assert harness.queued == [second]
-        with patch("consumer_framework.adapters.codec.decode", side_effect=ValueError("schema")):
-            harness.advance(31)
-        assert harness.quarantined == [first]
-        assert harness.paused
-        harness.advance(31)
-        assert harness.paused == ""
-        assert harness.acked == [second]
-
-
-def test_messages_that_wait_behind_one_that_goes_back_go_back_behind_it():
-    ran = []
-
-    async def handle(message):
-        ran.append(message.body["n"])
-        await asyncio.sleep(3)
-        if len(ran) == 1:
-            raise ValueError("once")
-
-    recovery = {"immediate": 0, "delays": [], "on_exhausted": "requeue"}
-    settings = {"ordering": "key", "ordering_key": "topic", "recovery": recovery, "slots": 2}
-    with Harness(handle, settings=settings) as harness:
-        messages = [message(n) for n in range(3)]
-        for one in messages:
-            harness.deliver(one)
-        harness.advance(30)
-        assert ran == [0, 0, 1, 2]
-        assert harness.acked == messages

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The store on a disk that works: commits in groups, quick reads, and the operator's verbs."""
+"""The store on a disk that works: group commits, quick reads, and the orders of operators."""
 
 import asyncio
 import sqlite3
@@ -16,7 +16,7 @@ from consumer_framework.testing import make_delivery
 
 
 class Time:
-    """A clock for rows."""
+    """A clock that a test sets."""
 
     def __init__(self):
         self.now = 1000.0
@@ -38,7 +38,7 @@ def store(tmp_path, clock):
 
 
 def failed(number, cause="ValueError in app.py:handle", **delivery):
-    """A message that failed *number* times."""
+    """Return a message that failed *number* times."""
     attempts = [
         Attempt(float(n), "ValueError", f"failure {n}", f"Traceback {n}", cause)
         for n in range(number)
@@ -74,7 +74,7 @@ def test_a_burst_of_a_thousand_takes_a_handful_of_commits(store):
     assert store.commits <= 10
 
 
-def test_what_waits_when_the_store_is_closed_is_committed(tmp_path):
+def test_writes_that_wait_when_the_store_is_closed_are_committed(tmp_path):
     store = Store.open(tmp_path, limits=Limits())
 
     async def leave():
@@ -98,7 +98,7 @@ def test_a_closed_store_takes_no_writes(tmp_path):
         run(store.defer(make_delivery(), 1.0))
 
 
-def test_a_caller_that_is_cancelled_or_gone_harms_nobody_else(store):
+def test_a_caller_that_is_cancelled_or_gone_does_not_disturb_other_writes(store):
     async def impatient():
         one = asyncio.ensure_future(store.defer(make_delivery(message_id="1"), 1.0))
         two = asyncio.ensure_future(store.defer(make_delivery(message_id="2"), 1.0))
@@ -142,7 +142,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_the_next_one_succeeds(st
     assert quarantine(store, failed(1, message_id="2")) == [1]
 
 
-def test_text_that_is_no_unicode_is_kept_readable(store):
+def test_text_that_is_no_unicode_is_stored_in_a_readable_form(store):
     attempt = Attempt(1.0, "E", "bad name \udcff", "at \udcff", "E \udcff")
     delivery = replace(make_delivery(), history=History((attempt,)))
     run(store.quarantine(delivery, "reason \udcff"))
@@ -196,26 +196,26 @@ def test_rows_are_deferred_for_as_long_when_the_clock_is_set_back(store, clock, 
         (retention.AGED, (1.0, 10), "messages_by_age (state=? AND updated<?)"),
     ],
 )
-def test_what_the_event_loop_asks_is_answered_by_an_index(store, tmp_path, query, values, index):
+def test_the_queries_of_the_event_loop_use_an_index(store, tmp_path, query, values, index):
     with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
-    # What follows a first step is about the list that was given.
+    # Further steps read the list that was given.
     assert len(plan) == 1 or "json_each" in query, plan
     assert plan[0].startswith("SEARCH")
     assert index in plan[0]
 
 
-def test_reading_what_became_unreadable_is_a_store_error(store, tmp_path):
+def test_a_read_that_sqlite_refuses_is_a_store_error(store, tmp_path):
     with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
         connection.execute("DROP TABLE messages")
     with pytest.raises(StoreError, match=r"store\.sqlite3: no such table"):
         store.is_open(make_delivery())
 
 
-# What the operator sees.
+# Lists and counts for operators.
 
 
-def test_a_row_says_what_a_list_shows(store, clock):
+def test_a_row_has_the_values_that_a_list_shows(store, clock):
     quarantine(store, failed(3, message_id="an id", body=b"12345", routing_key="org.example"))
     clock.now = 2000.0
     quarantine(store, failed(4, message_id="an id", body=b"12345", routing_key="org.example"))
@@ -265,7 +265,7 @@ def test_rows_are_chosen_by_state_cause_queue_and_topic_oldest_first(store):
     assert ids(limit=2) == "12"
 
 
-def test_what_is_not_there_is_none(store):
+def test_missing_rows_are_none(store):
     assert store.row(1) is None
     assert store.delivery(1) is None
     assert store.rows() == []
@@ -282,7 +282,7 @@ def test_groups_count_causes_the_most_frequent_first(store, clock):
     assert (once.fingerprint, once.count) == ("A", 1)
 
 
-def test_stats_follow_every_move_of_a_row(store, clock):
+def test_stats_follow_every_change_of_a_row(store, clock):
     assert store.stats() == Stats(0, 0, 0, 0, 0, None, None, 0)
     quarantine(store, failed(1, message_id="1", body=b"1234"))
     run(store.defer(make_delivery(message_id="2", body=b"12"), 7.0))
@@ -294,7 +294,7 @@ def test_stats_follow_every_move_of_a_row(store, clock):
     assert store.stats() == Stats(0, 0, 0, 0, 0, None, None, 0)
 
 
-# What the operator does.
+# Orders of operators.
 
 
 def test_a_row_is_claimed_once(store):
@@ -304,7 +304,7 @@ def test_a_row_is_claimed_once(store):
     assert store.is_open(make_delivery())
 
 
-def test_of_many_who_claim_at_once_one_succeeds(store):
+def test_one_of_many_simultaneous_claims_succeeds(store):
     (number,) = quarantine(store, failed(1))
 
     async def race():
@@ -361,7 +361,7 @@ def test_a_replay_that_fails_through_the_pipeline_ends_in_quarantine(store):
     ]
 
 
-def test_dropping_says_what_was_dropped_and_leaves_what_a_replay_has(store):
+def test_dropping_returns_the_dropped_rows_and_leaves_claimed_ones(store):
     one, two, three = quarantine(store, *(failed(1, message_id=str(n)) for n in range(3)))
     run(store.claim(two))
     assert run(store.drop([three, two, one, 99])) == [[three, one]]
@@ -388,7 +388,7 @@ def test_a_redelivery_of_an_edited_message_is_known_and_keeps_the_edit(store):
     assert store.delivery(child).body == b"{}"
 
 
-def test_an_original_leaves_with_its_copy_however_often_that_was_edited(store):
+def test_originals_are_deleted_with_their_copy_after_several_edits_too(store):
     (number,) = quarantine(store, failed(2))
     (child,) = run(store.supersede(number, b"1"))
     (grandchild,) = run(store.supersede(child, b"2"))

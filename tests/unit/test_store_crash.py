@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was reported as written is there, whatever happens to the process or the disk."""
+"""A write that was reported as done survives the death of the process and faults of the disk."""
 
 import asyncio
 import errno
@@ -20,8 +20,8 @@ from consumer_framework.testing import make_delivery
 
 ROUNDS = 20
 
-# Writes from many tasks at once, and says what is done. Sizes differ, so that it dies in commits,
-# in checkpoints and in between.
+# Writes from many tasks at once, and prints each write that is done. The sizes differ, so that it
+# dies in commits, in checkpoints and in between.
 WRITER = """
 import asyncio, sys
 from dataclasses import replace
@@ -47,7 +47,7 @@ print("ready", flush=True)
 asyncio.run(main(sys.stdin.readline().strip()))
 """
 
-# Rows of a few lanes come, fail, are replayed and go, from many tasks at once.
+# Many tasks at once write, fail, replay and remove rows of a few lanes.
 LANES = """
 import asyncio, random, sys
 from dataclasses import replace
@@ -85,7 +85,7 @@ print("ready", flush=True)
 asyncio.run(main(sys.stdin.readline().strip()))
 """
 
-# As WRITER, but no file may grow beyond a size, until it may again.
+# Like WRITER, but for a while no file may grow beyond a size.
 LIMITED = """
 import asyncio, resource, sys
 from pathlib import Path
@@ -139,9 +139,9 @@ def test_commits_are_synced_to_the_disk(tmp_path):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_whatever_was_reported_as_written_survives_sigkill(tmp_path):
+def test_a_write_that_was_reported_as_done_survives_sigkill(tmp_path):
     luck = random.Random(3)  # noqa: S311 -- not for secrets
-    # Started ahead, for it is the start that takes long.
+    # Started ahead, since the start takes long.
     writers = [program(WRITER, tmp_path) for _ in range(ROUNDS)]
     reported: set[str] = set()
     for number, writer in enumerate(writers):
@@ -164,7 +164,7 @@ def test_whatever_was_reported_as_written_survives_sigkill(tmp_path):
 
 
 def check_lanes(directory):
-    """Every lane is in order, as the process that died left it."""
+    """Check that the process that died left every lane in order."""
     lanes: dict[str, list[tuple[str, int]]] = {}
     query = """SELECT lane, state, waits FROM messages WHERE state <> 'superseded'
         ORDER BY position"""
@@ -201,7 +201,7 @@ def test_a_sigkill_leaves_every_lane_in_order(tmp_path):
     store.close()
 
 
-def test_a_disk_that_takes_no_more_fails_the_write_and_then_takes_the_next(tmp_path):
+def test_a_write_fails_while_the_disk_is_full_and_the_next_one_succeeds(tmp_path):
     with program(LIMITED, tmp_path) as ended:
         output, _ = ended.communicate()
     lines = [line.split(" ", 2) for line in output.splitlines()]
@@ -215,7 +215,7 @@ def test_a_disk_that_takes_no_more_fails_the_write_and_then_takes_the_next(tmp_p
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one MiB."""
+    """Return a file system of one MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "none", str(disk)]
@@ -224,12 +224,12 @@ def small_disk(tmp_path):
             pytest.fail("cannot mount a tmpfs")
         pytest.skip("needs root, to mount a tmpfs")
     yield disk
-    # Lazily: a test that failed has left files open.
+    # Lazily, since a test that failed leaves files open.
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def fill(disk):
-    """Take all the room there is; return the file that has it."""
+    """Fill the disk with one file; return that file."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as stream, suppress(OSError):
         while stream.write(b"x" * 4096):
@@ -277,7 +277,7 @@ def test_a_full_disk_fails_every_write_until_there_is_room_again(small_disk):
     check_integrity(small_disk)
 
 
-def test_where_a_full_disk_takes_no_export_nothing_expires(small_disk):
+def test_nothing_expires_while_a_full_disk_takes_no_export(small_disk):
     store = Store.open(small_disk, limits=Limits(max_age=1.0))
     write(store, [str(n) for n in range(50)])
     export = small_disk / "expired.jsonl"

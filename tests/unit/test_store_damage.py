@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A damaged row stops nothing but itself."""
+"""A damaged row is quarantined, and all other rows work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from consumer_framework.testing import make_delivery
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What may have become of row 1, by a bit that fell over or by somebody's shell.
+# Damage to row 1, by a flipped bit or by a shell of sqlite3.
 DAMAGES = {
     "another body": "UPDATE messages SET body = x'7b7d' WHERE id = 1",
     "a body that is no bytes": "UPDATE messages SET body = 7 WHERE id = 1",
@@ -37,7 +37,7 @@ DAMAGES = {
 
 
 def fill(directory: Path, damage: str, *, lane: str = "", quarantined: bool = False) -> None:
-    """Keep three messages, and damage the first."""
+    """Defer three messages, and damage the first."""
 
     async def keep(store: Store) -> None:
         for number in range(3):
@@ -56,13 +56,13 @@ def fill(directory: Path, damage: str, *, lane: str = "", quarantined: bool = Fa
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
-def test_a_damaged_deferred_row_is_set_aside_by_name_and_the_others_are_due(
+def test_a_damaged_deferred_row_is_quarantined_and_named_and_the_others_are_due(
     tmp_path, damage, caplog
 ):
     fill(tmp_path, damage)
     with closing(Store.open(tmp_path, limits=Limits())) as store:
         assert [delivery.row for delivery in store.due(2.0, 3)] == [2, 3]
-        # Also before it is written.
+        # Even before the quarantine is written.
         assert [delivery.row for delivery in store.due(2.0, 2)] == [2, 3]
         assert store.next_due() == 1.0
         asyncio.run(store.remove(2))
@@ -76,7 +76,7 @@ def test_a_damaged_deferred_row_is_set_aside_by_name_and_the_others_are_due(
     assert "(message 0 of sample); it is quarantined" in caplog.text
 
 
-def test_behind_a_damaged_row_its_lane_waits_for_the_operator(tmp_path):
+def test_the_rows_behind_a_damaged_row_wait_for_the_operator(tmp_path):
     fill(tmp_path, DAMAGES["another body"], lane="a")
     with closing(Store.open(tmp_path, limits=Limits())) as store:
         assert store.due(2.0) == []
@@ -84,7 +84,7 @@ def test_behind_a_damaged_row_its_lane_waits_for_the_operator(tmp_path):
         assert [row.reason for row in store.rows()][1:] == ["behind row 1 of the same key"] * 2
 
 
-def test_where_the_disk_takes_no_write_a_damaged_row_is_left_out_all_the_same(tmp_path, caplog):
+def test_a_damaged_row_is_left_out_even_where_the_disk_takes_no_write(tmp_path, caplog):
     fill(tmp_path, DAMAGES["another body"])
     with closing(Store.open(tmp_path, limits=Limits())) as store:
         with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
@@ -135,7 +135,7 @@ def test_a_disk_that_fails_for_a_while_damages_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
-def test_export_and_expiry_write_what_is_left_of_a_damaged_row(tmp_path, damage):
+def test_export_and_expiry_write_the_readable_rest_of_a_damaged_row(tmp_path, damage):
     fill(tmp_path, damage, quarantined=True)
     with closing(Store.open(tmp_path, limits=Limits(max_age=1.0))) as store:
         assert [row.id for row in store.rows()] == [1, 2, 3]
@@ -170,7 +170,7 @@ def test_a_replay_skips_a_damaged_row_and_goes_on(tmp_path):
     assert [answer.result for answer in others] == ["succeeded", "succeeded"]
 
 
-def test_what_an_operator_edited_is_not_damaged(tmp_path):
+def test_an_edited_message_is_not_damaged(tmp_path):
     fill(tmp_path, "SELECT 1", quarantined=True)
     with closing(Store.open(tmp_path, limits=Limits())) as store:
         child = asyncio.run(store.supersede(1, b'{"edited": true}'))

@@ -22,7 +22,7 @@ TRAPS = "\u2028\u2029\u0085\x0b\x0c\x1c\r\n\ud800\U0001f600é"
 
 
 def received(message):
-    """The delivery of a message that upstream publishes."""
+    """Return the delivery of a message that upstream publishes."""
     delivery = make_delivery(body=message._encoded_body, routing_key=message.topic, queue="q")
     return replace(delivery, properties=message._properties)
 
@@ -48,7 +48,7 @@ def test_a_message_is_exported_as_fedora_messaging_dumps_it():
         max_size=4,
     )
 )
-def test_fedora_messaging_loads_what_is_exported_whatever_its_characters(body):
+def test_fedora_messaging_loads_exported_messages_with_any_characters(body):
     message = upstream.Message(topic="org.example", body=body)
     message.queue = "q"
     (loaded,) = upstream.loads(line_of(received(message)))
@@ -82,7 +82,7 @@ def test_every_message_is_exported_as_one_line_of_json(body, encoding, headers):
     [b"null", b"[]", b"0", b"", b"\xff", b"{", b"[" * 100_000, b'{"a": NaN}', b"9" * 5000],
     ids=["null", "list", "number", "empty", "no-text", "cut", "deep", "nan", "long"],
 )
-def test_what_is_no_message_is_exported_raw_and_not_taken_for_one(body):
+def test_invalid_bytes_are_exported_raw_and_are_no_message(body):
     line = line_of(raw(body, message_id="1", reply_to="x", headers={"a": b"\xff"}))
     exported = json.loads(line)
     assert b64decode(exported["body_base64"]) == body
@@ -95,7 +95,7 @@ def test_what_is_no_message_is_exported_raw_and_not_taken_for_one(body):
         upstream.loads(line)
 
 
-def test_a_body_of_another_encoding_is_read_as_that():
+def test_a_body_is_read_in_the_encoding_that_its_properties_name():
     body = '{"a": "é"}'.encode("latin-1")
     exported = json.loads(line_of(raw(body, content_encoding="latin-1")))
     assert exported["body"] == {"a": "é"}
@@ -109,7 +109,7 @@ def test_a_topic_that_is_no_text_is_readable():
     assert json.loads(line_of(raw(b"{}", topic=b"\xff.x")))["topic"] == "\\xff.x"
 
 
-def test_rows_are_exported_in_the_order_asked_for_and_what_is_gone_is_left_out(tmp_path):
+def test_rows_are_exported_in_the_given_order_without_missing_ones(tmp_path):
     store = Store.open(tmp_path, limits=Limits())
 
     async def fill():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the fake store has beyond the port: a disk that fails at will, and a look inside."""
+"""The fake store has more than the port: a disk that fails at will, and a view of its rows."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ def test_writes_fail_while_the_disk_does_and_leave_nothing():
     assert not store.is_open(make_delivery(message_id="1"))
 
 
-def test_a_test_sees_what_is_deferred_and_what_is_quarantined():
+def test_a_test_sees_the_deferred_and_the_quarantined_messages():
     store = FakeStore()
     asyncio.run(store.defer(make_delivery(message_id="1"), 7.0))
     asyncio.run(store.quarantine(make_delivery(message_id="2"), "poison"))

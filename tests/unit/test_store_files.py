@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Opening a store: who may, and what is said where it cannot be."""
+"""Opening a store: one process at a time, and a clear message for every fault."""
 
 import asyncio
 import errno
@@ -50,7 +50,7 @@ def database(tmp_path):
     return tmp_path / "store.sqlite3"
 
 
-def test_a_missing_directory_is_named_with_what_to_do(tmp_path):
+def test_a_missing_directory_is_named_with_the_cure(tmp_path):
     message = refusal(tmp_path / "none")
     assert str(tmp_path / "none") in message
     assert "no such file or directory" in message
@@ -63,7 +63,7 @@ def test_a_directory_that_is_a_file_is_named(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_a_directory_of_somebody_else_is_named_with_what_to_do(tmp_path):
+def test_a_directory_of_another_user_is_named_with_the_cure(tmp_path):
     for directory in (tmp_path, *tmp_path.parents[:2]):
         directory.chmod(0o755)
     nobody = pwd.getpwnam("nobody")
@@ -100,14 +100,14 @@ def test_a_store_of_a_newer_version_is_refused_for_writing_and_reading(tmp_path,
         Store.read(tmp_path)
 
 
-def test_a_refused_store_can_be_opened_once_its_fault_is_mended(tmp_path, database):
+def test_a_refused_store_can_be_opened_after_its_fault_is_repaired(tmp_path, database):
     database.write_text("no database " * 100)
     refusal(tmp_path)
     database.unlink()
     open_store(tmp_path).close()
 
 
-def test_the_file_says_what_it_is_and_which_version(tmp_path, database):
+def test_the_file_has_an_application_id_and_a_version(tmp_path, database):
     open_store(tmp_path).close()
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
@@ -152,13 +152,13 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_process_is_told_who_has_the_store(tmp_path, holder):
+def test_a_second_process_is_told_which_process_has_the_store(tmp_path, holder):
     message = refusal(tmp_path)
     assert f"in use by process {holder.pid} (instance robosignatory)" in message
     assert "stop that first" in message
 
 
-def test_a_holder_that_is_killed_lets_go(tmp_path, holder):
+def test_a_killed_process_frees_the_store(tmp_path, holder):
     holder.kill()
     holder.wait()
     open_store(tmp_path).close()
@@ -191,7 +191,7 @@ def test_a_forked_child_of_a_dead_holder_does_not_keep_the_store(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_look_at_the_lock_does_not_free_it(tmp_path):
+def test_checking_the_lock_does_not_free_it(tmp_path):
     store = open_store(tmp_path)
     assert not is_locked_elsewhere(tmp_path)
     look = "from consumer_framework.adapters.store.files import is_locked_elsewhere as look\n"
@@ -212,7 +212,7 @@ def test_a_look_at_the_lock_does_not_free_it(tmp_path):
         (errno.ENOTDIR, True),
     ],
 )
-def test_only_what_needs_a_change_is_lasting(tmp_path, number, lasting):
+def test_only_errors_that_need_a_change_are_lasting(tmp_path, number, lasting):
     with pytest.raises(StoreError) as error, described(tmp_path):
         raise OSError(number, os.strerror(number))
     assert error.value.lasting is lasting
@@ -231,7 +231,7 @@ def test_one_process_cannot_open_it_twice_either(tmp_path):
     store.close()
 
 
-def test_reading_where_nothing_ran_says_so(tmp_path):
+def test_reading_a_store_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="there is no store"):
         Store.read(tmp_path)
     with pytest.raises(StoreError, match="no such directory"):
@@ -246,7 +246,7 @@ def test_a_reader_cannot_write(tmp_path):
     reader.close()
 
 
-def test_nobody_else_reads_the_messages(tmp_path):
+def test_no_other_user_may_read_the_messages(tmp_path):
     store = open_store(tmp_path)
     asyncio.run(store.defer(make_delivery(), 1.0))
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
@@ -254,7 +254,7 @@ def test_nobody_else_reads_the_messages(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give the directory away")
-def test_what_root_makes_belongs_to_the_instance(tmp_path):
+def test_files_that_root_creates_belong_to_the_owner_of_the_directory(tmp_path):
     os.chown(tmp_path, 1234, 1234)
     store = open_store(tmp_path)
     asyncio.run(store.defer(make_delivery(), 1.0))
@@ -262,7 +262,7 @@ def test_what_root_makes_belongs_to_the_instance(tmp_path):
     store.close()
 
 
-def test_a_closed_store_leaves_one_file_of_messages(tmp_path):
+def test_a_closed_store_leaves_the_database_and_the_lock_file(tmp_path):
     store = open_store(tmp_path)
     asyncio.run(store.defer(make_delivery(), 1.0))
     store.close()
@@ -270,7 +270,7 @@ def test_a_closed_store_leaves_one_file_of_messages(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"store.sqlite3", "store.lock"}
 
 
-def test_a_store_whose_tables_are_broken_is_refused_and_let_go(tmp_path, database):
+def test_a_store_with_missing_tables_is_refused_and_not_left_locked(tmp_path, database):
     open_store(tmp_path).close()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("DROP TABLE messages")

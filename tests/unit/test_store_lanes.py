@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rows of one ordering key, as operators meet them; the port's part is in the conformance suite."""
+"""Rows of one ordering key beyond the port, whose own tests are in the conformance suite."""
 
 import asyncio
 import sqlite3
@@ -19,7 +19,7 @@ FAILED = History((Attempt(1.5, "ValueError", "no", "Traceback ...", "ValueError 
 
 @pytest.fixture
 def opened(tmp_path):
-    """Opens stores with limits."""
+    """Return a function that opens stores with limits."""
     stores: list[Store] = []
 
     def open_store(**limits):
@@ -57,7 +57,7 @@ def states(store):
     return [row.state for row in store.rows(state=None)]
 
 
-def test_a_row_says_its_lane_and_what_it_stands_behind(store):
+def test_a_row_has_its_lane_and_the_row_that_it_waits_for(store):
     quarantine(store, "1", "2", "3")
     quarantine(store, "4", lane="")
     assert [(row.lane, row.behind) for row in store.rows()] == [
@@ -69,7 +69,7 @@ def test_a_row_says_its_lane_and_what_it_stands_behind(store):
     assert store.delivery(2).lane == "key"
 
 
-def test_followers_are_quarantined_with_their_history_and_grouped_by_what_they_wait_for(store):
+def test_followers_are_quarantined_with_their_history_and_grouped_by_their_blocker(store):
     run(store.defer(laned("1"), 1.0), store.defer(replace(laned("2"), history=FAILED), 1.0))
     run(store.defer(laned("3"), 1.0), store.quarantine(laned("1"), "poison"))
     _, second, third = store.rows()
@@ -85,13 +85,13 @@ def test_only_the_first_row_of_a_lane_can_be_claimed(store):
     assert run(store.resolve(1), store.claim(3), store.claim(2)) == [True, False, True]
 
 
-def test_behind_a_deferred_row_nothing_can_be_claimed(store):
+def test_rows_behind_a_deferred_row_cannot_be_claimed(store):
     run(store.defer(laned("1"), 1.0))
     quarantine(store, "2")
     assert run(store.claim(2)) == [False]
 
 
-def test_what_came_during_a_replay_that_fails_is_quarantined_behind_it(store):
+def test_a_message_that_came_during_a_failed_replay_is_quarantined_behind_it(store):
     quarantine(store, "1")
     run(store.claim(1), store.defer(laned("2"), 1.0))
     assert states(store) == ["replaying", "deferred"]
@@ -99,7 +99,7 @@ def test_what_came_during_a_replay_that_fails_is_quarantined_behind_it(store):
     assert states(store) == ["quarantined", "quarantined"]
 
 
-def test_what_came_during_a_replay_that_succeeds_is_due(store):
+def test_a_message_that_came_during_a_successful_replay_is_due(store):
     quarantine(store, "1")
     run(store.claim(1), store.defer(laned("2"), 1.0))
     assert store.due(9.0) == []
@@ -107,7 +107,7 @@ def test_what_came_during_a_replay_that_succeeds_is_due(store):
     assert [delivery.row for delivery in store.due(9.0)] == [2]
 
 
-def test_what_came_during_a_replay_that_died_is_quarantined_behind_it(opened):
+def test_a_message_that_came_during_a_replay_that_died_is_quarantined_behind_it(opened):
     store = opened()
     quarantine(store, "1")
     run(store.claim(1), store.defer(laned("2"), 1.0))
@@ -125,7 +125,7 @@ def test_lanes_are_known_after_the_next_start(opened):
     assert not opened().is_blocked("key")
 
 
-def test_a_lane_may_be_named_by_anything(store):
+def test_a_lane_may_have_any_name(store):
     odd = "\udcff \x00 '"
     quarantine(store, "1", lane=odd)
     assert store.is_blocked(odd)
@@ -147,7 +147,7 @@ def test_a_row_in_the_middle_may_leave(store):
     assert [(row.id, row.behind) for row in store.rows()] == [(1, None), (3, 1)]
 
 
-def test_what_expires_lets_nothing_run(opened):
+def test_an_expired_row_lets_no_follower_run(opened):
     store = opened(max_age=10.0)
     run(store.defer(laned("1"), 1.0), store.defer(laned("2"), 1.0))
     quarantine(store, "1")
@@ -155,7 +155,7 @@ def test_what_expires_lets_nothing_run(opened):
     assert store.due(1e12) == []
 
 
-def test_an_edited_copy_has_its_originals_place_however_often_it_was_edited(store):
+def test_a_copy_has_the_place_of_its_first_original_after_several_edits_too(store):
     quarantine(store, "1", "2", "3")
     (child,) = run(store.supersede(2, b"1"))
     (grandchild,) = run(store.supersede(child, b"2"))
@@ -167,7 +167,7 @@ def test_an_edited_copy_has_its_originals_place_however_often_it_was_edited(stor
     assert store.in_lane_order([3, grandchild]) == [grandchild, 3]
 
 
-def test_an_edit_for_which_the_first_row_made_room_is_the_first(opened):
+def test_an_edited_copy_is_the_first_row_where_the_former_first_made_room_for_it(opened):
     others = len(pack(laned("1").properties)) + len("poison")
     store = opened(max_bytes=118 + 3 * others)
     for message_id, size in ("1", 100), ("2", 9), ("3", 9):
@@ -177,7 +177,7 @@ def test_an_edit_for_which_the_first_row_made_room_is_the_first(opened):
     assert (store.row(child).behind, store.row(3).behind) == (None, child)
 
 
-def test_rows_of_lanes_trade_places_and_others_stay(store):
+def test_rows_of_a_lane_are_sorted_in_place_and_other_rows_stay(store):
     quarantine(store, "1", "2", lane="a")
     quarantine(store, "3", lane="")
     quarantine(store, "4", "5", lane="b")
@@ -205,14 +205,14 @@ def test_a_write_that_fails_blocks_no_lane(store, tmp_path):
     assert not store.is_blocked("key")
 
 
-def test_where_a_lane_has_no_rows_nothing_is_read(store):
+def test_a_lane_without_rows_costs_no_read(store):
     run(store.defer(laned("1", ""), 1.0))
     store.close()
     assert not store.is_blocked("key")
     assert not store.is_blocked("")
 
 
-# Reads and writes by index, whatever the number of rows.
+# Reads and writes use an index.
 
 QUERIES = [
     (reader.DUE, "SEARCH messages USING INDEX messages_by_due (due<?)"),
@@ -240,11 +240,11 @@ def plan(directory, query):
 
 
 @pytest.mark.parametrize(("query", "step"), QUERIES)
-def test_what_lanes_need_takes_one_step_through_an_index(store, tmp_path, query, step):
-    # SQLite 3.46 takes a value from the index itself, without a look at the row.
+def test_the_queries_of_lanes_take_one_step_through_an_index(store, tmp_path, query, step):
+    # SQLite 3.46 takes a value from the index itself, without reading the row.
     first, *others = [one.replace("COVERING ", "") for one in plan(tmp_path, query)]
     assert first == step
-    # What follows is about the list of rows that was given.
+    # Further steps read the list of rows that was given.
     assert not others or "json_each" in query
 
 

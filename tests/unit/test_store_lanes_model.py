@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever is written in whatever order, lanes are as lists in memory would be."""
+"""After any writes in any order, lanes equal a model of lists in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from consumer_framework.testing import make_delivery
 
 MAX_AGE = 10.0
 LANES = ["", "a", "b"]
-# Mostly one: what happens in a lane does so among its rows.
+# Mostly one lane, since rows of one lane affect each other.
 lanes = st.sampled_from(["a", "a", "a", "b", ""])
 times = st.integers(0, 5).map(float)
 picks = st.integers(0, 30)
@@ -27,7 +27,7 @@ picks = st.integers(0, 30)
 
 @dataclass
 class Message:
-    """An open row of the model; lanes are lists of these."""
+    """An open row of the model; a lane is a list of rows."""
 
     row: int
     name: str
@@ -55,7 +55,7 @@ class Lanes(RuleBasedStateMachine):
         self.store.close()
         shutil.rmtree(self.directory)
 
-    # What the model knows.
+    # The state of the model.
 
     @property
     def messages(self):
@@ -65,7 +65,7 @@ class Lanes(RuleBasedStateMachine):
         return self.messages[number % len(self.messages)]
 
     def first(self, message):
-        """The row that *message* stands behind, None for none."""
+        """Return the row that *message* waits for, None for none."""
         first = self.lanes[message.lane][0]
         return None if message.lane == "" or first is message else first
 
@@ -75,7 +75,7 @@ class Lanes(RuleBasedStateMachine):
         self.settle(message.lane)
 
     def settle(self, lane):
-        """What is deferred behind a quarantined row is quarantined."""
+        """Quarantine the deferred rows behind a quarantined row."""
         found = [m for m in self.lanes[lane] if m.state == "quarantined"]
         if not lane or not found:
             return
@@ -88,7 +88,7 @@ class Lanes(RuleBasedStateMachine):
     def lose(self, message):
         self.lanes[message.lane].remove(message)
 
-    # What happens.
+    # Events.
 
     @rule(lane=lanes, due=times)
     def a_message_is_deferred(self, lane, due):
@@ -109,7 +109,7 @@ class Lanes(RuleBasedStateMachine):
         return new
 
     def delivery(self, message):
-        # On a channel of its own: it comes again.
+        # The generation is new: the message comes again.
         self.generation += 1
         delivery = make_delivery(
             message_id=message.name, redelivered=True, generation=self.generation
@@ -150,7 +150,7 @@ class Lanes(RuleBasedStateMachine):
     @rule(pick=picks, first=st.booleans())
     def a_replay_claims(self, pick, first):
         message = self.pick(pick)
-        # Claims that succeed are what leads on.
+        # Mostly claims that succeed, since only these lead to further states.
         message = (self.first(message) or message) if first else message
         claimed = asyncio.run(self.store.claim(message.row))
         assert claimed == (message.state == "quarantined" and self.first(message) is None)
@@ -198,7 +198,7 @@ class Lanes(RuleBasedStateMachine):
         for lane in {m.lane for m in claimed}:
             self.settle(lane)
 
-    # What must be so.
+    # Invariants.
 
     @invariant()
     def rows_are_as_in_the_model(self):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the store gives up, when, and where it is afterwards."""
+"""Messages expire by age and by size, and are exported first."""
 
 import asyncio
 import json
@@ -18,15 +18,15 @@ from consumer_framework.testing import make_delivery
 FAILED = History((Attempt(1.5, "ValueError", "no", "Traceback ...", "ValueError in f"),), crashes=1)
 
 
-# What a row takes that `quarantine` makes here.
+# The size of a row that `quarantine` makes here.
 ROW = size_of(b"0123456789", pack(make_delivery(message_id="1").properties), "spent", "no")
 ROW += size_of("Traceback ...")
-# The body of a deferred message that takes as much.
+# The body of a deferred message of the same size.
 AS_MUCH = b"x" * (10 + size_of("spent", "no", "Traceback ...") - size_of("deferred"))
 
 
 class Time:
-    """A clock for rows."""
+    """A clock that a test sets."""
 
     def __init__(self):
         self.now = 1000.0
@@ -42,7 +42,7 @@ def clock():
 
 @pytest.fixture
 def opened(tmp_path, clock):
-    """Opens stores with limits."""
+    """Return a function that opens stores with limits."""
     stores = []
 
     def open_store(**limits):
@@ -78,7 +78,7 @@ def lines(file):
 # Age.
 
 
-def test_what_is_quarantined_for_too_long_expires_into_a_file(opened, clock, tmp_path):
+def test_messages_that_are_quarantined_for_too_long_expire_into_a_file(opened, clock, tmp_path):
     store = opened(max_age=100.0)
     quarantine(store, "old", body=b'{"a": 1}')
     clock.now = 1050.0
@@ -95,7 +95,7 @@ def test_what_is_quarantined_for_too_long_expires_into_a_file(opened, clock, tmp
     ]
 
 
-def test_what_expires_later_is_appended(opened, clock, tmp_path):
+def test_messages_that_expire_later_are_appended(opened, clock, tmp_path):
     store = opened(max_age=1.0)
     for number in range(3):
         quarantine(store, str(number))
@@ -104,7 +104,7 @@ def test_what_expires_later_is_appended(opened, clock, tmp_path):
     assert [line["id"] for line in lines(tmp_path / "expired.jsonl")] == ["0", "1", "2"]
 
 
-def test_a_half_line_left_by_a_crash_spoils_no_other(opened, clock, tmp_path):
+def test_half_a_line_from_a_crash_does_not_spoil_the_next_line(opened, clock, tmp_path):
     store = opened(max_age=1.0)
     quarantine(store, "1")
     (tmp_path / "expired.jsonl").write_text('{"half": ')
@@ -128,7 +128,7 @@ def test_without_a_limit_nothing_expires(opened):
     assert run(store.expire(1e12))[0].rows == 0
 
 
-def test_a_failed_replay_makes_a_message_young_again(opened, clock):
+def test_the_age_of_a_message_begins_again_after_a_failed_replay(opened, clock):
     store = opened(max_age=100.0)
     quarantine(store, "1")
     clock.now = 1090.0
@@ -151,7 +151,7 @@ def test_more_than_one_portion_expires_and_the_originals_of_edited_messages_too(
     assert sorted(bodies) == [b"edited", *[b"not json"] * 1200]
 
 
-def test_where_expired_messages_cannot_be_exported_they_stay(opened, tmp_path):
+def test_messages_that_cannot_be_exported_stay(opened, tmp_path):
     store = opened(max_age=1.0, max_bytes=10)
     quarantine(store, "1")
     (tmp_path / "expired.jsonl").mkdir()
@@ -176,14 +176,14 @@ def test_the_oldest_quarantined_messages_make_room(opened, tmp_path):
     assert store.stats().bytes == 3 * ROW
 
 
-def test_deferred_messages_make_room_as_well_as_they_take_it(opened):
+def test_a_deferred_message_expires_quarantined_ones_to_make_room(opened):
     store = opened(max_bytes=3 * ROW)
     quarantine(store, "1", "2", "3")
     run(store.defer(make_delivery(message_id="deferred", body=AS_MUCH + b"x"), 1.0))
     assert kept(store) == ["3", "deferred"]
 
 
-def test_what_is_full_of_deferred_messages_takes_no_more_and_loses_none(opened):
+def test_a_store_full_of_deferred_messages_takes_no_more_and_loses_none(opened):
     store = opened(max_bytes=3 * ROW)
     for number in range(3):
         run(store.defer(make_delivery(message_id=str(number), body=AS_MUCH), 1.0))
@@ -196,7 +196,7 @@ def test_what_is_full_of_deferred_messages_takes_no_more_and_loses_none(opened):
     assert kept(store) == ["1", "2", "3"]
 
 
-def test_a_message_that_is_there_already_needs_no_room(opened):
+def test_a_message_that_has_a_row_already_needs_no_room(opened):
     store = opened(max_bytes=10)
     quarantine(store, "1")
     quarantine(store, "1")
@@ -204,14 +204,14 @@ def test_a_message_that_is_there_already_needs_no_room(opened):
     assert kept(store) == ["1"]
 
 
-def test_a_message_larger_than_the_limit_is_kept_alone_rather_than_block_the_queue(opened):
+def test_a_message_larger_than_the_limit_is_kept_alone(opened):
     store = opened(max_bytes=5)
     quarantine(store, "1")
     quarantine(store, "2")
     assert kept(store) == ["2"]
 
 
-def test_an_edit_never_pushes_out_its_own_original(opened):
+def test_an_edit_never_expires_its_own_original(opened):
     store = opened(max_bytes=2 * ROW + ROW // 2)
     quarantine(store, "1", "2")
     (child,) = run(store.supersede(2, b"x" * 10))
@@ -234,7 +234,7 @@ def test_a_burst_into_a_full_store_takes_a_handful_of_commits(opened, tmp_path):
     assert expired | set(kept(store)) == {str(n) for n in range(1000)}
 
 
-def test_an_edit_that_finds_no_room_leaves_its_original_as_it_was(opened):
+def test_an_edit_without_room_leaves_its_original_unchanged(opened):
     store = opened(max_bytes=2 * ROW)
     run(store.defer(make_delivery(message_id="1", body=AS_MUCH), 1.0))
     quarantine(store, "2")
@@ -249,14 +249,14 @@ def long_winded(message_id, size):
     return replace(make_delivery(message_id=message_id, body=b"x"), history=history)
 
 
-def test_all_that_a_row_keeps_counts_towards_the_limit(opened):
+def test_properties_reason_and_attempts_count_towards_the_limit(opened):
     store = opened(max_bytes=10_000)
     for number in range(20):
         run(store.quarantine(long_winded(str(number), 3000), "spent"))
     assert kept(store) == ["17", "18", "19"]
 
 
-def test_a_row_that_grows_pushes_out_others_and_never_itself(opened):
+def test_a_row_that_grows_expires_other_rows_and_never_itself(opened):
     store = opened(max_bytes=10_000)
     for number in range(3):
         run(store.quarantine(long_winded(str(number), 3000), "spent"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A store that an older version wrote keeps everything, and works as a new one does."""
+"""A store of an older version keeps all its rows, and works like a new one."""
 
 import asyncio
 import sqlite3
@@ -17,7 +17,7 @@ from consumer_framework.testing import make_delivery
 _COLUMNS = """(id, queue, key, state, message_id, exchange, routing_key, redelivered, received_at,
     properties, body, due, reason, fingerprint, crashes, created, updated, parent)"""
 NONE = pack(pika.BasicProperties())
-# What version 1 wrote: a deferred row, a quarantined one, one in a replay, and one that was edited
+# Rows of version 1: a deferred row, a quarantined one, one in a replay, and one that was edited
 # twice.
 ROWS = [
     (1, "deferred", "1", 5.0, None),
@@ -47,7 +47,7 @@ def make_version_1(directory):
         connection.commit()
 
 
-def test_every_row_of_version_1_is_there_with_all_it_had(tmp_path):
+def test_every_row_of_version_1_is_there_unchanged(tmp_path):
     make_version_1(tmp_path)
     with closing(Store.open(tmp_path, limits=Limits())) as store:
         rows = store.rows(state=None)
@@ -83,7 +83,7 @@ def test_rows_of_version_1_are_due_claimed_and_dropped_as_before(tmp_path):
         assert [row.id for row in store.rows(state=None)] == [3, 8]
 
 
-def test_a_migrated_store_is_as_a_new_one(tmp_path):
+def test_a_migrated_store_has_the_schema_of_a_new_one(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
     make_version_1(tmp_path / "old")
@@ -106,7 +106,7 @@ def test_an_edited_row_of_version_1_has_the_place_of_its_first_original(tmp_path
     assert places == {1: 1, 2: 2, 3: 3, 4: 4, 5: 4, 7: 4, 8: 8}
 
 
-def test_a_reader_leaves_the_migration_to_the_instance(tmp_path):
+def test_a_reader_does_not_migrate(tmp_path):
     make_version_1(tmp_path)
     with pytest.raises(StoreError, match="older version; start the instance once"):
         Store.read(tmp_path)

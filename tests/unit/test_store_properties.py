@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever properties a broker can deliver, the store gives them back."""
+"""The store returns all properties that a broker can deliver."""
 
 import json
 import struct
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from consumer_framework.adapters.store.properties import NAMES, pack, unpack
 from consumer_framework.testing import FakeProperties
 
-# Bytes on the wire, as AMQP 0-9-1 section 4.2.5 and RabbitMQ's errata have them: what pika decodes
-# is what there is, not what pika encodes.
+# Bytes on the wire, by AMQP 0-9-1 section 4.2.5 and RabbitMQ's errata: brokers deliver values that
+# pika cannot encode.
 
 
 def sized(kind, form="I"):
@@ -86,7 +86,7 @@ ON_THE_WIRE = dict.fromkeys(NAMES, short_strings) | {
 
 @st.composite
 def received_properties(draw):
-    """Properties as pika decodes them from what a broker sends."""
+    """Return properties as pika decodes them from the bytes of a broker."""
     flags, encoded = 0, b""
     for bit, name in enumerate(NAMES):
         if draw(st.booleans()):
@@ -96,7 +96,7 @@ def received_properties(draw):
 
 
 def types_of(value):
-    """Equal for 1 and 1, not for 1, True, 1.0 and Decimal(1)."""
+    """Return a text that differs for 1, True, 1.0 and Decimal(1)."""
     if isinstance(value, dict):
         return {key: types_of(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -108,7 +108,7 @@ def types_of(value):
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(received_properties())
-def test_all_properties_that_pika_can_decode_come_back(properties):
+def test_all_properties_that_pika_can_decode_come_back_equal(properties):
     back = unpack(pack(properties))
     assert back == properties
     assert types_of(vars(back)) == types_of(vars(properties))
@@ -160,12 +160,12 @@ def test_an_integer_that_pika_cannot_encode_comes_back():
     assert unpack(pack(properties)) == properties
 
 
-def test_what_is_no_amqp_value_is_kept_as_its_repr():
+def test_a_value_that_amqp_does_not_have_is_stored_as_its_repr():
     assert unpack(pack(FakeProperties("1", {"a": {1}}))).headers == {"a": "{1}"}
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_that_json_has_not_comes_back_from_valid_json(number):
+def test_a_number_that_json_does_not_have_comes_back_from_valid_json(number):
     text = pack(FakeProperties(headers={"n": number}))
     json.loads(text, parse_constant=pytest.fail)
     assert str(unpack(text).headers["n"]) == str(number)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Damage in the write-ahead log is told, and what a crash leaves there is not called damage."""
+"""Damage in the write-ahead log is reported; the traces of a crash are no damage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FRAME = 24 + 4096
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> Path:
-    """The state of a process that was killed, with a log that is not in the database yet."""
+    """Return the state of a killed process, with a log that is not in the database yet."""
     directory: Path = tmp_path_factory.mktemp("killed")
     subprocess.run([sys.executable, "-c", KILLED, str(directory)], check=False)
     return directory
@@ -63,22 +63,22 @@ def scribble(state: Path, at: int, octets: bytes = b"\xa5" * 64) -> None:
 
 
 def reopened(state: Path) -> int:
-    """Open it, and count the messages that are left."""
+    """Open the store, and return the number of messages that are left."""
     with closing(Store.open(state, limits=Limits())) as store:
         count = len(store.rows(state=None))
-        # It takes writes, and has none of the former ones for its own.
+        # The store takes new writes.
         asyncio.run(store.remove(99))
     assert list(state.glob("*-wal")) == []
     return count
 
 
-def test_what_a_killed_process_leaves_is_whole(state, caplog):
+def test_the_log_of_a_killed_process_is_not_damaged(state, caplog):
     assert reopened(state) == 8
     assert caplog.text == ""
     assert list(state.glob("damaged-*")) == []
 
 
-def test_a_torn_tail_is_what_a_power_cut_leaves(state, caplog):
+def test_a_torn_tail_as_of_a_power_cut_is_not_damage(state, caplog):
     with wal(state).open("ab") as stream:
         stream.write(wal(state).read_bytes()[HEADER : HEADER + 1000])
     assert reopened(state) == 8
@@ -91,7 +91,7 @@ def test_a_torn_tail_is_what_a_power_cut_leaves(state, caplog):
 @pytest.mark.parametrize(
     "where", ["header", "first page", "middle salts", "last page", "last salts"]
 )
-def test_random_bytes_in_the_log_are_told_and_the_files_kept(state, caplog, where):
+def test_random_bytes_in_the_log_are_reported_and_the_files_kept(state, caplog, where):
     last = HEADER + (frames(state) - 1) * FRAME
     at = {
         "header": 4,
@@ -116,7 +116,7 @@ def test_random_bytes_in_the_log_are_told_and_the_files_kept(state, caplog, wher
 def test_frames_of_an_earlier_log_are_no_damage(state):
     whole = wal(state).read_bytes()
     count = frames(state)
-    # A log that was begun anew: its first salt is one more.
+    # A log that was begun anew has a first salt that is one more.
     salt = (int.from_bytes(whole[16:20], "big") - 1) % (1 << 32)
     for number in range(count // 2, count):
         scribble(state, HEADER + number * FRAME + 8, salt.to_bytes(4, "big"))
@@ -125,7 +125,7 @@ def test_frames_of_an_earlier_log_are_no_damage(state):
     assert find_damage(state / "none", 0) == ""
 
 
-def test_without_room_for_a_copy_nothing_is_overwritten(state, monkeypatch):
+def test_nothing_is_overwritten_where_a_copy_has_no_room(state, monkeypatch):
     scribble(state, HEADER + 24 + 100)
     before = wal(state).read_bytes()
 
@@ -144,7 +144,7 @@ def test_without_room_for_a_copy_nothing_is_overwritten(state, monkeypatch):
     assert (aside / "store.sqlite3-wal").read_bytes() == before
 
 
-def test_a_process_that_dies_while_it_looks_leaves_all_as_it_was(state):
+def test_a_process_that_dies_during_the_check_changes_nothing(state):
     (state / "store.sqlite3-wal.held").hardlink_to(wal(state))
     assert reopened(state) == 8
     assert list(state.glob("*.held")) == []

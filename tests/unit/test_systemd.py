@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What reaches the service manager, on a real socket."""
+"""Notifications of the service manager, on a real socket."""
 
 import logging
 import os

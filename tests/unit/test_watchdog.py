@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Feeding the watchdog; what is fed for is decided elsewhere, and is tested there."""
+"""Feeding the watchdog. The verdict is tested in test_vitality.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Flight:
 
 
 class Instance(SimpleNamespace):
-    """What of an instance is judged: one that consumes from nothing, and is set up."""
+    """The parts of an instance that are judged: it is set up, and consumes from nothing."""
 
     def __init__(self, seconds=SECONDS):
         clock = SystemClock()
@@ -56,7 +56,7 @@ def _faulthandler_as_before():
 
 
 def watched(instance, until):
-    """Run a watchdog until the service manager was told what a test waits for."""
+    """Run a watchdog until the calls of the service manager satisfy *until*."""
 
     async def scenario():
         watchdog = Watchdog(instance)

@@ -266,7 +266,7 @@ class Consumers:
         )
         # TwistedChannel.basic_consume would make two Deferreds for each delivery.
         consume = subscription.channel._wrap_channel_method("basic_consume")  # noqa: SLF001
-        receive = _receiver(subscription, self._delivered, self._unwanted)
+        receive = self._receiver(subscription)
         subscription.is_wanted = True
         subscription.base_tag = subscription.latest_tag
         subscription.receivers[subscription.channel.channel_number] = receive
@@ -288,18 +288,41 @@ class Consumers:
 
     # Deliveries.
 
-    def _delivered(self, delivery: Delivery) -> None:
-        self._channels.arrived(delivery)
-        self._recipient.delivered(delivery)
+    def _receiver(self, subscription: Subscription) -> Receiver:
+        channels, take = self._channels, self._recipient.delivered
+        queue, generation = subscription.queue, subscription.generation
 
-    def _unwanted(self, delivery: Delivery) -> None:
-        if self.must_take(delivery):
-            self._delivered(delivery)
-            return
-        self._channels.arrived(delivery)
-        self._channels.give_back(delivery)
+        def receive(  # noqa: PLR0913, PLR0917 -- as basic.deliver has them
+            tag: int,
+            redelivered: bool,  # noqa: FBT001 -- as above
+            exchange: str,
+            routing_key: str,
+            properties: Any,
+            body: bytes,
+        ) -> None:
+            subscription.latest_tag = tag
+            # By position, which costs less than by keyword.
+            delivery = Delivery(
+                queue,
+                generation,
+                tag,
+                redelivered,
+                readable(exchange),
+                readable(routing_key),
+                properties,
+                body,
+                time.time(),
+                arrived_at=time.monotonic(),
+            )
+            channels.arrived(delivery)
+            if subscription.is_wanted or self.must_take(delivery):
+                take(delivery)
+            else:
+                channels.give_back(delivery)
 
-    def shed(self, delivery: Delivery) -> bool:
+        return receive
+
+    def give_back_from(self, delivery: Delivery) -> bool:
         """Give back *delivery* and those that follow it, until there is a new consumer.
 
         Returns:
@@ -444,43 +467,6 @@ class Consumers:
 
 def _log_failure(failure: Any) -> None:
     _log.debug("canceling: %r", failure.value)
-
-
-def _receiver(
-    subscription: Subscription,
-    delivered: Callable[[Delivery], None],
-    unwanted: Callable[[Delivery], None],
-) -> Receiver:
-    queue, generation = subscription.queue, subscription.generation
-
-    def receive(  # noqa: PLR0913, PLR0917 -- as basic.deliver has them
-        tag: int,
-        redelivered: bool,  # noqa: FBT001 -- as above
-        exchange: str,
-        routing_key: str,
-        properties: Any,
-        body: bytes,
-    ) -> None:
-        subscription.latest_tag = tag
-        # By position, which costs less than by keyword.
-        delivery = Delivery(
-            queue,
-            generation,
-            tag,
-            redelivered,
-            readable(exchange),
-            readable(routing_key),
-            properties,
-            body,
-            time.time(),
-            arrived_at=time.monotonic(),
-        )
-        if subscription.is_wanted:
-            delivered(delivery)
-        else:
-            unwanted(delivery)
-
-    return receive
 
 
 def _pika_callback(receive: Receiver) -> Callable[[Any, Any, Any, bytes], None]:

@@ -19,7 +19,6 @@ from consumer_framework.core.errors import FrameworkError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-TEMPLATE = "fm-consumer@{}.service"
 TARGET = "fm-consumers.target"
 
 # Seconds in which a question is answered, or given up. Starts and stops take their time.
@@ -114,8 +113,8 @@ class Unit:
 
 
 def unit_name(instance: str) -> str:
-    """Return the name of the unit of *instance*."""
-    return TEMPLATE.format(instance)
+    """Return the name of the unit of *instance*; "" for the template, "*" for all instances."""
+    return f"fm-consumer@{instance}.service"
 
 
 class Systemctl:
@@ -173,8 +172,8 @@ def bus_properties(unit: str) -> dict[str, Any]:
 
     See org.freedesktop.systemd1(5). systemd loads the unit for this where it is not loaded.
     """
-    # The bus has these names with all but letters and digits escaped.
-    label = re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02x}", unit)
+    # The bus escapes all but letters and digits in these names, and a digit at the beginning.
+    label = re.sub(r"^[0-9]|[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02x}", unit)
     name, path = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
     question = ("org.freedesktop.DBus.Properties", "GetAll", "s", "")
     try:

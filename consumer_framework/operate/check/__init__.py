@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Checks of an instance before it starts: ``fm-consumer check``.
 
-:func:`.all_checks.check` runs them in order. Each of the other files holds the checks of one
-subject and returns findings. Importing this package imports no reactor.
+A check looks at one subject, starts and changes nothing, and yields :class:`~.findings.Finding`
+values: an error keeps the instance from its work, a warning names a message that may be lost.
+``all_checks`` runs every check in order. ``start`` does the steps of a start before it connects,
+``files`` looks at the files of the host, ``queues`` at the declared queues and bindings, and
+``broker`` asks the broker. No check imports a reactor.
 """

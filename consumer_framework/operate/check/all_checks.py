@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Says before a start whether an instance will work, and what lies outside the guarantee.
+"""Runs every check of an instance, in order, and collects the findings.
 
-Starts nothing: the author's module is imported, and neither its class nor its ``setup`` is called.
-Import it after :func:`.reactor.install`.
-
-What is allowed, and outside the guarantee: each check looks at settings alone.
+Nothing is started: the author's module is imported, and neither its class nor its ``setup`` is
+called. An author's module may import the reactor, so call :func:`.reactor.install` before.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.systemd.accounts import service_account
 from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_service
+from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.runtime.assembly.access import from_outside, hands_file_over
 from consumer_framework.runtime.assembly.plan import tasks_problem
 from consumer_framework.runtime.state_files import SYSTEM_STATE, is_directory_given, state_directory
@@ -25,7 +24,7 @@ from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings, state_findings, tls_findings
 from .findings import Finding, Level, error, report
 from .queues import binding_findings, flow_findings, queue_findings
-from .start import Named, examine, monitoring_findings, named_in, publish_findings
+from .start import NamedCredentials, examine, monitoring_findings, publish_findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,43 +37,34 @@ if TYPE_CHECKING:
     from .findings import Report
     from .start import Start
 
-__all__ = ["binding_findings", "flow_findings", "queue_findings", "tasks_problem"]
-
 
 def check(options: RunOptions, *, as_service: bool, ask_broker: bool) -> Report:
-    """Look at everything that an instance needs.
+    """Check everything that an instance needs.
 
     Args:
-        options: What ``fm-consumer run`` would be told.
-        as_service: The instance is one of systemd's: what it may read is asked of systemd.
+        options: The options of ``fm-consumer run``.
+        as_service: True for an instance of systemd's, whose rights are asked of systemd.
         ask_broker: Connect to the broker too.
     """
-    source = options.source
     account = _account(options.instance) if as_service else None
     access = from_outside(options.path, options.instance, of_service=as_service)
     options = replace(options, access=access)
-    named = named_in(options.path, access)
+    named = NamedCredentials.in_file(options.path, access)
     start = examine(options, named.absent)
-    found = [*map(error, start.problems), *_service_findings(options, account)]
-    found += _state_findings(options, account, start.settings)
-    found += named.findings()
+    found = [
+        *map(error, start.problems),
+        *_service_findings(options, account),
+        *_state_findings(options, account, start.settings),
+        *named.findings(),
+    ]
     if start.settings is not None:
-        found += _settings_findings(start, options.path, account, named)
-        unit = f"fm-consumer@{options.instance}.service"
-        most = most_tasks() if account is None else tasks_of_service(unit)
-        problem = tasks_problem(start.framework, most)
-        directory = _state_directory(options, account)
-        found += monitoring_findings(start.settings.monitoring, directory)
-        found += [error(problem)] if problem else []
-        unasked = None if ask_broker else NOT_ASKED
-        if ask_broker and named.hides_the_broker:
-            unasked = CANNOT_ASK
-        found += _broker_and_queues(start, start.settings, unasked)
-    return report(source, tuple(finding.at(source) for finding in found))
+        found += _settings_findings(start.settings, start, options, account, named)
+        found += _broker_findings(start.settings, start, named, ask_broker=ask_broker)
+    return report(options.source, tuple(finding.at(options.source) for finding in found))
 
 
 def _account(instance: str) -> Account:
-    return service_account(f"fm-consumer@{instance}.service", f"fm-{instance}")
+    return service_account(unit_name(instance), f"fm-{instance}")
 
 
 def _service_findings(options: RunOptions, account: Account | None) -> Iterator[Finding]:
@@ -94,7 +84,7 @@ def _state_findings(
     is_service = account is not None
     is_given = is_service or is_directory_given(options.state_directory)
     for finding in state_findings(_state_directory(options, account), made=is_service):
-        # Without one that somebody named, it runs without a store, and says so.
+        # Without a directory that somebody named, it runs without a store, and warns.
         may_run = finding.level is Level.ERROR and not is_given
         yield replace(finding, level=Level.WARNING) if may_run else finding
 
@@ -107,23 +97,37 @@ def _state_directory(options: RunOptions, account: Account | None) -> Path:
 
 
 def _settings_findings(
-    start: Start, path: Path | None, account: Account | None, named: Named
+    settings: Settings,
+    start: Start,
+    options: RunOptions,
+    account: Account | None,
+    named: NamedCredentials,
 ) -> Iterator[Finding]:
-    settings = start.settings
-    assert settings is not None  # noqa: S101 -- its caller looked
-    if path is not None and "amqp_url" not in named.paths:
-        yield from password_findings(settings.amqp_url, path)
+    if options.path is not None and "amqp_url" not in named.paths:
+        yield from password_findings(settings.amqp_url, options.path)
     yield from tls_findings(settings, account, datetime.now(UTC), named.paths)
     yield from flow_findings(settings.qos.prefetch_count, start.framework)
     yield from binding_findings(settings)
     if start.target is not None:
         yield from publish_findings(start.target)
+    yield from monitoring_findings(settings.monitoring, _state_directory(options, account))
+    unit = unit_name(options.instance)
+    most = most_tasks() if account is None else tasks_of_service(unit)
+    problem = tasks_problem(start.framework, most)
+    if problem:
+        yield error(problem)
 
 
-def _broker_and_queues(
-    start: Start, settings: Settings, unasked: Finding | None
+def _broker_findings(
+    settings: Settings, start: Start, named: NamedCredentials, *, ask_broker: bool
 ) -> Iterator[Finding]:
-    version, found = broker_findings(settings) if unasked is None else (None, [unasked])
-    yield from found
+    version = None
+    if not ask_broker:
+        yield NOT_ASKED
+    elif named.hides_the_broker:
+        yield CANNOT_ASK
+    else:
+        version, found = broker_findings(settings)
+        yield from found
     for name, queue in settings.queues.items():
         yield from queue_findings(name, queue, start.framework.recovery.ack_timeout, version)

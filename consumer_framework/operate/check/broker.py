@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the broker says to the account of the instance, and what it does not say."""
+"""Asks the brokers, with the account of the instance, about its queues and exchanges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp.inspection import UnreachableError, inspect
 from consumer_framework.core.errors import Fault, Problem
-from consumer_framework.core.limits import version_of
+from consumer_framework.core.limits import broker_version
 from consumer_framework.core.text import plural
 from consumer_framework.settings import toml_path
 
@@ -31,10 +31,10 @@ _BROKERS = "consumer_config.framework.brokers"
 
 
 def broker_findings(settings: Settings) -> tuple[tuple[int, ...] | None, list[Finding]]:
-    """Ask each broker; the first one that answers is asked about queues.
+    """Ask each broker; ask the first one that answers about queues.
 
     Returns:
-        RabbitMQ's version, None where it is unknown or another broker; and what was found.
+        The version of RabbitMQ, None if it is unknown or another broker; and the findings.
     """
     found: list[Finding] = []
     views: list[BrokerView] = []
@@ -68,7 +68,7 @@ def _clusters(views: list[BrokerView]) -> Iterator[Finding]:
 
 
 def _version(view: BrokerView) -> tuple[int, ...] | None:
-    return version_of(view.version) if view.product == "RabbitMQ" else None
+    return broker_version(view.version) if view.product == "RabbitMQ" else None
 
 
 def _findings(view: BrokerView) -> Iterator[Finding]:

@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may read the configuration file, and who should not.
-
-Whether the state directory can be used, and keeps what is written to it.
-
-Whether the files of ``[tls]`` can be used, and until when.
-
-What kind of filesystem a directory is on (proc_pid_mountinfo(5)).
-"""
+"""Checks the files of the host: the configuration, the state directory, and those of ``[tls]``."""
 
 from __future__ import annotations
 
@@ -35,41 +28,76 @@ if TYPE_CHECKING:
 
     from .findings import Finding
 
-_MOUNTS = Path("/proc/self/mountinfo")
+# Directories that the unit hides (ProtectHome= and PrivateTmp= in systemd.exec(5)).
+HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
+# Stands for everybody without rights of their own.
+_OTHERS = Account("everybody", None, frozenset())
+# The password that RabbitMQ has for everybody, and takes from the same machine only.
+_NO_SECRETS = {None, "", "guest"}
 
 
-def nearest(path: Path) -> Path:
-    """Return *path*, or the directory above it that exists."""
-    found = path.absolute()
-    # Path.exists raises where this user may not look; os.path.exists does not.
-    while not os.path.exists(found) and found != found.parent:  # noqa: PTH110
-        found = found.parent
-    return found
+def file_findings(
+    path: Path, account: Account | None, is_handed_over: Callable[[], bool] = lambda: False
+) -> Iterator[Finding]:
+    """Check that the service can read its configuration.
 
-
-def filesystem_of(path: Path, mounts: Path = _MOUNTS) -> str:
-    """Return the type of the filesystem that *path* is, or would be, on.
-
-    Returns:
-        ``ext4``, ``tmpfs`` and so on; "" where that cannot be told.
+    Args:
+        path: The file.
+        account: The account of the service; None without a service.
+        is_handed_over: Tells whether systemd gives the service a copy.
     """
-    try:
-        real = nearest(path).resolve()
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return ""
-    points = [(point, kind) for point, kind in map(_mount, lines) if real.is_relative_to(point)]
-    # What was mounted last hides what was mounted at the same place before.
-    return max(reversed(points), key=lambda mount: len(mount[0].parts), default=(real, ""))[1]
+    # Path.exists raises where this user may not look; os.path.exists does not.
+    if account is not None and os.path.exists(path):  # noqa: PTH110
+        if account.obstacle(path) is not None and is_handed_over():
+            what = f"is closed to the service's user {account.name}: systemd gives it a copy"
+            cure = "after a change, run 'fm-consumer reload' as root, or restart the instance"
+            yield info("", what, cure)
+            return
+        yield from closed_findings("", path, account)
 
 
-def _mount(line: str) -> tuple[Path, str]:
-    before, _, after = line.partition(" - ")
-    return Path(_unescaped(before.split()[4])), after.split()[0]
+def closed_findings(key: str, path: Path, account: Account) -> Iterator[Finding]:
+    """Report the reasons why the service cannot read a file.
+
+    Args:
+        key: The TOML path of the key that names it, or "" for the configuration itself.
+        path: The file.
+        account: The account of the service.
+    """
+    what = f"{path} is" if key else "is"
+    obstacle = account.obstacle(path)
+    if obstacle is not None:
+        closed = f"{what} closed to the service's user {account.name}"
+        where = f" by the mode of {obstacle}" if obstacle != path else ""
+        yield error(Problem(key, f"{closed}{where}", _opened(key, path, obstacle)))
+    above = next((each for each in HIDDEN if path.resolve().is_relative_to(each)), None)
+    if above is not None:
+        cure = "move it, or set ProtectHome= and PrivateTmp= for the unit with systemctl edit"
+        yield warning(key, f"{what} below {above}, which the unit hides from the service", cure)
 
 
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+def _opened(key: str, path: Path, obstacle: Path) -> str:
+    if key:
+        # A key is nothing that everybody should read.
+        name = path.name
+        return (
+            f'hand it over: write "credential:{name}", and LoadCredential={name}:{path} with '
+            "systemctl edit"
+        )
+    return f"chmod {'o+x' if obstacle.is_dir() else 'o+r'} {obstacle}"
+
+
+def password_findings(url: str, path: Path) -> Iterator[Finding]:
+    """Warn of a password that everybody on the machine can read.
+
+    Args:
+        url: ``amqp_url``, which was parsed before.
+        path: The file that it is in.
+    """
+    if urlsplit(url).password in _NO_SECRETS or _OTHERS.obstacle(path) is not None:
+        return
+    cure = f'chmod 600 {path}, or write "credential:NAME" for the password'
+    yield warning("amqp_url", "everybody on this machine can read the password in it", cure)
 
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
@@ -81,11 +109,11 @@ _CURE = "give a directory on a local disk with --state-dir"
 
 
 def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
-    """Say what is wrong with the directory that an instance keeps its state in.
+    """Check the state directory of an instance.
 
     Args:
-        directory: Where; it need not be there yet.
-        made: systemd makes it, and gives it to the service.
+        directory: It need not be there yet.
+        made: True if systemd makes it, and gives it to the service.
     """
     place = str(directory)
     there = nearest(directory)
@@ -106,7 +134,7 @@ def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
 
 
 def _files(directory: Path) -> Iterator[Finding]:
-    """What a start cannot use of what is there; only what will not pass by itself."""
+    # Only problems that will not pass by themselves.
     flight = directory / flight_file.NAME
     if flight.is_dir():
         yield error(Problem("", "is a directory, and must be a file", "move it away")).at(
@@ -138,91 +166,19 @@ def _room(free: int) -> Iterator[Finding]:
         yield warning("", what, "make room")
 
 
-# What the unit hides (ProtectHome= and PrivateTmp= in systemd.exec(5)).
-HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
-# Everybody who has no rights of their own.
-_OTHERS = Account("everybody", None, frozenset())
-# What RabbitMQ has for everybody, and takes from the same machine only.
-_NO_SECRETS = {None, "", "guest"}
-
-
-def file_findings(
-    path: Path, account: Account | None, is_handed_over: Callable[[], bool] = lambda: False
-) -> Iterator[Finding]:
-    """Say whether the service can read its configuration.
-
-    Args:
-        path: The file.
-        account: What the service runs as; None where it is none.
-        is_handed_over: Says whether systemd gives the service a copy.
-    """
-    # Path.exists raises where this user may not look; os.path.exists does not.
-    if account is not None and os.path.exists(path):  # noqa: PTH110
-        if account.obstacle(path) is not None and is_handed_over():
-            what = f"is closed to the service's user {account.name}: systemd gives it a copy"
-            cure = "after a change, run 'fm-consumer reload' as root, or restart the instance"
-            yield info("", what, cure)
-            return
-        yield from closed_findings("", path, account)
-
-
-def closed_findings(key: str, path: Path, account: Account) -> Iterator[Finding]:
-    """Say what keeps the service from a file.
-
-    Args:
-        key: The TOML path of the key that names it, or "" for the configuration itself.
-        path: The file.
-        account: What the service runs as.
-    """
-    what = f"{path} is" if key else "is"
-    obstacle = account.obstacle(path)
-    if obstacle is not None:
-        closed = f"{what} closed to the service's user {account.name}"
-        where = f" by the mode of {obstacle}" if obstacle != path else ""
-        yield error(Problem(key, f"{closed}{where}", _opened(key, path, obstacle)))
-    above = next((each for each in HIDDEN if path.resolve().is_relative_to(each)), None)
-    if above is not None:
-        cure = "move it, or set ProtectHome= and PrivateTmp= for the unit with systemctl edit"
-        yield warning(key, f"{what} below {above}, which the unit hides from the service", cure)
-
-
-def _opened(key: str, path: Path, obstacle: Path) -> str:
-    if key:
-        # A key is nothing that everybody should read.
-        name = path.name
-        return (
-            f'hand it over: write "credential:{name}", and LoadCredential={name}:{path} with '
-            "systemctl edit"
-        )
-    return f"chmod {'o+x' if obstacle.is_dir() else 'o+r'} {obstacle}"
-
-
-def password_findings(url: str, path: Path) -> Iterator[Finding]:
-    """Warn of a password that everybody on the machine can read.
-
-    Args:
-        url: ``amqp_url``; it was understood before.
-        path: The file that it is in.
-    """
-    if urlsplit(url).password in _NO_SECRETS or _OTHERS.obstacle(path) is not None:
-        return
-    cure = f'chmod 600 {path}, or write "credential:NAME" for the password'
-    yield warning("amqp_url", "everybody on this machine can read the password in it", cure)
-
-
-# How long before its end a certificate is warned of.
+# The time before the end of a certificate in which it is warned of.
 NOTICE = timedelta(days=30)
 
 
 def tls_findings(
     settings: Settings, account: Account | None, now: datetime, handed: Container[str] = ()
 ) -> Iterator[Finding]:
-    """Say what is wrong with certificates and keys, or soon will be.
+    """Check certificates and keys, also for an end that is near.
 
     Args:
-        settings: The file; that its PEM files fit together was checked when it was loaded.
-        account: What the service runs as; None where it is none.
-        now: Aware.
+        settings: The configuration. Its PEM files were checked to fit together when it was loaded.
+        account: The account of the service; None without a service.
+        now: The time, with its time zone.
         handed: The TOML paths of files that are credentials: the service can read them.
     """
     files = {key: Path(name) for key, name in settings.tls.model_dump().items() if name}
@@ -246,7 +202,7 @@ def tls_findings(
 
 
 def _pair(tls: Tls) -> Iterator[Finding]:
-    """Upstream takes both, or neither, without a word."""
+    # fedora-messaging takes both, or neither, without a word.
     if bool(tls.certfile) != bool(tls.keyfile):
         there, missing = ("certfile", "keyfile") if tls.certfile else ("keyfile", "certfile")
         what = f"has no effect without {missing}: the broker sees no client certificate"
@@ -263,3 +219,42 @@ def _end(key: str, path: Path, end: datetime | None, now: datetime) -> Iterator[
     else:
         what = f"the certificate in {path} ends on {day}, in {(end - now).days} days"
         yield warning(f"tls.{key}", what, "renew it, and restart the instance")
+
+
+# The kind of filesystem that a directory is on (proc_pid_mountinfo(5)).
+
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def nearest(path: Path) -> Path:
+    """Return *path*, or the nearest directory above it that exists."""
+    found = path.absolute()
+    # Path.exists raises where this user may not look; os.path.exists does not.
+    while not os.path.exists(found) and found != found.parent:  # noqa: PTH110
+        found = found.parent
+    return found
+
+
+def filesystem_of(path: Path, mounts: Path = _MOUNTS) -> str:
+    """Return the type of the filesystem that *path* is, or would be, on.
+
+    Returns:
+        ``ext4``, ``tmpfs`` and so on; "" if it cannot be found out.
+    """
+    try:
+        real = nearest(path).resolve()
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    points = [(point, kind) for point, kind in map(_mount, lines) if real.is_relative_to(point)]
+    # A filesystem hides another one that was mounted at the same place before.
+    return max(reversed(points), key=lambda mount: len(mount[0].parts), default=(real, ""))[1]
+
+
+def _mount(line: str) -> tuple[Path, str]:
+    before, _, after = line.partition(" - ")
+    return Path(_unescaped(before.split()[4])), after.split()[0]
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ``fm-consumer check`` finds."""
+"""The findings of ``fm-consumer check``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from enum import Enum
 
 from consumer_framework.core.errors import ExitCode, Problem
 
-# What ``--strict`` makes of warnings.
+# The exit code for warnings with ``--strict``.
 STRICT = 1
 
 
 class Level(Enum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -22,12 +22,12 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that somebody should know before an instance starts.
+    """One fact that an operator should know before an instance starts.
 
     Attributes:
-        level: An error keeps the instance from its work; a warning names what may be lost.
-        problem: Where it is, what it is, and what to do.
-        exit_code: What ``fm-consumer run`` would exit with because of an error.
+        level: An error keeps the instance from its work; a warning names a possible loss.
+        problem: Its place, the fact and its cure.
+        exit_code: The exit code of ``fm-consumer run`` for an error.
     """
 
     level: Level
@@ -35,31 +35,31 @@ class Finding:
     exit_code: int = ExitCode.CONFIGURATION
 
     def at(self, source: str) -> Finding:
-        """Say where it was found, unless it says so itself."""
+        """Return the finding with *source* as its place, unless it has one."""
         return replace(self, problem=replace(self.problem, source=self.problem.source or source))
 
 
 def error(problem: Problem, exit_code: int = ExitCode.CONFIGURATION) -> Finding:
-    """Make a finding that keeps the instance from its work."""
+    """Make an error: it keeps the instance from its work."""
     return Finding(Level.ERROR, problem, exit_code)
 
 
 def warning(path: str, message: str, cure: str = "") -> Finding:
-    """Make a finding of something that may go wrong."""
+    """Make a warning: something may go wrong."""
     return Finding(Level.WARNING, Problem(path, message, cure))
 
 
 def info(path: str, message: str, cure: str = "") -> Finding:
-    """Make a finding that is good to know."""
+    """Make a note that is good to know."""
     return Finding(Level.INFO, Problem(path, message, cure))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was found.
+    """All findings of one check.
 
     Attributes:
-        subject: What was looked at: a file, or an instance.
+        subject: The file, or the instance, that was checked.
         findings: The worst come first.
     """
 
@@ -67,14 +67,14 @@ class Report:
     findings: tuple[Finding, ...]
 
     def count(self, level: Level) -> int:
-        """How many findings there are of *level*."""
+        """Count the findings of *level*."""
         return sum(finding.level is level for finding in self.findings)
 
     def exit_code(self, *, strict: bool) -> int:
-        """What the command exits with.
+        """Return the exit code of the command.
 
-        The code of ``fm-consumer run``, which looks at the configuration before it connects;
-        with *strict*, :data:`STRICT` where there are warnings alone.
+        It is that of ``fm-consumer run``, which checks the configuration before it connects.
+        With *strict* and warnings alone it is :data:`STRICT`.
         """
         codes = [f.exit_code for f in self.findings if f.level is Level.ERROR]
         if codes:

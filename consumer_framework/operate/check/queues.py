@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Queues that lose messages: by what they are, and by their arguments.
+"""Checks the declared queues and bindings for messages that never come, or get lost.
 
-The arguments are RabbitMQ's optional queue arguments (rabbitmq.com/docs/queues).
-
-Whether the broker sends as much ahead as slots and holds need.
-
-Queues that get no message: their bindings match none, or there is none.
-
-The broker takes such bindings without a word: RabbitMQ's topic exchange
-(rabbitmq.com/tutorials/tutorial-five-python) compares a key word by word.
+The arguments are RabbitMQ's optional queue arguments (rabbitmq.com/docs/queues). RabbitMQ accepts a
+binding that matches no topic without a word: its topic exchange compares a key word by word
+(rabbitmq.com/tutorials/tutorial-five-python).
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.limits import DEFAULT_LIMIT, DEFAULT_SINCE, LIMIT
-from consumer_framework.core.text import text as duration
+from consumer_framework.core.text import duration_text
 from consumer_framework.settings import toml_path
 
 from .findings import error, info, warning
@@ -35,10 +30,10 @@ _PATH = "qos.prefetch_count"
 
 
 def flow_findings(count: int | None, framework: Framework) -> Iterator[Finding]:
-    """Say what a written ``prefetch_count`` is too small, or too large, for.
+    """Check that the broker sends as many messages ahead as slots and holds need.
 
     Args:
-        count: What the file says; None where it does not.
+        count: The ``prefetch_count`` of the file; None without it.
         framework: The settings in force, those of the consumer's class included.
     """
     if count is None:
@@ -69,7 +64,7 @@ _KINDS = {
 
 
 def binding_findings(settings: Settings) -> Iterator[Finding]:
-    """Say which bindings bring no message, and which queues have none."""
+    """Find bindings that bring no message, and queues without a binding."""
     for index, binding in enumerate(settings.bindings):
         place = f"bindings[{index}]"
         kind = _KINDS.get(binding.exchange, "topic")
@@ -122,7 +117,7 @@ def _is_half_wild(word: str) -> bool:
 
 
 def _whole(word: str) -> str:
-    """What was meant, perhaps: a word, and any others after it."""
+    # The author meant a word, perhaps, and any others after it.
     if not _is_half_wild(word):
         return word
     text = word.strip("*#")
@@ -138,13 +133,13 @@ _OTHER_QUEUE = "use a queue without it, of another name (arguments cannot be cha
 def queue_findings(
     name: str, queue: Queue, ack_timeout: float, version: Version | None = None
 ) -> Iterator[Finding]:
-    """Say what a queue may lose.
+    """Find the reasons why a queue may lose messages.
 
     Args:
-        name: What the configuration calls it.
+        name: Its name in the configuration.
         queue: Its table.
         ack_timeout: ``recovery.ack_timeout``, in seconds.
-        version: The broker's, where it is known.
+        version: The broker's version, None if it is unknown.
     """
     yield from _life(name, queue)
     arguments = queue.arguments
@@ -156,7 +151,7 @@ def queue_findings(
 
 
 def _life(name: str, queue: Queue) -> Iterator[Finding]:
-    """One finding for a queue that is not there for ever: what ends it first says enough."""
+    # One finding is enough for a queue that ends: the first end.
     place = toml_path("queues", (name,))
     if queue.exclusive or queue.auto_delete:
         key = "exclusive" if queue.exclusive else "auto_delete"
@@ -171,13 +166,13 @@ def _life(name: str, queue: Queue) -> Iterator[Finding]:
 
 
 def _goes(arguments: Mapping[str, Any]) -> str:
-    """What the broker does with a message that it takes off a queue."""
+    # The verb for a message that the broker takes off a queue.
     exchange = arguments.get(_DLX)
     return f'moves to the exchange "{exchange}"' if exchange is not None else "drops"
 
 
 def _keep(arguments: Mapping[str, Any]) -> str:
-    """How to keep such messages."""
+    # The cure that keeps such messages.
     policy = ", or let a policy give this one a dead-letter exchange"
     return _OTHER_QUEUE if _DLX in arguments else _OTHER_QUEUE + policy
 
@@ -234,7 +229,7 @@ def _consumer_timeout(
     if _is_number(value) and value / 1000 < ack_timeout:
         what = (
             f"the broker takes messages back after {_age(value)}, sooner than "
-            f"recovery.ack_timeout ({duration(ack_timeout)}) says"
+            f"recovery.ack_timeout ({duration_text(ack_timeout)}) says"
         )
         yield warning(f"{place}.{key}", what, f'set ack_timeout = "{_age(value)}"')
 
@@ -248,4 +243,4 @@ def _count(value: Any) -> str:
 
 
 def _age(milliseconds: Any) -> str:
-    return duration(milliseconds / 1000) if _is_number(milliseconds) else "so long"
+    return duration_text(milliseconds / 1000) if _is_number(milliseconds) else "so long"

@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ``fm-consumer run`` would refuse to start with.
+"""Does the steps of a start before it connects, and finds the errors that would end it.
 
-What is known of the credentials that a configuration names, without the service's own eyes.
-
-Whether the monitoring server can have its port.
-
-Whether the author's code publishes before there is a connection.
-
-fedora_messaging's ``publish`` waits for a connection, which comes after ``setup``; it gives up
-after 30 seconds. The code is read, not run: what it calls by a name that is looked up at run time
-stays unseen.
+It also warns of a class that publishes too early. fedora_messaging's ``publish`` waits for a
+connection, which comes after ``setup``, and gives up after 30 seconds. The code of the class is
+read, not run: a call by a name that is looked up at run time stays unseen.
 """
 
 from __future__ import annotations
@@ -28,7 +22,7 @@ from fedora_messaging import api
 
 from consumer_framework.adapters import codec, config
 from consumer_framework.adapters.store.files import is_locked_elsewhere
-from consumer_framework.core.errors import Collector, ConfigurationError, Problem
+from consumer_framework.core.errors import ConfigurationError, Problem, ProblemCollector
 from consumer_framework.runtime.assembly import loader
 from consumer_framework.runtime.assembly.configuration import check_logging, load
 from consumer_framework.runtime.assembly.plan import framework_in_force, make_plan
@@ -47,48 +41,88 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """The credentials that a file names.
+class Start:
+    """The result of :func:`examine`.
 
     Attributes:
-        paths: The TOML paths where it does.
-        absent: Those of them that are not to be had here.
-        unseen: What only the service itself can have.
+        settings: None if the file cannot be used.
+        framework: The settings of the file, over those of the author's class.
+        problems: Every problem that would end the start.
+        target: The author's object; None if it cannot be imported.
+    """
+
+    settings: Settings | None
+    framework: Framework
+    problems: tuple[Problem, ...]
+    target: Target | None = None
+
+
+def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
+    """Do all that a start does before it connects, and leave no trace.
+
+    Args:
+        options: The options of the start.
+        absent: The TOML paths of credentials that cannot be seen here.
+    """
+    source = options.source
+    found = ProblemCollector(source)
+    settings = found.call(load, options)
+    found.call(codec.load_schemas)
+    if settings is None:
+        return Start(None, Framework(), found.problems)
+    found.call(check_logging, settings, source)
+    # It reports every problem of the callback, and of its settings.
+    found.call(make_plan, options, settings, absent)
+    target = ProblemCollector().call(loader.target_of, options, settings.callback)
+    framework = settings.framework
+    if target is not None:
+        framework = framework_in_force(framework, target)
+    return Start(settings, framework, found.problems, target)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCredentials:
+    """The credentials that a configuration names.
+
+    Attributes:
+        paths: The TOML paths that name one.
+        absent: Those of them whose credential is not there.
+        unseen: The problems of credentials that only the service itself can read.
     """
 
     paths: frozenset[str] = frozenset()
     absent: frozenset[str] = frozenset()
     unseen: tuple[Problem, ...] = ()
 
+    @classmethod
+    def in_file(cls, path: Path | None, access: Access) -> NamedCredentials:
+        """Find the credentials that the file *path* names; none if it cannot be read."""
+        if path is None:
+            return cls()
+        try:
+            paths = frozenset(reference.path for reference in config.references(path, access))
+            found = config.substituted(path, access)
+        except ConfigurationError:
+            return cls()
+        return cls(paths, found.absent, found.unseen)
+
     @property
     def hides_the_broker(self) -> bool:
-        """Whether the broker cannot be asked without them."""
+        """Tell whether the broker cannot be asked without the absent credentials."""
         return any(path == "amqp_url" or path.startswith("tls.") for path in self.absent)
 
     def findings(self) -> Iterator[Finding]:
-        """Say what could not be checked."""
+        """Note the credentials that could not be checked."""
         for problem in self.unseen:
             yield Finding(Level.INFO, problem)
 
 
-def named_in(path: Path | None, access: Access) -> Named:
-    """Look for the credentials that the file *path* names; none where it cannot be read."""
-    if path is None:
-        return Named()
-    try:
-        paths = frozenset(reference.path for reference in config.references(path, access))
-        found = config.substituted(path, access)
-    except ConfigurationError:
-        return Named()
-    return Named(paths, found.absent, found.unseen)
-
-
 def monitoring_findings(monitoring: Monitoring | None, directory: Path) -> Iterator[Finding]:
-    """Say who has the port, unless the instance itself runs and has it.
+    """Report a port that another process has, unless the instance itself runs.
 
     Args:
-        monitoring: Where the server is to listen; None for no server.
-        directory: The state directory, which the instance has locked while it runs.
+        monitoring: The address to listen on; None for no monitoring server.
+        directory: The state directory, which the instance locks while it runs.
     """
     if monitoring is None or is_locked_elsewhere(directory):
         return
@@ -107,12 +141,12 @@ def monitoring_findings(monitoring: Monitoring | None, directory: Path) -> Itera
 
 _EARLY = ("__init__", "setup")
 _PUBLISHERS = frozenset({"publish", "twisted_publish"})
-# What is named early, to be called with a message.
+# Methods that early code may name, to be called with a message later.
 _LATER = frozenset({"handle", "handle_batch", "__call__"})
 
 
 def publish_findings(target: Target) -> Iterator[Finding]:
-    """Warn of a class that publishes when it is made, or set up."""
+    """Warn of a class that publishes when it is made or set up."""
     kind = target.value
     if not inspect.isclass(kind):
         return
@@ -125,7 +159,7 @@ def publish_findings(target: Target) -> Iterator[Finding]:
 
 
 def _publishes(function: types.FunctionType, kind: type, seen: set[object]) -> bool:
-    """Whether *function*, or what it calls of its own module and class, publishes."""
+    # It, or a function of its own module and class that it calls.
     if function in seen:
         return False
     seen.add(function)
@@ -133,7 +167,7 @@ def _publishes(function: types.FunctionType, kind: type, seen: set[object]) -> b
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A function's code, and that of functions within it."""
+    # Also that of the functions within it.
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -168,43 +202,3 @@ def _names(code: types.CodeType, *operations: str) -> Iterator[str]:
     for instruction in dis.get_instructions(code):
         if instruction.opname in operations and isinstance(instruction.argval, str):
             yield instruction.argval
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How far a start would come.
-
-    Attributes:
-        settings: None where the file cannot be used.
-        framework: The settings of the file, over those of the author's class.
-        problems: Everything that would end it.
-        target: The author's object; None where it cannot be had.
-    """
-
-    settings: Settings | None
-    framework: Framework
-    problems: tuple[Problem, ...]
-    target: Target | None = None
-
-
-def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
-    """Do all that a start does before it connects, and leave no trace.
-
-    Args:
-        options: The options of the start.
-        absent: The TOML paths of credentials that cannot be seen here.
-    """
-    source = options.source
-    found = Collector(source)
-    settings = found.call(load, options)
-    found.call(codec.load_schemas)
-    if settings is None:
-        return Start(None, Framework(), found.problems)
-    found.call(check_logging, settings, source)
-    # It reports every problem of the callback, and of its settings.
-    found.call(make_plan, options, settings, absent)
-    target = Collector().call(loader.target_of, options, settings.callback)
-    framework = settings.framework
-    if target is not None:
-        framework = framework_in_force(framework, target)
-    return Start(settings, framework, found.problems, target)

@@ -23,8 +23,8 @@ _FAST = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What there is to say of an instance at one moment.
+class StatusFacts:
+    """The facts about an instance at one moment.
 
     Attributes:
         broker: ``HOST:PORT``.
@@ -40,7 +40,7 @@ class Facts:
         trouble: Why it does not consume, or why it stopped; ``""`` for no reason.
         awaited: What it waits for before it can stop.
         left: Seconds until it gives up waiting; None where it does not.
-        strain: Why it takes on less than its settings say; ``""`` where it does not.
+        memory_remark: Why it takes on less than its settings say; ``""`` if it does not.
         due: How many deferred messages are due, where those are more than the slots take in a
             moment.
     """
@@ -57,12 +57,12 @@ class Facts:
     trouble: str = ""
     awaited: str = ""
     left: float | None = None
-    strain: str = ""
+    memory_remark: str = ""
     due: int = 0
 
 
-def status_line(state: State, facts: Facts) -> str:
-    """Say in one line what an instance does."""
+def status_line(state: State, facts: StatusFacts) -> str:
+    """Return one line about an instance."""
     match state:
         case State.BUILDING:
             text = f"Starting: {facts.trouble or 'setting up the handler'}{_give_up(facts)}"
@@ -82,7 +82,7 @@ def status_line(state: State, facts: Facts) -> str:
         case State.DRAINING:
             text = f"Stopping: {_awaited(facts)}"
         case State.STOPPED:
-            # Of this process: what waits in the store may be more.
+            # The counts of this process: more messages may wait in the store.
             text = facts.trouble or f"Stopped; since its start: {counts_text(facts.counts)}"
     return text
 
@@ -97,7 +97,7 @@ def rate_text(rate: float) -> str:
 
 
 def counts_text(counts: Snapshot) -> str:
-    """Say what was done; what never happened is left out, except successes."""
+    """Name the counts that are not 0, and the successes."""
     numbers = {
         "handled": counts.acked,
         "held": counts.held,
@@ -112,18 +112,18 @@ def counts_text(counts: Snapshot) -> str:
     return ", ".join(shown)
 
 
-def _connecting(facts: Facts) -> str:
+def _connecting(facts: StatusFacts) -> str:
     if facts.trouble:
         return f"Waiting for the broker at {facts.broker}: {facts.trouble}"
     return f"Connecting to the broker at {facts.broker}"
 
 
-def _queues(facts: Facts) -> str:
+def _queues(facts: StatusFacts) -> str:
     return "1 queue" if facts.queues == 1 else f"{facts.queues} queues"
 
 
-def _numbers(facts: Facts) -> str:
-    """What was handled, what waits where, and for how long all this goes on."""
+def _numbers(facts: StatusFacts) -> str:
+    """Name the handled and the waiting messages, and the time since the start."""
     waiting = {"held": facts.held, "deferred": facts.deferred, "quarantined": facts.quarantined}
     parts = [f"{facts.counts.acked} handled"]
     parts += [f"{count} {what}" for what, count in waiting.items() if count]
@@ -132,19 +132,19 @@ def _numbers(facts: Facts) -> str:
     if facts.lag is not None:
         parts.append(f"lag {facts.lag}")
     text = ", ".join([*parts, f"up {about(facts.up)}"])
-    return f"{text}; {facts.strain}" if facts.strain else text
+    return f"{text}; {facts.memory_remark}" if facts.memory_remark else text
 
 
-def _give_up(facts: Facts) -> str:
+def _give_up(facts: StatusFacts) -> str:
     return "" if facts.left is None else f"; gives up in {about(facts.left)}"
 
 
-def _awaited(facts: Facts) -> str:
+def _awaited(facts: StatusFacts) -> str:
     at_most = "" if facts.left is None else f", {about(facts.left)} at the most"
     return f"waiting for {facts.awaited or 'the connection'}{at_most}"
 
 
-class InstanceStatus:
+class StatusReporter:
     """Describes *instance* for the service manager and on the control socket."""
 
     def __init__(self, instance: Instance) -> None:
@@ -160,7 +160,7 @@ class InstanceStatus:
         counts = instance.counters.snapshot()
         deferred, quarantined = self._stored_counts()
         self._progress.look(counts.acked, now)
-        facts = Facts(
+        facts = StatusFacts(
             broker=instance.broker,
             queues=len(instance.session.queues),
             counts=counts,
@@ -174,7 +174,7 @@ class InstanceStatus:
             trouble=instance.trouble,
             awaited=instance.drain.awaited if instance.drain is not None else "",
             left=instance.deadline.left,
-            strain=instance.memory_relief.strain,
+            memory_remark=instance.memory_relief.remark,
         )
         remarks = filter(None, instance.remarks.values())
         return "; ".join([status_line(instance.state, facts), *remarks])

@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A private RabbitMQ node.
+"""A private RabbitMQ node for tests, and faults of the network in front of it.
+
+    with Broker() as broker, Proxy(HOST, broker.port) as proxy:
+        run_a_client(proxy.url_for(broker.url))
+        proxy.cut()
 
 The node shares nothing with a RabbitMQ that the machine runs already, nor with another `Broker`:
 node name, cookie, port mapper (epmd), ports, configuration, data and log are its own, in one
-temporary directory, and it listens on loopback only.
+temporary directory. It listens on loopback only.
 
-    with Broker() as broker:
-        run_something_against(broker.url)
+Leaving the ``with`` block ends the node and removes its directory. Where the block is never left,
+the end of the Python process does the same, whatever its cause.
 
-What must end does end, in this order of preference: leaving the ``with`` block; the end of the
-Python process, whatever its cause (see :mod:`.broker_guard`).
+- :class:`Broker`, here, is the interface for tests.
+- :mod:`.place` has all that a node keeps over a restart: directory, ports, environment, guard.
+- :mod:`.node` starts and ends its processes.
+- :mod:`.tls` adds a certificate authority and a port that demands client certificates.
+- :mod:`.proxy` is a TCP proxy that a test makes fail.
 
-rabbitmqctl for a private node.
+The node needs the program ``rabbitmq-server`` (`Broker.missing`). The Python packages that only
+this folder needs are the extra ``broker`` of ``consumer-framework``; nothing else in
+:mod:`consumer_framework.testing` imports this folder.
 """
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
@@ -28,48 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-
 __all__ = ["HOST", "Broker", "BrokerError", "reserve_port"]
 
 
-def rabbitmqctl(place: Place, arguments: Sequence[str], timeout: float) -> str:
-    """Run rabbitmqctl against the node in *place*.
-
-    Args:
-        place: Where the node runs.
-        arguments: The first is the name of the command.
-        timeout: Seconds that the command may take.
-
-    Returns:
-        What the command wrote to its standard output, without banners.
-
-    Raises:
-        BrokerError: The command failed or took too long; the message has its error output.
-    """
-    try:
-        return _run(place, [str(place.scripts / "rabbitmqctl"), "--quiet", *arguments], timeout)
-    except subprocess.TimeoutExpired:
-        raise BrokerError(f"rabbitmqctl {arguments[0]} took over {timeout} seconds") from None
-    except subprocess.CalledProcessError as error:
-        output = f"{error.stderr}{error.stdout}".strip()
-        raise BrokerError(f"rabbitmqctl {arguments[0]} failed: {output}") from None
-
-
-def _run(place: Place, command: Sequence[str], timeout: float) -> str:
-    return subprocess.run(  # noqa: S603 - a script that we looked up
-        command,
-        env=place.environment,
-        cwd=place.directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=True,
-    ).stdout
-
-
 class Broker:
-    """A real RabbitMQ node of one's own, on loopback, with data that does not outlive it.
+    """A private RabbitMQ node on loopback, whose data does not outlive it.
 
     Entering the context starts the node; leaving it ends the node and removes its directory.
     Use it from one thread at a time.
@@ -98,7 +68,7 @@ class Broker:
 
     @staticmethod
     def missing() -> str | None:
-        """Say what this machine lacks for a node to be started.
+        """Name a program that a node needs and this machine lacks.
 
         Returns:
             A sentence with the command that installs it, or None if nothing is missing.
@@ -140,7 +110,7 @@ class Broker:
         return self.url_for("guest", "guest")
 
     def url_for(self, name: str, password: str) -> str:
-        """The AMQP URL of the default virtual host for a user (see `add_user`)."""
+        """Return the AMQP URL of the default virtual host for a user (see `add_user`)."""
         return f"amqp://{quote(name, safe='')}:{quote(password, safe='')}@{HOST}:{self.port}/%2F"
 
     @property
@@ -154,7 +124,7 @@ class Broker:
         After `stop` or `kill` the node comes back with the same ports and data.
 
         Raises:
-            BrokerError: Something is missing, the node runs already, or it did not come up in
+            BrokerError: A program is missing, the node runs already, or it did not come up in
                 time; the message then ends with the end of the log.
         """
         if self.pid is not None:
@@ -170,11 +140,11 @@ class Broker:
     def stop(self) -> None:
         """End the node as a service manager would, with SIGTERM.
 
-        Clients are told (connection.close with 320, CONNECTION_FORCED). A node that is not gone
-        after *stop_timeout* seconds is killed.
+        The node tells its clients (connection.close with 320, CONNECTION_FORCED). It is killed
+        where it is not gone after *stop_timeout* seconds.
 
-        Ports and data are kept for `start`; the directory is removed by `close`, and by the guard
-        when this process ends. Does nothing if the node is down.
+        Ports and data are kept for `start`; `close` removes the directory. Does nothing if the node
+        is down.
         """
         if self._node is not None:
             self._node.stop()
@@ -183,9 +153,9 @@ class Broker:
         """End the Erlang VM with SIGKILL: clients lose their connections without a word.
 
         After `start` the node has its confirmed persistent messages again, in durable queues.
-        Mind that RabbitMQ 3 writes what was *declared* with a delay of some seconds: right before
-        the kill, ``ctl("eval", "mnesia:sync_log().")`` makes sure of that. Does nothing if the
-        node is down.
+        RabbitMQ 3 writes *declarations* to the disk with a delay of some seconds: to keep them,
+        call ``ctl("eval", "mnesia:sync_log().")`` before the kill. Does nothing if the node is
+        down.
         """
         if self._node is not None:
             self._node.kill()
@@ -210,19 +180,19 @@ class Broker:
             self._node = None
 
     def ctl(self, *arguments: str, timeout: float = 60.0) -> str:
-        """Run rabbitmqctl against this node. It takes a second or two: it starts an Erlang VM.
+        """Run rabbitmqctl against this node, which takes a second or two.
 
         Args:
-            arguments: Such as ``"list_queues", "name", "messages"``.
+            arguments: A command and its arguments, as ``"list_queues", "name", "messages"``.
             timeout: Seconds that the command may take.
 
         Returns:
-            What the command wrote to its standard output, without banners.
+            The standard output of the command, without banners.
 
         Raises:
             BrokerError: The command failed or took too long; the message has its error output.
         """
-        return rabbitmqctl(self._place, arguments, timeout)
+        return self._place.rabbitmqctl(arguments, timeout)
 
     def add_user(
         self, name: str, password: str, *, configure: str = "", write: str = "", read: str = ""
@@ -231,7 +201,7 @@ class Broker:
 
         Args:
             name: The name of the user.
-            password: Their password.
+            password: The password.
             configure: A regular expression for the names of the resources that the user may
                 configure. The empty one matches no name
                 (https://www.rabbitmq.com/docs/access-control).
@@ -242,38 +212,38 @@ class Broker:
             The AMQP URL of the default virtual host for this user.
 
         Raises:
-            BrokerError: rabbitmqctl failed, for instance since the user is there already.
+            BrokerError: rabbitmqctl failed, for instance since the user exists already.
         """
         self.ctl("add_user", name, password)
         self.ctl("set_permissions", "--vhost", "/", name, configure, write, read)
         return self.url_for(name, password)
 
     def depth(self, queue: str) -> tuple[int, int]:
-        """Count what is in a queue, by a passive declaration (AMQP 0-9-1, queue.declare-ok).
+        """Count messages and consumers of a queue by a passive declaration (queue.declare-ok).
 
         Args:
             queue: The name of a queue in the default virtual host.
 
         Returns:
-            Messages that are ready (not those delivered and unacknowledged), and consumers.
+            The number of ready messages (without unacknowledged ones), and of consumers.
 
         Raises:
-            pika.exceptions.ChannelClosedByBroker: 404, there is no such queue; 405, it is
+            pika.exceptions.ChannelClosedByBroker: 404, there is no such queue; 405, the queue is
                 exclusive to another connection.
             pika.exceptions.AMQPConnectionError: The node is down.
         """
-        import pika  # noqa: PLC0415 - a node can be started without it
+        import pika  # noqa: PLC0415 - a node is started without it
 
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
             counted = connection.channel().queue_declare(queue, passive=True).method
         return counted.message_count, counted.consumer_count
 
     def consumers(self, queue: str) -> int:
-        """Count the consumers of a queue; raises what `depth` raises."""
+        """Count the consumers of a queue; raises the same as `depth`."""
         return self.depth(queue)[1]
 
     def log_tail(self, lines: int = 40) -> str:
-        """The last *lines* lines that the node logged, over all its starts; "" before the first."""
+        """Return the last *lines* lines of the node's log, "" before its first start."""
         return "" if self._node is None else self._node.place.log_tail(lines)
 
     @property

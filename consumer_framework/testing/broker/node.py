@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The processes of a private node: the Erlang VM with its port mapper (epmd)."""
+"""The processes of a private node: the Erlang VM and its port mapper (epmd)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Node:
-    """Starts and ends what runs in a *place*.
+    """Starts and ends the processes of a node.
 
     Args:
-        place: Where it runs.
+        place: The directory, ports and environment of the node.
         start_timeout: Seconds that the node may take to come up.
         stop_timeout: Seconds that the node may take to go down before it is killed.
     """
@@ -52,7 +52,7 @@ class Node:
             raise
 
     def stop(self) -> None:
-        """End the node with SIGTERM, or with SIGKILL where that takes too long."""
+        """End the node with SIGTERM, and with SIGKILL where that takes too long."""
         if self._vm is not None:
             self._vm.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -67,11 +67,8 @@ class Node:
             self._vm = None
             self._tell_guard()
 
-    def _tell_guard(self) -> None:
-        self.place.guard.watch([p for p in (self._vm, self._epmd) if p is not None])
-
     def _start_epmd(self) -> None:
-        # In the foreground and ours: the one that a node starts by itself detaches and stays.
+        # In the foreground, as a child: an epmd that a node starts by itself detaches and stays.
         if self._epmd is None:
             self._epmd = self.place.spawn(self.place.epmd, "-port", str(port_of(self.place.mapper)))
             self._tell_guard()
@@ -84,20 +81,12 @@ class Node:
                 raise self._failure("epmd did not come up")
             time.sleep(0.01)
 
-    def _end_at_once(self) -> None:
-        self.kill()
-        if self._epmd is not None:
-            self._epmd.kill()
-            self._epmd.wait()
-            self._epmd = None
-            self._tell_guard()
-
     def _start_vm(self) -> None:
         self.place.notify.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
             notifications.bind(str(self.place.notify))
-            # With NOTIFY_SOCKET the scripts exec the VM, so that its process id is the one we
-            # know, and the node says itself when it is ready (sd_notify(3)).
+            # With NOTIFY_SOCKET the scripts exec the VM, so that the child is the VM, and the node
+            # itself tells that it is ready (sd_notify(3)).
             self._vm = self.place.spawn(
                 str(self.place.scripts / "rabbitmq-server"), NOTIFY_SOCKET=str(self.place.notify)
             )
@@ -113,9 +102,20 @@ class Node:
             if time.monotonic() > deadline:
                 raise self._failure(f"the node was not ready in {self._start_timeout} seconds")
 
-    def _failure(self, what: str) -> BrokerError:
+    def _end_at_once(self) -> None:
+        self.kill()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+            self._tell_guard()
+
+    def _tell_guard(self) -> None:
+        self.place.guard.watch([p for p in (self._vm, self._epmd) if p is not None])
+
+    def _failure(self, reason: str) -> BrokerError:
         # The crash report of an Erlang VM takes some fifty lines; the reason comes before it.
-        return BrokerError(f"{what}; the end of its log:\n{self.place.log_tail(100)}")
+        return BrokerError(f"{reason}; the end of its log:\n{self.place.log_tail(100)}")
 
 
 def _says_ready(notifications: socket.socket) -> bool:

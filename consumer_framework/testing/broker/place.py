@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a private node keeps over a restart.
+"""The place of a private node: all that it keeps over a restart.
 
-The variables set here are those of https://www.rabbitmq.com/docs/configure (environment
-variables), of https://www.rabbitmq.com/docs/networking and of epmd(1).
+A :class:`Place` is one temporary directory, three TCP ports, the environment for the node's
+programs, and a guard. The variables of the environment are those of
+https://www.rabbitmq.com/docs/configure (environment variables),
+https://www.rabbitmq.com/docs/networking and epmd(1).
 
-Where this machine has the programs that a RabbitMQ node is made of.
-
-A guard that ends a private node when the Python process does, whatever the cause.
-
-It is a small shell that reads a pipe from us and acts when the kernel closes it.
-``PR_SET_PDEATHSIG`` would not do: it fires when the *thread* that started the child ends
-(prctl(2)), and a fixture may well run in a thread. A child that this process forked without exec
-holds the pipe too, and delays the guard.
-
-TCP ports on loopback that nobody else is given.
+The guard ends the node when the Python process ends in any way. It is a small shell that reads a
+pipe from this process, and acts when the kernel closes that pipe. ``PR_SET_PDEATHSIG`` will not do:
+it fires when the *thread* that started the child ends (prctl(2)), and a fixture may run in a
+thread. A child that this process forked without exec holds the pipe too, and delays the guard.
 """
 
 from __future__ import annotations
@@ -33,8 +29,41 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-# Where distributions and the upstream packages keep the scripts themselves. Those in a `sbin` of
-# PATH are often wrappers that change to the user "rabbitmq" and use the machine's own node.
+
+class BrokerError(RuntimeError):
+    """The private node could not be started, or did not obey."""
+
+
+HOST = "127.0.0.1"
+
+
+def reserve_port() -> socket.socket:
+    """Reserve a free TCP port on 127.0.0.1.
+
+    The socket is bound and does not listen, so the kernel refuses connections. A server that sets
+    SO_REUSEADDR, as Erlang does, can listen on the port meanwhile (socket(7), ip(7)). While the
+    socket is open, the kernel gives the port to no other process, even when that server is down.
+    This matters for clients too: with a port of the ephemeral range, a client that keeps trying a
+    stopped server may end up connected to itself.
+
+    Returns:
+        The socket that holds the port; close it to give the port up.
+    """
+    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    holder.bind((HOST, 0))
+    # After bind(), so that the kernel chose a port that nobody shares.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return holder
+
+
+def port_of(holder: socket.socket) -> int:
+    """Return the port that a socket holds."""
+    port: int = holder.getsockname()[1]
+    return port
+
+
+# The directories of the scripts themselves, in distributions and in the upstream packages. Those in
+# a `sbin` of PATH are often wrappers that change to the user "rabbitmq" and use the machine's node.
 _SCRIPT_DIRECTORIES = (
     "usr/lib/rabbitmq/bin",
     "usr/lib64/rabbitmq/bin",
@@ -45,10 +74,6 @@ _SCRIPT_DIRECTORIES = (
 _ADVICE = "install it with `apt install rabbitmq-server` or `dnf install rabbitmq-server`"
 
 
-class BrokerError(RuntimeError):
-    """The private node could not be started, or did not do what it was asked to do."""
-
-
 def _script_directories() -> Iterator[Path]:
     for pattern in _SCRIPT_DIRECTORIES:
         yield from sorted(Path("/").glob(pattern), reverse=True)
@@ -57,7 +82,7 @@ def _script_directories() -> Iterator[Path]:
 
 
 def _find_scripts() -> Path | None:
-    # rabbitmq-env lies beside the scripts themselves, never beside a wrapper.
+    # rabbitmq-env is in the directory of the scripts, never in that of a wrapper.
     for directory in _script_directories():
         if all((directory / name).exists() for name in ("rabbitmq-server", "rabbitmq-env")):
             return directory
@@ -71,10 +96,10 @@ def _find_epmd() -> str | None:
 
 
 def find_programs() -> tuple[Path, str]:
-    """Find the directory of RabbitMQ's scripts, and epmd.
+    """Return the directory of RabbitMQ's scripts, and the path of epmd.
 
     Raises:
-        BrokerError: One is not installed; the message has the command that installs it.
+        BrokerError: A program is missing; the message has the command that installs it.
     """
     scripts, epmd = _find_scripts(), _find_epmd()
     if scripts is None:
@@ -84,7 +109,7 @@ def find_programs() -> tuple[Path, str]:
     return scripts, epmd
 
 
-# Reads lists of process ids, the last of which counts, and acts at the end of the input.
+# Reads lists of process ids, and acts on the last list at the end of the input.
 _GUARD = """
 pids=
 while read -r line; do pids=$line; done
@@ -94,23 +119,23 @@ rm -rf -- "$1"
 
 
 class Guard:
-    """Outlives us just long enough to kill what we started and to remove its directory."""
+    """Outlives this process just long enough to kill the node and to remove its directory."""
 
     def __init__(self, directory: Path) -> None:
-        self._shell = subprocess.Popen(  # noqa: S603 - our own script
+        self._shell = subprocess.Popen(  # noqa: S603 - a constant script
             ["/bin/sh", "-c", _GUARD, "broker-guard", str(directory)],
             stdin=subprocess.PIPE,
             bufsize=0,
-            # A Ctrl-C at the terminal is for us; it must not take the guard away first.
+            # A Ctrl-C at the terminal must not end the guard before this process.
             start_new_session=True,
         )
         assert self._shell.stdin is not None  # noqa: S101 - Popen promises it for PIPE
         self._pipe = self._shell.stdin
 
     def watch(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-        """Have *processes* killed at our end, instead of those named before."""
+        """Kill *processes* at the end of this process, instead of those named before."""
         line = " ".join(str(process.pid) for process in processes)
-        # A guard that somebody killed is no reason not to end the node.
+        # The guard may have been killed; the node must be ended all the same.
         with suppress(BrokenPipeError):
             self._pipe.write(line.encode() + b"\n")
 
@@ -119,53 +144,35 @@ class Guard:
         self._shell.communicate()
 
 
-HOST = "127.0.0.1"
-
-
-def reserve_port() -> socket.socket:
-    """Take a free TCP port on 127.0.0.1 and keep it from everybody else.
-
-    The socket is bound and does not listen, so that a connection is refused. A server that sets
-    SO_REUSEADDR, as Erlang does, can listen on the port in the meantime (socket(7), ip(7)). While
-    the socket is open no other process is given the port, even when that server is down. In
-    particular no *client* is: with a port from the ephemeral range, a client that keeps trying a
-    stopped server may end up connected to itself.
-
-    Returns:
-        The socket that holds the port; closing it gives the port up.
-    """
-    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    holder.bind((HOST, 0))
-    # Only now: the kernel was to choose a port that nobody shares.
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return holder
-
-
-def port_of(holder: socket.socket) -> int:
-    """The port that a socket holds."""
-    port: int = holder.getsockname()[1]
-    return port
-
-
-# All that the node inherits: RABBITMQ_*, ERL_* and their like would reach into it.
+# The variables that the node inherits. RABBITMQ_*, ERL_* and the like would change it.
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 
-# Erlang's own hosts table (ERTS User's Guide, inet configuration): a bare container's /etc/hosts
-# may not know the name that the node's is made with.
+# Erlang's own hosts table (ERTS User's Guide, inet configuration): the /etc/hosts of a bare
+# container may lack the name of the host, which is part of the node's name.
 _NAMES = '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
 
 _LOOPBACK_DISTRIBUTION = "-kernel inet_dist_use_interface {127,0,0,1}"
 
-# Few schedulers (erl(1)), instead of one for each core of a large machine, and these spin for a
-# moment before they sleep: RabbitMQ's own `+sbwt none` suits a busy server, but a start loads some
-# thousand modules, each of which wakes every scheduler. On two virtual cores a third of the start
-# went into such wake-ups.
+# Few schedulers (erl(1)), instead of one for each core of a large machine, which spin for a moment
+# before they sleep. RabbitMQ's own `+sbwt none` suits a busy server, but a start loads some
+# thousand modules, and each wakes every scheduler. On two virtual cores a third of the start went
+# into such wake-ups.
 _SMALL_AND_AWAKE = "+S 2:2 +SDcpu 1:1 +SDio 1 +sbwt short +sbwtdio short"
 
 
 @dataclass(frozen=True)
 class Place:
-    """What one node keeps over a restart: its directory, its ports, its name."""
+    """The directory, the ports and the name of one node, which stay over a restart.
+
+    Attributes:
+        scripts: The directory of RabbitMQ's scripts.
+        epmd: The path of Erlang's port mapper.
+        directory: The directory of the node; its name is the name of the node.
+        guard: Cleans up when this process dies.
+        amqp: Holds the AMQP port.
+        distribution: Holds the port for rabbitmqctl and other nodes.
+        mapper: Holds the port of epmd.
+    """
 
     scripts: Path
     epmd: str
@@ -177,7 +184,11 @@ class Place:
 
     @classmethod
     def make(cls, plugins: Sequence[str], config: Mapping[str, str]) -> Self:
-        """Make the directory of a node that has these plugins and these lines of rabbitmq.conf."""
+        """Make the directory of a node with these plugins and these lines of rabbitmq.conf.
+
+        Raises:
+            BrokerError: A program is missing.
+        """
         scripts, epmd = find_programs()
         directory = Path(tempfile.mkdtemp(prefix="broker-"))
         place = cls(scripts, epmd, directory, Guard(directory))
@@ -190,7 +201,7 @@ class Place:
         cookie.chmod(0o400)  # Erlang refuses a cookie that others can read
         (self.directory / "inetrc").write_text(_NAMES)
         (self.directory / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
-        # An empty file, so that the machine's own rabbitmq-env.conf is not read.
+        # An empty file keeps the node from the machine's own rabbitmq-env.conf.
         (self.directory / "rabbitmq-env.conf").touch()
         if config:  # reading even an empty rabbitmq.conf costs half a second of the start
             lines = [f"{key} = {value}\n" for key, value in config.items()]
@@ -198,29 +209,29 @@ class Place:
 
     @cached_property
     def log(self) -> Path:
-        """What the node and epmd write, over all their starts."""
+        """The output of the node and of epmd, over all their starts."""
         return self.directory / "log"
 
     def log_tail(self, lines: int) -> str:
-        """The last *lines* lines of the log; "" before there is one."""
+        """Return the last *lines* lines of the log, "" before there is one."""
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     @cached_property
     def notify(self) -> Path:
-        """The socket to which the node says that it is ready."""
+        """The socket that the node tells that it is ready."""
         return self.directory / "notify"
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """The variables that make a program, such as rabbitmqctl, one of this node."""
+        """The environment of the node, and of programs such as rabbitmqctl that address it."""
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         return inherited | self._erlang() | self._rabbitmq() | self._files()
 
     def _erlang(self) -> dict[str, str]:
         return {
-            "HOME": str(self.directory),  # where Erlang looks for the cookie
+            "HOME": str(self.directory),  # Erlang looks here for the cookie
             "ERL_INETRC": str(self.directory / "inetrc"),
             "ERL_CRASH_DUMP_BYTES": "0",  # nobody would read the dump
             "LC_ALL": "C.UTF-8",  # rabbitmqctl complains about anything but UTF-8
@@ -252,12 +263,12 @@ class Place:
             "RABBITMQ_PID_FILE": "pid",
         }
         paths = {variable: str(self.directory / name) for variable, name in names.items()}
-        return paths | {"RABBITMQ_LOGS": "-"}  # to standard output, which is our file "log"
+        return paths | {"RABBITMQ_LOGS": "-"}  # standard output, which is the file "log"
 
     def spawn(self, *command: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Start a program of the node, with *variables* besides :attr:`environment`."""
+        """Start a program of the node, with *variables* in addition to :attr:`environment`."""
         with self.log.open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 - programs that we looked up
+            return subprocess.Popen(  # noqa: S603 - programs that find_programs() found
                 command,
                 env=self.environment | variables,
                 cwd=self.directory,
@@ -267,8 +278,39 @@ class Place:
                 start_new_session=True,  # a Ctrl-C at the terminal is not for the node
             )
 
+    def rabbitmqctl(self, arguments: Sequence[str], timeout: float) -> str:
+        """Run rabbitmqctl against the node.
+
+        Args:
+            arguments: The name of the command, and its arguments.
+            timeout: Seconds that the command may take.
+
+        Returns:
+            The standard output of the command, without banners.
+
+        Raises:
+            BrokerError: The command failed or took too long; the message has its error output.
+        """
+        command = [str(self.scripts / "rabbitmqctl"), "--quiet", *arguments]
+        try:
+            return subprocess.run(  # noqa: S603 - a script that find_programs() found
+                command,
+                env=self.environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=True,
+            ).stdout
+        except subprocess.TimeoutExpired:
+            raise BrokerError(f"rabbitmqctl {arguments[0]} took over {timeout} seconds") from None
+        except subprocess.CalledProcessError as error:
+            output = f"{error.stderr}{error.stdout}".strip()
+            raise BrokerError(f"rabbitmqctl {arguments[0]} failed: {output}") from None
+
     def remove(self) -> None:
-        """Remove the directory and give up the ports; what runs there is killed."""
+        """Remove the directory, give up the ports, and kill all processes of the node."""
         self.guard.close()
         shutil.rmtree(self.directory, ignore_errors=True)  # in case the guard was killed
         for holder in (self.amqp, self.distribution, self.mapper):

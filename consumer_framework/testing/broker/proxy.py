@@ -5,8 +5,8 @@
         client = connect(proxy.url_for(broker.url))
         proxy.cut()
 
-The proxy runs an event loop in a thread of its own, so that it works whatever the program under
-test does with its threads. Every method that changes something has happened when it returns.
+The proxy runs an event loop in a thread of its own, independent of the threads of the program under
+test. A method that changes the proxy returns when the change has happened.
 """
 
 import asyncio
@@ -24,13 +24,12 @@ from .place import HOST, reserve_port
 
 T = TypeVar("T")
 
+# Bytes that the proxy reads from one side before it writes them to the other.
 _CHUNK = 65536
-"""Bytes that the proxy takes from one side before it hands them to the other."""
-
+# Writes in a second on a slow link.
 _PIECES = 20
-"""How many times in a second something is sent on a slow link."""
-
-_LINGER_NOT = struct.pack("ii", 1, 0)  # struct linger: close() discards, and sends RST (socket(7))
+# struct linger: close() discards unsent bytes, and sends RST (socket(7)).
+_LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 def _tcp_socket() -> socket.socket:
@@ -41,7 +40,7 @@ def _tcp_socket() -> socket.socket:
 
 
 class _Link:
-    """One client's connection and ours to the target."""
+    """The connection of one client, and the proxy's own connection to the target."""
 
     def __init__(self, client: socket.socket) -> None:
         self.client = client
@@ -54,7 +53,7 @@ class _Link:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
     def will_finish(self) -> None:
-        # Before close(): that one sends RST instead when there is something left to read.
+        # Before close(), which sends RST instead where unread bytes are left.
         for end in (self.client, self.upstream):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_WR)
@@ -65,7 +64,7 @@ class _Link:
 
 
 class _Relay:
-    """What happens in the loop's thread; nothing here may be called from another one."""
+    """The part of the proxy that runs in the thread of the loop; call it only there."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: tuple[str, int]) -> None:
         self._loop = loop
@@ -114,7 +113,7 @@ class _Relay:
         links = dict(self._links)
         for task, link in links.items():
             end(link)
-            # A cancelled task sends nothing any more, even if it was about to.
+            # A cancelled task sends nothing more, even if it was about to.
             task.cancel()
         await asyncio.gather(*links, return_exceptions=True)
         return len(links)
@@ -137,7 +136,7 @@ class _Relay:
         link = _Link(client)
         task = self._loop.create_task(self._serve(link))
         self._links[task] = link
-        # Not in the task: one that is cancelled before it began runs none of its code.
+        # Not in the task itself, which runs none of its code where it is cancelled before it began.
         task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
@@ -148,7 +147,7 @@ class _Relay:
             await self._loop.sock_connect(link.upstream, self._target)
             await self._relay_both_ways(link)
         except* OSError:
-            # One side is gone: the other learns it the same way, and not through a dead network.
+            # One side is gone. The other side gets a reset too, once the network is not stalled.
             await self._flowing.wait()
             link.will_reset()
 
@@ -183,13 +182,13 @@ class _Running:
     @classmethod
     def start(cls, target: tuple[str, int]) -> Self:
         loop = asyncio.new_event_loop()
-        # A proxy that was not closed must not keep the interpreter from ending.
+        # A daemon, since a proxy that was not closed must not prevent the end of the interpreter.
         thread = threading.Thread(target=loop.run_forever, name="tcp-proxy", daemon=True)
         thread.start()
         return cls(loop, thread, _Relay(loop, target))
 
-    def call(self, what: Coroutine[None, None, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(what, self.loop).result()
+    def call(self, change: Coroutine[None, None, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(change, self.loop).result()
 
     def end(self) -> None:
         self.call(self.relay.close())
@@ -199,14 +198,15 @@ class _Running:
 
 
 class Proxy:
-    """A TCP proxy on a free port of 127.0.0.1 whose connections can be made to fail.
+    """A TCP proxy on a free port of 127.0.0.1 whose connections a test makes fail.
 
-    Entering the context opens it, leaving it drops what is left. When the target refuses a
-    connection, the client's is accepted all the same and then reset: a TCP proxy cannot do better.
+    Entering the context opens it; leaving it drops all connections. Where the target refuses a
+    connection, the proxy has accepted the client already, and resets it: a TCP proxy cannot do
+    better.
 
     Args:
-        host: Where the connections go: an IPv4 address, or a name that has one.
-        port: The TCP port there.
+        host: The target: an IPv4 address, or a name that has one.
+        port: The TCP port of the target.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -226,7 +226,7 @@ class Proxy:
         self.close()
 
     def start(self) -> None:
-        """Open the proxy on a free port; it accepts, and forwards.
+        """Open the proxy on a free port. It accepts connections, and forwards them.
 
         Raises:
             RuntimeError: It is open already.
@@ -250,40 +250,40 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many clients are connected, as far as the proxy has learnt of their end."""
+        """The number of connected clients, as far as the proxy has noticed their ends."""
         return self._running.call(self._running.relay.count())
 
     def url_for(self, amqp_url: str) -> str:
         """Rewrite an AMQP URL so that it leads through the proxy.
 
         Args:
-            amqp_url: A URL of the target; user, password, virtual host and query are kept.
+            amqp_url: A URL of the target. User, password, virtual host and query stay.
         """
         parts = urlsplit(amqp_url)
         user, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{user}{at}{HOST}:{self.port}"))
 
     def cut(self, *, reset: bool = True) -> int:
-        """Drop all connections there are, on both sides. New ones are accepted.
+        """Drop all connections, on both sides. The proxy still accepts new ones.
 
-        Nothing that the proxy holds at this moment is delivered later. Bytes that it had given to
-        the kernel before count as delivered; with *reset* the kernel discards what it had not yet
-        passed on, without, it sends that first.
+        The proxy discards the bytes that it holds at this moment. Bytes that it gave to the kernel
+        before count as delivered: with *reset* the kernel discards those that it has not sent yet;
+        without *reset* it sends them first.
 
         Args:
-            reset: Drop them with RST, as when a host comes back and knows nothing; else with FIN,
-                as when a process closes its socket.
+            reset: True sends RST, as when a host comes back and knows nothing; False sends FIN, as
+                when a process closes its socket.
 
         Returns:
-            How many clients were cut off.
+            The number of clients that were cut off.
         """
         end = _Link.will_reset if reset else _Link.will_finish
         return self._running.call(self._running.relay.cut(end))
 
     def refuse(self) -> None:
-        """Refuse new connections (ECONNREFUSED), as if the target was down; keep those there are.
+        """Refuse new connections (ECONNREFUSED), as if the target were down; keep the others.
 
-        Clients that the kernel had taken and the proxy had not are reset.
+        Clients that the kernel has accepted and the proxy has not are reset.
         """
         self._running.call(self._running.relay.unlisten())
 
@@ -292,7 +292,7 @@ class Proxy:
         self._running.call(self._running.relay.listen())
 
     def hang_up(self) -> None:
-        """Accept new connections and end them at once, as a balancer without a backend does."""
+        """Accept new connections and close them at once, as a balancer without a backend does."""
         self._running.call(self._running.relay.hang_up(ends=True))
 
     def forward(self) -> None:
@@ -300,23 +300,23 @@ class Proxy:
         self._running.call(self._running.relay.hang_up(ends=False))
 
     def limit(self, rate: int | None) -> None:
-        """Pass on so many bytes in a second, in each direction of each connection.
+        """Limit the speed in each direction of each connection.
 
         Args:
-            rate: None for no limit.
+            rate: Bytes in a second; None for no limit.
         """
         self._running.call(self._running.relay.limit(rate))
 
     def stall(self) -> None:
-        """Stop forwarding, in both directions, as when a network goes dead.
+        """Stop forwarding in both directions, as when a network goes dead.
 
-        Connections stay, and new ones can be made; nothing passes, nor does the end of a
-        connection, except for at most 64 KiB for each direction that were on their way.
+        Connections stay, and clients can make new ones. No bytes pass, and no end of a connection,
+        except for at most 64 KiB in each direction that were on their way.
         """
         self._running.call(self._running.relay.stem())
 
     def resume(self) -> None:
-        """Forward again, beginning with what was held back."""
+        """Forward again, beginning with the bytes that were held back."""
         self._running.call(self._running.relay.flow())
 
     @property

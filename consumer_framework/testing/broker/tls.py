@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A private RabbitMQ node that demands client certificates, as Fedora's broker does.
 
-Who connects by TLS is the user that the certificate's common name says, without a password (SASL
-EXTERNAL): https://www.rabbitmq.com/docs/ssl and the plugin rabbitmq_auth_mechanism_ssl. The node's
-plain port stays, for a test to look and to publish.
+A client that connects by TLS is the user that its certificate names as the common name, without a
+password (SASL EXTERNAL): https://www.rabbitmq.com/docs/ssl and the plugin
+rabbitmq_auth_mechanism_ssl. The plain port stays open, so that a test can publish and count.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+try:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+except ImportError as error:
+    raise ImportError(
+        f"{__name__} needs cryptography; install it with `pip install 'consumer-framework[broker]'`"
+    ) from error
 
 from . import Broker
 from .place import HOST, port_of, reserve_port
@@ -36,17 +41,20 @@ class Pair:
 
 
 class Authority:
-    """A certificate authority of one's own.
+    """A private certificate authority.
 
     Args:
-        directory: Where its files go.
-        name: Its name, and that of its files.
+        directory: The directory of its files.
+        name: Its name, and the name of its files.
+
+    Attributes:
+        certificate: The authority's own certificate, a PEM file.
     """
 
     def __init__(self, directory: Path, name: str = "ca") -> None:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _named(f"Test {name}")
+        self._name = _name_of(f"Test {name}")
         constraints = x509.BasicConstraints(ca=True, path_length=0)
         made = self._builder(self._name, self._key, 10).add_extension(constraints, critical=True)
         self.certificate = directory / f"{name}.pem"
@@ -56,13 +64,13 @@ class Authority:
         """Make a certificate for a client, or for a server on this machine.
 
         Args:
-            common_name: Whose it is.
-            days: How many days from now on it is valid; negative for one that has ended.
-            file: What its files are called; "" for the common name.
+            common_name: The name of its owner.
+            days: The number of days until it ends; negative for a certificate that has ended.
+            file: The name of its files; "" for the common name.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         names = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST)))
-        made = self._builder(_named(common_name), key, days).add_extension(
+        made = self._builder(_name_of(common_name), key, days).add_extension(
             x509.SubjectAlternativeName(names), critical=False
         )
         pair = Pair(*(self._directory / f"{file or common_name}.{end}" for end in ("crt", "key")))
@@ -92,7 +100,7 @@ class Authority:
         return signed.public_bytes(serialization.Encoding.PEM)
 
 
-def _named(common_name: str) -> x509.Name:
+def _name_of(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
 
 
@@ -100,11 +108,11 @@ class TlsBroker(Broker):
     """A :class:`.Broker` with a TLS port that takes only clients with a certificate.
 
     Args:
-        directory: Where its certificates are kept.
+        directory: The directory of its certificates.
         options: As for :class:`.Broker`.
 
     Attributes:
-        authority: Vouches for the node, and for the clients that it takes.
+        authority: Signs the certificates of the node and of its clients.
     """
 
     def __init__(self, directory: Path, **options: Any) -> None:
@@ -128,12 +136,12 @@ class TlsBroker(Broker):
     @property
     def tls_port(self) -> int:
         """The TLS port on 127.0.0.1."""
-        assert self._tls_port is not None  # noqa: S101 -- until it is closed
+        assert self._tls_port is not None  # noqa: S101 -- it is closed otherwise
         return port_of(self._tls_port)
 
     @property
     def tls_url(self) -> str:
-        """The URL of the default virtual host for whoever has a certificate."""
+        """The URL of the default virtual host for clients with a certificate."""
         return f"amqps://localhost:{self.tls_port}/%2F"
 
     def add_certificate_user(self, name: str, *, file: str = "", days: float = 10) -> Pair:

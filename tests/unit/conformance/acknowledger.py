@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every Acknowledger does; a suite says how its outside world is operated."""
+"""The promises of the port Acknowledger; each suite has a fixture `world` that operates its own."""
 
 import abc
 import functools
@@ -11,15 +11,15 @@ SETTLES = ("ack", "give_back", "reject")
 
 
 class World(abc.ABC):
-    """A queue with the messages "a", "b" and "c", and what an acknowledger makes of them."""
+    """A queue with the messages "a", "b" and "c", and the channel of an acknowledger."""
 
     acknowledger: Any
-    # Whether the acknowledger hears of it at once when a channel goes.
+    # True where the acknowledger notices the end of a channel at once.
     notices = True
 
     @abc.abstractmethod
     def play(self, scenario):
-        """Run a coroutine; what it returns is for the test to return."""
+        """Run a coroutine; the test returns the result of this."""
 
     @abc.abstractmethod
     async def deliver(self, count):
@@ -43,7 +43,7 @@ def scenario(coroutine_function):
 
 
 class AcknowledgerSuite:
-    """`world` is a fixture of the suite's own."""
+    """Tests for a fixture `world`, which each suite has."""
 
     @scenario
     async def test_an_acked_message_is_forgotten(self, world):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every Notifier does; a suite names its own `notifier` and `manager` fixtures.
+"""The promises of the port Notifier; each suite has its own fixtures `notifier` and `manager`.
 
 `manager` is what the service manager knows: `is_ready`, `is_reloading`, `is_stopping`,
 `is_triggered`, `feeds`, `status_line`, the seconds of each of the `extensions`, and how many

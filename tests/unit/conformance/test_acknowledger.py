@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""FakeAcknowledger; the real one is in tests/integration/test_acknowledger_conformance.py."""
+"""FakeAcknowledger; tests/integration/test_acknowledger_conformance.py tests the real one."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from .acknowledger import AcknowledgerSuite, World
 
 
 class FakeWorld(World):
-    """What a broker would make of what the fake was told."""
+    """A broker that applies the calls that the fake got."""
 
     def __init__(self):
         self.acknowledger = FakeAcknowledger()

@@ -27,7 +27,7 @@ def test_the_system_clock_tells_the_machines_time():
     assert before <= SystemClock().time() <= time.time()
 
 
-def test_a_fake_clock_goes_on_when_it_is_told_and_not_before():
+def test_a_fake_clock_advances_only_when_it_is_told():
     clock = FakeClock(10.0)
     assert clock.monotonic() == clock.monotonic() == 10
     assert clock.time() == clock.time() == 10
@@ -41,7 +41,7 @@ def test_a_fake_clock_cannot_be_turned_back():
         FakeClock().advance(-1)
 
 
-def test_the_time_of_a_fake_clock_may_be_set_and_then_only_its_time():
+def test_setting_the_time_of_a_fake_clock_leaves_its_monotonic_time():
     clock = FakeClock(100.0)
     clock.set_time(50.0)
     assert (clock.time(), clock.monotonic()) == (50, 100)

@@ -37,7 +37,7 @@ class TestFakeNotifier(NotifierSuite):
 
 
 class Manager:
-    """What systemd knows of a service (sd_notify(3))."""
+    """The state of a service as systemd knows it (sd_notify(3))."""
 
     def __init__(self, notify_socket):
         self._socket = notify_socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every store promises: the real one, and the one that tests use."""
+"""The promises of the port Store, kept by the real one and by the fake."""
 
 import asyncio
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_a_due_message_comes_back_as_it_was_received_with_its_history(store):
     )
 
 
-def test_what_is_longest_due_comes_first_and_no_more_than_asked_for(store):
+def test_the_longest_due_message_comes_first_and_no_more_than_the_limit(store):
     run(*(store.defer(make_delivery(message_id=str(due)), due) for due in (3.0, 1.0, 4.0, 2.0)))
     assert [delivery.message_id for delivery in store.due(9.0, 3)] == ["1.0", "2.0", "3.0"]
 
@@ -91,11 +91,11 @@ def test_a_due_message_is_due_until_it_is_removed(store):
     assert not store.is_open(make_delivery())
 
 
-def test_removing_what_is_not_there_is_no_error(store):
+def test_removing_a_missing_row_is_no_error(store):
     run(store.remove(12345))
 
 
-def test_deferred_and_quarantined_messages_are_open_by_whatever_channel_they_come(store):
+def test_deferred_and_quarantined_messages_are_open_on_every_channel(store):
     deferred = make_delivery(body=b"1")
     quarantined = make_delivery(body=b"2")
     run(store.defer(deferred, 1.0), store.quarantine(quarantined, "poison"))
@@ -115,7 +115,7 @@ def test_deferred_and_quarantined_messages_are_open_by_whatever_channel_they_com
     ],
     ids=["id", "body", "topic", "queue", "headers", "raw properties"],
 )
-def test_two_messages_that_share_all_but_one_thing_never_take_each_others_row(store, other):
+def test_messages_that_differ_in_one_property_have_different_rows(store, other):
     run(store.defer(make_delivery(), 1.0))
     assert not store.is_open(other)
     run(store.defer(other, 2.0))
@@ -163,7 +163,7 @@ def test_a_row_answers_for_one_of_two_equal_messages_that_come_again(store):
     assert store.is_open(again(delivery_tag=1))
 
 
-def test_a_message_without_an_id_is_never_taken_for_one_that_is_there(store):
+def test_a_message_without_an_id_is_never_taken_for_a_stored_one(store):
     run(store.defer(make_delivery(message_id=None), 1.0))
     nameless = again(message_id=None)
     assert not store.is_open(nameless)
@@ -194,7 +194,7 @@ def test_a_message_that_came_from_the_store_goes_back_to_its_row(store):
     assert store.due(2.0, 10) == [replace(delivery, history=FAILED)]
 
 
-def test_the_number_of_a_row_that_is_gone_is_not_used_again(store):
+def test_the_number_of_a_deleted_row_is_not_used_again(store):
     run(store.defer(make_delivery(), 1.0))
     (first,) = store.due(1.0, 10)
     run(store.remove(first.row), store.defer(make_delivery(message_id="2"), 1.0))
@@ -229,7 +229,7 @@ def test_a_due_message_has_its_lane(store):
     assert delivery.lane == "key"
 
 
-def test_of_a_lane_only_the_first_row_is_due_and_the_next_when_that_is_gone(store):
+def test_only_the_first_row_of_a_lane_is_due_until_it_is_gone(store):
     run(
         store.defer(laned("1"), 5.0),
         store.defer(laned("2"), 1.0),
@@ -274,7 +274,7 @@ def test_a_lane_is_blocked_while_it_has_a_row(store):
     assert not store.is_blocked("key")
 
 
-def test_a_row_is_blocked_by_the_first_one_of_its_lane(store):
+def test_a_row_is_blocked_by_the_first_row_of_its_lane(store):
     run(*(store.defer(laned(message_id), 3.0) for message_id in "123"))
     first = store.due(9.0, 1)[0].row
     second, third = first + 1, first + 2
@@ -289,7 +289,7 @@ def test_a_row_is_blocked_by_the_first_one_of_its_lane(store):
     assert store.blocked_by("key", third) == Blocker(second, "deferred", 3.0)
 
 
-def test_what_is_deferred_behind_a_row_is_quarantined_with_it_and_nothing_else_is(store):
+def test_the_deferred_rows_behind_a_row_are_quarantined_with_it_and_no_others(store):
     run(
         store.defer(laned("before"), 8.0),
         store.defer(laned("1"), 1.0),
@@ -304,7 +304,7 @@ def test_what_is_deferred_behind_a_row_is_quarantined_with_it_and_nothing_else_i
     assert due(store) == ["other"]
 
 
-def test_what_is_deferred_behind_a_quarantined_row_is_quarantined(store):
+def test_a_message_deferred_behind_a_quarantined_row_is_quarantined(store):
     run(store.quarantine(laned("1"), "poison"), store.defer(laned("2"), 1.0))
     first = store.blocked_by("key").row
     run(store.remove(first))
@@ -328,13 +328,13 @@ def test_no_order_of_two_commits_leaves_a_deferred_row_that_never_runs(store, fo
     assert store.blocked_by("key").state == "quarantined"
 
 
-def test_a_row_keeps_the_lane_that_it_came_with(store):
+def test_a_row_keeps_its_first_lane(store):
     run(store.defer(laned("1", "then"), 1.0), store.defer(laned("1", "now"), 2.0))
     assert [delivery.lane for delivery in store.due(9.0, 10)] == ["then"]
     assert not store.is_blocked("now")
 
 
-def test_many_writes_at_once_keep_the_lanes_exact(store):
+def test_many_simultaneous_writes_keep_the_lanes_exact(store):
     async def burst():
         await asyncio.gather(*(store.defer(laned(str(n), f"key {n % 7}"), 1.0) for n in range(50)))
 
