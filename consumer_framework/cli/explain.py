@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from consumer_framework.core.text import text as duration
+from consumer_framework.core.text import duration_text
 
 from . import terminal
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
@@ -124,12 +124,16 @@ def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
         said = "when the handler says" if _is_own(explanation) else ""
         yield (
             "again",
-            said or f"after {duration(explanation.steps[-1].after)}, as often as it takes",
+            said or f"after {duration_text(explanation.steps[-1].after)}, as often as it takes",
         )
         return
     for step in explanation.steps:
         place = _PLACES[type(step.waits).__name__]
-        waits = f"about {duration(step.after)}, {place} meanwhile" if step.after else "0 s: at once"
+        waits = (
+            f"about {duration_text(step.after)}, {place} meanwhile"
+            if step.after
+            else "0 s: at once"
+        )
         yield f"attempt {step.attempt}", f"after {waits}"
 
 
@@ -180,7 +184,7 @@ def _breaker(explanation: Explanation, context: Context) -> str:
     if not explanation.is_counted:
         return "does not hear of it"
     breaker = context.merged.breaker
-    probes = ", ".join(duration(wait) for wait in breaker.probe)
+    probes = ", ".join(duration_text(wait) for wait in breaker.probe)
     return (
         f"counts it: {breaker.consecutive} in a row pause the instance; probes after {probes} "
         f"({context.where('breaker')})"

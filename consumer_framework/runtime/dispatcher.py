@@ -26,7 +26,13 @@ from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, rul
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.intake import Holds, Intake
-from consumer_framework.core.limits import NEAR_LIMIT, Breaker, TokenBucket, count_of, is_near
+from consumer_framework.core.limits import (
+    NEAR_LIMIT,
+    Breaker,
+    TokenBucket,
+    delivery_count,
+    is_near_limit,
+)
 from consumer_framework.core.memory import Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import Decision
@@ -233,8 +239,8 @@ class Dispatcher:
         """
         keeps = self._ports.store.keeps
         limit = self.limit_of(delivery) if delivery.redelivered and keeps else None
-        count = count_of(delivery) or 0
-        if limit is None or not is_near(count, limit) or self._is_known(delivery):
+        count = delivery_count(delivery) or 0
+        if limit is None or not is_near_limit(count, limit) or self._is_known(delivery):
             self._enter(delivery)
             return
         if delivery.lane and self._intake.has_lane(delivery.lane):
@@ -287,7 +293,7 @@ class Dispatcher:
     def is_near_limit(self, delivery: Delivery) -> bool:
         """Return True if the queue might drop *delivery*, and the store can keep it."""
         limit = self.limit_of(delivery) if self._ports.store.keeps else None
-        return limit is not None and is_near(count_of(delivery) or 0, limit)
+        return limit is not None and is_near_limit(delivery_count(delivery) or 0, limit)
 
     def _goes_to_store(self, delivery: Delivery) -> bool:
         return delivery.lane in self._stored_lanes or self.is_near_limit(delivery)

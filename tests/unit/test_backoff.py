@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.limits import delay
+from consumer_framework.core.limits import backoff_delay as delay
 
 attempts = st.integers(1, 10_000)
 spreads = st.floats(0, 1)

@@ -93,7 +93,7 @@ def test_no_secret_goes_over_the_socket(serve, monkeypatch):
     async def tell(_request):
         yield schema.Step(f"connecting with {secret}")
 
-    secrets.keep(secret, "credential:flakes")
+    secrets.hide(secret, "credential:flakes")
     monkeypatch.setitem(BY_TYPE, schema.Replay, tell)
     (step, _done) = serve(schema.encode_request(schema.Replay((1,))))
     assert step == {"step": "connecting with <credential:flakes>"}

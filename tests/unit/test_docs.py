@@ -133,9 +133,9 @@ def shown_default(value: Any, kind: str, item_kind: str) -> str:
     if value is None:
         return "none"
     if kind == "length of time":
-        return f"`{json.dumps(text.text(value))}`"
+        return f"`{json.dumps(text.duration_text(value))}`"
     if item_kind == "length of time":
-        return f"`{json.dumps([text.text(item) for item in value])}`"
+        return f"`{json.dumps([text.duration_text(item) for item in value])}`"
     if isinstance(value, Enum):
         return f"`{json.dumps(value.value)}`"
     if isinstance(value, pydantic.BaseModel) or (isinstance(value, dict | list) and value):

@@ -14,7 +14,7 @@ from consumer_framework.adapters.systemd.notify import one_ascii_line
 from consumer_framework.cli import terminal
 from consumer_framework.core.attempt import attempt_of
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.secrets import keep, redact, redacted
+from consumer_framework.core.secrets import hide, redact, redacted
 from consumer_framework.settings import Settings
 
 CANARY = "c4n/ary p\"ass'wörd"
@@ -22,7 +22,7 @@ CANARY = "c4n/ary p\"ass'wörd"
 
 @pytest.fixture
 def _known():
-    keep(CANARY, "credential:token")
+    hide(CANARY, "credential:token")
 
 
 @pytest.mark.usefixtures("_known")
@@ -45,15 +45,15 @@ def test_a_secret_is_found_in_the_forms_that_text_has(form):
 
 
 def test_every_line_of_a_long_secret_is_secret():
-    keep("-----BEGIN KEY-----\nMIIEvQIBADANBg+kqhkiG9w0B\n}\n", "credential:key")
+    hide("-----BEGIN KEY-----\nMIIEvQIBADANBg+kqhkiG9w0B\n}\n", "credential:key")
     assert redact("line MIIEvQIBADANBg+kqhkiG9w0B}") == "line <credential:key>}"
 
 
 @pytest.fixture
 def _short():
-    keep("fedora", "the password of amqp_url")
-    keep("bodhi", "credential:hook")
-    keep("", "nothing")
+    hide("fedora", "the password of amqp_url")
+    hide("bodhi", "credential:hook")
+    hide("", "nothing")
 
 
 @pytest.mark.usefixtures("_short")
@@ -116,14 +116,14 @@ def test_a_plain_word_is_hidden_after_the_name_of_its_credential():
     ],
 )
 def test_a_secret_that_no_text_has_by_chance_is_hidden_everywhere(secret, is_hidden):
-    keep(secret, "x")
+    hide(secret, "x")
     assert redact(f"-{secret}-") == ("-<x>-" if is_hidden else f"-{secret}-")
 
 
 def test_the_longest_of_two_secrets_is_hidden_and_the_first_label_stays():
-    keep("s3cret-1", "a")
-    keep("s3cret-1-and-more", "b")
-    keep("s3cret-1-and-more", "c")
+    hide("s3cret-1", "a")
+    hide("s3cret-1-and-more", "b")
+    hide("s3cret-1-and-more", "c")
     assert redact("s3cret-1 s3cret-1-and-more") == "<a> <b>"
 
 

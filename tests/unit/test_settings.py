@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import Then
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 from consumer_framework.settings import (
     TRANSIENT_QUEUE,
     Framework,
@@ -308,7 +308,7 @@ def test_a_handler_timeout_may_be_endless():
     table = {"handler_timeout": "infinity"}
     framework = parse(document(consumer_config={"framework": table})).framework
     assert framework.handler_limit(usual=600.0) == math.inf
-    assert text(math.inf) == "infinity"
+    assert duration_text(math.inf) == "infinity"
 
 
 def test_all_settings_that_contradict_each_other_are_reported():

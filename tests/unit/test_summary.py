@@ -9,7 +9,13 @@ import pytest
 from fedora_messaging.exceptions import ValidationError
 
 from consumer_framework.adapters.log import RedactedRecord
-from consumer_framework.core.attempt import TRACEBACK_LIMIT, attempt_of, formatted, said, summarized
+from consumer_framework.core.attempt import (
+    TRACEBACK_LIMIT,
+    attempt_of,
+    bounded,
+    one_line,
+    traceback_text,
+)
 from consumer_framework.core.text import clipped, printable, printable_lines
 
 LARGE = "x" * 10_000_000
@@ -60,37 +66,37 @@ def test_every_stored_part_of_an_exception_is_bounded(make):
     attempt = attempt_of(error, 1.0)
     assert len(attempt.message) < 1000
     assert len(attempt.traceback) <= TRACEBACK_LIMIT + 100
-    assert len(said(error)) < 1000
+    assert len(one_line(error)) < 1000
     assert "in raises" in attempt.traceback
     assert type(error).__name__ in attempt.traceback
 
 
 def test_a_large_value_that_a_schema_refuses_is_never_formatted(monkeypatch):
     error = schema_error()
-    monkeypatch.setattr(type(error), "__str__", lambda _: pytest.fail("it is formatted"))
+    monkeypatch.setattr(type(error), "__str__", lambda _: pytest.fail("it is traceback_text"))
     assert "is not of type" in attempt_of(ValidationError(error), 1.0).message
 
 
 def test_a_small_value_that_a_schema_refuses_is_shown_with_its_place():
     error = caught(lambda: jsonschema.validate({"a": 1}, {"properties": {"a": {"type": "string"}}}))
-    assert "On instance['a']:" in formatted(error)
+    assert "On instance['a']:" in traceback_text(error)
 
 
 def test_a_short_exception_is_shown_whole():
     error = raising(ValueError("outer"), ValueError("inner"))
-    assert summarized(error) is error
-    assert formatted(error) == "".join(traceback.format_exception(error))
+    assert bounded(error) is error
+    assert traceback_text(error) == "".join(traceback.format_exception(error))
 
 
 def test_a_chain_of_exceptions_with_a_cycle_ends():
     one, other = ValueError(LARGE), ValueError("other")
     one.__context__, other.__context__ = other, one
-    assert len(formatted(other)) <= TRACEBACK_LIMIT + 100
+    assert len(traceback_text(other)) <= TRACEBACK_LIMIT + 100
 
 
 def test_the_text_of_an_exception_forges_no_line_and_controls_no_terminal():
     error = raising(ValueError(FORGED))
-    text = formatted(error) + said(error) + attempt_of(error, 1.0).message
+    text = traceback_text(error) + one_line(error) + attempt_of(error, 1.0).message
     assert not any(line.startswith("ERROR") for line in text.splitlines())
     assert not set("\x1b\x9b\u2028\x85\r\u202e") & set(text)
 
@@ -199,16 +205,16 @@ def source_of_strangers():
 
 @pytest.mark.parametrize("make", [long_chain, circle, source_of_strangers])
 def test_no_exception_of_a_chain_forges_a_line(make):
-    text = formatted(make())
+    text = traceback_text(make())
     assert "\nERROR forged" not in text
     assert not set("\x1b\x9b\x85\u2028\u202e") & set(text)
 
 
 def test_a_group_with_a_very_long_member_shows_every_member():
-    text = formatted(ExceptionGroup("many", [ValueError(LARGE), KeyError("small")]))
+    text = traceback_text(ExceptionGroup("many", [ValueError(LARGE), KeyError("small")]))
     assert "ValueError: xxx" in text
     assert "KeyError: 'small'" in text
 
 
 def test_empty_lines_at_the_start_of_an_exceptions_text_are_left_out():
-    assert said(ValueError("\n  what is wrong\nmore")) == "ValueError: what is wrong"
+    assert one_line(ValueError("\n  what is wrong\nmore")) == "ValueError: what is wrong"
