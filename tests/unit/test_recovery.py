@@ -188,7 +188,7 @@ ERRORS = [
         schedule=st.just((0.0, 10.0)),
         strict=st.booleans(),
     ),
-    st.builds(Situation, now=st.just(NOW), spread=st.floats(0, 1), may_hold=st.booleans()),
+    st.builds(SITUATION._replace, spread=st.floats(0, 1), may_hold=st.booleans()),
     st.sampled_from([NO_HISTORY, SPENT]),
 )
 def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_unwritten(
