@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The messenger ``amqp``: AMQP 0-9-1 with publisher confirms, by pika.
+
+A batch is written without waiting; the broker confirms its messages in any order
+(https://www.rabbitmq.com/docs/confirms). Each message is ``mandatory``, so that the broker returns
+it if no queue gets it. The wire data are those of :func:`fedora_messaging.api.publish`.
+
+The broker closes the channel if a message may not be published or its exchange is missing. It does
+not say which message that was, and the confirmations of the messages before it are lost. So the
+messages without a confirmation are sent again on a new channel, one at a time: now the one that
+closes the channel is known. Those before it arrive twice.
+
+The loop of pika runs only while a batch is sent. So there are no heartbeats; the kernel probes an
+idle connection instead (tcp(7), keepalive). pika's ``blocked_connection_timeout`` is not used, since
+it ends the connection: an endpoint that blocks for :attr:`.Endpoints.timeout` seconds makes the
+messenger use the next one, see :mod:`.failover`.
+"""
+
+from __future__ import annotations
+
+import ssl
+import struct
+import time
+from collections import Counter
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import pika
+from pika import exceptions, frame, spec
+from pika.adapters.select_connection import IOLoop
+
+from consumer_framework.core.errors import ConfigurationError, Problem
+
+from . import Endpoints, Reject, Retry, Scope, Sent
+from .failover import Blocked, Failover, host_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from consumer_framework.publishing.message import Outgoing
+
+    from . import Result
+
+_ROUTED, _UNROUTABLE = Sent(routed=True), Sent(routed=False)
+# Messages that are encoded before the loop runs, so that the broker works at the same time.
+_STRIDE = 50
+# Seconds after which an idle connection is probed, between probes, and the number of probes.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+# The most seconds that the broker may take to say goodbye.
+_GOODBYE = 2.0
+_FORBIDDEN, _MISSING, _REFUSED = 403, 404, 406
+# A header's kind and lengths, and the longest text of one character in UTF-8.
+_PER_HEADER, _PER_CHARACTER, _OTHER_PROPERTIES = 10, 4, 2048
+
+
+class Amqp(Failover):
+    """Sends by AMQP 0-9-1 with publisher confirms.
+
+    Args:
+        endpoints: URLs with the schemes ``amqp`` and ``amqps``, as pika takes them
+            (:class:`pika.URLParameters`). With a certificate and a key, a TLS connection
+            authenticates with them (SASL EXTERNAL), whatever the URL says.
+
+    Raises:
+        ConfigurationError: pika refuses a URL.
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        super().__init__(endpoints)
+        for url in endpoints.urls:
+            _parsed(url)
+
+    def connect(self, url: str) -> _Link:
+        """Connect to the broker at *url*, and open a channel with confirms."""
+        return _Link(_parameters(url, self.endpoints), self.endpoints.timeout)
+
+
+def _parsed(url: str) -> pika.URLParameters:
+    try:
+        parsed = pika.URLParameters(url)
+        is_right = url.startswith(("amqp://", "amqps://"))
+    except Exception as error:  # noqa: BLE001 -- pika raises anything for a wrong value
+        raise _wrong_url(f"the URL of {host_of(url)} is invalid: {error}") from None
+    if not is_right:
+        raise _wrong_url(f"the URL of {host_of(url)} is invalid: its scheme is not amqp or amqps")
+    return parsed
+
+
+def _wrong_url(what: str) -> ConfigurationError:
+    path = "consumer_config.framework.outbox.endpoints"
+    return ConfigurationError(Problem(path, what, "write it as amqps://USER@HOST:5671/%2FVHOST"))
+
+
+def _parameters(url: str, endpoints: Endpoints) -> pika.URLParameters:
+    made = _parsed(url)
+    if made.ssl_options is not None:
+        if endpoints.certfile and endpoints.keyfile:
+            made.credentials = pika.credentials.ExternalCredentials()
+        made.ssl_options = pika.SSLOptions(tls_context(endpoints), made.host)
+    if made.client_properties is None:
+        made.client_properties = dict(endpoints.client_properties)
+    made.heartbeat = 0
+    made.blocked_connection_timeout = None
+    made.connection_attempts = 1
+    made.socket_timeout = made.stack_timeout = endpoints.timeout
+    made.tcp_options = _KEEPALIVE
+    return made
+
+
+def tls_context(endpoints: Endpoints) -> ssl.SSLContext:
+    """Return a context that checks the server, and has the certificate of the client.
+
+    Its files are read at each call, so that a new certificate is used with the next connection.
+
+    Raises:
+        OSError: A file is missing, unreadable or damaged.
+    """
+    context = ssl.create_default_context(cafile=endpoints.ca_cert)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Default since Python 3.13, and stricter than the consumers of the same broker are.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if endpoints.certfile and endpoints.keyfile:
+        context.load_cert_chain(endpoints.certfile, endpoints.keyfile)
+    return context
+
+
+class _ChannelClosedError(Exception):
+    """The broker closed the channel."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}, {text}")
+        self.code = code
+
+
+class _Link:
+    """A connection with a channel in confirm mode."""
+
+    def __init__(self, parameters: pika.URLParameters, timeout: float) -> None:
+        self._timeout = timeout
+        self._fault: str | None = None  # of the connection
+        self._blocked: str | None = None
+        self._fates: dict[int, Result] = {}
+        self._forget_channel()
+        self._loop = IOLoop()
+        self._loop.activate_poller()
+        self._connection = pika.SelectConnection(
+            parameters,
+            on_open_error_callback=self._on_connection_closed,
+            on_close_callback=self._on_connection_closed,
+            custom_ioloop=self._loop,
+        )
+        try:
+            self._wait(lambda: self._connection.is_open)
+            self._connection.add_on_connection_blocked_callback(self._on_blocked)
+            self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
+            self._open_channel()
+        except _ChannelClosedError as error:
+            self.close()
+            raise ConnectionError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, batch: Sequence[tuple[int, Outgoing]], fates: dict[int, Result]) -> None:
+        """Send *batch*; see :class:`.Link`."""
+        self._fates = fates
+        self._unsettled = {tag: (None, known) for tag, (_, known) in self._unsettled.items()}
+        self._poll(at_once=True)
+        try:
+            self._pipeline(self._without_known(batch))
+        except _ChannelClosedError:
+            self._one_by_one([pair for pair in batch if pair[0] not in fates])
+
+    def close(self) -> None:
+        """Close the connection; abort it if the broker says nothing."""
+        if not self._connection.is_closed:
+            if not self._connection.is_closing:
+                self._connection.close()
+            until = time.monotonic() + min(_GOODBYE, self._timeout)
+            while self._fault is None and time.monotonic() < until:
+                self._poll(until - time.monotonic())
+            if self._fault is None:
+                self._connection._terminate_stream(None)  # noqa: SLF001 -- there is no public abort
+                self._poll(at_once=True)
+        self._loop.deactivate_poller()
+        self._loop.close()
+
+    # The batch
+
+    def _without_known(self, batch: Sequence[tuple[int, Outgoing]]) -> list[tuple[int, Outgoing]]:
+        """Leave out the messages that this link sent before, when the broker blocked it."""
+        if not self._unsettled and not self._late:
+            return list(batch)
+        tags = {identity: tag for tag, (_, identity) in self._unsettled.items()}
+        rest = []
+        for number, message in batch:
+            if (result := self._late.pop(message.id, None)) is not None:
+                self._fates[number] = result
+            elif (tag := tags.pop(message.id, None)) is not None:
+                self._unsettled[tag] = number, message.id
+            else:
+                rest.append((number, message))
+        return rest
+
+    def _pipeline(self, batch: Sequence[tuple[int, Outgoing]]) -> None:
+        for position, (number, message) in enumerate(batch, 1):
+            if self._blocked is not None:
+                self._wait(lambda: self._blocked is None)
+            self._publish(number, message)
+            if position % _STRIDE == 0:
+                self._poll(self._timeout)
+        self._wait(lambda: not self._unsettled)
+
+    def _one_by_one(self, batch: Sequence[tuple[int, Outgoing]]) -> None:
+        refused: dict[tuple[str, str | None], Result] = {}
+        for number, message in batch:
+            topic, exchange = (message.exchange, message.topic), (message.exchange, None)
+            if known := refused.get(topic) or refused.get(exchange):
+                self._fates[number] = known
+                continue
+            try:
+                self._open_channel()
+                self._pipeline([(number, message)])
+            except _ChannelClosedError as error:
+                result = self._fates[number] = _result_of(error)
+                if isinstance(result, Retry) and result.scope is Scope.TOPIC:
+                    refused[exchange if error.code == _MISSING else topic] = result
+        self._open_channel()
+
+    def _publish(self, number: int, message: Outgoing) -> None:
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_mode=2,
+            headers=dict(message.headers),
+            message_id=message.id,
+            priority=message.priority,
+        )
+        self._check()
+        if (fault := self._unsendable(message, properties)) is not None:
+            self._fates[number] = Reject(fault)
+            return
+        try:
+            self._channel.basic_publish(
+                message.exchange, message.topic, message.body, properties, mandatory=True
+            )
+        except (exceptions.AMQPError, ValueError, TypeError, AssertionError, struct.error) as error:
+            # pika has encoded all frames before it writes the first one.
+            self._fates[number] = Reject(f"AMQP cannot carry it: {error!r}")
+            return
+        self._tag += 1
+        self._unsettled[self._tag] = number, message.id
+
+    def _unsendable(self, message: Outgoing, properties: pika.BasicProperties) -> str | None:
+        """Find a header frame that is too large: the broker would end the connection."""
+        most = self._connection.params.frame_max
+        texts = sum(len(n) + len(str(v)) + _PER_HEADER for n, v in message.headers.items())
+        if not most or texts * _PER_CHARACTER + _OTHER_PROPERTIES < most:
+            return None
+        size = len(frame.Header(1, 0, properties).marshal())
+        return f"its headers have {size} bytes; the broker takes {most}" if size > most else None
+
+    # The loop
+
+    def _wait(self, is_done: Callable[[], bool]) -> None:
+        """Run the loop until *is_done*.
+
+        Raises:
+            ConnectionError: The connection ended, or nothing moved for the timeout.
+            Blocked: The same, and the broker blocks the connection.
+            _ChannelClosedError: The broker closed the channel.
+        """
+        progress, until = self._progress(), time.monotonic() + self._timeout
+        while not is_done():
+            self._check()
+            left = until - time.monotonic()
+            if left <= 0:
+                raise self._silence()
+            self._poll(left)
+            if (now := self._progress()) != progress:
+                progress, until = now, time.monotonic() + self._timeout
+        self._check()
+
+    def _progress(self) -> tuple[int, int]:
+        if self._blocked is not None or not self._connection.is_open:
+            return 0, 0
+        size = self._connection._get_write_buffer_size()  # noqa: SLF001 -- it has no public name
+        return len(self._unsettled), size
+
+    def _silence(self) -> ConnectionError:
+        if self._blocked is not None:
+            return Blocked(f"the broker blocks publishers: {self._blocked}")
+        return ConnectionError(f"no answer within {self._timeout:g} seconds")
+
+    def _check(self) -> None:
+        if self._fault is not None:
+            raise ConnectionError(self._fault)
+        if self._channel_fault is not None:
+            raise self._channel_fault
+
+    def _poll(self, seconds: float = 0.0, *, at_once: bool = False) -> None:
+        """Handle the next events, or wait for them at most *seconds*."""
+        timer = self._loop.call_later(0.0 if at_once else max(0.0, seconds), _nothing)
+        self._loop.poll()
+        self._loop.process_timeouts()
+        self._loop.remove_timeout(timer)
+
+    # The channel and its events
+
+    def _forget_channel(self) -> None:
+        self._channel_fault: _ChannelClosedError | None = None
+        self._channel: Any = None
+        self._tag = 0
+        # By delivery tag: the number of the message in its batch, and its id.
+        self._unsettled: dict[int, tuple[int | None, str]] = {}
+        self._returned: Counter[str] = Counter()
+        # Confirmed between two batches, by message id.
+        self._late: dict[str, Result] = {}
+
+    def _open_channel(self) -> None:
+        if self._channel is not None and self._channel_fault is None:
+            return
+        self._forget_channel()
+        ready: list[Any] = []
+        self._channel = self._connection.channel(on_open_callback=ready.append)
+        self._channel.add_on_close_callback(self._on_channel_closed)
+        self._channel.add_on_return_callback(self._on_returned)
+        self._wait(lambda: bool(ready))
+        ready.clear()
+        self._channel.confirm_delivery(self._on_confirmed, callback=ready.append)
+        self._wait(lambda: bool(ready))
+
+    def _on_confirmed(self, confirmed: Any) -> None:
+        method = confirmed.method
+        tag, accepted = method.delivery_tag, isinstance(method, spec.Basic.Ack)
+        tags = list(takewhile(lambda t: t <= tag, self._unsettled)) if method.multiple else [tag]
+        for one in tags:
+            number, identity = self._unsettled.pop(one)
+            result = self._result(identity, accepted=accepted)
+            if number is None:
+                self._late[identity] = result
+            else:
+                self._fates[number] = result
+
+    def _result(self, identity: str, *, accepted: bool) -> Result:
+        # basic.return comes before basic.ack of the same message.
+        returned = identity in self._returned
+        if returned:
+            self._returned[identity] -= 1
+            self._returned += Counter()
+        if not accepted:
+            return Retry("the broker refused it (basic.nack): is a queue full?", Scope.MESSAGE)
+        return _UNROUTABLE if returned else _ROUTED
+
+    def _on_returned(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
+        self._returned[properties.message_id] += 1
+
+    def _on_channel_closed(self, _channel: Any, reason: BaseException) -> None:
+        if isinstance(reason, exceptions.ChannelClosed):
+            self._channel_fault = _ChannelClosedError(reason.reply_code, reason.reply_text)
+
+    def _on_connection_closed(self, _connection: Any, reason: BaseException) -> None:
+        self._fault = _told(reason)
+
+    def _on_blocked(self, _connection: Any, blocked: Any) -> None:
+        self._blocked = blocked.method.reason or "it gives no reason"
+
+    def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
+        self._blocked = None
+
+
+def _nothing() -> None:
+    pass
+
+
+def _result_of(error: _ChannelClosedError) -> Result:
+    if error.code in {_FORBIDDEN, _MISSING}:
+        return Retry(f"the broker refused it: {error}", Scope.TOPIC)
+    if error.code == _REFUSED:  # PRECONDITION_FAILED: larger than max_message_size
+        return Reject(f"the broker refused it: {error}")
+    return Retry(f"the broker refused it: {error}", Scope.MESSAGE)
+
+
+def _told(reason: BaseException) -> str:
+    """Return one line about the end of a connection."""
+    if isinstance(reason, exceptions.ConnectionClosed):
+        return f"closed by the broker: {reason.reply_code}, {reason.reply_text}"
+    # pika wraps the fault of the socket into those of its phases.
+    while (inner := _inner(reason)) is not None:
+        reason = inner
+    return " ".join(str(reason).split()) or type(reason).__name__
+
+
+def _inner(reason: Any) -> BaseException | None:
+    if failures := getattr(reason, "exceptions", None):
+        return failures[-1]  # type: ignore[no-any-return]
+    inner = getattr(reason, "exception", None)
+    if isinstance(inner, BaseException):
+        return inner
+    first = reason.args[0] if reason.args else None
+    return first if isinstance(first, BaseException) else None
