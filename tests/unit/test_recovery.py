@@ -206,7 +206,8 @@ def test_every_outcome_has_a_disposition_and_only_successes_are_acked_without_a_
     if isinstance(disposition, to.Hold):
         assert situation.may_hold or disposition.until <= situation.now
     if isinstance(disposition, to.GiveBack):
-        assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Behind) and policy.strict)
+        stays = isinstance(outcome, Behind) and (policy.strict or not situation.may_store)
+        assert stays or isinstance(outcome, Withdrawn)
 
 
 class DatabaseGoneError(errors.DependencyFault):
