@@ -201,7 +201,7 @@ class Waiting(RuleBasedStateMachine):
         assert taking.done() or taking.cancel() is None, "something is ready"
         return taking.result()
 
-    # What happens.
+    # Events.
 
     @rule(lane=st.sampled_from(["", "a", "a", "b", "c"]), older=st.booleans())
     def deliver(self, lane, older):
@@ -301,7 +301,7 @@ class Waiting(RuleBasedStateMachine):
                 mine = [d for d in found if d.lane == name and bool(d.row) in kind]
                 assert mine == [d for d in lane if d in mine]
 
-    # What holds all the time.
+    # Invariants.
 
     @invariant()
     def nothing_is_forgotten(self):

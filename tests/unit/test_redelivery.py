@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """After any faults of the network in any order: no message is lost, none runs twice at once.
 
-A model of a broker and of handlers that end when the machine says so, around the real pipeline,
-its memory of runs and of attempts, its holds and its intake, with several slots. What is handed
-over waits for a slot, and is withdrawn when its channel goes.
+A model of a broker, and of handlers that end when the machine ends them, around the real pipeline,
+its memory of runs and of attempts, its holds and its intake, with several slots. A delivery that is
+handed over waits for a slot, and is withdrawn when its channel goes.
 
-Messages that are equal cannot be told apart, so what holds for a message is said of all equal ones
-together: there are never more settles than runs, and never more runs at once than messages.
+Equal messages cannot be told apart, so the invariants hold for all equal messages together: there are never more settles than runs, and never more runs at once than messages.
 """
 
 import asyncio
