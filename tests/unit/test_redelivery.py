@@ -5,7 +5,8 @@ A model of a broker, and of handlers that end when the machine ends them, around
 its memory of runs and of attempts, its holds and its intake, with several slots. A delivery that is
 handed over waits for a slot, and is withdrawn when its channel goes.
 
-Equal messages cannot be told apart, so the invariants hold for all equal messages together: there are never more settles than runs, and never more runs at once than messages.
+Equal messages cannot be told apart, so the invariants hold for all equal messages together: there
+are never more settles than runs, and never more runs at once than messages.
 """
 
 import asyncio
