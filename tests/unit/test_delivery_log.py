@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from twisted.internet.task import Clock as ReactorClock
 
+from consumer_framework.adapters.log import LINES, QUIET
 from consumer_framework.core.attempt import History, attempt_of
 from consumer_framework.core.delivery import (
     Behind,
@@ -36,11 +37,13 @@ from consumer_framework.core.disposition import (
 from consumer_framework.core.errors import Drop, Retry
 from consumer_framework.core.ports import Settled
 from consumer_framework.core.recovery import Decision
-from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog
+from consumer_framework.runtime.observe.log import DeliveryLog
 from consumer_framework.runtime.observe.wording import fate
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
 
@@ -64,8 +67,10 @@ def time() -> Time:
 
 
 @pytest.fixture
-def delivery_log(time: Time) -> DeliveryLog:
-    return DeliveryLog(time, time.reactor.callLater)
+def delivery_log(time: Time) -> Iterator[DeliveryLog]:
+    made = DeliveryLog(time, time.reactor.callLater)
+    yield made
+    made.detach()
 
 
 class Log:
@@ -294,6 +299,7 @@ def test_without_a_timer_the_next_news_bring_the_sum(time, log):
     log()
     time.reactor.advance(QUIET)
     delivery_log.notify(settled(message(99), Failed(failure()), Hold(0.0)))
+    delivery_log.detach()
     summary, again = log()
     assert "1 more times" in summary.getMessage()
     assert again.levelno == logging.ERROR
