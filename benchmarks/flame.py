@@ -31,7 +31,7 @@ FUNCTIONS = 30
 """Functions in the list."""
 
 # A frame of a delivery's path: frames that only start the event loop do not count.
-_OURS = re.compile(r"\((?:consumer_framework/((?!cli/|host/app)[\w/]+)|benchmarks/peers/)")
+_OURS = re.compile(r"\((?:consumer_framework/((?!cli/|runtime/app)[\w/]+)|benchmarks/peers/)")
 
 _PROFILED = """
 import cProfile, sys

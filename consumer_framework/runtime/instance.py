@@ -2,8 +2,8 @@
 """One instance: its parts, the state of its life, and its reactions to the broker.
 
 All parts are made here, in one place. They share the instance: a reload puts other settings and
-another plan into it, and every part reads them there. The table in :mod:`.lifecycle` decides what
-follows from an event. The instance carries out the effects that concern its parts; the
+another plan into it, and every part reads them there. The table in :mod:`.lifecycle` decides the
+next state after an event. The instance carries out the effects that concern its parts; the
 :class:`.Runner` adds those that concern the process.
 """
 

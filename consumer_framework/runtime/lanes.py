@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The only lane there is where nothing may overtake anything.
+# The only lane with strict order.
 SINGLE_LANE = "everything"
 
-# Bytes. The message of a larger body takes too much memory to wait for its slot.
+# Bytes. The decoded message of a larger body takes too much memory while it waits.
 _LARGE_BODY = 1 << 20
 
 
 def lane_finder(plan: Plan, handler: Handler) -> LaneFinder | None:
-    """Return what finds the lane of a delivery, None where no message has one.
+    """Return the finder of lanes for *handler*; None if no message has a lane.
 
-    A message that has no key, or whose key cannot be found, has no lane.
+    A message without a key has no lane.
     """
     if plan.policy.strict:
         return LaneFinder(lambda _delivery, _message: SINGLE_LANE, needs_message=False)
@@ -55,12 +55,12 @@ def lane_finder(plan: Plan, handler: Handler) -> LaneFinder | None:
 
 @dataclass(slots=True)
 class LaneFinder:
-    """Finds keys, and survives what the author's method and broken messages raise.
+    """Finds the lane of a delivery; an error of the author's method means no lane.
 
     Attributes:
-        source: Where the key is.
-        needs_message: Whether it is found only in a decoded message.
-        crash_attempts: A message that so many processes died with is not decoded any more.
+        source: Returns the key.
+        needs_message: Whether that takes the decoded message.
+        crash_attempts: So many processes may die with a message before it is not decoded any more.
     """
 
     source: Source
@@ -69,7 +69,7 @@ class LaneFinder:
     _said: set[str] = field(default_factory=set)
 
     def __call__(self, delivery: Delivery) -> Delivery:
-        """Return *delivery* with its lane, and with its message where that was decoded."""
+        """Return *delivery* with its lane, and with its message if that was decoded."""
         decoded: list[Any] = []
 
         def message() -> Any:
@@ -97,14 +97,14 @@ class Arrivals:
     """Gives deliveries their lanes, and passes them on in the order of their arrival.
 
     Args:
-        flight: Told of what is decoded.
-        put: Gets the deliveries, on the event loop.
+        flight: Told of each delivery that is decoded.
+        put: Takes the deliveries, on the event loop.
     """
 
     def __init__(self, flight: FlightRecorder, put: Callable[[Delivery], None]) -> None:
         self._flight = flight
         self._put = put
-        # What waits for its lane, or for another one before it, by a number that grows.
+        # Deliveries that wait for their lane, or behind one that does, by a growing number.
         self._waiting: dict[int, Delivery] = {}
         self._latest = 0
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -122,7 +122,7 @@ class Arrivals:
 
         def find() -> None:
             found = delivery if lane_of is None else self._found(delivery, lane_of)
-            # The loop may be closed by now, where the drain was cut short.
+            # The loop is closed by now if the drain was cut short.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._arrived, number, found)
 
@@ -130,18 +130,18 @@ class Arrivals:
         self._start()
 
     def discard(self, generation: int) -> None:
-        """Forget what came on a channel that is gone: the broker will deliver it again."""
+        """Forget the deliveries of a channel that is gone: the broker will deliver them again."""
         gone = [n for n, waiting in self._waiting.items() if waiting.generation == generation]
         for number in gone:
             del self._waiting[number]
 
     def clear(self) -> list[Delivery]:
-        """Remove and return what waits."""
+        """Remove and return the waiting deliveries."""
         waiting, self._waiting = self._waiting, {}
         return list(waiting.values())
 
     def close(self) -> None:
-        """End the thread once it has done what it is asked for."""
+        """End the thread after its last job."""
         self._jobs.put(None)
 
     def _start(self) -> None:
@@ -151,7 +151,7 @@ class Arrivals:
         try:
             threading.Thread(target=self._serve, name="lanes", daemon=True).start()
         except RuntimeError:
-            # There are as many threads as there may be: the next one tries again.
+            # No more threads are allowed: do the jobs here, and let the next delivery try again.
             self._has_thread = False
             while not self._jobs.empty():
                 if (job := self._jobs.get()) is not None:
@@ -170,7 +170,7 @@ class Arrivals:
     def _found(self, delivery: Delivery, lane_of: LaneFinder) -> Delivery:
         crashes = self._flight.crashes_of(delivery) if delivery.redelivered else 0
         if crashes and crashes >= lane_of.crash_attempts:
-            # It will be quarantined as it is.
+            # The pipeline will quarantine it.
             return delivery
         place = self._flight.took_off(replace(delivery, history=History(crashes=crashes)))
         try:

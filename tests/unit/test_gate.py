@@ -19,7 +19,8 @@ from consumer_framework.core.gate import (
     IllegalGateEventError,
     Reason,
 )
-from consumer_framework.testing import Harness
+from consumer_framework.core.intake import Intake
+from consumer_framework.testing import Harness, make_delivery
 
 
 def entries(gate):
@@ -151,7 +152,39 @@ def test_listeners_hear_of_each_event_in_order_and_see_the_gate_as_it_is():
     ]
 
 
-# With everything around it.
+# Its meetings, in an intake and with everything around it.
+
+
+def test_a_probe_waits_for_the_end_of_a_reconnection_and_not_for_the_end_of_the_pause():
+    async def scenario():
+        gate = Gate()
+        intake = Intake(gate=gate)
+        gate.suspend(Reason.DEPENDENCY, "no database")
+        gate.suspend(Reason.RECONNECTION)
+        slot = asyncio.create_task(intake.take())
+        intake.put_first(make_delivery())
+        await asyncio.sleep(0)
+        assert not slot.done()
+        gate.resume(Reason.RECONNECTION)
+        assert await asyncio.wait_for(slot, 5) == make_delivery()
+        assert gate.state is GateState.SUSPENDED
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_ends_the_wait_of_a_slot_whatever_suspends_the_gate():
+    async def scenario():
+        gate = Gate()
+        intake = Intake(gate=gate)
+        gate.suspend(Reason.RECONNECTION)
+        slot = asyncio.create_task(intake.take())
+        await asyncio.sleep(0)
+        gate.close()
+        assert await asyncio.wait_for(slot, 5) is None
+        gate.resume(Reason.RECONNECTION)
+        assert await asyncio.wait_for(intake.take(), 5) is None
+
+    asyncio.run(scenario())
 
 
 def message(n=1):

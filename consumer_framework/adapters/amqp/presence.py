@@ -15,7 +15,7 @@ import pika.exceptions
 from twisted.internet import defer
 
 from . import faults
-from .session import expect
+from .session import cancel_when_silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ class PresenceCheck:
             self._ready.clear()
         elif self._asking is None:
             self._asking = asking = defer.ensureDeferred(self._ask_all(client))
-            expect(asking, client, self._reactor, ANSWER_TIMEOUT, self._data_came)
+            cancel_when_silent(asking, client, self._reactor, ANSWER_TIMEOUT, self._data_came)
             asking.addErrback(self._failed, client)
             asking.addBoth(self._ended, asking)
 

@@ -37,9 +37,9 @@ _log = logging.getLogger(__name__)
 # Seconds before a lost consumer is replaced: a channel that the broker closes again and again must
 # not become a hot loop.
 RESUBSCRIBE_DELAY = 1.0
-# Seconds between two attempts to get a queue that somebody else has for himself, at most.
+# Seconds between two attempts to get a queue that another consumer has for itself, at most.
 LONGEST_WAIT = 30.0
-# Seconds for a round, as `expect` counts them: a broker may answer heartbeats, but no declarations.
+# Seconds for a round without a sign of life: a broker may answer heartbeats, but no declarations.
 SUBSCRIBE_TIMEOUT = 60.0
 # Seconds in which a broker that accepted us before may refuse connections: it restarts.
 REFUSAL_TOLERANCE = 300.0
@@ -111,7 +111,7 @@ class Session:
         self._consumers = Consumers(settings, prefetch_count, channels, listener, self, clock)
         self._binding_changes = BindingChanges()
         self._round: defer.Deferred[None] | None = None
-        # How often in a row a round ended without a queue that somebody else has.
+        # How many rounds in a row ended without a queue that another consumer has for itself.
         self._waits = 0
         # Seconds; from the first connection on, a broker that restarts may refuse us for a while.
         self._refusal_tolerance = 0.0
@@ -181,11 +181,11 @@ class Session:
         client = self.client
         assert client is not None  # noqa: S101 -- no state that starts a round is offline
         self._round = ended = defer.ensureDeferred(self._run_round(client))
-        expect(ended, client, self._clock, SUBSCRIBE_TIMEOUT, self._listener.progressed)
+        cancel_when_silent(ended, client, self._clock, SUBSCRIBE_TIMEOUT, self._listener.progressed)
         ended.addErrback(self._round_failed, client)
 
     async def _run_round(self, client: Client) -> None:
-        # By configured name: the broker's word about queues that somebody else has.
+        # By configured name: the complaints about queues that another consumer has for itself.
         taken: dict[str, str] = {}
         while self.state in {SessionState.SUBSCRIBING, SessionState.ADJUSTING}:
             if missing := self._consumers.missing - taken.keys():
@@ -361,7 +361,9 @@ class Session:
             return
         done = defer.ensureDeferred(bind(client, bound, self._consumers.names))
         try:
-            expect(done, client, self._clock, SUBSCRIBE_TIMEOUT, self._listener.progressed)
+            cancel_when_silent(
+                done, client, self._clock, SUBSCRIBE_TIMEOUT, self._listener.progressed
+            )
             await done
         except BadDeclaration as error:
             raise faults.declaration_fault(error) from error
@@ -458,7 +460,7 @@ SIGN_OF_LIFE = 1024
 MOST_EXTENSIONS = 30
 
 
-def expect(
+def cancel_when_silent(
     answer: defer.Deferred[Any],
     client: Client,
     clock: ReactorClock,

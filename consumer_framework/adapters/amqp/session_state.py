@@ -2,9 +2,9 @@
 """The states of a session with the broker, which keeps a consumer on every queue.
 
 A connection ends at any time, and the factory opens another one. On each, the session subscribes
-to every queue. It repairs later losses: a channel that the broker closes, a consumer that the
-broker cancels, a queue that somebody else has for himself. It also cancels all consumers for a
-pause and starts them again, and adds and removes bindings after a reload.
+to every queue, and waits for a queue that another consumer has for itself. It repairs later losses:
+a channel that the broker closes, a consumer that the broker cancels. It also cancels all consumers
+for a pause and starts them again, and adds and removes bindings after a reload.
 
 This work is done in rounds. A round gives a consumer to each queue that has none, and then changes
 the bindings that are due. One connection has one round at a time. Work that appears while a round
@@ -31,11 +31,10 @@ A connection is open in all states but ``OFFLINE`` and ``PAUSED_OFFLINE``::
     PAUSED_OFFLINE          PAUSED_OFFLINE   OFFLINE       PAUSED_OFFLINE
 
 ``STOP`` leads from every state to ``STOPPING``, which no event leaves, and in which the connection
-may be open or not. In ``PAUSING`` a round still
-has to end: an answer of the broker is under way, and cannot be called back. ``CONSUMING`` and
-``ADJUSTING`` differ from ``SUBSCRIBING`` in the instance's belief: it was told that every queue
-has a consumer. A consumer that gets another ``prefetch_count``, and bindings that change, do
-not change that; an interruption does.
+may be open or not. In ``PAUSING`` a round still has to end: an answer of the broker is under way,
+and cannot be called back. ``CONSUMING`` and ``ADJUSTING`` differ from ``SUBSCRIBING`` in the
+instance's belief: it was told that every queue has a consumer. A consumer that gets another
+``prefetch_count``, and bindings that change, do not change that; an interruption does.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class SessionEvent(Enum):
     LOST = auto()  # the connection is gone, or an attempt to connect failed
     WORK_DUE = auto()  # a queue may lack a consumer, or bindings are to change
     SUBSCRIBED = auto()  # a round ended, and every queue has a consumer
-    TAKEN = auto()  # a round ended, but somebody else has a queue for himself
+    TAKEN = auto()  # a round ended, but another consumer has a queue for itself
     FAILED = auto()  # a round failed
     INTERRUPTED = auto()  # a queue lost its consumer; the connection stands
     PAUSE = auto()
