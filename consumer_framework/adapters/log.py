@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from consumer_framework.core.attempt import TRACEBACK_LIMIT, summarized
+from consumer_framework.core.attempt import TRACEBACK_LIMIT, bounded
 from consumer_framework.core.disposition import SETTLE_RULES
 from consumer_framework.core.log_fields import DISPOSITION, FINGERPRINT, priority_of
 from consumer_framework.core.secrets import redact
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import Clock
 
-    Later = Callable[[float, Callable[[], None]], Any]
+    # Such as a reactor's.
+    CallLater = Callable[[float, Callable[[], None]], Any]
 
 _TERMINAL_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _JOURNAL_FORMAT = "%(name)s: %(message)s"
@@ -53,8 +54,8 @@ _LONGEST_MESSAGE = 32_000
 # Seconds in which a kind of record has LINES lines.
 QUIET = 300.0
 LINES = 10
-# Messages that have a line, and more to come; the oldest of more loses its privilege.
-MOST_TOLD = 1000
+# Messages that have lines to come. The oldest one beyond that counts as if it had none so far.
+MOST_OPEN = 1000
 
 
 class OwnLogger(logging.Logger):
@@ -88,7 +89,7 @@ class RedactedRecord(logging.LogRecord):
     def redact_exception(self) -> None:
         """Replace the exception by its text if that would show too much, or has a secret."""
         if self.exc_info and self.exc_info[0] is not None:
-            shown = summarized(self.exc_info[1])
+            shown = bounded(self.exc_info[1])
             text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
             # A SyntaxError shows a line of its source, which may be text that was published.
             safe = clipped(printable_lines(redact(text)), TRACEBACK_LIMIT)
@@ -126,7 +127,7 @@ class Occurrence(NamedTuple):
         disposition: The disposition of the message.
         cause: The cause of it. Records with the same disposition and cause are of one kind.
         message: The message, as a key.
-        later_level: The level of all records of this kind but the first.
+        repeated_level: The level of the records of this kind after the first.
         always: It has a line, whatever the number of lines before it.
         is_last: It is the last record about the message.
         error: The exception whose traceback is logged.
@@ -135,7 +136,7 @@ class Occurrence(NamedTuple):
     disposition: type[Disposition]
     cause: str
     message: Hashable
-    later_level: int
+    repeated_level: int
     always: bool = False
     is_last: bool = False
     error: BaseException | None = None
@@ -145,7 +146,7 @@ class Occurrence(NamedTuple):
 class _Period:
     ends: float
     lines: int = 0
-    more: int = 0
+    counted: int = 0
 
 
 class LogThrottle(logging.Filter):
@@ -153,26 +154,27 @@ class LogThrottle(logging.Filter):
 
     In five minutes each kind of record has ten lines; later records are counted, and the count is
     logged when the five minutes are over. A message whose first line was logged has all its lines,
-    so that its life is told whole, and so has an occurrence that is told always. The first record
+    so that its life is told whole, and so has an occurrence that always has one. The first record
     of a kind keeps its level. Each cause has one traceback in five minutes.
 
     Args:
         logger: The logger that the filter is attached to; records without an
             :class:`Occurrence` pass.
         clock: The time.
-        later: Calls a function after so many seconds, such as a reactor's ``callLater``; None to
-            sum up when the next record comes.
+        call_later: Calls a function after so many seconds; None to log counts with the next record.
 
     Attributes:
-        told: The messages that have a line, and more to come; oldest first.
+        open_messages: The messages that have a line, and more to come; oldest first.
     """
 
-    def __init__(self, logger: logging.Logger, clock: Clock, later: Later | None = None) -> None:
+    def __init__(
+        self, logger: logging.Logger, clock: Clock, call_later: CallLater | None = None
+    ) -> None:
         super().__init__()
-        self.told: OrderedDict[Hashable, None] = OrderedDict()
+        self.open_messages: OrderedDict[Hashable, None] = OrderedDict()
         self._logger = logger
         self._clock = clock
-        self._later = later
+        self._call_later = call_later
         self._timer: Any = None
         self._periods: dict[tuple[type[Disposition] | None, str], _Period] = {}
         logger.addFilter(self)
@@ -183,7 +185,7 @@ class LogThrottle(logging.Filter):
         if occurrence is None:
             return True
         now = self._clock.monotonic()
-        self._sum_up(now)
+        self._log_counts(now)
         level = self._level(record, occurrence, now)
         self._set_timer(now)
         if level != record.levelno:
@@ -192,18 +194,18 @@ class LogThrottle(logging.Filter):
 
     def _level(self, record: logging.LogRecord, occurrence: Occurrence, now: float) -> int:
         period, is_first = self._period(occurrence.disposition, occurrence.cause, now)
-        is_told = occurrence.always or occurrence.message in self.told
-        if not is_told and period.lines >= LINES:
-            period.more += 1
+        is_due = occurrence.always or occurrence.message in self.open_messages
+        if not is_due and period.lines >= LINES:
+            period.counted += 1
             return logging.DEBUG
-        period.lines += not is_told
-        self.told.pop(occurrence.message, None)
+        period.lines += not is_due
+        self.open_messages.pop(occurrence.message, None)
         if not occurrence.is_last:
-            self.told[occurrence.message] = None
-            if len(self.told) > MOST_TOLD:
-                self.told.popitem(last=False)
+            self.open_messages[occurrence.message] = None
+            if len(self.open_messages) > MOST_OPEN:
+                self.open_messages.popitem(last=False)
         if not is_first:
-            return occurrence.later_level
+            return occurrence.repeated_level
         error = occurrence.error
         if error is not None and self._period(None, occurrence.cause, now)[1]:
             record.exc_info = (type(error), error, error.__traceback__)
@@ -223,8 +225,8 @@ class LogThrottle(logging.Filter):
         return self._periods[kind], True
 
     def close(self) -> None:
-        """Sum up everything, and detach the filter."""
-        self._sum_up(math.inf)
+        """Log all counts, and detach the filter."""
+        self._log_counts(math.inf)
         self.detach()
 
     def detach(self) -> None:
@@ -235,26 +237,26 @@ class LogThrottle(logging.Filter):
         self._logger.removeFilter(self)
 
     def _set_timer(self, now: float) -> None:
-        if self._later is not None and self._timer is None and self._periods:
+        if self._call_later is not None and self._timer is None and self._periods:
             ends = min(period.ends for period in self._periods.values())
-            self._timer = self._later(ends - now, self._end_periods)
+            self._timer = self._call_later(ends - now, self._period_ended)
 
-    def _end_periods(self) -> None:
+    def _period_ended(self) -> None:
         self._timer = None
         now = self._clock.monotonic()
-        self._sum_up(now)
+        self._log_counts(now)
         self._set_timer(now)
 
-    def _sum_up(self, now: float) -> None:
+    def _log_counts(self, now: float) -> None:
         old = [kind for kind, period in self._periods.items() if period.ends <= now]
         for kind, period in [(kind, self._periods.pop(kind)) for kind in old]:
             disposition, cause = kind
-            if disposition is not None and period.more:
+            if disposition is not None and period.counted:
                 words = SETTLE_RULES[disposition].words
                 self._logger.warning(
                     "%s: %d more times a message was %s, without a line of its own",
                     cause,
-                    period.more,
+                    period.counted,
                     words.verb,
                     extra={DISPOSITION: words.field, FINGERPRINT: cause},
                 )

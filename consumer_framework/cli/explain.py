@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from consumer_framework.core.text import text as duration
+from consumer_framework.core.text import duration_text
 
 from . import terminal
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
 from .terminal import Command, Refusal
 
-# Late where they run: --help and shell completion must be quick.
+# Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -47,7 +47,7 @@ def explain(  # noqa: PLR0913 -- one for each option
     *,
     as_json: bool,
 ) -> None:
-    """Say what becomes of a message whose handler raises EXCEPTION, and where that is written.
+    """Predict the fate of a message whose handler raises EXCEPTION, and name the deciding lines.
 
     EXCEPTION is package.module.Class, or the bare name of a built-in exception, or of one of
     consumer_framework's or fedora_messaging's. Without INSTANCE and --conf the defaults answer.
@@ -124,12 +124,16 @@ def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
         said = "when the handler says" if _is_own(explanation) else ""
         yield (
             "again",
-            said or f"after {duration(explanation.steps[-1].after)}, as often as it takes",
+            said or f"after {duration_text(explanation.steps[-1].after)}, as often as it takes",
         )
         return
     for step in explanation.steps:
         place = _PLACES[type(step.waits).__name__]
-        waits = f"about {duration(step.after)}, {place} meanwhile" if step.after else "0 s: at once"
+        waits = (
+            f"about {duration_text(step.after)}, {place} meanwhile"
+            if step.after
+            else "0 s: at once"
+        )
         yield f"attempt {step.attempt}", f"after {waits}"
 
 
@@ -180,7 +184,7 @@ def _breaker(explanation: Explanation, context: Context) -> str:
     if not explanation.is_counted:
         return "does not hear of it"
     breaker = context.merged.breaker
-    probes = ", ".join(duration(wait) for wait in breaker.probe)
+    probes = ", ".join(duration_text(wait) for wait in breaker.probe)
     return (
         f"counts it: {breaker.consecutive} in a row pause the instance; probes after {probes} "
         f"({context.where('breaker')})"

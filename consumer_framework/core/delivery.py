@@ -182,8 +182,8 @@ class Crashed:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """The store has the message already; it did not run again."""
+class SettledBefore:
+    """An earlier delivery of the message was settled, or is in the store; it did not run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,5 +197,5 @@ class Behind:
 
 
 Outcome: TypeAlias = (
-    Succeeded | Skipped | Failed | Undecodable | Crashed | Known | Withdrawn | Behind
+    Succeeded | Skipped | Failed | Undecodable | Crashed | SettledBefore | Withdrawn | Behind
 )

@@ -269,7 +269,7 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-class Collector:
+class ProblemCollector:
     """Calls one thing after the other, and keeps what they say is wrong.
 
     Args:

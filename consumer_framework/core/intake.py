@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The deliveries that wait for a slot, in the order of their arrival.
+"""The deliveries that wait in memory: for a slot, for their turn in a lane, or for their time.
 
-Two queues share the slots: the deliveries of the broker, and the rows of the store that are due
-again. While both have something, they take turns. So a burst of retries leaves every second turn
-to new messages, and new messages never keep a retry waiting for long. A held delivery is the
-broker's, and goes before the new ones.
+A delivery waits in one of three places::
 
-Keeps the deliveries with one ordering key in a lane, behind each other.
+    broker ──▶ Intake ───────────────▶ slot ──▶ handler
+    store  ──▶   │  ▲                               │
+                 │  └── due again ── Holds ◀── held ┘
+                 └ Lanes: behind an earlier one with the same key
 
-The head of a lane is the only delivery of it that may be in a slot, or held. The others wait here,
-in the order in which the broker delivered them, until it has left: settled for good, or given to
-the store, where those behind follow it.
+:class:`Intake` has two queues that share the slots: the deliveries of the broker, and the rows of
+the store that are due again. While both have something, they take turns. So a burst of retries
+leaves every second turn to new messages, and new messages never keep a retry waiting for long. A
+held delivery is the broker's, and goes before the new ones.
 
-The deliveries that wait, unacknowledged and in memory, until they are due again.
+:class:`Lanes` keeps the deliveries with one ordering key behind each other. The head of a lane is
+the only delivery of it that may be in a slot, or held. The others wait, in the order in which the
+broker delivered them, until the head has left: settled for good, or given to the store, where the
+others follow it.
+
+:class:`Holds` keeps deliveries unacknowledged until they are due again.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import heapq
 import itertools
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .gate import Reason
     from .limits import TokenBucket
-    from .ports import Clock
+    from .ports import Clock, Future, Timer
 
 
 class Lanes:
@@ -209,37 +212,32 @@ def _time(entry: tuple[float, int, Delivery]) -> tuple[float, int]:
 
 
 class Intake:
-    """A queue of deliveries whose channel may go while they wait.
+    """The deliveries that wait for a slot.
 
-    The broker bounds its length: it sends no more than ``prefetch_count`` unsettled deliveries
+    The broker bounds their number: it sends no more than ``prefetch_count`` unsettled deliveries
     on a channel. A delivery with a lane waits for those before it in the lane, until they have
     left (:meth:`left`).
 
     Args:
+        clock: The time.
         bucket: Limits how fast deliveries are taken; None for no limit.
-        now: Seconds of a clock that never goes back.
         gate: Says whether a slot may begin with a delivery; None for one that is always open.
     """
 
     def __init__(
-        self,
-        bucket: TokenBucket | None = None,
-        now: Callable[[], float] = time.monotonic,
-        gate: Gate | None = None,
+        self, clock: Clock, bucket: TokenBucket | None = None, gate: Gate | None = None
     ) -> None:
+        self._clock = clock
         self._bucket = bucket
-        self._now = now
         self._gate = gate or Gate()
         self._gate.listen(self._gate_changed)
         self._ready: deque[Delivery] = deque()
         self._rows: deque[Delivery] = deque()
         self._is_rows_turn = False
         self._lanes = Lanes()
-        self._takers: deque[asyncio.Future[None]] = deque()
-        # With a limit, one slot at a time waits for the next token.
-        self._turn = asyncio.Lock()
-        # Tells whoever waits for a token that it may be a matter of the past.
-        self._news = asyncio.Event()
+        self._takers: deque[Future[None]] = deque()
+        # Set while a taker would go on if there were a token.
+        self._token_timer: Timer | None = None
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._rows) + len(self._lanes)
@@ -294,41 +292,31 @@ class Intake:
         Returns:
             None once the gate is closed, whatever still waits here.
         """
+        has_waited = False
         while not self._gate.is_closed:
-            if self._bucket is not None:
-                delivery = await self._take_in_turn()
-                if delivery is not None:
-                    return delivery
-            elif (self._ready or self._rows) and self._gate.may_begin:
-                return self._next()
-            else:
-                await self._arrival()
+            if (self._ready or self._rows) and self._gate.may_begin:
+                delay = self._bucket.take(self._clock.monotonic()) if self._bucket else 0.0
+                if not delay:
+                    return self._next()
+                if self._token_timer is None:
+                    self._token_timer = self._clock.call_later(delay, self._token_is_due)
+            taker = self._clock.create_future()
+            # With a rate, a taker that was woken in vain is the next one all the same.
+            is_next = has_waited and self._bucket is not None
+            (self._takers.appendleft if is_next else self._takers.append)(taker)
+            has_waited = True
+            await taker
         return None
 
     def _next(self) -> Delivery:
         """Remove the next delivery of one of the two queues, of which one has something."""
         is_row = bool(self._rows) and (self._is_rows_turn or not self._ready)
         self._is_rows_turn = not is_row
-        return (self._rows if is_row else self._ready).popleft()
-
-    async def _take_in_turn(self) -> Delivery | None:
-        """Wait for a delivery that the rate allows; None where there is no limit any more."""
-        async with self._turn:
-            while self._bucket is not None and not self._gate.is_closed:
-                if not (self._ready or self._rows) or not self._gate.may_begin:
-                    await self._arrival()
-                    continue
-                delay = self._bucket.take(self._now())
-                if not delay:
-                    return self._next()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), delay)
-        return None
-
-    async def _arrival(self) -> None:
-        taker = asyncio.get_running_loop().create_future()
-        self._takers.append(taker)
-        await taker
+        delivery = (self._rows if is_row else self._ready).popleft()
+        if self._bucket and (self._ready or self._rows):
+            # The next taker may have been woken before there was a token.
+            self._wake()
+        return delivery
 
     def limit(self, bucket: TokenBucket | None) -> None:
         """Take deliveries as fast as *bucket* allows from now on; None for no limit."""
@@ -380,6 +368,10 @@ class Intake:
         if event is not GateEvent.SUSPEND:
             self._wake_all()
 
+    def _token_is_due(self) -> None:
+        self._token_timer = None
+        self._wake()
+
     def _wake(self) -> None:
         while self._takers:
             taker = self._takers.popleft()
@@ -388,7 +380,8 @@ class Intake:
                 return
 
     def _wake_all(self) -> None:
+        if self._token_timer is not None:
+            self._token_timer.cancel()
+            self._token_timer = None
         while self._takers:
             self._wake()
-        self._news.set()
-        self._news.clear()

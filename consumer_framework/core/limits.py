@@ -74,7 +74,9 @@ class Breaker:
         return Breaker(consecutive, probe, faults, self.probes)
 
 
-def delay(attempt: int, spread: float, *, first: float = 1.0, ceiling: float = 30.0) -> float:
+def backoff_delay(
+    attempt: int, spread: float, *, first: float = 1.0, ceiling: float = 30.0
+) -> float:
     """Return the seconds to wait before the attempt after *attempt* failed ones.
 
     The delay doubles from *first* up to *ceiling*; *spread* then takes up to half of it away, so
@@ -122,7 +124,7 @@ class Capacity:
         return Capacity(slots, max(ahead, least))
 
 
-class Squeeze:
+class CapacityReduction:
     """Decides how often the capacity is halved, from when there was pressure.
 
     Attributes:
@@ -184,13 +186,13 @@ DEFAULT_SINCE = (4,)
 NEAR_LIMIT = "kept: the queue would drop it if it came back too often"
 
 
-def version_of(text: str) -> tuple[int, ...] | None:
+def broker_version(text: str) -> tuple[int, ...] | None:
     """Return a broker's version as numbers, None where *text* begins with none."""
     numbers = re.match(r"\d+(\.\d+)*", text)
     return tuple(map(int, numbers[0].split("."))) if numbers else None
 
 
-def limit_of(
+def delivery_limit(
     arguments: Mapping[str, Any], version: tuple[int, ...] | None, *, is_quorum: bool = False
 ) -> int | None:
     """Return how often a message may come back to a queue.
@@ -211,13 +213,13 @@ def limit_of(
     return DEFAULT_LIMIT if is_quorum and is_limited else None
 
 
-def count_of(delivery: Delivery) -> int | None:
+def delivery_count(delivery: Delivery) -> int | None:
     """Return how often the message came back to its queue, None where the queue does not count."""
     count = (delivery.properties.headers or {}).get(COUNT)
     return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
-def is_near(count: int, limit: int) -> bool:
+def is_near_limit(count: int, limit: int) -> bool:
     """Whether a message that came back *count* times should not come back again.
 
     One return is left for a crash, which nobody can prevent; with a limit of 0 there is none.

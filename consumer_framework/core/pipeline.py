@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .delivery import Behind, Crashed, Known, Withdrawn
+from .delivery import Behind, Crashed, SettledBefore, Withdrawn
 from .errors import StoreError
 from .ports import Ran
 from .recovery import Situation, decide
@@ -23,7 +23,7 @@ from .settler import Decided
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
-    from .memory import Run
+    from .memory import HandlerRun
     from .ports import Chance, Clock, HandlerRunner, Observer, Store
     from .recovery import Decision, Policy
     from .settler import Settler
@@ -64,15 +64,15 @@ class Pipeline:
         self.settler.settle(Decided(delivery, run, outcome, decision))
         return outcome, decision
 
-    async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+    async def _outcome(self, delivery: Delivery) -> tuple[HandlerRun | None, Outcome]:
         if delivery.row in self.settler.dropped:
-            return None, Known()
+            return None, SettledBefore()
         # What the store brings back is in the store, however it came to this process first.
         if delivery.redelivered and not delivery.row:
             if self._is_in_store(delivery):
-                return None, Known()
+                return None, SettledBefore()
             while (earlier := self.settler.unsettled.claim(delivery)) is not None:
-                outcome = await earlier.result()
+                outcome = await earlier.wait(self.clock)
                 if not isinstance(outcome, Withdrawn):
                     return earlier, outcome
         if self._is_too_deadly(delivery):
@@ -99,7 +99,7 @@ class Pipeline:
     def _is_too_deadly(self, delivery: Delivery) -> bool:
         return delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed
 
-    async def _run(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+    async def _run(self, delivery: Delivery) -> tuple[HandlerRun | None, Outcome]:
         run = self.settler.unsettled.begin(delivery)
         outcome = await self.handler.run(delivery)
         run.end(outcome)

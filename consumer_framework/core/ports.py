@@ -7,14 +7,19 @@ Each port has one conformance suite, run against the real adapter and against th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Generator
 
     from .delivery import Delivery, Outcome
+    from .gate import Reason
+    from .lifecycle import State
     from .ordering import Blocker
     from .recovery import Decision
+
+
+_Value = TypeVar("_Value")
 
 
 class Acknowledger(Protocol):
@@ -46,8 +51,50 @@ class Acknowledger(Protocol):
         ...
 
 
+class Future(Protocol[_Value]):
+    """A result that one coroutine waits for until somebody sets it; asyncio's has this form."""
+
+    def done(self) -> bool:
+        """Whether it has a result, or was cancelled."""
+        ...
+
+    def set_result(self, result: _Value, /) -> None:
+        """Let the coroutine go on with *result*."""
+        ...
+
+    def __await__(self) -> Generator[Any, None, _Value]: ...
+
+
+class Timer(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> None:
+        """Do not call."""
+        ...
+
+
+class Task(Protocol):
+    """A coroutine that runs beside others; asyncio's has this form."""
+
+    def cancel(self) -> object:
+        """End it, wherever it waits."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether it ended by being cancelled."""
+        ...
+
+    def exception(self) -> BaseException | None:
+        """Return what it raised; None for nothing."""
+        ...
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
+        """Call *callback* with the task once it has ended."""
+        ...
+
+
 class Clock(Protocol):
-    """Time, so that tests can make it pass."""
+    """The time, and ways to wait, so that tests can make time pass."""
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment; never goes back."""
@@ -55,6 +102,18 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Seconds since the epoch, as the machine believes."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for *seconds*."""
+        ...
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> Timer:
+        """Call *function* in *seconds*."""
+        ...
+
+    def create_future(self) -> Future[Any]:
+        """Make a future for the coroutine that runs."""
         ...
 
 
@@ -110,8 +169,8 @@ class Store(Protocol):
 
     Every write is idempotent by the message, with its id, topic, headers and body: a process that
     dies between the write and the ack gets the message again, and finds the row. Two messages that
-    are equal have two rows; :class:`.Twins` tells them from one that comes again. A write has
-    happened when its awaitable is done, and survives the loss of power then.
+    are equal have two rows; :class:`.EqualMessages` tells them from one that comes again. A write
+    has happened when its awaitable is done, and survives the loss of power then.
 
     The rows of one lane are in the order in which they were first written. A row keeps the lane
     that it was first written with. A deferred one never stays behind a quarantined one: whichever
@@ -279,7 +338,31 @@ class Settled(NamedTuple):
     is_void: bool
 
 
-Observation: TypeAlias = Ran | Settled
+class StateChanged(NamedTuple):
+    """The instance went on to another state of its lifecycle.
+
+    Attributes:
+        before: The state that it left.
+        after: The state that it is in now.
+    """
+
+    before: State
+    after: State
+
+
+class Paused(NamedTuple):
+    """The instance paused for a reason, or the reason is gone.
+
+    Attributes:
+        reason: The reason.
+        text: The reason in words; "" where it is gone.
+    """
+
+    reason: Reason
+    text: str
+
+
+Observation: TypeAlias = Ran | Settled | StateChanged | Paused
 
 
 class Observer(Protocol):

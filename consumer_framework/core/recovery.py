@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from . import disposition as to
 from . import errors
-from .attempt import LINE_LIMIT, History, attempt_of, said
+from .attempt import LINE_LIMIT, History, attempt_of, one_line
 from .delivery import (
     Behind,
     Crashed,
     Delivery,
     Failed,
-    Known,
     Outcome,
+    SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
@@ -150,11 +150,11 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         goes where ``policy.on_exhausted`` says.
     """
     match outcome:
-        case Succeeded() | Skipped() | Known():
+        case Succeeded() | Skipped() | SettledBefore():
             return Decision(to.Ack(), delivery.history)
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))
-            reason = f"no valid message: {said(error)}"
+            reason = f"no valid message: {one_line(error)}"
             rejects = policy.on_invalid is OnInvalid.REJECT or not situation.may_store
             is_brokers = not (delivery.row or delivery.replayed)
             invalid = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
@@ -224,14 +224,14 @@ class _Case:
         delay = self._spread(self.policy.schedule[used - 1]) if after is None else after
         # The broker can dead-letter only what is still on it.
         stores = self.policy.on_exhausted is not OnExhausted.REJECT
-        later = self._later(self.situation.now + delay, said(error), stores=stores)
+        later = self._later(self.situation.now + delay, one_line(error), stores=stores)
         return Decision(later, history)
 
     def defer(self, error: BaseException) -> Decision:
         now = self.situation.now
         until = error.until if isinstance(error, errors.Defer) else now + self.policy.defer
         until = max(until, now + SHORTEST_WAIT)
-        return Decision(self._later(until, said(error)), self.delivery.history)
+        return Decision(self._later(until, one_line(error)), self.delivery.history)
 
     def drop(self, error: BaseException) -> Decision:
         return Decision(to.Reject(_reason(error)), self.delivery.history)
@@ -285,8 +285,8 @@ class _Case:
 
     def _exhausted(self, error: BaseException, used: int) -> Disposition:
         if self.delivery.replayed:
-            return to.Quarantine(said(error))
-        return self._spent(f"{said(error)} ({used} attempts)" if used > 1 else said(error))
+            return to.Quarantine(one_line(error))
+        return self._spent(f"{one_line(error)} ({used} attempts)" if used > 1 else one_line(error))
 
     def _spent(self, reason: str) -> Disposition:
         match self.policy.on_exhausted:
@@ -308,7 +308,7 @@ def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", None)
     if isinstance(reason, str) and reason:
         return printable(clipped(reason, LINE_LIMIT))
-    return said(error)
+    return one_line(error)
 
 
 _Answer: TypeAlias = "Callable[[_Case, BaseException], Decision]"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The secrets that this process knows, so that none of them is ever shown.
 
-Whoever reads a secret says so with :func:`keep`; whoever writes text for people (the log, errors,
+Whoever reads a secret says so with :func:`hide`; whoever writes text for people (the log, errors,
 the status, what the store keeps of failures) passes it through :func:`redact`. Messages
 themselves are never changed.
 
@@ -62,7 +62,7 @@ _known = _Known({})
 _lock = threading.Lock()
 
 
-def keep(secret: str, label: str) -> None:
+def hide(secret: str, label: str) -> None:
     """Show *label* wherever *secret* would be shown from now on, for the life of the process.
 
     Args:

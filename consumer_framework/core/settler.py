@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
     from .disposition import Hold, SettleRule
     from .intake import Holds
-    from .memory import Histories, LostAcks, Run, Unsettled
-    from .ports import Acknowledger, FlightRecorder, Observer, Store
+    from .memory import HandlerRun, Histories, LostAcks, UnsettledRuns
+    from .ports import Acknowledger, Clock, FlightRecorder, Future, Observer, Store, Task
 
 # Seconds between two tries of a commit that the disk did not take.
 COMMIT_RETRY = 5.0
@@ -34,7 +33,7 @@ class Decided(NamedTuple):
     """One delivery with everything that its settle needs."""
 
     delivery: Delivery
-    run: Run | None
+    run: HandlerRun | None
     outcome: Outcome
     decision: Decision
 
@@ -47,6 +46,8 @@ class Settler:
         store_failed: Called when a commit fails, with the reason; nothing is acknowledged.
         store_works: Called when every commit that failed has succeeded after all.
         done: Called when a settle is complete, and whether it was not void.
+        clock: The time.
+        spawn: Runs a commit beside the slots.
         dropped: Rows of the store that an operator dropped, and that are not settled yet.
         must_keep: Says whether a message goes to the store that would go back to its queue.
         watch: Called with a commit that failed by a defect: its message is not acknowledged.
@@ -58,16 +59,19 @@ class Settler:
     observer: Observer
     holds: Holds
     histories: Histories
-    unsettled: Unsettled
+    unsettled: UnsettledRuns
     lost_acks: LostAcks
     store_failed: Callable[[str], None]
     store_works: Callable[[], None]
     done: Callable[[Decided, bool], None]
-    watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
+    clock: Clock
+    spawn: Callable[[Coroutine[Any, Any, None]], Task]
+    watch: Callable[[Any], object] = lambda _task: None
     must_keep: Callable[[Delivery], bool] = lambda _delivery: False
     dropped: set[int] = field(default_factory=set)
-    _commits: set[asyncio.Task[None]] = field(default_factory=set)
+    _commits: dict[Task, Delivery] = field(default_factory=dict)
     _failing: int = 0
+    _waiters: list[Future[None]] = field(default_factory=list)
 
     def recall(self, redelivery: Delivery) -> Delivery:
         """Return *redelivery* with what this process, and the one before, know of its message.
@@ -100,26 +104,27 @@ class Settler:
         row = decided.delivery.row
         if rule.answer == "give_back" and self._is_kept(decided.delivery):
             kept = Decision(Defer(0.0, NEAR_LIMIT), decided.decision.history)
-            self._spawn(self._commit(decided._replace(decision=kept)))
+            decided = decided._replace(decision=kept)
+            self._begin(decided, self._commit(decided, rule_for(kept.disposition)))
         elif rule.write_row if row else rule.write:
-            self._spawn(self._commit(decided))
+            self._begin(decided, self._commit(decided, rule))
         elif rule.answer == "requeue" and not row:
-            self._spawn(self._pause(decided))
+            self._begin(decided, self._requeue_later(decided, rule))
         else:
             self._finish(decided, rule, told=self._answer(decided, rule))
 
     async def commits(self) -> None:
-        """Wait until no commit is under way, for a drain; those that fail are given up."""
+        """Wait until no commit is under way, for a drain; commits that fail are given up."""
         while self._commits:
             if self._failing:
                 for commit in self._commits:
                     commit.cancel()
-            await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
+            await self._commits_changed()
 
     async def written(self) -> None:
-        """Wait until no commit is under way; not for those that fail again and again."""
+        """Wait until no commit is under way, but for those that fail again and again."""
         while self._commits and not self._failing:
-            await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
+            await self._commits_changed()
 
     def _is_kept(self, delivery: Delivery) -> bool:
         is_of_broker = not delivery.row and self.acknowledger.is_open(delivery)
@@ -171,42 +176,51 @@ class Settler:
 
     # What the store has to take first.
 
-    def _spawn(self, settling: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(settling)
-        self._commits.add(task)
+    def _begin(self, decided: Decided, settling: Coroutine[Any, Any, None]) -> None:
+        task = self.spawn(settling)
+        self._commits[task] = decided.delivery
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._commits.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+    def _ended(self, task: Task) -> None:
+        delivery = self._commits.pop(task)
+        if task.cancelled():
+            # The drain gives up on the disk: explicitly, before the channel closes.
+            self.acknowledger.give_back(delivery)
+        elif task.exception() is not None:
             self.watch(task)
+        if not self._commits:
+            self._tell_waiters()
 
-    async def _pause(self, decided: Decided) -> None:
+    async def _commits_changed(self) -> None:
+        waiter: Future[None] = self.clock.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _tell_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _requeue_later(self, decided: Decided, rule: SettleRule) -> None:
         # The broker delivers it again at once: without a pause it would be a hot loop.
-        await asyncio.sleep(REQUEUE_PAUSE)
-        rule = rule_for(decided.decision.disposition)
+        await self.clock.sleep(REQUEUE_PAUSE)
         self._finish(decided, rule, told=self._answer(decided, rule))
 
-    async def _commit(self, decided: Decided) -> None:
-        try:
-            await self._commit_until_it_succeeds(decided)
-        except asyncio.CancelledError:
-            # The drain gives up on the disk: by name, before the channel closes.
-            self.acknowledger.give_back(decided.delivery)
-            raise
-
-    async def _commit_until_it_succeeds(self, decided: Decided) -> None:
-        rule = rule_for(decided.decision.disposition)
+    async def _commit(self, decided: Decided, rule: SettleRule) -> None:
+        """Make the durable effect, however long the disk takes, and then answer the broker."""
         failed = False
         while decided.delivery.row or self.acknowledger.is_open(decided.delivery):
             try:
                 await self._write(decided, rule)
             except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
-                self._failing += not failed
-                failed = True
+                if not failed:
+                    failed = True
+                    self._failing += 1
+                    self._tell_waiters()
                 known = isinstance(error, StoreError)
                 self.store_failed(str(error) if known else f"the store failed: {error!r}")
-                await asyncio.sleep(COMMIT_RETRY)
+                await self.clock.sleep(COMMIT_RETRY)
             else:
                 self._committed(failed=failed)
                 self._finish(decided, rule, told=self._answer(decided, rule))

@@ -19,7 +19,7 @@ from .delivery import (
 )
 from .disposition import rule_for
 from .errors import Signal
-from .ports import Observer, Settled
+from .ports import Observer, Ran, Settled
 
 if TYPE_CHECKING:
     from .ports import Observation
@@ -127,11 +127,11 @@ class Counters(Observer):
         if isinstance(event, Settled):
             name = "void" if event.is_void else rule_for(event.decision.disposition).words.counter
             self._counts[name] += 1
-            return
-        self._counts["received"] += 1
-        outcome = _outcome_name(event.outcome)
-        if outcome:
-            self._counts[outcome] += 1
+        elif isinstance(event, Ran):
+            self._counts["received"] += 1
+            outcome = _outcome_name(event.outcome)
+            if outcome:
+                self._counts[outcome] += 1
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""

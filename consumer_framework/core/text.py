@@ -78,7 +78,7 @@ def seconds(value: object) -> float:
     raise ValueError('must be a length of time such as "10s", "5m", "1h 30m" or "7d"')
 
 
-def text(duration: float) -> str:
+def duration_text(duration: float) -> str:
     """Write *duration*, in seconds, as :func:`seconds_or_endless` reads it."""
     if math.isinf(duration):
         return ENDLESS

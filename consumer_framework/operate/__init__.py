@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tools that act on instances from outside of their process.
+"""Acts on instances from outside: the functions behind the commands.
 
-They show the status of a host's instances, change the number of workers, install units, check an
-instance before its start, explain the fate of a failure, and carry out orders for an instance that
-is stopped. They print nothing: ``cli`` does. Of ``runtime`` they use the assembly, the client of
-the control socket and the state files, which import-linter checks, with the exceptions there.
+``status`` and ``scaling`` look at the instances of this host and change their number, ``workers``
+knows the names of workers, ``units`` installs the units, ``check`` examines an instance before it
+starts, ``explain`` predicts the fate of a message, and ``offline`` works on the store of a stopped
+instance.
+
+Nothing here runs inside an instance. Of the runtime it uses the assembly, the control socket and
+the state files only, and nothing here prints.
 """

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters import codec
-from consumer_framework.core.attempt import History, fingerprint, said
+from consumer_framework.core.attempt import History, fingerprint, one_line
 from consumer_framework.core.log_fields import fields_of
 from consumer_framework.core.ordering import is_outside
 
@@ -90,7 +90,7 @@ class LaneFinder:
         if cause not in self._said:
             self._said.add(cause)
             about = fields_of(delivery, fingerprint=cause, attempt=0)
-            _log.warning("no ordering key, so in no order: %s", said(error), extra=about)
+            _log.warning("no ordering key, so in no order: %s", one_line(error), extra=about)
 
 
 class Arrivals:

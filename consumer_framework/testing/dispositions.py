@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.delivery import Known
+from consumer_framework.core.delivery import SettledBefore
 from consumer_framework.core.disposition import Defer, Quarantine, rule_for
 from consumer_framework.core.ports import Observer, Settled
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import Observation
 
-    from .fake_queue import FakeQueue, Posted
+    from .fake_queue import FakeQueue, PublishedMessage
     from .fake_store import FakeStore
 
 
@@ -40,24 +40,24 @@ class Dispositions(Observer):
         disposition = event.decision.disposition
         posted = self._queue.of(event.delivery)
         is_unchanged = event.delivery.row and rule_for(disposition).goes_back
-        if isinstance(event.outcome, Known) or is_unchanged:
+        if isinstance(event.outcome, SettledBefore) or is_unchanged:
             posted.disposition = self._row_of(posted)
         else:
             posted.disposition = disposition
             posted.history = event.decision.history
 
-    def where(self, applies: Callable[[Posted], bool]) -> list[Any]:
+    def where(self, applies: Callable[[PublishedMessage], bool]) -> list[Any]:
         """The messages that something applies to, as the test gave them, in order."""
         return [posted.what for posted in self._queue.posted if applies(posted)]
 
-    def all_of(self, message: Message | bytes) -> list[Posted]:
+    def all_of(self, message: Message | bytes) -> list[PublishedMessage]:
         """Each time that *message* was published."""
         if isinstance(message, bytes):
             return [posted for posted in self._queue.posted if posted.what == message]
         # Equal messages may be two.
         return [posted for posted in self._queue.posted if posted.what is message]
 
-    def latest(self, message: Message | bytes) -> Posted:
+    def latest(self, message: Message | bytes) -> PublishedMessage:
         """The last time that *message* was published.
 
         Raises:
@@ -68,13 +68,13 @@ class Dispositions(Observer):
             raise LookupError(f"never delivered: {message!r}")
         return found[-1]
 
-    def kept(self, posted: Posted) -> Disposition | None:
+    def kept(self, posted: PublishedMessage) -> Disposition | None:
         """What became of a message, where the store may have made something else of it."""
         if posted.is_stored:
             return self._row_of(posted) or posted.disposition
         return posted.disposition
 
-    def _row_of(self, posted: Posted) -> Disposition | None:
+    def _row_of(self, posted: PublishedMessage) -> Disposition | None:
         for delivery, reason in self._store.quarantined:
             if posted.is_of(delivery):
                 return Quarantine(reason)

@@ -24,7 +24,7 @@ Told: TypeAlias = Literal["", "ack", "reject"]
 
 
 @dataclass(eq=False, slots=True)
-class Posted:
+class PublishedMessage:
     """A message that a test published.
 
     Attributes:
@@ -72,15 +72,15 @@ class FakeQueue(Acknowledger):
 
     def __init__(self) -> None:
         self.generation = 1
-        self.posted: list[Posted] = []
-        self._ready: deque[Posted] = deque()
-        self._unsettled: dict[_Tag, Posted] = {}
-        self._delivered: dict[_Tag, Posted] = {}
+        self.posted: list[PublishedMessage] = []
+        self._ready: deque[PublishedMessage] = deque()
+        self._unsettled: dict[_Tag, PublishedMessage] = {}
+        self._delivered: dict[_Tag, PublishedMessage] = {}
         self._tag = 0
 
     def publish(
         self, what: object, routing_key: str, properties: Properties, body: bytes
-    ) -> Posted:
+    ) -> PublishedMessage:
         """Append a message to the queue; *what* is how the test calls it."""
         delivery = Delivery(
             queue="queue",
@@ -92,18 +92,18 @@ class FakeQueue(Acknowledger):
             properties=properties,
             body=body,
         )
-        posted = Posted(len(self.posted), what, delivery)
+        posted = PublishedMessage(len(self.posted), what, delivery)
         self.posted.append(posted)
         self._ready.append(posted)
         return posted
 
     @property
-    def ready(self) -> list[Posted]:
+    def ready(self) -> list[PublishedMessage]:
         """What waits to be delivered."""
         return list(self._ready)
 
     @property
-    def unsettled(self) -> list[Posted]:
+    def unsettled(self) -> list[PublishedMessage]:
         """What is delivered, and neither acknowledged nor given back."""
         return list(self._unsettled.values())
 
@@ -123,7 +123,7 @@ class FakeQueue(Acknowledger):
             arrived_at=clock.monotonic(),
         )
 
-    def of(self, delivery: Delivery) -> Posted:
+    def of(self, delivery: Delivery) -> PublishedMessage:
         """The message of a delivery, also of one from the store.
 
         Of equal messages, one that the store has comes first for the store's.
@@ -176,7 +176,7 @@ class FakeQueue(Acknowledger):
             posted.told = told
         return posted is not None
 
-    def _settle(self, delivery: Delivery) -> Posted | None:
+    def _settle(self, delivery: Delivery) -> PublishedMessage | None:
         if not self.is_open(delivery):
             return None
         tag = (delivery.generation, delivery.delivery_tag)
@@ -184,7 +184,7 @@ class FakeQueue(Acknowledger):
             raise AssertionError(f"settled twice: {delivery}")
         return self._unsettled.pop(tag)
 
-    def _put_back(self, posted: Posted) -> None:
+    def _put_back(self, posted: PublishedMessage) -> None:
         posted.redelivered = True
         # To its original position (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
         bisect.insort(self._ready, posted, key=lambda other: other.number)

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from consumer_framework.core.memory import Twins
+from consumer_framework.core.memory import EqualMessages
 from consumer_framework.core.ordering import Blocker, behind
 from consumer_framework.core.ports import Store
 
@@ -39,7 +39,7 @@ class FakeStore(Store):
     def __init__(self) -> None:
         self.error: StoreError | None = None
         self._rows: dict[int, _Row] = {}
-        self._twins = Twins()
+        self._twins = EqualMessages()
         self._latest = 0
 
     async def defer(self, delivery: Delivery, until: float) -> None:

@@ -9,6 +9,7 @@ A fake of the flight recorder, for tests in which no process really dies.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -25,7 +26,7 @@ from consumer_framework.core.ports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from consumer_framework.core.ports import Observation
 
@@ -252,17 +253,40 @@ class FakeClock(Clock):
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
         self._time = now
+        self._timers: list[_FakeTimer] = []
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment."""
+        """Return the seconds since some fixed moment."""
         return self._now
 
     def time(self) -> float:
-        """Seconds since the epoch, as the machine believes."""
+        """Return the seconds since the epoch, as the machine believes."""
         return self._time
 
+    async def sleep(self, seconds: float) -> None:
+        """Wait until somebody has let *seconds* pass."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        future = self.create_future()
+        timer = self.call_later(seconds, lambda: future.set_result(None))
+        try:
+            await future
+        finally:
+            timer.cancel()
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> _FakeTimer:
+        """Call *function* once somebody has let *seconds* pass."""
+        timer = _FakeTimer(self._now + seconds, function)
+        self._timers.append(timer)
+        return timer
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Make a future of the running event loop."""
+        return asyncio.get_running_loop().create_future()
+
     def advance(self, seconds: float) -> None:
-        """Let *seconds* pass.
+        """Let *seconds* pass, and make the calls that are due then.
 
         Raises:
             ValueError: *seconds* is negative; such a clock never goes back.
@@ -271,10 +295,23 @@ class FakeClock(Clock):
             raise ValueError(f"a monotonic clock does not go back ({seconds} s)")
         self._now += seconds
         self._time += seconds
+        due = [timer for timer in self._timers if timer.due_at <= self._now]
+        self._timers = [timer for timer in self._timers if timer.due_at > self._now]
+        for timer in sorted(due, key=lambda timer: timer.due_at):
+            timer.function()
 
     def set_time(self, seconds: float) -> None:
         """Let somebody set the machine's time, forward or back; no time passes by that."""
         self._time = seconds
+
+
+@dataclass(eq=False, slots=True)
+class _FakeTimer:
+    due_at: float
+    function: Callable[[], object]
+
+    def cancel(self) -> None:
+        self.function = lambda: None
 
 
 class FakeNotifier(Notifier):
@@ -364,15 +401,19 @@ class FakeObserver(Observer):
     Attributes:
         runs: The deliveries that slots were done with, in order.
         settled: The settles, in order.
+        others: All other events, in order.
     """
 
     def __init__(self) -> None:
         self.runs: list[Delivery] = []
         self.settled: list[Settled] = []
+        self.others: list[Observation] = []
 
     def notify(self, event: Observation) -> None:
         """Keep *event*."""
         if isinstance(event, Ran):
             self.runs.append(event.delivery)
-        else:
+        elif isinstance(event, Settled):
             self.settled.append(event)
+        else:
+            self.others.append(event)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
 
-    from .fake_queue import Posted
+    from .fake_queue import PublishedMessage
 
 
 def _target(consumer: Any) -> Target:
@@ -410,7 +410,7 @@ class Harness:
         self._instance.deliver(posted, kills)
         return posted.disposition
 
-    def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, Posted]:
+    def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, PublishedMessage]:
         posted = self._dispositions.latest(message)
         rows = [delivery for delivery, _ in self.store.quarantined if posted.is_of(delivery)]
         if not rows:
@@ -420,7 +420,7 @@ class Harness:
             raise LookupError(f"is being replayed: {message!r}")
         return rows[0], posted
 
-    def _claimable(self, message: Message | bytes) -> tuple[Delivery, Posted]:
+    def _claimable(self, message: Message | bytes) -> tuple[Delivery, PublishedMessage]:
         row, posted = self._quarantined_row(message)
         if self.store.is_blocked(row.lane, row.row):
             raise LookupError(f"is behind another one with its key: {message!r}")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.gate import Reason
     from consumer_framework.runtime.assembly.plan import Plan
 
-    from .fake_queue import Posted
+    from .fake_queue import PublishedMessage
     from .fake_store import FakeStore
 
 
@@ -216,7 +216,7 @@ class VirtualInstance:
 
     # What happens meanwhile.
 
-    def deliver(self, posted: Posted, kills: int) -> None:
+    def deliver(self, posted: PublishedMessage, kills: int) -> None:
         """Deliver what was published; the process dies with it *kills* times."""
         self.kills[posted.delivery.message_id] = kills
         self.time.loop.call_soon(self._pump)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import task
 
-from consumer_framework.core.ports import Clock
+from consumer_framework.adapters.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SHORTEST_STEP = 1e-6
 
 
-class VirtualTime(Clock):
+class VirtualTime(SystemClock):
     """A :class:`.Clock`, an event loop and a reactor that share one time.
 
     Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is kept of a failed attempt, and what makes two of them equal."""
+"""The record of a failed attempt, and the fingerprint that equal failures share."""
 
 import json
 import sys
@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from consumer_framework.core.attempt import NO_HISTORY, attempt_of, fingerprint, is_by_author, said
+from consumer_framework.core.attempt import (
+    NO_HISTORY,
+    attempt_of,
+    fingerprint,
+    one_line,
+    set_author_packages,
+)
 from consumer_framework.runtime.assembly.loader import Target, packages_of
 
 
@@ -54,7 +60,7 @@ def test_a_fingerprint_is_the_class_and_the_innermost_own_function():
     assert fingerprint(caught(fails, OddError())).endswith("OddError in unit/test_attempt.py:fails")
 
 
-def test_what_the_error_says_and_its_line_change_no_fingerprint():
+def test_the_text_and_the_line_of_an_error_change_no_fingerprint():
     assert fingerprint(caught(fails, KeyError(1))) == fingerprint(caught(fails, KeyError(2)))
 
 
@@ -80,7 +86,7 @@ def test_an_error_that_cannot_be_printed_is_described_all_the_same():
     attempt = attempt_of(caught(fails, MuteError()), 0.0)
     assert attempt.message == ""
     assert "MuteError" in attempt.traceback
-    assert said(MuteError()) == "MuteError"
+    assert one_line(MuteError()) == "MuteError"
 
 
 def test_half_a_surrogate_pair_can_be_stored():
@@ -89,11 +95,11 @@ def test_half_a_surrogate_pair_can_be_stored():
     assert attempt.traceback.encode()
 
 
-# Consumers that are installed, as most are.
+# Installed consumers.
 
 
 def installed(module, code, directory, **names):
-    """What *code* defines, as if it were installed as *module*."""
+    """Return the names that *code* defines, as if it were installed as *module*."""
     file = f"{directory}/{module.replace('.', '/')}.py"
     namespace = {"__name__": module, "json": json, **names}
     exec(compile(code, file, "exec"), namespace)  # noqa: S102 -- the test's own
@@ -102,9 +108,9 @@ def installed(module, code, directory, **names):
 
 @pytest.fixture
 def _consumer():
-    is_by_author("robosignatory")
+    set_author_packages("robosignatory")
     yield
-    is_by_author()
+    set_author_packages()
 
 
 @pytest.mark.usefixtures("_consumer")
@@ -118,7 +124,7 @@ def test_an_installed_consumer_is_the_authors_own_and_what_it_calls_is_not(direc
     assert fingerprint(caught(consumer["tag"])).endswith(" in robosignatory/work.py:tag")
     assert fingerprint(caught(consumer["sign"])).endswith(" in robosignatory/work.py:sign")
     other = installed("robosignatory_of_others", "def sign(): json.loads('{')", directory)
-    is_by_author("robo", "robosignatory_of")
+    set_author_packages("robo", "robosignatory_of")
     found = fingerprint(caught(other["sign"]))
     assert "robosignatory_of_others" not in found, "a name that only begins alike"
 

@@ -217,7 +217,7 @@ def test_a_run_that_goes_on_is_never_forgotten(monkeypatch):
     monkeypatch.setattr(memory, "MEMORY_RUNS", 2)
 
     async def scenario():
-        unsettled = memory.Unsettled(FakeClock())
+        unsettled = memory.UnsettledRuns(FakeClock())
         long = unsettled.begin(make_delivery(message_id="long"))
         for number in range(5):
             unsettled.end(unsettled.begin(make_delivery(message_id=str(number))), settled=False)

@@ -8,6 +8,7 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import Defer, DependencyFault, Quarantine
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.disposition import Ack
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import Gate
@@ -40,7 +41,7 @@ class Work:
 
     def __init__(self):
         self.gate = Gate()
-        self.intake = Intake(gate=self.gate)
+        self.intake = Intake(SystemClock(), gate=self.gate)
         self.tasks = []
         self.now: set[int] = set()
         self.is_quick = False

@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.delivery import Delivery
 from consumer_framework.core.gate import Gate
 from consumer_framework.core.intake import Intake
 from consumer_framework.core.limits import TokenBucket
-from consumer_framework.testing import make_delivery
+from consumer_framework.testing import FakeClock, make_delivery
 
 PATIENCE = 20
 LANES = ("", "a", "b", "c")
@@ -40,7 +41,7 @@ async def turns():
 
 def test_a_delivery_waits_until_the_one_before_it_in_its_lane_has_left():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         for delivery in (of("a", 1), of("a", 2), of("b", 3), of("", 4)):
             intake.put(delivery)
         assert await taken(intake, 3) == [1, 3, 4]
@@ -55,7 +56,7 @@ def test_a_delivery_waits_until_the_one_before_it_in_its_lane_has_left():
 
 def test_deliveries_without_a_lane_wait_for_nobody():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         for tag in (1, 2, 3):
             intake.put(of("", tag))
         intake.left(of("", 1))
@@ -66,7 +67,7 @@ def test_deliveries_without_a_lane_wait_for_nobody():
 
 def test_the_next_of_a_lane_goes_before_what_came_later():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         for delivery in (of("a", 1), of("a", 2), of("", 3), of("", 4)):
             intake.put(delivery)
         assert await taken(intake, 1) == [1]
@@ -77,7 +78,7 @@ def test_the_next_of_a_lane_goes_before_what_came_later():
 
 
 def test_what_is_too_old_goes_with_everything_behind_it():
-    intake = Intake()
+    intake = Intake(SystemClock())
     for tag, lane in enumerate(["a", "", "b", "a", "b", ""]):
         intake.put(of(lane, tag, arrived_at=float(tag)))
     old = intake.older_than(2.0)
@@ -96,7 +97,7 @@ def test_what_is_too_old_goes_with_everything_behind_it():
 
 
 def test_what_is_of_the_store_is_never_too_old():
-    intake = Intake()
+    intake = Intake(SystemClock())
     intake.put_first(of("a", 1, generation=0, row=1))
     intake.put(of("a", 2))
     intake.put_first(of("a", 3, generation=0, row=2))
@@ -107,7 +108,7 @@ def test_what_is_of_the_store_is_never_too_old():
 def test_with_a_rate_the_order_of_a_lane_is_the_same():
     async def scenario():
         gate = Gate()
-        intake = Intake(TokenBucket(1e6, burst=1), gate=gate)
+        intake = Intake(SystemClock(), TokenBucket(1e6, burst=1), gate=gate)
         for delivery in (of("a", 1), of("a", 2), of("b", 3)):
             intake.put(delivery)
         assert await taken(intake, 2) == [1, 3]
@@ -123,9 +124,8 @@ def test_with_a_rate_the_order_of_a_lane_is_the_same():
 
 def test_with_a_rate_a_slot_takes_no_token_for_a_delivery_that_is_not_there():
     async def scenario():
-        time = 0.0
         gate = Gate()
-        intake = Intake(TokenBucket(0.001, burst=2), lambda: time, gate)
+        intake = Intake(FakeClock(), TokenBucket(0.001, burst=2), gate)
         slots = [asyncio.create_task(intake.take()) for _ in range(3)]
         await turns()
         intake.put(of("", 1))
@@ -183,7 +183,7 @@ class Waiting(RuleBasedStateMachine):
     @initialize()
     def start(self):
         self.loop = asyncio.new_event_loop()
-        self.intake = Intake()
+        self.intake = Intake(SystemClock())
         self.model = Model()
         self.generation = 1
         self.number = 0

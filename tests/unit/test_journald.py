@@ -168,7 +168,7 @@ def test_what_an_author_gives_in_capitals_is_a_field_and_nothing_of_the_journals
 
 
 def test_a_secret_is_in_no_field(logger, journal, monkeypatch):
-    secrets.keep("in-no-field-8231", "credential:token")
+    secrets.hide("in-no-field-8231", "credential:token")
     monkeypatch.setattr(logging, "_logRecordFactory", log.RedactedRecord)
     logger.info("with %s", "in-no-field-8231", extra={"URL": "amqp://me:in-no-field-8231@broker"})
     found = journal.entry()

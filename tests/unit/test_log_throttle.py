@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Similar failures fill no log: the first have lines, the others are counted."""
+"""The throttle of the log: ten lines in five minutes for each kind of event."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from twisted.internet.task import Clock as ReactorClock
 
 from consumer_framework.adapters.log import (
     LINES,
-    MOST_TOLD,
+    MOST_OPEN,
     QUIET,
     LogThrottle,
     Occurrence,
     RedactedRecord,
 )
 from consumer_framework.core.disposition import Ack, Hold, Quarantine
+from consumer_framework.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
 
-class Throttled:
+class Throttled(FakeClock):
     """A logger with a throttle, and a clock that a test turns."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture, *, has_timer: bool = False) -> None:
+        super().__init__()
         self.reactor = ReactorClock()
         self.logger = logging.getLogger("consumer_framework.throttled")
         self._caplog = caplog
         caplog.set_level(logging.INFO, self.logger.name)
-        later = self.reactor.callLater if has_timer else None
-        self.throttle = LogThrottle(self.logger, self, later)
+        call_later = self.reactor.callLater if has_timer else None
+        self.throttle = LogThrottle(self.logger, self, call_later)
 
     def monotonic(self) -> float:
         return self.reactor.seconds()
@@ -70,14 +72,14 @@ def summary(more: int, cause: str = "a") -> list[str]:
     return [f"WARNING {cause}: {more} more times a message was held, without a line of its own"]
 
 
-def test_the_first_line_of_a_kind_keeps_its_level_and_the_next_have_a_lower_one(failures):
+def test_the_first_event_of_a_kind_is_told_from_its_repetitions(failures):
     assert failures.fail(1) == ["ERROR a: 1"]
     assert failures.fail(2) == ["INFO a: 2"]
     assert failures.fail(2, "b") == ["ERROR b: 2"]
     assert failures.fail(3, "b", disposition=Quarantine) == ["ERROR b: 3"]
 
 
-def test_what_is_more_than_so_many_lines_is_counted_and_summed_up_when_it_is_old(failures):
+def test_events_beyond_ten_lines_are_counted_until_five_minutes_are_over(failures):
     told = [failures.fail(message) for message in range(LINES + 3)]
     assert [len(lines) for lines in told] == [1] * LINES + [0] * 3
     assert failures.turn(QUIET - 0.1) == []
@@ -86,19 +88,19 @@ def test_what_is_more_than_so_many_lines_is_counted_and_summed_up_when_it_is_old
     assert failures.reactor.getDelayedCalls() == []
 
 
-def test_at_debug_what_is_counted_has_a_line_too(failures, caplog):
+def test_at_debug_a_counted_event_has_a_line_too(failures, caplog):
     caplog.set_level(logging.DEBUG, failures.logger.name)
     for message in range(LINES):
         failures.fail(message)
     assert failures.fail("other") == ["DEBUG a: other"]
 
 
-def test_failures_that_all_had_lines_are_not_summed_up(failures):
+def test_events_that_all_had_lines_have_no_count(failures):
     failures.fail(1)
     assert failures.turn(QUIET) == []
 
 
-def test_an_old_failure_that_comes_again_is_a_first_one(failures):
+def test_after_five_minutes_the_next_event_is_the_first_of_its_kind_again(failures):
     for message in range(LINES):
         failures.fail(message)
     failures.turn(QUIET)
@@ -113,8 +115,8 @@ def test_a_message_that_has_a_line_has_all_its_lines(failures):
     failures.turn(1.0)
     assert failures.fail(3) == ["INFO a: 3"]
     assert failures.fail("new") == []
-    assert 3 in failures.throttle.told
-    assert "new" not in failures.throttle.told
+    assert 3 in failures.throttle.open_messages
+    assert "new" not in failures.throttle.open_messages
 
 
 def test_the_lines_of_a_message_that_has_some_are_not_taken_from_others(failures):
@@ -125,27 +127,27 @@ def test_the_lines_of_a_message_that_has_some_are_not_taken_from_others(failures
 
 def test_after_its_last_line_a_message_has_no_privilege(failures):
     failures.fail(1)
-    assert failures.throttle.told
+    assert failures.throttle.open_messages
     failures.fail(1, "done", disposition=Ack, is_last=True)
-    assert not failures.throttle.told
+    assert not failures.throttle.open_messages
     for message in range(LINES):
         failures.fail(f"other {message}")
     assert failures.fail(1) == []
 
 
-def test_what_is_always_told_is_told_however_often_it_happens_and_takes_nobodys_line(failures):
+def test_an_event_that_always_has_a_line_takes_no_line_from_others(failures):
     told = [failures.fail(message, always=True, is_last=True) for message in range(100)]
     assert told == [["ERROR a: 0"], *[[f"INFO a: {message}"] for message in range(1, 100)]]
     assert failures.fail("other") == ["INFO a: other"]
     assert failures.turn(QUIET) == []
 
 
-def test_the_messages_that_are_told_of_are_not_kept_for_ever(failures):
-    for message in range(MOST_TOLD + 1):
+def test_the_memory_of_open_messages_is_bounded(failures):
+    for message in range(MOST_OPEN + 1):
         failures.fail(message, f"kind {message}")
-    assert 0 not in failures.throttle.told
-    assert 1 in failures.throttle.told
-    assert MOST_TOLD in failures.throttle.told
+    assert 0 not in failures.throttle.open_messages
+    assert 1 in failures.throttle.open_messages
+    assert MOST_OPEN in failures.throttle.open_messages
 
 
 @pytest.mark.parametrize("factory", [logging.LogRecord, RedactedRecord])

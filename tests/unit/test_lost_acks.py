@@ -4,7 +4,7 @@
 import pytest
 
 from consumer_framework.core import disposition as to
-from consumer_framework.core.delivery import Failed, Known
+from consumer_framework.core.delivery import Failed, SettledBefore
 from consumer_framework.core.memory import MEMORY_RUNS, MEMORY_SECONDS, MOST_CHANNELS, LostAcks
 from consumer_framework.testing import FakeClock, make_delivery
 
@@ -35,14 +35,14 @@ def again(acks, generation=2, **delivery):
 def test_a_message_that_was_settled_is_known_when_it_comes_back(acks, disposition):
     settle(acks, disposition)
     acks.voided(1)
-    assert again(acks) == Known()
+    assert again(acks) == SettledBefore()
     assert again(acks, delivery_tag=2) is None, "of two equal messages, one was settled"
 
 
 def test_what_the_broker_adds_to_the_headers_makes_no_other_message(acks):
     settle(acks, to.Ack(), headers={"sender": "one"})
     acks.voided(1)
-    assert again(acks, headers={"sender": "one", "x-delivery-count": 1}) == Known()
+    assert again(acks, headers={"sender": "one", "x-delivery-count": 1}) == SettledBefore()
 
 
 def test_a_message_that_was_rejected_is_rejected_again(acks):
@@ -57,7 +57,7 @@ def test_the_next_acknowledgement_may_be_lost_as_well(acks):
     settle(acks, to.Ack())
     acks.voided(1)
     for generation in (2, 3, 4):
-        assert again(acks, generation) == Known()
+        assert again(acks, generation) == SettledBefore()
         acks.voided(generation)
 
 
@@ -67,7 +67,7 @@ def test_what_went_back_runs_even_where_an_equal_message_was_settled(acks, back)
     settle(acks, back, delivery_tag=2)
     acks.voided(1)
     assert again(acks, delivery_tag=1) is None
-    assert again(acks, delivery_tag=2) == Known()
+    assert again(acks, delivery_tag=2) == SettledBefore()
 
 
 def test_what_was_not_settled_runs_first(acks):
@@ -134,7 +134,7 @@ def test_lost_channels_do_not_add_up_for_ever(acks):
             settle(acks, to.Ack(), generation=generation, delivery_tag=number, message_id=name)
         acks.voided(generation)
     assert again(acks, 100, message_id="1-0") is None
-    assert again(acks, 100, message_id="2-0") == Known()
+    assert again(acks, 100, message_id="2-0") == SettledBefore()
 
 
 def test_without_a_prefetch_count_the_memory_is_bounded_all_the_same(clock):
@@ -143,4 +143,4 @@ def test_without_a_prefetch_count_the_memory_is_bounded_all_the_same(clock):
         settle(acks, to.Ack(), delivery_tag=number, message_id=str(number))
     acks.voided(1)
     assert again(acks, message_id="0") is None
-    assert again(acks, message_id="1") == Known()
+    assert again(acks, message_id="1") == SettledBefore()

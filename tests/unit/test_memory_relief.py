@@ -24,7 +24,14 @@ from consumer_framework.adapters.systemd import cgroup
 from consumer_framework.adapters.systemd.cgroup import PressureWatch
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.gate import Gate
-from consumer_framework.core.limits import CALM, LONGEST_CALM, STEP, UNLIMITED, Capacity, Squeeze
+from consumer_framework.core.limits import (
+    CALM,
+    LONGEST_CALM,
+    STEP,
+    UNLIMITED,
+    Capacity,
+    CapacityReduction,
+)
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan
 from consumer_framework.runtime.memory_relief import MemoryRelief
@@ -65,8 +72,8 @@ def test_something_is_left_and_never_more_than_there_was(full, times):
 
 
 @pytest.fixture
-def squeeze() -> Squeeze:
-    return Squeeze()
+def squeeze() -> CapacityReduction:
+    return CapacityReduction()
 
 
 def test_pressure_halves_at_most_once_in_a_step(squeeze):
@@ -127,7 +134,7 @@ def test_the_wait_is_short_again_after_long_without_pressure(squeeze):
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 50.0)), max_size=60))
 def test_whatever_happens_it_gets_back_to_the_whole_in_the_end(events):
-    squeeze, now = Squeeze(), 1.0
+    squeeze, now = CapacityReduction(), 1.0
     for is_pressure, later in events:
         now += later
         squeeze.press(FULL, now) if is_pressure else squeeze.look(now)

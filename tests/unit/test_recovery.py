@@ -14,7 +14,7 @@ from consumer_framework.core.delivery import (
     Behind,
     Crashed,
     Failed,
-    Known,
+    SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
@@ -57,7 +57,7 @@ def disposition_of(outcome, policy=POLICY, situation=SITUATION, **delivery):
     [
         (Succeeded(), to.Ack()),
         (Skipped("not ours"), to.Ack()),
-        (Known(), to.Ack()),
+        (SettledBefore(), to.Ack()),
         (
             Undecodable(ValueError("no JSON")),
             to.Quarantine("no valid message: ValueError: no JSON"),
@@ -175,7 +175,7 @@ ERRORS = [
     st.one_of(
         st.builds(Succeeded),
         st.builds(Skipped, st.text()),
-        st.builds(Known),
+        st.builds(SettledBefore),
         st.builds(Crashed, st.integers(1)),
         st.builds(Withdrawn),
         st.builds(Behind),
@@ -198,7 +198,7 @@ def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_u
     disposition = disposition_of(outcome, policy, situation, history=history)
     kinds = to.Ack | to.Requeue | to.Reject | to.Hold | to.Defer | to.Quarantine | to.Halt
     assert isinstance(disposition, kinds | to.GiveBack)
-    done = isinstance(outcome, Succeeded | Skipped | Known)
+    done = isinstance(outcome, Succeeded | Skipped | SettledBefore)
     assert isinstance(disposition, to.Ack) == done
     if isinstance(disposition, to.Reject):
         ordered = isinstance(getattr(outcome, "error", None), errors.Drop)

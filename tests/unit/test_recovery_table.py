@@ -16,7 +16,7 @@ from consumer_framework.core.delivery import (
     Behind,
     Crashed,
     Failed,
-    Known,
+    SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
@@ -59,7 +59,7 @@ def always(error):
     [
         (Succeeded(), to.Ack(), False),
         (Skipped("nothing to do"), to.Ack(), False),
-        (Known(), to.Ack(), False),
+        (SettledBefore(), to.Ack(), False),
         (Retry("busy"), to.Hold(NOW, "Retry: busy"), True),
         (Retry(after=60), to.Hold(NOW + 60, "Retry"), True),
         (Retry(after="5m"), to.Hold(NOW + 300, "Retry"), True),

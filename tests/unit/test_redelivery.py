@@ -23,7 +23,7 @@ from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.disposition import Hold
 from consumer_framework.core.errors import Drop, Retry
 from consumer_framework.core.intake import Holds, Intake
-from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, Unsettled
+from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import OnExhausted, Policy
 from consumer_framework.core.settler import Settler
@@ -109,7 +109,7 @@ class Host(RuleBasedStateMachine):
         self.ready: list[Stored] = []
         self.unsettled: dict[int, Stored] = {}
         self.runs: list[Run] = []
-        self.intake = Intake()
+        self.intake = Intake(FakeClock())
         self.clock = FakeClock()
         self.handlers = Handlers(slots, self.runs)
         self.holds = Holds(1000, self.clock)
@@ -121,11 +121,13 @@ class Host(RuleBasedStateMachine):
             FakeObserver(),
             self.holds,
             self.histories,
-            Unsettled(self.clock),
+            UnsettledRuns(self.clock),
             LostAcks(self.clock),
             store_failed=lambda _: None,
             store_works=lambda: None,
             done=lambda _what, _told: None,
+            clock=self.clock,
+            spawn=self.loop.create_task,
         )
         pipeline = Pipeline(
             handler=self.handlers,

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
@@ -236,7 +237,7 @@ def test_a_batch_that_waits_is_run_where_it_is_full_now():
 
 def test_a_limit_that_is_gone_lets_go_of_what_waited_for_it():
     async def scenario():
-        intake = Intake(TokenBucket(1 / 86400, burst=1))
+        intake = Intake(SystemClock(), TokenBucket(1 / 86400, burst=1))
         for tag in range(5):
             intake.put(numbered(tag))
         takers = [asyncio.create_task(intake.take()) for _ in range(5)]
@@ -250,7 +251,7 @@ def test_a_limit_that_is_gone_lets_go_of_what_waited_for_it():
 
 def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         takers = [asyncio.create_task(intake.take()) for _ in range(4)]
         await turns()
         intake.limit(TokenBucket(1 / 86400, burst=2))
@@ -268,7 +269,7 @@ def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
 def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
     async def scenario():
         gate = Gate()
-        intake = Intake(TokenBucket(1 / 86400, burst=1), gate=gate)
+        intake = Intake(SystemClock(), TokenBucket(1 / 86400, burst=1), gate=gate)
         intake.put(numbered(1))
         intake.put(numbered(2))
         await intake.take()
@@ -284,7 +285,7 @@ def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
 def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
     async def scenario():
         gate = Gate()
-        intake = Intake(bucket, gate=gate)
+        intake = Intake(SystemClock(), bucket, gate=gate)
         gate.suspend(Reason.RECONNECTION)
         takers = [asyncio.create_task(intake.take()) for _ in range(2)]
         await turns()

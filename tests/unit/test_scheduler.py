@@ -39,7 +39,11 @@ class CountingStore(FakeStore):
 class Rig:
     def __init__(self, rows, body=b"{}", lane=""):
         self.clock, self.reactor = FakeClock(1000.0), task.Clock()
-        self.store, self.intake, self.holds = CountingStore(), Intake(), Holds(4, self.clock)
+        self.store, self.intake, self.holds = (
+            CountingStore(),
+            Intake(self.clock),
+            Holds(4, self.clock),
+        )
         self.gate = Gate()
         self.rows, self.body, self.lane = rows, body, lane
         self.scheduler = scheduler.Scheduler(

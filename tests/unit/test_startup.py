@@ -22,8 +22,10 @@ GONE = DependencyFault("the database is gone")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Attempts follow each other quickly, and grow apart all the same."""
-    real = limits.delay
-    monkeypatch.setattr(limits, "delay", lambda attempt, spread: real(attempt, spread) / 1000)
+    real = limits.backoff_delay
+    monkeypatch.setattr(
+        limits, "backoff_delay", lambda attempt, spread: real(attempt, spread) / 1000
+    )
 
 
 class Author:
@@ -115,7 +117,7 @@ def test_a_rule_makes_a_dependency_of_any_exception():
 
 
 def test_an_order_to_stop_ends_the_wait_between_two_attempts(monkeypatch):
-    monkeypatch.setattr(limits, "delay", lambda _attempt, _spread: 3600.0)
+    monkeypatch.setattr(limits, "backoff_delay", lambda _attempt, _spread: 3600.0)
     author = Author(GONE, GONE)
 
     async def stop(startup):

@@ -9,7 +9,7 @@ from consumer_framework.core.delivery import (
     Behind,
     Crashed,
     Failed,
-    Known,
+    SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
@@ -74,7 +74,7 @@ def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
 @pytest.mark.parametrize(
     ("outcome", "disposition", "counts"),
     [
-        (Known(), to.Ack(), {"acked": 1}),
+        (SettledBefore(), to.Ack(), {"acked": 1}),
         (Crashed(2), to.Quarantine("it kills"), {"quarantined": 1}),
         (Withdrawn(), to.GiveBack(), {"given_back": 1}),
         (Behind(), to.GiveBack(), {"given_back": 1}),

@@ -7,8 +7,8 @@ from typing import Any
 from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Succeeded, Withdrawn
 from consumer_framework.core.gate import Gate
-from consumer_framework.core.memory import OneByOne
-from consumer_framework.testing import make_delivery
+from consumer_framework.runtime.suspects import SuspectIsolation
+from consumer_framework.testing import FakeClock, make_delivery
 
 
 class Runner:
@@ -50,7 +50,7 @@ def of(name):
 
 async def begun(*names, gate=None):
     runner = Runner()
-    alone = OneByOne(runner, gate=gate or Gate())
+    alone = SuspectIsolation(runner, FakeClock(), gate)
     tasks = {name: asyncio.ensure_future(alone.run(of(name))) for name in names}
     await turns()
     return runner, alone, tasks

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.text import about, age, fit, moment, plural, seconds, size, text, width
+from consumer_framework.core.text import (
+    about,
+    age,
+    duration_text,
+    fit,
+    moment,
+    plural,
+    seconds,
+    size,
+    width,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +47,12 @@ def test_what_is_no_length_of_time_is_refused_with_examples(written):
     ("length", "written"), [(0, "0s"), (90, "1m 30s"), (86400, "1d"), (3600.5, "1h 0.5s")]
 )
 def test_a_length_of_time_is_written_for_people(length, written):
-    assert text(length) == written
+    assert duration_text(length) == written
 
 
 @given(st.integers(0, 10**10).map(lambda milliseconds: milliseconds / 1000))
 def test_what_is_written_is_understood_as_it_was_meant(length):
-    assert seconds(text(length)) == pytest.approx(length, abs=1e-3)
+    assert seconds(duration_text(length)) == pytest.approx(length, abs=1e-3)
 
 
 @pytest.mark.parametrize(

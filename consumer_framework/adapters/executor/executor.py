@@ -14,7 +14,7 @@ from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.log_fields import fields_of_all
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 
 from .deadlines import Deadlines
 from .replacement import HandlerReplacement
@@ -264,12 +264,12 @@ class Executor:
                 "%s has had %s for more than %s, and cannot be interrupted",
                 self._handler.name,
                 run.named,
-                text(self._limits.timeout),
+                duration_text(self._limits.timeout),
                 extra=fields_of_all(run.deliveries),
             )
 
     def _too_late(self) -> HandlerTimeoutError:
-        return HandlerTimeoutError(f"cancelled after {text(self._limits.timeout)}")
+        return HandlerTimeoutError(f"cancelled after {duration_text(self._limits.timeout)}")
 
     def _take_over(self, handler: Handler) -> Handler:
         former, self._handler = self._handler, handler

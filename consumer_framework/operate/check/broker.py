@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp.inspection import UnreachableError, inspect
 from consumer_framework.core.errors import Fault, Problem
-from consumer_framework.core.limits import version_of
+from consumer_framework.core.limits import broker_version
 from consumer_framework.core.text import plural
 from consumer_framework.settings import toml_path
 
@@ -68,7 +68,7 @@ def _clusters(views: list[BrokerView]) -> Iterator[Finding]:
 
 
 def _version(view: BrokerView) -> tuple[int, ...] | None:
-    return version_of(view.version) if view.product == "RabbitMQ" else None
+    return broker_version(view.version) if view.product == "RabbitMQ" else None
 
 
 def _findings(view: BrokerView) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.limits import DEFAULT_LIMIT, DEFAULT_SINCE, LIMIT
-from consumer_framework.core.text import text as duration
+from consumer_framework.core.text import duration_text
 from consumer_framework.settings import toml_path
 
 from .findings import error, info, warning
@@ -229,7 +229,7 @@ def _consumer_timeout(
     if _is_number(value) and value / 1000 < ack_timeout:
         what = (
             f"the broker takes messages back after {_age(value)}, sooner than "
-            f"recovery.ack_timeout ({duration(ack_timeout)}) says"
+            f"recovery.ack_timeout ({duration_text(ack_timeout)}) says"
         )
         yield warning(f"{place}.{key}", what, f'set ack_timeout = "{_age(value)}"')
 
@@ -243,4 +243,4 @@ def _count(value: Any) -> str:
 
 
 def _age(milliseconds: Any) -> str:
-    return duration(milliseconds / 1000) if _is_number(milliseconds) else "so long"
+    return duration_text(milliseconds / 1000) if _is_number(milliseconds) else "so long"

@@ -22,7 +22,7 @@ from fedora_messaging import api
 
 from consumer_framework.adapters import codec, config
 from consumer_framework.adapters.store.files import is_locked_elsewhere
-from consumer_framework.core.errors import Collector, ConfigurationError, Problem
+from consumer_framework.core.errors import ConfigurationError, Problem, ProblemCollector
 from consumer_framework.runtime.assembly import loader
 from consumer_framework.runtime.assembly.configuration import check_logging, load
 from consumer_framework.runtime.assembly.plan import framework_in_force, make_plan
@@ -65,7 +65,7 @@ def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
         absent: The TOML paths of credentials that cannot be seen here.
     """
     source = options.source
-    found = Collector(source)
+    found = ProblemCollector(source)
     settings = found.call(load, options)
     found.call(codec.load_schemas)
     if settings is None:
@@ -73,7 +73,7 @@ def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
     found.call(check_logging, settings, source)
     # It reports every problem of the callback, and of its settings.
     found.call(make_plan, options, settings, absent)
-    target = Collector().call(loader.target_of, options, settings.callback)
+    target = ProblemCollector().call(loader.target_of, options, settings.callback)
     framework = settings.framework
     if target is not None:
         framework = framework_in_force(framework, target)

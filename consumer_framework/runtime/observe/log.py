@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Logs the fate of deliveries, thinned out by :class:`.LogThrottle`."""
+"""The log of an instance: an observer with a line for each thing that an operator may have to know.
+
+A plain success has no line. Failures of the same cause are errors with a traceback once in five
+minutes; the next ones have a line of a lower level. The same failure may happen thousands of times:
+:class:`.LogThrottle` then counts the lines instead. A message that has one line has all its lines,
+so that its life is told whole. The end of every message that did not succeed has a line, always.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +13,83 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.log import LogThrottle, Occurrence
-from consumer_framework.core.attempt import NO_HISTORY, fingerprint
-from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable
-from consumer_framework.core.disposition import GiveBack, rule_for
+from consumer_framework.core.attempt import LINE_LIMIT, NO_HISTORY, fingerprint
+from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable, readable
+from consumer_framework.core.disposition import (
+    Defer,
+    GiveBack,
+    Halt,
+    Hold,
+    rule_for,
+)
 from consumer_framework.core.errors import Signal
+from consumer_framework.core.gate import Reason
 from consumer_framework.core.log_fields import fields_of, run_number
-from consumer_framework.core.ports import Observer, Settled
-
-from .wording import because, describe, fate
+from consumer_framework.core.ports import Observer, Paused, Ran, Settled, StateChanged
+from consumer_framework.core.text import clipped, moment, printable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from consumer_framework.adapters.log import Later
+    from consumer_framework.adapters.log import CallLater
+    from consumer_framework.adapters.store import Row
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import Clock, Observation
 
 _log = logging.getLogger(__name__)
 
-# The cause of a line about a success that had a failure or delay before it.
-_PAST = "after an earlier failure or delay"
+# The cause in the summary of successes.
+_LATE_SUCCESS = "after an earlier failure or delay"
+_RESUMED = {
+    Reason.DEPENDENCY: "the dependency works again",
+    Reason.STORE: "the store works again",
+    Reason.ORDER: "nothing in the store is in the way any more",
+}
 
 
 class DeliveryLog(Observer):
-    """An observer with a line for all that an operator may have to know; none for plain success.
-
-    Failures of the same cause are errors with a traceback once in five minutes. The next ones have
-    a line of a lower level, until :class:`.LogThrottle` only counts them.
+    """The observer that logs.
 
     Args:
         clock: The time.
-        later: As :class:`.LogThrottle` takes it.
+        call_later: As :class:`.LogThrottle` takes it.
     """
 
-    def __init__(self, clock: Clock, later: Later | None = None) -> None:
-        self._throttle = LogThrottle(_log, clock, later)
+    def __init__(self, clock: Clock, call_later: CallLater | None = None) -> None:
+        self._throttle = LogThrottle(_log, clock, call_later)
+        self._open = self._throttle.open_messages
 
     def notify(self, event: Observation) -> None:
-        """Log a settle that is not plain success."""
-        if not isinstance(event, Settled):
-            return
+        """Log *event*, where an operator may have to know of it."""
+        match event:
+            case Settled():
+                self._settled(event)
+            case Ran():
+                pass
+            case Paused(reason, text):
+                if text:
+                    _log.warning("paused: %s", text)
+                else:
+                    _log.info("%s", _RESUMED[reason])
+            case StateChanged(before, after):
+                _log.debug("%s -> %s", before.name.lower(), after.name.lower())
+
+    def close(self) -> None:
+        """Log all counts; call it at the end."""
+        self._throttle.close()
+
+    def detach(self) -> None:
+        """Forget all counts, as a process that is killed does."""
+        self._throttle.detach()
+
+    # One settle.
+
+    def _settled(self, event: Settled) -> None:
         delivery, outcome, decision, is_void = event
         disposition = decision.disposition
         if is_void:
-            _void(delivery, disposition)
+            _log_void(delivery, disposition)
             return
         is_good = rule_for(disposition).ending == "good"
         is_plain = is_good and not self._has_past(delivery)
@@ -59,31 +97,25 @@ class DeliveryLog(Observer):
             return
         match outcome:
             case Failed(error) if not isinstance(error, Signal):
-                self._failed(delivery, error, disposition)
+                self._log_failure(delivery, error, disposition)
             case Undecodable(error):
-                self._failed(delivery, error, disposition)
+                self._log_failure(delivery, error, disposition)
             case Succeeded() | Skipped():
-                self._succeeded(delivery, outcome, disposition, is_plain=is_plain)
+                self._log_success(delivery, outcome, disposition, is_plain=is_plain)
             case _:
-                self._decided(delivery, outcome, disposition)
-
-    def close(self) -> None:
-        """Sum up the lines that were left out so far; call it at the end."""
-        self._throttle.close()
-
-    def detach(self) -> None:
-        """Log nothing more."""
-        self._throttle.detach()
+                self._log_decision(delivery, outcome, disposition)
 
     def _has_past(self, delivery: Delivery) -> bool:
         has_failed = delivery.history is not NO_HISTORY and run_number(delivery) > 1
-        told = self._throttle.told
-        return has_failed or bool(delivery.row) or (bool(told) and _message(delivery) in told)
+        has_line = bool(self._open) and _key(delivery) in self._open
+        return has_failed or bool(delivery.row) or has_line
 
-    def _failed(self, delivery: Delivery, error: BaseException, disposition: Disposition) -> None:
+    def _log_failure(
+        self, delivery: Delivery, error: BaseException, disposition: Disposition
+    ) -> None:
         cause = fingerprint(error)
         is_end = rule_for(disposition).ending == "bad"
-        again = logging.WARNING if is_end else logging.INFO
+        repeated = logging.WARNING if is_end else logging.INFO
         _log.error(
             "%s failed at attempt %d%s; it is %s",
             describe(delivery),
@@ -92,11 +124,11 @@ class DeliveryLog(Observer):
             fate(disposition),
             extra={
                 **fields_of(delivery, disposition, cause),
-                **_occurrence(delivery, disposition, cause, again, error),
+                **_occurrence(delivery, disposition, cause, repeated, error),
             },
         )
 
-    def _succeeded(
+    def _log_success(
         self,
         delivery: Delivery,
         outcome: Succeeded | Skipped,
@@ -106,7 +138,7 @@ class DeliveryLog(Observer):
     ) -> None:
         extra: dict[str, Any] = {**fields_of(delivery, disposition)}
         if not is_plain:
-            extra |= _occurrence(delivery, disposition, _PAST, logging.INFO)
+            extra |= _occurrence(delivery, disposition, _LATE_SUCCESS, logging.INFO)
         _log.log(
             logging.DEBUG if is_plain else logging.INFO,
             "%s %s at attempt %d%s",
@@ -117,7 +149,7 @@ class DeliveryLog(Observer):
             extra=extra,
         )
 
-    def _decided(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
+    def _log_decision(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
         did_run = isinstance(outcome, Failed)
         cause = type(outcome.error if isinstance(outcome, Failed) else outcome).__name__
         level = rule_for(disposition).level
@@ -128,7 +160,7 @@ class DeliveryLog(Observer):
         _log.log(level, "%s is %s", describe(delivery), fate(disposition), extra=extra)
 
 
-def _void(delivery: Delivery, disposition: Disposition) -> None:
+def _log_void(delivery: Delivery, disposition: Disposition) -> None:
     if not isinstance(disposition, GiveBack):
         _log.warning(
             "%s: its channel is gone, so the broker will deliver it again",
@@ -137,7 +169,7 @@ def _void(delivery: Delivery, disposition: Disposition) -> None:
         )
 
 
-def _message(delivery: Delivery) -> Hashable:
+def _key(delivery: Delivery) -> Hashable:
     return delivery.queue, delivery.routing_key, delivery.message_id
 
 
@@ -145,16 +177,42 @@ def _occurrence(
     delivery: Delivery,
     disposition: Disposition,
     cause: str,
-    later_level: int,
+    repeated_level: int,
     error: BaseException | None = None,
 ) -> dict[str, Occurrence]:
     ending = rule_for(disposition).ending
-    # The end of a message that did not succeed is told each time, and so is an operator's replay.
+    # The end of a message that did not succeed always has a line, and so has an operator's replay.
     always, is_last = ending == "bad" or delivery.replayed, ending != "open"
-    # A message that is held, and one that is quarantined, are of two kinds.
-    kind, message = type(disposition), _message(delivery)
-    return {"occurrence": Occurrence(kind, cause, message, later_level, always, is_last, error)}
+    # A message that is held, and one that is quarantined, are two kinds of event.
+    kind, message = type(disposition), _key(delivery)
+    return {"occurrence": Occurrence(kind, cause, message, repeated_level, always, is_last, error)}
 
 
 def _in_replay(delivery: Delivery) -> str:
     return ", in a replay" if delivery.replayed else ""
+
+
+# The words of log lines.
+
+
+def describe(message: Delivery | Row) -> str:
+    """Name a message in a log line."""
+    name = message.message_id or "(no id)"
+    return printable(f"message {name} on {readable(message.routing_key)}")
+
+
+def fate(disposition: Disposition) -> str:
+    """Return the words for *disposition* in a log line, with its reason."""
+    verb = rule_for(disposition).words.verb
+    reason = because(disposition.reason)
+    if isinstance(disposition, Hold | Defer):
+        return f"{verb} until {moment(disposition.until)}{reason}"
+    if isinstance(disposition, Halt):
+        given = "requeued" if disposition.requeue else "acknowledged"
+        return f"{given} and halts the instance with exit code {disposition.exit_code}{reason}"
+    return f"{verb}{reason}"
+
+
+def because(reason: str) -> str:
+    """Return *reason* with a colon before it, to be put behind its effect; "" for no reason."""
+    return f": {printable(clipped(reason, LINE_LIMIT))}" if reason else ""
