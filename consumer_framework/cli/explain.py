@@ -75,19 +75,19 @@ def explain(  # noqa: PLR0913 -- one for each option
 
 
 def _lines(explanation: Explanation, context: Context) -> Iterator[str]:
-    yield terminal.title(f"{explanation.name}: {_gist(explanation)}")
+    yield terminal.title(f"{explanation.name}: {_summary(explanation)}")
     yield from terminal.pairs(
         [
             ("decided by", _decided_by(explanation)),
             *_schedule(explanation),
-            *_written(explanation, context),
+            *_sources(explanation, context),
             ("in the end", _end(explanation, context)),
             ("breaker", _breaker(explanation, context)),
         ]
     )
 
 
-_GISTS = {
+_SUMMARIES = {
     "succeed": "counts as success that did nothing",
     "retry": "is tried again",
     "defer": "is no failure, and runs again later",
@@ -98,12 +98,12 @@ _GISTS = {
 }
 
 
-def _gist(explanation: Explanation) -> str:
+def _summary(explanation: Explanation) -> str:
     if explanation.answer == "retry" and not explanation.steps:
         return "is not tried again"
     if explanation.answer == "quarantine" and explanation.lacks_store:
         return "asks for quarantine, which takes a store"
-    return _GISTS[explanation.answer]
+    return _SUMMARIES[explanation.answer]
 
 
 def _decided_by(explanation: Explanation) -> str:
@@ -121,7 +121,7 @@ def _decided_by(explanation: Explanation) -> str:
 
 def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
     if explanation.is_endless:
-        said = "when the handler says" if _is_own(explanation) else ""
+        said = "when the handler says" if _is_deferred_by_handler(explanation) else ""
         yield (
             "again",
             said or f"after {duration_text(explanation.steps[-1].after)}, as often as it takes",
@@ -144,11 +144,11 @@ _PLACES = {
 }
 
 
-def _is_own(explanation: Explanation) -> bool:
+def _is_deferred_by_handler(explanation: Explanation) -> bool:
     return explanation.answer == "defer" and explanation.by.value == "signal"
 
 
-def _written(explanation: Explanation, context: Context) -> Iterator[tuple[str, str]]:
+def _sources(explanation: Explanation, context: Context) -> Iterator[tuple[str, str]]:
     if explanation.answer != "retry":
         return
     for name in ("immediate", "delays"):
@@ -156,13 +156,13 @@ def _written(explanation: Explanation, context: Context) -> Iterator[tuple[str, 
 
 
 def _end(explanation: Explanation, context: Context) -> str:
-    said = _fate(explanation)
+    said = _end_text(explanation)
     if explanation.answer == "retry":
         return f"{said} (on_exhausted: {context.where('on_exhausted')})"
     return said
 
 
-def _fate(explanation: Explanation) -> str:
+def _end_text(explanation: Explanation) -> str:
     from consumer_framework.core import disposition as to  # noqa: PLC0415
 
     match explanation.end:

@@ -480,10 +480,10 @@ def expire(
         places = [where((name,), None, None) for name in words or _instances()]
     done = [_expire(at) for at in places]
     if as_json:
-        terminal.print_json(done)
+        terminal.print_json([asdict(one) for one in done])
     else:
-        _show_expiries(done)
-    if any(one["problem"] for one in done):
+        _show_expired(done)
+    if any(one.problem for one in done):
         raise click.exceptions.Exit(_FAILED)
 
 
@@ -491,28 +491,37 @@ def _instances() -> list[str]:
     return [name for name in options.instance_names() if not instance_name_problem(name)]
 
 
-def _expire(at: Where) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Expired:
+    """The result for one instance, as JSON has it."""
+
+    instance: str
+    expired: int = 0
+    file: str | None = None
+    running: bool = False
+    problem: str = ""
+
+
+def _expire(at: Where) -> _Expired:
     from consumer_framework.operate import offline  # noqa: PLC0415
 
-    told: dict[str, Any] = {"instance": at.instance, "expired": 0, "file": None}
-    told |= {"running": False, "problem": ""}
     try:
         result = offline.expire(at.instance, at.file, at.directory, time.time())
     except FrameworkError as error:
-        # The others have messages too.
-        return {**told, "problem": str(error)}
+        # The other instances have messages too.
+        return _Expired(at.instance, problem=str(error))
     file = str(result.file) if result.rows else None
-    return {**told, "expired": result.rows, "file": file, "running": result.is_running}
+    return _Expired(at.instance, result.rows, file, result.is_running)
 
 
-def _show_expiries(done: list[dict[str, Any]]) -> None:
+def _show_expired(done: list[_Expired]) -> None:
     for one in done:
-        if one["problem"]:
-            terminal.complain(FrameworkError(f"{one['instance']}: {one['problem']}"))
-        elif one["expired"]:
-            count = plural(one["expired"], "message")
-            click.echo(f"{one['instance']}: {count} expired to {terminal.safe(one['file'])}")
-        elif one["running"]:
-            click.echo(f"{one['instance']}: runs, and looks itself every hour")
-    if not any(one["expired"] or one["problem"] for one in done):
+        if one.problem:
+            terminal.complain(FrameworkError(f"{one.instance}: {one.problem}"))
+        elif one.expired:
+            count = plural(one.expired, "message")
+            click.echo(f"{one.instance}: {count} expired to {terminal.safe(one.file or '')}")
+        elif one.running:
+            click.echo(f"{one.instance}: runs, and looks itself every hour")
+    if not any(one.expired or one.problem for one in done):
         click.echo("nothing is too old")

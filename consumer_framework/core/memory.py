@@ -140,7 +140,7 @@ class UnsettledRuns:
         return None
 
     def knows(self, redelivery: Delivery) -> bool:
-        """Whether a run answers for *redelivery*."""
+        """Tell whether a run answers for *redelivery*."""
         return any(redelivery.redelivers(run.delivery) for run in self._runs)
 
     def end(self, run: HandlerRun, *, settled: bool) -> None:

@@ -3,11 +3,11 @@
 
 ::
 
-    Delivery -> decode -> handler -> Outcome -> recovery.decide -> Disposition -> settle -> record
+    Delivery -> decode -> handler -> Outcome -> recovery.decide -> Disposition -> settle -> observe
 
-Nothing flows back. Deciding never acts, settling never decides. A settle makes the durable effect
-first, then tells the broker. A process that dies between the two gets the message again, finds
-what it wrote, and does not write it a second time: at least once, always.
+Nothing flows back. Deciding never acts, and settling never decides. A settle makes the durable
+effect first, then answers the broker. A process that dies between the two gets the message again,
+finds its row in the store, and does not write a second one: at least once, always.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What one delivery goes through, and what it goes through it with."""
+    """The path of a delivery from its arrival to its settle, with all that it needs on the way."""
 
     handler: HandlerRunner
     policy: Policy
@@ -44,12 +44,13 @@ class Pipeline:
     async def process(self, delivery: Delivery) -> tuple[Outcome, Decision]:
         """Take *delivery* from its arrival to its settle, or to the start of its commit.
 
-        A redelivery is recognised: where the store has the message it is acknowledged, where
-        this process has run it, or runs it now, it is settled with the outcome of that run.
+        A redelivery is recognised. If the store has the message, the redelivery is acknowledged. If
+        this process has run the message, or runs it now, the redelivery is settled with the outcome
+        of that run.
 
         Returns:
-            What the handler did, and what becomes of the delivery. The caller stops the
-            instance for a :class:`.Halt`, and pauses it for a broken dependency.
+            The outcome and the decision. The caller stops the instance for a :class:`.Halt`, and
+            pauses it for a broken dependency.
         """
         if delivery.redelivered or delivery.row:
             delivery = self.settler.recall(delivery)
@@ -67,7 +68,7 @@ class Pipeline:
     async def _outcome(self, delivery: Delivery) -> tuple[HandlerRun | None, Outcome]:
         if delivery.row in self.settler.dropped:
             return None, SettledBefore()
-        # What the store brings back is in the store, however it came to this process first.
+        # A row of the store is in the store, of course: only the broker's deliveries are looked up.
         if delivery.redelivered and not delivery.row:
             if self._is_in_store(delivery):
                 return None, SettledBefore()
@@ -86,14 +87,14 @@ class Pipeline:
         try:
             return self.store.is_open(delivery)
         except StoreError:
-            # It runs a second time, at the worst; what cannot be written pauses the instance.
+            # At the worst it runs a second time. A failed write pauses the instance anyway.
             return False
 
     def _is_blocked(self, delivery: Delivery) -> bool:
         try:
             return self.store.is_blocked(delivery.lane, delivery.row)
         except StoreError:
-            # It must not overtake what cannot be read; nor can this be written, so that it waits.
+            # It must not overtake a row that cannot be read. It will wait for the store, too.
             return True
 
     def _is_too_deadly(self, delivery: Delivery) -> bool:

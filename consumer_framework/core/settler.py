@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Carries dispositions out: the durable effect first, then the word to the broker."""
+"""Carries dispositions out: the durable effect first, then the answer to the broker.
+
+:data:`.disposition.SETTLE_RULES` says the effect and the answer of each disposition. Here is the
+order of the steps, and the patience with a disk that does not take a write.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from .memory import HandlerRun, Histories, LostAcks, UnsettledRuns
     from .ports import Acknowledger, Clock, FlightRecorder, Future, Observer, Store, Task
 
-# Seconds between two tries of a commit that the disk did not take.
+# Seconds between two attempts at a commit that the disk does not take.
 COMMIT_RETRY = 5.0
 # Seconds before a message that nobody could handle goes back to its queue.
 REQUEUE_PAUSE = 1.0
@@ -43,14 +47,14 @@ class Settler:
     """Settles deliveries, those of the broker and those of the store.
 
     Attributes:
-        store_failed: Called when a commit fails, with the reason; nothing is acknowledged.
+        store_failed: Called with the reason when a commit fails. The message is not acknowledged.
         store_works: Called when every commit that failed has succeeded after all.
-        done: Called when a settle is complete, and whether it was not void.
+        done: Called when a settle is complete; the second argument is False if it was void.
         clock: The time.
         spawn: Runs a commit beside the slots.
-        dropped: Rows of the store that an operator dropped, and that are not settled yet.
-        must_keep: Says whether a message goes to the store that would go back to its queue.
         watch: Called with a commit that failed by a defect: its message is not acknowledged.
+        must_keep: Tells of a message that would go back to its queue whether it goes to the store.
+        dropped: Rows of the store that an operator dropped, and that are not settled yet.
     """
 
     acknowledger: Acknowledger
@@ -74,22 +78,22 @@ class Settler:
     _waiters: list[Future[None]] = field(default_factory=list)
 
     def recall(self, redelivery: Delivery) -> Delivery:
-        """Return *redelivery* with what this process, and the one before, know of its message.
+        """Return *redelivery* with the history that this process, or the one before, has of it.
 
-        What comes from the store has its attempts with it; how often the process died while
-        the handler had it is in the flight recorder alone.
+        A row of the store has its attempts with it. Only the flight recorder knows how often the
+        process died while the handler had the message.
         """
         known = redelivery if redelivery.row else self.histories.recall(redelivery)
         crashes = max(known.history.crashes, self.flight.crashes_of(redelivery))
         return replace(known, history=replace(known.history, crashes=crashes))
 
     def answers(self, delivery: Delivery) -> bool:
-        """Settle *delivery* at once where its message is settled, and the broker did not hear it.
+        """Settle *delivery* at once if its message was settled and the broker did not hear it.
 
         Call it for every delivery of the broker's, in the order of their arrival.
 
         Returns:
-            Whether it is settled.
+            True if it is settled.
         """
         outcome = self.lost_acks.arrived(delivery)
         if outcome is None:
@@ -99,7 +103,7 @@ class Settler:
         return True
 
     def settle(self, decided: Decided) -> None:
-        """Settle now, or start a commit that settles later; the slot waits for neither."""
+        """Settle now, or begin a commit that settles later; the slot waits for neither."""
         rule = rule_for(decided.decision.disposition)
         row = decided.delivery.row
         if rule.answer == "give_back" and self._is_kept(decided.delivery):
@@ -114,7 +118,7 @@ class Settler:
             self._finish(decided, rule, told=self._answer(decided, rule))
 
     async def commits(self) -> None:
-        """Wait until no commit is under way, for a drain; commits that fail are given up."""
+        """Wait for the end of all commits, for a drain; give up commits that fail."""
         while self._commits:
             if self._failing:
                 for commit in self._commits:
@@ -122,7 +126,7 @@ class Settler:
             await self._commits_changed()
 
     async def written(self) -> None:
-        """Wait until no commit is under way, but for those that fail again and again."""
+        """Wait for the end of all commits, or until one fails."""
         while self._commits and not self._failing:
             await self._commits_changed()
 
@@ -131,7 +135,7 @@ class Settler:
         return is_of_broker and self.must_keep(delivery)
 
     def _answer(self, decided: Decided, rule: SettleRule) -> bool:
-        """Give the broker its answer; returns False where the channel is gone."""
+        """Answer the broker; return False if the channel is gone."""
         delivery = decided.delivery
         if delivery.row:
             # A row that came from the store stays there; the broker no longer knows it.
@@ -174,7 +178,7 @@ class Settler:
         self.observer.notify(Settled(delivery, outcome, decision, not told))
         self.done(decided, told)
 
-    # What the store has to take first.
+    # Commits.
 
     def _begin(self, decided: Decided, settling: Coroutine[Any, Any, None]) -> None:
         task = self.spawn(settling)
@@ -203,7 +207,7 @@ class Settler:
                 waiter.set_result(None)
 
     async def _requeue_later(self, decided: Decided, rule: SettleRule) -> None:
-        # The broker delivers it again at once: without a pause it would be a hot loop.
+        # The broker delivers the message again at once: without a pause it would be a hot loop.
         await self.clock.sleep(REQUEUE_PAUSE)
         self._finish(decided, rule, told=self._answer(decided, rule))
 
@@ -241,5 +245,4 @@ class Settler:
 
 
 def _with_history(decided: Decided) -> Delivery:
-    """Return the delivery with the history that it has after its run."""
     return replace(decided.delivery, history=decided.decision.history)

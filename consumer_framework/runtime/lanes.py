@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.core.ordering import Source
+    from consumer_framework.core.ordering import KeySource
     from consumer_framework.core.ports import FlightRecorder
 
     from .assembly.plan import Plan
@@ -63,7 +63,7 @@ class LaneFinder:
         crash_attempts: So many processes may die with a message before it is not decoded any more.
     """
 
-    source: Source
+    source: KeySource
     needs_message: bool
     crash_attempts: int = 0
     _said: set[str] = field(default_factory=set)

@@ -72,7 +72,7 @@ def summary(more: int, cause: str = "a") -> list[str]:
     return [f"WARNING {cause}: {more} more times a message was held, without a line of its own"]
 
 
-def test_the_first_event_of_a_kind_is_told_from_its_repetitions(failures):
+def test_the_first_event_of_a_kind_is_distinguished_from_its_repetitions(failures):
     assert failures.fail(1) == ["ERROR a: 1"]
     assert failures.fail(2) == ["INFO a: 2"]
     assert failures.fail(2, "b") == ["ERROR b: 2"]

@@ -123,7 +123,7 @@ class Executor:
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # After a batch failed, or killed the process, each of its messages runs alone.
-            self._submit(Run([delivery], [waiter], clock=self._clock))
+            self._submit(Run([delivery], [waiter], len(delivery.body), clock=self._clock))
         else:
             self._batch.add(delivery, waiter)
         try:
@@ -233,15 +233,15 @@ class Executor:
         self, run: Run, result: Result | Body | BaseException, release: Callable[[], None]
     ) -> None:
         """Report the outcomes of *run*, then *release* its slot; slots call this on the loop."""
+        if not isinstance(result, Succeeded) and isinstance(result, Coroutine):
+            spawn(self._loop, run, result, self._ended, release)
+            return
+        self._outstanding -= 1
+        self._last_took = self._clock() - run.started_at
         if isinstance(result, Succeeded):
-            self._note_end(run)
             run.succeed()
             release()
             return
-        if isinstance(result, Coroutine):
-            spawn(self._loop, run, result, self._ended, release)
-            return
-        self._note_end(run)
         if isinstance(result, BaseException):
             run.fail(result)
         elif run.is_overdue and run.task is not None:
@@ -251,10 +251,6 @@ class Executor:
         # Callbacks run in the order of their registration: this one after the waiter has settled
         # its outcome.
         self._loop.call_soon(release)
-
-    def _note_end(self, run: Run) -> None:
-        self._outstanding -= 1
-        self._last_took = self._clock() - run.started_at
 
     def _overdue(self, run: Run) -> None:
         if run.task is not None:
@@ -338,6 +334,7 @@ class OpenBatch:
         """Put *delivery* into the batch, and submit the batch where that fills it."""
         self._run.deliveries.append(delivery)
         self._run.waiters.append(waiter)
+        self._run.size += len(delivery.body)
         self._submit_if_full()
         if self._timer is None and not self.is_empty:
             self._timer = self._loop.call_later(

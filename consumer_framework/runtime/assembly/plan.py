@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.author.handler import Handler
-    from consumer_framework.core.ordering import Source
+    from consumer_framework.core.ordering import KeySource
     from consumer_framework.settings import Framework, Settings
 
     from .configuration import RunOptions
     from .loader import Target
 
-    SourceOf: TypeAlias = Callable[[Handler], Source]
+    SourceOf: TypeAlias = Callable[[Handler], KeySource]
 
 # After all others. A broker that does not take what a handler publishes is no fault of the message.
 DEFAULT_RULES = (Rule((PublishTimeout, ConnectionException), Then.DEPENDENCY, "the default"),)
@@ -397,7 +397,7 @@ def source_for(framework: Framework, value: Any) -> SourceOf | None:
     return _source_from_handler
 
 
-def _source_from_handler(handler: Handler) -> Source:
+def _source_from_handler(handler: Handler) -> KeySource:
     assert handler.ordering_key is not None  # noqa: S101 -- its class was checked
     return source_from(handler.ordering_key)
 
