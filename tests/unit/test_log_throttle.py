@@ -11,7 +11,7 @@ def throttle():
     return LogThrottle()
 
 
-def test_the_first_event_of_a_kind_is_told_from_its_repetitions(throttle):
+def test_the_first_event_of_a_kind_is_distinguished_from_its_repetitions(throttle):
     assert throttle.admit("a", 1, 0.0) is LineKind.FIRST
     assert throttle.admit("a", 2, 1.0) is LineKind.REPEATED
     assert throttle.admit("b", 2, 1.0) is LineKind.FIRST

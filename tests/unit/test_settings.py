@@ -297,7 +297,7 @@ def test_slots_and_a_batch_that_are_too_much_together_are_a_problem():
     )
 
 
-def test_the_usual_handler_timeout_gives_way_to_a_short_ack_timeout_and_no_limit_stays_none():
+def test_the_usual_handler_timeout_is_shortened_by_a_short_ack_timeout():
     table = {"recovery": {"ack_timeout": "5m"}}
     framework = parse(document(consumer_config={"framework": table})).framework
     assert framework.handler_limit(usual=600.0) == 300.0
@@ -372,7 +372,7 @@ JSON = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), JSON, min_size=1))
-def test_no_value_of_a_configuration_is_ever_shown_in_a_problem(changes):
+def test_no_problem_shows_a_value_of_the_configuration(changes):
     # `queue` of a binding is a name, and is shown.
     changes.pop("bindings", None)
     try:

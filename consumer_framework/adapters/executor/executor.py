@@ -20,7 +20,7 @@ from consumer_framework.core.text import duration_text
 from .deadlines import Deadlines
 from .replacement import HandlerReplacement
 from .run import HandlerRuns, Run, finish, raised_by
-from .slots import Limits, TaskSlots, ThreadSlots, spawn
+from .slots import Limits, TaskSlots, ThreadSlots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -238,7 +238,9 @@ class Executor:
     ) -> None:
         """Report the outcomes of *run*, then *release* its slot; slots call this on the loop."""
         if not isinstance(result, Succeeded) and isinstance(result, Coroutine):
-            spawn(self._loop, run, result, self._ended, release)
+            # A thread began it.
+            run.task = self._loop.create_task(result, context=run.context)
+            run.task.add_done_callback(lambda task: self._task_ended(run, task, release))
             return
         self._outstanding -= 1
         self._last_took = self._clock() - run.started_at
@@ -255,6 +257,16 @@ class Executor:
         # Callbacks run in the order of their registration: this one after the waiter has settled
         # its outcome.
         self._loop.call_soon(release)
+
+    def _task_ended(
+        self, run: Run, task: asyncio.Task[Result], release: Callable[[], None]
+    ) -> None:
+        if task.cancelled():
+            # By the author's code, with its last step: any other cancellation is an outcome.
+            outcomes = [Failed(asyncio.CancelledError())] * len(run.waiters)
+            self._ended(run, outcomes, release)
+        else:
+            self._ended(run, task.exception() or task.result(), release)
 
     def _overdue(self, run: Run) -> None:
         if run.task is not None:

@@ -56,7 +56,7 @@ MOST_OPEN = 1000
 
 
 class LineKind(Enum):
-    """How an event is logged."""
+    """The way in which an event is logged."""
 
     FIRST = auto()  # with a line, the first of its kind in these five minutes
     REPEATED = auto()  # with a line
