@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from twisted.internet.task import Clock as ReactorClock
 
+from consumer_framework.adapters.log import LINES, QUIET
 from consumer_framework.core.attempt import History, attempt_of
 from consumer_framework.core.delivery import (
     Behind,
@@ -38,10 +39,12 @@ from consumer_framework.core.gate import Reason
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.ports import Paused, Settled, StateChanged
 from consumer_framework.core.recovery import Decision
-from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog, fate
+from consumer_framework.runtime.observe.log import DeliveryLog, fate
 from consumer_framework.testing import FakeClock, make_delivery
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
 
@@ -66,8 +69,10 @@ def time() -> Time:
 
 
 @pytest.fixture
-def delivery_log(time: Time) -> DeliveryLog:
-    return DeliveryLog(time, time.reactor.callLater)
+def delivery_log(time: Time) -> Iterator[DeliveryLog]:
+    made = DeliveryLog(time, time.reactor.callLater)
+    yield made
+    made.detach()
 
 
 class Log:
@@ -296,6 +301,7 @@ def test_without_a_timer_the_next_event_brings_the_sum(time, log):
     log()
     time.reactor.advance(QUIET)
     delivery_log.notify(settled(message(99), Failed(failure()), Hold(0.0)))
+    delivery_log.detach()
     summary, again = log()
     assert "1 more times" in summary.getMessage()
     assert again.levelno == logging.ERROR
