@@ -23,7 +23,7 @@ def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the secrets of a test, which a process otherwise knows for life."""
-    monkeypatch.setattr(secrets, "_known", secrets._Known({}))
+    monkeypatch.setattr(secrets, "_patterns", secrets._Patterns({}))
 
 
 @pytest.fixture(autouse=True)

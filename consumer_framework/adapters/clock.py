@@ -3,16 +3,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class SystemClock:
-    """The :class:`.Clock` of the machine."""
+    """A :class:`.Clock` that reads the machine's, and waits on asyncio's running event loop."""
 
     def monotonic(self) -> float:
-        """Return seconds since some fixed moment; never goes back."""
+        """Return the seconds since some fixed moment; they never go back."""
         return time.monotonic()
 
     def time(self) -> float:
-        """Return seconds since the epoch, as the machine believes."""
+        """Return the seconds since the epoch, as the machine believes."""
         return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for *seconds*."""
+        await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call *function* in *seconds*."""
+        return asyncio.get_running_loop().call_later(seconds, function)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Make a future of the running event loop."""
+        return asyncio.get_running_loop().create_future()

@@ -291,7 +291,7 @@ def _keep_password(url: Any) -> None:
         return
     if password and password != _NO_SECRET:
         for form in {password, unquote(password)}:
-            secrets.keep(form, "the password of amqp_url")
+            secrets.hide(form, "the password of amqp_url")
 
 
 def _tls_problems(merged: dict[str, Any]) -> list[Problem]:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.attempt import TRACEBACK_LIMIT, summarized
+from consumer_framework.core.attempt import TRACEBACK_LIMIT, bounded
 from consumer_framework.core.log_fields import priority_of
 from consumer_framework.core.secrets import redact
 from consumer_framework.core.text import clipped, printable_lines
@@ -65,7 +65,7 @@ class RedactedRecord(logging.LogRecord):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.exc_info and self.exc_info[0] is not None:
-            shown = summarized(self.exc_info[1])
+            shown = bounded(self.exc_info[1])
             text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
             # A SyntaxError shows a line of its source, which may be text that was published.
             safe = clipped(printable_lines(redact(text)), TRACEBACK_LIMIT)

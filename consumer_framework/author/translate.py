@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from consumer_framework.core.attempt import said
+from consumer_framework.core.attempt import one_line
 from consumer_framework.core.errors import (
     Defer,
     DependencyFault,
@@ -209,7 +209,7 @@ def _signal_for(error: BaseException, rules: tuple[_Rule, ...]) -> Signal | None
         return None
     for kinds, word, reason in rules:
         if isinstance(error, kinds):
-            return _SIGNALS[word](reason or said(error))
+            return _SIGNALS[word](reason or one_line(error))
     return None
 
 

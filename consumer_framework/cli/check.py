@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer check``: whether an instance will work, and what may be lost."""
+"""``fm-consumer check``: finds errors and possible losses of messages before a start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import terminal
 from .options import CONFIGURATION_DIRECTORY, JSON, STATE_DIR, complete_instance, configuration_file
 from .terminal import Command
 
-# What these need, `run` needs: --help and shell completion must be quick.
+# Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -83,13 +83,13 @@ def check(  # noqa: PLR0913, PLR0917 -- one for each option
     as_json: bool,
     json_schema: bool,
 ) -> None:
-    """Say whether an instance will work, and what lies outside the guarantee.
+    """Check that an instance will work, and name the risks that lie outside the guarantee.
 
-    NAME is an instance, as for 'run'. Each line names a file, the key in it, what is wrong and
-    what to do: an error keeps the instance from its work; a warning names what the broker, the
-    disk or a certificate may lose it. The configuration, the callback with its Config, the rules,
-    the message schemas, the state directory and TLS files are looked at. The author's module is
-    imported; its class is not made, and nothing is started.
+    NAME is an instance, as for 'run'. Each line names a file, the key in it, the problem and its
+    cure: an error keeps the instance from its work; a warning names a way in which the broker, the
+    disk or a certificate may lose messages. The configuration, the callback with its Config, the
+    rules, the message schemas, the state directory and TLS files are checked. The author's module
+    is imported; its class is not made, and nothing is started.
     """
     if json_schema:
         from consumer_framework.settings import schema  # noqa: PLC0415 -- --help must be quick
@@ -136,7 +136,7 @@ def _look(
 
 
 def _is_systems(file: Path) -> bool:
-    """Whether ``fm-consumer@.service`` reads *file*."""
+    # In the directory of ``fm-consumer@.service``.
     return file.absolute().parent == CONFIGURATION_DIRECTORY
 
 
@@ -168,7 +168,7 @@ def _counts(report: Report) -> Iterator[str]:
 
 
 def document(report: Report, exit_code: int) -> dict[str, Any]:
-    """Return everything as JSON knows it."""
+    """Return the report as JSON has it."""
     return {
         "subject": report.subject,
         "exit_code": int(exit_code),

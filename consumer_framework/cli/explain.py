@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from consumer_framework.core.text import text as duration
+from consumer_framework.core.text import duration_text
 
 from . import terminal
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
 from .terminal import Command, Refusal
 
-# Late where they run: --help and shell completion must be quick.
+# Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -47,7 +47,7 @@ def explain(  # noqa: PLR0913 -- one for each option
     *,
     as_json: bool,
 ) -> None:
-    """Say what becomes of a message whose handler raises EXCEPTION, and where that is written.
+    """Predict the fate of a message whose handler raises EXCEPTION, and name the deciding lines.
 
     EXCEPTION is package.module.Class, or the bare name of a built-in exception, or of one of
     consumer_framework's or fedora_messaging's. Without INSTANCE and --conf the defaults answer.
@@ -75,19 +75,19 @@ def explain(  # noqa: PLR0913 -- one for each option
 
 
 def _lines(explanation: Explanation, context: Context) -> Iterator[str]:
-    yield terminal.title(f"{explanation.name}: {_gist(explanation)}")
+    yield terminal.title(f"{explanation.name}: {_summary(explanation)}")
     yield from terminal.pairs(
         [
             ("decided by", _decided_by(explanation)),
             *_schedule(explanation),
-            *_written(explanation, context),
+            *_sources(explanation, context),
             ("in the end", _end(explanation, context)),
             ("breaker", _breaker(explanation, context)),
         ]
     )
 
 
-_GISTS = {
+_SUMMARIES = {
     "succeed": "counts as success that did nothing",
     "retry": "is tried again",
     "defer": "is no failure, and runs again later",
@@ -98,12 +98,12 @@ _GISTS = {
 }
 
 
-def _gist(explanation: Explanation) -> str:
+def _summary(explanation: Explanation) -> str:
     if explanation.answer == "retry" and not explanation.steps:
         return "is not tried again"
     if explanation.answer == "quarantine" and explanation.lacks_store:
         return "asks for quarantine, which takes a store"
-    return _GISTS[explanation.answer]
+    return _SUMMARIES[explanation.answer]
 
 
 def _decided_by(explanation: Explanation) -> str:
@@ -121,15 +121,19 @@ def _decided_by(explanation: Explanation) -> str:
 
 def _schedule(explanation: Explanation) -> Iterator[tuple[str, str]]:
     if explanation.is_endless:
-        said = "when the handler says" if _is_own(explanation) else ""
+        said = "when the handler says" if _is_deferred_by_handler(explanation) else ""
         yield (
             "again",
-            said or f"after {duration(explanation.steps[-1].after)}, as often as it takes",
+            said or f"after {duration_text(explanation.steps[-1].after)}, as often as it takes",
         )
         return
     for step in explanation.steps:
         place = _PLACES[type(step.waits).__name__]
-        waits = f"about {duration(step.after)}, {place} meanwhile" if step.after else "0 s: at once"
+        waits = (
+            f"about {duration_text(step.after)}, {place} meanwhile"
+            if step.after
+            else "0 s: at once"
+        )
         yield f"attempt {step.attempt}", f"after {waits}"
 
 
@@ -140,11 +144,11 @@ _PLACES = {
 }
 
 
-def _is_own(explanation: Explanation) -> bool:
+def _is_deferred_by_handler(explanation: Explanation) -> bool:
     return explanation.answer == "defer" and explanation.by.value == "signal"
 
 
-def _written(explanation: Explanation, context: Context) -> Iterator[tuple[str, str]]:
+def _sources(explanation: Explanation, context: Context) -> Iterator[tuple[str, str]]:
     if explanation.answer != "retry":
         return
     for name in ("immediate", "delays"):
@@ -152,13 +156,13 @@ def _written(explanation: Explanation, context: Context) -> Iterator[tuple[str, 
 
 
 def _end(explanation: Explanation, context: Context) -> str:
-    said = _fate(explanation)
+    said = _end_text(explanation)
     if explanation.answer == "retry":
         return f"{said} (on_exhausted: {context.where('on_exhausted')})"
     return said
 
 
-def _fate(explanation: Explanation) -> str:
+def _end_text(explanation: Explanation) -> str:
     from consumer_framework.core import disposition as to  # noqa: PLC0415
 
     match explanation.end:
@@ -180,7 +184,7 @@ def _breaker(explanation: Explanation, context: Context) -> str:
     if not explanation.is_counted:
         return "does not hear of it"
     breaker = context.merged.breaker
-    probes = ", ".join(duration(wait) for wait in breaker.probe)
+    probes = ", ".join(duration_text(wait) for wait in breaker.probe)
     return (
         f"counts it: {breaker.consecutive} in a row pause the instance; probes after {probes} "
         f"({context.where('breaker')})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer quarantine``: what an operator does with messages that were set aside."""
+"""``fm-consumer quarantine``, and its commands that only read: list, show, export and stats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .quarantine_orders import drop, expire, replay
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
 from .terminal import Command, Refusal
 
-# The store brings half of what `run` needs: --help and shell completion must be quick.
+# The store is imported late: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def quarantine() -> None:
-    """Look at messages that were set aside, and decide what becomes of them.
+    """Look at messages that were set aside, and replay or drop them.
 
     INSTANCE is a name as in `systemctl start fm-consumer@INSTANCE`. Everything works while the
     instance runs and while it is stopped.
 
     \b
-    fm-consumer quarantine list sample               what went wrong, by cause
+    fm-consumer quarantine list sample               the causes, with counts
     fm-consumer quarantine show sample 41            one message, its tracebacks
     fm-consumer quarantine replay sample --first 1   mended? try one message
     fm-consumer quarantine replay sample --all       then the rest
@@ -86,7 +86,7 @@ def list_(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """List what is quarantined, by cause.
+    """List the quarantined messages by cause.
 
     Messages that failed for the same cause, the same exception at the same place of the handler,
     are one line, with the number of the oldest one, and below it the cause's fingerprint. With
@@ -138,10 +138,8 @@ def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bo
         return
     if not rows:
         filtered = any(value is not None for value in filters.values())
-        what = (
-            "nothing is here" if state == "any" else f"nothing is {quarantine_views.STATES[state]}"
-        )
-        click.echo(f"{what} that fits" if filtered else what)
+        place = "here" if state == "any" else quarantine_views.STATES[state]
+        click.echo(f"nothing is {place}{' that fits' if filtered else ''}")
         return
     for line in quarantine_views.row_lines(shown, time.time(), terminal.terminal_width()):
         click.echo(line)
@@ -270,7 +268,7 @@ Examples:
 def stats(
     words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
 ) -> None:
-    """Count: how many, how large, how old, what is due next, and of which causes."""
+    """Show the number, size, age and causes of messages, and the next one due."""
     from . import quarantine_views  # noqa: PLC0415
 
     at = where(words, conf, state_dir)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is in the store, as text for people and as values for JSON."""
+"""Shows messages of the store as text for people and as values for JSON."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _KEY_SHOWN = 24
 
 
 def error_of(row: Row) -> str:
-    """What went wrong at last, in one line."""
+    """Return the last error of a row in one line."""
     if not row.error:
         return row.reason
     return f"{row.error.rpartition('.')[2]}: {row.message}" if row.message else row.error
 
 
 def group_lines(groups: Sequence[Group], now: float, width: int | None) -> Iterator[str]:
-    """A table of causes: each with its oldest message, and its fingerprint on a line of its own."""
+    """Yield a table of causes, each with its oldest message, and its fingerprint below it."""
     cells = [
         [
             f"{group.count:,}",
@@ -75,12 +75,12 @@ def group_lines(groups: Sequence[Group], now: float, width: int | None) -> Itera
 
 
 def other_texts(group: Group) -> str:
-    """Say that not every error of *group* has the text of its sample; "" where each has."""
+    """Return a note about errors of *group* with another text than its sample; "" for none."""
     return f"and {plural(group.other_texts, 'other text')}" if group.other_texts else ""
 
 
 def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[str]:
-    """A table of messages; what is the same, or missing, in all of them has no column."""
+    """Yield a table of messages; a value that all share, or none has, gets no column."""
     columns = [
         (Column("ROW", right=True), [str(row.id) for row in rows]),
         (Column("AGE", right=True), [age(now - row.created) for row in rows]),
@@ -105,7 +105,6 @@ def row_lines(rows: Sequence[Row], now: float, width: int | None) -> Iterator[st
 
 
 def _runs(row: Row, now: float) -> str:
-    """When a row runs by itself, in few words."""
     if row.due is None:
         return ""
     if row.behind is not None:
@@ -114,7 +113,7 @@ def _runs(row: Row, now: float) -> str:
 
 
 def message_lines(row: Row, first: Row | None, delivery: Delivery, now: float) -> Iterator[str]:
-    """Everything that is known of one message; *first* is the row that it stands behind, if any."""
+    """Yield all facts about one message; *first* is the row that it stands behind, if any."""
     yield title(f"Row {row.id}: {STATES[row.state]}, {plural(row.attempts, 'failed attempt')}")
     yield from terminal.pairs([*_facts(row, delivery, now), *_turn(row, first, now)])
     yield ""
@@ -147,7 +146,6 @@ def _facts(row: Row, delivery: Delivery, now: float) -> Iterator[tuple[str, str]
 
 
 def _turn(row: Row, first: Row | None, now: float) -> Iterator[tuple[str, str]]:
-    """When it is this message's turn."""
     if row.lane:
         yield "key", row.lane
     if first is not None:
@@ -192,7 +190,7 @@ def _body_lines(delivery: Delivery) -> Iterator[str]:
 
 
 def pretty(delivery: Delivery) -> str | None:
-    """The body's JSON with indents; None where it is no JSON."""
+    """Return the JSON of the body with indents; None if it is no JSON."""
     encoding = getattr(delivery.properties, "content_encoding", None) or "utf-8"
     try:
         value = json.loads(delivery.body.decode(codec_of(encoding)))
@@ -222,7 +220,7 @@ def _attempt_lines(number: int, attempts: Sequence[Attempt], now: float) -> Iter
 
 
 def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
-    """One message for JSON: what ``export`` writes of it, and all that is known."""
+    """Return one message as JSON has it: its exported form, and all facts about it."""
     properties = {name: getattr(delivery.properties, name, None) for name in NAMES}
     try:
         json.dumps(properties, default=terminal.as_json)
@@ -239,7 +237,7 @@ def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
 
 
 def _message(delivery: Delivery) -> Any:
-    """The message for JSON; its bytes where a body is nested too deeply to be printed."""
+    """Return the message as JSON has it; its bytes if its body is nested too deeply to print."""
     message = json.loads(line_of(delivery))
     try:
         # Within the document it is nested a little deeper.
@@ -250,7 +248,7 @@ def _message(delivery: Delivery) -> Any:
 
 
 def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) -> Iterator[str]:
-    """How much there is, and why."""
+    """Yield the counts and sizes of the store, and the causes."""
     oldest = f", the oldest for {age(now - stats.oldest)}" if stats.oldest is not None else ""
     due = f", the next one due {_due(stats.next_due, now)}" if stats.next_due is not None else ""
     yield from terminal.pairs(

@@ -12,7 +12,7 @@ from . import terminal
 from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
 from .terminal import Command, safe
 
-# `run` needs what these import: --help and shell completion must be quick.
+# Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -51,8 +51,8 @@ def reload(
     """Let running instances read their configuration again.
 
     The file is checked whole before anything changes. One that is wrong is refused, and the
-    instance goes on as before. No message is lost or handled twice. What changes only with a
-    restart is named, and stays as it is. Python modules are not imported again: new code takes a
+    instance goes on as before. No message is lost or handled twice. Changes that take a restart
+    are named, and wait for it. Python modules are not imported again: new code takes a
     restart, too. As root, the command hands over a file that only root may read.
     """
     if conf and words:

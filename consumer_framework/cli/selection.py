@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Opens the store of an instance, and finds the rows that a command names in it."""
+"""Opens the store of an instance for reading, and finds the rows that a command names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem, StoreErr
 from .options import no_such_instance
 from .terminal import Refusal
 
-# The store brings half of what `run` needs: --help and shell completion must be quick.
+# The store is imported late: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -118,7 +118,7 @@ def find_fingerprint(store: Reader, wanted: str) -> str:
 
 
 def choose(store: Reader, at: Where, fingerprint: str | None, *, everything: bool) -> list[Row]:
-    """Find the rows that a command names, by their numbers or in another way.
+    """Find the rows that a command names: by numbers, by a fingerprint, or all.
 
     Rows of one key are in the order in which they were published.
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What went wrong with a message so far.
+"""The failed attempts at a message, and the bounded text that is kept of an exception.
 
-What is kept and logged of exceptions: never more than some kilobytes, and quickly made.
-
-An exception may carry whatever its message did: the error of a schema formats the whole body, which
-takes half a minute for 8 MB. Formatting happens on the event loop.
+An exception may carry all that its message did: the error of a schema formats the whole body, which
+takes half a minute for 8 MB, and formatting happens on the event loop. It may also contain text of
+strangers that looks like a line of the log. So everything that is logged or stored of an exception
+goes through this module: never more than some kilobytes, quickly made, and printable.
 """
 
 from __future__ import annotations
@@ -20,45 +20,108 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-# Characters of what one exception says, and of a whole traceback.
+# Characters of the text of one exception, of its first line, and of a whole traceback.
 TEXT_LIMIT = 4000
+LINE_LIMIT = 500
 TRACEBACK_LIMIT = 32_000
-# Exceptions of a chain that are looked at.
+# Exceptions of a chain that are formatted.
 _LONGEST_CHAIN = 20
 # Values of a body that a schema's error may show.
 _SMALL = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of the handler that failed, or one decoding that did.
+
+    Attributes:
+        at: When it ended, in seconds since the epoch.
+        error: The exception's class, with its module; for bytes that are no message, the class of
+            the decoding error.
+        message: The exception's first line.
+        traceback: The whole traceback as text; "" where there was none.
+        fingerprint: Equal for failures of the same cause: class and innermost own frame.
+    """
+
+    at: float
+    error: str
+    message: str
+    traceback: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The past of a message: its earlier deliveries and attempts.
+
+    Attributes:
+        attempts: The failed attempts, oldest first.
+        crashes: How often the process died while the handler had the message.
+    """
+
+    attempts: tuple[Attempt, ...] = ()
+    crashes: int = 0
+
+    def failed(self, attempt: Attempt) -> History:
+        """Return the history with one more failed attempt."""
+        return History((*self.attempts, attempt), self.crashes)
+
+
+NO_HISTORY = History()
+
+
+def attempt_of(error: BaseException, at: float) -> Attempt:
+    """Describe *error*, which ended an attempt *at* seconds since the epoch."""
+    text = _storable(traceback_text(error))
+    return Attempt(at, _qualified(type(error)), first_line(error), text, fingerprint(error))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the text of *error*, in :data:`LINE_LIMIT` characters or so."""
+    return printable(clipped(text_of(error).lstrip().partition("\n")[0], LINE_LIMIT))
+
+
+def one_line(error: BaseException) -> str:
+    """Return the class of *error* and the first line of its text."""
+    text = first_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _storable(text: str) -> str:
+    # JSON may hold half a surrogate pair, and then an error's text does; UTF-8 may not.
+    return text.encode(errors="backslashreplace").decode()
+
+
 def text_of(error: BaseException) -> str:
-    """Return what *error* says, in :data:`TEXT_LIMIT` characters or so; "" where it fails to."""
+    """Return the text of *error* in :data:`TEXT_LIMIT` characters or so; "" where it raises."""
     try:
-        return clipped(str.__str__(_said(error)), TEXT_LIMIT)
+        return clipped(str.__str__(_own_text(error)), TEXT_LIMIT)
     except BaseException:  # noqa: BLE001 -- anybody's __str__, which may even exit
         return ""
 
 
-def summarized(error: BaseException) -> BaseException:
-    """Return what to format in the place of *error*.
+def bounded(error: BaseException) -> BaseException:
+    """Return an exception to format in the place of *error*.
 
-    It is *error* itself, unless that or another one of its chain says too much, or may forge a line
-    of the log, or has notes or members of the wrong type: then it is a stand-in of the same name,
-    with the same traceback.
+    It is *error* itself, unless the text of one of its chain is too long, or may forge a line of
+    the log, or has notes or members of the wrong type. Then it is a stand-in of the same name, with
+    the same traceback.
     """
     try:
-        return _Summary().of(error) or error
+        return _StandIns().of(error) or error
     except Exception:  # noqa: BLE001 -- anybody's __getattr__ and properties
         return _stand_in(type(error), text_of(error), ()).with_traceback(error.__traceback__)
 
 
-def formatted(error: BaseException) -> str:
+def traceback_text(error: BaseException) -> str:
     """Return the traceback of *error* in :data:`TRACEBACK_LIMIT` characters or so."""
-    lines = "".join(traceback.format_exception(summarized(error)))
+    lines = "".join(traceback.format_exception(bounded(error)))
     # A SyntaxError shows a line of its source, which may be text that was published.
     return clipped(printable_lines(lines), TRACEBACK_LIMIT)
 
 
-class _Summary:
-    """The stand-ins of one chain."""
+class _StandIns:
+    """The stand-ins of one chain of exceptions."""
 
     def __init__(self) -> None:
         # None for one that is in the making: a chain may lead back to itself.
@@ -103,7 +166,7 @@ def _stand_in(kind: type, text: str, parts: Sequence[BaseException]) -> BaseExce
 
 
 def _in_traceback(error: BaseException) -> str | None:
-    """What *error* is to say in a traceback; None where it may speak for itself."""
+    """Return the text of *error* for a traceback; None where Python may format it itself."""
     notes = _notes(error)
     text = text_of(error)
     if notes:
@@ -121,16 +184,16 @@ def _notes(error: BaseException) -> str:
     return "\n".join(map(str, notes))
 
 
-def _said(error: BaseException) -> str:
+def _own_text(error: BaseException) -> str:
     inner = error.args[0] if len(error.args) == 1 else None
     if isinstance(inner, BaseException) and type(error).__str__ is BaseException.__str__:
         # fedora-messaging's ValidationError, among others.
-        return _said(inner)
+        return _own_text(inner)
     return str(getattr(error, "message", "")) if _is_large(error) else str(error)
 
 
 def _is_large(error: BaseException) -> bool:
-    """Whether *error* is jsonschema's, or one that carries that, and formats a large value."""
+    """Tell whether *error* is jsonschema's, or carries one that is, and formats a large value."""
     try:
         if len(error.args) == 1 and isinstance(error.args[0], BaseException):
             return _is_large(error.args[0])
@@ -159,78 +222,13 @@ def _is_small(value: Any) -> bool:
     return True
 
 
-# Characters of what an exception says in one line.
-LINE_LIMIT = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One run of the handler that failed, or one look at bytes that are no message.
-
-    Attributes:
-        at: When it ended, in seconds since the epoch.
-        error: The exception's class, with its module; for bytes that are no message, what they
-            were refused as.
-        message: The exception's first line.
-        traceback: The whole traceback as text; "" where there was none.
-        fingerprint: Equal for failures of the same cause: class and innermost own frame.
-    """
-
-    at: float
-    error: str
-    message: str
-    traceback: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What is known of a message from its earlier deliveries and attempts.
-
-    Attributes:
-        attempts: The failed attempts, oldest first.
-        crashes: How often the process died while the handler had the message.
-    """
-
-    attempts: tuple[Attempt, ...] = ()
-    crashes: int = 0
-
-    def failed(self, attempt: Attempt) -> History:
-        """The history with one more failed attempt."""
-        return History((*self.attempts, attempt), self.crashes)
-
-
-NO_HISTORY = History()
-
-
-def attempt_of(error: BaseException, at: float) -> Attempt:
-    """Describe *error*, which ended an attempt *at* seconds since the epoch."""
-    text = _storable(formatted(error))
-    return Attempt(at, _qualified(type(error)), first_line(error), text, fingerprint(error))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what *error* says, in :data:`LINE_LIMIT` characters or so."""
-    return printable(clipped(text_of(error).lstrip().partition("\n")[0], LINE_LIMIT))
-
-
-def said(error: BaseException) -> str:
-    """The class of *error* and the first line of what it says."""
-    text = first_line(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _storable(text: str) -> str:
-    """JSON may hold half a surrogate pair, and then an error's text does; UTF-8 may not."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def fingerprint(error: BaseException) -> str:
     """Name the cause of *error*: its class and the innermost frame of the author's own code.
 
-    "Own" is what is not in Python's standard library, not in an installed package other than
-    the author's (:func:`is_by_author`) and not the framework; where no frame is, the innermost
-    one counts. Line numbers are left out: they change with every edit above them.
+    A frame is the author's own if its code is not in Python's standard library, not in an installed
+    package other than the author's (:func:`set_author_packages`), and not in the framework. If no
+    frame is, the innermost one counts. Line numbers are left out: they change with every edit above
+    them.
     """
     frames = _frames(error.__traceback__)
     own = [frame for frame in frames if is_own(*frame[1:])]
@@ -239,7 +237,7 @@ def fingerprint(error: BaseException) -> str:
     return f"{_qualified(type(error))}{where}"
 
 
-def is_by_author(*packages: str) -> None:
+def set_author_packages(*packages: str) -> None:
     """Count the modules of *packages* as the author's own, wherever they are installed."""
     global _by_author  # noqa: PLW0603 -- a process runs one author's code
     _by_author = frozenset(packages)
@@ -249,23 +247,23 @@ _by_author: frozenset[str] = frozenset()
 _INSTALLED = tuple(sorted({sysconfig.get_paths()[key] + "/" for key in ("purelib", "platlib")}))
 _FOREIGN = (
     *sorted({sysconfig.get_paths()[key] + "/" for key in ("stdlib", "platstdlib")}),
-    __file__.rpartition("/core/")[0] + "/",
     # importlib's.
     "<frozen ",
 )
-# Of whatever Python and user.
+_FRAMEWORK = __name__.partition(".")[0]
+# The packages of any Python and user.
 _SITES = ("/site-packages/", "/dist-packages/")
 
 
 def is_own(file: str, module: str) -> bool:
-    """Whether *module*, which is in *file*, is the author's code; see :func:`fingerprint`."""
+    """Tell whether *module*, which is in *file*, is the author's code; see :func:`fingerprint`."""
     if file.startswith(_INSTALLED) or any(site in file for site in _SITES):
         return any(f"{module}.".startswith(f"{package}.") for package in _by_author)
-    return not file.startswith(_FOREIGN)
+    return not (file.startswith(_FOREIGN) or module.partition(".")[0] == _FRAMEWORK)
 
 
 def _frames(trace: TracebackType | None) -> list[tuple[str, str, str]]:
-    """The function, the file and the module of each frame, the outermost first."""
+    """Return the function, the file and the module of each frame, the outermost first."""
     found = []
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A delivery as it came from the broker, and what its handler made of it.
-
-The encodings of text that a message's body may have.
-
-Publishers name them. Python has many more that are no encodings of text, or take the square of the
-body's length: punycode, idna, unicode_escape.
-"""
+"""A delivery as it came from the broker, and the outcomes of its handler, as values."""
 
 from __future__ import annotations
 
@@ -20,17 +14,19 @@ from .attempt import NO_HISTORY, History
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# By normalized name. What is not here is not looked up: Python would remember every name.
+# The encodings of text that a body may have, by normalized name. Python has many more that are no
+# encodings of text, or take the square of the body's length: punycode, idna, unicode_escape. Other
+# names are not looked up, because Python would remember every one of them.
 _TEXT = re.compile(r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_be|_le)?|iso8859_\d+|cp125\d")
 _NAMES = {**{codec: codec for codec in (*aliases.values(), "utf_8_sig")}, **aliases}
 _CODECS = {name: codec for name, codec in _NAMES.items() if _TEXT.fullmatch(codec)}
 
 
 def codec_of(encoding: object) -> str:
-    """Return Python's name of *encoding*, which is UTF-8, or one that is decoded as quickly.
+    """Return Python's name of *encoding*, which a publisher named.
 
     Raises:
-        LookupError: It is none of those.
+        LookupError: It is not UTF-8, nor one that is decoded as quickly.
     """
     if encoding == "utf-8":
         return "utf-8"
@@ -43,12 +39,12 @@ def codec_of(encoding: object) -> str:
     return _CODECS[name]
 
 
-# The header that has the bytes of properties that cannot be decoded.
+# The header with the bytes of properties that cannot be decoded.
 RAW_PROPERTIES = "x-undecodable-properties"
 
 
 class Properties(Protocol):
-    """What the core reads of the AMQP message properties (AMQP 0-9-1, section 1.8, basic)."""
+    """The AMQP message properties that the core reads (AMQP 0-9-1, section 1.8, basic)."""
 
     @property
     def message_id(self) -> str | None:
@@ -67,22 +63,23 @@ class Delivery:
 
     Attributes:
         queue: The name of the queue it came from, also where the broker chose that name.
-        generation: The number of the channel it came on. Channels are numbered upwards for the
-            life of the process; a settle for a channel that is gone is void.
+        generation: The number of the channel that it came on. Channels are numbered upwards for
+            the life of the process; a settle for a channel that is gone is void.
         delivery_tag: The broker's number for it on that channel.
-        redelivered: The broker's word that it delivered the message before, perhaps to another
-            consumer, perhaps without a handler having seen it.
-        exchange: Where it was published.
-        routing_key: The topic it was published with.
+        redelivered: Whether the broker delivered the message before, perhaps to another consumer,
+            perhaps without a handler having seen it.
+        exchange: The exchange that it was published to.
+        routing_key: The topic that it was published with.
         properties: The AMQP properties as they were received.
         body: The message as it was received.
         received_at: When, in seconds since the epoch.
         arrived_at: When, in monotonic seconds of this process; 0.0 where it came from the store.
-        history: What went wrong with it so far.
-        row: The store's number for it where it came from there, with generation 0; else 0.
-        lane: What it must not overtake others of: its ordering key; "" for no such others.
-        decoded: Has the message until it is taken out, where it was decoded for its lane already.
-        replayed: An operator had it run again: one attempt, and back to quarantine if that fails.
+        history: Its failed attempts and crashes so far.
+        row: The store's number for it if it came from the store, with generation 0; else 0.
+        lane: Its ordering key: it must not overtake others with the same one; "" for none.
+        decoded: The message, until it is taken out, if it was decoded already to find the lane.
+        replayed: Whether an operator had it run again. A replay has one attempt, and goes back to
+            quarantine if that fails.
     """
 
     queue: str
@@ -112,7 +109,7 @@ class Delivery:
         return published(self.properties.headers)
 
     def redelivers(self, earlier: Delivery) -> bool:
-        """Whether this is the same message as *earlier*, delivered anew on a later channel.
+        """Tell whether this is the message of *earlier*, delivered anew on a later channel.
 
         A message id alone does not decide: nothing makes publishers keep theirs unique, and a
         message that has none must be recognised as well.
@@ -149,7 +146,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The handler had nothing to do; *reason* is its own."""
+    """The handler had nothing to do, for a *reason* of its own."""
 
     reason: str
 
@@ -170,11 +167,11 @@ class Undecodable:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """The process died *times* times while the handler had the message; it did not run again.
+    """The process died while the handler had the message; it did not run again.
 
     Attributes:
-        times: How often.
-        hung: The last time it was restarted, for the handler did not return in time.
+        times: How often the process died.
+        hung: Whether it was restarted the last time, because the handler did not return in time.
     """
 
     times: int
@@ -182,13 +179,13 @@ class Crashed:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """The store has the message already; it did not run again."""
+class SettledBefore:
+    """An earlier delivery of the message was settled, or is in the store; it did not run again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """It was taken back before the handler saw it: the instance stops, pauses, or may not yet."""
+    """It was taken back before a handler saw it, because the instance stops, pauses or waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,5 +194,5 @@ class Behind:
 
 
 Outcome: TypeAlias = (
-    Succeeded | Skipped | Failed | Undecodable | Crashed | Known | Withdrawn | Behind
+    Succeeded | Skipped | Failed | Undecodable | Crashed | SettledBefore | Withdrawn | Behind
 )

@@ -122,7 +122,7 @@ class Words(NamedTuple):
 
 
 class SettleRule(NamedTuple):
-    """How one disposition is settled.
+    """The rule by which one disposition is settled.
 
     Attributes:
         write: The durable effect for a delivery of the broker's; None for none.
@@ -147,7 +147,7 @@ class SettleRule(NamedTuple):
 
     @property
     def goes_back(self) -> bool:
-        """Whether the broker has the message again."""
+        """True if the broker has the message again."""
         return self.answer in {"requeue", "give_back"}
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every exception of the framework, and the exit codes of the process.
 
-Two families under one root: *signals*, which a handler raises to say what should become of the
-delivery in its hands, and *framework errors*, which end the instance.
-
-Several things that may each be wrong: all of them are tried, and all problems told at once.
+There are two families under one root. A handler raises *signals* to choose the disposition of its
+delivery. *Framework errors* end the instance. A :class:`ConfigurationError` has all problems of a
+configuration, which a :class:`ProblemCollector` collects.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ LATEST = 253402300799.0
 class ExitCode(IntEnum):
     """Exit codes of ``fm-consumer run``.
 
-    10 to 15 mean what they mean for ``fedora-messaging consume``; 75 and 78 are ``EX_TEMPFAIL`` and
+    10 to 15 mean the same as for ``fedora-messaging consume``; 75 and 78 are ``EX_TEMPFAIL`` and
     ``EX_CONFIG`` of sysexits(3). The unit's ``RestartPreventExitStatus=`` names 78.
     """
 
@@ -47,8 +46,8 @@ class ConsumerFrameworkError(Exception):
     """The root of every exception that the framework defines."""
 
 
-class Signal(ConsumerFrameworkError):  # noqa: N818 -- what a handler says is no error
-    """Raised by a handler to say what should become of the delivery; not an error."""
+class Signal(ConsumerFrameworkError):  # noqa: N818 -- a signal is no error
+    """Raised by a handler to choose the disposition of its delivery; not an error."""
 
     reason: str
 
@@ -133,7 +132,7 @@ class DependencyFault(Signal):
     """Something that the handler needs is broken, not the message.
 
     Args:
-        reason: What, for the log and ``systemctl status``.
+        reason: The broken thing, for the log and ``systemctl status``.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -167,8 +166,8 @@ class Fault(FrameworkError):  # noqa: N818 -- the field's word
     """The instance cannot go on; restarting it may help.
 
     Args:
-        exit_code: What the process exits with.
-        message: One line that names the object and says what to do.
+        exit_code: The exit code of the process.
+        message: One line that names the object and a cure.
     """
 
     def __init__(self, exit_code: ExitCode, message: str) -> None:
@@ -195,11 +194,11 @@ class StoreError(FrameworkError):
 
 
 class DamagedRowError(StoreError):
-    """A row of the store is not what was written; the message in it cannot be run.
+    """A row of the store differs from the one that was written; its message cannot be run.
 
     Args:
         row: Its number.
-        reason: What is wrong with it.
+        reason: The damage, in words.
     """
 
     def __init__(self, row: int, reason: str) -> None:
@@ -214,8 +213,8 @@ class Problem:
 
     Attributes:
         path: The TOML path of the key (``qos.prefetch_count``), or ``""`` for the whole file.
-        message: What is wrong.
-        cure: What to do about it, or ``""`` where the message says it.
+        message: The problem in words.
+        cure: The cure, or ``""`` where the message says it.
         source: The file, or other place, that it is in; ``""`` for that of its error.
     """
 
@@ -235,9 +234,9 @@ class TemporaryProblem(Problem):
 
 
 class ConfigurationError(FrameworkError):
-    """The configuration can never start an instance; restarting it does not help.
+    """The configuration cannot start an instance.
 
-    Unless all of its problems are temporary ones: then the exit code lets systemd try again.
+    The exit code keeps systemd from trying again, unless all problems are temporary ones.
 
     Args:
         problems: Everything that is wrong, not just the first thing.
@@ -251,7 +250,7 @@ class ConfigurationError(FrameworkError):
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the process exits with."""
+        """The exit code of the process."""
         is_temporary = all(isinstance(problem, TemporaryProblem) for problem in self.problems)
         return ExitCode.TEMPORARY if self.problems and is_temporary else ExitCode.CONFIGURATION
 
@@ -269,11 +268,11 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-class Collector:
-    """Calls one thing after the other, and keeps what they say is wrong.
+class ProblemCollector:
+    """Calls one function after the other, and collects the problems that they raise.
 
     Args:
-        source: Where problems are that name no place themselves.
+        source: The place of problems that name none themselves.
     """
 
     def __init__(self, source: str = "") -> None:
@@ -282,7 +281,7 @@ class Collector:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong so far, each with its place, and nothing twice."""
+        """The problems so far, each with its place, and none twice."""
         return tuple(dict.fromkeys(self._problems))
 
     def call(
@@ -291,7 +290,7 @@ class Collector:
         *args: _Arguments.args,
         **kwargs: _Arguments.kwargs,
     ) -> _Result | None:
-        """Call *function*; returns None where it raised a :class:`.ConfigurationError`."""
+        """Call *function*; return None if it raised a :class:`.ConfigurationError`."""
         try:
             return function(*args, **kwargs)
         except ConfigurationError as error:
@@ -300,5 +299,5 @@ class Collector:
             return None
 
     def error(self) -> ConfigurationError:
-        """Everything that is wrong, as one error."""
+        """Return all problems as one error."""
         return ConfigurationError(*self.problems)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether an instance does its work: what the watchdog of the service manager is fed for.
+"""The health of an instance, for which the watchdog of the service manager is fed.
 
-Decides, and does nothing: facts and the time go in, a verdict comes out. Times are in seconds of
-one monotonic clock.
+:func:`judge` decides, and does nothing: facts and the time go in, a verdict comes out. Times are in
+seconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from .lifecycle import State
-from .text import text
+from .text import duration_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .delivery import Delivery
 
-# Seconds. A handler that was cancelled may need some to close what it has open.
+# Seconds. A handler that was cancelled may need some to close its files and connections.
 CANCEL_GRACE = 30.0
 # Seconds between two attempts to connect, at most 30; to find the host's address, up to 60; for
 # TCP, 30; for the handshake, 30. Subscribing takes 60 at most. Some more for a slow machine.
-NEWS_LIMIT = 240.0
+PROGRESS_LIMIT = 240.0
 
 
 @dataclass(frozen=True, slots=True)
 class Healthy:
-    """It does its work, or waits for what it knows will come."""
+    """The instance does its work, or waits for something that will come."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sick:
-    """It does not, and will not by itself.
+class Unhealthy:
+    """The instance does not do its work, and will not by itself.
 
     Attributes:
         reason: Why, in words for an operator.
@@ -41,7 +41,7 @@ class Sick:
     reason: str
 
 
-Verdict: TypeAlias = Healthy | Sick
+Verdict: TypeAlias = Healthy | Unhealthy
 
 HEALTHY = Healthy()
 
@@ -51,10 +51,10 @@ class Overrun:
     """A run of the handler that takes longer than it may.
 
     Attributes:
-        what: What it runs on, in words.
-        deliveries: What it runs on.
+        what: Its deliveries, in words.
+        deliveries: Its deliveries.
         deadline: When its time was over.
-        is_cancelled: Whether it was told to end: a coroutine is.
+        is_cancelled: Whether it was told to end, as a coroutine is.
     """
 
     what: str
@@ -64,59 +64,60 @@ class Overrun:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of an instance.
+class HealthFacts:
+    """The facts about an instance.
 
     Attributes:
         state: Where it is in its life.
-        news_at: When something last happened on its connection, or to it.
+        progress_at: When something last happened on its connection, or to it.
         overruns: The runs of its handler that take too long, the longest first.
-        absent: Which of its consumers the broker no longer has; "" for none.
+        absent: The consumers that the broker no longer has, in words; "" for none.
         confirm_by: When the broker should have confirmed its consumers once more.
     """
 
     state: State
-    news_at: float
+    progress_at: float
     overruns: tuple[Overrun, ...] = ()
     absent: str = ""
     confirm_by: float = float("inf")
 
 
-def _overrun(facts: Facts, now: float) -> str:
+def _overrun(facts: HealthFacts, now: float) -> str:
     for run in facts.overruns:
         grace = CANCEL_GRACE if run.is_cancelled else 0.0
         if now - run.deadline > grace:
-            over = text(max(round(now - run.deadline), 1))
-            what = "does not end though it was cancelled" if run.is_cancelled else "does not return"
-            return f"the handler {what}: {run.what} is {over} over handler_timeout"
+            over = duration_text(max(round(now - run.deadline), 1))
+            fault = (
+                "does not end though it was cancelled" if run.is_cancelled else "does not return"
+            )
+            return f"the handler {fault}: {run.what} is {over} over handler_timeout"
     return ""
 
 
-def _silent(facts: Facts, now: float) -> str:
-    if now - facts.news_at <= NEWS_LIMIT:
+def _silent(facts: HealthFacts, now: float) -> str:
+    silence = now - facts.progress_at
+    if silence <= PROGRESS_LIMIT:
         return ""
-    return (
-        f"no attempt to connect or subscribe came to an end for {text(round(now - facts.news_at))}"
-    )
+    duration = duration_text(round(silence))
+    return f"no attempt to connect or subscribe came to an end for {duration}"
 
 
-def _absent(facts: Facts, _now: float) -> str:
+def _absent(facts: HealthFacts, _now: float) -> str:
     return facts.absent
 
 
-def _unconfirmed(facts: Facts, now: float) -> str:
+def _unconfirmed(facts: HealthFacts, now: float) -> str:
     if now <= facts.confirm_by:
         return ""
-    return f"whether it consumes is not known for {text(round(now - facts.confirm_by))}"
+    return f"whether it consumes is not known for {duration_text(round(now - facts.confirm_by))}"
 
 
-# What has a deadline of its own is not looked at: the author's setup has systemd's start timeout,
-# and a drain ends by itself or by systemd's stop timeout.
+# The other states have deadlines of their own: the author's setup has systemd's start timeout, and
+# a drain ends by itself or by systemd's stop timeout.
 _AT_WORK = frozenset({State.CONNECTING, State.SUBSCRIBING, State.CONSUMING, State.PAUSED})
 
-# In each of these states an instance must not be what the function gives a reason for. The first
-# reason counts.
-RULES: tuple[tuple[frozenset[State], Callable[[Facts, float], str]], ...] = (
+# In these states, an instance is unhealthy if the function returns a reason. The first one counts.
+RULES: tuple[tuple[frozenset[State], Callable[[HealthFacts, float], str]], ...] = (
     (_AT_WORK, _overrun),
     (frozenset({State.CONNECTING, State.SUBSCRIBING}), _silent),
     (frozenset({State.CONSUMING}), _absent),
@@ -124,8 +125,8 @@ RULES: tuple[tuple[frozenset[State], Callable[[Facts, float], str]], ...] = (
 )
 
 
-def judge(facts: Facts, now: float) -> Verdict:
-    """Say whether an instance of which *facts* are known does its work at *now*."""
+def judge(facts: HealthFacts, now: float) -> Verdict:
+    """Judge the health at *now* of the instance that *facts* are about."""
     reasons = (rule(facts, now) for states, rule in RULES if facts.state in states)
     reason = next(filter(None, reasons), "")
-    return Sick(reason) if reason else HEALTHY
+    return Unhealthy(reason) if reason else HEALTHY

@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The deliveries that wait for a slot, in the order of their arrival.
+"""The deliveries that wait in memory: for a slot, for their turn in a lane, or for their time.
 
-Two queues share the slots: the deliveries of the broker, and the rows of the store that are due
-again. While both have something, they take turns. So a burst of retries leaves every second turn
-to new messages, and new messages never keep a retry waiting for long. A held delivery is the
-broker's, and goes before the new ones.
+A delivery waits in one of three places::
 
-Keeps the deliveries with one ordering key in a lane, behind each other.
+    broker ──▶ Intake ───────────────▶ slot ──▶ handler
+    store  ──▶   │  ▲                               │
+                 │  └── due again ── Holds ◀── held ┘
+                 └ Lanes: behind an earlier one with the same key
 
-The head of a lane is the only delivery of it that may be in a slot, or held. The others wait here,
-in the order in which the broker delivered them, until it has left: settled for good, or given to
-the store, where those behind follow it.
+:class:`Intake` has two queues that share the slots: the deliveries of the broker, and the rows of
+the store that are due again. While both have something, they take turns. So a burst of retries
+leaves every second turn to new messages, and new messages never keep a retry waiting for long. A
+held delivery is the broker's, and goes before the new ones.
 
-The deliveries that wait, unacknowledged and in memory, until they are due again.
+:class:`Lanes` keeps the deliveries with one ordering key behind each other. The head of a lane is
+the only delivery of it that may be in a slot, or held. The others wait, in the order in which the
+broker delivered them, until the head has left: settled for good, or given to the store, where the
+others follow it.
+
+:class:`Holds` keeps deliveries unacknowledged until they are due again.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import heapq
 import itertools
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -33,18 +36,18 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .gate import Reason
     from .limits import TokenBucket
-    from .ports import Clock
+    from .ports import Clock, Future, Timer
 
 
 class Lanes:
-    """The lanes that have a head."""
+    """The lanes with at least one delivery in memory."""
 
     def __init__(self) -> None:
         self._lanes: dict[str, deque[Delivery]] = {}
         self._followers = 0
 
     def __len__(self) -> int:
-        """How many deliveries wait behind others."""
+        """Return the number of deliveries that wait behind others."""
         return self._followers
 
     def __contains__(self, lane: str) -> bool:
@@ -54,7 +57,7 @@ class Lanes:
         """Put *delivery* into its lane.
 
         Returns:
-            Whether it may go on: it is the head, or the head come back from where it was held.
+            True if it may go on: it is the head, or the head that comes back after it was held.
         """
         lane = self._lanes.setdefault(delivery.lane, deque())
         if lane and not _is_same(lane[0], delivery):
@@ -65,9 +68,9 @@ class Lanes:
         return True
 
     def leave(self, delivery: Delivery) -> Delivery | None:
-        """Let the head of a lane leave it; returns the next head, None where there is none.
+        """Let the head of a lane leave it; return the next head, None if there is none.
 
-        Nothing happens where *delivery* is not the head.
+        Nothing happens if *delivery* is not the head.
         """
         lane = self._lanes.get(delivery.lane)
         if lane is None or not _is_same(lane[0], delivery):
@@ -80,15 +83,15 @@ class Lanes:
         return None
 
     def has_followers(self, lane: str) -> bool:
-        """Whether anything waits behind the head of *lane*."""
+        """Tell whether deliveries wait behind the head of *lane*."""
         return len(self._lanes.get(lane, ())) > 1
 
     def followers(self, lane: str, *, of_store: bool = True) -> list[Delivery]:
-        """Remove and return what waits behind the head of *lane*.
+        """Remove and return the deliveries behind the head of *lane*.
 
         Args:
             lane: Its ordering key.
-            of_store: Those that came from the store, too.
+            of_store: Whether rows of the store are among them.
         """
         if lane not in self._lanes:
             return []
@@ -114,16 +117,16 @@ class Lanes:
         return gone
 
     def clear(self, spared: Collection[str] = ()) -> list[Delivery]:
-        """Remove and return everything that waits behind a head, but for some lanes."""
+        """Remove and return all deliveries behind heads, but for those of *spared* lanes."""
         names = [name for name in self._lanes if name not in spared]
         return [follower for name in names for follower in self.followers(name)]
 
     def behind_heads(self, which: Callable[[Delivery], bool]) -> set[str]:
-        """Return the lanes in which a delivery waits that is meant."""
+        """Return the lanes with a delivery behind the head for which *which* is true."""
         return {name for name, (_, *rest) in self._lanes.items() if any(map(which, rest))}
 
     def stale(self, moment: float) -> list[str]:
-        """The lanes in which a delivery of the broker's waits that came before *moment*."""
+        """Return the lanes with a follower that the broker delivered before *moment*."""
         return [
             name
             for name, (_, *rest) in self._lanes.items()
@@ -140,9 +143,9 @@ def _is_same(one: Delivery, other: Delivery) -> bool:
 
 
 class Holds:
-    """A bounded set of deliveries, each with its time.
+    """A bounded set of deliveries that are held, each until its time.
 
-    A delivery is held for a length of time, whatever the machine's clock is set to meanwhile.
+    A delivery is held for a length of time, even if the machine's clock is set meanwhile.
 
     Args:
         slots: How many deliveries may be held at once.
@@ -160,11 +163,11 @@ class Holds:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more delivery may be held."""
+        """True if one more delivery may be held."""
         return len(self._heap) < self._slots
 
     def resize(self, slots: int) -> None:
-        """Hold so many from now on; more than that leave by themselves, when they are due."""
+        """Hold at most *slots* deliveries from now on; the surplus leaves when it is due."""
         self._slots = slots
 
     def put(self, delivery: Delivery, until: float) -> None:
@@ -173,18 +176,18 @@ class Holds:
         heapq.heappush(self._heap, (due_at, next(self._order), delivery))
 
     def due(self, now: float) -> list[Delivery]:
-        """Remove and return what is due at *now*, in monotonic seconds, in order of its times."""
+        """Remove and return the deliveries due at *now*, in monotonic seconds, earliest first."""
         found = []
         while self._heap and self._heap[0][0] <= now:
             found.append(heapq.heappop(self._heap)[2])
         return found
 
     def first(self) -> list[Delivery]:
-        """Remove and return the delivery that is due next, due or not; none where none is held."""
+        """Remove and return the delivery that is due next, due or not, in a list of one or none."""
         return [heapq.heappop(self._heap)[2]] if self._heap else []
 
     def take(self, which: Callable[[Delivery], bool]) -> list[tuple[Delivery, float]]:
-        """Remove and return deliveries, each with its time in seconds since the epoch."""
+        """Remove and return deliveries, each with its due time in seconds since the epoch."""
         taken = [entry for entry in self._heap if which(entry[2])]
         self._heap = [entry for entry in self._heap if not which(entry[2])]
         heapq.heapify(self._heap)
@@ -192,15 +195,15 @@ class Holds:
         return [(delivery, due_at + offset) for due_at, _, delivery in sorted(taken, key=_time)]
 
     def next_due(self) -> float | None:
-        """When the next delivery is due, in monotonic seconds; None for never."""
+        """Return the time of the next delivery, in monotonic seconds; None for never."""
         return self._heap[0][0] if self._heap else None
 
     def discard(self, generation: int) -> list[Delivery]:
-        """Remove and return what came on a channel that is gone."""
+        """Remove and return the deliveries of a channel that is gone."""
         return [delivery for delivery, _ in self.take(lambda d: d.generation == generation)]
 
     def clear(self) -> list[Delivery]:
-        """Remove and return everything, in the order of its times."""
+        """Remove and return all deliveries, earliest due first."""
         return [delivery for delivery, _ in self.take(lambda _delivery: True)]
 
 
@@ -209,54 +212,49 @@ def _time(entry: tuple[float, int, Delivery]) -> tuple[float, int]:
 
 
 class Intake:
-    """A queue of deliveries whose channel may go while they wait.
+    """The deliveries that wait for a slot.
 
-    The broker bounds its length: it sends no more than ``prefetch_count`` unsettled deliveries
+    The broker bounds their number: it sends no more than ``prefetch_count`` unsettled deliveries
     on a channel. A delivery with a lane waits for those before it in the lane, until they have
     left (:meth:`left`).
 
     Args:
+        clock: The time.
         bucket: Limits how fast deliveries are taken; None for no limit.
-        now: Seconds of a clock that never goes back.
         gate: Says whether a slot may begin with a delivery; None for one that is always open.
     """
 
     def __init__(
-        self,
-        bucket: TokenBucket | None = None,
-        now: Callable[[], float] = time.monotonic,
-        gate: Gate | None = None,
+        self, clock: Clock, bucket: TokenBucket | None = None, gate: Gate | None = None
     ) -> None:
+        self._clock = clock
         self._bucket = bucket
-        self._now = now
         self._gate = gate or Gate()
         self._gate.listen(self._gate_changed)
         self._ready: deque[Delivery] = deque()
         self._rows: deque[Delivery] = deque()
         self._is_rows_turn = False
         self._lanes = Lanes()
-        self._takers: deque[asyncio.Future[None]] = deque()
-        # With a limit, one slot at a time waits for the next token.
-        self._turn = asyncio.Lock()
-        # Tells whoever waits for a token that it may be a matter of the past.
-        self._news = asyncio.Event()
+        self._takers: deque[Future[None]] = deque()
+        # Set while a taker would go on if there were a token.
+        self._token_timer: Timer | None = None
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._rows) + len(self._lanes)
 
     def put(self, delivery: Delivery) -> None:
-        """Append *delivery*; accepted behind a closed gate too, for :meth:`clear` to return."""
+        """Append *delivery*, behind a closed gate too: :meth:`clear` returns it then."""
         if not delivery.lane or self._lanes.enter(delivery):
             (self._rows if delivery.row else self._ready).append(delivery)
             self._wake()
 
     def put_first(self, delivery: Delivery) -> None:
-        """Let *delivery* be the next of its kind: it has waited its time already."""
+        """Put *delivery* before all others of its queue: it has waited its time already."""
         if not delivery.lane or self._lanes.enter(delivery):
             self._go_first(delivery)
 
     def left(self, delivery: Delivery) -> None:
-        """Let the next of its lane go on: *delivery* is settled, and will not come back."""
+        """Let the next of its lane go on: *delivery* is settled, and does not come back."""
         if delivery.lane:
             follower = self._lanes.leave(delivery)
             if follower is not None:
@@ -268,67 +266,57 @@ class Intake:
 
     @property
     def behind(self) -> int:
-        """How many deliveries wait behind others of their lanes."""
+        """The number of deliveries that wait behind others of their lanes."""
         return len(self._lanes)
 
     def has_followers(self, lane: str) -> bool:
-        """Whether anything waits in *lane* behind its head."""
+        """Tell whether deliveries wait in *lane* behind its head."""
         return self._lanes.has_followers(lane)
 
     def occupy(self, delivery: Delivery) -> None:
-        """Let those of its lane wait until *delivery* has :meth:`left`, which no slot takes."""
+        """Make *delivery*, which no slot takes, the head of its lane until it has :meth:`left`."""
         if delivery.lane:
             self._lanes.enter(delivery)
 
     def has_lane(self, lane: str) -> bool:
-        """Whether a delivery of *lane* has not left yet."""
+        """Tell whether a delivery of *lane* has not left yet."""
         return lane in self._lanes
 
     def followers(self, lane: str) -> list[Delivery]:
-        """Remove and return what waits in *lane* behind its head."""
+        """Remove and return the deliveries in *lane* behind its head."""
         return self._lanes.followers(lane)
 
     async def take(self) -> Delivery | None:
         """Wait for the next delivery, and for the rate to allow it, and remove it.
 
         Returns:
-            None once the gate is closed, whatever still waits here.
+            None once the gate is closed, even if deliveries still wait here.
         """
+        has_waited = False
         while not self._gate.is_closed:
-            if self._bucket is not None:
-                delivery = await self._take_in_turn()
-                if delivery is not None:
-                    return delivery
-            elif (self._ready or self._rows) and self._gate.may_begin:
-                return self._next()
-            else:
-                await self._arrival()
+            if (self._ready or self._rows) and self._gate.may_begin:
+                delay = self._bucket.take(self._clock.monotonic()) if self._bucket else 0.0
+                if not delay:
+                    return self._next()
+                if self._token_timer is None:
+                    self._token_timer = self._clock.call_later(delay, self._token_is_due)
+            taker = self._clock.create_future()
+            # With a rate, a taker that was woken in vain is the next one all the same.
+            is_next = has_waited and self._bucket is not None
+            (self._takers.appendleft if is_next else self._takers.append)(taker)
+            has_waited = True
+            await taker
         return None
 
     def _next(self) -> Delivery:
-        """Remove the next delivery of one of the two queues, of which one has something."""
+        """Remove and return the next delivery of the two queues, which are not both empty."""
         is_row = bool(self._rows) and (self._is_rows_turn or not self._ready)
         self._is_rows_turn = not is_row
-        return (self._rows if is_row else self._ready).popleft()
-
-    async def _take_in_turn(self) -> Delivery | None:
-        """Wait for a delivery that the rate allows; None where there is no limit any more."""
-        async with self._turn:
-            while self._bucket is not None and not self._gate.is_closed:
-                if not (self._ready or self._rows) or not self._gate.may_begin:
-                    await self._arrival()
-                    continue
-                delay = self._bucket.take(self._now())
-                if not delay:
-                    return self._next()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), delay)
-        return None
-
-    async def _arrival(self) -> None:
-        taker = asyncio.get_running_loop().create_future()
-        self._takers.append(taker)
-        await taker
+        delivery = (self._rows if is_row else self._ready).popleft()
+        if self._bucket and (self._ready or self._rows):
+            # The next taker may have been woken before there was a token.
+            self._wake()
+        return delivery
 
     def limit(self, bucket: TokenBucket | None) -> None:
         """Take deliveries as fast as *bucket* allows from now on; None for no limit."""
@@ -336,7 +324,7 @@ class Intake:
         self._wake_all()
 
     def discard(self, generation: int) -> list[Delivery]:
-        """Remove and return what came on a channel that is gone: it will be delivered again."""
+        """Remove and return the deliveries of a channel that is gone: they will come again."""
         followers = self._lanes.discard(generation)
         gone = [delivery for delivery in self._ready if delivery.generation == generation]
         self._ready = deque(d for d in self._ready if d.generation != generation)
@@ -345,9 +333,10 @@ class Intake:
         return gone + followers
 
     def older_than(self, moment: float) -> list[Delivery]:
-        """Remove and return what the broker delivered before *moment*, in monotonic seconds.
+        """Remove and return the deliveries that came before *moment*, in monotonic seconds.
 
-        With a delivery of a lane go all behind it: nothing overtakes. What is of the store stays.
+        All deliveries behind one in its lane go with it, so that none overtakes. Rows of the store
+        stay.
         """
         old = []
         for head in [d for d in self._ready if d.arrived_at < moment]:
@@ -360,15 +349,12 @@ class Intake:
         return old
 
     def behind_heads(self, which: Callable[[Delivery], bool]) -> set[str]:
-        """Return the lanes in which a delivery waits that is meant, behind one that has begun.
-
-        Those whose first delivery waits as well are not among them.
-        """
+        """Return the lanes whose head has begun, with a follower for which *which* is true."""
         ready = {delivery.lane for delivery in [*self._ready, *self._rows]}
         return self._lanes.behind_heads(which) - ready
 
     def clear(self, spared: Collection[str] = ()) -> list[Delivery]:
-        """Remove and return the deliveries that no slot took, but those that wait in some lanes."""
+        """Remove and return all deliveries, but for the followers in *spared* lanes."""
         ready, followers = [*self._ready, *self._rows], self._lanes.clear(spared)
         self._ready.clear()
         self._rows.clear()
@@ -380,6 +366,10 @@ class Intake:
         if event is not GateEvent.SUSPEND:
             self._wake_all()
 
+    def _token_is_due(self) -> None:
+        self._token_timer = None
+        self._wake()
+
     def _wake(self) -> None:
         while self._takers:
             taker = self._takers.popleft()
@@ -388,7 +378,8 @@ class Intake:
                 return
 
     def _wake_all(self) -> None:
+        if self._token_timer is not None:
+            self._token_timer.cancel()
+            self._token_timer = None
         while self._takers:
             self._wake()
-        self._news.set()
-        self._news.clear()

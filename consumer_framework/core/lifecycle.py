@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The life of an instance: states x events -> (state, effects), as a table.
 
-The host executes the effects and reports what happens as events; only this table knows what
-follows from what. An event that a state has no row for is a defect and raises.
+The instance reports events and carries out the effects; only this table knows which state and
+which effects follow. A drawing is in :mod:`consumer_framework.core`. An event without a row in the
+current state is a defect and raises.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from .errors import FrameworkError
 
 
 class State(Enum):
-    """Where an instance is in its life."""
+    """A phase in the life of an instance."""
 
     BUILDING = auto()  # the handler is constructed and set up
     CONNECTING = auto()  # no usable connection; tried again with growing delay
     SUBSCRIBING = auto()  # connected; not yet consuming from every queue
     CONSUMING = auto()  # basic.consume-ok for every queue
-    PAUSED = auto()  # consumes nothing on purpose, until what it needs is back
+    PAUSED = auto()  # consumes nothing on purpose, until the thing that it needs works again
     FAILING = auto()  # drains because it cannot go on
-    DRAINING = auto()  # was told to stop; takes nothing more, what runs finishes
+    DRAINING = auto()  # was told to stop; takes nothing more, running handlers finish
     STOPPED = auto()
 
 
 class Event(Enum):
-    """What happens to an instance."""
+    """An occurrence in the life of an instance."""
 
     BUILT = auto()
     CONNECTED = auto()
@@ -39,12 +40,12 @@ class Event(Enum):
     RESUME_OFFLINE = auto()  # it works again; there is no connection
     STOP = auto()  # SIGTERM or SIGINT
     FAULT = auto()  # something that ends the instance with an exit code
-    DEADLINE = auto()  # what a drain waits for has had its time
+    DEADLINE = auto()  # the drain has had its time
     DRAINED = auto()
 
 
 class Effect(Enum):
-    """What the host does about it."""
+    """An action of the instance that follows from an event."""
 
     CONNECT = auto()
     ANNOUNCE_READY = auto()
@@ -52,7 +53,7 @@ class Effect(Enum):
     PAUSE = auto()
     RESUME = auto()
     DRAIN = auto()
-    CUT_SHORT = auto()  # stop without waiting for what runs
+    CUT_SHORT = auto()  # stop without waiting for running handlers
     EXIT = auto()
 
 
@@ -104,8 +105,8 @@ TABLE: dict[tuple[State, Event], Transition] = {
     ),
     (State.PAUSED, Event.STOP): _STOPPING,
     (State.PAUSED, Event.FAULT): _FAILING,
-    # The broker's news no longer matters. The first order to stop finds the drain under way; the
-    # second one is not to wait, and no drain waits for longer than handlers may take.
+    # Events of the broker no longer matter. The first order to stop finds the drain under way. The
+    # second one ends the wait, and no drain waits for longer than handlers may take.
     (State.DRAINING, Event.BUILT): (State.DRAINING, ()),
     (State.DRAINING, Event.CONNECTED): (State.DRAINING, ()),
     (State.DRAINING, Event.SUBSCRIBED): (State.DRAINING, ()),
@@ -142,7 +143,7 @@ TABLE: dict[tuple[State, Event], Transition] = {
 
 
 def advance(state: State, event: Event) -> Transition:
-    """Return the state after *event* happened in *state*, and what the host has to do, in order.
+    """Return the state that follows when *event* happens in *state*, and the effects in order.
 
     Raises:
         IllegalEventError: The table has no row for it.

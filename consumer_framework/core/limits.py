@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A limit to how many messages are handled in a length of time: a token bucket.
+"""The limits that keep an instance, its dependencies and its queues from harm, as pure values.
 
-Tells a broken dependency from broken messages: so many faults of it in a row, and it is open.
+- :class:`TokenBucket`: the messages that are handled in a length of time.
+- :class:`Breaker`: the faults of a dependency in a row, after which it counts as broken.
+- :func:`backoff_delay`: the wait before the next attempt to connect.
+- :class:`CapacityReduction`: the work that is taken on while memory is short.
+- :func:`delivery_limit`: the returns of a message that a quorum queue allows.
 
-How long to wait before trying again.
-
-How much an instance takes on while memory is short: halved quickly, doubled slowly.
-
-How often a quorum queue lets a message come back before it drops or dead-letters it.
-
-The queue counts each return in the header ``x-delivery-count``: what is given back, and what was
-unacknowledged when its channel or its consumer's process ended. RabbitMQ 4.3 does not count what is
-given back in good order. See https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling.
+None of them reads a clock: the time is an argument.
 """
 
 from __future__ import annotations
@@ -35,10 +31,10 @@ class Breaker:
 
     Attributes:
         consecutive: Dependency faults in a row that open it.
-        probe: Seconds until the first look at whether the dependency is back, the second, and so
-            on; the last one repeats.
+        probe: Seconds until the first probe of the dependency, the second, and so on; the last one
+            repeats.
         faults: Dependency faults in a row so far.
-        probes: Looks in vain since it opened.
+        probes: Probes in vain since it opened.
     """
 
     consecutive: int
@@ -48,33 +44,35 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the dependency counts as broken."""
+        """True if the dependency counts as broken."""
         return self.faults >= self.consecutive
 
     @property
     def wait(self) -> float:
-        """Seconds until the next look."""
+        """The seconds until the next probe."""
         return self.probe[min(self.probes, len(self.probe) - 1)]
 
     def fault(self) -> Breaker:
-        """The breaker after one more dependency fault."""
+        """Return the breaker after one more dependency fault."""
         if self.is_open:
             return replace(self, probes=self.probes + 1)
         return replace(self, faults=self.faults + 1)
 
     def success(self) -> Breaker:
-        """The breaker after the dependency worked."""
+        """Return the breaker after the dependency worked."""
         return replace(self, faults=0, probes=0) if self.faults else self
 
     def resized(self, consecutive: int, probe: tuple[float, ...]) -> Breaker:
-        """The breaker with other limits; it neither opens nor closes by that."""
+        """Return the breaker with other limits; it neither opens nor closes by that."""
         faults = (
             max(self.faults, consecutive) if self.is_open else min(self.faults, consecutive - 1)
         )
         return Breaker(consecutive, probe, faults, self.probes)
 
 
-def delay(attempt: int, spread: float, *, first: float = 1.0, ceiling: float = 30.0) -> float:
+def backoff_delay(
+    attempt: int, spread: float, *, first: float = 1.0, ceiling: float = 30.0
+) -> float:
     """Return the seconds to wait before the attempt after *attempt* failed ones.
 
     The delay doubles from *first* up to *ceiling*; *spread* then takes up to half of it away, so
@@ -90,7 +88,7 @@ def delay(attempt: int, spread: float, *, first: float = 1.0, ceiling: float = 3
     return float(min(ceiling, first * 2**doublings)) * (1 - spread / 2)
 
 
-# Seconds between two halvings: what was given back first has to be freed.
+# Seconds between two halvings: the memory of returned messages has to be freed first.
 STEP = 1.0
 # Seconds without pressure before the first doubling. Where pressure comes back within this time,
 # the next wait is twice as long, up to LONGEST_CALM.
@@ -102,7 +100,7 @@ UNLIMITED = 512
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much is taken on at once.
+    """The work that is taken on at once.
 
     Attributes:
         slots: Handlers that run at once.
@@ -113,7 +111,7 @@ class Capacity:
     prefetch_count: int
 
     def halved(self, times: int) -> Capacity:
-        """Half as much, so many times; at least one slot, and a message ahead for each."""
+        """Return a half of it, *times* times; at least one slot, and a message ahead for each."""
         if not times:
             return self
         slots = max(self.slots >> times, 1)
@@ -122,11 +120,13 @@ class Capacity:
         return Capacity(slots, max(ahead, least))
 
 
-class Squeeze:
-    """Decides how often the capacity is halved, from when there was pressure.
+class CapacityReduction:
+    """Decides how often the capacity is halved, by the moments at which memory was short.
+
+    The capacity is halved quickly, and doubled slowly.
 
     Attributes:
-        times: How often it is halved now; 0 for not at all.
+        times: The number of halvings in force; 0 for none.
     """
 
     def __init__(self) -> None:
@@ -137,10 +137,10 @@ class Squeeze:
         self._grown_at = 0.0
 
     def press(self, full: Capacity, now: float) -> bool:
-        """There is pressure; returns whether :attr:`times` has changed.
+        """Take on less, because memory is short; return True if :attr:`times` has changed.
 
         Args:
-            full: What is taken on without pressure.
+            full: The capacity without pressure.
             now: Seconds of a clock that never goes back.
         """
         self._pressed_at = now
@@ -154,7 +154,7 @@ class Squeeze:
         return True
 
     def look(self, now: float) -> bool:
-        """Take on more after long without pressure; returns whether :attr:`times` has changed."""
+        """Take on more after long without pressure; return True if :attr:`times` has changed."""
         if not self.times or now < self.due:
             return False
         self._grown_at = now
@@ -163,11 +163,11 @@ class Squeeze:
 
     @property
     def due(self) -> float:
-        """When :meth:`look` has something to do if there is no pressure until then."""
+        """The moment at which :meth:`look` takes on more if there is no pressure until then."""
         return max(self._pressed_at, self._grown_at) + self._calm
 
     def _calm_after(self, now: float) -> float:
-        """Growing was in vain where the pressure is back soon."""
+        # If the pressure is back soon, growing was in vain.
         if not self._grown_at or now - self._grown_at > LONGEST_CALM:
             return CALM
         if now - self._grown_at <= self._calm and self._grown_at > self._shrunk_at:
@@ -175,30 +175,34 @@ class Squeeze:
         return self._calm
 
 
+# A quorum queue counts each return of a message in a header: the message was given back, or was
+# unacknowledged when its channel or its consumer's process ended. RabbitMQ 4.3 does not count
+# messages that are given back in good order. Beyond its limit the queue drops or dead-letters the
+# message. See https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling.
 LIMIT = "x-delivery-limit"
 COUNT = "x-delivery-count"
-# Where nobody asks for another one.
+# The limit of queues without an argument or policy for it.
 DEFAULT_LIMIT = 20
 DEFAULT_SINCE = (4,)
-# Why a message is put into the store that its handler has not seen.
+# The reason of a message that goes to the store although no handler has seen it.
 NEAR_LIMIT = "kept: the queue would drop it if it came back too often"
 
 
-def version_of(text: str) -> tuple[int, ...] | None:
-    """Return a broker's version as numbers, None where *text* begins with none."""
+def broker_version(text: str) -> tuple[int, ...] | None:
+    """Return a broker's version as numbers, None if *text* begins with none."""
     numbers = re.match(r"\d+(\.\d+)*", text)
     return tuple(map(int, numbers[0].split("."))) if numbers else None
 
 
-def limit_of(
+def delivery_limit(
     arguments: Mapping[str, Any], version: tuple[int, ...] | None, *, is_quorum: bool = False
 ) -> int | None:
-    """Return how often a message may come back to a queue.
+    """Return the number of times that a message may come back to a queue.
 
     Args:
-        arguments: Those of the queue, as far as they are known. A policy cannot be read.
-        version: The broker's, None where it is not known.
-        is_quorum: Whether it is a quorum queue, whatever the arguments say.
+        arguments: The arguments of the queue, as far as they are known. A policy cannot be read.
+        version: The version of the broker, None if it is not known.
+        is_quorum: Whether it is known to be a quorum queue, even if the arguments do not say so.
 
     Returns:
         None for no limit, or for none that is known.
@@ -211,14 +215,14 @@ def limit_of(
     return DEFAULT_LIMIT if is_quorum and is_limited else None
 
 
-def count_of(delivery: Delivery) -> int | None:
-    """Return how often the message came back to its queue, None where the queue does not count."""
+def delivery_count(delivery: Delivery) -> int | None:
+    """Return the number of times that the message came back, None if its queue does not count."""
     count = (delivery.properties.headers or {}).get(COUNT)
     return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
-def is_near(count: int, limit: int) -> bool:
-    """Whether a message that came back *count* times should not come back again.
+def is_near_limit(count: int, limit: int) -> bool:
+    """Tell whether a message that came back *count* times should not come back again.
 
     One return is left for a crash, which nobody can prevent; with a limit of 0 there is none.
     """
@@ -227,7 +231,7 @@ def is_near(count: int, limit: int) -> bool:
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*")
-# Per second. Beyond it a limit would not be one, and below it nobody waits that long.
+# Per second. A higher rate would be no limit, and nobody waits for a lower one.
 _HIGHEST, _LOWEST = 1e6, 1 / 86400
 
 
@@ -251,11 +255,11 @@ Rate: TypeAlias = Annotated[float, BeforeValidator(per_second)]
 
 
 class TokenBucket:
-    """Says how long to wait, so that no more than *rate* a second go on in the long run.
+    """Lets no more than *rate* messages a second go on in the long run.
 
     Args:
         rate: Messages per second.
-        burst: How many may go at once after a pause, 1 or more; None for one second's worth.
+        burst: Messages that may go at once after a pause, 1 or more; None for one second's worth.
     """
 
     def __init__(self, rate: float, burst: int | None = None) -> None:
@@ -265,19 +269,19 @@ class TokenBucket:
         self._counted_at: float | None = None
 
     def take(self, now: float) -> float:
-        """Take a token where there is one.
+        """Take a token if there is one.
 
         Args:
             now: Seconds of a clock that never goes back.
 
         Returns:
-            0.0 where it was taken, or else the seconds until there is one.
+            0.0 if it was taken, or else the seconds until there is one.
         """
         if self._counted_at is not None:
             grown = self._tokens + (now - self._counted_at) * self._rate
             self._tokens = min(self._burst, grown)
         self._counted_at = now
-        # What is a token but for rounding is one, or the wait could be too short to pass.
+        # A token but for a rounding error counts as one, or the wait could be too short to pass.
         if self._tokens >= 1 - 1e-9:
             self._tokens -= 1
             return 0.0

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the journal is told of a message besides the text: fields that ``journalctl`` matches.
+"""The fields of a log line about a message, which ``journalctl`` matches, and its priority.
 
 The names are the framework's own, as systemd.journal-fields(7) asks of programs. A field has more
-than one value where a line is about several messages.
-
-The journal's priorities for :mod:`logging`'s levels.
+than one value if a line is about several messages.
 """
 
 from __future__ import annotations
@@ -42,10 +40,10 @@ Fields: TypeAlias = "dict[str, str | list[str]]"
 
 
 def run_number(delivery: Delivery) -> int:
-    """Which run of the handler the next one on *delivery* is: 1 for the first.
+    """Return the number of the next run of the handler on *delivery*: 1 for the first.
 
-    Runs that failed count, and those in which the process died; those that the author, or a
-    broken dependency, put off do not.
+    Runs that failed count, and runs in which the process died. Runs that the author, or a broken
+    dependency, put off do not count.
     """
     return len(delivery.history.attempts) + delivery.history.crashes + 1
 
@@ -58,14 +56,14 @@ def fields(  # noqa: PLR0913, PLR0917 -- each is one field
     disposition: Disposition | None = None,
     fingerprint: str = "",
 ) -> Fields:
-    """Make the fields of a line about one message; what is not known has no field.
+    """Make the fields of a line about one message; unknown values have no field.
 
     Args:
-        message_id: The publisher's name for it, "" where there is none.
-        topic: What it was published with.
-        queue: Where it came from.
-        attempt: The number of the run that the line is about; 0 where it is about none.
-        disposition: What became of it, once that is decided.
+        message_id: The publisher's name for it, "" if there is none.
+        topic: Its routing key.
+        queue: The queue that it came from.
+        attempt: The number of the run that the line is about; 0 if it is about none.
+        disposition: Its disposition, once that is decided.
         fingerprint: The cause of its failure.
     """
     known: Fields = {
@@ -89,7 +87,7 @@ def fields_of(
 
     Args:
         delivery: With the history that it had before the run that the line is about.
-        disposition: What becomes of it, once that is decided.
+        disposition: Its disposition, once that is decided.
         fingerprint: The cause of its failure.
         attempt: As :func:`fields` takes it; None for the run after those in its history.
     """
@@ -99,7 +97,7 @@ def fields_of(
 
 
 def fields_of_all(deliveries: Sequence[Delivery]) -> Fields:
-    """Make the fields of a line about *deliveries*, a batch perhaps; none of them for none."""
+    """Make the fields of a line about *deliveries*, such as a batch; no field for no delivery."""
     if len(deliveries) == 1:
         return fields_of(deliveries[0])
     return _merged(map(fields_of, deliveries))

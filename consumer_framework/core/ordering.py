@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the ordering key of a message is: messages with the same key never overtake each other."""
+"""The ordering key of a message: messages with the same key never overtake each other."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
     from .delivery import Delivery
 
-    # Gives the key of a delivery, "" for none. The function gives it the decoded message.
-    Source: TypeAlias = Callable[[Delivery, Callable[[], Any]], str]
+    # Returns the key of a delivery, "" for none. The second argument returns the decoded message.
+    KeySource: TypeAlias = Callable[[Delivery, Callable[[], Any]], str]
 
-# Places of keys that are found without the message being decoded.
+# Places of keys that are found without decoding the message.
 _OUTSIDE = ("topic", "header")
 
 
 def is_outside(text: str | None) -> bool:
-    """Whether the key that *text* names (:func:`source_of`) is not in the message's body."""
+    """Tell whether the key that *text* names (:func:`source_of`) is outside the message's body."""
     return text is not None and text.partition(":")[0] in _OUTSIDE
 
 
@@ -43,19 +43,19 @@ FORMS = '"topic", "header:NAME" or "body:PATH" (such as "body:update.alias")'
 
 
 def behind(row: int) -> str:
-    """Why a message is quarantined whose lane is blocked by a quarantined *row*."""
+    """Return the reason of a message that is quarantined because *row* of its lane is."""
     return f"behind row {row} of the same key"
 
 
-def source_of(text: str) -> Source:
-    """Return what finds the key where *text* says.
+def source_of(text: str) -> KeySource:
+    """Return the function that finds the key in the place that *text* names.
 
     Args:
         text: ``topic``; ``header:NAME``; or ``body:PATH``, the keys of nested objects and the
             indexes of arrays, with dots between them.
 
     Raises:
-        ValueError: It says nothing of that kind.
+        ValueError: *text* is none of these.
     """
     kind, _, name = text.partition(":")
     if text == "topic":
@@ -68,8 +68,8 @@ def source_of(text: str) -> Source:
     raise ValueError(f"must be {FORMS}")
 
 
-def source_from(method: Callable[[Any], Any]) -> Source:
-    """Return what asks *method*, which takes the message, for the key."""
+def source_from(method: Callable[[Any], Any]) -> KeySource:
+    """Return a function that asks *method*, which takes the decoded message, for the key."""
     return lambda _delivery, message: _as_key(method(message()))
 
 
@@ -85,5 +85,5 @@ def _follow(value: Any, path: list[str]) -> Any:
 
 
 def _as_key(value: Any) -> str:
-    """Text and numbers are keys; a message with anything else there has none."""
+    # Text and numbers are keys; a message with anything else there has none.
     return str(value) if isinstance(value, str | int | float) else ""

@@ -3,11 +3,11 @@
 
 ::
 
-    Delivery -> decode -> handler -> Outcome -> recovery.decide -> Disposition -> settle -> record
+    Delivery -> decode -> handler -> Outcome -> recovery.decide -> Disposition -> settle -> observe
 
-Nothing flows back. Deciding never acts, settling never decides. A settle makes the durable effect
-first, then tells the broker. A process that dies between the two gets the message again, finds
-what it wrote, and does not write it a second time: at least once, always.
+Nothing flows back. Deciding never acts, and settling never decides. A settle makes the durable
+effect first, then answers the broker. A process that dies between the two gets the message again,
+finds its row in the store, and does not write a second one: at least once, always.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .delivery import Behind, Crashed, Known, Withdrawn
+from .delivery import Behind, Crashed, SettledBefore, Withdrawn
 from .errors import StoreError
 from .ports import Ran
 from .recovery import Situation, decide
@@ -23,7 +23,7 @@ from .settler import Decided
 
 if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
-    from .memory import Run
+    from .memory import HandlerRun
     from .ports import Chance, Clock, HandlerRunner, Observer, Store
     from .recovery import Decision, Policy
     from .settler import Settler
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What one delivery goes through, and what it goes through it with."""
+    """The path of a delivery from its arrival to its settle, with all that it needs on the way."""
 
     handler: HandlerRunner
     policy: Policy
@@ -44,12 +44,13 @@ class Pipeline:
     async def process(self, delivery: Delivery) -> tuple[Outcome, Decision]:
         """Take *delivery* from its arrival to its settle, or to the start of its commit.
 
-        A redelivery is recognised: where the store has the message it is acknowledged, where
-        this process has run it, or runs it now, it is settled with the outcome of that run.
+        A redelivery is recognised. If the store has the message, the redelivery is acknowledged. If
+        this process has run the message, or runs it now, the redelivery is settled with the outcome
+        of that run.
 
         Returns:
-            What the handler did, and what becomes of the delivery. The caller stops the
-            instance for a :class:`.Halt`, and pauses it for a broken dependency.
+            The outcome and the decision. The caller stops the instance for a :class:`.Halt`, and
+            pauses it for a broken dependency.
         """
         if delivery.redelivered or delivery.row:
             delivery = self.settler.recall(delivery)
@@ -64,15 +65,15 @@ class Pipeline:
         self.settler.settle(Decided(delivery, run, outcome, decision))
         return outcome, decision
 
-    async def _outcome(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+    async def _outcome(self, delivery: Delivery) -> tuple[HandlerRun | None, Outcome]:
         if delivery.row in self.settler.dropped:
-            return None, Known()
-        # What the store brings back is in the store, however it came to this process first.
+            return None, SettledBefore()
+        # A row of the store is in the store, of course: only the broker's deliveries are looked up.
         if delivery.redelivered and not delivery.row:
             if self._is_in_store(delivery):
-                return None, Known()
+                return None, SettledBefore()
             while (earlier := self.settler.unsettled.claim(delivery)) is not None:
-                outcome = await earlier.result()
+                outcome = await earlier.wait(self.clock)
                 if not isinstance(outcome, Withdrawn):
                     return earlier, outcome
         if self._is_too_deadly(delivery):
@@ -86,20 +87,20 @@ class Pipeline:
         try:
             return self.store.is_open(delivery)
         except StoreError:
-            # It runs a second time, at the worst; what cannot be written pauses the instance.
+            # At the worst it runs a second time. A failed write pauses the instance anyway.
             return False
 
     def _is_blocked(self, delivery: Delivery) -> bool:
         try:
             return self.store.is_blocked(delivery.lane, delivery.row)
         except StoreError:
-            # It must not overtake what cannot be read; nor can this be written, so that it waits.
+            # It must not overtake a row that cannot be read. It will wait for the store, too.
             return True
 
     def _is_too_deadly(self, delivery: Delivery) -> bool:
         return delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed
 
-    async def _run(self, delivery: Delivery) -> tuple[Run | None, Outcome]:
+    async def _run(self, delivery: Delivery) -> tuple[HandlerRun | None, Outcome]:
         run = self.settler.unsettled.begin(delivery)
         outcome = await self.handler.run(delivery)
         run.end(outcome)

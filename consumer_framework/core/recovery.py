@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Decides what becomes of a delivery. Never acts, never reads a clock or a random source.
+"""Decides the disposition of a delivery. It never acts, and reads no clock and no random source.
 
-The policy is data: what an author raised on purpose is answered as it says, then an ordered table
-of rules, first match wins, then the schedule of retries for what no rule matches.
+The policy is data, and is applied in this order:
+
+1. A signal that the author raised on purpose is answered as it says.
+2. The rules for exceptions, of which the first match wins.
+3. The schedule of retries, for exceptions that no rule matches.
 """
 
 from __future__ import annotations
@@ -14,14 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from . import disposition as to
 from . import errors
-from .attempt import LINE_LIMIT, History, attempt_of, said
+from .attempt import LINE_LIMIT, History, attempt_of, one_line
 from .delivery import (
     Behind,
     Crashed,
     Delivery,
     Failed,
-    Known,
     Outcome,
+    SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Then(Enum):
-    """What a rule answers."""
+    """The answer of a rule."""
 
     RETRY = "retry"
     DEFER = "defer"
@@ -47,7 +50,7 @@ class Then(Enum):
 
 
 class OnExhausted(Enum):
-    """What becomes of a message whose attempts are spent."""
+    """The end of a message whose attempts are spent."""
 
     QUARANTINE = "quarantine"
     DROP = "drop"
@@ -57,7 +60,7 @@ class OnExhausted(Enum):
 
 
 class OnInvalid(Enum):
-    """What becomes of bytes that are no valid message."""
+    """The end of bytes that are no valid message."""
 
     QUARANTINE = "quarantine"
     REJECT = "reject"
@@ -65,7 +68,7 @@ class OnInvalid(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of a delivery whose handler raised one of *exceptions*.
+    """The answer to a handler that raised one of *exceptions*.
 
     Attributes:
         source: Where the rule is written, for ``fm-consumer explain``.
@@ -78,18 +81,19 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Everything that decides. Times are in seconds.
+    """The settings that decide. Times are in seconds.
 
     Attributes:
         schedule: Seconds until the second attempt, the third, and so on.
-        hold_ceiling: How long a delivery may stay unacknowledged.
-        on_exhausted: What follows the last attempt.
-        on_invalid: What becomes of bytes that are no valid message.
-        crash_attempts: How many deaths of the process a message may be in the handler for.
-        rules: For exceptions that are no signals, first match first.
+        hold_ceiling: Seconds that a delivery may stay unacknowledged.
+        on_exhausted: The end after the last attempt.
+        on_invalid: The end of bytes that are no valid message.
+        crash_attempts: Deaths of the process in the handler that a message may cause.
+        rules: The rules for exceptions that are no signals, first match first.
         defer: Seconds that the rules' ``defer`` means.
         dependency: Seconds until a message is tried again that met a broken dependency.
-        strict: Whether what may not overtake another stays on the broker, and not in the store.
+        strict: Whether a message that may not overtake another stays on the broker, and not in the
+            store.
     """
 
     schedule: tuple[float, ...] = (0.0, 10.0, 60.0, 300.0)
@@ -104,7 +108,7 @@ class Policy:
 
 
 class Situation(NamedTuple):
-    """What a decision depends on besides the delivery and its outcome.
+    """The circumstances of a decision, besides the delivery and its outcome.
 
     Attributes:
         now: Seconds since the epoch.
@@ -122,7 +126,7 @@ class Situation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of a delivery, and what is known of it from now on.
+    """The disposition of a delivery, and its history from now on.
 
     Attributes:
         dependency_fault: Whether the breaker has to hear of it.
@@ -133,28 +137,28 @@ class Decision(NamedTuple):
     dependency_fault: bool = False
 
 
-# Seconds. Nothing but a counted retry may run sooner again: no message becomes a hot loop.
+# Seconds. Only a counted retry may run sooner again: no message becomes a hot loop.
 SHORTEST_WAIT = 1.0
-# The share of a delay that chance adds or takes away.
+# The share of a delay that is added or taken away at random.
 JITTER = 0.2
 _HIGHEST_EXIT_CODE = 255
-# Why a message is put into the store that its handler has not seen.
+# The reason of a message that goes to the store although no handler has seen it.
 BEHIND = "behind an earlier message with the same key"
 
 
 def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situation) -> Decision:
-    """Choose what becomes of *delivery* after its handler produced *outcome*.
+    """Choose the disposition of *delivery* after its handler produced *outcome*.
 
     Returns:
-        Always a decision: what no rule matches is tried again, and once its attempts are spent
-        goes where ``policy.on_exhausted`` says.
+        Always a decision. A failure that no rule matches is tried again, and once the attempts are
+        spent, ``policy.on_exhausted`` says the end.
     """
     match outcome:
-        case Succeeded() | Skipped() | Known():
+        case Succeeded() | Skipped() | SettledBefore():
             return Decision(to.Ack(), delivery.history)
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))
-            reason = f"no valid message: {said(error)}"
+            reason = f"no valid message: {one_line(error)}"
             rejects = policy.on_invalid is OnInvalid.REJECT or not situation.may_store
             is_brokers = not (delivery.row or delivery.replayed)
             invalid = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
@@ -179,18 +183,18 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             return next(answers, _Case.by_rules)(case, error)
 
 
-# Without a message, what cannot be reached is never a message's fault.
+# Before there is a message, an unreachable service is never a message's fault.
 _UNREACHABLE = (ConnectionError, TimeoutError, socket.gaierror)
 
 
 def broken_dependency(error: BaseException, policy: Policy) -> str | None:
-    """Say what is broken where *error*, out of a handler's set-up, is a dependency's fault.
+    """Tell whether *error*, which a handler's set-up raised, is the fault of a dependency.
 
-    That is what the author, or a rule, says of it; without a word from either, a connection that
-    is refused, cut or not answered, and a name that cannot be resolved.
+    It is if the author or a rule says so. If neither says anything, a connection that is refused,
+    cut or not answered is, and a name that cannot be resolved.
 
     Returns:
-        The reason in one line; None where waiting does not help.
+        The reason in one line; None if waiting does not help.
     """
     for kind in _ANSWERS:
         if isinstance(error, kind):
@@ -203,7 +207,7 @@ def broken_dependency(error: BaseException, policy: Policy) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One failed delivery, and the answers there are."""
+    """One failed delivery, and the possible answers."""
 
     delivery: Delivery
     policy: Policy
@@ -222,16 +226,16 @@ class _Case:
             return Decision(self._exhausted(error, used), history)
         after = error.after if isinstance(error, errors.Retry) else None
         delay = self._spread(self.policy.schedule[used - 1]) if after is None else after
-        # The broker can dead-letter only what is still on it.
+        # The broker can dead-letter only messages that it still has.
         stores = self.policy.on_exhausted is not OnExhausted.REJECT
-        later = self._later(self.situation.now + delay, said(error), stores=stores)
+        later = self._later(self.situation.now + delay, one_line(error), stores=stores)
         return Decision(later, history)
 
     def defer(self, error: BaseException) -> Decision:
         now = self.situation.now
         until = error.until if isinstance(error, errors.Defer) else now + self.policy.defer
         until = max(until, now + SHORTEST_WAIT)
-        return Decision(self._later(until, said(error)), self.delivery.history)
+        return Decision(self._later(until, one_line(error)), self.delivery.history)
 
     def drop(self, error: BaseException) -> Decision:
         return Decision(to.Reject(_reason(error)), self.delivery.history)
@@ -248,12 +252,12 @@ class _Case:
         return Decision(later, self.delivery.history, dependency_fault=True)
 
     def halt(self, error: BaseException) -> Decision:
-        """The kernel keeps eight bits of an exit code: 256 would be success."""
         reason = _reason(error)
         if not isinstance(error, errors.Halt):
             halt = to.Halt(errors.ExitCode.HANDLER_FAILED, requeue=True, reason=reason)
             return Decision(halt, self.delivery.history)
         code: object = error.exit_code
+        # The kernel keeps eight bits of an exit code: 256 would be success.
         if not (isinstance(code, int) and 0 <= code <= _HIGHEST_EXIT_CODE):
             reason = f"{reason} (it said exit code {code}; there are 0 to 255)".strip()
             code = errors.ExitCode.HANDLER_FAILED
@@ -267,7 +271,7 @@ class _Case:
 
     def _later(self, until: float, reason: str, *, stores: bool = True) -> Disposition:
         held_for = until - self.situation.now + self.situation.waited
-        # A retry at once takes no hold slot: it goes before what waits, without a write for it.
+        # A retry at once takes no hold slot: it goes before all others, and needs no write.
         may_hold = self.situation.may_hold or until <= self.situation.now
         fits = held_for <= self.policy.hold_ceiling and may_hold
         if fits and not self.delivery.row:
@@ -277,7 +281,6 @@ class _Case:
         return self._later_without_store(reason)
 
     def _later_without_store(self, reason: str) -> Disposition:
-        """Hold the message for as long as that is possible, or let the broker deliver it again."""
         left = self.policy.hold_ceiling - self.situation.waited
         if self.situation.may_hold and left >= SHORTEST_WAIT:
             return to.Hold(self.situation.now + left, reason)
@@ -285,8 +288,8 @@ class _Case:
 
     def _exhausted(self, error: BaseException, used: int) -> Disposition:
         if self.delivery.replayed:
-            return to.Quarantine(said(error))
-        return self._spent(f"{said(error)} ({used} attempts)" if used > 1 else said(error))
+            return to.Quarantine(one_line(error))
+        return self._spent(f"{one_line(error)} ({used} attempts)" if used > 1 else one_line(error))
 
     def _spent(self, reason: str) -> Disposition:
         match self.policy.on_exhausted:
@@ -308,12 +311,12 @@ def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", None)
     if isinstance(reason, str) and reason:
         return printable(clipped(reason, LINE_LIMIT))
-    return said(error)
+    return one_line(error)
 
 
 _Answer: TypeAlias = "Callable[[_Case, BaseException], Decision]"
 
-# What an author says on purpose.
+# The answers to the signals of authors.
 _ANSWERS: dict[type[BaseException], _Answer] = {
     errors.Retry: _Case.retry,
     errors.Defer: _Case.defer,
@@ -323,7 +326,7 @@ _ANSWERS: dict[type[BaseException], _Answer] = {
     errors.Halt: _Case.halt,
 }
 
-# What a rule says of other exceptions.
+# The answers of rules to other exceptions.
 _THEN: dict[Then, _Answer] = {
     Then.RETRY: _Case.retry,
     Then.DEFER: _Case.defer,

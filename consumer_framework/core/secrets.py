@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The secrets that this process knows, so that none of them is ever shown.
 
-Whoever reads a secret says so with :func:`keep`; whoever writes text for people (the log, errors,
-the status, what the store keeps of failures) passes it through :func:`redact`. Messages
+Code that reads a secret calls :func:`hide` with it. Code that writes text for people (the log,
+errors, the status, the failures in the store) passes the text through :func:`redact`. Messages
 themselves are never changed.
 
-A long or random secret is hidden wherever it is. A short plain word is one of thousands that a
-log has anyway: with the password "fedora", hiding the word in every topic would make the log
-useless, and tell everybody the password. It is hidden where a secret stands: in a URL, after a
-name such as ``password`` or ``token``, and after the name of its credential.
+A long or random secret is hidden everywhere. A short plain word is not: with the password
+"fedora", hiding the word in every topic would make the log useless, and tell everybody the
+password. Such a word is hidden in the places of secrets: in a URL, after a name such as
+``password`` or ``token``, and after the name of its credential.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 # Characters of a line of a secret that has several: shorter ones are brackets and the like.
 SHORTEST_LINE = 8
-# Characters from which on a secret is hidden everywhere: of any kind; with letters and digits;
-# with three kinds of characters, or such as no name has.
+# A secret of so many characters is hidden everywhere: of any kind; with letters and digits; with
+# three kinds of characters, or with characters that no name has.
 _LONG, _MIXED, _RANDOM = 20, 12, 8
 _KINDS = ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9]")
 _NAMES = (
@@ -31,8 +31,8 @@ _NAMES = (
 )
 
 
-class _Known:
-    """What to look for. Replaced as a whole: readers in other threads need no lock."""
+class _Patterns:
+    """The patterns of all secrets. Replaced as a whole, so that readers need no lock."""
 
     def __init__(self, labels: dict[str, str]) -> None:
         self.labels = labels
@@ -41,43 +41,42 @@ class _Known:
         telling = [form for form in forms if _is_telling(form)]
         self.words = [form for form in forms if not _is_telling(form)]
         self.anywhere = re.compile("|".join(map(re.escape, telling))) if telling else None
-        # Credentials are called after what they are for, and labels after credentials.
+        # A label has the name of its credential, which says the purpose: "<credential:token>".
         own = sorted({label[1:-1].partition(":")[2] for label in labels.values()} - {""})
         self.names = "|".join([_NAMES, *(rf"(?<!\w){re.escape(name)}" for name in own)])
         self.in_place = self._in_place() if self.words else None
 
     def _in_place(self) -> re.Pattern[str]:
-        """What stands before a secret; the bounds keep the search linear in the text."""
+        # The text before a secret. The bounds keep the search linear in the text.
         value = r"""\\?["']?\s{0,3}[:=]\s{0,3}(?:bearer\s|basic\s)?b?\\?["']?"""
         before = rf"://[^\s/@:]{{0,255}}:|(?:{self.names}){value}|\bbearer\s|\\x00"
         words = "|".join(map(re.escape, self.words))
         return re.compile(rf"({before})({words})(?!\w)", re.IGNORECASE)
 
     def is_named(self, name: str) -> bool:
-        """Whether what is called *name* may be a secret."""
+        """Tell whether the value of *name* may be a secret."""
         return re.search(rf"(?:{self.names})\Z", name, re.IGNORECASE) is not None
 
 
-_known = _Known({})
+_patterns = _Patterns({})
 _lock = threading.Lock()
 
 
-def keep(secret: str, label: str) -> None:
+def hide(secret: str, label: str) -> None:
     """Show *label* wherever *secret* would be shown from now on, for the life of the process.
 
     Args:
         secret: Its text.
-        label: What stands for it, such as ``credential:token``; shown between ``<`` and ``>``.
+        label: The text in its place, such as ``credential:token``; shown between ``<`` and ``>``.
     """
-    global _known  # noqa: PLW0603 -- see the module's own text
+    global _patterns  # noqa: PLW0603 -- see the module's own text
     with _lock:
         forms = dict.fromkeys(_forms(secret), f"<{label}>")
-        if forms.keys() - _known.labels.keys():
-            _known = _Known({**forms, **_known.labels})
+        if forms.keys() - _patterns.labels.keys():
+            _patterns = _Patterns({**forms, **_patterns.labels})
 
 
 def _is_telling(form: str) -> bool:
-    """Whether *form* is so long or so odd that no other text has it by chance."""
     kinds = sum(re.search(kind, form) is not None for kind in _KINDS)
     is_mixed = re.search("[0-9]", form) is not None and re.search("[A-Za-z]", form) is not None
     is_odd = kinds >= 3 or re.search(r"[^\w. -]", form, re.ASCII) is not None  # noqa: PLR2004
@@ -89,7 +88,7 @@ def _is_telling(form: str) -> bool:
 
 
 def _forms(secret: str) -> set[str]:
-    """How the secret may look in text: as it is, as literals, in a URL, line by line."""
+    """Return the forms of a secret in text: as it is, as literals, in a URL, line by line."""
     lines = [line.strip() for line in secret.splitlines()]
     telling = [line for line in lines if len(line) >= SHORTEST_LINE] if len(lines) > 1 else []
     texts = {secret, *telling}
@@ -103,21 +102,21 @@ def _written(text: str) -> tuple[str, ...]:
 
 def redact(text: str) -> str:
     """Return *text* with the label of each known secret in its place."""
-    known = _known
-    if known.anywhere is not None:
-        text = known.anywhere.sub(lambda found: known.labels[found[0]], text)
-    if known.in_place is not None and any(word in text for word in known.words):
-        text = known.in_place.sub(
-            lambda found: found[1] + known.labels.get(found[2], found[2]), text
+    patterns = _patterns
+    if patterns.anywhere is not None:
+        text = patterns.anywhere.sub(lambda found: patterns.labels[found[0]], text)
+    if patterns.in_place is not None and any(word in text for word in patterns.words):
+        text = patterns.in_place.sub(
+            lambda found: found[1] + patterns.labels.get(found[2], found[2]), text
         )
     return text
 
 
 def redact_value(name: str, text: str) -> str:
     """Return *text*, which is the value of something called *name*, without secrets."""
-    known = _known
-    if text in known.words and known.is_named(name):
-        return known.labels[text]
+    patterns = _patterns
+    if text in patterns.words and patterns.is_named(name):
+        return patterns.labels[text]
     return redact(text)
 
 

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Carries dispositions out: the durable effect first, then the word to the broker."""
+"""Carries dispositions out: the durable effect first, then the answer to the broker.
+
+:data:`.disposition.SETTLE_RULES` says the effect and the answer of each disposition. Here is the
+order of the steps, and the patience with a disk that does not take a write.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -21,10 +24,10 @@ if TYPE_CHECKING:
     from .delivery import Delivery, Outcome
     from .disposition import Hold, SettleRule
     from .intake import Holds
-    from .memory import Histories, LostAcks, Run, Unsettled
-    from .ports import Acknowledger, FlightRecorder, Observer, Store
+    from .memory import HandlerRun, Histories, LostAcks, UnsettledRuns
+    from .ports import Acknowledger, Clock, FlightRecorder, Future, Observer, Store, Task
 
-# Seconds between two tries of a commit that the disk did not take.
+# Seconds between two attempts at a commit that the disk does not take.
 COMMIT_RETRY = 5.0
 # Seconds before a message that nobody could handle goes back to its queue.
 REQUEUE_PAUSE = 1.0
@@ -34,7 +37,7 @@ class Decided(NamedTuple):
     """One delivery with everything that its settle needs."""
 
     delivery: Delivery
-    run: Run | None
+    run: HandlerRun | None
     outcome: Outcome
     decision: Decision
 
@@ -44,12 +47,14 @@ class Settler:
     """Settles deliveries, those of the broker and those of the store.
 
     Attributes:
-        store_failed: Called when a commit fails, with the reason; nothing is acknowledged.
+        store_failed: Called with the reason when a commit fails. The message is not acknowledged.
         store_works: Called when every commit that failed has succeeded after all.
-        done: Called when a settle is complete, and whether it was not void.
-        dropped: Rows of the store that an operator dropped, and that are not settled yet.
-        must_keep: Says whether a message goes to the store that would go back to its queue.
+        done: Called when a settle is complete; the second argument is False if it was void.
+        clock: The time.
+        spawn: Runs a commit beside the slots.
         watch: Called with a commit that failed by a defect: its message is not acknowledged.
+        must_keep: Tells of a message that would go back to its queue whether it goes to the store.
+        dropped: Rows of the store that an operator dropped, and that are not settled yet.
     """
 
     acknowledger: Acknowledger
@@ -58,34 +63,37 @@ class Settler:
     observer: Observer
     holds: Holds
     histories: Histories
-    unsettled: Unsettled
+    unsettled: UnsettledRuns
     lost_acks: LostAcks
     store_failed: Callable[[str], None]
     store_works: Callable[[], None]
     done: Callable[[Decided, bool], None]
-    watch: Callable[[asyncio.Task[None]], object] = lambda _task: None
+    clock: Clock
+    spawn: Callable[[Coroutine[Any, Any, None]], Task]
+    watch: Callable[[Any], object] = lambda _task: None
     must_keep: Callable[[Delivery], bool] = lambda _delivery: False
     dropped: set[int] = field(default_factory=set)
-    _commits: set[asyncio.Task[None]] = field(default_factory=set)
+    _commits: dict[Task, Delivery] = field(default_factory=dict)
     _failing: int = 0
+    _waiters: list[Future[None]] = field(default_factory=list)
 
     def recall(self, redelivery: Delivery) -> Delivery:
-        """Return *redelivery* with what this process, and the one before, know of its message.
+        """Return *redelivery* with the history that this process, or the one before, has of it.
 
-        What comes from the store has its attempts with it; how often the process died while
-        the handler had it is in the flight recorder alone.
+        A row of the store has its attempts with it. Only the flight recorder knows how often the
+        process died while the handler had the message.
         """
         known = redelivery if redelivery.row else self.histories.recall(redelivery)
         crashes = max(known.history.crashes, self.flight.crashes_of(redelivery))
         return replace(known, history=replace(known.history, crashes=crashes))
 
     def answers(self, delivery: Delivery) -> bool:
-        """Settle *delivery* at once where its message is settled, and the broker did not hear it.
+        """Settle *delivery* at once if its message was settled and the broker did not hear it.
 
         Call it for every delivery of the broker's, in the order of their arrival.
 
         Returns:
-            Whether it is settled.
+            True if it is settled.
         """
         outcome = self.lost_acks.arrived(delivery)
         if outcome is None:
@@ -95,38 +103,39 @@ class Settler:
         return True
 
     def settle(self, decided: Decided) -> None:
-        """Settle now, or start a commit that settles later; the slot waits for neither."""
+        """Settle now, or begin a commit that settles later; the slot waits for neither."""
         rule = rule_for(decided.decision.disposition)
         row = decided.delivery.row
         if rule.answer == "give_back" and self._is_kept(decided.delivery):
             kept = Decision(Defer(0.0, NEAR_LIMIT), decided.decision.history)
-            self._spawn(self._commit(decided._replace(decision=kept)))
+            decided = decided._replace(decision=kept)
+            self._begin(decided, self._commit(decided, rule_for(kept.disposition)))
         elif rule.write_row if row else rule.write:
-            self._spawn(self._commit(decided))
+            self._begin(decided, self._commit(decided, rule))
         elif rule.answer == "requeue" and not row:
-            self._spawn(self._pause(decided))
+            self._begin(decided, self._requeue_later(decided, rule))
         else:
             self._finish(decided, rule, told=self._answer(decided, rule))
 
     async def commits(self) -> None:
-        """Wait until no commit is under way, for a drain; those that fail are given up."""
+        """Wait for the end of all commits, for a drain; give up commits that fail."""
         while self._commits:
             if self._failing:
                 for commit in self._commits:
                     commit.cancel()
-            await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
+            await self._commits_changed()
 
     async def written(self) -> None:
-        """Wait until no commit is under way; not for those that fail again and again."""
+        """Wait for the end of all commits, or until one fails."""
         while self._commits and not self._failing:
-            await asyncio.wait(self._commits, timeout=COMMIT_RETRY)
+            await self._commits_changed()
 
     def _is_kept(self, delivery: Delivery) -> bool:
         is_of_broker = not delivery.row and self.acknowledger.is_open(delivery)
         return is_of_broker and self.must_keep(delivery)
 
     def _answer(self, decided: Decided, rule: SettleRule) -> bool:
-        """Give the broker its answer; returns False where the channel is gone."""
+        """Answer the broker; return False if the channel is gone."""
         delivery = decided.delivery
         if delivery.row:
             # A row that came from the store stays there; the broker no longer knows it.
@@ -169,44 +178,53 @@ class Settler:
         self.observer.notify(Settled(delivery, outcome, decision, not told))
         self.done(decided, told)
 
-    # What the store has to take first.
+    # Commits.
 
-    def _spawn(self, settling: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(settling)
-        self._commits.add(task)
+    def _begin(self, decided: Decided, settling: Coroutine[Any, Any, None]) -> None:
+        task = self.spawn(settling)
+        self._commits[task] = decided.delivery
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._commits.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+    def _ended(self, task: Task) -> None:
+        delivery = self._commits.pop(task)
+        if task.cancelled():
+            # The drain gives up on the disk: explicitly, before the channel closes.
+            self.acknowledger.give_back(delivery)
+        elif task.exception() is not None:
             self.watch(task)
+        if not self._commits:
+            self._tell_waiters()
 
-    async def _pause(self, decided: Decided) -> None:
-        # The broker delivers it again at once: without a pause it would be a hot loop.
-        await asyncio.sleep(REQUEUE_PAUSE)
-        rule = rule_for(decided.decision.disposition)
+    async def _commits_changed(self) -> None:
+        waiter: Future[None] = self.clock.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _tell_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _requeue_later(self, decided: Decided, rule: SettleRule) -> None:
+        # The broker delivers the message again at once: without a pause it would be a hot loop.
+        await self.clock.sleep(REQUEUE_PAUSE)
         self._finish(decided, rule, told=self._answer(decided, rule))
 
-    async def _commit(self, decided: Decided) -> None:
-        try:
-            await self._commit_until_it_succeeds(decided)
-        except asyncio.CancelledError:
-            # The drain gives up on the disk: by name, before the channel closes.
-            self.acknowledger.give_back(decided.delivery)
-            raise
-
-    async def _commit_until_it_succeeds(self, decided: Decided) -> None:
-        rule = rule_for(decided.decision.disposition)
+    async def _commit(self, decided: Decided, rule: SettleRule) -> None:
+        """Make the durable effect, however long the disk takes, and then answer the broker."""
         failed = False
         while decided.delivery.row or self.acknowledger.is_open(decided.delivery):
             try:
                 await self._write(decided, rule)
             except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
-                self._failing += not failed
-                failed = True
+                if not failed:
+                    failed = True
+                    self._failing += 1
+                    self._tell_waiters()
                 known = isinstance(error, StoreError)
                 self.store_failed(str(error) if known else f"the store failed: {error!r}")
-                await asyncio.sleep(COMMIT_RETRY)
+                await self.clock.sleep(COMMIT_RETRY)
             else:
                 self._committed(failed=failed)
                 self._finish(decided, rule, told=self._answer(decided, rule))
@@ -227,5 +245,4 @@ class Settler:
 
 
 def _with_history(decided: Decided) -> Delivery:
-    """Return the delivery with the history that it has after its run."""
     return replace(decided.delivery, history=decided.decision.history)

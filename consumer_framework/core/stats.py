@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counts what became of deliveries.
-
-How an instance gets on, from its count of handled messages over time.
-"""
+"""The numbers of an instance: counts of runs and settles, and the rate that follows from them."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from .delivery import (
 )
 from .disposition import rule_for
 from .errors import Signal
-from .ports import Observer, Settled
+from .ports import Observer, Ran, Settled
 
 if TYPE_CHECKING:
     from .ports import Observation
@@ -33,7 +30,7 @@ _RESOLUTION = 1.0
 
 
 class Progress:
-    """How fast, and for how long.
+    """The rate and the age of an instance, by its count of handled messages over time.
 
     Args:
         now: When the instance started, in seconds of a clock that never goes back.
@@ -45,7 +42,7 @@ class Progress:
         self._samples = deque([(now, 0)])
 
     def look(self, handled: int, now: float) -> None:
-        """Note that so many messages were handled until *now*."""
+        """Note that *handled* messages were handled until *now*."""
         self._handled = handled
         if now - self._samples[-1][0] >= _RESOLUTION:
             self._samples.append((now, handled))
@@ -53,17 +50,17 @@ class Progress:
             self._samples.popleft()
 
     def rate(self, now: float) -> float:
-        """Messages handled in a second, over the last minute."""
+        """Return the messages handled in a second, over the last minute."""
         since, handled = self._samples[0]
         elapsed = now - since
         return (self._handled - handled) / elapsed if elapsed >= _RESOLUTION else 0.0
 
     def up(self, now: float) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return now - self._started
 
     def is_proven(self, now: float) -> bool:
-        """Whether it works: it handled many messages, or one and has lived for a minute."""
+        """Tell whether it works: it handled many messages, or one and has lived for a minute."""
         lives = self._handled > 0 and self.up(now) >= PROOF_SECONDS
         return lives or self._handled >= PROOF_HANDLED
 
@@ -73,13 +70,13 @@ class Snapshot:
     """The counts at one moment, since the process started.
 
     Attributes:
-        received: Deliveries that a slot was done with, repetitions included.
+        received: Deliveries that ran in a slot, repetitions included.
         succeeded: Handler runs that returned.
         skipped: Handler runs that had nothing to do.
         failed: Handler runs that raised something else than a signal of the author's.
         undecodable: Deliveries that no handler saw because they were no valid message.
-        acked: Deliveries that are done with.
-        requeued: Deliveries put back on their queue because of what their handler did.
+        acked: Deliveries that are done.
+        requeued: Deliveries put back on their queue because of their outcome.
         rejected: Deliveries dropped, or dead-lettered.
         held: Times that a delivery was held.
         deferred: Times that a delivery was deferred.
@@ -127,11 +124,11 @@ class Counters(Observer):
         if isinstance(event, Settled):
             name = "void" if event.is_void else rule_for(event.decision.disposition).words.counter
             self._counts[name] += 1
-            return
-        self._counts["received"] += 1
-        outcome = _outcome_name(event.outcome)
-        if outcome:
-            self._counts[outcome] += 1
+        elif isinstance(event, Ran):
+            self._counts["received"] += 1
+            outcome = _outcome_name(event.outcome)
+            if outcome:
+                self._counts[outcome] += 1
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""

@@ -5,7 +5,7 @@ Publishers choose ids, topics and bodies. A newline in them would begin a log li
 another program's, and an escape sequence would rewrite the screen (CWE-117): :func:`printable`.
 
 Configurations have lengths of time as ``"10s"``, ``"1m"``, ``"1h 30m"`` or ``"7d"``
-(systemd.time(7)): :func:`seconds` reads them, :func:`text` writes them. :func:`about` and
+(systemd.time(7)): :func:`seconds` reads them, :func:`duration_text` writes them. :func:`about` and
 :func:`age` round them, for sentences and for tables.
 """
 
@@ -78,7 +78,7 @@ def seconds(value: object) -> float:
     raise ValueError('must be a length of time such as "10s", "5m", "1h 30m" or "7d"')
 
 
-def text(duration: float) -> str:
+def duration_text(duration: float) -> str:
     """Write *duration*, in seconds, as :func:`seconds_or_endless` reads it."""
     if math.isinf(duration):
         return ENDLESS

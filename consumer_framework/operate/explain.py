@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.recovery import Rule
 
 TABLE = "consumer_config.framework.recovery"
-_HALF = 0.5  # no jitter
+_NO_JITTER = 0.5
 # The answers after which a message that goes back to its queue runs again.
 _RUNS_AGAIN = {Then.RETRY.value, Then.DEFER.value, Then.DEPENDENCY.value}
 
@@ -172,29 +172,29 @@ def find_exception(name: str) -> type[BaseException]:
     Raises:
         LookupError: One line with the problem of the name, and a cure.
     """
-    found = _dotted(name) if "." in name else _bare(name)
+    found = _find_dotted(name) if "." in name else _find_bare(name)
     if isinstance(found, type) and issubclass(found, BaseException):
         return found
     if found is not None:
         raise LookupError(f"{name} is no exception; name a class that can be raised")
-    known = [n for space in _SPACES for n in dir(space) if _is_exception(getattr(space, n))]
+    known = [n for space in _NAMESPACES for n in dir(space) if _is_exception(getattr(space, n))]
     close = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean {close[0]}? If not, " if close else ""
     raise LookupError(f"there is no built-in exception {name}; {guess}write package.module.{name}")
 
 
-_SPACES = (builtins, errors, upstream)
+_NAMESPACES = (builtins, errors, upstream)
 
 
 def _is_exception(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
-def _bare(name: str) -> object:
-    return next((getattr(space, name) for space in _SPACES if hasattr(space, name)), None)
+def _find_bare(name: str) -> object:
+    return next((getattr(space, name) for space in _NAMESPACES if hasattr(space, name)), None)
 
 
-def _dotted(name: str) -> object:
+def _find_dotted(name: str) -> object:
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -206,7 +206,7 @@ def _dotted(name: str) -> object:
 
 def explain(kind: type[BaseException], context: Context) -> Explanation:
     """Predict the fate of a message whose handler raises *kind* at every attempt."""
-    error = signal_of(_instance(kind))
+    error = signal_of(_make_exception(kind))
     by, where, matched, answer = _decider(error, context)
     steps, end, is_counted, lacks_store = _play(error, answer, context)
     return Explanation(
@@ -231,14 +231,14 @@ def qualified(kind: type) -> str:
     return f"{module}.{kind.__qualname__}"
 
 
-def _instance(kind: type[BaseException]) -> BaseException:
+def _make_exception(kind: type[BaseException]) -> BaseException:
     try:
         return errors.Defer(0.0) if kind is errors.Defer else kind()
     except Exception:  # noqa: BLE001 -- it needs arguments, which are nobody's business here
         return kind.__new__(kind)
 
 
-_ANSWERS: dict[type[Signal], str] = {
+_ANSWERS_OF_SIGNALS: dict[type[Signal], str] = {
     errors.Skip: "succeed",
     errors.Retry: "retry",
     errors.Defer: "defer",
@@ -250,7 +250,7 @@ _ANSWERS: dict[type[Signal], str] = {
 
 
 def _decider(error: BaseException, context: Context) -> tuple[By, str, str, str]:
-    for signal, answer in _ANSWERS.items():
+    for signal, answer in _ANSWERS_OF_SIGNALS.items():
         if isinstance(error, signal):
             return By.SIGNAL, "the handler itself, by raising it", "", answer
     for index, rule in enumerate(context.policy.rules):
@@ -276,7 +276,7 @@ def _play(
     steps: list[Step] = []
     now = arrived = 0.0
     while True:
-        situation = Situation(now, _HALF, may_hold, now - arrived, context.has_store)
+        situation = Situation(now, _NO_JITTER, may_hold, now - arrived, context.has_store)
         decision = decide(delivery, failed, policy, situation)
         waits, used = decision.disposition, len(decision.history.attempts)
         if isinstance(waits, Hold | Defer):

@@ -40,7 +40,7 @@ from consumer_framework.core.errors import (
 )
 from consumer_framework.core.intake import Holds
 from consumer_framework.core.lifecycle import CUT_SHORT_GRACE
-from consumer_framework.core.memory import Histories, LostAcks, Unsettled
+from consumer_framework.core.memory import Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.ports import Settled
 from consumer_framework.core.settler import Settler
@@ -297,11 +297,13 @@ class _RowRunner:
             observer=self,
             holds=Holds(0, clock),
             histories=Histories(),
-            unsettled=Unsettled(clock),
+            unsettled=UnsettledRuns(clock),
             lost_acks=LostAcks(clock),
             store_failed=self._store_failed,
             store_works=_ignore,
             done=_ignore,
+            clock=clock,
+            spawn=asyncio.create_task,
             watch=self._commit_failed,
         )
         self._pipeline = Pipeline(

@@ -10,7 +10,7 @@ effects out::
                       │              │              │
                       └──────────────┼──────────────┘
                                      ▼
-                                  PAUSED                     back to one of the first two
+                                  PAUSED                     then SUBSCRIBING or CONNECTING again
     all of these ──▶ DRAINING (told to stop) or FAILING (cannot go on) ──▶ STOPPED
 
 The steps of a life, and the files that take them:

@@ -22,7 +22,7 @@ from consumer_framework.adapters import codec, log
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.systemd.notify import SystemdNotifier, is_journal
 from consumer_framework.author.translate import hosting
-from consumer_framework.core.attempt import said
+from consumer_framework.core.attempt import one_line
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 
 from .assembly.configuration import configure_logging, load
@@ -102,7 +102,7 @@ def run(options: RunOptions) -> int:
 def _fail_before_start(error: Exception, notifier: SystemdNotifier) -> int:
     """Report that the author's ``__init__`` failed; returns the exit code that upstream has."""
     _log.error("the handler cannot be made", exc_info=error)
-    notifier.status(f"The handler cannot be made: {said(error)}")
+    notifier.status(f"The handler cannot be made: {one_line(error)}")
     exit_code = ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.INIT_FAILED
     ProcessExit(exit_code, PATIENCE, notifier).begin()
     return exit_code

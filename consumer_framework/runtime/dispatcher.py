@@ -26,8 +26,14 @@ from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, rul
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import GateEvent
 from consumer_framework.core.intake import Holds, Intake
-from consumer_framework.core.limits import NEAR_LIMIT, Breaker, TokenBucket, count_of, is_near
-from consumer_framework.core.memory import Histories, LostAcks, OneByOne, Unsettled
+from consumer_framework.core.limits import (
+    NEAR_LIMIT,
+    Breaker,
+    TokenBucket,
+    delivery_count,
+    is_near_limit,
+)
+from consumer_framework.core.memory import Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import Decision
 from consumer_framework.core.settler import Decided, Settler
@@ -35,6 +41,7 @@ from consumer_framework.core.settler import Decided, Settler
 from .lanes import SINGLE_LANE, Arrivals
 from .pauses import Pauses
 from .scheduler import LONGEST_SLEEP, Scheduler
+from .suspects import SuspectIsolation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -116,14 +123,14 @@ class Dispatcher:
         self._halt = halt
         self.lane_of: LaneFinder | None = None
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
-        self._handler: OneByOne | None = None
+        self._handler: SuspectIsolation | None = None
         self._pipeline: Pipeline | None = None
         # Lanes whose deliveries go to the store, behind one that went there.
         self._stored_lanes: set[str] = set()
         self._replays: dict[int, asyncio.Future[Disposition]] = {}
         clock, recovery = ports.clock, plan.framework.recovery
         self._arrivals = Arrivals(ports.flight, self._admit)
-        self._intake = Intake(_bucket(plan.framework), clock.monotonic, gate)
+        self._intake = Intake(clock, _bucket(plan.framework), gate)
         self._pool = TaskPool(self._intake.take, self._process, gate)
         self._holds = Holds(recovery.hold_slots, clock)
         self._scheduler = Scheduler(
@@ -131,7 +138,7 @@ class Dispatcher:
         )
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(recovery.breaker.consecutive, recovery.breaker.probe)
-        self._pauses = Pauses(breaker, self._scheduler, reactor, gate)
+        self._pauses = Pauses(breaker, self._scheduler, reactor, gate, ports.observer)
         self._settler = Settler(
             ports.acknowledger,
             ports.store,
@@ -139,11 +146,13 @@ class Dispatcher:
             ports.observer,
             self._holds,
             Histories(),
-            Unsettled(clock),
+            UnsettledRuns(clock),
             LostAcks(clock, plan.prefetch_count),
             self._pauses.store_failed,
             self._pauses.store_works,
             self._settled,
+            clock,
+            asyncio.create_task,
             must_keep=self._goes_to_store,
         )
         gate.listen(self._gate_changed)
@@ -164,7 +173,7 @@ class Dispatcher:
         """
         ports = self._ports
         self._settler.watch = watch
-        self._handler = OneByOne(handler, ports.clock.monotonic, self._gate)
+        self._handler = SuspectIsolation(handler, ports.clock, self._gate)
         self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=self._handler,
@@ -230,8 +239,8 @@ class Dispatcher:
         """
         keeps = self._ports.store.keeps
         limit = self.limit_of(delivery) if delivery.redelivered and keeps else None
-        count = count_of(delivery) or 0
-        if limit is None or not is_near(count, limit) or self._is_known(delivery):
+        count = delivery_count(delivery) or 0
+        if limit is None or not is_near_limit(count, limit) or self._is_known(delivery):
             self._enter(delivery)
             return
         if delivery.lane and self._intake.has_lane(delivery.lane):
@@ -284,7 +293,7 @@ class Dispatcher:
     def is_near_limit(self, delivery: Delivery) -> bool:
         """Return True if the queue might drop *delivery*, and the store can keep it."""
         limit = self.limit_of(delivery) if self._ports.store.keeps else None
-        return limit is not None and is_near(count_of(delivery) or 0, limit)
+        return limit is not None and is_near_limit(delivery_count(delivery) or 0, limit)
 
     def _goes_to_store(self, delivery: Delivery) -> bool:
         return delivery.lane in self._stored_lanes or self.is_near_limit(delivery)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
 from consumer_framework.core.log_fields import fields_of
-from consumer_framework.runtime.observe.wording import describe
+from consumer_framework.runtime.observe.log import describe
 
 from .tasks import from_twisted, reraise_own_cancellation
 

@@ -21,12 +21,12 @@ from consumer_framework.adapters.amqp import Channels, Session
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.gate import SHUTS, Gate, GateEntry
 from consumer_framework.core.lifecycle import Effect, Event, State, advance
-from consumer_framework.core.limits import count_of, limit_of
-from consumer_framework.core.ports import Observers
+from consumer_framework.core.limits import delivery_count, delivery_limit
+from consumer_framework.core.ports import Observers, StateChanged
 from consumer_framework.core.stats import Counters
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 from consumer_framework.runtime.observe.log import DeliveryLog
-from consumer_framework.runtime.observe.status import StatusReporter
+from consumer_framework.runtime.observe.status import StatusReporter, counts_text
 
 from .deadline import Deadline
 from .dispatcher import Dispatcher, Ports
@@ -81,7 +81,8 @@ class Instance:
     Attributes:
         gate: Says whether work is taken.
         counters: Counts runs and settles.
-        log: Logs settles.
+        log: Logs settles, pauses and states.
+        observer: Both of these.
         session: The connection and its subscriptions.
         dispatcher: Has the deliveries from their arrival to their settle.
         memory_relief: Lowers slots and prefetch while memory is short.
@@ -142,10 +143,10 @@ class Instance:
         )
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
-        observer = Observers(self.counters, self.log)
+        self.observer = Observers(self.counters, self.log)
         self.dispatcher = Dispatcher(
             self.plan,
-            Ports(channels, self.files.store, self.files.flight, observer, clock),
+            Ports(channels, self.files.store, self.files.flight, self.observer, clock),
             reactor,
             self.gate,
             self._halted,
@@ -161,10 +162,10 @@ class Instance:
     def _delivery_limit(self, delivery: Delivery) -> int | None:
         queue = self.settings.queues.get(delivery.queue)
         client = self.session.client
-        return limit_of(
+        return delivery_limit(
             queue.arguments if queue is not None else {},
             client.broker_version if client is not None else None,
-            is_quorum=count_of(delivery) is not None,
+            is_quorum=delivery_count(delivery) is not None,
         )
 
     @property
@@ -192,7 +193,10 @@ class Instance:
 
     def happened(self, event: Event) -> None:
         """Go on to the state that follows from *event*, and carry out the effects."""
-        self.state, effects = advance(self.state, event)
+        before = self.state
+        self.state, effects = advance(before, event)
+        if self.state is not before:
+            self.observer.notify(StateChanged(before, self.state))
         self.progress_at = self.clock.monotonic()
         for effect in effects:
             self._effects[effect]()
@@ -216,6 +220,28 @@ class Instance:
             how = "to stop now: what runs then is given back, and runs again"
             _log.info("%s; %s again %s", self.status.line(), again, how)
 
+    def begin_drain(self, drain: Drain) -> None:
+        """Take no more work, and announce the stop, whose time *drain* bounds."""
+        if self.exit_code == ExitCode.OK:
+            self.trouble = ""
+        self.gate.close()
+        self.drain = drain
+        # systemd counts the time of the stop from here on, whoever ordered it.
+        self.deadline.stop()
+        self.notifier.stopping(self.status.line())
+        self.deadline.start(drain.end)
+
+    def close(self) -> None:
+        """Tell the end, and keep nothing of the author's."""
+        self.deadline.stop()
+        self.status.announce()
+        self.log.close()
+        counts = counts_text(self.counters.snapshot())
+        _log.info("stopped with exit code %d; %s", self.exit_code, counts)
+        if self.executor is not None:
+            self.executor.close()
+        api._twisted_service = None  # noqa: SLF001
+
     def _halted(self, halt: Halt) -> None:
         self.end(halt.exit_code, halt.reason)
 
@@ -227,7 +253,7 @@ class Instance:
                 self.exit_code, self.trouble = ExitCode.HANDLER_FAILED, what
             self.happened(Event.DEADLINE)
         else:
-            why = f"not started within {text(self.plan.framework.start_timeout)}"
+            why = f"not started within {duration_text(self.plan.framework.start_timeout)}"
             what = f"{why} (start_timeout): {self.status.line()}"
             _log.error("%s", what)
             self.end(ExitCode.TEMPORARY, what)

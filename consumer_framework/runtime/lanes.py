@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters import codec
-from consumer_framework.core.attempt import History, fingerprint, said
+from consumer_framework.core.attempt import History, fingerprint, one_line
 from consumer_framework.core.log_fields import fields_of
 from consumer_framework.core.ordering import is_outside
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.core.ordering import Source
+    from consumer_framework.core.ordering import KeySource
     from consumer_framework.core.ports import FlightRecorder
 
     from .assembly.plan import Plan
@@ -63,7 +63,7 @@ class LaneFinder:
         crash_attempts: So many processes may die with a message before it is not decoded any more.
     """
 
-    source: Source
+    source: KeySource
     needs_message: bool
     crash_attempts: int = 0
     _said: set[str] = field(default_factory=set)
@@ -90,7 +90,7 @@ class LaneFinder:
         if cause not in self._said:
             self._said.add(cause)
             about = fields_of(delivery, fingerprint=cause, attempt=0)
-            _log.warning("no ordering key, so in no order: %s", said(error), extra=about)
+            _log.warning("no ordering key, so in no order: %s", one_line(error), extra=about)
 
 
 class Arrivals:

@@ -14,7 +14,7 @@ from consumer_framework.adapters.systemd.cgroup import (
     free_memory,
 )
 from consumer_framework.core.gate import GateEvent
-from consumer_framework.core.limits import Capacity, Squeeze
+from consumer_framework.core.limits import Capacity, CapacityReduction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ class MemoryRelief:
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._squeeze = Squeeze()
+        self._reduction = CapacityReduction()
         self._watch: PressureWatch | None = None
         self._timer: Any = None
         self.remark = ""
@@ -72,8 +72,8 @@ class MemoryRelief:
             The queues whose prefetch count changes only with their next subscription.
         """
         full = self._full
-        now = full.halved(self._squeeze.times)
-        is_short = bool(self._squeeze.times)
+        now = full.halved(self._reduction.times)
+        is_short = bool(self._reduction.times)
         self.remark = f"memory is short: {now.slots} of {full.slots} slots" if is_short else ""
         self._instance.resize(now.slots)
         ahead = self._instance.read_ahead.bounded(now.prefetch_count)
@@ -87,7 +87,7 @@ class MemoryRelief:
         return Capacity(plan.framework.slots, plan.prefetch_count)
 
     def _pressed(self) -> None:
-        if self._instance.gate.is_closed or not self._squeeze.press(self._full, self._now()):
+        if self._instance.gate.is_closed or not self._reduction.press(self._full, self._now()):
             return
         self.apply()
         # Waiting deliveries come again, as far as the new count allows.
@@ -98,9 +98,9 @@ class MemoryRelief:
 
     def _look(self) -> None:
         self._timer = None
-        if self._squeeze.look(self._now()):
+        if self._reduction.look(self._now()):
             self.apply()
-            what = "memory is less short" if self._squeeze.times else "memory suffices"
+            what = "memory is less short" if self._reduction.times else "memory suffices"
             _log.info("%s: %s", what, self._capacity())
         self._set_timer()
 
@@ -109,13 +109,13 @@ class MemoryRelief:
             _log.warning("memory pressure is not watched for any more: $%s is gone", WATCH)
 
     def _set_timer(self) -> None:
-        if self._timer is None and self._squeeze.times:
-            delay = max(self._squeeze.due - self._now(), 0.0)
+        if self._timer is None and self._reduction.times:
+            delay = max(self._reduction.due - self._now(), 0.0)
             self._timer = self._instance.reactor.callLater(delay, self._look)
 
     def _capacity(self) -> str:
         full = self._full
-        now = full.halved(self._squeeze.times)
+        now = full.halved(self._reduction.times)
         ahead = f"{now.prefetch_count or 'any number'} of {full.prefetch_count or 'any number'}"
         return f"{now.slots} of {full.slots} slots from now on, and {ahead} messages ahead"
 

@@ -7,27 +7,21 @@ message in the store that goes before all others. Each of them suspends the gate
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.gate import Reason
+from consumer_framework.core.ports import Paused
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Outcome
     from consumer_framework.core.gate import Gate, GateEvent
     from consumer_framework.core.limits import Breaker
+    from consumer_framework.core.ports import Observer
     from consumer_framework.core.recovery import Decision
 
     from .scheduler import Scheduler
 
-_log = logging.getLogger(__name__)
-
-_WORKS = {
-    Reason.DEPENDENCY: "the dependency works again",
-    Reason.STORE: "the store works again",
-    Reason.ORDER: "nothing in the store is in the way any more",
-}
 _IN_THE_WAY = (
     'a message is deferred or quarantined, and nothing may overtake it (ordering = "strict"); '
     "`fm-consumer quarantine list` shows it"
@@ -42,13 +36,22 @@ class Pauses:
         scheduler: Brings the delivery that probes an open breaker.
         reactor: Twisted's reactor, or a clock of a test's.
         gate: The gate of the instance.
+        observer: Told of each pause, and of its end.
     """
 
-    def __init__(self, breaker: Breaker, scheduler: Scheduler, reactor: Any, gate: Gate) -> None:
+    def __init__(
+        self,
+        breaker: Breaker,
+        scheduler: Scheduler,
+        reactor: Any,
+        gate: Gate,
+        observer: Observer,
+    ) -> None:
         self._breaker = breaker
         self._scheduler = scheduler
         self._reactor = reactor
         self._gate = gate
+        self._observer = observer
         self._probe: Any = None
         gate.listen(self._gate_changed)
 
@@ -105,12 +108,12 @@ class Pauses:
 
     def _break(self, reason: Reason, text: str) -> None:
         if self._gate.reasons.get(reason) != text:
-            _log.warning("paused: %s", text)
+            self._observer.notify(Paused(reason, text))
             self._gate.suspend(reason, text)
 
     def _mend(self, reason: Reason) -> None:
         if reason in self._gate.reasons:
-            _log.info("%s", _WORKS[reason])
+            self._observer.notify(Paused(reason, ""))
             self._gate.resume(reason)
 
     def _gate_changed(self, _event: GateEvent, _reason: Reason | None) -> None:

@@ -91,7 +91,7 @@ class ReadAhead:
             return False
         self._count = count
         self._instance.memory_relief.apply()
-        if not session.shed(delivery):
+        if not session.give_back_from(delivery):
             return False
         _log.info(
             "messages are large (%d bytes): %d are sent ahead from now on, so that no more than %d "

@@ -8,7 +8,6 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from fedora_messaging import api
 from fedora_messaging.exceptions import ConfigurationException
 from fedora_messaging.twisted.monitor import monitor_service
 from twisted.application.internet import UNIXServer
@@ -21,7 +20,6 @@ from consumer_framework.core.lifecycle import Effect, Event, State
 from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.runtime.control.schema import Reload
 from consumer_framework.runtime.control.server import ControlFactory
-from consumer_framework.runtime.observe.status import counts_text
 
 from .drain import Drain, cut_short
 from .lanes import lane_finder
@@ -200,15 +198,8 @@ class Runner(MultiService):
         return self._ended
 
     def _begin_drain(self) -> None:
-        instance = self._instance
-        if instance.exit_code == ExitCode.OK:
-            instance.trouble = ""
-        instance.gate.close()
-        instance.drain = drain = Drain(instance, self._start_end, self._teardown_failed)
-        # systemd counts the time of the stop from here on, whoever ordered it.
-        instance.deadline.stop()
-        instance.notifier.stopping(instance.status.line())
-        instance.deadline.start(drain.end)
+        drain = Drain(self._instance, self._start_end, self._teardown_failed)
+        self._instance.begin_drain(drain)
         self._tasks.spawn(self._drain(drain))
 
     async def _drain(self, drain: Drain) -> None:
@@ -229,26 +220,14 @@ class Runner(MultiService):
     def _exit(self) -> None:
         instance = self._instance
         self._status_timer.stop()
-        instance.deadline.stop()
         self._retention_timer.stop()
         self._watchdog.stop()
-        instance.status.announce()
-        instance.log.close()
-        counts = counts_text(instance.counters.snapshot())
-        _log.info("stopped with exit code %d; %s", instance.exit_code, counts)
-        self._let_go()
-        asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
-
-    def _let_go(self) -> None:
-        """Keep nothing of the author's, and nothing that is alive for longer than the instance."""
-        instance = self._instance
-        if instance.executor is not None:
-            instance.executor.close()
-        api._twisted_service = None  # noqa: SLF001
+        instance.close()
         is_cut_short = self._last_turns > 0
         patience = 0.0 if is_cut_short else min(instance.plan.limits.patience, PATIENCE)
         self.process_exit = ProcessExit(instance.exit_code, patience, instance.notifier)
         self._signals.finish(self.process_exit.now)
+        asyncio.get_running_loop().call_later(self._last_turns, self._stop_reactor)
 
     def _stop_reactor(self) -> None:
         self._ended.callback(None)

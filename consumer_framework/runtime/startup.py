@@ -148,7 +148,7 @@ class Startup:
         return handler, executor
 
     async def _wait(self, reason: str, attempt: int) -> None:
-        delay = limits.delay(attempt, self._chance())
+        delay = limits.backoff_delay(attempt, self._chance())
         what = f"{reason}; attempt {attempt + 1} in {delay:.0f} s"
         _log.warning("the handler cannot be set up: %s", what)
         self._waits(what)

@@ -28,7 +28,7 @@ from consumer_framework.core.errors import (
     StoreError,
 )
 from consumer_framework.core.log_fields import fields
-from consumer_framework.core.text import about, printable, text
+from consumer_framework.core.text import about, duration_text, printable
 from consumer_framework.settings import Ordering, StoreKind
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def wait_for_state_files(
             reason = str(error)
         left = end - clock.monotonic()
         if left <= 0:
-            why = f"not started within {text(patience)} (start_timeout): {reason}"
+            why = f"not started within {duration_text(patience)} (start_timeout): {reason}"
             raise Fault(ExitCode.TEMPORARY, why)
         if reason != logged:
             _log.warning("waiting for the state directory: %s", reason)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp import PresenceCheck
 from consumer_framework.core.attempt import is_own
-from consumer_framework.core.health import Facts, Sick, judge
+from consumer_framework.core.health import HealthFacts, Unhealthy, judge
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.log_fields import fields_of_all
 
@@ -85,24 +85,24 @@ class Watchdog:
             return
         facts = self._facts()
         verdict = judge(facts, self._now())
-        if isinstance(verdict, Sick):
+        if isinstance(verdict, Unhealthy):
             self._alarm(verdict.reason, facts)
         else:
             self._instance.notifier.watchdog()
             self._presence.ask()
             self._instance.lag = self._presence.lag
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> HealthFacts:
         instance = self._instance
-        return Facts(
+        return HealthFacts(
             state=instance.state,
-            news_at=instance.progress_at,
+            progress_at=instance.progress_at,
             overruns=instance.executor.overruns() if instance.executor is not None else (),
             absent=self._presence.absent,
             confirm_by=self._presence.confirm_by,
         )
 
-    def _alarm(self, reason: str, facts: Facts) -> None:
+    def _alarm(self, reason: str, facts: HealthFacts) -> None:
         if not self._is_alarmed:
             self._is_alarmed = True
             guilty = [delivery for run in facts.overruns for delivery in run.deliveries]

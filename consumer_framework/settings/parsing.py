@@ -15,7 +15,7 @@ import pydantic
 
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.recovery import OnExhausted
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 
 from .brokers import broker_problems
 from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, StoreKind
@@ -74,11 +74,12 @@ def _timeouts(framework: Framework) -> Iterator[Problem]:
     # No limit is allowed: the broker may then deliver the message again while the handler runs.
     if timeout is None or math.isinf(timeout) or timeout < ack_timeout:
         return
+    limit = duration_text(ack_timeout)
     yield Problem(
         f"{FRAMEWORK}.handler_timeout",
-        f"{text(timeout)} is not shorter than "
-        f"recovery.ack_timeout ({text(ack_timeout)}), after which the broker takes messages back",
-        f"set it below {text(ack_timeout)}, or ack_timeout to the broker's consumer_timeout",
+        f"{duration_text(timeout)} is not shorter than "
+        f"recovery.ack_timeout ({limit}), after which the broker takes messages back",
+        f"set it below {limit}, or ack_timeout to the broker's consumer_timeout",
     )
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from consumer_framework.core.limits import per_second
-from consumer_framework.core.text import seconds, seconds_or_endless, text
+from consumer_framework.core.text import duration_text, seconds, seconds_or_endless
 
 from .model import Framework, Settings
 
@@ -155,10 +155,10 @@ def _default(name: str, field: Any, kind: str, defaults: Mapping[str, Any] | Non
 def _written(value: Any, kind: str) -> Any:
     """Return *value*, which is parsed, as a file has it."""
     if kind == "length of time":
-        return text(value)
+        return duration_text(value)
     if isinstance(value, Enum):
         return value.value
-    return [text(item) for item in value] if isinstance(value, tuple) else value
+    return [duration_text(item) for item in value] if isinstance(value, tuple) else value
 
 
 class _SchemaOfFiles(GenerateJsonSchema):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import task
 
-from consumer_framework.core.ports import Clock
+from consumer_framework.adapters.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _SHORTEST_STEP = 1e-6
 
 
-class VirtualTime(Clock):
+class VirtualTime(SystemClock):
     """A :class:`.Clock`, an event loop and a reactor that share one time.
 
     Args:
-        start: What :meth:`time` says at first, in seconds since the epoch.
+        start: The first value of :meth:`time`, in seconds since the epoch.
         patience: Called where the loop has nothing to do; returns the real seconds to wait for
             the world outside, None for as long as it takes. Its arguments: whether a timer is
             set on the loop, and whether the loop watches a socket.
@@ -55,7 +55,7 @@ class VirtualTime(Clock):
         """Let everything happen that takes no time.
 
         Raises:
-            BaseException: What a callback raised, and nobody took.
+            BaseException: A callback raised it, and nobody caught it.
         """
         self.loop.run_forever()
         if self._errors:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is kept of a failed attempt, and what makes two of them equal."""
+"""The record of a failed attempt, and the fingerprint that equal failures share."""
 
 import json
 import sys
@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from consumer_framework.core.attempt import NO_HISTORY, attempt_of, fingerprint, is_by_author, said
+from consumer_framework.core.attempt import (
+    NO_HISTORY,
+    attempt_of,
+    fingerprint,
+    one_line,
+    set_author_packages,
+)
 from consumer_framework.runtime.assembly.loader import Target, packages_of
 
 
@@ -36,7 +42,7 @@ def caught(function, *args):
     return raised.value
 
 
-def test_an_attempt_says_what_happened_and_when():
+def test_an_attempt_has_the_error_and_its_time():
     attempt = attempt_of(caught(fails, OddError("first\nsecond")), 12.5)
     assert (attempt.at, attempt.message) == (12.5, "first")
     assert attempt.error.endswith("test_attempt.OddError")
@@ -54,7 +60,7 @@ def test_a_fingerprint_is_the_class_and_the_innermost_own_function():
     assert fingerprint(caught(fails, OddError())).endswith("OddError in unit/test_attempt.py:fails")
 
 
-def test_what_the_error_says_and_its_line_change_no_fingerprint():
+def test_the_text_and_the_line_of_an_error_change_no_fingerprint():
     assert fingerprint(caught(fails, KeyError(1))) == fingerprint(caught(fails, KeyError(2)))
 
 
@@ -76,11 +82,11 @@ def test_an_error_that_was_never_raised_is_named_by_its_class():
     assert fingerprint(ValueError()) == "ValueError"
 
 
-def test_an_error_that_cannot_be_printed_is_described_all_the_same():
+def test_an_error_that_cannot_be_printed_is_described_by_its_class():
     attempt = attempt_of(caught(fails, MuteError()), 0.0)
     assert attempt.message == ""
     assert "MuteError" in attempt.traceback
-    assert said(MuteError()) == "MuteError"
+    assert one_line(MuteError()) == "MuteError"
 
 
 def test_half_a_surrogate_pair_can_be_stored():
@@ -89,11 +95,11 @@ def test_half_a_surrogate_pair_can_be_stored():
     assert attempt.traceback.encode()
 
 
-# Consumers that are installed, as most are.
+# Installed consumers.
 
 
 def installed(module, code, directory, **names):
-    """What *code* defines, as if it were installed as *module*."""
+    """Return the names that *code* defines, as if it were installed as *module*."""
     file = f"{directory}/{module.replace('.', '/')}.py"
     namespace = {"__name__": module, "json": json, **names}
     exec(compile(code, file, "exec"), namespace)  # noqa: S102 -- the test's own
@@ -102,23 +108,23 @@ def installed(module, code, directory, **names):
 
 @pytest.fixture
 def _consumer():
-    is_by_author("robosignatory")
+    set_author_packages("robosignatory")
     yield
-    is_by_author()
+    set_author_packages()
 
 
 @pytest.mark.usefixtures("_consumer")
 @pytest.mark.parametrize(
     "directory", [sysconfig.get_path("purelib"), "/usr/lib/python3/site-packages"]
 )
-def test_an_installed_consumer_is_the_authors_own_and_what_it_calls_is_not(directory):
+def test_the_code_of_an_installed_consumer_is_the_authors_and_its_libraries_are_not(directory):
     library = installed("requests.models", "def parse(text): return json.loads(text)", directory)
     code = "def tag(): parse('{')\ndef sign(): parse('{')"
     consumer = installed("robosignatory.work", code, directory, parse=library["parse"])
     assert fingerprint(caught(consumer["tag"])).endswith(" in robosignatory/work.py:tag")
     assert fingerprint(caught(consumer["sign"])).endswith(" in robosignatory/work.py:sign")
     other = installed("robosignatory_of_others", "def sign(): json.loads('{')", directory)
-    is_by_author("robo", "robosignatory_of")
+    set_author_packages("robo", "robosignatory_of")
     found = fingerprint(caught(other["sign"]))
     assert "robosignatory_of_others" not in found, "a name that only begins alike"
 
@@ -151,5 +157,5 @@ def test_the_authors_package_is_where_the_callback_lives(
     assert packages_of(Target(name, "file", handle)) == packages
 
 
-def test_a_callback_that_the_standard_library_made_adds_none_of_it():
+def test_a_callback_of_the_standard_library_does_not_add_that_library():
     assert packages_of(Target("json:loads", "file", json.loads)) == set()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long to wait before trying again."""
+"""The delays between attempts double up to a ceiling."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.core.limits import delay
+from consumer_framework.core.limits import backoff_delay as delay
 
 attempts = st.integers(1, 10_000)
 spreads = st.floats(0, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When a dependency counts as broken."""
+"""The breaker opens after consecutive dependency faults."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ def after(events, consecutive=3, probe=(30.0, 300.0)):
     return breaker
 
 
-def test_so_many_faults_in_a_row_open_it_and_no_fewer():
+def test_the_configured_number_of_consecutive_faults_opens_it():
     assert not after([1, 1]).is_open
     assert after([1, 1, 1]).is_open
     assert not after([1, 1, 0, 1, 1]).is_open
@@ -24,7 +24,7 @@ def test_probes_come_later_and_later_up_to_the_last():
     assert [after([1] * n).wait for n in (3, 4, 5, 6)] == [30, 300, 300, 300]
 
 
-def test_success_closes_it_and_begins_anew():
+def test_a_success_closes_it_and_resets_the_count():
     assert after([1, 1, 1, 1, 0]) == Breaker(3, (30.0, 300.0))
 
 

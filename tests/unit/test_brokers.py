@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the brokers of an instance are."""
+"""The URLs of the brokers of an instance."""
 
 import pytest
 from fedora_messaging.config import DEFAULTS
@@ -54,13 +54,13 @@ def test_a_url_may_repeat_the_login_of_amqp_url():
         ("amqps://two/other", r"brokers\[0\].*another user, password or virtual host"),
     ],
 )
-def test_what_does_not_go_together_with_amqp_url_is_refused_and_not_shown(broker, says):
+def test_a_broker_that_contradicts_amqp_url_is_refused_and_not_shown(broker, says):
     with pytest.raises(ConfigurationError, match=says) as refused:
         parsed([broker])
     assert "secret" not in str(refused.value)
 
 
-def test_an_amqp_url_that_cannot_be_understood_is_anothers_problem():
+def test_an_invalid_amqp_url_is_reported_by_another_check():
     assert parsed(["two"], "amqp://[one").framework.brokers == ("two",)
 
 

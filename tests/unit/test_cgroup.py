@@ -45,7 +45,7 @@ def test_a_group_of_version_1_has_its_own_files(tmp_path):
     assert most_memory(tmp_path, tmp_path / "own") is None
 
 
-def test_where_nothing_can_be_read_there_is_no_limit(tmp_path):
+def test_there_is_no_limit_where_no_file_can_be_read(tmp_path):
     assert most_tasks(tmp_path, tmp_path / "missing") is None
 
 
@@ -71,7 +71,7 @@ def test_the_unit_has_room_for_the_most_slots_there_may_be():
     assert tasks_problem(Framework(slots=64), int(line.removeprefix("TasksMax=")) // 2) is None
 
 
-def test_slots_that_need_more_threads_than_there_may_be_are_told_with_the_cure():
+def test_slots_that_need_more_threads_than_allowed_are_reported_with_the_cure():
     assert tasks_problem(Framework(slots=64), None) is None
     assert tasks_problem(Framework(), 13) is None
     problem = tasks_problem(Framework(slots=60), 64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What differs between two configurations, and what it takes to bring that into force."""
+"""Changes between two configurations, and whether they need a reload or a restart."""
 
 import copy
 from typing import Any
@@ -70,7 +70,7 @@ OTHERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("path", sorted(OTHERS))
-def test_a_key_that_changed_takes_what_the_table_says(path):
+def test_a_changed_key_takes_the_action_of_the_table(path):
     table, _, key = path.partition(".")
     new = settings(**{table: {key: OTHERS[path]} if key else OTHERS[path]})
     assert found(settings(), new) == {path: TAKES[path]}
@@ -93,7 +93,7 @@ FRAMEWORK_OTHERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("key", sorted(FRAMEWORK_OTHERS))
-def test_a_key_of_the_frameworks_that_changed_takes_what_its_table_says(key):
+def test_a_changed_key_of_the_framework_takes_the_action_of_its_table(key):
     new = settings({key: FRAMEWORK_OTHERS[key]})
     assert found(settings(), new) == {f"{FRAMEWORK}.{key}": FRAMEWORK_TAKES[key]}
     assert found(new, settings()) == {f"{FRAMEWORK}.{key}": FRAMEWORK_TAKES[key]}
@@ -118,18 +118,18 @@ def test_inner_tables_name_the_key_that_changed():
         ({"recovery": {}}, {"recovery": {"immediate": 1}}),
     ],
 )
-def test_what_means_the_same_is_no_change(old, new):
+def test_values_with_the_same_meaning_are_no_change(old, new):
     assert changes(settings(old), settings(new)) == ()
 
 
-def test_values_are_told_as_they_are_written():
+def test_values_are_shown_as_they_are_written():
     (change,) = changes(settings({"handler_timeout": "5m"}), settings({"handler_timeout": "90s"}))
     assert str(change) == f'{FRAMEWORK}.handler_timeout: "5m" -> "90s"'
     (change,) = changes(settings(), settings({"slots": 4}))
     assert change.text == "default -> 4"
 
 
-def test_what_may_be_a_secret_is_not_told():
+def test_values_that_may_be_secret_are_not_shown():
     new = settings(
         config={"password": "hunter2"},
         amqp_url="amqp://user:hunter2@host",
@@ -147,7 +147,7 @@ def test_what_may_be_a_secret_is_not_told():
         assert not any("hunter2" in str(change) for change in told)
 
 
-def test_each_binding_is_told():
+def test_each_changed_binding_is_shown():
     old = settings(bindings=[binding(key="a"), binding(key="b")])
     new = settings(bindings=[binding(key="b"), binding(key="c")])
     told = [str(change) for change in changes(old, new)]
@@ -170,7 +170,7 @@ def test_a_file_of_tls_with_other_contents_is_a_change():
     assert found(same, same, files={"certfile"}) == {"tls.certfile": Takes.RECONNECT}
 
 
-def test_another_callback_keeps_its_settings_waiting():
+def test_the_callback_and_the_authors_settings_wait_for_a_restart():
     new = settings({"slots": 2}, {"a": 1}, callback="c:d")
     assert found(settings(), new) == {
         "callback": Takes.RESTART,
@@ -182,7 +182,7 @@ def test_another_callback_keeps_its_settings_waiting():
     )
 
 
-def test_what_is_said_to_wait_waits():
+def test_keys_that_wait_for_a_restart_are_not_applied():
     new = settings({"slots": 2, "rate": "5/s"})
     path = f"{FRAMEWORK}.slots"
     told = changes(settings(), new, waiting={path})
@@ -190,15 +190,15 @@ def test_what_is_said_to_wait_waits():
     assert in_force(settings(), new, told) == settings({"rate": "5/s"})
 
 
-# What is in force then.
+# The settings in force after a reload.
 
 
-def test_what_takes_no_restart_is_in_force():
+def test_changes_that_need_no_restart_are_in_force():
     new = settings({"slots": 2}, {"a": 1}, bindings=[binding(key="x")], qos={"prefetch_count": 3})
     assert in_force(settings(), new, changes(settings(), new)) == new
 
 
-def test_what_takes_a_restart_is_as_it_was():
+def test_changes_that_need_a_restart_are_not_in_force():
     new = settings({"ordering": "key", "ordering_key": "topic"}, passive_declares=True)
     old = settings({"start_timeout": "7m"}, amqp_url="amqp://old", qos={"prefetch_size": 1})
     assert in_force(old, new, changes(old, new)) == old
@@ -248,7 +248,7 @@ FILES = st.fixed_dictionaries(
 
 
 @given(FRAMEWORKS, FILES, FRAMEWORKS, FILES)
-def test_only_what_waits_differs_from_what_is_in_force(one, first, other, second):
+def test_only_waiting_changes_differ_from_the_settings_in_force(one, first, other, second):
     old, new = settings(one, **first), settings(other, **second)
     told = changes(old, new)
     then = in_force(old, new, told)

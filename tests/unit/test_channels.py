@@ -82,7 +82,7 @@ def test_channels_are_numbered_upwards_and_no_number_is_given_twice(channels_wit
         ("reject", ("reject", 7, False)),
     ],
 )
-def test_each_settle_is_told_to_the_channel_of_its_delivery_and_concerns_it_alone(
+def test_each_settle_goes_to_the_channel_of_its_delivery_and_concerns_it_alone(
     channels_with, loop, settle, told
 ):
     first, second = Channel(), Channel()
@@ -94,7 +94,7 @@ def test_each_settle_is_told_to_the_channel_of_its_delivery_and_concerns_it_alon
 
 
 @pytest.mark.parametrize("settle", ["ack", "give_back", "reject"])
-def test_a_settle_for_a_channel_that_is_gone_is_void_and_tells_nobody(channels_with, loop, settle):
+def test_a_settle_for_a_channel_that_is_gone_is_void_and_sends_nothing(channels_with, loop, settle):
     first, second = Channel(), Channel()
     channels, (gone, _) = channels_with(first, second)
     channels.remove(gone)
@@ -127,7 +127,9 @@ def test_any_other_error_of_a_channel_is_a_defect_and_is_raised(channels_with, l
         loop.run()
 
 
-def test_what_is_left_goes_back_with_its_channel_and_everything_else_is_told(channels_with, loop):
+def test_returns_are_left_to_the_end_of_their_channel_and_other_settles_are_sent(
+    channels_with, loop
+):
     first, second = Channel(), Channel()
     channels, (left, other) = channels_with(first, second)
     channels.return_at_close(left)
@@ -142,7 +144,7 @@ def test_what_is_left_goes_back_with_its_channel_and_everything_else_is_told(cha
     assert not channels.give_back(make_delivery(generation=left, delivery_tag=7))
 
 
-def test_what_is_settled_is_counted_for_each_channel_in_whatever_way(channels_with):
+def test_every_kind_of_settle_is_counted_for_its_channel(channels_with):
     acknowledger, (first, second) = channels_with(Channel(), Channel())
     acknowledger.ack(make_delivery(generation=first, delivery_tag=1))
     acknowledger.give_back(make_delivery(generation=first, delivery_tag=3))
@@ -297,7 +299,7 @@ def test_successes_in_a_row_are_one_acknowledgement():
     assert told(range(1, 101)) == [(100, True)]
 
 
-def test_in_whatever_order_they_ended():
+def test_one_ack_covers_deliveries_that_ended_in_any_order():
     assert told([3, 1, 4, 2]) == [(4, True)]
 
 
@@ -305,15 +307,15 @@ def test_one_alone_is_acknowledged_alone():
     assert told([1]) == [(1, False)]
 
 
-def test_what_ended_before_another_is_acknowledged_alone():
+def test_a_delivery_behind_an_unsettled_one_is_acknowledged_alone():
     assert told([1, 2, 4, 6]) == [(2, True), (4, False), (6, False)]
 
 
-def test_what_was_given_back_is_no_gap():
+def test_a_delivery_that_was_given_back_is_no_gap():
     assert told([1, 3, 4], settled=[2]) == [(4, True)]
 
 
-def test_what_was_acknowledged_alone_is_no_gap_later():
+def test_a_delivery_that_was_acknowledged_alone_is_no_gap_later():
     channel = open_channel()
     channel.ack(2)
     assert channel.take_untold() == [(2, False)]
@@ -324,7 +326,7 @@ def test_what_was_acknowledged_alone_is_no_gap_later():
     assert channel.take_untold() == [(4, True)]
 
 
-def test_nothing_is_told_twice():
+def test_no_acknowledgement_is_sent_twice():
     channel = open_channel()
     for tag in (1, 2, 3):
         channel.ack(tag)
@@ -345,7 +347,7 @@ def test_thousands_of_successes_cost_an_acknowledgement_in_a_few_turns_of_the_lo
 
 
 @pytest.mark.parametrize("how", ["give_back", "requeue", "reject"])
-def test_what_was_told_at_once_leaves_no_gap_in_what_is_acknowledged(how):
+def test_a_settle_that_was_sent_at_once_leaves_no_gap_in_the_acknowledgements(how):
     broker = BrokerChannel()
     channels, (generation,), calls = channels_of(broker)
     for _ in range(5):
@@ -359,7 +361,7 @@ def test_what_was_told_at_once_leaves_no_gap_in_what_is_acknowledged(how):
 
 
 @pytest.mark.parametrize("gone", [0, 1])
-def test_a_channel_that_is_gone_before_the_turn_of_the_loop_costs_the_others_nothing(gone):
+def test_a_channel_that_is_gone_before_the_turn_of_the_loop_does_not_affect_others(gone):
     brokers = [BrokerChannel(), BrokerChannel()]
     channels, generations, calls = channels_of(*brokers)
     for generation, broker in zip(generations, brokers, strict=True):
@@ -389,7 +391,7 @@ def test_a_channel_that_has_closed_unnoticed_costs_the_others_nothing():
     assert broker.acked == {1, 3}
 
 
-def test_what_passes_a_held_delivery_takes_no_room():
+def test_deliveries_that_pass_a_held_one_take_no_memory():
     channel = open_channel()
     for tag in range(2, 100_000):
         channel.ack(tag)
@@ -401,7 +403,7 @@ def test_what_passes_a_held_delivery_takes_no_room():
     assert not channel._last
 
 
-def test_what_is_settled_is_counted_gaps_or_not():
+def test_settled_deliveries_are_counted_with_and_without_gaps():
     channel = open_channel()
     for tag, count in ((1, 1), (3, 2), (7, 3), (6, 4), (2, 5), (9, 6)):
         channel.settle(tag)

@@ -70,7 +70,7 @@ def file(directory: Path, mode: int = 0o644, name: str = "sample.toml") -> Path:
         (0o000, Account("root", 0, frozenset()), True),
     ],
 )
-def test_an_account_may_read_what_owner_and_mode_allow(public, mode, account, readable):
+def test_an_account_may_read_a_file_by_its_owner_and_mode(public, mode, account, readable):
     path = file(public, mode)
     assert account.obstacle(path) == (None if readable else path)
 
@@ -92,7 +92,7 @@ def test_a_directory_above_may_keep_an_account_out(public):
     assert DYNAMIC.obstacle(link) == closed
 
 
-def test_what_cannot_be_looked_at_is_no_obstacle(public):
+def test_a_path_that_cannot_be_read_is_no_obstacle(public):
     assert DYNAMIC.obstacle(public / "missing") is None
 
 
@@ -118,7 +118,7 @@ def systemctl(directory: Path, monkeypatch: Any, said: str) -> None:
         ),
     ],
 )
-def test_systemd_is_asked_what_the_service_runs_as(tmp_path, monkeypatch, said, account):
+def test_systemd_is_asked_for_the_account_of_the_service(tmp_path, monkeypatch, said, account):
     systemctl(tmp_path, monkeypatch, said)
     assert service_account("fm-consumer@x.service", "fm-x") == account
 
@@ -168,7 +168,7 @@ def test_a_file_that_systemd_hands_over_may_be_closed_to_the_service(public, mon
     assert list(file_findings(path, DYNAMIC, lambda: True)) == []
 
 
-def test_a_file_below_what_the_unit_hides_is_warned_of(public, monkeypatch):
+def test_a_file_in_a_directory_that_the_unit_hides_is_warned_of(public, monkeypatch):
     monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", (public,))
     (finding,) = file_findings(file(public), DYNAMIC)
     assert finding.level is Level.WARNING
@@ -190,7 +190,7 @@ def test_no_service_reads_a_file_that_is_run_by_hand(public):
         ("amqps://", 0o644, None),
     ],
 )
-def test_a_password_that_everybody_can_read_is_warned_of(public, url, mode, cure):
+def test_a_password_that_all_users_can_read_is_warned_of(public, url, mode, cure):
     found = list(password_findings(url, file(public, mode)))
     assert [f.level for f in found] == ([Level.WARNING] if cure else [])
     assert all(cure in f.problem.cure and "secret" not in str(f.problem) for f in found)
@@ -266,7 +266,7 @@ def test_half_a_pair_is_warned_of(tmp_path, there, missing):
     assert f"no effect without {missing}" in finding.problem.message
 
 
-def test_tls_files_without_tls_are_told(tmp_path):
+def test_tls_files_without_tls_are_reported(tmp_path):
     (finding,) = tls(url="amqp://host/", ca_cert=pem(tmp_path, "ca.pem", -3))
     assert finding.level is Level.INFO
     assert tls(url="amqp://host/") == []

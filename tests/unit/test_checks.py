@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What settings alone say about messages that may be lost."""
+"""Checks of settings alone find messages that may be lost."""
 
 from typing import Any
 
@@ -84,13 +84,13 @@ def test_a_queue_that_expires_takes_its_messages_with_it():
 
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
-def test_a_full_queue_may_refuse_what_is_sent_to_it(overflow):
+def test_a_full_queue_may_refuse_messages(overflow):
     problem = only(findings({"x-max-length": 5, "x-overflow": overflow}))
     assert problem.message.endswith("the broker refuses what is sent to it")
 
 
 @pytest.mark.parametrize("key", ["x-max-length", "x-message-ttl"])
-def test_a_dead_letter_exchange_gets_what_would_be_dropped(key):
+def test_a_dead_letter_exchange_gets_the_messages_that_would_be_dropped(key):
     problem = only(findings({key: 5, "x-dead-letter-exchange": "dead"}))
     assert 'moves to the exchange "dead"' in problem.message
     assert "policy" not in problem.cure
@@ -100,7 +100,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 
 @pytest.mark.parametrize("version", [None, (4,), (4, 0, 1), (4, 3)])
-def test_a_quorum_queue_without_a_dead_letter_exchange_drops_what_comes_back_often(version):
+def test_a_quorum_queue_without_a_dead_letter_exchange_drops_often_returned_messages(version):
     problem = only(findings(QUORUM, version=version))
     assert problem.path == "queues.one.arguments.x-queue-type"
     assert "drops a message of a quorum queue that came back 20 times" in problem.message
@@ -119,7 +119,7 @@ def test_a_quorum_queue_that_keeps_everything_is_not_warned_of(more, version):
 
 
 @pytest.mark.parametrize("more", [{}, {"x-delivery-limit": 3}])
-def test_a_delivery_limit_is_warned_of_even_where_there_is_a_dead_letter_exchange(more):
+def test_a_delivery_limit_is_warned_of_even_with_a_dead_letter_exchange(more):
     problem = only(findings(QUORUM | more | {"x-dead-letter-exchange": "dead"}, version=(4, 0)))
     assert 'moves to the exchange "dead" a message' in problem.message
     assert "each crash and each lost connection" in problem.message
@@ -132,7 +132,7 @@ def test_a_broker_that_takes_messages_back_early_is_warned_of():
     assert findings({"x-consumer-timeout": 1800000}) == []
 
 
-# What is sent ahead.
+# Prefetched messages.
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_broker_that_takes_messages_back_early_is_warned_of():
         (4, {}, Level.INFO, "3 of hold_slots = 4 can be used"),
     ],
 )
-def test_a_prefetch_count_that_does_not_fit_is_told(count, framework, level, what):
+def test_a_prefetch_count_that_does_not_fit_is_reported(count, framework, level, what):
     (finding,) = flow_findings(count, Framework.model_validate(framework))
     assert finding.level is level
     assert finding.problem.path == "qos.prefetch_count"
@@ -153,7 +153,7 @@ def test_a_prefetch_count_that_does_not_fit_is_told(count, framework, level, wha
 
 
 @pytest.mark.parametrize("count", [None, 5, 100])
-def test_a_prefetch_count_that_fits_is_not_told(count):
+def test_a_prefetch_count_that_fits_is_not_reported(count):
     assert list(flow_findings(count, Framework())) == []
 
 
@@ -231,7 +231,7 @@ def test_a_space_in_a_key_is_warned_of():
     assert "has a space" in only(bound("org.foo ")).message
 
 
-def test_a_queue_without_a_binding_is_told():
+def test_a_queue_without_a_binding_is_reported():
     assert "no binding of this file" in only(bound("#", queue="other")).message
     assert only(bound("#", queue="other")).path == "queues.one"
     told = bound("#", queue="other", passive_declares=True)
@@ -251,7 +251,7 @@ def test_a_direct_exchange_takes_wildcards_as_they_are():
     assert bound("foo*", exchange="amq.fanout") == [], "it looks at no key"
 
 
-def test_nobody_binds_to_the_default_exchange():
+def test_a_binding_to_the_default_exchange_is_an_error():
     (found,) = bound("one", exchange="")
     assert (found.level, found.exit_code) == (Level.ERROR, ExitCode.BAD_DECLARATION)
     assert found.problem.path == "bindings[0].exchange"

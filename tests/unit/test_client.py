@@ -89,7 +89,7 @@ def test_without_a_socket_the_instance_does_not_run(tmp_path):
         assert running is None
 
 
-def test_a_socket_that_nobody_listens_to_means_that_it_does_not_run(tmp_path):
+def test_a_socket_without_a_listener_means_that_the_instance_does_not_run(tmp_path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "control"))
     with connected(tmp_path, "sample") as running:
@@ -113,7 +113,7 @@ def test_a_directory_whose_name_is_too_long_for_a_socket_has_none(tmp_path):
     ],
     ids=["refused", "gone", "torn", "unknown", "garbage", "hangs"],
 )
-def test_what_goes_wrong_is_one_line_with_the_socket(instance, tmp_path, monkeypatch, answer, said):
+def test_each_failure_is_one_line_with_the_socket(instance, tmp_path, monkeypatch, answer, said):
     monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.5)
     instance.says(answer)
     with pytest.raises(ControlError, match=said) as raised:

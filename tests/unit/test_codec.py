@@ -261,7 +261,7 @@ def test_the_body_that_a_class_makes_is_checked(register):
     assert register(Wrapping, b'{"inner": {"a": 1}}').body == {"a": 1}
 
 
-def test_a_schema_that_is_none_fails_every_message_of_its_class(register):
+def test_an_invalid_schema_fails_every_message_of_its_class(register):
     class Invalid(Message):
         body_schema = {"type": "strnig"}  # noqa: RUF012
 
@@ -316,7 +316,7 @@ def test_a_schema_header_that_is_a_table_is_an_exception():
         codec.decode(delivery_with(b"{}", headers=headers))
 
 
-def test_the_schemas_are_loaded_by_the_first_message_where_nobody_did(monkeypatch):
+def test_the_schemas_are_loaded_by_the_first_message_at_the_latest(monkeypatch):
     monkeypatch.setattr(upstream, "_registry_loaded", False)
     monkeypatch.setattr(upstream, "_schema_name_to_class", {})
     headers = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
@@ -407,7 +407,7 @@ def test_a_deprecated_schema_is_warned_of_once(warned, register):
     assert "received on topic 'a.topic'. You should check" in warning
 
 
-def test_an_invalid_message_is_not_logged_for_whoever_decides_about_it_does(warned):
+def test_an_invalid_message_is_not_logged_by_the_decoder(warned):
     for body in (b"no json", b"\xff", b"[1]"):
         with contextlib.suppress(ValidationError):
             codec.decode(delivery_with(body))

@@ -112,7 +112,7 @@ def test_a_directory_is_no_file(tmp_path):
         config.load(tmp_path)
 
 
-def test_a_file_that_may_not_be_read_says_so(tmp_path):
+def test_a_file_that_may_not_be_read_is_a_problem(tmp_path):
     # ELOOP: root, who may run the tests, is refused nothing by permissions.
     path = tmp_path / "loop.toml"
     path.symlink_to(path)
@@ -190,7 +190,7 @@ def test_a_partial_qos_table_keeps_the_other_default(load, text, qos):
         ),
     ],
 )
-def test_what_the_broker_sends_ahead_is_what_the_slots_need_unless_it_is_written(load, text, count):
+def test_the_prefetch_count_fits_the_slots_unless_the_file_sets_it(load, text, count):
     assert load(text).prefetch_count == count
 
 
@@ -238,7 +238,7 @@ mine = [1, 2]
 """
 
 
-def test_handlers_find_in_upstreams_configuration_what_upstream_would_have_loaded(load, tmp_path):
+def test_upstreams_configuration_has_the_values_that_upstream_would_have_loaded(load, tmp_path):
     load(FULL)
     ours = dict(upstream.conf.items())
     theirs = upstream.LazyConfig().load_config(str(tmp_path / "instance.toml"))
@@ -248,7 +248,7 @@ def test_handlers_find_in_upstreams_configuration_what_upstream_would_have_loade
     assert ours["consumer_config"] == {"mine": [1, 2], "framework": {}}
 
 
-def test_the_settings_hold_what_the_file_says(load):
+def test_the_settings_have_the_values_of_the_file(load):
     settings = load(FULL)
     assert settings.callback == "module:object"
     assert settings.passive_declares is True

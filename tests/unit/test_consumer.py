@@ -99,7 +99,7 @@ def test_the_signals_have_one_root_and_carry_what_they_were_given():
 @pytest.mark.parametrize(
     ("after", "seconds"), [(None, None), (0, 0.0), (2.5, 2.5), ("90s", 90.0), ("1h 30m", 5400.0)]
 )
-def test_a_retry_says_when_in_seconds_or_as_people_write_it(after, seconds):
+def test_the_delay_of_a_retry_is_in_seconds_or_as_people_write_it(after, seconds):
     assert Retry(after=after).after == seconds
 
 
@@ -121,7 +121,7 @@ def test_a_deferral_takes_a_moment_in_any_zone_or_seconds_since_the_epoch(until)
     assert Defer(until).until == 1e9
 
 
-def test_a_consumer_says_nothing_of_recovery_unless_its_class_does():
+def test_a_consumer_has_no_recovery_settings_unless_its_class_has():
     class Careful(Least):
         recovery = Recovery(immediate=0, delays=(5,))
 
@@ -167,5 +167,5 @@ class AsyncMethod:
         (lambda message: coroutine_function(message), False),  # noqa: PLW0108 -- is the case
     ],
 )
-def test_only_what_makes_coroutines_is_a_coroutine_callable(function, answer):
+def test_only_callables_that_make_coroutines_are_coroutine_callables(function, answer):
     assert is_coroutine_callable(function) is answer

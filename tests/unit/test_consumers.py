@@ -61,7 +61,7 @@ def test_what_comes_too_late_goes_back_but_what_its_queue_would_drop_is_taken(ch
     generation = channels.add(channel)
     subscription = consumers._subscriptions["q"] = Subscription("q", "q", channel, generation, {})
     deliveries = [make_delivery(generation=generation, delivery_tag=tag) for tag in (1, 2)]
-    assert [consumers.shed(delivery) for delivery in deliveries] == [True, False]
+    assert [consumers.give_back_from(delivery) for delivery in deliveries] == [True, False]
     receive = consumers._receiver(subscription)
     for tag in (3, 4):
         receive(tag, False, "amq.topic", "key", anything, b"body")

@@ -61,7 +61,7 @@ class Safe:
         ({"amqp_url": "credential:url"}, {"amqp_url": "amqps://u:p@h/%2F"}),
     ],
 )
-def test_a_string_that_names_a_credential_becomes_what_it_says(document, becomes):
+def test_a_string_that_names_a_credential_is_replaced_by_its_contents(document, becomes):
     safe = Safe(a="A", url="amqps://u:p@h/%2F")
     found = substitute(document, safe)
     assert found.document == (becomes or {"consumer_config": {"x": ["y", {"z": "A"}]}})
@@ -88,7 +88,7 @@ def test_a_password_in_the_url_may_be_a_credential(url, becomes):
     assert substitute({"amqp_url": url}, safe).document == {"amqp_url": becomes or url}
 
 
-def test_what_a_credential_says_is_not_looked_at_again():
+def test_the_contents_of_a_credential_are_not_substituted_again():
     safe = Safe(a="credential:b", b="B", url="amqp://u:credential:b@h")
     document = {"topic_prefix": "credential:a", "amqp_url": "credential:url"}
     assert substitute(document, safe).document == {
@@ -104,7 +104,7 @@ def test_a_name_that_systemd_would_refuse_is_refused(name):
     assert "can have no such name" in problem.message
 
 
-def test_every_credential_that_is_missing_is_told_with_its_key():
+def test_every_missing_credential_is_reported_with_its_key():
     document = {
         "amqp_url": "amqps://u:credential:one@h/v",
         "consumer_config": {"list": ["x", "credential:two"]},
@@ -122,7 +122,7 @@ def test_every_credential_that_is_missing_is_told_with_its_key():
     assert substitute({"amqp_url": "credential:x"}, Safe()).document == {"amqp_url": "amqps://"}
 
 
-def test_what_only_the_service_can_see_is_told_apart():
+def test_credentials_that_only_the_service_sees_are_reported_apart():
     found = substitute({"a": "credential:far", "b": "credential:gone"}, Safe())
     assert [str(p) for p in found.unseen] == ['a: the credential "far" is far; go there']
     assert [p.path for p in found.problems] == ["b"]
@@ -178,7 +178,7 @@ def test_without_a_directory_the_cure_is_to_let_systemd_start_it(monkeypatch):
     assert not error.elsewhere
 
 
-def test_a_missing_credential_is_told_with_those_that_are_there_and_how_to_make_one(store):
+def test_a_missing_credential_is_reported_with_the_existing_ones_and_the_cure(store):
     error = why_not(ServiceCredentials(store("b", "a", "fm-consumer.toml"), "sample").file, "key")
     assert error.what == "was not given to this service; it has a, b"
     for words in (
@@ -191,14 +191,14 @@ def test_a_missing_credential_is_told_with_those_that_are_there_and_how_to_make_
     assert error.what.endswith("/none: No such file or directory")
 
 
-def test_a_credential_that_is_not_text_is_none_but_for_tls(store):
+def test_a_credential_that_is_no_text_is_valid_only_as_a_file(store):
     directory = ServiceCredentials(store("key", content=b"\xff\n"), "sample")
     error = why_not(directory.text, "key")
     assert error.what.startswith("is not UTF-8: byte 0 of ")
     assert directory.file("key").endswith("/key")
 
 
-def test_a_credential_that_cannot_be_read_says_why(store):
+def test_a_credential_that_cannot_be_read_is_reported_with_the_reason(store):
     (store() / "key").mkdir()
     directory = ServiceCredentials(store(), "sample")
     for act in (directory.text, directory.file):
@@ -211,7 +211,7 @@ def test_the_configuration_may_be_a_credential_too(store):
     assert ServiceCredentials(path, "sample").configuration == path / "fm-consumer.toml"
 
 
-def test_what_a_credential_says_is_a_secret_from_then_on(store):
+def test_the_contents_of_a_credential_are_a_secret_from_then_on(store):
     ServiceCredentials(store("key", content=b"hunter2\n"), "sample").text("key")
     assert secrets.redact("its key: hunter2.") == "its key: <credential:key>."
 
@@ -253,7 +253,7 @@ def answer(**properties: Any) -> str:
     return f"cat <<'END'\n{json.dumps({'type': 'a{sv}', 'data': [typed]})}\nEND"
 
 
-def test_systemd_tells_what_a_unit_hands_over(systemd):
+def test_systemd_reports_the_credentials_of_a_unit(systemd):
     systemd(busctl=answer(**PROPERTIES))
     settings = CredentialSettings.of_unit("fm-consumer@sample.service")
     assert settings == CredentialSettings(
@@ -295,7 +295,7 @@ def test_a_systemd_that_does_not_know_the_unit_tells_nothing_of_it(systemd, said
     assert CredentialSettings.of_unit("x.service") is None
 
 
-def test_without_systemd_nobody_tells_what_a_unit_hands_over(monkeypatch):
+def test_without_systemd_the_credentials_of_a_unit_are_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert CredentialSettings.of_unit("x.service") is None
 
@@ -311,7 +311,7 @@ def elsewhere(tmp_path):
     return look
 
 
-def test_an_administrator_sees_what_would_be_imported(elsewhere, store):
+def test_an_administrator_sees_the_credentials_that_would_be_imported(elsewhere, store):
     store("fm-consumer.sample.key", content=b"one", directory="run")
     assert elsewhere().text("key") == "one"
     path = store("fm-consumer.sample.key", content=b"two", directory="etc")
@@ -319,7 +319,7 @@ def test_an_administrator_sees_what_would_be_imported(elsewhere, store):
     assert elsewhere().file("key") == str(path / "fm-consumer.sample.key")
 
 
-def test_what_the_unit_does_not_hand_over_is_a_problem_also_where_it_lies_in_a_store(
+def test_a_credential_that_the_unit_does_not_load_is_a_problem_even_where_it_exists(
     elsewhere, store
 ):
     path = store("key", "fm-consumer.sample.old", directory="etc")
@@ -334,7 +334,7 @@ def test_what_the_unit_does_not_hand_over_is_a_problem_also_where_it_lies_in_a_s
     )
 
 
-def test_what_the_unit_loads_is_read_from_where_it_loads_it(elsewhere, store, tmp_path):
+def test_a_credential_is_read_from_the_path_that_the_unit_loads(elsewhere, store, tmp_path):
     path = store("key", content=b"text", directory="etc")
     store("file", "_odd", content=b"part", directory="many")
     handed = CredentialSettings(
@@ -352,7 +352,7 @@ def test_what_the_unit_loads_is_read_from_where_it_loads_it(elsewhere, store, tm
     assert error.what == "is to be loaded from /etc/credstore/b, which is not there"
 
 
-def test_what_only_systemd_can_see_is_no_problem_of_an_administrators(
+def test_a_credential_that_only_systemd_sees_is_no_problem_for_an_administrator(
     elsewhere, store, tmp_path, monkeypatch
 ):
     store("fm-consumer.sample.key", directory="etc.encrypted")

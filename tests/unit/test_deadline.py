@@ -9,7 +9,7 @@ from consumer_framework.testing import FakeNotifier
 
 
 class Wait:
-    """A deadline on a clock of its own."""
+    """Return a deadline on a clock of its own."""
 
     def __init__(self):
         self.clock = Clock()
@@ -38,7 +38,7 @@ def wait():
     assert not made.clock.getDelayedCalls(), "a timer is left"
 
 
-def test_before_and_after_a_wait_there_is_no_end(wait):
+def test_there_is_no_end_before_and_after_a_wait(wait):
     assert wait.deadline.left is None
     wait.deadline.start(lambda: 10)
     wait.deadline.stop()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How often a quorum queue lets a message come back, and when it is too often."""
+"""The delivery limit of quorum queues, and the messages near it."""
 
 import asyncio
 
@@ -9,7 +9,12 @@ from fedora_messaging.message import Message
 from consumer_framework import Halt, Retry
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.errors import StoreError
-from consumer_framework.core.limits import count_of, is_near, limit_of, version_of
+from consumer_framework.core.limits import (
+    broker_version,
+    delivery_count,
+    delivery_limit,
+    is_near_limit,
+)
 from consumer_framework.core.recovery import Policy
 from consumer_framework.runtime.assembly.plan import Plan, fitted
 from consumer_framework.settings import Framework, parse
@@ -34,35 +39,35 @@ QUORUM = {"x-queue-type": "quorum"}
     ],
 )
 def test_the_limit_is_that_of_the_arguments_or_the_brokers_default(arguments, version, limit):
-    assert limit_of(arguments, version) == limit
+    assert delivery_limit(arguments, version) == limit
 
 
 def test_a_queue_of_unknown_arguments_that_counts_is_a_quorum_queue():
-    assert limit_of({}, (4, 1), is_quorum=True) == 20
+    assert delivery_limit({}, (4, 1), is_quorum=True) == 20
 
 
 @pytest.mark.parametrize(
     ("headers", "count"),
     [(None, None), ({}, None), ({"x-delivery-count": 2}, 2), ({"x-delivery-count": "2"}, None)],
 )
-def test_the_count_is_what_the_queue_says(headers, count):
-    assert count_of(make_delivery(headers=headers)) == count
+def test_the_count_is_read_from_the_header_of_the_queue(headers, count):
+    assert delivery_count(make_delivery(headers=headers)) == count
 
 
 @pytest.mark.parametrize(("limit", "first"), [(0, 0), (1, 1), (2, 1), (3, 2), (20, 19)], ids=str)
 def test_one_return_is_left_for_a_crash(limit, first):
-    near = [is_near(count, limit) for count in (first - 1, first, first + 1)]
+    near = [is_near_limit(count, limit) for count in (first - 1, first, first + 1)]
     assert near == [False, True, True]
 
 
 @pytest.mark.parametrize(
     ("text", "version"), [("4.1.2", (4, 1, 2)), ("3.10.0-rc.1", (3, 10, 0)), ("LavinMQ", None)]
 )
-def test_a_version_is_what_begins_with_numbers(text, version):
-    assert version_of(text) == version
+def test_a_version_is_read_from_its_first_numbers(text, version):
+    assert broker_version(text) == version
 
 
-# What an instance does near the limit.
+# An instance near the limit.
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from consumer_framework.core.delivery import (
     Behind,
     Crashed,
     Failed,
-    Known,
+    SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
@@ -36,19 +36,19 @@ from consumer_framework.core.disposition import (
 from consumer_framework.core.errors import Drop, Retry
 from consumer_framework.core.ports import Settled
 from consumer_framework.core.recovery import Decision
-from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog
-from consumer_framework.runtime.observe.wording import fate
-from consumer_framework.testing import make_delivery
+from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog, fate
+from consumer_framework.testing import FakeClock, make_delivery
 
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
 
 
-class Time:
+class Time(FakeClock):
     """A clock that a test turns, and what it wakes."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.reactor = ReactorClock()
 
     def monotonic(self) -> float:
@@ -216,7 +216,7 @@ def test_what_else_becomes_of_it_has_a_line(settle, log, outcome, disposition, l
     assert fields(record)["FM_ATTEMPT"] == attempt
 
 
-@pytest.mark.parametrize("outcome", [Known(), Withdrawn()])
+@pytest.mark.parametrize("outcome", [SettledBefore(), Withdrawn()])
 def test_what_no_handler_saw_here_says_nothing(settle, log, outcome):
     settle(message(), outcome, GiveBack() if isinstance(outcome, Withdrawn) else Ack())
     assert log() == []

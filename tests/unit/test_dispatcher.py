@@ -8,6 +8,7 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import Defer, DependencyFault, Quarantine
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.disposition import Ack
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import Gate
@@ -40,7 +41,7 @@ class Work:
 
     def __init__(self):
         self.gate = Gate()
-        self.intake = Intake(gate=self.gate)
+        self.intake = Intake(SystemClock(), gate=self.gate)
         self.tasks = []
         self.now: set[int] = set()
         self.is_quick = False
@@ -139,7 +140,7 @@ def message(name, key=""):
 
 
 class Runs:
-    """A handler that remembers what it ran, and fails for the names that it is told."""
+    """A handler that remembers its runs, and fails for the given names."""
 
     def __init__(self, *failing):
         self.names = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The documentation says what the code does, and builds."""
+"""The documentation agrees with the code, and builds."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ RECOVERY_TABLES: dict[str, type[BaseModel]] = {
 }
 DERIVED = {(settings.Qos, "prefetch_count")}
 KINDS: dict[tuple[type[BaseModel], str], str] = {(settings.Framework, "rate"): "rate"}
-# The models have no other number that is not a length of time.
+# The only numbers of the models that are no lengths of time.
 TOML_TYPES = {"object": "table", "number": "length of time"}
 
 RAISED: dict[str, BaseException | None] = {
@@ -105,13 +105,13 @@ NOW = 1000.0
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code blocks of *page*."""
+    """Return the fenced code blocks of *page*."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def table(page: Path, heading: str) -> list[list[str]]:
-    """The cells of the first table under *heading*, without its head."""
+    """Return the cells of the first table under *heading*, without its head."""
     text = page.read_text(encoding="utf-8")
     section = re.split(rf"^#+ {re.escape(heading)}$", text, maxsplit=1, flags=re.MULTILINE)[1]
     section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
@@ -120,7 +120,7 @@ def table(page: Path, heading: str) -> list[list[str]]:
 
 
 def toml_type(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """The TOML type that a JSON schema describes; null only says that a key may be missing."""
+    """Return the TOML type of a JSON schema, in which null means that a key may be missing."""
     if "anyOf" in schema:
         [schema] = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
     if "$ref" in schema:
@@ -133,9 +133,9 @@ def shown_default(value: Any, kind: str, item_kind: str) -> str:
     if value is None:
         return "none"
     if kind == "length of time":
-        return f"`{json.dumps(text.text(value))}`"
+        return f"`{json.dumps(text.duration_text(value))}`"
     if item_kind == "length of time":
-        return f"`{json.dumps([text.text(item) for item in value])}`"
+        return f"`{json.dumps([text.duration_text(item) for item in value])}`"
     if isinstance(value, Enum):
         return f"`{json.dumps(value.value)}`"
     if isinstance(value, pydantic.BaseModel) or (isinstance(value, dict | list) and value):
@@ -144,7 +144,7 @@ def shown_default(value: Any, kind: str, item_kind: str) -> str:
 
 
 def expected_rows(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    # A class may name exceptions themselves, which no JSON can.
+    # Only a class can name the exceptions themselves.
     schema = model.model_json_schema(schema_generator=SchemaOfFiles)
     definitions = schema.get("$defs", {})
     rows = {}
@@ -165,7 +165,7 @@ def expected_rows(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
 
 
 class SchemaOfFiles(GenerateJsonSchema):
-    """Leaves out what only a class may say."""
+    """Leaves out the values that only a class may have."""
 
     def is_subclass_schema(self, schema: Any) -> dict[str, Any]:
         return {"type": "null"}
@@ -192,7 +192,7 @@ def test_the_recovery_reference_lists_the_settings_their_types_and_defaults(head
     assert documented == expected_rows(RECOVERY_TABLES[heading])
 
 
-def test_the_reload_reference_says_what_each_key_takes():
+def test_the_reload_reference_has_the_action_of_each_key():
     page = DOCS / "reference/reload.md"
     for heading, takes in (
         ("The effort for each key", settings.TAKES),
@@ -202,13 +202,13 @@ def test_the_reload_reference_says_what_each_key_takes():
         assert documented == {key: what.value for key, what in takes.items()}
 
 
-def test_the_framework_reference_says_what_ordering_may_be():
+def test_the_framework_reference_lists_the_values_of_ordering():
     cells = table(DOCS / "reference/framework.md", "Ordering")
     choices = [choice.value for choice in settings.Ordering]
     assert [row[0].strip('`"') for row in cells[: len(choices)]] == choices
 
 
-def test_the_framework_reference_adds_up_what_is_sent_ahead():
+def test_the_framework_reference_adds_up_the_prefetched_messages():
     text = (DOCS / "reference/framework.md").read_text(encoding="utf-8")
     [(parts, total)] = re.findall(r"That is ([\d +]+) = (\d+) by default", text)
     default = settings.Framework()
@@ -227,7 +227,7 @@ def test_the_check_reference_lists_the_arguments_that_are_warned_of():
         assert finding.problem.path == f"queues.one.arguments.{argument}"
 
 
-def test_the_check_reference_shows_what_is_printed(tmp_path):
+def test_the_check_reference_shows_the_real_output(tmp_path):
     [shown] = blocks(DOCS / "reference/check.md", "text")
     text = blocks(ROOT / "README.md", "toml")[0]
     text = text.replace("sample:", "sampel:").replace(
@@ -255,7 +255,7 @@ def test_the_exit_code_reference_lists_the_codes_and_their_names():
 
 
 def decision_on(error: BaseException | None, policy: Policy = POLICY) -> Decision:
-    """What becomes of a message that came a second ago."""
+    """Return the disposition of a message that came a second ago."""
     delivery = make_delivery(received_at=NOW - 1)
     outcome: Outcome = Failed(signal_of(error)) if error else Succeeded()
     if isinstance(error, errors.Skip):
@@ -283,7 +283,7 @@ def fate(decision: Decision) -> str:
 
 
 @pytest.mark.parametrize("raised", RAISED)
-def test_the_recovery_reference_says_what_becomes_of_a_message(raised):
+def test_the_recovery_reference_has_the_disposition_of_each_signal(raised):
     cells = table(DOCS / "reference/recovery.md", "Exceptions that a handler may raise")
     assert [row[0] for row in cells] == list(RAISED)
     [(_, counts, message, instance)] = [row for row in cells if row[0] == raised]
@@ -365,7 +365,7 @@ def test_every_signal_is_in_the_recovery_reference_and_in_that_of_handlers():
 
 
 @pytest.mark.parametrize("then", Then)
-def test_the_recovery_reference_says_what_a_rule_may_say(then):
+def test_the_recovery_reference_lists_the_actions_of_rules(then):
     cells = table(DOCS / "reference/recovery.md", "Answers of a rule")
     said = {row[0].strip('`"'): row[1] for row in cells}
     assert list(said) == [choice.value for choice in Then]
@@ -386,7 +386,7 @@ def without_reason(decision: Decision) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("choice", OnExhausted)
-def test_the_recovery_reference_says_what_may_follow_the_last_attempt(choice):
+def test_the_recovery_reference_lists_the_values_of_on_exhausted(choice):
     cells = table(DOCS / "reference/recovery.md", "After the last attempt")
     said = {row[0].strip('`"'): row[1] for row in cells}
     assert list(said) == [choice.value for choice in OnExhausted]
@@ -405,7 +405,7 @@ def test_the_schedule_in_the_explanation_is_the_default_one():
     assert cells[-2][0] == str(len(Policy().schedule) + 1)
 
 
-def test_what_is_shown_of_a_test_without_a_broker_passes():
+def test_the_shown_test_without_a_broker_passes():
     [source] = [s for s in blocks(DOCS / "howto/tune-recovery.md", "python") if "Harness" in s]
     namespace: dict[str, Any] = {}
     exec(source, namespace)  # noqa: S102 -- our own text
@@ -444,7 +444,7 @@ def test_every_consumer_with_settings_of_its_own_is_valid(page):
         exec(source, {"__name__": "consumer"})  # noqa: S102 -- our own text
 
 
-def test_what_explain_is_shown_to_print_is_what_it_prints():
+def test_the_shown_output_of_explain_is_the_real_one():
     page = DOCS / "howto/repair-quarantined-messages.md"
     [shown] = [text for text in blocks(page, "text") if "decided by" in text]
     program = str(Path(sys.executable).with_name("fm-consumer"))
@@ -455,7 +455,7 @@ def test_what_explain_is_shown_to_print_is_what_it_prints():
 
 
 def all_commands(group: click.Group, prefix: str) -> list[str]:
-    """The command lines of all commands of *group*."""
+    """Return the command lines of all commands of *group*."""
     found = []
     for name, command in group.commands.items():
         line = f"{prefix} {name}"
@@ -473,7 +473,7 @@ def test_the_settings_in_the_python_reference_have_their_defaults():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_on_a_page_is_one_with_these_options(page):
+def test_every_command_on_a_page_exists_with_its_options(page):
     known = all_commands(main, "fm-consumer")
     lines = [line.strip() for block in blocks(page, "sh") for line in block.splitlines()]
     for line in lines:
@@ -506,7 +506,7 @@ def test_the_generated_pages_are_current_and_need_no_sphinx_to_be_read():
         assert "{eval-rst}" not in page.read_text(encoding="utf-8"), page
 
 
-def test_the_errors_in_the_configuration_reference_are_what_the_command_prints(tmp_path):
+def test_the_errors_in_the_configuration_reference_are_the_real_ones(tmp_path):
     good = blocks(ROOT / "README.md", "toml")[0]
     bad = good.replace("exclusive = false", 'exclusive = "no"').replace(
         'queue = "sample"', 'queue = "sampel"'
@@ -570,7 +570,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    # A directive that the wrong parser reads comes out as text, without a warning.
+    # A directive that the wrong parser reads becomes text, without a warning.
     for page in tmp_path.glob("*/*.html"):
         assert not re.search(r"\.\. [a-z]+::", page.read_text(encoding="utf-8")), page
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The examples work: what a newcomer reads and runs first."""
+"""The examples work; newcomers read and run them first."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ Sample = runpy.run_path(str(EXAMPLES / "sample.py"))["Sample"]
 
 @pytest.fixture(autouse=True)
 def _default_configuration():
-    # Messages read it when they are made; the file of this host must not decide a test.
+    # Messages read it when they are made; the file of this host must not affect a test.
     with mock.patch.dict(config.conf, config.DEFAULTS):
         yield
 
@@ -60,7 +60,7 @@ def test_every_demo_message_is_valid_and_of_a_schema_that_is_not_deprecated(mess
         assert not message.deprecated
 
 
-def test_every_demo_message_arrives_as_what_was_published(messages):
+def test_every_demo_message_arrives_as_it_was_published(messages):
     for message in messages:
         arrived = over_the_wire(message)
         assert type(arrived) is type(message)
@@ -68,7 +68,7 @@ def test_every_demo_message_arrives_as_what_was_published(messages):
         assert arrived.id == message.id
 
 
-def test_every_demo_message_has_what_its_class_shows_to_people(messages):
+def test_every_demo_message_has_the_texts_that_its_class_shows_to_people(messages):
     for message in messages:
         assert message.summary
         assert message.summary != message.topic
@@ -176,7 +176,7 @@ def test_the_bindings_of_the_sample_cover_every_demo_message(messages):
 
 
 def matches(pattern: list[str], words: list[str]) -> bool:
-    """The matching of a topic exchange."""
+    """Match a topic as a topic exchange does."""
     if not pattern:
         return not words
     if pattern[0] == "#":

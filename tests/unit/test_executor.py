@@ -234,7 +234,7 @@ def test_upstreams_nack_is_a_retry_after_the_configured_delays():
 
 
 @pytest.mark.parametrize("error", [ValueError(), Retry(), upstream.ValidationError(ValueError())])
-def test_other_errors_stay_what_they_are(error):
+def test_other_errors_are_unchanged(error):
     assert signal_of(error) is error
 
 
@@ -650,7 +650,7 @@ def test_a_large_body_is_not_decoded_on_the_event_loop_and_a_small_one_needs_no_
     play(scenario())
 
 
-def test_where_no_thread_can_be_started_a_large_body_is_decoded_all_the_same(monkeypatch):
+def test_a_large_body_is_decoded_even_where_no_thread_can_be_started(monkeypatch):
     async def scenario():
         decoding = Decoding(decoded_later, is_batch=False)
         monkeypatch.setattr(threading.Thread, "start", refused)
@@ -723,7 +723,7 @@ NEVER_RUN = {
 
 
 @pytest.mark.parametrize("what", NEVER_RUN)
-def test_a_handler_that_returns_work_which_nobody_does_has_failed(what):
+def test_a_handler_that_returns_code_that_never_runs_has_failed(what):
     outcome = run(NEVER_RUN[what])
     assert isinstance(outcome, Failed)
     assert "whose code was never run" in str(outcome.error)
@@ -767,7 +767,7 @@ def test_an_object_that_a_handler_returns_is_logged_once(caplog, is_async, is_ba
 
 @pytest.mark.parametrize("function", [generator, async_generator, returns_a_generator])
 @pytest.mark.parametrize("name", ["setup", "teardown"])
-def test_a_setup_or_teardown_that_nobody_runs_has_failed(name, function):
+def test_a_setup_or_teardown_that_never_runs_has_failed(name, function):
     async def scenario():
         more = {name: functools.partial(function, None)}
         executor = executor_of(Handler("test", print, **more))
@@ -782,7 +782,7 @@ def test_a_setup_or_teardown_that_nobody_runs_has_failed(name, function):
 
 @pytest.mark.parametrize("function", [generator, async_generator])
 @pytest.mark.parametrize("is_later", [False, True])
-def test_a_batch_that_nobody_runs_has_failed(function, is_later):
+def test_a_batch_that_never_runs_has_failed(function, is_later):
     async def later(batch):
         return function(batch)
 
@@ -825,7 +825,7 @@ def test_the_threads_of_slots_are_no_daemons_and_end_when_it_is_closed():
     assert not started[0].is_alive()
 
 
-def test_a_thread_whose_result_nobody_collects_any_more_ends_all_the_same():
+def test_a_thread_ends_although_its_result_is_not_collected_any_more():
     started, gate = [], threading.Event()
 
     def handle(message):
@@ -847,7 +847,7 @@ def test_a_thread_whose_result_nobody_collects_any_more_ends_all_the_same():
     assert not started[0].is_alive()
 
 
-def test_a_process_that_forgets_to_close_an_executor_ends_all_the_same():
+def test_a_process_ends_although_its_executor_was_not_closed():
     script = """
 import asyncio
 from consumer_framework.adapters.executor import Executor

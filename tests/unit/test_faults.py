@@ -84,12 +84,12 @@ def test_a_refused_connection_names_the_broker_and_has_upstreams_exit_code(make)
 
 
 @pytest.mark.parametrize("code", [501, 502, 503, 504, 505, 530, 540])
-def test_what_this_client_does_wrong_is_permanent(code):
+def test_errors_of_this_client_are_permanent(code):
     assert faults.is_permanent(pika_errors.ConnectionClosedByBroker(code, "TEXT"))
 
 
 @pytest.mark.parametrize("code", [200, 311, 313, 320, 402, 403, 404, 405, 406, 506, 541])
-def test_what_the_broker_may_do_better_next_time_is_not_permanent(code):
+def test_errors_of_the_broker_are_not_permanent(code):
     assert not faults.is_permanent(pika_errors.ConnectionClosedByBroker(code, "TEXT"))
 
 
@@ -99,7 +99,7 @@ def test_an_error_without_a_reply_code_is_not_permanent(error):
     assert not faults.is_permanent(error)
 
 
-def test_a_reply_code_that_is_no_number_is_none():
+def test_a_reply_code_that_is_no_number_is_ignored():
     error = ValueError()
     error.reply_code = "501"  # type: ignore[attr-defined]
     assert faults.reply_code(error) == 0
@@ -150,7 +150,7 @@ def test_only_a_locked_queue_is_locked(code, locked):
         (ValueError(), "ValueError"),
     ],
 )
-def test_errors_are_said_in_one_line_of_words(error, words):
+def test_errors_are_described_in_one_line(error, words):
     assert faults.one_line(error) == words
 
 
@@ -189,7 +189,7 @@ def of_pika(text: str) -> pika_errors.IncompatibleProtocolError:
         (openssl("unexpected eof while reading"), "without a word"),
     ],
 )
-def test_what_openssl_says_is_said_in_the_words_of_the_file(error, words):
+def test_errors_of_openssl_name_the_settings_of_the_file(error, words):
     assert words in faults.tls_words(error)
     assert words in faults.one_line(error)
     assert faults.is_known(error)
@@ -199,5 +199,5 @@ def test_what_openssl_says_is_said_in_the_words_of_the_file(error, words):
     "error",
     [openssl("something new"), SSL.Error(), of_python("NEW"), ValueError("x"), None, of_pika("x")],
 )
-def test_what_is_unknown_is_left_to_others(error):
+def test_unknown_errors_get_no_tls_words(error):
     assert faults.tls_words(error) == ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the journal is told of a message."""
+"""The fields of a message in the journal."""
 
 from dataclasses import replace
 from typing import get_args
@@ -41,19 +41,19 @@ def test_failed_runs_and_those_in_which_the_process_died_count():
     assert fields_of(delivery)["FM_ATTEMPT"] == "4"
 
 
-def test_what_became_of_it_and_why_are_there_once_they_are_known():
+def test_the_disposition_and_its_cause_have_fields_once_they_are_known():
     found = fields_of(DELIVERY, Quarantine("x"), "ValueError in a.py:f")
     assert found["FM_DISPOSITION"] == "quarantine"
     assert found["FM_FINGERPRINT"] == "ValueError in a.py:f"
     assert fields_of(DELIVERY, GiveBack())["FM_DISPOSITION"] == "give-back"
 
 
-def test_what_is_not_known_has_no_field():
+def test_unknown_values_have_no_field():
     assert fields("", "t", "q", 0) == {"FM_TOPIC": "t", "FM_QUEUE": "q"}
     assert "FM_ATTEMPT" not in fields_of(DELIVERY, Ack(), attempt=0)
 
 
-def test_a_batch_has_the_ids_of_all_its_messages_and_what_is_the_same_once():
+def test_a_batch_has_the_ids_of_all_its_messages_and_equal_values_once():
     other = make_delivery(message_id="m-2", queue="q", routing_key="org.example.t")
     assert fields_of_all([DELIVERY, other]) == {
         "FM_MESSAGE_ID": ["m-1", "m-2"],

@@ -286,7 +286,7 @@ def pieces_of(draw, stream):
 
 @within(200)
 @given(st.data())
-def test_whatever_comes_and_however_it_is_cut_all_of_it_is_what_pika_alone_makes_of_it(data):
+def test_any_stream_in_any_pieces_gives_the_same_messages_as_pika_alone(data):
     stream = b"".join(data.draw(streams()))
     pieces = data.draw(pieces_of(stream))
     assert with_frames(pieces) == pika_alone(stream)
@@ -336,7 +336,7 @@ def test_a_message_of_fedora_messaging_is_taken_without_pika():
     assert frames.taken == 9
 
 
-def test_a_message_for_nobody_here_is_left_to_pika():
+def test_a_message_on_a_channel_without_a_receiver_is_left_to_pika():
     others: list[bytes] = []
     frames = Frames(others.append)
     stream = delivery(1, 5, usual(), b"{}")
@@ -347,7 +347,7 @@ def test_a_message_for_nobody_here_is_left_to_pika():
 
 @pytest.mark.parametrize("size", range(14))
 @pytest.mark.parametrize("pieces", [1, 2])
-def test_a_content_header_that_is_too_short_is_pika_s_to_complain_about(size, pieces):
+def test_a_content_header_that_is_too_short_is_left_to_pika(size, pieces):
     stream = delivery(1, 1, usual(), b"{}", pieces=pieces)
     stream[1] = struct.pack(">BHL", 2, 1, size) + stream[1][7 : 7 + size] + b"\xce"
     seen = Seen()
@@ -382,7 +382,7 @@ def test_a_protocol_header_is_left_to_pika():
 
 
 @pytest.mark.parametrize("start", [b"AMQP\x00\x00\x09\x01", b"HTTP/1.1 400", b"\x04" + bytes(30)])
-def test_after_what_is_no_frame_everything_is_left_to_pika(start):
+def test_all_bytes_after_an_invalid_frame_are_left_to_pika(start):
     others: list[bytes] = []
     frames = Frames(others.append)
     frames.receivers[1] = lambda *_: pytest.fail("there was no delivery")
@@ -432,7 +432,7 @@ def test_properties_that_cannot_be_decoded_are_kept_as_they_came(encoded, size, 
     assert taken[0][5] == body
 
 
-def test_what_a_connection_s_own_channel_sends_is_not_changed():
+def test_frames_of_a_connection_s_own_channel_are_not_changed():
     encoded = broken_properties()["a field of no known kind"]
     others: list[bytes] = []
     frames = Frames(others.append)
@@ -444,7 +444,7 @@ def test_what_a_connection_s_own_channel_sends_is_not_changed():
 @given(st.binary(min_size=2, max_size=60))
 @example(b"\xf8\xc0")
 @within(300)
-def test_of_any_bytes_as_properties_the_message_comes_and_is_what_pika_makes_of_it(encoded):
+def test_a_message_with_any_bytes_as_properties_comes_as_pika_decodes_it(encoded):
     try:
         properties = pika.BasicProperties()
         properties.decode(encoded)
@@ -516,7 +516,7 @@ def test_a_publisher_s_header_of_that_name_is_left_alone():
 # Receivers.
 
 
-def test_a_receiver_that_goes_away_leaves_what_follows_to_pika():
+def test_the_frames_after_the_end_of_a_receiver_are_left_to_pika():
     others: list[bytes] = []
     taken = []
     frames = Frames(others.append)
@@ -556,7 +556,7 @@ def test_a_receiver_that_comes_within_a_delivery_gets_the_next_one():
     assert taken == [2]
 
 
-def test_the_longest_there_is_of_every_value_comes_whole():
+def test_the_longest_value_of_each_kind_comes_whole():
     headers = {
         "k" * 255: "v" * 70_000,
         "decimal": decimal.Decimal("1.5"),
@@ -571,7 +571,7 @@ def test_the_longest_there_is_of_every_value_comes_whole():
     assert with_frames([stream[:200], stream[200:70_000], stream[70_000:]]) == pika_alone(stream)
 
 
-def test_a_void_header_is_there_whatever_stands_behind_it():
+def test_a_void_header_is_decoded_at_any_place():
     for headers in ({"a": 1, "nothing": None}, {"nothing": None}, {"nothing": None, "a": 1}):
         taken: list[Any] = []
         frames = Frames(lambda _: None)

@@ -4,7 +4,7 @@
 import pytest
 from fedora_messaging import config as upstream
 
-from consumer_framework.core.errors import Collector, ConfigurationError, Problem
+from consumer_framework.core.errors import ConfigurationError, Problem, ProblemCollector
 from consumer_framework.runtime.assembly.configuration import (
     RunOptions,
     callback_and_rule_problems,
@@ -86,7 +86,7 @@ def test_a_collector_keeps_what_is_wrong_and_goes_on():
     def fail(message, source=""):
         raise ConfigurationError(Problem("a.b", message), source=source)
 
-    collector = Collector("file")
+    collector = ProblemCollector("file")
     assert collector.call(fail, "one") is None
     assert collector.call(int, "3") == 3
     assert collector.call(fail, "two", source="other") is None

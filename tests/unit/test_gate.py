@@ -8,6 +8,7 @@ import pytest
 from fedora_messaging.message import Message
 
 from consumer_framework import DependencyFault, Quarantine
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import (
     SHUTS,
@@ -122,7 +123,7 @@ def test_a_reason_that_does_not_stand_cannot_end(state):
         in_state(state).resume(Reason.ORDER)
 
 
-def test_a_closed_gate_lets_nothing_in_whatever_reasons_end():
+def test_a_closed_gate_stays_closed_whatever_reasons_end():
     gate = Gate()
     gate.suspend(Reason.RECONNECTION)
     gate.close()
@@ -158,7 +159,7 @@ def test_listeners_hear_of_each_event_in_order_and_see_the_gate_as_it_is():
 def test_a_probe_waits_for_the_end_of_a_reconnection_and_not_for_the_end_of_the_pause():
     async def scenario():
         gate = Gate()
-        intake = Intake(gate=gate)
+        intake = Intake(SystemClock(), gate=gate)
         gate.suspend(Reason.DEPENDENCY, "no database")
         gate.suspend(Reason.RECONNECTION)
         slot = asyncio.create_task(intake.take())
@@ -175,7 +176,7 @@ def test_a_probe_waits_for_the_end_of_a_reconnection_and_not_for_the_end_of_the_
 def test_a_stop_ends_the_wait_of_a_slot_whatever_suspends_the_gate():
     async def scenario():
         gate = Gate()
-        intake = Intake(gate=gate)
+        intake = Intake(SystemClock(), gate=gate)
         gate.suspend(Reason.RECONNECTION)
         slot = asyncio.create_task(intake.take())
         await asyncio.sleep(0)

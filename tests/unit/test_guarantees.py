@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever happens, and in whatever order: no message is lost, none loops, none stops the others.
+"""After any events in any order: no message is lost, none loops, none stops the others.
 
-The machine publishes messages whose handler does what the machine has chosen for each run, lets
-time pass, drops connections, kills and restarts the process, breaks the store's disk, and has an
-operator replay and drop what is quarantined. All that is between the broker and the handler is the
-real thing, in virtual time.
+The machine publishes messages, chooses the outcome of each run of their handler, lets time pass,
+drops connections, kills and restarts the process, breaks the store's disk, and has an operator
+replay and drop quarantined messages. All parts between the broker and the handler are the real
+ones, in virtual time.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ RECOVERIES = st.fixed_dictionaries(
 ORDERINGS = st.sampled_from(
     [{}, {"ordering": "key", "ordering_key": "body:key"}, {"ordering": "strict"}]
 )
-# What a run of the handler may do; the time now is known when it does.
+# The outcomes of a run; each gets the current time.
 RUNS = {
     "success": lambda _: None,
     "skip": lambda _: Skip(),
@@ -52,12 +52,12 @@ RUNS = {
     "halt and requeue": lambda _: Halt(3, requeue=True),
 }
 DONE = {"success", "skip", "halt"}
-# An instance needs some hours at most, with the settings above, once all is well.
+# With the settings above, an instance finishes within some hours once all faults are gone.
 HOURS = 24
 
 
 class Instance(RuleBasedStateMachine):
-    """A broker, an instance on it, and everything that may happen to both."""
+    """A broker, an instance on it, and all events that may happen to both."""
 
     @initialize(
         recovery=RECOVERIES,
@@ -78,7 +78,7 @@ class Instance(RuleBasedStateMachine):
         self.published: list[Message | bytes] = []
         self.began: dict[str, float] = {}
         self.breaks = 0
-        # What goes on inside a run that never ends must be cheap.
+        # A run that never ends must cost little.
         framework = {"recovery": recovery, "slots": slots, **ordering}
         self.harness = Harness(
             self.handle, settings=framework, chance=chance, patience=0
@@ -104,7 +104,7 @@ class Instance(RuleBasedStateMachine):
                 self.wrong.append(f"{message.id} overtakes {earlier}")
 
     def before(self, name):
-        """What must not be overtaken by a message."""
+        """Return the messages that message *name* must not overtake."""
         lane = self.lanes[name]
         names = list(self.lanes)
         earlier = names[: names.index(name)]
@@ -123,7 +123,7 @@ class Instance(RuleBasedStateMachine):
         if error is not None:
             raise error
 
-    # What happens.
+    # Events.
 
     @rule(
         plan=st.lists(st.sampled_from(sorted(RUNS)), min_size=1, max_size=4),
@@ -203,7 +203,7 @@ class Instance(RuleBasedStateMachine):
         else:
             self.dropped.add(_name(message))
 
-    # What holds all the time.
+    # Invariants.
 
     @invariant()
     def nothing_ran_that_had_to_wait(self):
@@ -239,12 +239,12 @@ class Instance(RuleBasedStateMachine):
     def no_message_is_a_hot_loop(self):
         for message_id, began in self.began.items():
             runs = len(self.did.get(message_id, []))
-            # A process that dies may forget attempts, and then there are new ones at once.
+            # A process that dies may forget attempts, which then begin anew.
             at_once = (1 + self.recovery["immediate"]) * (1 + self.breaks) + self.soon(message_id)
             assert runs <= at_once + self.harness.now - began, message_id
 
     def soon(self, message_id):
-        """The retries for which the handler itself asked to have them at once."""
+        """Return the number of retries that the handler itself wanted at once."""
         return self.did.get(message_id, []).count("retry soon")
 
     def teardown(self):
@@ -256,7 +256,7 @@ class Instance(RuleBasedStateMachine):
             self.harness.__exit__(None, None, None)
 
     def everything_ends_once_all_is_well(self):
-        """Poison goes on being poison; the rest succeeds."""
+        """Let poison messages fail on, and all others succeed."""
         self.harness.store.error = None
         poison_ends = self.recovery["on_exhausted"] not in ("halt", "requeue")
         for message in self.published:
@@ -267,7 +267,7 @@ class Instance(RuleBasedStateMachine):
         self.advance_until(self.nothing_is_left)
         self.every_message_is_in_exactly_one_place()
         assert self.nothing_is_left()
-        self.what_follows_a_quarantined_message_is_quarantined_behind_it()
+        self.followers_of_a_quarantined_message_are_quarantined_behind_it()
         self.everything_can_be_replayed_in_its_order()
         self.nothing_ran_that_had_to_wait()
 
@@ -280,12 +280,12 @@ class Instance(RuleBasedStateMachine):
             self.harness.advance("1h")
 
     def nothing_is_left(self):
-        """Where nothing may overtake anything, all wait for an operator."""
+        """Tell whether all messages have ended, or wait in strict order behind quarantine."""
         if self.ordering == "strict" and self.harness.quarantined:
             return not self.harness.deferred
         return self.ended() == len(self.published)
 
-    def what_follows_a_quarantined_message_is_quarantined_behind_it(self):
+    def followers_of_a_quarantined_message_are_quarantined_behind_it(self):
         done = self.done()
         for message in self.harness.quarantined:
             behind = {n for n in self.lanes if _name(message) in self.before(n)} - self.dropped
@@ -294,7 +294,7 @@ class Instance(RuleBasedStateMachine):
     def everything_can_be_replayed_in_its_order(self):
         for plan, _ in self.plans.values():
             plan[:] = ["success"]
-        # What is being replayed meanwhile.
+        # The rows that are being replayed meanwhile.
         self.harness.advance(10)
         while quarantined := self.harness.quarantined:
             first = quarantined[0]
@@ -303,7 +303,7 @@ class Instance(RuleBasedStateMachine):
                 self.harness.drop(first)
             else:
                 self.replay(first)
-            # So long that all others run that waited for it.
+            # Long enough for all messages that waited behind it.
             self.harness.advance(100)
             assert _name(first) in self.done()
         self.advance_until(lambda: self.ended() == len(self.published))
@@ -323,7 +323,7 @@ def _body(message):
 
 
 TestInstance = Instance.TestCase
-# A failure is found quickly and shrunk slowly: with CI=true its steps are shown as they were.
+# A failure is found quickly and shrunk slowly: with CI=true its steps are shown unshrunk.
 SHRINKING = [] if os.environ.get("CI") == "true" else [Phase.shrink]
 TestInstance.settings = settings(
     max_examples=80,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The harness, which authors test their consumers with."""
+"""The harness: authors test their consumers with it."""
 
 import asyncio
 import doctest
@@ -73,7 +73,7 @@ def test_a_consumer_has_its_config_its_setup_and_its_own_recovery():
         ]
 
 
-def test_settings_stand_before_the_class():
+def test_settings_override_the_class():
     settings = {"recovery": {"delays": ()}}
     with Harness(Sample, config={"word": "hello"}, settings=settings) as harness:
         assert isinstance(harness.deliver(message()), to.Quarantine)
@@ -129,7 +129,7 @@ def test_a_coroutine_may_await_the_world_outside():
         assert harness.deliver(message()) == to.Ack()
 
 
-def test_what_setup_raises_is_raised():
+def test_an_error_of_setup_is_raised():
     class Broken(Sample):
         def setup(self):
             raise LookupError("no database")
@@ -138,7 +138,7 @@ def test_what_setup_raises_is_raised():
         pass
 
 
-def test_a_dropped_connection_brings_back_what_was_held_and_forgets_no_attempt():
+def test_a_dropped_connection_brings_back_held_messages_with_their_attempts():
     with Harness(Sample, config={"word": "hello"}) as harness:
         first = message()
         harness.deliver(first)
@@ -148,14 +148,14 @@ def test_a_dropped_connection_brings_back_what_was_held_and_forgets_no_attempt()
         assert harness.quarantined == [first]
 
 
-def test_a_killed_process_counts():
+def test_a_killed_process_counts_as_a_crash_of_the_message():
     with Harness(lambda _: None) as harness:
         once, twice = message(1), message(2)
         assert harness.deliver(once, kills=1) == to.Ack()
         assert isinstance(harness.deliver(twice, kills=2), to.Quarantine)
 
 
-def test_a_restart_gives_back_what_is_held():
+def test_a_restart_gives_back_held_messages():
     with Harness(Sample, config={"word": "hello"}) as harness:
         first = message()
         harness.deliver(first)
@@ -179,7 +179,7 @@ def test_a_halted_instance_takes_nothing_until_it_is_started_again():
         assert harness.acked == [first, second]
 
 
-def test_what_waits_for_a_slot_when_the_instance_halts_stays_in_the_queue():
+def test_messages_that_wait_for_a_slot_when_the_instance_halts_stay_in_the_queue():
     async def handler(message):
         if message.body["n"] == 2:
             await asyncio.sleep(1)
@@ -212,7 +212,7 @@ def test_a_broken_dependency_pauses_and_a_probe_resumes():
         assert harness.attempts(first) == ()
 
 
-def test_what_waits_for_a_slot_while_a_dependency_breaks_is_no_probe():
+def test_messages_that_wait_for_a_slot_while_a_dependency_breaks_are_no_probes():
     async def handler(message):
         if message.body["n"] > 1:
             await asyncio.sleep(1)
@@ -283,7 +283,7 @@ def test_a_deferred_message_that_waited_for_a_slot_when_the_store_failed_comes_b
         assert harness.deferred == []
 
 
-# What an operator does.
+# Orders of an operator.
 
 
 def poison_until_mended(mended):
@@ -317,7 +317,7 @@ def test_a_quarantined_message_can_be_dropped():
         assert harness.rejected == [first]
 
 
-def test_only_what_is_quarantined_and_first_of_its_key_can_be_replayed():
+def test_only_a_quarantined_message_that_is_first_of_its_key_can_be_replayed():
     mended: list[bool] = []
     settings = {"ordering": "key", "ordering_key": "topic"}
     with Harness(poison_until_mended(mended), settings=settings) as harness:
@@ -337,7 +337,7 @@ def test_only_what_is_quarantined_and_first_of_its_key_can_be_replayed():
             harness.drop(messages[0])
 
 
-def test_what_is_being_replayed_cannot_be_replayed_or_dropped_meanwhile():
+def test_a_message_in_a_replay_cannot_be_replayed_or_dropped():
     async def handle(message):
         await asyncio.sleep(10)
         if len(harness.runs(first)) == 1:
@@ -355,7 +355,7 @@ def test_what_is_being_replayed_cannot_be_replayed_or_dropped_meanwhile():
         assert harness.acked == [first]
 
 
-# What a consumer publishes and keeps.
+# Publications and files of a consumer.
 
 
 class Archive(Consumer):
@@ -391,7 +391,7 @@ def test_without_a_host_a_consumer_has_no_directory():
         _ = Bare({}).state_dir
 
 
-def test_what_a_handler_publishes_is_recorded_with_its_signals_and_not_sent():
+def test_messages_that_a_handler_publishes_are_recorded_with_signals_and_not_sent():
     signals = []
 
     def note(sender, message):
@@ -432,7 +432,7 @@ def test_a_message_that_does_not_fit_its_schema_cannot_be_published():
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_cut_in_each_attempt_gives_a_message_no_attempts_more_than_its_policy(slots):
+def test_a_cut_in_each_attempt_gives_a_message_no_additional_attempts(slots):
     async def fail(message):
         await asyncio.sleep(2)
         raise ValueError
@@ -449,7 +449,7 @@ def test_a_cut_in_each_attempt_gives_a_message_no_attempts_more_than_its_policy(
         assert harness.quarantined == [first]
 
 
-def test_what_fails_after_the_write_of_a_message_is_not_swallowed(monkeypatch):
+def test_an_error_after_the_write_of_a_message_is_not_swallowed(monkeypatch):
     def ack(self, delivery):
         raise RuntimeError("a defect")
 

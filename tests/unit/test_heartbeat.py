@@ -27,14 +27,14 @@ DELIVERY = make_delivery()
 class Bench:
     """An executor on a loop whose time a test sets."""
 
-    def __init__(self, call, timeout=100.0, **more):
+    def __init__(self, call, timeout=100.0, decode=lambda delivery: delivery.message_id, **more):
         self._skipped = 0.0
         loop: Any = asyncio.get_running_loop()
         real = loop.time
         loop.time = lambda: real() + self._skipped
         self.executor = Executor(
             Handler("test", call, **more),
-            lambda delivery: delivery.message_id,
+            decode,
             FakeFlightRecorder(places=10),
             Limits(slots=2, timeout=timeout, batch_seconds=0.0),
         )
@@ -321,19 +321,42 @@ class Text(str):
     __slots__ = ("__weakref__",)
 
 
-@pytest.mark.parametrize("is_async", [False, True])
-def test_after_its_run_nothing_keeps_a_message_alive(is_async):
-    async def handle_later(message):
-        heartbeat()
+def succeed(message):
+    heartbeat()
 
+
+async def succeed_later(message):
+    heartbeat()
+
+
+def fail(message):
+    raise ValueError(message)
+
+
+async def fail_later(message):
+    raise ValueError(message)
+
+
+def refuse(delivery):
+    raise ValueError(delivery.message_id)
+
+
+@pytest.mark.parametrize("decode", [lambda delivery: delivery.message_id, refuse])
+@pytest.mark.parametrize(
+    "call",
+    [succeed, succeed_later, fail, fail_later, lambda message: fail_later(message)],  # noqa: PLW0108
+)
+def test_after_its_run_nothing_keeps_a_message_alive(call, decode):
     async def scenario():
-        bench = Bench(handle_later if is_async else lambda message: heartbeat())
+        bench = Bench(call, decode=decode)
         delivery = make_delivery(routing_key=Text("a.topic"))
         watched = weakref.ref(delivery.routing_key)
         gc.disable()
         try:
-            assert await bench.executor.run(delivery) == Succeeded()
-            del delivery
+            outcome = await bench.executor.run(delivery)
+            is_success = decode is not refuse and call in (succeed, succeed_later)
+            assert isinstance(outcome, Succeeded) == is_success
+            del delivery, outcome
             await bench.told()
             assert watched() is None
         finally:

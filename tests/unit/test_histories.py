@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is remembered of messages that went back to the broker."""
+"""The histories of messages that went back to the broker are remembered."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def test_messages_without_an_id_are_told_apart_by_their_bytes():
     assert histories.recall(again(message_id=None, body=b"1")).history == FAILED
 
 
-def test_its_memory_is_bounded_and_the_latest_are_in_it():
+def test_the_memory_is_bounded_and_keeps_the_latest():
     histories = Histories()
     for number in range(MEMORY_MESSAGES + 1):
         histories.keep(failed(message_id=str(number)))
@@ -57,7 +57,7 @@ def test_its_memory_is_bounded_and_the_latest_are_in_it():
     assert histories.recall(again(message_id="1")).history == FAILED
 
 
-def test_what_never_failed_takes_no_memory():
+def test_a_message_that_never_failed_takes_no_memory():
     histories = Histories()
     histories.keep(failed(message_id="failed"))
     for number in range(MEMORY_MESSAGES + 1):

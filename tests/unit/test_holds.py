@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The deliveries that wait, unacknowledged and in memory."""
+"""Held deliveries wait unacknowledged in memory."""
 
 import pytest
 from hypothesis import given
@@ -26,7 +26,7 @@ def in_order(entries):
     return sorted(range(len(entries)), key=lambda tag: (entries[tag][0], tag))
 
 
-def test_there_is_room_for_as_many_as_there_are_slots():
+def test_there_is_room_for_as_many_deliveries_as_hold_slots():
     holds = Holds(2, FakeClock())
     holds.put(make_delivery(delivery_tag=1), 5)
     assert holds.has_room
@@ -35,13 +35,13 @@ def test_there_is_room_for_as_many_as_there_are_slots():
     assert not Holds(0, FakeClock()).has_room
 
 
-def test_where_nothing_is_held_nothing_is_ever_due():
+def test_without_held_deliveries_none_is_ever_due():
     holds = Holds(1, FakeClock())
     assert (holds.next_due(), holds.first(), holds.due(1e9), holds.clear()) == (None, [], [], [])
 
 
 @given(TIMES, st.integers(0, 20))
-def test_what_is_due_comes_in_the_order_of_its_times_and_the_rest_stays(entries, now):
+def test_due_deliveries_come_in_the_order_of_their_times_and_the_others_stay(entries, now):
     holds = filled(entries)
     due = [tag for tag in in_order(entries) if entries[tag][0] <= now]
     assert tags(holds.due(now)) == due
@@ -51,7 +51,7 @@ def test_what_is_due_comes_in_the_order_of_its_times_and_the_rest_stays(entries,
 
 
 @given(TIMES)
-def test_everything_comes_out_once_one_by_one_or_all_together(entries):
+def test_every_held_delivery_comes_out_once(entries):
     assert tags(filled(entries).clear()) == in_order(entries)
     holds = filled(entries)
     one_by_one = [delivery for _ in entries for delivery in holds.first()]
@@ -60,7 +60,7 @@ def test_everything_comes_out_once_one_by_one_or_all_together(entries):
 
 
 @given(TIMES)
-def test_only_what_came_on_a_lost_channel_is_discarded(entries):
+def test_only_deliveries_of_a_lost_channel_are_discarded(entries):
     holds = filled(entries)
     gone = holds.discard(2)
     assert sorted(tags(gone)) == [tag for tag, (_, gen) in enumerate(entries) if gen == 2]
@@ -68,7 +68,7 @@ def test_only_what_came_on_a_lost_channel_is_discarded(entries):
     assert tags(holds.due(100)) == kept
 
 
-def test_fewer_slots_lose_nothing_that_is_held():
+def test_fewer_hold_slots_lose_no_held_delivery():
     holds = Holds(3, FakeClock())
     for tag in (1, 2, 3):
         holds.put(make_delivery(delivery_tag=tag), tag)
@@ -81,14 +81,14 @@ def test_fewer_slots_lose_nothing_that_is_held():
 
 
 class Settable(FakeClock):
-    """A clock that somebody sets."""
+    """A clock that a test sets."""
 
     def set_back(self, seconds):
         self._time -= seconds
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
-def test_a_delivery_is_held_for_as_long_whatever_the_clock_is_set_to(jump):
+def test_setting_the_clock_does_not_change_how_long_a_delivery_is_held(jump):
     clock = Settable(10_000.0)
     holds = Holds(1, clock)
     holds.put(make_delivery(), clock.time() + 10)

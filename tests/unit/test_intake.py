@@ -3,6 +3,7 @@
 
 import asyncio
 
+from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.gate import Gate
 from consumer_framework.core.intake import Intake
 from consumer_framework.testing import make_delivery
@@ -19,7 +20,7 @@ async def turns():
 
 def test_deliveries_are_taken_in_the_order_of_their_arrival():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         for tag in (1, 2, 3):
             intake.put(numbered(tag))
         assert len(intake) == 3
@@ -29,9 +30,9 @@ def test_deliveries_are_taken_in_the_order_of_their_arrival():
     asyncio.run(scenario())
 
 
-def test_what_has_waited_its_time_already_is_taken_first():
+def test_a_delivery_that_was_put_first_is_taken_first():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         for tag in (1, 2):
             intake.put(numbered(tag))
         intake.put_first(numbered(3))
@@ -41,9 +42,9 @@ def test_what_has_waited_its_time_already_is_taken_first():
     asyncio.run(scenario())
 
 
-def test_what_is_put_first_wakes_a_slot_that_waits():
+def test_a_delivery_that_is_put_first_wakes_a_waiting_slot():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         slots = [asyncio.create_task(intake.take()) for _ in range(2)]
         await turns()
         intake.put_first(numbered(1))
@@ -58,7 +59,7 @@ def test_what_is_put_first_wakes_a_slot_that_waits():
 
 def test_rows_that_are_due_and_new_deliveries_take_turns():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         rows = [make_delivery(delivery_tag=n, generation=0, row=n) for n in (11, 12, 13)]
         for delivery in [*rows, numbered(1), numbered(2), numbered(3), numbered(4), numbered(5)]:
             intake.put(delivery)
@@ -72,7 +73,7 @@ def test_rows_that_are_due_and_new_deliveries_take_turns():
 
 def test_slots_that_wait_get_one_delivery_each():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         slots = [asyncio.create_task(intake.take()) for _ in range(3)]
         await turns()
         intake.put(numbered(1))
@@ -86,9 +87,9 @@ def test_slots_that_wait_get_one_delivery_each():
     asyncio.run(scenario())
 
 
-def test_a_slot_that_is_quicker_than_the_one_woken_leaves_nobody_stuck():
+def test_a_slot_that_is_quicker_than_the_woken_one_leaves_no_slot_stuck():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         woken = asyncio.create_task(intake.take())
         await turns()
         intake.put(numbered(1))
@@ -103,7 +104,7 @@ def test_a_slot_that_is_quicker_than_the_one_woken_leaves_nobody_stuck():
 
 def test_a_canceled_slot_takes_no_delivery_from_the_others():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         canceled, other = (asyncio.create_task(intake.take()) for _ in range(2))
         await turns()
         canceled.cancel()
@@ -114,9 +115,9 @@ def test_a_canceled_slot_takes_no_delivery_from_the_others():
     asyncio.run(scenario())
 
 
-def test_what_came_on_a_channel_that_is_gone_is_forgotten_and_nothing_else():
+def test_only_deliveries_of_a_channel_that_is_gone_are_forgotten():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         for tag, generation in ((1, 1), (1, 2), (2, 1)):
             intake.put(numbered(tag, generation))
         assert intake.discard(1) == [numbered(1, 1), numbered(2, 1)]
@@ -128,7 +129,7 @@ def test_what_came_on_a_channel_that_is_gone_is_forgotten_and_nothing_else():
 
 def test_a_slot_whose_delivery_was_forgotten_waits_for_the_next_one():
     async def scenario():
-        intake = Intake()
+        intake = Intake(SystemClock())
         slot = asyncio.create_task(intake.take())
         await turns()
         intake.put(numbered(1, 1))
@@ -141,10 +142,10 @@ def test_a_slot_whose_delivery_was_forgotten_waits_for_the_next_one():
     asyncio.run(scenario())
 
 
-def test_a_closed_intake_gives_no_slot_a_delivery_and_returns_what_waited():
+def test_a_closed_intake_gives_no_slot_a_delivery_and_returns_the_waiting_ones():
     async def scenario():
         gate = Gate()
-        intake = Intake(gate=gate)
+        intake = Intake(SystemClock(), gate=gate)
         slots = [asyncio.create_task(intake.take()) for _ in range(2)]
         await turns()
         gate.close()

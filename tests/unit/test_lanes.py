@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Deliveries with one ordering key behind each other."""
+"""Deliveries with one ordering key wait behind each other."""
 
 from consumer_framework.core.intake import Lanes
 from consumer_framework.testing import make_delivery

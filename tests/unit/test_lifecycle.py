@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The table of an instance's life."""
+"""The table of the lifecycle of an instance."""
 
 import itertools
 
@@ -57,25 +57,25 @@ def test_an_order_to_stop_and_a_fault_are_accepted_in_every_state(state, event):
     assert after in (State.FAILING, State.DRAINING, State.STOPPED)
 
 
-def test_nothing_leaves_the_end():
+def test_no_event_leaves_the_end():
     assert successors(State.STOPPED) == {State.STOPPED}
     assert successors(State.DRAINING) <= {State.DRAINING, State.STOPPED}
 
 
-def test_the_first_order_to_stop_finds_a_drain_under_way_and_lets_it_go_on():
+def test_a_first_order_to_stop_lets_a_running_drain_go_on():
     assert advance(State.FAILING, Event.STOP) == (State.DRAINING, ())
 
 
-def test_a_second_order_to_stop_does_not_wait_for_what_runs():
+def test_a_second_order_to_stop_does_not_wait_for_running_handlers():
     assert advance(State.DRAINING, Event.STOP) == (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT))
 
 
 @pytest.mark.parametrize("state", [State.DRAINING, State.FAILING])
-def test_a_drain_that_has_had_its_time_does_not_wait_for_what_runs(state):
+def test_a_drain_over_its_time_does_not_wait_for_running_handlers(state):
     assert advance(state, Event.DEADLINE) == (State.STOPPED, (Effect.CUT_SHORT, Effect.EXIT))
 
 
-def test_nothing_but_a_drain_has_a_deadline():
+def test_only_a_drain_has_a_deadline():
     assert {state for state, event in TABLE if event is Event.DEADLINE} == {
         State.DRAINING,
         State.FAILING,
@@ -89,20 +89,20 @@ def test_readiness_is_announced_only_when_every_queue_is_consumed_from():
 
 
 @pytest.mark.parametrize("state", [State.CONNECTING, State.SUBSCRIBING, State.CONSUMING])
-def test_whatever_an_instance_does_it_pauses_and_says_so(state):
+def test_an_instance_pauses_in_every_state_and_announces_it(state):
     assert advance(state, Event.PAUSE) == (State.PAUSED, (Effect.PAUSE, Effect.ANNOUNCE_STATUS))
 
 
-def test_a_pause_with_one_more_reason_is_told_and_not_begun_again():
+def test_a_further_reason_for_a_pause_is_announced_and_starts_no_second_pause():
     assert advance(State.PAUSED, Event.PAUSE) == (State.PAUSED, (Effect.ANNOUNCE_STATUS,))
 
 
 @pytest.mark.parametrize("event", [Event.CONNECTED, Event.INTERRUPTED, Event.LOST])
-def test_nothing_that_the_broker_does_ends_a_pause(event):
+def test_no_event_of_the_broker_ends_a_pause(event):
     assert advance(State.PAUSED, event) == (State.PAUSED, (Effect.ANNOUNCE_STATUS,))
 
 
-def test_a_subscription_that_was_under_way_is_paused_when_it_stands():
+def test_a_subscription_that_completes_during_a_pause_is_paused():
     assert advance(State.PAUSED, Event.SUBSCRIBED) == (State.PAUSED, (Effect.PAUSE,))
 
 
@@ -116,12 +116,12 @@ def test_after_a_pause_an_instance_has_to_subscribe_again_before_it_consumes(eve
 
 @pytest.mark.parametrize("state", [State.FAILING, State.DRAINING, State.STOPPED])
 @pytest.mark.parametrize("event", [Event.PAUSE, Event.RESUME, Event.RESUME_OFFLINE])
-def test_an_end_is_not_held_up_by_a_pause(state, event):
+def test_a_pause_does_not_delay_the_end(state, event):
     assert advance(state, event) == (state, ())
 
 
 def live(events):
-    """The states and effects of a life in which illegal events are refused."""
+    """Return the states and effects of a life without its illegal events."""
     state = State.BUILDING
     states = [state]
     effects: list[Effect] = []

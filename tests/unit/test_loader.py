@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what the operator wrote to a handler, or to what is wrong with it."""
+"""The loader turns the operator's setting into a handler, or into a problem with its cure."""
 
 import json
 import sys
@@ -61,7 +61,7 @@ def made(target, consumer_config=None):
     return loader.factory(target, consumer_config or {})()
 
 
-# What can be loaded.
+# Objects that can be loaded.
 
 
 def test_a_function_is_its_own_handler(module):
@@ -127,7 +127,7 @@ def test_a_consumer_without_a_config_gets_the_table(module):
     assert made(target, {"a": 1, "framework": {}}).call(None) == {"a": 1}
 
 
-def test_a_class_whose_signature_python_cannot_tell_is_left_to_itself(module, monkeypatch):
+def test_a_class_whose_signature_python_does_not_know_is_accepted(module, monkeypatch):
     # Which classes of C these are differs between the versions of Python.
     def signature(_value):
         raise ValueError("no signature found")
@@ -137,7 +137,7 @@ def test_a_class_whose_signature_python_cannot_tell_is_left_to_itself(module, mo
     assert made(loader.find(f"{name}:Handle", "x")).call(None) == 1
 
 
-def test_what_the_authors_init_raises_comes_out_of_the_factory(module):
+def test_an_error_of_the_authors_init_comes_out_of_the_factory(module):
     name = module("""
         class Handle:
             def __init__(self):
@@ -149,7 +149,7 @@ def test_what_the_authors_init_raises_comes_out_of_the_factory(module):
         make()
 
 
-# What cannot.
+# Objects that cannot be loaded.
 
 
 @pytest.mark.parametrize("spec", ["", "module", "module:", ":object", "  "])
@@ -162,14 +162,14 @@ def test_a_path_that_names_no_object_is_refused(spec):
     )
 
 
-def test_a_module_that_is_not_installed_asks_whether_it_is():
+def test_the_problem_of_a_missing_module_suggests_to_install_it():
     assert refused(loader.find, "no.such:object", "x") == (
         "'no.such:object' cannot be imported: there is no module 'no'; "
         "is the package installed where fm-consumer runs?"
     )
 
 
-def test_a_module_that_lies_in_the_working_directory_shows_the_way(tmp_path, monkeypatch):
+def test_the_problem_of_a_module_in_the_working_directory_suggests_the_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lying_here.py").write_text("def handle(message): ...")
     assert refused(loader.find, "lying_here:handle", "x") == (
@@ -274,7 +274,7 @@ def test_a_temporary_problem_beside_a_lasting_one_takes_an_edit():
 
 
 @pytest.mark.parametrize("spec", [".relative:object", "a b:c", "a:b:c", "1:2"])
-def test_a_module_name_that_is_none_is_refused(spec):
+def test_an_impossible_module_name_is_refused(spec):
     assert f"{spec!r} cannot be imported: " in refused(loader.find, spec, "x")
 
 

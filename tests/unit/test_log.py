@@ -170,7 +170,7 @@ def test_the_journals_own_socket_takes_everything_in_the_place_of_standard_error
     assert stderr() == ""
 
 
-def test_what_that_socket_does_not_take_has_its_priority_and_name(stderr, tmp_path):
+def test_a_record_that_the_socket_does_not_take_has_its_priority_and_name(stderr, tmp_path):
     native = JournalHandler(path=str(tmp_path / "socket"))
     log.set_up(None, always, native)
     fail()
@@ -206,7 +206,7 @@ def stream_of(descriptor):
     return f"{status.st_dev}:{status.st_ino}"
 
 
-def test_a_socket_is_the_journal_if_the_manager_says_so(monkeypatch):
+def test_a_socket_is_the_journal_if_the_manager_says_that_it_is(monkeypatch):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         monkeypatch.setenv("JOURNAL_STREAM", stream_of(ours.fileno()))
@@ -222,7 +222,7 @@ def test_a_redirection_into_a_file_is_not_the_journal(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["", ":", "1", "a:b", "1:2:3"])
-def test_a_journal_stream_that_says_nothing_is_no_journal(monkeypatch, tmp_path, value):
+def test_a_malformed_journal_stream_is_no_journal(monkeypatch, tmp_path, value):
     monkeypatch.setenv("JOURNAL_STREAM", value)
     with (tmp_path / "file").open("w") as file:
         assert not is_journal(file.fileno())
@@ -246,7 +246,7 @@ NAMED = {
 }
 
 
-def test_what_a_former_configuration_says_of_a_logger_is_forgotten(stderr):
+def test_the_logger_settings_of_a_former_configuration_are_forgotten(stderr):
     named, silenced = logging.getLogger("named"), logging.getLogger("silenced")
     authors = logging.getLogger("authors")
     authors.setLevel(logging.ERROR)
@@ -339,7 +339,7 @@ def fail_as(logger):
 
 
 @pytest.mark.usefixtures("_ours")
-def test_after_a_reload_the_framework_logs_as_the_new_file_says(stderr):
+def test_after_a_reload_the_framework_logs_by_the_new_file(stderr):
     log.set_up(FEDORAS, never)
     log.forget(FEDORAS)
     log.set_up(AUTHORS, never)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an instance without a store does where another one would write: it keeps in memory."""
+"""An instance without a store keeps in memory the messages that others write to the store."""
 
 import pytest
 from fedora_messaging.message import Message

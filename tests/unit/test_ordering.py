@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the ordering key of a message is found."""
+"""The ordering key of a message is found by its setting."""
 
 import asyncio
 import json
@@ -163,7 +163,7 @@ def test_the_setting_stands_before_the_method():
     assert finder(delivery_of({"n": 5})).lane == "5"
 
 
-def test_a_message_whose_key_cannot_be_found_has_no_lane_and_that_is_said_once(caplog):
+def test_a_message_without_a_readable_key_has_no_lane_and_that_is_logged_once(caplog):
     finder = finder_for(WithKey, ordering="key")
     with caplog.at_level(logging.WARNING):
         assert finder(delivery_of(b"no json")).lane == ""
@@ -173,7 +173,7 @@ def test_a_message_whose_key_cannot_be_found_has_no_lane_and_that_is_said_once(c
     assert all("no ordering key" in record.getMessage() for record in caplog.records)
 
 
-def test_who_is_behind_says_which_row_is_in_the_way():
+def test_the_reason_of_a_follower_names_the_blocking_row():
     assert "17" in behind(17)
 
 
@@ -247,7 +247,9 @@ def test_nothing_overtakes_a_message_that_waits_for_its_key(monkeypatch):
     asyncio.run(scenario())
 
 
-def test_what_waits_for_its_key_is_forgotten_with_its_channel_or_given_back(monkeypatch):
+def test_messages_that_wait_for_their_key_are_forgotten_with_their_channel_or_given_back(
+    monkeypatch,
+):
     async def scenario():
         arriving = Arriving(monkeypatch)
         arriving.gate.clear()

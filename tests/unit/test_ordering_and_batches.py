@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a consumer and its settings agree about ordering keys and batches."""
+"""A consumer and its settings must agree about ordering keys and batches."""
 
 import asyncio
 from typing import Any
@@ -80,12 +80,12 @@ def test_without_an_order_by_key_there_is_no_source():
     assert source_for(Framework.model_validate({"ordering": "strict"}), function) is None
 
 
-def test_the_consumers_own_method_says_the_key():
+def test_the_consumers_own_method_returns_the_key():
     assert key_of(KEYED, ByMethod, handler_of(ByMethod({}), "name")) == "kernel"
 
 
 @pytest.mark.parametrize("value", [ByMethod, Plain, function])
-def test_the_files_word_stands_before_the_method(value):
+def test_the_ordering_key_of_the_file_overrides_the_method(value):
     framework = Framework.model_validate({"ordering": "key", "ordering_key": "body:n"})
     assert key_of(framework, value, handler_of(ByMethod({}), "name")) == "7"
 
@@ -108,7 +108,7 @@ def test_an_order_by_key_without_a_key_is_refused(value, cure):
 @pytest.mark.parametrize(
     ("value", "kind"), [(ByCoroutine, "is a coroutine method now"), (ByText, "is a str now")]
 )
-def test_what_cannot_be_called_for_a_key_is_refused(value, kind):
+def test_an_ordering_key_attribute_that_is_no_method_is_refused(value, kind):
     problem = problem_of(source_for, KEYED, value)
     assert kind in problem
     assert "write def ordering_key(self, message)" in problem
@@ -125,7 +125,7 @@ def test_a_batch_consumer_takes_batches(value):
 
 
 @pytest.mark.parametrize(("value", "name"), [(Plain, "Plain"), (function, "function")])
-def test_a_batch_table_for_what_takes_no_batches_is_refused(value, name):
+def test_a_batch_table_for_a_consumer_without_batches_is_refused(value, name):
     assert problem_of(check_batch, BATCHED, value) == (
         f"consumer_config.framework.batch: {name} takes single messages; "
         "make it a subclass of consumer_framework.BatchConsumer, or remove this table"
@@ -137,7 +137,7 @@ def test_an_object_without_a_name_is_named_by_its_class():
     assert "object takes single messages" in problem_of(check_batch, BATCHED, object())
 
 
-def test_a_batch_consumer_has_batches_where_the_file_says_nothing():
+def test_a_batch_consumer_has_batches_without_a_batch_table():
     assert with_batch(Framework(), Batches).batch == Batch()
     assert with_batch(BATCHED, Batches) is BATCHED
     strict = Framework.model_validate({"ordering": "strict"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is packaged agrees with what there is."""
+"""The packages agree with the project."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from consumer_framework.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = (ROOT / "packaging/rpm/consumer-framework.spec").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# What only who works on the framework installs.
+# The extras for work on the framework itself.
 DEVELOPMENT_EXTRAS = {"demo", "schemas", "test", "lint", "rpm", "docs", "bench", "dev"}
 
 
 def script(name: str) -> Any:
-    """A script of packaging/, as a module."""
+    """Return a script of packaging/ as a module."""
     found = importlib.util.spec_from_file_location(name, ROOT / f"packaging/{name}.py")
     assert found
     assert found.loader
@@ -109,7 +109,7 @@ def test_each_command_has_a_man_page_of_the_given_date(pages):
         assert ' "1" "1970-01-02" "consumer_framework ' in page.read_text()
 
 
-def test_a_man_page_says_what_help_says(pages):
+def test_a_man_page_has_the_text_of_help(pages):
     page = (pages / "fm-consumer-run.1").read_text()
     assert "\\fB\\-\\-callback\\-file FILE.py:OBJECT\\fR\n" in page
     assert "\n.SH EXIT CODES\n" in page
@@ -124,7 +124,7 @@ def test_groff_finds_nothing_wrong_with_the_man_pages(pages):
     assert done.stderr == ""
 
 
-def test_the_licence_of_everything_that_is_needed_at_run_time_is_allowed(capsys):
+def test_the_licence_of_every_run_time_dependency_is_allowed(capsys):
     assert licences.main("consumer-framework") == 0
     said = capsys.readouterr().out
     assert re.search(r"^fedora_messaging +GPL-2.0-or-later$", said, re.MULTILINE)
@@ -165,7 +165,7 @@ def test_a_licence_is_judged_by_its_spdx_expression(said, allowed):
         ("License: Beerware", "Beerware"),
     ],
 )
-def test_a_licence_is_what_the_package_says_of_itself(tmp_path, metadata, said):
+def test_a_licence_is_read_from_the_metadata_of_the_package(tmp_path, metadata, said):
     (tmp_path / "METADATA").write_text(f"Metadata-Version: 2.4\nName: x\nVersion: 1\n{metadata}\n")
     assert licences.spoken(PathDistribution(tmp_path)) == said
 

@@ -9,7 +9,14 @@ import pytest
 
 from consumer_framework.core import disposition as to
 from consumer_framework.core import settler
-from consumer_framework.core.delivery import Crashed, Failed, Known, Skipped, Succeeded, Undecodable
+from consumer_framework.core.delivery import (
+    Crashed,
+    Failed,
+    SettledBefore,
+    Skipped,
+    Succeeded,
+    Undecodable,
+)
 from consumer_framework.core.errors import (
     Defer,
     DependencyFault,
@@ -20,7 +27,7 @@ from consumer_framework.core.errors import (
     StoreError,
 )
 from consumer_framework.core.intake import Holds
-from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, Unsettled
+from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import BEHIND, OnExhausted, Policy
 from consumer_framework.core.settler import Settler
@@ -33,7 +40,7 @@ from consumer_framework.testing import (
 from consumer_framework.testing.fake_store import FakeStore
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
-# Gives back what fails, as upstream's Nack does.
+# Gives failed messages back, as upstream's Nack does.
 REQUEUE = Policy(schedule=(), on_exhausted=OnExhausted.REQUEUE)
 
 
@@ -93,11 +100,13 @@ class Path:
             self.observer,
             Holds(4, self.clock),
             Histories(),
-            Unsettled(self.clock),
+            UnsettledRuns(self.clock),
             LostAcks(self.clock),
             store_failed=self.troubles.append,
             store_works=lambda: self.troubles.append("works"),
             done=lambda what, told: self.done.append((what.delivery, told)),
+            clock=self.clock,
+            spawn=asyncio.create_task,
         )
         self.pipeline = Pipeline(
             handler=self.runner,
@@ -110,9 +119,9 @@ class Path:
         )
 
     async def process(self, delivery):
-        """What becomes of *delivery*, once everything is written."""
+        """Return the disposition of *delivery* once all writes are done."""
         _, decision = await self.pipeline.process(delivery)
-        await self.settler.commits()
+        await self.commits()
         return decision.disposition
 
     async def take(self, delivery):
@@ -130,6 +139,22 @@ class Path:
         self.acknowledger.close(self.acknowledger._latest)
         return self.acknowledger.open()
 
+    async def retries(self):
+        """Let a commit be tried again, several times."""
+        for _ in range(3):
+            self.clock.advance(settler.COMMIT_RETRY)
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    async def commits(self):
+        """Wait until no commit is under way."""
+        waiting = asyncio.create_task(self.settler.commits())
+        await self.turns()
+        while not waiting.done():
+            self.clock.advance(settler.REQUEUE_PAUSE)
+            await self.turns()
+        await waiting
+
     @property
     def last_settle(self):
         """The only settle, in short."""
@@ -138,7 +163,7 @@ class Path:
 
     @property
     def told(self):
-        """How each delivery was settled, in order, by its place."""
+        """The settles in order, each with its generation and tag."""
         return [(d.generation, d.delivery_tag, how) for d, how in self.acknowledger.told]
 
 
@@ -162,18 +187,18 @@ SETTLES = [
 
 
 def as_told(delivery, told):
-    """What the acknowledger was told where it was told of *delivery* alone."""
+    """Return the calls of an acknowledger that settled only *delivery*."""
     return [] if told is None else [(delivery.generation, delivery.delivery_tag, told)]
 
 
 def kept(path):
-    """How many deliveries are held, deferred and quarantined."""
+    """Return the numbers of held, deferred and quarantined deliveries."""
     store = path.store
     return len(path.settler.holds), len(store.deferred), len(store.quarantined)
 
 
 def kept_by(disposition):
-    """What :func:`kept` says after one such disposition."""
+    """Return the result of :func:`kept` after one such disposition."""
     return tuple(int(isinstance(disposition, k)) for k in (to.Hold, to.Defer, to.Quarantine))
 
 
@@ -203,7 +228,7 @@ def test_each_outcome_is_settled_once_and_recorded(outcome, disposition, told):
     "error", [ValueError("no JSON"), LookupError("unknown encoding: gzip"), ZeroDivisionError("x")]
 )
 def test_bytes_that_are_no_message_reach_no_handler_and_are_quarantined(error):
-    """Whatever a decoder, a codec or a schema class raises fails the delivery and not the slot."""
+    """Any error of a decoder, a codec or a schema class fails the delivery and not the slot."""
 
     async def scenario():
         def decode(_delivery):
@@ -226,20 +251,19 @@ def test_bytes_that_are_no_message_reach_no_handler_and_are_quarantined(error):
 
 
 @pytest.mark.parametrize("outcome", [Failed(Quarantine("odd")), Failed(Defer(5000))])
-def test_nothing_is_acknowledged_before_the_store_has_it(outcome, monkeypatch):
-    monkeypatch.setattr(settler, "COMMIT_RETRY", 0.01)
-
+def test_nothing_is_acknowledged_before_the_store_has_it(outcome):
     async def scenario():
         path = Path()
         path.store.error = StoreError("no space left on device")
         await end_at_once(path, make_delivery(), outcome)
-        await asyncio.sleep(0.05)
+        await path.retries()
         assert path.acknowledger.told == []
         assert path.observer.settled == []
         assert set(path.troubles) == {"no space left on device"}
         await end_at_once(path, make_delivery(delivery_tag=2, message_id="2"), Succeeded())
         assert path.told == [(1, 2, "ack")], "the slot does not wait for the disk"
         path.store.error = None
+        path.clock.advance(settler.COMMIT_RETRY)
         await until(lambda: len(path.troubles) > 1 and path.troubles[-1] == "works")
         assert path.told == [(1, 2, "ack"), (1, 1, "ack")]
         assert path.troubles.count("works") == 1
@@ -248,17 +272,16 @@ def test_nothing_is_acknowledged_before_the_store_has_it(outcome, monkeypatch):
     play(scenario())
 
 
-def test_a_channel_that_goes_while_the_store_fails_ends_the_attempts_to_write(monkeypatch):
-    monkeypatch.setattr(settler, "COMMIT_RETRY", 0.01)
-
+def test_a_channel_that_goes_while_the_store_fails_ends_the_attempts_to_write():
     async def scenario():
         path = Path()
         path.store.error = StoreError("no space left on device")
         delivery = make_delivery()
         _, decision = await end_at_once(path, delivery, Failed(Quarantine("odd")))
-        await asyncio.sleep(0.03)
+        await path.retries()
         generation = path.cut()
         path.store.error = None
+        path.clock.advance(settler.COMMIT_RETRY)
         await until(lambda: path.done)
         assert path.store.quarantined == [], "the broker has the message again"
         assert path.done == [(delivery, False)]
@@ -277,7 +300,7 @@ def test_a_drain_waits_for_no_commit_that_the_disk_does_not_take():
         path.store.error = StoreError("no space left on device")
         await end_at_once(path, make_delivery(), Failed(Quarantine("odd")))
         await path.turns()
-        await path.settler.commits()
+        await path.commits()
         # By name, before the channel closes: that would count against a delivery-limit.
         assert path.told == [(1, 1, "give_back")]
         assert path.store.quarantined == []
@@ -305,7 +328,7 @@ def test_a_redelivery_that_the_store_has_already_is_acknowledged_and_does_not_ru
     async def scenario():
         before = Path()
         await end_at_once(before, make_delivery(), outcome)
-        await before.settler.commits()
+        await before.commits()
         after = Path()
         after.store = before.store
         after.pipeline = replace(after.pipeline, store=before.store)
@@ -313,7 +336,7 @@ def test_a_redelivery_that_the_store_has_already_is_acknowledged_and_does_not_ru
         assert await after.process(again) == to.Ack()
         assert after.runner.runs == []
         assert after.told == [(1, 1, "ack")]
-        assert after.last_settle == (again, Known(), to.Ack(), False)
+        assert after.last_settle == (again, SettledBefore(), to.Ack(), False)
         assert kept(before) == kept(after)
 
     play(scenario())
@@ -323,7 +346,7 @@ def test_a_message_that_is_published_again_runs_although_the_store_has_one_like_
     async def scenario():
         path = Path()
         await end_at_once(path, make_delivery(), Failed(Quarantine("odd")))
-        await path.settler.commits()
+        await path.commits()
         await path.take(make_delivery(delivery_tag=2))
         assert len(path.runner.runs) == 2
 
@@ -348,11 +371,11 @@ def test_a_message_that_killed_the_process_too_often_is_quarantined_before_it_ru
     play(scenario())
 
 
-def test_what_the_store_brings_back_is_settled_there_and_not_with_the_broker():
+def test_a_row_of_the_store_is_settled_in_the_store_and_not_with_the_broker():
     async def scenario():
         path = Path()
         await end_at_once(path, make_delivery(), Failed(Defer(5000)))
-        await path.settler.commits()
+        await path.commits()
         assert path.told == [(1, 1, "ack")]
         (due,) = path.store.due(5000, 1)
         task = await path.take(due)
@@ -404,7 +427,7 @@ def test_a_redelivery_after_the_run_is_settled_with_its_outcome(outcome, disposi
     play(scenario())
 
 
-def test_a_failure_counts_once_however_often_its_settle_was_void():
+def test_a_failure_counts_once_after_several_void_settles():
     async def scenario():
         path = Path()
         await end_at_once(path, make_delivery(), Failed(ValueError("boom")))
@@ -445,7 +468,7 @@ def test_a_run_that_was_settled_answers_for_nothing_any_more():
         task = await path.take(make_delivery())
         path.runner.end(Failed(Retry()))
         await task
-        await path.settler.commits()
+        await path.commits()
         assert path.told == [(1, 1, "requeue")]
         await path.take(make_delivery(delivery_tag=2, redelivered=True))
         await path.take(make_delivery(generation=path.cut(), redelivered=True))
@@ -529,7 +552,7 @@ def test_a_held_delivery_runs_again_and_no_run_of_the_past_answers_for_it():
     play(scenario())
 
 
-def test_a_run_that_goes_on_is_remembered_however_long_it_takes():
+def test_a_run_is_remembered_until_it_ends():
     async def scenario():
         path = Path()
         await path.take(make_delivery())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From settings, written in a file and in a class, to what decides."""
+"""The recovery policy is made from the settings of a file and of a class."""
 
 import pytest
 from fedora_messaging.exceptions import ConnectionException, PublishTimeout
@@ -44,11 +44,11 @@ def test_without_settings_the_defaults_decide():
         ({"breaker": {"probe": ["7s", "1m"]}}, "dependency", 7.0),
     ],
 )
-def test_each_setting_has_its_part(written, field, value):
+def test_each_setting_changes_the_policy(written, field, value):
     assert getattr(policy(written), field) == value
 
 
-def test_the_files_word_stands_before_the_classs_and_its_rules_come_first():
+def test_the_file_overrides_the_class_and_its_rules_come_first():
     own = {"immediate": 0, "delays": ["5s"], "rules": [rule("drop", "KeyError")]}
     written = {"delays": ["9s"], "rules": [rule("retry", "json.JSONDecodeError")]}
     made = policy(written, own)
@@ -84,14 +84,14 @@ def test_a_class_may_name_the_exceptions_themselves():
         ("int", "is no exception"),
     ],
 )
-def test_what_is_no_exception_is_refused_with_its_path(name, what):
+def test_a_name_that_is_no_exception_is_refused_with_its_path(name, what):
     with pytest.raises(ConfigurationError, match=what) as raised:
         policy({"rules": [rule("drop", "KeyError"), rule("drop", name)]})
     (problem,) = raised.value.problems
     assert problem.path == "consumer_config.framework.recovery.rules[1].exceptions"
 
 
-def test_every_name_that_is_no_exception_is_told_at_once():
+def test_all_names_that_are_no_exceptions_are_reported_at_once():
     with pytest.raises(ConfigurationError) as raised:
         policy({"rules": [rule("drop", "json.dumps", "no.Such")]}, {"rules": [rule("halt", "int")]})
     assert [(p.path, p.message.partition(" ")[0]) for p in raised.value.problems] == [
@@ -109,6 +109,6 @@ def test_a_module_that_breaks_while_it_is_imported_is_named(tmp_path, monkeypatc
         policy({"rules": [rule("drop", f"{module}.Error")]})
 
 
-def test_a_misspelt_built_in_exception_is_guessed():
+def test_a_suggestion_is_made_for_a_misspelt_built_in_exception():
     with pytest.raises(ConfigurationError, match=r'did you mean "ValueError"\?'):
         policy({"rules": [rule("drop", "Valueerror")]})

@@ -204,7 +204,7 @@ def test_a_broker_that_has_an_alarm_is_not(check, session, reactor, clock):
     assert len(session.client.channels) == 2, "on a channel that waits for no former answer"
 
 
-def test_what_no_answer_confirmed_for_long_is_not_confirmed(check, session, clock):
+def test_consumers_are_unconfirmed_after_a_long_time_without_an_answer(check, session, clock):
     look(check, session)
     clock.advance(ANSWER_TIMEOUT + 3 * INTERVAL)
     assert check.confirm_by == clock.monotonic()
@@ -225,7 +225,7 @@ def test_where_nothing_consumes_nothing_is_asked(check, session, clock):
 
 
 @pytest.mark.parametrize("failure", [error.ConnectionLost(), ConnectionError("a defect")])
-def test_what_goes_wrong_is_no_confirmation(check, session, clock, caplog, failure):
+def test_a_failed_question_is_no_confirmation(check, session, clock, caplog, failure):
     by = check.confirm_by
     clock.advance(5)
     check.ask()
@@ -262,7 +262,7 @@ def test_a_consumer_that_ended_while_its_queue_was_looked_at_is_not_missed(check
     assert check.absent == ""
 
 
-def test_a_consumer_that_others_hide_is_missed_by_what_it_does_not_get(check, session):
+def test_a_consumer_among_others_is_missed_where_it_gets_no_deliveries(check, session):
     shared = {"consumers": 2, "ready": 9}
     look(check, session, **shared)
     session.subscriptions[0].latest_tag = 5
@@ -283,7 +283,7 @@ def test_a_consumer_that_gets_nothing_for_a_reason_is_not_missed(check, session,
     assert check.absent == ""
 
 
-def test_the_lag_is_what_was_ready_in_all_queues(check, session):
+def test_the_lag_is_the_sum_of_ready_messages_of_all_queues(check, session):
     assert check.lag is None
     look(check, session, ready=20)
     assert check.lag == 40
@@ -342,11 +342,11 @@ def test_two_looks_that_do_not_agree_prove_nothing():
     assert not absent(QueueSample(1), QueueSample(0), QueueSample(1), QueueSample(0))
 
 
-def test_one_that_is_back_is_not_absent():
+def test_a_consumer_that_is_back_is_not_absent():
     assert not absent(QueueSample(1), QueueSample(0), QueueSample(0), QueueSample(1))
 
 
-def test_a_queue_that_never_counted_anybody_counts_nobody():
+def test_a_queue_that_never_counted_a_consumer_proves_no_absence():
     stream = QueueSample(0, ready=100)
     assert not absent(*[stream] * 5)
     moving = [QueueSample(0, ready=100, delivered=n) for n in (0, 3, 9, 9, 9, 9)]
@@ -358,7 +358,7 @@ def shared(delivered):
     return QueueSample(3, ready=40, delivered=delivered)
 
 
-def test_a_consumer_that_gets_nothing_of_what_waits_is_absent_though_others_are_counted():
+def test_a_consumer_that_gets_no_waiting_message_is_absent_though_others_are_counted():
     began, worked = shared(0), shared(7)
     assert not absent(began, worked, worked)
     assert absent(began, worked, worked, worked)
@@ -372,12 +372,12 @@ def test_a_consumer_that_gets_nothing_of_what_waits_is_absent_though_others_are_
     ],
     ids=["nothing waited", "it could take none"],
 )
-def test_a_consumer_that_is_passed_over_for_a_reason_is_there(sample):
+def test_a_consumer_that_is_passed_over_for_a_reason_is_present(sample):
     began, worked = shared(0), shared(7)
     assert not absent(began, worked, sample, worked, sample, worked, sample, sample)
 
 
-def test_a_consumer_that_never_got_anything_may_be_one_that_waits_for_its_turn():
+def test_a_consumer_that_never_got_a_delivery_may_wait_for_its_turn():
     idle = shared(5)
     assert not absent(*[idle] * 9)
 

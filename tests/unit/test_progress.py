@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast an instance is, for how long, and whether it has shown that it works."""
+"""The rate of an instance, its uptime, and the proof that it works."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from consumer_framework.core.stats import Progress
 
 
 def progress_of(*looks):
-    """One that started at 1000 and was looked at so: (seconds since then, handled)."""
+    """Return a progress from 1000 on, read at these (seconds since then, handled messages)."""
     progress = Progress(1000.0)
     for after, handled in looks:
         progress.look(handled, 1000.0 + after)
@@ -24,25 +24,25 @@ def test_in_the_first_minute_a_rate_is_the_average_since_the_start():
     assert progress_of((5, 50), (10, 200)).rate(1010.0) == 20
 
 
-def test_later_it_is_the_average_of_a_minute():
+def test_after_the_first_minute_a_rate_is_the_average_of_a_minute():
     looks = [(after, min(after, 300) * 10) for after in range(0, 601, 5)]
     assert progress_of(*looks[:61]).rate(1300.0) == 10
     assert progress_of(*looks[:67]).rate(1330.0) == 5
     assert progress_of(*looks).rate(1600.0) == 0
 
 
-def test_after_a_long_time_without_a_look_it_is_the_average_of_that_time():
+def test_after_a_long_time_without_a_reading_a_rate_is_the_average_of_that_time():
     progress = progress_of((5, 0), (3605, 7200))
     assert progress.rate(4605.0) == pytest.approx(2, rel=0.01)
 
 
-def test_looks_that_follow_each_other_quickly_take_no_memory():
+def test_frequent_readings_take_no_memory():
     progress = progress_of(*((n / 1000, n) for n in range(100_000)))
     assert progress.rate(1099.999) == pytest.approx(1000, rel=0.05)
     assert len(progress._samples) <= 62
 
 
-def test_it_is_up_since_it_started():
+def test_the_uptime_counts_from_the_start():
     assert Progress(1000.0).up(1090.5) == 90.5
 
 
@@ -56,5 +56,7 @@ def test_it_is_up_since_it_started():
         (86400, 0, False),
     ],
 )
-def test_it_works_after_many_messages_or_after_one_and_a_minute(after, handled, is_proven):
+def test_an_instance_is_proven_after_many_messages_or_after_one_and_a_minute(
+    after, handled, is_proven
+):
     assert progress_of((after, handled)).is_proven(1000.0 + after) is is_proven

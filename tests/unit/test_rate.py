@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The limit to how fast messages are handled."""
+"""The limit of the rate at which messages are handled."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from consumer_framework.core.limits import TokenBucket, per_second
 
-# Seconds. A clock goes on by as much at least between two questions.
+# Seconds by which a clock advances at least between two calls.
 TURN = 1e-6
 RATES = st.one_of(
     st.floats(1 / 86400, 1e6), st.integers(1, 1000).map(float), st.just(1 / 3), st.just(1.5)
@@ -39,13 +39,13 @@ def test_a_rate_is_a_number_in_a_unit_of_time(text, rate):
         *(100, 1.5, None, True, ["1/s"]),
     ],
 )
-def test_anything_else_is_refused_with_examples_of_what_is_not(text):
+def test_any_other_rate_is_refused_with_valid_examples(text):
     with pytest.raises(ValueError, match=r'such as "100/s", "90/m" or "10/h"'):
         per_second(text)
 
 
 def allowed(bucket, moments):
-    """The moments at which a token was taken."""
+    """Return the moments at which a token was taken."""
     return [now for now in moments if bucket.take(now) == 0.0]
 
 
@@ -55,9 +55,7 @@ def allowed(bucket, moments):
     start=st.floats(0, 1e6),
     steps=st.lists(st.one_of(st.just(0.0), st.floats(0, 3), st.floats(0, 0.01)), max_size=150),
 )
-def test_no_window_of_time_has_more_than_the_burst_and_what_the_rate_allows(
-    rate, burst, start, steps
-):
+def test_no_window_of_time_has_more_tokens_than_the_burst_plus_the_rate(rate, burst, start, steps):
     now, moments = start, []
     for step in steps:
         now += step
@@ -71,7 +69,7 @@ def test_no_window_of_time_has_more_than_the_burst_and_what_the_rate_allows(
 
 
 @given(rate=RATES, burst=st.one_of(st.none(), st.integers(1, 50)), start=st.floats(0, 1e4))
-def test_whoever_waits_as_long_as_he_is_told_soon_gets_a_token(rate, burst, start):
+def test_a_caller_that_waits_as_told_soon_gets_a_token(rate, burst, start):
     bucket, now = TokenBucket(rate, burst), start
     for _ in range(100):
         # Rounding may cost a second, short wait.
@@ -100,12 +98,12 @@ def test_after_a_pause_a_burst_goes_at_once_and_no_more():
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(100.0, 100), (1.5, 1), (0.01, 1)])
-def test_without_a_burst_it_is_one_second_s_worth_and_at_least_one(rate, burst):
+def test_the_default_burst_is_the_tokens_of_one_second_and_at_least_one(rate, burst):
     bucket = TokenBucket(rate)
     assert len(allowed(bucket, [5.0] * 200)) == burst
 
 
-def test_a_question_that_was_answered_with_a_wait_takes_no_token():
+def test_a_call_that_returned_a_wait_takes_no_token():
     bucket = TokenBucket(1, burst=1)
     assert bucket.take(0.0) == 0
     for now in (0.1, 0.2, 0.3, 0.9):

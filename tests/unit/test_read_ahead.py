@@ -27,7 +27,7 @@ class Session:
         self.counts: list[int] = []
         self.stays = False
 
-    def shed(self, delivery):
+    def give_back_from(self, delivery):
         if not self.stays:
             self.channels.give_back(delivery)
         return not self.stays

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever the network does, in whatever order: no message is lost, none runs twice at once.
+"""After any faults of the network in any order: no message is lost, none runs twice at once.
 
-A model of a broker and of handlers that end when the machine says so, around the real pipeline,
-its memory of runs and of attempts, its holds and its intake, with several slots. What is handed
-over waits for a slot, and is withdrawn when its channel goes.
+A model of a broker, and of handlers that end when the machine ends them, around the real pipeline,
+its memory of runs and of attempts, its holds and its intake, with several slots. A delivery that is
+handed over waits for a slot, and is withdrawn when its channel goes.
 
-Messages that are equal cannot be told apart, so what holds for a message is said of all equal ones
-together: there are never more settles than runs, and never more runs at once than messages.
+Equal messages cannot be told apart, so the invariants hold for all equal messages together: there
+are never more settles than runs, and never more runs at once than messages.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.disposition import Hold
 from consumer_framework.core.errors import Drop, Retry
 from consumer_framework.core.intake import Holds, Intake
-from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, Unsettled
+from consumer_framework.core.memory import MEMORY_SECONDS, Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import OnExhausted, Policy
 from consumer_framework.core.settler import Settler
@@ -93,7 +93,7 @@ class Handlers:
 
 
 class Host(RuleBasedStateMachine):
-    """Its bundles are plain lists, for what waits is gone after a cut."""
+    """An instance and a network that fails. Its bundles are lists, which a cut empties."""
 
     @initialize(slots=st.integers(1, 4), handed_over=st.integers(0, 4))
     def start(self, slots, handed_over):
@@ -109,7 +109,7 @@ class Host(RuleBasedStateMachine):
         self.ready: list[Stored] = []
         self.unsettled: dict[int, Stored] = {}
         self.runs: list[Run] = []
-        self.intake = Intake()
+        self.intake = Intake(FakeClock())
         self.clock = FakeClock()
         self.handlers = Handlers(slots, self.runs)
         self.holds = Holds(1000, self.clock)
@@ -121,11 +121,13 @@ class Host(RuleBasedStateMachine):
             FakeObserver(),
             self.holds,
             self.histories,
-            Unsettled(self.clock),
+            UnsettledRuns(self.clock),
             LostAcks(self.clock),
             store_failed=lambda _: None,
             store_works=lambda: None,
             done=lambda _what, _told: None,
+            clock=self.clock,
+            spawn=self.loop.create_task,
         )
         pipeline = Pipeline(
             handler=self.handlers,
@@ -231,7 +233,7 @@ class Host(RuleBasedStateMachine):
 
     def turn(self):
         """Let the slots do all they can, then let the broker hear of it."""
-        # What is requeued is so at once: there is no real time.
+        # A requeue happens at once, since there is no real time.
         with mock.patch.object(settler, "REQUEUE_PAUSE", 0):
             self.loop.run_until_complete(self.many_turns())
         for worker in self.workers:

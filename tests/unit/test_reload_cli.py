@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`fm-consumer reload`, with something in the place of the instance."""
+"""`fm-consumer reload`, with a fake instance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URL = {"path": "amqp_url", "takes": "restart", "text": "changed"}
 @pytest.fixture
 def host(tmp_path, monkeypatch) -> Host:
     made = make_host(tmp_path, monkeypatch)
-    # As root: the state is where the service has it.
+    # As root: the state is in the directories of the service.
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return made
 
@@ -37,7 +37,7 @@ def says(*answers):
     return reload
 
 
-def test_what_has_changed_and_what_takes_a_restart_is_told(host):
+def test_the_changes_and_those_that_need_a_restart_are_printed(host):
     host.configures()
     reload = says(
         {"step": "setting up a new handler"},
@@ -57,7 +57,7 @@ def test_what_has_changed_and_what_takes_a_restart_is_told(host):
     ]
 
 
-def test_nothing_new_is_told_and_no_failure(host):
+def test_a_reload_without_changes_says_so_and_is_no_failure(host):
     host.configures()
     with host.runs("sample", reload=says(UNCHANGED)):
         done = host.does("reload", "sample")
@@ -74,7 +74,7 @@ REFUSED = {
 }
 
 
-def test_every_problem_is_told_and_the_exit_code_is_1(host):
+def test_every_problem_is_printed_and_the_exit_code_is_1(host):
     host.configures()
     with host.runs("sample", reload=says(REFUSED)):
         done = host.does("reload", "sample")
@@ -87,7 +87,7 @@ def test_every_problem_is_told_and_the_exit_code_is_1(host):
     ]
 
 
-def test_json_has_all_of_it_and_nothing_else_is_printed(host):
+def test_json_has_all_results_and_nothing_else_is_printed(host):
     host.configures("one")
     host.configures("two")
     host.configures("three")
@@ -109,7 +109,7 @@ def test_json_has_all_of_it_and_nothing_else_is_printed(host):
     }
 
 
-def test_one_that_does_not_run_is_a_failure_and_the_others_are_told_all_the_same(host):
+def test_an_instance_that_does_not_run_is_a_failure_and_the_others_are_reloaded(host):
     host.configures("one")
     host.configures("two")
     with host.runs("two", reload=says(UNCHANGED)):
@@ -119,7 +119,7 @@ def test_one_that_does_not_run_is_a_failure_and_the_others_are_told_all_the_same
     assert "two: nothing has changed" in done.stdout
 
 
-def test_one_that_there_is_not_is_told_with_those_that_there_are(host):
+def test_an_unknown_instance_is_named_with_the_known_ones(host):
     host.configures("sample")
     done = host.does("reload", "simple")
     assert done.exit_code == 1
@@ -127,7 +127,7 @@ def test_one_that_there_is_not_is_told_with_those_that_there_are(host):
     assert "sample" in done.stderr
 
 
-def test_one_that_stops_meanwhile_is_a_failure(host):
+def test_an_instance_that_stops_meanwhile_is_a_failure(host):
     async def vanish(_request):
         raise ConnectionResetError
         yield {}
@@ -139,7 +139,7 @@ def test_one_that_stops_meanwhile_is_a_failure(host):
     assert "stopped before it was done; it reads the file when it is started again" in done.stderr
 
 
-def test_one_that_says_nothing_of_the_end_is_a_failure(host):
+def test_an_instance_without_a_final_answer_is_a_failure(host):
     host.configures("sample")
     with host.runs("sample", reload=says({"step": "waiting"})):
         done = host.does("reload", "sample")
@@ -186,7 +186,7 @@ def test_root_hands_the_file_over_with_the_order(host, monkeypatch, user, is_sen
     assert orders == [{"do": "reload", **sent}]
 
 
-def test_a_file_that_is_not_there_or_too_large_stays_where_it_is(host):
+def test_a_file_that_is_missing_or_too_large_is_not_sent(host):
     orders = []
 
     async def reload(request):

@@ -149,7 +149,7 @@ def test_runs_that_wait_for_a_slot_get_the_new_handler(life):
     play(scenario())
 
 
-def test_one_slot_is_one_for_both(life):
+def test_two_handlers_share_the_one_slot(life):
     async def scenario():
         executor = executor_of(life.handler("a"))
         runs = run(executor, range(50))
@@ -273,7 +273,7 @@ def test_the_end_waits_for_handlers_that_leave(life):
     play(scenario())
 
 
-def test_a_change_goes_on_where_nobody_waits_for_it(life):
+def test_a_change_goes_on_where_its_caller_is_cancelled(life):
     async def scenario():
         executor = executor_of(life.handler("a"))
         change = asyncio.create_task(executor.replace(life.handler("b")))
@@ -286,7 +286,7 @@ def test_a_change_goes_on_where_nobody_waits_for_it(life):
     play(scenario())
 
 
-def test_a_teardown_that_fails_is_told_and_harms_nobody():
+def test_a_failed_teardown_is_logged_and_has_no_other_effect():
     async def scenario():
         def teardown():
             raise RuntimeError("too late")

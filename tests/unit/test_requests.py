@@ -75,7 +75,7 @@ def play(tmp_path):
     return play
 
 
-def test_a_row_whose_command_goes_away_is_run_to_its_end_and_those_after_it_stay(play):
+def test_a_row_whose_command_goes_away_runs_to_its_end_and_the_next_rows_stay(play):
     async def scenario(bench):
         command, _ = bench.replay(1, 2)
         await bench.until(lambda: bench.running)
@@ -150,7 +150,7 @@ def test_where_the_instance_stops_or_pauses_rows_go_back_to_quarantine_and_it_is
     play(scenario)
 
 
-def test_what_fails_in_a_replay_is_told_to_its_command(play):
+def test_an_error_in_a_replay_is_reported_to_its_command(play):
     async def scenario(bench):
         command, _ = bench.replay(1)
         await bench.until(lambda: bench.running)
@@ -162,7 +162,7 @@ def test_what_fails_in_a_replay_is_told_to_its_command(play):
     play(scenario)
 
 
-def test_what_fails_in_a_replay_whose_command_is_gone_is_logged(play, caplog):
+def test_an_error_in_a_replay_whose_command_is_gone_is_logged(play, caplog):
     async def scenario(bench):
         command, _ = bench.replay(1)
         await bench.until(lambda: bench.running)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`fm-consumer quarantine expire`, on stores of instances that are stopped."""
+"""`fm-consumer quarantine expire` on the stores of stopped instances."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ A_WEEK = TOML + '\n[consumer_config.framework]\nquarantine_max_age = "7d"\n'
 def host(tmp_path, monkeypatch) -> Host:
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     made = make_host(tmp_path, monkeypatch)
-    # The directories of services, as root sees them.
+    # The directories of services, as for root.
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return made
 
 
 def quarantine(directory: Path, *ages: float) -> None:
-    """Keep a message that was quarantined so many seconds ago, for each of *ages*."""
+    """Store one message for each of *ages*: quarantined so many seconds ago."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, age in enumerate(ages):
         then = time.time() - age
@@ -56,7 +56,7 @@ def left(directory: Path) -> int:
         return store.stats().quarantined
 
 
-def test_what_is_older_than_the_file_says_is_exported_and_deleted(host):
+def test_messages_older_than_the_configured_age_are_exported_and_deleted(host):
     host.configures("builds", A_WEEK)
     host.configures("updates")
     builds, updates = host.directory / "lib/builds", host.directory / "lib/updates"
@@ -71,7 +71,7 @@ def test_what_is_older_than_the_file_says_is_exported_and_deleted(host):
     assert host.does("quarantine", "expire").stdout == "nothing is too old\n"
 
 
-def test_an_instance_that_runs_is_left_alone(host):
+def test_a_running_instance_is_left_alone(host):
     host.configures("builds", A_WEEK)
     quarantine(host.directory / "lib/builds", 8 * DAY)
     with host.runs("builds"):
@@ -81,7 +81,7 @@ def test_an_instance_that_runs_is_left_alone(host):
     assert left(host.directory / "lib/builds") == 1
 
 
-def test_an_instance_whose_messages_cannot_be_looked_at_does_not_stop_the_others(host):
+def test_an_instance_whose_messages_cannot_be_read_does_not_stop_the_others(host):
     host.configures("broken", TOML + "\n[consumer_config.framework]\nquarantine_max_age = -1\n")
     host.configures("no-table", TOML + "\n[consumer_config]\nframework = 1\n")
     host.configures("nothing")
@@ -139,7 +139,7 @@ def test_an_instance_may_start_while_much_expires(host, monkeypatch):
     starts = []
 
     def sleep(_seconds):
-        # The instance takes its turn, and lets go again.
+        # The instance opens its store in between, and closes it.
         Store.open(directory, limits=Limits()).close()
         starts.append(left(directory))
 
@@ -160,7 +160,7 @@ sys.stdin.read()
 
 @contextmanager
 def held(directory: Path):
-    """Have another process hold the store, until the function that this gives is called."""
+    """Lock the store in another process, until the returned function is called."""
     directory.mkdir(parents=True)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(directory)],

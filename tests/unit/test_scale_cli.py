@@ -116,7 +116,7 @@ def test_only_an_instance_that_has_a_file_is_scaled(host):
     assert host.does("scale", "sample", "0").exit_code == 2
 
 
-def test_without_systemctl_nothing_is_done_and_that_is_said(host, monkeypatch):
+def test_without_systemctl_nothing_is_done_and_the_reason_is_shown(host, monkeypatch):
     host.configures()
     monkeypatch.setenv("PATH", "/nonexistent")
     result = host.does("scale", "sample", "2")
@@ -142,7 +142,7 @@ def test_a_failed_worker_that_goes_leaves_no_failed_unit(host):
     assert "reset-failed fm-consumer@sample_2" in host.calls()
 
 
-def test_what_systemctl_says_is_passed_on(host):
+def test_the_output_of_systemctl_is_passed_on(host):
     host.configures()
     (host.directory / "bin/broken").write_text("Failed to connect to bus:\nHost is down")
     result = host.does("scale", "sample", "2")
@@ -150,7 +150,7 @@ def test_what_systemctl_says_is_passed_on(host):
     assert "systemctl show: Failed to connect to bus: Host is down" in result.stderr
 
 
-def test_a_start_that_fails_says_how_to_go_on(host, monkeypatch):
+def test_a_failed_start_shows_how_to_go_on(host, monkeypatch):
     def refuse(_self: Systemctl, instance: str) -> None:
         raise SystemctlError(f"systemctl start {instance}: timeout.")
 
@@ -161,7 +161,7 @@ def test_a_start_that_fails_says_how_to_go_on(host, monkeypatch):
     assert "timeout. When that is mended, 'fm-consumer scale sample 2' goes on" in result.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(host, monkeypatch):
+def test_ctrl_c_shows_how_to_go_on(host, monkeypatch):
     def interrupt(_self: Systemctl, _instance: str) -> None:
         raise KeyboardInterrupt
 
@@ -192,7 +192,7 @@ def test_ctrl_c_says_how_to_go_on(host, monkeypatch):
     ],
     ids=["exclusive", "server-named", "no queue", "a port", "broken"],
 )
-def test_what_workers_cannot_share_is_refused_by_its_key_but_they_may_always_go(host, text, said):
+def test_settings_that_workers_cannot_share_refuse_more_workers_but_not_fewer(host, text, said):
     file = host.configures(text=text)
     result = host.does("scale", "sample", "2")
     assert result.exit_code == 78

@@ -83,7 +83,7 @@ THREE = {"a": None, "a_2": "a", "a_3": "a"}
         ({"a": "common", "common": None}, units(a=RUNS), 1, []),
     ],
 )  # fmt: skip
-def test_the_plan_does_what_is_missing_and_nothing_else(files, there, count, expected):
+def test_the_plan_has_the_missing_steps_and_no_others(files, there, count, expected):
     assert words(plan(Workers("a", files, there), count)) == expected
 
 
@@ -103,7 +103,7 @@ def test_the_highest_number_goes_first_also_from_ten_on():
         (Workers("a", NAME, units(a={"load": "not-found"})), 1, "systemd knows no fm-consumer@"),
     ],
 )
-def test_what_is_in_the_way_is_named_with_a_cure_and_nothing_is_planned(found, count, said):
+def test_an_obstacle_is_named_with_a_cure_and_nothing_is_planned(found, count, said):
     with pytest.raises(ScalingError, match=said):
         plan(found, count)
 
@@ -130,7 +130,7 @@ def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
     assert plan(replace(found, units=units(a=RUNS, a_2=RUNS, a_3=RUNS)), 3) == []
 
 
-def test_quarantined_messages_stay_and_the_plan_says_where():
+def test_quarantined_messages_stay_and_the_plan_names_their_place():
     found = Workers("a", THREE, units(a=RUNS, a_2=RUNS), {"a_3": StoredCounts(quarantined=1)})
     [warning] = [step.text for step in plan(found, 2) if step.action is Action.WARN]
     assert warning == (
@@ -139,7 +139,7 @@ def test_quarantined_messages_stay_and_the_plan_says_where():
     )
 
 
-def test_a_target_that_is_not_enabled_is_worth_a_warning():
+def test_a_target_that_is_not_enabled_is_warned_of():
     there = units(a=RUNS) | {TARGET: Unit(TARGET)}
     [warning] = plan(Workers("a", NAME, there), 1)
     assert (warning.action, f"systemctl enable {TARGET}" in warning.text) == (Action.WARN, True)
@@ -253,7 +253,7 @@ def scale(
     return told
 
 
-def test_carried_out_the_plan_is_told_step_by_step_and_then_there_is_nothing_to_do(directory):
+def test_a_plan_is_reported_step_by_step_and_then_no_step_is_left(directory):
     services = FakeServices()
     assert words(scale(directory, services, 2)) == [
         *("enable a", "start a", "link a_2", "enable a_2", "start a_2"),
@@ -292,7 +292,7 @@ def test_messages_deferred_while_a_worker_stops_have_it_started_again(directory,
     assert (directory / "a_2.toml").is_symlink()
 
 
-def test_a_worker_that_had_to_be_killed_is_told_of_and_leaves_no_failed_unit(directory):
+def test_a_worker_that_had_to_be_killed_is_reported_and_leaves_no_failed_unit(directory):
     services = FakeServices(killed_when_stopped=True)
     warnings: list[str] = []
     scale(directory, services, 2)
@@ -301,7 +301,7 @@ def test_a_worker_that_had_to_be_killed_is_told_of_and_leaves_no_failed_unit(dir
     assert services.failed == {}
 
 
-def test_a_worker_that_had_failed_before_is_forgotten_without_a_word(directory):
+def test_a_worker_that_had_failed_before_is_removed_without_a_message(directory):
     services = FakeServices()
     warnings: list[str] = []
     scale(directory, services, 2)
@@ -311,7 +311,7 @@ def test_a_worker_that_had_failed_before_is_forgotten_without_a_word(directory):
     assert (services.failed, warnings) == ({}, [])
 
 
-def test_a_link_that_somebody_replaced_meanwhile_stays(directory):
+def test_a_link_that_was_replaced_meanwhile_stays(directory):
     services = FakeServices(running={"a"}, enabled={"a"})
     (directory / "a_2.toml").symlink_to("a.toml")
     steps = plan(host.find_workers(directory, services, "a", 1, strict=True), 1)
@@ -338,7 +338,9 @@ def test_a_link_that_cannot_be_made_or_removed_is_named(directory, monkeypatch):
         scaler.run([Step(Action.UNLINK, "a_2")])
 
 
-def test_who_may_not_change_the_directory_is_told_before_anything_is_done(directory, monkeypatch):
+def test_a_user_who_may_not_change_the_directory_is_told_before_the_first_step(
+    directory, monkeypatch
+):
     monkeypatch.setattr(os, "access", lambda *_: False)
     services = FakeServices()
     with pytest.raises(ScalingError, match="may not be changed by this user; use sudo"):
@@ -377,7 +379,7 @@ def photograph(directory: Path) -> dict[str, str]:
     count=st.integers(1, 6),
     interrupted_after=st.integers(0, 12),
 )
-def test_afterwards_there_are_so_many_workers_and_what_is_not_ours_is_untouched(
+def test_afterwards_the_workers_are_complete_and_foreign_files_are_untouched(
     files, enabled, running, failed, count, interrupted_after
 ):
     wanted = {worker_name("a", number) for number in range(1, count + 1)}
@@ -427,11 +429,11 @@ def test_afterwards_there_are_so_many_workers_and_what_is_not_ours_is_untouched(
     [("a", None), ("a_2", 2), ("a_10", 10), ("a_1", None), ("a_02", None), ("a_2_3", None),
      ("b_2", None), ("a_", None), ("a_x", None), ("a_٣", None)],
 )  # fmt: skip
-def test_a_worker_is_told_by_its_name(instance, number):
+def test_a_worker_is_recognized_by_its_name(instance, number):
     assert number_of("a", instance) == number
 
 
-def test_a_link_makes_a_worker_and_the_name_alone_only_where_there_is_no_file():
+def test_a_link_makes_a_worker_and_a_name_alone_does_only_without_a_file():
     files = {"a": None, "a_2": "a", "a_3": None, "b_2": None}
     assert [group_of(name, files) for name in ("a", "a_2", "a_3", "a_4", "b_2", "b_3")] == [
         *("a", "a", "a_3", "a", "b_2", "b_3"),
@@ -442,7 +444,7 @@ def test_a_link_makes_a_worker_and_the_name_alone_only_where_there_is_no_file():
     }
 
 
-def test_files_of_other_programs_are_no_instances_and_no_directory_has_none(tmp_path):
+def test_files_of_other_programs_are_no_instances_and_a_missing_directory_has_none(tmp_path):
     for name in ("fedora.stg.toml", "a.toml", "a.toml.rpmnew", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "a_2.toml").symlink_to(tmp_path / "a.toml")

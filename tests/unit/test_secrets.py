@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A secret that the process knows is in nothing that it shows or keeps."""
+"""The process neither shows nor stores a secret that it knows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consumer_framework.adapters.systemd.notify import one_ascii_line
 from consumer_framework.cli import terminal
 from consumer_framework.core.attempt import attempt_of
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.core.secrets import keep, redact, redacted
+from consumer_framework.core.secrets import hide, redact, redacted
 from consumer_framework.settings import Settings
 
 CANARY = "c4n/ary p\"ass'wörd"
@@ -22,7 +22,7 @@ CANARY = "c4n/ary p\"ass'wörd"
 
 @pytest.fixture
 def _known():
-    keep(CANARY, "credential:token")
+    hide(CANARY, "credential:token")
 
 
 @pytest.mark.usefixtures("_known")
@@ -44,16 +44,16 @@ def test_a_secret_is_found_in_the_forms_that_text_has(form):
     assert shown.endswith(" after")
 
 
-def test_every_line_of_a_long_secret_is_one():
-    keep("-----BEGIN KEY-----\nMIIEvQIBADANBg+kqhkiG9w0B\n}\n", "credential:key")
+def test_every_line_of_a_long_secret_is_secret():
+    hide("-----BEGIN KEY-----\nMIIEvQIBADANBg+kqhkiG9w0B\n}\n", "credential:key")
     assert redact("line MIIEvQIBADANBg+kqhkiG9w0B}") == "line <credential:key>}"
 
 
 @pytest.fixture
 def _short():
-    keep("fedora", "the password of amqp_url")
-    keep("bodhi", "credential:hook")
-    keep("", "nothing")
+    hide("fedora", "the password of amqp_url")
+    hide("bodhi", "credential:hook")
+    hide("", "nothing")
 
 
 @pytest.mark.usefixtures("_short")
@@ -68,7 +68,7 @@ def _short():
         "password=fedora38",
     ],
 )
-def test_a_plain_word_is_left_alone_where_no_secret_stands(text):
+def test_a_plain_word_is_shown_where_no_secret_is_expected(text):
     assert redact(text) == text
 
 
@@ -86,7 +86,7 @@ def test_a_plain_word_is_left_alone_where_no_secret_stands(text):
         ("response=b'\\x00user\\x00", "'"),
     ],
 )
-def test_a_plain_word_is_hidden_where_a_secret_stands(before, after):
+def test_a_plain_word_is_hidden_where_a_secret_is_expected(before, after):
     hidden = redact(f"{before}fedora{after}")
     assert hidden == f"{before}<the password of amqp_url>{after}"
 
@@ -115,15 +115,15 @@ def test_a_plain_word_is_hidden_after_the_name_of_its_credential():
         ("correct horse battery staple", True),
     ],
 )
-def test_what_no_text_has_by_chance_is_hidden_everywhere(secret, is_hidden):
-    keep(secret, "x")
+def test_a_secret_that_no_text_has_by_chance_is_hidden_everywhere(secret, is_hidden):
+    hide(secret, "x")
     assert redact(f"-{secret}-") == ("-<x>-" if is_hidden else f"-{secret}-")
 
 
 def test_the_longest_of_two_secrets_is_hidden_and_the_first_label_stays():
-    keep("s3cret-1", "a")
-    keep("s3cret-1-and-more", "b")
-    keep("s3cret-1-and-more", "c")
+    hide("s3cret-1", "a")
+    hide("s3cret-1-and-more", "b")
+    hide("s3cret-1-and-more", "c")
     assert redact("s3cret-1 s3cret-1-and-more") == "<a> <b>"
 
 
@@ -159,7 +159,7 @@ def test_no_log_record_shows_a_secret(caplog):
 
 
 @pytest.mark.usefixtures("_records")
-def test_a_record_without_secrets_is_as_ever(caplog):
+def test_a_record_without_secrets_is_unchanged(caplog):
     try:
         int("harmless")
     except ValueError:
@@ -170,7 +170,7 @@ def test_a_record_without_secrets_is_as_ever(caplog):
 
 
 @pytest.mark.usefixtures("_known")
-def test_neither_status_nor_output_nor_store_have_it(capsys):
+def test_status_output_and_store_do_not_show_a_secret(capsys):
     assert one_ascii_line(f"x {CANARY}") == "x <credential:token>"
     terminal.complain(ConfigurationError(Problem("a", CANARY, CANARY)))
     terminal.print_json({"a": CANARY})
@@ -200,7 +200,7 @@ def test_a_password_of_the_url_is_a_secret_although_it_is_no_credential(tmp_path
     assert redact("guest") == "guest"
 
 
-def test_settings_do_not_show_what_may_be_secret():
+def test_settings_do_not_show_values_that_may_be_secret():
     settings = Settings.model_validate(
         {
             "amqp_url": f"amqp://{CANARY}",

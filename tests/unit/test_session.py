@@ -189,7 +189,7 @@ def test_a_refusal_ends_it_at_once(session, listener):
     assert [fault.exit_code for fault in listener.faults] == [ExitCode.CONNECTION]
 
 
-def test_a_handshake_that_nobody_refused_is_waited_out_however_often(session, listener):
+def test_any_number_of_broken_handshakes_without_a_refusal_is_no_fault(session, listener):
     for _ in range(100):
         session.handshake_broken()
     assert listener.faults == []
@@ -211,7 +211,7 @@ def test_a_broker_that_accepted_us_before_may_refuse_for_a_while(session, listen
 # Rounds.
 
 
-def test_every_connection_is_subscribed_on_and_that_is_told_once(session, listener):
+def test_every_connection_is_subscribed_on_and_announced_once(session, listener):
     for _ in range(2):
         client = opened(session)
         assert session.is_complete
@@ -240,7 +240,7 @@ def test_a_broker_that_confirms_no_consumer_is_left(session, clock, caplog):
     assert "did not answer within 60 s" in caplog.text
 
 
-def test_a_lost_consumer_is_replaced_after_a_while_and_that_is_told(session, listener, clock):
+def test_a_lost_consumer_is_replaced_after_a_while_and_announced(session, listener, clock):
     client = opened(session)
     (channel,) = client.channels
     channel.on_closed.callback(pika_errors.ChannelClosedByBroker(406, "PRECONDITION_FAILED"))
@@ -263,7 +263,7 @@ def test_a_consumer_that_the_broker_canceled_is_replaced_if_its_queue_is_there(
     assert session.is_complete
 
 
-def test_a_queue_that_another_one_has_is_tried_again_ever_later(session, listener, clock):
+def test_a_queue_in_exclusive_use_is_tried_again_with_growing_delays(session, listener, clock):
     client = opened(session, is_quick=False)
     in_use = (403, "ACCESS_REFUSED - queue 'q' in exclusive use")
     for delay in (1, 2, 4):
@@ -287,7 +287,7 @@ def test_a_timer_of_a_former_connection_starts_no_round(session, clock):
     assert session.state is SessionState.INCOMPLETE
 
 
-def test_bindings_change_on_a_session_that_consumes_without_a_word(session, listener, settings):
+def test_bindings_change_on_a_consuming_session_without_an_event(session, listener, settings):
     client = opened(session)
     session.apply(settings, [Bound("q", "amq.topic", "key")], [])
     assert [binding["routing_key"] for binding in client.bound] == ["key"]
@@ -316,7 +316,7 @@ def test_a_pause_in_a_round_cancels_the_consumer_that_comes_later(session, liste
     assert listener.events == ["connected", "subscribed"]
 
 
-def test_a_pause_that_is_over_before_the_round_is_leaves_it_alone(session, listener):
+def test_a_pause_that_ends_before_the_subscription_does_not_disturb_it(session, listener):
     client = opened(session, is_quick=False)
     session.pause()
     session.resume()
@@ -350,7 +350,7 @@ def test_a_pause_outlives_connections(session, listener):
     assert session.is_complete
 
 
-def test_what_was_not_paused_cannot_be_resumed(session):
+def test_a_session_that_was_not_paused_cannot_be_resumed(session):
     with pytest.raises(IllegalEventError):
         session.resume()
 
@@ -359,7 +359,7 @@ def test_what_was_not_paused_cannot_be_resumed(session):
 
 
 @pytest.mark.parametrize("before", ["offline", "subscribing", "consuming", "paused"])
-def test_a_session_that_stopped_stays_so_whatever_happens(session, listener, clock, before):
+def test_a_stopped_session_stays_stopped(session, listener, clock, before):
     if before != "offline":
         client = opened(session, is_quick=before != "subscribing")
     if before == "paused":

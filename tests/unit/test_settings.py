@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration: checked whole, each problem with its TOML path, and no secret in any."""
+"""The configuration is checked whole. Each problem has its TOML path, and none shows a secret."""
 
 import copy
 import dataclasses
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.core.recovery import Then
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 from consumer_framework.settings import (
     TRANSIENT_QUEUE,
     Framework,
@@ -271,7 +271,7 @@ def test_every_number_of_the_framework_is_tried_for_bounds():
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_every_list_of_the_framework_has_a_longest(path):
+def test_every_list_of_the_framework_has_a_greatest_length(path):
     items: dict[str, Any] = {
         "recovery.rules": {"exceptions": ["a.B"], "then": "drop"},
         "outbox.rules": {"topics": "#"},
@@ -282,7 +282,7 @@ def test_every_list_of_the_framework_has_a_longest(path):
 
 
 @pytest.mark.parametrize("value", [1, [1]])
-def test_what_the_broker_is_told_has_bounds_too(value):
+def test_the_settings_sent_to_the_broker_have_bounds_too(value):
     def nested(depth):
         return value if not depth else {"a": [nested(depth - 1)]}
 
@@ -301,7 +301,7 @@ def test_what_the_broker_is_told_has_bounds_too(value):
             assert problem in found
 
 
-def test_slots_and_a_batch_that_are_too_much_together_are_told():
+def test_slots_and_a_batch_that_are_too_much_together_are_a_problem():
     (found,) = problems(consumer_config={"framework": {"slots": 64, "batch": {"size": 10_000}}})
     assert found == (
         "consumer_config.framework.batch.size: 64 slots of 10000 are more than 10000 messages in "
@@ -309,7 +309,7 @@ def test_slots_and_a_batch_that_are_too_much_together_are_told():
     )
 
 
-def test_the_usual_handler_timeout_gives_way_to_a_short_ack_timeout_and_no_limit_stays_none():
+def test_the_usual_handler_timeout_is_shortened_by_a_short_ack_timeout():
     table = {"recovery": {"ack_timeout": "5m"}}
     framework = parse(document(consumer_config={"framework": table})).framework
     assert framework.handler_limit(usual=600.0) == 300.0
@@ -320,17 +320,17 @@ def test_a_handler_timeout_may_be_endless():
     table = {"handler_timeout": "infinity"}
     framework = parse(document(consumer_config={"framework": table})).framework
     assert framework.handler_limit(usual=600.0) == math.inf
-    assert text(math.inf) == "infinity"
+    assert duration_text(math.inf) == "infinity"
 
 
-def test_all_settings_that_contradict_each_other_are_told():
+def test_all_settings_that_contradict_each_other_are_reported():
     table = {"ordering_key": "topic", "burst": 1, "handler_timeout": "1h"}
     assert [line.partition(":")[0] for line in problems(consumer_config={"framework": table})] == [
         f"consumer_config.framework.{key}" for key in ("ordering_key", "burst", "handler_timeout")
     ]
 
 
-def test_recovery_has_the_defaults_that_are_promised():
+def test_recovery_has_the_documented_defaults():
     promised = {
         "immediate": 1,
         "delays": ["10s", "1m", "5m"],
@@ -347,7 +347,7 @@ def test_recovery_has_the_defaults_that_are_promised():
     assert parse(document()).framework.recovery == Recovery()
 
 
-def test_what_a_file_says_of_recovery_stands_before_what_the_class_says():
+def test_recovery_settings_of_a_file_override_those_of_the_class():
     own = Recovery(
         immediate=3, hold_slots=2, rules=(RuleSettings(exceptions=(KeyError,), then=Then.DROP),)
     )
@@ -368,7 +368,7 @@ def test_a_binding_without_a_queue_needs_the_server_named_queue():
     ]
 
 
-def test_default_bindings_are_not_blamed_for_the_queues_that_the_file_names():
+def test_default_bindings_are_no_problem_where_the_file_names_queues():
     settings = parse(document(queues={"one": QUEUE}), default_bindings=True)
     assert settings.bindings_of("one") == []
 
@@ -384,7 +384,7 @@ JSON = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), JSON, min_size=1))
-def test_no_value_of_a_configuration_is_ever_shown_in_a_problem(changes):
+def test_no_problem_shows_a_value_of_the_configuration(changes):
     # `queue` of a binding is a name, and is shown.
     changes.pop("bindings", None)
     try:
@@ -400,10 +400,10 @@ def test_a_value_of_the_wrong_type_is_named_by_its_type_alone(secret_in):
     assert "it is an array now" in problem
 
 
-# What the command line says instead.
+# Overrides of the command line.
 
 
-def test_without_overrides_the_document_stays_as_it_is():
+def test_without_overrides_the_document_is_unchanged():
     assert override(document(), Overrides()) == document()
 
 
@@ -434,13 +434,13 @@ def test_exchange_and_routing_keys_change_every_binding_and_the_name_the_propert
     assert before == document(), "the document itself is not touched"
 
 
-def test_overrides_of_a_document_that_is_wrong_leave_it_for_the_checks():
+def test_overrides_leave_a_wrong_document_to_the_checks():
     wrong = document(queues=1, bindings=2, client_properties=3)
     assert override(wrong, Overrides("app", "queue", "exchange", ("key",))) == wrong
     assert override(document(bindings=[4]), Overrides(exchange="e"))["bindings"] == []
 
 
-# The author's part.
+# The author's Config.
 
 
 class Model(pydantic.BaseModel):
@@ -472,7 +472,7 @@ TYPES = [Model, Data, Typed, PartlyTyped, Inherited]
 
 
 @pytest.mark.parametrize("config_type", TYPES)
-def test_each_kind_of_config_takes_what_fits_without_the_frameworks_table(config_type):
+def test_each_kind_of_config_takes_valid_values_without_the_frameworks_table(config_type):
     table = {"packages": ["kernel"], "framework": {"anything": 1}}
     config = parse_consumer_config(config_type, table)
     if typing.is_typeddict(config_type):
@@ -496,7 +496,7 @@ def test_each_kind_of_config_reports_every_problem_at_once(config_type):
 
 
 @pytest.mark.parametrize("config_type", TYPES)
-def test_each_kind_of_config_is_one_and_tells_its_keys(config_type):
+def test_each_kind_of_config_is_recognized_and_lists_its_keys(config_type):
     assert is_config_type(config_type)
     assert {"packages", "limit"} <= (known_keys(config_type) or set())
 
@@ -506,12 +506,12 @@ def test_nothing_else_is_a_config(value):
     assert not is_config_type(value)
 
 
-def test_without_a_config_the_table_is_the_authors_as_it_is():
+def test_without_a_config_the_author_gets_the_unchanged_table():
     assert parse_consumer_config(None, {"a": 1, "framework": {}}) == {"a": 1}
 
 
 @pytest.mark.parametrize("extra", ["allow", "ignore"])
-def test_a_model_that_says_what_it_does_with_extra_keys_is_left_alone(extra):
+def test_a_model_that_sets_extra_keeps_its_setting(extra):
     model = pydantic.create_model("Model", __config__=pydantic.ConfigDict(extra=extra))
     parse_consumer_config(model, {"anything": 1})
 
@@ -569,7 +569,7 @@ def test_a_value_that_may_be_of_several_types_is_one_problem_without_pydantics_n
     }
 
 
-def test_what_the_authors_own_validator_says_is_shown():
+def test_the_message_of_the_authors_own_validator_is_shown():
     class Checked(pydantic.BaseModel):
         glob: str
 
@@ -598,7 +598,7 @@ def test_a_config_that_pydantic_cannot_use_is_a_problem_of_the_class():
 
 
 @pytest.mark.parametrize("name", ["a", "Fedora-Notifs_2", "x" * 28])
-def test_what_systemd_takes_in_a_user_name_is_an_instance_name(name):
+def test_names_that_systemd_takes_for_users_are_instance_names(name):
     assert instance_name_problem(name) is None
 
 

@@ -22,8 +22,10 @@ GONE = DependencyFault("the database is gone")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Attempts follow each other quickly, and grow apart all the same."""
-    real = limits.delay
-    monkeypatch.setattr(limits, "delay", lambda attempt, spread: real(attempt, spread) / 1000)
+    real = limits.backoff_delay
+    monkeypatch.setattr(
+        limits, "backoff_delay", lambda attempt, spread: real(attempt, spread) / 1000
+    )
 
 
 class Author:
@@ -101,7 +103,7 @@ def test_a_broken_dependency_is_waited_out_with_a_new_handler_for_each_attempt(o
 
 @pytest.mark.parametrize("fails", ["init", "setup"])
 @pytest.mark.parametrize("error", [ValueError("typo"), Skip("x"), SystemExit(3)])
-def test_what_is_no_dependency_is_raised_at_once(fails, error):
+def test_an_error_of_setup_that_is_no_dependency_fault_is_raised_at_once(fails, error):
     author = Author(GONE, error, fails=fails)
     with pytest.raises(type(error)):
         author.run()
@@ -115,7 +117,7 @@ def test_a_rule_makes_a_dependency_of_any_exception():
 
 
 def test_an_order_to_stop_ends_the_wait_between_two_attempts(monkeypatch):
-    monkeypatch.setattr(limits, "delay", lambda _attempt, _spread: 3600.0)
+    monkeypatch.setattr(limits, "backoff_delay", lambda _attempt, _spread: 3600.0)
     author = Author(GONE, GONE)
 
     async def stop(startup):

@@ -43,7 +43,7 @@ def test_a_message_that_a_process_died_with_is_named_with_its_fields(tmp_path, c
 
 
 def waiting(*results, patience=10.0):
-    """Open stores that say so at each try; returns what came of it, and what was told."""
+    """Try to open with one of *results* at each try; return the outcome and the notifier."""
     clock, notifier = FakeClock(), FakeNotifier()
     tries = iter(results)
 
@@ -59,7 +59,7 @@ def waiting(*results, patience=10.0):
         return error, notifier
 
 
-def test_a_start_waits_while_the_disk_is_full_and_says_so(caplog):
+def test_a_start_waits_while_the_disk_is_full_and_reports_it(caplog):
     full = StoreError("/s/store.sqlite3: no space left on device; make room")
     stores, notifier = waiting(full, full, "open")
     assert stores == "open"
@@ -75,7 +75,7 @@ def test_a_start_that_waited_in_vain_may_succeed_later():
     assert str(fault) == "not started within 1s (start_timeout): in use by process 1"
 
 
-def test_what_never_passes_is_not_waited_for(tmp_path):
+def test_a_lasting_error_is_not_waited_for(tmp_path):
     file = tmp_path / "file"
     file.touch()
     link = tmp_path / "link"
@@ -108,7 +108,7 @@ def test_a_forked_process_lets_go_of_the_sockets_of_the_reactor():
 IN_MEMORY = Framework(store=StoreKind.MEMORY)
 
 
-def test_without_a_store_nothing_is_on_the_disk_and_every_question_has_an_answer(tmp_path):
+def test_without_a_store_nothing_is_on_the_disk_and_every_method_works(tmp_path):
     async def use(store):
         delivery = make_delivery(lane="a")
         assert not store.is_open(delivery)
@@ -139,7 +139,7 @@ def test_without_a_store_nothing_is_on_the_disk_and_every_question_has_an_answer
 NOWHERE = Path("/proc/nowhere/sample")
 
 
-def test_where_no_usual_directory_can_be_made_it_runs_and_says_what_is_lost(caplog):
+def test_an_instance_without_a_usual_directory_runs_and_logs_the_loss(caplog):
     stores = open_state_files(NOWHERE, "sample", Framework(), is_given=False)
     stores.close()
     assert not stores.store.keeps
@@ -148,7 +148,7 @@ def test_where_no_usual_directory_can_be_made_it_runs_and_says_what_is_lost(capl
     assert 'store = "memory"' in caplog.text
 
 
-def test_a_directory_that_somebody_gave_must_be_usable():
+def test_a_directory_that_was_given_must_be_usable():
     with pytest.raises(ConfigurationError, match="--state-dir"):
         open_state_files(NOWHERE, "sample", Framework())
 
@@ -159,7 +159,7 @@ def test_ordering_is_refused_where_there_is_no_place_for_a_store():
         open_state_files(NOWHERE, "sample", framework, is_given=False)
 
 
-def test_a_directory_with_messages_is_never_done_without(tmp_path, monkeypatch):
+def test_an_instance_never_runs_without_a_directory_that_has_messages(tmp_path, monkeypatch):
     open_state_files(tmp_path, "sample", Framework()).close()
 
     def fail(*_args):

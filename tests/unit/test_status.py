@@ -23,7 +23,7 @@ def line(state, **facts):
     return status_line(state, StatusFacts(**{"broker": BROKER, "queues": 1, **facts}))
 
 
-def test_one_line_says_what_a_consuming_instance_does_and_what_waits_in_it():
+def test_one_line_shows_the_work_and_the_waiting_messages_of_a_consuming_instance():
     text = line(
         State.CONSUMING,
         queues=2,
@@ -46,7 +46,7 @@ def test_retries_that_take_the_slots_are_named():
     assert "40000 deferred, retries share the slots (38000 due)" in text
 
 
-def test_what_there_is_none_of_is_left_out():
+def test_counts_of_zero_are_left_out():
     text = line(State.CONSUMING, counts=Snapshot(acked=3, held=9, quarantined=9), up=59.9)
     assert text == "consuming 1 queue, 0/s, 3 handled, up 59 s"
 
@@ -100,7 +100,7 @@ def test_each_state_has_its_line(state, text):
         (State.STOPPED, "refused"),
     ],
 )
-def test_trouble_is_what_the_line_says_where_nothing_is_consumed(state, text):
+def test_the_line_shows_the_trouble_of_an_instance_that_does_not_consume(state, text):
     assert line(state, trouble="refused") == text
 
 
@@ -111,18 +111,18 @@ def test_trouble_of_the_past_is_not_shown(state):
 
 @pytest.mark.parametrize("state", [State.BUILDING, State.CONNECTING, State.SUBSCRIBING])
 @pytest.mark.parametrize("trouble", ["", "refused; attempt 4 in 8 s"])
-def test_a_start_says_when_it_gives_up(state, trouble):
+def test_the_line_of_a_start_shows_when_it_gives_up(state, trouble):
     text = line(state, trouble=trouble, left=272.5)
     assert text == f"{line(state, trouble=trouble)}; gives up in 4 min"
 
 
-def test_a_pause_before_the_start_is_over_says_when_it_gives_up():
+def test_the_line_of_a_pause_during_the_start_shows_when_it_gives_up():
     text = line(State.PAUSED, trouble="disk full", left=60)
     assert text == "Paused: disk full; gives up in 60 s; 0 handled, up 0 s"
 
 
 @pytest.mark.parametrize("state", [State.FAILING, State.DRAINING])
-def test_a_drain_says_what_it_waits_for_and_for_how_long_at_the_most(state):
+def test_the_line_of_a_drain_shows_the_running_handlers_and_the_longest_wait(state):
     text = line(state, awaited="2 running", left=41.9)
     assert text.endswith("waiting for 2 running, 41 s at the most")
 
@@ -141,7 +141,7 @@ def test_the_numbers_of_every_state_fit_into_200_characters_of_ascii(state, coun
     assert text.isprintable()
 
 
-def test_what_never_happened_is_left_out_except_successes():
+def test_counts_of_zero_are_left_out_except_successes():
     assert counts_text(Snapshot()) == "0 handled"
     assert counts_text(Snapshot(acked=5, requeued=4, rejected=3, undecodable=2, failed=1)) == (
         "5 handled, 4 requeued, 3 rejected, 2 undecodable, 1 failed"

@@ -60,7 +60,7 @@ def test_workers_are_shown_below_their_name_with_their_sum(host):
     assert [one["report"]["pid"] for one in group["instances"]] == [42, 42]
 
 
-def test_one_that_failed_is_shown_with_what_to_look_at_and_the_exit_code_is_3(host):
+def test_a_failed_instance_is_shown_with_the_next_step_and_the_exit_code_is_3(host):
     host.configures()
     (host.etc / "sample_2.toml").symlink_to("sample.toml")
     host.has_unit("sample")
@@ -100,7 +100,7 @@ def test_restarts_are_counted_and_a_reload_begins_no_new_time(host):
     assert line == "● sample  active (running) for 60m, PID 42, 3 restarts"
 
 
-def test_one_whose_event_loop_is_blocked_runs_and_does_not_answer(host, monkeypatch):
+def test_an_instance_with_a_blocked_event_loop_runs_and_does_not_answer(host, monkeypatch):
     monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.05)
     state = host.directory / "h/fedora-messaging/by-hand"
     state.mkdir()
@@ -145,7 +145,7 @@ def test_one_that_does_not_answer_is_known_by_its_store(host):
     assert (instance["report"], instance["deferred"]) == (None, 1)
 
 
-def test_what_is_overdue_is_due_now(host, monkeypatch):
+def test_an_overdue_message_is_shown_as_due_now(host, monkeypatch):
     host.configures()
     host.keeps("sample", deferred=1)
     later = time.time() + 7200
@@ -153,7 +153,7 @@ def test_what_is_overdue_is_due_now(host, monkeypatch):
     assert "now: 1 deferred (due now)" in host.does("status").stdout
 
 
-def test_without_a_name_one_that_nobody_wants_to_run_does_not_count(host):
+def test_without_a_name_an_instance_that_is_not_enabled_does_not_count(host):
     host.configures()
     host.configures("fedora")
     host.has_unit("sample")
@@ -183,7 +183,7 @@ def test_a_name_shows_its_workers_and_a_worker_itself_alone(host):
     assert "without a configuration file" in host.does("status", "gone_2").stdout
 
 
-def test_an_unknown_name_is_an_error_with_those_that_there_are(host):
+def test_an_unknown_name_is_an_error_that_lists_the_known_names(host):
     host.configures()
     result = host.does("status", "sampel")
     assert result.exit_code == 4
@@ -209,7 +209,7 @@ def test_one_that_was_started_by_hand_is_found_in_its_state_directory(host, monk
     assert host.does("status", "by-hand").exit_code == 4
 
 
-def test_a_state_directory_that_is_named_is_looked_at_alone(host):
+def test_only_the_named_state_directory_is_read(host):
     with host.runs("mine", "elsewhere"):
         state = str(host.directory / "elsewhere/mine")
         result = host.does("status", "mine", "--state-dir", state)
@@ -218,7 +218,7 @@ def test_a_state_directory_that_is_named_is_looked_at_alone(host):
     assert host.does("status", "--state-dir", state).exit_code == 2
 
 
-def test_one_that_may_not_be_asked_says_so_and_is_shown_all_the_same(host, monkeypatch):
+def test_an_instance_that_this_user_may_not_ask_is_shown_with_the_reason(host, monkeypatch):
     def refuse(*_: Any) -> None:
         raise client.ControlError("control: permission denied; use sudo")
 
@@ -254,7 +254,7 @@ def test_names_complete_like_those_of_the_other_commands(host, command):
     assert [item.value for item in argument.shell_complete(context, "sa")] == ["sample"]
 
 
-def test_what_a_removed_instance_holds_is_shown_and_can_be_replayed(host):
+def test_messages_of_a_removed_instance_are_shown_and_can_be_replayed(host):
     file = host.configures("builds")
     host.keeps("removed", quarantined=1)
     host.keeps("empty")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is kept and logged of exceptions is bounded, and forges no line of the log."""
+"""The stored and logged parts of an exception are bounded, and forge no line of the log."""
 
 import logging
 import traceback
@@ -9,7 +9,13 @@ import pytest
 from fedora_messaging.exceptions import ValidationError
 
 from consumer_framework.adapters.log import RedactedRecord
-from consumer_framework.core.attempt import TRACEBACK_LIMIT, attempt_of, formatted, said, summarized
+from consumer_framework.core.attempt import (
+    TRACEBACK_LIMIT,
+    attempt_of,
+    bounded,
+    one_line,
+    traceback_text,
+)
 from consumer_framework.core.text import clipped, printable, printable_lines
 
 LARGE = "x" * 10_000_000
@@ -55,12 +61,12 @@ def with_note():
         lambda: SyntaxError(LARGE),
     ],
 )
-def test_everything_that_is_kept_of_an_exception_is_bounded(make):
+def test_every_stored_part_of_an_exception_is_bounded(make):
     error = raising(make())
     attempt = attempt_of(error, 1.0)
     assert len(attempt.message) < 1000
     assert len(attempt.traceback) <= TRACEBACK_LIMIT + 100
-    assert len(said(error)) < 1000
+    assert len(one_line(error)) < 1000
     assert "in raises" in attempt.traceback
     assert type(error).__name__ in attempt.traceback
 
@@ -73,24 +79,24 @@ def test_a_large_value_that_a_schema_refuses_is_never_formatted(monkeypatch):
 
 def test_a_small_value_that_a_schema_refuses_is_shown_with_its_place():
     error = caught(lambda: jsonschema.validate({"a": 1}, {"properties": {"a": {"type": "string"}}}))
-    assert "On instance['a']:" in formatted(error)
+    assert "On instance['a']:" in traceback_text(error)
 
 
-def test_an_exception_that_says_little_speaks_for_itself():
+def test_a_short_exception_is_shown_whole():
     error = raising(ValueError("outer"), ValueError("inner"))
-    assert summarized(error) is error
-    assert formatted(error) == "".join(traceback.format_exception(error))
+    assert bounded(error) is error
+    assert traceback_text(error) == "".join(traceback.format_exception(error))
 
 
-def test_a_chain_that_ends_in_itself_has_an_end():
+def test_a_chain_of_exceptions_with_a_cycle_ends():
     one, other = ValueError(LARGE), ValueError("other")
     one.__context__, other.__context__ = other, one
-    assert len(formatted(other)) <= TRACEBACK_LIMIT + 100
+    assert len(traceback_text(other)) <= TRACEBACK_LIMIT + 100
 
 
-def test_what_an_exception_says_forges_no_line_and_reaches_no_terminal():
+def test_the_text_of_an_exception_forges_no_line_and_controls_no_terminal():
     error = raising(ValueError(FORGED))
-    text = formatted(error) + said(error) + attempt_of(error, 1.0).message
+    text = traceback_text(error) + one_line(error) + attempt_of(error, 1.0).message
     assert not any(line.startswith("ERROR") for line in text.splitlines())
     assert not set("\x1b\x9b\u2028\x85\r\u202e") & set(text)
 
@@ -105,7 +111,7 @@ def test_a_log_record_is_bounded_and_shows_no_control_character():
     assert not set("\x1b\x9b\u2028\x85\r\u202e") & set(text)
 
 
-def test_what_an_author_logs_is_left_as_it_is():
+def test_log_records_of_authors_are_unchanged():
     record = RedactedRecord("app", 20, "f", 1, "\x1b[31m%s", ("red",), None)
     assert record.getMessage() == "\x1b[31mred"
 
@@ -115,7 +121,7 @@ def test_text_is_clipped_in_its_middle():
     assert clipped("a" * 50 + "b" * 50, 10) == "aaaaa [... 90 characters left out ...] bbbbb"
 
 
-def test_what_is_to_print_stays():
+def test_printable_text_is_unchanged():
     assert printable("Žluťoučký 😀") == "Žluťoučký 😀"
     assert printable("a\nb\tc\udcff") == "a\\nb\\tc\\udcff"
     assert printable_lines("a\nb\tc\x00") == "a\nb\tc\\x00"
@@ -169,7 +175,7 @@ class ProxyError(Exception):
         lambda: ProxyError("plain"),
     ],
 )
-def test_an_exception_with_odd_attributes_is_kept_like_any_other(make):
+def test_an_exception_with_odd_attributes_is_summarized_like_any_other(make):
     error = raising(make())
     attempt = attempt_of(error, 0.0)
     assert attempt.error.endswith(type(error).__name__)
@@ -199,16 +205,16 @@ def source_of_strangers():
 
 @pytest.mark.parametrize("make", [long_chain, circle, source_of_strangers])
 def test_no_exception_of_a_chain_forges_a_line(make):
-    text = formatted(make())
+    text = traceback_text(make())
     assert "\nERROR forged" not in text
     assert not set("\x1b\x9b\x85\u2028\u202e") & set(text)
 
 
-def test_a_group_with_a_member_that_says_too_much_shows_every_member():
-    text = formatted(ExceptionGroup("many", [ValueError(LARGE), KeyError("small")]))
+def test_a_group_with_a_very_long_member_shows_every_member():
+    text = traceback_text(ExceptionGroup("many", [ValueError(LARGE), KeyError("small")]))
     assert "ValueError: xxx" in text
     assert "KeyError: 'small'" in text
 
 
-def test_what_an_exception_says_begins_after_empty_lines():
-    assert said(ValueError("\n  what is wrong\nmore")) == "ValueError: what is wrong"
+def test_empty_lines_at_the_start_of_an_exceptions_text_are_left_out():
+    assert one_line(ValueError("\n  what is wrong\nmore")) == "ValueError: what is wrong"

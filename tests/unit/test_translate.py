@@ -74,7 +74,7 @@ def raising(error, *rules):
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_each_word_is_its_signal(word):
+def test_each_word_raises_its_signal(word):
     with pytest.raises(WORDS[word]) as raised:
         raising(KeyError("x"), ([KeyError], word))(None)
     assert str(raised.value) == "KeyError: 'x'"
@@ -84,7 +84,7 @@ def test_each_word_is_its_signal(word):
 
 
 @pytest.mark.parametrize("word", UPSTREAM)
-def test_elsewhere_each_word_is_upstreams_nearest(word, elsewhere):
+def test_outside_an_instance_each_word_raises_the_nearest_exception_of_upstream(word, elsewhere):
     with pytest.raises(UPSTREAM[word]) as raised:
         raising(KeyError("x"), ([KeyError], word))(None)
     assert isinstance(raised.value.__cause__, KeyError)
@@ -114,7 +114,7 @@ def test_elsewhere_signals_become_upstreams(signal, theirs, elsewhere):
 
 
 @pytest.mark.parametrize("signal", [Retry(after=5), upstream.Nack(), upstream.HaltConsumer(4)])
-def test_signals_pass_through_whatever_the_rules_are(signal):
+def test_signals_pass_through_under_any_rules(signal):
     with pytest.raises(type(signal)) as raised:
         raising(signal, ([Exception], "drop"))(None)
     assert raised.value is signal
@@ -141,7 +141,7 @@ def test_an_exception_that_no_rule_names_passes_through():
     assert raised.value is error
 
 
-def test_coroutine_functions_and_methods_stay_what_they_are():
+def test_decorated_coroutine_functions_and_methods_keep_their_kind():
     class Consumer:
         @on(KeyError, then="drop")
         async def handle(self, message):
@@ -183,7 +183,7 @@ def test_a_decorator_in_between_is_not_passed_over():
     assert calls == [1]
 
 
-def test_a_word_that_is_none_is_refused_where_it_is_written():
+def test_an_unknown_word_is_refused_where_it_is_written():
     with pytest.raises(ValueError, match="'ignore' is none of skip, retry"):
         on(KeyError, then="ignore")  # type: ignore[arg-type]
     with (

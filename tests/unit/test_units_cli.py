@@ -102,7 +102,7 @@ def test_installing_twice_changes_nothing(system):
     assert again.stdout.endswith("nothing to do\n")
 
 
-def test_what_was_edited_is_shown_by_diff_and_stays_unless_forced(system):
+def test_an_edited_unit_is_shown_by_diff_and_stays_unless_forced(system):
     system.does("install")
     file = system.edit()
     shown = system.does("diff")
@@ -119,7 +119,7 @@ def test_what_was_edited_is_shown_by_diff_and_stays_unless_forced(system):
     assert system.does("diff").exit_code == 0
 
 
-def test_a_file_of_somebody_else_is_never_replaced_unless_forced(system):
+def test_a_foreign_file_is_never_replaced_unless_forced(system):
     system.place.mkdir(parents=True)
     (system.place / TEMPLATE).write_text(FEDORAS)
     refused = system.does("install")
@@ -130,7 +130,7 @@ def test_a_file_of_somebody_else_is_never_replaced_unless_forced(system):
     assert system.does("diff").exit_code == 0
 
 
-def test_a_masked_unit_is_somebodys(system):
+def test_a_masked_unit_is_a_foreign_file(system):
     system.place.mkdir(parents=True)
     (system.place / TEMPLATE).symlink_to("/dev/null")
     refused = system.does("install")
@@ -169,7 +169,7 @@ def test_the_drop_in_and_the_unit_give_way_to_each_other(system):
     assert not (system.place / DROP_IN).parent.exists()
 
 
-def test_uninstalling_removes_what_install_wrote_and_nothing_else(system):
+def test_uninstalling_removes_the_installed_files_and_no_others(system):
     system.does("install")
     own = system.place / "fm-consumer@sample.service.d/own.conf"
     own.parent.mkdir()
@@ -183,7 +183,7 @@ def test_uninstalling_removes_what_install_wrote_and_nothing_else(system):
     assert len(system.there()) == 2
 
 
-def test_uninstalling_keeps_what_was_edited_unless_forced(system):
+def test_uninstalling_keeps_edited_files_unless_forced(system):
     system.does("install")
     file = system.edit()
     refused = system.does("uninstall")
@@ -194,7 +194,7 @@ def test_uninstalling_keeps_what_was_edited_unless_forced(system):
     assert system.there() == []
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(system):
+def test_a_dry_run_prints_the_steps_and_does_nothing(system):
     result = system.does("install", "--dry-run")
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == len(ALL)
@@ -213,7 +213,7 @@ def test_json_tells_programs(system):
     assert marked(shown[str(system.place / TEMPLATE)]) == (system.place / TEMPLATE).read_text()
 
 
-def test_show_prints_what_would_be_installed_and_any_file_by_its_name(system):
+def test_show_prints_the_files_to_install_and_any_file_by_its_name(system):
     assert f"# {system.place}/{TEMPLATE}\n# One message consumer" in system.does("show").stdout
     names = system.does("show", "--names").stdout.splitlines()
     shipped = ROOT / "units"
@@ -226,7 +226,7 @@ def test_show_prints_what_would_be_installed_and_any_file_by_its_name(system):
     assert "there is no unit file 'memory'; there are: examples/" in unknown.stderr
 
 
-def test_a_user_who_may_not_is_told_to_use_sudo(system, monkeypatch):
+def test_a_user_without_permission_is_told_to_use_sudo(system, monkeypatch):
     monkeypatch.setattr(unit_files, "may_change", lambda _: False)
     result = system.does("install")
     assert result.exit_code == 1
@@ -235,7 +235,7 @@ def test_a_user_who_may_not_is_told_to_use_sudo(system, monkeypatch):
     assert system.there() == []
 
 
-def test_a_disk_that_takes_nothing_is_one_line(system):
+def test_a_failed_write_is_reported_in_one_line(system):
     system.place.parent.mkdir(parents=True)
     system.place.write_text("a file where the directory should be")
     result = system.does("install")
@@ -244,7 +244,7 @@ def test_a_disk_that_takes_nothing_is_one_line(system):
     assert "cannot be written" in result.stderr
 
 
-def test_a_directory_in_the_place_of_a_file_is_one_line(system):
+def test_a_directory_in_the_place_of_a_file_is_reported_in_one_line(system):
     place = system.place / TEMPLATE
     place.mkdir(parents=True)
     result = system.does("install")
@@ -280,7 +280,7 @@ def test_a_command_that_the_sandbox_hides_is_refused_and_nothing_is_written(tmp_
         ("/rootless/x", ""),
     ],
 )
-def test_what_hides_a_path_is_named(path, setting):
+def test_the_setting_that_hides_a_path_is_named(path, setting):
     said = list(units.hidden([Path(path), Path(path)]))
     directory = path.removesuffix("/v/bin/x")
     expected = f"{path}: {setting} of the unit hides {directory} from services"

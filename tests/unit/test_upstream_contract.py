@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The parts of fedora-messaging and pika that are used here and not public.
 
-Each failure says what moved and which module uses it. The caps on both in pyproject.toml may be
-raised once all of this holds.
+Each failure names the part that moved and the module that uses it. The caps on both in
+pyproject.toml may be raised once all of this holds.
 """
 
 import inspect
@@ -113,7 +113,7 @@ def test_the_monitoring_server_is_added_to_a_service():
 
 # Upstream still calls it.
 @pytest.mark.filterwarnings("ignore:twisted.internet.defer.returnValue:DeprecationWarning")
-def test_the_factory_has_what_publishers_wait_for():
+def test_the_factory_has_the_deferred_that_publishers_wait_for():
     factory = FedoraMessagingFactoryV2(pika.ConnectionParameters(), confirms=True)
     assert isinstance(factory._client_deferred, defer.Deferred), moved(
         "FedoraMessagingFactoryV2._client_deferred", CONNECTION
@@ -163,7 +163,7 @@ def test_the_protocol_declares_and_allocates_channels():
         )
 
 
-def test_a_refused_declaration_says_what_was_refused():
+def test_a_refused_declaration_names_the_refused_object():
     reason = pika.exceptions.ChannelClosedByBroker(404, "NOT_FOUND")
     refused = fm_exceptions.BadDeclaration("queue", {"queue": "one"}, reason)
     assert (refused.obj_type, refused.description, refused.reason) == (
@@ -222,7 +222,7 @@ def test_a_blocking_connection_is_made_with_another_implementation():
     )
 
 
-def test_the_connection_says_when_the_broker_blocks_it(protocol):
+def test_the_connection_notifies_when_the_broker_blocks_it(protocol):
     for name in ("add_on_connection_blocked_callback", "add_on_connection_unblocked_callback"):
         assert parameters_of(getattr(protocol._impl, name)) == ["callback"], moved(
             f"Connection.{name}", CONNECTION
@@ -259,7 +259,7 @@ def test_properties_and_tables_are_decoded_by_pika_where_they_are_odd():
     )
 
 
-def test_empty_properties_have_what_decoded_ones_have_in_their_dictionary():
+def test_empty_properties_have_the_same_dictionary_keys_as_decoded_ones():
     flags = {
         "content_type": pika.BasicProperties.FLAG_CONTENT_TYPE,
         "content_encoding": pika.BasicProperties.FLAG_CONTENT_ENCODING,
@@ -319,7 +319,7 @@ def test_a_channel_that_closes_cancels_no_consumer_that_counts_as_canceled(proto
     assert told.called, moved("pika.channel.Channel.close", CONSUMERS)
 
 
-def test_what_comes_to_a_consumer_that_is_being_canceled_need_not_be_rejected(protocol):
+def test_deliveries_to_a_consumer_that_is_being_canceled_need_not_be_rejected(protocol):
     channel = pika.channel.Channel(protocol._impl, 1, lambda _: None)
     channel._set_state(channel.OPEN)
     came = []
@@ -397,7 +397,7 @@ def test_a_closed_channel_fires_its_deferred_with_the_reason():
         ("close", set()),
     ],
 )
-def test_the_twisted_channel_takes_what_it_is_told(method, parameters):
+def test_the_methods_of_the_twisted_channel_have_the_parameters_in_use(method, parameters):
     taken = parameters_of(getattr(TwistedChannel, method))
     assert parameters <= set(taken), moved(f"TwistedChannel.{method}", f"{CHANNELS} or {CONSUMERS}")
 
@@ -405,7 +405,7 @@ def test_the_twisted_channel_takes_what_it_is_told(method, parameters):
 # pika's blocking connection
 
 
-def test_the_blocking_connection_knows_its_server_and_raises_what_is_caught():
+def test_the_blocking_connection_knows_its_server_and_raises_the_caught_errors():
     assert "self._impl" in inspect.getsource(pika.BlockingConnection.__init__), moved(
         "BlockingConnection._impl", INSPECTION
     )
@@ -484,7 +484,7 @@ def test_the_registry_maps_names_to_classes_and_knows_whether_it_is_loaded():
     )
 
 
-def test_messages_are_made_of_what_get_message_makes_them_of():
+def test_get_message_makes_messages_in_the_known_way():
     source = inspect.getsource(message.get_message)
     assert parameters_of(message.get_message) == ["routing_key", "properties", "body"], moved(
         "fedora_messaging.message.get_message", DECODING

@@ -230,7 +230,7 @@ class Factory(FedoraMessagingFactoryV2):
             self.delay = 0.0
         else:
             self.retries += 1
-            self.delay = limits.delay(self.retries, random.random())  # noqa: S311 -- not a secret
+            self.delay = limits.backoff_delay(self.retries, random.random())  # noqa: S311 -- not a secret
         self._callID = self.clock.callLater(self.delay, self._dial)
         self._report_loss(self.delay)
 
@@ -512,7 +512,7 @@ class Client(FedoraMessagingProtocolV2):
         properties: Any = self._impl.server_properties or {}
         told = properties.get("version", "")
         text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
-        return limits.version_of(text)
+        return limits.broker_version(text)
 
     def _block(self, frame: Any) -> None:
         """Note ``connection.blocked``; None for ``connection.unblocked``."""

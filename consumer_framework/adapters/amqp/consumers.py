@@ -322,7 +322,7 @@ class Consumers:
 
         return receive
 
-    def shed(self, delivery: Delivery) -> bool:
+    def give_back_from(self, delivery: Delivery) -> bool:
         """Give back *delivery* and those that follow it, until there is a new consumer.
 
         Returns:

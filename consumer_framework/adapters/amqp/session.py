@@ -338,13 +338,13 @@ class Session:
         self._happened(SessionEvent.WORK_DUE)
         return kept
 
-    def shed(self, delivery: Delivery) -> bool:
+    def give_back_from(self, delivery: Delivery) -> bool:
         """Give back *delivery* and those that follow it, after :meth:`set_prefetch`.
 
         Returns:
             False where *delivery* is to be taken all the same.
         """
-        return self._consumers.shed(delivery)
+        return self._consumers.give_back_from(delivery)
 
     def take_always(self, which: Callable[[Delivery], bool]) -> None:
         """Take late deliveries where *which* says that their queue would drop them."""

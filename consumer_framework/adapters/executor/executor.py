@@ -14,12 +14,12 @@ from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.log_fields import fields_of_all
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 
 from .deadlines import Deadlines
 from .replacement import HandlerReplacement
 from .run import HandlerRuns, Run, finish, raised_by
-from .slots import Limits, TaskSlots, ThreadSlots, spawn
+from .slots import Limits, TaskSlots, ThreadSlots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,7 +123,7 @@ class Executor:
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # After a batch failed, or killed the process, each of its messages runs alone.
-            self._submit(Run([delivery], [waiter], clock=self._clock))
+            self._submit(Run([delivery], [waiter], len(delivery.body), clock=self._clock))
         else:
             self._batch.add(delivery, waiter)
         try:
@@ -233,15 +233,17 @@ class Executor:
         self, run: Run, result: Result | Body | BaseException, release: Callable[[], None]
     ) -> None:
         """Report the outcomes of *run*, then *release* its slot; slots call this on the loop."""
+        if not isinstance(result, Succeeded) and isinstance(result, Coroutine):
+            # A thread began it.
+            run.task = self._loop.create_task(result, context=run.context)
+            run.task.add_done_callback(lambda task: self._task_ended(run, task, release))
+            return
+        self._outstanding -= 1
+        self._last_took = self._clock() - run.started_at
         if isinstance(result, Succeeded):
-            self._note_end(run)
             run.succeed()
             release()
             return
-        if isinstance(result, Coroutine):
-            spawn(self._loop, run, result, self._ended, release)
-            return
-        self._note_end(run)
         if isinstance(result, BaseException):
             run.fail(result)
         elif run.is_overdue and run.task is not None:
@@ -252,9 +254,15 @@ class Executor:
         # its outcome.
         self._loop.call_soon(release)
 
-    def _note_end(self, run: Run) -> None:
-        self._outstanding -= 1
-        self._last_took = self._clock() - run.started_at
+    def _task_ended(
+        self, run: Run, task: asyncio.Task[Result], release: Callable[[], None]
+    ) -> None:
+        if task.cancelled():
+            # By the author's code, with its last step: any other cancellation is an outcome.
+            outcomes = [Failed(asyncio.CancelledError())] * len(run.waiters)
+            self._ended(run, outcomes, release)
+        else:
+            self._ended(run, task.exception() or task.result(), release)
 
     def _overdue(self, run: Run) -> None:
         if run.task is not None:
@@ -264,12 +272,12 @@ class Executor:
                 "%s has had %s for more than %s, and cannot be interrupted",
                 self._handler.name,
                 run.named,
-                text(self._limits.timeout),
+                duration_text(self._limits.timeout),
                 extra=fields_of_all(run.deliveries),
             )
 
     def _too_late(self) -> HandlerTimeoutError:
-        return HandlerTimeoutError(f"cancelled after {text(self._limits.timeout)}")
+        return HandlerTimeoutError(f"cancelled after {duration_text(self._limits.timeout)}")
 
     def _take_over(self, handler: Handler) -> Handler:
         former, self._handler = self._handler, handler
@@ -338,6 +346,7 @@ class OpenBatch:
         """Put *delivery* into the batch, and submit the batch where that fills it."""
         self._run.deliveries.append(delivery)
         self._run.waiters.append(waiter)
+        self._run.size += len(delivery.body)
         self._submit_if_full()
         if self._timer is None and not self.is_empty:
             self._timer = self._loop.call_later(

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.errors import HandlerTimeoutError
-from consumer_framework.core.text import text
+from consumer_framework.core.text import duration_text
 
 from .run import raised_by
 
@@ -68,7 +68,7 @@ class HandlerReplacement:
             return leaving[0]
         if self._is_stopped:
             return None
-        raise HandlerTimeoutError(f"setup takes longer than {text(patience or 0)}")
+        raise HandlerTimeoutError(f"setup takes longer than {duration_text(patience or 0)}")
 
     async def _replace(self, handler: Handler, end: float, leaving: list[Change]) -> None:
         await self._call(handler.setup)

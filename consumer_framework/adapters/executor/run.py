@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 import threading
@@ -55,22 +56,26 @@ class Run:
     Attributes:
         deliveries: In the order of their arrival.
         waiters: One future for the outcome of each delivery.
+        size: The bytes of all bodies.
         function: Another function of the author's to run instead (``setup``, ``teardown``).
         clock: The event loop's clock, in seconds.
         started_at: When a slot began with it.
         beaten_at: When it last called :func:`.heartbeat`.
         is_overdue: Whether it has been reported, or cancelled, for taking too long.
         task: The task that it runs in, None in a thread.
+        context: The context variables of the task.
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
     waiters: list[asyncio.Future[Any]] = field(default_factory=list)
+    size: int = 0
     function: Callable[[], Any] | None = None
     clock: Callable[[], float] = time.monotonic
     started_at: float = 0.0
     beaten_at: float = 0.0
     is_overdue: bool = False
-    task: asyncio.Task[Result] | None = None
+    task: asyncio.Task[Any] | None = None
+    context: contextvars.Context | None = None
 
     @property
     def named(self) -> str:
@@ -174,6 +179,8 @@ class HandlerRuns:
             event loop, which ends the run.
         """
         body = self._run(run, in_thread=True)
+        # See the end of _run.
+        del run
         try:
             body.send(None)
         except StopIteration as end:
@@ -202,16 +209,16 @@ class HandlerRuns:
         # Before the handler is read, so that a replaced handler is torn down after this run.
         self._unfinished[run] = None
         callee = self._callee
+        landings: list[_Landing] = []
+        error: BaseException | None = None
         CURRENT_RUN.set(run)
         try:
             if run.function is not None:
                 return [returned_or_raised(run.function)]
-            deliveries = run.deliveries
-            if in_thread or sum([len(delivery.body) for delivery in deliveries]) <= INLINE:
-                messages, landings = self._take_off(deliveries)
+            if in_thread or run.size <= INLINE:
+                messages = self._take_off(run.deliveries, landings)
             else:
-                messages, landings = await _in_thread(self._take_off, deliveries)
-            error: BaseException | None = None
+                messages = await _in_thread(self._take_off, run.deliveries, landings)
             batch = Batch(messages) if callee.takes_batches else None
             if messages:
                 try:
@@ -219,9 +226,9 @@ class HandlerRuns:
                     while returned is not None and _is_awaitable(returned):
                         if in_thread:
                             in_thread = False
+                            run.context = contextvars.copy_context()
                             CURRENT_RUN.set(None)
                             await _hand_over()
-                            CURRENT_RUN.set(run)
                         returned = await _as_awaitable(returned)
                     if returned is not None:
                         callee.judge(returned)
@@ -229,19 +236,24 @@ class HandlerRuns:
                     error = raised
             return self._land(landings, batch, error)
         finally:
-            # The run keeps its task, and the task its context: no cycle for the garbage collector.
+            # No cycles for the garbage collector: the run keeps its task, a task its context, and
+            # the traceback of an error this frame.
             CURRENT_RUN.set(None)
-            del self._unfinished[run]
+            del self._unfinished[run], run, error
+            landings.clear()
 
-    def _take_off(self, deliveries: Sequence[Delivery]) -> tuple[list[Any], list[_Landing]]:
+    def _take_off(self, deliveries: Sequence[Delivery], landings: list[_Landing]) -> list[Any]:
         """Tell the flight recorder of *deliveries*, and decode them.
 
+        Args:
+            deliveries: The deliveries of the run.
+            landings: For each delivery its place in the flight recorder is appended, or the
+                outcome of a delivery that has no message.
+
         Returns:
-            The messages; and for each delivery its place in the flight recorder, or the outcome
-            of a delivery that has no message.
+            The messages.
         """
         messages: list[Any] = []
-        landings: list[_Landing] = []
         for delivery in deliveries:
             place = self._flight.took_off(delivery)
             try:
@@ -250,7 +262,7 @@ class HandlerRuns:
             except Exception as error:  # noqa: BLE001 -- a publisher or a schema class did it
                 self._flight.landed(place)
                 landings.append(Undecodable(error))
-        return messages, landings
+        return messages
 
     def _land(
         self, landings: Sequence[_Landing], batch: Batch | None, error: BaseException | None

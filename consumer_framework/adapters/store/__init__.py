@@ -69,7 +69,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.adapters.store import retention, writer
 from consumer_framework.core import ports
 from consumer_framework.core.errors import StoreError
-from consumer_framework.core.memory import Twins
+from consumer_framework.core.memory import EqualMessages
 
 from .files import DATABASE, Lock, described, open_readable, open_writable
 from .lanes import Lanes
@@ -170,7 +170,7 @@ class Store(Reader, ports.Store):
         self._limits = limits
         self._now = now
         self._size_limit = SizeLimit(limits.max_bytes, directory / EXPIRED)
-        self._twins = Twins()
+        self._twins = EqualMessages()
         self._damaged: set[int] = set()
         self._lanes = lanes
         self._writer = Writer(file, writable, lanes)
@@ -202,7 +202,7 @@ class Store(Reader, ports.Store):
         return bool(lane) and text(lane) in self._lanes and super().is_blocked(lane, row)
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Tell whether *delivery* brings a message again that has an open row: :class:`.Twins`."""
+        """Tell whether *delivery* brings a message again that has an open row."""
         return self._twins.is_known(delivery, super().is_open)
 
     def due(self, now: float, limit: int = 100, out: Collection[int] = ()) -> list[Delivery]:

@@ -81,7 +81,7 @@ class _Files:
             cure = "save it as UTF-8; binary files fit [tls] alone"
             raise UnavailableError(what, cure) from None
         text = text.removesuffix("\n")
-        secrets.keep(text, f"{SCHEME}{name}")
+        secrets.hide(text, f"{SCHEME}{name}")
         return text
 
     def file(self, name: str) -> str:

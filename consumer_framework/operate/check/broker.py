@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.amqp.inspection import UnreachableError, inspect
 from consumer_framework.core.errors import Fault, Problem
-from consumer_framework.core.limits import version_of
+from consumer_framework.core.limits import broker_version
 from consumer_framework.core.text import plural
 from consumer_framework.settings import toml_path
 
@@ -56,10 +56,14 @@ def broker_findings(settings: Settings) -> tuple[tuple[int, ...] | None, list[Fi
             found.append(error(Problem(path, str(refusal)), refusal.exit_code))
     if not views:
         return None, found
-    return _version(views[0]), [*found, *_clusters(views), *_findings(views[0])]
+    return _version(views[0]), [
+        *found,
+        *_cluster_findings(views),
+        *_queue_and_rights_findings(views[0]),
+    ]
 
 
-def _clusters(views: list[BrokerView]) -> Iterator[Finding]:
+def _cluster_findings(views: list[BrokerView]) -> Iterator[Finding]:
     names = sorted({view.cluster for view in views if view.cluster})
     if len(names) > 1:
         what = f"the brokers are in {len(names)} clusters: {', '.join(names)}"
@@ -68,12 +72,12 @@ def _clusters(views: list[BrokerView]) -> Iterator[Finding]:
 
 
 def _version(view: BrokerView) -> tuple[int, ...] | None:
-    return version_of(view.version) if view.product == "RabbitMQ" else None
+    return broker_version(view.version) if view.product == "RabbitMQ" else None
 
 
-def _findings(view: BrokerView) -> Iterator[Finding]:
+def _queue_and_rights_findings(view: BrokerView) -> Iterator[Finding]:
     for queue in view.queues:
-        yield _queue(queue)
+        yield _queue_finding(queue)
     for fault in view.faults:
         yield error(Problem("bindings", str(fault)), fault.exit_code)
     what = "policies, and the rights to bind and to consume, cannot be seen with this account"
@@ -84,7 +88,7 @@ def _findings(view: BrokerView) -> Iterator[Finding]:
     yield info("", what, cure)
 
 
-def _queue(queue: QueueView) -> Finding:
+def _queue_finding(queue: QueueView) -> Finding:
     path = toml_path("queues", (queue.name,))
     if queue.fault is not None:
         return error(Problem(path, str(queue.fault)), queue.fault.exit_code)

@@ -69,14 +69,14 @@ def closed_findings(key: str, path: Path, account: Account) -> Iterator[Finding]
     if obstacle is not None:
         closed = f"{what} closed to the service's user {account.name}"
         where = f" by the mode of {obstacle}" if obstacle != path else ""
-        yield error(Problem(key, f"{closed}{where}", _opened(key, path, obstacle)))
+        yield error(Problem(key, f"{closed}{where}", _cure_of_closed(key, path, obstacle)))
     above = next((each for each in HIDDEN if path.resolve().is_relative_to(each)), None)
     if above is not None:
         cure = "move it, or set ProtectHome= and PrivateTmp= for the unit with systemctl edit"
         yield warning(key, f"{what} below {above}, which the unit hides from the service", cure)
 
 
-def _opened(key: str, path: Path, obstacle: Path) -> str:
+def _cure_of_closed(key: str, path: Path, obstacle: Path) -> str:
     if key:
         # A key is nothing that everybody should read.
         name = path.name
@@ -100,12 +100,12 @@ def password_findings(url: str, path: Path) -> Iterator[Finding]:
     yield warning("amqp_url", "everybody on this machine can read the password in it", cure)
 
 
-_IN_MEMORY = {"tmpfs", "ramfs"}
-_IN_A_CONTAINER = {"overlay", "aufs"}
-_REMOTE = {"9p", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "nfs", "nfs4", "smb3"}
+_MEMORY_FILESYSTEMS = {"tmpfs", "ramfs"}
+_CONTAINER_FILESYSTEMS = {"overlay", "aufs"}
+_REMOTE_FILESYSTEMS = {"9p", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "nfs", "nfs4", "smb3"}
 # Bytes. An instance whose store cannot be written pauses.
-_SCARCE = 64 << 20
-_CURE = "give a directory on a local disk with --state-dir"
+_LITTLE_SPACE = 64 << 20
+_OTHER_DIRECTORY = "give a directory on a local disk with --state-dir"
 
 
 def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
@@ -118,7 +118,9 @@ def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
     place = str(directory)
     there = nearest(directory)
     if not there.is_dir():
-        problem = Problem("", f"cannot be used for state: {there} is no directory", _CURE)
+        problem = Problem(
+            "", f"cannot be used for state: {there} is no directory", _OTHER_DIRECTORY
+        )
         yield error(problem).at(place)
         return
     if os.statvfs(there).f_flag & os.ST_RDONLY:
@@ -128,12 +130,15 @@ def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
         cure = "give a directory that this user can write to with --state-dir"
         yield error(Problem("", "cannot be used for state: Permission denied", cure)).at(place)
     else:
-        yield from _files(directory)
-    for finding in (*_filesystem(filesystem_of(there)), *_room(shutil.disk_usage(there).free)):
+        yield from _obstacles_in(directory)
+    for finding in (
+        *_filesystem_findings(filesystem_of(there)),
+        *_space_findings(shutil.disk_usage(there).free),
+    ):
         yield finding.at(place)
 
 
-def _files(directory: Path) -> Iterator[Finding]:
+def _obstacles_in(directory: Path) -> Iterator[Finding]:
     # Only problems that will not pass by themselves.
     flight = directory / flight_file.NAME
     if flight.is_dir():
@@ -148,20 +153,20 @@ def _files(directory: Path) -> Iterator[Finding]:
             yield error(Problem("", str(refused)))
 
 
-def _filesystem(kind: str) -> Iterator[Finding]:
-    if kind in _IN_MEMORY:
+def _filesystem_findings(kind: str) -> Iterator[Finding]:
+    if kind in _MEMORY_FILESYSTEMS:
         what = f"is in memory ({kind}): what waits or is quarantined is lost when the machine stops"
-        yield warning("", what, _CURE)
-    elif kind in _REMOTE:
+        yield warning("", what, _OTHER_DIRECTORY)
+    elif kind in _REMOTE_FILESYSTEMS:
         what = f"is on another machine ({kind}), where SQLite's write-ahead log is not safe"
-        yield warning("", what, _CURE)
-    elif kind in _IN_A_CONTAINER:
+        yield warning("", what, _OTHER_DIRECTORY)
+    elif kind in _CONTAINER_FILESYSTEMS:
         what = f"is in a container's own layer ({kind}), and is lost with the container"
         yield info("", what, "mount a volume there")
 
 
-def _room(free: int) -> Iterator[Finding]:
-    if free < _SCARCE:
+def _space_findings(free: int) -> Iterator[Finding]:
+    if free < _LITTLE_SPACE:
         what = f"has {free >> 20} MiB left: an instance that cannot write its store pauses"
         yield warning("", what, "make room")
 
@@ -188,20 +193,20 @@ def tls_findings(
     closed = {key: path for key, path in files.items() if f"tls.{key}" not in handed}
     for key, path in closed.items() if account else ():
         yield from closed_findings(f"tls.{key}", path, account)  # type: ignore[arg-type]
-    yield from _pair(settings.tls)
+    yield from _key_pair_findings(settings.tls)
     if "ca_cert" in files:
         # A bundle has many, and one that is valid may do.
-        yield from _end(
+        yield from _expiry_findings(
             "ca_cert", files["ca_cert"], max(ends_of(files["ca_cert"]), default=None), now
         )
     if "certfile" in files and "keyfile" in files:
         # The client's own comes first, those that vouch for it follow.
-        yield from _end(
+        yield from _expiry_findings(
             "certfile", files["certfile"], min(ends_of(files["certfile"]), default=None), now
         )
 
 
-def _pair(tls: Tls) -> Iterator[Finding]:
+def _key_pair_findings(tls: Tls) -> Iterator[Finding]:
     # fedora-messaging takes both, or neither, without a word.
     if bool(tls.certfile) != bool(tls.keyfile):
         there, missing = ("certfile", "keyfile") if tls.certfile else ("keyfile", "certfile")
@@ -209,7 +214,9 @@ def _pair(tls: Tls) -> Iterator[Finding]:
         yield warning(f"tls.{there}", what, f"add {missing}")
 
 
-def _end(key: str, path: Path, end: datetime | None, now: datetime) -> Iterator[Finding]:
+def _expiry_findings(
+    key: str, path: Path, end: datetime | None, now: datetime
+) -> Iterator[Finding]:
     if end is None or end - now > NOTICE:
         return
     day = f"{end:%Y-%m-%d}"
@@ -246,12 +253,14 @@ def filesystem_of(path: Path, mounts: Path = _MOUNTS) -> str:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return ""
-    points = [(point, kind) for point, kind in map(_mount, lines) if real.is_relative_to(point)]
+    points = [
+        (point, kind) for point, kind in map(_parse_mount, lines) if real.is_relative_to(point)
+    ]
     # A filesystem hides another one that was mounted at the same place before.
     return max(reversed(points), key=lambda mount: len(mount[0].parts), default=(real, ""))[1]
 
 
-def _mount(line: str) -> tuple[Path, str]:
+def _parse_mount(line: str) -> tuple[Path, str]:
     before, _, after = line.partition(" - ")
     return Path(_unescaped(before.split()[4])), after.split()[0]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.limits import DEFAULT_LIMIT, DEFAULT_SINCE, LIMIT
-from consumer_framework.core.text import text as duration
+from consumer_framework.core.text import duration_text
 from consumer_framework.settings import toml_path
 
 from .findings import error, info, warning
@@ -53,9 +53,9 @@ def flow_findings(count: int | None, framework: Framework) -> Iterator[Finding]:
         yield info(_PATH, what, "remove this key, and it fits the slots")
 
 
-_WILD = ("*", "#")
+_WILDCARDS = ("*", "#")
 # Exchanges that every broker has (AMQP 0-9-1, section 3.1.3); others are of type topic mostly.
-_KINDS = {
+_EXCHANGE_TYPES = {
     "amq.direct": "direct",
     "amq.fanout": "fanout",
     "amq.headers": "headers",
@@ -67,14 +67,14 @@ def binding_findings(settings: Settings) -> Iterator[Finding]:
     """Find bindings that bring no message, and queues without a binding."""
     for index, binding in enumerate(settings.bindings):
         place = f"bindings[{index}]"
-        kind = _KINDS.get(binding.exchange, "topic")
+        kind = _EXCHANGE_TYPES.get(binding.exchange, "topic")
         kind = settings.exchanges.get(binding.exchange, {}).get("type", kind)
         if not binding.exchange:
             what = "is the default exchange, and the broker lets nobody bind to it"
             cure = 'name another one, such as "amq.topic"'
             yield error(Problem(f"{place}.exchange", what, cure), ExitCode.BAD_DECLARATION)
         else:
-            yield from _key_findings(f"{place}.routing_keys", binding, kind)
+            yield from _routing_key_findings(f"{place}.routing_keys", binding, kind)
     bound = {binding.queue for binding in settings.bindings if binding.routing_keys}
     for name, queue in settings.queues.items():
         if name not in bound:
@@ -84,7 +84,7 @@ def binding_findings(settings: Settings) -> Iterator[Finding]:
             yield (info if is_passive else warning)(toml_path("queues", (name,)), what, cure)
 
 
-def _key_findings(place: str, binding: Binding, kind: str) -> Iterator[Finding]:
+def _routing_key_findings(place: str, binding: Binding, kind: str) -> Iterator[Finding]:
     if not binding.routing_keys:
         yield warning(place, "is empty: the binding is never made", 'write ["#"] for every topic')
     look = {"topic": _topic_problem, "direct": _direct_problem}.get(kind)
@@ -96,7 +96,7 @@ def _key_findings(place: str, binding: Binding, kind: str) -> Iterator[Finding]:
 
 def _topic_problem(key: str) -> tuple[str, str] | None:
     if odd := [word for word in key.split(".") if _is_half_wild(word)]:
-        better = ".".join(_whole(word) for word in key.split("."))
+        better = ".".join(_split_wildcard(word) for word in key.split("."))
         what = (
             'matches no ordinary topic: "*" (one word) and "#" (any number of words) stand for '
             f'whole words between dots, and "{odd[0]}" mixes one with other text'
@@ -106,27 +106,27 @@ def _topic_problem(key: str) -> tuple[str, str] | None:
 
 
 def _direct_problem(key: str) -> tuple[str, str] | None:
-    if any(sign in key for sign in _WILD):
+    if any(sign in key for sign in _WILDCARDS):
         what = 'matches no ordinary topic: for a direct exchange, "*" and "#" stand for themselves'
         return what, "bind to a topic exchange, or write each topic"
     return None
 
 
 def _is_half_wild(word: str) -> bool:
-    return word not in _WILD and any(sign in word for sign in _WILD)
+    return word not in _WILDCARDS and any(sign in word for sign in _WILDCARDS)
 
 
-def _whole(word: str) -> str:
+def _split_wildcard(word: str) -> str:
     # The author meant a word, perhaps, and any others after it.
     if not _is_half_wild(word):
         return word
     text = word.strip("*#")
-    if not text or any(sign in text for sign in _WILD):
+    if not text or any(sign in text for sign in _WILDCARDS):
         return "#"
     return f"{text}.#" if word.startswith(text) else f"#.{text}"
 
 
-_DLX = "x-dead-letter-exchange"
+_DEAD_LETTER_EXCHANGE = "x-dead-letter-exchange"
 _OTHER_QUEUE = "use a queue without it, of another name (arguments cannot be changed)"
 
 
@@ -141,16 +141,16 @@ def queue_findings(
         ack_timeout: ``recovery.ack_timeout``, in seconds.
         version: The broker's version, None if it is unknown.
     """
-    yield from _life(name, queue)
+    yield from _lifetime_findings(name, queue)
     arguments = queue.arguments
     place = toml_path("queues", (name, "arguments"))
-    yield from _lengths(place, arguments)
-    yield from _ages(place, arguments)
-    yield from _deliveries(place, arguments, version)
-    yield from _consumer_timeout(place, arguments, ack_timeout)
+    yield from _length_findings(place, arguments)
+    yield from _age_findings(place, arguments)
+    yield from _delivery_limit_findings(place, arguments, version)
+    yield from _consumer_timeout_findings(place, arguments, ack_timeout)
 
 
-def _life(name: str, queue: Queue) -> Iterator[Finding]:
+def _lifetime_findings(name: str, queue: Queue) -> Iterator[Finding]:
     # One finding is enough for a queue that ends: the first end.
     place = toml_path("queues", (name,))
     if queue.exclusive or queue.auto_delete:
@@ -165,54 +165,55 @@ def _life(name: str, queue: Queue) -> Iterator[Finding]:
         yield warning(f"{place}.durable", what, "set it to true, with a queue of another name")
 
 
-def _goes(arguments: Mapping[str, Any]) -> str:
+def _removal(arguments: Mapping[str, Any]) -> str:
     # The verb for a message that the broker takes off a queue.
-    exchange = arguments.get(_DLX)
+    exchange = arguments.get(_DEAD_LETTER_EXCHANGE)
     return f'moves to the exchange "{exchange}"' if exchange is not None else "drops"
 
 
-def _keep(arguments: Mapping[str, Any]) -> str:
+def _keeping_cure(arguments: Mapping[str, Any]) -> str:
     # The cure that keeps such messages.
     policy = ", or let a policy give this one a dead-letter exchange"
-    return _OTHER_QUEUE if _DLX in arguments else _OTHER_QUEUE + policy
+    return _OTHER_QUEUE if _DEAD_LETTER_EXCHANGE in arguments else _OTHER_QUEUE + policy
 
 
-def _lengths(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
+def _length_findings(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     refuses = str(arguments.get("x-overflow", "")).startswith("reject-publish")
-    then = "refuses what is sent to it" if refuses else f"{_goes(arguments)} the oldest ones"
-    cure = _OTHER_QUEUE if refuses else _keep(arguments)
+    then = "refuses what is sent to it" if refuses else f"{_removal(arguments)} the oldest ones"
+    cure = _OTHER_QUEUE if refuses else _keeping_cure(arguments)
     for key, unit in (("x-max-length", "messages"), ("x-max-length-bytes", "bytes")):
         if key in arguments:
-            what = f"when {_count(arguments[key])} {unit} wait in the queue, the broker {then}"
+            what = f"when {_count_text(arguments[key])} {unit} wait in the queue, the broker {then}"
             yield warning(f"{place}.{key}", what, cure)
 
 
-def _ages(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
+def _age_findings(place: str, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     if "x-message-ttl" in arguments:
-        waited = _age(arguments["x-message-ttl"])
-        what = f"the broker {_goes(arguments)} messages that have waited for {waited}"
-        yield warning(f"{place}.x-message-ttl", what, _keep(arguments))
+        waited = _age_text(arguments["x-message-ttl"])
+        what = f"the broker {_removal(arguments)} messages that have waited for {waited}"
+        yield warning(f"{place}.x-message-ttl", what, _keeping_cure(arguments))
     if "x-expires" in arguments:
-        idle = _age(arguments["x-expires"])
+        idle = _age_text(arguments["x-expires"])
         what = f"the queue and its messages are deleted when nobody has consumed for {idle}"
         yield warning(f"{place}.x-expires", what, _OTHER_QUEUE)
 
 
-def _deliveries(
+def _delivery_limit_findings(
     place: str, arguments: Mapping[str, Any], version: Version | None
 ) -> Iterator[Finding]:
     limit = arguments.get(LIMIT)
     back = "each crash and each lost connection brings back what was sent ahead"
     if isinstance(limit, int) and limit >= 0:
-        what = f"the broker {_goes(arguments)} a message that came back more than {limit} times"
-        yield warning(f"{place}.{LIMIT}", f"{what}; {back}", _keep(arguments))
+        message = f"a message that came back more than {limit} times"
+        what = f"the broker {_removal(arguments)} {message}"
+        yield warning(f"{place}.{LIMIT}", f"{what}; {back}", _keeping_cure(arguments))
     elif limit is None and _is_quorum(arguments) and (version or DEFAULT_SINCE) >= DEFAULT_SINCE:
         what = (
-            f"RabbitMQ 4 {_goes(arguments)} a message of a quorum queue that came back "
+            f"RabbitMQ 4 {_removal(arguments)} a message of a quorum queue that came back "
             f"{DEFAULT_LIMIT} times; {back}"
         )
         cure = "let a policy give the queue a dead-letter exchange, or a delivery-limit of -1"
-        if _DLX in arguments:
+        if _DEAD_LETTER_EXCHANGE in arguments:
             cure = "let a policy give the queue a delivery-limit of -1"
         yield warning(f"{place}.x-queue-type", what, cure)
 
@@ -221,26 +222,26 @@ def _is_quorum(arguments: Mapping[str, Any]) -> bool:
     return arguments.get("x-queue-type") == "quorum"
 
 
-def _consumer_timeout(
+def _consumer_timeout_findings(
     place: str, arguments: Mapping[str, Any], ack_timeout: float
 ) -> Iterator[Finding]:
     key = "x-consumer-timeout"
     value = arguments.get(key)
     if _is_number(value) and value / 1000 < ack_timeout:
         what = (
-            f"the broker takes messages back after {_age(value)}, sooner than "
-            f"recovery.ack_timeout ({duration(ack_timeout)}) says"
+            f"the broker takes messages back after {_age_text(value)}, sooner than "
+            f"recovery.ack_timeout ({duration_text(ack_timeout)}) says"
         )
-        yield warning(f"{place}.{key}", what, f'set ack_timeout = "{_age(value)}"')
+        yield warning(f"{place}.{key}", what, f'set ack_timeout = "{_age_text(value)}"')
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _count(value: Any) -> str:
+def _count_text(value: Any) -> str:
     return f"{value:,}" if _is_number(value) else "so many"
 
 
-def _age(milliseconds: Any) -> str:
-    return duration(milliseconds / 1000) if _is_number(milliseconds) else "so long"
+def _age_text(milliseconds: Any) -> str:
+    return duration_text(milliseconds / 1000) if _is_number(milliseconds) else "so long"

@@ -22,7 +22,7 @@ from fedora_messaging import api
 
 from consumer_framework.adapters import codec, config
 from consumer_framework.adapters.store.files import is_locked_elsewhere
-from consumer_framework.core.errors import Collector, ConfigurationError, Problem
+from consumer_framework.core.errors import ConfigurationError, Problem, ProblemCollector
 from consumer_framework.runtime.assembly import loader
 from consumer_framework.runtime.assembly.configuration import check_logging, load
 from consumer_framework.runtime.assembly.plan import framework_in_force, make_plan
@@ -65,7 +65,7 @@ def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
         absent: The TOML paths of credentials that cannot be seen here.
     """
     source = options.source
-    found = Collector(source)
+    found = ProblemCollector(source)
     settings = found.call(load, options)
     found.call(codec.load_schemas)
     if settings is None:
@@ -73,7 +73,7 @@ def examine(options: RunOptions, absent: frozenset[str] = frozenset()) -> Start:
     found.call(check_logging, settings, source)
     # It reports every problem of the callback, and of its settings.
     found.call(make_plan, options, settings, absent)
-    target = Collector().call(loader.target_of, options, settings.callback)
+    target = ProblemCollector().call(loader.target_of, options, settings.callback)
     framework = settings.framework
     if target is not None:
         framework = framework_in_force(framework, target)
@@ -139,10 +139,10 @@ def monitoring_findings(monitoring: Monitoring | None, directory: Path) -> Itera
                 yield error(Problem("monitoring.port", what, "use another port"))
 
 
-_EARLY = ("__init__", "setup")
+_EARLY_METHODS = ("__init__", "setup")
 _PUBLISHERS = frozenset({"publish", "twisted_publish"})
 # Methods that early code may name, to be called with a message later.
-_LATER = frozenset({"handle", "handle_batch", "__call__"})
+_MESSAGE_METHODS = frozenset({"handle", "handle_batch", "__call__"})
 
 
 def publish_findings(target: Target) -> Iterator[Finding]:
@@ -150,7 +150,7 @@ def publish_findings(target: Target) -> Iterator[Finding]:
     kind = target.value
     if not inspect.isclass(kind):
         return
-    for name in _EARLY:
+    for name in _EARLY_METHODS:
         method = getattr(kind, name, None)
         if isinstance(method, types.FunctionType) and _publishes(method, kind, set()):
             what = f"{kind.__name__}.{name} calls fedora_messaging.api.publish, and there is no "
@@ -163,21 +163,23 @@ def _publishes(function: types.FunctionType, kind: type, seen: set[object]) -> b
     if function in seen:
         return False
     seen.add(function)
-    return any(_uses(code, function, kind, seen) for code in _codes(function.__code__))
+    return any(
+        _calls_publish(code, function, kind, seen) for code in _code_objects(function.__code__)
+    )
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+def _code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
     # Also that of the functions within it.
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+            yield from _code_objects(constant)
 
 
-def _uses(
+def _calls_publish(
     code: types.CodeType, function: types.FunctionType, kind: type, seen: set[object]
 ) -> bool:
-    names = {how: set(_names(code, *how)) for how in (_GLOBAL, _ATTRIBUTE, _IMPORTED)}
+    names = {how: set(_names_in(code, *how)) for how in (_GLOBAL, _ATTRIBUTE, _IMPORTED)}
     found = [function.__globals__.get(name) for name in names[_GLOBAL]]
     is_near = any(each is api or each is fedora_messaging for each in found)
     is_near = is_near or bool(names[_IMPORTED] & {"fedora_messaging", "fedora_messaging.api"})
@@ -185,7 +187,11 @@ def _uses(
         return True
     if any(each is getattr(api, name) for name in _PUBLISHERS for each in found):
         return True
-    methods = (vars(base).get(name) for base in kind.__mro__ for name in names[_ATTRIBUTE] - _LATER)
+    methods = (
+        vars(base).get(name)
+        for base in kind.__mro__
+        for name in names[_ATTRIBUTE] - _MESSAGE_METHODS
+    )
     return any(
         _publishes(each, kind, seen)
         for each in (*found, *methods)
@@ -198,7 +204,7 @@ _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
 _IMPORTED = ("IMPORT_NAME", "IMPORT_FROM")
 
 
-def _names(code: types.CodeType, *operations: str) -> Iterator[str]:
+def _names_in(code: types.CodeType, *operations: str) -> Iterator[str]:
     for instruction in dis.get_instructions(code):
         if instruction.opname in operations and isinstance(instruction.argval, str):
             yield instruction.argval

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters import config, log
 from consumer_framework.adapters.systemd import journald
 from consumer_framework.adapters.systemd.notify import is_journal
-from consumer_framework.core.errors import Collector, ConfigurationError, Problem
+from consumer_framework.core.errors import ConfigurationError, Problem, ProblemCollector
 from consumer_framework.settings import NO_OVERRIDES, Overrides
 
 from . import loader
@@ -109,7 +109,7 @@ def callback_and_rule_problems(options: RunOptions) -> tuple[Problem, ...]:
         absent = config.substituted(options.path, access).absent
     except ConfigurationError:
         return ()
-    found = Collector(options.source)
+    found = ProblemCollector(options.source)
     written = document.get("callback")
     if written is None or isinstance(written, str):
         target = found.call(loader.target_of, options, written)

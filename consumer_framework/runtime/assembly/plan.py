@@ -21,9 +21,9 @@ from fedora_messaging.exceptions import ConnectionException, PublishTimeout
 from consumer_framework.adapters.executor import Limits
 from consumer_framework.adapters.systemd.cgroup import most_tasks
 from consumer_framework.author.consumer import BatchConsumer, Consumer
-from consumer_framework.core.attempt import is_by_author
-from consumer_framework.core.errors import Collector, ConfigurationError, Problem
-from consumer_framework.core.limits import limit_of
+from consumer_framework.core.attempt import set_author_packages
+from consumer_framework.core.errors import ConfigurationError, Problem, ProblemCollector
+from consumer_framework.core.limits import delivery_limit
 from consumer_framework.core.ordering import FORMS, source_from, source_of
 from consumer_framework.core.recovery import Policy, Rule, Then
 from consumer_framework.runtime.state_files import CONSUMER_FILES, state_directory
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.author.handler import Handler
-    from consumer_framework.core.ordering import Source
+    from consumer_framework.core.ordering import KeySource
     from consumer_framework.settings import Framework, Settings
 
     from .configuration import RunOptions
     from .loader import Target
 
-    SourceOf: TypeAlias = Callable[[Handler], Source]
+    SourceOf: TypeAlias = Callable[[Handler], KeySource]
 
 # After all others. A broker that does not take what a handler publishes is no fault of the message.
 DEFAULT_RULES = (Rule((PublishTimeout, ConnectionException), Then.DEPENDENCY, "the default"),)
@@ -140,7 +140,7 @@ def make_plan(
 ) -> Plan:
     """Import the author's object, and plan how to run it.
 
-    From here on tracebacks count its package as the author's code (:func:`.is_by_author`).
+    From here on tracebacks count its package as the author's code (:func:`.set_author_packages`).
 
     Args:
         options: The options of the command line.
@@ -152,12 +152,12 @@ def make_plan(
         ConfigurationError: With every problem there is: the object cannot be imported, does not
             fit its settings, or a rule names something that is no exception.
     """
-    found = Collector(options.source)
+    found = ProblemCollector(options.source)
     target = target or found.call(loader.target_of, options, settings.callback)
     if target is None:
         _checked_policy(found, settings.framework, Recovery(), options.source, "")
         raise found.error()
-    is_by_author(*loader.packages_of(target))
+    set_author_packages(*loader.packages_of(target))
     files = state_directory(options.instance, options.state_directory) / CONSUMER_FILES
     return plan_of(target, settings, options.source, files, absent)
 
@@ -181,7 +181,7 @@ def plan_of(
     Raises:
         ConfigurationError: As for :func:`make_plan`.
     """
-    found = Collector(source)
+    found = ProblemCollector(source)
     factory = found.call(loader.factory, target, settings.consumer_config, absent, files)
     own = loader.recovery_of(target)
     policy = _checked_policy(found, settings.framework, own, source, target.name)
@@ -230,7 +230,7 @@ def fitted(plan: Plan, settings: Settings) -> Plan:
 
 def _derived_prefetch(framework: Framework, settings: Settings) -> int:
     # A crash counts against the delivery limit of a queue, for each message that was sent ahead.
-    limits = [limit_of(queue.arguments, None) for queue in settings.queues.values()]
+    limits = [delivery_limit(queue.arguments, None) for queue in settings.queues.values()]
     smallest = min((limit for limit in limits if limit is not None), default=None)
     if smallest is None:
         return framework.prefetch_count
@@ -255,7 +255,7 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
     Raises:
         ConfigurationError: Rules name something that is no exception; with every such name.
     """
-    found = Collector()
+    found = ProblemCollector()
     rules = (
         *_rules(written, source, RULES, found),
         *_rules(own, name, "recovery.rules", found),
@@ -276,7 +276,7 @@ def policy_of(written: Recovery, own: Recovery, source: str, name: str) -> tuple
 
 
 def _checked_policy(
-    found: Collector, framework: Framework, own: Recovery, source: str, name: str
+    found: ProblemCollector, framework: Framework, own: Recovery, source: str, name: str
 ) -> Policy | None:
     made = found.call(policy_of, framework.recovery, own, source, name)
     if made is None:
@@ -286,7 +286,7 @@ def _checked_policy(
     return policy
 
 
-def _rules(recovery: Recovery, source: str, where: str, found: Collector) -> Iterator[Rule]:
+def _rules(recovery: Recovery, source: str, where: str, found: ProblemCollector) -> Iterator[Rule]:
     for index, rule in enumerate(recovery.rules):
         path = f"{where}[{index}]"
         resolved = [found.call(exception, e, f"{path}.exceptions") for e in rule.exceptions]
@@ -397,7 +397,7 @@ def source_for(framework: Framework, value: Any) -> SourceOf | None:
     return _source_from_handler
 
 
-def _source_from_handler(handler: Handler) -> Source:
+def _source_from_handler(handler: Handler) -> KeySource:
     assert handler.ordering_key is not None  # noqa: S101 -- its class was checked
     return source_from(handler.ordering_key)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.disposition import GiveBack, Halt, Reject, rule_for
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.log_fields import fields
-from consumer_framework.runtime.observe.wording import describe
+from consumer_framework.runtime.observe.log import describe
 
 from . import schema
 from .schema import Begun, Dropped, Edited, Pong, Replayed, StatusReport, Step

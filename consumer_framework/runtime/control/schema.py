@@ -218,8 +218,13 @@ class Reload(Request[Step | ReloadReport]):
     file: FileText | None = None
 
 
+def name_of(kind: type[Request[Any]]) -> str:
+    """Return the name of a request on the wire."""
+    return kind.__name__.lower()
+
+
 REQUESTS = MappingProxyType(
-    {kind.__name__.lower(): kind for kind in (Ping, Status, Drop, Edit, Replay, Reload)}
+    {name_of(kind): kind for kind in (Ping, Status, Drop, Edit, Replay, Reload)}
 )
 
 
@@ -242,7 +247,7 @@ class Done:
 
 def encode_request(request: Request[Any]) -> bytes:
     """Return the line of a request, without its end."""
-    return json.dumps({"do": type(request).__name__.lower(), **document_of(request)}).encode()
+    return json.dumps({"do": name_of(type(request)), **document_of(request)}).encode()
 
 
 def decode_request(line: bytes) -> Request[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 
-from .schema import Done, ProtocolError, decode_request, encode_answer
+from .schema import Done, ProtocolError, decode_request, encode_answer, name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -49,8 +49,7 @@ class ControlProtocol(LineOnlyReceiver):
 
     async def _serve(self, line: bytes) -> None:
         try:
-            request = decode_request(line)
-            async for answer in self._by_type[type(request)](request):
+            async for answer in self._answers(decode_request(line)):
                 self._answer(answer)
         except ProtocolError as error:
             self._answer(Done(error=str(error)))
@@ -59,6 +58,12 @@ class ControlProtocol(LineOnlyReceiver):
             self._answer(Done(error=f"{type(error).__name__}: {error}"))
         else:
             self._answer(Done())
+
+    def _answers(self, request: Request[Any]) -> AsyncIterator[object]:
+        respond = self._by_type.get(type(request))
+        if respond is None:
+            raise ProtocolError(f"no such request: {name_of(type(request))!r}")
+        return respond(request)
 
     def _answer(self, answer: object) -> None:
         self.sendLine(encode_answer(answer))  # type: ignore[no-untyped-call]

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Logs what became of deliveries, and counts it.
+"""The log of an instance: an observer with a line for each thing that an operator may have to know.
 
-Says how often something happened that has no line of its own any more.
+A plain success has no line. Failures of the same cause are errors with a traceback once in five
+minutes; the next ones have a line of a lower level. The same failure may happen thousands of times,
+so in each five minutes :class:`LogThrottle` gives ten lines to each kind of event. It counts the
+others, and the count is logged when the five minutes are over.
 
-Which failures are worth a line of the log, where the same may happen thousands of times.
-
-In five minutes each kind of news has ten lines; what comes after is counted, and the count is said
-when the five minutes are over. A message whose first line was written has all its lines, so that
-its life is told whole; and so has the end of every message that did not succeed.
+A message that has one line has all its lines, so that its life is told whole. The end of every
+message that did not succeed has a line, always.
 """
 
 from __future__ import annotations
@@ -19,212 +19,169 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.attempt import NO_HISTORY, fingerprint
-from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable
-from consumer_framework.core.disposition import SETTLE_RULES, GiveBack, rule_for
+from consumer_framework.core.attempt import LINE_LIMIT, NO_HISTORY, fingerprint
+from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable, readable
+from consumer_framework.core.disposition import (
+    SETTLE_RULES,
+    Defer,
+    GiveBack,
+    Halt,
+    Hold,
+    rule_for,
+)
 from consumer_framework.core.errors import Signal
+from consumer_framework.core.gate import Reason
 from consumer_framework.core.log_fields import DISPOSITION, FINGERPRINT, fields_of, run_number
-from consumer_framework.core.ports import Observer, Settled
-
-from .wording import because, describe, fate
+from consumer_framework.core.ports import Observer, Paused, Ran, Settled, StateChanged
+from consumer_framework.core.text import clipped, moment, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable
+    from collections.abc import Callable, Hashable
 
+    from consumer_framework.adapters.store import Row
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.core.ports import Clock, Observation
 
-    Later = Callable[[float, Callable[[], None]], Any]
+    # Such as a reactor's.
+    CallLater = Callable[[float, Callable[[], None]], Any]
 
-# Seconds in which news of one kind have LINES lines.
+_log = logging.getLogger(__name__)
+
+# Seconds in which one kind of event has LINES lines.
 QUIET = 300.0
 LINES = 10
-# Messages that have lines to come; the oldest of more is told as if it had none so far.
-MOST_TOLD = 1000
+# Messages that have lines to come. The oldest one beyond that counts as if it had none so far.
+MOST_OPEN = 1000
 
 
-class Telling(Enum):
-    """How a piece of news is told."""
+class LineKind(Enum):
+    """The way in which an event is logged."""
 
-    FIRST = auto()
-    AGAIN = auto()
-    COUNTED = auto()
+    FIRST = auto()  # with a line, the first of its kind in these five minutes
+    REPEATED = auto()  # with a line
+    COUNTED = auto()  # without a line
 
 
 @dataclass(slots=True)
 class _Period:
     ends: float
     lines: int = 0
-    more: int = 0
+    counted: int = 0
 
 
-class News:
-    """Decides how each piece of news is told.
+class LogThrottle:
+    """Decides which events have a line of the log, and counts the others.
 
     Attributes:
-        told: Who has a line, and more to come; oldest first.
+        open_messages: The messages that have a line, and more to come; oldest first.
     """
 
     def __init__(self) -> None:
         self._periods: dict[Hashable, _Period] = {}
-        self.told: OrderedDict[Hashable, None] = OrderedDict()
+        self.open_messages: OrderedDict[Hashable, None] = OrderedDict()
 
-    def tell(
+    def admit(
         self,
-        what: Hashable,
-        who: Hashable,
+        kind: Hashable,
+        message: Hashable,
         now: float,
         *,
         always: bool = False,
         is_last: bool = False,
-    ) -> Telling:
-        """Decide how to tell that *what* happened to *who*.
+    ) -> LineKind:
+        """Decide how an event is logged.
 
         Args:
-            what: The kind of the news.
-            who: The message.
-            now: Seconds of a clock that never goes back. What :meth:`ended` then is forgotten.
-            always: Give it a line, however many there were.
-            is_last: Nothing more will be told of this message.
+            kind: The kind of the event.
+            message: The message that it happened to.
+            now: Seconds of a clock that never goes back. Call :meth:`ended` with it before.
+            always: Whether the event has a line, however many there were.
+            is_last: Whether nothing more will be logged of this message.
         """
-        period = self._periods.get(what)
-        telling = Telling.AGAIN
+        period = self._periods.get(kind)
+        line = LineKind.REPEATED
         if period is None or period.ends <= now:
-            telling = Telling.FIRST
-            period = self._periods[what] = _Period(now + QUIET)
-        is_told = always or who in self.told
-        if not is_told and period.lines >= LINES:
-            period.more += 1
-            return Telling.COUNTED
-        period.lines += not is_told
-        self.told.pop(who, None)
+            line = LineKind.FIRST
+            period = self._periods[kind] = _Period(now + QUIET)
+        is_due = always or message in self.open_messages
+        if not is_due and period.lines >= LINES:
+            period.counted += 1
+            return LineKind.COUNTED
+        period.lines += not is_due
+        self.open_messages.pop(message, None)
         if not is_last:
-            self.told[who] = None
-            if len(self.told) > MOST_TOLD:
-                self.told.popitem(last=False)
-        return telling
+            self.open_messages[message] = None
+            if len(self.open_messages) > MOST_OPEN:
+                self.open_messages.popitem(last=False)
+        return line
 
     def ended(self, now: float) -> dict[Any, int]:
-        """Forget the news that are *now* old; returns those that were counted, and how often."""
-        old = [what for what, period in self._periods.items() if period.ends <= now]
-        counts = {what: self._periods.pop(what).more for what in old}
-        return {what: more for what, more in counts.items() if more}
+        """Forget the kinds whose five minutes are over; return the counts that are not 0."""
+        old = [kind for kind, period in self._periods.items() if period.ends <= now]
+        counts = {kind: self._periods.pop(kind).counted for kind in old}
+        return {kind: counted for kind, counted in counts.items() if counted}
 
     @property
     def ends(self) -> float | None:
-        """When :meth:`ended` has something to do next; None for never."""
+        """The moment at which :meth:`ended` has something to do next; None for never."""
         return min((period.ends for period in self._periods.values()), default=None)
 
 
-_log = logging.getLogger(__name__)
-
-_TRACE = "trace"
-
-
-class Summaries:
-    """Decides how a delivery's news are told, and sums up those that are not.
-
-    Args:
-        clock: The time.
-        later: Calls a function after so many seconds, such as a reactor's ``callLater``; None to
-            sum up when the next news come.
-
-    Attributes:
-        told: The messages, as :func:`who` has them, that have a line, and more to come.
-    """
-
-    def __init__(self, clock: Clock, later: Later | None = None) -> None:
-        self._clock = clock
-        self._later = later
-        self._timer: Any = None
-        self._news = News()
-        self.told: Collection[Hashable] = self._news.told
-
-    def tell(self, delivery: Delivery, disposition: Disposition, cause: str) -> Telling:
-        """Decide how to tell that *disposition* is what becomes of *delivery* because of *cause*.
-
-        The end of a message that did not succeed is told each time, and so is an operator's replay.
-        """
-        ending = rule_for(disposition).ending
-        now = self._clock.monotonic()
-        self._sum_up(now)
-        telling = self._news.tell(
-            (type(disposition), cause),
-            who(delivery),
-            now,
-            always=ending == "bad" or delivery.replayed,
-            is_last=ending != "open",
-        )
-        self._set_timer(now)
-        return telling
-
-    def has_traced(self, cause: str) -> bool:
-        """Whether a traceback of *cause* was logged a short while ago; it counts as logged now."""
-        now = self._clock.monotonic()
-        telling = self._news.tell((_TRACE, cause), None, now, always=True, is_last=True)
-        return telling is not Telling.FIRST
-
-    def close(self) -> None:
-        """Sum up everything; nothing is told afterwards."""
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._sum_up(math.inf)
-
-    def _set_timer(self, now: float) -> None:
-        ends = self._news.ends
-        if self._later is not None and self._timer is None and ends is not None:
-            self._timer = self._later(ends - now, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        now = self._clock.monotonic()
-        self._sum_up(now)
-        self._set_timer(now)
-
-    def _sum_up(self, now: float) -> None:
-        for (kind, cause), more in self._news.ended(now).items():
-            _log.warning(
-                "%s: %d more times a message was %s, without a line of its own",
-                cause,
-                more,
-                SETTLE_RULES[kind].words.verb,
-                extra={DISPOSITION: SETTLE_RULES[kind].words.field, FINGERPRINT: cause},
-            )
-
-
-def who(delivery: Delivery) -> Hashable:
-    """What the news know a message by."""
-    return delivery.queue, delivery.routing_key, delivery.message_id
-
-
-# In a summary, what stands where a failure's fingerprint does.
-_PAST = "after an earlier failure or delay"
+# The kind of event that a traceback is.
+_TRACEBACK = "traceback"
+# The cause in the summary of successes.
+_LATE_SUCCESS = "after an earlier failure or delay"
+_RESUMED = {
+    Reason.DEPENDENCY: "the dependency works again",
+    Reason.STORE: "the store works again",
+    Reason.ORDER: "nothing in the store is in the way any more",
+}
 
 
 class DeliveryLog(Observer):
-    """An observer with a line for all that an operator may have to know; none for plain success.
-
-    Failures of the same cause are errors with a traceback once in five minutes. The next ones have
-    a line of a lower level, and lines beyond :data:`LINES` are counted.
+    """The observer that logs.
 
     Args:
         clock: The time.
-        later: As :class:`.Summaries` takes it.
+        call_later: Calls a function after so many seconds; None to log counts with the next event.
     """
 
-    def __init__(self, clock: Clock, later: Later | None = None) -> None:
-        self._summaries = Summaries(clock, later)
-        self._told = self._summaries.told
+    def __init__(self, clock: Clock, call_later: CallLater | None = None) -> None:
+        self._clock = clock
+        self._call_later = call_later
+        self._timer: Any = None
+        self._throttle = LogThrottle()
+        self._open = self._throttle.open_messages
 
     def notify(self, event: Observation) -> None:
-        """Log a settle that is not plain success."""
-        if not isinstance(event, Settled):
-            return
+        """Log *event*, where an operator may have to know of it."""
+        match event:
+            case Settled():
+                self._settled(event)
+            case Ran():
+                pass
+            case Paused(reason, text):
+                if text:
+                    _log.warning("paused: %s", text)
+                else:
+                    _log.info("%s", _RESUMED[reason])
+            case StateChanged(before, after):
+                _log.debug("%s -> %s", before.name.lower(), after.name.lower())
+
+    def close(self) -> None:
+        """Log all counts; call it at the end."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._log_counts(math.inf)
+
+    # One settle.
+
+    def _settled(self, event: Settled) -> None:
         delivery, outcome, decision, is_void = event
         disposition = decision.disposition
         if is_void:
-            _void(delivery, disposition)
+            _log_void(delivery, disposition)
             return
         is_good = rule_for(disposition).ending == "good"
         is_plain = is_good and not self._has_past(delivery)
@@ -232,43 +189,40 @@ class DeliveryLog(Observer):
             return
         match outcome:
             case Failed(error) if not isinstance(error, Signal):
-                self._failed(delivery, error, disposition)
+                self._log_failure(delivery, error, disposition)
             case Undecodable(error):
-                self._failed(delivery, error, disposition)
+                self._log_failure(delivery, error, disposition)
             case Succeeded() | Skipped():
-                self._succeeded(delivery, outcome, disposition, is_plain=is_plain)
+                self._log_success(delivery, outcome, disposition, is_plain=is_plain)
             case _:
-                self._decided(delivery, outcome, disposition)
-
-    def close(self) -> None:
-        """Say what was counted so far; call it at the end."""
-        self._summaries.close()
+                self._log_decision(delivery, outcome, disposition)
 
     def _has_past(self, delivery: Delivery) -> bool:
-        """Whether this is not all that there is to tell of it."""
         has_failed = delivery.history is not NO_HISTORY and run_number(delivery) > 1
-        is_told = bool(self._told) and who(delivery) in self._told
-        return has_failed or bool(delivery.row) or is_told
+        has_line = bool(self._open) and _key(delivery) in self._open
+        return has_failed or bool(delivery.row) or has_line
 
-    def _failed(self, delivery: Delivery, error: BaseException, disposition: Disposition) -> None:
+    def _log_failure(
+        self, delivery: Delivery, error: BaseException, disposition: Disposition
+    ) -> None:
         cause = fingerprint(error)
-        # A message that is held, and one that is quarantined, are two pieces of news.
-        telling = self._summaries.tell(delivery, disposition, cause)
+        # A message that is held, and one that is quarantined, are two kinds of event.
+        line = self._admit(delivery, disposition, cause)
         is_end = rule_for(disposition).ending == "bad"
-        again = logging.WARNING if is_end else logging.INFO
-        is_first = telling is Telling.FIRST
+        repeated = logging.WARNING if is_end else logging.INFO
+        is_first = line is LineKind.FIRST
         _log.log(
-            logging.ERROR if is_first else _level(telling, again),
+            logging.ERROR if is_first else _level(line, repeated),
             "%s failed at attempt %d%s; it is %s",
             describe(delivery),
             run_number(delivery),
             _in_replay(delivery),
             fate(disposition),
-            exc_info=error if is_first and not self._summaries.has_traced(cause) else None,
+            exc_info=error if is_first and not self._has_traceback(cause) else None,
             extra=fields_of(delivery, disposition, cause),
         )
 
-    def _succeeded(
+    def _log_success(
         self,
         delivery: Delivery,
         outcome: Succeeded | Skipped,
@@ -278,7 +232,7 @@ class DeliveryLog(Observer):
     ) -> None:
         level = logging.DEBUG
         if not is_plain:
-            level = _level(self._summaries.tell(delivery, disposition, _PAST), logging.INFO)
+            level = _level(self._admit(delivery, disposition, _LATE_SUCCESS), logging.INFO)
         _log.log(
             level,
             "%s %s at attempt %d%s",
@@ -289,12 +243,12 @@ class DeliveryLog(Observer):
             extra=fields_of(delivery, disposition),
         )
 
-    def _decided(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
+    def _log_decision(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
         did_run = isinstance(outcome, Failed)
         cause = type(outcome.error if isinstance(outcome, Failed) else outcome).__name__
         level = rule_for(disposition).level
         if level > logging.DEBUG:
-            level = _level(self._summaries.tell(delivery, disposition, cause), level)
+            level = _level(self._admit(delivery, disposition, cause), level)
         _log.log(
             level,
             "%s is %s",
@@ -303,8 +257,52 @@ class DeliveryLog(Observer):
             extra=fields_of(delivery, disposition, attempt=run_number(delivery) - (not did_run)),
         )
 
+    # The throttle and its counts.
 
-def _void(delivery: Delivery, disposition: Disposition) -> None:
+    def _admit(self, delivery: Delivery, disposition: Disposition, cause: str) -> LineKind:
+        ending = rule_for(disposition).ending
+        now = self._clock.monotonic()
+        self._log_counts(now)
+        line = self._throttle.admit(
+            (type(disposition), cause),
+            _key(delivery),
+            now,
+            always=ending == "bad" or delivery.replayed,
+            is_last=ending != "open",
+        )
+        self._set_timer(now)
+        return line
+
+    def _has_traceback(self, cause: str) -> bool:
+        """Tell whether a traceback of *cause* was logged lately, and count one as logged now."""
+        now = self._clock.monotonic()
+        kind = (_TRACEBACK, cause)
+        return self._throttle.admit(kind, None, now, always=True, is_last=True) != LineKind.FIRST
+
+    def _set_timer(self, now: float) -> None:
+        ends = self._throttle.ends
+        if self._call_later is not None and self._timer is None and ends is not None:
+            self._timer = self._call_later(ends - now, self._period_ended)
+
+    def _period_ended(self) -> None:
+        self._timer = None
+        now = self._clock.monotonic()
+        self._log_counts(now)
+        self._set_timer(now)
+
+    def _log_counts(self, now: float) -> None:
+        for (kind, cause), counted in self._throttle.ended(now).items():
+            words = SETTLE_RULES[kind].words
+            _log.warning(
+                "%s: %d more times a message was %s, without a line of its own",
+                cause,
+                counted,
+                words.verb,
+                extra={DISPOSITION: words.field, FINGERPRINT: cause},
+            )
+
+
+def _log_void(delivery: Delivery, disposition: Disposition) -> None:
     if not isinstance(disposition, GiveBack):
         _log.warning(
             "%s: its channel is gone, so the broker will deliver it again",
@@ -313,9 +311,39 @@ def _void(delivery: Delivery, disposition: Disposition) -> None:
         )
 
 
-def _level(telling: Telling, level: int) -> int:
-    return logging.DEBUG if telling is Telling.COUNTED else level
+def _key(delivery: Delivery) -> Hashable:
+    return delivery.queue, delivery.routing_key, delivery.message_id
+
+
+def _level(line: LineKind, level: int) -> int:
+    return logging.DEBUG if line is LineKind.COUNTED else level
 
 
 def _in_replay(delivery: Delivery) -> str:
     return ", in a replay" if delivery.replayed else ""
+
+
+# The words of log lines.
+
+
+def describe(message: Delivery | Row) -> str:
+    """Name a message in a log line."""
+    name = message.message_id or "(no id)"
+    return printable(f"message {name} on {readable(message.routing_key)}")
+
+
+def fate(disposition: Disposition) -> str:
+    """Return the words for *disposition* in a log line, with its reason."""
+    verb = rule_for(disposition).words.verb
+    reason = because(disposition.reason)
+    if isinstance(disposition, Hold | Defer):
+        return f"{verb} until {moment(disposition.until)}{reason}"
+    if isinstance(disposition, Halt):
+        given = "requeued" if disposition.requeue else "acknowledged"
+        return f"{given} and halts the instance with exit code {disposition.exit_code}{reason}"
+    return f"{verb}{reason}"
+
+
+def because(reason: str) -> str:
+    """Return *reason* with a colon before it, to be put behind its effect; "" for no reason."""
+    return f": {printable(clipped(reason, LINE_LIMIT))}" if reason else ""
