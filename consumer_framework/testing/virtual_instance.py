@@ -50,6 +50,7 @@ class KillableRunner:
         limits: The limits of its executor.
         flight: Has the deliveries that the handler had when the process died.
         begin: Called with each delivery that a slot begins with; True kills the process.
+        gate: The gate of the instance.
 
     Attributes:
         executor: Runs the handler.
@@ -63,8 +64,9 @@ class KillableRunner:
         limits: Limits,
         flight: FakeFlightRecorder,
         begin: Callable[[Delivery], bool],
+        gate: Gate,
     ) -> None:
-        self.executor = Executor(handler, self._decode, self, limits)
+        self.executor = Executor(handler, self._decode, self, limits, gate)
         self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self.is_killed = False
         self._flight = flight
@@ -266,13 +268,16 @@ class VirtualInstance:
     # The process.
 
     def _make_dispatcher(self) -> Dispatcher:
-        observer = Observers(DeliveryLog(self.time), self.dispositions)
+        self._log = DeliveryLog(self.time)
+        observer = Observers(self._log, self.dispositions)
         ports = Ports(self.queue, self._store, self._flight, observer, self.time, self._chance)
         return Dispatcher(self._plan, ports, self.time.reactor, self._gate, self._halt)
 
     async def _build(self) -> None:
         handler = self._plan.factory()
-        self._runner = KillableRunner(handler, self._plan.limits, self._flight, self._begin)
+        self._runner = KillableRunner(
+            handler, self._plan.limits, self._flight, self._begin, self._gate
+        )
         await self._runner.executor.setup()
         lanes = lane_finder(self._plan, handler)
         if lanes is not None:
@@ -299,6 +304,7 @@ class VirtualInstance:
         await self._dispatcher.give_back_rest()
 
     def _cancel_everything(self) -> None:
+        self._log.detach()
         for running in asyncio.all_tasks(self.time.loop):
             running.cancel()
         for call in self.time.reactor.getDelayedCalls():
