@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from consumer_framework.core.limits import delay
+from consumer_framework.core.limits import backoff_delay
 from consumer_framework.settings import OnFailure, Unroutable
 
 from .message import matches
@@ -56,7 +56,7 @@ class Backoff:
             attempts: The number of failed attempts, from 1.
             spread: A random number from 0 to 1, which takes up to half of the delay away.
         """
-        return delay(max(attempts, 1), spread, first=self.first, ceiling=self.longest)
+        return backoff_delay(max(attempts, 1), spread, first=self.first, ceiling=self.longest)
 
 
 # An endpoint comes back within seconds or minutes, and each attempt is a connection.

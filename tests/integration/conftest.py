@@ -97,11 +97,11 @@ def outbox_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     name = f"outbox_{uuid.uuid4().hex}"
     match request.param:
         case "postgresql":
-            server = request.getfixturevalue("postgresql")
-            server.query("postgres", f"CREATE DATABASE {name}")
-            return server.url(name)
+            postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+            postgresql.query("postgres", f"CREATE DATABASE {name}")
+            return postgresql.url(name)
         case "mariadb":
-            server = request.getfixturevalue("mariadb")
-            server.query(f"CREATE DATABASE {name}")
-            return server.url(name)
+            mariadb: MariaDB = request.getfixturevalue("mariadb")
+            mariadb.query(f"CREATE DATABASE {name}")
+            return mariadb.url(name)
     return f"sqlite:///{tmp_path / 'outbox.sqlite3'}"
