@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Waiter = asyncio.Future[bool]
 
-# What is left of a long run after each of those that follow it: some hundred forget it.
+# The share of the longest run that counts after each further run: some hundred runs forget it.
 _FADES = 0.99
 
 

@@ -1,59 +1,65 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A queue on a broker, and the channel that a consumer has it from."""
+"""A queue on a broker with its channel, and the record of every message that a test published."""
 
 from __future__ import annotations
 
 import bisect
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from consumer_framework.core.attempt import NO_HISTORY, History
-from consumer_framework.core.delivery import Delivery
-from consumer_framework.core.disposition import rule_for
-from consumer_framework.core.ports import Acknowledger
+from consumer_framework.core.delivery import Delivery, SettledBefore
+from consumer_framework.core.disposition import Defer, Quarantine, rule_for
+from consumer_framework.core.ports import Acknowledger, Observer, Settled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedora_messaging.message import Message
+
     from consumer_framework.core.delivery import Properties
     from consumer_framework.core.disposition import Disposition
-    from consumer_framework.core.ports import Clock
+    from consumer_framework.core.ports import Clock, Observation
+
+    from .fake_store import FakeStore
 
     _Tag: TypeAlias = tuple[int, int]
 
-Told: TypeAlias = Literal["", "ack", "reject"]
+FinalAnswer: TypeAlias = Literal["", "ack", "reject"]
 
 
 @dataclass(eq=False, slots=True)
-class PublishedMessage:
-    """A message that a test published.
+class MessageRecord:
+    """A message that a test published, with all that happened to it.
 
     Attributes:
-        number: Where it is in the queue.
-        what: The message as the test gave it.
-        delivery: How it is delivered for the first time.
+        number: Its place in the queue.
+        given: The message as the test gave it.
+        delivery: Its first delivery.
         redelivered: Whether it was delivered before.
-        told: What ended the broker's part in it, "" while the broker has it.
-        disposition: What became of it; None while a handler has it, or the queue.
-        history: What went wrong with it so far.
-        runs: When a handler began with it, each time, in seconds since the epoch.
+        answer: The last answer to the broker, "" while the broker has it.
+        disposition: Its disposition; None while a handler has it, or the queue.
+        history: Its failed attempts so far.
+        runs: The moments when a handler began with it, in seconds since the epoch.
     """
 
     number: int
-    what: object
+    given: object
     delivery: Delivery
     redelivered: bool = False
-    told: Told = ""
+    answer: FinalAnswer = ""
     disposition: Disposition | None = None
     history: History = NO_HISTORY
     runs: list[float] = field(default_factory=list)
 
     @property
     def is_stored(self) -> bool:
-        """Whether the store has the message."""
+        """True if the store has the message."""
         return self.disposition is not None and rule_for(self.disposition).write is not None
 
     def is_of(self, delivery: Delivery) -> bool:
-        """Whether *delivery* is one of this message, as far as its bytes tell."""
+        """Tell whether *delivery* is one of this message, as far as its bytes tell."""
         mine = self.delivery
         return (
             mine.message_id == delivery.message_id
@@ -67,21 +73,21 @@ class FakeQueue(Acknowledger):
 
     Attributes:
         generation: The number of the channel that is open.
-        posted: Everything that was ever published, in order.
+        record: Everything that was ever published, in order.
     """
 
     def __init__(self) -> None:
         self.generation = 1
-        self.posted: list[PublishedMessage] = []
-        self._ready: deque[PublishedMessage] = deque()
-        self._unsettled: dict[_Tag, PublishedMessage] = {}
-        self._delivered: dict[_Tag, PublishedMessage] = {}
+        self.records: list[MessageRecord] = []
+        self._ready: deque[MessageRecord] = deque()
+        self._unsettled: dict[_Tag, MessageRecord] = {}
+        self._delivered: dict[_Tag, MessageRecord] = {}
         self._tag = 0
 
     def publish(
-        self, what: object, routing_key: str, properties: Properties, body: bytes
-    ) -> PublishedMessage:
-        """Append a message to the queue; *what* is how the test calls it."""
+        self, given: object, routing_key: str, properties: Properties, body: bytes
+    ) -> MessageRecord:
+        """Append a message to the queue; the test knows it as *given*."""
         delivery = Delivery(
             queue="queue",
             generation=0,
@@ -92,58 +98,80 @@ class FakeQueue(Acknowledger):
             properties=properties,
             body=body,
         )
-        posted = PublishedMessage(len(self.posted), what, delivery)
-        self.posted.append(posted)
-        self._ready.append(posted)
-        return posted
+        record = MessageRecord(len(self.records), given, delivery)
+        self.records.append(record)
+        self._ready.append(record)
+        return record
+
+    def where(self, applies: Callable[[MessageRecord], bool]) -> list[Any]:
+        """Return the messages for whose records *applies* is true, as given, in order."""
+        return [record.given for record in self.records if applies(record)]
+
+    def all_of(self, message: Message | bytes) -> list[MessageRecord]:
+        """Return the records of *message*, one for each time that it was published."""
+        if isinstance(message, bytes):
+            return [record for record in self.records if record.given == message]
+        # Equal messages may be two.
+        return [record for record in self.records if record.given is message]
+
+    def latest(self, message: Message | bytes) -> MessageRecord:
+        """Return the record of the last time that *message* was published.
+
+        Raises:
+            LookupError: It never was.
+        """
+        found = self.all_of(message)
+        if not found:
+            raise LookupError(f"never delivered: {message!r}")
+        return found[-1]
 
     @property
-    def ready(self) -> list[PublishedMessage]:
-        """What waits to be delivered."""
+    def ready(self) -> list[MessageRecord]:
+        """The messages that wait to be delivered."""
         return list(self._ready)
 
     @property
-    def unsettled(self) -> list[PublishedMessage]:
-        """What is delivered, and neither acknowledged nor given back."""
+    def unsettled(self) -> list[MessageRecord]:
+        """The messages that are delivered, and neither acknowledged nor given back."""
         return list(self._unsettled.values())
 
     def take(self, clock: Clock) -> Delivery:
         """Deliver the first message that waits, now by *clock*."""
-        posted = self._ready.popleft()
+        record = self._ready.popleft()
         self._tag += 1
         tag = (self.generation, self._tag)
-        self._unsettled[tag] = self._delivered[tag] = posted
-        posted.disposition = None
+        self._unsettled[tag] = self._delivered[tag] = record
+        record.disposition = None
         return replace(
-            posted.delivery,
+            record.delivery,
             generation=self.generation,
             delivery_tag=self._tag,
-            redelivered=posted.redelivered,
+            redelivered=record.redelivered,
             received_at=clock.time(),
             arrived_at=clock.monotonic(),
         )
 
-    def of(self, delivery: Delivery) -> PublishedMessage:
-        """The message of a delivery, also of one from the store.
+    def of(self, delivery: Delivery) -> MessageRecord:
+        """Return the message of a delivery, or of a row of the store.
 
-        Of equal messages, one that the store has comes first for the store's.
+        Of equal messages, a row belongs to the first one that the store has.
         """
         if not delivery.row:
             return self._delivered[delivery.generation, delivery.delivery_tag]
-        equal = [posted for posted in self.posted if posted.is_of(delivery)]
-        return next((posted for posted in equal if posted.is_stored), equal[0])
+        equal = [record for record in self.records if record.is_of(delivery)]
+        return next((record for record in equal if record.is_stored), equal[0])
 
     def cut(self) -> int:
-        """Close the channel and open another; returns the number of the closed one."""
-        for posted in self._unsettled.values():
-            self._put_back(posted)
+        """Close the channel and open another; return the number of the closed one."""
+        for record in self._unsettled.values():
+            self._put_back(record)
         self._unsettled.clear()
         self.generation += 1
         self._tag = 0
         return self.generation - 1
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Whether a settle of *delivery* would not be void."""
+        """Tell whether the channel of *delivery* is open."""
         return delivery.generation == self.generation
 
     def ack(self, delivery: Delivery) -> bool:
@@ -156,27 +184,27 @@ class FakeQueue(Acknowledger):
         return self._end(delivery, "ack")
 
     def reject(self, delivery: Delivery) -> bool:
-        """Drop the message. Raises what :meth:`ack` does."""
+        """Drop the message; raise as :meth:`ack` does."""
         return self._end(delivery, "reject")
 
     def requeue(self, delivery: Delivery) -> bool:
-        """Put the message back, counted. Raises what :meth:`ack` does."""
+        """Put the message back, counted; raise as :meth:`ack` does."""
         return self.give_back(delivery)
 
     def give_back(self, delivery: Delivery) -> bool:
-        """Put the message back. Raises what :meth:`ack` does."""
-        posted = self._settle(delivery)
-        if posted is not None:
-            self._put_back(posted)
-        return posted is not None
+        """Put the message back; raise as :meth:`ack` does."""
+        record = self._settle(delivery)
+        if record is not None:
+            self._put_back(record)
+        return record is not None
 
-    def _end(self, delivery: Delivery, told: Told) -> bool:
-        posted = self._settle(delivery)
-        if posted is not None:
-            posted.told = told
-        return posted is not None
+    def _end(self, delivery: Delivery, answer: FinalAnswer) -> bool:
+        record = self._settle(delivery)
+        if record is not None:
+            record.answer = answer
+        return record is not None
 
-    def _settle(self, delivery: Delivery) -> PublishedMessage | None:
+    def _settle(self, delivery: Delivery) -> MessageRecord | None:
         if not self.is_open(delivery):
             return None
         tag = (delivery.generation, delivery.delivery_tag)
@@ -184,7 +212,46 @@ class FakeQueue(Acknowledger):
             raise AssertionError(f"settled twice: {delivery}")
         return self._unsettled.pop(tag)
 
-    def _put_back(self, posted: PublishedMessage) -> None:
-        posted.redelivered = True
+    def _put_back(self, record: MessageRecord) -> None:
+        record.redelivered = True
         # To its original position (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
-        bisect.insort(self._ready, posted, key=lambda other: other.number)
+        bisect.insort(self._ready, record, key=lambda other: other.number)
+
+
+class DispositionObserver(Observer):
+    """An observer that notes the disposition of each message on its record.
+
+    Args:
+        queue: The queue that the messages were published to.
+        store: The store, which may quarantine a message that was to be deferred.
+    """
+
+    def __init__(self, queue: FakeQueue, store: FakeStore) -> None:
+        self._queue = queue
+        self._store = store
+
+    def notify(self, event: Observation) -> None:
+        """Note a settle, unless it was void."""
+        if not isinstance(event, Settled) or event.is_void:
+            return
+        disposition = event.decision.disposition
+        record = self._queue.of(event.delivery)
+        is_unchanged = event.delivery.row and rule_for(disposition).goes_back
+        if isinstance(event.outcome, SettledBefore) or is_unchanged:
+            record.disposition = self._row_of(record)
+        else:
+            record.disposition = disposition
+            record.history = event.decision.history
+
+    def current(self, record: MessageRecord) -> Disposition | None:
+        """Return the disposition of a message as its row in the store has it now."""
+        if record.is_stored:
+            return self._row_of(record) or record.disposition
+        return record.disposition
+
+    def _row_of(self, record: MessageRecord) -> Disposition | None:
+        for delivery, reason in self._store.quarantined:
+            if record.is_of(delivery):
+                return Quarantine(reason)
+        deferred = self._store.deferred
+        return next((Defer(until) for row, until in deferred if record.is_of(row)), None)

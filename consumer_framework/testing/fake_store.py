@@ -32,14 +32,14 @@ class FakeStore(Store):
     """A :class:`.Store` that keeps everything in memory.
 
     Attributes:
-        error: What the disk says to every write; None while it works. A write that failed left
+        error: The error of every write; None while the disk works. A write that failed left
             nothing behind.
     """
 
     def __init__(self) -> None:
         self.error: StoreError | None = None
         self._rows: dict[int, _Row] = {}
-        self._twins = EqualMessages()
+        self._equal = EqualMessages()
         self._latest = 0
 
     async def defer(self, delivery: Delivery, until: float) -> None:
@@ -58,36 +58,36 @@ class FakeStore(Store):
         self._rows.pop(row, None)
 
     async def rebase(self, now: float) -> int:  # noqa: ARG002 -- as the port has it
-        """Bring forward what was deferred by a clock that was ahead; keeps no such times."""
+        """Return 0: this store does not know when its rows were written."""
         await self._commit()
         return 0
 
     def drop(self, row: int) -> None:
-        """Forget a row at once, as an operator has it."""
+        """Forget a row at once, as an operator orders it."""
         self._rows.pop(row, None)
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Whether a row of this message waits."""
-        return self._twins.is_known(delivery, self._has_equal)
+        """Tell whether a row of this message waits."""
+        return self._equal.is_known(delivery, self._has_equal)
 
     def _has_equal(self, delivery: Delivery) -> bool:
         return any(row.key == _key(delivery) for row in self._rows.values())
 
     def due(self, now: float, limit: int, out: Collection[int] = ()) -> list[Delivery]:
-        """At most *limit* messages whose time has come at *now*, the longest due first."""
+        """Return at most *limit* messages that are due at *now*, the longest due first."""
         due = sorted(waiting for waiting in self._waiting(out) if waiting[0] <= now)
         return [self._rows[number].delivery for _, number in due[:limit]]
 
     def next_due(self, out: Collection[int] = ()) -> float | None:
-        """When the next one is due, in seconds since the epoch; None for never."""
+        """Return the time of the next due row, in seconds since the epoch; None for never."""
         return min((until for until, _ in self._waiting(out)), default=None)
 
     def is_blocked(self, lane: str, row: int = 0) -> bool:
-        """Whether a row of *lane* stands before *row*; for row 0 any one does."""
+        """Tell whether a row of *lane* stands before *row*; before row 0, any one does."""
         return self.blocked_by(lane, row) is not None
 
     def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
-        """The first row of *lane*, None where none stands before *row*."""
+        """Return the first row of *lane*, None if none stands before *row*."""
         first = min(self._lane(lane), default=None)
         if first is None or (row and first >= row):
             return None
@@ -96,13 +96,13 @@ class FakeStore(Store):
 
     @property
     def deferred(self) -> list[tuple[Delivery, float]]:
-        """What is deferred and until when, in the order in which it first came."""
+        """The deferred messages, each with its time, in the order in which they first came."""
         rows = self._rows.values()
         return [(row.delivery, row.until) for row in rows if row.until is not None]
 
     @property
     def quarantined(self) -> list[tuple[Delivery, str]]:
-        """What is quarantined and why, in the order in which it first came."""
+        """The quarantined messages, each with its reason, in the order in which they first came."""
         return [(row.delivery, row.reason) for row in self._rows.values() if row.until is None]
 
     async def _commit(self) -> None:
@@ -112,7 +112,7 @@ class FakeStore(Store):
             raise self.error
 
     def _waiting(self, out: Collection[int]) -> list[tuple[float, int]]:
-        """What is deferred and first of its lane: when it is due, and its number."""
+        """Return the due time and number of each deferred row that is the first of its lane."""
         first: dict[str, int] = {}
         for number, row in sorted(self._rows.items()):
             first.setdefault(row.delivery.lane, number)
@@ -140,7 +140,7 @@ class FakeStore(Store):
         if number and number not in self._rows:
             # It was dropped while it ran.
             return
-        is_another = self._twins.is_another(row.delivery)
+        is_another = self._equal.is_another(row.delivery)
         if not number and not is_another:
             number = next((n for n, old in self._rows.items() if old.key == row.key), 0)
         if number not in self._rows:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fakes of the ports of :mod:`consumer_framework.core.ports`, for tests without an outside world.
 
-Each behaves as the real thing does, as far as the port promises anything: one conformance suite
-per port runs against both.
-
-A fake of the flight recorder, for tests in which no process really dies.
+Each keeps the promises of its port: one conformance suite per port runs against the fake and
+against the real thing.
 """
 
 from __future__ import annotations
@@ -35,11 +33,11 @@ Key: TypeAlias = tuple[str, str, str, bytes]
 
 
 class FakeFlightRecorder(FlightRecorder):
-    """A :class:`.FlightRecorder` in memory.
+    """A :class:`.FlightRecorder` in memory, for tests in which no process really dies.
 
     Args:
-        places: How many messages are in a handler at most.
-        crashed: How many processes died with which messages before.
+        places: Messages that are in a handler at most.
+        crashed: The number of processes that died with each message before.
 
     Attributes:
         in_flight: The deliveries that handlers have, by place.
@@ -52,7 +50,7 @@ class FakeFlightRecorder(FlightRecorder):
         self._last = 0
 
     def crash(self) -> FakeFlightRecorder:
-        """Let the process die; returns the recorder of the next one."""
+        """Let the process die; return the recorder of the next one."""
         crashed = dict(self._crashed)
         for delivery in self.in_flight.values():
             count = delivery.history.crashes + 1
@@ -60,11 +58,11 @@ class FakeFlightRecorder(FlightRecorder):
         return FakeFlightRecorder(self._places, crashed)
 
     def crashes_of(self, delivery: Delivery) -> int:
-        """How many processes died with this message before."""
+        """Return the number of processes that died with this message before."""
         return self._crashed.get(_key(delivery), 0)
 
     def has_hung(self, delivery: Delivery) -> bool:  # noqa: ARG002 -- as its port
-        """No watchdog looks at it."""
+        """Return False: no watchdog looks at it."""
         return False
 
     def forget(self, delivery: Delivery) -> None:
@@ -146,7 +144,7 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
         routing_key: The topic it was published with.
         headers: The message headers table, None for a message without one.
         received_at: When it came, in seconds since the epoch.
-        history: What went wrong with it so far.
+        history: Its failed attempts and crashes so far.
         row: The store's number for it where it came from there.
         lane: Its ordering key.
         replayed: Whether an operator had it run again.
@@ -171,15 +169,15 @@ def make_delivery(  # noqa: PLR0913 -- as many as a delivery has, each with a de
 
 
 class FakeAcknowledger(Acknowledger):
-    """An :class:`.Acknowledger` that records what each delivery was told.
+    """An :class:`.Acknowledger` that records the answers to deliveries.
 
-    It knows which generations are open, as a connection does: a settle for any other one is void.
+    Generations are open or closed, as on a connection: a settle for a closed one is void.
 
     Args:
-        generations: How many channels are open at once, numbered from 1.
+        generations: The number of channels that are open at once, numbered from 1.
 
     Attributes:
-        told: What was settled and how, in order; void settles are not in it.
+        told: The settled deliveries and their answers, in order, without void ones.
     """
 
     def __init__(self, generations: int = 1) -> None:
@@ -200,7 +198,7 @@ class FakeAcknowledger(Acknowledger):
         self._open.discard(generation)
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Whether the channel that *delivery* came on is there still."""
+        """Tell whether the channel that *delivery* came on is open."""
         return delivery.generation in self._open
 
     def ack(self, delivery: Delivery) -> bool:
@@ -213,19 +211,19 @@ class FakeAcknowledger(Acknowledger):
         return self._settle(delivery, "ack")
 
     def give_back(self, delivery: Delivery) -> bool:
-        """Record a ``give_back``; False if that is void. Raises what :meth:`ack` does."""
+        """Record a ``give_back``; False if that is void; raise as :meth:`ack` does."""
         return self._settle(delivery, "give_back")
 
     def requeue(self, delivery: Delivery) -> bool:
-        """Record a ``requeue``; False if that is void. Raises what :meth:`ack` does."""
+        """Record a ``requeue``; False if that is void; raise as :meth:`ack` does."""
         return self._settle(delivery, "requeue")
 
     def reject(self, delivery: Delivery) -> bool:
-        """Record a ``reject``; False if that is void. Raises what :meth:`ack` does."""
+        """Record a ``reject``; False if that is void; raise as :meth:`ack` does."""
         return self._settle(delivery, "reject")
 
     def of(self, delivery: Delivery) -> Settle | None:
-        """Return what *delivery* was told, None if it is unsettled."""
+        """Return the answer to *delivery*, None if it is unsettled."""
         settled = (how for told, how in self.told if _tag(told) == _tag(delivery))
         return next(settled, None)
 
@@ -315,13 +313,13 @@ class _FakeTimer:
 
 
 class FakeNotifier(Notifier):
-    """A :class:`.Notifier` that records what it was told, in the place of a service manager.
+    """A :class:`.Notifier` that records its calls, in the place of a service manager.
 
     Attributes:
-        calls: What was called and with which status, in order; "" for a ``watchdog``.
-        watchdog_seconds: How long the service manager waits for a ``watchdog``; 0 for ever.
+        calls: The methods that were called, each with its status, in order; "" for a ``watchdog``.
+        watchdog_seconds: Seconds that the service manager waits for a ``watchdog``; 0 for ever.
         extensions: The seconds that were asked for, in order.
-        restart_resets: How often the instance said that it works.
+        restart_resets: The number of times that the instance said that it works.
     """
 
     def __init__(self, watchdog_seconds: float = 0.0) -> None:
@@ -347,7 +345,7 @@ class FakeNotifier(Notifier):
         self.calls.append(("stopping", status))
 
     def extend(self, seconds: float) -> None:
-        """Record what was asked for."""
+        """Record the seconds that were asked for."""
         self.extensions.append(seconds)
 
     def restart_reset(self) -> None:
@@ -364,28 +362,28 @@ class FakeNotifier(Notifier):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the instance ever said that it is ready."""
+        """True if the instance ever said that it is ready."""
         return any(kind == "ready" for kind, _ in self.calls)
 
     @property
     def is_reloading(self) -> bool:
-        """Whether a reload began that is not over."""
+        """True if a reload began that is not over."""
         kinds = [kind for kind, _ in self.calls if kind in {"ready", "reloading"}]
         return kinds[-1:] == ["reloading"]
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the instance said that it stops."""
+        """True if the instance said that it stops."""
         return any(kind == "stopping" for kind, _ in self.calls)
 
     @property
     def feeds(self) -> int:
-        """How often the instance said that it does its work."""
+        """The number of times that the instance said that it does its work."""
         return sum(kind == "watchdog" for kind, _ in self.calls)
 
     @property
     def is_triggered(self) -> bool:
-        """Whether the instance said that it is stuck."""
+        """True if the instance said that it is stuck."""
         return any(kind == "trigger" for kind, _ in self.calls)
 
     @property

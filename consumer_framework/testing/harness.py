@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs a consumer in a test, as an instance would, without a broker and without waiting.
 
-Turn the arguments of the harness into a configuration and a plan.
-
-Records the messages that a handler publishes with ``fedora_messaging.api.publish`` in a test.
+:class:`Harness` makes a configuration and a plan of its arguments, and a :class:`.VirtualInstance`
+of the plan. Messages that the handler publishes are recorded, and not sent.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
 
-    from .fake_queue import PublishedMessage
+    from .fake_queue import MessageRecord
 
 
 def _target(consumer: Any) -> Target:
@@ -68,7 +67,7 @@ def document_of(config: dict[str, Any], framework: dict[str, Any]) -> dict[str, 
 
 @contextmanager
 def upstream_config(document: dict[str, Any]) -> Iterator[None]:
-    """Make *document* what fedora-messaging has read: callbacks read its ``conf`` themselves."""
+    """Make *document* the configuration of fedora-messaging, whose ``conf`` callbacks may read."""
     conf = upstream.conf
     before, loaded = dict(conf.items()), conf.loaded
     conf.loaded = True
@@ -82,13 +81,13 @@ def upstream_config(document: dict[str, Any]) -> Iterator[None]:
 
 
 class _Published:
-    """The result of one publish: it is there at once."""
+    """The result of one publish, which is there at once."""
 
     def __init__(self, error: Exception | None) -> None:
         self._error = error
 
     def wait(self, timeout: float) -> None:  # noqa: ARG002 -- upstream passes it by its name
-        """Raise what the publish raised."""
+        """Raise the error of the publish, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -98,7 +97,7 @@ class _Published:
 
 @contextmanager
 def recorded(messages: list[Message]) -> Iterator[None]:
-    """Append what is published to *messages* inside the block, instead of sending it.
+    """Append published messages to *messages* inside the block, instead of sending them.
 
     As with a broker, a message that does not fit its schema raises the ``ValidationError`` of
     jsonschema, and fedora-messaging's signals are sent before and after.
@@ -124,11 +123,11 @@ def recorded(messages: list[Message]) -> Iterator[None]:
 
 
 class Harness:
-    """Delivers messages to a consumer, in virtual time, and tells what became of them.
+    """Delivers messages to a consumer, in virtual time, and tells their dispositions.
 
-    Everything between the broker and the handler is what an instance has: decoding, retries,
-    holding, deferral, quarantine, the pause for a broken dependency. The broker, the store's
-    disk and the time are fakes::
+    Everything between the broker and the handler is as in an instance: decoding, retries, holding,
+    deferral, quarantine, the pause for a broken dependency. The broker, the store's disk and the
+    time are fakes::
 
         with Harness(Sample, config={"packages": ["kernel"]}) as harness:
             assert isinstance(harness.deliver(message), Ack)
@@ -158,12 +157,12 @@ class Harness:
             function, a coroutine function, or the ``"module:object"`` of any of them.
         config: ``[consumer_config]``.
         settings: ``[consumer_config.framework]``, as TOML has it.
-        chance: What every throw of the dice is, from 0 to 1. The delays between retries are the
-            configured ones with 0.5.
+        chance: The random number, from 0 to 1, that is used each time. With 0.5 the delays between
+            retries are the configured ones.
         patience: Real seconds to wait for a coroutine that awaits the world outside.
 
     Attributes:
-        store: What is deferred and quarantined; set its ``error``, and it cannot write.
+        store: The deferred and quarantined messages; set its ``error``, and it cannot write.
         published: The messages that the consumer published with ``fedora_messaging.api.publish``,
             in their order. None is sent.
 
@@ -194,7 +193,7 @@ class Harness:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Start the instance; what the consumer's own ``setup`` raises is raised here."""
+        """Start the instance; an exception of the consumer's own ``setup`` is raised here."""
         self._instance.open()
         with self._stack as stack:
             stack.callback(self._instance.time.close)
@@ -203,7 +202,7 @@ class Harness:
             stack.enter_context(recorded(self.published))
             stack.enter_context(hosting())
             self._instance.start()
-            # What follows is undone by __exit__.
+            # From here on, __exit__ cleans up.
             self._stack = stack.pop_all()
         return self
 
@@ -213,11 +212,11 @@ class Harness:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the instance, its ``teardown`` included, whatever waits then."""
+        """Stop the instance, its ``teardown`` included, even if messages still wait."""
         with self._stack:
             self._instance.stop(teardown=kind is None)
 
-    # What a test does.
+    # The part of the publisher, and of time.
 
     def deliver(self, message: Message, *, kills: int = 0) -> Disposition | None:
         """Publish *message* and have it delivered.
@@ -228,14 +227,14 @@ class Harness:
                 SIGKILL, before the handler does anything. A new process follows each.
 
         Returns:
-            What became of it so far. None while it is being handled, and while it waits in the
-            queue: for its turn, or because the instance is paused or stopped.
+            Its disposition so far. None while it is being handled, and while it waits in the queue:
+            for its turn, or because the instance is paused or stopped.
         """
         properties = copy.deepcopy(message._properties)  # noqa: SLF001 -- as publishing does
         body = message._encoded_body  # noqa: SLF001
         return self._deliver(message, message.topic, properties, body, kills)
 
-    def deliver_raw(  # noqa: PLR0913 -- what a broker would deliver, each with a default
+    def deliver_raw(  # noqa: PLR0913 -- the parts of a delivery, each with a default
         self,
         body: bytes = b"{}",
         *,
@@ -245,7 +244,7 @@ class Harness:
         routing_key: str = "a.topic",
         kills: int = 0,
     ) -> Disposition | None:
-        """Publish what may be no message at all; elsewhere the harness calls it by its *body*.
+        """Publish bytes that may be no message; other methods take the *body* in its place.
 
         Args:
             body: The bytes.
@@ -271,17 +270,17 @@ class Harness:
         self._instance.kills[message.id] = times
 
     def advance(self, duration: str | float) -> None:
-        """Let time pass: *duration* is ``"10s"``, ``"1h 30m"``, or seconds. What is due runs."""
+        """Let time pass, and due messages run; *duration* is ``"1h 30m"``, or seconds."""
         self._instance.advance(text.seconds(duration))
 
     def cut(self) -> None:
-        """Drop the connection: what is not settled is delivered again, a moment later."""
+        """Drop the connection: unsettled messages are delivered again, a moment later."""
         self._instance.cut()
 
     def crash(self) -> None:
         """Kill the process, as by SIGKILL, and start a new one.
 
-        What the old one had not settled is delivered again, a moment later.
+        Messages that the old one had not settled are delivered again, a moment later.
         """
         self._instance.crash()
 
@@ -289,20 +288,20 @@ class Harness:
         """Stop the process in good order, as by SIGTERM, and start a new one."""
         self._instance.restart()
 
-    # What an operator does.
+    # The part of the operator.
 
     def replay(self, message: Message | bytes) -> Disposition | None:
         """Have a quarantined message run again, as by ``fm-consumer quarantine replay``.
 
         Returns:
-            What became of it. None while it is being handled, and where it was not begun with,
-            since the instance is stopped, or pauses meanwhile.
+            Its disposition. None while it is being handled, and if it did not run because the
+            instance is stopped, or pauses meanwhile.
 
         Raises:
             LookupError: It is not quarantined, or it is being replayed already, or an earlier
                 message with its key has to be replayed, or dropped, first.
         """
-        row, posted = self._claimable(message)
+        row, record = self._claimable(message)
         replay = self._replays[row.row] = self._instance.replay(row)
         self._instance.settle_down()
         if not replay.done() or replay.cancelled():
@@ -310,7 +309,7 @@ class Harness:
         disposition = replay.result()
         if isinstance(disposition, GiveBack):
             return None
-        return posted.disposition if isinstance(disposition, Defer) else disposition
+        return record.disposition if isinstance(disposition, Defer) else disposition
 
     def drop(self, message: Message | bytes) -> None:
         """Lose a quarantined message, as by ``fm-consumer quarantine drop``.
@@ -318,21 +317,21 @@ class Harness:
         Raises:
             LookupError: It is not quarantined, or it is being replayed.
         """
-        row, posted = self._quarantined_row(message)
+        row, record = self._quarantined_row(message)
         self.store.drop(row.row)
-        posted.disposition = Reject("dropped by an operator")
+        record.disposition = Reject("dropped by an operator")
         self._instance.look()
 
-    # What a test asks.
+    # The questions of a test.
 
     @property
     def halted(self) -> Halt | None:
-        """What stopped the instance; None while it runs."""
+        """The disposition that stopped the instance; None while it runs."""
         return self._instance.halted
 
     @property
     def paused(self) -> str:
-        """Why the instance consumes nothing, "" while it does."""
+        """The reason for which the instance consumes nothing, "" while it consumes."""
         return self._instance.paused
 
     @property
@@ -342,28 +341,26 @@ class Harness:
 
     @property
     def acked(self) -> list[Any]:
-        """The messages that are done with: handled, skipped, or halted on without a requeue."""
-        return self._dispositions.where(
-            lambda p: isinstance(p.disposition, Ack | Halt) and p.told == "ack"
+        """The messages that are done: handled, skipped, or halted on without a requeue."""
+        return self._queue.where(
+            lambda p: isinstance(p.disposition, Ack | Halt) and p.answer == "ack"
         )
 
     @property
     def rejected(self) -> list[Any]:
         """The messages that were lost on purpose."""
-        return self._dispositions.where(lambda p: isinstance(p.disposition, Reject))
+        return self._queue.where(lambda p: isinstance(p.disposition, Reject))
 
     @property
     def held(self) -> list[Any]:
         """The messages that wait in memory to be tried again."""
         unsettled = self._queue.unsettled
-        return self._dispositions.where(
-            lambda p: isinstance(p.disposition, Hold) and p in unsettled
-        )
+        return self._queue.where(lambda p: isinstance(p.disposition, Hold) and p in unsettled)
 
     @property
     def deferred(self) -> list[Any]:
         """The messages that wait in the store to be tried again."""
-        return self._dispositions.where(lambda p: isinstance(self._dispositions.kept(p), Defer))
+        return self._queue.where(lambda p: isinstance(self._dispositions.current(p), Defer))
 
     @property
     def quarantined(self) -> list[Any]:
@@ -371,57 +368,55 @@ class Harness:
 
         Those with the same ordering key that come later do, too.
         """
-        return self._dispositions.where(
-            lambda p: isinstance(self._dispositions.kept(p), Quarantine)
-        )
+        return self._queue.where(lambda p: isinstance(self._dispositions.current(p), Quarantine))
 
     @property
     def queued(self) -> list[Any]:
         """The messages that wait in the queue."""
         ready = self._queue.ready
-        return self._dispositions.where(lambda p: p in ready)
+        return self._queue.where(lambda p: p in ready)
 
     @property
     def unsettled(self) -> list[Any]:
         """The messages that the instance has: held, in the handler, or waiting for either."""
         unsettled = self._queue.unsettled
-        return self._dispositions.where(lambda p: p in unsettled)
+        return self._queue.where(lambda p: p in unsettled)
 
     @property
     def requeued(self) -> list[Any]:
         """Those of the :attr:`queued` ones that were delivered before."""
         ready = self._queue.ready
-        return self._dispositions.where(lambda p: p in ready and p.redelivered)
+        return self._queue.where(lambda p: p in ready and p.redelivered)
 
     def attempts(self, message: Message | bytes) -> tuple[Attempt, ...]:
-        """The failed attempts at *message*; at its latest delivery, where there were several."""
-        return self._dispositions.latest(message).history.attempts
+        """Return the failed attempts at *message*; of its last publish, if there were several."""
+        return self._queue.latest(message).history.attempts
 
     def runs(self, message: Message | bytes) -> list[float]:
-        """When the handler began with *message*, each time, in seconds since the epoch."""
-        return [at for posted in self._dispositions.all_of(message) for at in posted.runs]
+        """Return the moments at which the handler began with *message*, since the epoch."""
+        return [at for record in self._queue.all_of(message) for at in record.runs]
 
     # Helpers.
 
     def _deliver(
-        self, what: object, key: str, properties: Any, body: bytes, kills: int
+        self, given: object, key: str, properties: Any, body: bytes, kills: int
     ) -> Disposition | None:
-        posted = self._queue.publish(what, key, properties, body)
-        self._instance.deliver(posted, kills)
-        return posted.disposition
+        record = self._queue.publish(given, key, properties, body)
+        self._instance.deliver(record, kills)
+        return record.disposition
 
-    def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, PublishedMessage]:
-        posted = self._dispositions.latest(message)
-        rows = [delivery for delivery, _ in self.store.quarantined if posted.is_of(delivery)]
+    def _quarantined_row(self, message: Message | bytes) -> tuple[Delivery, MessageRecord]:
+        record = self._queue.latest(message)
+        rows = [delivery for delivery, _ in self.store.quarantined if record.is_of(delivery)]
         if not rows:
             raise LookupError(f"not quarantined: {message!r}")
         replay = self._replays.get(rows[0].row)
         if replay is not None and not replay.done():
             raise LookupError(f"is being replayed: {message!r}")
-        return rows[0], posted
+        return rows[0], record
 
-    def _claimable(self, message: Message | bytes) -> tuple[Delivery, PublishedMessage]:
-        row, posted = self._quarantined_row(message)
+    def _claimable(self, message: Message | bytes) -> tuple[Delivery, MessageRecord]:
+        row, record = self._quarantined_row(message)
         if self.store.is_blocked(row.lane, row.row):
             raise LookupError(f"is behind another one with its key: {message!r}")
-        return row, posted
+        return row, record

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An instance whose time passes when a test says so.
-
-A runner of handlers that lets the process die while the handler has a message.
-"""
+"""An instance between a fake broker and a fake store, whose time passes when a test says so."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ from consumer_framework.runtime.dispatcher import Dispatcher, Ports
 from consumer_framework.runtime.lanes import lane_finder
 from consumer_framework.runtime.observe.log import DeliveryLog
 
-from .dispositions import Dispositions
-from .fake_queue import FakeQueue
+from .fake_queue import DispositionObserver, FakeQueue
 from .fakes import FakeFlightRecorder
 from .virtual_time import VirtualTime
 
@@ -38,25 +34,26 @@ if TYPE_CHECKING:
     from consumer_framework.core.gate import Reason
     from consumer_framework.runtime.assembly.plan import Plan
 
-    from .fake_queue import PublishedMessage
+    from .fake_queue import MessageRecord
     from .fake_store import FakeStore
 
 
 class _Killed(BaseException):
-    """The process is dead: nothing that it does counts any more."""
+    """The process is dead: nothing in it counts any more."""
 
 
 class KillableRunner:
     """Runs the handler, or lets the process die while the handler has the message.
 
     Args:
-        handler: What the consumer does.
-        limits: Of its executor.
-        flight: Has what the handler had when the process died.
-        begin: Called with each delivery that a slot begins with; returns whether that kills.
+        handler: The handler of the consumer.
+        limits: The limits of its executor.
+        flight: Has the deliveries that the handler had when the process died.
+        begin: Called with each delivery that a slot begins with; True kills the process.
+        gate: The gate of the instance.
 
     Attributes:
-        executor: What runs the handler.
+        executor: Runs the handler.
         is_coroutine: Whether the handler is one.
         is_killed: Whether the process is dead.
     """
@@ -67,15 +64,16 @@ class KillableRunner:
         limits: Limits,
         flight: FakeFlightRecorder,
         begin: Callable[[Delivery], bool],
+        gate: Gate,
     ) -> None:
-        self.executor = Executor(handler, self._decode, self, limits)
+        self.executor = Executor(handler, self._decode, self, limits, gate)
         self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self.is_killed = False
         self._flight = flight
         self._begin = begin
 
     async def run(self, delivery: Delivery) -> Outcome:
-        """Run the handler; where that kills the process, for ever."""
+        """Run the handler; never return if that kills the process."""
         try:
             return await self.executor.run(delivery)
         except _Killed:
@@ -125,9 +123,9 @@ class KillableRunner:
         return codec.decode(delivery)
 
 
-# Seconds after which a broker delivers again what was given back to it.
+# Seconds after which a broker delivers a returned message again.
 ROUND_TRIP = 0.01
-# A loop of messages that never takes time would never end; a defect of the framework, then.
+# A loop that takes no time would never end; it is a defect of the framework.
 _MOST_STEPS = 1_000_000
 
 
@@ -135,24 +133,24 @@ class VirtualInstance:
     """Runs the dispatcher of an instance between a fake queue, a fake store, and virtual time.
 
     Args:
-        plan: What it runs.
-        store: Outlives the processes of the instance.
-        chance: Returns what every throw of the dice is, from 0 to 1.
+        plan: The plan of the instance.
+        store: The store, which outlives the processes of the instance.
+        chance: Returns the next random number, from 0 to 1.
         patience: Real seconds to wait for a coroutine that awaits the world outside.
 
     Attributes:
-        queue: Outlives the processes, too.
-        dispositions: What became of the messages.
+        queue: The queue, which outlives the processes, too.
+        dispositions: Notes the disposition of each message.
         time: The time, once the instance is opened.
         kills: By message id, how often the process still dies with the message.
-        halted: What stopped the instance; None while it runs.
+        halted: The disposition that stopped the instance; None while it runs.
     """
 
     def __init__(
         self, plan: Plan, store: FakeStore, chance: Callable[[], float], patience: float
     ) -> None:
         self.queue = FakeQueue()
-        self.dispositions = Dispositions(self.queue, store)
+        self.dispositions = DispositionObserver(self.queue, store)
         self.time: VirtualTime
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
@@ -176,11 +174,11 @@ class VirtualInstance:
     # Starting and stopping.
 
     def open(self) -> None:
-        """Let time begin, with the machine's."""
+        """Let time begin, at the machine's."""
         self.time = VirtualTime(time.time(), self._patience_now)
 
     def start(self) -> None:
-        """Start a process; what the consumer's own ``setup`` raises is raised here."""
+        """Start a process; an exception of the consumer's own ``setup`` is raised here."""
         self.halted = None
         self._gate = Gate()
         self._gate.listen(self._gate_changed)
@@ -189,7 +187,7 @@ class VirtualInstance:
         self.settle_down()
 
     def stop(self, *, teardown: bool) -> None:
-        """Stop the process, whatever waits then, with or without the consumer's *teardown*."""
+        """Stop the process without a drain, with or without the consumer's *teardown*."""
         self._close()
         self._cancel_everything()
         if teardown:
@@ -214,11 +212,11 @@ class VirtualInstance:
         self.queue.cut()
         self.start()
 
-    # What happens meanwhile.
+    # While it runs.
 
-    def deliver(self, posted: PublishedMessage, kills: int) -> None:
-        """Deliver what was published; the process dies with it *kills* times."""
-        self.kills[posted.delivery.message_id] = kills
+    def deliver(self, record: MessageRecord, kills: int) -> None:
+        """Deliver the message of *record*; the process dies with it *kills* times."""
+        self.kills[record.delivery.message_id] = kills
         self.time.loop.call_soon(self._pump)
         self.settle_down()
         if kills:
@@ -229,12 +227,12 @@ class VirtualInstance:
         return self.time.loop.create_task(self._dispatcher.replay(row))
 
     def look(self) -> None:
-        """Have the store looked at, since somebody changed it."""
+        """Let the dispatcher look at the store, because somebody changed it."""
         self._dispatcher.store_changed()
         self.settle_down()
 
     def advance(self, seconds: float) -> None:
-        """Let *seconds* pass; what is due runs."""
+        """Let *seconds* pass; due messages run."""
         left = seconds
         self.settle_down()
         for _ in range(_MOST_STEPS):
@@ -255,7 +253,7 @@ class VirtualInstance:
         self.settle_down()
 
     def settle_down(self) -> None:
-        """Let everything happen that takes no time, and see that what follows will."""
+        """Let everything happen that takes no time, and plan the next deliveries."""
         self.time.run()
         for worker in self._workers:
             if worker.done() and not worker.cancelled():
@@ -270,13 +268,16 @@ class VirtualInstance:
     # The process.
 
     def _make_dispatcher(self) -> Dispatcher:
-        observer = Observers(DeliveryLog(self.time), self.dispositions)
+        self._log = DeliveryLog(self.time)
+        observer = Observers(self._log, self.dispositions)
         ports = Ports(self.queue, self._store, self._flight, observer, self.time, self._chance)
         return Dispatcher(self._plan, ports, self.time.reactor, self._gate, self._halt)
 
     async def _build(self) -> None:
         handler = self._plan.factory()
-        self._runner = KillableRunner(handler, self._plan.limits, self._flight, self._begin)
+        self._runner = KillableRunner(
+            handler, self._plan.limits, self._flight, self._begin, self._gate
+        )
         await self._runner.executor.setup()
         lanes = lane_finder(self._plan, handler)
         if lanes is not None:
@@ -303,6 +304,7 @@ class VirtualInstance:
         await self._dispatcher.give_back_rest()
 
     def _cancel_everything(self) -> None:
+        self._log.detach()
         for running in asyncio.all_tasks(self.time.loop):
             running.cancel()
         for call in self.time.reactor.getDelayedCalls():
@@ -330,7 +332,6 @@ class VirtualInstance:
     # The broker's part.
 
     def _pump(self) -> None:
-        """Deliver what the consumer would be sent now."""
         while self._has_something_to_deliver:
             self._dispatcher.put(self.queue.take(self.time))
 
@@ -345,7 +346,7 @@ class VirtualInstance:
     def _is_pumping(self) -> bool:
         return self._pump_call is not None and self._pump_call.active()
 
-    # What the dispatcher reports.
+    # The reports of the dispatcher.
 
     def _halt(self, halt: Halt) -> None:
         self.halted = halt
@@ -356,10 +357,10 @@ class VirtualInstance:
             self._dispatcher.give_back_waiting()
 
     def _begin(self, delivery: Delivery) -> bool:
-        """Note that a slot begins with *delivery*; returns whether the process dies meanwhile."""
-        posted = self.queue.of(delivery)
-        posted.runs.append(self.time.time())
+        """Note that a slot begins with *delivery*; return True if the process dies of it."""
+        record = self.queue.of(delivery)
+        record.runs.append(self.time.time())
         if not delivery.row:
-            posted.disposition = None
+            record.disposition = None
         self.kills[delivery.message_id] -= 1
         return self.kills[delivery.message_id] >= 0

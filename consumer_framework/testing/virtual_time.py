@@ -23,7 +23,7 @@ class VirtualTime(SystemClock):
     """A :class:`.Clock`, an event loop and a reactor that share one time.
 
     Args:
-        start: What :meth:`time` says at first, in seconds since the epoch.
+        start: The first value of :meth:`time`, in seconds since the epoch.
         patience: Called where the loop has nothing to do; returns the real seconds to wait for
             the world outside, None for as long as it takes. Its arguments: whether a timer is
             set on the loop, and whether the loop watches a socket.
@@ -55,7 +55,7 @@ class VirtualTime(SystemClock):
         """Let everything happen that takes no time.
 
         Raises:
-            BaseException: What a callback raised, and nobody took.
+            BaseException: A callback raised it, and nobody caught it.
         """
         self.loop.run_forever()
         if self._errors:

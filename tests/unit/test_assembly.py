@@ -39,7 +39,7 @@ def _upstreams_configuration_is_put_back():
         "runtime.state_files",
     ],
 )
-def test_commands_and_what_they_use_import_no_reactor(module):
+def test_commands_and_their_modules_import_no_reactor(module):
     code = f"""
 import sys
 import consumer_framework.{module}
@@ -85,7 +85,7 @@ def _value(value):
     return f'"{value}"' if isinstance(value, str) else str(value).replace("'", '"')
 
 
-def test_a_test_is_told_of_every_problem_at_once_as_a_daemon_is():
+def test_the_harness_reports_every_problem_at_once_as_an_instance_does():
     settings = {
         "ordering": "key",
         "recovery": {"rules": [{"exceptions": ["int"], "then": "retry"}]},

@@ -42,7 +42,7 @@ def caught(function, *args):
     return raised.value
 
 
-def test_an_attempt_says_what_happened_and_when():
+def test_an_attempt_has_the_error_and_its_time():
     attempt = attempt_of(caught(fails, OddError("first\nsecond")), 12.5)
     assert (attempt.at, attempt.message) == (12.5, "first")
     assert attempt.error.endswith("test_attempt.OddError")
@@ -82,7 +82,7 @@ def test_an_error_that_was_never_raised_is_named_by_its_class():
     assert fingerprint(ValueError()) == "ValueError"
 
 
-def test_an_error_that_cannot_be_printed_is_described_all_the_same():
+def test_an_error_that_cannot_be_printed_is_described_by_its_class():
     attempt = attempt_of(caught(fails, MuteError()), 0.0)
     assert attempt.message == ""
     assert "MuteError" in attempt.traceback
@@ -117,7 +117,7 @@ def _consumer():
 @pytest.mark.parametrize(
     "directory", [sysconfig.get_path("purelib"), "/usr/lib/python3/site-packages"]
 )
-def test_an_installed_consumer_is_the_authors_own_and_what_it_calls_is_not(directory):
+def test_the_code_of_an_installed_consumer_is_the_authors_and_its_libraries_are_not(directory):
     library = installed("requests.models", "def parse(text): return json.loads(text)", directory)
     code = "def tag(): parse('{')\ndef sign(): parse('{')"
     consumer = installed("robosignatory.work", code, directory, parse=library["parse"])
@@ -157,5 +157,5 @@ def test_the_authors_package_is_where_the_callback_lives(
     assert packages_of(Target(name, "file", handle)) == packages
 
 
-def test_a_callback_that_the_standard_library_made_adds_none_of_it():
+def test_a_callback_of_the_standard_library_does_not_add_that_library():
     assert packages_of(Target("json:loads", "file", json.loads)) == set()

@@ -104,7 +104,7 @@ def lines(result: Any, level: str) -> list[str]:
     return [line for line in result.stdout.splitlines() if line.startswith(f"{level}: ")]
 
 
-def test_a_configuration_that_will_work_says_so(check, directory):
+def test_check_accepts_a_configuration_that_will_work(check, directory):
     result = check(GOOD, "--strict")
     assert result.exit_code == 0
     file = directory / "sample.toml"
@@ -115,7 +115,7 @@ def test_a_configuration_that_will_work_says_so(check, directory):
     assert "imported" in result.stderr, "what a module prints is no part of the report"
 
 
-def test_everything_that_is_wrong_is_told_at_once(check):
+def test_all_problems_are_reported_at_once(check):
     result = check(
         GOOD.replace("function", "Typed").replace("durable = true", 'durable = "yes"')
         + '[[consumer_config.framework.recovery.rules]]\nexceptions = ["int"]\nthen = "dorp"\n'
@@ -133,7 +133,7 @@ def test_everything_that_is_wrong_is_told_at_once(check):
     assert result.stdout.splitlines()[-1].endswith("4 errors: it cannot run (exit code 78)")
 
 
-def test_problems_of_callback_config_and_rules_are_told_together(check):
+def test_problems_of_callback_config_and_rules_are_reported_together(check):
     result = check(
         GOOD.replace("function", "Typed")
         + "[log_config]\nversion = 3\n"
@@ -151,7 +151,7 @@ def test_problems_of_callback_config_and_rules_are_told_together(check):
         assert words in told
 
 
-def test_a_callback_that_is_not_there_is_told_once_and_nothing_is_said_of_it(check):
+def test_a_missing_callback_is_reported_once_and_not_examined(check):
     result = check(
         GOOD.replace("MODULE", "no_such_module")
         + '[consumer_config.framework]\nordering = "key"\nbatch = {}\n'
@@ -160,7 +160,7 @@ def test_a_callback_that_is_not_there_is_told_once_and_nothing_is_said_of_it(che
     assert "'no_such_module:function' cannot be imported" in line
 
 
-def test_what_the_class_says_of_recovery_counts(check):
+def test_the_recovery_settings_of_the_class_count(check):
     result = check(
         GOOD.replace("function", "Impatient")
         + '[consumer_config.framework]\nhandler_timeout = "10m"\n'
@@ -186,7 +186,7 @@ def test_warnings_are_allowed_unless_strict(check):
     assert result.stdout.endswith("1 warning: refused by --strict (exit code 1)\n")
 
 
-def test_a_password_that_everybody_reads_is_warned_of_and_never_shown(check):
+def test_a_password_that_all_users_can_read_is_warned_of_and_never_shown(check):
     result = check(GOOD.replace("amqp://", "amqp://user:hush@"))
     assert "amqp_url: everybody on this machine can read" in lines(result, "warning")[0]
     assert "hush" not in result.output
@@ -288,7 +288,7 @@ def test_the_state_of_a_service_is_where_systemd_keeps_it(monkeypatch, directory
     assert lines(run("sample", "--state-dir", str(directory / "other")), "error") == []
 
 
-def test_what_only_the_service_has_is_named_and_nothing_is_made_of_it(check, directory):
+def test_credentials_that_only_the_service_has_are_named_and_are_no_problem(check, directory):
     text = GOOD.replace("amqp://localhost", "amqps://u:credential:password@localhost")
     text = text.replace("MODULE:function", "MODULE:Typed")
     text += (
@@ -308,7 +308,7 @@ def test_what_only_the_service_has_is_named_and_nothing_is_made_of_it(check, dir
     assert "the broker was not asked: that takes a credential" in result.stdout
 
 
-def test_a_credential_that_does_not_fit_is_told_without_its_text(check, directory, monkeypatch):
+def test_a_credential_that_does_not_fit_is_reported_without_its_text(check, directory, monkeypatch):
     (directory / "credentials").mkdir()
     (directory / "credentials" / "name").write_text("canary\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory / "credentials"))
@@ -332,7 +332,7 @@ def test_a_password_that_is_a_credential_may_be_named_for_everybody(check, direc
     assert "everybody on this machine can read the password" in lines(plain, "warning")[0]
 
 
-def test_a_file_that_is_not_there_is_named_and_a_link_to_nothing_too(directory):
+def test_a_missing_file_and_a_dangling_link_are_named(directory):
     assert "there is no such file" in run("--conf", str(directory / "none.toml")).stdout
     (directory / "link.toml").symlink_to(directory / "gone.toml")
     result = run("--conf", str(directory / "link.toml"))

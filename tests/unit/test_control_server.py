@@ -71,7 +71,7 @@ def test_a_line_that_is_no_request_gets_one_polite_line(serve, caplog, line, sai
     assert not caplog.records
 
 
-def test_a_request_that_nobody_carries_out_gets_an_error(serve):
+def test_an_unknown_request_gets_an_error(serve):
     (answer,) = serve(schema.encode_request(schema.Status()))
     assert answer == {"done": True, "error": "no such request: 'status'"}
 

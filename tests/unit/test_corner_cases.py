@@ -174,7 +174,7 @@ def test_odd_files_are_problems(tmp_path, text):
         'queues."' + "q" * 256 + '" = {}',
     ],
 )
-def test_what_amqp_cannot_carry_is_a_problem_of_the_file(tmp_path, text):
+def test_a_value_that_amqp_cannot_carry_is_a_problem_of_the_file(tmp_path, text):
     file = tmp_path / "odd.toml"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=r"AMQP has no type|longer than 255"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How often a quorum queue lets a message come back, and when it is too often."""
+"""The delivery limit of quorum queues, and the messages near it."""
 
 import asyncio
 
@@ -50,7 +50,7 @@ def test_a_queue_of_unknown_arguments_that_counts_is_a_quorum_queue():
     ("headers", "count"),
     [(None, None), ({}, None), ({"x-delivery-count": 2}, 2), ({"x-delivery-count": "2"}, None)],
 )
-def test_the_count_is_what_the_queue_says(headers, count):
+def test_the_count_is_read_from_the_header_of_the_queue(headers, count):
     assert delivery_count(make_delivery(headers=headers)) == count
 
 
@@ -63,11 +63,11 @@ def test_one_return_is_left_for_a_crash(limit, first):
 @pytest.mark.parametrize(
     ("text", "version"), [("4.1.2", (4, 1, 2)), ("3.10.0-rc.1", (3, 10, 0)), ("LavinMQ", None)]
 )
-def test_a_version_is_what_begins_with_numbers(text, version):
+def test_a_version_is_read_from_its_first_numbers(text, version):
     assert broker_version(text) == version
 
 
-# What an instance does near the limit.
+# An instance near the limit.
 
 
 @pytest.fixture

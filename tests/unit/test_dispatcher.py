@@ -140,7 +140,7 @@ def message(name, key=""):
 
 
 class Runs:
-    """A handler that remembers what it ran, and fails for the names that it is told."""
+    """A handler that remembers its runs, and fails for the given names."""
 
     def __init__(self, *failing):
         self.names = []

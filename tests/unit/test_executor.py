@@ -650,7 +650,7 @@ def test_a_large_body_is_not_decoded_on_the_event_loop_and_a_small_one_needs_no_
     play(scenario())
 
 
-def test_where_no_thread_can_be_started_a_large_body_is_decoded_all_the_same(monkeypatch):
+def test_a_large_body_is_decoded_even_where_no_thread_can_be_started(monkeypatch):
     async def scenario():
         decoding = Decoding(decoded_later, is_batch=False)
         monkeypatch.setattr(threading.Thread, "start", refused)
@@ -847,7 +847,7 @@ def test_a_thread_ends_although_its_result_is_not_collected_any_more():
     assert not started[0].is_alive()
 
 
-def test_a_process_that_forgets_to_close_an_executor_ends_all_the_same():
+def test_a_process_ends_although_its_executor_was_not_closed():
     script = """
 import asyncio
 from consumer_framework.adapters.executor import Executor

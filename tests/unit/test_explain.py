@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``fm-consumer explain`` says what would happen, and who decides."""
+"""``fm-consumer explain`` shows the end of a failing message, and the settings that decide it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_without_a_configuration_the_defaults_answer():
     assert shown["breaker"]["counts"] is False
 
 
-def test_the_text_says_when_each_attempt_is_and_what_follows():
+def test_the_text_shows_the_time_of_each_attempt_and_the_end():
     text = told("ValueError")
     assert text.startswith("ValueError: is tried again decided by the default")
     assert "attempt 2 after 0 s: at once" in text
@@ -132,7 +132,7 @@ def test_a_rule_of_the_class_is_named_with_the_class(configured):
     assert configured("ZeroDivisionError")["decided_by"]["where"].endswith("recovery.rules[1]")
 
 
-def test_each_setting_is_told_with_where_it_was_written(configured):
+def test_each_setting_is_shown_with_its_origin(configured):
     shown = configured("ValueError")
     path = f"{configured.file}: consumer_config.framework.recovery"
     assert shown["schedule_from"] == {
@@ -144,7 +144,7 @@ def test_each_setting_is_told_with_where_it_was_written(configured):
     assert shown["end"]["where"] == f"{configured.module}:handler: recovery.on_exhausted"
 
 
-def test_a_subclass_is_told_with_the_class_that_the_rule_names(configured):
+def test_a_subclass_is_shown_with_the_class_that_the_rule_names(configured):
     text = told("MODULE.Temporary".replace("MODULE", configured.module), "--conf", configured.file)
     assert 'then = "dependency"' in text
     assert "counts it: 3 in a row pause the instance; probes after 7s" in text
@@ -184,7 +184,7 @@ def test_a_file_without_a_callback_is_explained_by_its_own_rules(tmp_path):
         ("HaltConsumer", "halt", "halt"),
     ],
 )
-def test_what_an_author_says_on_purpose_decides_itself(exception, answer, end):
+def test_a_signal_of_the_author_decides_itself(exception, answer, end):
     shown = explained(exception)
     assert shown["decided_by"]["kind"] == "signal"
     assert shown["answer"] == answer
@@ -196,7 +196,7 @@ def test_what_an_author_says_on_purpose_decides_itself(exception, answer, end):
 
 @pytest.mark.parametrize("then", ["retry", "defer", "drop", "quarantine", "dependency", "halt"])
 @pytest.mark.parametrize("on_exhausted", ["quarantine", "drop", "requeue", "halt"])
-def test_every_answer_can_be_told(tmp_path, then, on_exhausted):
+def test_every_answer_has_a_text(tmp_path, then, on_exhausted):
     file = tmp_path / "sample.toml"
     table = "consumer_config.framework.recovery"
     file.write_text(
@@ -228,7 +228,7 @@ def test_a_name_that_is_no_exception_is_one_line_and_exit_code_2(name, line):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_configuration_that_cannot_work_is_told_as_run_tells_it(tmp_path):
+def test_an_invalid_configuration_is_reported_as_by_run(tmp_path):
     file = tmp_path / "sample.toml"
     result = CliRunner().invoke(main, ["explain", "ValueError", "--conf", str(file)])
     assert result.exit_code == 78
@@ -304,7 +304,7 @@ def test_without_a_store_the_end_is_that_of_the_settings_where_it_can_be(
 
 
 @pytest.mark.parametrize("exception", ["Defer", "DependencyFault"])
-def test_without_a_store_what_uses_up_no_attempts_repeats_all_the_same(in_memory, exception):
+def test_without_a_store_signals_that_use_no_attempts_repeat_for_ever(in_memory, exception):
     shown, _ = in_memory(f"consumer_framework.{exception}")
     assert (shown["forever"], shown["end"]) == (True, None)
 
@@ -318,7 +318,7 @@ def test_the_time_that_a_message_was_held_before_counts():
 
 @pytest.mark.parametrize("hold_slots", [0, 4])
 @pytest.mark.parametrize("immediate", [0, 3])
-def test_the_schedule_is_what_decide_decides(hold_slots, immediate):
+def test_the_schedule_agrees_with_decide(hold_slots, immediate):
     settings = Recovery(hold_slots=hold_slots, immediate=immediate, delays=(1200.0, 3600.0))
     policy = Policy(schedule=(*([0.0] * immediate), 1200.0, 3600.0))
     steps = explain(find_exception("KeyError"), Context(policy, settings, settings)).steps

@@ -123,7 +123,7 @@ def test_a_reason_that_does_not_stand_cannot_end(state):
         in_state(state).resume(Reason.ORDER)
 
 
-def test_a_closed_gate_lets_nothing_in_whatever_reasons_end():
+def test_a_closed_gate_stays_closed_whatever_reasons_end():
     gate = Gate()
     gate.suspend(Reason.RECONNECTION)
     gate.close()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """After any events in any order: no message is lost, none loops, none stops the others.
 
-The machine publishes messages whose handler does what the machine has chosen for each run, lets
-time pass, drops connections, kills and restarts the process, breaks the store's disk, and has an
-operator replay and drop what is quarantined. All that is between the broker and the handler is the
-real thing, in virtual time.
+The machine publishes messages, chooses the outcome of each run of their handler, lets time pass,
+drops connections, kills and restarts the process, breaks the store's disk, and has an operator
+replay and drop quarantined messages. All parts between the broker and the handler are the real
+ones, in virtual time.
 """
 
 import asyncio

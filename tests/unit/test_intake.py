@@ -30,7 +30,7 @@ def test_deliveries_are_taken_in_the_order_of_their_arrival():
     asyncio.run(scenario())
 
 
-def test_what_has_waited_its_time_already_is_taken_first():
+def test_a_delivery_that_was_put_first_is_taken_first():
     async def scenario():
         intake = Intake(SystemClock())
         for tag in (1, 2):
@@ -42,7 +42,7 @@ def test_what_has_waited_its_time_already_is_taken_first():
     asyncio.run(scenario())
 
 
-def test_what_is_put_first_wakes_a_slot_that_waits():
+def test_a_delivery_that_is_put_first_wakes_a_waiting_slot():
     async def scenario():
         intake = Intake(SystemClock())
         slots = [asyncio.create_task(intake.take()) for _ in range(2)]
@@ -87,7 +87,7 @@ def test_slots_that_wait_get_one_delivery_each():
     asyncio.run(scenario())
 
 
-def test_a_slot_that_is_quicker_than_the_one_woken_leaves_nobody_stuck():
+def test_a_slot_that_is_quicker_than_the_woken_one_leaves_no_slot_stuck():
     async def scenario():
         intake = Intake(SystemClock())
         woken = asyncio.create_task(intake.take())
@@ -115,7 +115,7 @@ def test_a_canceled_slot_takes_no_delivery_from_the_others():
     asyncio.run(scenario())
 
 
-def test_what_came_on_a_channel_that_is_gone_is_forgotten_and_nothing_else():
+def test_only_deliveries_of_a_channel_that_is_gone_are_forgotten():
     async def scenario():
         intake = Intake(SystemClock())
         for tag, generation in ((1, 1), (1, 2), (2, 1)):
@@ -142,7 +142,7 @@ def test_a_slot_whose_delivery_was_forgotten_waits_for_the_next_one():
     asyncio.run(scenario())
 
 
-def test_a_closed_intake_gives_no_slot_a_delivery_and_returns_what_waited():
+def test_a_closed_intake_gives_no_slot_a_delivery_and_returns_the_waiting_ones():
     async def scenario():
         gate = Gate()
         intake = Intake(SystemClock(), gate=gate)

@@ -54,7 +54,7 @@ def test_a_delivery_waits_until_the_one_before_it_in_its_lane_has_left():
     play(scenario())
 
 
-def test_deliveries_without_a_lane_wait_for_nobody():
+def test_deliveries_without_a_lane_do_not_wait_for_each_other():
     async def scenario():
         intake = Intake(SystemClock())
         for tag in (1, 2, 3):
@@ -65,7 +65,7 @@ def test_deliveries_without_a_lane_wait_for_nobody():
     play(scenario())
 
 
-def test_the_next_of_a_lane_goes_before_what_came_later():
+def test_the_next_delivery_of_a_lane_precedes_later_arrivals():
     async def scenario():
         intake = Intake(SystemClock())
         for delivery in (of("a", 1), of("a", 2), of("", 3), of("", 4)):
@@ -77,7 +77,7 @@ def test_the_next_of_a_lane_goes_before_what_came_later():
     play(scenario())
 
 
-def test_what_is_too_old_goes_with_everything_behind_it():
+def test_an_old_delivery_goes_with_all_deliveries_behind_it():
     intake = Intake(SystemClock())
     for tag, lane in enumerate(["a", "", "b", "a", "b", ""]):
         intake.put(of(lane, tag, arrived_at=float(tag)))
@@ -96,7 +96,7 @@ def test_what_is_too_old_goes_with_everything_behind_it():
     play(scenario())
 
 
-def test_what_is_of_the_store_is_never_too_old():
+def test_a_row_of_the_store_is_never_too_old():
     intake = Intake(SystemClock())
     intake.put_first(of("a", 1, generation=0, row=1))
     intake.put(of("a", 2))
@@ -147,12 +147,12 @@ def test_with_a_rate_a_slot_takes_no_token_for_a_delivery_that_is_not_there():
 
 @dataclass
 class Model:
-    """What waits, in the order of its arrival, and what is out.
+    """The waiting deliveries in the order of their arrival, and those in slots.
 
     Attributes:
-        lanes: Everything of a lane that has not left it, first come first.
-        out: What a slot has.
-        held: What was in a slot, and waits for its time.
+        lanes: The deliveries that have not left their lane, in the order of their arrival.
+        out: The deliveries in slots.
+        held: The deliveries that were in a slot, and wait for their time.
     """
 
     lanes: dict[str, list[Delivery]] = field(default_factory=lambda: {k: [] for k in LANES})
@@ -166,7 +166,7 @@ class Model:
         return delivery in self.out or delivery in self.held
 
     def ready(self):
-        """What a slot may take: the first of each lane that is not away, in the lanes' order."""
+        """Return the deliveries that a slot may take: the first of each lane that is not away."""
         heads = [lane[0] for name, lane in self.lanes.items() if name and lane]
         plain = [d for d in self.lanes[""] if not self.is_away(d)]
         first = [next((d for d in plain if bool(d.row) == row), None) for row in (False, True)]
@@ -201,7 +201,7 @@ class Waiting(RuleBasedStateMachine):
         assert taking.done() or taking.cancel() is None, "something is ready"
         return taking.result()
 
-    # What happens.
+    # Events.
 
     @rule(lane=st.sampled_from(["", "a", "a", "b", "c"]), older=st.booleans())
     def deliver(self, lane, older):
@@ -263,7 +263,7 @@ class Waiting(RuleBasedStateMachine):
 
     @rule()
     def the_channel_goes(self):
-        """What waits is forgotten; what is held leaves; what a slot has leaves when it is done."""
+        """Forget waiting and held deliveries at once, and those in slots when they are done."""
         gone = [d for d in self.model.waiting() if d.generation == self.generation]
         found = self.intake.discard(self.generation)
         assert sorted(found, key=id_of) == sorted(gone, key=id_of)
@@ -301,7 +301,7 @@ class Waiting(RuleBasedStateMachine):
                 mine = [d for d in found if d.lane == name and bool(d.row) in kind]
                 assert mine == [d for d in lane if d in mine]
 
-    # What holds all the time.
+    # Invariants.
 
     @invariant()
     def nothing_is_forgotten(self):

@@ -126,7 +126,7 @@ def test_a_traceback_is_part_of_the_text(logger, journal):
     assert text.split()[-3:] == ["ValueError:", "two", "lines"]
 
 
-def test_what_a_handler_logs_names_its_message(logger, journal):
+def test_log_records_of_a_handler_name_its_message(logger, journal):
     delivery = make_delivery(message_id="m-1", queue="q", routing_key="t")
     in_handler([delivery], logger.info, "from the handler")
     found = journal.entry()
@@ -136,7 +136,7 @@ def test_what_a_handler_logs_names_its_message(logger, journal):
     assert found["FM_ATTEMPT"] == ["1"]
 
 
-def test_what_a_handler_of_batches_logs_names_all_its_messages(logger, journal):
+def test_log_records_of_a_batch_handler_name_all_its_messages(logger, journal):
     batch = [make_delivery(message_id=f"m-{n}", routing_key="t") for n in range(3)]
     in_handler(batch, logger.info, "from the handler")
     found = journal.entry()
@@ -155,7 +155,7 @@ def test_a_line_about_a_message_has_its_fields_and_not_those_of_the_handler_that
     assert found["FM_DISPOSITION"] == ["quarantine"]
 
 
-def test_what_an_author_gives_in_capitals_is_a_field_and_nothing_of_the_journals_own(
+def test_an_authors_extra_in_capitals_is_a_field_unless_it_is_one_of_the_journals_own(
     logger, journal
 ):
     extra = {"UPDATE": "FEDORA-2026", "COUNT": 3, "lower": 1, "PRIORITY": "0", "_PID": "1"}
@@ -182,7 +182,7 @@ def test_a_formatter_of_the_users_makes_the_text(handler, logger, journal):
     assert journal.entry()["MESSAGE"] == ["INFO hello"]
 
 
-def test_an_entry_that_no_datagram_holds_arrives_whole_as_a_sealed_file(logger, journal):
+def test_an_entry_too_large_for_a_datagram_arrives_whole_as_a_sealed_file(logger, journal):
     text = "0123456789\n" * 100_000
     logger.error(text)
     logger.error("small")
@@ -213,7 +213,7 @@ def test_a_journal_that_starts_again_gets_the_next_lines(logger, handler, path, 
     assert capsys.readouterr().err == "two\n"
 
 
-def test_a_socket_that_nobody_reads_any_more_is_no_journal(logger, handler, path, capsys):
+def test_a_socket_without_a_reader_is_no_journal(logger, handler, path, capsys):
     handler.fallback.setStream(sys.stderr)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
         dead.bind(path)
@@ -222,7 +222,9 @@ def test_a_socket_that_nobody_reads_any_more_is_no_journal(logger, handler, path
     assert not journald.is_reachable(path)
 
 
-def test_a_journal_that_hangs_stops_nobody_and_loses_nothing(logger, handler, journal, capsys):
+def test_a_journal_that_hangs_blocks_no_thread_and_loses_no_record(
+    logger, handler, journal, capsys
+):
     handler.fallback.setStream(sys.stderr)
     sent = 0
     # Nobody reads, until the socket's queue is full.
@@ -249,7 +251,7 @@ def test_a_record_that_cannot_be_formatted_raises_nothing(logger, journal, monke
     assert journal.entry()["MESSAGE"] == ["next"]
 
 
-def test_the_journal_is_reachable_where_somebody_reads_its_socket(path, tmp_path):
+def test_the_journal_is_reachable_where_its_socket_has_a_reader(path, tmp_path):
     assert not journald.is_reachable(path)
     with JournalSocket(path):
         assert journald.is_reachable(path)

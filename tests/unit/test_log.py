@@ -222,7 +222,7 @@ def test_a_redirection_into_a_file_is_not_the_journal(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["", ":", "1", "a:b", "1:2:3"])
-def test_a_journal_stream_of_another_file_is_no_journal(monkeypatch, tmp_path, value):
+def test_a_malformed_journal_stream_is_no_journal(monkeypatch, tmp_path, value):
     monkeypatch.setenv("JOURNAL_STREAM", value)
     with (tmp_path / "file").open("w") as file:
         assert not is_journal(file.fileno())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was settled on a channel that is gone, and comes back because the broker never heard it."""
+"""Acknowledgements that were lost with their channel: their messages come back and do not run."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def acks(clock):
 def settle(acks, disposition, **delivery):
     made = make_delivery(**delivery)
     assert acks.arrived(made) is None, "it goes to the handler"
-    acks.told(made, to.rule_for(disposition).answer, disposition.reason)
+    acks.answered(made, to.rule_for(disposition).answer, disposition.reason)
 
 
 def again(acks, generation=2, **delivery):
@@ -39,7 +39,7 @@ def test_a_message_that_was_settled_is_known_when_it_comes_back(acks, dispositio
     assert again(acks, delivery_tag=2) is None, "of two equal messages, one was settled"
 
 
-def test_what_the_broker_adds_to_the_headers_makes_no_other_message(acks):
+def test_headers_that_the_broker_adds_make_no_other_message(acks):
     settle(acks, to.Ack(), headers={"sender": "one"})
     acks.voided(1)
     assert again(acks, headers={"sender": "one", "x-delivery-count": 1}) == SettledBefore()
@@ -62,7 +62,7 @@ def test_the_next_acknowledgement_may_be_lost_as_well(acks):
 
 
 @pytest.mark.parametrize("back", [to.GiveBack(), to.Requeue(), to.Halt(3, requeue=True)])
-def test_what_went_back_runs_even_where_an_equal_message_was_settled(acks, back):
+def test_a_returned_message_runs_even_where_an_equal_message_was_settled(acks, back):
     settle(acks, to.Ack(), delivery_tag=1)
     settle(acks, back, delivery_tag=2)
     acks.voided(1)
@@ -70,8 +70,8 @@ def test_what_went_back_runs_even_where_an_equal_message_was_settled(acks, back)
     assert again(acks, delivery_tag=2) == SettledBefore()
 
 
-def test_what_was_not_settled_runs_first(acks):
-    """The broker may have heard of the one that was settled: then only the other comes back."""
+def test_of_two_equal_messages_the_unsettled_one_runs_first(acks):
+    """The broker may have got the ack of the settled one: then only the other comes back."""
     settle(acks, to.Ack(), delivery_tag=1)
     acks.arrived(make_delivery(delivery_tag=2))
     acks.voided(1)
@@ -120,7 +120,7 @@ def test_a_larger_prefetch_count_remembers_more(acks):
     assert all(again(acks, message_id=str(n)) for n in range(5))
 
 
-def test_what_has_not_come_back_for_long_is_forgotten(acks, clock):
+def test_a_message_that_has_not_come_back_for_long_is_forgotten(acks, clock):
     settle(acks, to.Ack())
     acks.voided(1)
     clock.advance(MEMORY_SECONDS)
@@ -137,7 +137,7 @@ def test_lost_channels_do_not_add_up_for_ever(acks):
     assert again(acks, 100, message_id="2-0") == SettledBefore()
 
 
-def test_without_a_prefetch_count_the_memory_is_bounded_all_the_same(clock):
+def test_the_memory_is_bounded_without_a_prefetch_count_too(clock):
     acks = LostAcks(clock)
     for number in range(MEMORY_RUNS + 1):
         settle(acks, to.Ack(), delivery_tag=number, message_id=str(number))

@@ -49,19 +49,19 @@ capacities = st.builds(Capacity, st.integers(1, 64), st.integers(0, 65535))
 # How much less.
 
 
-def test_half_of_the_slots_and_of_what_is_sent_ahead():
+def test_each_step_halves_the_slots_and_the_prefetched_messages():
     assert FULL.halved(0) == FULL
     assert FULL.halved(1) == Capacity(4, 50)
     assert FULL.halved(3) == Capacity(1, 12)
     assert FULL.halved(10) == Capacity(1, 1)
 
 
-def test_without_a_limit_there_is_one():
+def test_an_unlimited_prefetch_gets_a_limit():
     assert Capacity(2, 0).halved(1) == Capacity(1, UNLIMITED // 2)
 
 
 @given(capacities, st.integers(1, 20))
-def test_something_is_left_and_never_more_than_there_was(full, times):
+def test_a_halved_capacity_is_positive_and_never_larger(full, times):
     now = full.halved(times)
     assert 1 <= now.slots <= full.slots
     # 0 would be no limit.
@@ -92,7 +92,7 @@ def test_where_nothing_is_left_to_halve_nothing_changes(squeeze):
     assert FULL.halved(squeeze.times) == smallest
 
 
-def test_it_doubles_again_step_by_step_when_there_is_no_pressure(squeeze):
+def test_the_capacity_doubles_step_by_step_without_pressure(squeeze):
     squeeze.press(FULL, 100.0)
     squeeze.press(FULL, 101.0)
     assert squeeze.due == 101.0 + CALM
@@ -133,7 +133,7 @@ def test_the_wait_is_short_again_after_long_without_pressure(squeeze):
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 50.0)), max_size=60))
-def test_whatever_happens_it_gets_back_to_the_whole_in_the_end(events):
+def test_after_any_events_the_capacity_becomes_whole_again(events):
     squeeze, now = CapacityReduction(), 1.0
     for is_pressure, later in events:
         now += later
@@ -173,7 +173,7 @@ def test_where_nothing_is_named_nothing_is_watched(watched, environment):
     assert not any(thread.name == "memory-pressure" for thread in threading.enumerate())
 
 
-def test_a_fifo_says_so_by_what_is_written_to_it_again_and_again(watched, tmp_path):
+def test_each_write_to_a_fifo_reports_pressure(watched, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     trigger = base64.b64encode(b"some 200000 2000000").decode()
@@ -185,7 +185,7 @@ def test_a_fifo_says_so_by_what_is_written_to_it_again_and_again(watched, tmp_pa
     assert not watched.lost.is_set()
 
 
-def test_a_socket_gets_the_trigger_and_says_so_until_it_is_closed(watched, tmp_path):
+def test_a_socket_gets_the_trigger_and_reports_pressure_until_it_is_closed(watched, tmp_path):
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(path)
@@ -202,7 +202,7 @@ def test_a_socket_gets_the_trigger_and_says_so_until_it_is_closed(watched, tmp_p
     assert watched.lost.wait(PATIENCE)
 
 
-def test_what_is_not_there_and_what_is_no_base64_are_errors(watched, tmp_path):
+def test_a_missing_file_and_a_trigger_that_is_no_base64_are_errors(watched, tmp_path):
     with pytest.raises(OSError, match="no-such"):
         watched.watch.start({"MEMORY_PRESSURE_WATCH": str(tmp_path / "no-such")})
     environment = {"MEMORY_PRESSURE_WATCH": str(tmp_path), "MEMORY_PRESSURE_WRITE": "!"}
@@ -223,7 +223,7 @@ def test_a_trigger_that_is_refused_is_an_error_and_leaves_nothing_open(watched, 
     assert open_descriptors() == before
 
 
-def test_one_that_is_stopped_leaves_no_thread_and_nothing_open(tmp_path):
+def test_a_stopped_watch_leaves_no_thread_and_no_open_file(tmp_path):
     before = open_descriptors()
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -283,7 +283,7 @@ def thrash() -> Iterator[Callable[[], None]]:
     group.rmdir()
 
 
-def test_the_kernels_pressure_file_says_so(watched, thrash):
+def test_the_kernels_pressure_file_reports_pressure(watched, thrash):
     trigger = base64.b64encode(b"some 1000 2000000\0").decode()
     environment = {
         "MEMORY_PRESSURE_WATCH": "/proc/pressure/memory",
@@ -379,7 +379,7 @@ def play(instance, monkeypatch, tmp_path):
     return run
 
 
-def test_pressure_shrinks_what_is_taken_on_and_gives_back_what_waits(instance, play, caplog):
+def test_pressure_shrinks_the_capacity_and_gives_back_waiting_messages(instance, play, caplog):
     async def scenario(relief, press):
         await press()
         assert relief.remark == "memory is short: 2 of 4 slots"
@@ -390,7 +390,7 @@ def test_pressure_shrinks_what_is_taken_on_and_gives_back_what_waits(instance, p
     assert caplog.messages == [said]
 
 
-def test_it_grows_step_by_step_and_says_so(instance, play, caplog):
+def test_the_capacity_grows_step_by_step_and_is_logged(instance, play, caplog):
     caplog.set_level("INFO")
 
     async def scenario(relief, press):
@@ -428,7 +428,7 @@ def test_other_settings_keep_the_squeeze(instance, play):
     assert instance.calls == [8, ("ahead", UNLIMITED // 2), "said"]
 
 
-def test_one_that_stops_grows_no_more(instance, play):
+def test_a_stopping_instance_grows_no_more(instance, play):
     async def scenario(relief, press):
         await press()
         instance.gate.close()
@@ -439,7 +439,7 @@ def test_one_that_stops_grows_no_more(instance, play):
     assert instance.calls == []
 
 
-def test_what_is_gone_is_said_once(instance, monkeypatch, tmp_path, caplog):
+def test_a_watch_that_is_gone_is_logged_once(instance, monkeypatch, tmp_path, caplog):
     path = str(tmp_path / "socket")
     monkeypatch.setenv("MEMORY_PRESSURE_WATCH", path)
 

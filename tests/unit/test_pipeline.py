@@ -40,7 +40,7 @@ from consumer_framework.testing import (
 from consumer_framework.testing.fake_store import FakeStore
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
-# Gives back what fails, as upstream's Nack does.
+# Gives failed messages back, as upstream's Nack does.
 REQUEUE = Policy(schedule=(), on_exhausted=OnExhausted.REQUEUE)
 
 
@@ -119,7 +119,7 @@ class Path:
         )
 
     async def process(self, delivery):
-        """What becomes of *delivery*, once everything is written."""
+        """Return the disposition of *delivery* once all writes are done."""
         _, decision = await self.pipeline.process(delivery)
         await self.commits()
         return decision.disposition
@@ -163,7 +163,7 @@ class Path:
 
     @property
     def told(self):
-        """How each delivery was settled, in order, by its place."""
+        """The settles in order, each with its generation and tag."""
         return [(d.generation, d.delivery_tag, how) for d, how in self.acknowledger.told]
 
 
@@ -187,18 +187,18 @@ SETTLES = [
 
 
 def as_told(delivery, told):
-    """What the acknowledger was told where it was told of *delivery* alone."""
+    """Return the calls of an acknowledger that settled only *delivery*."""
     return [] if told is None else [(delivery.generation, delivery.delivery_tag, told)]
 
 
 def kept(path):
-    """How many deliveries are held, deferred and quarantined."""
+    """Return the numbers of held, deferred and quarantined deliveries."""
     store = path.store
     return len(path.settler.holds), len(store.deferred), len(store.quarantined)
 
 
 def kept_by(disposition):
-    """What :func:`kept` says after one such disposition."""
+    """Return the result of :func:`kept` after one such disposition."""
     return tuple(int(isinstance(disposition, k)) for k in (to.Hold, to.Defer, to.Quarantine))
 
 
@@ -228,7 +228,7 @@ def test_each_outcome_is_settled_once_and_recorded(outcome, disposition, told):
     "error", [ValueError("no JSON"), LookupError("unknown encoding: gzip"), ZeroDivisionError("x")]
 )
 def test_bytes_that_are_no_message_reach_no_handler_and_are_quarantined(error):
-    """Whatever a decoder, a codec or a schema class raises fails the delivery and not the slot."""
+    """Any error of a decoder, a codec or a schema class fails the delivery and not the slot."""
 
     async def scenario():
         def decode(_delivery):
@@ -371,7 +371,7 @@ def test_a_message_that_killed_the_process_too_often_is_quarantined_before_it_ru
     play(scenario())
 
 
-def test_what_the_store_brings_back_is_settled_there_and_not_with_the_broker():
+def test_a_row_of_the_store_is_settled_in_the_store_and_not_with_the_broker():
     async def scenario():
         path = Path()
         await end_at_once(path, make_delivery(), Failed(Defer(5000)))
@@ -427,7 +427,7 @@ def test_a_redelivery_after_the_run_is_settled_with_its_outcome(outcome, disposi
     play(scenario())
 
 
-def test_a_failure_counts_once_however_often_its_settle_was_void():
+def test_a_failure_counts_once_after_several_void_settles():
     async def scenario():
         path = Path()
         await end_at_once(path, make_delivery(), Failed(ValueError("boom")))
@@ -552,7 +552,7 @@ def test_a_held_delivery_runs_again_and_no_run_of_the_past_answers_for_it():
     play(scenario())
 
 
-def test_a_run_that_goes_on_is_remembered_however_long_it_takes():
+def test_a_run_is_remembered_until_it_ends():
     async def scenario():
         path = Path()
         await path.take(make_delivery())

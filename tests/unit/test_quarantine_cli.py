@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an operator types, on the store of an instance that is stopped."""
+"""The commands of an operator, on the store of a stopped instance."""
 
 from __future__ import annotations
 
@@ -177,14 +177,14 @@ def alike(operator):
     return operator
 
 
-def test_list_says_how_many_other_texts_the_errors_of_a_cause_have(alike):
+def test_list_shows_how_many_other_texts_the_errors_of_a_cause_have(alike):
     lines = alike.does("list").stdout.splitlines()
     assert lines[1].endswith("KeyError: 'package'")
     assert lines[2].strip() == f"{OTHER_CAUSE} and 1 other text"
     assert alike.shows("list")[0]["other_texts"] == 1
 
 
-def test_drop_by_fingerprint_says_what_errors_are_lost_before_it_asks(alike):
+def test_drop_by_fingerprint_shows_the_errors_before_it_asks(alike):
     result = alike.does("drop", "--fingerprint", "KeyError in", input="n\n")
     assert f"{OTHER_CAUSE}: KeyError: 'package' and 1 other text" in result.stderr
     assert len(alike.rows()) == 3
@@ -199,7 +199,7 @@ def test_list_rows_has_a_line_for_each_message(three):
     assert " ".join(lines[3].split()).endswith(f"{OTHER_CAUSE} 'package'")
 
 
-def test_list_says_so_when_nothing_is_quarantined(operator):
+def test_list_reports_an_empty_quarantine(operator):
     operator.quarantines()
     assert operator.does("list").stdout == "nothing is quarantined\n"
     assert operator.does("list", "--rows").stdout == "nothing is quarantined\n"
@@ -226,7 +226,7 @@ def test_list_filters(three, words, expected):
     assert [row["id"] for row in three.shows("list", *words)] == expected
 
 
-def test_a_list_that_was_cut_says_that_there_is_more(three):
+def test_a_list_that_was_cut_shows_that_there_is_more(three):
     assert "2 messages; there are more" in three.does("list", "--limit", "2").stdout
     assert "more" not in three.does("list", "--limit", "3").stdout
 
@@ -243,7 +243,7 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(three, words):
     assert "x" * 300 in unlimited
 
 
-def test_what_a_publisher_wrote_does_nothing_to_the_terminal(operator):
+def test_the_text_of_a_publisher_does_not_control_the_terminal(operator):
     evil = a_delivery(1, {"n": "\x9b31m \u202e"}, routing_key="org.\x1b]0;title\x07")
     operator.quarantines(replace(evil, history=failures(1, CAUSE, "\x1b[2J")))
     for words in (["list"], ["list", "--rows"], ["show", "1"]):
@@ -279,7 +279,7 @@ def test_a_list_has_a_column_of_keys_where_there_are_any(keyed):
     assert [" other " in line for line in others] == [False, False, True, False]
 
 
-def test_a_list_of_several_states_says_which_and_what_is_due(three):
+def test_a_list_of_several_states_shows_the_state_and_the_due_time(three):
     now = time.time()
     for number, due in (4, now + 3700), (5, now - 5), (6, now - 5):
         lane = "key" if number > 4 else ""
@@ -297,7 +297,7 @@ def test_a_list_of_several_states_says_which_and_what_is_due(three):
     assert head.split()[:4] == ["ROW", "AGE", "DUE", "KEY"]
 
 
-def test_show_says_the_key_and_what_the_message_stands_behind(keyed):
+def test_show_prints_the_key_and_the_row_that_blocks_the_message(keyed):
     text = keyed.does("show", "2").stdout
     assert "behind row 1 of the same key, quarantined" in " ".join(text.split())
     assert "key FEDORA-2024-" in " ".join(text.split())
@@ -307,7 +307,7 @@ def test_show_says_the_key_and_what_the_message_stands_behind(keyed):
     assert text.splitlines()[-1].endswith(" 5")
 
 
-def test_show_says_when_a_deferred_message_runs(operator):
+def test_show_prints_when_a_deferred_message_runs(operator):
     first, second = (replace(a_delivery(n), lane="key") for n in (1, 2))
     due = time.time() + 3700
     operator.keeps(lambda store: store.defer(first, due))
@@ -316,7 +316,7 @@ def test_show_says_when_a_deferred_message_runs(operator):
     assert "runs again after row 1" in " ".join(operator.does("show", "2").stdout.split())
 
 
-def test_programs_get_the_key_and_what_a_message_stands_behind(keyed):
+def test_json_has_the_key_and_the_row_that_blocks_a_message(keyed):
     rows = keyed.shows("list", "--rows")
     assert [(row["lane"][:6], row["behind"]) for row in rows] == [
         ("FEDORA", None),
@@ -355,7 +355,7 @@ def test_an_edited_message_of_a_key_is_tried_first(keyed):
     assert keyed.seen() == ["id-1 food"]
 
 
-def test_what_stands_behind_a_dropped_message_waits_for_an_operator(keyed):
+def test_messages_behind_a_dropped_one_wait_for_an_operator(keyed):
     assert keyed.does("drop", "1", "--yes").exit_code == 0
     assert keyed.rows() == dict.fromkeys((2, 3, 4, 5), "quarantined")
     assert keyed.runs("replay", "2").returncode == 0
@@ -412,7 +412,7 @@ def test_show_as_json_has_everything(operator):
     assert shown["state"] == "quarantined"
 
 
-# What goes wrong: one line, a cure, no traceback.
+# Failures: one line, a cure, no traceback.
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_show_as_json_has_everything(operator):
     ],
     ids=words_of,
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(three, words, line):
+def test_an_impossible_order_is_one_line_and_exit_code_2(three, words, line):
     result = three.does(*words)
     assert result.exit_code == 2
     assert result.stderr.startswith("fm-consumer: ")
@@ -446,14 +446,14 @@ def test_an_instance_must_be_named(operator):
     assert "name an INSTANCE" in result.stderr
 
 
-def test_a_name_that_no_instance_can_have_is_one_line(operator):
+def test_an_impossible_instance_name_is_reported_in_one_line(operator):
     result = CliRunner().invoke(main, ["quarantine", "list", "no/such"])
     assert result.exit_code == 78
     assert result.stderr.count("\n") == 1
     assert "'no/such' is no instance name" in result.stderr
 
 
-def test_an_unknown_instance_is_told_with_those_that_there_are(tmp_path, monkeypatch):
+def test_an_unknown_instance_is_reported_with_the_known_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(cli_options, "CONFIGURATION_DIRECTORY", tmp_path)
     (tmp_path / "toddlers.toml").touch()
     command = ["quarantine", "list", "todlers", "--state-dir", str(tmp_path)]
@@ -474,14 +474,14 @@ def test_the_name_of_an_instance_is_enough(three, monkeypatch):
 
 
 @pytest.mark.parametrize("verb", ["list", "stats", "export"])
-def test_an_instance_that_never_ran_is_told_in_one_line(operator, verb):
+def test_an_instance_that_never_ran_is_reported_in_one_line(operator, verb):
     result = operator.does(verb)
     assert result.exit_code == 78
     assert result.stderr.count("\n") == 1
     assert "there is no store" in result.stderr
 
 
-def test_a_file_that_is_no_store_is_told_in_one_line(operator):
+def test_a_file_that_is_no_store_is_reported_in_one_line(operator):
     operator.state.mkdir()
     (operator.state / "store.sqlite3").write_text("not a database, but long enough to be one")
     result = operator.does("list")
@@ -490,7 +490,7 @@ def test_a_file_that_is_no_store_is_told_in_one_line(operator):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="must be root to become somebody else")
-def test_a_store_that_may_not_be_read_is_told_with_a_cure(three):
+def test_a_store_that_may_not_be_read_is_reported_with_a_cure(three):
     three.state.chmod(0o700)
     command = [str(FM_CONSUMER), "quarantine", "list", *three.instance]
     # Nobody may not write where the coverage of the tests is measured, and would say so.
@@ -519,7 +519,7 @@ def test_drop_asks_first_and_no_means_no(three):
     assert three.rows() == dict.fromkeys([1, 2, 3], "quarantined")
 
 
-def test_drop_loses_what_it_names_and_nothing_else(three):
+def test_drop_deletes_the_named_messages_and_no_others(three):
     assert three.does("drop", "1", input="y\n").stdout == "1 message dropped\n"
     assert list(three.rows()) == [2, 3]
     assert three.shows("drop", "--fingerprint", "KeyError", "--yes") == {"dropped": [3], "kept": []}
@@ -528,7 +528,7 @@ def test_drop_loses_what_it_names_and_nothing_else(three):
     assert three.does("drop", "--all", "--yes").stdout == "nothing is quarantined\n"
 
 
-def test_drop_leaves_alone_what_a_replay_has(three):
+def test_drop_does_not_touch_claimed_messages(three):
     store = Store.open(three.state, limits=Limits())
     try:
         assert asyncio.run(store.claim(1))
@@ -539,7 +539,7 @@ def test_drop_leaves_alone_what_a_replay_has(three):
     assert "row 1 is in a replay" in result.stderr
 
 
-def test_a_store_that_another_process_has_open_is_told_in_one_line(three):
+def test_a_store_in_use_is_reported_in_one_line(three):
     store = Store.open(three.state, instance="sample", limits=Limits())
     try:
         result = three.does("drop", "1", "--yes")
@@ -596,7 +596,7 @@ def test_replay_of_a_stopped_instance_runs_its_handler(operator):
     assert operator.rows() == {}
 
 
-def test_what_fails_again_stays_with_one_more_attempt(operator):
+def test_a_message_that_fails_again_stays_with_one_more_attempt(operator):
     operator.quarantines(a_delivery(1, {"n": "poison"}), a_delivery(2))
     result = operator.runs("replay", "1", "2")
     assert result.returncode == 1
@@ -611,7 +611,7 @@ def test_what_fails_again_stays_with_one_more_attempt(operator):
     assert operator.rows() == {1: "quarantined"}
 
 
-def test_a_canary_is_one_message(operator):
+def test_a_replay_of_the_first_message_runs_no_other(operator):
     operator.quarantines(*(a_delivery(n, {"n": "poison"}) for n in (1, 2, 3)))
     assert operator.runs("replay", "--first", "1").returncode == 1
     assert operator.seen() == ["id-1 poison"]
@@ -639,7 +639,7 @@ def test_a_handler_may_drop_a_replayed_message(operator):
     assert operator.rows() == {}
 
 
-def test_a_handler_that_cannot_be_built_is_told_in_one_line_and_nothing_happens(operator):
+def test_a_handler_that_cannot_be_built_is_reported_in_one_line_and_no_message_runs(operator):
     operator.quarantines(a_delivery(1))
     result = operator.runs("replay", "1", "--callback", "no.such:module")
     assert result.returncode == 78
@@ -675,7 +675,7 @@ def interrupted(operator, times, lasts):
     return result
 
 
-def test_an_interrupted_replay_lets_its_message_end_and_says_how_it_did(operator):
+def test_an_interrupted_replay_lets_its_message_end_and_reports_the_result(operator):
     result = interrupted(operator, times=1, lasts=0)
     assert "row 1 succeeded" in result.stdout
     assert "interrupted: 1 message left in quarantine" in result.stderr
@@ -692,7 +692,7 @@ def test_a_replay_that_is_interrupted_twice_ends_at_once_and_keeps_its_message(o
 
 
 def editor(operator: Operator, source: str) -> str:
-    """A program that edits the file it is given, with Python's `text` for what is in it."""
+    """Return a program that edits the given file; `text` is its contents in Python."""
     script = operator.directory / "editor.py"
     script.write_text(
         "import pathlib, sys\nfile = pathlib.Path(sys.argv[1])\n"
@@ -728,7 +728,7 @@ def test_an_edited_copy_that_fails_stays_and_keeps_its_original(operator):
     ],
     ids=["untouched", "same", "invalid", "array"],
 )
-def test_an_edit_that_is_none_or_no_json_changes_nothing(operator, tmp_path, source, line):
+def test_an_edit_without_a_change_or_without_json_changes_nothing(operator, tmp_path, source, line):
     operator.quarantines(a_delivery(1))
     folder = tmp_path / "tmp"
     folder.mkdir()
@@ -739,7 +739,7 @@ def test_an_edit_that_is_none_or_no_json_changes_nothing(operator, tmp_path, sou
     assert result.stderr.count("\n") == 1
     assert operator.rows() == {1: "quarantined"}
     assert operator.seen() == []
-    # What cost the operator work is kept, and named.
+    # The work of an operator is kept, and its place named.
     assert all(str(file) in result.stderr for file in folder.iterdir())
 
 
@@ -758,7 +758,7 @@ def test_every_help_text_has_an_example(verb):
     assert "--json" in text
 
 
-# What strangers wrote.
+# Texts of strangers.
 
 HOSTILE = "first\nERROR forged\x1b[2J\x9b\u2028\x85\u202e"
 
@@ -806,7 +806,7 @@ def test_nothing_that_a_publisher_wrote_reaches_the_terminal_or_stops_a_command(
 
 @pytest.mark.parametrize("encoding", ["punycode", "unicode_escape", "gzip"])
 @pytest.mark.parametrize("verb", ["show", "export"])
-def test_a_body_is_not_decoded_with_what_is_no_encoding_of_text(operator, encoding, verb):
+def test_a_body_is_not_decoded_by_a_codec_that_is_no_text_encoding(operator, encoding, verb):
     operator.quarantines(a_delivery(1, content_encoding=encoding))
     result = operator.does(verb, "1")
     assert "body_base64" in result.output or "not JSON" in result.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What becomes of a delivery, from its outcome and the situation alone."""
+"""The disposition of a delivery follows from its outcome and the situation alone."""
 
 import socket
 
@@ -11,7 +11,7 @@ from consumer_framework.core import disposition as to
 from consumer_framework.core import errors
 from consumer_framework.core.attempt import NO_HISTORY, History, attempt_of
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -71,7 +71,7 @@ def disposition_of(outcome, policy=POLICY, situation=SITUATION, **delivery):
             ),
         ),
         (Withdrawn(), to.GiveBack()),
-        (Behind(), to.Defer(NOW, "behind an earlier message with the same key")),
+        (Blocked(), to.Defer(NOW, "behind an earlier message with the same key")),
         (Failed(errors.Retry("busy")), to.Hold(NOW, "Retry: busy")),
         (Failed(errors.Retry("busy", after="5m")), to.Hold(NOW + 300, "Retry: busy")),
         (Failed(LaterRetry("busy")), to.Hold(NOW, "LaterRetry: busy")),
@@ -150,7 +150,7 @@ def test_the_first_rule_that_matches_decides():
     assert disposition_of(Failed(ValueError("none")), policy) == to.Hold(NOW, "ValueError: none")
 
 
-def test_no_rule_stands_before_what_an_author_says_on_purpose():
+def test_no_rule_overrides_a_signal_of_the_author():
     policy = Policy(rules=(Rule((BaseException,), Then.HALT),))
     assert disposition_of(Failed(errors.Drop("old")), policy) == to.Reject("old")
     assert disposition_of(Succeeded(), policy) == to.Ack()
@@ -178,7 +178,7 @@ ERRORS = [
         st.builds(SettledBefore),
         st.builds(Crashed, st.integers(1)),
         st.builds(Withdrawn),
-        st.builds(Behind),
+        st.builds(Blocked),
         st.builds(lambda text: Undecodable(ValueError(text)), st.text()),
         st.builds(lambda make: Failed(make()), st.sampled_from(ERRORS)),
     ),
@@ -191,7 +191,7 @@ ERRORS = [
     st.builds(SITUATION._replace, spread=st.floats(0, 1), may_hold=st.booleans()),
     st.sampled_from([NO_HISTORY, SPENT]),
 )
-def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_unwritten(
+def test_every_outcome_has_a_disposition_and_only_successes_are_acked_without_a_row(
     outcome, policy, situation, history
 ):
     """Hold, Requeue, GiveBack, Halt leave it to the broker; Defer, Quarantine are written first."""
@@ -206,7 +206,7 @@ def test_every_outcome_has_a_disposition_and_only_what_is_done_is_acknowledged_u
     if isinstance(disposition, to.Hold):
         assert situation.may_hold or disposition.until <= situation.now
     if isinstance(disposition, to.GiveBack):
-        assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Behind) and policy.strict)
+        assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Blocked) and policy.strict)
 
 
 class DatabaseGoneError(errors.DependencyFault):
@@ -228,11 +228,11 @@ class DatabaseGoneError(errors.DependencyFault):
         (FileNotFoundError("a file"), None),
     ],
 )
-def test_a_set_up_fails_of_a_dependency_where_the_author_says_so_or_nobody_answers(error, reason):
+def test_a_setup_fails_of_a_dependency_by_a_signal_or_a_refused_connection(error, reason):
     assert broken_dependency(error, POLICY) == reason
 
 
-def test_a_rule_says_what_a_dependency_is_and_what_is_none():
+def test_rules_decide_which_errors_are_dependency_faults():
     rules = (
         Rule((KeyError, ConnectionResetError), Then.HALT),
         Rule((LookupError,), Then.DEPENDENCY),
@@ -255,19 +255,19 @@ INVALID = Undecodable(ValueError("no JSON"))
 FAULT = Failed(ValueError("no"))
 
 
-def test_what_is_rejected_is_dead_lettered_by_the_broker():
+def test_an_invalid_or_exhausted_message_is_rejected_to_the_dead_letter_exchange():
     assert disposition_of(INVALID, REJECTS) == to.Reject("no valid message: ValueError: no JSON")
     spent = disposition_of(FAULT, REJECTS, history=SPENT)
     assert spent == to.Reject("ValueError: no (5 attempts)")
 
 
-def test_what_the_broker_has_no_more_is_never_rejected():
+def test_a_row_of_the_store_is_never_rejected():
     assert isinstance(disposition_of(INVALID, REJECTS, row=1), to.Quarantine)
     assert isinstance(disposition_of(FAULT, REJECTS, row=1, history=SPENT), to.Quarantine)
     assert isinstance(disposition_of(FAULT, REJECTS, replayed=True), to.Quarantine)
 
 
-def test_what_may_be_rejected_later_stays_on_the_broker():
+def test_a_message_that_may_be_rejected_later_stays_with_the_broker():
     held = disposition_of(FAULT, REJECTS, history=ONE_FAILED)
     assert held == to.Hold(NOW + 10, "ValueError: no")
     back = disposition_of(FAULT, REJECTS, NO_HOLD, history=ONE_FAILED)
@@ -282,7 +282,7 @@ def test_what_may_be_rejected_later_stays_on_the_broker():
     [
         (INVALID, to.Reject("no valid message: ValueError: no JSON")),
         (Crashed(2), to.Requeue("the process died 2 times while it was handled")),
-        (Behind(), to.GiveBack()),
+        (Blocked(), to.GiveBack()),
         (Failed(errors.Quarantine("odd")), to.Requeue("odd")),
         (Failed(errors.Defer(NOW + 20, "later")), to.Hold(NOW + 20, "Defer: later")),
         (Failed(errors.Defer(NOW + 86400, "later")), to.Hold(NOW + 900, "Defer: later")),
@@ -294,7 +294,7 @@ def test_without_a_store_messages_are_held_or_stay_with_the_broker(outcome, disp
     assert disposition_of(outcome, situation=NO_STORE) == disposition
 
 
-def test_without_a_store_what_finds_no_hold_slot_goes_back_to_its_queue():
+def test_without_a_store_a_message_without_a_hold_slot_goes_back_to_its_queue():
     for error in (
         errors.Defer(NOW + 20, ""),
         errors.DependencyFault(""),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What becomes of a message: what an author can say, each setting, each state and event."""
+"""The recovery of messages: each signal, each setting, each state and event."""
 
 from asyncio import sleep
 from dataclasses import replace
@@ -13,7 +13,7 @@ from consumer_framework import Defer, DependencyFault, Drop, Halt, Quarantine, R
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -51,7 +51,7 @@ def always(error):
     return handler
 
 
-# What an author can say.
+# Signals of an author.
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def always(error):
         (SystemExit(3), to.Hold(NOW, "SystemExit: 3"), True),
         (Crashed(2), to.Quarantine("the process died 2 times while it was handled"), False),
         (Withdrawn(), to.GiveBack(), False),
-        (Behind(), to.Defer(NOW, "behind an earlier message with the same key"), False),
+        (Blocked(), to.Defer(NOW, "behind an earlier message with the same key"), False),
         (Undecodable(ValueError("x")), to.Quarantine("no valid message: ValueError: x"), True),
     ],
 )
@@ -95,23 +95,23 @@ def test_each_outcome_has_its_disposition_and_may_consume_an_attempt(outcome, di
         (upstream.HaltConsumer(4), to.Halt),
     ],
 )
-def test_what_a_handler_raises_is_understood(raised, disposition):
+def test_each_exception_of_a_handler_has_its_disposition(raised, disposition):
     with Harness(always(raised)) as harness:
         assert isinstance(harness.deliver(message()), disposition)
 
 
 @pytest.mark.parametrize("code", [-1, 256, "3"])
-def test_an_exit_code_that_there_is_not_is_never_taken_for_success(code):
+def test_an_impossible_exit_code_is_never_taken_for_success(code):
     assert decided(Halt(code)).disposition.exit_code == 13
 
 
 @pytest.mark.parametrize("after", [-1, "soon", True])
-def test_a_retry_after_what_is_no_length_of_time_is_refused_where_it_is_made(after):
+def test_a_retry_after_an_invalid_length_of_time_is_refused_where_it_is_made(after):
     with pytest.raises(ValueError, match="length of time"):
         Retry(after=after)
 
 
-def test_a_foreign_error_with_the_attributes_of_a_signal_is_none():
+def test_a_foreign_error_with_the_attributes_of_a_signal_is_no_signal():
     class ForeignError(Exception):
         after = until = exit_code = requeue = "odd"
 
@@ -167,7 +167,7 @@ def test_chance_changes_a_delay_by_a_fifth(spread, wait):
         (OnExhausted.HALT, to.Halt(13, requeue=True, reason="ValueError (5 attempts)")),
     ],
 )
-def test_what_follows_the_last_attempt(on_exhausted, disposition):
+def test_on_exhausted_decides_after_the_last_attempt(on_exhausted, disposition):
     policy = Policy(on_exhausted=on_exhausted)
     assert decided(ValueError(), policy, attempts=4).disposition == disposition
 
@@ -267,7 +267,7 @@ def test_a_deferred_message_that_kills_the_process_is_quarantined_before_it_runs
         assert harness.quarantined == [deadly]
 
 
-def test_what_cannot_be_decoded_is_quarantined_as_it_was_received_and_the_next_is_handled():
+def test_undecodable_bytes_are_quarantined_unchanged_and_the_next_message_is_handled():
     with Harness(always(None)) as harness:
         harness.deliver_raw(b"\xff", headers=None, message_id=None, content_encoding="klingon")
         assert harness.deliver(message()) == to.Ack()
@@ -279,7 +279,7 @@ def test_what_cannot_be_decoded_is_quarantined_as_it_was_received_and_the_next_i
     assert len(delivery.history.attempts) == 1
 
 
-def test_an_open_breaker_gives_back_what_waits_and_keeps_one_as_the_probe():
+def test_an_open_breaker_gives_back_waiting_messages_and_keeps_one_as_the_probe():
     settings = {"recovery": {"breaker": {"consecutive": 2, "probe": ["30s", "5m"]}}}
 
     def handler(_message):
@@ -315,7 +315,7 @@ def test_a_store_that_cannot_commit_pauses_and_resumes_by_itself():
         assert len(harness.runs(first)) == 1
 
 
-def test_a_drain_gives_back_what_is_held():
+def test_a_drain_gives_back_held_messages():
     with Harness(always(ValueError())) as harness:
         first = message()
         harness.deliver(first)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever the network does, in whatever order: no message is lost, none runs twice at once.
+"""After any faults of the network in any order: no message is lost, none runs twice at once.
 
-A model of a broker and of handlers that end when the machine says so, around the real pipeline,
-its memory of runs and of attempts, its holds and its intake, with several slots. What is handed
-over waits for a slot, and is withdrawn when its channel goes.
+A model of a broker, and of handlers that end when the machine ends them, around the real pipeline,
+its memory of runs and of attempts, its holds and its intake, with several slots. A delivery that is
+handed over waits for a slot, and is withdrawn when its channel goes.
 
-Messages that are equal cannot be told apart, so what holds for a message is said of all equal ones
-together: there are never more settles than runs, and never more runs at once than messages.
+Equal messages cannot be told apart, so the invariants hold for all equal messages together: there
+are never more settles than runs, and never more runs at once than messages.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class Handlers:
 
 
 class Host(RuleBasedStateMachine):
-    """Its bundles are plain lists, for what waits is gone after a cut."""
+    """An instance and a network that fails. Its bundles are lists, which a cut empties."""
 
     @initialize(slots=st.integers(1, 4), handed_over=st.integers(0, 4))
     def start(self, slots, handed_over):
@@ -233,7 +233,7 @@ class Host(RuleBasedStateMachine):
 
     def turn(self):
         """Let the slots do all they can, then let the broker hear of it."""
-        # What is requeued is so at once: there is no real time.
+        # A requeue happens at once, since there is no real time.
         with mock.patch.object(settler, "REQUEUE_PAUSE", 0):
             self.loop.run_until_complete(self.many_turns())
         for worker in self.workers:

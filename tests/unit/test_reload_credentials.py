@@ -85,7 +85,7 @@ def test_the_copy_stands_for_the_instances_own_file_alone(closed, name):
     assert access.from_inside(None, "sample").handed_over is None
 
 
-def test_a_file_that_nobody_hands_over_says_how_it_would_be(closed):
+def test_the_problem_of_a_file_that_is_not_loaded_shows_the_loadcredential_line(closed):
     closed.write("")
     (closed.directory / "fm-consumer.toml").unlink()
     with pytest.raises(ConfigurationError) as caught:
@@ -143,7 +143,7 @@ def test_an_order_without_the_file_or_with_another_one_brings_nothing(closed, re
     assert file_given(request_of(closed.file, ""), None) is None
 
 
-def test_a_request_with_a_file_that_is_none_is_refused():
+def test_a_request_with_an_invalid_file_is_refused():
     with pytest.raises(ProtocolError, match="no such request: reload: file"):
         decode_request(b'{"do": "reload", "file": "x"}')
 
@@ -165,7 +165,7 @@ def test_credentials_that_systemd_did_not_make_anew_are_named(host):
     assert line.startswith("these credentials are as they were: b; ")
 
 
-def test_a_credential_and_a_file_that_are_not_there_are_told_by_others(host):
+def test_missing_credentials_and_files_are_left_to_other_checks(host):
     host.write('topic_prefix = "credential:gone"')
     before = CredentialSnapshot.take(host.file, "sample")
     assert before.notes_of_unchanged(CredentialSnapshot.take(host.file, "sample")) == ()
@@ -173,7 +173,7 @@ def test_a_credential_and_a_file_that_are_not_there_are_told_by_others(host):
     assert before.notes_of_unchanged(CredentialSnapshot.take(host.file, "sample")) == ()
 
 
-# What an administrator sees.
+# The view of an administrator.
 
 
 def test_an_administrator_with_a_directory_uses_it(host):
@@ -194,7 +194,9 @@ def test_an_administrator_without_one_looks_at_the_unit_as_it_is_shipped(host, m
         access.load_outside(host.file)
 
 
-def test_what_only_the_service_can_have_does_not_keep_others_from_looking(tmp_path, monkeypatch):
+def test_credentials_of_the_service_do_not_prevent_others_from_reading_the_file(
+    tmp_path, monkeypatch
+):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     path = tmp_path / "mine.toml"
     path.write_text(
@@ -208,5 +210,5 @@ def test_what_only_the_service_can_have_does_not_keep_others_from_looking(tmp_pa
         access.load_outside(path)
 
 
-def test_the_module_says_nothing_of_paths_it_cannot_see(tmp_path):
+def test_a_path_that_cannot_be_read_counts_as_changed_late(tmp_path):
     assert reload._changed_at(tmp_path / "none") > 1 << 62

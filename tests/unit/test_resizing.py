@@ -88,7 +88,7 @@ async def ended(executor, runs):
 # Slots.
 
 
-def test_more_slots_begin_with_what_waits_already(gated):
+def test_new_slots_begin_with_waiting_messages(gated):
     async def scenario():
         executor = executor_of(gated.handler, 1)
         runs = run_all(executor, range(6))
@@ -103,7 +103,7 @@ def test_more_slots_begin_with_what_waits_already(gated):
     play(scenario())
 
 
-def test_fewer_slots_let_what_runs_end_and_begin_with_nothing_until_then(gated):
+def test_removed_slots_let_their_runs_end_and_begin_no_other(gated):
     async def scenario():
         executor = executor_of(gated.handler, 3)
         runs = run_all(executor, range(6))
@@ -143,7 +143,7 @@ def test_slots_that_run_nothing_are_gone_at_once(gated):
     play(scenario())
 
 
-def test_what_no_slot_has_begun_with_can_be_withdrawn_after_a_change_too(gated):
+def test_runs_that_no_slot_has_begun_can_be_withdrawn_after_a_change_too(gated):
     async def scenario():
         executor = executor_of(gated.handler, 3)
         runs = run_all(executor, range(6))
@@ -163,7 +163,7 @@ def test_what_no_slot_has_begun_with_can_be_withdrawn_after_a_change_too(gated):
     play(scenario())
 
 
-def test_many_changes_leave_as_many_slots_as_the_last_one_says(gated):
+def test_after_many_changes_there_are_as_many_slots_as_in_the_last_one(gated):
     async def scenario():
         executor = executor_of(gated.handler, 2)
         runs = run_all(executor, range(100))
@@ -200,7 +200,7 @@ def test_with_one_slot_left_the_order_is_kept(gated):
 # The other limits.
 
 
-def test_a_shorter_timeout_is_for_what_runs_already_too():
+def test_a_shorter_timeout_applies_to_running_handlers_too():
     async def scenario():
         async def handle(_message):
             await asyncio.sleep(PATIENCE)
@@ -235,7 +235,7 @@ def test_a_batch_that_waits_is_run_where_it_is_full_now():
 # The rate.
 
 
-def test_a_limit_that_is_gone_lets_go_of_what_waited_for_it():
+def test_a_removed_limit_frees_the_deliveries_that_waited_for_it():
     async def scenario():
         intake = Intake(SystemClock(), TokenBucket(1 / 86400, burst=1))
         for tag in range(5):
@@ -266,7 +266,7 @@ def test_a_new_limit_is_for_slots_that_wait_for_messages_already():
     play(scenario())
 
 
-def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
+def test_a_closed_intake_frees_the_slots_that_wait_for_the_rate():
     async def scenario():
         gate = Gate()
         intake = Intake(SystemClock(), TokenBucket(1 / 86400, burst=1), gate=gate)
@@ -282,7 +282,7 @@ def test_a_closed_intake_lets_go_of_whoever_waits_for_the_rate():
 
 
 @pytest.mark.parametrize("bucket", [None, TokenBucket(1e6, 1000)], ids=["no limit", "a rate"])
-def test_a_suspended_intake_keeps_what_comes_until_it_goes_on(bucket):
+def test_a_suspended_intake_keeps_new_deliveries_until_it_resumes(bucket):
     async def scenario():
         gate = Gate()
         intake = Intake(SystemClock(), bucket, gate=gate)

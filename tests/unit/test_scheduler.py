@@ -149,7 +149,7 @@ def test_a_store_that_cannot_be_read_is_said_once_and_read_again(caplog):
 
 
 @pytest.mark.parametrize("until", [1000.5, 1020.0])
-def test_the_alarm_rings_for_what_was_deferred_last(until):
+def test_the_alarm_rings_for_the_latest_deferred_message(until):
     async def scenario(rig):
         await rig.store.defer(make_delivery(), until)
         rig.scheduler.deferred(until)
@@ -178,7 +178,7 @@ def test_rows_are_brought_forward_when_the_clock_is_set_back(caplog):
     play(Rig(0), scenario)
 
 
-def test_rows_that_cannot_be_brought_forward_are_told_of(caplog):
+def test_rows_that_cannot_be_brought_forward_are_logged(caplog):
     async def scenario(rig):
         rig.store.error = StoreError("the disk is full")
         rig.clock._time -= 3600

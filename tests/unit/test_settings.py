@@ -225,10 +225,14 @@ NUMBERS = [
     "recovery.immediate",
     "recovery.hold_slots",
     "recovery.ack_timeout",
+    "outbox.window",
+    "outbox.lease",
+    "outbox.max_body",
     "recovery.crash_attempts",
     "recovery.breaker.consecutive",
 ]
 LISTS = ["recovery.delays", "recovery.breaker.probe", "recovery.rules", "brokers"]
+LISTS += ["outbox.endpoints", "outbox.rules"]
 
 
 def at(path, value):
@@ -259,12 +263,20 @@ def test_every_number_of_the_framework_is_tried_for_bounds():
 
     others = {"store", "ordering", "ordering_key", "recovery.on_exhausted", "recovery.on_invalid"}
     others |= {"recovery.rules.exceptions", "recovery.rules.then"}
-    assert set(numbers(Framework)) - others == {*NUMBERS, *LISTS} - {"recovery.rules"}
+    words = ("database", "messenger", "lossy", "on_failure", "unroutable", "options")
+    rule = ("topics", "on_failure", "unroutable")
+    others |= {f"outbox.{word}" for word in words} | {f"outbox.rules.{word}" for word in rule}
+    tables = {"recovery.rules", "outbox.rules"}
+    assert set(numbers(Framework)) - others == {*NUMBERS, *LISTS} - tables
 
 
 @pytest.mark.parametrize("path", LISTS)
 def test_every_list_of_the_framework_has_a_greatest_length(path):
-    item: Any = {"exceptions": ["a.B"], "then": "drop"} if path == "recovery.rules" else "10s"
+    items: dict[str, Any] = {
+        "recovery.rules": {"exceptions": ["a.B"], "then": "drop"},
+        "outbox.rules": {"topics": "#"},
+    }
+    item = items.get(path, "10s")
     (found,) = problems(consumer_config={"framework": at(path, [item] * 10_001)})
     assert found.startswith(f"consumer_config.framework.{path}: must have at most 100")
 
@@ -297,7 +309,7 @@ def test_slots_and_a_batch_that_are_too_much_together_are_a_problem():
     )
 
 
-def test_the_usual_handler_timeout_gives_way_to_a_short_ack_timeout_and_no_limit_stays_none():
+def test_the_usual_handler_timeout_is_shortened_by_a_short_ack_timeout():
     table = {"recovery": {"ack_timeout": "5m"}}
     framework = parse(document(consumer_config={"framework": table})).framework
     assert framework.handler_limit(usual=600.0) == 300.0
@@ -372,7 +384,7 @@ JSON = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), JSON, min_size=1))
-def test_no_value_of_a_configuration_is_ever_shown_in_a_problem(changes):
+def test_no_problem_shows_a_value_of_the_configuration(changes):
     # `queue` of a binding is a name, and is shown.
     changes.pop("bindings", None)
     try:

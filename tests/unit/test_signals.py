@@ -57,7 +57,7 @@ def test_a_hangup_of_the_terminal_is_an_order_to_stop():
     assert orders == [signal.SIGHUP]
 
 
-def test_a_handler_that_somebody_else_set_meanwhile_gives_way():
+def test_a_signal_handler_that_was_set_meanwhile_is_replaced():
     made, orders = catching()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     made.catch()

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import random
 import threading
+from contextvars import ContextVar
 
 import pytest
 from twisted.internet import defer
@@ -478,6 +479,22 @@ def test_an_awaitable_that_is_cancelled_before_it_begins_has_failed_and_is_in_no
     play(scenario())
 
 
+@pytest.mark.parametrize(("form", "kind"), [(coroutine, Succeeded), (awaitable, Failed)])
+def test_a_handler_that_cancels_its_task_with_its_last_step_leaves_the_slot_in_order(form, kind):
+    def cancel(number):
+        if number == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    async def scenario():
+        async with Slots(form(cancel)) as slots:
+            outcomes = await asyncio.gather(*slots.run_all(range(3)))
+        assert [type(outcome) for outcome in outcomes] == [Succeeded, kind, Succeeded]
+
+    play(scenario())
+
+
 def test_an_awaitable_that_ends_soon_makes_the_handler_a_quick_one():
     async def scenario():
         async with Slots(lambda _: asyncio.sleep(0)) as slots:
@@ -574,6 +591,50 @@ def test_any_exception_of_setup_is_raised_to_its_caller(form):
                 await slots.executor.setup()
 
     play(scenario())
+
+
+# Context variables.
+
+VARIABLE: ContextVar[int | None] = ContextVar("variable", default=None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_coroutine_handler_does_not_see_the_variables_of_other_runs(count, fails):
+    seen = []
+
+    async def handle(number):
+        seen.append(VARIABLE.get())
+        VARIABLE.set(number)
+        if fails:
+            raise ValueError(number)
+
+    async def scenario():
+        async with Slots(handle, slots=count) as slots:
+            await asyncio.gather(*slots.run_all(range(5)))
+
+    play(scenario())
+    assert seen == [None] * 5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_awaitable_sees_the_variables_of_the_function_that_returned_it(count):
+    seen = []
+
+    async def work(number):
+        await asyncio.sleep(0)
+        seen.append((number, VARIABLE.get()))
+
+    def handle(number):
+        VARIABLE.set(number)
+        return work(number)
+
+    async def scenario():
+        async with Slots(handle, slots=count) as slots:
+            await asyncio.gather(*slots.run_all(range(5)))
+
+    play(scenario())
+    assert sorted(seen) == [(number, number) for number in range(5)]
 
 
 # Threads.

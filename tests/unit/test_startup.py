@@ -103,7 +103,7 @@ def test_a_broken_dependency_is_waited_out_with_a_new_handler_for_each_attempt(o
 
 @pytest.mark.parametrize("fails", ["init", "setup"])
 @pytest.mark.parametrize("error", [ValueError("typo"), Skip("x"), SystemExit(3)])
-def test_what_is_no_dependency_is_raised_at_once(fails, error):
+def test_an_error_of_setup_that_is_no_dependency_fault_is_raised_at_once(fails, error):
     author = Author(GONE, error, fails=fails)
     with pytest.raises(type(error)):
         author.run()

@@ -43,7 +43,7 @@ def test_a_message_that_a_process_died_with_is_named_with_its_fields(tmp_path, c
 
 
 def waiting(*results, patience=10.0):
-    """Open stores that say so at each try; returns what came of it, and what was told."""
+    """Try to open with one of *results* at each try; return the outcome and the notifier."""
     clock, notifier = FakeClock(), FakeNotifier()
     tries = iter(results)
 

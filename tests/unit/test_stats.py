@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The counts of what became of deliveries."""
+"""The counts of runs and dispositions."""
 
 import pytest
 
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -56,7 +56,7 @@ def test_each_delivery_counts_once_as_outcome_and_once_as_disposition(outcome, d
     assert counters.snapshot() == Snapshot(received=1, **counts)
 
 
-def test_a_void_settle_counts_the_run_but_nothing_that_the_broker_was_told():
+def test_a_void_settle_counts_the_run_and_no_settle():
     counters = Counters()
     counters.notify(ran(Succeeded()))
     counters.notify(settled(Succeeded(), to.Ack(), is_void=True))
@@ -77,11 +77,11 @@ def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
         (SettledBefore(), to.Ack(), {"acked": 1}),
         (Crashed(2), to.Quarantine("it kills"), {"quarantined": 1}),
         (Withdrawn(), to.GiveBack(), {"given_back": 1}),
-        (Behind(), to.GiveBack(), {"given_back": 1}),
-        (Behind(), to.Defer(5), {"deferred": 1}),
+        (Blocked(), to.GiveBack(), {"given_back": 1}),
+        (Blocked(), to.Defer(5), {"deferred": 1}),
     ],
 )
-def test_what_did_not_run_counts_as_what_became_of_it_alone(outcome, disposition, counts):
+def test_a_message_that_did_not_run_counts_by_its_disposition_alone(outcome, disposition, counts):
     counters = Counters()
     counters.notify(settled(outcome, disposition))
     assert counters.snapshot() == Snapshot(**counts)

@@ -56,7 +56,7 @@ async def begun(*names, gate=None):
     return runner, alone, tasks
 
 
-def test_a_suspect_waits_for_what_runs_and_keeps_the_others_waiting():
+def test_a_suspect_waits_for_running_messages_and_lets_the_others_wait():
     async def scenario():
         runner, alone, tasks = await begun("a", "b", "s1", "c", "s2", "d")
         assert alone.is_quick
@@ -75,7 +75,7 @@ def test_a_suspect_waits_for_what_runs_and_keeps_the_others_waiting():
     asyncio.run(scenario())
 
 
-def test_what_waits_can_be_withdrawn_and_nothing_begins_after_a_stop():
+def test_waiting_runs_can_be_withdrawn_and_none_begins_after_a_stop():
     async def scenario():
         gate = Gate()
         runner, alone, tasks = await begun("a", "s1", "b", "c", gate=gate)
@@ -105,7 +105,7 @@ async def begin_behind_a_suspect(alone):
     return waits
 
 
-def test_a_cancelled_run_keeps_nobody_waiting():
+def test_a_cancelled_run_does_not_block_others():
     async def scenario():
         runner, alone, tasks = await begun("s1", "s2", "a")
         tasks["s2"].cancel()

@@ -33,12 +33,12 @@ from consumer_framework.core.text import (
         (2.5, 2.5),
     ],
 )
-def test_what_people_write_is_understood(written, length):
+def test_lengths_of_time_are_read_as_people_write_them(written, length):
     assert seconds(written) == length
 
 
 @pytest.mark.parametrize("written", ["", "10", "s", "10 parsecs", "-1s", -1, True, None, [], "1m!"])
-def test_what_is_no_length_of_time_is_refused_with_examples(written):
+def test_an_invalid_length_of_time_is_refused_with_examples(written):
     with pytest.raises(ValueError, match='"1h 30m"'):
         seconds(written)
 
@@ -51,7 +51,7 @@ def test_a_length_of_time_is_written_for_people(length, written):
 
 
 @given(st.integers(0, 10**10).map(lambda milliseconds: milliseconds / 1000))
-def test_what_is_written_is_understood_as_it_was_meant(length):
+def test_a_written_length_of_time_is_read_back_equal(length):
     assert seconds(duration_text(length)) == pytest.approx(length, abs=1e-3)
 
 
@@ -69,7 +69,7 @@ def test_what_is_written_is_understood_as_it_was_meant(length):
         (10**7, "115 d"),
     ],
 )
-def test_a_rough_length_of_time_is_in_the_largest_unit_of_which_there_are_two(length, written):
+def test_a_rough_length_of_time_is_in_the_largest_unit_that_fits_twice(length, written):
     assert about(length) == written
 
 
@@ -129,7 +129,7 @@ def test_a_character_takes_no_column_one_or_two(characters, columns):
     ),
     st.integers(1, 30),
 )
-def test_text_that_is_cut_fits_and_says_so(characters, columns):
+def test_text_that_is_cut_fits_and_ends_in_an_ellipsis(characters, columns):
     for keep_end in (False, True):
         cut = fit(characters, columns, keep_end=keep_end)
         assert width(cut) <= columns

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The parts of fedora-messaging and pika that are used here and not public.
 
-Each failure says what moved and which module uses it. The caps on both in pyproject.toml may be
-raised once all of this holds.
+Each failure names the part that moved and the module that uses it. The caps on both in
+pyproject.toml may be raised once all of this holds.
 """
 
 import inspect

@@ -97,7 +97,7 @@ def test_a_service_manager_that_does_not_wait_is_not_fed():
     assert watched(Instance(seconds=0), lambda _: True).calls == []
 
 
-def test_a_stuck_instance_says_why_writes_its_stacks_once_and_is_not_fed(capfd, caplog):
+def test_a_stuck_instance_logs_the_reason_and_its_stacks_once_and_pings_no_watchdog(capfd, caplog):
     instance = Instance()
     delivery = make_delivery()
     instance.runs = (
@@ -122,7 +122,7 @@ def blocks_the_loop(seconds):
         time.sleep(0.01)
 
 
-def test_a_blocked_event_loop_is_warned_of_with_what_blocks_it(caplog):
+def test_a_blocked_event_loop_is_warned_of_with_the_blocking_code(caplog):
     async def scenario():
         watched = BlockedLoop(limit=0.2, interval=0.05)
         watched.start()

@@ -13,13 +13,14 @@ from consumer_framework.author.handler import Handler, is_coroutine_callable
 from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.log_fields import fields_of_all
 from consumer_framework.core.text import duration_text
 
 from .deadlines import Deadlines
 from .replacement import HandlerReplacement
 from .run import HandlerRuns, Run, finish, raised_by
-from .slots import Limits, TaskSlots, ThreadSlots, spawn
+from .slots import Limits, TaskSlots, ThreadSlots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,7 @@ class Executor:
         decode: Makes a message of a delivery; runs where the handler does.
         flight: Told which deliveries are in the handler.
         limits: The number of runs at once, and their sizes and times.
+        gate: Once it is closed, no run begins; None for a gate that stays open.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Executor:
         decode: Decoder,
         flight: FlightRecorder,
         limits: Limits = _DEFAULTS,
+        gate: Gate | None = None,
     ) -> None:
         self._handler = handler
+        self._gate = gate = gate or Gate()
         self._limits = limits
         self._loop = loop = asyncio.get_running_loop()
         self._clock = loop.time
@@ -72,14 +76,16 @@ class Executor:
         is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self._start = (self._tasks if is_coroutine else self._threads).start
         self._batch = OpenBatch(loop, limits, self._submit)
-        self._is_stopped = False
-        self._stopped: list[Run] = []
+        # Runs that were due behind the closed gate; they wait for their withdrawal.
+        self._never_begun: list[Run] = []
         self._outstanding = 0
         self._last_took = math.inf
         self._deadlines = Deadlines(
             loop, limits.timeout, lambda: runs.unfinished, lambda: self.is_busy, self._overdue
         )
-        self._replacement = HandlerReplacement(self._call, self._take_over, lambda: runs.unfinished)
+        self._replacement = HandlerReplacement(
+            self._call, self._take_over, lambda: runs.unfinished, gate
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -118,7 +124,7 @@ class Executor:
         Returns:
             The outcome; :class:`.Withdrawn` where :meth:`withdraw` came first.
         """
-        if self._is_stopped:
+        if self._gate.is_closed:
             return Withdrawn()
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
@@ -173,12 +179,10 @@ class Executor:
         return self._runs.cancel()
 
     def stop(self) -> None:
-        """Let no slot begin any more; :meth:`withdraw` ends the runs that wait for one."""
-        self._is_stopped = True
-        self._replacement.stop()
-        self._stopped += self._take_back()
+        """Take back the runs that no slot has begun, behind a closed gate; see :meth:`withdraw`."""
+        self._never_begun += self._take_back()
         if not self._batch.is_empty:
-            self._stopped.append(self._batch.take())
+            self._never_begun.append(self._batch.take())
 
     def withdraw(self, which: Callable[[Delivery], bool] = _any) -> int:
         """End the runs that no slot has begun, as :class:`.Withdrawn`.
@@ -192,8 +196,8 @@ class Executor:
         withdrawn = 0
         if self._batch.has(which):
             withdrawn += _withdraw(self._batch.take())
-        stopped, self._stopped = self._stopped, []
-        for run in [*stopped, *self._take_back()]:
+        taken_back, self._never_begun = self._never_begun, []
+        for run in [*taken_back, *self._take_back()]:
             if run.has(which):
                 withdrawn += _withdraw(run)
             else:
@@ -212,8 +216,8 @@ class Executor:
         self._threads.close()
 
     def _submit(self, run: Run) -> None:
-        if self._is_stopped:
-            self._stopped.append(run)
+        if self._gate.is_closed:
+            self._never_begun.append(run)
             return
         self._outstanding += 1
         self._deadlines.watch()
@@ -234,7 +238,9 @@ class Executor:
     ) -> None:
         """Report the outcomes of *run*, then *release* its slot; slots call this on the loop."""
         if not isinstance(result, Succeeded) and isinstance(result, Coroutine):
-            spawn(self._loop, run, result, self._ended, release)
+            # A thread began it.
+            run.task = self._loop.create_task(result, context=run.context)
+            run.task.add_done_callback(lambda task: self._task_ended(run, task, release))
             return
         self._outstanding -= 1
         self._last_took = self._clock() - run.started_at
@@ -251,6 +257,16 @@ class Executor:
         # Callbacks run in the order of their registration: this one after the waiter has settled
         # its outcome.
         self._loop.call_soon(release)
+
+    def _task_ended(
+        self, run: Run, task: asyncio.Task[Result], release: Callable[[], None]
+    ) -> None:
+        if task.cancelled():
+            # By the author's code, with its last step: any other cancellation is an outcome.
+            outcomes = [Failed(asyncio.CancelledError())] * len(run.waiters)
+            self._ended(run, outcomes, release)
+        else:
+            self._ended(run, task.exception() or task.result(), release)
 
     def _overdue(self, run: Run) -> None:
         if run.task is not None:

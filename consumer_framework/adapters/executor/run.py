@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 import threading
@@ -62,6 +63,7 @@ class Run:
         beaten_at: When it last called :func:`.heartbeat`.
         is_overdue: Whether it has been reported, or cancelled, for taking too long.
         task: The task that it runs in, None in a thread.
+        context: The context variables of the task.
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
@@ -72,7 +74,8 @@ class Run:
     started_at: float = 0.0
     beaten_at: float = 0.0
     is_overdue: bool = False
-    task: asyncio.Task[Result] | None = None
+    task: asyncio.Task[Any] | None = None
+    context: contextvars.Context | None = None
 
     @property
     def named(self) -> str:
@@ -223,9 +226,9 @@ class HandlerRuns:
                     while returned is not None and _is_awaitable(returned):
                         if in_thread:
                             in_thread = False
+                            run.context = contextvars.copy_context()
                             CURRENT_RUN.set(None)
                             await _hand_over()
-                            CURRENT_RUN.set(run)
                         returned = await _as_awaitable(returned)
                     if returned is not None:
                         callee.judge(returned)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import math
 import threading
@@ -79,6 +80,7 @@ class TaskSlots:
         self._on_end = on_end
         self._waiting: deque[Run] = deque()
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
 
     def start(self, run: Run) -> None:
         """Let the next free slot begin *run*."""
@@ -101,25 +103,25 @@ class TaskSlots:
         while self._free > 0 and self._waiting:
             self._free -= 1
             run = self._waiting.popleft()
-            spawn(self._loop, run, self._body(run), self._on_end, self._release)
+            # The current context may be that of a run that frees its slot, with its variables.
+            context = self._context.copy()
+            run.task = self._loop.create_task(self._serve(run), context=context)
+
+    async def _serve(self, run: Run) -> None:
+        """Do *run* in the current task, and report its end, which saves a turn of the loop.
+
+        A task that is cancelled before its first step reports nothing. Only the end of the loop
+        does that, when nobody waits for the outcome any more.
+        """
+        try:
+            result: Result | BaseException = await self._body(run)
+        except BaseException as error:  # noqa: BLE001 -- the callback decides
+            result = error
+        self._on_end(run, result, self._release)
 
     def _release(self) -> None:
         self._free += 1
         self._fill()
-
-
-def spawn(
-    loop: asyncio.AbstractEventLoop, run: Run, body: Body, on_end: OnEnd, release: Release
-) -> None:
-    """Run *body* in a task of *loop*, as the task of *run*; report its end to *on_end*."""
-
-    def ended(task: asyncio.Task[Result]) -> None:
-        # A cancellation is an outcome of the handler's, except before the task's first step.
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        on_end(run, error or task.result(), release)
-
-    run.task = loop.create_task(body)
-    run.task.add_done_callback(ended)
 
 
 class ThreadSlots:

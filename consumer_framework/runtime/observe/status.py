@@ -29,7 +29,7 @@ class StatusFacts:
     Attributes:
         broker: ``HOST:PORT``.
         queues: How many queues it consumes from.
-        counts: What it has done since it started.
+        counts: The counts since it started.
         rate: Messages handled in a second, lately.
         held: How many messages are held now.
         deferred: How many deferred messages are in the store now.
@@ -38,7 +38,7 @@ class StatusFacts:
             was not.
         up: Seconds since it started.
         trouble: Why it does not consume, or why it stopped; ``""`` for no reason.
-        awaited: What it waits for before it can stop.
+        awaited: The things that it waits for before it can stop, in words.
         left: Seconds until it gives up waiting; None where it does not.
         memory_remark: Why it takes on less than its settings say; ``""`` if it does not.
         due: How many deferred messages are due, where those are more than the slots take in a

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The promises of the port Notifier; each suite has its own fixtures `notifier` and `manager`.
 
-`manager` is what the service manager knows: `is_ready`, `is_reloading`, `is_stopping`,
-`is_triggered`, `feeds`, `status_line`, the seconds of each of the `extensions`, and how many
-`restart_resets` there were.
+`manager` has the state that the service manager knows: `is_ready`, `is_reloading`,
+`is_stopping`, `is_triggered`, `feeds`, `status_line`, the seconds of each of the `extensions`, and
+the number of `restart_resets`.
 """
 
 

@@ -73,7 +73,7 @@ def test_every_stored_part_of_an_exception_is_bounded(make):
 
 def test_a_large_value_that_a_schema_refuses_is_never_formatted(monkeypatch):
     error = schema_error()
-    monkeypatch.setattr(type(error), "__str__", lambda _: pytest.fail("it is traceback_text"))
+    monkeypatch.setattr(type(error), "__str__", lambda _: pytest.fail("it is formatted"))
     assert "is not of type" in attempt_of(ValidationError(error), 1.0).message
 
 
