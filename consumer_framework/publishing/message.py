@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 from fedora_messaging import message as upstream
+from fedora_messaging.exceptions import ValidationError
 
 from consumer_framework.core.errors import ConsumerFrameworkError
 
@@ -86,8 +88,11 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
         fedora_messaging.exceptions.ValidationError: The body does not fit the schema of its class.
         PublishError: The body cannot be JSON, or it, the topic or the ordering key is too large.
     """
-    message.validate()
-    topic = f"{topic_prefix}.{message.topic}" if topic_prefix else message.topic
+    try:
+        message.validate()
+    except jsonschema.ValidationError as error:
+        raise ValidationError(error) from error
+    topic = f"{topic_prefix.rstrip('.')}.{message.topic}" if topic_prefix else message.topic
     _check_topic(topic)
     key = ordering_key or ""
     if len(key) > MAX_TOPIC:
@@ -100,14 +105,20 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
         raise PublishError(
             f"the body of message {message.id} has {len(body)} bytes; {max_body} are allowed"
         )
-    headers = dict(message._headers)  # noqa: SLF001 -- upstream has no public name for them
-    priority = message.priority
+    properties = message._properties  # noqa: SLF001 -- upstream has no public name for them
+    headers = dict(properties.headers or {})
+    # Not `message.priority`, which is 0 where the wire has no priority.
+    priority = properties.priority
     return Outgoing(message.id, topic, body, headers, exchange, priority, key, now)
 
 
 def _check_topic(topic: str) -> None:
-    if len(topic.encode()) > MAX_TOPIC:
-        raise PublishError(f"the topic has {len(topic.encode())} bytes; {MAX_TOPIC} are allowed")
+    try:
+        size = len(topic.encode())
+    except UnicodeEncodeError as error:
+        raise PublishError(f"the topic is no Unicode text: {error}") from error
+    if size > MAX_TOPIC:
+        raise PublishError(f"the topic has {size} bytes; {MAX_TOPIC} are allowed")
     if not topic:
         raise PublishError("the message has no topic: set it in its class or its constructor")
 

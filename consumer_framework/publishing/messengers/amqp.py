@@ -11,8 +11,8 @@ messages without a confirmation are sent again on a new channel, one at a time: 
 closes the channel is known. Those before it arrive twice.
 
 The loop of pika runs only while a batch is sent. So there are no heartbeats; the kernel probes an
-idle connection instead (tcp(7), keepalive). pika's ``blocked_connection_timeout`` is not used, since
-it ends the connection: an endpoint that blocks for :attr:`.Endpoints.timeout` seconds makes the
+idle connection instead (tcp(7), keepalive). pika's ``blocked_connection_timeout`` is not used,
+since it ends the connection: an endpoint that blocks for :attr:`.Endpoints.timeout` seconds makes the
 messenger use the next one, see :mod:`.failover`.
 """
 
@@ -32,7 +32,7 @@ from pika.adapters.select_connection import IOLoop
 from consumer_framework.core.errors import ConfigurationError, Problem
 
 from . import Endpoints, Reject, Retry, Scope, Sent
-from .failover import Blocked, Failover, host_of
+from .failover import BlockedError, Failover, host_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,6 +135,10 @@ class _ChannelClosedError(Exception):
 class _Link:
     """A connection with a channel in confirm mode."""
 
+    # By delivery tag: the number of the message in its batch, and its id.
+    _unsettled: dict[int, tuple[int | None, str]]
+    _channel_fault: _ChannelClosedError | None
+
     def __init__(self, parameters: pika.URLParameters, timeout: float) -> None:
         self._timeout = timeout
         self._fault: str | None = None  # of the connection
@@ -228,7 +232,7 @@ class _Link:
         self._open_channel()
 
     def _publish(self, number: int, message: Outgoing) -> None:
-        properties = pika.BasicProperties(
+        properties = pika.BasicProperties(  # type: ignore[no-untyped-call]
             content_type="application/json",
             content_encoding="utf-8",
             delivery_mode=2,
@@ -267,7 +271,7 @@ class _Link:
 
         Raises:
             ConnectionError: The connection ended, or nothing moved for the timeout.
-            Blocked: The same, and the broker blocks the connection.
+            BlockedError: The same, and the broker blocks the connection.
             _ChannelClosedError: The broker closed the channel.
         """
         progress, until = self._progress(), time.monotonic() + self._timeout
@@ -289,7 +293,7 @@ class _Link:
 
     def _silence(self) -> ConnectionError:
         if self._blocked is not None:
-            return Blocked(f"the broker blocks publishers: {self._blocked}")
+            return BlockedError(f"the broker blocks publishers: {self._blocked}")
         return ConnectionError(f"no answer within {self._timeout:g} seconds")
 
     def _check(self) -> None:
@@ -308,11 +312,10 @@ class _Link:
     # The channel and its events
 
     def _forget_channel(self) -> None:
-        self._channel_fault: _ChannelClosedError | None = None
+        self._channel_fault = None
         self._channel: Any = None
         self._tag = 0
-        # By delivery tag: the number of the message in its batch, and its id.
-        self._unsettled: dict[int, tuple[int | None, str]] = {}
+        self._unsettled = {}
         self._returned: Counter[str] = Counter()
         # Confirmed between two batches, by message id.
         self._late: dict[str, Result] = {}

@@ -2,9 +2,9 @@
 """Failover over a list of endpoints, for the messengers whose library has none or half of one.
 
 A :class:`Failover` keeps one :class:`Link` to one endpoint. If the link fails, the messages whose
-fate is unknown go to the next endpoint. In one call each endpoint gets one new connection, beginning
-behind the endpoint that failed; so the only endpoint of a list is connected to again. After that the
-messages are the caller's again, and the next call goes on with the next endpoint.
+fate is unknown go to the next endpoint. In one call each endpoint gets one new connection,
+beginning behind the endpoint that failed; so the only endpoint of a list is connected to again.
+After that the messages are the caller's again, and the next call goes on with the next endpoint.
 
 An endpoint that blocks its publishers (a memory alarm) has perhaps taken messages that it confirms
 only after the alarm. Its link is the only one that will see these confirmations. So after the last
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PATIENCE = 10
 
 
-class Blocked(ConnectionError):
+class BlockedError(ConnectionError):
     """The endpoint does not take messages at present, and says so. The link is of use later."""
 
 
@@ -106,7 +106,7 @@ class Failover(ABC):
             try:
                 self._link_in_use.send(rest, fates)
                 self._blocked_since = None
-            except Blocked as error:
+            except BlockedError as error:
                 faults.append(f"{self._name}: {error}")
                 if self._keeps_blocked_link(attempts):
                     break
