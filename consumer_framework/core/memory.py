@@ -225,7 +225,10 @@ class LostAcks:
             outcome = self._claim(delivery)
             if outcome is not None:
                 return outcome
-        self._unsettled.setdefault(delivery.generation, {})[delivery.delivery_tag] = delivery
+        unsettled = self._unsettled.get(delivery.generation)
+        if unsettled is None:
+            unsettled = self._unsettled[delivery.generation] = {}
+        unsettled[delivery.delivery_tag] = delivery
         return None
 
     def told(self, delivery: Delivery, answer: Answer, reason: str) -> None:
@@ -281,7 +284,9 @@ class LostAcks:
         return outcome
 
     def _remember(self, delivery: Delivery, reason: str | None) -> None:
-        told = self._told.setdefault(delivery.generation, deque())
+        told = self._told.get(delivery.generation)
+        if told is None:
+            told = self._told[delivery.generation] = deque()
         told.append(_Settled(_short_key(delivery), delivery.properties.headers, reason))
         if len(told) > self._most:
             told.popleft()
