@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .delivery import Behind, Crashed, SettledBefore, Withdrawn
+from .delivery import Blocked, Crashed, SettledBefore, Withdrawn
 from .errors import StoreError
 from .ports import Ran
 from .recovery import Situation, decide
@@ -92,7 +92,7 @@ class Pipeline:
             hung = self.settler.flight.has_hung(delivery)
             return None, Crashed(delivery.history.crashes, hung)
         if delivery.lane and self._is_blocked(delivery):
-            return None, Behind()
+            return None, Blocked()
         return None
 
     def _is_in_store(self, delivery: Delivery) -> bool:

@@ -19,7 +19,7 @@ from . import disposition as to
 from . import errors
 from .attempt import LINE_LIMIT, History, attempt_of, one_line
 from .delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Delivery,
     Failed,
@@ -173,7 +173,7 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             return Decision(aside, delivery.history)
         case Withdrawn():
             return Decision(to.GiveBack(), delivery.history)
-        case Behind():
+        case Blocked():
             # The store keeps it behind the other, quarantined where that one is.
             stays = policy.strict or not situation.may_store
             behind = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
