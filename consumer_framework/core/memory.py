@@ -225,7 +225,10 @@ class LostAcks:
             outcome = self._claim(delivery)
             if outcome is not None:
                 return outcome
-        self._unsettled.setdefault(delivery.generation, {})[delivery.delivery_tag] = delivery
+        unsettled = self._unsettled.get(delivery.generation)
+        if unsettled is None:
+            unsettled = self._unsettled[delivery.generation] = {}
+        unsettled[delivery.delivery_tag] = delivery
         return None
 
     def answered(self, delivery: Delivery, answer: Answer, reason: str) -> None:
@@ -281,7 +284,9 @@ class LostAcks:
         return outcome
 
     def _remember(self, delivery: Delivery, reason: str | None) -> None:
-        answered = self._answered.setdefault(delivery.generation, deque())
+        answered = self._answered.get(delivery.generation)
+        if answered is None:
+            answered = self._answered[delivery.generation] = deque()
         answered.append(_Settled(_short_key(delivery), delivery.properties.headers, reason))
         if len(answered) > self._most:
             answered.popleft()
