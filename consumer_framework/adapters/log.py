@@ -121,9 +121,10 @@ class PriorityFormatter(logging.Formatter):
 
 
 class Occurrence(NamedTuple):
-    """Tells :class:`LogThrottle` about a record, which has this as its attribute ``occurrence``.
+    """Tells a :class:`LogThrottle` about a record, which has this as its attribute ``occurrence``.
 
     Attributes:
+        throttle: The throttle; others of the same logger let the record pass.
         disposition: The disposition of the message.
         cause: The cause of it. Records with the same disposition and cause are of one kind.
         message: The message, as a key.
@@ -133,6 +134,7 @@ class Occurrence(NamedTuple):
         error: The exception whose traceback is logged.
     """
 
+    throttle: LogThrottle
     disposition: type[Disposition]
     cause: str
     message: Hashable
@@ -158,7 +160,7 @@ class LogThrottle(logging.Filter):
     of a kind keeps its level. Each cause has one traceback in five minutes.
 
     Args:
-        logger: The logger that the filter is attached to; records without an
+        logger: The logger that the filter is attached to. Records without an
             :class:`Occurrence` pass.
         clock: The time.
         call_later: Calls a function after so many seconds; None to log counts with the next record.
@@ -181,9 +183,10 @@ class LogThrottle(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return False for a record that has no line; set the level and traceback of others."""
-        occurrence: Occurrence | None = vars(record).pop("occurrence", None)
-        if occurrence is None:
+        occurrence: Occurrence | None = vars(record).get("occurrence")
+        if occurrence is None or occurrence.throttle is not self:
             return True
+        del record.occurrence  # type: ignore[attr-defined]
         now = self._clock.monotonic()
         self._log_counts(now)
         level = self._level(record, occurrence, now)

@@ -189,10 +189,10 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class Blocked:
     """An earlier message of its lane is in the store; it did not run."""
 
 
 Outcome: TypeAlias = (
-    Succeeded | Skipped | Failed | Undecodable | Crashed | SettledBefore | Withdrawn | Behind
+    Succeeded | Skipped | Failed | Undecodable | Crashed | SettledBefore | Withdrawn | Blocked
 )

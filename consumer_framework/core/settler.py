@@ -168,7 +168,7 @@ class Settler:
             self.unsettled.end(run, settled=told)
         if told:
             if not delivery.row and rule.answer != "hold":
-                self.lost_acks.told(delivery, rule.answer, decision.disposition.reason)
+                self.lost_acks.answered(delivery, rule.answer, decision.disposition.reason)
             if rule.is_final:
                 self.flight.forget(delivery)
         elif run is None:

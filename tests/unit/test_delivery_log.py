@@ -15,7 +15,7 @@ from twisted.internet.task import Clock as ReactorClock
 from consumer_framework.adapters.log import LINES, QUIET
 from consumer_framework.core.attempt import History, attempt_of
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -203,7 +203,7 @@ def test_a_replay_says_that_it_is_one(settle, log):
     ("outcome", "disposition", "line", "attempt"),
     [
         (Crashed(2), Quarantine("died"), "WARNING {} is {}", "2"),
-        (Behind(), Defer(0.0, "b"), "INFO {} is {}", "2"),
+        (Blocked(), Defer(0.0, "b"), "INFO {} is {}", "2"),
         (Failed(Drop("no")), Reject("no"), "INFO {} is {}", "3"),
         (Failed(Retry("no")), Requeue("no"), "INFO {} is {}", "3"),
         (

@@ -50,7 +50,7 @@ class Throttled(FakeClock):
 
     def fail(self, message: Hashable, cause: str = "a", **more: Any) -> list[str]:
         """Log a failure, and return the lines that it has."""
-        occurrence = Occurrence(Hold, cause, message, logging.INFO)._replace(**more)
+        occurrence = Occurrence(self.throttle, Hold, cause, message, logging.INFO)._replace(**more)
         self.logger.error("%s: %s", cause, message, extra={"occurrence": occurrence})
         return self.told()
 
@@ -172,7 +172,8 @@ def test_other_records_pass_and_nothing_of_the_throttle_stays_on_a_record(failur
     for number in range(3 * LINES):
         failures.logger.info("plain %d", number)
     assert len(failures.told()) == 3 * LINES
-    failures.logger.error("x", extra={"occurrence": Occurrence(Hold, "a", 1, logging.INFO)})
+    occurrence = Occurrence(failures.throttle, Hold, "a", 1, logging.INFO)
+    failures.logger.error("x", extra={"occurrence": occurrence})
     (record,) = caplog.records
     assert "occurrence" not in vars(record)
 
@@ -202,3 +203,13 @@ def test_without_a_timer_the_next_record_brings_the_sum(caplog):
     assert failures.turn(QUIET) == []
     assert failures.fail("next") == [*summary(1), "ERROR a: next"]
     failures.throttle.detach()
+
+
+def test_two_throttles_of_one_logger_do_not_count_for_each_other(failures, caplog):
+    other = Throttled(caplog)
+    for message in range(LINES + 1):
+        failures.fail(message)
+    assert other.fail("first") == ["ERROR a: first"]
+    assert failures.fail("more") == []
+    other.throttle.close()
+    assert failures.turn(QUIET) == summary(2)

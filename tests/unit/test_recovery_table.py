@@ -13,7 +13,7 @@ from consumer_framework import Defer, DependencyFault, Drop, Halt, Quarantine, R
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -73,7 +73,7 @@ def always(error):
         (SystemExit(3), to.Hold(NOW, "SystemExit: 3"), True),
         (Crashed(2), to.Quarantine("the process died 2 times while it was handled"), False),
         (Withdrawn(), to.GiveBack(), False),
-        (Behind(), to.Defer(NOW, "behind an earlier message with the same key"), False),
+        (Blocked(), to.Defer(NOW, "behind an earlier message with the same key"), False),
         (Undecodable(ValueError("x")), to.Quarantine("no valid message: ValueError: x"), True),
     ],
 )

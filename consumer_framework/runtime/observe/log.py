@@ -124,7 +124,7 @@ class DeliveryLog(Observer):
             fate(disposition),
             extra={
                 **fields_of(delivery, disposition, cause),
-                **_occurrence(delivery, disposition, cause, repeated, error),
+                **self._occurrence(delivery, disposition, cause, repeated, error),
             },
         )
 
@@ -138,7 +138,7 @@ class DeliveryLog(Observer):
     ) -> None:
         extra: dict[str, Any] = {**fields_of(delivery, disposition)}
         if not is_plain:
-            extra |= _occurrence(delivery, disposition, _LATE_SUCCESS, logging.INFO)
+            extra |= self._occurrence(delivery, disposition, _LATE_SUCCESS, logging.INFO)
         _log.log(
             logging.DEBUG if is_plain else logging.INFO,
             "%s %s at attempt %d%s",
@@ -156,8 +156,31 @@ class DeliveryLog(Observer):
         number = run_number(delivery) - (not did_run)
         extra: dict[str, Any] = {**fields_of(delivery, disposition, attempt=number)}
         if level > logging.DEBUG:
-            extra |= _occurrence(delivery, disposition, cause, level)
+            extra |= self._occurrence(delivery, disposition, cause, level)
         _log.log(level, "%s is %s", describe(delivery), fate(disposition), extra=extra)
+
+    def _occurrence(
+        self,
+        delivery: Delivery,
+        disposition: Disposition,
+        cause: str,
+        repeated_level: int,
+        error: BaseException | None = None,
+    ) -> dict[str, Occurrence]:
+        ending = rule_for(disposition).ending
+        occurrence = Occurrence(
+            self._throttle,
+            # A message that is held, and one that is quarantined, are two kinds of event.
+            type(disposition),
+            cause,
+            _key(delivery),
+            repeated_level,
+            # The end of a message that did not succeed always has a line, and so has a replay.
+            always=ending == "bad" or delivery.replayed,
+            is_last=ending != "open",
+            error=error,
+        )
+        return {"occurrence": occurrence}
 
 
 def _log_void(delivery: Delivery, disposition: Disposition) -> None:
@@ -171,21 +194,6 @@ def _log_void(delivery: Delivery, disposition: Disposition) -> None:
 
 def _key(delivery: Delivery) -> Hashable:
     return delivery.queue, delivery.routing_key, delivery.message_id
-
-
-def _occurrence(
-    delivery: Delivery,
-    disposition: Disposition,
-    cause: str,
-    repeated_level: int,
-    error: BaseException | None = None,
-) -> dict[str, Occurrence]:
-    ending = rule_for(disposition).ending
-    # The end of a message that did not succeed always has a line, and so has an operator's replay.
-    always, is_last = ending == "bad" or delivery.replayed, ending != "open"
-    # A message that is held, and one that is quarantined, are two kinds of event.
-    kind, message = type(disposition), _key(delivery)
-    return {"occurrence": Occurrence(kind, cause, message, repeated_level, always, is_last, error)}
 
 
 def _in_replay(delivery: Delivery) -> str:

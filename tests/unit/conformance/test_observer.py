@@ -20,14 +20,19 @@ from consumer_framework.testing.fakes import FakeProperties
 QUEUE = FakeQueue()
 QUEUE.publish("given", "a.topic", FakeProperties("1"), b"{}")
 DELIVERY = QUEUE.take(FakeClock())
-OBSERVERS = [
-    Counters(),
-    DeliveryLog(FakeClock()),
-    DispositionObserver(QUEUE, FakeStore()),
-    FakeObserver(),
-    Observers(Counters(), FakeObserver()),
-    Observers(),
-]
+OBSERVERS = {
+    "Counters": Counters,
+    "DeliveryLog": lambda: DeliveryLog(FakeClock()),
+    "DispositionObserver": lambda: DispositionObserver(QUEUE, FakeStore()),
+    "FakeObserver": FakeObserver,
+    "Observers": lambda: Observers(Counters(), FakeObserver()),
+    "no Observers": Observers,
+}
+
+
+@pytest.fixture(params=OBSERVERS)
+def observer(request):
+    return OBSERVERS[request.param]()
 
 
 def settled(disposition, *, is_void=False):
@@ -52,7 +57,6 @@ EVENTS = [
 ]
 
 
-@pytest.mark.parametrize("observer", OBSERVERS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("event", EVENTS, ids=lambda one: type(one).__name__)
 def test_an_observer_takes_every_event(observer, event):
     observer.notify(event)
