@@ -87,6 +87,8 @@ _LONGEST_REASON = 1000
 COUNTED = 1_000_000
 _CHANNEL = "fm_outbox"
 _LEASE_NAME = "relay"
+# Any number, the same in each process.
+_MIGRATION_LOCK = 3172450291
 
 _metadata = sa.MetaData()
 # The migrations declare the types; here they matter for values only.
@@ -457,7 +459,7 @@ class OutboxStore:
             ConfigurationError: alembic is not installed.
             OutboxError: The database did not do it, or its tables are of a newer version.
         """
-        with self.transaction() as connection, self._alone(connection):
+        with self._alone(), self.transaction() as connection:
             if self._found_version(connection) == HEAD:
                 return
             try:
@@ -483,23 +485,25 @@ class OutboxStore:
             return None
         return connection.scalar(sa.select(_version.c.version_num))
 
-    @staticmethod
     @contextlib.contextmanager
-    def _alone(connection: sa.Connection) -> Iterator[None]:
+    def _alone(self) -> Iterator[None]:
         """Let one process at a time migrate. SQLite's transaction does that by itself."""
-        match connection.dialect.name:
-            case "postgresql":
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(3172450291)")
+        locks = {
+            "postgresql": f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})",
+            # It ends with the connection: MariaDB's changes of tables commit by themselves.
+            "mysql": f"SELECT GET_LOCK('{_CHANNEL}', {BUSY:.0f})",
+        }
+        locks["mariadb"] = locks["mysql"]
+        lock = locks.get(self.engine.dialect.name)
+        if lock is None:
+            yield
+            return
+        with self._told(), self.engine.connect() as connection:
+            connection.exec_driver_sql(lock)
+            try:
                 yield
-            case "mysql" | "mariadb":
-                # Its changes of tables commit, so the lock must not end with a transaction.
-                connection.exec_driver_sql(f"SELECT GET_LOCK('{_CHANNEL}', {BUSY:.0f})")
-                try:
-                    yield
-                finally:
-                    connection.exec_driver_sql(f"SELECT RELEASE_LOCK('{_CHANNEL}')")
-            case _:
-                yield
+            finally:
+                connection.invalidate()
 
     # For publishers
 
