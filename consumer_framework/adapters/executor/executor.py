@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds. A handler that takes longer gains nothing from the next delivery being ready, and a
-# message that is due again can no longer overtake a delivery that is ready.
+# Seconds. A handler that takes longer gains nothing from a delivery that is ready in advance, and a
+# message that becomes due cannot overtake such a delivery.
 QUICK = 0.05
 
 _DEFAULTS = Limits()
