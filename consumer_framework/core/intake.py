@@ -246,7 +246,9 @@ class Intake:
         """Append *delivery*, behind a closed gate too: :meth:`clear` returns it then."""
         if not delivery.lane or self._lanes.enter(delivery):
             (self._rows if delivery.row else self._ready).append(delivery)
-            self._wake()
+            # Behind a shut gate the takers keep their order until they are all woken.
+            if self._gate.may_begin:
+                self._wake()
 
     def put_first(self, delivery: Delivery) -> None:
         """Put *delivery* before all others of its queue: it has waited its time already."""
@@ -262,7 +264,8 @@ class Intake:
 
     def _go_first(self, delivery: Delivery) -> None:
         (self._rows if delivery.row else self._ready).appendleft(delivery)
-        self._wake()
+        if self._gate.may_begin:
+            self._wake()
 
     @property
     def behind(self) -> int:

@@ -124,7 +124,10 @@ class HandlerRunner(Protocol):
         """
 
     def stop(self) -> None:
-        """Let no slot begin with a delivery any more; waiting runs wait for a withdrawal."""
+        """Take back the runs that no slot has begun with; call it behind the closed gate.
+
+        They wait for a withdrawal.
+        """
 
     def withdraw(self, which: Callable[[Delivery], bool] = lambda _delivery: True) -> int:
         """End the runs that no slot has begun with, as :class:`.Withdrawn`.

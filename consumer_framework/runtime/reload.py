@@ -34,7 +34,7 @@ from consumer_framework.adapters.systemd.credentials import ServiceCredentials
 from consumer_framework.core.errors import ConfigurationError, Fault, Problem
 from consumer_framework.core.gate import Reason
 from consumer_framework.settings import Takes, changes, in_force, is_authors
-from consumer_framework.settings.changes import bound, without
+from consumer_framework.settings.changes import bound_keys, difference
 from consumer_framework.settings.credentials import UnavailableError
 
 from .assembly.access import from_inside
@@ -345,8 +345,8 @@ class Activation:
         self._options = options
         self._undo: list[Callable[[], object]] = []
         self._handler: Handler | None = None
-        before, after = bound(instance.settings), bound(new.settings)
-        self._bound, self._unbound = without(after, before), without(before, after)
+        before, after = bound_keys(instance.settings), bound_keys(new.settings)
+        self._bound, self._unbound = difference(after, before), difference(before, after)
 
     async def run(self) -> bool:
         """Bring it into force.

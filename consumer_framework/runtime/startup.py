@@ -139,7 +139,7 @@ class Startup:
     async def _try(self) -> tuple[Handler, Executor]:
         # Each attempt has a new handler: the former one has the rest of half a set-up.
         handler = self._plan.factory()
-        executor = Executor(handler, codec.decode, self._flight, self._plan.limits)
+        executor = Executor(handler, codec.decode, self._flight, self._plan.limits, self._gate)
         try:
             await executor.setup()
         except BaseException:

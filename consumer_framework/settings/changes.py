@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class BoundKey:
     """One routing key that brings messages of an exchange to a queue.
 
     Attributes:
@@ -36,18 +36,18 @@ class Bound:
         return f'"{self.queue}" to "{self.exchange}" with "{self.routing_key}"'
 
 
-def bound(settings: Settings) -> list[Bound]:
+def bound_keys(settings: Settings) -> list[BoundKey]:
     """List the bindings of *settings*, in their order, each once."""
-    found: list[Bound] = []
+    found: list[BoundKey] = []
     for binding in settings.bindings:
         for key in binding.routing_keys:
-            one = Bound(binding.queue, binding.exchange, key, binding.arguments)
+            one = BoundKey(binding.queue, binding.exchange, key, binding.arguments)
             if one not in found:
                 found.append(one)
     return found
 
 
-def without(some: Sequence[Bound], others: Sequence[Bound]) -> list[Bound]:
+def difference(some: Sequence[BoundKey], others: Sequence[BoundKey]) -> list[BoundKey]:
     """Return the bindings of *some* that are not in *others*."""
     return [one for one in some if one not in others]
 
@@ -204,10 +204,10 @@ def _keys(
 
 
 def _bindings(old: Settings, new: Settings) -> Iterator[Change]:
-    before, after = bound(old), bound(new)
-    for one in without(after, before):
+    before, after = bound_keys(old), bound_keys(new)
+    for one in difference(after, before):
         yield Change("bindings", TAKES["bindings"], f"{one}: new")
-    for one in without(before, after):
+    for one in difference(before, after):
         yield Change("bindings", TAKES["bindings"], f"{one}: gone")
 
 

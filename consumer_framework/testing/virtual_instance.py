@@ -50,6 +50,7 @@ class KillableRunner:
         limits: The limits of its executor.
         flight: Has the deliveries that the handler had when the process died.
         begin: Called with each delivery that a slot begins with; True kills the process.
+        gate: The gate of the instance.
 
     Attributes:
         executor: Runs the handler.
@@ -63,8 +64,9 @@ class KillableRunner:
         limits: Limits,
         flight: FakeFlightRecorder,
         begin: Callable[[Delivery], bool],
+        gate: Gate,
     ) -> None:
-        self.executor = Executor(handler, self._decode, self, limits)
+        self.executor = Executor(handler, self._decode, self, limits, gate)
         self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self.is_killed = False
         self._flight = flight
@@ -272,7 +274,9 @@ class VirtualInstance:
 
     async def _build(self) -> None:
         handler = self._plan.factory()
-        self._runner = KillableRunner(handler, self._plan.limits, self._flight, self._begin)
+        self._runner = KillableRunner(
+            handler, self._plan.limits, self._flight, self._begin, self._gate
+        )
         await self._runner.executor.setup()
         lanes = lane_finder(self._plan, handler)
         if lanes is not None:

@@ -10,6 +10,7 @@ from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Succeeded
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.gate import Gate
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fakes import FakeFlightRecorder
 
@@ -70,9 +71,9 @@ def life(request):
     return Life(request.param)
 
 
-def executor_of(handler, slots=1):
+def executor_of(handler, slots=1, gate=None):
     flight = FakeFlightRecorder(places=64)
-    return Executor(handler, lambda d: d.delivery_tag, flight, Limits(slots))
+    return Executor(handler, lambda d: d.delivery_tag, flight, Limits(slots), gate)
 
 
 def run(executor, numbers):
@@ -213,9 +214,11 @@ def test_a_setup_that_takes_too_long_is_given_up_and_torn_down_when_it_has_ended
 
 def test_a_stop_meanwhile_comes_first(life):
     async def scenario():
-        executor = executor_of(life.handler("a"))
+        gate = Gate()
+        executor = executor_of(life.handler("a"), gate=gate)
         change = asyncio.create_task(executor.replace(life.handler("b")))
         await asyncio.sleep(0)
+        gate.close()
         executor.stop()
         teardown = asyncio.create_task(executor.teardown())
         assert await change is None
@@ -231,15 +234,17 @@ def test_a_withdrawal_takes_no_setup_and_no_teardown(life, order):
     """They wait behind another one for a thread, while the instance pauses or stops."""
 
     async def scenario():
-        gate = threading.Event()
-        executor = executor_of(life.handler("a"))
-        blocker = Handler("b", print, lambda: gate.wait(PATIENCE), lambda: life.lines.append("b"))
+        event, gate = threading.Event(), Gate()
+        executor = executor_of(life.handler("a"), gate=gate)
+        blocker = Handler("b", print, lambda: event.wait(PATIENCE), lambda: life.lines.append("b"))
         changes = [asyncio.create_task(executor.replace(blocker))]
         await asyncio.sleep(0)
         changes.append(asyncio.create_task(executor.replace(life.handler("c"))))
         await asyncio.sleep(0)
+        if order == "stop":
+            gate.close()
         getattr(executor, order)()
-        gate.set()
+        event.set()
         replaced = await asyncio.gather(*changes)
         await executor.teardown()
         executor.close()
@@ -254,11 +259,13 @@ def test_a_withdrawal_takes_no_setup_and_no_teardown(life, order):
 
 def test_the_end_waits_for_handlers_that_leave(life):
     async def scenario():
-        executor = executor_of(life.handler("a"), 2)
+        gate = Gate()
+        executor = executor_of(life.handler("a"), 2, gate)
         life.gates["a"].clear()
         runs = run(executor, [1])
         await until(lambda: life.lines)
         await executor.replace(life.handler("b"))
+        gate.close()
         executor.stop()
         teardown = asyncio.create_task(executor.teardown())
         await asyncio.sleep(0.01)

@@ -20,7 +20,7 @@ from consumer_framework.core.errors import ExitCode
 from consumer_framework.core.lifecycle import IllegalEventError
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.settings import Address, Queue
-from consumer_framework.settings.changes import Bound
+from consumer_framework.settings.changes import BoundKey
 
 
 class Listener:
@@ -289,7 +289,7 @@ def test_a_timer_of_a_former_connection_starts_no_round(session, clock):
 
 def test_bindings_change_on_a_consuming_session_without_an_event(session, listener, settings):
     client = opened(session)
-    session.apply(settings, [Bound("q", "amq.topic", "key")], [])
+    session.apply(settings, [BoundKey("q", "amq.topic", "key")], [])
     assert [binding["routing_key"] for binding in client.bound] == ["key"]
     assert session.state is SessionState.CONSUMING
     assert listener.events == ["connected", "subscribed"]

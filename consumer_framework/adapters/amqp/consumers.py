@@ -22,7 +22,7 @@ from fedora_messaging.exceptions import BadDeclaration
 from twisted.internet import defer
 
 from consumer_framework.core.delivery import Delivery, readable
-from consumer_framework.settings.changes import Bound
+from consumer_framework.settings.changes import BoundKey
 from consumer_framework.settings.model import is_single_active
 
 from . import faults
@@ -249,7 +249,7 @@ class Consumers:
 
     def _bindings(self, name: str, actual_name: str) -> list[Any]:
         return [
-            _binding(Bound(name, binding.exchange, key, binding.arguments), actual_name)
+            _binding(BoundKey(name, binding.exchange, key, binding.arguments), actual_name)
             for binding in self.settings.bindings_of(name)
             for key in binding.routing_keys
         ]
@@ -489,15 +489,15 @@ class BindingChanges:
     """The bindings that are to be added and removed while queues are consumed from."""
 
     def __init__(self) -> None:
-        self._to_bind: list[Bound] = []
-        self._to_unbind: list[Bound] = []
+        self._to_bind: list[BoundKey] = []
+        self._to_unbind: list[BoundKey] = []
 
     @property
     def are_due(self) -> bool:
         """True if there are any."""
         return bool(self._to_bind or self._to_unbind)
 
-    def add(self, bound: Sequence[Bound], unbound: Sequence[Bound]) -> None:
+    def add(self, bound: Sequence[BoundKey], unbound: Sequence[BoundKey]) -> None:
         """Note bindings to be added, and others to be removed; the latest word counts."""
         self._to_bind = [one for one in (*self._to_bind, *bound) if one not in unbound]
         self._to_unbind = [one for one in (*self._to_unbind, *unbound) if one not in bound]
@@ -518,7 +518,7 @@ class BindingChanges:
         await _unbind(client, unbound, names)
 
 
-async def bind(client: Client, bound: Iterable[Bound], names: Mapping[str, str]) -> None:
+async def bind(client: Client, bound: Iterable[BoundKey], names: Mapping[str, str]) -> None:
     """Add bindings.
 
     Args:
@@ -534,7 +534,7 @@ async def bind(client: Client, bound: Iterable[Bound], names: Mapping[str, str])
         await client.bind_queues(arguments)
 
 
-async def _unbind(client: Client, bound: Iterable[Bound], names: Mapping[str, str]) -> None:
+async def _unbind(client: Client, bound: Iterable[BoundKey], names: Mapping[str, str]) -> None:
     """Remove bindings, as far as the broker lets us; warn of those that stay."""
     for one in bound:
         if one.queue not in names:
@@ -550,7 +550,7 @@ async def _unbind(client: Client, bound: Iterable[Bound], names: Mapping[str, st
             channel.close()
 
 
-def _binding(one: Bound, actual_name: str) -> Any:
+def _binding(one: BoundKey, actual_name: str) -> Any:
     return {
         "queue": actual_name,
         "exchange": one.exchange,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.stats import Snapshot
     from consumer_framework.settings import Settings
-    from consumer_framework.settings.changes import Bound
+    from consumer_framework.settings.changes import BoundKey
 
     from .channels import Channels
     from .connection import Client, ReactorClock
@@ -350,7 +350,7 @@ class Session:
         """Take late deliveries where *which* says that their queue would drop them."""
         self._consumers.must_take = which
 
-    async def bind(self, bound: Sequence[Bound]) -> None:
+    async def bind(self, bound: Sequence[BoundKey]) -> None:
         """Add bindings to the queues that are subscribed to, where there is a connection.
 
         Raises:
@@ -371,7 +371,9 @@ class Session:
             # The next connection brings them.
             _log.debug("binding: %r", error)
 
-    def apply(self, settings: Settings, bound: Sequence[Bound], unbound: Sequence[Bound]) -> None:
+    def apply(
+        self, settings: Settings, bound: Sequence[BoundKey], unbound: Sequence[BoundKey]
+    ) -> None:
         """Use other settings from the next subscription on, and change bindings now.
 
         Args:

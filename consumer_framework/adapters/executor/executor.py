@@ -13,6 +13,7 @@ from consumer_framework.author.handler import Handler, is_coroutine_callable
 from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
 from consumer_framework.core.errors import HandlerTimeoutError
+from consumer_framework.core.gate import Gate
 from consumer_framework.core.log_fields import fields_of_all
 from consumer_framework.core.text import duration_text
 
@@ -53,6 +54,7 @@ class Executor:
         decode: Makes a message of a delivery; runs where the handler does.
         flight: Told which deliveries are in the handler.
         limits: The number of runs at once, and their sizes and times.
+        gate: Once it is closed, no run begins; None for a gate that stays open.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Executor:
         decode: Decoder,
         flight: FlightRecorder,
         limits: Limits = _DEFAULTS,
+        gate: Gate | None = None,
     ) -> None:
         self._handler = handler
+        self._gate = gate = gate or Gate()
         self._limits = limits
         self._loop = loop = asyncio.get_running_loop()
         self._clock = loop.time
@@ -72,14 +76,16 @@ class Executor:
         is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self._start = (self._tasks if is_coroutine else self._threads).start
         self._batch = OpenBatch(loop, limits, self._submit)
-        self._is_stopped = False
-        self._stopped: list[Run] = []
+        # Runs that were due behind the closed gate; they wait for their withdrawal.
+        self._never_begun: list[Run] = []
         self._outstanding = 0
         self._last_took = math.inf
         self._deadlines = Deadlines(
             loop, limits.timeout, lambda: runs.unfinished, lambda: self.is_busy, self._overdue
         )
-        self._replacement = HandlerReplacement(self._call, self._take_over, lambda: runs.unfinished)
+        self._replacement = HandlerReplacement(
+            self._call, self._take_over, lambda: runs.unfinished, gate
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -118,7 +124,7 @@ class Executor:
         Returns:
             The outcome; :class:`.Withdrawn` where :meth:`withdraw` came first.
         """
-        if self._is_stopped:
+        if self._gate.is_closed:
             return Withdrawn()
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
@@ -173,12 +179,10 @@ class Executor:
         return self._runs.cancel()
 
     def stop(self) -> None:
-        """Let no slot begin any more; :meth:`withdraw` ends the runs that wait for one."""
-        self._is_stopped = True
-        self._replacement.stop()
-        self._stopped += self._take_back()
+        """Take back the runs that no slot has begun, behind a closed gate; see :meth:`withdraw`."""
+        self._never_begun += self._take_back()
         if not self._batch.is_empty:
-            self._stopped.append(self._batch.take())
+            self._never_begun.append(self._batch.take())
 
     def withdraw(self, which: Callable[[Delivery], bool] = _any) -> int:
         """End the runs that no slot has begun, as :class:`.Withdrawn`.
@@ -192,8 +196,8 @@ class Executor:
         withdrawn = 0
         if self._batch.has(which):
             withdrawn += _withdraw(self._batch.take())
-        stopped, self._stopped = self._stopped, []
-        for run in [*stopped, *self._take_back()]:
+        taken_back, self._never_begun = self._never_begun, []
+        for run in [*taken_back, *self._take_back()]:
             if run.has(which):
                 withdrawn += _withdraw(run)
             else:
@@ -212,8 +216,8 @@ class Executor:
         self._threads.close()
 
     def _submit(self, run: Run) -> None:
-        if self._is_stopped:
-            self._stopped.append(run)
+        if self._gate.is_closed:
+            self._never_begun.append(run)
             return
         self._outstanding += 1
         self._deadlines.watch()

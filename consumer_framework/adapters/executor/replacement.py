@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from consumer_framework.author.handler import Handler
+    from consumer_framework.core.gate import Gate
 
     from .run import Run
 
@@ -30,6 +31,7 @@ class HandlerReplacement:
         call: Runs a function of the author's where the handler runs; raises its exception.
         take_over: Gives the runs that begin from now on to a handler; returns the former one.
         unfinished: Returns the runs that have begun and not ended; each may have either handler.
+        gate: Once it is closed, no handler takes over.
     """
 
     def __init__(
@@ -37,17 +39,14 @@ class HandlerReplacement:
         call: Callable[[Callable[[], Any] | None], Awaitable[None]],
         take_over: Callable[[Handler], Handler],
         unfinished: Callable[[], Iterable[Run]],
+        gate: Gate,
     ) -> None:
         self._call = call
         self._take_over = take_over
         self._unfinished = unfinished
         self._loop = asyncio.get_running_loop()
         self._changes: set[Change] = set()
-        self._is_stopped = False
-
-    def stop(self) -> None:
-        """Let no handler take over any more."""
-        self._is_stopped = True
+        self._gate = gate
 
     async def finish(self) -> None:
         """Wait until every handler but the current one is torn down."""
@@ -66,13 +65,13 @@ class HandlerReplacement:
             raise error
         if leaving:
             return leaving[0]
-        if self._is_stopped:
+        if self._gate.is_closed:
             return None
         raise HandlerTimeoutError(f"setup takes longer than {duration_text(patience or 0)}")
 
     async def _replace(self, handler: Handler, end: float, leaving: list[Change]) -> None:
         await self._call(handler.setup)
-        if self._is_stopped or self._loop.time() >= end:
+        if self._gate.is_closed or self._loop.time() >= end:
             await self._call(handler.teardown)
             return
         former = self._take_over(handler)
