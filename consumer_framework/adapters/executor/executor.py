@@ -161,7 +161,7 @@ class Executor:
 
         Returns:
             The end of the former handler: a task whose result is the exception of its
-            ``teardown``, or None. None in place of the task where :meth:`stop` came first, and
+            ``teardown``, or None. None in place of the task where the gate was closed first, and
             the former handler stays.
 
         Raises:
