@@ -47,7 +47,7 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance rpm consumers
+	packaging/system-packages --optional broker acceptance rpm consumers databases
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
@@ -69,7 +69,7 @@ bench-recovery: venv
 	$(BIN)/python -m benchmarks.recovery --write
 
 test-all: venv
-	packaging/system-packages --optional broker
+	packaging/system-packages --optional broker databases
 	$(BIN)/nox
 
 # SUITES="bookworm trixie" runs only these two.

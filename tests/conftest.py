@@ -48,3 +48,8 @@ def _logging_is_put_back():
         logger.setLevel(level)
         logger.disabled, logger.propagate = disabled, propagate
         logger.handlers, logger.filters = handlers, filters
+    known = {logger for logger, *_ in before}
+    for new in {logging.getLogger(name) for name in list(root.manager.loggerDict)} - known:
+        new.setLevel(logging.NOTSET)
+        new.disabled, new.propagate = False, True
+        new.handlers, new.filters = [], []

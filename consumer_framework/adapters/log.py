@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sets logging up: readable on a terminal, with priorities in the journal."""
+"""Logging: readable on a terminal, with priorities in the journal, without secrets and floods.
+
+:func:`set_up` configures it for the process, and :func:`hide_secrets` redacts every record.
+:class:`LogThrottle` keeps thousands of similar failures from filling the log.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
 import logging.config
+import math
 import os
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from consumer_framework.core.attempt import TRACEBACK_LIMIT, bounded
-from consumer_framework.core.log_fields import priority_of
+from consumer_framework.core.disposition import SETTLE_RULES
+from consumer_framework.core.log_fields import DISPOSITION, FINGERPRINT, priority_of
 from consumer_framework.core.secrets import redact
 from consumer_framework.core.text import clipped, printable_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
+
+    from consumer_framework.core.disposition import Disposition
+    from consumer_framework.core.ports import Clock
+
+    # Such as a reactor's.
+    CallLater = Callable[[float, Callable[[], None]], Any]
 
 _TERMINAL_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _JOURNAL_FORMAT = "%(name)s: %(message)s"
@@ -36,6 +50,12 @@ _OWN = "consumer_framework"
 _STRANGERS_TEXT = (_OWN, _UPSTREAM, "pika", "twisted")
 # Characters.
 _LONGEST_MESSAGE = 32_000
+
+# Seconds in which a kind of record has LINES lines.
+QUIET = 300.0
+LINES = 10
+# Messages that have lines to come. The oldest one beyond that counts as if it had none so far.
+MOST_OPEN = 1000
 
 
 class OwnLogger(logging.Logger):
@@ -64,6 +84,10 @@ class RedactedRecord(logging.LogRecord):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.redact_exception()
+
+    def redact_exception(self) -> None:
+        """Replace the exception by its text if that would show too much, or has a secret."""
         if self.exc_info and self.exc_info[0] is not None:
             shown = bounded(self.exc_info[1])
             text = logging.Formatter().formatException((type(shown), shown, self.exc_info[2]))
@@ -94,6 +118,151 @@ class PriorityFormatter(logging.Formatter):
         prefix = f"<{priority_of(record.levelno)}>"
         lines = self._inner.format(record).splitlines() or [""]
         return "\n".join(f"{prefix}{line}" for line in lines)
+
+
+class Occurrence(NamedTuple):
+    """Tells a :class:`LogThrottle` about a record, which has this as its attribute ``occurrence``.
+
+    Attributes:
+        throttle: The throttle; others of the same logger let the record pass.
+        disposition: The disposition of the message.
+        cause: The cause of it. Records with the same disposition and cause are of one kind.
+        message: The message, as a key.
+        repeated_level: The level of the records of this kind after the first.
+        always: It has a line, whatever the number of lines before it.
+        is_last: It is the last record about the message.
+        error: The exception whose traceback is logged.
+    """
+
+    throttle: LogThrottle
+    disposition: type[Disposition]
+    cause: str
+    message: Hashable
+    repeated_level: int
+    always: bool = False
+    is_last: bool = False
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Period:
+    ends: float
+    lines: int = 0
+    counted: int = 0
+
+
+class LogThrottle(logging.Filter):
+    """Limits the lines about similar failures, and sums up the others.
+
+    In five minutes each kind of record has ten lines; later records are counted, and the count is
+    logged when the five minutes are over. A message whose first line was logged has all its lines,
+    so that its life is told whole, and so has an occurrence that always has one. The first record
+    of a kind keeps its level. Each cause has one traceback in five minutes.
+
+    Args:
+        logger: The logger that the filter is attached to. Records without an
+            :class:`Occurrence` pass.
+        clock: The time.
+        call_later: Calls a function after so many seconds; None to log counts with the next record.
+
+    Attributes:
+        open_messages: The messages that have a line, and more to come; oldest first.
+    """
+
+    def __init__(
+        self, logger: logging.Logger, clock: Clock, call_later: CallLater | None = None
+    ) -> None:
+        super().__init__()
+        self.open_messages: OrderedDict[Hashable, None] = OrderedDict()
+        self._logger = logger
+        self._clock = clock
+        self._call_later = call_later
+        self._timer: Any = None
+        self._periods: dict[tuple[type[Disposition] | None, str], _Period] = {}
+        logger.addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return False for a record that has no line; set the level and traceback of others."""
+        occurrence: Occurrence | None = vars(record).get("occurrence")
+        if occurrence is None or occurrence.throttle is not self:
+            return True
+        del record.occurrence  # type: ignore[attr-defined]
+        now = self._clock.monotonic()
+        self._log_counts(now)
+        level = self._level(record, occurrence, now)
+        self._set_timer(now)
+        if level != record.levelno:
+            record.levelno, record.levelname = level, logging.getLevelName(level)
+        return self._logger.isEnabledFor(level)
+
+    def _level(self, record: logging.LogRecord, occurrence: Occurrence, now: float) -> int:
+        period, is_first = self._period(occurrence.disposition, occurrence.cause, now)
+        is_due = occurrence.always or occurrence.message in self.open_messages
+        if not is_due and period.lines >= LINES:
+            period.counted += 1
+            return logging.DEBUG
+        period.lines += not is_due
+        self.open_messages.pop(occurrence.message, None)
+        if not occurrence.is_last:
+            self.open_messages[occurrence.message] = None
+            if len(self.open_messages) > MOST_OPEN:
+                self.open_messages.popitem(last=False)
+        if not is_first:
+            return occurrence.repeated_level
+        error = occurrence.error
+        if error is not None and self._period(None, occurrence.cause, now)[1]:
+            record.exc_info = (type(error), error, error.__traceback__)
+            if isinstance(record, RedactedRecord):
+                record.redact_exception()
+        return record.levelno
+
+    def _period(
+        self, disposition: type[Disposition] | None, cause: str, now: float
+    ) -> tuple[_Period, bool]:
+        """Return the period of a kind, and True if it begins; None stands for tracebacks."""
+        kind = disposition, cause
+        period = self._periods.get(kind)
+        if period is not None and period.ends > now:
+            return period, False
+        self._periods[kind] = _Period(now + QUIET)
+        return self._periods[kind], True
+
+    def close(self) -> None:
+        """Log all counts, and detach the filter."""
+        self._log_counts(math.inf)
+        self.detach()
+
+    def detach(self) -> None:
+        """Detach the filter, and forget everything."""
+        self._periods.clear()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._logger.removeFilter(self)
+
+    def _set_timer(self, now: float) -> None:
+        if self._call_later is not None and self._timer is None and self._periods:
+            ends = min(period.ends for period in self._periods.values())
+            self._timer = self._call_later(ends - now, self._period_ended)
+
+    def _period_ended(self) -> None:
+        self._timer = None
+        now = self._clock.monotonic()
+        self._log_counts(now)
+        self._set_timer(now)
+
+    def _log_counts(self, now: float) -> None:
+        old = [kind for kind, period in self._periods.items() if period.ends <= now]
+        for kind, period in [(kind, self._periods.pop(kind)) for kind in old]:
+            disposition, cause = kind
+            if disposition is not None and period.counted:
+                words = SETTLE_RULES[disposition].words
+                self._logger.warning(
+                    "%s: %d more times a message was %s, without a line of its own",
+                    cause,
+                    period.counted,
+                    words.verb,
+                    extra={DISPOSITION: words.field, FINGERPRINT: cause},
+                )
 
 
 def set_up(

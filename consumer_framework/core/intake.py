@@ -6,17 +6,17 @@ A delivery waits in one of three places::
     broker ──▶ Intake ───────────────▶ slot ──▶ handler
     store  ──▶   │  ▲                               │
                  │  └── due again ── Holds ◀── held ┘
-                 └ Lanes: behind an earlier one with the same key
+                 └ LaneQueues: behind an earlier one with the same key
 
 :class:`Intake` has two queues that share the slots: the deliveries of the broker, and the rows of
 the store that are due again. While both have something, they take turns. So a burst of retries
 leaves every second turn to new messages, and new messages never keep a retry waiting for long. A
 held delivery is the broker's, and goes before the new ones.
 
-:class:`Lanes` keeps the deliveries with one ordering key behind each other. The head of a lane is
-the only delivery of it that may be in a slot, or held. The others wait, in the order in which the
-broker delivered them, until the head has left: settled for good, or given to the store, where the
-others follow it.
+:class:`LaneQueues` keeps the deliveries with one ordering key behind each other. The head of a lane
+is the only delivery of it that may be in a slot, or held. The others wait, in the order in which
+the broker delivered them, until the head has left: settled for good, or given to the store, where
+the others follow it.
 
 :class:`Holds` keeps deliveries unacknowledged until they are due again.
 """
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .gate import Reason
     from .limits import TokenBucket
-    from .ports import Clock, Future, Timer
+    from .ports import Clock, Future, TimerHandle
 
 
-class Lanes:
+class LaneQueues:
     """The lanes with at least one delivery in memory."""
 
     def __init__(self) -> None:
@@ -234,10 +234,10 @@ class Intake:
         self._ready: deque[Delivery] = deque()
         self._rows: deque[Delivery] = deque()
         self._is_rows_turn = False
-        self._lanes = Lanes()
+        self._lanes = LaneQueues()
         self._takers: deque[Future[None]] = deque()
         # Set while a taker would go on if there were a token.
-        self._token_timer: Timer | None = None
+        self._token_timer: TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._rows) + len(self._lanes)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .attempt import NO_HISTORY, History
@@ -44,8 +44,18 @@ if TYPE_CHECKING:
     # The same with a hash of the body, which is quicker, and good for one process.
     _ShortKey: TypeAlias = tuple[str, str, str, int]
 
-# A message whose history is forgotten gets its attempts anew: bounded in sum, not in each.
+# Histories. A message whose history is forgotten begins its attempts anew.
 MEMORY_MESSAGES = 1024
+# A redelivery comes at once after a closed channel, and at the latest when the broker has missed
+# the heartbeats of a dead connection. Long past that, an equal message is more likely one that
+# was published again, and it must run.
+MEMORY_SECONDS = 3600.0
+# Only handlers that were running when their channel went leave a run behind.
+MEMORY_RUNS = 1024
+# Channels that may be lost before the unsettled messages of the first have come back.
+MOST_CHANNELS = 8
+# Beyond these, two equal messages with one id may be taken for one.
+REMEMBERED = 10_000
 
 
 class Histories:
@@ -66,17 +76,7 @@ class Histories:
         if not (delivery.redelivered and self._known):
             return delivery
         history = self._known.pop(_message_key(delivery), None)
-        return delivery if history is None else replace(delivery, history=history)
-
-
-# A redelivery comes at once after a closed channel, and at the latest when the broker has missed
-# the heartbeats of a dead connection. Long past that, an equal message is more likely one that
-# was published again, and it must run.
-MEMORY_SECONDS = 3600.0
-# Only handlers that were running when their channel went leave a run behind.
-MEMORY_RUNS = 1024
-# Channels that may be lost before the unsettled messages of the first have come back.
-MOST_CHANNELS = 8
+        return delivery if history is None else delivery._replace(history=history)
 
 
 @dataclass(eq=False, slots=True)
@@ -205,7 +205,7 @@ class LostAcks:
         self._clock = clock
         self._most = prefetch_count or MEMORY_RUNS
         self._unsettled: dict[int, dict[int, Delivery]] = {}
-        self._told: dict[int, deque[_Settled]] = {}
+        self._answered: dict[int, deque[_Settled]] = {}
         self._expected: OrderedDict[_ShortKey, _Expected] = OrderedDict()
 
     def resize(self, prefetch_count: int) -> None:
@@ -225,11 +225,14 @@ class LostAcks:
             outcome = self._claim(delivery)
             if outcome is not None:
                 return outcome
-        self._unsettled.setdefault(delivery.generation, {})[delivery.delivery_tag] = delivery
+        unsettled = self._unsettled.get(delivery.generation)
+        if unsettled is None:
+            unsettled = self._unsettled[delivery.generation] = {}
+        unsettled[delivery.delivery_tag] = delivery
         return None
 
-    def told(self, delivery: Delivery, answer: Answer, reason: str) -> None:
-        """Note the broker's *answer* to *delivery*; nothing for one that did not arrive."""
+    def answered(self, delivery: Delivery, answer: Answer, reason: str) -> None:
+        """Note the *answer* that the broker got for *delivery*, if that arrived here."""
         unsettled = self._unsettled.get(delivery.generation)
         if unsettled is None or unsettled.pop(delivery.delivery_tag, None) is None:
             return
@@ -242,7 +245,7 @@ class LostAcks:
 
     def voided(self, generation: int) -> None:
         """Expect the messages of a channel that is gone to come back."""
-        for settled in self._told.pop(generation, ()):
+        for settled in self._answered.pop(generation, ()):
             self._expect(settled.key).settled.append(settled)
         for delivery in self._unsettled.pop(generation, {}).values():
             self._expect(_short_key(delivery)).unsettled += 1
@@ -281,20 +284,18 @@ class LostAcks:
         return outcome
 
     def _remember(self, delivery: Delivery, reason: str | None) -> None:
-        told = self._told.setdefault(delivery.generation, deque())
-        told.append(_Settled(_short_key(delivery), delivery.properties.headers, reason))
-        if len(told) > self._most:
-            told.popleft()
+        answered = self._answered.get(delivery.generation)
+        if answered is None:
+            answered = self._answered[delivery.generation] = deque()
+        answered.append(_Settled(_short_key(delivery), delivery.properties.headers, reason))
+        if len(answered) > self._most:
+            answered.popleft()
 
 
 def _latest_equal(settled: list[_Settled], delivery: Delivery) -> _Settled | None:
     # The broker reads its answers in order: the latest ones are lost.
     headers = delivery.published_headers
     return next((s for s in reversed(settled) if published(s.headers) == headers), None)
-
-
-# Beyond these, two equal messages with one id may be taken for one.
-REMEMBERED = 10_000
 
 
 class EqualMessages:

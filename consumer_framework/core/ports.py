@@ -58,7 +58,7 @@ class Future(Protocol[_Value]):
     def __await__(self) -> Generator[Any, None, _Value]: ...
 
 
-class Timer(Protocol):
+class TimerHandle(Protocol):
     """A call that is due later."""
 
     def cancel(self) -> None:
@@ -93,7 +93,7 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait for *seconds*."""
 
-    def call_later(self, seconds: float, function: Callable[[], object]) -> Timer:
+    def call_later(self, seconds: float, function: Callable[[], object]) -> TimerHandle:
         """Call *function* in *seconds*."""
 
     def create_future(self) -> Future[Any]:

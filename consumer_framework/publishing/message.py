@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from fedora_messaging import message as upstream
@@ -142,6 +143,7 @@ def matches(pattern: str, topic: str) -> bool:
     return bool(_compiled(pattern).fullmatch(f".{topic}"))
 
 
+@lru_cache(1024)
 def _compiled(pattern: str) -> re.Pattern[str]:
     words = {"*": r"\.[^.]*", "#": r"(?:\.[^.]*)*"}
     return re.compile("".join(words.get(w, rf"\.{re.escape(w)}") for w in pattern.split(".")))

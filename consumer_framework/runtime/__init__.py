@@ -19,7 +19,7 @@ The steps of a life, and the files that take them:
 start   app, startup     Load the configuration, open the store, set up the author's handler.
 connect runner           Start the session (``adapters/amqp``) and the control socket.
 consume dispatcher       Take deliveries from the broker, and from the store by the scheduler,
-                         through the slots to their settle.
+                         through the slots to their settle; lanes and suspects order them.
 pause   pauses           Suspend the gate while a dependency or the store is broken.
 reload  reload           Read the configuration again, and bring it into force.
 drain   drain            Finish running deliveries, give back the others, close everything.

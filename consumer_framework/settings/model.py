@@ -171,6 +171,80 @@ class Batch(Table):
     """The time that the first message waits for the others."""
 
 
+class OnFailure(Enum):
+    """The treatment of a message that the broker does not take now."""
+
+    WAIT = "wait"  # publish() returns when the message is sent
+    SKIP = "skip"  # the relay tries once, and discards the message
+    SPOOL = "spool"  # the relay tries until the message is sent
+
+
+class Unroutable(Enum):
+    """The treatment of a message that the broker took and routed to no queue."""
+
+    ACCEPT = "accept"  # it counts as sent
+    DEAD = "dead"  # it stays in the outbox, for an operator
+    RETRY = "retry"  # it is sent again, later
+
+
+class OutboxRule(Table):
+    """Other answers for the messages of some topics."""
+
+    topics: Annotated[StrictStr, Field(min_length=1)]
+    """The topics, with their prefix: words with dots between them; `*` stands for one word, `#` for
+    any number of words.
+    """
+    on_failure: OnFailure | None = None
+    """The same as `on_failure` of the outbox, for these topics. Without this key, the next rule
+    that matches decides, or the outbox.
+    """
+    unroutable: Unroutable | None = None
+    """The same as `unroutable` of the outbox, for these topics."""
+
+
+class OutboxSettings(Table):
+    """The outbox: the table of messages accepted for publishing, and the relay that sends them."""
+
+    database: Annotated[StrictStr, Field(min_length=1)] | None = Field(default=None, repr=False)
+    """The database with the table, as a URL of SQLAlchemy: `sqlite:////PATH`,
+    `postgresql://USER:PASSWORD@HOST/NAME` or `mariadb://USER:PASSWORD@HOST/NAME`. Without this key:
+    `outbox.sqlite3` in the state directory.
+    """
+    messenger: Annotated[StrictStr, Field(min_length=1)] = "amqp"
+    """The way to send: `amqp`, `fedora`, `kombu`, `proton`, `stomp`, `fedmsg`, `dummy`, or the name
+    of an entry point of the group `consumer_framework.messengers`.
+    """
+    endpoints: Annotated[
+        tuple[Annotated[StrictStr, Field(min_length=1)], ...], Field(max_length=100)
+    ] = Field(default=(), repr=False)
+    """The URLs of the brokers in the order to try them. Without this key: `amqp_url` and `brokers`.
+    """
+    window: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
+    """The number of messages that are sent before the broker has confirmed the first of them; 1 to
+    10000.
+    """
+    lease: Annotated[Duration, Field(ge=1, le=3600)] = 30.0
+    """The time after which the messages of a relay that died are sent by another; 1 second to 1
+    hour. It must be longer than the broker takes to confirm a window.
+    """
+    max_body: Annotated[StrictInt, Field(ge=1, le=1 << 30)] = 16 << 20
+    """The maximum size of a message's body in bytes. A larger one is refused by `publish()`."""
+    lossy: StrictBool = False
+    """Send messages that the messenger changes, such as a severity that STOMP cannot carry."""
+    on_failure: OnFailure = OnFailure.SPOOL
+    """The treatment of a message that the broker does not take now: `"spool"` tries until it is
+    sent, `"wait"` does the same and lets `publish()` wait for that, `"skip"` tries once.
+    """
+    unroutable: Unroutable = Unroutable.ACCEPT
+    """The treatment of a message that no queue is bound for: `"accept"` counts it as sent, `"dead"`
+    keeps it for an operator, `"retry"` sends it again later.
+    """
+    rules: Annotated[tuple[OutboxRule, ...], Field(max_length=1000)] = ()
+    """Other answers for some topics. The first rule that matches and has the key decides."""
+    options: dict[str, Any] = Field(default={}, repr=False)
+    """Options of the messenger."""
+
+
 def _checked_source(text: str) -> str:
     source_of(text)
     return text
@@ -252,6 +326,8 @@ class Framework(Table):
     """
     recovery: Annotated[Recovery, Takes.RELOAD] = Recovery()
     """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
+    outbox: Annotated[OutboxSettings, Takes.RESTART] = OutboxSettings()
+    """The outbox of messages to publish; see below."""
 
     def handler_limit(self, usual: float) -> float:
         """Return the time limit of one run of the handler, in seconds.

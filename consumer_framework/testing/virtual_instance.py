@@ -268,7 +268,8 @@ class VirtualInstance:
     # The process.
 
     def _make_dispatcher(self) -> Dispatcher:
-        observer = Observers(DeliveryLog(self.time), self.dispositions)
+        self._log = DeliveryLog(self.time)
+        observer = Observers(self._log, self.dispositions)
         ports = Ports(self.queue, self._store, self._flight, observer, self.time, self._chance)
         return Dispatcher(self._plan, ports, self.time.reactor, self._gate, self._halt)
 
@@ -303,6 +304,7 @@ class VirtualInstance:
         await self._dispatcher.give_back_rest()
 
     def _cancel_everything(self) -> None:
+        self._log.detach()
         for running in asyncio.all_tasks(self.time.loop):
             running.cancel()
         for call in self.time.reactor.getDelayedCalls():

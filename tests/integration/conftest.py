@@ -14,6 +14,7 @@ from consumer_framework.testing.broker import Broker
 from consumer_framework.testing.broker.proxy import Proxy
 
 from .instance import Instance
+from .outside_services import MariaDB, PostgreSQL
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,3 +65,43 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Instance]]:
     yield start_instance
     for instance in started:
         instance.end()
+
+
+def _require(lacking: str | None) -> None:
+    if lacking:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Start a PostgreSQL server for all tests of the session."""
+    programs = PostgreSQL.programs()
+    _require(None if programs else "PostgreSQL is not installed: apt-get install postgresql")
+    assert programs
+    with PostgreSQL(programs) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """Start a MariaDB server for all tests of the session."""
+    lacking = not (MariaDB.program("mariadbd") and MariaDB.program("mariadb-install-db"))
+    _require("MariaDB is not installed: apt-get install mariadb-server" if lacking else None)
+    with MariaDB() as running:
+        yield running
+
+
+@pytest.fixture
+def outbox_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of an empty database; the parameter of the test names its kind."""
+    name = f"outbox_{uuid.uuid4().hex}"
+    match request.param:
+        case "postgresql":
+            postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+            postgresql.query("postgres", f"CREATE DATABASE {name}")
+            return postgresql.url(name)
+        case "mariadb":
+            mariadb: MariaDB = request.getfixturevalue("mariadb")
+            mariadb.query(f"CREATE DATABASE {name}")
+            return mariadb.url(name)
+    return f"sqlite:///{tmp_path / 'outbox.sqlite3'}"

@@ -9,11 +9,13 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import ssl
 import subprocess
 import tempfile
 import threading
 import xmlrpc.client
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -71,7 +73,8 @@ class PostgreSQL:
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
-        self._process.terminate()
+        # "Fast shutdown": it does not wait for clients.
+        self._process.send_signal(signal.SIGINT)
         self._process.wait()
         shutil.rmtree(self._place)
 
@@ -86,6 +89,73 @@ class PostgreSQL:
 
     def _psql(self, database: str, statement: str) -> subprocess.CompletedProcess[str]:
         command = [str(self._programs / "psql"), "-qAtX", self.url(database), "-c", statement]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+class MariaDB:
+    """A private MariaDB server; as root it runs as the user ``mysql``. Its user is ``root``."""
+
+    def __init__(self) -> None:
+        self._place = Path(tempfile.mkdtemp(prefix="mariadb-"))
+        self._user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            owner = pwd.getpwnam("mysql")
+            os.chown(self._place, owner.pw_uid, owner.pw_gid)
+            self._user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+        with reserve_port() as holder:
+            self.port: int = holder.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def program(name: str) -> str | None:
+        """Return the path of a program of the server, or None if it is not installed."""
+        return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/bin")
+
+    def __enter__(self) -> Self:
+        data = f"--datadir={self._place / 'data'}"
+        install, server = self.program("mariadb-install-db"), self.program("mariadbd")
+        assert install
+        assert server
+        # Without the machine's own configuration, and with a root that has no password.
+        command = [install, "--no-defaults", data, "--auth-root-authentication-method=normal"]
+        with suppress(KeyError):
+            command.append(f"--user={pwd.getpwuid(self._user['user']).pw_name}")
+        subprocess.run(
+            command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
+        )
+        self._process = subprocess.Popen(
+            [
+                *(server, "--no-defaults", data, f"--port={self.port}", f"--bind-address={HOST}"),
+                *(f"--socket={self._place / 'socket'}", "--innodb-flush-log-at-trx-commit=2"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            **self._user,
+        )
+        until(lambda: self._mariadb("SELECT 1").returncode == 0, "MariaDB answers")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self._place)
+
+    def url(self, database: str) -> str:
+        return f"mariadb://root@{HOST}:{self.port}/{database}"
+
+    def query(self, statement: str) -> list[str]:
+        """Return the rows of *statement*, columns separated by tabs."""
+        done = self._mariadb(statement)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    def _mariadb(self, statement: str) -> subprocess.CompletedProcess[str]:
+        client = self.program("mariadb")
+        assert client
+        command = [client, "--no-defaults", "--socket", str(self._place / "socket"), "-u", "root"]
+        command += ["-N", "-B", "-e", statement]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the log says of messages, and what it sums up."""
+"""The log lines about messages, pauses and states, and their sums."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from twisted.internet.task import Clock as ReactorClock
 
+from consumer_framework.adapters.log import LINES, QUIET
 from consumer_framework.core.attempt import History, attempt_of
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -34,18 +34,22 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import Drop, Retry
-from consumer_framework.core.ports import Settled
+from consumer_framework.core.gate import Reason
+from consumer_framework.core.lifecycle import State
+from consumer_framework.core.ports import Paused, Settled, StateChanged
 from consumer_framework.core.recovery import Decision
-from consumer_framework.runtime.observe.log import LINES, QUIET, DeliveryLog, fate
+from consumer_framework.runtime.observe.log import DeliveryLog, fate
 from consumer_framework.testing import FakeClock, make_delivery
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition
 
 
 class Time(FakeClock):
-    """A clock that a test turns, and what it wakes."""
+    """A clock that a test turns, and the timers that it wakes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,12 +68,14 @@ def time() -> Time:
 
 
 @pytest.fixture
-def delivery_log(time: Time) -> DeliveryLog:
-    return DeliveryLog(time, time.reactor.callLater)
+def delivery_log(time: Time) -> Iterator[DeliveryLog]:
+    made = DeliveryLog(time, time.reactor.callLater)
+    yield made
+    made.detach()
 
 
 class Log:
-    """What was logged since the last look, from INFO up."""
+    """The records since the last look, from INFO up."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "consumer_framework")
@@ -91,8 +97,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
 
 def message(number: int = 1, failures: int = 0, crashes: int = 0, **more) -> Delivery:
     attempts = tuple(attempt_of(failure(), 0.0) for _ in range(failures))
-    return replace(
-        make_delivery(message_id=str(number), routing_key="a.topic", **more),
+    return make_delivery(message_id=str(number), routing_key="a.topic", **more)._replace(
         history=History(attempts, crashes),
     )
 
@@ -196,7 +201,7 @@ def test_a_replay_says_that_it_is_one(settle, log):
     ("outcome", "disposition", "line", "attempt"),
     [
         (Crashed(2), Quarantine("died"), "WARNING {} is {}", "2"),
-        (Behind(), Defer(0.0, "b"), "INFO {} is {}", "2"),
+        (Blocked(), Defer(0.0, "b"), "INFO {} is {}", "2"),
         (Failed(Drop("no")), Reject("no"), "INFO {} is {}", "3"),
         (Failed(Retry("no")), Requeue("no"), "INFO {} is {}", "3"),
         (
@@ -208,7 +213,7 @@ def test_a_replay_says_that_it_is_one(settle, log):
         (Undecodable(failure()), Reject(), "ERROR {} failed at attempt 3; it is {}", "3"),
     ],
 )
-def test_what_else_becomes_of_it_has_a_line(settle, log, outcome, disposition, line, attempt):
+def test_each_other_disposition_has_a_line(settle, log, outcome, disposition, line, attempt):
     settle(message(failures=1, crashes=1), outcome, disposition)
     (record,) = log()
     said = f"{record.levelname} {record.getMessage()}"
@@ -217,7 +222,7 @@ def test_what_else_becomes_of_it_has_a_line(settle, log, outcome, disposition, l
 
 
 @pytest.mark.parametrize("outcome", [SettledBefore(), Withdrawn()])
-def test_what_no_handler_saw_here_says_nothing(settle, log, outcome):
+def test_a_delivery_that_no_handler_saw_has_no_line(settle, log, outcome):
     settle(message(), outcome, GiveBack() if isinstance(outcome, Withdrawn) else Ack())
     assert log() == []
 
@@ -244,7 +249,7 @@ def test_the_same_failure_is_an_error_with_a_traceback_once(settle, log):
     assert [bool(record.exc_info) for record in records] == [True, False, False, False, False]
 
 
-def test_what_is_more_than_so_many_lines_is_summed_up_when_five_minutes_are_over(settle, log, time):
+def test_events_beyond_ten_lines_are_summed_up_when_five_minutes_are_over(settle, log, time):
     for number in range(LINES + 5):
         settle(message(number), Failed(failure()), Hold(0.0))
     assert len(log()) == LINES
@@ -287,13 +292,14 @@ def test_at_the_end_everything_is_summed_up(delivery_log, settle, log, time):
     assert log() == []
 
 
-def test_without_a_timer_the_next_news_bring_the_sum(time, log):
+def test_without_a_timer_the_next_event_brings_the_sum(time, log):
     delivery_log = DeliveryLog(time)
     for number in range(LINES + 1):
         delivery_log.notify(settled(message(number), Failed(failure()), Hold(0.0)))
     log()
     time.reactor.advance(QUIET)
     delivery_log.notify(settled(message(99), Failed(failure()), Hold(0.0)))
+    delivery_log.detach()
     summary, again = log()
     assert "1 more times" in summary.getMessage()
     assert again.levelno == logging.ERROR
@@ -324,7 +330,7 @@ def test_a_message_whose_failure_has_a_line_has_its_success_and_others_are_count
     ]
 
 
-def test_what_a_publisher_or_an_author_wrote_begins_no_line_and_is_bounded(settle, log):
+def test_text_of_publishers_and_authors_begins_no_line_and_is_bounded(settle, log):
     hostile = "first\nERROR forged\x1b[2J\x9b\u2028\x85\r" + "x" * 10_000
     delivery = make_delivery(message_id=hostile[:200], routing_key=hostile[:200])
     settle(delivery, Failed(ValueError(hostile)), Quarantine(f"ValueError: {hostile}"))
@@ -333,3 +339,21 @@ def test_what_a_publisher_or_an_author_wrote_begins_no_line_and_is_bounded(settl
     lines = log.lines()
     assert len(lines) >= 2
     assert all(line.isprintable() and len(line) < 3000 for line in lines)
+
+
+# Pauses and states.
+
+
+def test_a_pause_and_its_end_have_a_line(delivery_log, log):
+    delivery_log.notify(Paused(Reason.STORE, "no space left on device"))
+    delivery_log.notify(Paused(Reason.STORE, ""))
+    assert log.lines() == [
+        "WARNING paused: no space left on device",
+        "INFO the store works again",
+    ]
+
+
+def test_another_state_has_a_line_for_debugging(delivery_log, caplog):
+    caplog.set_level(logging.DEBUG, "consumer_framework")
+    delivery_log.notify(StateChanged(State.CONNECTING, State.SUBSCRIBING))
+    assert [record.getMessage() for record in caplog.records] == ["connecting -> subscribing"]

@@ -8,11 +8,11 @@ import tomllib
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import log
+from consumer_framework.adapters.log import LINES, QUIET
 from consumer_framework.adapters.systemd.journald import JournalHandler
 from consumer_framework.core import limits, log_fields
 from consumer_framework.core.disposition import SETTLE_RULES
 from consumer_framework.core.log_fields import priority_of
-from consumer_framework.runtime.observe.log import LINES, QUIET
 
 from .journal_socket import JournalSocket
 from .test_docs import DOCS, blocks, table

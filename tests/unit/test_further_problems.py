@@ -42,7 +42,7 @@ def test_callback_and_rules_are_looked_at_although_the_file_is_wrong(found):
     assert rule.startswith(f'{RULES}[0].exceptions: "int" is no exception')
 
 
-def test_what_the_command_line_says_stands_before_the_file(found):
+def test_the_command_line_goes_before_the_file(found):
     assert found('callback = "no_such:x"', callback="json:dumps") == []
 
 
@@ -56,7 +56,7 @@ def test_what_the_command_line_says_stands_before_the_file(found):
         "not TOML",
     ],
 )
-def test_what_has_a_wrong_type_is_told_already(found, text):
+def test_a_wrong_type_is_reported_once(found, text):
     assert found(text) == []
 
 
@@ -82,7 +82,7 @@ def test_a_module_that_reads_the_configuration_is_imported_with_the_one_that_is_
 # The collector.
 
 
-def test_a_collector_keeps_what_is_wrong_and_goes_on():
+def test_a_collector_keeps_the_problems_and_goes_on():
     def fail(message, source=""):
         raise ConfigurationError(Problem("a.b", message), source=source)
 

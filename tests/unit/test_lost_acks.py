@@ -22,7 +22,7 @@ def acks(clock):
 def settle(acks, disposition, **delivery):
     made = make_delivery(**delivery)
     assert acks.arrived(made) is None, "it goes to the handler"
-    acks.told(made, to.rule_for(disposition).answer, disposition.reason)
+    acks.answered(made, to.rule_for(disposition).answer, disposition.reason)
 
 
 def again(acks, generation=2, **delivery):

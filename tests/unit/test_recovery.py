@@ -11,7 +11,7 @@ from consumer_framework.core import disposition as to
 from consumer_framework.core import errors
 from consumer_framework.core.attempt import NO_HISTORY, History, attempt_of
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -71,7 +71,7 @@ def disposition_of(outcome, policy=POLICY, situation=SITUATION, **delivery):
             ),
         ),
         (Withdrawn(), to.GiveBack()),
-        (Behind(), to.Defer(NOW, "behind an earlier message with the same key")),
+        (Blocked(), to.Defer(NOW, "behind an earlier message with the same key")),
         (Failed(errors.Retry("busy")), to.Hold(NOW, "Retry: busy")),
         (Failed(errors.Retry("busy", after="5m")), to.Hold(NOW + 300, "Retry: busy")),
         (Failed(LaterRetry("busy")), to.Hold(NOW, "LaterRetry: busy")),
@@ -178,7 +178,7 @@ ERRORS = [
         st.builds(SettledBefore),
         st.builds(Crashed, st.integers(1)),
         st.builds(Withdrawn),
-        st.builds(Behind),
+        st.builds(Blocked),
         st.builds(lambda text: Undecodable(ValueError(text)), st.text()),
         st.builds(lambda make: Failed(make()), st.sampled_from(ERRORS)),
     ),
@@ -206,7 +206,7 @@ def test_every_outcome_has_a_disposition_and_only_successes_are_acked_without_a_
     if isinstance(disposition, to.Hold):
         assert situation.may_hold or disposition.until <= situation.now
     if isinstance(disposition, to.GiveBack):
-        assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Behind) and policy.strict)
+        assert isinstance(outcome, Withdrawn) or (isinstance(outcome, Blocked) and policy.strict)
 
 
 class DatabaseGoneError(errors.DependencyFault):
@@ -282,7 +282,7 @@ def test_a_message_that_may_be_rejected_later_stays_with_the_broker():
     [
         (INVALID, to.Reject("no valid message: ValueError: no JSON")),
         (Crashed(2), to.Requeue("the process died 2 times while it was handled")),
-        (Behind(), to.GiveBack()),
+        (Blocked(), to.GiveBack()),
         (Failed(errors.Quarantine("odd")), to.Requeue("odd")),
         (Failed(errors.Defer(NOW + 20, "later")), to.Hold(NOW + 20, "Defer: later")),
         (Failed(errors.Defer(NOW + 86400, "later")), to.Hold(NOW + 900, "Defer: later")),

@@ -2,7 +2,6 @@
 """The recovery of messages: each signal, each setting, each state and event."""
 
 from asyncio import sleep
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +12,7 @@ from consumer_framework import Defer, DependencyFault, Drop, Halt, Quarantine, R
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import Attempt, History
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -33,7 +32,7 @@ ATTEMPT = Attempt(1.0, "ValueError", "", "", "ValueError")
 
 def decided(outcome, policy=None, *, attempts=0, spread=0.5, may_hold=True, **changes):
     history = History((ATTEMPT,) * attempts)
-    delivery = replace(make_delivery(), received_at=NOW, history=history, **changes)
+    delivery = make_delivery()._replace(received_at=NOW, history=history, **changes)
     if isinstance(outcome, BaseException):
         outcome = Failed(outcome)
     return decide(delivery, outcome, policy or Policy(), Situation(NOW, spread, may_hold))
@@ -73,7 +72,7 @@ def always(error):
         (SystemExit(3), to.Hold(NOW, "SystemExit: 3"), True),
         (Crashed(2), to.Quarantine("the process died 2 times while it was handled"), False),
         (Withdrawn(), to.GiveBack(), False),
-        (Behind(), to.Defer(NOW, "behind an earlier message with the same key"), False),
+        (Blocked(), to.Defer(NOW, "behind an earlier message with the same key"), False),
         (Undecodable(ValueError("x")), to.Quarantine("no valid message: ValueError: x"), True),
     ],
 )

@@ -225,10 +225,14 @@ NUMBERS = [
     "recovery.immediate",
     "recovery.hold_slots",
     "recovery.ack_timeout",
+    "outbox.window",
+    "outbox.lease",
+    "outbox.max_body",
     "recovery.crash_attempts",
     "recovery.breaker.consecutive",
 ]
 LISTS = ["recovery.delays", "recovery.breaker.probe", "recovery.rules", "brokers"]
+LISTS += ["outbox.endpoints", "outbox.rules"]
 
 
 def at(path, value):
@@ -259,12 +263,20 @@ def test_every_number_of_the_framework_is_tried_for_bounds():
 
     others = {"store", "ordering", "ordering_key", "recovery.on_exhausted", "recovery.on_invalid"}
     others |= {"recovery.rules.exceptions", "recovery.rules.then"}
-    assert set(numbers(Framework)) - others == {*NUMBERS, *LISTS} - {"recovery.rules"}
+    words = ("database", "messenger", "lossy", "on_failure", "unroutable", "options")
+    rule = ("topics", "on_failure", "unroutable")
+    others |= {f"outbox.{word}" for word in words} | {f"outbox.rules.{word}" for word in rule}
+    tables = {"recovery.rules", "outbox.rules"}
+    assert set(numbers(Framework)) - others == {*NUMBERS, *LISTS} - tables
 
 
 @pytest.mark.parametrize("path", LISTS)
 def test_every_list_of_the_framework_has_a_greatest_length(path):
-    item: Any = {"exceptions": ["a.B"], "then": "drop"} if path == "recovery.rules" else "10s"
+    items: dict[str, Any] = {
+        "recovery.rules": {"exceptions": ["a.B"], "then": "drop"},
+        "outbox.rules": {"topics": "#"},
+    }
+    item = items.get(path, "10s")
     (found,) = problems(consumer_config={"framework": at(path, [item] * 10_001)})
     assert found.startswith(f"consumer_config.framework.{path}: must have at most 100")
 

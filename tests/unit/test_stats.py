@@ -6,7 +6,7 @@ import pytest
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import NO_HISTORY
 from consumer_framework.core.delivery import (
-    Behind,
+    Blocked,
     Crashed,
     Failed,
     SettledBefore,
@@ -77,8 +77,8 @@ def test_a_redelivery_that_a_run_answers_for_counts_no_second_run():
         (SettledBefore(), to.Ack(), {"acked": 1}),
         (Crashed(2), to.Quarantine("it kills"), {"quarantined": 1}),
         (Withdrawn(), to.GiveBack(), {"given_back": 1}),
-        (Behind(), to.GiveBack(), {"given_back": 1}),
-        (Behind(), to.Defer(5), {"deferred": 1}),
+        (Blocked(), to.GiveBack(), {"given_back": 1}),
+        (Blocked(), to.Defer(5), {"deferred": 1}),
     ],
 )
 def test_a_message_that_did_not_run_counts_by_its_disposition_alone(outcome, disposition, counts):

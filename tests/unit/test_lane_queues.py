@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Deliveries with one ordering key wait behind each other."""
 
-from consumer_framework.core.intake import Lanes
+from consumer_framework.core.intake import LaneQueues
 from consumer_framework.testing import make_delivery
 
 
@@ -10,7 +10,7 @@ def of(lane, tag, generation=1, row=0):
 
 
 def lanes_with(*deliveries):
-    lanes = Lanes()
+    lanes = LaneQueues()
     return lanes, [lanes.enter(delivery) for delivery in deliveries]
 
 
