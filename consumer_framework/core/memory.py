@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .attempt import NO_HISTORY, History
@@ -76,7 +76,7 @@ class Histories:
         if not (delivery.redelivered and self._known):
             return delivery
         history = self._known.pop(_message_key(delivery), None)
-        return delivery if history is None else replace(delivery, history=history)
+        return delivery if history is None else delivery._replace(history=history)
 
 
 @dataclass(eq=False, slots=True)

@@ -12,7 +12,7 @@ finds its row in the store, and does not write a second one: at least once, alwa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .delivery import Blocked, Crashed, SettledBefore, Withdrawn
@@ -65,7 +65,7 @@ class Pipeline:
         run, outcome = known or self._refused(delivery) or await self._run(delivery)
         if run is not None and run.history is not delivery.history:
             # The run began before this redelivery of its message came.
-            delivery = replace(delivery, history=run.history)
+            delivery = delivery._replace(history=run.history)
         waited = self.clock.monotonic() - delivery.arrived_at
         may_hold = self.settler.holds.has_room
         situation = Situation(self.clock.time(), self.chance(), may_hold, waited, self.store.keeps)

@@ -390,7 +390,7 @@ class Dispatcher:
         self._scheduler.took(delivery)
         # Earlier attempts stay known; the crashes of the process do not count again.
         history = History(delivery.history.attempts)
-        self._intake.put_first(replace(delivery, history=history, replayed=True))
+        self._intake.put_first(delivery._replace(history=history, replayed=True))
         try:
             return await done
         finally:
