@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import difflib
 import importlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -294,7 +294,7 @@ def _play(
         now = until
         if not isinstance(waits, Hold):
             arrived = now
-        delivery = replace(delivery, history=decision.history, row=int(isinstance(waits, Defer)))
+        delivery = delivery._replace(history=decision.history, row=int(isinstance(waits, Defer)))
 
 
 def document(explanation: Explanation, context: Context) -> dict[str, Any]:
