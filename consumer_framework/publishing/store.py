@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import threading
 import time
 import weakref
@@ -252,6 +253,7 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         raise _unusable(f"a package for the outbox's database is missing: {error}", cure) from error
 
 
+_OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
 # Without gaps between keys that are locked too: applications insert while a relay claims.
 _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
@@ -423,13 +425,17 @@ class OutboxStore:
                 with self.engine.begin() as connection:
                     yield connection
                 return
-            if not self._writing.acquire(timeout=BUSY):
-                raise OutboxError(f"the outbox {self.place} is busy for {BUSY:.0f} s")
-            try:
-                with self.engine.begin() as connection:
-                    yield connection
-            finally:
-                self._writing.release()
+            with self._alone_in_process(), self.engine.begin() as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def _alone_in_process(self) -> Iterator[None]:
+        if not self._writing.acquire(timeout=BUSY):
+            raise OutboxError(f"the outbox {self.place} is busy for {BUSY:.0f} s")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -443,11 +449,11 @@ class OutboxStore:
         """Turn an error of the database into one line."""
         try:
             yield
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
             cure = ""
-            if isinstance(error, sa.exc.ProgrammingError | sa.exc.OperationalError):
+            if isinstance(error, _OF_STATEMENTS):
                 is_missing = _outbox.name in line and "lock" not in line.lower()
                 cure = "; create its tables with OutboxStore.migrate()" if is_missing else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
@@ -517,8 +523,32 @@ class OutboxStore:
         Raises:
             OutboxError: None of them was stored.
         """
+        if self._is_sqlite:
+            self._put_into_file(list(messages))
+            return
         with self.transaction() as connection:
             insert(connection, messages)
+
+    def _put_into_file(self, messages: list[tuple[Outgoing, str]]) -> None:
+        """Do it with sqlite3 alone: SQLAlchemy would take longer than the commit."""
+        statement, order = _insert_for(self.engine.dialect)
+        assert order is not None  # noqa: S101 -- sqlite3 has no names for parameters here
+        values = (_values(message, on_failure) for message, on_failure in messages)
+        rows = [tuple(row[name] for name in order) for row in values]
+        with self._told(), self._alone_in_process():
+            pooled = self.engine.raw_connection()
+            try:
+                driver: Any = pooled.driver_connection
+                driver.execute("BEGIN IMMEDIATE")
+                try:
+                    driver.executemany(statement, rows)
+                    driver.execute("COMMIT")
+                except BaseException:
+                    if driver.in_transaction:
+                        driver.execute("ROLLBACK")
+                    raise
+            finally:
+                pooled.close()
 
     def state_of(self, message_id: str, since_row: int) -> tuple[str, str] | None:
         """Return the state and the reason of a row, or None if there is none any more.
