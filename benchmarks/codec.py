@@ -12,7 +12,6 @@ that of an instance.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import statistics
@@ -98,7 +97,7 @@ def delivery_of(name: str, size: int) -> Delivery:
         priority=0,
         headers=headers,
     )
-    return dataclasses.replace(make_delivery(body=body), routing_key=name, properties=properties)
+    return make_delivery(body=body)._replace(routing_key=name, properties=properties)
 
 
 def upstreams(delivery: Delivery) -> Any:

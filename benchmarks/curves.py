@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pika import BasicProperties
@@ -218,7 +218,7 @@ async def _put_one(state: Path, queue: str, sample: Sample, *, due: bool) -> Non
     made = make_delivery(
         queue=queue, routing_key=sample.topic, body=json.dumps(sample.body).encode()
     )
-    delivery = replace(made, properties=properties)
+    delivery = made._replace(properties=properties)
     if due:
         await store.defer(delivery, 0.0)
     else:

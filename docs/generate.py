@@ -212,8 +212,10 @@ def _joined(lines: list[str]) -> str:
 def _below(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
     yield name, command
     if isinstance(command, click.Group):
-        for word, below in sorted(command.commands.items()):
-            if not below.hidden:
+        context = click.Context(command)
+        for word in command.list_commands(context):
+            below = command.get_command(context, word)
+            if below is not None and not below.hidden:
                 yield from _below(below, f"{name} {word}")
 
 

@@ -42,9 +42,15 @@ def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Com
     """Yield *command* and all visible commands below it, each with its full name."""
     yield name, command
     if isinstance(command, click.Group):
-        for word, below in sorted(command.commands.items()):
-            if not below.hidden:
-                yield from commands(below, f"{name} {word}")
+        for word, below in visible(command):
+            yield from commands(below, f"{name} {word}")
+
+
+def visible(group: click.Group) -> list[tuple[str, click.Command]]:
+    """Return the visible commands of *group*, by their names."""
+    context = click.Context(group)
+    below = ((word, group.get_command(context, word)) for word in group.list_commands(context))
+    return [(word, command) for word, command in below if command and not command.hidden]
 
 
 def prose(text: str) -> Iterator[str]:
@@ -86,7 +92,7 @@ def page(name: str, command: click.Command, version: str, date: str) -> Iterator
     yield from described([record for record in records if record and record[1]])
     related = [name.rpartition(" ")[0]] if " " in name else []
     if isinstance(command, click.Group):
-        below = [(word, one) for word, one in sorted(command.commands.items()) if not one.hidden]
+        below = visible(command)
         yield ".SH COMMANDS"
         yield from described([(word, one.get_short_help_str(limit=200)) for word, one in below])
         related += [f"{name} {word}" for word, _ in below]

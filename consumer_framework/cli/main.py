@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -13,15 +14,11 @@ from consumer_framework.adapters import log
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.settings import Overrides
 
-from .check import check
-from .explain import explain
 from .options import DEFAULT_FILE, complete_instance, configuration_file
-from .quarantine import quarantine
-from .reload import reload
-from .scale import scale
-from .status import status
 from .terminal import complain
-from .units import units
+
+# The commands that have a module of their name.
+_IN_MODULES = ("check", "explain", "quarantine", "reload", "scale", "status", "units")
 
 _EXIT_CODES = """
 \b
@@ -38,20 +35,24 @@ Any other code is one that the handler halted with.
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands, whose modules are imported when somebody asks for them: `run` needs none."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_IN_MODULES])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _IN_MODULES:
+            return super().get_command(context, name)
+        command: click.Command = getattr(import_module(f"{__package__}.{name}"), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="consumer-framework")
 def main() -> None:
     """Run fedora-messaging consumers as services."""
     log.hide_secrets()
-
-
-main.add_command(quarantine)
-main.add_command(explain)
-main.add_command(check)
-main.add_command(reload)
-main.add_command(scale)
-main.add_command(status)
-main.add_command(units)
 
 
 @main.command(epilog=_EXIT_CODES)

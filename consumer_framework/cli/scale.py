@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from consumer_framework.operate.scaling import Step
+    from consumer_framework.operate.scaling import ScaleStep
 
 _INTERRUPTED = 130
 # Against a slip of the finger; far more than a host has memory for.
@@ -89,14 +89,16 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     click.echo(terminal.good(f"{name}: {plural(count, 'worker')}"))
 
 
-def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
+def _check_configuration(file: Path, name: str, steps: Sequence[ScaleStep]) -> None:
     from consumer_framework.operate import scaling  # noqa: PLC0415
-    from consumer_framework.operate.scaling import Action  # noqa: PLC0415
+    from consumer_framework.operate.scaling import ScaleAction  # noqa: PLC0415
     from consumer_framework.runtime import state_files  # noqa: PLC0415
     from consumer_framework.runtime.assembly import access  # noqa: PLC0415
     from consumer_framework.settings.model import SINGLE_ACTIVE  # noqa: PLC0415
 
-    starts = (step.instance for step in steps if step.action in (Action.LINK, Action.START))
+    starts = (
+        step.instance for step in steps if step.action in (ScaleAction.LINK, ScaleAction.START)
+    )
     added = [instance for instance in dict.fromkeys(starts) if instance != name]
     if not added:
         return
@@ -117,26 +119,26 @@ def _check_configuration(file: Path, name: str, steps: Sequence[Step]) -> None:
         )
 
 
-def _print(name: str, steps: Sequence[Step]) -> None:
+def _print(name: str, steps: Sequence[ScaleStep]) -> None:
     for step in steps:
         _tell(name, step)
     if not steps:
         click.echo("nothing to do")
 
 
-def _tell(name: str, step: Step) -> None:
+def _tell(name: str, step: ScaleStep) -> None:
     from consumer_framework.adapters.systemd.systemctl import unit_name  # noqa: PLC0415
-    from consumer_framework.operate.scaling import Action  # noqa: PLC0415
+    from consumer_framework.operate.scaling import ScaleAction  # noqa: PLC0415
 
-    if step.action is Action.WARN:
+    if step.action is ScaleAction.WARN:
         terminal.note(step.text)
         return
     service = unit_name(step.instance).removesuffix(".service")
     file = options.CONFIGURATION_DIRECTORY / f"{step.instance}.toml"
     details = {
-        Action.LINK: f"{file} -> {name}.toml",
-        Action.UNLINK: str(file),
-        Action.STOP: f"{service}, which finishes what is in its handler",
-        Action.CHECK: f"that {step.instance} has no deferred message",
+        ScaleAction.LINK: f"{file} -> {name}.toml",
+        ScaleAction.UNLINK: str(file),
+        ScaleAction.STOP: f"{service}, which finishes what is in its handler",
+        ScaleAction.CHECK: f"that {step.instance} has no deferred message",
     }
     click.echo(f"{step.action:<{_WIDEST_ACTION}}  {details.get(step.action, service)}")

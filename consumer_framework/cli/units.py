@@ -123,7 +123,7 @@ def uninstall(root: Path, directory: Path, *, dry_run: bool, force: bool, as_jso
     from consumer_framework.operate import units  # noqa: PLC0415
 
     plan = units.plan_uninstall(_survey(root, directory), force=force)
-    is_removal = any(action is units.Action.REMOVE for action, _ in plan)
+    is_removal = any(action is units.UnitFileAction.REMOVE for action, _ in plan)
     if is_removal and root == Path("/") and RUNS.is_dir() and not force:
         units.refuse_running(Systemctl().show([unit_name("*")]).values())
     _do(plan, root, dry_run=dry_run, as_json=as_json)
@@ -133,7 +133,7 @@ _TOLD = "systemd has read its units again"
 
 
 def _do(plan: Plan, root: Path, *, dry_run: bool, as_json: bool) -> None:
-    from consumer_framework.operate.units import Action, carry_out  # noqa: PLC0415
+    from consumer_framework.operate.units import UnitFileAction, carry_out  # noqa: PLC0415
 
     told = "" if dry_run or not carry_out(plan) else _reload(root)
     if as_json:
@@ -142,7 +142,7 @@ def _do(plan: Plan, root: Path, *, dry_run: bool, as_json: bool) -> None:
         return
     for action, file in plan:
         click.echo(f"{action:<{_WIDEST_ACTION}}  {terminal.safe(str(file.path))}")
-    if all(action is Action.KEEP for action, _ in plan):
+    if all(action is UnitFileAction.KEEP for action, _ in plan):
         click.echo("nothing to do")
     if told:
         click.echo(told)

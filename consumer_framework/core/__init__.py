@@ -26,7 +26,7 @@ The life of a delivery
 Each step has a file. :mod:`.delivery` has the values: a :class:`.Delivery` goes in, an outcome
 comes out. :mod:`.intake` has the places where a delivery waits. :mod:`.recovery` decides, with the
 :class:`.History` of :mod:`.attempt` and the limits of :mod:`.limits`. :mod:`.disposition` has the
-dispositions, and one table that says how each is settled. :mod:`.settler` does what the table says.
+dispositions, and one table that says how each is settled. :mod:`.settler` follows that table.
 :mod:`.memory` recognises messages that come back.
 
 Nothing flows back. A handler cannot settle, a decision cannot act, and a settle cannot decide.

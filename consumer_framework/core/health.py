@@ -51,13 +51,13 @@ class Overrun:
     """A run of the handler that takes longer than it may.
 
     Attributes:
-        what: Its deliveries, in words.
+        subject: Its deliveries, in words.
         deliveries: Its deliveries.
         deadline: When its time was over.
         is_cancelled: Whether it was told to end, as a coroutine is.
     """
 
-    what: str
+    subject: str
     deliveries: tuple[Delivery, ...]
     deadline: float
     is_cancelled: bool
@@ -90,7 +90,7 @@ def _overrun(facts: HealthFacts, now: float) -> str:
             fault = (
                 "does not end though it was cancelled" if run.is_cancelled else "does not return"
             )
-            return f"the handler {fault}: {run.what} is {over} over handler_timeout"
+            return f"the handler {fault}: {run.subject} is {over} over handler_timeout"
     return ""
 
 

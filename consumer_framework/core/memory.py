@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .attempt import NO_HISTORY, History
@@ -76,7 +76,7 @@ class Histories:
         if not (delivery.redelivered and self._known):
             return delivery
         history = self._known.pop(_message_key(delivery), None)
-        return delivery if history is None else replace(delivery, history=history)
+        return delivery if history is None else delivery._replace(history=history)
 
 
 @dataclass(eq=False, slots=True)
@@ -225,7 +225,10 @@ class LostAcks:
             outcome = self._claim(delivery)
             if outcome is not None:
                 return outcome
-        self._unsettled.setdefault(delivery.generation, {})[delivery.delivery_tag] = delivery
+        unsettled = self._unsettled.get(delivery.generation)
+        if unsettled is None:
+            unsettled = self._unsettled[delivery.generation] = {}
+        unsettled[delivery.delivery_tag] = delivery
         return None
 
     def answered(self, delivery: Delivery, answer: Answer, reason: str) -> None:
@@ -281,7 +284,9 @@ class LostAcks:
         return outcome
 
     def _remember(self, delivery: Delivery, reason: str | None) -> None:
-        answered = self._answered.setdefault(delivery.generation, deque())
+        answered = self._answered.get(delivery.generation)
+        if answered is None:
+            answered = self._answered[delivery.generation] = deque()
         answered.append(_Settled(_short_key(delivery), delivery.properties.headers, reason))
         if len(answered) > self._most:
             answered.popleft()

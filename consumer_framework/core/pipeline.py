@@ -12,7 +12,7 @@ finds its row in the store, and does not write a second one: at least once, alwa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .delivery import Blocked, Crashed, SettledBefore, Withdrawn
@@ -22,11 +22,16 @@ from .recovery import Situation, decide
 from .settler import Decided
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from .delivery import Delivery, Outcome
     from .memory import HandlerRun
     from .ports import Chance, Clock, HandlerRunner, Observer, Store
     from .recovery import Decision, Policy
     from .settler import Settler
+
+    # The run whose outcome it is; None if the handler had no part in it.
+    _RunAndOutcome: TypeAlias = tuple[HandlerRun | None, Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,13 @@ class Pipeline:
         """
         if delivery.redelivered or delivery.row:
             delivery = self.settler.recall(delivery)
-        run, outcome = await self._outcome(delivery)
+            known = await self._known(delivery)
+        else:
+            known = None
+        run, outcome = known or self._refused(delivery) or await self._run(delivery)
         if run is not None and run.history is not delivery.history:
             # The run began before this redelivery of its message came.
-            delivery = replace(delivery, history=run.history)
+            delivery = delivery._replace(history=run.history)
         waited = self.clock.monotonic() - delivery.arrived_at
         may_hold = self.settler.holds.has_room
         situation = Situation(self.clock.time(), self.chance(), may_hold, waited, self.store.keeps)
@@ -65,23 +73,27 @@ class Pipeline:
         self.settler.settle(Decided(delivery, run, outcome, decision))
         return outcome, decision
 
-    async def _outcome(self, delivery: Delivery) -> tuple[HandlerRun | None, Outcome]:
-        if delivery.row in self.settler.dropped:
-            return None, SettledBefore()
+    async def _known(self, delivery: Delivery) -> _RunAndOutcome | None:
+        """Return the outcome of a message that comes again; None for one that may run."""
+        if delivery.row:
+            return (None, SettledBefore()) if delivery.row in self.settler.dropped else None
         # A row of the store is in the store, of course: only the broker's deliveries are looked up.
-        if delivery.redelivered and not delivery.row:
-            if self._is_in_store(delivery):
-                return None, SettledBefore()
-            while (earlier := self.settler.unsettled.claim(delivery)) is not None:
-                outcome = await earlier.wait(self.clock)
-                if not isinstance(outcome, Withdrawn):
-                    return earlier, outcome
-        if self._is_too_deadly(delivery):
+        if self._is_in_store(delivery):
+            return None, SettledBefore()
+        while (earlier := self.settler.unsettled.claim(delivery)) is not None:
+            outcome = await earlier.wait(self.clock)
+            if not isinstance(outcome, Withdrawn):
+                return earlier, outcome
+        return None
+
+    def _refused(self, delivery: Delivery) -> _RunAndOutcome | None:
+        """Return the outcome of a message that must not run; None for one that may."""
+        if delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed:
             hung = self.settler.flight.has_hung(delivery)
             return None, Crashed(delivery.history.crashes, hung)
         if delivery.lane and self._is_blocked(delivery):
             return None, Blocked()
-        return await self._run(delivery)
+        return None
 
     def _is_in_store(self, delivery: Delivery) -> bool:
         try:
@@ -97,10 +109,7 @@ class Pipeline:
             # It must not overtake a row that cannot be read. It will wait for the store, too.
             return True
 
-    def _is_too_deadly(self, delivery: Delivery) -> bool:
-        return delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed
-
-    async def _run(self, delivery: Delivery) -> tuple[HandlerRun | None, Outcome]:
+    async def _run(self, delivery: Delivery) -> _RunAndOutcome:
         run = self.settler.unsettled.begin(delivery)
         outcome = await self.handler.run(delivery)
         run.end(outcome)

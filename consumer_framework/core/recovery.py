@@ -142,6 +142,7 @@ SHORTEST_WAIT = 1.0
 # The share of a delay that is added or taken away at random.
 JITTER = 0.2
 _HIGHEST_EXIT_CODE = 255
+_ACK = to.Ack()
 # The reason of a message that goes to the store although no handler has seen it.
 BEHIND = "behind an earlier message with the same key"
 
@@ -155,7 +156,7 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
     """
     match outcome:
         case Succeeded() | Skipped() | SettledBefore():
-            return Decision(to.Ack(), delivery.history)
+            return Decision(_ACK, delivery.history)
         case Undecodable(error):
             history = delivery.history.failed(attempt_of(error, situation.now))
             reason = f"no valid message: {one_line(error)}"

@@ -7,9 +7,10 @@ order of the steps, and the patience with a disk that does not take a write.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from .attempt import History
 from .delivery import Failed
 from .disposition import Ack, Defer, Reject, rule_for
 from .errors import StoreError
@@ -85,7 +86,7 @@ class Settler:
         """
         known = redelivery if redelivery.row else self.histories.recall(redelivery)
         crashes = max(known.history.crashes, self.flight.crashes_of(redelivery))
-        return replace(known, history=replace(known.history, crashes=crashes))
+        return known._replace(history=History(known.history.attempts, crashes))
 
     def answers(self, delivery: Delivery) -> bool:
         """Settle *delivery* at once if its message was settled and the broker did not hear it.
@@ -245,4 +246,4 @@ class Settler:
 
 
 def _with_history(decided: Decided) -> Delivery:
-    return replace(decided.delivery, history=decided.decision.history)
+    return decided.delivery._replace(history=decided.decision.history)

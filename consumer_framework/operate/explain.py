@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import difflib
 import importlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -115,7 +115,7 @@ def context_of(file: Path | None, callback: str, callback_file: str) -> Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ExplainedStep:
     """One more attempt.
 
     Attributes:
@@ -155,7 +155,7 @@ class Explanation:
     where: str
     matched: str
     answer: str
-    steps: tuple[Step, ...]
+    steps: tuple[ExplainedStep, ...]
     end: Disposition | None
     is_counted: bool
     lacks_store: bool
@@ -265,7 +265,7 @@ def _matched(error: BaseException, rule: Rule) -> str:
 
 def _play(
     error: BaseException, answer: str, context: Context
-) -> tuple[tuple[Step, ...], Disposition | None, bool, bool]:
+) -> tuple[tuple[ExplainedStep, ...], Disposition | None, bool, bool]:
     """Return the steps, the end, and whether the breaker counts it and a store would matter."""
     if isinstance(error, errors.Skip):
         return (), Ack(), False, False
@@ -273,7 +273,7 @@ def _play(
     no_properties = cast("Properties", SimpleNamespace(message_id="", headers=None))
     delivery = Delivery("", 0, 0, False, "", "", no_properties, b"")  # noqa: FBT003 -- as received
     may_hold = context.merged.hold_slots > 0
-    steps: list[Step] = []
+    steps: list[ExplainedStep] = []
     now = arrived = 0.0
     while True:
         situation = Situation(now, _NO_JITTER, may_hold, now - arrived, context.has_store)
@@ -287,14 +287,14 @@ def _play(
             with_store = decide(delivery, failed, policy, situation._replace(may_store=True))
             lacks_store = type(with_store.disposition) is not type(waits)
             return tuple(steps), waits, decision.dependency_fault, lacks_store
-        steps.append(Step(used + 1, until - now, waits))
+        steps.append(ExplainedStep(used + 1, until - now, waits))
         if used == len(delivery.history.attempts):
             # It did not count, and so repeats without end.
             return tuple(steps), None, decision.dependency_fault, False
         now = until
         if not isinstance(waits, Hold):
             arrived = now
-        delivery = replace(delivery, history=decision.history, row=int(isinstance(waits, Defer)))
+        delivery = delivery._replace(history=decision.history, row=int(isinstance(waits, Defer)))
 
 
 def document(explanation: Explanation, context: Context) -> dict[str, Any]:

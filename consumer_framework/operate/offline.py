@@ -321,7 +321,7 @@ class _RowRunner:
         self._done = asyncio.get_running_loop().create_future()
         # Its crashes are forgiven, or a handler that defers it would have it refused when due.
         history = History(delivery.history.attempts)
-        await self._pipeline.process(replace(delivery, history=history, replayed=True))
+        await self._pipeline.process(delivery._replace(history=history, replayed=True))
         return await self._done
 
     async def finish(self) -> None:

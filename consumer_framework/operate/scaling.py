@@ -184,7 +184,7 @@ def _stored(instance: str, *, strict: bool) -> StoredCounts:
 # The plan.
 
 
-class Action(StrEnum):
+class ScaleAction(StrEnum):
     """The action of a step."""
 
     LINK = "link"
@@ -198,7 +198,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ScaleStep:
     """One step of a plan.
 
     Attributes:
@@ -207,12 +207,12 @@ class Step:
         text: The text of a warning.
     """
 
-    action: Action
+    action: ScaleAction
     instance: str
     text: str = ""
 
 
-def plan(found: Workers, count: int, *, leave_deferred: bool = False) -> list[Step]:
+def plan(found: Workers, count: int, *, leave_deferred: bool = False) -> list[ScaleStep]:
     """Plan the steps after which there are *count* workers, all enabled and running.
 
     Args:
@@ -274,44 +274,44 @@ def _would_never_run(instance: str, stored: StoredCounts) -> str:
     )
 
 
-def _grow(found: Workers, instance: str) -> Iterator[Step]:
+def _grow(found: Workers, instance: str) -> Iterator[ScaleStep]:
     unit = found.unit(instance)
     if instance not in found.files:
-        yield Step(Action.LINK, instance)
+        yield ScaleStep(ScaleAction.LINK, instance)
     if not unit.is_enabled:
-        yield Step(Action.ENABLE, instance)
+        yield ScaleStep(ScaleAction.ENABLE, instance)
     if not unit.is_running:
-        yield Step(Action.START, instance)
+        yield ScaleStep(ScaleAction.START, instance)
 
 
-def _shrink(found: Workers, instance: str, *, leave_deferred: bool) -> Iterator[Step]:
+def _shrink(found: Workers, instance: str, *, leave_deferred: bool) -> Iterator[ScaleStep]:
     unit = found.unit(instance)
     if unit.active != "inactive":
-        yield Step(Action.STOP, instance)
+        yield ScaleStep(ScaleAction.STOP, instance)
         if not leave_deferred:
             # It may have deferred messages while it stopped.
-            yield Step(Action.CHECK, instance)
+            yield ScaleStep(ScaleAction.CHECK, instance)
     if unit.file_state == "enabled":
-        yield Step(Action.DISABLE, instance)
+        yield ScaleStep(ScaleAction.DISABLE, instance)
     # Last, so that an interrupted removal is found again.
     if instance in found.files:
-        yield Step(Action.UNLINK, instance)
+        yield ScaleStep(ScaleAction.UNLINK, instance)
 
 
-def _warnings(found: Workers, surplus: list[str]) -> Iterator[Step]:
+def _warnings(found: Workers, surplus: list[str]) -> Iterator[ScaleStep]:
     for instance in surplus:
         stored, place = found.stored.get(instance, NOTHING_STORED), SYSTEM_STATE / instance
         if stored.quarantined:
             what = f"left in {place}: {plural(stored.quarantined, 'quarantined message')}"
             cure = f"see 'fm-consumer quarantine list {instance}'"
-            yield Step(Action.WARN, instance, f"{what}; {cure}")
+            yield ScaleStep(ScaleAction.WARN, instance, f"{what}; {cure}")
         if stored.deferred:
             what = f"left in {place}: {plural(stored.deferred, 'deferred message')}"
-            yield Step(Action.WARN, instance, f"{what}, to run when {instance} is back")
+            yield ScaleStep(ScaleAction.WARN, instance, f"{what}, to run when {instance} is back")
     target = found.units.get(TARGET)
     if target is not None and not target.is_enabled:
         text = f"{TARGET} is not enabled, so none of them starts at boot: systemctl enable {TARGET}"
-        yield Step(Action.WARN, found.name, text)
+        yield ScaleStep(ScaleAction.WARN, found.name, text)
 
 
 # The plan carried out.
@@ -332,34 +332,34 @@ class StepRunner:
     name: str
     directory: Path
     services: Services
-    tell: Callable[[Step], None]
+    tell: Callable[[ScaleStep], None]
     warn: Callable[[str], None]
 
-    def run(self, steps: Sequence[Step]) -> None:
+    def run(self, steps: Sequence[ScaleStep]) -> None:
         """Carry out *steps*, one after the other.
 
         Raises:
             ScalingError: A step failed; those before it are done, and a new plan goes on there.
             SystemctlError: Likewise.
         """
-        actions: dict[Action, Callable[[str], None]] = {
-            Action.LINK: self._link,
-            Action.ENABLE: self.services.enable,
-            Action.START: self.services.start,
-            Action.STOP: self._stop,
-            Action.CHECK: self._check,
-            Action.DISABLE: self.services.disable,
-            Action.UNLINK: self._unlink,
+        actions: dict[ScaleAction, Callable[[str], None]] = {
+            ScaleAction.LINK: self._link,
+            ScaleAction.ENABLE: self.services.enable,
+            ScaleAction.START: self.services.start,
+            ScaleAction.STOP: self._stop,
+            ScaleAction.CHECK: self._check,
+            ScaleAction.DISABLE: self.services.disable,
+            ScaleAction.UNLINK: self._unlink,
         }
         self._must_be_permitted(steps)
         for step in steps:
             self.tell(step)
-            if step.action is not Action.WARN:
+            if step.action is not ScaleAction.WARN:
                 actions[step.action](step.instance)
 
-    def _must_be_permitted(self, steps: Iterable[Step]) -> None:
+    def _must_be_permitted(self, steps: Iterable[ScaleStep]) -> None:
         # Before anything is done, not half-way.
-        changes = any(step.action in (Action.LINK, Action.UNLINK) for step in steps)
+        changes = any(step.action in (ScaleAction.LINK, ScaleAction.UNLINK) for step in steps)
         if changes and not os.access(self.directory, os.W_OK):
             raise ScalingError(f"{self.directory}: may not be changed by this user; use sudo")
 

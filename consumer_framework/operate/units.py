@@ -166,7 +166,7 @@ def survey(command: str, root: Path, directory: Path) -> list[UnitFile]:
 # Changes: first a plan, which a dry run prints, then the plan carried out.
 
 
-class Action(StrEnum):
+class UnitFileAction(StrEnum):
     """A change of one file."""
 
     WRITE = "write"
@@ -174,7 +174,7 @@ class Action(StrEnum):
     REMOVE = "remove"
 
 
-Plan: TypeAlias = list[tuple[Action, UnitFile]]
+Plan: TypeAlias = list[tuple[UnitFileAction, UnitFile]]
 
 
 def plan_install(files: Iterable[UnitFile], *, force: bool) -> Plan:
@@ -193,10 +193,10 @@ def plan_install(files: Iterable[UnitFile], *, force: bool) -> Plan:
     return [(_action(file), file) for file in files]
 
 
-def _action(file: UnitFile) -> Action:
+def _action(file: UnitFile) -> UnitFileAction:
     if file.is_right:
-        return Action.KEEP
-    return Action.REMOVE if file.text is None else Action.WRITE
+        return UnitFileAction.KEEP
+    return UnitFileAction.REMOVE if file.text is None else UnitFileAction.WRITE
 
 
 def plan_uninstall(files: Iterable[UnitFile], *, force: bool) -> Plan:
@@ -208,7 +208,10 @@ def plan_uninstall(files: Iterable[UnitFile], *, force: bool) -> Plan:
     files = [file for file in files if file.found is not Found.NOTHING]
     edited = "was edited; save the change elsewhere, then give --force, which loses it here"
     _refuse(files, {Found.EDITED: edited}, force=force)
-    return [(Action.KEEP if f.found is Found.FOREIGN else Action.REMOVE, f) for f in files]
+    return [
+        (UnitFileAction.KEEP if f.found is Found.FOREIGN else UnitFileAction.REMOVE, f)
+        for f in files
+    ]
 
 
 def _refuse(files: Iterable[UnitFile], reasons: dict[Found, str], *, force: bool) -> None:
@@ -237,14 +240,14 @@ def carry_out(plan: Plan) -> bool:
         UnitsError: This user may not; nothing was done.
         UnitFileError: One change cannot be made; those before it are.
     """
-    changes = [file for action, file in plan if action is not Action.KEEP]
+    changes = [file for action, file in plan if action is not UnitFileAction.KEEP]
     for directory in dict.fromkeys(file.path.parent for file in changes):
         if not unit_files.may_change(directory):
             raise UnitsError(f"{directory}: may not be changed by this user; use sudo")
     for action, file in plan:
-        if action is Action.REMOVE:
+        if action is UnitFileAction.REMOVE:
             unit_files.remove(file.path)
-        elif action is Action.WRITE:
+        elif action is UnitFileAction.WRITE:
             assert file.text is not None  # noqa: S101 -- as plan_install decides
             unit_files.write(file.path, marked(file.text))
     return bool(changes)

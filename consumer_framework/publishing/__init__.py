@@ -19,3 +19,36 @@
 
 Nothing here imports the runtime: web applications and scripts use it without a reactor.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedora_messaging.message import Message
+
+    from .message import Outgoing
+
+__all__ = ["publish", "publish_async"]
+
+
+def publish(message: Message, ordering_key: str | None = None, **options: Any) -> Outgoing:
+    """Accept *message* for publishing, by the outbox that the configuration file describes.
+
+    The file is fedora-messaging's: ``$FEDORA_MESSAGING_CONF``, or
+    ``/etc/fedora-messaging/config.toml``. Arguments and errors are those of
+    :meth:`.Outbox.publish`, and :class:`.ConfigurationError`.
+    """
+    # Late: a program that does not publish needs no SQLAlchemy.
+    from .outbox import default  # noqa: PLC0415
+
+    return default().publish(message, ordering_key, **options)
+
+
+async def publish_async(
+    message: Message, ordering_key: str | None = None, **options: Any
+) -> Outgoing:
+    """Do the same as :func:`publish`, without blocking the event loop."""
+    from .outbox import default  # noqa: PLC0415 -- as above
+
+    return await default().publish_async(message, ordering_key, **options)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 from fedora_messaging import message as upstream
 from fedora_messaging.exceptions import ValidationError
+from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
 
 from consumer_framework.core.errors import ConsumerFrameworkError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 # A routing key is a short string (AMQP 0-9-1, section 4.2.5.3).
 MAX_TOPIC = 255
@@ -73,6 +75,7 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
     ordering_key: str | None = None,
     now: float,
     max_body: int = MAX_BODY,
+    validate: Callable[[upstream.Message], None] | None = None,
 ) -> Outgoing:
     """Validate *message*, serialise it, and check its size.
 
@@ -83,20 +86,25 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
         ordering_key: At most 255 characters; None and ``""`` for no order.
         now: Seconds since the epoch.
         max_body: The largest body, in bytes.
+        validate: Does the work of ``message.validate()``, with the same errors; None for
+            :func:`validate`.
 
     Raises:
         fedora_messaging.exceptions.ValidationError: The body does not fit the schema of its class.
         PublishError: The body cannot be JSON, or it, the topic or the ordering key is too large.
     """
     try:
-        message.validate()
+        (validate or _validate)(message)
     except jsonschema.ValidationError as error:
         raise ValidationError(error) from error
+    # As upstream joins them: fedora_messaging.message.Message._encoded_routing_key.
     topic = f"{topic_prefix.rstrip('.')}.{message.topic}" if topic_prefix else message.topic
-    _check_topic(topic)
+    if not message.topic:
+        raise PublishError("the message has no topic: set it in its class or its constructor")
     key = ordering_key or ""
-    if len(key) > MAX_TOPIC:
-        raise PublishError(f"the ordering key has {len(key)} characters; {MAX_TOPIC} are allowed")
+    texts = {"topic": topic, "exchange": exchange, "message id": message.id, "ordering key": key}
+    for name, text in texts.items():
+        _check_text(name, text)
     try:
         body = json.dumps(message.body, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -105,22 +113,82 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
         raise PublishError(
             f"the body of message {message.id} has {len(body)} bytes; {max_body} are allowed"
         )
-    properties = message._properties  # noqa: SLF001 -- upstream has no public name for them
-    headers = dict(properties.headers or {})
-    # Not `message.priority`, which is 0 where the wire has no priority.
-    priority = properties.priority
+    headers = dict(message._headers)  # noqa: SLF001 -- upstream has no public name for them
+    try:
+        json.dumps(headers)
+    except (TypeError, ValueError) as error:
+        raise PublishError(f"the headers of message {message.id} are no JSON: {error}") from error
+    # Not `message.priority`, which is 0 for a message without one.
+    priority = message._properties.priority  # noqa: SLF001
     return Outgoing(message.id, topic, body, headers, exchange, priority, key, now)
 
 
-def _check_topic(topic: str) -> None:
+def _check_text(name: str, text: str) -> None:
+    """Refuse a text that AMQP or a database has no room for."""
     try:
-        size = len(topic.encode())
-    except UnicodeEncodeError as error:
-        raise PublishError(f"the topic is no Unicode text: {error}") from error
+        size = len(text.encode())
+    except (UnicodeEncodeError, AttributeError) as error:
+        raise PublishError(f"the {name} is no text: {text!r}") from error
     if size > MAX_TOPIC:
-        raise PublishError(f"the topic has {size} bytes; {MAX_TOPIC} are allowed")
-    if not topic:
-        raise PublishError("the message has no topic: set it in its class or its constructor")
+        raise PublishError(f"the {name} has {size} bytes; {MAX_TOPIC} are allowed")
+    if "\0" in text:
+        raise PublishError(f"the {name} has a NUL character")
+
+
+@dataclass(frozen=True, slots=True)
+class _Validation:
+    """The validators of a class's messages, which hold while the messages have these schemas."""
+
+    headers_schema: Any
+    body_schema: Any
+    headers: tuple[Any, ...]
+    body: tuple[Any, ...]
+
+
+_validations: dict[type[upstream.Message], _Validation] = {}
+
+
+def _validate(message: upstream.Message) -> None:
+    """Do the work of ``message.validate()``, which checks the schemas themselves each time too."""
+    kind = type(message)
+    found = _validations.get(kind)
+    if found is None and kind.validate is upstream.Message.validate:
+        # Two threads may both do this, with the same result.
+        found = _validations[kind] = _validation_of(kind)
+    if (
+        found is None
+        or message.headers_schema is not found.headers_schema
+        or message.body_schema is not found.body_schema
+    ):
+        message.validate()
+        return
+    for validator in found.headers:
+        _raise_best(validator, message._headers)  # noqa: SLF001 -- upstream has no public name
+    for validator in found.body:
+        _raise_best(validator, message.body)
+
+
+def _validation_of(kind: type[upstream.Message]) -> _Validation:
+    base = upstream.Message
+    headers = {id(schema): schema for schema in (kind.headers_schema, base.headers_schema)}
+    body = {id(schema): schema for schema in (kind.body_schema, base.body_schema)}
+    return _Validation(
+        kind.headers_schema,
+        kind.body_schema,
+        tuple(_validator(schema) for schema in headers.values()),
+        tuple(_validator(schema) for schema in body.values()),
+    )
+
+
+def _validator(schema: Any) -> Any:
+    kind = validator_for(schema)
+    kind.check_schema(schema)
+    return kind(schema)
+
+
+def _raise_best(validator: Any, value: Any) -> None:
+    if not validator.is_valid(value):
+        raise best_match(validator.iter_errors(value))  # type: ignore[no-untyped-call]
 
 
 def restored(message: Outgoing) -> upstream.Message:
@@ -151,10 +219,12 @@ def matches(pattern: str, topic: str) -> bool:
 
     See https://www.rabbitmq.com/tutorials/tutorial-five-python.
     """
-    return bool(_compiled(pattern).fullmatch(f".{topic}"))
+    # As for the broker, an empty key has no words, not one empty word.
+    return bool(_compiled(pattern).fullmatch(f".{topic}" if topic else ""))
 
 
 @lru_cache(1024)
 def _compiled(pattern: str) -> re.Pattern[str]:
     words = {"*": r"\.[^.]*", "#": r"(?:\.[^.]*)*"}
-    return re.compile("".join(words.get(w, rf"\.{re.escape(w)}") for w in pattern.split(".")))
+    parts = pattern.split(".") if pattern else []
+    return re.compile("".join(words.get(w, rf"\.{re.escape(w)}") for w in parts))

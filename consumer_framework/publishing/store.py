@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import threading
 import time
 import weakref
@@ -78,11 +79,17 @@ _PARKED = 1000
 _ROUNDS = 10
 # Seconds that rows wait behind one that another live relay has.
 _BEHIND_CLAIM = 1.0
+# Rows that a claim looks at, at least: the first ones may be behind one that failed.
+_LEAST_READ = 64
+# Seconds after which a failed row comes before new ones where a claim has one row.
+_OVERDUE = 30.0
 _LONGEST_REASON = 1000
 # Statistics of a table count no further than this, because counting is a scan.
 COUNTED = 1_000_000
 _CHANNEL = "fm_outbox"
 _LEASE_NAME = "relay"
+# Any number, the same in each process.
+_MIGRATION_LOCK = 3172450291
 
 _metadata = sa.MetaData()
 # The migrations declare the types; here they matter for values only.
@@ -246,6 +253,7 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         raise _unusable(f"a package for the outbox's database is missing: {error}", cure) from error
 
 
+_OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
 # Without gaps between keys that are locked too: applications insert while a relay claims.
 _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
@@ -417,13 +425,17 @@ class OutboxStore:
                 with self.engine.begin() as connection:
                     yield connection
                 return
-            if not self._writing.acquire(timeout=BUSY):
-                raise OutboxError(f"the outbox {self.place} is busy for {BUSY:.0f} s")
-            try:
-                with self.engine.begin() as connection:
-                    yield connection
-            finally:
-                self._writing.release()
+            with self._alone_in_process(), self.engine.begin() as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def _alone_in_process(self) -> Iterator[None]:
+        if not self._writing.acquire(timeout=BUSY):
+            raise OutboxError(f"the outbox {self.place} is busy for {BUSY:.0f} s")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -437,11 +449,11 @@ class OutboxStore:
         """Turn an error of the database into one line."""
         try:
             yield
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
             cure = ""
-            if isinstance(error, sa.exc.ProgrammingError | sa.exc.OperationalError):
+            if isinstance(error, _OF_STATEMENTS):
                 is_missing = _outbox.name in line and "lock" not in line.lower()
                 cure = "; create its tables with OutboxStore.migrate()" if is_missing else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
@@ -453,7 +465,7 @@ class OutboxStore:
             ConfigurationError: alembic is not installed.
             OutboxError: The database did not do it, or its tables are of a newer version.
         """
-        with self.transaction() as connection, self._alone(connection):
+        with self._alone(), self.transaction() as connection:
             if self._found_version(connection) == HEAD:
                 return
             try:
@@ -479,23 +491,25 @@ class OutboxStore:
             return None
         return connection.scalar(sa.select(_version.c.version_num))
 
-    @staticmethod
     @contextlib.contextmanager
-    def _alone(connection: sa.Connection) -> Iterator[None]:
+    def _alone(self) -> Iterator[None]:
         """Let one process at a time migrate. SQLite's transaction does that by itself."""
-        match connection.dialect.name:
-            case "postgresql":
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(3172450291)")
+        locks = {
+            "postgresql": f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})",
+            # It ends with the connection: MariaDB's changes of tables commit by themselves.
+            "mysql": f"SELECT GET_LOCK('{_CHANNEL}', {BUSY:.0f})",
+        }
+        locks["mariadb"] = locks["mysql"]
+        lock = locks.get(self.engine.dialect.name)
+        if lock is None:
+            yield
+            return
+        with self._told(), self.engine.connect() as connection:
+            connection.exec_driver_sql(lock)
+            try:
                 yield
-            case "mysql" | "mariadb":
-                # Its changes of tables commit, so the lock must not end with a transaction.
-                connection.exec_driver_sql(f"SELECT GET_LOCK('{_CHANNEL}', {BUSY:.0f})")
-                try:
-                    yield
-                finally:
-                    connection.exec_driver_sql(f"SELECT RELEASE_LOCK('{_CHANNEL}')")
-            case _:
-                yield
+            finally:
+                connection.invalidate()
 
     # For publishers
 
@@ -509,8 +523,32 @@ class OutboxStore:
         Raises:
             OutboxError: None of them was stored.
         """
+        if self._is_sqlite:
+            self._put_into_file(list(messages))
+            return
         with self.transaction() as connection:
             insert(connection, messages)
+
+    def _put_into_file(self, messages: list[tuple[Outgoing, str]]) -> None:
+        """Do it with sqlite3 alone: SQLAlchemy would take longer than the commit."""
+        statement, order = _insert_for(self.engine.dialect)
+        assert order is not None  # noqa: S101 -- sqlite3 has no names for parameters here
+        values = (_values(message, on_failure) for message, on_failure in messages)
+        rows = [tuple(row[name] for name in order) for row in values]
+        with self._told(), self._alone_in_process():
+            pooled = self.engine.raw_connection()
+            try:
+                driver: Any = pooled.driver_connection
+                driver.execute("BEGIN IMMEDIATE")
+                try:
+                    driver.executemany(statement, rows)
+                    driver.execute("COMMIT")
+                except BaseException:
+                    if driver.in_transaction:
+                        driver.execute("ROLLBACK")
+                    raise
+            finally:
+                pooled.close()
 
     def state_of(self, message_id: str, since_row: int) -> tuple[str, str] | None:
         """Return the state and the reason of a row, or None if there is none any more.
@@ -596,25 +634,23 @@ class OutboxStore:
         self, connection: sa.Connection, limit: int, now: float
     ) -> tuple[list[int], bool]:
         """Return the ids of rows to claim, and true if others were parked."""
-        parameters = {"now": now, "limit": limit}
+        parameters = {"now": now, "limit": max(limit, _LEAST_READ)}
         retried = list(connection.execute(_RETRIED, parameters))
         fresh = list(connection.execute(_FRESH, parameters))
-        # Neither new rows nor those that failed may keep the others waiting.
-        of_retried = min(len(retried), max(limit // 2, limit - len(fresh)))
-        candidates = [*retried[:of_retried], *fresh[: limit - of_retried]]
         lanes: dict[str, list[sa.Row[Any]]] = defaultdict(list)
-        for row in sorted(candidates, key=lambda row: row.id):
+        for row in sorted([*retried, *fresh], key=lambda row: row.id):
             lanes[row.ordering_key].append(row)
-        chosen = lanes.pop("", [])
+        free = lanes.pop("", [])
         has_parked = False
         for key, rows in lanes.items():
             if rows[0].head != rows[0].id:
                 has_parked |= self._park(connection, key, now)
             elif len(rows) == 1:
-                chosen += rows
+                free += rows
             else:
-                chosen += _prefix(connection, key, rows)
-        return _within(sorted(chosen, key=lambda row: row.id)), has_parked
+                free += _prefix(connection, key, rows)
+        chosen = _shared(free, {row.id for row in retried}, limit, now)
+        return _within(chosen), has_parked
 
     @staticmethod
     def _park(connection: sa.Connection, key: str, now: float) -> bool:
@@ -644,6 +680,7 @@ class OutboxStore:
         sent: Sequence[int] = (),
         discarded: Sequence[int] = (),
         retries: Sequence[tuple[int, float, str]] = (),
+        parked: Sequence[tuple[int, float, str]] = (),
         dead: Sequence[tuple[int, str]] = (),
         released: Sequence[int] = (),
         counts: Mapping[str, int] | None = None,
@@ -656,6 +693,7 @@ class OutboxStore:
             discarded: Rows to delete although their messages were not sent.
             retries: Rows that failed, each with the time of its next attempt in seconds since the
                 epoch (0 for at once), and the reason.
+            parked: Likewise, of rows that were not tried: the attempt does not count.
             dead: Rows that can never be sent, each with the reason.
             released: Rows to give back as they were.
             counts: Numbers to add to the totals, by name.
@@ -676,13 +714,17 @@ class OutboxStore:
             for row, due, reason in retries:
                 values = {"row": row, "token": token, "new_due": due, "new_reason": _line(reason)}
                 done += connection.execute(_RETRY, values).rowcount
+            for row, due, reason in parked:
+                values = {"row": row, "token": token, "new_due": due, "new_reason": _line(reason)}
+                done += connection.execute(_PARK, values).rowcount
             for row, reason in dead:
                 values = {"row": row, "token": token, "new_reason": _line(reason)}
                 done += connection.execute(_BURY, values).rowcount
             for name, value in (counts or {}).items():
                 if value:
                     _count(connection, name, value)
-        settled = len(sent) + len(discarded) + len(retries) + len(dead) + len(released)
+        lists: tuple[Sequence[Any], ...] = (sent, discarded, retries, parked, dead, released)
+        settled = sum(map(len, lists))
         return Settled(done, settled - done)
 
     def discard_skippable(self, after_row: int, limit: int) -> tuple[int, int]:
@@ -871,7 +913,7 @@ def _candidates(*due: sa.ColumnElement[bool]) -> sa.Select[Any]:
     first = sa.select(earlier.c.id).where(*lane).order_by(earlier.c.id).limit(1)
     head = sa.case((_c.ordering_key == "", _c.id), else_=first.scalar_subquery()).label("head")
     size = sa.func.length(_c.body).label("size")
-    rows = sa.select(_c.id, _c.ordering_key, size, head)
+    rows = sa.select(_c.id, _c.ordering_key, _c.due, size, head)
     rows = rows.where(_c.state == WAITING, *due, _free(sa.bindparam("now")))
     return rows.limit(sa.bindparam("limit")).with_for_update(skip_locked=True)
 
@@ -903,6 +945,7 @@ _FAILED: dict[str, Any] = {
     "claimed_until": None,
 }
 _RETRY = sa.update(_outbox).where(*_HELD).values(due=sa.bindparam("new_due"), **_FAILED)
+_PARK = _RETRY.values(attempts=_c.attempts)
 _BURY = sa.update(_outbox).where(*_HELD).values(state=DEAD, **_FAILED)
 
 
@@ -926,6 +969,23 @@ def _prefix(connection: sa.Connection, key: str, rows: list[sa.Row[Any]]) -> lis
     while count < min(len(rows), len(first)) and rows[count].id == first[count]:
         count += 1
     return rows[:count]
+
+
+def _shared(
+    rows: list[sa.Row[Any]], retried: set[int], limit: int, now: float
+) -> list[sa.Row[Any]]:
+    """Choose *limit* of the *rows*, so that neither new rows nor failed ones wait for the others.
+
+    The rows of a key stay together, so none comes without the earlier ones. The result is in the
+    order of ids.
+    """
+    in_order = sorted(rows, key=lambda row: row.id)
+    keys = {row.ordering_key for row in in_order if row.id in retried} - {""}
+    failed = [row for row in in_order if row.id in retried or row.ordering_key in keys]
+    new = [row for row in in_order if row.id not in retried and row.ordering_key not in keys]
+    half = limit // 2 or int(bool(failed) and now - failed[0].due > _OVERDUE)
+    count = min(len(failed), max(half, limit - len(new)))
+    return sorted([*failed[:count], *new[: limit - count]], key=lambda row: row.id)
 
 
 def _within(rows: list[sa.Row[Any]]) -> list[int]:

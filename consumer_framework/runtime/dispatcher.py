@@ -239,7 +239,7 @@ class Dispatcher:
         """
         keeps = self._ports.store.keeps
         limit = self.limit_of(delivery) if delivery.redelivered and keeps else None
-        count = delivery_count(delivery) or 0
+        count = 0 if limit is None else delivery_count(delivery) or 0
         if limit is None or not is_near_limit(count, limit) or self._is_known(delivery):
             self._enter(delivery)
             return
@@ -390,7 +390,7 @@ class Dispatcher:
         self._scheduler.took(delivery)
         # Earlier attempts stay known; the crashes of the process do not count again.
         history = History(delivery.history.attempts)
-        self._intake.put_first(replace(delivery, history=history, replayed=True))
+        self._intake.put_first(delivery._replace(history=history, replayed=True))
         try:
             return await done
         finally:
@@ -578,7 +578,8 @@ class TaskPool:
 
     async def _serve_ahead(self) -> None:
         while not self._gate.is_closed:
-            await self._is_quick.wait()
+            if not self._is_quick.is_set():
+                await self._is_quick.wait()
             delivery = await self._take()
             if delivery is not None:
                 await self._handle(delivery)

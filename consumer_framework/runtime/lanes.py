@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,8 @@ class LaneFinder:
         except Exception as error:  # noqa: BLE001 -- the author's code, or no message at all
             self._say(delivery, error)
             lane = ""
-        return replace(
-            delivery, lane=lane, decoded=decoded if len(delivery.body) <= _LARGE_BODY else None
+        return delivery._replace(
+            lane=lane, decoded=decoded if len(delivery.body) <= _LARGE_BODY else None
         )
 
     def _say(self, delivery: Delivery, error: Exception) -> None:
@@ -172,7 +172,7 @@ class Arrivals:
         if crashes and crashes >= lane_of.crash_attempts:
             # The pipeline will quarantine it.
             return delivery
-        place = self._flight.took_off(replace(delivery, history=History(crashes=crashes)))
+        place = self._flight.took_off(delivery._replace(history=History(crashes=crashes)))
         try:
             return lane_of(delivery)
         finally:

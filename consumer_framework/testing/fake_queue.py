@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from consumer_framework.core.attempt import NO_HISTORY, History
@@ -142,8 +142,7 @@ class FakeQueue(Acknowledger):
         tag = (self.generation, self._tag)
         self._unsettled[tag] = self._delivered[tag] = record
         record.disposition = None
-        return replace(
-            record.delivery,
+        return record.delivery._replace(
             generation=self.generation,
             delivery_tag=self._tag,
             redelivered=record.redelivered,

@@ -146,8 +146,7 @@ class FakeStore(Store):
         if number not in self._rows:
             number = self._latest = self._latest + 1
         first = self._rows.get(number, row)
-        delivery = replace(
-            row.delivery,
+        delivery = row.delivery._replace(
             generation=0,
             delivery_tag=number,
             row=number,

@@ -171,14 +171,22 @@ class Cluster:
 
     def drain(self, number: int, seconds: float) -> None:
         """Put it into maintenance, as before an upgrade."""
-        place = self._nodes[number].place
         for command in ("drain", "revive"):
-            subprocess.run(
-                [str(place.scripts / "rabbitmq-upgrade"), command],
-                env=place.environment,
-                cwd=place.directory,
-                check=True,
-                capture_output=True,
-                timeout=120,
-            )
+            deadline = time.monotonic() + 120
+            # A node that has just come back from a partition refuses for a while.
+            while (done := self._upgrade(number, command)).returncode:
+                assert time.monotonic() < deadline, done.stderr
+                time.sleep(2)
             time.sleep(seconds)
+
+    def _upgrade(self, number: int, command: str) -> subprocess.CompletedProcess[str]:
+        place = self._nodes[number].place
+        return subprocess.run(
+            [str(place.scripts / "rabbitmq-upgrade"), command],
+            env=place.environment,
+            cwd=place.directory,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )

@@ -213,8 +213,11 @@ class Instance:
         """Return the handler's notes so far."""
         if not self._notes.exists():
             return []
-        lines = self._notes.read_text().splitlines()
-        return [n for n in map(json.loads, lines) if not event or n["event"] == event]
+        # A read may meet a write: the last line is not complete then.
+        complete, _, _ = self._notes.read_text().rpartition("\n")
+        return [
+            n for n in map(json.loads, complete.splitlines()) if not event or n["event"] == event
+        ]
 
     def noted(self, event: str, count: int, seconds: float = 60) -> list[dict[str, Any]]:
         """Wait until the handler has noted *event* that often."""

@@ -8,11 +8,11 @@ import sqlalchemy as sa
 
 from consumer_framework.publishing.message import Outgoing
 from consumer_framework.publishing.store import OutboxError, OutboxStore, create_engine, insert
+from tests.unit.outboxes import LEASE, NOW, message, spooled
 
-from .outbox import MARIADB, NOW, POSTGRESQL, SQLITE, message, on_every_database, spooled
+from .outbox import MARIADB, POSTGRESQL, SQLITE, on_every_database
 
 pytestmark = on_every_database
-LEASE = 30.0
 
 
 @pytest.fixture
@@ -180,6 +180,14 @@ def test_a_row_that_failed_comes_back_when_it_is_due(store, put):
     assert again.attempts == 1
 
 
+def test_a_parked_row_waits_without_an_attempt(store, put):
+    [row] = put(message())
+    claimed(store)
+    assert store.settle("a", parked=[(row, NOW + 10, "paused")]) == (1, 0)
+    shown = store.show(row)
+    assert (shown.attempts, shown.due, shown.reason) == (0, NOW + 10, "paused")
+
+
 def test_released_rows_are_as_they_were(store, put):
     [row] = put(message())
     before = store.show(row)
@@ -195,6 +203,22 @@ def test_new_rows_and_failed_ones_share_a_claim(store, put):
     new = put(*(message() for _ in range(10)))
     assert claimed(store, "b", 6, NOW + 2) == [*failed[:3], *new[:3]]
     assert claimed(store, "c", 100, NOW + 2) == [*failed[3:], *new[3:]]
+
+
+def test_a_claim_of_one_row_is_not_stopped_by_a_row_behind_one_that_failed(store, put):
+    first, _, other = put(message("k"), message("k"), message())
+    assert claimed(store, "a", 1) == [first]
+    store.settle("a", retries=[(first, NOW + 1, "away")])
+    assert claimed(store, "b", 1, NOW + 2) == [other]
+    assert claimed(store, "c", 1, NOW + 2) == [first]
+
+
+def test_a_claim_of_one_row_takes_failed_rows_and_new_ones(store, put):
+    failed, *new = put(message(), message(), message())
+    assert claimed(store, "a", 1) == [failed]
+    store.settle("a", retries=[(failed, NOW + 1, "away")])
+    assert claimed(store, "b", 1, NOW + 2) == new[:1]
+    assert claimed(store, "c", 1, NOW + 60) == [failed]
 
 
 def test_rows_of_a_key_are_claimed_together_in_their_order(store, put):

@@ -5,7 +5,6 @@ import codecs
 import concurrent.futures
 import contextlib
 import copy
-import dataclasses
 import json
 import logging
 from typing import Any
@@ -27,8 +26,7 @@ from consumer_framework.testing import make_delivery
 
 def delivery_of(message, **changes):
     changes.setdefault("queue", "queue")
-    return dataclasses.replace(
-        make_delivery(),
+    return make_delivery()._replace(
         routing_key=message._encoded_routing_key,
         properties=message._properties,
         body=message._encoded_body,
@@ -44,7 +42,7 @@ def delivery_with(body, **properties):
         "headers": {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20},
         **properties,
     }
-    return dataclasses.replace(make_delivery(body=body), properties=pika.BasicProperties(**given))
+    return make_delivery(body=body)._replace(properties=pika.BasicProperties(**given))
 
 
 def test_a_published_message_arrives_with_the_name_of_its_queue():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,8 +97,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
 
 def message(number: int = 1, failures: int = 0, crashes: int = 0, **more) -> Delivery:
     attempts = tuple(attempt_of(failure(), 0.0) for _ in range(failures))
-    return replace(
-        make_delivery(message_id=str(number), routing_key="a.topic", **more),
+    return make_delivery(message_id=str(number), routing_key="a.topic", **more)._replace(
         history=History(attempts, crashes),
     )
 

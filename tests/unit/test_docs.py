@@ -457,7 +457,9 @@ def test_the_shown_output_of_explain_is_the_real_one():
 def all_commands(group: click.Group, prefix: str) -> list[str]:
     """Return the command lines of all commands of *group*."""
     found = []
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         line = f"{prefix} {name}"
         found += all_commands(command, line) if isinstance(command, click.Group) else [line]
     return found
@@ -483,7 +485,7 @@ def test_every_command_on_a_page_exists_with_its_options(page):
         [name] = [name for name in known if f"{found[1]} ".startswith(f"{name} ")]
         command: Any = main
         for word in name.split()[1:]:
-            command = command.commands[word]
+            command = command.get_command(click.Context(command), word)
         arguments = shlex.split(found[1].removeprefix(name))
         command.make_context(name, arguments, resilient_parsing=False)
 

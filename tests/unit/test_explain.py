@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -331,5 +331,5 @@ def test_the_schedule_agrees_with_decide(hold_slots, immediate):
         assert went.until == now + step.after
         now = went.until
         row = 0 if step.held else 1
-        delivery = replace(delivery, history=decision.history, row=row)
+        delivery = delivery._replace(history=decision.history, row=row)
     assert len(steps) == immediate + 2

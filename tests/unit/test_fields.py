@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The fields of a message in the journal."""
 
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -36,7 +35,7 @@ def test_a_delivery_has_its_message_topic_queue_and_the_number_of_its_run():
 
 
 def test_failed_runs_and_those_in_which_the_process_died_count():
-    delivery = replace(DELIVERY, history=History((FAILED, FAILED), crashes=1))
+    delivery = DELIVERY._replace(history=History((FAILED, FAILED), crashes=1))
     assert run_number(delivery) == 4
     assert fields_of(delivery)["FM_ATTEMPT"] == "4"
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def names(found):
 
 
 def crashed(delivery, times):
-    return replace(delivery, history=History(crashes=times))
+    return delivery._replace(history=History(crashes=times))
 
 
 # Killed at any byte.
@@ -156,7 +155,6 @@ def test_any_flipped_byte_of_a_record_is_found():
 
 CHILD = """
 import os, resource, sys
-from dataclasses import replace
 from pathlib import Path
 from consumer_framework.adapters.flight import Flight
 from consumer_framework.core.attempt import History
@@ -168,7 +166,7 @@ def say(*words):
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 recorder, found = Flight.open(Path(sys.argv[1]), 2)
 poison = make_delivery(message_id="poison", queue="q")
-recorder.took_off(replace(poison, history=History(crashes=recorder.crashes_of(poison))))
+recorder.took_off(poison._replace(history=History(crashes=recorder.crashes_of(poison))))
 say(found.torn, *(f"{one.message_id}:{one.crashes}" for one in found.in_flight))
 number = 0
 while True:

@@ -51,7 +51,7 @@ class Bench:
 
     @property
     def late(self):
-        return [(run.what, run.is_cancelled) for run in self.executor.overruns()]
+        return [(run.subject, run.is_cancelled) for run in self.executor.overruns()]
 
 
 def play(scenario):

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The histories of messages that went back to the broker are remembered."""
 
-from dataclasses import replace
-
 import pytest
 
 from consumer_framework.core.attempt import NO_HISTORY, Attempt, History
@@ -13,7 +11,7 @@ FAILED = History((Attempt(1.0, "ValueError", "", "", "ValueError"),))
 
 
 def failed(**properties):
-    return replace(make_delivery(**properties), history=FAILED)
+    return make_delivery(**properties)._replace(history=FAILED)
 
 
 def again(**properties):

@@ -5,7 +5,6 @@ import asyncio
 import json
 import logging
 import threading
-from dataclasses import replace
 from typing import Any
 
 import pika
@@ -136,7 +135,7 @@ def delivery_of(body):
     headers = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     properties = pika.BasicProperties(headers=headers, content_encoding="utf-8", message_id="1")
-    return replace(make_delivery(body=raw), properties=properties)
+    return make_delivery(body=raw)._replace(properties=properties)
 
 
 def test_without_ordering_no_message_has_a_lane():
@@ -211,7 +210,7 @@ class Arriving:
 
 
 def numbered(tag, body=None, **what):
-    return replace(delivery_of({"n": tag} if body is None else body), delivery_tag=tag, **what)
+    return delivery_of({"n": tag} if body is None else body)._replace(delivery_tag=tag, **what)
 
 
 def test_for_its_key_a_body_is_decoded_once_off_the_event_loop_and_in_flight(monkeypatch):

@@ -85,9 +85,13 @@ def test_the_page_on_packages_has_every_macro():
     ] == []
 
 
-def names(command: click.Command, name: str) -> list[str]:
-    below = command.commands if isinstance(command, click.Group) else {}
-    return [name, *(one for word in below for one in names(below[word], f"{name}-{word}"))]
+def names(command: click.Command | None, name: str) -> list[str]:
+    found = [name]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for word in command.list_commands(context):
+            found += names(command.get_command(context, word), f"{name}-{word}")
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def a_delivery(number: int = 1, body: Any = None, **more: Any) -> Delivery:
     )
     made = make_delivery(queue="sample", routing_key=more.pop("routing_key", TOPIC), body=raw)
     received = {"received_at": time.time() - 7200, "history": failures(2), **more}
-    return replace(made, properties=properties, **received)
+    return made._replace(properties=properties, **received)
 
 
 @dataclass
@@ -245,7 +245,7 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(three, words):
 
 def test_the_text_of_a_publisher_does_not_control_the_terminal(operator):
     evil = a_delivery(1, {"n": "\x9b31m \u202e"}, routing_key="org.\x1b]0;title\x07")
-    operator.quarantines(replace(evil, history=failures(1, CAUSE, "\x1b[2J")))
+    operator.quarantines(evil._replace(history=failures(1, CAUSE, "\x1b[2J")))
     for words in (["list"], ["list", "--rows"], ["show", "1"]):
         shown = operator.does(*words).stdout
         assert not set(shown) & set("\x1b\x07\x9b\u202e")
@@ -265,10 +265,10 @@ def test_colours_are_for_terminals_and_no_color_turns_them_off(three):
 def keyed(operator):
     """Three messages of one key, of which the first failed; one of another; one without."""
     one = "FEDORA-2024-" + "x" * 40
-    operator.quarantines(replace(a_delivery(1, {"n": "poison"}), lane=one))
-    followers = (replace(a_delivery(n, history=NO_HISTORY), lane=one) for n in (2, 3))
+    operator.quarantines(a_delivery(1, {"n": "poison"})._replace(lane=one))
+    followers = (a_delivery(n, history=NO_HISTORY)._replace(lane=one) for n in (2, 3))
     operator.quarantines(*followers, reason=behind(1))
-    operator.quarantines(replace(a_delivery(4), lane="other"), a_delivery(5))
+    operator.quarantines(a_delivery(4)._replace(lane="other"), a_delivery(5))
     return operator
 
 
@@ -283,7 +283,7 @@ def test_a_list_of_several_states_shows_the_state_and_the_due_time(three):
     now = time.time()
     for number, due in (4, now + 3700), (5, now - 5), (6, now - 5):
         lane = "key" if number > 4 else ""
-        delivery = replace(a_delivery(number), lane=lane)
+        delivery = a_delivery(number)._replace(lane=lane)
         three.keeps(lambda store, d=delivery, at=due: store.defer(d, at))
     head, *lines = three.does("list", "--state", "any").stdout.splitlines()[:7]
     assert head.split()[:6] == ["ROW", "AGE", "STATE", "DUE", "KEY", "ATTEMPTS"]
@@ -308,7 +308,7 @@ def test_show_prints_the_key_and_the_row_that_blocks_the_message(keyed):
 
 
 def test_show_prints_when_a_deferred_message_runs(operator):
-    first, second = (replace(a_delivery(n), lane="key") for n in (1, 2))
+    first, second = (a_delivery(n)._replace(lane="key") for n in (1, 2))
     due = time.time() + 3700
     operator.keeps(lambda store: store.defer(first, due))
     operator.keeps(lambda store: store.defer(second, due))
@@ -767,10 +767,10 @@ HOSTILE = "first\nERROR forged\x1b[2J\x9b\u2028\x85\u202e"
 def hostile(operator):
     """A message with control characters wherever there may be text, and one that is no UTF-8."""
     failed = failures(1, message=HOSTILE)
-    odd: Any = replace(a_delivery(1, routing_key=HOSTILE, history=failed), exchange=HOSTILE)
+    odd: Any = a_delivery(1, routing_key=HOSTILE, history=failed)._replace(exchange=HOSTILE)
     odd.properties.message_id = odd.properties.app_id = HOSTILE
     bytes_: Any = {"routing_key": b"\xff.topic", "exchange": b"\xfd"}
-    no_text = replace(a_delivery(2), **bytes_)
+    no_text = a_delivery(2)._replace(**bytes_)
     properties: Any = no_text.properties
     properties.message_id = b"\xfe"
     properties.headers = {b"\xff": b"\xfe", HOSTILE: HOSTILE}
@@ -816,7 +816,7 @@ def test_a_body_is_not_decoded_by_a_codec_that_is_no_text_encoding(operator, enc
 def test_headers_with_numbers_that_json_has_not_are_valid_json(operator, number):
     delivery = a_delivery()
     headers = {**HEADERS, "n": [{"n": number}]}
-    operator.quarantines(replace(delivery, properties=pika.BasicProperties(headers=headers)))
+    operator.quarantines(delivery._replace(properties=pika.BasicProperties(headers=headers)))
     for words in (["show", "1", "--json"], ["export"]):
         json.loads(operator.does(*words).stdout, parse_constant=pytest.fail)
     assert operator.shows("show", "1")["properties"]["headers"]["n"] == [{"n": str(number)}]

@@ -2,7 +2,6 @@
 """The recovery of messages: each signal, each setting, each state and event."""
 
 from asyncio import sleep
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -33,7 +32,7 @@ ATTEMPT = Attempt(1.0, "ValueError", "", "", "ValueError")
 
 def decided(outcome, policy=None, *, attempts=0, spread=0.5, may_hold=True, **changes):
     history = History((ATTEMPT,) * attempts)
-    delivery = replace(make_delivery(), received_at=NOW, history=history, **changes)
+    delivery = make_delivery()._replace(received_at=NOW, history=history, **changes)
     if isinstance(outcome, BaseException):
         outcome = Failed(outcome)
     return decide(delivery, outcome, policy or Policy(), Situation(NOW, spread, may_hold))

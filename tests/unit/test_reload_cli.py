@@ -163,7 +163,8 @@ def test_a_name_that_no_instance_can_have_is_refused(host):
 def test_names_are_completed(host):
     host.configures("sample")
     host.configures("other")
-    command = main.commands["reload"]
+    command = main.get_command(click.Context(main), "reload")
+    assert command is not None
     context = click.Context(command)
     (argument,) = [p for p in command.params if isinstance(p, click.Argument)]
     assert [item.value for item in argument.shell_complete(context, "sa")] == ["sample"]

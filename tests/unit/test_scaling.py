@@ -22,7 +22,14 @@ from consumer_framework.adapters.systemd.systemctl import (
 )
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.operate import scaling as host
-from consumer_framework.operate.scaling import Action, ScalingError, Step, StepRunner, Workers, plan
+from consumer_framework.operate.scaling import (
+    ScaleAction,
+    ScaleStep,
+    ScalingError,
+    StepRunner,
+    Workers,
+    plan,
+)
 from consumer_framework.operate.workers import files_in, group_of, in_groups, number_of, worker_name
 from consumer_framework.runtime.state_files import StoredCounts
 
@@ -39,7 +46,7 @@ def units(**states: dict[str, str]) -> dict[str, Unit]:
     return {unit_name(name): Unit(unit_name(name), **more) for name, more in states.items()}  # type: ignore[arg-type]
 
 
-def words(steps: Sequence[Step]) -> list[str]:
+def words(steps: Sequence[ScaleStep]) -> list[str]:
     return [f"{step.action} {step.instance}" for step in steps]
 
 
@@ -122,8 +129,8 @@ def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
     with pytest.raises(ScalingError, match=r"a_3 stays, for it has 1,200 deferred messages, due"):
         plan(found, 2)
     steps = plan(found, 2, leave_deferred=True)
-    assert Step(Action.UNLINK, "a_3") in steps
-    [warning] = [step.text for step in steps if step.action is Action.WARN]
+    assert ScaleStep(ScaleAction.UNLINK, "a_3") in steps
+    [warning] = [step.text for step in steps if step.action is ScaleAction.WARN]
     expected = "left in /var/lib/fedora-messaging/a_3: 1,200 deferred messages, to run when a_3 is"
     assert warning.startswith(expected)
     # It is no obstacle where the worker stays anyway.
@@ -132,7 +139,7 @@ def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
 
 def test_quarantined_messages_stay_and_the_plan_names_their_place():
     found = Workers("a", THREE, units(a=RUNS, a_2=RUNS), {"a_3": StoredCounts(quarantined=1)})
-    [warning] = [step.text for step in plan(found, 2) if step.action is Action.WARN]
+    [warning] = [step.text for step in plan(found, 2) if step.action is ScaleAction.WARN]
     assert warning == (
         "left in /var/lib/fedora-messaging/a_3: 1 quarantined message; "
         "see 'fm-consumer quarantine list a_3'"
@@ -142,7 +149,10 @@ def test_quarantined_messages_stay_and_the_plan_names_their_place():
 def test_a_target_that_is_not_enabled_is_warned_of():
     there = units(a=RUNS) | {TARGET: Unit(TARGET)}
     [warning] = plan(Workers("a", NAME, there), 1)
-    assert (warning.action, f"systemctl enable {TARGET}" in warning.text) == (Action.WARN, True)
+    assert (warning.action, f"systemctl enable {TARGET}" in warning.text) == (
+        ScaleAction.WARN,
+        True,
+    )
     there[TARGET] = Unit(TARGET, file_state="enabled")
     assert plan(Workers("a", NAME, there), 1) == []
 
@@ -227,9 +237,9 @@ class Killed(Exception):  # noqa: N818 -- no error
 
 def interrupt(directory: Path, services: FakeServices, count: int, after: int) -> None:
     """Scale, and be killed before the step after so many."""
-    told: list[Step] = []
+    told: list[ScaleStep] = []
 
-    def tell(step: Step) -> None:
+    def tell(step: ScaleStep) -> None:
         if len(told) == after:
             raise Killed
         told.append(step)
@@ -245,9 +255,9 @@ def scale(
     count: int,
     warn: Callable[[str], None] = lambda _: None,
     name: str = "a",
-) -> list[Step]:
+) -> list[ScaleStep]:
     """Plan, carry out, and return the steps that were told."""
-    told: list[Step] = []
+    told: list[ScaleStep] = []
     found = host.find_workers(directory, services, name, count, strict=True)
     StepRunner(name, directory, services, told.append, warn).run(plan(found, count))
     return told
@@ -324,7 +334,7 @@ def test_a_link_that_was_replaced_meanwhile_stays(directory):
 
 def test_a_link_that_cannot_be_made_or_removed_is_named(directory, monkeypatch):
     services = FakeServices(running={"a"}, enabled={"a"})
-    steps = [Step(Action.LINK, "a")]
+    steps = [ScaleStep(ScaleAction.LINK, "a")]
     scaler = executor(directory, services)
     with pytest.raises(ScalingError, match=r"a\.toml: cannot be made: file exists"):
         scaler.run(steps)
@@ -335,7 +345,7 @@ def test_a_link_that_cannot_be_made_or_removed_is_named(directory, monkeypatch):
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(ScalingError, match="cannot be removed: operation not permitted; use sudo"):
-        scaler.run([Step(Action.UNLINK, "a_2")])
+        scaler.run([ScaleStep(ScaleAction.UNLINK, "a_2")])
 
 
 def test_a_user_who_may_not_change_the_directory_is_told_before_the_first_step(

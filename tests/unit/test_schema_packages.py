@@ -6,7 +6,6 @@ installs every package of them that is known.
 """
 
 import copy
-import dataclasses
 import json
 import logging
 import os
@@ -56,14 +55,14 @@ headers = st.integers(0, 4).flatmap(lambda number: fitting if number else odd)
 
 def delivery_of(topic, body, **properties):
     given = {"message_id": "1", "content_encoding": "utf-8", **properties}
-    return dataclasses.replace(
-        make_delivery(body=body), routing_key=topic, properties=pika.BasicProperties(**given)
+    return make_delivery(body=body)._replace(
+        routing_key=topic, properties=pika.BasicProperties(**given)
     )
 
 
 def result_of(decode, delivery):
     """Return the result in a form that can be compared."""
-    delivery = dataclasses.replace(delivery, properties=copy.deepcopy(delivery.properties))
+    delivery = delivery._replace(properties=copy.deepcopy(delivery.properties))
     try:
         message = decode(delivery)
     except Exception as error:  # noqa: BLE001 -- to be compared

@@ -249,8 +249,10 @@ def test_an_instance_of_an_older_version_is_shown_without_its_counts(host, monke
 @pytest.mark.parametrize("command", ["scale", "status"])
 def test_names_complete_like_those_of_the_other_commands(host, command):
     host.configures()
-    argument = main.commands[command].params[0]
-    context = click.Context(main.commands[command])
+    found = main.get_command(click.Context(main), command)
+    assert found is not None
+    argument = found.params[0]
+    context = click.Context(found)
     assert [item.value for item in argument.shell_complete(context, "sa")] == ["sample"]
 
 

@@ -4,7 +4,6 @@
 import asyncio
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ def failed(number, cause="ValueError in app.py:handle", **delivery):
         Attempt(float(n), "ValueError", f"failure {n}", f"Traceback {n}", cause)
         for n in range(number)
     ]
-    return replace(make_delivery(**delivery), history=History(tuple(attempts), crashes=2))
+    return make_delivery(**delivery)._replace(history=History(tuple(attempts), crashes=2))
 
 
 def run(*writes):
@@ -117,7 +116,7 @@ def test_a_caller_that_is_cancelled_or_gone_does_not_disturb_other_writes(store)
 
 
 def test_one_impossible_write_of_a_group_fails_alone(store):
-    impossible = replace(make_delivery(message_id="2"), queue="\ud800")
+    impossible = make_delivery(message_id="2")._replace(queue="\ud800")
 
     async def group():
         return await asyncio.gather(
@@ -144,7 +143,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_the_next_one_succeeds(st
 
 def test_text_that_is_no_unicode_is_stored_in_a_readable_form(store):
     attempt = Attempt(1.0, "E", "bad name \udcff", "at \udcff", "E \udcff")
-    delivery = replace(make_delivery(), history=History((attempt,)))
+    delivery = make_delivery()._replace(history=History((attempt,)))
     run(store.quarantine(delivery, "reason \udcff"))
     (row,) = store.rows()
     assert (row.reason, row.message) == ("reason \\udcff", "bad name \\udcff")
@@ -355,7 +354,7 @@ def test_the_claims_of_a_dead_process_are_released_at_the_next_start(tmp_path):
 def test_a_replay_that_fails_through_the_pipeline_ends_in_quarantine(store):
     (number,) = quarantine(store, failed(1))
     run(store.claim(number))
-    run(store.quarantine(replace(store.delivery(number), replayed=True), "again"))
+    run(store.quarantine(store.delivery(number)._replace(replayed=True), "again"))
     assert [(row.id, row.state, row.reason) for row in store.rows()] == [
         (number, "quarantined", "again")
     ]

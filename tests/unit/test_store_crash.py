@@ -24,7 +24,6 @@ ROUNDS = 20
 # dies in commits, in checkpoints and in between.
 WRITER = """
 import asyncio, sys
-from dataclasses import replace
 from pathlib import Path
 from consumer_framework.adapters.store import Store, Limits
 from consumer_framework.testing import make_delivery
@@ -50,7 +49,6 @@ asyncio.run(main(sys.stdin.readline().strip()))
 # Many tasks at once write, fail, replay and remove rows of a few lanes.
 LANES = """
 import asyncio, random, sys
-from dataclasses import replace
 from pathlib import Path
 from consumer_framework.adapters.store import Store, Limits
 from consumer_framework.testing import make_delivery
@@ -58,7 +56,7 @@ from consumer_framework.testing import make_delivery
 async def arrive(store, name):
     for number in range(100_000):
         delivery = make_delivery(message_id=f"{name}.{number}", body=b"x" * (number * 97 % 5_000))
-        await store.defer(replace(delivery, lane=f"key {number % 5}"), 1.0)
+        await store.defer(delivery._replace(lane=f"key {number % 5}"), 1.0)
         print(number, flush=True)
 
 async def work(store, luck):

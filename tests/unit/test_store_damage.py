@@ -8,7 +8,6 @@ import json
 import sqlite3
 from base64 import b64decode
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,7 +41,7 @@ def fill(directory: Path, damage: str, *, lane: str = "", quarantined: bool = Fa
     async def keep(store: Store) -> None:
         for number in range(3):
             message = make_delivery(message_id=str(number), queue="sample", body=b"%d" % number)
-            delivery = replace(message, lane=lane)
+            delivery = message._replace(lane=lane)
             if quarantined:
                 await store.quarantine(delivery, "poison")
             else:
@@ -95,7 +94,7 @@ def test_a_damaged_row_is_left_out_even_where_the_disk_takes_no_write(tmp_path, 
             connection.commit()
         assert [delivery.row for delivery in store.due(2.0)] == [2, 3]
         with pytest.raises(sqlite3.IntegrityError):
-            asyncio.run(store.defer(replace(make_delivery(), row=2), 3.0))
+            asyncio.run(store.defer(make_delivery()._replace(row=2), 3.0))
         assert [delivery.row for delivery in store.due(2.0)] == [2, 3]
     assert "no room" in caplog.text
 

@@ -4,7 +4,6 @@
 import asyncio
 import json
 from base64 import b64decode
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pika
@@ -24,12 +23,12 @@ TRAPS = "\u2028\u2029\u0085\x0b\x0c\x1c\r\n\ud800\U0001f600é"
 def received(message):
     """Return the delivery of a message that upstream publishes."""
     delivery = make_delivery(body=message._encoded_body, routing_key=message.topic, queue="q")
-    return replace(delivery, properties=message._properties)
+    return delivery._replace(properties=message._properties)
 
 
 def raw(body, topic="a.topic", **properties):
     delivery = make_delivery(body=body, routing_key=topic)
-    return replace(delivery, properties=pika.BasicProperties(**properties))
+    return delivery._replace(properties=pika.BasicProperties(**properties))
 
 
 def test_a_message_is_exported_as_fedora_messaging_dumps_it():

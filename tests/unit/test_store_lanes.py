@@ -4,7 +4,6 @@
 import asyncio
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 
@@ -46,7 +45,7 @@ def run(*writes):
 
 
 def laned(message_id, lane="key", **more):
-    return replace(make_delivery(message_id=message_id, **more), lane=lane)
+    return make_delivery(message_id=message_id, **more)._replace(lane=lane)
 
 
 def quarantine(store, *ids, lane="key"):
@@ -70,7 +69,7 @@ def test_a_row_has_its_lane_and_the_row_that_it_waits_for(store):
 
 
 def test_followers_are_quarantined_with_their_history_and_grouped_by_their_blocker(store):
-    run(store.defer(laned("1"), 1.0), store.defer(replace(laned("2"), history=FAILED), 1.0))
+    run(store.defer(laned("1"), 1.0), store.defer(laned("2")._replace(history=FAILED), 1.0))
     run(store.defer(laned("3"), 1.0), store.quarantine(laned("1"), "poison"))
     _, second, third = store.rows()
     assert (second.reason, third.reason) == ("behind row 1 of the same key",) * 2
@@ -198,7 +197,7 @@ def test_a_write_that_fails_blocks_no_lane(store, tmp_path):
     with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
         connection.execute("ALTER TABLE attempts RENAME TO gone")
         with pytest.raises(StoreError):
-            run(store.quarantine(replace(laned("1"), history=FAILED), "poison"))
+            run(store.quarantine(laned("1")._replace(history=FAILED), "poison"))
         assert not store.is_blocked("key")
         connection.execute("ALTER TABLE gone RENAME TO attempts")
     quarantine(store, "2", lane="another")

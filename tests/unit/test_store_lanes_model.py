@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -114,21 +114,21 @@ class Lanes(RuleBasedStateMachine):
         delivery = make_delivery(
             message_id=message.name, redelivered=True, generation=self.generation
         )
-        return replace(delivery, lane=message.lane)
+        return delivery._replace(lane=message.lane)
 
     @precondition(lambda self: self.messages)
     @rule(pick=picks, due=times, by_row=st.booleans())
     def a_row_is_deferred_again(self, pick, due, by_row):
         message = self.pick(pick)
         row = message.row if by_row else 0
-        asyncio.run(self.store.defer(replace(self.delivery(message), row=row), due))
+        asyncio.run(self.store.defer(self.delivery(message)._replace(row=row), due))
         self.write(message, "deferred", due, "deferred")
 
     @precondition(lambda self: self.messages)
     @rule(pick=picks, lane=lanes)
     def a_row_is_quarantined_whatever_its_lane_is_called_now(self, pick, lane):
         message = self.pick(pick)
-        asyncio.run(self.store.quarantine(replace(self.delivery(message), lane=lane), "poison"))
+        asyncio.run(self.store.quarantine(self.delivery(message)._replace(lane=lane), "poison"))
         self.write(message, "quarantined", None, "poison")
 
     @precondition(lambda self: self.messages)

@@ -4,7 +4,6 @@
 import asyncio
 import json
 from base64 import b64decode
-from dataclasses import replace
 
 import pytest
 
@@ -63,7 +62,7 @@ def run(*writes):
 
 def quarantine(store, *ids, body=b"0123456789"):
     for message_id in ids:
-        delivery = replace(make_delivery(message_id=message_id, body=body), history=FAILED)
+        delivery = make_delivery(message_id=message_id, body=body)._replace(history=FAILED)
         run(store.quarantine(delivery, "spent"))
 
 
@@ -246,7 +245,7 @@ def test_an_edit_without_room_leaves_its_original_unchanged(opened):
 
 def long_winded(message_id, size):
     history = History((Attempt(1.5, "ValueError", "no", "T" * size, "ValueError in f"),))
-    return replace(make_delivery(message_id=message_id, body=b"x"), history=history)
+    return make_delivery(message_id=message_id, body=b"x")._replace(history=history)
 
 
 def test_properties_reason_and_attempts_count_towards_the_limit(opened):

@@ -139,7 +139,8 @@ def validate(message: Message) -> None:
     ):
         message.validate()
         return
-    headers = message._headers  # noqa: SLF001 -- there is no other way to them
+    # `message._headers` makes an object of typing's with each call.
+    headers = message._properties.headers or {}  # noqa: SLF001 -- there is no other way to them
     for check in validation.headers:
         check(headers)
     for check in validation.body:

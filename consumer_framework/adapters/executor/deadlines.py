@@ -75,7 +75,7 @@ class Deadlines:
         late = [run for run in handling if now - run.timed_from > self._timeout]
         return tuple(
             Overrun(
-                what=run.named,
+                subject=run.named,
                 deliveries=tuple(run.deliveries),
                 deadline=run.timed_from + self._timeout,
                 is_cancelled=run.task is not None,

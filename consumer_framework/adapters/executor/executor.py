@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds. A handler that takes longer gains nothing from the next delivery being ready, and a
-# message that is due again can no longer overtake a delivery that is ready.
+# Seconds. A handler that takes longer gains nothing from a delivery that is ready in advance, and a
+# message that becomes due cannot overtake such a delivery.
 QUICK = 0.05
 
 _DEFAULTS = Limits()
@@ -161,7 +161,7 @@ class Executor:
 
         Returns:
             The end of the former handler: a task whose result is the exception of its
-            ``teardown``, or None. None in place of the task where :meth:`stop` came first, and
+            ``teardown``, or None. None in place of the task where the gate was closed first, and
             the former handler stays.
 
         Raises:

@@ -13,7 +13,7 @@ import time
 import types
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from fedora_messaging import exceptions as upstream
 from twisted.internet import defer
@@ -184,8 +184,8 @@ class HandlerRuns:
         try:
             body.send(None)
         except StopIteration as end:
-            result: Result = end.value
-            return result
+            # Not by a variable: the frames of an error's traceback would keep it.
+            return cast("Result", end.value)
         return body
 
     def run_in_task(self, run: Run) -> Body:

@@ -118,6 +118,8 @@ class TaskSlots:
         except BaseException as error:  # noqa: BLE001 -- the callback decides
             result = error
         self._on_end(run, result, self._release)
+        # This frame outlives the task where an error's traceback has it.
+        del run, result
 
     def _release(self) -> None:
         self._free += 1

@@ -12,8 +12,8 @@ closes the channel is known. Those before it arrive twice.
 
 The loop of pika runs only while a batch is sent. So there are no heartbeats; the kernel probes an
 idle connection instead (tcp(7), keepalive). pika's ``blocked_connection_timeout`` is not used,
-since it ends the connection: an endpoint that blocks for :attr:`.Endpoints.timeout` seconds makes the
-messenger use the next one, see :mod:`.failover`.
+since it ends the connection: an endpoint that blocks for :attr:`.Endpoints.timeout` seconds makes
+the messenger use the next one, see :mod:`.failover`.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Fedora:
             results.append(result)
             if isinstance(result, Retry) and result.scope is Scope.ENDPOINT:
                 break
-        return results + [results[-1]] * (len(batch) - len(results))
+        return results + results[-1:] * (len(batch) - len(results))
 
     def _publish(self, message: Outgoing) -> Result:
         timeout = self._endpoints.timeout

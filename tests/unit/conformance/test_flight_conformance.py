@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,7 +46,7 @@ def process(request, tmp_path):
 
 def known(process, delivery):
     """Return *delivery* with the crashes that the recorder knows, as the pipeline does."""
-    return replace(delivery, history=History(crashes=process.recorder.crashes_of(delivery)))
+    return delivery._replace(history=History(crashes=process.recorder.crashes_of(delivery)))
 
 
 def test_it_is_a_flight_recorder(process):
@@ -185,16 +184,16 @@ NONE = make_delivery(message_id=None, queue="queue", routing_key="topic", body=b
 @pytest.mark.parametrize(
     ("crashed", "other"),
     [
-        (ONE, replace(ONE, queue="another")),
+        (ONE, ONE._replace(queue="another")),
         (ONE, make_delivery(message_id="two", queue="queue", routing_key="topic", body=b"body")),
         (ONE, NONE),
         (NONE, ONE),
-        (NONE, replace(NONE, queue="another")),
-        (NONE, replace(NONE, routing_key="another")),
-        (NONE, replace(NONE, body=b"another")),
-        (NONE, replace(NONE, routing_key="topicb", body=b"ody")),
+        (NONE, NONE._replace(queue="another")),
+        (NONE, NONE._replace(routing_key="another")),
+        (NONE, NONE._replace(body=b"another")),
+        (NONE, NONE._replace(routing_key="topicb", body=b"ody")),
         (NONE, make_delivery(message_id="topic", queue="queue")),
-        (replace(NONE, routing_key="", body=b""), replace(NONE, routing_key="", body=b"\0")),
+        (NONE._replace(routing_key="", body=b""), NONE._replace(routing_key="", body=b"\0")),
     ],
 )
 def test_no_other_message_is_charged(process, crashed, other):

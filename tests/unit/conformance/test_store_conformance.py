@@ -2,7 +2,6 @@
 """The promises of the port Store, kept by the real one and by the fake."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -49,18 +48,17 @@ def test_a_deferred_message_is_due_when_its_time_has_come_and_not_before(store):
 
 
 def test_a_due_message_comes_back_as_it_was_received_with_its_history(store):
-    original = replace(
-        make_delivery(
-            message_id="an id",
-            body=b"\x00\xff not even text",
-            queue="my queue",
-            generation=3,
-            delivery_tag=17,
-            redelivered=True,
-            exchange="amq.topic",
-            routing_key="org.example",
-            headers={"a": [1, {"b": None}]},
-        ),
+    original = make_delivery(
+        message_id="an id",
+        body=b"\x00\xff not even text",
+        queue="my queue",
+        generation=3,
+        delivery_tag=17,
+        redelivered=True,
+        exchange="amq.topic",
+        routing_key="org.example",
+        headers={"a": [1, {"b": None}]},
+    )._replace(
         received_at=12.25,
         history=FAILED,
     )
@@ -71,7 +69,7 @@ def test_a_due_message_comes_back_as_it_was_received_with_its_history(store):
     assert back.properties.message_id == "an id"
     assert back.properties.headers == {"a": [1, {"b": None}]}
     assert (
-        replace(back, generation=3, delivery_tag=17, row=0, properties=original.properties)
+        back._replace(generation=3, delivery_tag=17, row=0, properties=original.properties)
         == original
     )
 
@@ -100,7 +98,7 @@ def test_deferred_and_quarantined_messages_are_open_on_every_channel(store):
     quarantined = make_delivery(body=b"2")
     run(store.defer(deferred, 1.0), store.quarantine(quarantined, "poison"))
     for delivery in deferred, quarantined:
-        assert store.is_open(replace(delivery, generation=9, delivery_tag=9, redelivered=True))
+        assert store.is_open(delivery._replace(generation=9, delivery_tag=9, redelivered=True))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +179,7 @@ def test_the_later_of_two_writes_wins(store):
     assert store.next_due() == 7.0
     run(store.quarantine(make_delivery(), "poison"))
     assert store.next_due() is None
-    run(store.defer(replace(make_delivery(), history=FAILED), 8.0))
+    run(store.defer(make_delivery()._replace(history=FAILED), 8.0))
     (delivery,) = store.due(8.0, 10)
     assert delivery.history == FAILED
 
@@ -189,9 +187,9 @@ def test_the_later_of_two_writes_wins(store):
 def test_a_message_that_came_from_the_store_goes_back_to_its_row(store):
     run(store.defer(make_delivery(), 1.0))
     (delivery,) = store.due(1.0, 10)
-    run(store.defer(replace(delivery, history=FAILED, replayed=True), 2.0))
+    run(store.defer(delivery._replace(history=FAILED, replayed=True), 2.0))
     assert store.due(1.0, 10) == []
-    assert store.due(2.0, 10) == [replace(delivery, history=FAILED)]
+    assert store.due(2.0, 10) == [delivery._replace(history=FAILED)]
 
 
 def test_the_number_of_a_deleted_row_is_not_used_again(store):
@@ -216,7 +214,7 @@ def test_a_message_whose_row_was_dropped_while_it_ran_does_not_come_back(store, 
 
 
 def laned(message_id, lane="key"):
-    return replace(make_delivery(message_id=message_id), lane=lane)
+    return make_delivery(message_id=message_id)._replace(lane=lane)
 
 
 def due(store, now=9.0):
@@ -293,7 +291,7 @@ def test_the_deferred_rows_behind_a_row_are_quarantined_with_it_and_no_others(st
     run(
         store.defer(laned("before"), 8.0),
         store.defer(laned("1"), 1.0),
-        store.defer(replace(laned("2"), history=FAILED), 1.0),
+        store.defer(laned("2")._replace(history=FAILED), 1.0),
         store.defer(laned("other", "another key"), 1.0),
     )
     first = store.due(9.0, 10)[-1].row

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The outbox as applications use it: publish a message now, or with a transaction.
+
+Where the application has a transaction, the message is a part of it::
+
+    with Session(engine) as session, session.begin():
+        session.add(build)
+        outbox.publish(message, session=session)
+
+Rolled back means never sent. Committed means sent at least once, each time with the same id.
+Without a transaction of the application, :meth:`Outbox.publish` commits by itself, and
+:meth:`Outbox.transaction` commits several messages at once. This *spool mode* is durable: the
+message survives the process and the machine. It is not atomic with other changes of the
+application: if the application dies between its own commit and ``publish()``, the message is lost.
+
+The three choices of a publisher, by topic: ``spool`` returns when the message is stored, ``wait``
+when it is sent, and ``skip`` tells the relay to try once. Inside the application's transaction
+``wait`` is the same as ``spool``, because the relay cannot see the row before the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote
+
+import pydantic
+from fedora_messaging import config as upstream_config
+
+from consumer_framework.core import secrets
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.settings import OnFailure, OutboxSettings
+from consumer_framework.settings.problems import from_pydantic
+
+from .message import Outgoing, PublishError, outgoing
+from .policy import Policy
+from .store import DEAD, OutboxStore, create_engine, insert
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    import sqlalchemy as sa
+    from fedora_messaging.message import Message
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session, scoped_session
+
+    AnySession: TypeAlias = Session | scoped_session[Any]
+
+__all__ = ["NotSentError", "Outbox", "Pending", "default", "set_default"]
+
+_PATH = "consumer_config.framework.outbox"
+_FILE = "outbox.sqlite3"
+# Seconds between two looks at a row that publish() waits for: the first, and the longest.
+_FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.25
+_TIMEOUT = 30.0
+
+
+class NotSentError(PublishError):
+    """The message is stored, and the relay has not sent it in time. The relay keeps trying."""
+
+
+class Pending:
+    """Messages that were published in a block, before they are stored.
+
+    Attributes:
+        messages: The messages, each with its ``on_failure``, in the order of publishing. They may
+            be replaced before :meth:`commit`.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self.messages: list[tuple[Outgoing, str]] = []
+
+    def commit(self, timeout: float = _TIMEOUT) -> None:
+        """Store the messages, in one transaction. Doing it twice stores them once.
+
+        Args:
+            timeout: Seconds to wait for those with ``on_failure = "wait"``.
+
+        Raises:
+            OutboxError: None of them was stored.
+            NotSentError: All are stored, and one to wait for is not sent in time.
+        """
+        messages, self.messages = self.messages, []
+        self._outbox.accept(messages, timeout)
+
+
+# The blocks that collect, by outbox. Never changed: each block sets a new mapping.
+_collecting: ContextVar[Mapping[Outbox, Pending]] = ContextVar("fm_outbox_collecting")
+_NOTHING: Mapping[Outbox, Pending] = {}
+
+
+class Outbox:
+    """Accepts messages for publishing. Several threads and coroutines may use it at once.
+
+    Args:
+        database: The URL of the database, or the application's engine. A SQLite file gets its
+            tables at the first use; other databases get them from :meth:`OutboxStore.migrate`.
+        settings: The table ``[consumer_config.framework.outbox]``.
+        exchange: The exchange of messages that name none.
+        topic_prefix: Text before each topic, joined with a dot.
+        clock: Returns the seconds since the epoch.
+        validate: Does the work of ``message.validate()``; None for the outbox's own.
+
+    Attributes:
+        store: The table.
+
+    Raises:
+        ConfigurationError: The database is none that an outbox can be in, or its driver is missing.
+    """
+
+    def __init__(  # noqa: PLR0913 -- each is a value of its own
+        self,
+        database: str | sa.URL | sa.Engine,
+        settings: OutboxSettings | None = None,
+        *,
+        exchange: str = "amq.topic",
+        topic_prefix: str = "",
+        clock: Callable[[], float] = time.time,
+        validate: Callable[[Message], None] | None = None,
+    ) -> None:
+        self.settings = settings or OutboxSettings()
+        self._policy = Policy.of(self.settings)
+        self._exchange = exchange
+        self._topic_prefix = topic_prefix
+        self._clock = clock
+        self._validate = validate
+        is_url = not hasattr(database, "dialect")
+        self.store = OutboxStore.connect(database) if is_url else OutboxStore(database)  # type: ignore[arg-type]
+        # The tables of an application's own database are made when its administrator says so.
+        self._makes_tables = is_url and self.store.engine.dialect.name == "sqlite"
+        self._preparing = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connections that are the outbox's own."""
+        self.store.close()
+
+    def publish(  # noqa: PLR0913 -- the keyword arguments are choices
+        self,
+        message: Message,
+        ordering_key: str | None = None,
+        *,
+        session: AnySession | None = None,
+        connection: sa.Connection | None = None,
+        exchange: str | None = None,
+        timeout: float = _TIMEOUT,
+    ) -> Outgoing:
+        """Accept *message* for publishing.
+
+        Args:
+            message: An instance of any message class. It is not changed.
+            ordering_key: Messages with the same key are sent in the order of publishing.
+            session: Store it in the transaction of this session; nothing is committed.
+            connection: Store it in the transaction of this connection; nothing is committed.
+            exchange: The exchange; None for the one of the configuration.
+            timeout: Seconds to wait with ``on_failure = "wait"``.
+
+        Returns:
+            The message as it will be sent.
+
+        Raises:
+            fedora_messaging.exceptions.ValidationError: It does not fit its schema. Nothing is
+                stored.
+            PublishError: It can never be sent. Nothing is stored.
+            OutboxError: The database did not take it. Nothing is stored.
+            NotSentError: With ``on_failure = "wait"``: it is stored, and not sent in time.
+            sqlalchemy.exc.SQLAlchemyError: The database of *session* or *connection* did not take
+                it; the caller's transaction fails.
+        """
+        entry = self._entry(message, ordering_key, exchange)
+        if session is not None:
+            connection = session.connection()
+        if connection is not None:
+            insert(connection, [entry])
+        else:
+            self.accept([entry], timeout)
+        return entry[0]
+
+    async def publish_async(  # noqa: PLR0913 -- the keyword arguments are choices
+        self,
+        message: Message,
+        ordering_key: str | None = None,
+        *,
+        session: AsyncSession | None = None,
+        connection: AsyncConnection | None = None,
+        exchange: str | None = None,
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
+    ) -> Outgoing:
+        """Accept *message* for publishing, without blocking the event loop.
+
+        The arguments and errors are those of :meth:`publish`; session and connection are the
+        asynchronous ones of SQLAlchemy. If the coroutine is cancelled meanwhile, the message may
+        be stored or not.
+        """
+        entry = self._entry(message, ordering_key, exchange)
+        if session is not None:
+            await session.run_sync(lambda inner: insert(inner.connection(), [entry]))
+        elif connection is not None:
+            await connection.run_sync(insert, [entry])
+        elif (pending := self._pending()) is not None:
+            pending.messages.append(entry)
+        else:
+            await asyncio.to_thread(self.accept, [entry], timeout)
+        return entry[0]
+
+    @contextlib.contextmanager
+    def transaction(self, timeout: float = _TIMEOUT) -> Iterator[Pending]:
+        """Store all messages that the block publishes, in one transaction at its end.
+
+        If the block raises, none is stored. Blocks may be nested: the outermost one stores. Threads
+        that the block starts are not part of it.
+
+        Raises:
+            OutboxError: None of the messages was stored.
+        """
+        with self.collect() as pending:
+            yield pending
+        pending.commit(timeout)
+
+    @contextlib.asynccontextmanager
+    async def transaction_async(
+        self,
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
+    ) -> AsyncIterator[Pending]:
+        """Do the same as :meth:`transaction`, without blocking the event loop."""
+        with self.collect() as pending:
+            yield pending
+        await asyncio.to_thread(pending.commit, timeout)
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[Pending]:
+        """Collect the messages that the block publishes; :meth:`Pending.commit` stores them.
+
+        Without a commit they are discarded.
+        """
+        pending = Pending(self)
+        before = _collecting.get(_NOTHING)
+        token = _collecting.set({**before, self: pending})
+        try:
+            yield pending
+        finally:
+            _collecting.reset(token)
+
+    def accept(self, messages: list[tuple[Outgoing, str]], timeout: float = _TIMEOUT) -> None:
+        """Store messages that were prepared before, or add them to the block that collects.
+
+        Raises:
+            OutboxError: None of them was stored.
+            NotSentError: All are stored, and one to wait for is not sent in time.
+        """
+        if not messages:
+            return
+        if (pending := self._pending()) is not None:
+            pending.messages += messages
+            return
+        if self._makes_tables:
+            self._make_tables()
+        awaited = [m.id for m, on_failure in messages if on_failure == OnFailure.WAIT.value]
+        since = self.store.last_row() if awaited else 0
+        self.store.put(messages)
+        deadline = time.monotonic() + timeout
+        for message_id in awaited:
+            self._wait(message_id, since, deadline)
+
+    def _entry(
+        self, message: Message, ordering_key: str | None, exchange: str | None
+    ) -> tuple[Outgoing, str]:
+        prepared = outgoing(
+            message,
+            exchange=self._exchange if exchange is None else exchange,
+            topic_prefix=self._topic_prefix,
+            ordering_key=ordering_key,
+            now=self._clock(),
+            max_body=self.settings.max_body,
+            validate=self._validate,
+        )
+        return prepared, self._policy.on_failure_of(prepared.topic).value
+
+    def _pending(self) -> Pending | None:
+        return _collecting.get(_NOTHING).get(self)
+
+    def _make_tables(self) -> None:
+        with self._preparing:
+            if self._makes_tables:
+                self.store.migrate()
+                self._makes_tables = False
+
+    def _wait(self, message_id: str, since: int, deadline: float) -> None:
+        pause = _FIRST_LOOK
+        while (found := self.store.state_of(message_id, since)) is not None:
+            state, reason = found
+            if state == DEAD:
+                raise PublishError(f"message {message_id} can never be sent: {reason}")
+            if time.monotonic() >= deadline:
+                last = f"; the last attempt: {reason}" if reason else ""
+                raise NotSentError(f"message {message_id} is stored, and not sent yet{last}")
+            time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
+            pause = min(2 * pause, _LONGEST_LOOK)
+
+
+_default: Outbox | None = None
+_default_lock = threading.Lock()
+
+
+def default() -> Outbox:
+    """Return the outbox of this process, as the configuration file describes it.
+
+    The file is fedora-messaging's: ``$FEDORA_MESSAGING_CONF``, or
+    ``/etc/fedora-messaging/config.toml``.
+
+    Raises:
+        ConfigurationError: The configuration names no database, or one that cannot be used.
+    """
+    global _default  # noqa: PLW0603 -- one for each process, as fedora-messaging has it
+    with _default_lock:
+        if _default is None:
+            _default = _configured(upstream_config.conf)
+        return _default
+
+
+def set_default(outbox: Outbox | None) -> Outbox | None:
+    """Make *outbox* the one of this process, and return the one before.
+
+    Args:
+        outbox: None for the one that the configuration file describes.
+    """
+    global _default
+    with _default_lock:
+        before, _default = _default, outbox
+        return before
+
+
+def _forked() -> None:
+    global _default_lock  # noqa: PLW0603 -- a thread of the parent may hold it
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _configured(conf: Mapping[str, Any]) -> Outbox:
+    config = conf["consumer_config"]
+    framework = config.get("framework", {}) if isinstance(config, dict) else {}
+    table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
+    try:
+        settings = OutboxSettings.model_validate(table)
+    except pydantic.ValidationError as error:
+        raise ConfigurationError(*from_pydantic(error, _PATH, OutboxSettings, table)) from error
+    return Outbox(
+        database_of(settings),
+        settings,
+        exchange=conf["publish_exchange"],
+        topic_prefix=conf["topic_prefix"],
+    )
+
+
+def database_of(settings: OutboxSettings) -> str:
+    """Return the URL of the outbox's database.
+
+    Raises:
+        ConfigurationError: The settings name none, and there is no state directory.
+    """
+    if settings.database is not None:
+        password = create_engine(settings.database).url.password
+        if password:
+            for form in {str(password), unquote(str(password))}:
+                secrets.hide(form, "the password of the outbox's database")
+        return settings.database
+    directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if not directory:
+        cure = 'set it to a URL such as "sqlite:////var/lib/NAME/outbox.sqlite3"'
+        raise ConfigurationError(Problem(f"{_PATH}.database", "is not set", cure))
+    return f"sqlite:///{directory}/{_FILE}"
