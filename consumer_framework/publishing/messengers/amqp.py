@@ -18,6 +18,7 @@ the messenger use the next one, see :mod:`.failover`.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import struct
 import time
@@ -124,6 +125,9 @@ def tls_context(endpoints: Endpoints) -> ssl.SSLContext:
     return context
 
 
+_log = logging.getLogger(__name__)
+
+
 class _ChannelClosedError(Exception):
     """The broker closed the channel."""
 
@@ -177,17 +181,25 @@ class _Link:
 
     def close(self) -> None:
         """Close the connection; abort it if the broker says nothing."""
-        if not self._connection.is_closed:
-            if not self._connection.is_closing:
-                self._connection.close()
-            until = time.monotonic() + min(_GOODBYE, self._timeout)
-            while self._fault is None and time.monotonic() < until:
-                self._poll(until - time.monotonic())
-            if self._fault is None:
-                self._connection._terminate_stream(None)  # noqa: SLF001 -- there is no public abort
-                self._poll(at_once=True)
+        try:
+            self._say_goodbye()
+        except AssertionError:
+            # pika fails so if a connection is closed amid its handshake; the socket is closed then.
+            _log.debug("a connection was closed before it was open", exc_info=True)
         self._loop.deactivate_poller()
         self._loop.close()
+
+    def _say_goodbye(self) -> None:
+        if self._connection.is_closed:
+            return
+        if not self._connection.is_closing:
+            self._connection.close()
+        until = time.monotonic() + min(_GOODBYE, self._timeout)
+        while self._fault is None and time.monotonic() < until:
+            self._poll(until - time.monotonic())
+        if self._fault is None:
+            self._connection._terminate_stream(None)  # noqa: SLF001 -- there is no public abort
+            self._poll(at_once=True)
 
     # The batch
 
