@@ -11,6 +11,7 @@
     messenger: amqp, fedora, kombu, dummy, capture
 
 - :mod:`.message` turns a message into bytes and finds its faults.
+- :mod:`.collecting` collects the messages of a block, and stores them.
 - :mod:`.store` is the table of the outbox, in SQLite, PostgreSQL or MariaDB.
 - :mod:`.outbox` is the interface of applications: ``publish``, transactions.
 - :mod:`.relay` sends from the store through a messenger, and marks. Nothing else sends.

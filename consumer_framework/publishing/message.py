@@ -36,6 +36,14 @@ class PublishError(ConsumerFrameworkError):
     """A message was refused before it was stored; it is not sent."""
 
 
+class OutboxError(PublishError):
+    """The database did not do it: it is down, full or has no outbox. Nothing was stored."""
+
+
+class NotSentError(PublishError):
+    """The message is stored, and the relay has not sent it in time. The relay keeps trying."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message that was accepted for publishing.

@@ -36,7 +36,8 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.secrets import redact
 from consumer_framework.core.text import clipped
 
-from .message import Outgoing, PublishError
+from .collecting import DEAD
+from .message import OutboxError, Outgoing
 from .migrations import HEAD, VERSION_TABLE, upgrade
 
 try:
@@ -66,7 +67,7 @@ __all__ = [
     "create_engine",
 ]
 
-WAITING, DEAD = "waiting", "dead"
+WAITING = "waiting"
 # Seconds that a statement waits for another writer of the same SQLite file.
 BUSY = 30.0
 # Rows that one statement of an operator's command changes, so that no lock is held for long.
@@ -142,10 +143,6 @@ _WRITTEN = (
 )
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mariadb"}
-
-
-class OutboxError(PublishError):
-    """The database did not do it: it is down, full or has no outbox. Nothing was stored."""
 
 
 @dataclass(frozen=True, slots=True)
