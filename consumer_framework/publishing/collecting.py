@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from consumer_framework.settings import OnFailure, OutboxSettings
 
-from .message import NotSentError, Outgoing, PublishError, outgoing
+from .message import DEAD, NotSentError, Outgoing, PublishError, outgoing
 from .policy import Policy
 
 if TYPE_CHECKING:
@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 
     from fedora_messaging.message import Message
 
-__all__ = ["DEAD", "TIMEOUT", "Entry", "Pending", "Publisher"]
+__all__ = ["TIMEOUT", "Entry", "Pending", "Publisher"]
 
 # A message with its `on_failure`.
 Entry: TypeAlias = "tuple[Outgoing, str]"
-# The state of a row that can never be sent.
-DEAD = "dead"
 # Seconds between two looks at a row that publish() waits for: the first, and the longest.
 _FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.25
 # Seconds that publish() waits with `on_failure = "wait"`.

@@ -30,6 +30,8 @@ MAX_TOPIC = 255
 # RabbitMQ's default limit is 128 MiB up to 3.x, and 16 MiB since 4.0
 # (https://www.rabbitmq.com/docs/configure#config-items, max_message_size).
 MAX_BODY = 16 * 1024 * 1024
+# The states of a row: to be sent, and impossible to send.
+WAITING, DEAD = "waiting", "dead"
 
 
 class PublishError(ConsumerFrameworkError):
