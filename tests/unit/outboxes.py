@@ -6,16 +6,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.publishing.events import RelayCounters, RelayEvent, RelayObservers
 from consumer_framework.publishing.message import Outgoing
 from consumer_framework.publishing.messengers import EVERYTHING, Feature, Result, Sent
 from consumer_framework.publishing.policy import Policy
-from consumer_framework.publishing.relay import (
-    Relay,
-    RelayCounters,
-    RelayEvent,
-    RelayObservers,
-    Step,
-)
+from consumer_framework.publishing.relay import Relay, Step
 from consumer_framework.testing.fakes import FakeClock
 
 if TYPE_CHECKING:
