@@ -368,6 +368,8 @@ def test_a_redelivery_that_is_settled_with_an_earlier_run_stores_its_messages_on
         path = Settles()
         outcome = Succeeded(published())
         path.settle(DELIVERY, outcome)
+        await asyncio.sleep(0)
+        assert path.stored == [], "the write has begun"
         path.acknowledger.close(DELIVERY.generation)
         await path.settler.commits()
         assert path.stored == ["answer"]
