@@ -11,6 +11,7 @@
     messenger: amqp, fedora, kombu, dummy, capture
 
 - :mod:`.message` turns a message into bytes and finds its faults.
+- :mod:`.collecting` collects the messages of a block, and stores them.
 - :mod:`.store` is the table of the outbox, in SQLite, PostgreSQL or MariaDB. It is made of
   :mod:`.tables`, :mod:`.database` and :mod:`.claims`.
 - :mod:`.outbox` is the interface of applications: ``publish``, transactions.

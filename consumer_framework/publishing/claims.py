@@ -22,12 +22,11 @@ from sqlalchemy.pool import NullPool
 from consumer_framework.core.secrets import redact
 from consumer_framework.core.text import clipped
 
-from .database import Database, OutboxError
+from .database import Database
+from .message import DEAD, WAITING, OutboxError
 from .tables import (
     CHANNEL,
-    DEAD,
     MESSAGE,
-    WAITING,
     Claimed,
     c,
     counts_table,

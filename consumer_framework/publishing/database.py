@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.secrets import redact
 
-from .message import PublishError
+from .message import OutboxError
 from .migrations import HEAD, VERSION_TABLE, upgrade
 from .tables import CHANNEL, outbox_table, version_table
 
@@ -31,10 +31,6 @@ BUSY = 30.0
 _MIGRATION_LOCK = 3172450291
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mariadb"}
-
-
-class OutboxError(PublishError):
-    """The database did not do it: it is down, full or has no outbox. Nothing was stored."""
 
 
 def create_engine(url: str | sa.URL) -> sa.Engine:

@@ -33,11 +33,10 @@ except ImportError as _error:  # pragma: no cover -- the tests have it
 
 
 from .claims import Claims, Settled, Waker, free
-from .database import OutboxError, create_engine
+from .database import create_engine
+from .message import DEAD, WAITING, OutboxError
 from .tables import (
-    DEAD,
     MESSAGE,
-    WAITING,
     Claimed,
     Row,
     c,

@@ -22,7 +22,6 @@ from .migrations import VERSION_TABLE
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-WAITING, DEAD = "waiting", "dead"
 # The channel of PostgreSQL's NOTIFY.
 CHANNEL = "fm_outbox"
 
