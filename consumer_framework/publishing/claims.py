@@ -106,6 +106,35 @@ class Claims(Database):
             raise
         return True
 
+    def extend(
+        self, owner: str | None, seconds: float, now: float, token: str, rows: Sequence[int]
+    ) -> bool:
+        """Keep a lease and a claim for *seconds* from *now*, while their batch is on its way.
+
+        Args:
+            owner: The owner of the lease; None for a relay without one.
+            seconds: The new length of both.
+            now: Seconds since the epoch.
+            token: As it was given to :meth:`claim`.
+            rows: The ids of the claimed rows. They are not searched for by their token, because
+                that would be a scan.
+
+        Returns:
+            False if another relay has the lease, or some of the rows.
+        """
+        held = sa.update(lease_table).where(
+            lease_table.c.name == _LEASE_NAME, lease_table.c.owner == owner
+        )
+        claimed = sa.update(outbox_table).where(c.id.in_(rows), c.claimed_by == token)
+        is_kept = True
+        with self.transaction() as connection:
+            if owner is not None:
+                is_kept = bool(connection.execute(held.values(until=now + seconds)).rowcount)
+            if rows:
+                kept = connection.execute(claimed.values(claimed_until=now + seconds)).rowcount
+                is_kept &= kept == len(rows)
+        return is_kept
+
     def release(self, owner: str) -> None:
         """Give back the lease of *owner*, and the claims whose token begins with it."""
         free = sa.update(lease_table).where(
