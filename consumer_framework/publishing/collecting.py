@@ -19,17 +19,21 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pydantic
+
+from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.settings import OnFailure, OutboxSettings
+from consumer_framework.settings.problems import from_pydantic
 
 from .message import DEAD, NotSentError, Outgoing, PublishError, outgoing
 from .policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from fedora_messaging.message import Message
 
-__all__ = ["TIMEOUT", "Entry", "Pending", "Publisher"]
+__all__ = ["TIMEOUT", "Entry", "Pending", "Publisher", "parsed_settings", "settings_of"]
 
 # A message with its `on_failure`.
 Entry: TypeAlias = "tuple[Outgoing, str]"
@@ -130,30 +134,6 @@ class Publisher(abc.ABC):
         self._validate = validate
 
     @contextlib.contextmanager
-    def transaction(self, timeout: float = TIMEOUT) -> Iterator[Pending]:
-        """Store all messages that the block publishes, in one transaction at its end.
-
-        If the block raises, none is stored. Blocks may be nested: the outermost one stores. Threads
-        that the block starts are not part of it.
-
-        Raises:
-            OutboxError: None of the messages was stored.
-        """
-        with self.collect() as pending:
-            yield pending
-        pending.commit(timeout)
-
-    @contextlib.asynccontextmanager
-    async def transaction_async(
-        self,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
-    ) -> AsyncIterator[Pending]:
-        """Do the same as :meth:`transaction`, without blocking the event loop."""
-        with self.collect() as pending:
-            yield pending
-        await self._in_thread(pending.commit, timeout)
-
-    @contextlib.contextmanager
     def collect(self) -> Iterator[Pending]:
         """Collect the messages that the block publishes; :meth:`Pending.commit` stores them.
 
@@ -168,7 +148,11 @@ class Publisher(abc.ABC):
 
     def pending(self) -> Pending:
         """Return a block that collects nothing yet: see :meth:`Pending.collecting`."""
-        return Pending(self, _collecting.get(_NOTHING).get(self))
+        return Pending(self, self.current())
+
+    def current(self) -> Pending | None:
+        """Return the innermost block that collects the messages of the caller, or None."""
+        return _collecting.get(_NOTHING).get(self)
 
     def accept(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages that were prepared before, or add them to the block that collects.
@@ -217,7 +201,7 @@ class Publisher(abc.ABC):
         await asyncio.to_thread(function, *arguments)
 
     def _collects(self, messages: list[Entry]) -> bool:
-        pending = _collecting.get(_NOTHING).get(self)
+        pending = self.current()
         return pending is not None and pending.add(messages)
 
     def _entry(
@@ -245,3 +229,27 @@ class Publisher(abc.ABC):
                 raise NotSentError(f"message {message_id} is stored, and not sent yet{last}")
             time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
             pause = min(2 * pause, _LONGEST_LOOK)
+
+
+def settings_of(conf: Mapping[str, Any]) -> OutboxSettings:
+    """Return the table ``[consumer_config.framework.outbox]`` of fedora-messaging's configuration.
+
+    Raises:
+        ConfigurationError: A value in it is wrong.
+    """
+    config = conf["consumer_config"]
+    framework = config.get("framework", {}) if isinstance(config, dict) else {}
+    table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
+    return parsed_settings(table, "consumer_config.framework.outbox")
+
+
+def parsed_settings(table: Any, path: str) -> OutboxSettings:
+    """Return the settings in *table*, which people find at *path*.
+
+    Raises:
+        ConfigurationError: A value in it is wrong.
+    """
+    try:
+        return OutboxSettings.model_validate(table)
+    except pydantic.ValidationError as error:
+        raise ConfigurationError(*from_pydantic(error, path, OutboxSettings, table)) from error

@@ -48,7 +48,8 @@ def statements(dialect: str, before: str, after: str) -> list[str]:
     script = _Script()
     config = _config()
     config.attributes.update(dialect=dialect, script=script)
-    change = command.upgrade if after > before or before == BASE else command.downgrade
+    is_upgrade = before == BASE or (after != BASE and after > before)
+    change = command.upgrade if is_upgrade else command.downgrade
     change(config, f"{before}:{after}", sql=True)
     return script.statements
 
