@@ -221,7 +221,7 @@ class RequestBlock(Pending):
             PublishError: A header that was to be added cannot be sent.
         """
         self.close()
-        # A transaction that will be rolled back runs no more statements, and takes the rows with it.
+        # A broken transaction runs no more statements, and takes the rows with it.
         if self._inserted and not connections[self.outbox.using].needs_rollback:
             (self._enrich_inserted if succeeded else self._delete_inserted)()
         if succeeded:
