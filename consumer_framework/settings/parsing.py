@@ -52,6 +52,12 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
         what = 'with store = "memory" a message that fails is overtaken by those behind it'
         yield Problem(f"{FRAMEWORK}.ordering", what, 'set ordering = "none", or remove store')
     yield from _timeouts(framework)
+    outbox = framework.outbox
+    if outbox.endpoint_timeout >= outbox.lease:
+        what = f"{duration_text(outbox.endpoint_timeout)} is not shorter than lease"
+        lease = duration_text(outbox.lease)
+        cure = f"set it below {lease}, or set a longer lease"
+        yield Problem(f"{FRAMEWORK}.outbox.timeout", f"{what} ({lease})", cure)
     recovery = framework.recovery
     if recovery.on_exhausted is OnExhausted.REJECT and recovery.delays and not recovery.hold_slots:
         what = 'with on_exhausted = "reject" a message is held until its next attempt'
