@@ -37,7 +37,15 @@ from .model import (
     Unroutable,
     instance_name_problem,
 )
-from .parsing import NO_OVERRIDES, Overrides, conflicts, override, parse, refuse_conflicts
+from .parsing import (
+    NO_OVERRIDES,
+    Overrides,
+    conflicts,
+    outbox_settings,
+    override,
+    parse,
+    refuse_conflicts,
+)
 from .problems import toml_path
 
 __all__ = [
@@ -74,6 +82,7 @@ __all__ = [
     "is_authors",
     "is_config_type",
     "known_keys",
+    "outbox_settings",
     "override",
     "parse",
     "parse_consumer_config",
