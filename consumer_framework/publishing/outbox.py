@@ -39,7 +39,7 @@ from consumer_framework.settings.problems import from_pydantic
 
 from .message import Outgoing, PublishError, outgoing
 from .policy import Policy
-from .store import DEAD, OutboxStore, create_engine, insert
+from .store import DEAD, WAITING, OutboxError, OutboxStore, create_engine, insert
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -72,9 +72,24 @@ class Pending:
             be replaced before :meth:`commit`.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, outer: Pending | None) -> None:
         self._outbox = outbox
+        self.outer = outer
         self.messages: list[tuple[Outgoing, str]] = []
+        self._is_open = True
+        self._adding = threading.Lock()
+
+    def add(self, messages: list[tuple[Outgoing, str]]) -> bool:
+        """Collect *messages*; return false if the block is over, and nothing commits them."""
+        with self._adding:
+            if self._is_open:
+                self.messages += messages
+            return self._is_open
+
+    def end(self) -> None:
+        """Collect no more: a task of the block may outlive it, and publishes for itself then."""
+        with self._adding:
+            self._is_open = False
 
     def commit(self, timeout: float = _TIMEOUT) -> None:
         """Store the messages, in one transaction. Doing it twice stores them once.
@@ -83,11 +98,16 @@ class Pending:
             timeout: Seconds to wait for those with ``on_failure = "wait"``.
 
         Raises:
-            OutboxError: None of them was stored.
+            OutboxError: None of them was stored; another commit may store them.
             NotSentError: All are stored, and one to wait for is not sent in time.
         """
+        self.end()
         messages, self.messages = self.messages, []
-        self._outbox.accept(messages, timeout)
+        try:
+            self._outbox.accept(messages, timeout)
+        except OutboxError:
+            self.messages = messages
+            raise
 
 
 # The blocks that collect, by outbox. Never changed: each block sets a new mapping.
@@ -202,9 +222,7 @@ class Outbox:
             await session.run_sync(lambda inner: insert(inner.connection(), [entry]))
         elif connection is not None:
             await connection.run_sync(insert, [entry])
-        elif (pending := self._pending()) is not None:
-            pending.messages.append(entry)
-        else:
+        elif not self._is_collected([entry]):
             await asyncio.to_thread(self.accept, [entry], timeout)
         return entry[0]
 
@@ -236,15 +254,17 @@ class Outbox:
     def collect(self) -> Iterator[Pending]:
         """Collect the messages that the block publishes; :meth:`Pending.commit` stores them.
 
-        Without a commit they are discarded.
+        Without a commit they are discarded. A task or thread that the block started, and that
+        outlives it, publishes for itself.
         """
-        pending = Pending(self)
         before = _collecting.get(_NOTHING)
+        pending = Pending(self, before.get(self))
         token = _collecting.set({**before, self: pending})
         try:
             yield pending
         finally:
             _collecting.reset(token)
+            pending.end()
 
     def accept(self, messages: list[tuple[Outgoing, str]], timeout: float = _TIMEOUT) -> None:
         """Store messages that were prepared before, or add them to the block that collects.
@@ -255,8 +275,7 @@ class Outbox:
         """
         if not messages:
             return
-        if (pending := self._pending()) is not None:
-            pending.messages += messages
+        if self._is_collected(messages):
             return
         if self._makes_tables:
             self._make_tables()
@@ -281,8 +300,11 @@ class Outbox:
         )
         return prepared, self._policy.on_failure_of(prepared.topic).value
 
-    def _pending(self) -> Pending | None:
-        return _collecting.get(_NOTHING).get(self)
+    def _is_collected(self, messages: list[tuple[Outgoing, str]]) -> bool:
+        pending = _collecting.get(_NOTHING).get(self)
+        while pending is not None and not pending.add(messages):
+            pending = pending.outer
+        return pending is not None
 
     def _make_tables(self) -> None:
         with self._preparing:
@@ -292,7 +314,7 @@ class Outbox:
 
     def _wait(self, message_id: str, since: int, deadline: float) -> None:
         pause = _FIRST_LOOK
-        while (found := self.store.state_of(message_id, since)) is not None:
+        while (found := self._state_of(message_id, since)) is not None:
             state, reason = found
             if state == DEAD:
                 raise PublishError(f"message {message_id} can never be sent: {reason}")
@@ -301,6 +323,13 @@ class Outbox:
                 raise NotSentError(f"message {message_id} is stored, and not sent yet{last}")
             time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
             pause = min(2 * pause, _LONGEST_LOOK)
+
+    def _state_of(self, message_id: str, since: int) -> tuple[str, str] | None:
+        try:
+            return self.store.state_of(message_id, since)
+        except OutboxError as error:
+            # The message is stored, so this is no failure of publish().
+            return WAITING, str(error)
 
 
 _default: Outbox | None = None

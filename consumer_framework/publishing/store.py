@@ -30,7 +30,7 @@ import time
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.secrets import redact
@@ -42,7 +42,7 @@ from .migrations import HEAD, VERSION_TABLE, upgrade
 try:
     import sqlalchemy as sa
     from sqlalchemy import event
-    from sqlalchemy.pool import NullPool, QueuePool
+    from sqlalchemy.pool import QueuePool
 except ImportError as _error:  # pragma: no cover -- the tests have it
     raise ConfigurationError(
         Problem(
@@ -54,6 +54,7 @@ except ImportError as _error:  # pragma: no cover -- the tests have it
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 __all__ = [
     "Claimed",
@@ -218,7 +219,11 @@ class Waker(Protocol):
     """Waits until rows may have been inserted. One thread uses it."""
 
     def wait(self, timeout: float) -> bool:
-        """Wait for at most *timeout* seconds; return true if there may be new rows."""
+        """Wait for at most *timeout* seconds; return true if there may be new rows.
+
+        Raises:
+            OutboxError: The database is gone. The waker is of no use any more.
+        """
         ...
 
     def close(self) -> None:
@@ -242,8 +247,7 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, wal=True)
-        options = {} if parsed.get_backend_name() == "postgresql" else _READ_COMMITTED
-        return sa.create_engine(parsed, pool_pre_ping=True, **options)
+        return sa.create_engine(parsed, pool_pre_ping=True, **_READ_COMMITTED)
     except sa.exc.ArgumentError as error:
         cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
         raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
@@ -254,7 +258,8 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
 
 
 _OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
-# Without gaps between keys that are locked too: applications insert while a relay claims.
+# Applications insert while a relay claims: in MariaDB a stricter level locks the gaps between keys,
+# and in PostgreSQL it fails where a row has changed. The default of an application may be another.
 _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
 
@@ -288,9 +293,7 @@ def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
 def _own(engine: sa.Engine) -> tuple[sa.Engine, bool]:
     """Return the engine to use beside the application's, and true if it is ours to dispose of."""
     match engine.dialect.name:
-        case "postgresql":
-            return engine, False
-        case "mysql" | "mariadb":
+        case "postgresql" | "mysql" | "mariadb":
             return engine.execution_options(**_READ_COMMITTED), False
         case "sqlite" if engine.url.database and ":memory:" not in engine.url.database:
             return _sqlite(engine.url, wal=False), True
@@ -449,7 +452,7 @@ class OutboxStore:
         """Turn an error of the database into one line."""
         try:
             yield
-        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+        except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
             cure = ""
@@ -598,10 +601,10 @@ class OutboxStore:
         return True
 
     def release(self, owner: str) -> None:
-        """Give back the lease of *owner*, and the claims whose token begins with it."""
+        """Give back the lease of *owner*, and the claims whose token begins with it and a dot."""
         free = sa.update(_lease).where(_lease.c.name == _LEASE_NAME, _lease.c.owner == owner)
         claims = sa.update(_outbox).where(_c.state == WAITING, _c.claimed_until.is_not(None))
-        claims = claims.where(_c.claimed_by.startswith(owner, autoescape=True))
+        claims = claims.where(_c.claimed_by.startswith(f"{owner}.", autoescape=True))
         with self.transaction() as connection:
             connection.execute(free.values(until=0.0))
             connection.execute(claims.values(claimed_by=None, claimed_until=None))
@@ -701,7 +704,8 @@ class OutboxStore:
         Raises:
             OutboxError: The database did not do it. The rows stay claimed until their claims end.
         """
-        done = 0
+        lists: tuple[Sequence[Any], ...] = (sent, discarded, retries, parked, dead, released)
+        done, settled = 0, sum(map(len, lists))
         with self.transaction() as connection:
             for ids in (sent, discarded):
                 if ids:
@@ -720,11 +724,10 @@ class OutboxStore:
             for row, reason in dead:
                 values = {"row": row, "token": token, "new_reason": _line(reason)}
                 done += connection.execute(_BURY, values).rowcount
-            for name, value in (counts or {}).items():
+            # If all were settled before, by a commit that seemed to fail, they are counted.
+            for name, value in (counts or {}).items() if done or not settled else ():
                 if value:
                     _count(connection, name, value)
-        lists: tuple[Sequence[Any], ...] = (sent, discarded, retries, parked, dead, released)
-        settled = sum(map(len, lists))
         return Settled(done, settled - done)
 
     def discard_skippable(self, after_row: int, limit: int) -> tuple[int, int]:
@@ -758,20 +761,31 @@ class OutboxStore:
     def rebase(self, now: float, longest: float) -> int:
         """Make rows due that are due later than *longest* seconds from *now*.
 
-        Nothing waits for so long by itself: the clock was set back. Returns the number of rows.
+        Nothing waits for so long by itself: the clock was set back. Claims and leases that last
+        longer are ended for the same reason. Returns the number of rows that are due.
         """
-        late = sa.update(_outbox).where(_c.state == WAITING, _c.due > now + longest)
+        far = now + longest
+        late = sa.update(_outbox).where(_c.state == WAITING, _c.due > far)
+        claims = sa.update(_outbox).where(_c.state == WAITING, _c.claimed_until > far)
+        leases = sa.update(_lease).where(_lease.c.until > far)
         with self.transaction() as connection:
+            connection.execute(leases.values(until=now))
+            connection.execute(claims.values(claimed_by=None, claimed_until=None))
             return connection.execute(late.values(due=now)).rowcount
 
     def waker(self) -> Waker:
-        """Return a waker for the thread of a relay."""
-        match self.engine.dialect.name:
-            case "sqlite":
-                return _SqliteWaker(self.engine)
-            case "postgresql" if self.engine.dialect.driver == "psycopg":
-                return _PostgresWaker(self.engine)
-        return _PollingWaker()
+        """Return a waker for the thread of a relay.
+
+        Raises:
+            OutboxError: The database does not answer.
+        """
+        with self._told():
+            match self.engine.dialect.name:
+                case "sqlite":
+                    return _SqliteWaker(self.engine, self._told)
+                case "postgresql" if self.engine.dialect.driver == "psycopg":
+                    return _PostgresWaker(self.engine, self._told)
+            return _PollingWaker()
 
     # For operators
 
@@ -876,9 +890,12 @@ class OutboxStore:
     ) -> int:
         changed = 0
         for portion in self._portions(rows, state, where):
-            unclaimed = sa.and_(_c.id.in_(portion), _free(time.time()))
+            unclaimed = [_c.id.in_(portion), _free(time.time())]
+            if rows is None:
+                # Again, since somebody else may have changed a row meanwhile.
+                unclaimed += self._chosen(state, where)
             with self.transaction() as connection:
-                changed += connection.execute(statement(unclaimed)).rowcount
+                changed += connection.execute(statement(sa.and_(*unclaimed))).rowcount
         return changed
 
     def _portions(
@@ -893,14 +910,20 @@ class OutboxStore:
             return
         after = 0
         while True:
-            some = sa.select(_c.id).where(_c.id > after, _c.state == state)
-            some = some if where is None else some.where(where)
+            some = sa.select(_c.id).where(_c.id > after, *self._chosen(state, where))
             with self._reading() as connection:
                 portion = list(connection.scalars(some.order_by(_c.id).limit(PORTION)))
             if not portion:
                 return
             after = portion[-1]
             yield portion
+
+    @staticmethod
+    def _chosen(
+        state: str | None, where: sa.ColumnElement[bool] | None
+    ) -> list[sa.ColumnElement[bool]]:
+        chosen: list[sa.ColumnElement[bool]] = [_c.state == state]
+        return chosen if where is None else [*chosen, where]
 
 
 def _free(now: Any) -> sa.ColumnElement[bool]:
@@ -1010,6 +1033,9 @@ def _count(connection: sa.Connection, name: str, value: int) -> None:
         connection.execute(sa.insert(_counts).values(name=name, value=value))
 
 
+_Told: TypeAlias = "Callable[[], AbstractContextManager[None]]"
+
+
 class _PollingWaker:
     """Sleeps for a short time: the caller looks into the table itself."""
 
@@ -1024,16 +1050,18 @@ class _PollingWaker:
 class _SqliteWaker:
     """Looks at ``PRAGMA data_version``, which changes with each commit of another connection."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, told: _Told) -> None:
+        self._told = told
         self._connection = engine.raw_connection()
         self._version = self._look()
 
     def _look(self) -> int:
-        cursor = self._connection.cursor()
-        cursor.execute("PRAGMA data_version")
-        (version,) = cursor.fetchone() or (0,)
-        cursor.close()
-        return int(version)
+        with self._told():
+            cursor = self._connection.cursor()
+            cursor.execute("PRAGMA data_version")
+            (version,) = cursor.fetchone() or (0,)
+            cursor.close()
+            return int(version)
 
     def wait(self, timeout: float) -> bool:
         before = self._version
@@ -1050,16 +1078,17 @@ class _SqliteWaker:
 class _PostgresWaker:
     """Listens for the NOTIFY of an insert."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        # A connection outside the pool, because it listens for as long as it lives.
-        options: dict[str, Any] = {"poolclass": NullPool}
-        engine = sa.create_engine(engine.url, isolation_level="AUTOCOMMIT", **options)
-        self._connection = engine.connect()
+    def __init__(self, engine: sa.Engine, told: _Told) -> None:
+        self._told = told
+        self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        # It listens for as long as it lives, so the pool gets it back never.
+        self._connection.detach()
         self._connection.exec_driver_sql(f"LISTEN {_CHANNEL}")
+        self._driver: Any = self._connection.connection.dbapi_connection
 
     def wait(self, timeout: float) -> bool:
-        driver: Any = self._connection.connection.driver_connection
-        return any(True for _ in driver.notifies(timeout=timeout, stop_after=1))
+        with self._told():
+            return any(True for _ in self._driver.notifies(timeout=timeout, stop_after=1))
 
     def close(self) -> None:
         self._connection.close()
