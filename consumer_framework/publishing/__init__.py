@@ -11,9 +11,12 @@
     messenger: amqp, fedora, kombu, dummy, capture
 
 - :mod:`.message` turns a message into bytes and finds its faults.
-- :mod:`.store` is the table of the outbox, in SQLite, PostgreSQL or MariaDB.
+- :mod:`.collecting` collects the messages of a block, and stores them.
+- :mod:`.store` is the table of the outbox, in SQLite, PostgreSQL or MariaDB. It is made of
+  :mod:`.tables`, :mod:`.database` and :mod:`.claims`.
 - :mod:`.outbox` is the interface of applications: ``publish``, transactions.
-- :mod:`.relay` sends from the store through a messenger, and marks. Nothing else sends.
+- :mod:`.relay` sends from the store through a messenger, and marks. Nothing else sends. It tells
+  its observers the :mod:`.events`.
 - :mod:`.messengers` are the ways to send.
 
 Nothing here imports the runtime: web applications and scripts use it without a reactor.

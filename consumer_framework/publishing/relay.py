@@ -28,6 +28,14 @@ this row fails again, the row gets a delay of its own, and the next one is tried
 A relay that dies loses its lease and its claims after ``lease`` seconds; the next one sends the
 claimed rows again, with the same message ids. With ``leased=False`` several relays share the work,
 and keep the order of each key while none of them dies.
+
+**A slow batch.** A messenger may take longer than the lease: a broker confirms slowly, or the
+messenger tries one endpoint after another. While :meth:`Relay.run` waits for it, a second thread
+extends the lease and the claims of the batch. It gives up after :data:`PATIENCE` leases, because a
+messenger that hangs must not keep other relays from sending. If a relay was stopped meanwhile
+(SIGSTOP, a suspended machine, no database) for so long that another one took over, then the rest of
+its batch is given back between two waves. The messages that both sent are reported as
+:class:`.ClaimsLost`.
 """
 
 from __future__ import annotations
@@ -35,22 +43,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import time
+import threading
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
-from consumer_framework.core.log_fields import fields
 from consumer_framework.core.secrets import redact
-from consumer_framework.core.text import about, printable
 
+from .events import (
+    Buried,
+    ClaimsLost,
+    EndpointDown,
+    EndpointUp,
+    LeaseChanged,
+    Postponed,
+    Published,
+    RelayEvent,
+    RelayObserver,
+    Skipped,
+    StoreDown,
+    TopicPaused,
+)
 from .messengers import Reject, Retry, Scope, Sent, refusal
 from .policy import ENDPOINT, LONGEST, MESSAGE, TOPIC, OnFailure, Policy, Unroutable
 from .store import OutboxError
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.core.ports import Clock
@@ -68,8 +87,10 @@ _LOOK = 0.1
 _SWEEP = 2000
 # Seconds between two looks for rows that a wrong clock made late.
 _REBASE = 60.0
-# The number of attempts at which a row that fails is told, and then each tenfold of it.
-TOLD_AT = 10
+# A batch, or an attempt to connect, that takes so many leases is stuck.
+PATIENCE = 10
+# The lease is extended this often within its length.
+_EXTENSIONS = 6
 
 
 class Step(Enum):
@@ -79,234 +100,6 @@ class Step(Enum):
     IDLE = "idle"  # no row is due
     WAITING = "waiting"  # no endpoint takes messages now
     STANDBY = "standby"  # another relay has the lease
-
-
-class Published(NamedTuple):
-    """A message was sent, and its row is gone. ``routed`` is that of :class:`.Sent`."""
-
-    message: Outgoing
-    routed: bool | None
-
-
-class Postponed(NamedTuple):
-    """A message was not sent, and its row waits.
-
-    Attributes:
-        attempts: The number of its failed attempts.
-        due: The time of the next attempt, in seconds since the epoch.
-    """
-
-    message: Outgoing
-    reason: str
-    attempts: int
-    due: float
-
-
-class Buried(NamedTuple):
-    """A message can never be sent; its row is dead."""
-
-    message: Outgoing
-    reason: str
-
-
-class Skipped(NamedTuple):
-    """Messages with ``on_failure = "skip"`` were discarded; ``message`` is one of them, or None."""
-
-    number: int
-    reason: str
-    message: Outgoing | None = None
-
-
-class TopicPaused(NamedTuple):
-    """Nothing is sent to this exchange with this topic until a time of the epoch."""
-
-    exchange: str
-    topic: str
-    reason: str
-    until: float
-
-
-class EndpointDown(NamedTuple):
-    """No endpoint takes messages; the next attempt is at a time of the epoch."""
-
-    reason: str
-    until: float
-
-
-class EndpointUp(NamedTuple):
-    """The messenger is connected."""
-
-
-class ClaimsLost(NamedTuple):
-    """Rows were sent, but another relay had claimed them meanwhile: they are sent twice."""
-
-    number: int
-
-
-class StoreDown(NamedTuple):
-    """The outbox's database did not do it."""
-
-    reason: str
-
-
-class LeaseChanged(NamedTuple):
-    """The relay became the one that sends, or it is one in reserve."""
-
-    is_held: bool
-
-
-RelayEvent: TypeAlias = (
-    Published
-    | Postponed
-    | Buried
-    | Skipped
-    | TopicPaused
-    | EndpointDown
-    | EndpointUp
-    | ClaimsLost
-    | StoreDown
-    | LeaseChanged
-)
-
-
-class RelayObserver(Protocol):
-    """Is told about each event, in the relay's thread; it must be quick, and not raise."""
-
-    def notify(self, event: RelayEvent) -> None:
-        """Take note of *event*."""
-        ...
-
-
-class RelayObservers:
-    """Tells several observers, in the order of the arguments."""
-
-    def __init__(self, *observers: RelayObserver) -> None:
-        self._observers = observers
-
-    def notify(self, event: RelayEvent) -> None:
-        """Tell each observer."""
-        for observer in self._observers:
-            observer.notify(event)
-
-
-@dataclass
-class RelayCounters:
-    """An observer that counts since the start of the process.
-
-    Attributes:
-        sent: Messages that an endpoint took.
-        unroutable: Those of them that no queue got.
-        postponed: Attempts that failed, of messages that wait now.
-        dead: Messages that can never be sent.
-        skipped: Messages with ``on_failure = "skip"`` that were discarded.
-        claims_lost: Messages that were sent although another relay has them too.
-        topics_paused: Pauses of a topic.
-        endpoint_failures: Failures of an endpoint.
-        store_failures: Failures of the database.
-        last_error: The last reason for a failure, ``""`` for none.
-    """
-
-    sent: int = 0
-    unroutable: int = 0
-    postponed: int = 0
-    dead: int = 0
-    skipped: int = 0
-    claims_lost: int = 0
-    topics_paused: int = 0
-    endpoint_failures: int = 0
-    store_failures: int = 0
-    last_error: str = ""
-
-    def notify(self, event: RelayEvent) -> None:
-        """Count *event*."""
-        match event:
-            case Published(routed=routed):
-                self.sent += 1
-                self.unroutable += routed is False
-            case Postponed():
-                self.postponed += 1
-            case Buried():
-                self.dead += 1
-            case Skipped(number=number):
-                self.skipped += number
-            case ClaimsLost(number=number):
-                self.claims_lost += number
-            case TopicPaused():
-                self.topics_paused += 1
-            case EndpointDown():
-                self.endpoint_failures += 1
-            case StoreDown():
-                self.store_failures += 1
-        self.last_error = getattr(event, "reason", self.last_error)
-
-
-class RelayLog:
-    """An observer that writes a line for each event that an operator should know."""
-
-    # Topics that are remembered as told; more of them share one more line each.
-    _MOST_TOPICS = 10_000
-
-    def __init__(self) -> None:
-        self._unroutable: set[tuple[str, str]] = set()
-        self._endpoint: str | None = None
-        self._store: str | None = None
-
-    def notify(self, event: RelayEvent) -> None:  # noqa: C901, PLR0912 -- a table of lines
-        """Write the line of *event*, if it has one."""
-        match event:
-            case Published(message, routed=False):
-                self._tell_unroutable(message)
-            case Postponed(message, reason, attempts) if _is_told(attempts):
-                text = "Message %s (%s) failed %d times: %s"
-                _warn(text, message, message.id, message.topic, attempts, reason)
-            case Buried(message, reason):
-                text = "Message %s (%s) can never be sent, and is kept for an operator: %s"
-                _warn(text, message, message.id, message.topic, reason)
-            case Skipped(number, reason, message):
-                text = "Discarded %d messages that are not to wait: %s"
-                _warn(text, message, number, reason)
-            case TopicPaused(exchange, topic, reason, until):
-                text = "Nothing is sent to exchange %s with topic %s for %s: %s"
-                _log.warning(text, exchange, printable(topic), _from_now(until), reason)
-            case EndpointDown(reason, until):
-                if reason != self._endpoint:
-                    _log.warning("Cannot send: %s; next attempt in %s", reason, _from_now(until))
-                self._endpoint = reason
-            case EndpointUp():
-                if self._endpoint is not None:
-                    _log.info("Sending again")
-                self._endpoint = None
-            case StoreDown(reason):
-                if reason != self._store:
-                    _log.error("%s", reason)
-                self._store = reason
-            case ClaimsLost(number):
-                _log.warning("%d messages are sent twice: their claims ended meanwhile", number)
-            case LeaseChanged(is_held):
-                text = "This relay sends now" if is_held else "Another relay sends; this one waits"
-                _log.info(text)
-
-    def _tell_unroutable(self, message: Outgoing) -> None:
-        key = (message.exchange, message.topic)
-        if key in self._unroutable or len(self._unroutable) >= self._MOST_TOPICS:
-            return
-        self._unroutable.add(key)
-        text = "No queue is bound to exchange %s for topic %s; such messages count as sent"
-        _warn(text, message, message.exchange, message.topic)
-
-
-def _is_told(attempts: int) -> bool:
-    return attempts in (TOLD_AT, TOLD_AT * 10) or attempts % (TOLD_AT * 100) == 0
-
-
-def _warn(text: str, message: Outgoing | None, *arguments: object) -> None:
-    texts = (printable(one) if isinstance(one, str) else one for one in arguments)
-    extra = {} if message is None else fields(message.id, message.topic, "")
-    _log.warning(text, *texts, extra=extra)
-
-
-def _from_now(until: float) -> str:
-    return about(max(until - time.time(), 0.0))
 
 
 @dataclass
@@ -333,11 +126,89 @@ class _Pause:
     times: int = 1
 
 
+class _Extender:
+    """Extends the lease and the claim of the batch on its way, in a thread of its own.
+
+    Args:
+        store: The outbox's table.
+        owner: The owner of the lease; None for a relay without one.
+        lease: Seconds.
+        clock: That of the relay.
+    """
+
+    def __init__(self, store: OutboxStore, owner: str | None, lease: float, clock: Clock) -> None:
+        self._store = store
+        self._owner = owner
+        self._lease = lease
+        self._clock = clock
+        # Held while a claim is extended, so that its batch is not settled meanwhile.
+        self._extending = threading.Lock()
+        self._work: tuple[str, Sequence[int]] | None = None
+        self._began = self._extended = 0.0
+        self._is_lost = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_late(self) -> bool:
+        """True if another relay has the lease or claim, or may have it before long."""
+        return self._is_lost or self._clock.monotonic() - self._extended > self._lease / 2
+
+    def start(self) -> None:
+        """Begin the thread."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="outbox-lease", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait for it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+
+    @contextlib.contextmanager
+    def extending(self, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
+        """Extend the lease, and the claim of *rows* with *token*, while the block runs."""
+        self._began = self._extended = self._clock.monotonic()
+        self._is_lost = False
+        self._work = (token, rows)
+        try:
+            yield
+        finally:
+            with self._extending:
+                self._work = None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._lease / _EXTENSIONS):
+            with self._extending:
+                self._extend()
+
+    def _extend(self) -> None:
+        now = self._clock.monotonic()
+        if (
+            self._work is None
+            or now - self._extended < self._lease / _EXTENSIONS
+            or now - self._began > self._lease * PATIENCE
+        ):
+            return
+        token, rows = self._work
+        try:
+            is_kept = self._store.extend(self._owner, self._lease, self._clock.time(), token, rows)
+        except OutboxError as error:
+            _log.debug("The lease could not be extended: %s", error)
+            return
+        if is_kept:
+            self._extended = now
+        else:
+            self._is_lost = True
+
+
 class Relay:
     """Sends from one outbox through one messenger.
 
     :meth:`run` belongs to a thread of its own; :meth:`step` is one round of it, for tests. Nothing
-    but :meth:`wake` may be called from another thread.
+    but :meth:`wake` may be called from another thread; properties may be read.
 
     Args:
         store: The outbox's table.
@@ -347,8 +218,7 @@ class Relay:
         observer: Is told what happens.
         chance: Returns a random number from 0 to 1, for jitter.
         window: Messages that are sent at once.
-        lease: Seconds after which another relay takes over from one that is dead. It must be longer
-            than :meth:`.Messenger.send_many` takes.
+        lease: Seconds after which another relay takes over from one that is dead.
         lossy: Send messages that the messenger would change.
         leased: False lets several relays send at once.
         owner: At most 40 characters, different for each relay.
@@ -395,6 +265,9 @@ class Relay:
         self._pauses: dict[tuple[str, str], _Pause] = {}
         self._waker: Waker | None = None
         self._woken = False
+        held_by = self._owner if leased else None
+        self._extender = _Extender(store, held_by, lease, clock)
+        self._moved = clock.monotonic()
         self.is_connected = False
         self.endpoint_until: float | None = None
 
@@ -409,11 +282,26 @@ class Relay:
         """True if the relay may send: it has the lease, and an endpoint."""
         return self.is_connected and (self._has_lease is not False)
 
+    @property
+    def is_standby(self) -> bool:
+        """True if another relay has the lease: this one waits for it."""
+        return self._has_lease is False
+
+    @property
+    def is_stuck(self) -> bool:
+        """True if the thread of :meth:`run` has not moved for a long time: its process should end.
+
+        A messenger, or the driver of the database, does not return.
+        """
+        longest = PATIENCE * max(self._lease, ENDPOINT.longest)
+        return self._clock.monotonic() - self._moved > longest
+
     def run(self, stop: threading.Event) -> None:
         """Send until *stop* is set; then give back lease and claims, and close the messenger.
 
         A batch that is on its way is waited for. A failure of the database does not end the relay.
         """
+        self._extender.start()
         failures = 0
         try:
             while not stop.is_set():
@@ -432,6 +320,8 @@ class Relay:
 
     def close(self) -> None:
         """Give back lease and claims, and close the messenger."""
+        # First: otherwise it could take the lease again.
+        self._extender.stop()
         self._drop_waker()
         with contextlib.suppress(OutboxError):
             if self._unsettled is not None:
@@ -451,6 +341,7 @@ class Relay:
             OutboxError: The database did not do it. Nothing is lost: the rows stay.
         """
         now = self._clock.time()
+        self._moved = self._clock.monotonic()
         if self._unsettled is not None:
             self._settle(*self._unsettled)
         if now - self._rebased >= _REBASE or now < self._rebased:
@@ -460,15 +351,22 @@ class Relay:
         if self.endpoint_until is not None and now < self.endpoint_until <= now + LONGEST:
             self._sweep("no endpoint takes messages")
             return Step.WAITING
-        if not self._open(now):
-            self._sweep("no endpoint takes messages")
-            return Step.WAITING
+        if not self.is_connected:
+            if not self._open():
+                self._sweep("no endpoint takes messages")
+                return Step.WAITING
+            # To connect may take longer than the lease.
+            now = self._clock.time()
+            if not self._holds_lease(now):
+                return Step.STANDBY
         self._claims += 1
         token = f"{self._owner}.{self._claims}"
         claimed = self._store.claim(token, self._window, self._lease, now)
         if not claimed:
             return Step.IDLE
-        self._settle(token, self._send(claimed))
+        with self._extender.extending(token, [one.row for one in claimed]):
+            fates = self._send(claimed)
+        self._settle(token, fates)
         return Step.SENT
 
     def _look_after(self, now: float) -> None:
@@ -496,28 +394,27 @@ class Relay:
             self._observer.notify(LeaseChanged(has_lease))
         return has_lease
 
-    def _open(self, now: float) -> bool:
-        if self.is_connected:
-            return True
+    def _open(self) -> bool:
         try:
-            self._messenger.open()
+            with self._extender.extending():
+                self._messenger.open()
         except ConnectionError as error:
-            self._fail(redact(str(error)) or type(error).__name__, now)
+            self._fail(redact(str(error)) or type(error).__name__)
             return False
         except Exception as error:  # noqa: BLE001 -- see below
             # A defect of a messenger must not end the relay of all messages.
             _log.exception("The messenger raised %s", type(error).__name__)
-            self._fail(_defect(error), now)
+            self._fail(_defect(error))
             return False
         self.is_connected = True
         self.endpoint_until = None
         self._observer.notify(EndpointUp())
         return True
 
-    def _fail(self, reason: str, now: float) -> None:
+    def _fail(self, reason: str) -> None:
         self._failures += 1
         self._window = 1
-        self.endpoint_until = now + ENDPOINT.after(self._failures, self._chance())
+        self.endpoint_until = self._clock.time() + ENDPOINT.after(self._failures, self._chance())
         self._observer.notify(EndpointDown(reason, self.endpoint_until))
 
     def _close_messenger(self) -> None:
@@ -537,10 +434,9 @@ class Relay:
 
     def _send(self, claimed: Sequence[Claimed]) -> _Fates:
         fates = _Fates()
-        began = self._clock.monotonic()
         for wave in _waves(claimed):
-            is_late = self._clock.monotonic() - began > self._lease / 2
-            if is_late or fates.endpoint is not None:
+            self._moved = self._clock.monotonic()
+            if self._extender.is_late or fates.endpoint is not None:
                 fates.released += [one.row for one in wave]
                 continue
             ready = [one for one in wave if self._is_ready(one, fates)]
@@ -552,7 +448,7 @@ class Relay:
             self._window = min(self._window * 8, self._full_window)
         if fates.endpoint is not None:
             self._close_messenger()
-            self._fail(fates.endpoint, self._clock.time())
+            self._fail(fates.endpoint)
         return fates
 
     def _is_ready(self, one: Claimed, fates: _Fates) -> bool:
@@ -682,6 +578,8 @@ class Relay:
         for event in fates.events:
             self._observer.notify(event)
         if settled.lost:
+            # Perhaps the lease is lost too.
+            self._lease_until = 0.0
             self._observer.notify(ClaimsLost(settled.lost))
 
     # Between batches
@@ -692,12 +590,21 @@ class Relay:
         if step is Step.WAITING and self.endpoint_until is not None:
             length = min(POLL, max(self.endpoint_until - self._clock.time(), _LOOK))
         end = self._clock.monotonic() + length
+        try:
+            self._wait(stop, step, end)
+        except Exception as error:
+            # Each driver raises what it likes when its database goes away.
+            line = redact(" ".join(str(error).split()))
+            raise OutboxError(f"the outbox {self._store.place}: {line}") from error
+        self._woken = False
+
+    def _wait(self, stop: threading.Event, step: Step, end: float) -> None:
         if self._waker is None:
             self._waker = self._store.waker()
         while not stop.is_set() and not self._woken and self._clock.monotonic() < end:
+            self._moved = self._clock.monotonic()
             if self._waker.wait(_LOOK) and step is Step.IDLE:
                 break
-        self._woken = False
 
     def _drop_waker(self) -> None:
         if self._waker is not None:

@@ -18,11 +18,12 @@ from pathlib import Path
 from fedora_messaging.message import Message
 
 from consumer_framework.adapters.clock import SystemClock
+from consumer_framework.publishing.events import RelayCounters
 from consumer_framework.publishing.message import Outgoing
 from consumer_framework.publishing.messengers import EVERYTHING, Result, Retry, Sent
 from consumer_framework.publishing.outbox import Outbox
 from consumer_framework.publishing.policy import Policy
-from consumer_framework.publishing.relay import Relay, RelayCounters
+from consumer_framework.publishing.relay import Relay
 from consumer_framework.publishing.store import OutboxStore, create_engine
 
 KEYS = 5

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from fedora_messaging import message as upstream
 from sqlalchemy.orm import Session
 
+from consumer_framework.publishing.events import RelayLog
 from consumer_framework.publishing.messengers import Reject, Retry, Scope, Sent
 from consumer_framework.publishing.outbox import Outbox
-from consumer_framework.publishing.relay import RelayLog, Step
+from consumer_framework.publishing.relay import Step
 from consumer_framework.publishing.store import OutboxStore, create_engine
 from tests.unit.outboxes import LEASE, NOW, Setup, message, spooled
 

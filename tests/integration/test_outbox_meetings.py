@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from fedora_messaging import message as upstream
 
 from consumer_framework.adapters.clock import SystemClock
+from consumer_framework.publishing.events import RelayCounters
 from consumer_framework.publishing.outbox import Outbox
 from consumer_framework.publishing.policy import Policy
-from consumer_framework.publishing.relay import Relay, RelayCounters
+from consumer_framework.publishing.relay import Relay
 from consumer_framework.publishing.store import OutboxError, OutboxStore, create_engine
 from tests.unit.outboxes import LEASE, NOW, Scripted, message, spooled
 

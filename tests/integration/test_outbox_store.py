@@ -95,7 +95,7 @@ def test_a_large_message_is_stored_whole(store):
 
 
 def test_a_claim_ends_at_so_many_bytes_but_has_one_message(store, put, monkeypatch):
-    monkeypatch.setattr("consumer_framework.publishing.store.CLAIM_BYTES", 250)
+    monkeypatch.setattr("consumer_framework.publishing.claims.CLAIM_BYTES", 250)
     rows = put(*(message(body=b"x" * 100) for _ in range(3)), message(body=b"x" * 1000))
     assert claimed(store) == rows[:2]
     assert claimed(store, "b") == rows[2:3]

@@ -6,16 +6,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.publishing.events import RelayCounters, RelayEvent, RelayObservers
 from consumer_framework.publishing.message import Outgoing
 from consumer_framework.publishing.messengers import EVERYTHING, Feature, Result, Sent
 from consumer_framework.publishing.policy import Policy
-from consumer_framework.publishing.relay import (
-    Relay,
-    RelayCounters,
-    RelayEvent,
-    RelayObservers,
-    Step,
-)
+from consumer_framework.publishing.relay import Relay, Step
 from consumer_framework.testing.fakes import FakeClock
 
 if TYPE_CHECKING:
@@ -52,6 +47,7 @@ class Scripted:
     Attributes:
         answer: Returns the fate of a message.
         refuses: Raised by each :meth:`open`; None to open.
+        opening: Called by each :meth:`open`.
         batches: The ids of each batch.
         sent: The messages whose fate was :class:`.Sent`, in order.
     """
@@ -60,12 +56,14 @@ class Scripted:
         self.answer = answer
         self.features: frozenset[Feature] = EVERYTHING
         self.refuses: Exception | None = None
+        self.opening: Callable[[], object] = bool
         self.batches: list[list[str]] = []
         self.sent: list[Outgoing] = []
         self.is_open = False
         self.opened = 0
 
     def open(self) -> None:
+        self.opening()
         if self.refuses is not None:
             raise self.refuses
         self.is_open = True

@@ -8,10 +8,7 @@ import time
 import pytest
 
 from consumer_framework.adapters.clock import SystemClock
-from consumer_framework.publishing.messengers import Feature, Reject, Retry, Scope, Sent
-from consumer_framework.publishing.messengers.dummy import Capture
-from consumer_framework.publishing.policy import Policy, Unroutable
-from consumer_framework.publishing.relay import (
+from consumer_framework.publishing.events import (
     Buried,
     ClaimsLost,
     EndpointDown,
@@ -19,14 +16,16 @@ from consumer_framework.publishing.relay import (
     LeaseChanged,
     Postponed,
     Published,
-    Relay,
     RelayCounters,
     RelayLog,
     Skipped,
-    Step,
     StoreDown,
     TopicPaused,
 )
+from consumer_framework.publishing.messengers import Feature, Reject, Retry, Scope, Sent
+from consumer_framework.publishing.messengers.dummy import Capture
+from consumer_framework.publishing.policy import Policy, Unroutable
+from consumer_framework.publishing.relay import Relay, Step
 from consumer_framework.publishing.store import OutboxError, OutboxStore
 from consumer_framework.settings import OutboxRule
 from consumer_framework.testing.fakes import FakeClock

@@ -21,15 +21,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from urllib.parse import unquote, urlsplit
 
+from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.settings.brokers import addresses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from consumer_framework.publishing.message import Outgoing
+    from consumer_framework.settings import OutboxSettings
 
 GROUP = "consumer_framework.messengers"
+_PATH = "consumer_config.framework.outbox"
 
 
 class Scope(Enum):
@@ -164,7 +169,7 @@ def find(name: str) -> Callable[..., Messenger]:
         ConfigurationError: There is none, or a package that it needs is missing.
     """
     known = {point.name: point for point in entry_points(group=GROUP)}
-    path = "consumer_config.framework.outbox.messenger"
+    path = f"{_PATH}.messenger"
     if name not in known:
         cure = f"use one of {', '.join(sorted(known))}"
         raise ConfigurationError(Problem(path, f'there is no messenger "{name}"', cure))
@@ -175,3 +180,67 @@ def find(name: str) -> Callable[..., Messenger]:
         cure = f"install it: pip install 'consumer-framework[{name}]'"
         raise ConfigurationError(Problem(path, what, cure)) from error
     return factory
+
+
+def endpoints_of(
+    document: Mapping[str, Any], settings: OutboxSettings, timeout: float = 30.0
+) -> Endpoints:
+    """Return the brokers that a configuration names, and hide their passwords from logs.
+
+    Args:
+        document: The configuration of fedora-messaging, with its defaults.
+        settings: Its table ``[consumer_config.framework.outbox]``. Without ``endpoints`` there,
+            the brokers are those of ``amqp_url`` and ``brokers``.
+        timeout: Seconds to connect, and to wait for the answer to a batch.
+
+    Raises:
+        ConfigurationError: ``amqp_url`` cannot be understood.
+    """
+    urls = settings.endpoints or tuple(_cluster(document, settings.messenger))
+    for url in urls:
+        if password := urlsplit(url).password:
+            for form in {password, unquote(password)} - {"guest"}:
+                secrets.hide(form, "the password of an endpoint")
+    tls = {key: document["tls"].get(key) for key in ("ca_cert", "certfile", "keyfile")}
+    properties = document["client_properties"]
+    return Endpoints(urls, **tls, client_properties=properties, timeout=timeout)
+
+
+def _cluster(document: Mapping[str, Any], messenger: str) -> Iterator[str]:
+    """Yield the URL of each broker of ``amqp_url`` and ``brokers``."""
+    url = document["amqp_url"]
+    if messenger == "fedora":  # fedora-messaging connects to one
+        yield url
+        return
+    framework = document["consumer_config"].get("framework", {})
+    try:
+        parts = urlsplit(url)
+        found = addresses(url, framework.get("brokers", ()))
+    except ValueError:
+        # The error's text may show parts of a password.
+        cure = "percent-encode special characters of user, password and vhost, and check the port"
+        raise ConfigurationError(Problem("amqp_url", "cannot be understood", cure)) from None
+    login, at, _ = parts.netloc.rpartition("@")
+    for address in found:
+        yield parts._replace(netloc=f"{login}{at}{address}").geturl()
+
+
+def configured(
+    document: Mapping[str, Any], settings: OutboxSettings, timeout: float = 30.0
+) -> Messenger:
+    """Return the messenger that a configuration describes; it is not connected.
+
+    The arguments are those of :func:`endpoints_of`.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
+    factory = find(settings.messenger)
+    endpoints = endpoints_of(document, settings, timeout)
+    try:
+        return factory(endpoints, **settings.options)
+    except TypeError as error:
+        what = f'the messenger "{settings.messenger}" does not take these: {error}'
+        raise ConfigurationError(
+            Problem(f"{_PATH}.options", what, "see its documentation")
+        ) from error

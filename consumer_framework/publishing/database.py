@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The database of an outbox: engines, transactions, forks, migrations. It knows no rows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.pool import QueuePool
+
+from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.core.secrets import redact
+
+from .message import OutboxError
+from .migrations import HEAD, VERSION_TABLE, upgrade
+from .tables import CHANNEL, outbox_table, version_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+# Seconds that a statement waits for another writer of the same SQLite file.
+BUSY = 30.0
+# Any number, the same in each process.
+_MIGRATION_LOCK = 3172450291
+_DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
+_EXTRAS = {"psycopg": "postgresql", "pymysql": "mariadb"}
+
+
+def create_engine(url: str | sa.URL) -> sa.Engine:
+    """Return an engine for *url* with the durability that an outbox needs.
+
+    SQLite files get WAL, ``synchronous=FULL`` and ``BEGIN IMMEDIATE``. The driver of
+    ``postgresql://`` is psycopg 3, and that of ``mariadb://`` and ``mysql://`` is PyMySQL, unless
+    the URL names another.
+
+    Raises:
+        ConfigurationError: The URL cannot be understood, or its driver is not installed.
+    """
+    try:
+        parsed = sa.make_url(url)
+        name = parsed.drivername
+        parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite(parsed, wal=True)
+        return sa.create_engine(parsed, pool_pre_ping=True, **_READ_COMMITTED)
+    except sa.exc.ArgumentError as error:
+        cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
+        raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
+    except ImportError as error:
+        extra = _EXTRAS.get(error.name or "", "")
+        cure = f"install it: pip install 'consumer-framework[{extra}]'" if extra else "install it"
+        raise _unusable(f"a package for the outbox's database is missing: {error}", cure) from error
+
+
+_OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
+# Applications insert while a relay claims: in MariaDB a stricter level locks the gaps between keys,
+# and in PostgreSQL it fails where a row has changed. The default of an application may be another.
+_READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
+
+
+def _unusable(what: str, cure: str) -> ConfigurationError:
+    return ConfigurationError(Problem("consumer_config.framework.outbox.database", what, cure))
+
+
+def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
+    """Make an engine whose transactions begin with ``BEGIN IMMEDIATE``.
+
+    sqlite3 itself begins a transaction before the first change only, and then another writer makes
+    it fail at once, without a wait (https://www.sqlite.org/isolation.html).
+    """
+    engine = sa.create_engine(url, poolclass=QueuePool, connect_args={"timeout": BUSY})
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        if wal:
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        reads = connection.get_execution_options().get("reads_only", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _own(engine: sa.Engine) -> tuple[sa.Engine, bool]:
+    """Return the engine to use beside the application's, and true if it is ours to dispose of."""
+    match engine.dialect.name:
+        case "postgresql" | "mysql" | "mariadb":
+            return engine.execution_options(**_READ_COMMITTED), False
+        case "sqlite" if engine.url.database and ":memory:" not in engine.url.database:
+            return _sqlite(engine.url, wal=False), True
+    cure = "use a SQLite file, PostgreSQL or MariaDB"
+    raise _unusable(f"the outbox cannot be in {engine.dialect.name} with this URL", cure)
+
+
+_stores: weakref.WeakSet[Database] = weakref.WeakSet()
+# Connections that a forked child got from its parent. They are never used nor closed there: closing
+# one could end a transaction of the parent.
+_inherited: list[Any] = []
+
+
+def _forked() -> None:
+    for store in list(_stores):
+        store._after_fork()  # noqa: SLF001 -- this module's own
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+class Database:
+    """The database of an outbox. Several threads may use it at once.
+
+    Args:
+        engine: An application's engine, whose connections the store uses as well. Of a SQLite file
+            the store opens connections of its own.
+
+    Raises:
+        ConfigurationError: The database is none that an outbox can be in.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        used, is_own = _own(engine)
+        self._set_up(used, is_own=is_own)
+
+    @classmethod
+    def connect(cls, url: str | sa.URL) -> Self:
+        """Return the store of the database at *url*; see :func:`create_engine`."""
+        store = cls.__new__(cls)
+        store._set_up(create_engine(url), is_own=True)  # noqa: SLF001 -- this class's own
+        return store
+
+    def _set_up(self, engine: sa.Engine, *, is_own: bool) -> None:
+        self.engine = engine
+        self._is_own = is_own
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        # Threads wait here, and not in SQLite, which polls.
+        self._writing = threading.Lock()
+        _stores.add(self)
+
+    @property
+    def place(self) -> str:
+        """The database, for people; without a password."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Close the connections that are the store's own."""
+        if self._is_own:
+            self.engine.dispose()
+
+    def _after_fork(self) -> None:
+        self._writing = threading.Lock()
+        if self._is_own:
+            _inherited.append(self.engine.pool)
+            self.engine.dispose(close=False)
+
+    # Transactions
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Yield a connection; commit if the block ends, roll back if it raises.
+
+        Raises:
+            OutboxError: The database did not do it.
+        """
+        with self.told():
+            if not self.is_sqlite:
+                with self.engine.begin() as connection:
+                    yield connection
+                return
+            with self.alone_in_process(), self.engine.begin() as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def alone_in_process(self) -> Iterator[None]:
+        """Let one thread at a time write to a SQLite file."""
+        if not self._writing.acquire(timeout=BUSY):
+            raise OutboxError(f"the outbox {self.place} is busy for {BUSY:.0f} s")
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Yield a connection for one transaction that only reads."""
+        with self.told(), self.engine.connect() as connection:
+            connection.execution_options(reads_only=True)
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Turn an error of the database into one line."""
+        try:
+            yield
+        except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
+            cause = getattr(error, "orig", None) or error
+            line = redact(" ".join(str(cause).split()))
+            cure = ""
+            if isinstance(error, _OF_STATEMENTS):
+                is_missing = outbox_table.name in line and "lock" not in line.lower()
+                cure = "; create its tables with OutboxStore.migrate()" if is_missing else ""
+            raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
+
+    def migrate(self) -> None:
+        """Create the tables, or bring them to the version of this code. Doing it twice is no harm.
+
+        Raises:
+            ConfigurationError: alembic is not installed.
+            OutboxError: The database did not do it, or its tables are of a newer version.
+        """
+        with self._alone(), self.transaction() as connection:
+            if self._found_version(connection) == HEAD:
+                return
+            try:
+                upgrade(connection)
+            except ImportError as error:
+                cure = "install it: pip install 'consumer-framework[outbox]'"
+                raise _unusable(f"a package is missing: {error}", cure) from error
+            except Exception as error:
+                if not type(error).__module__.startswith("alembic"):
+                    raise
+                text = f"the tables of the outbox {self.place} are of another version"
+                raise OutboxError(f"{text}: {error}") from error
+
+    @property
+    def is_current(self) -> bool:
+        """True if the tables are of the version that this code needs."""
+        with self.reading() as connection:
+            return self._found_version(connection) == HEAD
+
+    @staticmethod
+    def _found_version(connection: sa.Connection) -> str | None:
+        if not sa.inspect(connection).has_table(VERSION_TABLE):
+            return None
+        return connection.scalar(sa.select(version_table.c.version_num))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one process at a time migrate. SQLite's transaction does that by itself."""
+        locks = {
+            "postgresql": f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})",
+            # It ends with the connection: MariaDB's changes of tables commit by themselves.
+            "mysql": f"SELECT GET_LOCK('{CHANNEL}', {BUSY:.0f})",
+        }
+        locks["mariadb"] = locks["mysql"]
+        lock = locks.get(self.engine.dialect.name)
+        if lock is None:
+            yield
+            return
+        with self.told(), self.engine.connect() as connection:
+            connection.exec_driver_sql(lock)
+            try:
+                yield
+            finally:
+                connection.invalidate()
