@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from consumer_framework.settings import OnFailure, OutboxSettings
 
-from .message import DEAD, NotSentError, Outgoing, PublishError, outgoing
+from .message import (
+    DEAD,
+    WAITING,
+    NotSentError,
+    OutboxError,
+    Outgoing,
+    PublishError,
+    outgoing,
+)
 from .policy import Policy
 
 if TYPE_CHECKING:
@@ -78,13 +86,17 @@ class Pending:
             timeout: Seconds to wait for those with ``on_failure = "wait"``.
 
         Raises:
-            OutboxError: None of them was stored.
+            OutboxError: None of them was stored; another commit may store them.
             NotSentError: All are stored, and one to wait for is not sent in time.
         """
         self.close()
         messages, self.messages = self.messages, []
         if messages and not (self._outer is not None and self._outer.add(messages)):
-            self._publisher.accept_outside(messages, timeout)
+            try:
+                self._publisher.accept_outside(messages, timeout)
+            except OutboxError:
+                self.messages = messages
+                raise
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -248,7 +260,7 @@ class Publisher(abc.ABC):
 
     def _wait(self, message_id: str, since: int, deadline: float) -> None:
         pause = _FIRST_LOOK
-        while (found := self._state_of(message_id, since)) is not None:
+        while (found := self._look_for(message_id, since)) is not None:
             state, reason = found
             if state == DEAD:
                 raise PublishError(f"message {message_id} can never be sent: {reason}")
@@ -257,3 +269,10 @@ class Publisher(abc.ABC):
                 raise NotSentError(f"message {message_id} is stored, and not sent yet{last}")
             time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
             pause = min(2 * pause, _LONGEST_LOOK)
+
+    def _look_for(self, message_id: str, since: int) -> tuple[str, str] | None:
+        try:
+            return self._state_of(message_id, since)
+        except OutboxError as error:
+            # The message is stored already, so publish() has not failed.
+            return WAITING, str(error)

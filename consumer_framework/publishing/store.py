@@ -32,7 +32,7 @@ except ImportError as _error:  # pragma: no cover -- the tests have it
     ) from _error
 
 
-from .claims import Claims, Settled, Waker, free
+from .claims import LONGEST_CLAIM, Claims, Settled, Waker, free
 from .database import create_engine
 from .message import DEAD, WAITING, OutboxError
 from .tables import (
@@ -250,9 +250,13 @@ class OutboxStore(Claims):
     ) -> int:
         changed = 0
         for portion in self._portions(rows, state, where):
-            unclaimed = sa.and_(c.id.in_(portion), free(time.time()))
+            now = time.time()
+            unclaimed = [c.id.in_(portion), free(now, now + LONGEST_CLAIM)]
+            if rows is None:
+                # Again, since somebody else may have changed a row meanwhile.
+                unclaimed += self._chosen(state, where)
             with self.transaction() as connection:
-                changed += connection.execute(statement(unclaimed)).rowcount
+                changed += connection.execute(statement(sa.and_(*unclaimed))).rowcount
         return changed
 
     def _portions(
@@ -267,14 +271,20 @@ class OutboxStore(Claims):
             return
         after = 0
         while True:
-            some = sa.select(c.id).where(c.id > after, c.state == state)
-            some = some if where is None else some.where(where)
+            some = sa.select(c.id).where(c.id > after, *self._chosen(state, where))
             with self.reading() as connection:
                 portion = list(connection.scalars(some.order_by(c.id).limit(PORTION)))
             if not portion:
                 return
             after = portion[-1]
             yield portion
+
+    @staticmethod
+    def _chosen(
+        state: str | None, where: sa.ColumnElement[bool] | None
+    ) -> list[sa.ColumnElement[bool]]:
+        chosen: list[sa.ColumnElement[bool]] = [c.state == state]
+        return chosen if where is None else [*chosen, where]
 
 
 def _row(row: Any) -> Row:
