@@ -33,7 +33,7 @@ from .message import (
 from .policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
     from fedora_messaging.message import Message
 
@@ -93,7 +93,7 @@ class Pending:
         messages, self.messages = self.messages, []
         if messages and not (self._outer is not None and self._outer.add(messages)):
             try:
-                self._publisher.store_now(messages, timeout)
+                self._publisher.accept_outside(messages, timeout)
             except OutboxError:
                 self.messages = messages
                 raise
@@ -123,9 +123,12 @@ class Publisher(abc.ABC):
         topic_prefix: Text before each topic, joined with a dot.
         clock: Returns the seconds since the epoch.
         validate: Does the work of ``message.validate()``; None for the outbox's own.
+        belongs: Takes messages that belong to some work of the process, such as the run of a
+            handler, and stores them if that succeeds. It returns False for messages that belong to
+            none; the outbox stores them at once.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is a value of its own
         self,
         settings: OutboxSettings | None = None,
         *,
@@ -133,6 +136,7 @@ class Publisher(abc.ABC):
         topic_prefix: str = "",
         clock: Callable[[], float] = time.time,
         validate: Callable[[Message], None] | None = None,
+        belongs: Callable[[Sequence[Entry]], bool] | None = None,
     ) -> None:
         self.settings = settings or OutboxSettings()
         self._policy = Policy.of(self.settings)
@@ -140,6 +144,7 @@ class Publisher(abc.ABC):
         self._topic_prefix = topic_prefix
         self._clock = clock
         self._validate = validate
+        self._belongs = belongs
 
     @contextlib.contextmanager
     def transaction(self, timeout: float = TIMEOUT) -> Iterator[Pending]:
@@ -228,9 +233,16 @@ class Publisher(abc.ABC):
     async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
         await asyncio.to_thread(function, *arguments)
 
+    def accept_outside(self, messages: list[Entry], timeout: float) -> None:
+        """Do the same as :meth:`accept` for messages that no block collects any more."""
+        if self._belongs is None or not self._belongs(messages):
+            self.store_now(messages, timeout)
+
     def _collects(self, messages: list[Entry]) -> bool:
         pending = _collecting.get(_NOTHING).get(self)
-        return pending is not None and pending.add(messages)
+        if pending is not None and pending.add(messages):
+            return True
+        return self._belongs is not None and self._belongs(messages)
 
     def _entry(
         self, message: Message, ordering_key: str | None, exchange: str | None

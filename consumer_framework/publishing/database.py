@@ -191,6 +191,30 @@ class Database:
             self._writing.release()
 
     @contextlib.contextmanager
+    def file_transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection of sqlite3 itself, where the database is a SQLite file.
+
+        Commit if the block ends, roll back if it raises.
+
+        Raises:
+            OutboxError: The database did not do it.
+        """
+        with self.told(), self.alone_in_process():
+            pooled = self.engine.raw_connection()
+            try:
+                driver: Any = pooled.driver_connection
+                driver.execute("BEGIN IMMEDIATE")
+                try:
+                    yield driver
+                    driver.execute("COMMIT")
+                except BaseException:
+                    if driver.in_transaction:
+                        driver.execute("ROLLBACK")
+                    raise
+            finally:
+                pooled.close()
+
+    @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Yield a connection for one transaction that only reads."""
         with self.told(), self.engine.connect() as connection:

@@ -42,10 +42,9 @@ from .tables import (
     c,
     counts_table,
     insert,
-    insert_for,
+    insert_into_file,
     outbox_table,
     parts,
-    values_of,
 )
 
 if TYPE_CHECKING:
@@ -118,31 +117,11 @@ class OutboxStore(Claims):
             OutboxError: None of them was stored.
         """
         if self.is_sqlite:
-            self._put_into_file(list(messages))
+            with self.file_transaction() as driver:
+                insert_into_file(driver, self.engine.dialect, messages)
             return
         with self.transaction() as connection:
             insert(connection, messages)
-
-    def _put_into_file(self, messages: list[tuple[Outgoing, str]]) -> None:
-        """Do it with sqlite3 alone: SQLAlchemy would take longer than the commit."""
-        statement, order = insert_for(self.engine.dialect)
-        assert order is not None  # noqa: S101 -- sqlite3 has no names for parameters here
-        values = (values_of(message, on_failure) for message, on_failure in messages)
-        rows = [tuple(row[name] for name in order) for row in values]
-        with self.told(), self.alone_in_process():
-            pooled = self.engine.raw_connection()
-            try:
-                driver: Any = pooled.driver_connection
-                driver.execute("BEGIN IMMEDIATE")
-                try:
-                    driver.executemany(statement, rows)
-                    driver.execute("COMMIT")
-                except BaseException:
-                    if driver.in_transaction:
-                        driver.execute("ROLLBACK")
-                    raise
-            finally:
-                pooled.close()
 
     def state_of(self, message_id: str, since_row: int) -> tuple[str, str] | None:
         """Return the state and the reason of a row, or None if there is none any more.
