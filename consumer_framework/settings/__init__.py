@@ -15,6 +15,7 @@ from .author import is_config_type, known_keys, parse_consumer_config
 from .brokers import Address
 from .changes import FRAMEWORK_TAKES, TAKES, Change, changes, in_force, is_authors
 from .model import (
+    CONFIGURATION_DIRECTORY,
     INSTANCE_NAME,
     TRANSIENT_QUEUE,
     Batch,
@@ -49,6 +50,7 @@ from .parsing import (
 from .problems import toml_path
 
 __all__ = [
+    "CONFIGURATION_DIRECTORY",
     "FRAMEWORK_TAKES",
     "INSTANCE_NAME",
     "NO_OVERRIDES",
