@@ -54,14 +54,23 @@ def test_a_call_may_name_another_exchange():
 
 
 def test_many_messages_go_in_windows_and_an_endless_source_is_not_read_ahead():
-    messenger = Scripted()
-    taken = []
-    source = (taken.append(n) or a_message(n) for n in range(25))
-    with sending(messenger, OutboxSettings(window=10)) as send:
-        messenger.answer = lambda _: Sent(routed=len(taken) <= 10 * len(messenger.batches))
-        assert send.many(source) == 25
-    assert [len(batch) for batch in messenger.batches] == [10, 10, 5]
-    assert send.unroutable == 0, "no window was taken before the one before it was sent"
+    taken, sent_at = [], []
+
+    def endless():
+        for n in itertools.count():
+            taken.append(n)
+            yield a_message(n)
+
+    def answer(_):
+        sent_at.append(len(taken))
+        return Sent() if len(taken) <= 20 else Reject("enough")
+
+    messenger = Scripted(answer)
+    with sending(messenger, OutboxSettings(window=10)) as send, pytest.raises(SendError):
+        send.many(endless())
+    assert [len(batch) for batch in messenger.batches] == [10, 10, 10]
+    assert sorted(set(sent_at)) == [10, 20, 30]
+    assert send.sent == 20
 
 
 def test_messages_with_an_ordering_key_go_one_after_the_other():
@@ -139,7 +148,7 @@ def test_an_invalid_message_is_refused_before_its_window_is_sent():
         with pytest.raises(PublishError, match="no JSON"):
             send(a_message({1}))
         with pytest.raises(ValidationError):
-            send.many([a_message(), upstream.Message(topic="x", body=["no object"])])
+            send.many([a_message(), upstream.Message(topic="x", body=3)])  # type: ignore[arg-type]
     assert messenger.batches == []
 
 
