@@ -261,6 +261,7 @@ class Relay:
         self._has_lease: bool | None = None
         self._lease_until = 0.0
         self._claims = 0
+        self._unsettled: tuple[str, _Fates] | None = None
         self._failures = 0
         self._swept = 0
         self._rebased = 0.0
@@ -337,6 +338,8 @@ class Relay:
         self._extender.stop()
         self._drop_waker()
         with contextlib.suppress(OutboxError):
+            if self._unsettled is not None:
+                self._settle(*self._unsettled)
             self._store.release(self._owner)
         self._has_lease = None
         self._close_messenger()
@@ -353,10 +356,12 @@ class Relay:
         """
         now = self._clock.time()
         self._moved = self._clock.monotonic()
-        if not self._holds_lease(now):
-            return Step.STANDBY
+        if self._unsettled is not None:
+            self._settle(*self._unsettled)
         if now - self._rebased >= _REBASE or now < self._rebased:
             self._look_after(now)
+        if not self._holds_lease(now):
+            return Step.STANDBY
         if self.endpoint_until is not None and now < self.endpoint_until <= now + LONGEST:
             self._sweep("no endpoint takes messages")
             return Step.WAITING
@@ -380,10 +385,11 @@ class Relay:
 
     def _look_after(self, now: float) -> None:
         """Do the work that comes once a minute."""
+        self._store.rebase(now, max(LONGEST, 2 * self._lease))
         self._rebased = now
-        self._store.rebase(now, LONGEST)
-        # A topic that nobody published to since its pause ended begins anew.
-        ended = [key for key, pause in self._pauses.items() if pause.until + LONGEST < now]
+        # A topic that nobody published to since its pause ended begins anew. No pause is so far
+        # ahead, unless the clock was set back.
+        ended = [key for key, pause in self._pauses.items() if abs(pause.until - now) > LONGEST]
         for key in ended:
             del self._pauses[key]
 
@@ -392,7 +398,8 @@ class Relay:
     def _holds_lease(self, now: float) -> bool:
         if not self._leased:
             return True
-        if self._has_lease and now < self._lease_until - self._lease * 2 / 3:
+        since = now - (self._lease_until - self._lease)
+        if self._has_lease and 0 <= since < self._lease / 3:
             return True
         has_lease = self._store.lease(self._owner, self._lease, now)
         self._lease_until = now + self._lease
@@ -568,6 +575,8 @@ class Relay:
         fates.events.append(Buried(one.message, reason))
 
     def _settle(self, token: str, fates: _Fates) -> None:
+        # Kept until it has succeeded, so that a database that is away sends nothing twice.
+        self._unsettled = token, fates
         settled = self._store.settle(
             token,
             sent=fates.sent,
@@ -582,6 +591,7 @@ class Relay:
                 "unroutable": fates.unroutable,
             },
         )
+        self._unsettled = None
         for event in fates.events:
             self._observer.notify(event)
         if settled.lost:

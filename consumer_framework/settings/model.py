@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -533,6 +534,8 @@ class Settings(Table):
         return [binding for binding in self.bindings if binding.queue == queue]
 
 
+# The configuration of the instance NAME is the file NAME.toml there.
+CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
 # systemd makes the user name `fm-NAME` of it, and refuses any other form (systemd.exec(5),
 # "User/Group Name Syntax"): letters, digits, "_" and "-", 31 characters at most.
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,28}", re.ASCII)
