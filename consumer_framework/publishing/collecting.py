@@ -19,21 +19,25 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import pydantic
-
-from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.settings import OnFailure, OutboxSettings
-from consumer_framework.settings.problems import from_pydantic
 
-from .message import DEAD, NotSentError, Outgoing, PublishError, outgoing
+from .message import (
+    DEAD,
+    WAITING,
+    NotSentError,
+    OutboxError,
+    Outgoing,
+    PublishError,
+    outgoing,
+)
 from .policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fedora_messaging.message import Message
 
-__all__ = ["TIMEOUT", "Entry", "Pending", "Publisher", "parsed_settings", "settings_of"]
+__all__ = ["TIMEOUT", "Entry", "Pending", "Publisher"]
 
 # A message with its `on_failure`.
 Entry: TypeAlias = "tuple[Outgoing, str]"
@@ -82,13 +86,17 @@ class Pending:
             timeout: Seconds to wait for those with ``on_failure = "wait"``.
 
         Raises:
-            OutboxError: None of them was stored.
+            OutboxError: None of them was stored; another commit may store them.
             NotSentError: All are stored, and one to wait for is not sent in time.
         """
         self.close()
         messages, self.messages = self.messages, []
         if messages and not (self._outer is not None and self._outer.add(messages)):
-            self._publisher.store_now(messages, timeout)
+            try:
+                self._publisher.accept_outside(messages, timeout)
+            except OutboxError:
+                self.messages = messages
+                raise
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -115,9 +123,12 @@ class Publisher(abc.ABC):
         topic_prefix: Text before each topic, joined with a dot.
         clock: Returns the seconds since the epoch.
         validate: Does the work of ``message.validate()``; None for the outbox's own.
+        belongs: Takes messages that belong to some work of the process, such as the run of a
+            handler, and stores them if that succeeds. It returns False for messages that belong to
+            none; the outbox stores them at once.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is a value of its own
         self,
         settings: OutboxSettings | None = None,
         *,
@@ -125,6 +136,7 @@ class Publisher(abc.ABC):
         topic_prefix: str = "",
         clock: Callable[[], float] = time.time,
         validate: Callable[[Message], None] | None = None,
+        belongs: Callable[[Sequence[Entry]], bool] | None = None,
     ) -> None:
         self.settings = settings or OutboxSettings()
         self._policy = Policy.of(self.settings)
@@ -132,6 +144,7 @@ class Publisher(abc.ABC):
         self._topic_prefix = topic_prefix
         self._clock = clock
         self._validate = validate
+        self._belongs = belongs
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[Pending]:
@@ -200,9 +213,16 @@ class Publisher(abc.ABC):
     async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
         await asyncio.to_thread(function, *arguments)
 
+    def accept_outside(self, messages: list[Entry], timeout: float) -> None:
+        """Do the same as :meth:`accept` for messages that no block collects any more."""
+        if self._belongs is None or not self._belongs(messages):
+            self.store_now(messages, timeout)
+
     def _collects(self, messages: list[Entry]) -> bool:
         pending = self.current()
-        return pending is not None and pending.add(messages)
+        if pending is not None and pending.add(messages):
+            return True
+        return self._belongs is not None and self._belongs(messages)
 
     def _entry(
         self, message: Message, ordering_key: str | None, exchange: str | None
@@ -220,7 +240,7 @@ class Publisher(abc.ABC):
 
     def _wait(self, message_id: str, since: int, deadline: float) -> None:
         pause = _FIRST_LOOK
-        while (found := self._state_of(message_id, since)) is not None:
+        while (found := self._look_for(message_id, since)) is not None:
             state, reason = found
             if state == DEAD:
                 raise PublishError(f"message {message_id} can never be sent: {reason}")
@@ -230,26 +250,9 @@ class Publisher(abc.ABC):
             time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
             pause = min(2 * pause, _LONGEST_LOOK)
 
-
-def settings_of(conf: Mapping[str, Any]) -> OutboxSettings:
-    """Return the table ``[consumer_config.framework.outbox]`` of fedora-messaging's configuration.
-
-    Raises:
-        ConfigurationError: A value in it is wrong.
-    """
-    config = conf["consumer_config"]
-    framework = config.get("framework", {}) if isinstance(config, dict) else {}
-    table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
-    return parsed_settings(table, "consumer_config.framework.outbox")
-
-
-def parsed_settings(table: Any, path: str) -> OutboxSettings:
-    """Return the settings in *table*, which people find at *path*.
-
-    Raises:
-        ConfigurationError: A value in it is wrong.
-    """
-    try:
-        return OutboxSettings.model_validate(table)
-    except pydantic.ValidationError as error:
-        raise ConfigurationError(*from_pydantic(error, path, OutboxSettings, table)) from error
+    def _look_for(self, message_id: str, since: int) -> tuple[str, str] | None:
+        try:
+            return self._state_of(message_id, since)
+        except OutboxError as error:
+            # The message is stored already, so publish() has not failed.
+            return WAITING, str(error)

@@ -31,8 +31,9 @@ from fedora_messaging import config as upstream_config
 
 from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
+from consumer_framework.settings import outbox_settings
 
-from .collecting import TIMEOUT, Entry, Pending, Publisher, settings_of
+from .collecting import TIMEOUT, Entry, Pending, Publisher
 from .message import NotSentError, Outgoing
 from .store import OutboxStore, create_engine, insert
 
@@ -253,7 +254,7 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _configured(conf: Mapping[str, Any]) -> Outbox:
-    settings = settings_of(conf)
+    settings = outbox_settings(conf)
     return Outbox(
         database_of(settings),
         settings,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "fm_outbox_version"
 # The version of the tables that this code needs; the name of the newest migration.
-HEAD = "0001"
+HEAD = "0002"
 # The version of a database without the tables.
 BASE = "base"
 

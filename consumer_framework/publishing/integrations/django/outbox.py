@@ -28,11 +28,10 @@ from consumer_framework.publishing.collecting import (
     Entry,
     Pending,
     Publisher,
-    parsed_settings,
-    settings_of,
 )
 from consumer_framework.publishing.integrations.requests import Enrich, commit
 from consumer_framework.publishing.message import OutboxError, with_headers
+from consumer_framework.settings import outbox_settings, outbox_table
 
 from .models import OutboxMessage
 
@@ -279,10 +278,10 @@ def make(using: str) -> DjangoOutbox:
     try:
         if table is None:
             conf = upstream_config.conf
-            own, parsed = {key: conf[key] for key in _KEYS}, settings_of(conf)
+            own, parsed = {key: conf[key] for key in _KEYS}, outbox_settings(conf)
         else:
             own, rest = _own_keys(table)
-            parsed = parsed_settings(rest, _SETTING)
+            parsed = outbox_table(rest, _SETTING)
     except ConfigurationError as error:
         raise ImproperlyConfigured(str(error)) from error
     exchange, prefix = (own[key] for key in _KEYS)
