@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The current run of the handler: its deliveries, and its time limit.
+"""The current run of the handler: its deliveries, its time limit, the messages that it publishes.
 
 The executor sets :data:`CURRENT_RUN` in the context of each run. It follows the handler's context,
 into ``asyncio.to_thread`` and into tasks, so log lines of a handler can name its messages.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.delivery import Delivery, Publication
 
 
 class CurrentRun(Protocol):
@@ -26,6 +26,10 @@ class CurrentRun(Protocol):
 
     def heartbeat(self) -> None:
         """Restart the time limit of the run."""
+        ...
+
+    def collect(self, messages: Sequence[Publication]) -> bool:
+        """Let *messages* belong to the run; return False if it is over."""
         ...
 
 
@@ -50,3 +54,13 @@ def deliveries() -> Sequence[Delivery]:
     """Return the deliveries of the current run; empty outside a handler."""
     run = CURRENT_RUN.get()
     return run.deliveries if run is not None else ()
+
+
+def collect(messages: Sequence[Publication]) -> bool:
+    """Let *messages* belong to the current run: they are stored if the run succeeds.
+
+    Returns:
+        False outside a handler, and once the handler has ended: the caller stores them by itself.
+    """
+    run = CURRENT_RUN.get()
+    return run is not None and run.collect(messages)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from encodings import normalize_encoding
 from encodings.aliases import aliases
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from .attempt import NO_HISTORY, History
 
@@ -39,6 +39,24 @@ def codec_of(encoding: object) -> str:
     return _CODECS[name]
 
 
+# The properties of a message, in the order of the bits that say which there are (AMQP 0-9-1,
+# sections 1.8, class basic, and 4.2.6.1).
+PROPERTIES = (
+    "content_type",
+    "content_encoding",
+    "headers",
+    "delivery_mode",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "message_id",
+    "timestamp",
+    "type",
+    "user_id",
+    "app_id",
+    "cluster_id",
+)
 # The header with the bytes of properties that cannot be decoded.
 RAW_PROPERTIES = "x-undecodable-properties"
 
@@ -138,9 +156,47 @@ def readable(name: str | bytes) -> str:
     return name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
 
 
+class Publishable(Protocol):
+    """A message that may be sent, as the outbox stores it."""
+
+    @property
+    def id(self) -> str:
+        """The message id."""
+        ...
+
+    @property
+    def topic(self) -> str:
+        """The topic, with its prefix."""
+        ...
+
+
+# A message, and its treatment if the broker does not take it now.
+Publication: TypeAlias = tuple[Publishable, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Published:
+    """The messages that one run of the handler published; they are not stored yet.
+
+    Attributes:
+        messages: In the order of publishing.
+        deliveries: The deliveries of the run that the handler is done with. They are acknowledged
+            once the messages are stored. A batch has several.
+    """
+
+    messages: tuple[Publication, ...]
+    deliveries: tuple[Delivery, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The handler returned."""
+    """The handler returned.
+
+    Attributes:
+        published: The messages that the run published; None for none. Likewise below.
+    """
+
+    published: Published | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +204,7 @@ class Skipped:
     """The handler had nothing to do, for a *reason* of its own."""
 
     reason: str
+    published: Published | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +212,7 @@ class Failed:
     """The handler raised *error*: an author's signal, or anything else."""
 
     error: BaseException
+    published: Published | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +220,7 @@ class Undecodable:
     """The bytes are no valid message, so no handler ran."""
 
     error: Exception
+    published: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,21 +234,28 @@ class Crashed:
 
     times: int
     hung: bool = False
+    published: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True)
 class SettledBefore:
     """An earlier delivery of the message was settled, or is in the store; it did not run again."""
 
+    published: ClassVar[None] = None
+
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
     """It was taken back before a handler saw it, because the instance stops, pauses or waits."""
 
+    published: ClassVar[None] = None
+
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """An earlier message of its lane is in the store; it did not run."""
+
+    published: ClassVar[None] = None
 
 
 Outcome: TypeAlias = (

@@ -129,6 +129,8 @@ class SettleRule(NamedTuple):
         answer: The answer to the broker after it.
         write_row: The durable effect for a delivery that is a row of the store; None leaves the
             row as it is. No broker waits for an answer then.
+        publishes: Whether the messages that the handler published are stored in the outbox, as the
+            first of the durable effects. If not, they are discarded.
         is_final: Whether this instance's handler will not see the message again.
         lane: The effect on the deliveries behind it in its lane.
         ending: The end of the message's life, for the log.
@@ -139,6 +141,7 @@ class SettleRule(NamedTuple):
     write: Write | None
     answer: Answer
     write_row: Write | None
+    publishes: bool
     is_final: bool
     lane: LaneEffect
     ending: Ending
@@ -165,29 +168,29 @@ async def _remove(store: Store, delivery: Delivery, _to: Disposition) -> None:
 
 # fmt: off
 SETTLE_RULES: dict[type[Disposition], SettleRule] = {
-    #                      write        answer       write_row    final  lane       ending   level
-    Ack:        SettleRule(None,        "ack",       _remove,     True,  "advance", "good", DEBUG,
-        Words("acknowledged", "ack", "acked", "succeeded", "acknowledged")),
-    Reject:     SettleRule(None,        "reject",    _remove,     True,  "advance", "bad",  INFO,
-        Words("dropped", "reject", "rejected", "reject",
-              "dropped, or dead-lettered where the queue has an exchange for that")),
+    #                      write        answer       write_row    publ.  final  lane       ending
+    Ack:        SettleRule(None,        "ack",       _remove,     True,  True,  "advance", "good",
+        DEBUG, Words("acknowledged", "ack", "acked", "succeeded", "acknowledged")),
+    Reject:     SettleRule(None,        "reject",    _remove,     False, True,  "advance", "bad",
+        INFO, Words("dropped", "reject", "rejected", "reject",
+                    "dropped, or dead-lettered where the queue has an exchange for that")),
     # A row has no queue to go back to: an operator decides.
-    Requeue:    SettleRule(None,        "requeue",   _quarantine, False, "go_back", "open", INFO,
-        Words("requeued", "requeue", "requeued", "requeue", "back to its queue")),
-    GiveBack:   SettleRule(None,        "give_back", None,        False, "go_back", "open", DEBUG,
-        Words("given back", "give-back", "given_back", "skipped", "back to its queue")),
-    Hold:       SettleRule(None,        "hold",      None,        False, "wait",    "open", INFO,
-        Words("held", "hold", "held", "hold", "held")),
-    Defer:      SettleRule(_defer,      "ack",       _defer,      False, "advance", "open", INFO,
-        Words("deferred", "defer", "deferred", "defer", "deferred")),
-    Quarantine: SettleRule(_quarantine, "ack",       _quarantine, True,  "advance", "bad",  WARNING,
-        Words("quarantined", "quarantine", "quarantined", "failed", "quarantined")),
-    Halt:       SettleRule(None,        "ack",       _remove,     True,  "advance", "bad",  WARNING,
-        Words("halted", "halt", "acked", "halt", "acknowledged")),
+    Requeue:    SettleRule(None,        "requeue",   _quarantine, False, False, "go_back", "open",
+        INFO, Words("requeued", "requeue", "requeued", "requeue", "back to its queue")),
+    GiveBack:   SettleRule(None,        "give_back", None,        False, False, "go_back", "open",
+        DEBUG, Words("given back", "give-back", "given_back", "skipped", "back to its queue")),
+    Hold:       SettleRule(None,        "hold",      None,        False, False, "wait",    "open",
+        INFO, Words("held", "hold", "held", "hold", "held")),
+    Defer:      SettleRule(_defer,      "ack",       _defer,      False, False, "advance", "open",
+        INFO, Words("deferred", "defer", "deferred", "defer", "deferred")),
+    Quarantine: SettleRule(_quarantine, "ack",       _quarantine, False, True,  "advance", "bad",
+        WARNING, Words("quarantined", "quarantine", "quarantined", "failed", "quarantined")),
+    Halt:       SettleRule(None,        "ack",       _remove,     True,  True,  "advance", "bad",
+        WARNING, Words("halted", "halt", "acked", "halt", "acknowledged")),
 }
 # A Halt that gives its delivery back. The next one of its lane goes on, for nothing begins.
-_HALT_AND_GIVE_BACK =  SettleRule(None, "give_back", None,        False, "advance", "bad",  WARNING,
-        Words("halted", "halt", "requeued", "halt", "back to its queue"))
+_HALT_AND_GIVE_BACK =  SettleRule(None, "give_back", None,        False, False, "advance", "bad",
+        WARNING, Words("halted", "halt", "requeued", "halt", "back to its queue"))
 # fmt: on
 
 

@@ -2,7 +2,7 @@
 """Memories of messages that may be delivered again, for as long as the process lives.
 
 A redelivery is a bare message: the broker says that it delivered it before, and nothing of how that
-ended. Four memories fill the gap, each for one way in which a message comes back:
+ended. Five memories fill the gap, each for one way in which a message comes back:
 
 =====================================  =========================  ================================
 the message comes back because         memory                     the redelivery
@@ -14,6 +14,8 @@ its settle was written to a            :class:`LostAcks`          is settled aga
 connection that was dead already
 the process died between the commit    the store, with            is acknowledged; no second row
 to the store and the ack               :class:`EqualMessages`
+the process died between the commit    the outbox, with           runs again; the messages that it
+to the outbox and the ack              :func:`source_key`         publishes are stored once
 =====================================  =========================  ================================
 
 Nothing makes publishers give their messages ids, let alone different ones. So a memory compares
@@ -342,6 +344,25 @@ class EqualMessages:
         self._latest.move_to_end(key)
         if len(self._latest) > REMEMBERED:
             self._latest.popitem(last=False)
+
+
+def source_key(delivery: Delivery) -> str:
+    """Return the key under which an outbox knows the source of published messages.
+
+    Returns:
+        64 characters; "" for a message of the broker's without an id, which is never recognised.
+    """
+    if not (delivery.message_id or delivery.row):
+        return ""
+    names = (delivery.queue, delivery.message_id, delivery.routing_key, str(delivery.row))
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass"))
+    digest.update(delivery.body)
+    return digest.hexdigest()
+
+
+def may_come_again(delivery: Delivery) -> bool:
+    """Tell whether a former process may have had *delivery*, and have died with it."""
+    return delivery.redelivered or bool(delivery.row)
 
 
 def _message_key(delivery: Delivery) -> _MessageKey:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator
 
-    from .delivery import Delivery, Outcome
+    from .delivery import Delivery, Outcome, Published
     from .gate import Reason
     from .lifecycle import State
     from .ordering import Blocker
@@ -210,6 +210,22 @@ class Store(Protocol):
 
     def blocked_by(self, lane: str, row: int = 0) -> Blocker | None:
         """Return the first open row of *lane*, None if none stands before *row*."""
+
+
+class Outbox(Protocol):
+    """Keeps the messages that handlers published, until a relay has sent them."""
+
+    async def store(self, published: Published) -> None:
+        """Store the messages of one run, all or none.
+
+        They are stored once for each run, however often this is called: again after a failure whose
+        end nobody knows, for each delivery of a batch, and, in a later process, for a redelivery
+        that ran again because the acknowledgement was lost. A message has been stored when the
+        awaitable is done, and survives the loss of power then.
+
+        Raises:
+            StoreError: The database does not take them. The next call tries it again.
+        """
 
 
 class FlightRecorder(Protocol):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .disposition import Hold, SettleRule
     from .intake import Holds
     from .memory import HandlerRun, Histories, LostAcks, UnsettledRuns
-    from .ports import Acknowledger, Clock, FlightRecorder, Future, Observer, Store, Task
+    from .ports import Acknowledger, Clock, FlightRecorder, Future, Observer, Outbox, Store, Task
 
 # Seconds between two attempts at a commit that the disk does not take.
 COMMIT_RETRY = 5.0
@@ -55,6 +55,7 @@ class Settler:
         spawn: Runs a commit beside the slots.
         watch: Called with a commit that failed by a defect: its message is not acknowledged.
         must_keep: Tells of a message that would go back to its queue whether it goes to the store.
+        outbox: Keeps the messages that handlers published; None where no handler can.
         dropped: Rows of the store that an operator dropped, and that are not settled yet.
     """
 
@@ -73,6 +74,7 @@ class Settler:
     spawn: Callable[[Coroutine[Any, Any, None]], Task]
     watch: Callable[[Any], object] = lambda _task: None
     must_keep: Callable[[Delivery], bool] = lambda _delivery: False
+    outbox: Outbox | None = None
     dropped: set[int] = field(default_factory=set)
     _commits: dict[Task, Delivery] = field(default_factory=dict)
     _failing: int = 0
@@ -111,7 +113,9 @@ class Settler:
             kept = Decision(Defer(0.0, NEAR_LIMIT), decided.decision.history)
             decided = decided._replace(decision=kept)
             self._begin(decided, self._commit(decided, rule_for(kept.disposition)))
-        elif rule.write_row if row else rule.write:
+        elif (rule.write_row if row else rule.write) or (
+            rule.publishes and decided.outcome.published is not None
+        ):
             self._begin(decided, self._commit(decided, rule))
         elif rule.answer == "requeue" and not row:
             self._begin(decided, self._requeue_later(decided, rule))
@@ -234,6 +238,10 @@ class Settler:
         self._finish(decided, rule, told=False)
 
     async def _write(self, decided: Decided, rule: SettleRule) -> None:
+        published = decided.outcome.published
+        if rule.publishes and published is not None:
+            assert self.outbox is not None  # noqa: S101 -- without one, no run publishes
+            await self.outbox.store(published)
         write = rule.write_row if decided.delivery.row else rule.write
         if write is not None:
             await write(self.store, _with_history(decided), decided.decision.disposition)

@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.secrets import redact
 
-from .message import PublishError
+from .message import OutboxError
 from .migrations import HEAD, VERSION_TABLE, upgrade
 from .tables import CHANNEL, outbox_table, version_table
 
@@ -31,10 +31,6 @@ BUSY = 30.0
 _MIGRATION_LOCK = 3172450291
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mariadb"}
-
-
-class OutboxError(PublishError):
-    """The database did not do it: it is down, full or has no outbox. Nothing was stored."""
 
 
 def create_engine(url: str | sa.URL) -> sa.Engine:
@@ -53,8 +49,7 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, wal=True)
-        options = {} if parsed.get_backend_name() == "postgresql" else _READ_COMMITTED
-        return sa.create_engine(parsed, pool_pre_ping=True, **options)
+        return sa.create_engine(parsed, pool_pre_ping=True, **_READ_COMMITTED)
     except sa.exc.ArgumentError as error:
         cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
         raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
@@ -65,7 +60,8 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
 
 
 _OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
-# Without gaps between keys that are locked too: applications insert while a relay claims.
+# Applications insert while a relay claims: in MariaDB a stricter level locks the gaps between keys,
+# and in PostgreSQL it fails where a row has changed. The default of an application may be another.
 _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
 
@@ -99,9 +95,7 @@ def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
 def _own(engine: sa.Engine) -> tuple[sa.Engine, bool]:
     """Return the engine to use beside the application's, and true if it is ours to dispose of."""
     match engine.dialect.name:
-        case "postgresql":
-            return engine, False
-        case "mysql" | "mariadb":
+        case "postgresql" | "mysql" | "mariadb":
             return engine.execution_options(**_READ_COMMITTED), False
         case "sqlite" if engine.url.database and ":memory:" not in engine.url.database:
             return _sqlite(engine.url, wal=False), True
@@ -197,6 +191,30 @@ class Database:
             self._writing.release()
 
     @contextlib.contextmanager
+    def file_transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection of sqlite3 itself, where the database is a SQLite file.
+
+        Commit if the block ends, roll back if it raises.
+
+        Raises:
+            OutboxError: The database did not do it.
+        """
+        with self.told(), self.alone_in_process():
+            pooled = self.engine.raw_connection()
+            try:
+                driver: Any = pooled.driver_connection
+                driver.execute("BEGIN IMMEDIATE")
+                try:
+                    yield driver
+                    driver.execute("COMMIT")
+                except BaseException:
+                    if driver.in_transaction:
+                        driver.execute("ROLLBACK")
+                    raise
+            finally:
+                pooled.close()
+
+    @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Yield a connection for one transaction that only reads."""
         with self.told(), self.engine.connect() as connection:
@@ -209,7 +227,7 @@ class Database:
         """Turn an error of the database into one line."""
         try:
             yield
-        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+        except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
             cure = ""

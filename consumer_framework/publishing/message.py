@@ -30,10 +30,20 @@ MAX_TOPIC = 255
 # RabbitMQ's default limit is 128 MiB up to 3.x, and 16 MiB since 4.0
 # (https://www.rabbitmq.com/docs/configure#config-items, max_message_size).
 MAX_BODY = 16 * 1024 * 1024
+# The states of a row: to be sent, and impossible to send.
+WAITING, DEAD = "waiting", "dead"
 
 
 class PublishError(ConsumerFrameworkError):
     """A message was refused before it was stored; it is not sent."""
+
+
+class OutboxError(PublishError):
+    """The database did not do it: it is down, full or has no outbox. Nothing was stored."""
+
+
+class NotSentError(PublishError):
+    """The message is stored, and the relay has not sent it in time. The relay keeps trying."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,34 +20,31 @@ when it is sent, and ``skip`` tells the relay to try once. Inside the applicatio
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import threading
 import time
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
-import pydantic
 from fedora_messaging import config as upstream_config
 
 from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.settings import OnFailure, OutboxSettings
-from consumer_framework.settings.problems import from_pydantic
+from consumer_framework.settings import outbox_settings
 
-from .message import Outgoing, PublishError, outgoing
-from .policy import Policy
-from .store import DEAD, OutboxStore, create_engine, insert
+from .collecting import TIMEOUT, Entry, Pending, Publisher
+from .message import NotSentError, Outgoing
+from .store import OutboxStore, create_engine, insert
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     import sqlalchemy as sa
     from fedora_messaging.message import Message
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session, scoped_session
+
+    from consumer_framework.settings import OutboxSettings
 
     AnySession: TypeAlias = Session | scoped_session[Any]
 
@@ -55,47 +52,9 @@ __all__ = ["NotSentError", "Outbox", "Pending", "default", "set_default"]
 
 _PATH = "consumer_config.framework.outbox"
 _FILE = "outbox.sqlite3"
-# Seconds between two looks at a row that publish() waits for: the first, and the longest.
-_FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.25
-_TIMEOUT = 30.0
 
 
-class NotSentError(PublishError):
-    """The message is stored, and the relay has not sent it in time. The relay keeps trying."""
-
-
-class Pending:
-    """Messages that were published in a block, before they are stored.
-
-    Attributes:
-        messages: The messages, each with its ``on_failure``, in the order of publishing. They may
-            be replaced before :meth:`commit`.
-    """
-
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-        self.messages: list[tuple[Outgoing, str]] = []
-
-    def commit(self, timeout: float = _TIMEOUT) -> None:
-        """Store the messages, in one transaction. Doing it twice stores them once.
-
-        Args:
-            timeout: Seconds to wait for those with ``on_failure = "wait"``.
-
-        Raises:
-            OutboxError: None of them was stored.
-            NotSentError: All are stored, and one to wait for is not sent in time.
-        """
-        messages, self.messages = self.messages, []
-        self._outbox.accept(messages, timeout)
-
-
-# The blocks that collect, by outbox. Never changed: each block sets a new mapping.
-_collecting: ContextVar[Mapping[Outbox, Pending]] = ContextVar("fm_outbox_collecting")
-_NOTHING: Mapping[Outbox, Pending] = {}
-
-
-class Outbox:
+class Outbox(Publisher):
     """Accepts messages for publishing. Several threads and coroutines may use it at once.
 
     Args:
@@ -124,12 +83,13 @@ class Outbox:
         clock: Callable[[], float] = time.time,
         validate: Callable[[Message], None] | None = None,
     ) -> None:
-        self.settings = settings or OutboxSettings()
-        self._policy = Policy.of(self.settings)
-        self._exchange = exchange
-        self._topic_prefix = topic_prefix
-        self._clock = clock
-        self._validate = validate
+        super().__init__(
+            settings,
+            exchange=exchange,
+            topic_prefix=topic_prefix,
+            clock=clock,
+            validate=validate,
+        )
         is_url = not hasattr(database, "dialect")
         self.store = OutboxStore.connect(database) if is_url else OutboxStore(database)  # type: ignore[arg-type]
         # The tables of an application's own database are made when its administrator says so.
@@ -148,7 +108,7 @@ class Outbox:
         session: AnySession | None = None,
         connection: sa.Connection | None = None,
         exchange: str | None = None,
-        timeout: float = _TIMEOUT,
+        timeout: float = TIMEOUT,
     ) -> Outgoing:
         """Accept *message* for publishing.
 
@@ -189,7 +149,7 @@ class Outbox:
         session: AsyncSession | None = None,
         connection: AsyncConnection | None = None,
         exchange: str | None = None,
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
+        timeout: float = TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
     ) -> Outgoing:
         """Accept *message* for publishing, without blocking the event loop.
 
@@ -202,105 +162,30 @@ class Outbox:
             await session.run_sync(lambda inner: insert(inner.connection(), [entry]))
         elif connection is not None:
             await connection.run_sync(insert, [entry])
-        elif (pending := self._pending()) is not None:
-            pending.messages.append(entry)
         else:
-            await asyncio.to_thread(self.accept, [entry], timeout)
+            await self.accept_async([entry], timeout)
         return entry[0]
 
-    @contextlib.contextmanager
-    def transaction(self, timeout: float = _TIMEOUT) -> Iterator[Pending]:
-        """Store all messages that the block publishes, in one transaction at its end.
+    def _put(self, messages: list[Entry]) -> None:
+        self.store.put(messages)
 
-        If the block raises, none is stored. Blocks may be nested: the outermost one stores. Threads
-        that the block starts are not part of it.
+    def _last_row(self) -> int:
+        return self.store.last_row()
 
-        Raises:
-            OutboxError: None of the messages was stored.
-        """
-        with self.collect() as pending:
-            yield pending
-        pending.commit(timeout)
+    def _state_of(self, message_id: str, since: int) -> tuple[str, str] | None:
+        return self.store.state_of(message_id, since)
 
-    @contextlib.asynccontextmanager
-    async def transaction_async(
-        self,
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
-    ) -> AsyncIterator[Pending]:
-        """Do the same as :meth:`transaction`, without blocking the event loop."""
-        with self.collect() as pending:
-            yield pending
-        await asyncio.to_thread(pending.commit, timeout)
-
-    @contextlib.contextmanager
-    def collect(self) -> Iterator[Pending]:
-        """Collect the messages that the block publishes; :meth:`Pending.commit` stores them.
-
-        Without a commit they are discarded.
-        """
-        pending = Pending(self)
-        before = _collecting.get(_NOTHING)
-        token = _collecting.set({**before, self: pending})
-        try:
-            yield pending
-        finally:
-            _collecting.reset(token)
-
-    def accept(self, messages: list[tuple[Outgoing, str]], timeout: float = _TIMEOUT) -> None:
-        """Store messages that were prepared before, or add them to the block that collects.
-
-        Raises:
-            OutboxError: None of them was stored.
-            NotSentError: All are stored, and one to wait for is not sent in time.
-        """
-        if not messages:
-            return
-        if (pending := self._pending()) is not None:
-            pending.messages += messages
-            return
+    def store_now(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
+        """Store messages at once; a SQLite file gets its tables before."""
         if self._makes_tables:
             self._make_tables()
-        awaited = [m.id for m, on_failure in messages if on_failure == OnFailure.WAIT.value]
-        since = self.store.last_row() if awaited else 0
-        self.store.put(messages)
-        deadline = time.monotonic() + timeout
-        for message_id in awaited:
-            self._wait(message_id, since, deadline)
-
-    def _entry(
-        self, message: Message, ordering_key: str | None, exchange: str | None
-    ) -> tuple[Outgoing, str]:
-        prepared = outgoing(
-            message,
-            exchange=self._exchange if exchange is None else exchange,
-            topic_prefix=self._topic_prefix,
-            ordering_key=ordering_key,
-            now=self._clock(),
-            max_body=self.settings.max_body,
-            validate=self._validate,
-        )
-        return prepared, self._policy.on_failure_of(prepared.topic).value
-
-    def _pending(self) -> Pending | None:
-        return _collecting.get(_NOTHING).get(self)
+        super().store_now(messages, timeout)
 
     def _make_tables(self) -> None:
         with self._preparing:
             if self._makes_tables:
                 self.store.migrate()
                 self._makes_tables = False
-
-    def _wait(self, message_id: str, since: int, deadline: float) -> None:
-        pause = _FIRST_LOOK
-        while (found := self.store.state_of(message_id, since)) is not None:
-            state, reason = found
-            if state == DEAD:
-                raise PublishError(f"message {message_id} can never be sent: {reason}")
-            if time.monotonic() >= deadline:
-                last = f"; the last attempt: {reason}" if reason else ""
-                raise NotSentError(f"message {message_id} is stored, and not sent yet{last}")
-            time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
-            pause = min(2 * pause, _LONGEST_LOOK)
 
 
 _default: Outbox | None = None
@@ -344,13 +229,7 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _configured(conf: Mapping[str, Any]) -> Outbox:
-    config = conf["consumer_config"]
-    framework = config.get("framework", {}) if isinstance(config, dict) else {}
-    table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
-    try:
-        settings = OutboxSettings.model_validate(table)
-    except pydantic.ValidationError as error:
-        raise ConfigurationError(*from_pydantic(error, _PATH, OutboxSettings, table)) from error
+    settings = outbox_settings(conf)
     return Outbox(
         database_of(settings),
         settings,

@@ -28,6 +28,14 @@ this row fails again, the row gets a delay of its own, and the next one is tried
 A relay that dies loses its lease and its claims after ``lease`` seconds; the next one sends the
 claimed rows again, with the same message ids. With ``leased=False`` several relays share the work,
 and keep the order of each key while none of them dies.
+
+**A slow batch.** A messenger may take longer than the lease: a broker confirms slowly, or the
+messenger tries one endpoint after another. While :meth:`Relay.run` waits for it, a second thread
+extends the lease and the claims of the batch. It gives up after :data:`PATIENCE` leases, because a
+messenger that hangs must not keep other relays from sending. If a relay was stopped meanwhile
+(SIGSTOP, a suspended machine, no database) for so long that another one took over, then the rest of
+its batch is given back between two waves. The messages that both sent are reported as
+:class:`.ClaimsLost`.
 """
 
 from __future__ import annotations
@@ -35,6 +43,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import threading
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum
@@ -54,6 +63,7 @@ from .events import (
     RelayObserver,
     Skipped,
     StoreDown,
+    StoreUp,
     TopicPaused,
 )
 from .messengers import Reject, Retry, Scope, Sent, refusal
@@ -61,7 +71,6 @@ from .policy import ENDPOINT, LONGEST, MESSAGE, TOPIC, OnFailure, Policy, Unrout
 from .store import OutboxError
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.core.ports import Clock
@@ -79,6 +88,10 @@ _LOOK = 0.1
 _SWEEP = 2000
 # Seconds between two looks for rows that a wrong clock made late.
 _REBASE = 60.0
+# A batch, or an attempt to connect, that takes so many leases is stuck.
+PATIENCE = 10
+# The lease is extended this often within its length.
+_EXTENSIONS = 6
 
 
 class Step(Enum):
@@ -114,11 +127,89 @@ class _Pause:
     times: int = 1
 
 
+class _Extender:
+    """Extends the lease and the claim of the batch on its way, in a thread of its own.
+
+    Args:
+        store: The outbox's table.
+        owner: The owner of the lease; None for a relay without one.
+        lease: Seconds.
+        clock: That of the relay.
+    """
+
+    def __init__(self, store: OutboxStore, owner: str | None, lease: float, clock: Clock) -> None:
+        self._store = store
+        self._owner = owner
+        self._lease = lease
+        self._clock = clock
+        # Held while a claim is extended, so that its batch is not settled meanwhile.
+        self._extending = threading.Lock()
+        self._work: tuple[str, Sequence[int]] | None = None
+        self._began = self._extended = 0.0
+        self._is_lost = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_late(self) -> bool:
+        """True if another relay has the lease or claim, or may have it before long."""
+        return self._is_lost or self._clock.monotonic() - self._extended > self._lease / 2
+
+    def start(self) -> None:
+        """Begin the thread."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="outbox-lease", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait for it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+
+    @contextlib.contextmanager
+    def extending(self, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
+        """Extend the lease, and the claim of *rows* with *token*, while the block runs."""
+        self._began = self._extended = self._clock.monotonic()
+        self._is_lost = False
+        self._work = (token, rows)
+        try:
+            yield
+        finally:
+            with self._extending:
+                self._work = None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._lease / _EXTENSIONS):
+            with self._extending:
+                self._extend()
+
+    def _extend(self) -> None:
+        now = self._clock.monotonic()
+        if (
+            self._work is None
+            or now - self._extended < self._lease / _EXTENSIONS
+            or now - self._began > self._lease * PATIENCE
+        ):
+            return
+        token, rows = self._work
+        try:
+            is_kept = self._store.extend(self._owner, self._lease, self._clock.time(), token, rows)
+        except OutboxError as error:
+            _log.debug("The lease could not be extended: %s", error)
+            return
+        if is_kept:
+            self._extended = now
+        else:
+            self._is_lost = True
+
+
 class Relay:
     """Sends from one outbox through one messenger.
 
     :meth:`run` belongs to a thread of its own; :meth:`step` is one round of it, for tests. Nothing
-    but :meth:`wake` may be called from another thread.
+    but :meth:`wake` may be called from another thread; properties may be read.
 
     Args:
         store: The outbox's table.
@@ -128,8 +219,7 @@ class Relay:
         observer: Is told what happens.
         chance: Returns a random number from 0 to 1, for jitter.
         window: Messages that are sent at once.
-        lease: Seconds after which another relay takes over from one that is dead. It must be longer
-            than :meth:`.Messenger.send_many` takes.
+        lease: Seconds after which another relay takes over from one that is dead.
         lossy: Send messages that the messenger would change.
         leased: False lets several relays send at once.
         owner: At most 40 characters, different for each relay.
@@ -138,6 +228,8 @@ class Relay:
         is_connected: True if the messenger is open.
         endpoint_until: The time of the next attempt to send after the endpoint failed, in seconds
             since the epoch; None if it did not fail.
+        endpoint_fault: The reason why no endpoint takes messages; ``""`` for none.
+        store_fault: The reason why the database cannot be used; ``""`` for none.
     """
 
     def __init__(  # noqa: PLR0913 -- each is a value of its own
@@ -169,14 +261,20 @@ class Relay:
         self._has_lease: bool | None = None
         self._lease_until = 0.0
         self._claims = 0
+        self._unsettled: tuple[str, _Fates] | None = None
         self._failures = 0
         self._swept = 0
         self._rebased = 0.0
         self._pauses: dict[tuple[str, str], _Pause] = {}
         self._waker: Waker | None = None
         self._woken = False
+        held_by = self._owner if leased else None
+        self._extender = _Extender(store, held_by, lease, clock)
+        self._moved = clock.monotonic()
         self.is_connected = False
         self.endpoint_until: float | None = None
+        self.endpoint_fault = ""
+        self.store_fault = ""
 
     @property
     def paused(self) -> dict[tuple[str, str], float]:
@@ -185,36 +283,63 @@ class Relay:
         return {key: one.until for key, one in list(self._pauses.items()) if one.until > now}
 
     @property
+    def endpoint(self) -> str:
+        """The host and port of the endpoint in use; ``""`` without one, or if nobody knows it."""
+        return getattr(self._messenger, "endpoint", "") if self.is_connected else ""
+
+    @property
     def is_sending(self) -> bool:
         """True if the relay may send: it has the lease, and an endpoint."""
         return self.is_connected and (self._has_lease is not False)
+
+    @property
+    def is_standby(self) -> bool:
+        """True if another relay has the lease: this one waits for it."""
+        return self._has_lease is False
+
+    @property
+    def is_stuck(self) -> bool:
+        """True if the thread of :meth:`run` has not moved for a long time: its process should end.
+
+        A messenger, or the driver of the database, does not return.
+        """
+        longest = PATIENCE * max(self._lease, ENDPOINT.longest)
+        return self._clock.monotonic() - self._moved > longest
 
     def run(self, stop: threading.Event) -> None:
         """Send until *stop* is set; then give back lease and claims, and close the messenger.
 
         A batch that is on its way is waited for. A failure of the database does not end the relay.
         """
+        self._extender.start()
         failures = 0
         try:
             while not stop.is_set():
                 try:
                     step = self.step()
                     failures = 0
+                    if self.store_fault:
+                        self.store_fault = ""
+                        self._observer.notify(StoreUp())
+                    if step is not Step.SENT:
+                        self._rest(stop, step)
                 except OutboxError as error:
                     failures += 1
-                    self._observer.notify(StoreDown(str(error)))
+                    self.store_fault = str(error)
+                    self._observer.notify(StoreDown(self.store_fault))
                     self._drop_waker()
                     stop.wait(ENDPOINT.after(failures, self._chance()))
-                    continue
-                if step is not Step.SENT:
-                    self._rest(stop, step)
         finally:
             self.close()
 
     def close(self) -> None:
         """Give back lease and claims, and close the messenger."""
+        # First: otherwise it could take the lease again.
+        self._extender.stop()
         self._drop_waker()
         with contextlib.suppress(OutboxError):
+            if self._unsettled is not None:
+                self._settle(*self._unsettled)
             self._store.release(self._owner)
         self._has_lease = None
         self._close_messenger()
@@ -230,30 +355,41 @@ class Relay:
             OutboxError: The database did not do it. Nothing is lost: the rows stay.
         """
         now = self._clock.time()
-        if not self._holds_lease(now):
-            return Step.STANDBY
+        self._moved = self._clock.monotonic()
+        if self._unsettled is not None:
+            self._settle(*self._unsettled)
         if now - self._rebased >= _REBASE or now < self._rebased:
             self._look_after(now)
+        if not self._holds_lease(now):
+            return Step.STANDBY
         if self.endpoint_until is not None and now < self.endpoint_until <= now + LONGEST:
             self._sweep("no endpoint takes messages")
             return Step.WAITING
-        if not self._open(now):
-            self._sweep("no endpoint takes messages")
-            return Step.WAITING
+        if not self.is_connected:
+            if not self._open():
+                self._sweep("no endpoint takes messages")
+                return Step.WAITING
+            # To connect may take longer than the lease.
+            now = self._clock.time()
+            if not self._holds_lease(now):
+                return Step.STANDBY
         self._claims += 1
         token = f"{self._owner}.{self._claims}"
         claimed = self._store.claim(token, self._window, self._lease, now)
         if not claimed:
             return Step.IDLE
-        self._settle(token, self._send(claimed))
+        with self._extender.extending(token, [one.row for one in claimed]):
+            fates = self._send(claimed)
+        self._settle(token, fates)
         return Step.SENT
 
     def _look_after(self, now: float) -> None:
         """Do the work that comes once a minute."""
+        self._store.rebase(now, max(LONGEST, 2 * self._lease))
         self._rebased = now
-        self._store.rebase(now, LONGEST)
-        # A topic that nobody published to since its pause ended begins anew.
-        ended = [key for key, pause in self._pauses.items() if pause.until + LONGEST < now]
+        # A topic that nobody published to since its pause ended begins anew. No pause is so far
+        # ahead, unless the clock was set back.
+        ended = [key for key, pause in self._pauses.items() if abs(pause.until - now) > LONGEST]
         for key in ended:
             del self._pauses[key]
 
@@ -262,7 +398,8 @@ class Relay:
     def _holds_lease(self, now: float) -> bool:
         if not self._leased:
             return True
-        if self._has_lease and now < self._lease_until - self._lease * 2 / 3:
+        since = now - (self._lease_until - self._lease)
+        if self._has_lease and 0 <= since < self._lease / 3:
             return True
         has_lease = self._store.lease(self._owner, self._lease, now)
         self._lease_until = now + self._lease
@@ -271,28 +408,29 @@ class Relay:
             self._observer.notify(LeaseChanged(has_lease))
         return has_lease
 
-    def _open(self, now: float) -> bool:
-        if self.is_connected:
-            return True
+    def _open(self) -> bool:
         try:
-            self._messenger.open()
+            with self._extender.extending():
+                self._messenger.open()
         except ConnectionError as error:
-            self._fail(redact(str(error)) or type(error).__name__, now)
+            self._fail(redact(str(error)) or type(error).__name__)
             return False
         except Exception as error:  # noqa: BLE001 -- see below
             # A defect of a messenger must not end the relay of all messages.
             _log.exception("The messenger raised %s", type(error).__name__)
-            self._fail(_defect(error), now)
+            self._fail(_defect(error))
             return False
         self.is_connected = True
         self.endpoint_until = None
+        self.endpoint_fault = ""
         self._observer.notify(EndpointUp())
         return True
 
-    def _fail(self, reason: str, now: float) -> None:
+    def _fail(self, reason: str) -> None:
         self._failures += 1
         self._window = 1
-        self.endpoint_until = now + ENDPOINT.after(self._failures, self._chance())
+        self.endpoint_fault = reason
+        self.endpoint_until = self._clock.time() + ENDPOINT.after(self._failures, self._chance())
         self._observer.notify(EndpointDown(reason, self.endpoint_until))
 
     def _close_messenger(self) -> None:
@@ -312,10 +450,9 @@ class Relay:
 
     def _send(self, claimed: Sequence[Claimed]) -> _Fates:
         fates = _Fates()
-        began = self._clock.monotonic()
         for wave in _waves(claimed):
-            is_late = self._clock.monotonic() - began > self._lease / 2
-            if is_late or fates.endpoint is not None:
+            self._moved = self._clock.monotonic()
+            if self._extender.is_late or fates.endpoint is not None:
                 fates.released += [one.row for one in wave]
                 continue
             ready = [one for one in wave if self._is_ready(one, fates)]
@@ -324,10 +461,11 @@ class Relay:
         if fates.sent:
             self._failures, self._swept = 0, 0
             self.endpoint_until = None
+            self.endpoint_fault = ""
             self._window = min(self._window * 8, self._full_window)
         if fates.endpoint is not None:
             self._close_messenger()
-            self._fail(fates.endpoint, self._clock.time())
+            self._fail(fates.endpoint)
         return fates
 
     def _is_ready(self, one: Claimed, fates: _Fates) -> bool:
@@ -437,6 +575,8 @@ class Relay:
         fates.events.append(Buried(one.message, reason))
 
     def _settle(self, token: str, fates: _Fates) -> None:
+        # Kept until it has succeeded, so that a database that is away sends nothing twice.
+        self._unsettled = token, fates
         settled = self._store.settle(
             token,
             sent=fates.sent,
@@ -451,9 +591,12 @@ class Relay:
                 "unroutable": fates.unroutable,
             },
         )
+        self._unsettled = None
         for event in fates.events:
             self._observer.notify(event)
         if settled.lost:
+            # Perhaps the lease is lost too.
+            self._lease_until = 0.0
             self._observer.notify(ClaimsLost(settled.lost))
 
     # Between batches
@@ -464,12 +607,21 @@ class Relay:
         if step is Step.WAITING and self.endpoint_until is not None:
             length = min(POLL, max(self.endpoint_until - self._clock.time(), _LOOK))
         end = self._clock.monotonic() + length
+        try:
+            self._wait(stop, step, end)
+        except Exception as error:
+            # Each driver raises what it likes when its database goes away.
+            line = redact(" ".join(str(error).split()))
+            raise OutboxError(f"the outbox {self._store.place}: {line}") from error
+        self._woken = False
+
+    def _wait(self, stop: threading.Event, step: Step, end: float) -> None:
         if self._waker is None:
             self._waker = self._store.waker()
         while not stop.is_set() and not self._woken and self._clock.monotonic() < end:
+            self._moved = self._clock.monotonic()
             if self._waker.wait(_LOOK) and step is Step.IDLE:
                 break
-        self._woken = False
 
     def _drop_waker(self) -> None:
         if self._waker is not None:

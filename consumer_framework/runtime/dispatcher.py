@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         FlightRecorder,
         HandlerRunner,
         Observer,
+        Outbox,
         Store,
     )
     from consumer_framework.runtime.assembly.plan import Plan
@@ -84,6 +85,7 @@ class Ports:
         observer: Told of each run and each settle.
         clock: The time.
         chance: Spreads delays.
+        outbox: Keeps the messages that handlers published; None where no handler can.
     """
 
     acknowledger: Acknowledger
@@ -92,6 +94,7 @@ class Ports:
     observer: Observer
     clock: Clock
     chance: Chance = random.random
+    outbox: Outbox | None = None
 
 
 class Dispatcher:
@@ -154,6 +157,7 @@ class Dispatcher:
             clock,
             asyncio.create_task,
             must_keep=self._goes_to_store,
+            outbox=ports.outbox,
         )
         gate.listen(self._gate_changed)
 

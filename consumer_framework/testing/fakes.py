@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from consumer_framework.core.attempt import NO_HISTORY, History
 from consumer_framework.core.delivery import Delivery
+from consumer_framework.core.memory import may_come_again, source_key
 from consumer_framework.core.ports import (
     Acknowledger,
     Clock,
     FlightRecorder,
     Notifier,
     Observer,
+    Outbox,
     Ran,
     Settled,
 )
@@ -26,10 +28,38 @@ from consumer_framework.core.ports import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from consumer_framework.core.delivery import Published
+    from consumer_framework.core.errors import StoreError
     from consumer_framework.core.ports import Observation
 
 # The queue and the message id, or the queue, the routing key and the body.
 Key: TypeAlias = tuple[str, str, str, bytes]
+
+
+class FakeOutbox(Outbox):
+    """An :class:`.Outbox` in memory, which outlives the processes of a test.
+
+    Attributes:
+        error: The error of every write; None while the database works.
+        runs: The runs whose messages are stored, in the order of the commits.
+    """
+
+    def __init__(self) -> None:
+        self.error: StoreError | None = None
+        self.runs: list[Published] = []
+        self._sources: set[str] = set()
+
+    async def store(self, published: Published) -> None:
+        """Store the messages of one run, once."""
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        if published in self.runs:
+            return
+        sources = {source_key(one): may_come_again(one) for one in published.deliveries}
+        if not all(again and key in self._sources for key, again in sources.items()):
+            self._sources |= sources.keys() - {""}
+            self.runs.append(published)
 
 
 class FakeFlightRecorder(FlightRecorder):

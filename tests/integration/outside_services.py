@@ -62,20 +62,25 @@ class PostgreSQL:
         )
         settings = [f"port={self.port}", f"listen_addresses={HOST}", "fsync=off"]
         settings += [f"unix_socket_directories={self._place}"]
-        self._process = subprocess.Popen(
-            [str(self._programs / "postgres"), "-D", data, *(f"-c{one}" for one in settings)],
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            **self._user,
-        )
-        until(lambda: self._psql("postgres", "SELECT 1").returncode == 0, "PostgreSQL answers")
+        self._command = [str(self._programs / "postgres"), "-D", data]
+        self._command += [f"-c{one}" for one in settings]
+        self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, stderr=subprocess.DEVNULL, cwd="/", **self._user
+        )
+        until(lambda: self._psql("postgres", "SELECT 1").returncode == 0, "PostgreSQL answers")
+
+    def stop(self) -> None:
         assert self._process is not None
         # "Fast shutdown": it does not wait for clients.
         self._process.send_signal(signal.SIGINT)
         self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         shutil.rmtree(self._place)
 
     def url(self, database: str, driver: str = "postgresql") -> str:
@@ -123,23 +128,30 @@ class MariaDB:
         subprocess.run(
             command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
         )
+        self._command = [
+            *(server, "--no-defaults", data, f"--port={self.port}", f"--bind-address={HOST}"),
+            *(f"--socket={self._place / 'socket'}", "--innodb-flush-log-at-trx-commit=2"),
+        ]
+        self.start()
+        return self
+
+    def start(self) -> None:
         self._process = subprocess.Popen(
-            [
-                *(server, "--no-defaults", data, f"--port={self.port}", f"--bind-address={HOST}"),
-                *(f"--socket={self._place / 'socket'}", "--innodb-flush-log-at-trx-commit=2"),
-            ],
+            self._command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
             **self._user,
         )
         until(lambda: self._mariadb("SELECT 1").returncode == 0, "MariaDB answers")
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         assert self._process is not None
         self._process.terminate()
         self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         shutil.rmtree(self._place)
 
     def url(self, database: str) -> str:

@@ -47,6 +47,7 @@ class Scripted:
     Attributes:
         answer: Returns the fate of a message.
         refuses: Raised by each :meth:`open`; None to open.
+        opening: Called by each :meth:`open`.
         batches: The ids of each batch.
         sent: The messages whose fate was :class:`.Sent`, in order.
     """
@@ -55,12 +56,15 @@ class Scripted:
         self.answer = answer
         self.features: frozenset[Feature] = EVERYTHING
         self.refuses: Exception | None = None
+        self.opening: Callable[[], object] = bool
         self.batches: list[list[str]] = []
         self.sent: list[Outgoing] = []
         self.is_open = False
         self.opened = 0
+        self.endpoint = ""
 
     def open(self) -> None:
+        self.opening()
         if self.refuses is not None:
             raise self.refuses
         self.is_open = True

@@ -257,6 +257,69 @@ def test_collected_messages_are_stored_once_and_only_by_a_commit(outbox):
     assert len(topics(outbox)) == 1
 
 
+def test_a_task_that_outlives_its_block_stores_at_once(outbox):
+    async def main():
+        go = asyncio.Event()
+
+        async def later():
+            await go.wait()
+            await outbox.publish_async(a_message("late"))
+
+        async with outbox.transaction_async():
+            task = asyncio.create_task(later())
+            await outbox.publish_async(a_message("inside"))
+        go.set()
+        await task
+
+    asyncio.run(main())
+    assert topics(outbox) == ["org.example.inside", "org.example.late"]
+
+
+def test_a_task_that_outlives_an_inner_block_publishes_into_the_outer_one(outbox):
+    async def main():
+        go = asyncio.Event()
+
+        async def later():
+            await go.wait()
+            await outbox.publish_async(a_message("late"))
+
+        outbox.publish(a_message("before"))
+        with outbox.collect() as discarded:
+            with outbox.collect():
+                task = asyncio.create_task(later())
+            go.set()
+            await task
+        return [message.topic for message, _ in discarded.messages]
+
+    assert asyncio.run(main()) == ["org.example.late"]
+    assert topics(outbox) == ["org.example.before"]
+
+
+def test_a_message_after_the_commit_of_its_block_is_stored_at_once(outbox):
+    with outbox.collect() as pending:
+        outbox.publish(a_message("a"))
+        pending.commit()
+        outbox.publish(a_message("b"))
+    assert topics(outbox) == ["org.example.a", "org.example.b"]
+
+
+def test_a_commit_that_failed_may_be_tried_again(outbox, monkeypatch):
+    outbox.store.migrate()
+    with outbox.collect() as pending:
+        outbox.publish(a_message())
+    right = outbox.store.put
+
+    def put(messages):
+        monkeypatch.setattr(outbox.store, "put", right)
+        raise OutboxError("the disk is full")
+
+    monkeypatch.setattr(outbox.store, "put", put)
+    with pytest.raises(OutboxError, match="the disk is full"):
+        pending.commit()
+    pending.commit()
+    assert len(topics(outbox)) == 1
+
+
 def test_another_thread_is_no_part_of_a_block(outbox):
     with outbox.transaction():
         thread = threading.Thread(target=outbox.publish, args=(a_message(),))
@@ -363,6 +426,21 @@ def test_with_wait_publish_returns_when_the_message_is_sent(url):
 def test_with_wait_a_message_that_is_not_sent_in_time_stays_stored(url):
     outbox = waiting_outbox(url)
     with pytest.raises(NotSentError, match="is stored, and not sent yet"):
+        outbox.publish(a_message("wait.a"), timeout=0.05)
+    assert topics(outbox) == ["wait.a"]
+    outbox.close()
+
+
+def test_with_wait_a_database_that_goes_away_does_not_hide_that_the_message_is_stored(
+    url, monkeypatch
+):
+    outbox = waiting_outbox(url)
+
+    def state_of(*_):
+        raise OutboxError("the database is away")
+
+    monkeypatch.setattr(outbox.store, "state_of", state_of)
+    with pytest.raises(NotSentError, match="not sent yet; the last attempt: the database is away"):
         outbox.publish(a_message("wait.a"), timeout=0.05)
     assert topics(outbox) == ["wait.a"]
     outbox.close()

@@ -245,7 +245,7 @@ class Executor:
         self._outstanding -= 1
         self._last_took = self._clock() - run.started_at
         if isinstance(result, Succeeded):
-            run.succeed()
+            run.succeed(result)
             release()
             return
         if isinstance(result, BaseException):

@@ -12,7 +12,7 @@ import threading
 import time
 import types
 from collections.abc import AsyncGenerator, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from fedora_messaging import exceptions as upstream
@@ -20,7 +20,14 @@ from twisted.internet import defer
 
 from consumer_framework.author.batch import Batch
 from consumer_framework.author.heartbeat import CURRENT_RUN
-from consumer_framework.core.delivery import Failed, Outcome, Skipped, Succeeded, Undecodable
+from consumer_framework.core.delivery import (
+    Failed,
+    Outcome,
+    Published,
+    Skipped,
+    Succeeded,
+    Undecodable,
+)
 from consumer_framework.core.errors import Drop, Halt, Retry, Skip
 from consumer_framework.core.text import printable
 
@@ -28,14 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from consumer_framework.author.handler import Handler
-    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.delivery import Delivery, Publication
     from consumer_framework.core.ports import Decoder, FlightRecorder
 
 _log = logging.getLogger(__name__)
 
 SUCCEEDED = Succeeded()
 
-# One outcome for each delivery; SUCCEEDED alone where all of them succeeded. For a function that
+# One outcome for each delivery; a success alone where all of them succeeded. For a function that
 # is no handler, a list of the pair that `returned_or_raised` makes.
 Result: TypeAlias = "Succeeded | list[Any]"
 # A run that the event loop is to run as a task; a thread may have begun it.
@@ -47,6 +54,9 @@ _Landing: TypeAlias = "int | Undecodable"
 INLINE = 1 << 14
 
 T = TypeVar("T")
+
+# Held for the moment of adding a message to its run.
+_publishing = threading.Lock()
 
 
 @dataclass(eq=False, slots=True)
@@ -64,6 +74,9 @@ class Run:
         is_overdue: Whether it has been reported, or cancelled, for taking too long.
         task: The task that it runs in, None in a thread.
         context: The context variables of the task.
+        published: The messages that the handler published; None until it publishes one.
+        is_over: Whether the handler is done, so that a message that is published late by a thread
+            or a task of its own does not belong to the run any more.
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
@@ -76,6 +89,8 @@ class Run:
     is_overdue: bool = False
     task: asyncio.Task[Any] | None = None
     context: contextvars.Context | None = None
+    published: list[Publication] | None = None
+    is_over: bool = False
 
     @property
     def named(self) -> str:
@@ -94,15 +109,40 @@ class Run:
         """Restart its time limit. The author's code calls this in any thread."""
         self.beaten_at = self.clock()
 
+    def collect(self, messages: Sequence[Publication]) -> bool:
+        """Let *messages* belong to the run. The author's code calls this in any thread.
+
+        Returns:
+            False if they cannot: the handler is done, or ``setup`` or ``teardown`` runs.
+        """
+        if not self.deliveries:
+            return False
+        with _publishing:
+            if self.published is None:
+                self.published = []
+            # Read after the list is there: see `take_published`.
+            if self.is_over:
+                return False
+            self.published += messages
+        return True
+
+    def take_published(self) -> Sequence[Publication]:
+        """End the collection, and return the messages; a run without any takes no lock."""
+        self.is_over = True
+        if self.published is None:
+            return ()
+        with _publishing:
+            return self.published
+
     def has(self, is_meant: Callable[[Delivery], bool]) -> bool:
         """Return whether *is_meant* is true for any of its deliveries."""
         return any(map(is_meant, self.deliveries))
 
-    def succeed(self) -> None:
-        """Give each waiter a success."""
+    def succeed(self, success: Succeeded) -> None:
+        """Give each waiter *success*."""
         for waiter in self.waiters:
             if not waiter.done():
-                waiter.set_result(SUCCEEDED)
+                waiter.set_result(success)
 
     def end(self, outcomes: Sequence[Any]) -> None:
         """Give each waiter its outcome."""
@@ -234,11 +274,14 @@ class HandlerRuns:
                         callee.judge(returned)
                 except BaseException as raised:  # noqa: BLE001 -- SystemExit would end the loop
                     error = raised
-            return self._land(landings, batch, error)
+            published = run.take_published()
+            result = self._land(landings, batch, error)
+            return _with_published(result, run, published) if published else result
         finally:
             # No cycles for the garbage collector: the run keeps its task, a task its context, and
             # the traceback of an error this frame.
             CURRENT_RUN.set(None)
+            run.is_over = True
             del self._unfinished[run], run, error
             landings.clear()
 
@@ -283,6 +326,29 @@ class HandlerRuns:
             if outcome is not SUCCEEDED:
                 result = outcomes
         return result
+
+
+def _with_published(result: Result, run: Run, messages: Sequence[Publication]) -> Result:
+    """Return *result* with the *messages* in the outcomes of deliveries that are done.
+
+    A delivery that failed runs again, or waits for an operator, or is lost on purpose: it publishes
+    nothing. The messages of a batch belong to all of its deliveries that did not fail.
+    """
+    outcomes = [result] * len(run.deliveries) if isinstance(result, Succeeded) else result
+    pairs = zip(run.deliveries, outcomes, strict=True)
+    done = tuple(delivery for delivery, outcome in pairs if _is_done(outcome))
+    if not done:
+        return result
+    published = Published(tuple(messages), done)
+    if isinstance(result, Succeeded):
+        return Succeeded(published)
+    return [replace(o, published=published) if _is_done(o) else o for o in outcomes]
+
+
+def _is_done(outcome: Outcome) -> bool:
+    if isinstance(outcome, Failed):
+        return isinstance(outcome.error, Halt) and not outcome.error.requeue
+    return isinstance(outcome, Succeeded | Skipped)
 
 
 def outcome_of(error: BaseException) -> Outcome:

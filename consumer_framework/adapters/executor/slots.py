@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from .run import SUCCEEDED
+from consumer_framework.core.delivery import Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,7 +216,7 @@ class ThreadSlots:
                 result = self._body(run)
             except BaseException as error:  # noqa: BLE001 -- handed to the loop, whatever it is
                 result = error
-            if result is SUCCEEDED:
+            if isinstance(result, Succeeded):
                 self._report((run, result, self._count_down))
             else:
                 self._report((run, result, go_on))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "fm_outbox_version"
 # The version of the tables that this code needs; the name of the newest migration.
-HEAD = "0001"
+HEAD = "0002"
 
 
 def upgrade(connection: Connection) -> None:
