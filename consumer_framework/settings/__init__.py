@@ -38,7 +38,16 @@ from .model import (
     Unroutable,
     instance_name_problem,
 )
-from .parsing import NO_OVERRIDES, Overrides, conflicts, override, parse, refuse_conflicts
+from .parsing import (
+    NO_OVERRIDES,
+    Overrides,
+    conflicts,
+    outbox_settings,
+    outbox_table,
+    override,
+    parse,
+    refuse_conflicts,
+)
 from .problems import toml_path
 
 __all__ = [
@@ -76,6 +85,8 @@ __all__ = [
     "is_authors",
     "is_config_type",
     "known_keys",
+    "outbox_settings",
+    "outbox_table",
     "override",
     "parse",
     "parse_consumer_config",
