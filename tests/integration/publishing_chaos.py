@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pika
 import sqlalchemy as sa
@@ -133,9 +133,10 @@ class Clients:
         self.answers: Counter[int] = Counter()
         self.told: list[str] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -230,8 +231,8 @@ class Chaos:
 
     programs: dict[str, Program]
     broker: Broker
-    disk: Disk | None
-    server: PostgreSQL | MariaDB | None
+    disk: Disk | None = None
+    server: PostgreSQL | MariaDB | None = None
     done: Counter[str] = field(default_factory=Counter)
     outages: list[tuple[float, float]] = field(default_factory=list)
     steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict(list))
@@ -278,8 +279,6 @@ class Chaos:
 
     def _restart_broker(self) -> None:
         self.done["the broker was restarted"] += 1
-        # RabbitMQ 3 writes new declarations to the disk with a delay.
-        self.broker.ctl("eval", "mnesia:sync_log().")
         since = time.monotonic()
         self.broker.restart()
         self.outages.append((since, time.monotonic() + 5))
@@ -354,6 +353,7 @@ class Ledger:
     """The fate of each message.
 
     Attributes:
+        arrived: The number of messages that arrived.
         wrong: Each breach of the promise, as a sentence.
         duplicates: Messages that arrived more than once, by the reason.
     """
@@ -363,6 +363,7 @@ class Ledger:
     ) -> None:
         self._truth = truth
         self._arrived = arrived
+        self.arrived = len({one for one, _, _ in arrived})
         self._chaos = chaos
         self.wrong: list[str] = []
         self.duplicates: Counter[str] = Counter()
