@@ -141,6 +141,12 @@ class Claims(Database):
                 is_kept &= kept == len(rows)
         return is_kept
 
+    def leased_until(self) -> float:
+        """Return the end of the lease of the relay, in seconds since the epoch; 0 for no relay."""
+        until = sa.select(lease_table.c.until).where(lease_table.c.name == _LEASE_NAME)
+        with self.reading() as connection:
+            return float(connection.scalar(until) or 0.0)
+
     def release(self, owner: str) -> None:
         """Give back the lease of *owner*, and the claims whose token begins with it and a dot."""
         free = sa.update(lease_table).where(
