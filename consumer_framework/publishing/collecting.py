@@ -184,7 +184,7 @@ class Publisher(abc.ABC):
     ) -> None:
         """Do the same as :meth:`accept`, without blocking the event loop."""
         if messages and not self._collects(messages):
-            await self._in_thread(self.store_now, messages, timeout)
+            await self.in_thread(self.store_now, messages, timeout)
 
     def store_now(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages in one transaction, and wait for those with ``on_failure = "wait"``.
@@ -210,7 +210,8 @@ class Publisher(abc.ABC):
     def _state_of(self, message_id: str, since: int) -> tuple[str, str] | None:
         """Return the state and the reason of the message's row after *since*, None for no row."""
 
-    async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+    async def in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call *function*, which uses this publisher, without blocking the event loop."""
         await asyncio.to_thread(function, *arguments)
 
     def accept_outside(self, messages: list[Entry], timeout: float) -> None:

@@ -189,7 +189,7 @@ class Outbox(Publisher):
         """Do the same as :meth:`transaction`, without blocking the event loop."""
         with self.collect() as pending:
             yield pending
-        await self._in_thread(pending.commit, timeout)
+        await self.in_thread(pending.commit, timeout)
 
     def _put(self, messages: list[Entry]) -> None:
         self.store.put(messages)

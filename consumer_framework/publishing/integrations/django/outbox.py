@@ -29,7 +29,7 @@ from consumer_framework.publishing.collecting import (
     Pending,
     Publisher,
 )
-from consumer_framework.publishing.integrations.requests import Enrich, commit
+from consumer_framework.publishing.integrations.requests import Headers, commit
 from consumer_framework.publishing.message import OutboxError, with_headers
 from consumer_framework.settings import outbox_settings, outbox_table
 
@@ -154,8 +154,8 @@ class DjangoOutbox(Publisher):
         """The rows of the table, as a query of Django."""
         return OutboxMessage.objects.using(self.using)
 
-    async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
-        # A connection belongs to the thread that Django gives to synchronous code.
+    async def in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call *function* in the thread of synchronous code, to which connections belong."""
         await sync_to_async(function, thread_sensitive=True)(*arguments)
 
     @contextlib.contextmanager
@@ -175,17 +175,19 @@ class RequestBlock(Pending):
 
     Args:
         outbox: The outbox of the database.
-        enrich: Returns further headers of a message.
+        headers: Returns further headers of a message.
         timeout: Seconds to wait for messages with ``on_failure = "wait"``.
 
     Attributes:
         outbox: The outbox of the database.
     """
 
-    def __init__(self, outbox: DjangoOutbox, enrich: Enrich, timeout: float) -> None:
+    def __init__(
+        self, outbox: DjangoOutbox, headers: Callable[[Outgoing], Headers], timeout: float
+    ) -> None:
         super().__init__(outbox, outbox.current())
         self.outbox = outbox
-        self._enrich = enrich
+        self._headers = headers
         self._timeout = timeout
         self._is_atomic = False
         # Rows in the transaction of the request. A savepoint may have taken some of them back.
@@ -210,7 +212,7 @@ class RequestBlock(Pending):
             rows = self.outbox.insert(messages)
             self._inserted += zip(rows, (message for message, _ in messages), strict=True)
             return
-        self.outbox.insert([(with_headers(m, self._enrich(m)), choice) for m, choice in messages])
+        self.outbox.insert([(with_headers(m, self._headers(m)), choice) for m, choice in messages])
 
     def finish(self, *, succeeded: bool) -> None:
         """Keep the messages if the request *succeeded*, otherwise discard them.
@@ -224,11 +226,11 @@ class RequestBlock(Pending):
         if self._inserted and not connections[self.outbox.using].needs_rollback:
             (self._enrich_inserted if succeeded else self._delete_inserted)()
         if succeeded:
-            commit(self, self._enrich, self._timeout)
+            commit(self, self._headers, self._timeout)
 
     def _enrich_inserted(self) -> None:
         for row, message in self._inserted:
-            changed = with_headers(message, self._enrich(message))
+            changed = with_headers(message, self._headers(message))
             if changed is not message:
                 headers = json.dumps(dict(changed.headers))
                 self.outbox.rows.filter(pk=row.pk).update(headers=headers)
