@@ -18,7 +18,17 @@ from .options import DEFAULT_FILE, complete_instance, configuration_file
 from .terminal import complain
 
 # The commands that have a module of their name.
-_IN_MODULES = ("check", "explain", "outbox", "quarantine", "reload", "scale", "status", "units")
+_IN_MODULES = (
+    "check",
+    "explain",
+    "outbox",
+    "publish",
+    "quarantine",
+    "reload",
+    "scale",
+    "status",
+    "units",
+)
 
 _EXIT_CODES = """
 \b
