@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import uuid
+from typing import Any
 
 import pika
 import pytest
@@ -54,7 +55,7 @@ class Relay:
         self.log = directory / f"{name}.log"
         self.topic = f"app.{uuid.uuid4().hex}"
         self.store = OutboxStore.connect(url)
-        self.process = None
+        self.process: Any = None
         notify = directory / f"{name}.notify"
         self.systemd = Notifications(notify)
         self.environment = {
@@ -113,6 +114,7 @@ class Relay:
     def state_of_process(self):
         """Return the state as the relay says it, also while the database is down."""
         with connected_to([self.state / RELAY_CONTROL]) as running:
+            assert running is not None
             [answer] = running.ask(RelayStatus())
         return answer.relay.state
 
@@ -135,7 +137,7 @@ class Queue:
 
     def read(self):
         while (got := self._channel.basic_get(self._name, auto_ack=True))[0] is not None:
-            self.ids.append(got[1].message_id)
+            self.ids.append(getattr(got[1], "message_id", None))
         return self.ids
 
     def close(self):
