@@ -68,6 +68,13 @@ class Settled(NamedTuple):
     lost: int
 
 
+class Lease(NamedTuple):
+    """The lease of an outbox: the relay that holds it, and its end in seconds since the epoch."""
+
+    owner: str
+    until: float
+
+
 class Waker(Protocol):
     """Waits until rows may have been inserted. One thread uses it."""
 
@@ -112,6 +119,15 @@ class Claims(Database):
             raise
         return True
 
+    def lease_holder(self) -> Lease | None:
+        """Return the lease that was last taken; None before the first relay."""
+        columns = (lease_table.c.owner, lease_table.c.until)
+        with self.reading() as connection:
+            found = connection.execute(
+                sa.select(*columns).where(lease_table.c.name == _LEASE_NAME)
+            ).first()
+        return None if found is None else Lease(found.owner, found.until)
+
     def extend(
         self, owner: str | None, seconds: float, now: float, token: str, rows: Sequence[int]
     ) -> bool:
@@ -140,6 +156,12 @@ class Claims(Database):
                 kept = connection.execute(claimed.values(claimed_until=now + seconds)).rowcount
                 is_kept &= kept == len(rows)
         return is_kept
+
+    def leased_until(self) -> float:
+        """Return the end of the lease of the relay, in seconds since the epoch; 0 for no relay."""
+        until = sa.select(lease_table.c.until).where(lease_table.c.name == _LEASE_NAME)
+        with self.reading() as connection:
+            return float(connection.scalar(until) or 0.0)
 
     def release(self, owner: str, token: str = "", rows: Sequence[int] = ()) -> None:
         """Give back the lease of *owner*, and its claim.

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
+# Seconds to connect to a server; drivers wait longer, or for ever.
+CONNECT = 10
+# The drivers that have the option.
+_LIMITED = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
 # Seconds that a statement waits for another writer of the same SQLite file.
 BUSY = 30.0
 # Any number, the same in each process.
@@ -49,7 +53,9 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, wal=True)
-        return sa.create_engine(parsed, pool_pre_ping=True, **_READ_COMMITTED)
+        is_known = parsed.get_driver_name() in _LIMITED and "connect_timeout" not in parsed.query
+        limit = {"connect_timeout": CONNECT} if is_known else {}
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=limit, **_READ_COMMITTED)
     except sa.exc.ArgumentError as error:
         cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
         raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
