@@ -17,13 +17,13 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
 from consumer_framework.core.secrets import redact
 from consumer_framework.core.text import clipped
 
 from .database import Database
 from .message import DEAD, WAITING, OutboxError
+from .policy import LONGEST
 from .tables import (
     CHANNEL,
     MESSAGE,
@@ -38,6 +38,8 @@ from .tables import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+# Seconds that no claim lasts for: twice the longest lease that can be configured.
+LONGEST_CLAIM = 7200.0
 # A claim gets no more bodies once it has so many bytes.
 CLAIM_BYTES = 32 << 20
 # Rows that are parked behind the same waiting row in one claim.
@@ -66,11 +68,22 @@ class Settled(NamedTuple):
     lost: int
 
 
+class Lease(NamedTuple):
+    """The lease of an outbox: the relay that holds it, and its end in seconds since the epoch."""
+
+    owner: str
+    until: float
+
+
 class Waker(Protocol):
     """Waits until rows may have been inserted. One thread uses it."""
 
     def wait(self, timeout: float) -> bool:
-        """Wait for at most *timeout* seconds; return true if there may be new rows."""
+        """Wait for at most *timeout* seconds; return true if there may be new rows.
+
+        Raises:
+            OutboxError: The database is gone. The waker is of no use any more.
+        """
         ...
 
     def close(self) -> None:
@@ -106,6 +119,15 @@ class Claims(Database):
             raise
         return True
 
+    def lease_holder(self) -> Lease | None:
+        """Return the lease that was last taken; None before the first relay."""
+        columns = (lease_table.c.owner, lease_table.c.until)
+        with self.reading() as connection:
+            found = connection.execute(
+                sa.select(*columns).where(lease_table.c.name == _LEASE_NAME)
+            ).first()
+        return None if found is None else Lease(found.owner, found.until)
+
     def extend(
         self, owner: str | None, seconds: float, now: float, token: str, rows: Sequence[int]
     ) -> bool:
@@ -135,16 +157,29 @@ class Claims(Database):
                 is_kept &= kept == len(rows)
         return is_kept
 
-    def release(self, owner: str) -> None:
-        """Give back the lease of *owner*, and the claims whose token begins with it."""
+    def leased_until(self) -> float:
+        """Return the end of the lease of the relay, in seconds since the epoch; 0 for no relay."""
+        until = sa.select(lease_table.c.until).where(lease_table.c.name == _LEASE_NAME)
+        with self.reading() as connection:
+            return float(connection.scalar(until) or 0.0)
+
+    def release(self, owner: str, token: str = "", rows: Sequence[int] = ()) -> None:
+        """Give back the lease of *owner*, and its claim.
+
+        Args:
+            owner: As it was given to :meth:`lease`.
+            token: As it was given to :meth:`claim`.
+            rows: The ids of the claimed rows. They are not searched for by their token, because
+                that would be a scan.
+        """
         free = sa.update(lease_table).where(
             lease_table.c.name == _LEASE_NAME, lease_table.c.owner == owner
         )
-        claims = sa.update(outbox_table).where(c.state == WAITING, c.claimed_until.is_not(None))
-        claims = claims.where(c.claimed_by.startswith(owner, autoescape=True))
+        claims = sa.update(outbox_table).where(c.id.in_(rows), c.claimed_by == token)
         with self.transaction() as connection:
             connection.execute(free.values(until=0.0))
-            connection.execute(claims.values(claimed_by=None, claimed_until=None))
+            if rows:
+                connection.execute(claims.values(claimed_by=None, claimed_until=None))
 
     def claim(self, token: str, limit: int, lease: float, now: float) -> list[Claimed]:
         """Claim rows that are due, in the order of their ids.
@@ -159,8 +194,9 @@ class Claims(Database):
             OutboxError: The database did not do it.
         """
         with self.transaction() as connection:
+            far = now + max(LONGEST, 2 * lease)
             for _ in range(_ROUNDS):
-                rows, has_parked = self._claimable(connection, limit, now)
+                rows, has_parked = self._claimable(connection, limit, now, far)
                 if rows or not has_parked:
                     break
             if not rows:
@@ -171,10 +207,10 @@ class Claims(Database):
             return [Claimed(*parts(row)) for row in found]
 
     def _claimable(
-        self, connection: sa.Connection, limit: int, now: float
+        self, connection: sa.Connection, limit: int, now: float, far: float
     ) -> tuple[list[int], bool]:
         """Return the ids of rows to claim, and true if others were parked."""
-        parameters = {"now": now, "limit": max(limit, _LEAST_READ)}
+        parameters = {"now": now, "far": far, "limit": max(limit, _LEAST_READ)}
         retried = list(connection.execute(_RETRIED, parameters))
         fresh = list(connection.execute(_FRESH, parameters))
         lanes: dict[str, list[sa.Row[Any]]] = defaultdict(list)
@@ -184,7 +220,7 @@ class Claims(Database):
         has_parked = False
         for key, rows in lanes.items():
             if rows[0].head != rows[0].id:
-                has_parked |= self._park(connection, key, now)
+                has_parked |= self._park(connection, key, now, far)
             elif len(rows) == 1:
                 free += rows
             else:
@@ -193,7 +229,7 @@ class Claims(Database):
         return _within(chosen), has_parked
 
     @staticmethod
-    def _park(connection: sa.Connection, key: str, now: float) -> bool:
+    def _park(connection: sa.Connection, key: str, now: float, far: float) -> bool:
         """Let the rows behind the first one of *key* wait as long as it does."""
         lane = (c.ordering_key == key, c.state == WAITING)
         columns = (c.id, c.due, c.claimed_until)
@@ -202,11 +238,11 @@ class Claims(Database):
             return False
         until = head.due
         if until <= now:
-            if head.claimed_until is None or head.claimed_until <= now:
+            if head.claimed_until is None or not now < head.claimed_until <= far:
                 # It is due: another relay is about to claim it, or the limit left it out.
                 return False
             until = min(head.claimed_until, now + _BEHIND_CLAIM)
-        behind = sa.select(c.id).where(*lane, c.due <= now, c.id > head.id, free(now))
+        behind = sa.select(c.id).where(*lane, c.due <= now, c.id > head.id, free(now, far))
         behind = behind.order_by(c.id).limit(_PARKED).with_for_update(skip_locked=True)
         ids = list(connection.scalars(behind))
         if ids:
@@ -241,7 +277,8 @@ class Claims(Database):
         Raises:
             OutboxError: The database did not do it. The rows stay claimed until their claims end.
         """
-        done = 0
+        lists: tuple[Sequence[Any], ...] = (sent, discarded, retries, parked, dead, released)
+        done, settled = 0, sum(map(len, lists))
         with self.transaction() as connection:
             for ids in (sent, discarded):
                 if ids:
@@ -260,11 +297,10 @@ class Claims(Database):
             for row, reason in dead:
                 values = {"row": row, "token": token, "new_reason": _line(reason)}
                 done += connection.execute(_BURY, values).rowcount
-            for name, value in (counts or {}).items():
+            # If all were settled before, by a commit that seemed to fail, they are counted.
+            for name, value in (counts or {}).items() if done or not settled else ():
                 if value:
                     _count(connection, name, value)
-        lists: tuple[Sequence[Any], ...] = (sent, discarded, retries, parked, dead, released)
-        settled = sum(map(len, lists))
         return Settled(done, settled - done)
 
     def discard_skippable(self, after_row: int, limit: int) -> tuple[int, int]:
@@ -298,25 +334,37 @@ class Claims(Database):
     def rebase(self, now: float, longest: float) -> int:
         """Make rows due that are due later than *longest* seconds from *now*.
 
-        Nothing waits for so long by itself: the clock was set back. Returns the number of rows.
+        Nothing waits for so long by itself: the clock was set back. A lease that lasts longer is
+        ended for the same reason. Returns the number of rows.
         """
-        late = sa.update(outbox_table).where(c.state == WAITING, c.due > now + longest)
+        far = now + longest
+        late = sa.update(outbox_table).where(c.state == WAITING, c.due > far)
+        leases = sa.update(lease_table).where(lease_table.c.until > far)
         with self.transaction() as connection:
+            connection.execute(leases.values(until=now))
             return connection.execute(late.values(due=now)).rowcount
 
     def waker(self) -> Waker:
-        """Return a waker for the thread of a relay."""
-        match self.engine.dialect.name:
-            case "sqlite":
-                return _SqliteWaker(self.engine)
-            case "postgresql" if self.engine.dialect.driver == "psycopg":
-                return _PostgresWaker(self.engine)
-        return _PollingWaker()
+        """Return a waker for the thread of a relay.
+
+        Raises:
+            OutboxError: The database does not answer.
+        """
+        with self.told():
+            match self.engine.dialect.name:
+                case "sqlite":
+                    return _SqliteWaker(self)
+                case "postgresql" if self.engine.dialect.driver == "psycopg":
+                    return _PostgresWaker(self)
+            return _PollingWaker()
 
 
-def free(now: Any) -> sa.ColumnElement[bool]:
-    """Return the condition that no relay has a row at *now*."""
-    return sa.or_(c.claimed_until.is_(None), c.claimed_until <= now)
+def free(now: Any, far: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that no relay has a row at *now*.
+
+    No claim lasts until *far*: the clock was set back after it.
+    """
+    return sa.or_(c.claimed_until.is_(None), c.claimed_until <= now, c.claimed_until > far)
 
 
 def _candidates(*due: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -326,7 +374,7 @@ def _candidates(*due: sa.ColumnElement[bool]) -> sa.Select[Any]:
     head = sa.case((c.ordering_key == "", c.id), else_=first.scalar_subquery()).label("head")
     size = sa.func.length(c.body).label("size")
     rows = sa.select(c.id, c.ordering_key, c.due, size, head)
-    rows = rows.where(c.state == WAITING, *due, free(sa.bindparam("now")))
+    rows = rows.where(c.state == WAITING, *due, free(sa.bindparam("now"), sa.bindparam("far")))
     return rows.limit(sa.bindparam("limit")).with_for_update(skip_locked=True)
 
 
@@ -410,16 +458,18 @@ class _PollingWaker:
 class _SqliteWaker:
     """Looks at ``PRAGMA data_version``, which changes with each commit of another connection."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._connection = engine.raw_connection()
+    def __init__(self, database: Database) -> None:
+        self._told = database.told
+        self._connection = database.engine.raw_connection()
         self.version = self._look()
 
     def _look(self) -> int:
-        cursor = self._connection.cursor()
-        cursor.execute("PRAGMA data_version")
-        (version,) = cursor.fetchone() or (0,)
-        cursor.close()
-        return int(version)
+        with self._told():
+            cursor = self._connection.cursor()
+            cursor.execute("PRAGMA data_version")
+            (version,) = cursor.fetchone() or (0,)
+            cursor.close()
+            return int(version)
 
     def wait(self, timeout: float) -> bool:
         before = self.version
@@ -436,16 +486,18 @@ class _SqliteWaker:
 class _PostgresWaker:
     """Listens for the NOTIFY of an insert."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        # A connection outside the pool, because it listens for as long as it lives.
-        options: dict[str, Any] = {"poolclass": NullPool}
-        engine = sa.create_engine(engine.url, isolation_level="AUTOCOMMIT", **options)
-        self._connection = engine.connect()
+    def __init__(self, database: Database) -> None:
+        self._told = database.told
+        engine = database.engine
+        self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        # The pool does not get it back, because it listens for as long as it lives.
+        self._connection.detach()
         self._connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+        self._driver: Any = self._connection.connection.dbapi_connection
 
     def wait(self, timeout: float) -> bool:
-        driver: Any = self._connection.connection.driver_connection
-        return any(True for _ in driver.notifies(timeout=timeout, stop_after=1))
+        with self._told():
+            return any(True for _ in self._driver.notifies(timeout=timeout, stop_after=1))
 
     def close(self) -> None:
         self._connection.close()

@@ -21,18 +21,29 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from consumer_framework.settings import OnFailure, OutboxSettings
 
-from .message import DEAD, NotSentError, Outgoing, PublishError, outgoing
+from .message import (
+    DEAD,
+    WAITING,
+    NotSentError,
+    OutboxError,
+    Outgoing,
+    PublishError,
+    outgoing,
+    with_headers,
+)
 from .policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fedora_messaging.message import Message
 
-__all__ = ["TIMEOUT", "Entry", "Pending", "Publisher"]
+__all__ = ["TIMEOUT", "Entry", "Headers", "Pending", "Publisher"]
 
 # A message with its `on_failure`.
 Entry: TypeAlias = "tuple[Outgoing, str]"
+# Further headers of a message; None for none.
+Headers: TypeAlias = "Mapping[str, Any] | None"
 # Seconds between two looks at a row that publish() waits for: the first, and the longest.
 _FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.25
 # Seconds that publish() waits with `on_failure = "wait"`.
@@ -42,14 +53,24 @@ TIMEOUT = 30.0
 class Pending:
     """Messages that were published in a block, before they are stored.
 
+    Args:
+        publisher: The outbox.
+        outer: The block around this one, or None.
+        headers: Returns further headers of a message; None for no headers.
+
     Attributes:
-        messages: The messages, each with its ``on_failure``, in the order of publishing. After
-            :meth:`close` they may be replaced.
+        messages: The messages, each with its ``on_failure``, in the order of publishing.
     """
 
-    def __init__(self, publisher: Publisher, outer: Pending | None) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        outer: Pending | None,
+        headers: Callable[[Outgoing], Headers] | None = None,
+    ) -> None:
         self._publisher = publisher
         self._outer = outer
+        self._headers = headers
         self._is_open = True
         self._lock = threading.Lock()
         self.messages: list[Entry] = []
@@ -66,6 +87,18 @@ class Pending:
                 return True
         return self._outer is not None and self._outer.add(messages)
 
+    def enriched(self, entry: Entry) -> Entry:
+        """Return *entry* with the headers of this block and of those around it, if they are open.
+
+        It is for a message that is stored at once, in a transaction of the application.
+
+        Raises:
+            PublishError: A header cannot be sent, or the message has one of its name.
+        """
+        if self._is_open:
+            entry = self._with_headers(entry)
+        return entry if self._outer is None else self._outer.enriched(entry)
+
     def close(self) -> None:
         """Take no more messages. Doing it twice is no harm."""
         with self._lock:
@@ -78,13 +111,25 @@ class Pending:
             timeout: Seconds to wait for those with ``on_failure = "wait"``.
 
         Raises:
-            OutboxError: None of them was stored.
+            OutboxError: None of them was stored; another commit may store them.
+            PublishError: A header of the block cannot be sent. None of them was stored.
             NotSentError: All are stored, and one to wait for is not sent in time.
         """
         self.close()
-        messages, self.messages = self.messages, []
+        published = self.messages
+        messages, self.messages = [self._with_headers(entry) for entry in published], []
         if messages and not (self._outer is not None and self._outer.add(messages)):
-            self._publisher.store_now(messages, timeout)
+            try:
+                self._publisher.accept_outside(messages, timeout)
+            except OutboxError:
+                self.messages = published
+                raise
+
+    def _with_headers(self, entry: Entry) -> Entry:
+        if self._headers is None:
+            return entry
+        message, on_failure = entry
+        return with_headers(message, self._headers(message)), on_failure
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -111,9 +156,12 @@ class Publisher(abc.ABC):
         topic_prefix: Text before each topic, joined with a dot.
         clock: Returns the seconds since the epoch.
         validate: Does the work of ``message.validate()``; None for the outbox's own.
+        belongs: Takes messages that belong to some work of the process, such as the run of a
+            handler, and stores them if that succeeds. It returns False for messages that belong to
+            none; the outbox stores them at once.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is a value of its own
         self,
         settings: OutboxSettings | None = None,
         *,
@@ -121,6 +169,7 @@ class Publisher(abc.ABC):
         topic_prefix: str = "",
         clock: Callable[[], float] = time.time,
         validate: Callable[[Message], None] | None = None,
+        belongs: Callable[[Sequence[Entry]], bool] | None = None,
     ) -> None:
         self.settings = settings or OutboxSettings()
         self._policy = Policy.of(self.settings)
@@ -128,30 +177,7 @@ class Publisher(abc.ABC):
         self._topic_prefix = topic_prefix
         self._clock = clock
         self._validate = validate
-
-    @contextlib.contextmanager
-    def transaction(self, timeout: float = TIMEOUT) -> Iterator[Pending]:
-        """Store all messages that the block publishes, in one transaction at its end.
-
-        If the block raises, none is stored. Blocks may be nested: the outermost one stores. Threads
-        that the block starts are not part of it.
-
-        Raises:
-            OutboxError: None of the messages was stored.
-        """
-        with self.collect() as pending:
-            yield pending
-        pending.commit(timeout)
-
-    @contextlib.asynccontextmanager
-    async def transaction_async(
-        self,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
-    ) -> AsyncIterator[Pending]:
-        """Do the same as :meth:`transaction`, without blocking the event loop."""
-        with self.collect() as pending:
-            yield pending
-        await self._in_thread(pending.commit, timeout)
+        self._belongs = belongs
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[Pending]:
@@ -166,9 +192,17 @@ class Publisher(abc.ABC):
             finally:
                 pending.close()
 
-    def pending(self) -> Pending:
-        """Return a block that collects nothing yet: see :meth:`Pending.collecting`."""
-        return Pending(self, _collecting.get(_NOTHING).get(self))
+    def pending(self, headers: Callable[[Outgoing], Headers] | None = None) -> Pending:
+        """Return a block that collects nothing yet: see :meth:`Pending.collecting`.
+
+        Args:
+            headers: Returns further headers of a message when it is stored; None for no headers.
+        """
+        return Pending(self, self.current(), headers)
+
+    def current(self) -> Pending | None:
+        """Return the innermost block that collects the messages of the caller, or None."""
+        return _collecting.get(_NOTHING).get(self)
 
     def accept(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages that were prepared before, or add them to the block that collects.
@@ -187,7 +221,7 @@ class Publisher(abc.ABC):
     ) -> None:
         """Do the same as :meth:`accept`, without blocking the event loop."""
         if messages and not self._collects(messages):
-            await self._in_thread(self.store_now, messages, timeout)
+            await self.in_thread(self.store_now, messages, timeout)
 
     def store_now(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages in one transaction, and wait for those with ``on_failure = "wait"``.
@@ -213,12 +247,24 @@ class Publisher(abc.ABC):
     def _state_of(self, message_id: str, since: int) -> tuple[str, str] | None:
         """Return the state and the reason of the message's row after *since*, None for no row."""
 
-    async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+    async def in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call *function*, which uses this publisher, without blocking the event loop."""
         await asyncio.to_thread(function, *arguments)
 
+    def accept_outside(self, messages: list[Entry], timeout: float) -> None:
+        """Do the same as :meth:`accept` for messages that no block collects any more."""
+        if self._belongs is None or not self._belongs(messages):
+            self.store_now(messages, timeout)
+
+    def _enriched(self, entry: Entry) -> Entry:
+        block = self.current()
+        return entry if block is None else block.enriched(entry)
+
     def _collects(self, messages: list[Entry]) -> bool:
-        pending = _collecting.get(_NOTHING).get(self)
-        return pending is not None and pending.add(messages)
+        pending = self.current()
+        if pending is not None and pending.add(messages):
+            return True
+        return self._belongs is not None and self._belongs(messages)
 
     def _entry(
         self, message: Message, ordering_key: str | None, exchange: str | None
@@ -236,7 +282,7 @@ class Publisher(abc.ABC):
 
     def _wait(self, message_id: str, since: int, deadline: float) -> None:
         pause = _FIRST_LOOK
-        while (found := self._state_of(message_id, since)) is not None:
+        while (found := self._look_for(message_id, since)) is not None:
             state, reason = found
             if state == DEAD:
                 raise PublishError(f"message {message_id} can never be sent: {reason}")
@@ -245,3 +291,10 @@ class Publisher(abc.ABC):
                 raise NotSentError(f"message {message_id} is stored, and not sent yet{last}")
             time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
             pause = min(2 * pause, _LONGEST_LOOK)
+
+    def _look_for(self, message_id: str, since: int) -> tuple[str, str] | None:
+        try:
+            return self._state_of(message_id, since)
+        except OutboxError as error:
+            # The message is stored already, so publish() has not failed.
+            return WAITING, str(error)

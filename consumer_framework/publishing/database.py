@@ -19,12 +19,16 @@ from consumer_framework.core.secrets import redact
 
 from .message import OutboxError
 from .migrations import HEAD, VERSION_TABLE, upgrade
-from .tables import CHANNEL, outbox_table, version_table
+from .tables import CHANNEL, version_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
+# Seconds to connect to a server; drivers wait longer, or for ever.
+CONNECT = 10
+# The drivers that have the option.
+_LIMITED = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
 # Seconds that a statement waits for another writer of the same SQLite file.
 BUSY = 30.0
 # Any number, the same in each process.
@@ -49,8 +53,9 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, wal=True)
-        options = {} if parsed.get_backend_name() == "postgresql" else _READ_COMMITTED
-        return sa.create_engine(parsed, pool_pre_ping=True, **options)
+        is_known = parsed.get_driver_name() in _LIMITED and "connect_timeout" not in parsed.query
+        limit = {"connect_timeout": CONNECT} if is_known else {}
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=limit, **_READ_COMMITTED)
     except sa.exc.ArgumentError as error:
         cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
         raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
@@ -60,13 +65,25 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         raise _unusable(f"a package for the outbox's database is missing: {error}", cure) from error
 
 
-_OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
-# Without gaps between keys that are locked too: applications insert while a relay claims.
+# Applications insert while a relay claims: in MariaDB a stricter level locks the gaps between keys,
+# and in PostgreSQL it fails where a row has changed. The default of an application may be another.
 _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
 
 def _unusable(what: str, cure: str) -> ConfigurationError:
     return ConfigurationError(Problem("consumer_config.framework.outbox.database", what, cure))
+
+
+# A missing table or column: SQLSTATE of PostgreSQL (Appendix A of its manual), errors of MariaDB.
+_LACKING = {"42P01", "42703", 1146, 1054}
+
+
+def _lacks_table(cause: BaseException) -> bool:
+    if isinstance(cause, sqlite3.Error):
+        return str(cause).startswith(("no such table", "no such column")) or (
+            "has no column named" in str(cause)
+        )
+    return not _LACKING.isdisjoint({getattr(cause, "sqlstate", None), *cause.args[:1]})
 
 
 def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
@@ -95,9 +112,7 @@ def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
 def _own(engine: sa.Engine) -> tuple[sa.Engine, bool]:
     """Return the engine to use beside the application's, and true if it is ours to dispose of."""
     match engine.dialect.name:
-        case "postgresql":
-            return engine, False
-        case "mysql" | "mariadb":
+        case "postgresql" | "mysql" | "mariadb":
             return engine.execution_options(**_READ_COMMITTED), False
         case "sqlite" if engine.url.database and ":memory:" not in engine.url.database:
             return _sqlite(engine.url, wal=False), True
@@ -193,6 +208,30 @@ class Database:
             self._writing.release()
 
     @contextlib.contextmanager
+    def file_transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection of sqlite3 itself, where the database is a SQLite file.
+
+        Commit if the block ends, roll back if it raises.
+
+        Raises:
+            OutboxError: The database did not do it.
+        """
+        with self.told(), self.alone_in_process():
+            pooled = self.engine.raw_connection()
+            try:
+                driver: Any = pooled.driver_connection
+                driver.execute("BEGIN IMMEDIATE")
+                try:
+                    yield driver
+                    driver.execute("COMMIT")
+                except BaseException:
+                    if driver.in_transaction:
+                        driver.execute("ROLLBACK")
+                    raise
+            finally:
+                pooled.close()
+
+    @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Yield a connection for one transaction that only reads."""
         with self.told(), self.engine.connect() as connection:
@@ -205,13 +244,10 @@ class Database:
         """Turn an error of the database into one line."""
         try:
             yield
-        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+        except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
-            cure = ""
-            if isinstance(error, _OF_STATEMENTS):
-                is_missing = outbox_table.name in line and "lock" not in line.lower()
-                cure = "; create its tables with OutboxStore.migrate()" if is_missing else ""
+            cure = "; create its tables with OutboxStore.migrate()" if _lacks_table(cause) else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
 
     def migrate(self) -> None:

@@ -20,31 +20,32 @@ when it is sent, and ``skip`` tells the relay to try once. Inside the applicatio
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
-import pydantic
 from fedora_messaging import config as upstream_config
 
 from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.settings import OutboxSettings
-from consumer_framework.settings.problems import from_pydantic
+from consumer_framework.settings import outbox_settings
 
 from .collecting import TIMEOUT, Entry, Pending, Publisher
 from .message import NotSentError, Outgoing
 from .store import OutboxStore, create_engine, insert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     import sqlalchemy as sa
     from fedora_messaging.message import Message
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session, scoped_session
+
+    from consumer_framework.settings import OutboxSettings
 
     AnySession: TypeAlias = Session | scoped_session[Any]
 
@@ -136,6 +137,7 @@ class Outbox(Publisher):
         if session is not None:
             connection = session.connection()
         if connection is not None:
+            entry = self._enriched(entry)
             insert(connection, [entry])
         else:
             self.accept([entry], timeout)
@@ -159,12 +161,38 @@ class Outbox(Publisher):
         """
         entry = self._entry(message, ordering_key, exchange)
         if session is not None:
+            entry = self._enriched(entry)
             await session.run_sync(lambda inner: insert(inner.connection(), [entry]))
         elif connection is not None:
+            entry = self._enriched(entry)
             await connection.run_sync(insert, [entry])
         else:
             await self.accept_async([entry], timeout)
         return entry[0]
+
+    @contextlib.contextmanager
+    def transaction(self, timeout: float = TIMEOUT) -> Iterator[Pending]:
+        """Store all messages that the block publishes, in one transaction at its end.
+
+        If the block raises, none is stored. Blocks may be nested: the outermost one stores. Threads
+        that the block starts are not part of it.
+
+        Raises:
+            OutboxError: None of the messages was stored.
+        """
+        with self.collect() as pending:
+            yield pending
+        pending.commit(timeout)
+
+    @contextlib.asynccontextmanager
+    async def transaction_async(
+        self,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
+    ) -> AsyncIterator[Pending]:
+        """Do the same as :meth:`transaction`, without blocking the event loop."""
+        with self.collect() as pending:
+            yield pending
+        await self.in_thread(pending.commit, timeout)
 
     def _put(self, messages: list[Entry]) -> None:
         self.store.put(messages)
@@ -229,13 +257,7 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _configured(conf: Mapping[str, Any]) -> Outbox:
-    config = conf["consumer_config"]
-    framework = config.get("framework", {}) if isinstance(config, dict) else {}
-    table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
-    try:
-        settings = OutboxSettings.model_validate(table)
-    except pydantic.ValidationError as error:
-        raise ConfigurationError(*from_pydantic(error, _PATH, OutboxSettings, table)) from error
+    settings = outbox_settings(conf)
     return Outbox(
         database_of(settings),
         settings,

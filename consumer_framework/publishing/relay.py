@@ -63,6 +63,7 @@ from .events import (
     RelayObserver,
     Skipped,
     StoreDown,
+    StoreUp,
     TopicPaused,
 )
 from .messengers import Reject, Retry, Scope, Sent, refusal
@@ -227,6 +228,8 @@ class Relay:
         is_connected: True if the messenger is open.
         endpoint_until: The time of the next attempt to send after the endpoint failed, in seconds
             since the epoch; None if it did not fail.
+        endpoint_fault: The reason why no endpoint takes messages; ``""`` for none.
+        store_fault: The reason why the database cannot be used; ``""`` for none.
     """
 
     def __init__(  # noqa: PLR0913 -- each is a value of its own
@@ -258,6 +261,9 @@ class Relay:
         self._has_lease: bool | None = None
         self._lease_until = 0.0
         self._claims = 0
+        # The last claim, and the fates of its rows until they are settled.
+        self._held: tuple[str, Sequence[int]] = "", ()
+        self._unsettled: tuple[str, _Fates] | None = None
         self._failures = 0
         self._swept = 0
         self._rebased = 0.0
@@ -269,12 +275,19 @@ class Relay:
         self._moved = clock.monotonic()
         self.is_connected = False
         self.endpoint_until: float | None = None
+        self.endpoint_fault = ""
+        self.store_fault = ""
 
     @property
     def paused(self) -> dict[tuple[str, str], float]:
         """The end of each pause, in seconds since the epoch, by exchange and topic."""
         now = self._clock.time()
         return {key: one.until for key, one in list(self._pauses.items()) if one.until > now}
+
+    @property
+    def endpoint(self) -> str:
+        """The host and port of the endpoint in use; ``""`` without one, or if nobody knows it."""
+        return getattr(self._messenger, "endpoint", "") if self.is_connected else ""
 
     @property
     def is_sending(self) -> bool:
@@ -307,11 +320,15 @@ class Relay:
                 try:
                     step = self.step()
                     failures = 0
+                    if self.store_fault:
+                        self.store_fault = ""
+                        self._observer.notify(StoreUp())
                     if step is not Step.SENT:
                         self._rest(stop, step)
                 except OutboxError as error:
                     failures += 1
-                    self._observer.notify(StoreDown(str(error)))
+                    self.store_fault = str(error)
+                    self._observer.notify(StoreDown(self.store_fault))
                     self._drop_waker()
                     stop.wait(ENDPOINT.after(failures, self._chance()))
         finally:
@@ -323,7 +340,9 @@ class Relay:
         self._extender.stop()
         self._drop_waker()
         with contextlib.suppress(OutboxError):
-            self._store.release(self._owner)
+            if self._unsettled is not None:
+                self._settle(*self._unsettled)
+            self._store.release(self._owner, *self._held)
         self._has_lease = None
         self._close_messenger()
 
@@ -339,10 +358,12 @@ class Relay:
         """
         now = self._clock.time()
         self._moved = self._clock.monotonic()
-        if not self._holds_lease(now):
-            return Step.STANDBY
+        if self._unsettled is not None:
+            self._settle(*self._unsettled)
         if now - self._rebased >= _REBASE or now < self._rebased:
             self._look_after(now)
+        if not self._holds_lease(now):
+            return Step.STANDBY
         if self.endpoint_until is not None and now < self.endpoint_until <= now + LONGEST:
             self._sweep("no endpoint takes messages")
             return Step.WAITING
@@ -359,17 +380,19 @@ class Relay:
         claimed = self._store.claim(token, self._window, self._lease, now)
         if not claimed:
             return Step.IDLE
-        with self._extender.extending(token, [one.row for one in claimed]):
+        self._held = token, [one.row for one in claimed]
+        with self._extender.extending(*self._held):
             fates = self._send(claimed)
         self._settle(token, fates)
         return Step.SENT
 
     def _look_after(self, now: float) -> None:
         """Do the work that comes once a minute."""
+        self._store.rebase(now, max(LONGEST, 2 * self._lease))
         self._rebased = now
-        self._store.rebase(now, LONGEST)
-        # A topic that nobody published to since its pause ended begins anew.
-        ended = [key for key, pause in self._pauses.items() if pause.until + LONGEST < now]
+        # A topic that nobody published to since its pause ended begins anew. No pause is so far
+        # ahead, unless the clock was set back.
+        ended = [key for key, pause in self._pauses.items() if abs(pause.until - now) > LONGEST]
         for key in ended:
             del self._pauses[key]
 
@@ -378,7 +401,8 @@ class Relay:
     def _holds_lease(self, now: float) -> bool:
         if not self._leased:
             return True
-        if self._has_lease and now < self._lease_until - self._lease * 2 / 3:
+        since = now - (self._lease_until - self._lease)
+        if self._has_lease and 0 <= since < self._lease / 3:
             return True
         has_lease = self._store.lease(self._owner, self._lease, now)
         self._lease_until = now + self._lease
@@ -401,12 +425,14 @@ class Relay:
             return False
         self.is_connected = True
         self.endpoint_until = None
+        self.endpoint_fault = ""
         self._observer.notify(EndpointUp())
         return True
 
     def _fail(self, reason: str) -> None:
         self._failures += 1
         self._window = 1
+        self.endpoint_fault = reason
         self.endpoint_until = self._clock.time() + ENDPOINT.after(self._failures, self._chance())
         self._observer.notify(EndpointDown(reason, self.endpoint_until))
 
@@ -438,6 +464,7 @@ class Relay:
         if fates.sent:
             self._failures, self._swept = 0, 0
             self.endpoint_until = None
+            self.endpoint_fault = ""
             self._window = min(self._window * 8, self._full_window)
         if fates.endpoint is not None:
             self._close_messenger()
@@ -551,6 +578,8 @@ class Relay:
         fates.events.append(Buried(one.message, reason))
 
     def _settle(self, token: str, fates: _Fates) -> None:
+        # Kept until it has succeeded, so that a database that is away sends nothing twice.
+        self._unsettled = token, fates
         settled = self._store.settle(
             token,
             sent=fates.sent,
@@ -565,6 +594,7 @@ class Relay:
                 "unroutable": fates.unroutable,
             },
         )
+        self._unsettled = None
         for event in fates.events:
             self._observer.notify(event)
         if settled.lost:

@@ -32,7 +32,7 @@ except ImportError as _error:  # pragma: no cover -- the tests have it
     ) from _error
 
 
-from .claims import Claims, Settled, Waker, free
+from .claims import LONGEST_CLAIM, Claims, Settled, Waker, free
 from .database import create_engine
 from .message import DEAD, WAITING, OutboxError
 from .tables import (
@@ -42,10 +42,9 @@ from .tables import (
     c,
     counts_table,
     insert,
-    insert_for,
+    insert_into_file,
     outbox_table,
     parts,
-    values_of,
 )
 
 if TYPE_CHECKING:
@@ -118,31 +117,11 @@ class OutboxStore(Claims):
             OutboxError: None of them was stored.
         """
         if self.is_sqlite:
-            self._put_into_file(list(messages))
+            with self.file_transaction() as driver:
+                insert_into_file(driver, self.engine.dialect, messages)
             return
         with self.transaction() as connection:
             insert(connection, messages)
-
-    def _put_into_file(self, messages: list[tuple[Outgoing, str]]) -> None:
-        """Do it with sqlite3 alone: SQLAlchemy would take longer than the commit."""
-        statement, order = insert_for(self.engine.dialect)
-        assert order is not None  # noqa: S101 -- sqlite3 has no names for parameters here
-        values = (values_of(message, on_failure) for message, on_failure in messages)
-        rows = [tuple(row[name] for name in order) for row in values]
-        with self.told(), self.alone_in_process():
-            pooled = self.engine.raw_connection()
-            try:
-                driver: Any = pooled.driver_connection
-                driver.execute("BEGIN IMMEDIATE")
-                try:
-                    driver.executemany(statement, rows)
-                    driver.execute("COMMIT")
-                except BaseException:
-                    if driver.in_transaction:
-                        driver.execute("ROLLBACK")
-                    raise
-            finally:
-                pooled.close()
 
     def state_of(self, message_id: str, since_row: int) -> tuple[str, str] | None:
         """Return the state and the reason of a row, or None if there is none any more.
@@ -271,9 +250,13 @@ class OutboxStore(Claims):
     ) -> int:
         changed = 0
         for portion in self._portions(rows, state, where):
-            unclaimed = sa.and_(c.id.in_(portion), free(time.time()))
+            now = time.time()
+            unclaimed = [c.id.in_(portion), free(now, now + LONGEST_CLAIM)]
+            if rows is None:
+                # Again, since somebody else may have changed a row meanwhile.
+                unclaimed += self._chosen(state, where)
             with self.transaction() as connection:
-                changed += connection.execute(statement(unclaimed)).rowcount
+                changed += connection.execute(statement(sa.and_(*unclaimed))).rowcount
         return changed
 
     def _portions(
@@ -288,14 +271,20 @@ class OutboxStore(Claims):
             return
         after = 0
         while True:
-            some = sa.select(c.id).where(c.id > after, c.state == state)
-            some = some if where is None else some.where(where)
+            some = sa.select(c.id).where(c.id > after, *self._chosen(state, where))
             with self.reading() as connection:
                 portion = list(connection.scalars(some.order_by(c.id).limit(PORTION)))
             if not portion:
                 return
             after = portion[-1]
             yield portion
+
+    @staticmethod
+    def _chosen(
+        state: str | None, where: sa.ColumnElement[bool] | None
+    ) -> list[sa.ColumnElement[bool]]:
+        chosen: list[sa.ColumnElement[bool]] = [c.state == state]
+        return chosen if where is None else [*chosen, where]
 
 
 def _row(row: Any) -> Row:

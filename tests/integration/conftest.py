@@ -119,3 +119,10 @@ def outbox_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
             mariadb.query(f"CREATE DATABASE {name}")
             return mariadb.url(name)
     return f"sqlite:///{tmp_path / 'outbox.sqlite3'}"
+
+
+@pytest.fixture
+def database_server(request: pytest.FixtureRequest, outbox_url: str) -> PostgreSQL | MariaDB:
+    """Return the server of ``outbox_url``, for a test that restarts it."""
+    server: PostgreSQL | MariaDB = request.getfixturevalue(outbox_url.partition(":")[0])
+    return server

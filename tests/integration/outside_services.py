@@ -33,11 +33,16 @@ HOST = "127.0.0.1"
 
 
 class PostgreSQL:
-    """A private PostgreSQL server; as root it runs as the user ``postgres``."""
+    """A private PostgreSQL server; as root it runs as the user ``postgres``.
 
-    def __init__(self, programs: Path) -> None:
+    Args:
+        programs: The directory of its programs.
+        disk: The directory for its files; None for that of temporary files.
+    """
+
+    def __init__(self, programs: Path, disk: Path | None = None) -> None:
         self._programs = programs
-        self._place = Path(tempfile.mkdtemp(prefix="postgresql-"))
+        self._place = Path(tempfile.mkdtemp(prefix="postgresql-", dir=disk))
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             owner = pwd.getpwnam("postgres")
@@ -61,21 +66,31 @@ class PostgreSQL:
             [*initdb, "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd="/", **self._user
         )
         settings = [f"port={self.port}", f"listen_addresses={HOST}", "fsync=off"]
+        settings += ["min_wal_size=32MB", "max_wal_size=64MB"]
         settings += [f"unix_socket_directories={self._place}"]
-        self._process = subprocess.Popen(
-            [str(self._programs / "postgres"), "-D", data, *(f"-c{one}" for one in settings)],
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            **self._user,
-        )
-        until(lambda: self._psql("postgres", "SELECT 1").returncode == 0, "PostgreSQL answers")
+        self._command = [str(self._programs / "postgres"), "-D", data]
+        self._command += [f"-c{one}" for one in settings]
+        self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, stderr=subprocess.DEVNULL, cwd="/", **self._user
+        )
+        until(lambda: self._psql("postgres", "SELECT 1").returncode == 0, "PostgreSQL answers")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
         assert self._process is not None
         # "Fast shutdown": it does not wait for clients.
         self._process.send_signal(signal.SIGINT)
         self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         shutil.rmtree(self._place)
 
     def url(self, database: str, driver: str = "postgresql") -> str:
@@ -93,10 +108,14 @@ class PostgreSQL:
 
 
 class MariaDB:
-    """A private MariaDB server; as root it runs as the user ``mysql``. Its user is ``root``."""
+    """A private MariaDB server; as root it runs as the user ``mysql``. Its user is ``root``.
 
-    def __init__(self) -> None:
-        self._place = Path(tempfile.mkdtemp(prefix="mariadb-"))
+    Args:
+        disk: The directory for its files; None for that of temporary files.
+    """
+
+    def __init__(self, disk: Path | None = None) -> None:
+        self._place = Path(tempfile.mkdtemp(prefix="mariadb-", dir=disk))
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             owner = pwd.getpwnam("mysql")
@@ -123,23 +142,34 @@ class MariaDB:
         subprocess.run(
             command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
         )
+        self._command = [
+            *(server, "--no-defaults", data, f"--port={self.port}", f"--bind-address={HOST}"),
+            *(f"--socket={self._place / 'socket'}", "--innodb-flush-log-at-trx-commit=2"),
+        ]
+        self.start()
+        return self
+
+    def start(self) -> None:
         self._process = subprocess.Popen(
-            [
-                *(server, "--no-defaults", data, f"--port={self.port}", f"--bind-address={HOST}"),
-                *(f"--socket={self._place / 'socket'}", "--innodb-flush-log-at-trx-commit=2"),
-            ],
+            self._command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
             **self._user,
         )
         until(lambda: self._mariadb("SELECT 1").returncode == 0, "MariaDB answers")
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
         assert self._process is not None
         self._process.terminate()
         self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         shutil.rmtree(self._place)
 
     def url(self, database: str) -> str:

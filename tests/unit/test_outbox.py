@@ -303,6 +303,23 @@ def test_a_message_after_the_commit_of_its_block_is_stored_at_once(outbox):
     assert topics(outbox) == ["org.example.a", "org.example.b"]
 
 
+def test_a_commit_that_failed_may_be_tried_again(outbox, monkeypatch):
+    outbox.store.migrate()
+    with outbox.collect() as pending:
+        outbox.publish(a_message())
+    right = outbox.store.put
+
+    def put(messages):
+        monkeypatch.setattr(outbox.store, "put", right)
+        raise OutboxError("the disk is full")
+
+    monkeypatch.setattr(outbox.store, "put", put)
+    with pytest.raises(OutboxError, match="the disk is full"):
+        pending.commit()
+    pending.commit()
+    assert len(topics(outbox)) == 1
+
+
 def test_another_thread_is_no_part_of_a_block(outbox):
     with outbox.transaction():
         thread = threading.Thread(target=outbox.publish, args=(a_message(),))
@@ -409,6 +426,21 @@ def test_with_wait_publish_returns_when_the_message_is_sent(url):
 def test_with_wait_a_message_that_is_not_sent_in_time_stays_stored(url):
     outbox = waiting_outbox(url)
     with pytest.raises(NotSentError, match="is stored, and not sent yet"):
+        outbox.publish(a_message("wait.a"), timeout=0.05)
+    assert topics(outbox) == ["wait.a"]
+    outbox.close()
+
+
+def test_with_wait_a_database_that_goes_away_does_not_hide_that_the_message_is_stored(
+    url, monkeypatch
+):
+    outbox = waiting_outbox(url)
+
+    def state_of(*_):
+        raise OutboxError("the database is away")
+
+    monkeypatch.setattr(outbox.store, "state_of", state_of)
+    with pytest.raises(NotSentError, match="not sent yet; the last attempt: the database is away"):
         outbox.publish(a_message("wait.a"), timeout=0.05)
     assert topics(outbox) == ["wait.a"]
     outbox.close()

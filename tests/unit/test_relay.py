@@ -338,6 +338,22 @@ def test_a_relay_that_ends_hands_over_at_once(store):
     assert second.relay.step() is Step.SENT
 
 
+def test_a_relay_that_is_ended_amid_a_batch_gives_back_its_claim(store):
+    first, second = Setup(store), Setup(store)
+    one = message()
+    first.put(one)
+
+    def end(_):
+        raise SystemExit
+
+    first.messenger.answer = end
+    with pytest.raises(SystemExit):
+        first.relay.step()
+    first.relay.close()
+    second.steps()
+    assert second.sent == [one.id]
+
+
 def test_a_relay_keeps_its_lease_as_long_as_it_works(store):
     setup, other = Setup(store), Setup(store)
     for _ in range(10):
@@ -386,6 +402,84 @@ def test_waves_that_come_too_late_for_their_claim_are_given_back(setup):
     assert setup.sent == ids(*messages)
 
 
+def test_a_relay_whose_clock_is_set_back_renews_its_lease(store):
+    setup, other = Setup(store), Setup(store)
+    setup.clock.set_time(NOW + 86400)
+    setup.steps()
+    setup.clock.set_time(NOW)
+    for _ in range(10):
+        setup.later(LEASE / 2)
+        other.clock.advance(LEASE / 2)
+        assert other.relay.step() is Step.STANDBY
+    other.clock.advance(LEASE)
+    other.put(message())
+    assert other.relay.step() is Step.SENT
+
+
+def test_rows_and_lease_of_a_dead_relay_whose_clock_was_ahead_are_taken_over(store):
+    one = message()
+    store.put(spooled(one))
+    store.lease("dead", LEASE, NOW + 86400)
+    store.claim("dead.1", 10, LEASE, NOW + 86400)
+    setup = Setup(store)
+    setup.steps()
+    assert setup.sent == [one.id]
+
+
+def test_a_pause_does_not_outlast_a_clock_that_is_set_back(setup):
+    setup.clock.set_time(NOW + 86400)
+    setup.put(message())
+    setup.messenger.answer = lambda _: Retry("403", Scope.TOPIC)
+    setup.steps()
+    assert setup.relay.paused
+    setup.clock.set_time(NOW)
+    setup.messenger.answer = lambda _: Sent(routed=True)
+    setup.later(1)
+    assert setup.rows == []
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_batch_that_was_sent_is_settled_when_the_database_is_back(setup, monkeypatch, ends):
+    messages = [message("k") for _ in range(3)]
+    setup.put(*messages)
+    right, faults = setup.store.settle, [OutboxError("away")] * 3
+
+    def settle(*arguments, **options):
+        if faults:
+            raise faults.pop()
+        return right(*arguments, **options)
+
+    monkeypatch.setattr(setup.store, "settle", settle)
+    for _ in range(3):
+        with pytest.raises(OutboxError):
+            setup.relay.step()
+    if ends:
+        setup.relay.close()
+    else:
+        setup.steps()
+    assert setup.rows == []
+    assert setup.sent == ids(*messages)
+    assert setup.counters.sent == 3
+
+
+def test_a_commit_that_seemed_to_fail_is_not_counted_twice(setup, monkeypatch):
+    setup.put(message())
+    right, faults = setup.store.settle, [OutboxError("cut")]
+
+    def settle(*arguments, **options):
+        settled = right(*arguments, **options)
+        if faults:
+            raise faults.pop()
+        return settled
+
+    monkeypatch.setattr(setup.store, "settle", settle)
+    with pytest.raises(OutboxError):
+        setup.relay.step()
+    setup.steps()
+    assert setup.store.stats().counts == {"sent": 1}
+    assert len(setup.sent) == 1
+
+
 def test_rows_that_a_wrong_clock_made_late_are_sent(setup):
     setup.put(message())
     setup.messenger.answer = lambda _: Retry("no", Scope.MESSAGE)
@@ -393,8 +487,6 @@ def test_rows_that_a_wrong_clock_made_late_are_sent(setup):
     setup.steps()
     setup.clock.set_time(NOW)
     setup.messenger.answer = lambda _: Sent(routed=True)
-    setup.relay._lease_until = 0.0
-    setup.store.release(setup.relay._owner)
     setup.steps()
     assert setup.rows == []
 

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One thread that stores what handlers published, many runs in one transaction.
+
+A commit takes as long for a hundred runs as for one. The runs that end during a commit make up the
+next group ("group commit"). The event loop never waits for the database.
+
+A fault of one run, such as a body that the database refuses, does not keep the others of its group
+from being stored: after such a fault each run has a transaction of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from consumer_framework.core.errors import ConfigurationError, StoreError
+from consumer_framework.core.memory import may_come_again, source_key
+
+from .message import OutboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from consumer_framework.core.delivery import Published
+
+    from .store import OutboxStore
+
+# Runs. Bounds how long the first one of a group waits for the last one.
+_GROUP = 1000
+# Seconds between two removals of old sources.
+_TIDY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunToStore:
+    """The messages of one run of a handler.
+
+    Attributes:
+        run: A name of at most 64 characters that no other run has.
+        published: The messages and their deliveries.
+        is_tried: Whether they may be stored already, by an attempt whose end is not known.
+    """
+
+    run: str
+    published: Published
+    is_tried: bool = False
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its sources. One without a key of its own has that of the run."""
+        return [source_key(delivery) or self.run for delivery in self.published.deliveries]
+
+    @property
+    def may_be_known(self) -> bool:
+        """True if its sources must be looked up."""
+        return self.is_tried or any(map(may_come_again, self.published.deliveries))
+
+    def is_known(self, known: dict[str, str]) -> bool:
+        """Tell whether its messages are stored; *known* has the run of each known source."""
+        if self.is_tried and any(known.get(key) == self.run for key in self.keys):
+            return True
+        pairs = zip(self.published.deliveries, self.keys, strict=True)
+        return all(may_come_again(delivery) and key in known for delivery, key in pairs)
+
+
+@dataclass(eq=False, slots=True)
+class _Write:
+    """The write of one run.
+
+    Attributes:
+        run: The run; None once its messages are stored.
+        done: Its result is the error in words, or "".
+    """
+
+    run: RunToStore | None
+    done: asyncio.Future[str]
+
+
+@dataclass(eq=False, slots=True)
+class _Group:
+    writes: list[_Write] = field(default_factory=list)
+    is_last: bool = False
+
+
+class PublishedWriter:
+    """Stores what handlers published: the :class:`.Outbox` of the core.
+
+    Args:
+        open_store: Returns the outbox's table, ready for use; called in the writer's thread, at the
+            first write.
+        clock: Returns the seconds since the epoch.
+        stored: Called in the writer's thread with the number of messages of each commit.
+
+    Attributes:
+        commits: The number of transactions that were committed.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], OutboxStore],
+        clock: Callable[[], float] = time.time,
+        stored: Callable[[int], None] = lambda _count: None,
+    ) -> None:
+        self.commits = 0
+        self._open_store = open_store
+        self._clock = clock
+        self._stored = stored
+        self._names = (f"{uuid.uuid4().hex}.{number}" for number in itertools.count(1))
+        self._writes: WeakKeyDictionary[Published, _Write] = WeakKeyDictionary()
+        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._tidied = 0.0
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    async def store(self, published: Published) -> None:
+        """Store the messages of one run; see :class:`.ports.Outbox`.
+
+        They are stored also if the caller is cancelled meanwhile.
+        """
+        if self._is_closed:
+            raise StoreError("the outbox is closed")
+        write = self._writes.get(published)
+        if write is None or (write.run is not None and write.done.done()):
+            write = self._begin(published, write)
+        # Of a batch, several deliveries wait for one write, and one of them may be cancelled.
+        error = await asyncio.shield(write.done)
+        if error:
+            raise StoreError(error)
+
+    def close(self) -> None:
+        """Store what was submitted, and end the thread. Returns when that is done."""
+        self._is_closed = True
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+
+    def _begin(self, published: Published, failed: _Write | None) -> _Write:
+        former = failed.run if failed is not None else None
+        name = former.run if former is not None else next(self._names)
+        run = RunToStore(name, published, is_tried=former is not None)
+        write = _Write(run, asyncio.get_running_loop().create_future())
+        self._writes[published] = write
+        self._queue.put(write)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="published", daemon=True)
+            self._thread.start()
+        return write
+
+    # In the thread.
+
+    def _serve(self) -> None:
+        group = _Group()
+        while not group.is_last:
+            group = self._next_group()
+            if group.writes:
+                self._write(group.writes)
+
+    def _next_group(self) -> _Group:
+        group = _Group()
+        write = self._queue.get()
+        with contextlib.suppress(Empty):
+            while write is not None and len(group.writes) < _GROUP - 1:
+                group.writes.append(write)
+                write = self._queue.get_nowait()
+            if write is None:
+                group.is_last = True
+            else:
+                group.writes.append(write)
+        return group
+
+    def _write(self, writes: list[_Write]) -> None:
+        error = self._store(writes)
+        if error is not None and len(writes) > 1 and _is_of_one(error):
+            for write in writes:
+                own = self._store([write])
+                _answer([write], "" if own is None else str(own))
+        else:
+            _answer(writes, "" if error is None else str(error))
+
+    def _store(self, writes: list[_Write]) -> Exception | None:
+        # Late: a process whose handlers publish nothing needs no SQLAlchemy.
+        from .sources import store_runs  # noqa: PLC0415
+
+        runs = [write.run for write in writes if write.run is not None]
+        try:
+            store = self._open_store()
+            count = store_runs(store, runs, self._clock())
+        except Exception as error:  # noqa: BLE001 -- each caller must get an answer
+            known = isinstance(error, OutboxError | ConfigurationError)
+            return error if known else OutboxError(f"the outbox failed: {error!r}")
+        for write in writes:
+            # The run has the messages, and the dictionary of writes keeps its values.
+            write.run = None
+        self.commits += 1
+        self._stored(count)
+        self._tidy(store)
+        return None
+
+    def _tidy(self, store: OutboxStore) -> None:
+        from .sources import forget_old_sources  # noqa: PLC0415 -- as above
+
+        now = time.monotonic()
+        if now - self._tidied >= _TIDY:
+            self._tidied = now
+            # A database that is busy gets another chance.
+            with contextlib.suppress(OutboxError):
+                forget_old_sources(store, self._clock())
+
+
+def _is_of_one(error: Exception) -> bool:
+    """Tell whether one row may be at fault, and not the database."""
+    cause = error.__cause__
+    return type(cause).__name__ in {"DataError", "IntegrityError", "ProgrammingError"}
+
+
+def _answer(writes: list[_Write], error: str) -> None:
+    """Wake the callers, with one call into the event loop."""
+    loop = writes[0].done.get_loop()
+    # A drain that was cut short may have closed the loop.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(_wake, writes, error)
+
+
+def _wake(writes: list[_Write], error: str) -> None:
+    for write in writes:
+        if not write.done.done():
+            write.done.set_result(error)
