@@ -172,7 +172,7 @@ def test_the_end_of_a_tls_connection_is_noticed(target, connect, tls_broker, top
         assert messenger.send_many(numbered("a", 1)) == [Sent()]
 
 
-class Subscriber(stomp.ConnectionListener):  # type: ignore[misc]
+class Subscriber(stomp.ConnectionListener):  # type: ignore[misc,unused-ignore]
     """Gets the messages of a topic of ActiveMQ."""
 
     def __init__(self, port: int, destination: str) -> None:
