@@ -14,7 +14,7 @@ from fedora_messaging import message as upstream
 from sqlalchemy.orm import Session
 
 from consumer_framework.publishing.events import RelayLog
-from consumer_framework.publishing.messengers import Reject, Retry, Scope, Sent
+from consumer_framework.publishing.messengers import Reject, Result, Retry, Scope, Sent
 from consumer_framework.publishing.outbox import Outbox
 from consumer_framework.publishing.store import OutboxStore, create_engine
 from tests.unit.outboxes import LEASE, NOW, Setup, message, spooled
@@ -143,7 +143,12 @@ def test_a_recovery_keeps_the_order(store, seed):
     store.claim("dead.1", 3, LEASE, NOW)
     setup = Setup(store)
     luck = random.Random(seed)  # noqa: S311 -- reproducible
-    fates = [Retry("no", Scope.MESSAGE), Retry("cut"), Sent(routed=True), Sent(routed=True)]
+    fates: list[Result] = [
+        Retry("no", Scope.MESSAGE),
+        Retry("cut"),
+        Sent(routed=True),
+        Sent(routed=True),
+    ]
     setup.messenger.answer = lambda _: luck.choice(fates)
     for _ in range(20):
         setup.later(LEASE)
