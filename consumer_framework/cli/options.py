@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumer_framework import settings
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.settings import instance_name_problem
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
+CONFIGURATION_DIRECTORY = settings.CONFIGURATION_DIRECTORY
 # The file that fedora-messaging reads by default.
 DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
 

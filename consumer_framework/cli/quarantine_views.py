@@ -8,8 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.store.export import line_of, raw_line_of
-from consumer_framework.adapters.store.properties import NAMES
-from consumer_framework.core.delivery import codec_of
+from consumer_framework.core.delivery import PROPERTIES, codec_of
 from consumer_framework.core.text import age, fit, moment, plural, size
 
 from . import terminal
@@ -139,7 +138,7 @@ def _facts(row: Row, delivery: Delivery, now: float) -> Iterator[tuple[str, str]
         yield "crashes", f"the process died {plural(row.crashes, 'time')} while it was handled"
     if row.parent is not None:
         yield "edited from", f"row {row.parent}"
-    for name in NAMES:
+    for name in PROPERTIES:
         value = getattr(delivery.properties, name, None)
         if name not in ("headers", "message_id") and value is not None:
             yield name, _shown(value)
@@ -221,7 +220,7 @@ def _attempt_lines(number: int, attempts: Sequence[Attempt], now: float) -> Iter
 
 def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
     """Return one message as JSON has it: its exported form, and all facts about it."""
-    properties = {name: getattr(delivery.properties, name, None) for name in NAMES}
+    properties = {name: getattr(delivery.properties, name, None) for name in PROPERTIES}
     try:
         json.dumps(properties, default=terminal.as_json)
     except (TypeError, ValueError, RecursionError):

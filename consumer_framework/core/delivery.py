@@ -39,6 +39,24 @@ def codec_of(encoding: object) -> str:
     return _CODECS[name]
 
 
+# The properties of a message, in the order of the bits that say which there are (AMQP 0-9-1,
+# sections 1.8, class basic, and 4.2.6.1).
+PROPERTIES = (
+    "content_type",
+    "content_encoding",
+    "headers",
+    "delivery_mode",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "message_id",
+    "timestamp",
+    "type",
+    "user_id",
+    "app_id",
+    "cluster_id",
+)
 # The header with the bytes of properties that cannot be decoded.
 RAW_PROPERTIES = "x-undecodable-properties"
 

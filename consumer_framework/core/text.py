@@ -55,6 +55,8 @@ LONGEST = 3650 * 86400.0
 # systemd's word for no limit, too.
 ENDLESS = "infinity"
 _PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
+# From here on, a rate needs no decimals.
+_FAST = 10
 _WHOLE = re.compile(rf"\s*(?:{_PART}\s*)+")
 
 
@@ -174,3 +176,12 @@ def fit(text: str, columns: int | None, *, keep_end: bool = False) -> str:
         text = text[1:] if keep_end else text[:-1]
         cut = f"{ELLIPSIS}{text}" if keep_end else f"{text}{ELLIPSIS}"
     return cut
+
+
+def rate_text(rate: float) -> str:
+    """Say how many messages there are in a second, or in a minute where those are few."""
+    if rate >= _FAST:
+        return f"{rate:.0f}/s"
+    if rate >= 1:
+        return f"{rate:.1f}/s"
+    return f"{rate * 60:.0f}/min" if rate else "0/s"

@@ -40,7 +40,8 @@ CURE = (
     "so install consumer_framework into a virtual environment elsewhere, made with a Python that "
     "is elsewhere too: /usr/bin/python3 -m venv /opt/fm-consumer"
 )
-_HIDDEN = {
+# The directories that the sandbox of the units hides, with the setting that does.
+HIDDEN = {
     "/home": "ProtectHome=",
     "/root": "ProtectHome=",
     "/run/user": "ProtectHome=",
@@ -81,7 +82,7 @@ def needed_by(command: Path) -> list[Path]:
 def hidden(paths: Iterable[Path]) -> Iterator[str]:
     """Yield a line for each path that the unit's sandbox hides; :data:`CURE` cures it."""
     for path in dict.fromkeys(paths):
-        for directory, setting in _HIDDEN.items():
+        for directory, setting in HIDDEN.items():
             if path.is_relative_to(directory):
                 yield f"{path}: {setting} of the unit hides {directory} from services"
 

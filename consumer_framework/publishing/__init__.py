@@ -15,8 +15,9 @@
 - :mod:`.store` is the table of the outbox, in SQLite, PostgreSQL or MariaDB. It is made of
   :mod:`.tables`, :mod:`.database` and :mod:`.claims`.
 - :mod:`.outbox` is the interface of applications: ``publish``, transactions.
-- :mod:`.relay` sends from the store through a messenger, and marks. Nothing else sends. It tells
-  its observers the :mod:`.events`.
+- :mod:`.relay` sends from the store through a messenger, and marks. It tells its
+  observers the :mod:`.events`.
+- :mod:`.direct` sends at once, without an outbox, for scripts that can wait and repeat.
 - :mod:`.messengers` are the ways to send.
 
 Nothing here imports the runtime: web applications and scripts use it without a reactor.
@@ -27,11 +28,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fedora_messaging.message import Message
 
+    from .direct import Sender
     from .message import Outgoing
 
-__all__ = ["publish", "publish_async"]
+__all__ = ["publish", "publish_async", "sender"]
 
 
 def publish(message: Message, ordering_key: str | None = None, **options: Any) -> Outgoing:
@@ -54,3 +58,10 @@ async def publish_async(
     from .outbox import default  # noqa: PLC0415 -- as above
 
     return await default().publish_async(message, ordering_key, **options)
+
+
+def sender(conf: Path | str | None = None, *, timeout: float = 30.0) -> Sender:
+    """Return a sender, which sends at once and waits for the broker; see :func:`.direct.sender`."""
+    from .direct import sender as made  # noqa: PLC0415 -- as above
+
+    return made(conf, timeout=timeout)

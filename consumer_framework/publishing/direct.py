@@ -1,198 +1,269 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Publish without an outbox: the caller waits until the broker has confirmed the message.
+"""Send at once, without an outbox, and wait for the broker: for scripts and for people.
 
-This is the way of ``fedora_messaging.api.publish``, with its errors. One thread sends for all
-threads and coroutines of the process, over a connection of its own: messages that are published at
-once share a batch. A coroutine that waits here blocks the event loop, but no longer for ever.
+::
+
+    with publishing.sender() as send:
+        send(message)               # returns when the broker has it
+        send.many(messages)         # the same for many, in windows: ten times as fast
+
+Nothing is stored: a message that the broker does not confirm is the caller's, who is told so by
+:class:`SendError`. A program that must not lose messages when the broker is away uses the outbox.
 """
 
 from __future__ import annotations
 
-import threading
+import random
 import time
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedora_messaging.exceptions import (
-    ConnectionException,
-    PublishException,
-    PublishForbidden,
-    PublishReturned,
-)
-from twisted.python.failure import Failure
+from fedora_messaging import config as upstream_config
 
-from .message import outgoing
-from .messengers import Reject, Retry, Scope, Sent
-from .upstream import Eventual
+from consumer_framework.core.secrets import redact
+from consumer_framework.settings import Unroutable, outbox_settings
+
+from .message import Outgoing, PublishError, outgoing
+from .messengers import EVERYTHING, Reject, Retry, Scope, Sent, configured, refusal
+from .policy import ENDPOINT, Backoff, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any, Self
 
     from fedora_messaging.message import Message
 
-    from .message import Outgoing
+    from consumer_framework.settings import OutboxSettings
+
     from .messengers import Messenger, Result
 
-# Messages of one batch.
-_WINDOW = 100
-# Seconds between two attempts to reach a broker.
-_AGAIN = 1.0
+TIMEOUT = 30.0
 
 
-class _Sending(NamedTuple):
-    message: Outgoing
-    done: Future[None]
+class SendError(PublishError):
+    """Messages were not sent: the broker refused them, or did not confirm them in time.
 
-
-class _Awaited(Eventual):
-    """The result of one publish that goes on."""
-
-    def __init__(self, done: Future[None]) -> None:
-        self._done = done
-
-    def wait(self, timeout: float) -> None:
-        """Wait for the broker's confirmation."""
-        self._done.result(timeout)
-
-    def cancel(self) -> None:
-        """Give up; a message that is on its way may arrive nevertheless."""
-        self._done.cancel()
-
-    def original_failure(self) -> Failure | None:
-        """Return the error of the publish."""
-        error = None if self._done.cancelled() else self._done.exception()
-        return None if error is None else Failure(error)
-
-
-class DirectPublisher:
-    """Sends messages at once, in a thread that starts with the first one.
-
-    Args:
-        messenger: Makes the messenger; called in the thread.
-        exchange: Returns the exchange of messages that name none.
-        topic_prefix: Returns the text before each topic.
-        validate: As for an outbox.
+    Attributes:
+        unsent: These messages, in their order. The broker has perhaps taken some of them, if the
+            connection to it broke.
     """
 
-    def __init__(
-        self,
-        messenger: Callable[[], Messenger],
-        exchange: Callable[[], str],
-        topic_prefix: Callable[[], str],
-        validate: Callable[[Message], None] | None = None,
-    ) -> None:
-        self._make = messenger
-        self._exchange, self._topic_prefix = exchange, topic_prefix
-        self._validate = validate
-        self._queue: SimpleQueue[_Sending | None] = SimpleQueue()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
+    def __init__(self, text: str, unsent: Sequence[Outgoing]) -> None:
+        super().__init__(text)
+        self.unsent = list(unsent)
 
-    def begin(self, message: Message, exchange: str | None = None) -> Eventual:
-        """Begin to send *message*; the result ends with the broker's confirmation.
+
+class _Fault(NamedTuple):
+    """The reason why a message was not sent; *lasts* if another attempt is of no use."""
+
+    reason: str
+    lasts: bool
+
+
+class Sender:
+    """Sends messages through a messenger at once, and waits until the broker has them.
+
+    One thread uses it. As a context manager it closes the connection at the end.
+
+    Args:
+        messenger: The way to send. It is opened with the first message.
+        settings: The table ``[consumer_config.framework.outbox]``: window, size, lossy, and the
+            treatment of messages without a queue. ``unroutable = "dead"`` and ``"retry"`` refuse
+            such a message.
+        exchange: The exchange of messages that name none.
+        topic_prefix: Text before each topic, joined with a dot.
+        timeout: Seconds for which a message is tried again.
+        backoff: The delays between the attempts.
+
+    Attributes:
+        sent: The number of messages that the broker has confirmed.
+        unroutable: The number of those that no queue is bound for.
+    """
+
+    def __init__(  # noqa: PLR0913 -- each is a value of its own
+        self,
+        messenger: Messenger,
+        settings: OutboxSettings,
+        *,
+        exchange: str = "amq.topic",
+        topic_prefix: str = "",
+        timeout: float = TIMEOUT,
+        backoff: Backoff = ENDPOINT,
+    ) -> None:
+        self.sent = 0
+        self.unroutable = 0
+        self._messenger = messenger
+        self._settings = settings
+        self._policy = Policy.of(settings)
+        self._exchange = exchange
+        self._topic_prefix = topic_prefix
+        self._timeout = timeout
+        self._backoff = backoff
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._messenger.close()
+
+    def open(self) -> None:
+        """Connect now, and not with the first message.
+
+        Raises:
+            ConnectionError: No endpoint answers.
+        """
+        self._messenger.open()
+
+    def __call__(self, message: Message, *, exchange: str | None = None) -> Outgoing:
+        """Send *message*, and return it as it was sent.
+
+        Args:
+            message: An instance of any message class. It is not changed.
+            exchange: The exchange; None for the one of the configuration.
 
         Raises:
             fedora_messaging.exceptions.ValidationError: It does not fit its schema.
             PublishError: It can never be sent.
+            SendError: The broker did not confirm it.
         """
-        prepared = outgoing(
-            message,
-            exchange=self._exchange() if exchange is None else exchange,
-            topic_prefix=self._topic_prefix(),
-            now=time.time(),
-            validate=self._validate,
-        )
-        done: Future[None] = Future()
-        with self._starting:
-            if self._stopped.is_set():
-                done.set_exception(ConnectionException(reason="the instance has stopped"))
-                return _Awaited(done)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="direct", daemon=True)
-                self._thread.start()
-            self._queue.put(_Sending(prepared, done))
-        return _Awaited(done)
+        prepared = self._prepared(message, exchange)
+        self.send([prepared])
+        return prepared
 
-    def stop(self, patience: float) -> None:
-        """End the thread after the batch on its way; wait for *patience* seconds at most."""
-        with self._starting:
-            self._stopped.set()
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join(patience)
+    def many(self, messages: Iterable[Message], *, exchange: str | None = None) -> int:
+        """Send *messages* in their order, and return their number.
 
-    # In the thread.
+        They are taken and validated window by window, so an endless iterator takes no memory.
 
-    def _serve(self) -> None:
-        messenger: Messenger | None = None
-        is_open = False
-        waiting: list[_Sending] = []
-        while not self._stopped.is_set():
-            batch = [one for one in [*waiting, *self._next(not waiting)] if not one.done.cancelled()]
-            if not batch:
-                waiting = []
-                continue
+        Raises:
+            fedora_messaging.exceptions.ValidationError: One does not fit its schema. Its window
+                is not sent; :attr:`sent` tells the number of those that were.
+            PublishError: Likewise, for one that can never be sent.
+            SendError: The broker did not confirm all of a window.
+        """
+        source, count = iter(messages), 0
+        while window := list(islice(source, self._settings.window)):
+            self.send([self._prepared(message, exchange) for message in window])
+            count += len(window)
+        return count
+
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Send messages that were prepared before; at most a window at a time is on its way.
+
+        A message with an ordering key waits for the one before it.
+
+        Raises:
+            SendError: The broker did not confirm all of them; those after a failure are not tried.
+        """
+        size = 1 if any(message.ordering_key for message in messages) else self._settings.window
+        for start in range(0, len(messages), size):
             try:
-                messenger = messenger or self._make()
-                if not is_open:
-                    messenger.open()
-                    is_open = True
-                results = messenger.send_many([one.message for one in batch])
-            except ConnectionError as error:
-                results = [Retry(str(error))] * len(batch)
-            except Exception as error:  # noqa: BLE001 -- each caller must get an answer
-                results = [Reject(f"{type(error).__name__}: {error}")] * len(batch)
-            waiting = _settle(batch, results)
-            if waiting:
-                is_open = False
-                messenger = _closed(messenger)
-                self._stopped.wait(_AGAIN)
-        _closed(messenger)
-        for one in [*waiting, *self._next(wait=False)]:
-            _fail(one, ConnectionException(reason="the instance has stopped"))
+                self._send_window(messages[start : start + size])
+            except SendError as error:
+                left = [*error.unsent, *messages[start + size :]]
+                raise SendError(str(error), left) from error.__cause__
 
-    def _next(self, wait: bool) -> list[_Sending]:  # noqa: FBT001
-        """Return the messages that are there; wait for one if *wait*."""
-        batch: list[_Sending] = []
-        with suppress(Empty):
-            one = self._queue.get() if wait else self._queue.get_nowait()
-            while one is not None and len(batch) < _WINDOW:
-                batch.append(one)
-                one = self._queue.get_nowait()
-            if one is not None:
-                batch.append(one)
-        return batch
+    def _prepared(self, message: Message, exchange: str | None) -> Outgoing:
+        return outgoing(
+            message,
+            exchange=self._exchange if exchange is None else exchange,
+            topic_prefix=self._topic_prefix,
+            now=time.time(),
+            max_body=self._settings.max_body,
+        )
 
+    def _send_window(self, window: Sequence[Outgoing]) -> None:
+        deadline = time.monotonic() + self._timeout
+        rest, attempts = list(window), 0
+        while True:
+            results = zip(rest, self._results(rest), strict=True)
+            pairs = [(message, self._fault(message, result)) for message, result in results]
+            failed = [(message, fault) for message, fault in pairs if fault is not None]
+            if not failed:
+                return
+            attempts += 1
+            rest = [message for message, _ in failed]
+            delay = self._backoff.after(attempts, random.random())  # noqa: S311 -- no secret
+            is_over = time.monotonic() + delay > deadline
+            for message, fault in failed:
+                if fault.lasts or is_over:
+                    raise _error(message, fault.reason, rest)
+            time.sleep(delay)
 
-def _closed(messenger: Messenger | None) -> Messenger | None:
-    if messenger is not None:
-        with suppress(Exception):
-            messenger.close()
-    return messenger
+    def _results(self, rest: Sequence[Outgoing]) -> Sequence[Result]:
+        try:
+            self._messenger.open()
+        except ConnectionError as error:
+            return [Retry(str(error)) for _ in rest]
+        features = EVERYTHING if self._settings.lossy else self._messenger.features
+        reasons = [refusal(message, features) for message in rest]
+        if any(reasons):
+            # None of them is sent: the caller mends them as a whole.
+            return [Reject(reason) if reason else Retry("not tried") for reason in reasons]
+        return self._messenger.send_many(rest)
 
-
-def _settle(batch: Sequence[_Sending], results: Sequence[Result]) -> list[_Sending]:
-    """Tell the callers; return the messages that wait for an endpoint."""
-    waiting = []
-    for one, result in zip(batch, results, strict=True):
+    def _fault(self, message: Outgoing, result: Result) -> _Fault | None:
+        """Count *message* if it was sent; otherwise return the fault."""
         match result:
-            case Sent():
-                with suppress(InvalidStateError):
-                    one.done.set_result(None)
-            case Retry(scope=Scope.ENDPOINT):
-                waiting.append(one)
-            case Retry(reason, Scope.TOPIC):
-                _fail(one, PublishForbidden(reason=reason))
-            case Retry(reason):
-                _fail(one, PublishReturned(reason=reason))
+            case Sent(routed):
+                is_lost = routed is False
+                self.unroutable += is_lost
+                if is_lost and self._policy.unroutable_of(message.topic) is not Unroutable.ACCEPT:
+                    return _Fault("no queue is bound for its topic", lasts=True)
+                self.sent += 1
+                return None
             case Reject(reason):
-                _fail(one, PublishException(reason=reason))
-    return waiting
+                return _Fault(reason, lasts=True)
+            case Retry(reason, scope):
+                return _Fault(reason, lasts=scope is Scope.TOPIC)
 
 
-def _fail(one: _Sending, error: Exception) -> None:
-    with suppress(InvalidStateError):
-        one.done.set_exception(error)
+def _error(message: Outgoing, reason: str, unsent: Sequence[Outgoing]) -> SendError:
+    others = f", and {len(unsent) - 1} more" if len(unsent) > 1 else ""
+    what = f"message {message.id} ({message.topic}) was not sent{others}"
+    return SendError(f"{what}: {redact(reason)}", unsent)
+
+
+def sender(conf: Path | str | None = None, *, timeout: float = TIMEOUT) -> Sender:
+    """Return a sender for the brokers, and through the messenger, of a configuration file.
+
+    Args:
+        conf: The file of fedora-messaging; None for its usual one: ``$FEDORA_MESSAGING_CONF``, or
+            ``/etc/fedora-messaging/config.toml``, or its defaults: the broker of this machine.
+        timeout: Seconds for which a message is tried again.
+
+    Raises:
+        ConfigurationError: The file cannot be used.
+        fedora_messaging.exceptions.ConfigurationException: Likewise.
+    """
+    document: Mapping[str, Any] = upstream_config.conf
+    if conf is not None:
+        document = upstream_config.LazyConfig()
+        document.load_config(str(conf))
+    return sender_of(document, outbox_settings(document), timeout)
+
+
+def sender_of(document: Mapping[str, Any], settings: OutboxSettings, timeout: float) -> Sender:
+    """Return a sender as a configuration that was read before describes it.
+
+    Raises:
+        ConfigurationError: Its messenger cannot be made.
+    """
+    return Sender(
+        configured(document, settings, timeout),
+        settings,
+        exchange=document["publish_exchange"],
+        topic_prefix=document["topic_prefix"],
+        timeout=timeout,
+    )

@@ -88,6 +88,10 @@ class StoreDown(NamedTuple):
     reason: str
 
 
+class StoreUp(NamedTuple):
+    """The outbox's database works again."""
+
+
 class LeaseChanged(NamedTuple):
     """The relay became the one that sends, or it is one in reserve."""
 
@@ -104,6 +108,7 @@ RelayEvent: TypeAlias = (
     | EndpointUp
     | ClaimsLost
     | StoreDown
+    | StoreUp
     | LeaseChanged
 )
 
@@ -219,6 +224,9 @@ class RelayLog:
                 if reason != self._store:
                     _log.error("%s", reason)
                 self._store = reason
+            case StoreUp():
+                _log.info("The outbox's database works again")
+                self._store = None
             case ClaimsLost(number):
                 _log.warning("%d messages are sent twice: their claims ended meanwhile", number)
             case LeaseChanged(is_held):

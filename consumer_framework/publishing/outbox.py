@@ -26,13 +26,11 @@ import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
-import pydantic
 from fedora_messaging import config as upstream_config
 
 from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.settings import OutboxSettings
-from consumer_framework.settings.problems import from_pydantic
+from consumer_framework.settings import outbox_settings
 
 from .collecting import TIMEOUT, Entry, Pending, Publisher
 from .message import NotSentError, Outgoing
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from fedora_messaging.message import Message
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session, scoped_session
+
+    from consumer_framework.settings import OutboxSettings
 
     AnySession: TypeAlias = Session | scoped_session[Any]
 
@@ -229,13 +229,7 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _configured(conf: Mapping[str, Any]) -> Outbox:
-    config = conf["consumer_config"]
-    framework = config.get("framework", {}) if isinstance(config, dict) else {}
-    table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
-    try:
-        settings = OutboxSettings.model_validate(table)
-    except pydantic.ValidationError as error:
-        raise ConfigurationError(*from_pydantic(error, _PATH, OutboxSettings, table)) from error
+    settings = outbox_settings(conf)
     return Outbox(
         database_of(settings),
         settings,

@@ -63,6 +63,7 @@ from .events import (
     RelayObserver,
     Skipped,
     StoreDown,
+    StoreUp,
     TopicPaused,
 )
 from .messengers import Reject, Retry, Scope, Sent, refusal
@@ -227,6 +228,8 @@ class Relay:
         is_connected: True if the messenger is open.
         endpoint_until: The time of the next attempt to send after the endpoint failed, in seconds
             since the epoch; None if it did not fail.
+        endpoint_fault: The reason why no endpoint takes messages; ``""`` for none.
+        store_fault: The reason why the database cannot be used; ``""`` for none.
     """
 
     def __init__(  # noqa: PLR0913 -- each is a value of its own
@@ -270,12 +273,19 @@ class Relay:
         self._moved = clock.monotonic()
         self.is_connected = False
         self.endpoint_until: float | None = None
+        self.endpoint_fault = ""
+        self.store_fault = ""
 
     @property
     def paused(self) -> dict[tuple[str, str], float]:
         """The end of each pause, in seconds since the epoch, by exchange and topic."""
         now = self._clock.time()
         return {key: one.until for key, one in list(self._pauses.items()) if one.until > now}
+
+    @property
+    def endpoint(self) -> str:
+        """The host and port of the endpoint in use; ``""`` without one, or if nobody knows it."""
+        return getattr(self._messenger, "endpoint", "") if self.is_connected else ""
 
     @property
     def is_sending(self) -> bool:
@@ -308,11 +318,15 @@ class Relay:
                 try:
                     step = self.step()
                     failures = 0
+                    if self.store_fault:
+                        self.store_fault = ""
+                        self._observer.notify(StoreUp())
                     if step is not Step.SENT:
                         self._rest(stop, step)
                 except OutboxError as error:
                     failures += 1
-                    self._observer.notify(StoreDown(str(error)))
+                    self.store_fault = str(error)
+                    self._observer.notify(StoreDown(self.store_fault))
                     self._drop_waker()
                     stop.wait(ENDPOINT.after(failures, self._chance()))
         finally:
@@ -408,12 +422,14 @@ class Relay:
             return False
         self.is_connected = True
         self.endpoint_until = None
+        self.endpoint_fault = ""
         self._observer.notify(EndpointUp())
         return True
 
     def _fail(self, reason: str) -> None:
         self._failures += 1
         self._window = 1
+        self.endpoint_fault = reason
         self.endpoint_until = self._clock.time() + ENDPOINT.after(self._failures, self._chance())
         self._observer.notify(EndpointDown(reason, self.endpoint_until))
 
@@ -445,6 +461,7 @@ class Relay:
         if fates.sent:
             self._failures, self._swept = 0, 0
             self.endpoint_until = None
+            self.endpoint_fault = ""
             self._window = min(self._window * 8, self._full_window)
         if fates.endpoint is not None:
             self._close_messenger()

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The configuration of each instance that systemd runs: NAME.toml.
-SYSTEM_CONFIGURATION = Path("/etc/fedora-messaging")
 # The directories that systemd makes for `StateDirectory=fedora-messaging/NAME` (systemd.exec(5)).
 SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.

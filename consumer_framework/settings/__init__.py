@@ -15,6 +15,7 @@ from .author import is_config_type, known_keys, parse_consumer_config
 from .brokers import Address
 from .changes import FRAMEWORK_TAKES, TAKES, Change, changes, in_force, is_authors
 from .model import (
+    CONFIGURATION_DIRECTORY,
     INSTANCE_NAME,
     TRANSIENT_QUEUE,
     Batch,
@@ -37,10 +38,19 @@ from .model import (
     Unroutable,
     instance_name_problem,
 )
-from .parsing import NO_OVERRIDES, Overrides, conflicts, override, parse, refuse_conflicts
+from .parsing import (
+    NO_OVERRIDES,
+    Overrides,
+    conflicts,
+    outbox_settings,
+    override,
+    parse,
+    refuse_conflicts,
+)
 from .problems import toml_path
 
 __all__ = [
+    "CONFIGURATION_DIRECTORY",
     "FRAMEWORK_TAKES",
     "INSTANCE_NAME",
     "NO_OVERRIDES",
@@ -74,6 +84,7 @@ __all__ = [
     "is_authors",
     "is_config_type",
     "known_keys",
+    "outbox_settings",
     "override",
     "parse",
     "parse_consumer_config",

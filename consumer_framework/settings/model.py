@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -225,7 +226,12 @@ class OutboxSettings(Table):
     """
     lease: Annotated[Duration, Field(ge=1, le=3600)] = 30.0
     """The time after which the messages of a relay that died are sent by another; 1 second to 1
-    hour. It must be longer than the broker takes to confirm a window.
+    hour. A relay that lives extends it, also while a slow broker confirms.
+    """
+    timeout: Annotated[Duration, Field(gt=0)] | None = None
+    """The time to connect to an endpoint, and to wait for the next confirmation of a batch. Then
+    the next endpoint is tried. It must be shorter than `lease`. Without this key: half of `lease`,
+    at most 30 seconds.
     """
     max_body: Annotated[StrictInt, Field(ge=1, le=1 << 30)] = 16 << 20
     """The maximum size of a message's body in bytes. A larger one is refused by `publish()`."""
@@ -243,6 +249,11 @@ class OutboxSettings(Table):
     """Other answers for some topics. The first rule that matches and has the key decides."""
     options: dict[str, Any] = Field(default={}, repr=False)
     """Options of the messenger."""
+
+    @property
+    def endpoint_timeout(self) -> float:
+        """The ``timeout`` in force, in seconds."""
+        return min(self.lease / 2, 30.0) if self.timeout is None else self.timeout
 
 
 def _checked_source(text: str) -> str:
@@ -523,6 +534,8 @@ class Settings(Table):
         return [binding for binding in self.bindings if binding.queue == queue]
 
 
+# The configuration of the instance NAME is the file NAME.toml there.
+CONFIGURATION_DIRECTORY = Path("/etc/fedora-messaging")
 # systemd makes the user name `fm-NAME` of it, and refuses any other form (systemd.exec(5),
 # "User/Group Name Syntax"): letters, digits, "_" and "-", 31 characters at most.
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,28}", re.ASCII)

@@ -18,7 +18,7 @@ from consumer_framework.core.recovery import OnExhausted
 from consumer_framework.core.text import duration_text
 
 from .brokers import broker_problems
-from .model import TRANSIENT_QUEUE, Framework, Ordering, Settings, StoreKind
+from .model import TRANSIENT_QUEUE, Framework, Ordering, OutboxSettings, Settings, StoreKind
 from .problems import from_pydantic
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
         what = 'with store = "memory" a message that fails is overtaken by those behind it'
         yield Problem(f"{FRAMEWORK}.ordering", what, 'set ordering = "none", or remove store')
     yield from _timeouts(framework)
+    outbox = framework.outbox
+    if outbox.endpoint_timeout >= outbox.lease:
+        what = f"{duration_text(outbox.endpoint_timeout)} is not shorter than lease"
+        lease = duration_text(outbox.lease)
+        cure = f"set it below {lease}, or set a longer lease"
+        yield Problem(f"{FRAMEWORK}.outbox.timeout", f"{what} ({lease})", cure)
     recovery = framework.recovery
     if recovery.on_exhausted is OnExhausted.REJECT and recovery.delays and not recovery.hold_slots:
         what = 'with on_exhausted = "reject" a message is held until its next attempt'
@@ -149,6 +155,22 @@ def parse(document: Mapping[str, Any], *, default_bindings: bool = False) -> Set
     if problems:
         raise ConfigurationError(*problems)
     return settings
+
+
+def outbox_settings(document: Mapping[str, Any]) -> OutboxSettings:
+    """Return the table ``[consumer_config.framework.outbox]`` alone of a configuration.
+
+    Raises:
+        ConfigurationError: It is invalid. The rest of the configuration is not looked at.
+    """
+    config = document["consumer_config"]
+    framework = config.get("framework", {}) if isinstance(config, dict) else {}
+    table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
+    try:
+        return OutboxSettings.model_validate(table)
+    except pydantic.ValidationError as error:
+        problems = from_pydantic(error, f"{FRAMEWORK}.outbox", OutboxSettings, table)
+        raise ConfigurationError(*problems) from error
 
 
 def _undeclared_queues(document: Mapping[str, Any]) -> list[Problem]:

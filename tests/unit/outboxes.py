@@ -61,6 +61,7 @@ class Scripted:
         self.sent: list[Outgoing] = []
         self.is_open = False
         self.opened = 0
+        self.endpoint = ""
 
     def open(self) -> None:
         self.opening()

@@ -252,7 +252,7 @@ def test_an_instance_is_looked_at_as_the_service_that_it_is(monkeypatch, directo
         name = f"consumer_framework.cli.{place}.CONFIGURATION_DIRECTORY"
         monkeypatch.setattr(name, directory)
     stale_unit(directory, monkeypatch)
-    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.units.HIDDEN", ())
     file = directory / "sample.toml"
     assert run("sample").exit_code == 0
     file.chmod(0o600)

@@ -140,12 +140,12 @@ def test_without_systemd_the_unit_is_taken_as_it_is_shipped(monkeypatch, tmp_pat
 
 
 def test_a_file_that_the_service_may_read_is_fine(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.units.HIDDEN", ())
     assert list(file_findings(file(public), DYNAMIC)) == []
 
 
 def test_a_file_that_the_service_may_not_read_is_an_error_with_the_command(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.units.HIDDEN", ())
     path = file(public, 0o600)
     (finding,) = file_findings(path, DYNAMIC)
     assert (finding.level, finding.exit_code) == (Level.ERROR, ExitCode.CONFIGURATION)
@@ -156,7 +156,7 @@ def test_a_file_that_the_service_may_not_read_is_an_error_with_the_command(publi
 
 
 def test_a_file_that_systemd_hands_over_may_be_closed_to_the_service(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.units.HIDDEN", ())
     path = file(public, 0o600)
     (finding,) = file_findings(path, DYNAMIC, lambda: True)
     assert finding.level is Level.INFO
@@ -169,7 +169,7 @@ def test_a_file_that_systemd_hands_over_may_be_closed_to_the_service(public, mon
 
 
 def test_a_file_in_a_directory_that_the_unit_hides_is_warned_of(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", (public,))
+    monkeypatch.setattr("consumer_framework.operate.units.HIDDEN", (public,))
     (finding,) = file_findings(file(public), DYNAMIC)
     assert finding.level is Level.WARNING
     assert f"is below {public}, which the unit hides" in finding.problem.message
@@ -273,7 +273,7 @@ def test_tls_files_without_tls_are_reported(tmp_path):
 
 
 def test_a_key_that_the_service_may_not_read_is_an_error(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.units.HIDDEN", ())
     key = file(public, 0o600, "key.pem")
     (finding,) = tls(DYNAMIC, certfile=pem(public, "c.pem", 365), keyfile=key)
     assert finding.problem.path == "tls.keyfile"
@@ -282,7 +282,7 @@ def test_a_key_that_the_service_may_not_read_is_an_error(public, monkeypatch):
 
 
 def test_a_key_that_is_a_credential_may_be_closed_to_the_service(public, monkeypatch):
-    monkeypatch.setattr("consumer_framework.operate.check.files.HIDDEN", ())
+    monkeypatch.setattr("consumer_framework.operate.units.HIDDEN", ())
     files = {"certfile": pem(public, "c.pem", 365), "keyfile": file(public, 0o600, "key.pem")}
     names = {key: str(path) for key, path in files.items()}
     made = Settings.model_validate(

@@ -45,7 +45,7 @@ class Host:
 def host(tmp_path, monkeypatch) -> Host:
     made = Host(tmp_path / "sample.toml", tmp_path / "credentials")
     made.directory.mkdir()
-    monkeypatch.setattr(access, "SYSTEM_CONFIGURATION", tmp_path)
+    monkeypatch.setattr(access, "CONFIGURATION_DIRECTORY", tmp_path)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(made.directory))
     return made
 

@@ -11,6 +11,7 @@ import pytest
 
 from consumer_framework.adapters.systemd.credentials import UnitCredentials
 from consumer_framework.adapters.systemd.systemctl import Systemctl, SystemctlError
+from consumer_framework.runtime.assembly import access
 
 from .machine import TOML, make_host
 
@@ -212,7 +213,7 @@ def test_a_worker_that_would_lack_a_credential_is_not_made(host, monkeypatch):
     (host.directory / "credstore/fm-consumer.sample.prefix").write_text("x")
     stores = (host.directory / "credstore",)
     monkeypatch.setattr(UnitCredentials.__init__, "__defaults__", (stores,))
-    monkeypatch.setattr("consumer_framework.runtime.assembly.access.SYSTEM_CONFIGURATION", host.etc)
+    monkeypatch.setattr(access, "CONFIGURATION_DIRECTORY", host.etc)
     result = host.does("scale", "sample", "2")
     assert result.exit_code == 78
     assert f'{file}, for sample_2: topic_prefix: the credential "prefix" is given' in result.stderr

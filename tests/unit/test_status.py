@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.stats import Snapshot
+from consumer_framework.core.text import rate_text
 from consumer_framework.runtime.observe.status import (
     StatusFacts,
     counts_text,
-    rate_text,
     status_line,
 )
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consumer_framework.adapters.store.properties import NAMES, pack, unpack
+from consumer_framework.adapters.store.properties import pack, unpack
+from consumer_framework.core.delivery import PROPERTIES
 from consumer_framework.testing import FakeProperties
 
 # Bytes on the wire, by AMQP 0-9-1 section 4.2.5 and RabbitMQ's errata: brokers deliver values that
@@ -76,7 +77,7 @@ fields = st.recursive(
     max_leaves=15,
 )
 
-ON_THE_WIRE = dict.fromkeys(NAMES, short_strings) | {
+ON_THE_WIRE = dict.fromkeys(PROPERTIES, short_strings) | {
     "headers": tables(fields),
     "delivery_mode": integers(b"", "B", 8, signed=False),
     "priority": integers(b"", "B", 8, signed=False),
@@ -88,7 +89,7 @@ ON_THE_WIRE = dict.fromkeys(NAMES, short_strings) | {
 def received_properties(draw):
     """Return properties as pika decodes them from the bytes of a broker."""
     flags, encoded = 0, b""
-    for bit, name in enumerate(NAMES):
+    for bit, name in enumerate(PROPERTIES):
         if draw(st.booleans()):
             flags |= 1 << (15 - bit)
             encoded += draw(ON_THE_WIRE[name])

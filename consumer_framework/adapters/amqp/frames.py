@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 import pika.data
 
-from consumer_framework.core.delivery import RAW_PROPERTIES
+from consumer_framework.core.delivery import PROPERTIES, RAW_PROPERTIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,30 +59,8 @@ _KNOWN = 0xF8C0
 _Properties = pika.BasicProperties
 _BLANK = dict.fromkeys(vars(_Properties()))  # type: ignore[no-untyped-call]
 
-# All properties, from the highest bit of their flags down, with the kinds of their values: short
-# string, table, octet, timestamp (AMQP 0-9-1, section 1.8, class basic).
-_ALL = tuple(
-    zip(
-        (
-            "content_type",
-            "content_encoding",
-            "headers",
-            "delivery_mode",
-            "priority",
-            "correlation_id",
-            "reply_to",
-            "expiration",
-            "message_id",
-            "timestamp",
-            "type",
-            "user_id",
-            "app_id",
-            "cluster_id",
-        ),
-        "ssfoosssstssss",
-        strict=True,
-    )
-)
+# All properties with the kinds of their values: short string, table, octet, timestamp.
+_ALL = tuple(zip(PROPERTIES, "ssfoosssstssss", strict=True))
 
 
 class Frames:

@@ -21,26 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 
+from consumer_framework.core.delivery import PROPERTIES
+
 if TYPE_CHECKING:
     from consumer_framework.core.delivery import Properties
-
-# The 14 properties of AMQP 0-9-1, section 1.8, class basic.
-NAMES = (
-    "content_type",
-    "content_encoding",
-    "headers",
-    "delivery_mode",
-    "priority",
-    "correlation_id",
-    "reply_to",
-    "expiration",
-    "message_id",
-    "timestamp",
-    "type",
-    "user_id",
-    "app_id",
-    "cluster_id",
-)
 
 
 def pack(properties: Properties) -> str:
@@ -48,7 +32,7 @@ def pack(properties: Properties) -> str:
 
     A value of a type that AMQP does not have becomes its ``repr``; no broker delivers such a value.
     """
-    found = {name: getattr(properties, name, None) for name in NAMES}
+    found = {name: getattr(properties, name, None) for name in PROPERTIES}
     return pack_value({name: value for name, value in found.items() if value is not None})
 
 

@@ -16,6 +16,7 @@ from consumer_framework.adapters.certificates import ends_of
 from consumer_framework.adapters.store.files import DATABASE
 from consumer_framework.adapters.systemd.accounts import Account
 from consumer_framework.core.errors import ExitCode, Problem, StoreError
+from consumer_framework.operate import units
 from consumer_framework.runtime.state_files import count_stored
 
 from .findings import error, info, warning
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from .findings import Finding
 
-# Directories that the unit hides (ProtectHome= and PrivateTmp= in systemd.exec(5)).
-HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
 # Stands for everybody without rights of their own.
 _OTHERS = Account("everybody", None, frozenset())
 # The password that RabbitMQ has for everybody, and takes from the same machine only.
@@ -70,7 +69,7 @@ def closed_findings(key: str, path: Path, account: Account) -> Iterator[Finding]
         closed = f"{what} closed to the service's user {account.name}"
         where = f" by the mode of {obstacle}" if obstacle != path else ""
         yield error(Problem(key, f"{closed}{where}", _cure_of_closed(key, path, obstacle)))
-    above = next((each for each in HIDDEN if path.resolve().is_relative_to(each)), None)
+    above = next((each for each in units.HIDDEN if path.resolve().is_relative_to(each)), None)
     if above is not None:
         cure = "move it, or set ProtectHome= and PrivateTmp= for the unit with systemctl edit"
         yield warning(key, f"{what} below {above}, which the unit hides from the service", cure)

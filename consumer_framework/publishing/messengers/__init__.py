@@ -244,3 +244,25 @@ def configured(
         raise ConfigurationError(
             Problem(f"{_PATH}.options", what, "see its documentation")
         ) from error
+
+
+def make(name: str, endpoints: Endpoints, options: Mapping[str, Any]) -> Messenger:
+    """Make the messenger *name*. It connects to nothing yet.
+
+    Args:
+        name: As in the configuration.
+        endpoints: The brokers.
+        options: The ``options`` table of the configuration.
+
+    Raises:
+        ConfigurationError: There is no such messenger, or it refuses an endpoint or an option.
+    """
+    factory = find(name)
+    try:
+        return factory(endpoints, **options)
+    except TypeError as error:
+        # An option that the factory does not know, as Python tells it.
+        what = f'the messenger "{name}" refuses the options: {error}'
+        path = "consumer_config.framework.outbox.options"
+        cure = "see the messenger's documentation"
+        raise ConfigurationError(Problem(path, what, cure)) from error

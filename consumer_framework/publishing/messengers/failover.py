@@ -125,6 +125,11 @@ class Failover(ABC):
             link.close()
 
     @property
+    def endpoint(self) -> str:
+        """The host and port of the endpoint in use; ``""`` without a connection."""
+        return "" if self._link is None else self._name
+
+    @property
     def _link_in_use(self) -> Link:
         assert self._link is not None  # noqa: S101 -- the caller has connected
         return self._link

@@ -20,8 +20,7 @@ from consumer_framework.adapters.systemd.credentials import (
 )
 from consumer_framework.adapters.systemd.systemctl import unit_name
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.runtime.state_files import SYSTEM_CONFIGURATION
-from consumer_framework.settings import NO_OVERRIDES
+from consumer_framework.settings import CONFIGURATION_DIRECTORY, NO_OVERRIDES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +82,7 @@ def require_credentials(path: Path, instance: str) -> None:
 
 def is_systems(path: Path | None, instance: str) -> bool:
     """Tell whether *path* is the file that ``fm-consumer@INSTANCE.service`` reads."""
-    return path is not None and path.absolute() == SYSTEM_CONFIGURATION / f"{instance}.toml"
+    return path is not None and path.absolute() == CONFIGURATION_DIRECTORY / f"{instance}.toml"
 
 
 def hands_file_over(instance: str) -> bool:
@@ -99,5 +98,5 @@ def settings_of(instance: str) -> CredentialSettings:
     known = CredentialSettings.of_unit(unit_name(instance))
     if known is not None:
         return known
-    file = str(SYSTEM_CONFIGURATION / f"{instance}.toml")
+    file = str(CONFIGURATION_DIRECTORY / f"{instance}.toml")
     return CredentialSettings({CONFIGURATION: file}, imports=(f"fm-consumer.{instance}.*",))

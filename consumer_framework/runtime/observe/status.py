@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.stats import Progress, Snapshot
-from consumer_framework.core.text import about
+from consumer_framework.core.text import about, rate_text
 from consumer_framework.runtime.control.schema import Counts, StatusReport
 
 if TYPE_CHECKING:
     from consumer_framework.runtime.instance import Instance
 
 _NOTHING = Snapshot()
-# From here on, a rate needs no decimals.
-_FAST = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +83,6 @@ def status_line(state: State, facts: StatusFacts) -> str:
             # The counts of this process: more messages may wait in the store.
             text = facts.trouble or f"Stopped; since its start: {counts_text(facts.counts)}"
     return text
-
-
-def rate_text(rate: float) -> str:
-    """Say how many messages there are in a second, or in a minute where those are few."""
-    if rate >= _FAST:
-        return f"{rate:.0f}/s"
-    if rate >= 1:
-        return f"{rate:.1f}/s"
-    return f"{rate * 60:.0f}/min" if rate else "0/s"
 
 
 def counts_text(counts: Snapshot) -> str:

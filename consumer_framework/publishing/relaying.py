@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Makes a relay from a configuration, and describes it to people.
+
+An instance has a relay of its own, and ``fm-consumer outbox relay`` is one. Both make it here
+(:func:`relay_of`), and both show the same facts (:class:`RelayStatus`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from consumer_framework.core import secrets
+from consumer_framework.core.stats import Progress
+from consumer_framework.core.text import about, plural, rate_text
+
+from . import messengers
+from .events import RelayCounters
+from .messengers import Endpoints
+from .policy import Policy
+from .relay import Relay
+from .store import OutboxError
+
+if TYPE_CHECKING:
+    from consumer_framework.core.ports import Clock
+    from consumer_framework.settings import Address, Settings
+
+    from .events import RelayEvent, RelayObserver
+    from .messengers import Messenger
+    from .store import OutboxStats, OutboxStore
+
+# Seconds between two counts of the outbox, at least.
+COUNT_INTERVAL = 5.0
+# A count may take so large a part of the time: counting is a scan.
+_SHARE = 20
+
+
+def endpoints_of(settings: Settings) -> Endpoints:
+    """Return the endpoints of the outbox: its own ones, or ``amqp_url`` and ``brokers``.
+
+    Their passwords are secrets from now on.
+    """
+    outbox, tls = settings.framework.outbox, settings.tls
+    urls = outbox.endpoints or tuple(
+        _with_address(settings.amqp_url, address) for address in settings.brokers
+    )
+    for url in urls:
+        _hide_password(url)
+    return Endpoints(
+        urls,
+        ca_cert=tls.ca_cert,
+        certfile=tls.certfile,
+        keyfile=tls.keyfile,
+        client_properties=settings.client_properties,
+        timeout=outbox.endpoint_timeout,
+    )
+
+
+def _with_address(url: str, address: Address) -> str:
+    parts = urlsplit(url)
+    login, at, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{login}{at}{address}").geturl()
+
+
+def _hide_password(url: str) -> None:
+    with contextlib.suppress(ValueError):
+        password = urlsplit(url).password
+        if password and password != "guest":  # noqa: S105 -- everybody's, on its own machine
+            for form in {password, unquote(password)}:
+                secrets.hide(form, "the password of an endpoint")
+
+
+def messenger_of(settings: Settings) -> Messenger:
+    """Return the messenger of the outbox. It connects to nothing yet.
+
+    Raises:
+        ConfigurationError: There is none of that name, or it refuses an endpoint or an option.
+    """
+    outbox = settings.framework.outbox
+    return messengers.make(outbox.messenger, endpoints_of(settings), outbox.options)
+
+
+def relay_of(
+    settings: Settings, store: OutboxStore, *, observer: RelayObserver, clock: Clock
+) -> Relay:
+    """Return the relay of the outbox in *store*, as *settings* describe it.
+
+    Raises:
+        ConfigurationError: See :func:`messenger_of`.
+    """
+    outbox = settings.framework.outbox
+    return Relay(
+        store,
+        messenger_of(settings),
+        Policy.of(outbox),
+        clock=clock,
+        observer=observer,
+        window=outbox.window,
+        lease=outbox.lease,
+        lossy=outbox.lossy,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PausedTopic:
+    """A topic that nothing is sent to until a time of the epoch."""
+
+    exchange: str
+    topic: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReport:
+    """A relay, and its outbox, at one moment.
+
+    Attributes:
+        state: ``"starting"``, ``"sending"``, ``"waiting"`` (no endpoint takes messages),
+            ``"standby"`` (another relay sends), ``"failing"`` (the database cannot be used).
+        trouble: The reason for ``"waiting"`` or ``"failing"``; ``""`` for none.
+        next_attempt: With ``"waiting"``: seconds until the next attempt; None otherwise.
+        endpoint: ``HOST:PORT`` of the broker in use; ``""`` without one.
+        database: The database of the outbox, without a password.
+        messenger: The name of the messenger.
+        rate: Messages sent in a second, over the last minute.
+        up: Seconds since the start of the relay.
+        waiting: The number of messages to send; None if they were not counted yet.
+        retrying: Those of them that failed, or are behind one that failed.
+        dead: The number of messages that wait for an operator.
+        oldest: Seconds since the oldest waiting message was published; None for none.
+        paused: The topics that are paused.
+        counts: The counts since the start of the relay, by the names of :class:`.RelayCounters`.
+        last_error: The reason of the last failure since the start, ``""`` for none.
+    """
+
+    state: str = "starting"
+    trouble: str = ""
+    next_attempt: float | None = None
+    endpoint: str = ""
+    database: str = ""
+    messenger: str = ""
+    rate: float = 0.0
+    up: float = 0.0
+    waiting: int | None = None
+    retrying: int = 0
+    dead: int = 0
+    oldest: float | None = None
+    paused: tuple[PausedTopic, ...] = ()
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    last_error: str = ""
+
+    @property
+    def line(self) -> str:
+        """One line, as ``systemctl status`` shows it."""
+        match self.state:
+            case "sending":
+                what = f"sending to {self.endpoint or self.messenger}, {rate_text(self.rate)}"
+            case "waiting":
+                when = "" if self.next_attempt is None else f"; again in {about(self.next_attempt)}"
+                what = f"cannot send: {self.trouble}{when}"
+            case "standby":
+                what = "standby: another relay sends"
+            case "failing":
+                what = f"failing: {self.trouble}"
+            case _:
+                what = f"{self.state}"
+        return ", ".join([what, *self._numbers()])
+
+    def _numbers(self) -> list[str]:
+        parts = []
+        if self.waiting is not None:
+            parts.append(f"{self.waiting} waiting")
+        if self.oldest is not None:
+            parts.append(f"oldest {about(self.oldest)}")
+        if self.dead:
+            parts.append(f"{self.dead} dead")
+        if self.paused:
+            parts.append(f"{plural(len(self.paused), 'topic')} paused")
+        return [*parts, f"{self.counts.get('sent', 0)} sent", f"up {about(self.up)}"]
+
+
+class RelayStatus:
+    """An observer that knows the numbers of a relay. Several threads may use it.
+
+    Args:
+        clock: That of the relay.
+        messenger: The name of the messenger.
+
+    Attributes:
+        counters: The counts since the start.
+        relay: The relay; None before there is one.
+        store: Its outbox; likewise.
+    """
+
+    def __init__(self, clock: Clock, messenger: str = "") -> None:
+        self._clock = clock
+        self.messenger = messenger
+        self.counters = RelayCounters()
+        self.relay: Relay | None = None
+        self.store: OutboxStore | None = None
+        self._progress = Progress(clock.monotonic())
+        self._stats: OutboxStats | None = None
+        self._count_at = 0.0
+        self._counting = threading.Lock()
+
+    def notify(self, event: RelayEvent) -> None:
+        """Count *event*."""
+        self.counters.notify(event)
+
+    def count(self) -> None:
+        """Count the rows of the outbox, unless it was done lately. It may take seconds."""
+        store = self.store
+        if store is None or not self._counting.acquire(blocking=False):
+            return
+        try:
+            began = self._clock.monotonic()
+            if began < self._count_at:
+                return
+            with contextlib.suppress(OutboxError):
+                self._stats = store.stats()
+            took = self._clock.monotonic() - began
+            self._count_at = self._clock.monotonic() + max(COUNT_INTERVAL, took * _SHARE)
+        finally:
+            self._counting.release()
+
+    def report(self) -> RelayReport:
+        """Describe the relay. The rows of its outbox are those of the last :meth:`count`."""
+        now, relay, stats = self._clock.monotonic(), self.relay, self._stats
+        self._progress.look(self.counters.sent, now)
+        counts = dataclasses.asdict(self.counters)
+        last_error = counts.pop("last_error")
+        found = RelayReport(
+            messenger=self.messenger,
+            rate=self._progress.rate(now),
+            up=self._progress.up(now),
+            counts=counts,
+            last_error=last_error,
+            database="" if self.store is None else self.store.place,
+        )
+        if stats is not None:
+            age = None if stats.oldest is None else max(self._clock.time() - stats.oldest, 0.0)
+            found = dataclasses.replace(
+                found,
+                waiting=stats.waiting,
+                retrying=stats.retrying,
+                dead=stats.dead,
+                oldest=age,
+            )
+        return found if relay is None else self._of_relay(relay, found)
+
+    def _of_relay(self, relay: Relay, found: RelayReport) -> RelayReport:
+        paused = tuple(PausedTopic(*key, until) for key, until in relay.paused.items())
+        found = dataclasses.replace(found, endpoint=relay.endpoint, paused=paused)
+        if relay.store_fault:
+            return dataclasses.replace(found, state="failing", trouble=relay.store_fault)
+        if relay.is_standby:
+            return dataclasses.replace(found, state="standby")
+        if relay.endpoint_fault:
+            until = relay.endpoint_until
+            left = None if until is None else max(until - self._clock.time(), 0.0)
+            trouble = relay.endpoint_fault
+            return dataclasses.replace(found, state="waiting", trouble=trouble, next_attempt=left)
+        return dataclasses.replace(found, state="sending" if relay.is_sending else "starting")
