@@ -146,6 +146,10 @@ class Publisher(abc.ABC):
         self._validate = validate
         self._belongs = belongs
 
+    def rename(self, exchange: str, topic_prefix: str) -> None:
+        """Use another exchange and topic prefix from now on."""
+        self._exchange, self._topic_prefix = exchange, topic_prefix
+
     @contextlib.contextmanager
     def transaction(self, timeout: float = TIMEOUT) -> Iterator[Pending]:
         """Store all messages that the block publishes, in one transaction at its end.

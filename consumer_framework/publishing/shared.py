@@ -21,16 +21,16 @@ from fedora_messaging.exceptions import (
     PublishForbidden,
     PublishReturned,
 )
-from twisted.python.failure import Failure
 
 from .message import outgoing
 from .messengers import Reject, Retry, Scope, Sent
-from .upstream import Eventual
+from .upstream import Eventual, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fedora_messaging.message import Message
+    from twisted.python.failure import Failure
 
     from .message import Outgoing
     from .messengers import Messenger, Result
@@ -63,7 +63,7 @@ class _Awaited(Eventual):
     def original_failure(self) -> Failure | None:
         """Return the error of the publish."""
         error = None if self._done.cancelled() else self._done.exception()
-        return None if error is None else Failure(error)
+        return None if error is None else failure_of(error)
 
 
 class SharedSender:
@@ -131,7 +131,9 @@ class SharedSender:
         is_open = False
         waiting: list[_Sending] = []
         while not self._stopped.is_set():
-            batch = [one for one in [*waiting, *self._next(not waiting)] if not one.done.cancelled()]
+            batch = [
+                one for one in [*waiting, *self._next(not waiting)] if not one.done.cancelled()
+            ]
             if not batch:
                 waiting = []
                 continue
@@ -147,10 +149,11 @@ class SharedSender:
                 results = [Reject(f"{type(error).__name__}: {error}")] * len(batch)
             waiting = _settle(batch, results)
             if waiting:
-                is_open = False
-                messenger = _closed(messenger)
+                _close(messenger)
+                # A reload may have changed its certificates.
+                messenger, is_open = None, False
                 self._stopped.wait(_AGAIN)
-        _closed(messenger)
+        _close(messenger)
         for one in [*waiting, *self._next(wait=False)]:
             _fail(one, ConnectionException(reason="the instance has stopped"))
 
@@ -167,11 +170,10 @@ class SharedSender:
         return batch
 
 
-def _closed(messenger: Messenger | None) -> Messenger | None:
+def _close(messenger: Messenger | None) -> None:
     if messenger is not None:
         with suppress(Exception):
             messenger.close()
-    return messenger
 
 
 def _settle(batch: Sequence[_Sending], results: Sequence[Result]) -> list[_Sending]:

@@ -2,9 +2,9 @@
 """Let ``fedora_messaging.api.publish`` go another way than crochet's.
 
 ``api.publish`` calls ``crochet.setup()``, which would start a second reactor, and then
-``_twisted_publish_wrapper``, whose result it waits for. It looks both names up in its module at each
-call, and ``fedora_messaging.testing.mock_sends`` replaces both. :func:`replaced` does the same: so
-it does not matter when or how the author's code imported ``publish``.
+``_twisted_publish_wrapper``, whose result it waits for. It looks both names up in its module at
+each call, and ``fedora_messaging.testing.mock_sends`` replaces both. :func:`replaced` does the
+same: so it does not matter when or how the author's code imported ``publish``.
 
 ``api.twisted_publish`` sends by ``_twisted_service``: see :class:`OutboxService`.
 """
@@ -68,7 +68,12 @@ class Done(Eventual):
 
     def original_failure(self) -> Failure | None:
         """Return the error."""
-        return None if self._error is None else Failure(self._error)
+        return None if self._error is None else failure_of(self._error)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return *error* as upstream logs it."""
+    return Failure(error)  # type: ignore[no-untyped-call]
 
 
 # The names that fedora_messaging.api uses of crochet when it publishes.
@@ -107,12 +112,61 @@ def publish_by(send: Callable[[Message, str | None], object]) -> Callable[..., E
     return publish
 
 
+def publish_and_wait(
+    begin: Callable[[Message, str | None], Eventual],
+) -> Callable[..., Eventual]:
+    """Return a publish for :func:`replaced` that calls *begin*, and waits for its result.
+
+    It sends the blinker signals of fedora-messaging, as upstream does.
+    """
+
+    def publish(message: Message, exchange: str | None = None) -> Eventual:
+        try:
+            api.pre_publish_signal.send(api.publish, message=message)
+            return _Signalling(begin(message, exchange), message)
+        except Exception as error:  # noqa: BLE001 -- the caller gets it
+            reason = as_upstream(error)
+            api.publish_failed_signal.send(api.publish, message=message, reason=reason)
+            return Done(reason)
+
+    return publish
+
+
+class _Signalling(Eventual):
+    """Sends the signal of the end of a publish, in the thread that waits for the end."""
+
+    def __init__(self, inner: Eventual, message: Message) -> None:
+        self._inner = inner
+        self._message = message
+
+    def wait(self, timeout: float) -> None:
+        try:
+            self._inner.wait(timeout)
+        except TimeoutError:
+            # Upstream cancels then.
+            raise
+        except Exception as error:
+            self._fail(error)
+            raise
+        api.publish_signal.send(api.publish, message=self._message)
+
+    def cancel(self) -> None:
+        self._inner.cancel()
+        self._fail(TimeoutError("the broker did not confirm it in time"))
+
+    def original_failure(self) -> Failure | None:
+        return self._inner.original_failure()
+
+    def _fail(self, error: Exception) -> None:
+        api.publish_failed_signal.send(api.publish, message=self._message, reason=error)
+
+
 def as_upstream(error: Exception) -> Exception:
     """Return the error that ``fedora_messaging.api.publish`` raises in the place of *error*."""
     if isinstance(error, ValidationError) and isinstance(error.__cause__, Exception):
         # Upstream raises the error of jsonschema.
         return error.__cause__
-    return PublishException(reason=error) if isinstance(error, PublishError) else error
+    return PublishException(reason=str(error)) if isinstance(error, PublishError) else error
 
 
 class OutboxService:

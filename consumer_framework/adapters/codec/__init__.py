@@ -14,7 +14,7 @@ of a message each time that it checks the message; here each schema is checked a
 
 from __future__ import annotations
 
-from .decoding import UndecodableError, decode
+from .decoding import UndecodableError, decode, validate
 from .registry import SCHEMA_GROUP, load_schemas
 
-__all__ = ["SCHEMA_GROUP", "UndecodableError", "decode", "load_schemas"]
+__all__ = ["SCHEMA_GROUP", "UndecodableError", "decode", "load_schemas", "validate"]
