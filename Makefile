@@ -53,10 +53,12 @@ test: lint
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# The complete crash tests: eight minutes of kills, cuts and restarts while messages come, then a ledger.
+# The complete crash tests: eight minutes of kills, cuts and restarts while messages come, then a ledger;
+# the same for publishing, with each database.
 chaos: venv
-	packaging/system-packages broker cluster
-	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py tests/integration/test_cluster.py
+	packaging/system-packages broker cluster databases
+	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py tests/integration/test_publishing_crashes.py \
+		tests/integration/test_cluster.py
 
 # Writes benchmarks/results.json and docs/explanation/performance.
 bench: $(BENCH_INSTALLED)

@@ -18,7 +18,7 @@ from .options import DEFAULT_FILE, complete_instance, configuration_file
 from .terminal import complain
 
 # The commands that have a module of their name.
-_IN_MODULES = ("check", "explain", "quarantine", "reload", "scale", "status", "units")
+_IN_MODULES = ("check", "explain", "publish", "quarantine", "reload", "scale", "status", "units")
 
 _EXIT_CODES = """
 \b

@@ -33,7 +33,7 @@ from .message import (
 from .policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fedora_messaging.message import Message
 
@@ -151,30 +151,6 @@ class Publisher(abc.ABC):
         self._exchange, self._topic_prefix = exchange, topic_prefix
 
     @contextlib.contextmanager
-    def transaction(self, timeout: float = TIMEOUT) -> Iterator[Pending]:
-        """Store all messages that the block publishes, in one transaction at its end.
-
-        If the block raises, none is stored. Blocks may be nested: the outermost one stores. Threads
-        that the block starts are not part of it.
-
-        Raises:
-            OutboxError: None of the messages was stored.
-        """
-        with self.collect() as pending:
-            yield pending
-        pending.commit(timeout)
-
-    @contextlib.asynccontextmanager
-    async def transaction_async(
-        self,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
-    ) -> AsyncIterator[Pending]:
-        """Do the same as :meth:`transaction`, without blocking the event loop."""
-        with self.collect() as pending:
-            yield pending
-        await self._in_thread(pending.commit, timeout)
-
-    @contextlib.contextmanager
     def collect(self) -> Iterator[Pending]:
         """Collect the messages that the block publishes; :meth:`Pending.commit` stores them.
 
@@ -189,7 +165,11 @@ class Publisher(abc.ABC):
 
     def pending(self) -> Pending:
         """Return a block that collects nothing yet: see :meth:`Pending.collecting`."""
-        return Pending(self, _collecting.get(_NOTHING).get(self))
+        return Pending(self, self.current())
+
+    def current(self) -> Pending | None:
+        """Return the innermost block that collects the messages of the caller, or None."""
+        return _collecting.get(_NOTHING).get(self)
 
     def accept(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages that were prepared before, or add them to the block that collects.
@@ -208,7 +188,7 @@ class Publisher(abc.ABC):
     ) -> None:
         """Do the same as :meth:`accept`, without blocking the event loop."""
         if messages and not self._collects(messages):
-            await self._in_thread(self.store_now, messages, timeout)
+            await self.in_thread(self.store_now, messages, timeout)
 
     def store_now(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages in one transaction, and wait for those with ``on_failure = "wait"``.
@@ -234,7 +214,8 @@ class Publisher(abc.ABC):
     def _state_of(self, message_id: str, since: int) -> tuple[str, str] | None:
         """Return the state and the reason of the message's row after *since*, None for no row."""
 
-    async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+    async def in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call *function*, which uses this publisher, without blocking the event loop."""
         await asyncio.to_thread(function, *arguments)
 
     def accept_outside(self, messages: list[Entry], timeout: float) -> None:
@@ -243,7 +224,7 @@ class Publisher(abc.ABC):
             self.store_now(messages, timeout)
 
     def _collects(self, messages: list[Entry]) -> bool:
-        pending = _collecting.get(_NOTHING).get(self)
+        pending = self.current()
         if pending is not None and pending.add(messages):
             return True
         return self._belongs is not None and self._belongs(messages)

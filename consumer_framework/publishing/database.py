@@ -19,7 +19,7 @@ from consumer_framework.core.secrets import redact
 
 from .message import OutboxError
 from .migrations import HEAD, VERSION_TABLE, upgrade
-from .tables import CHANNEL, outbox_table, version_table
+from .tables import CHANNEL, version_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,6 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         raise _unusable(f"a package for the outbox's database is missing: {error}", cure) from error
 
 
-_OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
 # Applications insert while a relay claims: in MariaDB a stricter level locks the gaps between keys,
 # and in PostgreSQL it fails where a row has changed. The default of an application may be another.
 _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
@@ -67,6 +66,18 @@ _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
 def _unusable(what: str, cure: str) -> ConfigurationError:
     return ConfigurationError(Problem("consumer_config.framework.outbox.database", what, cure))
+
+
+# A missing table or column: SQLSTATE of PostgreSQL (Appendix A of its manual), errors of MariaDB.
+_LACKING = {"42P01", "42703", 1146, 1054}
+
+
+def _lacks_table(cause: BaseException) -> bool:
+    if isinstance(cause, sqlite3.Error):
+        return str(cause).startswith(("no such table", "no such column")) or (
+            "has no column named" in str(cause)
+        )
+    return not _LACKING.isdisjoint({getattr(cause, "sqlstate", None), *cause.args[:1]})
 
 
 def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
@@ -230,10 +241,7 @@ class Database:
         except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
-            cure = ""
-            if isinstance(error, _OF_STATEMENTS):
-                is_missing = outbox_table.name in line and "lock" not in line.lower()
-                cure = "; create its tables with OutboxStore.migrate()" if is_missing else ""
+            cure = "; create its tables with OutboxStore.migrate()" if _lacks_table(cause) else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
 
     def migrate(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -124,13 +124,36 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
             f"the body of message {message.id} has {len(body)} bytes; {max_body} are allowed"
         )
     headers = dict(message._headers)  # noqa: SLF001 -- upstream has no public name for them
-    try:
-        json.dumps(headers)
-    except (TypeError, ValueError) as error:
-        raise PublishError(f"the headers of message {message.id} are no JSON: {error}") from error
+    _check_headers(message.id, headers)
     # Not `message.priority`, which is 0 for a message without one.
     priority = message._properties.priority  # noqa: SLF001
     return Outgoing(message.id, topic, body, headers, exchange, priority, key, now)
+
+
+def with_headers(message: Outgoing, headers: Mapping[str, Any] | None) -> Outgoing:
+    """Return *message* with further *headers*: facts about the message, apart from its body.
+
+    Args:
+        message: The message. It is not changed.
+        headers: Names and values; None for none.
+
+    Raises:
+        PublishError: A header is no JSON, or the message has a header of this name.
+    """
+    if not headers:
+        return message
+    for name in headers.keys() & message.headers.keys():
+        raise PublishError(f"message {message.id} has a header {name!r} of its own")
+    changed = {**message.headers, **headers}
+    _check_headers(message.id, changed)
+    return replace(message, headers=changed)
+
+
+def _check_headers(message_id: str, headers: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(headers)
+    except (TypeError, ValueError) as error:
+        raise PublishError(f"the headers of message {message_id} are no JSON: {error}") from error
 
 
 def _check_text(name: str, text: str) -> None:

@@ -20,6 +20,7 @@ when it is sent, and ``skip`` tells the relay to try once. Inside the applicatio
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -37,7 +38,7 @@ from .message import NotSentError, Outgoing
 from .mocks import mocked_publish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     import sqlalchemy as sa
     from fedora_messaging.message import Message
@@ -111,6 +112,15 @@ class Outbox(Publisher):
     @store.setter
     def store(self, store: OutboxStore) -> None:
         self._store = store
+
+    @contextlib.contextmanager
+    def replaced_store(self, store: OutboxStore) -> Iterator[None]:
+        """Use another table while the block runs, for a test."""
+        before, self._store = self._store, store
+        try:
+            yield
+        finally:
+            self._store = before
 
     def _open(self) -> OutboxStore:
         from .store import OutboxStore  # noqa: PLC0415 -- late: see `opens_late`
@@ -214,6 +224,30 @@ class Outbox(Publisher):
         else:
             await self.accept_async([entry], timeout)
         return entry[0]
+
+    @contextlib.contextmanager
+    def transaction(self, timeout: float = TIMEOUT) -> Iterator[Pending]:
+        """Store all messages that the block publishes, in one transaction at its end.
+
+        If the block raises, none is stored. Blocks may be nested: the outermost one stores. Threads
+        that the block starts are not part of it.
+
+        Raises:
+            OutboxError: None of the messages was stored.
+        """
+        with self.collect() as pending:
+            yield pending
+        pending.commit(timeout)
+
+    @contextlib.asynccontextmanager
+    async def transaction_async(
+        self,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109 -- it does not cancel
+    ) -> AsyncIterator[Pending]:
+        """Do the same as :meth:`transaction`, without blocking the event loop."""
+        with self.collect() as pending:
+            yield pending
+        await self.in_thread(pending.commit, timeout)
 
     def _put(self, messages: list[Entry]) -> None:
         self.store.put(messages)

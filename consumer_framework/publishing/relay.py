@@ -264,6 +264,8 @@ class Relay:
         self._has_lease: bool | None = None
         self._lease_until = 0.0
         self._claims = 0
+        # The last claim, and the fates of its rows until they are settled.
+        self._held: tuple[str, Sequence[int]] = "", ()
         self._unsettled: tuple[str, _Fates] | None = None
         self._failures = 0
         self._swept = 0
@@ -344,7 +346,7 @@ class Relay:
         with contextlib.suppress(OutboxError):
             if self._unsettled is not None:
                 self._settle(*self._unsettled)
-            self._store.release(self._owner)
+            self._store.release(self._owner, *self._held)
         self._has_lease = None
         self._close_messenger()
 
@@ -383,7 +385,8 @@ class Relay:
         if not claimed:
             self.idle_at = self._moved
             return Step.IDLE
-        with self._extender.extending(token, [one.row for one in claimed]):
+        self._held = token, [one.row for one in claimed]
+        with self._extender.extending(*self._held):
             fates = self._send(claimed)
         self._settle(token, fates)
         return Step.SENT

@@ -219,7 +219,7 @@ class OutboxSettings(Table):
     `outbox.sqlite3` in the state directory.
     """
     messenger: Annotated[StrictStr, Field(min_length=1)] = "amqp"
-    """The way to send: `amqp`, `fedora`, `kombu`, `dummy`, or the name of another entry point of
+    """The way to send: `amqp`, `fedora`, `kombu`, `fedmsg`, `dummy`, or another entry point of
     the group `consumer_framework.messengers`.
     """
     endpoints: Annotated[

@@ -179,11 +179,19 @@ def outbox_settings(document: Mapping[str, Any]) -> OutboxSettings:
     config = document["consumer_config"]
     framework = config.get("framework", {}) if isinstance(config, dict) else {}
     table = framework.get("outbox", {}) if isinstance(framework, dict) else {}
+    return outbox_table(table, f"{FRAMEWORK}.outbox")
+
+
+def outbox_table(table: Any, path: str) -> OutboxSettings:
+    """Return the settings of an outbox in *table*, which people find at *path*.
+
+    Raises:
+        ConfigurationError: It is invalid.
+    """
     try:
         return OutboxSettings.model_validate(table)
     except pydantic.ValidationError as error:
-        problems = from_pydantic(error, f"{FRAMEWORK}.outbox", OutboxSettings, table)
-        raise ConfigurationError(*problems) from error
+        raise ConfigurationError(*from_pydantic(error, path, OutboxSettings, table)) from error
 
 
 def _undeclared_queues(document: Mapping[str, Any]) -> list[Problem]:

@@ -33,11 +33,16 @@ HOST = "127.0.0.1"
 
 
 class PostgreSQL:
-    """A private PostgreSQL server; as root it runs as the user ``postgres``."""
+    """A private PostgreSQL server; as root it runs as the user ``postgres``.
 
-    def __init__(self, programs: Path) -> None:
+    Args:
+        programs: The directory of its programs.
+        disk: The directory for its files; None for that of temporary files.
+    """
+
+    def __init__(self, programs: Path, disk: Path | None = None) -> None:
         self._programs = programs
-        self._place = Path(tempfile.mkdtemp(prefix="postgresql-"))
+        self._place = Path(tempfile.mkdtemp(prefix="postgresql-", dir=disk))
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             owner = pwd.getpwnam("postgres")
@@ -61,6 +66,7 @@ class PostgreSQL:
             [*initdb, "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd="/", **self._user
         )
         settings = [f"port={self.port}", f"listen_addresses={HOST}", "fsync=off"]
+        settings += ["min_wal_size=32MB", "max_wal_size=64MB"]
         settings += [f"unix_socket_directories={self._place}"]
         self._command = [str(self._programs / "postgres"), "-D", data]
         self._command += [f"-c{one}" for one in settings]
@@ -72,6 +78,10 @@ class PostgreSQL:
             self._command, stderr=subprocess.DEVNULL, cwd="/", **self._user
         )
         until(lambda: self._psql("postgres", "SELECT 1").returncode == 0, "PostgreSQL answers")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         assert self._process is not None
@@ -98,10 +108,14 @@ class PostgreSQL:
 
 
 class MariaDB:
-    """A private MariaDB server; as root it runs as the user ``mysql``. Its user is ``root``."""
+    """A private MariaDB server; as root it runs as the user ``mysql``. Its user is ``root``.
 
-    def __init__(self) -> None:
-        self._place = Path(tempfile.mkdtemp(prefix="mariadb-"))
+    Args:
+        disk: The directory for its files; None for that of temporary files.
+    """
+
+    def __init__(self, disk: Path | None = None) -> None:
+        self._place = Path(tempfile.mkdtemp(prefix="mariadb-", dir=disk))
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             owner = pwd.getpwnam("mysql")
@@ -144,6 +158,10 @@ class MariaDB:
             **self._user,
         )
         until(lambda: self._mariadb("SELECT 1").returncode == 0, "MariaDB answers")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         assert self._process is not None

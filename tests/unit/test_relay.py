@@ -338,6 +338,22 @@ def test_a_relay_that_ends_hands_over_at_once(store):
     assert second.relay.step() is Step.SENT
 
 
+def test_a_relay_that_is_ended_amid_a_batch_gives_back_its_claim(store):
+    first, second = Setup(store), Setup(store)
+    one = message()
+    first.put(one)
+
+    def end(_):
+        raise SystemExit
+
+    first.messenger.answer = end
+    with pytest.raises(SystemExit):
+        first.relay.step()
+    first.relay.close()
+    second.steps()
+    assert second.sent == [one.id]
+
+
 def test_a_relay_keeps_its_lease_as_long_as_it_works(store):
     setup, other = Setup(store), Setup(store)
     for _ in range(10):

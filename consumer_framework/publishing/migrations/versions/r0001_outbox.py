@@ -15,7 +15,7 @@ depends_on = None
 
 def _options() -> dict[str, Any]:
     """Return the table options: keys are compared byte by byte, with their spaces."""
-    is_mariadb = getattr(op.get_bind().dialect, "is_mariadb", False)
+    is_mariadb = getattr(op.get_context().dialect, "is_mariadb", False)
     options = {
         "engine": "InnoDB",
         "charset": "utf8mb4",
