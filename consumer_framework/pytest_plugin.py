@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The fixtures of pytest that this package brings, for the ``conftest.py`` of a project::
+"""The fixtures of pytest that this package brings, for the ``conftest.py`` of a project.
 
-    pytest_plugins = ["consumer_framework.pytest_plugin"]
+::
+
+pytest_plugins = ["consumer_framework.pytest_plugin"]
 """
 
 from __future__ import annotations

@@ -68,6 +68,13 @@ class Settled(NamedTuple):
     lost: int
 
 
+class Lease(NamedTuple):
+    """The lease of an outbox: the relay that holds it, and its end in seconds since the epoch."""
+
+    owner: str
+    until: float
+
+
 class Waker(Protocol):
     """Waits until rows may have been inserted. One thread uses it."""
 
@@ -111,6 +118,15 @@ class Claims(Database):
                 return False
             raise
         return True
+
+    def lease_holder(self) -> Lease | None:
+        """Return the lease that was last taken; None before the first relay."""
+        columns = (lease_table.c.owner, lease_table.c.until)
+        with self.reading() as connection:
+            found = connection.execute(
+                sa.select(*columns).where(lease_table.c.name == _LEASE_NAME)
+            ).first()
+        return None if found is None else Lease(found.owner, found.until)
 
     def extend(
         self, owner: str | None, seconds: float, now: float, token: str, rows: Sequence[int]

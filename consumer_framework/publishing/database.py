@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
+# Seconds to connect to a server; drivers wait longer, or for ever.
+CONNECT = 10
+# The drivers that have the option.
+_LIMITED = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
 # Seconds that a statement waits for another writer of the same SQLite file.
 BUSY = 30.0
 # Any number, the same in each process.
@@ -49,7 +53,9 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, wal=True)
-        return sa.create_engine(parsed, pool_pre_ping=True, **_READ_COMMITTED)
+        is_known = parsed.get_driver_name() in _LIMITED and "connect_timeout" not in parsed.query
+        limit = {"connect_timeout": CONNECT} if is_known else {}
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=limit, **_READ_COMMITTED)
     except sa.exc.ArgumentError as error:
         cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
         raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
@@ -248,7 +254,6 @@ class Database:
         """Create the tables, or bring them to the version of this code. Doing it twice is no harm.
 
         Raises:
-            ConfigurationError: alembic is not installed.
             OutboxError: The database did not do it, or its tables are of a newer version.
         """
         with self._alone(), self.transaction() as connection:
@@ -256,9 +261,6 @@ class Database:
                 return
             try:
                 upgrade(connection)
-            except ImportError as error:
-                cure = "install it: pip install 'consumer-framework[outbox]'"
-                raise _unusable(f"a package is missing: {error}", cure) from error
             except Exception as error:
                 if not type(error).__module__.startswith("alembic"):
                     raise

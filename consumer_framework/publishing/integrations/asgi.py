@@ -50,7 +50,8 @@ class OutboxMiddleware:
             :func:`consumer_framework.publishing.publish`.
         enrich: Takes the scope of the request and a message, and returns further headers of the
             message, or None. It is called in a thread when the request has succeeded, before the
-            message is stored.
+            message is stored; for a message in the application's own transaction, in the event loop
+            when it is published.
         timeout: Seconds to wait for messages with ``on_failure = "wait"``. A message that is not
             sent by then is logged, and the response is that of the application.
     """

@@ -45,7 +45,7 @@ class OutboxMiddleware:
             :func:`consumer_framework.publishing.publish`.
         enrich: Takes the WSGI environment and a message, and returns further headers of the
             message, or None. It is called when the request has succeeded, before the message is
-            stored.
+            stored; for a message in the application's own transaction, when it is published.
         timeout: Seconds to wait for messages with ``on_failure = "wait"``. A message that is not
             sent by then is logged, and the response is that of the application.
     """
