@@ -165,7 +165,7 @@ def store(outbox_url) -> Iterator[OutboxStore]:
 
 @pytest.fixture
 def arrived(broker, queue_name, prefix, store) -> Callable[[], list[tuple[str, Any]]]:
-    """Return a function that lets a relay send all, and returns what came: topic and body."""
+    """Return a function that runs a relay, and returns the topics and bodies that arrived."""
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
         channel.queue_declare(queue_name, durable=True)

@@ -12,8 +12,8 @@ response that has begun cannot be taken back. Messages after a response of failu
 until the application has ended.
 
 Websockets and the lifespan have no response: their messages are stored at once. The event loop is
-that of asyncio. What :meth:`.Outbox.publish_async` stores in the application's own transaction is
-not collected.
+that of asyncio. The middleware does not collect messages that :meth:`.Outbox.publish_async` stores
+in the application's own transaction.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Response:
         await self._send(message)
 
     async def end(self) -> None:
-        """Let out a response without a body; raise what the application did not let through."""
+        """Let out a response without a body; raise an error that the application hid."""
         self._raise_again()
         await self._begin()
 

@@ -79,7 +79,7 @@ class Request:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
-        """Collect what the block publishes; discard everything if it raises."""
+        """Collect the messages of the block; discard them if it raises."""
         with self._pending.collecting():
             try:
                 yield
@@ -89,7 +89,7 @@ class Request:
                 raise
 
     def commit(self) -> None:
-        """Store the messages. What is published later is stored at once. See :func:`commit`."""
+        """Store the messages; later ones are stored at once. See :func:`commit`."""
         commit(self._pending, self._requests.timeout)
 
     async def commit_async(self) -> None:
@@ -97,7 +97,7 @@ class Request:
         await self._outbox.in_thread(self.commit)
 
     def close(self) -> None:
-        """Collect no more: what is published later is stored at once."""
+        """Collect no more: later messages are stored at once."""
         self._pending.close()
 
     def _headers(self, message: Outgoing) -> Headers:

@@ -11,7 +11,8 @@ higher, if the application raises before that byte, or if it calls ``start_respo
 exception of an error page. Messages that a streaming body publishes later are stored at once: a
 response that has begun cannot be taken back.
 
-What :meth:`.Outbox.publish` stores in the application's own transaction is not collected.
+The middleware does not collect messages that :meth:`.Outbox.publish` stores in the application's
+own transaction.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class _Response:
                 self._request.commit()
 
     def end(self) -> None:
-        """Discard what is left."""
+        """Discard the messages that were not stored."""
         self._request.close()
 
 

@@ -92,7 +92,7 @@ class DjangoOutbox(Publisher):
 
     @property
     def is_in_transaction(self) -> bool:
-        """True if a transaction that the application began decides about what is inserted now.
+        """True if a transaction that the application began decides about an insert now.
 
         The transaction that ``django.test.TestCase`` puts around a test is not one of those.
         """
