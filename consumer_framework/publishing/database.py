@@ -165,6 +165,11 @@ class Database:
         _stores.add(self)
 
     @property
+    def has_file(self) -> bool:
+        """True if this is no SQLite file, or one that is there. An engine would make it."""
+        return not self.is_sqlite or os.path.exists(self.engine.url.database or "")  # noqa: PTH110
+
+    @property
     def place(self) -> str:
         """The database, for people; without a password."""
         return self.engine.url.render_as_string(hide_password=True)
@@ -247,7 +252,7 @@ class Database:
         except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
-            cure = "; create its tables with OutboxStore.migrate()" if _lacks_table(cause) else ""
+            cure = "; create its tables: fm-consumer outbox migrate" if _lacks_table(cause) else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
 
     def migrate(self) -> None:
