@@ -220,8 +220,8 @@ class OutboxSettings(Table):
     `outbox.sqlite3` in the state directory.
     """
     messenger: Annotated[StrictStr, Field(min_length=1)] = "amqp"
-    """The way to send: `amqp`, `fedora`, `kombu`, `fedmsg`, `dummy`, or another entry point of
-    the group `consumer_framework.messengers`.
+    """The way to send: `amqp`, `fedora`, `kombu`, `proton`, `stomp`, `fedmsg`, `dummy`, or another
+    entry point of the group `consumer_framework.messengers`.
     """
     endpoints: Annotated[
         tuple[Annotated[StrictStr, Field(min_length=1)], ...], Field(max_length=100)
