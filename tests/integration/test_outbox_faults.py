@@ -97,7 +97,8 @@ def test_every_message_is_sent_after_a_reconnect(store):
     setup.messenger.refuses = ConnectionRefusedError("away")
     setup.steps()
     setup.messenger.refuses = None
-    cut = iter([Sent(routed=True), Retry("cut")])
+    first: list[Result] = [Sent(routed=True), Retry("cut")]
+    cut = iter(first)
     setup.messenger.answer = lambda _: next(cut, Sent(routed=True))
     setup.later(1)
     assert setup.sent == ids(messages[:1])
