@@ -16,7 +16,7 @@ import click
 
 from consumer_framework.testing.broker import Broker
 
-from . import catalogue, curves, flame, machine, messages, queues, report, runs
+from . import catalogue, curves, flame, machine, messages, publishing, queues, report, runs
 from .measure import BenchError, leave_nothing_behind
 
 if TYPE_CHECKING:
@@ -133,6 +133,11 @@ class Bench:
         load = runs.Load(2 * self._count(peer), self._samples)
         return flame.breakdown(self._url, peer, load)
 
+    def publishing(self) -> dict[str, Any]:
+        """Measure the ways to publish."""
+        turns, scale = (1, 0.02) if self._plan.is_quick else (publishing.TURNS, 1.0)
+        return publishing.measure(self._url, publishing.WAYS, turns, scale)
+
     def _count(self, peer: Peer) -> int:
         """Return the number of messages that takes about as long as planned."""
         if self._plan.messages is not None:
@@ -179,8 +184,18 @@ def _median_throughput(result: dict[str, Any]) -> float:
     return statistics.median(run["throughput"] for run in result["runs"])
 
 
-def measure(url: str, plan: Plan, peers: list[Peer], names: list[str]) -> dict[str, Any]:
-    """Measure *peers* and the curves of these *names* against the broker at *url*."""
+def measure(
+    url: str, plan: Plan, peers: list[Peer], names: list[str], *, publishes: bool
+) -> dict[str, Any]:
+    """Measure *peers* and the curves of these *names* against the broker at *url*.
+
+    Args:
+        url: The broker.
+        plan: The extent of the measurement.
+        peers: The consumers.
+        names: The curves.
+        publishes: True to measure the ways to publish too.
+    """
     bench = Bench(url, plan)
     return {
         "machine": machine.describe(url),
@@ -190,6 +205,7 @@ def measure(url: str, plan: Plan, peers: list[Peer], names: list[str]) -> dict[s
         "peers": bench.peers(peers) if peers else {},
         "curves": {name: bench.curve(name) for name in names},
         "profile": bench.profile() if peers and names else {},
+        "publishing": bench.publishing() if publishes else {},
     }
 
 
@@ -276,7 +292,8 @@ def main(  # noqa: PLR0913, PLR0917 -- one for each option
     peers = catalogue.named(peer_names) if peer_names or everything else []
     try:
         with broker_at(url) as at:
-            results = measure(at, plan, peers, list(curves.CURVES if everything else curve_names))
+            names = list(curves.CURVES if everything else curve_names)
+            results = measure(at, plan, peers, names, publishes=everything)
     except BenchError as error:
         raise click.ClickException(str(error)) from None
     print(json.dumps(results, indent=1) if as_json else report.markdown(results))

@@ -28,6 +28,13 @@ RATIOS = [
     ("throughput", "faststream", 3.0),
     ("throughput", LIMIT, 0.5),
 ]
+# (target, way, way to compare with, least ratio): the targets of publishing.
+PUBLISHING_RATIOS = [
+    ("relay against pika with 100 unconfirmed", "relay", "pika-100", 0.8),
+    ("`publish()` into SQLite against `api.publish`", "sqlite", "api", 4.0),
+]
+HANDLER_CPU = 60.0
+"""Microseconds of CPU time that `publish()` may take in a handler."""
 SHOWN = 0.01
 """The smallest share of the time with its own line in the table of the profile."""
 LINEAR_TO, LINEAR_AT_LEAST = 32, 0.9
@@ -217,6 +224,41 @@ def profile(results: dict[str, Any]) -> str:
     return table(["module", "of the time"], rows) if shares else ""
 
 
+def publishing(results: dict[str, Any]) -> str:
+    """Return the tables of publishing: the targets, and the figures of each way."""
+    found = results.get("publishing")
+    if not found:
+        return ""
+    ways = found["ways"]
+    rows = [[way["label"], *_way_figures(way["runs"])] for way in ways.values()]
+    head = ["way to publish", "messages/s", "least to greatest", "CPU µs for each"]
+    warning = "**A quick run, to try the harness: these figures mean nothing.**\n\n"
+    parts = [f"{warning if found['quick'] else ''}Measured on {found['measured_on']}."]
+    if aims := _publishing_targets(ways):
+        parts.append(table(["target, in one run", "aim", "measured", "met"], aims))
+    return "\n\n".join([*parts, table(head, rows)])
+
+
+def _way_figures(runs: list[dict[str, Any]]) -> list[str]:
+    least, greatest = spread(runs, "throughput")
+    middle = number(median(runs, "throughput"))
+    return [middle, f"{number(least)} to {number(greatest)}", number(median(runs, "cpu"))]
+
+
+def _publishing_targets(ways: dict[str, Any]) -> list[list[str]]:
+    found = [
+        _target(what, "≥", aim, _ratio([_throughput(ways, one), _throughput(ways, other)]))
+        for what, one, other, aim in PUBLISHING_RATIOS
+        if one in ways and other in ways
+    ]
+    if "handler" in ways:
+        cpu = median(ways["handler"]["runs"], "cpu") or 0.0
+        met = "yes" if cpu <= HANDLER_CPU else "no"
+        what = "CPU time of `publish()` in a handler"
+        found.append([what, f"≤ {HANDLER_CPU:g} µs", f"{cpu:.0f} µs", met])
+    return found
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "machine": machine,
     "targets": targets,
@@ -224,6 +266,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency": latency,
     "curves": curves,
     "profile": profile,
+    "publishing": publishing,
 }
 
 
@@ -240,21 +283,22 @@ def merged(results: dict[str, Any]) -> dict[str, Any]:
     """Return *results*; parts that they lack come from the results that were written last."""
     old = read() if RESULTS.exists() else {"peers": {}, "curves": {}}
     new = {**results, "curves": {**old["curves"], **results["curves"]}}
-    for part in ("peers", "profile"):
+    for part in ("peers", "profile", "publishing"):
         new[part] = results[part] or old.get(part, {})
     return new
 
 
-def publish(results: dict[str, Any]) -> None:
+def publish(results: dict[str, Any], *, with_plots: bool = True) -> None:
     """Write the results, the tables of the page, and the plots."""
-    from . import plot  # noqa: PLC0415 -- matplotlib takes a second, and is not always there
-
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     for name, make in SECTIONS.items():
         page = replaced(page, name, make(results))
     PAGE.write_text(page, encoding="utf-8")
-    plot.draw(results, PLOTS)
+    if with_plots:
+        from . import plot  # noqa: PLC0415 -- matplotlib takes a second, and is not always there
+
+        plot.draw(results, PLOTS)
 
 
 def replaced(page: str, name: str, text: str) -> str:

@@ -182,7 +182,9 @@ def examine(
     written = substituted(path, access)
     try:
         merged = _merge(written.document)
-        _keep_password(merged["amqp_url"])
+        _keep_password(merged["amqp_url"], "amqp_url")
+        for url in _urls_of_outbox(merged):
+            _keep_password(url, "a URL of the outbox")
         settings = _check(core.override(merged, overrides), written)
     except ConfigurationError as error:
         source = str(path) if path else BUILT_IN
@@ -284,14 +286,24 @@ def _url_problems(merged: dict[str, Any]) -> list[Problem]:
     return []
 
 
-def _keep_password(url: Any) -> None:
+def _urls_of_outbox(merged: dict[str, Any]) -> list[Any]:
+    table: Any = merged
+    for key in ("consumer_config", "framework", "outbox"):
+        table = table.get(key) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return []
+    endpoints = table.get("endpoints")
+    return [table.get("database"), *(endpoints if isinstance(endpoints, list) else ())]
+
+
+def _keep_password(url: Any, name: str) -> None:
     try:
         password = urlsplit(url).password if isinstance(url, str) else None
     except ValueError:
         return
     if password and password != _NO_SECRET:
         for form in {password, unquote(password)}:
-            secrets.hide(form, "the password of amqp_url")
+            secrets.hide(form, f"the password of {name}")
 
 
 def _tls_problems(merged: dict[str, Any]) -> list[Problem]:

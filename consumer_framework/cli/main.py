@@ -18,7 +18,17 @@ from .options import DEFAULT_FILE, complete_instance, configuration_file
 from .terminal import complain
 
 # The commands that have a module of their name.
-_IN_MODULES = ("check", "explain", "quarantine", "reload", "scale", "status", "units")
+_IN_MODULES = (
+    "check",
+    "explain",
+    "outbox",
+    "publish",
+    "quarantine",
+    "reload",
+    "scale",
+    "status",
+    "units",
+)
 
 _EXIT_CODES = """
 \b
@@ -126,7 +136,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
         )
     except (ConfigurationError, Fault) as error:
         complain(error)
-        _tell_service_manager(error)
+        tell_service_manager(error)
         exit_code = error.exit_code
     except click.ClickException:
         raise
@@ -136,7 +146,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one for each option of `fedora-messaging c
     context.exit(exit_code)
 
 
-def _tell_service_manager(error: Exception) -> None:
+def tell_service_manager(error: Exception) -> None:
     """Let `systemctl status` and `fm-consumer status` say why the instance did not start."""
     from consumer_framework.adapters.systemd.notify import SystemdNotifier  # noqa: PLC0415
 

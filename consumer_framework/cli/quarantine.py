@@ -232,11 +232,16 @@ def export(
             for line in lines:
                 click.echo(line, nl=False)
             return
-        count = _write_new(target, lines)
+        count = write_new(target, lines)
     click.echo(f"{plural(count, 'message')} written to {target}", err=True)
 
 
-def _write_new(target: Path, lines: Iterable[str]) -> int:
+def write_new(target: Path, lines: Iterable[str]) -> int:
+    """Write *lines* to the new file *target*; return their number.
+
+    Raises:
+        Refusal: It is there already, or cannot be written.
+    """
     count = 0
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from .options import Where
 
-_REFUSED = 1
+REFUSED = 1
 # The result for an instance that could not be asked.
-_NOT_RUNNING = "not running"
+NOT_RUNNING = "not running"
 # Bytes; no configuration has as many, and a request has its limit.
 _LONGEST_FILE = 128 << 10
 
@@ -67,14 +67,14 @@ def reload(
 
         found = [{"instance": at.instance, **document_of(report)} for at, report in reports]
         terminal.print_json({"instances": found})
-    if any(report.result in {"refused", _NOT_RUNNING} for _, report in reports):
-        raise click.exceptions.Exit(_REFUSED)
+    if any(report.result in {"refused", NOT_RUNNING} for _, report in reports):
+        raise click.exceptions.Exit(REFUSED)
 
 
 def _reload(at: Where, *, as_json: bool) -> ReloadReport:
     report = _ask(at, as_json=as_json)
     if not as_json:
-        _show(at, report)
+        show(at, report)
     return report
 
 
@@ -84,9 +84,9 @@ def _ask(at: Where, *, as_json: bool) -> ReloadReport:
 
     with connected(at.directory, at.instance) as running:
         if running is None:
-            return ReloadReport(_NOT_RUNNING)
+            return ReloadReport(NOT_RUNNING)
         running.wait_long()
-        request = Reload(_file_of(at))
+        request = Reload(file_of(at))
         for answer in running.ask(request, "it reads the file when it is started again"):
             if isinstance(answer, ReloadReport):
                 return answer
@@ -95,7 +95,7 @@ def _ask(at: Where, *, as_json: bool) -> ReloadReport:
     raise ControlError("the instance did not say what came of it; see its log (journalctl)")
 
 
-def _file_of(at: Where) -> FileText | None:
+def file_of(at: Where) -> FileText | None:
     """Return the file for an instance that runs as another user, if this user is root."""
     from consumer_framework.runtime.control.schema import FileText  # noqa: PLC0415
 
@@ -111,7 +111,8 @@ def _file_of(at: Where) -> FileText | None:
     return FileText(str(at.file.absolute()), data.decode(errors="surrogateescape"))
 
 
-def _show(at: Where, report: ReloadReport) -> None:
+def show(at: Where, report: ReloadReport) -> None:
+    """Print the result of a reload."""
     match report.result:
         case "not running":
             _show_absence(at)

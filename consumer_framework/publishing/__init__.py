@@ -8,7 +8,7 @@
        ▼
     outbox: one table in the database of the caller      in the caller's transaction, or an own file
        ▼ the relay claims rows in order, sends batches, marks rows
-    messenger: amqp, fedora, kombu, dummy, capture
+    messenger: amqp, fedora, kombu, proton, stomp, fedmsg, dummy, capture
 
 - :mod:`.message` turns a message into bytes and finds its faults.
 - :mod:`.collecting` collects the messages of a block, and stores them.

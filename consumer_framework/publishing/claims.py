@@ -68,6 +68,13 @@ class Settled(NamedTuple):
     lost: int
 
 
+class Lease(NamedTuple):
+    """The lease of an outbox: the relay that holds it, and its end in seconds since the epoch."""
+
+    owner: str
+    until: float
+
+
 class Waker(Protocol):
     """Waits until rows may have been inserted. One thread uses it."""
 
@@ -112,6 +119,15 @@ class Claims(Database):
             raise
         return True
 
+    def lease_holder(self) -> Lease | None:
+        """Return the lease that was last taken; None before the first relay."""
+        columns = (lease_table.c.owner, lease_table.c.until)
+        with self.reading() as connection:
+            found = connection.execute(
+                sa.select(*columns).where(lease_table.c.name == _LEASE_NAME)
+            ).first()
+        return None if found is None else Lease(found.owner, found.until)
+
     def extend(
         self, owner: str | None, seconds: float, now: float, token: str, rows: Sequence[int]
     ) -> bool:
@@ -141,16 +157,29 @@ class Claims(Database):
                 is_kept &= kept == len(rows)
         return is_kept
 
-    def release(self, owner: str) -> None:
-        """Give back the lease of *owner*, and the claims whose token begins with it and a dot."""
+    def leased_until(self) -> float:
+        """Return the end of the lease of the relay, in seconds since the epoch; 0 for no relay."""
+        until = sa.select(lease_table.c.until).where(lease_table.c.name == _LEASE_NAME)
+        with self.reading() as connection:
+            return float(connection.scalar(until) or 0.0)
+
+    def release(self, owner: str, token: str = "", rows: Sequence[int] = ()) -> None:
+        """Give back the lease of *owner*, and its claim.
+
+        Args:
+            owner: As it was given to :meth:`lease`.
+            token: As it was given to :meth:`claim`.
+            rows: The ids of the claimed rows. They are not searched for by their token, because
+                that would be a scan.
+        """
         free = sa.update(lease_table).where(
             lease_table.c.name == _LEASE_NAME, lease_table.c.owner == owner
         )
-        claims = sa.update(outbox_table).where(c.state == WAITING, c.claimed_until.is_not(None))
-        claims = claims.where(c.claimed_by.startswith(f"{owner}.", autoescape=True))
+        claims = sa.update(outbox_table).where(c.id.in_(rows), c.claimed_by == token)
         with self.transaction() as connection:
             connection.execute(free.values(until=0.0))
-            connection.execute(claims.values(claimed_by=None, claimed_until=None))
+            if rows:
+                connection.execute(claims.values(claimed_by=None, claimed_until=None))
 
     def claim(self, token: str, limit: int, lease: float, now: float) -> list[Claimed]:
         """Claim rows that are due, in the order of their ids.

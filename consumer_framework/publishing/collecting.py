@@ -29,6 +29,7 @@ from .message import (
     Outgoing,
     PublishError,
     outgoing,
+    with_headers,
 )
 from .policy import Policy
 
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
 
     from fedora_messaging.message import Message
 
-__all__ = ["TIMEOUT", "Entry", "Pending", "Publisher"]
+__all__ = ["TIMEOUT", "Entry", "Headers", "Pending", "Publisher"]
 
 # A message with its `on_failure`.
 Entry: TypeAlias = "tuple[Outgoing, str]"
+# Further headers of a message; None for none.
+Headers: TypeAlias = "Mapping[str, Any] | None"
 # Seconds between two looks at a row that publish() waits for: the first, and the longest.
 _FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.25
 # Seconds that publish() waits with `on_failure = "wait"`.
@@ -50,14 +53,24 @@ TIMEOUT = 30.0
 class Pending:
     """Messages that were published in a block, before they are stored.
 
+    Args:
+        publisher: The outbox.
+        outer: The block around this one, or None.
+        headers: Returns further headers of a message; None for no headers.
+
     Attributes:
-        messages: The messages, each with its ``on_failure``, in the order of publishing. After
-            :meth:`close` they may be replaced.
+        messages: The messages, each with its ``on_failure``, in the order of publishing.
     """
 
-    def __init__(self, publisher: Publisher, outer: Pending | None) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        outer: Pending | None,
+        headers: Callable[[Outgoing], Headers] | None = None,
+    ) -> None:
         self._publisher = publisher
         self._outer = outer
+        self._headers = headers
         self._is_open = True
         self._lock = threading.Lock()
         self.messages: list[Entry] = []
@@ -74,6 +87,18 @@ class Pending:
                 return True
         return self._outer is not None and self._outer.add(messages)
 
+    def enriched(self, entry: Entry) -> Entry:
+        """Return *entry* with the headers of this block and of those around it, if they are open.
+
+        It is for a message that is stored at once, in a transaction of the application.
+
+        Raises:
+            PublishError: A header cannot be sent, or the message has one of its name.
+        """
+        if self._is_open:
+            entry = self._with_headers(entry)
+        return entry if self._outer is None else self._outer.enriched(entry)
+
     def close(self) -> None:
         """Take no more messages. Doing it twice is no harm."""
         with self._lock:
@@ -87,16 +112,24 @@ class Pending:
 
         Raises:
             OutboxError: None of them was stored; another commit may store them.
+            PublishError: A header of the block cannot be sent. None of them was stored.
             NotSentError: All are stored, and one to wait for is not sent in time.
         """
         self.close()
-        messages, self.messages = self.messages, []
+        published = self.messages
+        messages, self.messages = [self._with_headers(entry) for entry in published], []
         if messages and not (self._outer is not None and self._outer.add(messages)):
             try:
                 self._publisher.accept_outside(messages, timeout)
             except OutboxError:
-                self.messages = messages
+                self.messages = published
                 raise
+
+    def _with_headers(self, entry: Entry) -> Entry:
+        if self._headers is None:
+            return entry
+        message, on_failure = entry
+        return with_headers(message, self._headers(message)), on_failure
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -159,9 +192,13 @@ class Publisher(abc.ABC):
             finally:
                 pending.close()
 
-    def pending(self) -> Pending:
-        """Return a block that collects nothing yet: see :meth:`Pending.collecting`."""
-        return Pending(self, self.current())
+    def pending(self, headers: Callable[[Outgoing], Headers] | None = None) -> Pending:
+        """Return a block that collects nothing yet: see :meth:`Pending.collecting`.
+
+        Args:
+            headers: Returns further headers of a message when it is stored; None for no headers.
+        """
+        return Pending(self, self.current(), headers)
 
     def current(self) -> Pending | None:
         """Return the innermost block that collects the messages of the caller, or None."""
@@ -218,6 +255,10 @@ class Publisher(abc.ABC):
         """Do the same as :meth:`accept` for messages that no block collects any more."""
         if self._belongs is None or not self._belongs(messages):
             self.store_now(messages, timeout)
+
+    def _enriched(self, entry: Entry) -> Entry:
+        block = self.current()
+        return entry if block is None else block.enriched(entry)
 
     def _collects(self, messages: list[Entry]) -> bool:
         pending = self.current()

@@ -19,12 +19,16 @@ from consumer_framework.core.secrets import redact
 
 from .message import OutboxError
 from .migrations import HEAD, VERSION_TABLE, upgrade
-from .tables import CHANNEL, outbox_table, version_table
+from .tables import CHANNEL, version_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
+# Seconds to connect to a server; drivers wait longer, or for ever.
+CONNECT = 10
+# The drivers that have the option.
+_LIMITED = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
 # Seconds that a statement waits for another writer of the same SQLite file.
 BUSY = 30.0
 # Any number, the same in each process.
@@ -49,7 +53,9 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, wal=True)
-        return sa.create_engine(parsed, pool_pre_ping=True, **_READ_COMMITTED)
+        is_known = parsed.get_driver_name() in _LIMITED and "connect_timeout" not in parsed.query
+        limit = {"connect_timeout": CONNECT} if is_known else {}
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=limit, **_READ_COMMITTED)
     except sa.exc.ArgumentError as error:
         cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
         raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
@@ -59,7 +65,6 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         raise _unusable(f"a package for the outbox's database is missing: {error}", cure) from error
 
 
-_OF_STATEMENTS = (sa.exc.ProgrammingError, sa.exc.OperationalError, sqlite3.OperationalError)
 # Applications insert while a relay claims: in MariaDB a stricter level locks the gaps between keys,
 # and in PostgreSQL it fails where a row has changed. The default of an application may be another.
 _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
@@ -67,6 +72,18 @@ _READ_COMMITTED: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
 def _unusable(what: str, cure: str) -> ConfigurationError:
     return ConfigurationError(Problem("consumer_config.framework.outbox.database", what, cure))
+
+
+# A missing table or column: SQLSTATE of PostgreSQL (Appendix A of its manual), errors of MariaDB.
+_LACKING = {"42P01", "42703", 1146, 1054}
+
+
+def _lacks_table(cause: BaseException) -> bool:
+    if isinstance(cause, sqlite3.Error):
+        return str(cause).startswith(("no such table", "no such column")) or (
+            "has no column named" in str(cause)
+        )
+    return not _LACKING.isdisjoint({getattr(cause, "sqlstate", None), *cause.args[:1]})
 
 
 def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
@@ -146,6 +163,11 @@ class Database:
         # Threads wait here, and not in SQLite, which polls.
         self._writing = threading.Lock()
         _stores.add(self)
+
+    @property
+    def has_file(self) -> bool:
+        """True if this is no SQLite file, or one that is there. An engine would make it."""
+        return not self.is_sqlite or os.path.exists(self.engine.url.database or "")  # noqa: PTH110
 
     @property
     def place(self) -> str:
@@ -230,10 +252,7 @@ class Database:
         except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
-            cure = ""
-            if isinstance(error, _OF_STATEMENTS):
-                is_missing = outbox_table.name in line and "lock" not in line.lower()
-                cure = "; create its tables with OutboxStore.migrate()" if is_missing else ""
+            cure = "; create its tables: fm-consumer outbox migrate" if _lacks_table(cause) else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
 
     def migrate(self) -> None:

@@ -137,6 +137,7 @@ class Outbox(Publisher):
         if session is not None:
             connection = session.connection()
         if connection is not None:
+            entry = self._enriched(entry)
             insert(connection, [entry])
         else:
             self.accept([entry], timeout)
@@ -160,8 +161,10 @@ class Outbox(Publisher):
         """
         entry = self._entry(message, ordering_key, exchange)
         if session is not None:
+            entry = self._enriched(entry)
             await session.run_sync(lambda inner: insert(inner.connection(), [entry]))
         elif connection is not None:
+            entry = self._enriched(entry)
             await connection.run_sync(insert, [entry])
         else:
             await self.accept_async([entry], timeout)

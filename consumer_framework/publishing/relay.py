@@ -169,9 +169,15 @@ class _Extender:
         self._thread = None
 
     @contextlib.contextmanager
-    def extending(self, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
-        """Extend the lease, and the claim of *rows* with *token*, while the block runs."""
-        self._began = self._extended = self._clock.monotonic()
+    def extending(self, since: float, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
+        """Extend the lease, and the claim of *rows* with *token*, while the block runs.
+
+        Args:
+            since: The monotonic time before the claim. The process may have been stopped after it.
+            token: As it was given to the claim.
+            rows: The ids of the claimed rows.
+        """
+        self._began = self._extended = since
         self._is_lost = False
         self._work = (token, rows)
         try:
@@ -261,6 +267,8 @@ class Relay:
         self._has_lease: bool | None = None
         self._lease_until = 0.0
         self._claims = 0
+        # The last claim, and the fates of its rows until they are settled.
+        self._held: tuple[str, Sequence[int]] = "", ()
         self._unsettled: tuple[str, _Fates] | None = None
         self._failures = 0
         self._swept = 0
@@ -340,7 +348,7 @@ class Relay:
         with contextlib.suppress(OutboxError):
             if self._unsettled is not None:
                 self._settle(*self._unsettled)
-            self._store.release(self._owner)
+            self._store.release(self._owner, *self._held)
         self._has_lease = None
         self._close_messenger()
 
@@ -374,11 +382,13 @@ class Relay:
             if not self._holds_lease(now):
                 return Step.STANDBY
         self._claims += 1
+        since = self._clock.monotonic()
         token = f"{self._owner}.{self._claims}"
         claimed = self._store.claim(token, self._window, self._lease, now)
         if not claimed:
             return Step.IDLE
-        with self._extender.extending(token, [one.row for one in claimed]):
+        self._held = token, [one.row for one in claimed]
+        with self._extender.extending(since, *self._held):
             fates = self._send(claimed)
         self._settle(token, fates)
         return Step.SENT
@@ -410,7 +420,7 @@ class Relay:
 
     def _open(self) -> bool:
         try:
-            with self._extender.extending():
+            with self._extender.extending(self._clock.monotonic()):
                 self._messenger.open()
         except ConnectionError as error:
             self._fail(redact(str(error)) or type(error).__name__)

@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from consumer_framework.core import secrets
 from consumer_framework.core.stats import Progress
-from consumer_framework.core.text import about, plural, rate_text
 
 from . import messengers
 from .events import RelayCounters
 from .messengers import Endpoints
 from .policy import Policy
 from .relay import Relay
+from .report import PausedTopic, RelayReport
 from .store import OutboxError
 
 if TYPE_CHECKING:
@@ -105,84 +104,6 @@ def relay_of(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PausedTopic:
-    """A topic that nothing is sent to until a time of the epoch."""
-
-    exchange: str
-    topic: str
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class RelayReport:
-    """A relay, and its outbox, at one moment.
-
-    Attributes:
-        state: ``"starting"``, ``"sending"``, ``"waiting"`` (no endpoint takes messages),
-            ``"standby"`` (another relay sends), ``"failing"`` (the database cannot be used).
-        trouble: The reason for ``"waiting"`` or ``"failing"``; ``""`` for none.
-        next_attempt: With ``"waiting"``: seconds until the next attempt; None otherwise.
-        endpoint: ``HOST:PORT`` of the broker in use; ``""`` without one.
-        database: The database of the outbox, without a password.
-        messenger: The name of the messenger.
-        rate: Messages sent in a second, over the last minute.
-        up: Seconds since the start of the relay.
-        waiting: The number of messages to send; None if they were not counted yet.
-        retrying: Those of them that failed, or are behind one that failed.
-        dead: The number of messages that wait for an operator.
-        oldest: Seconds since the oldest waiting message was published; None for none.
-        paused: The topics that are paused.
-        counts: The counts since the start of the relay, by the names of :class:`.RelayCounters`.
-        last_error: The reason of the last failure since the start, ``""`` for none.
-    """
-
-    state: str = "starting"
-    trouble: str = ""
-    next_attempt: float | None = None
-    endpoint: str = ""
-    database: str = ""
-    messenger: str = ""
-    rate: float = 0.0
-    up: float = 0.0
-    waiting: int | None = None
-    retrying: int = 0
-    dead: int = 0
-    oldest: float | None = None
-    paused: tuple[PausedTopic, ...] = ()
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    last_error: str = ""
-
-    @property
-    def line(self) -> str:
-        """One line, as ``systemctl status`` shows it."""
-        match self.state:
-            case "sending":
-                what = f"sending to {self.endpoint or self.messenger}, {rate_text(self.rate)}"
-            case "waiting":
-                when = "" if self.next_attempt is None else f"; again in {about(self.next_attempt)}"
-                what = f"cannot send: {self.trouble}{when}"
-            case "standby":
-                what = "standby: another relay sends"
-            case "failing":
-                what = f"failing: {self.trouble}"
-            case _:
-                what = f"{self.state}"
-        return ", ".join([what, *self._numbers()])
-
-    def _numbers(self) -> list[str]:
-        parts = []
-        if self.waiting is not None:
-            parts.append(f"{self.waiting} waiting")
-        if self.oldest is not None:
-            parts.append(f"oldest {about(self.oldest)}")
-        if self.dead:
-            parts.append(f"{self.dead} dead")
-        if self.paused:
-            parts.append(f"{plural(len(self.paused), 'topic')} paused")
-        return [*parts, f"{self.counts.get('sent', 0)} sent", f"up {about(self.up)}"]
-
-
 class RelayStatus:
     """An observer that knows the numbers of a relay. Several threads may use it.
 
@@ -206,6 +127,11 @@ class RelayStatus:
         self._stats: OutboxStats | None = None
         self._count_at = 0.0
         self._counting = threading.Lock()
+
+    @property
+    def is_proven(self) -> bool:
+        """True if the relay has sent messages for a while: it was not just restarted in vain."""
+        return self._progress.is_proven(self._clock.monotonic())
 
     def notify(self, event: RelayEvent) -> None:
         """Count *event*."""

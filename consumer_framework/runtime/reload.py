@@ -137,13 +137,13 @@ class Reloader:
     async def _reload(self, say: Say, given: bytes | None) -> ReloadReport:
         await self._instance.is_built.wait()
         if self._instance.gate.is_closed:
-            return _refused(_too_late())
+            return refused(_too_late())
         source = self._options.source
         _log.info("reloading %s", source)
         with self._announced(f"Reloading {source}"):
             report = await self._try(say, given)
-            _log_report(report, source)
-            self._instance.remarks.update(_remarks(report))
+            log_report(report, source)
+            self._instance.remarks.update(remarks_of(report))
         return report
 
     @contextmanager
@@ -172,12 +172,12 @@ class Reloader:
             if new.changes and await Activation(self._instance, new, self._options).run():
                 self._reconnect()
         except ConfigurationError as error:
-            return _refused(ConfigurationError(*error.located, source=self._options.source))
+            return refused(ConfigurationError(*error.located, source=self._options.source))
         except BaseException as error:  # noqa: BLE001 -- the author's code may be part of it
             reraise_own_cancellation(error)
             _log.critical("please report this defect of consumer_framework", exc_info=error)
             problem = Problem("", f"internal error: {error!r}", "see the log")
-            return _refused(ConfigurationError(problem))
+            return refused(ConfigurationError(problem))
         self._tls_digests = new.tls_digests
         before = self._credentials
         self._credentials = CredentialSnapshot.take(self._options.path, self._options.instance)
@@ -254,7 +254,8 @@ class Reloader:
             await asyncio.wait([self._reconnecting])
 
 
-def _refused(error: ConfigurationError) -> ReloadReport:
+def refused(error: ConfigurationError) -> ReloadReport:
+    """Return the report of a reload that changed nothing."""
     return ReloadReport("refused", problems=error.located)
 
 
@@ -271,7 +272,8 @@ def _document(loaded: Loaded, settings: Settings, found: tuple[Change, ...]) -> 
     return {**document, "consumer_config": settings.consumer_config}
 
 
-def _log_report(report: ReloadReport, source: str) -> None:
+def log_report(report: ReloadReport, source: str) -> None:
+    """Write the lines about a reload of the file *source*."""
     if report.problems:
         _log.error("the reload of %s is refused; the settings stay as they are:", source)
         for line in str(ConfigurationError(*report.problems)).splitlines():
@@ -287,8 +289,8 @@ def _log_report(report: ReloadReport, source: str) -> None:
     _log.info("reloaded %s" if report.changes else "nothing has changed in %s", source)
 
 
-def _remarks(report: ReloadReport) -> dict[str, str]:
-    """Return the remarks that ``systemctl status`` shows from now on."""
+def remarks_of(report: ReloadReport) -> dict[str, str]:
+    """Return the remarks that ``systemctl status`` shows from now on, by their kind."""
     if report.problems:
         first, *others = report.problems
         more = f" and {len(others)} more" if others else ""

@@ -45,6 +45,10 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
+# Likewise of a relay: `RuntimeDirectory=fm-outbox/NAME`.
+SYSTEM_RELAY_RUNTIME = Path("/run/fm-outbox")
+# The control socket of a relay without a runtime directory, in its state directory.
+RELAY_CONTROL = "relay-control"
 _DIED = "the process died"
 # In the state directory: the consumer's own files.
 CONSUMER_FILES = "files"
@@ -111,6 +115,18 @@ def control_socket(directory: Path) -> Path:
     It is in ``$RUNTIME_DIRECTORY``, as systemd sets it, or else in the state directory.
     """
     return (runtime_directory() or directory) / CONTROL
+
+
+def relay_socket(directory: Path) -> Path:
+    """Return the control socket of the relay that was started with the state *directory*."""
+    runtime = runtime_directory()
+    return directory / RELAY_CONTROL if runtime is None else runtime / CONTROL
+
+
+def relay_sockets(directory: Path, name: str) -> list[Path]:
+    """Return the sockets on which the relay *name* may listen, the likeliest first."""
+    found = [SYSTEM_RELAY_RUNTIME / name / CONTROL, directory / RELAY_CONTROL]
+    return found if directory == users_directory(name) else found[1:]
 
 
 def runtime_directory() -> Path | None:

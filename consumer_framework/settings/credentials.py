@@ -27,12 +27,17 @@ SCHEME = "credential:"
 # systemd.exec(5), "SetCredential=": a file name of ASCII characters without ":" and controls.
 _NAME = re.compile(r"[ -.0-9;-~]{1,255}", re.ASCII)
 # The password of a URL. One that is itself "credential:..." is written with %3A.
-_IN_URL = re.compile(r"(amqps?://[^/?#@:]*:)credential:([^/?#@]*)(@.*)", re.DOTALL)
+_IN_URL = re.compile(
+    r"([a-z][a-z0-9+.-]*://[^/?#@:]*:)credential:([^/?#@]*)(@.*)", re.DOTALL | re.IGNORECASE
+)
 _FILES = {("tls", "ca_cert"), ("tls", "certfile"), ("tls", "keyfile")}
 _URL = ("amqp_url",)
 _BROKERS = ("consumer_config", "framework", "brokers")
+_DATABASE = ("consumer_config", "framework", "outbox", "database")
+_ENDPOINTS = ("consumer_config", "framework", "outbox", "endpoints")
 # Placeholders for a URL, and for a password in one, that this process cannot see.
 _ANY_URL = "amqps://"
+_ANY_DATABASE = "postgresql://"
 _ANY_PASSWORD = "unknown"  # noqa: S105 -- it is none
 
 
@@ -116,7 +121,8 @@ def substitute(document: dict[str, Any], credentials: Credentials) -> Substitute
     """Put credentials in the place of their names.
 
     A string that is ``credential:NAME`` becomes the credential's text; of ``[tls]``, the name of
-    its file. ``amqp_url`` may have it for the password alone: ``amqps://USER:credential:NAME@HOST``.
+    its file. A URL may have it for the password alone: ``amqps://USER:credential:NAME@HOST``. The
+    keys with URLs are ``amqp_url``, ``brokers``, and ``database`` and ``endpoints`` of the outbox.
     The text of a credential is never searched for names of other credentials.
 
     Args:
@@ -153,7 +159,7 @@ def _split(location: Location, text: str) -> tuple[str, str, str] | None:
 
 
 def _is_url(location: Location) -> bool:
-    return location == _URL or location[:-1] == _BROKERS
+    return location in {_URL, _DATABASE} or location[:-1] in {_BROKERS, _ENDPOINTS}
 
 
 def _value(location: Location, name: str, credentials: Credentials) -> str:
@@ -168,7 +174,9 @@ def _stand_in(location: Location, split: tuple[str, str, str], text: str) -> str
     if not _is_url(location):
         return text
     before, _, after = split
-    return f"{before}{_ANY_PASSWORD}{after}" if before else _ANY_URL
+    if before:
+        return f"{before}{_ANY_PASSWORD}{after}"
+    return _ANY_DATABASE if location == _DATABASE else _ANY_URL
 
 
 def _mapped(

@@ -208,12 +208,13 @@ class OutboxSettings(Table):
 
     database: Annotated[StrictStr, Field(min_length=1)] | None = Field(default=None, repr=False)
     """The database with the table, as a URL of SQLAlchemy: `sqlite:////PATH`,
-    `postgresql://USER:PASSWORD@HOST/NAME` or `mariadb://USER:PASSWORD@HOST/NAME`. Without this key:
+    `postgresql://USER:PASSWORD@HOST/NAME` or `mariadb://USER:PASSWORD@HOST/NAME`. The password, or
+    the whole URL, may be `credential:NAME`, here and in `endpoints`. Without this key:
     `outbox.sqlite3` in the state directory.
     """
     messenger: Annotated[StrictStr, Field(min_length=1)] = "amqp"
-    """The way to send: `amqp`, `fedora`, `kombu`, `fedmsg`, `dummy`, or another entry point of
-    the group `consumer_framework.messengers`.
+    """The way to send: `amqp`, `fedora`, `kombu`, `proton`, `stomp`, `fedmsg`, `dummy`, or another
+    entry point of the group `consumer_framework.messengers`.
     """
     endpoints: Annotated[
         tuple[Annotated[StrictStr, Field(min_length=1)], ...], Field(max_length=100)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from pika import spec
 
 ROOT = Path(__file__).resolve().parents[2]
 # At the end of the path: the product may be installed, but the benchmarks never are.
@@ -18,8 +20,12 @@ from benchmarks import report  # noqa: E402
 from benchmarks.catalogue import PEERS, named  # noqa: E402
 from benchmarks.ledger import Sent  # noqa: E402
 from benchmarks.messages import BODY, copies, json_body, samples, templates  # noqa: E402
+from benchmarks.publishing import WAYS  # noqa: E402
+from benchmarks.publishing import run as publish_by  # noqa: E402
+from benchmarks.queues import queue  # noqa: E402
 from benchmarks.recovery import CONSUMERS, Scenario, play, quietly  # noqa: E402
 from benchmarks.runs import Load, latency, throughput  # noqa: E402
+from benchmarks.wire import Wire  # noqa: E402
 
 HERE = ("class", "pika", "raw")
 MESSAGES = 300
@@ -92,6 +98,33 @@ def test_the_command_prints_its_figures_as_json_and_a_table_can_be_made_of_them(
     assert len(results["peers"]["raw"]["runs"]) == 1
     assert results["machine"]["rabbitmq"]
     assert named(("raw",))[0].label in report.markdown(results)
+
+
+def test_each_way_to_publish_publishes_every_message(broker):
+    with queue(broker.url, "bench.check") as name:
+        for way in WAYS:
+            if way.name == "aio-pika" and find_spec("aio_pika") is None:
+                continue
+            figures = publish_by(way, broker.url, scale=0.001)
+            assert figures["throughput"] > 0
+            assert figures["cpu"] > 0
+            sends = way.name not in {"sqlite", "sqlite-100", "claim", "handler"}
+            with Wire(broker.url) as wire:
+                purged = wire.call(spec.Queue.Purge(queue=name), spec.Queue.PurgeOk)
+            assert purged.message_count == (20 if sends else 0), way.name
+
+
+def test_the_ways_to_publish_are_compared_in_a_table(broker):
+    command = [sys.executable, "-m", "benchmarks.publishing", "--quick", "--url", broker.url]
+    words = ["--way", "sqlite", "--way", "handler", "--json"]
+    done = subprocess.run(
+        [*command, *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    found = json.loads(done.stdout)
+    assert list(found["ways"]) == ["sqlite", "handler"]
+    table = report.publishing({"publishing": found})
+    assert "`publish()` into SQLite, one commit each" in table
+    assert "CPU time of `publish()` in a handler" in table
 
 
 def test_peers_have_names_of_their_own():

@@ -333,7 +333,9 @@ def test_a_relay_that_stops_gives_back_its_lease_and_its_claims(store, put):
     rows = put(message(), message("k"))
     store.lease("one", 10, NOW)
     claimed(store, "one.1")
-    store.release("one")
+    store.release("one", "one.2", rows)
+    assert claimed(store, "two.1") == []
+    store.release("one", "one.1", rows)
     assert store.lease("two", 10, NOW)
     assert claimed(store, "two.1") == rows
 
@@ -481,6 +483,7 @@ def test_no_claim_scans_a_table_with_many_rows(store, outbox_url):
     batch = store.claim("a", 100, LEASE, NOW + 1)
     assert len(batch) == 100
     rows = [one.row for one in batch]
+    store.extend("relay", LEASE, NOW, "a", rows)
     store.settle(
         "a",
         sent=rows[:50],
@@ -488,9 +491,15 @@ def test_no_claim_scans_a_table_with_many_rows(store, outbox_url):
         dead=[(rows[51], "")],
         released=rows[52:],
     )
+    store.discard_skippable(rows[-1], 2000)
+    store.rebase(NOW + 1, 600)
+    store.release("relay", "a", rows)
+    store.state_of("none", store.last_row())
+    store.retry(rows[52:])
+    store.discard(rows[52:])
     sa.event.remove(engine, "before_cursor_execute", note)
     explained = [one for one in statements if "fm_outbox" in one[0] and "fm_outbox_" not in one[0]]
-    assert len(explained) > 6
+    assert len(explained) > 12
     for statement, parameters in explained:
         with engine.connect() as connection:
             word = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"

@@ -494,3 +494,16 @@ def test_a_start_that_is_refused_tells_the_service_manager_why(directory, monkey
     assert result.exit_code == 78
     assert said.startswith(f"STATUS=Not started: {file}: ")
     assert "more: see the log)" in said
+
+
+def test_the_file_of_a_relay_needs_no_callback(check, tmp_path):
+    outbox = (
+        "[consumer_config.framework.outbox]\n"
+        f'database = "sqlite:///{tmp_path}/outbox.sqlite3"\nlease = "1s"\n'
+    )
+    result = check(outbox)
+    assert result.exit_code == 0, result.output
+    assert any("this is the configuration of a relay" in line for line in lines(result, "info"))
+    result = check(f'{outbox}timeout = "2s"\n')
+    assert result.exit_code == 78
+    assert "outbox.timeout: 2s is not shorter than lease (1s)" in result.output

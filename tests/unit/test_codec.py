@@ -16,8 +16,9 @@ from fedora_messaging import message as upstream
 from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import Message
 
+from consumer_framework import schemas
 from consumer_framework.adapters import codec
-from consumer_framework.adapters.codec import decoding, registry
+from consumer_framework.adapters.codec import registry
 from consumer_framework.core.attempt import first_line
 from consumer_framework.core.delivery import RAW_PROPERTIES
 from consumer_framework.core.errors import ConfigurationError
@@ -346,11 +347,11 @@ def test_schemas_are_compiled_once_and_not_before_they_are_needed(register):
         body_schema = STRICT
 
     codec.load_schemas()
-    assert Counted not in decoding._validations
+    assert Counted not in schemas._validations
     register(Counted, b'{"a": 1}')
-    validation = decoding._validations[Counted]
+    validation = schemas._validations[Counted]
     register(Counted, b'{"a": 1}')
-    assert decoding._validations[Counted] is validation
+    assert schemas._validations[Counted] is validation
 
 
 def test_several_threads_may_decode(monkeypatch):

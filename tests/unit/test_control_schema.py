@@ -14,6 +14,7 @@ CHANGE = Change("amqp_url", Takes.RESTART)
 REQUESTS = [
     (schema.Ping(), {"do": "ping"}),
     (schema.Status(), {"do": "status"}),
+    (schema.RelayStatus(), {"do": "relaystatus"}),
     (schema.Drop((1, 2)), {"do": "drop", "rows": [1, 2]}),
     (schema.Edit(3, {"n": None}), {"do": "edit", "row": 3, "body": {"n": None}}),
     (schema.Edit(3, None), {"do": "edit", "row": 3, "body": None}),
@@ -112,7 +113,9 @@ def test_an_answer_to_another_request_is_refused():
 
 
 def test_every_request_with_its_answers_can_be_listed_and_has_a_json_schema():
-    assert list(schema.REQUESTS) == ["ping", "status", "drop", "edit", "replay", "reload"]
+    assert list(schema.REQUESTS) == [
+        *("ping", "status", "relaystatus", "drop", "edit", "replay", "reload"),
+    ]
     answers = {name: schema.answers_of(kind) for name, kind in schema.REQUESTS.items()}
     assert answers["replay"] == (schema.Step, schema.Begun, schema.Replayed)
     assert answers["status"] == (schema.StatusReport,)

@@ -88,6 +88,20 @@ def test_a_password_in_the_url_may_be_a_credential(url, becomes):
     assert substitute({"amqp_url": url}, safe).document == {"amqp_url": becomes or url}
 
 
+def test_the_urls_of_the_outbox_may_have_credentials():
+    safe = Safe(db="a/b", whole="postgresql:///app", e="s")
+    outbox = {
+        "database": "postgresql+psycopg://u:credential:db@h/x",
+        "endpoints": ["stomp://u:credential:e@h", "credential:whole"],
+    }
+    document = {"consumer_config": {"framework": {"outbox": outbox}}}
+    found = substitute(document, safe).document["consumer_config"]["framework"]["outbox"]
+    assert found == {
+        "database": "postgresql+psycopg://u:a%2Fb@h/x",
+        "endpoints": ["stomp://u:s@h", "postgresql:///app"],
+    }
+
+
 def test_the_contents_of_a_credential_are_not_substituted_again():
     safe = Safe(a="credential:b", b="B", url="amqp://u:credential:b@h")
     document = {"topic_prefix": "credential:a", "amqp_url": "credential:url"}

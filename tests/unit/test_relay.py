@@ -338,6 +338,22 @@ def test_a_relay_that_ends_hands_over_at_once(store):
     assert second.relay.step() is Step.SENT
 
 
+def test_a_relay_that_is_ended_amid_a_batch_gives_back_its_claim(store):
+    first, second = Setup(store), Setup(store)
+    one = message()
+    first.put(one)
+
+    def end(_):
+        raise SystemExit
+
+    first.messenger.answer = end
+    with pytest.raises(SystemExit):
+        first.relay.step()
+    first.relay.close()
+    second.steps()
+    assert second.sent == [one.id]
+
+
 def test_a_relay_keeps_its_lease_as_long_as_it_works(store):
     setup, other = Setup(store), Setup(store)
     for _ in range(10):
@@ -369,6 +385,25 @@ def test_a_relay_that_was_stopped_longer_than_its_claim_deletes_nothing_of_other
     setup.relay.step()
     assert [row.message for row in other.rows] == [one]
     assert setup.events[-1] == ClaimsLost(1)
+
+
+def test_a_relay_that_was_stopped_between_claim_and_batch_sends_nothing(setup, monkeypatch):
+    one = message()
+    setup.put(one)
+    right = setup.store.claim
+
+    def claim(*arguments):
+        claimed = right(*arguments)
+        # The process is stopped here, and goes on later.
+        setup.clock.advance(LEASE + 1)
+        return claimed
+
+    monkeypatch.setattr(setup.store, "claim", claim)
+    setup.relay.step()
+    assert setup.sent == []
+    monkeypatch.setattr(setup.store, "claim", right)
+    setup.steps()
+    assert setup.sent == [one.id]
 
 
 def test_waves_that_come_too_late_for_their_claim_are_given_back(setup):
@@ -476,10 +511,9 @@ def test_rows_that_a_wrong_clock_made_late_are_sent(setup):
 
 
 def test_the_relay_runs_until_it_is_told_to_stop_and_wakes_for_new_rows(store):
-    setup = Setup(store)
-    setup.relay._clock = SystemClock()
+    setup = Setup(store, clock=SystemClock())
     stop = threading.Event()
-    thread = threading.Thread(target=setup.relay.run, args=(stop,))
+    thread = threading.Thread(target=setup.relay.run, args=(stop,), daemon=True)
     thread.start()
     for _ in range(3):
         setup.put(message())

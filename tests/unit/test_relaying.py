@@ -15,12 +15,12 @@ from consumer_framework.publishing.messengers.dummy import Dummy
 from consumer_framework.publishing.relay import Step
 from consumer_framework.publishing.relaying import (
     COUNT_INTERVAL,
-    RelayReport,
     RelayStatus,
     endpoints_of,
     messenger_of,
     relay_of,
 )
+from consumer_framework.publishing.report import RelayReport
 from consumer_framework.publishing.store import OutboxError, OutboxStore
 from consumer_framework.testing.fakes import FakeClock
 from tests.unit.outboxes import LEASE, NOW, Setup, message, spooled

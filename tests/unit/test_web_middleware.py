@@ -350,6 +350,21 @@ class TestWsgi:
         [row] = outbox.store.rows()
         assert (row.message.headers["author"], row.message.headers["of"]) == ("ada", "done")
 
+    def test_enrich_adds_headers_to_messages_in_a_transaction_of_the_application(
+        self, outbox, topics
+    ):
+        def app(environ, start_response):
+            with outbox.store.transaction() as connection:
+                accepted = outbox.publish(a_message(), connection=connection)
+            assert accepted.headers["author"] == "ada"
+            start_response("500 Late", HEADERS)
+            return []
+
+        Server(wsgi.OutboxMiddleware(app, outbox, enrich=lambda *_: {"author": "ada"})).run()
+        # The transaction was committed before there was a response.
+        [row] = outbox.store.rows()
+        assert row.message.headers["author"] == "ada"
+
     @pytest.mark.parametrize(
         ("headers", "problem"),
         [

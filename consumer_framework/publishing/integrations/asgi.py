@@ -12,8 +12,8 @@ response that has begun cannot be taken back. Messages after a response of failu
 until the application has ended.
 
 Websockets and the lifespan have no response: their messages are stored at once. The event loop is
-that of asyncio. What :meth:`.Outbox.publish_async` stores in the application's own transaction is
-not collected.
+that of asyncio. The middleware does not collect messages that :meth:`.Outbox.publish_async` stores
+in the application's own transaction.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class OutboxMiddleware:
             :func:`consumer_framework.publishing.publish`.
         enrich: Takes the scope of the request and a message, and returns further headers of the
             message, or None. It is called in a thread when the request has succeeded, before the
-            message is stored.
+            message is stored; for a message in the application's own transaction, in the event loop
+            when it is published.
         timeout: Seconds to wait for messages with ``on_failure = "wait"``. A message that is not
             sent by then is logged, and the response is that of the application.
     """
@@ -108,7 +109,7 @@ class _Response:
         await self._send(message)
 
     async def end(self) -> None:
-        """Let out a response without a body; raise what the application did not let through."""
+        """Let out a response without a body; raise an error that the application hid."""
         self._raise_again()
         await self._begin()
 

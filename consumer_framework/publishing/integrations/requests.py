@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from consumer_framework.publishing.message import NotSentError, Outgoing, with_headers
+from consumer_framework.publishing.collecting import Headers
+from consumer_framework.publishing.message import NotSentError, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Headers: TypeAlias = Mapping[str, Any] | None
 # Takes the request as its framework has it, and a message. Returns further headers of the message.
 Enrich: TypeAlias = Callable[[Any, Outgoing], Headers]
 
@@ -30,7 +30,7 @@ def is_success(status: int) -> bool:
     return status < _FIRST_FAILURE
 
 
-def commit(pending: Pending, headers: Callable[[Outgoing], Headers], timeout: float) -> None:
+def commit(pending: Pending, timeout: float) -> None:
     """Store the messages of a request that succeeded, in one transaction.
 
     A message with ``on_failure = "wait"`` that is not sent in *timeout* seconds is a warning: it is
@@ -38,13 +38,8 @@ def commit(pending: Pending, headers: Callable[[Outgoing], Headers], timeout: fl
 
     Raises:
         OutboxError: None of them was stored.
-        PublishError: *headers* returned a header that cannot be sent. None was stored.
+        PublishError: A header that was to be added cannot be sent. None was stored.
     """
-    pending.close()
-    pending.messages = [
-        (with_headers(message, headers(message)), on_failure)
-        for message, on_failure in pending.messages
-    ]
     try:
         pending.commit(timeout)
     except NotSentError as error:
@@ -80,11 +75,11 @@ class Request:
         self._requests = requests
         self._request = request
         self._outbox = outbox
-        self._pending = outbox.pending()
+        self._pending = outbox.pending(self._headers)
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
-        """Collect what the block publishes; discard everything if it raises."""
+        """Collect the messages of the block; discard them if it raises."""
         with self._pending.collecting():
             try:
                 yield
@@ -94,15 +89,15 @@ class Request:
                 raise
 
     def commit(self) -> None:
-        """Store the messages. What is published later is stored at once. See :func:`commit`."""
-        commit(self._pending, self._headers, self._requests.timeout)
+        """Store the messages; later ones are stored at once. See :func:`commit`."""
+        commit(self._pending, self._requests.timeout)
 
     async def commit_async(self) -> None:
         """Do the same as :meth:`commit`, without blocking the event loop."""
         await self._outbox.in_thread(self.commit)
 
     def close(self) -> None:
-        """Collect no more: what is published later is stored at once."""
+        """Collect no more: later messages are stored at once."""
         self._pending.close()
 
     def _headers(self, message: Outgoing) -> Headers:

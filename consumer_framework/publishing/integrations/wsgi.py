@@ -11,7 +11,8 @@ higher, if the application raises before that byte, or if it calls ``start_respo
 exception of an error page. Messages that a streaming body publishes later are stored at once: a
 response that has begun cannot be taken back.
 
-What :meth:`.Outbox.publish` stores in the application's own transaction is not collected.
+The middleware does not collect messages that :meth:`.Outbox.publish` stores in the application's
+own transaction.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class OutboxMiddleware:
             :func:`consumer_framework.publishing.publish`.
         enrich: Takes the WSGI environment and a message, and returns further headers of the
             message, or None. It is called when the request has succeeded, before the message is
-            stored.
+            stored; for a message in the application's own transaction, when it is published.
         timeout: Seconds to wait for messages with ``on_failure = "wait"``. A message that is not
             sent by then is logged, and the response is that of the application.
     """
@@ -144,7 +145,7 @@ class _Response:
                 self._request.commit()
 
     def end(self) -> None:
-        """Discard what is left."""
+        """Discard the messages that were not stored."""
         self._request.close()
 
 

@@ -87,6 +87,9 @@ class Kombu(Failover):
             given = defaults | properties | given
             if url.startswith("amqps:"):
                 options = self._tls(url) | options
+            if isinstance(asked := options.get("ssl"), dict) and asked:
+                # Without a name, py-amqp accepts the certificate of any host.
+                options["ssl"] = {"server_hostname": urlsplit(url).hostname, **asked}
         # kombu adds to what it is given.
         return kombu.Connection(
             url,

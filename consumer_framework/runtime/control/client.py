@@ -21,7 +21,7 @@ from consumer_framework.runtime.state_files import (
 from .schema import Done, Ping, ProtocolError, decode_answer, encode_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from .schema import AnswerT, Request
@@ -113,7 +113,18 @@ def connected(directory: Path, instance: str) -> Iterator[Client | None]:
     Raises:
         ControlError: It runs, but this user may not send it requests, or it does not answer.
     """
-    client = next((c for c in map(_connect, sockets(directory, instance)) if c), None)
+    with connected_to(sockets(directory, instance)) as client:
+        yield client
+
+
+@contextmanager
+def connected_to(paths: Sequence[Path]) -> Iterator[Client | None]:
+    """Connect to the first of the sockets *paths* on which a process listens; None without one.
+
+    Raises:
+        ControlError: It runs, but this user may not send it requests, or it does not answer.
+    """
+    client = next((c for c in map(_connect, paths) if c), None)
     try:
         if client is not None:
             list(client.ask(Ping()))

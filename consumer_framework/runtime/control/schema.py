@@ -28,6 +28,7 @@ from pydantic import SkipValidation, TypeAdapter, ValidationError
 from consumer_framework.core.errors import FrameworkError, Problem
 from consumer_framework.core.secrets import redacted
 from consumer_framework.core.stats import Snapshot
+from consumer_framework.publishing.report import RelayReport  # noqa: TC001 -- pydantic reads it
 from consumer_framework.settings import Change, Takes
 
 VERSION = 1
@@ -163,6 +164,26 @@ class ReloadReport:
         return tuple(change for change in self.changes if change.takes is Takes.RESTART)
 
 
+@dataclass(frozen=True, slots=True)
+class RelayStatusReport:
+    """The state of a relay.
+
+    Attributes:
+        pid: Its process.
+        relay: The facts.
+        remarks: Other parts of its line, such as a reload that was refused.
+    """
+
+    relay: RelayReport
+    pid: int = 0
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """The line that ``systemctl status`` shows."""
+        return "; ".join([self.relay.line, *self.remarks])
+
+
 # The requests.
 
 
@@ -174,6 +195,11 @@ class Ping(Request[Pong]):
 @dataclass(frozen=True, slots=True)
 class Status(Request[StatusReport]):
     """Report the state of the instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus(Request[RelayStatusReport]):
+    """Report the state of the relay of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +250,7 @@ def name_of(kind: type[Request[Any]]) -> str:
 
 
 REQUESTS = MappingProxyType(
-    {name_of(kind): kind for kind in (Ping, Status, Drop, Edit, Replay, Reload)}
+    {name_of(kind): kind for kind in (Ping, Status, RelayStatus, Drop, Edit, Replay, Reload)}
 )
 
 

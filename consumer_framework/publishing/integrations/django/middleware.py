@@ -64,7 +64,7 @@ class OutboxMiddleware:
         stored; for a message in an ``atomic`` block of the view, when it is published.
 
         Args:
-            request: The request, with what the view added to it.
+            request: The request, as the view left it.
             message: The message. Its body is not changed.
 
         Returns:

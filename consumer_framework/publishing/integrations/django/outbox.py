@@ -26,11 +26,12 @@ from consumer_framework.core.secrets import redact
 from consumer_framework.publishing.collecting import (
     TIMEOUT,
     Entry,
+    Headers,
     Pending,
     Publisher,
 )
-from consumer_framework.publishing.integrations.requests import Headers, commit
-from consumer_framework.publishing.message import OutboxError, with_headers
+from consumer_framework.publishing.integrations.requests import commit
+from consumer_framework.publishing.message import OutboxError
 from consumer_framework.settings import outbox_settings, outbox_table
 
 from .models import OutboxMessage
@@ -91,7 +92,7 @@ class DjangoOutbox(Publisher):
 
     @property
     def is_in_transaction(self) -> bool:
-        """True if a transaction that the application began decides about what is inserted now.
+        """True if a transaction that the application began decides about an insert now.
 
         The transaction that ``django.test.TestCase`` puts around a test is not one of those.
         """
@@ -185,13 +186,12 @@ class RequestBlock(Pending):
     def __init__(
         self, outbox: DjangoOutbox, headers: Callable[[Outgoing], Headers], timeout: float
     ) -> None:
-        super().__init__(outbox, outbox.current())
+        super().__init__(outbox, outbox.current(), headers)
         self.outbox = outbox
-        self._headers = headers
         self._timeout = timeout
         self._is_atomic = False
         # Rows in the transaction of the request. A savepoint may have taken some of them back.
-        self._inserted: list[tuple[OutboxMessage, Outgoing]] = []
+        self._inserted: list[tuple[OutboxMessage, Entry]] = []
 
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:
@@ -209,10 +209,9 @@ class RequestBlock(Pending):
         before the request does.
         """
         if self._is_atomic:
-            rows = self.outbox.insert(messages)
-            self._inserted += zip(rows, (message for message, _ in messages), strict=True)
+            self._inserted += zip(self.outbox.insert(messages), messages, strict=True)
             return
-        self.outbox.insert([(with_headers(m, self._headers(m)), choice) for m, choice in messages])
+        self.outbox.insert([self.enriched(entry) for entry in messages])
 
     def finish(self, *, succeeded: bool) -> None:
         """Keep the messages if the request *succeeded*, otherwise discard them.
@@ -221,17 +220,19 @@ class RequestBlock(Pending):
             OutboxError: None of those outside a transaction was stored.
             PublishError: A header that was to be added cannot be sent.
         """
-        self.close()
-        # A broken transaction runs no more statements, and takes the rows with it.
-        if self._inserted and not connections[self.outbox.using].needs_rollback:
-            (self._enrich_inserted if succeeded else self._delete_inserted)()
-        if succeeded:
-            commit(self, self._headers, self._timeout)
+        try:
+            # A broken transaction runs no more statements, and takes the rows with it.
+            if self._inserted and not connections[self.outbox.using].needs_rollback:
+                (self._enrich_inserted if succeeded else self._delete_inserted)()
+            if succeeded:
+                commit(self, self._timeout)
+        finally:
+            self.close()
 
     def _enrich_inserted(self) -> None:
-        for row, message in self._inserted:
-            changed = with_headers(message, self._headers(message))
-            if changed is not message:
+        for row, entry in self._inserted:
+            changed, _ = self.enriched(entry)
+            if changed is not entry[0]:
                 headers = json.dumps(dict(changed.headers))
                 self.outbox.rows.filter(pk=row.pk).update(headers=headers)
 

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``fm-consumer outbox``: the relay, and its commands that only read; migrate."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
+from consumer_framework.core.text import plural
+
+from . import terminal
+from .options import CONF, JSON, STATE_DIR, no_more, where, words
+from .outbox_orders import discard, purge, retry
+from .outbox_selection import Selection, command, filters, one_row, opened
+from .quarantine import write_new
+from .reload import NOT_RUNNING, REFUSED, file_of, show
+from .selection import row_numbers
+from .terminal import Command, Refusal, complain
+
+# Imported late where they are used: --help and shell completion must be quick.
+if TYPE_CHECKING:
+    from consumer_framework.runtime.control.schema import RelayStatusReport, ReloadReport
+
+    from .options import Where
+
+_TROUBLE = 1
+
+
+@click.group()
+def outbox() -> None:
+    """Send messages from an outbox, and look at those that wait.
+
+    NAME is /etc/fedora-messaging/NAME.toml. Its [consumer_config.framework.outbox] names the
+    database; without one, NAME is an instance that keeps its outbox in its state directory.
+    Everything works while a relay runs and while none runs.
+
+    \b
+    fm-consumer outbox status web                    is it sending? what waits?
+    fm-consumer outbox list web --state dead         what can never be sent, and why
+    fm-consumer outbox show web 41                   one message
+    fm-consumer outbox retry web 41                  mended? send it again
+    """  # noqa: D301 -- click wants the backspace character
+
+
+outbox.add_command(retry)
+outbox.add_command(discard)
+outbox.add_command(purge)
+
+
+@outbox.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  systemctl start fm-outbox@web            # runs this command as a service
+  fm-consumer outbox relay --conf ./web.toml
+\b
+Exit codes:
+   0  told to stop (SIGTERM, SIGINT)          11  a defect of fm-consumer
+  75  it cannot work now, and may later       78  the configuration can never work
+128 + N: a second signal N, and the batch was not waited for.
+""",
+)
+@words("NAME")
+@CONF
+@STATE_DIR
+@click.pass_context
+def relay(
+    context: click.Context, words: tuple[str, ...], conf: Path | None, state_dir: Path | None
+) -> None:
+    """Send the messages of an outbox until told to stop.
+
+    A message is deleted from the outbox after the broker has confirmed it. If this process dies,
+    the next one sends the messages again that it was sending, with the same ids. Of several relays
+    of one outbox, one sends, and the others stand by. On SIGTERM or SIGINT it finishes its batch;
+    on SIGHUP it reads its file again, as 'fm-consumer outbox reload' tells it to.
+    """
+    from consumer_framework.runtime.assembly.configuration import RunOptions  # noqa: PLC0415
+    from consumer_framework.runtime.outbox import run  # noqa: PLC0415
+
+    from .main import tell_service_manager  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    no_more(at)
+    try:
+        options = RunOptions(at.file, instance=at.instance, state_directory=state_dir)
+        exit_code = run(options)
+    except (ConfigurationError, Fault) as error:
+        complain(error)
+        tell_service_manager(error)
+        exit_code = error.exit_code
+    except Exception:
+        logging.exception("please report this defect of consumer_framework")  # noqa: LOG015
+        exit_code = ExitCode.UNEXPECTED
+    context.exit(exit_code)
+
+
+@outbox.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer outbox reload web
+\b
+Exit code: 0 if the file is in force; 1 if the relay refused it and goes on with its old settings,
+or does not run; 2 if the command made no sense.
+""",
+)
+@words("NAME")
+@CONF
+@STATE_DIR
+@JSON
+def reload(
+    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+) -> None:
+    """Let a running relay read its configuration again.
+
+    The file is checked whole, and its database is connected to, before anything changes. One that
+    is wrong is refused, and the relay goes on as before.
+    """
+    from consumer_framework.runtime.control.schema import document_of  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    no_more(at)
+    report = _ask_reload(at)
+    if as_json:
+        terminal.print_json({"outbox": at.instance, **document_of(report)})
+    else:
+        show(at, report)
+    if report.result in {"refused", NOT_RUNNING}:
+        raise click.exceptions.Exit(REFUSED)
+
+
+def _ask_reload(at: Where) -> ReloadReport:
+    from consumer_framework.runtime.control.client import ControlError, connected_to  # noqa: PLC0415
+    from consumer_framework.runtime.control.schema import Reload, ReloadReport  # noqa: PLC0415
+    from consumer_framework.runtime.state_files import relay_sockets  # noqa: PLC0415
+
+    with connected_to(relay_sockets(at.directory, at.instance)) as running:
+        if running is None:
+            return ReloadReport(NOT_RUNNING)
+        running.wait_long()
+        request = Reload(file_of(at))
+        for answer in running.ask(request, "it reads the file when it is started again"):
+            if isinstance(answer, ReloadReport):
+                return answer
+    raise ControlError("the relay did not answer; see its log (journalctl)")
+
+
+@outbox.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer outbox status web
+  fm-consumer outbox status web --json | jq .waiting
+\b
+Exit code: 0 if a relay sends, or holds the lease; 1 if none does, or if it cannot send;
+2 if the command made no sense; 75 if the database does not answer; 78 if there is no such outbox.
+""",
+)
+@words("NAME")
+@CONF
+@STATE_DIR
+@JSON
+def status(
+    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+) -> None:
+    """Show what waits in an outbox, and what its relay does.
+
+    The numbers are those of the database. A relay that runs on this host as NAME is asked for the
+    rest; for others, the lease in the database tells whether there is one.
+    """
+    from . import outbox_views  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    no_more(at)
+    with opened(at) as store:
+        stats, lease, place = store.stats(), store.lease_holder(), store.place
+    report, problem = _ask_status(at)
+    facts = outbox_views.OutboxFacts(at.instance, place, stats, lease, report, problem)
+    now = time.time()
+    if as_json:
+        terminal.print_json(outbox_views.status_document(facts))
+    else:
+        for line in outbox_views.status_lines(facts, now):
+            click.echo(line)
+        for hint in _hints(at, stats.dead, is_sent=report is not None or _holds(lease, now)):
+            click.echo(hint)
+    if not (_holds(lease, now) if report is None else report.relay.state in {"sending", "standby"}):
+        raise click.exceptions.Exit(_TROUBLE)
+
+
+def _holds(lease: Any, now: float) -> bool:
+    return lease is not None and lease.until > now
+
+
+def _hints(at: Where, dead: int, *, is_sent: bool) -> list[str]:
+    found = []
+    if dead:
+        found.append(f"Dead: {terminal.faint(command(at, 'list', '--state dead'))}")
+    if not is_sent:
+        start = f"systemctl start fm-outbox@{at.instance}"
+        found.append(f"Send: {terminal.faint(start)}")
+    return found
+
+
+def _ask_status(at: Where) -> tuple[RelayStatusReport | None, str]:
+    """Ask the relay; return its answer, or the reason why it was not asked."""
+    from consumer_framework.runtime.control.client import ControlError, connected_to  # noqa: PLC0415
+    from consumer_framework.runtime.control.schema import RelayStatus  # noqa: PLC0415
+    from consumer_framework.runtime.state_files import relay_sockets  # noqa: PLC0415
+
+    try:
+        with connected_to(relay_sockets(at.directory, at.instance)) as running:
+            if running is None:
+                return None, ""
+            return next(iter([*running.ask(RelayStatus())]), None), ""
+    except ControlError as error:
+        return None, str(error)
+
+
+_STATE = click.option(
+    "--state",
+    type=click.Choice(["waiting", "dead", "any"]),
+    default="any",
+    show_default=True,
+    help="Waiting messages are to be sent; dead ones can never be sent, and wait for you.",
+)
+
+
+@outbox.command(
+    "list",
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer outbox list web
+  fm-consumer outbox list web --state dead --topic 'org.fedoraproject.*.pdc.*'
+  fm-consumer outbox list web --older-than 10m --json | jq '.[].reason'
+""",
+)
+@words("NAME")
+@CONF
+@STATE_DIR
+@_STATE
+@filters
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="So many messages at most.",
+)
+@JSON
+def list_(  # noqa: PLR0913 -- one for each option
+    words: tuple[str, ...],
+    conf: Path | None,
+    state_dir: Path | None,
+    *,
+    state: str,
+    limit: int,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """List messages of an outbox in the order in which they were published."""
+    from . import outbox_views  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    no_more(at)
+    wanted = Selection((), None if state == "any" else state, **chosen)
+    with opened(at) as store:
+        # One more than asked for tells whether there are more.
+        rows = list(wanted.rows(store, limit + 1))
+    shown = rows[:limit]
+    if as_json:
+        terminal.print_json([outbox_views.row_document(row) for row in shown])
+        return
+    if not rows:
+        click.echo(f"nothing is {'here' if state == 'any' else state}")
+        return
+    for line in outbox_views.row_lines(shown, time.time(), terminal.terminal_width()):
+        click.echo(line)
+    more = "; there are more: --limit" if len(rows) > len(shown) else ""
+    click.echo(f"\n{plural(len(shown), 'message')}{more}")
+    click.echo(terminal.faint(f"  {command(at, 'show', shown[0].row)}"))
+
+
+@outbox.command(
+    "show",
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer outbox show web 41
+  fm-consumer outbox show web 41 --json | jq .body
+""",
+)
+@words("NAME ROW")
+@CONF
+@STATE_DIR
+@JSON
+def show_(
+    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+) -> None:
+    """Show one message readably, and the reason why it was not sent."""
+    from . import outbox_views  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    number = one_row(at.rest)
+    with opened(at) as store:
+        [row] = Selection((number,)).rows(store)
+    if as_json:
+        terminal.print_json(outbox_views.message_document(row))
+        return
+    for line in outbox_views.message_lines(row, time.time()):
+        click.echo(line)
+    if row.state == "dead":
+        click.echo(f"\nMended? {terminal.faint(command(at, 'retry', row.row))}")
+
+
+@outbox.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer outbox export web > all.jsonl
+  fm-consumer outbox export web --state dead --output dead.jsonl
+  fm-consumer publish dead.jsonl          # publishes them as they were
+""",
+)
+@words("NAME [ROW]...")
+@CONF
+@STATE_DIR
+@_STATE
+@filters
+@click.option(
+    "--output",
+    "-o",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write to this new file, for this user's eyes only. Default: standard output.",
+)
+@click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: JSON it is.")
+def export(
+    words: tuple[str, ...],
+    conf: Path | None,
+    state_dir: Path | None,
+    *,
+    state: str,
+    target: Path | None,
+    **chosen: Any,
+) -> None:
+    """Write messages as fedora-messaging's lines of JSON: all, or those that are selected.
+
+    Nothing changes in the outbox. 'fm-consumer publish' and `fedora-messaging publish` read them.
+    """
+    from . import outbox_views  # noqa: PLC0415
+
+    at = where(words, conf, state_dir)
+    numbers = tuple(row_numbers(at.rest))
+    wanted = Selection(numbers, None if state == "any" else state, **chosen)
+    if numbers and wanted.has_filter:
+        raise Refusal("say which: row numbers, or --topic, --key or --older-than")
+    with opened(at) as store:
+        lines = (f"{outbox_views.export_line(row)}\n" for row in wanted.rows(store))
+        if target is None:
+            for line in lines:
+                click.echo(line, nl=False)
+            return
+        count = write_new(target, lines)
+    click.echo(f"{plural(count, 'message')} written to {target}", err=True)
+
+
+@outbox.command(
+    cls=Command,
+    epilog="""
+\b
+Examples:
+  fm-consumer outbox migrate web
+  sudo -u postgres fm-consumer outbox migrate --conf ./as-owner.toml
+""",
+)
+@words("NAME")
+@CONF
+@STATE_DIR
+@JSON
+def migrate(
+    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+) -> None:
+    """Create the tables of an outbox, or bring them to this version. Twice is no harm.
+
+    The account of the configuration needs the right to create tables in its database. Relays that
+    run may go on running.
+    """
+    at = where(words, conf, state_dir)
+    no_more(at)
+    with opened(at, makes=True) as store:
+        is_new = not store.is_current
+        if is_new:
+            store.migrate()
+        place = store.place
+    if as_json:
+        terminal.print_json({"outbox": at.instance, "database": place, "changed": is_new})
+        return
+    what = "the tables are made, or of this version now" if is_new else "nothing to do"
+    click.echo(f"{at.instance}: {what}: {terminal.safe(place)}")
