@@ -88,14 +88,14 @@ def _copied(received: pika.BasicProperties) -> pika.BasicProperties:
     return properties
 
 
-_scan = json.JSONDecoder().scan_once
+_decode = json.JSONDecoder().raw_decode
 
 
 def _parsed(text: str) -> Any:
     """Do the work of ``json.loads(text)``, without its searches for white space around a value."""
     try:
-        value, end = _scan(text, 0)
-    except StopIteration:
+        value, end = _decode(text)
+    except ValueError:
         value, end = None, -1
     return value if end == len(text) else json.loads(text)
 
