@@ -172,6 +172,13 @@ class Batch(Table):
     """The time that the first message waits for the others."""
 
 
+class PublishingKind(Enum):
+    """The way of the messages that a handler publishes with fedora-messaging's API."""
+
+    OUTBOX = "outbox"  # they belong to its delivery, and are stored before the acknowledgement
+    DIRECT = "direct"  # they are sent at once
+
+
 class OnFailure(Enum):
     """The treatment of a message that the broker does not take now."""
 
@@ -338,6 +345,13 @@ class Framework(Table):
     """
     recovery: Annotated[Recovery, Takes.RELOAD] = Recovery()
     """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
+    publishing: Annotated[PublishingKind | None, Takes.RESTART] = None
+    """The way of the messages that a handler publishes with `fedora_messaging.api`. With
+    `"outbox"` they are stored before its message is acknowledged, and sent by the instance's own
+    relay; if the handler fails, they are discarded. With `"direct"` they are sent at once, and the
+    handler waits for the broker. Without this key: `"outbox"`, but `"direct"` in an instance that
+    has neither a state directory nor an `outbox.database`.
+    """
     outbox: Annotated[OutboxSettings, Takes.RESTART] = OutboxSettings()
     """The outbox of messages to publish; see below."""
 
