@@ -21,7 +21,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 # Uses the packages of the extra. {name} is the name of a messenger too.
 MESSENGER = """
 from consumer_framework.publishing.messengers import Endpoints, find
-find("{name}")(Endpoints(({url!r},)))
+find("{name}")(Endpoints(({url!r},)){options})
 """
 DATABASE = """
 from consumer_framework.publishing.store import create_engine
@@ -30,13 +30,14 @@ create_engine({url!r}).dialect.dbapi.connect
 USES = {
     "broker": "import consumer_framework.testing.broker.tls",
     "django": "import consumer_framework.publishing.integrations.django",
-    "fedmsg": MESSENGER.format(name="fedmsg", url="tcp://127.0.0.1:9940"),
-    "kombu": MESSENGER.format(name="kombu", url="amqp://host"),
+    "fedmsg": MESSENGER.format(
+        name="fedmsg", url="tcp://127.0.0.1:9940", options=", sign_messages=False"
+    ),
+    "kombu": MESSENGER.format(name="kombu", url="amqp://host", options=""),
     "mariadb": DATABASE.format(url="mariadb://host/name"),
-    "outbox": DATABASE.format(url="sqlite:///:memory:") + "import alembic",
     "postgresql": DATABASE.format(url="postgresql://host/name"),
-    "proton": MESSENGER.format(name="proton", url="amqp://host"),
-    "stomp": MESSENGER.format(name="stomp", url="stomp://host"),
+    "proton": MESSENGER.format(name="proton", url="amqp://host", options=""),
+    "stomp": MESSENGER.format(name="stomp", url="stomp://host", options=""),
 }
 # Stands for the library libpq of the system.
 WITH = {"postgresql": {"psycopg-binary"}}
