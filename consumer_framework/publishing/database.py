@@ -259,7 +259,6 @@ class Database:
         """Create the tables, or bring them to the version of this code. Doing it twice is no harm.
 
         Raises:
-            ConfigurationError: alembic is not installed.
             OutboxError: The database did not do it, or its tables are of a newer version.
         """
         with self._alone(), self.transaction() as connection:
@@ -267,9 +266,6 @@ class Database:
                 return
             try:
                 upgrade(connection)
-            except ImportError as error:
-                cure = "install it: pip install 'consumer-framework[outbox]'"
-                raise _unusable(f"a package is missing: {error}", cure) from error
             except Exception as error:
                 if not type(error).__module__.startswith("alembic"):
                     raise

@@ -29,6 +29,10 @@ MAX_TOPIC = 255
 # RabbitMQ's default limit is 128 MiB up to 3.x, and 16 MiB since 4.0
 # (https://www.rabbitmq.com/docs/configure#config-items, max_message_size).
 MAX_BODY = 16 * 1024 * 1024
+# As JSON. All headers of a message are in one frame, and RabbitMQ's has 131,072 bytes
+# (https://www.rabbitmq.com/docs/configure#config-items, frame_max).
+MAX_HEADERS = 120_000
+_INTEGERS = 1 << 63
 # The states of a row: to be sent, and impossible to send.
 WAITING, DEAD = "waiting", "dead"
 
@@ -151,10 +155,51 @@ def with_headers(message: Outgoing, headers: Mapping[str, Any] | None) -> Outgoi
 
 
 def _check_headers(message_id: str, headers: Mapping[str, Any]) -> None:
+    """Refuse headers that AMQP's field table cannot carry (AMQP 0-9-1, section 4.2.5.5)."""
+    what = f"the headers of message {message_id}"
     try:
-        json.dumps(headers)
-    except (TypeError, ValueError) as error:
-        raise PublishError(f"the headers of message {message_id} are no JSON: {error}") from error
+        size = len(json.dumps(headers))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PublishError(f"{what} are no JSON: {error}") from error
+    for name, value in headers.items():
+        if (fault := _field_fault(name, value)) is not None:
+            raise PublishError(f"{what} cannot be sent: {name!r} {fault}")
+    if size > MAX_HEADERS:
+        raise PublishError(f"{what} have {size} bytes; {MAX_HEADERS} are allowed")
+
+
+def _field_fault(name: Any, value: Any) -> str | None:
+    """Return the reason why a field table cannot have *value* under *name*, or None."""
+    if not (isinstance(name, str) and _is_unicode(name) and len(name.encode()) <= MAX_TOPIC):
+        return f"is no name: use text of at most {MAX_TOPIC} bytes"
+    match value:
+        case list():
+            parts = [("", one) for one in value]
+        case dict():
+            parts = list(value.items())
+        case _:
+            return _value_fault(value)
+    return next(filter(None, (_field_fault(*part) for part in parts)), None)
+
+
+def _value_fault(value: Any) -> str | None:
+    match value:
+        case bool() | None:
+            return None
+        case int():
+            is_right = -_INTEGERS <= value < _INTEGERS
+            return None if is_right else "has more than 64 bits: write the number as text"
+        case str():
+            return None if _is_unicode(value) else "is no text: it has a lone surrogate"
+    return f"is a {type(value).__name__}: write it as text"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_text(name: str, text: str) -> None:

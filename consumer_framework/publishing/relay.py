@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import uuid
@@ -236,6 +237,8 @@ class Relay:
             since the epoch; None if it did not fail.
         endpoint_fault: The reason why no endpoint takes messages; ``""`` for none.
         store_fault: The reason why the database cannot be used; ``""`` for none.
+        idle_at: When the last look into the outbox that found nothing to send began, in seconds of
+            the clock's monotonic time.
     """
 
     def __init__(  # noqa: PLR0913 -- each is a value of its own
@@ -283,6 +286,7 @@ class Relay:
         self.endpoint_until: float | None = None
         self.endpoint_fault = ""
         self.store_fault = ""
+        self.idle_at = -math.inf
 
     @property
     def paused(self) -> dict[tuple[str, str], float]:
@@ -386,6 +390,7 @@ class Relay:
         token = f"{self._owner}.{self._claims}"
         claimed = self._store.claim(token, self._window, self._lease, now)
         if not claimed:
+            self.idle_at = self._moved
             return Step.IDLE
         self._held = token, [one.row for one in claimed]
         with self._extender.extending(since, *self._held):

@@ -14,6 +14,20 @@ from consumer_framework.testing.broker import Broker
 from consumer_framework.testing.broker.proxy import Proxy
 
 from .instance import Instance
+from .messengers import (  # noqa: F401 -- fixtures
+    activemq,
+    arrived,
+    channel,
+    connect,
+    many_protocols,
+    next_rabbitmq,
+    target,
+    target_proxy,
+    tls_broker,
+    topic,
+    topic_queue,
+    writer,
+)
 from .outbox import OwnDatabase, small_disk
 from .outside_services import MariaDB, PostgreSQL
 

@@ -13,7 +13,7 @@ same classes, the same verdicts, the same errors. It is faster because
 
 from __future__ import annotations
 
-from .decoding import UndecodableError, decode
+from .decoding import UndecodableError, decode, validate
 from .registry import SCHEMA_GROUP, load_schemas
 
-__all__ = ["SCHEMA_GROUP", "UndecodableError", "decode", "load_schemas"]
+__all__ = ["SCHEMA_GROUP", "UndecodableError", "decode", "load_schemas", "validate"]
