@@ -11,7 +11,6 @@ from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.core.errors import ConfigurationError, Fault
 from consumer_framework.publishing.messengers import Sent
 from consumer_framework.publishing.store import OutboxStore
-from consumer_framework.runtime import outbox as process_module
 from consumer_framework.runtime.assembly.configuration import RunOptions
 from consumer_framework.runtime.control import schema
 from consumer_framework.runtime.control.client import ControlError, connected_to
@@ -81,7 +80,7 @@ class Setup:
     """A relay in this process, whose messenger a test has in its hands."""
 
     def __init__(self, directory, monkeypatch):
-        monkeypatch.setattr(process_module.Signals, "catch", lambda _self: None)
+        monkeypatch.setattr("consumer_framework.runtime.signals.Signals.catch", lambda _: None)
         self.file = directory / "web.toml"
         self.url = f"sqlite:///{directory}/outbox.sqlite3"
         self.configure()
@@ -212,7 +211,9 @@ def test_a_reload_of_logging_that_cannot_be_set_up_changes_nothing(setup):
     setup.start()
     setup.configure('[log_config]\nversion = 1\nroot = {handlers = ["gone"]}')
     with connected_to([setup.state / "relay-control"]) as running:
+        assert running is not None
         [report] = running.ask(schema.Reload())
+    assert isinstance(report, schema.ReloadReport)
     assert report.result == "refused"
     assert "logging cannot be set up" in str(report.problems[0])
     assert setup.stop() == 0
