@@ -7,8 +7,11 @@ import asyncio
 import contextlib
 import io
 import itertools
+import subprocess
+import sys
 import threading
 import unittest
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -44,6 +47,9 @@ from consumer_framework.publishing.integrations.django.models import OutboxMessa
 from consumer_framework.publishing.integrations.django.tables import ChangeTables  # noqa: E402
 
 on_sqlite = pytest.mark.parametrize("outbox_url", [SQLITE], indirect=True)
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def a_message(topic="app.done", **body):
@@ -122,6 +128,13 @@ class TestTransactions:
         call_command("migrate", verbosity=0)
         publish(a_message())
         assert topics(project) == ["org.example.app.done"]
+
+    def test_a_commit_wakes_the_relay(self, project):
+        waker = project.waker()
+        with transaction.atomic():
+            publish(a_message())
+        assert waker.wait(30)
+        waker.close()
 
     def test_the_model_reads_the_table(self, project):
         publish(a_message(n=1), "key")
@@ -254,6 +267,30 @@ class TestProject:
             with pytest.raises(SystemCheckError, match=problem):
                 call_command("check")
         call_command("check")
+
+    def test_a_process_that_publishes_needs_no_sqlalchemy(self, project, tmp_path):
+        code = f"""
+import sys
+from tests.integration import django_project
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=[django_project.APP],
+    DATABASES={{"default": django_project.database("sqlite:///{tmp_path}/outbox.sqlite3")}},
+)
+import django
+django.setup()
+for name in [name for name in sys.modules if name.startswith("sqlalchemy")]:
+    del sys.modules[name]
+from consumer_framework.publishing.integrations.django import publish
+from fedora_messaging.message import Message
+publish(Message(topic="a", body={{}}))
+print("sqlalchemy" in sys.modules)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        assert done.stdout == "False\n"
+        assert topics(project) == ["a"]
 
     def test_the_migrations_lack_nothing_of_the_model(self, project):
         call_command("makemigrations", check=True, dry_run=True, verbosity=0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
@@ -256,7 +255,6 @@ def _row(message: Outgoing, on_failure: str) -> OutboxMessage:
 
 
 _outboxes: dict[str, DjangoOutbox] = {}
-_lock = threading.Lock()
 
 
 def outbox(using: str | None = None) -> DjangoOutbox:
@@ -269,10 +267,8 @@ def outbox(using: str | None = None) -> DjangoOutbox:
         django.core.exceptions.ImproperlyConfigured: ``FM_OUTBOX`` of the settings is wrong.
     """
     alias = using or router.db_for_write(OutboxMessage)
-    with _lock:
-        if alias not in _outboxes:
-            _outboxes[alias] = make(alias)
-        return _outboxes[alias]
+    # Two threads may both make one: the first is kept.
+    return _outboxes.get(alias) or _outboxes.setdefault(alias, make(alias))
 
 
 def make(using: str) -> DjangoOutbox:
@@ -307,5 +303,4 @@ def _own_keys(table: Any) -> tuple[dict[str, str], Any]:
 def _changed(*, setting: str, **_: Any) -> None:
     """Let ``override_settings`` of a test have its effect."""
     if setting in {_SETTING, "DATABASES"}:
-        with _lock:
-            _outboxes.clear()
+        _outboxes.clear()
