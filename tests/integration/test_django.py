@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
@@ -190,6 +190,15 @@ class TestProject:
         asyncio.run(main())
         assert [row.message.exchange for row in project.rows()] == ["amq.topic", "mine"]
 
+    def test_a_coroutine_in_a_transaction_of_its_caller_shares_it(self, project):
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            async_to_sync(publish_async)(a_message("gone"))
+            raise ZeroDivisionError
+        with transaction.atomic():
+            async_to_sync(publish_async)(a_message("kept"))
+            assert topics(project) == []
+        assert topics(project) == ["org.example.kept"]
+
     def test_a_message_that_can_never_be_sent_is_refused(self, project):
         with transaction.atomic():
             with pytest.raises(PublishError, match="no JSON"):
@@ -308,6 +317,12 @@ print("sqlalchemy" in sys.modules)
         assert versions[-1][1] == HEAD
         assert all(before[1] == after[0] for before, after in itertools.pairwise(versions))
 
+    def test_the_plan_of_migrations_says_what_they_do(self, project):
+        call_command("migrate", "fm_outbox", "zero", verbosity=0)
+        out = io.StringIO()
+        call_command("migrate", plan=True, stdout=out)
+        assert "Bring the tables of the outbox from version 0001 to 0002" in out.getvalue()
+
     def test_sqlmigrate_shows_the_statements(self, project):
         out = io.StringIO()
         call_command("sqlmigrate", "fm_outbox", "0001", stdout=out)
@@ -403,7 +418,26 @@ def broken(request):
     return HttpResponse()
 
 
+def ending(request):
+    """End as the worker of a server does that has no time left."""
+    publish(a_message())
+    raise SystemExit
+
+
+class Stuck:
+    """A coroutine view that never answers."""
+
+    def __init__(self):
+        self.is_called = asyncio.Event()
+
+    async def view(self, request):
+        await publish_async(a_message())
+        self.is_called.set()
+        await asyncio.Event().wait()
+
+
 django_project.urlpatterns += [
+    path("ending", ending),
     path("view/<int:status>", view),
     path("async/<int:status>", async_view),
     path("raising", raising),
@@ -509,6 +543,30 @@ class TestMiddleware:
         call_command("migrate", "fm_outbox", "zero", verbosity=0)
         assert get("/view/200") == 500
 
+    def test_a_request_whose_worker_ends_stores_nothing(self, project, get):
+        with contextlib.suppress(SystemExit):
+            get("/ending")
+        assert topics(project) == []
+
+    def test_a_request_that_is_cancelled_stores_nothing(self, project):
+        async def main():
+            stuck = Stuck()
+            django_project.urlpatterns.append(path("stuck", stuck.view))
+            clear_url_caches()
+            task = asyncio.create_task(AsyncClient().get("/stuck"))
+            await stuck.is_called.wait()
+            task.cancel()
+            await task
+
+        with (
+            override_settings(MIDDLEWARE=[django_project.MIDDLEWARE]),
+            pytest.raises(asyncio.CancelledError),
+        ):
+            asyncio.run(main())
+        django_project.urlpatterns.pop()
+        clear_url_caches()
+        assert topics(project) == []
+
     def test_a_message_to_wait_for_is_stored_when_the_response_leaves(self, project, get, caplog):
         with override_settings(FM_OUTBOX={"on_failure": "wait"}):
             assert get("/view/200", middleware=[f"{__name__}.Impatient"]) == 200
@@ -533,6 +591,8 @@ class TestAtomicRequests:
     def test_a_request_that_fails_stores_nothing(self, project, get):
         for url in ("/atomic/400", "/view/500", "/raising", "/raising?missing", "/marked"):
             get(url)
+        with contextlib.suppress(SystemExit):
+            get("/ending")
         assert topics(project) == []
 
     def test_messages_that_were_published_before_the_view_come_first(self, project, get):

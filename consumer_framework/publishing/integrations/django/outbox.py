@@ -103,8 +103,6 @@ class DjangoOutbox(Publisher):
 
     def accept(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages in the transaction if there is one; see :meth:`.Publisher.accept`."""
-        if not messages:
-            return
         if not self.is_in_transaction:
             super().accept(messages, timeout)
         elif isinstance(block := self.current(), RequestBlock):
