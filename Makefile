@@ -32,9 +32,12 @@ venv: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	packaging/system-packages venv
+	packaging/system-packages --optional proton
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[proton]' || \
+	    echo 'python-qpid-proton was not built: the tests of the messenger proton are skipped' >&2
 	touch $@
 
 # For the other consumers and the plots, which `make test` does not need.
@@ -47,7 +50,7 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance rpm consumers databases
+	packaging/system-packages --optional broker acceptance rpm consumers databases activemq
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet

@@ -216,10 +216,10 @@ async def _aio(task: Task, at_once: int) -> None:
 
 
 @contextmanager
-def _outbox(task: Task, **options: Any) -> Iterator[Outbox]:
+def _outbox(task: Task) -> Iterator[Outbox]:
     from consumer_framework.publishing.outbox import Outbox  # noqa: PLC0415
 
-    made = Outbox(f"sqlite:///{task.directory}/outbox.sqlite3", **options)
+    made = Outbox(f"sqlite:///{task.directory}/outbox.sqlite3")
     with closing(made):
         made.store.migrate()
         yield made
@@ -295,10 +295,7 @@ def _transaction(task: Task) -> None:
 
 def _in_handler(task: Task) -> None:
     """Collect what a handler publishes, one run of it for each message; nothing is stored."""
-    from consumer_framework.adapters.codec import decoding  # noqa: PLC0415
-
-    # As an instance does it.
-    with _outbox(task, validate=decoding.validate) as outbox:
+    with _outbox(task) as outbox:
         messages = task.messages()
         with task.clock.running():
             for message in messages:

@@ -125,7 +125,8 @@ def uninstall(root: Path, directory: Path, *, dry_run: bool, force: bool, as_jso
     plan = units.plan_uninstall(_survey(root, directory), force=force)
     is_removal = any(action is units.UnitFileAction.REMOVE for action, _ in plan)
     if is_removal and root == Path("/") and RUNS.is_dir() and not force:
-        units.refuse_running(Systemctl().show([unit_name("*")]).values())
+        relays = units.RELAY_TEMPLATE.replace("@", "@*")
+        units.refuse_running(Systemctl().show([unit_name("*"), relays]).values())
     _do(plan, root, dry_run=dry_run, as_json=as_json)
 
 

@@ -73,6 +73,7 @@ class HealthFacts:
         overruns: The runs of its handler that take too long, the longest first.
         absent: The consumers that the broker no longer has, in words; "" for none.
         confirm_by: When the broker should have confirmed its consumers once more.
+        relay_is_stuck: Whether the thread that sends what handlers published does not move.
     """
 
     state: State
@@ -80,6 +81,7 @@ class HealthFacts:
     overruns: tuple[Overrun, ...] = ()
     absent: str = ""
     confirm_by: float = float("inf")
+    relay_is_stuck: bool = False
 
 
 def _overrun(facts: HealthFacts, now: float) -> str:
@@ -112,6 +114,10 @@ def _unconfirmed(facts: HealthFacts, now: float) -> str:
     return f"whether it consumes is not known for {duration_text(round(now - facts.confirm_by))}"
 
 
+def _stuck_relay(facts: HealthFacts, _now: float) -> str:
+    return "the relay of the outbox does not move" if facts.relay_is_stuck else ""
+
+
 # The other states have deadlines of their own: the author's setup has systemd's start timeout, and
 # a drain ends by itself or by systemd's stop timeout.
 _AT_WORK = frozenset({State.CONNECTING, State.SUBSCRIBING, State.CONSUMING, State.PAUSED})
@@ -119,6 +125,7 @@ _AT_WORK = frozenset({State.CONNECTING, State.SUBSCRIBING, State.CONSUMING, Stat
 # In these states, an instance is unhealthy if the function returns a reason. The first one counts.
 RULES: tuple[tuple[frozenset[State], Callable[[HealthFacts, float], str]], ...] = (
     (_AT_WORK, _overrun),
+    (_AT_WORK, _stuck_relay),
     (frozenset({State.CONNECTING, State.SUBSCRIBING}), _silent),
     (frozenset({State.CONSUMING}), _absent),
     (frozenset({State.CONSUMING}), _unconfirmed),

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from consumer_framework.adapters.systemd.systemctl import Unit
 
 TEMPLATE = unit_name("")
+RELAY_TEMPLATE = "fm-outbox@.service"
 INSTALLED = (
     TEMPLATE,
     TARGET,
+    RELAY_TEMPLATE,
     "fm-consumer-retention.service",
     "fm-consumer-retention.timer",
 )

@@ -8,7 +8,7 @@
        ▼
     outbox: one table in the database of the caller      in the caller's transaction, or an own file
        ▼ the relay claims rows in order, sends batches, marks rows
-    messenger: amqp, fedora, kombu, dummy, capture
+    messenger: amqp, fedora, kombu, proton, stomp, fedmsg, dummy, capture
 
 - :mod:`.message` turns a message into bytes and finds its faults.
 - :mod:`.collecting` collects the messages of a block, and stores them.
@@ -25,6 +25,7 @@ Nothing here imports the runtime: web applications and scripts use it without a 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,9 +34,38 @@ if TYPE_CHECKING:
     from fedora_messaging.message import Message
 
     from .direct import Sender
-    from .message import Outgoing
+    from .message import NotSentError, OutboxError, Outgoing, PublishError
+    from .outbox import Outbox, default, set_default
 
-__all__ = ["publish", "publish_async", "sender"]
+__all__ = [
+    "NotSentError",
+    "Outbox",
+    "OutboxError",
+    "Outgoing",
+    "PublishError",
+    "default",
+    "publish",
+    "publish_async",
+    "sender",
+    "set_default",
+]
+
+# Late: a program that does not publish needs none of them.
+_MODULES = {
+    "NotSentError": "message",
+    "Outbox": "outbox",
+    "OutboxError": "message",
+    "Outgoing": "message",
+    "PublishError": "message",
+    "default": "outbox",
+    "set_default": "outbox",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def publish(message: Message, ordering_key: str | None = None, **options: Any) -> Outgoing:
@@ -45,8 +75,7 @@ def publish(message: Message, ordering_key: str | None = None, **options: Any) -
     ``/etc/fedora-messaging/config.toml``. Arguments and errors are those of
     :meth:`.Outbox.publish`, and :class:`.ConfigurationError`.
     """
-    # Late: a program that does not publish needs no SQLAlchemy.
-    from .outbox import default  # noqa: PLC0415
+    from .outbox import default  # noqa: PLC0415 -- late, as above
 
     return default().publish(message, ordering_key, **options)
 

@@ -179,6 +179,10 @@ class Publisher(abc.ABC):
         self._validate = validate
         self._belongs = belongs
 
+    def rename(self, exchange: str, topic_prefix: str) -> None:
+        """Use another exchange and topic prefix from now on."""
+        self._exchange, self._topic_prefix = exchange, topic_prefix
+
     @contextlib.contextmanager
     def collect(self) -> Iterator[Pending]:
         """Collect the messages that the block publishes; :meth:`Pending.commit` stores them.

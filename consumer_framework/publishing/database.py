@@ -165,6 +165,11 @@ class Database:
         _stores.add(self)
 
     @property
+    def has_file(self) -> bool:
+        """True if this is no SQLite file, or one that is there. An engine would make it."""
+        return not self.is_sqlite or os.path.exists(self.engine.url.database or "")  # noqa: PTH110
+
+    @property
     def place(self) -> str:
         """The database, for people; without a password."""
         return self.engine.url.render_as_string(hide_password=True)
@@ -247,14 +252,13 @@ class Database:
         except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
-            cure = "; create its tables with OutboxStore.migrate()" if _lacks_table(cause) else ""
+            cure = "; create its tables: fm-consumer outbox migrate" if _lacks_table(cause) else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
 
     def migrate(self) -> None:
         """Create the tables, or bring them to the version of this code. Doing it twice is no harm.
 
         Raises:
-            ConfigurationError: alembic is not installed.
             OutboxError: The database did not do it, or its tables are of a newer version.
         """
         with self._alone(), self.transaction() as connection:
@@ -262,9 +266,6 @@ class Database:
                 return
             try:
                 upgrade(connection)
-            except ImportError as error:
-                cure = "install it: pip install 'consumer-framework[outbox]'"
-                raise _unusable(f"a package is missing: {error}", cure) from error
             except Exception as error:
                 if not type(error).__module__.startswith("alembic"):
                     raise

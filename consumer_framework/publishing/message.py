@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 from fedora_messaging import message as upstream
 from fedora_messaging.exceptions import ValidationError
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
 
+from consumer_framework import schemas
 from consumer_framework.core.errors import ConsumerFrameworkError
 
 if TYPE_CHECKING:
@@ -30,6 +29,10 @@ MAX_TOPIC = 255
 # RabbitMQ's default limit is 128 MiB up to 3.x, and 16 MiB since 4.0
 # (https://www.rabbitmq.com/docs/configure#config-items, max_message_size).
 MAX_BODY = 16 * 1024 * 1024
+# As JSON. All headers of a message are in one frame, and RabbitMQ's has 131,072 bytes
+# (https://www.rabbitmq.com/docs/configure#config-items, frame_max).
+MAX_HEADERS = 120_000
+_INTEGERS = 1 << 63
 # The states of a row: to be sent, and impossible to send.
 WAITING, DEAD = "waiting", "dead"
 
@@ -97,16 +100,18 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
         now: Seconds since the epoch.
         max_body: The largest body, in bytes.
         validate: Does the work of ``message.validate()``, with the same errors; None for
-            :func:`validate`.
+            :func:`consumer_framework.schemas.validate`.
 
     Raises:
         fedora_messaging.exceptions.ValidationError: The body does not fit the schema of its class.
         PublishError: The body cannot be JSON, or it, the topic or the ordering key is too large.
     """
     try:
-        (validate or _validate)(message)
+        (validate or schemas.validate)(message)
     except jsonschema.ValidationError as error:
         raise ValidationError(error) from error
+    except RecursionError as error:
+        raise PublishError(f"the body of message {message.id} is nested too deeply") from error
     # As upstream joins them: fedora_messaging.message.Message._encoded_routing_key.
     topic = f"{topic_prefix.rstrip('.')}.{message.topic}" if topic_prefix else message.topic
     if not message.topic:
@@ -150,10 +155,51 @@ def with_headers(message: Outgoing, headers: Mapping[str, Any] | None) -> Outgoi
 
 
 def _check_headers(message_id: str, headers: Mapping[str, Any]) -> None:
+    """Refuse headers that AMQP's field table cannot carry (AMQP 0-9-1, section 4.2.5.5)."""
+    what = f"the headers of message {message_id}"
     try:
-        json.dumps(headers)
-    except (TypeError, ValueError) as error:
-        raise PublishError(f"the headers of message {message_id} are no JSON: {error}") from error
+        size = len(json.dumps(headers))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PublishError(f"{what} are no JSON: {error}") from error
+    for name, value in headers.items():
+        if (fault := _field_fault(name, value)) is not None:
+            raise PublishError(f"{what} cannot be sent: {name!r} {fault}")
+    if size > MAX_HEADERS:
+        raise PublishError(f"{what} have {size} bytes; {MAX_HEADERS} are allowed")
+
+
+def _field_fault(name: Any, value: Any) -> str | None:
+    """Return the reason why a field table cannot have *value* under *name*, or None."""
+    if not (isinstance(name, str) and _is_unicode(name) and len(name.encode()) <= MAX_TOPIC):
+        return f"is no name: use text of at most {MAX_TOPIC} bytes"
+    match value:
+        case list():
+            parts = [("", one) for one in value]
+        case dict():
+            parts = list(value.items())
+        case _:
+            return _value_fault(value)
+    return next(filter(None, (_field_fault(*part) for part in parts)), None)
+
+
+def _value_fault(value: Any) -> str | None:
+    match value:
+        case bool() | None:
+            return None
+        case int():
+            is_right = -_INTEGERS <= value < _INTEGERS
+            return None if is_right else "has more than 64 bits: write the number as text"
+        case str():
+            return None if _is_unicode(value) else "is no text: it has a lone surrogate"
+    return f"is a {type(value).__name__}: write it as text"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_text(name: str, text: str) -> None:
@@ -166,62 +212,6 @@ def _check_text(name: str, text: str) -> None:
         raise PublishError(f"the {name} has {size} bytes; {MAX_TOPIC} are allowed")
     if "\0" in text:
         raise PublishError(f"the {name} has a NUL character")
-
-
-@dataclass(frozen=True, slots=True)
-class _Validation:
-    """The validators of a class's messages, which hold while the messages have these schemas."""
-
-    headers_schema: Any
-    body_schema: Any
-    headers: tuple[Any, ...]
-    body: tuple[Any, ...]
-
-
-_validations: dict[type[upstream.Message], _Validation] = {}
-
-
-def _validate(message: upstream.Message) -> None:
-    """Do the work of ``message.validate()``, which checks the schemas themselves each time too."""
-    kind = type(message)
-    found = _validations.get(kind)
-    if found is None and kind.validate is upstream.Message.validate:
-        # Two threads may both do this, with the same result.
-        found = _validations[kind] = _validation_of(kind)
-    if (
-        found is None
-        or message.headers_schema is not found.headers_schema
-        or message.body_schema is not found.body_schema
-    ):
-        message.validate()
-        return
-    for validator in found.headers:
-        _raise_best(validator, message._headers)  # noqa: SLF001 -- upstream has no public name
-    for validator in found.body:
-        _raise_best(validator, message.body)
-
-
-def _validation_of(kind: type[upstream.Message]) -> _Validation:
-    base = upstream.Message
-    headers = {id(schema): schema for schema in (kind.headers_schema, base.headers_schema)}
-    body = {id(schema): schema for schema in (kind.body_schema, base.body_schema)}
-    return _Validation(
-        kind.headers_schema,
-        kind.body_schema,
-        tuple(_validator(schema) for schema in headers.values()),
-        tuple(_validator(schema) for schema in body.values()),
-    )
-
-
-def _validator(schema: Any) -> Any:
-    kind = validator_for(schema)
-    kind.check_schema(schema)
-    return kind(schema)
-
-
-def _raise_best(validator: Any, value: Any) -> None:
-    if not validator.is_valid(value):
-        raise best_match(validator.iter_errors(value))  # type: ignore[no-untyped-call]
 
 
 def restored(message: Outgoing) -> upstream.Message:

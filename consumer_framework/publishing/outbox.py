@@ -35,10 +35,10 @@ from consumer_framework.settings import outbox_settings
 
 from .collecting import TIMEOUT, Entry, Pending, Publisher
 from .message import NotSentError, Outgoing
-from .store import OutboxStore, create_engine, insert
+from .mocks import mocked_publish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     import sqlalchemy as sa
     from fedora_messaging.message import Message
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
 
     from consumer_framework.settings import OutboxSettings
+
+    from .store import OutboxStore
 
     AnySession: TypeAlias = Session | scoped_session[Any]
 
@@ -66,9 +68,9 @@ class Outbox(Publisher):
         topic_prefix: Text before each topic, joined with a dot.
         clock: Returns the seconds since the epoch.
         validate: Does the work of ``message.validate()``; None for the outbox's own.
-
-    Attributes:
-        store: The table.
+        belongs: As for :class:`.Publisher`.
+        opens_late: Open the database when it is first needed, and not now. A process whose messages
+            belong to handlers imports no SQLAlchemy until then.
 
     Raises:
         ConfigurationError: The database is none that an outbox can be in, or its driver is missing.
@@ -83,6 +85,8 @@ class Outbox(Publisher):
         topic_prefix: str = "",
         clock: Callable[[], float] = time.time,
         validate: Callable[[Message], None] | None = None,
+        belongs: Callable[[Sequence[Entry]], bool] | None = None,
+        opens_late: bool = False,
     ) -> None:
         super().__init__(
             settings,
@@ -90,16 +94,64 @@ class Outbox(Publisher):
             topic_prefix=topic_prefix,
             clock=clock,
             validate=validate,
+            belongs=belongs,
         )
-        is_url = not hasattr(database, "dialect")
-        self.store = OutboxStore.connect(database) if is_url else OutboxStore(database)  # type: ignore[arg-type]
-        # The tables of an application's own database are made when its administrator says so.
-        self._makes_tables = is_url and self.store.engine.dialect.name == "sqlite"
-        self._preparing = threading.Lock()
+        self._database = database
+        self._store: OutboxStore | None = None
+        # Whether they were asked for; an application's own database gets none.
+        self._has_tables = False
+        self._preparing = threading.RLock()
+        if not opens_late:
+            self._open()
+
+    @property
+    def store(self) -> OutboxStore:
+        """The table."""
+        return self._store or self._open()
+
+    @store.setter
+    def store(self, store: OutboxStore) -> None:
+        self._store = store
+
+    @contextlib.contextmanager
+    def replaced_store(self, store: OutboxStore) -> Iterator[None]:
+        """Use another table while the block runs, for a test."""
+        before, self._store = self._store, store
+        try:
+            yield
+        finally:
+            self._store = before
+
+    def _open(self) -> OutboxStore:
+        from .store import OutboxStore  # noqa: PLC0415 -- late: see `opens_late`
+
+        database: Any = self._database
+        with self._preparing:
+            if self._store is None:
+                is_engine = hasattr(database, "dialect")
+                self._store = OutboxStore(database) if is_engine else OutboxStore.connect(database)
+                # The tables of other databases are made when their administrator says so.
+                self._has_tables = is_engine or not self._store.is_sqlite
+            return self._store
+
+    def prepared(self) -> OutboxStore:
+        """Return the table, ready for use: a SQLite file gets it before.
+
+        Raises:
+            ConfigurationError: The database is none that an outbox can be in.
+            OutboxError: The tables cannot be made.
+        """
+        store = self.store
+        with self._preparing:
+            if not self._has_tables:
+                store.migrate()
+                self._has_tables = True
+        return store
 
     def close(self) -> None:
         """Close the connections that are the outbox's own."""
-        self.store.close()
+        if self._store is not None:
+            self._store.close()
 
     def publish(  # noqa: PLR0913 -- the keyword arguments are choices
         self,
@@ -134,11 +186,13 @@ class Outbox(Publisher):
                 it; the caller's transaction fails.
         """
         entry = self._entry(message, ordering_key, exchange)
+        if (mock := mocked_publish()) is not None:
+            mock(message, exchange)
+            return entry[0]
         if session is not None:
             connection = session.connection()
         if connection is not None:
-            entry = self._enriched(entry)
-            insert(connection, [entry])
+            self.store.insert(connection, [self._enriched(entry)])
         else:
             self.accept([entry], timeout)
         return entry[0]
@@ -160,12 +214,13 @@ class Outbox(Publisher):
         be stored or not.
         """
         entry = self._entry(message, ordering_key, exchange)
-        if session is not None:
-            entry = self._enriched(entry)
-            await session.run_sync(lambda inner: insert(inner.connection(), [entry]))
+        if (mock := mocked_publish()) is not None:
+            mock(message, exchange)
+        elif session is not None:
+            insert, enriched = self.store.insert, self._enriched(entry)
+            await session.run_sync(lambda inner: insert(inner.connection(), [enriched]))
         elif connection is not None:
-            entry = self._enriched(entry)
-            await connection.run_sync(insert, [entry])
+            await connection.run_sync(self.store.insert, [self._enriched(entry)])
         else:
             await self.accept_async([entry], timeout)
         return entry[0]
@@ -205,15 +260,8 @@ class Outbox(Publisher):
 
     def store_now(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages at once; a SQLite file gets its tables before."""
-        if self._makes_tables:
-            self._make_tables()
+        self.prepared()
         super().store_now(messages, timeout)
-
-    def _make_tables(self) -> None:
-        with self._preparing:
-            if self._makes_tables:
-                self.store.migrate()
-                self._makes_tables = False
 
 
 _default: Outbox | None = None
@@ -231,6 +279,9 @@ def default() -> Outbox:
     """
     global _default  # noqa: PLW0603 -- one for each process, as fedora-messaging has it
     with _default_lock:
+        if _default is None and mocked_publish() is not None:
+            # Nothing is stored: a test needs no database.
+            return Outbox("sqlite://", opens_late=True)
         if _default is None:
             _default = _configured(upstream_config.conf)
         return _default
@@ -273,6 +324,8 @@ def database_of(settings: OutboxSettings) -> str:
         ConfigurationError: The settings name none, and there is no state directory.
     """
     if settings.database is not None:
+        from .database import create_engine  # noqa: PLC0415 -- late: it imports SQLAlchemy
+
         password = create_engine(settings.database).url.password
         if password:
             for form in {str(password), unquote(str(password))}:

@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import uuid
@@ -169,9 +170,15 @@ class _Extender:
         self._thread = None
 
     @contextlib.contextmanager
-    def extending(self, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
-        """Extend the lease, and the claim of *rows* with *token*, while the block runs."""
-        self._began = self._extended = self._clock.monotonic()
+    def extending(self, since: float, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
+        """Extend the lease, and the claim of *rows* with *token*, while the block runs.
+
+        Args:
+            since: The monotonic time before the claim. The process may have been stopped after it.
+            token: As it was given to the claim.
+            rows: The ids of the claimed rows.
+        """
+        self._began = self._extended = since
         self._is_lost = False
         self._work = (token, rows)
         try:
@@ -230,6 +237,8 @@ class Relay:
             since the epoch; None if it did not fail.
         endpoint_fault: The reason why no endpoint takes messages; ``""`` for none.
         store_fault: The reason why the database cannot be used; ``""`` for none.
+        idle_at: When the last look into the outbox that found nothing to send began, in seconds of
+            the clock's monotonic time.
     """
 
     def __init__(  # noqa: PLR0913 -- each is a value of its own
@@ -277,6 +286,7 @@ class Relay:
         self.endpoint_until: float | None = None
         self.endpoint_fault = ""
         self.store_fault = ""
+        self.idle_at = -math.inf
 
     @property
     def paused(self) -> dict[tuple[str, str], float]:
@@ -376,12 +386,14 @@ class Relay:
             if not self._holds_lease(now):
                 return Step.STANDBY
         self._claims += 1
+        since = self._clock.monotonic()
         token = f"{self._owner}.{self._claims}"
         claimed = self._store.claim(token, self._window, self._lease, now)
         if not claimed:
+            self.idle_at = self._moved
             return Step.IDLE
         self._held = token, [one.row for one in claimed]
-        with self._extender.extending(*self._held):
+        with self._extender.extending(since, *self._held):
             fates = self._send(claimed)
         self._settle(token, fates)
         return Step.SENT
@@ -413,7 +425,7 @@ class Relay:
 
     def _open(self) -> bool:
         try:
-            with self._extender.extending():
+            with self._extender.extending(self._clock.monotonic()):
                 self._messenger.open()
         except ConnectionError as error:
             self._fail(redact(str(error)) or type(error).__name__)

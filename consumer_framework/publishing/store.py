@@ -18,19 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.errors import ConfigurationError, Problem
-
-try:
-    import sqlalchemy as sa
-except ImportError as _error:  # pragma: no cover -- the tests have it
-    raise ConfigurationError(
-        Problem(
-            "",
-            f"publishing needs a package that is missing: {_error}",
-            "install it: pip install 'consumer-framework[outbox]'",
-        )
-    ) from _error
-
+import sqlalchemy as sa
 
 from .claims import LONGEST_CLAIM, Claims, Settled, Waker, free
 from .database import create_engine

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fedora_messaging import api
 from fedora_messaging.exceptions import ConfigurationException
 from twisted.internet import reactor
 from twisted.logger import STDLibLogObserver, globalLogBeginner
@@ -24,11 +22,13 @@ from consumer_framework.adapters.systemd.notify import SystemdNotifier, is_journ
 from consumer_framework.author.translate import hosting
 from consumer_framework.core.attempt import one_line
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
+from consumer_framework.publishing import upstream
 
 from .assembly.configuration import configure_logging, load
 from .assembly.plan import plan_of_this_process
 from .instance import Instance, Surroundings
 from .process_exit import PATIENCE, ProcessExit
+from .publications import refuse_early
 from .runner import Runner
 from .startup import make_early
 from .state_files import (
@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 @hosting()
+@upstream.replaced(refuse_early)
 def run(options: RunOptions) -> int:
     """Run an instance until it is told to stop, or cannot go on.
 
@@ -60,7 +61,6 @@ def run(options: RunOptions) -> int:
     observer: Any = STDLibLogObserver()
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     codec.load_schemas()
-    refuse_early_publish()
     plan = plan_of_this_process(options, settings)
     # The callback may have configured logging when it was imported.
     log.adapt(is_journal)
@@ -90,7 +90,8 @@ def run(options: RunOptions) -> int:
     untyped: Any = reactor
     close_sockets_in_forks(untyped)
     untyped.callLater(0, runner.startService)
-    untyped.run()
+    with instance.publications.installed():
+        untyped.run()
     # The reactor outlives the instance, and must keep nothing of it: files that the author's
     # objects have open are written when the objects go.
     for call in untyped.getDelayedCalls():
@@ -129,35 +130,3 @@ def close_sockets(reactor: Any) -> None:
         with contextlib.suppress(OSError):
             os.dup2(null, one.fileno(), inheritable=False)
     os.close(null)
-
-
-_BLOCKS = (
-    "api.publish() would block the event loop that is to send the message, so nothing was sent; "
-    "in a coroutine write: "
-    "await api.twisted_publish(message).asFuture(asyncio.get_running_loop())"
-)
-_NO_CONNECTION = (
-    "there is no connection to the broker yet, or not any more, so nothing was sent; "
-    "publish from the handler, not from __init__, setup or when a module is imported"
-)
-
-
-def refuse_early_publish() -> None:
-    """Let ``fedora_messaging.api.publish`` raise RuntimeError where it cannot work.
-
-    It blocks until the event loop has sent the message. On the loop's own thread it would block for
-    ever, and fedora-messaging notices only after it has told the loop to send.
-    """
-    publish = api._twisted_publish_wrapper  # noqa: SLF001
-    if getattr(publish, "is_checked", False):
-        return
-
-    def checked(*arguments: Any, **named: Any) -> Any:
-        if api._twisted_service is None:  # noqa: SLF001 -- the runner sets it
-            raise RuntimeError(_NO_CONNECTION)
-        if threading.current_thread() is threading.main_thread():
-            raise RuntimeError(_BLOCKS)
-        return publish(*arguments, **named)
-
-    checked.is_checked = True  # type: ignore[attr-defined]
-    api._twisted_publish_wrapper = checked  # noqa: SLF001

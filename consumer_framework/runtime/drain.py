@@ -2,7 +2,8 @@
 """Drains an instance behind its closed gate.
 
 The order: the handler's set-up ends, consuming ends, waiting deliveries go back to the broker,
-running ones finish and settle, the author's teardown runs, the connection and the files close.
+running ones finish and settle, the author's teardown runs, the relay of the outbox sends the last
+messages, the connection and the files close.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from consumer_framework.adapters.amqp.connection import CLOSE_TIMEOUT
 from consumer_framework.core.log_fields import fields_of
 from consumer_framework.runtime.observe.log import describe
 
+from .publications import LAST_BATCH, LAST_SENDS
 from .tasks import from_twisted, reraise_own_cancellation
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NOT_COUNTED = "does not count as a crash"
+# Seconds for the writes to the outbox: the first one opens the database.
+LAST_WRITES = 10.0
 # Seconds for the settle and the write to the store after a handler was ended at its deadline.
 GRACE = 3.0
 
@@ -86,10 +90,13 @@ class Drain:
         given_back = dispatcher.give_back_waiting() + dispatcher.give_back_held()
         running = len(self._instance.running)
         _log.info("stopping: %d given back to the broker, %d running", given_back, running)
-        self._await("what is being written")
+        self._await("what is being written", LAST_WRITES)
         await dispatcher.finish()
         await dispatcher.give_back_rest()
         await self._teardown()
+        # After the last settle, and the last message that the teardown may publish.
+        self._await("the outbox", LAST_SENDS + LAST_BATCH)
+        await self._instance.publications.stop()
         self._await("the broker", CLOSE_TIMEOUT)
         await from_twisted(self._instance.session.close())
         self._instance.files.close()

@@ -31,6 +31,7 @@ from consumer_framework.runtime.observe.status import StatusReporter, counts_tex
 from .deadline import Deadline
 from .dispatcher import Dispatcher, Ports
 from .memory_relief import MemoryRelief
+from .publications import Publications
 from .read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Instance:
         memory_relief: Lowers slots and prefetch while memory is short.
         read_ahead: Bounds the bytes that wait in memory.
         deadline: Bounds the start and the drain.
+        publications: Stores and sends the messages that handlers publish.
         status: Describes the instance for the service manager and for operators.
         executor: Runs the handler; None until that is set up.
         drain: The drain that is under way; None before.
@@ -144,9 +146,17 @@ class Instance:
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
         self.observer = Observers(self.counters, self.log)
+        self.publications = Publications(self.settings, self.files.directory, clock)
         self.dispatcher = Dispatcher(
             self.plan,
-            Ports(channels, self.files.store, self.files.flight, self.observer, clock),
+            Ports(
+                channels,
+                self.files.store,
+                self.files.flight,
+                self.observer,
+                clock,
+                outbox=self.publications,
+            ),
             reactor,
             self.gate,
             self._halted,
@@ -292,8 +302,9 @@ class Instance:
         """There is a connection."""
         _log.info("connected to the broker at %s", self.broker)
         self.trouble = ""
-        # Messages that handlers publish with fedora_messaging.api go over this connection.
-        api._twisted_service = self.session.service  # noqa: SLF001
+        if self.publications.is_direct:
+            # Messages that handlers publish with `api.twisted_publish` go over this connection.
+            api._twisted_service = self.session.service  # noqa: SLF001
         self.happened(Event.CONNECTED)
 
     def subscribed(self) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import time
 from typing import Any
 
-import crochet
 from twisted.internet import asyncioreactor, error
 
 
@@ -28,8 +27,6 @@ def install() -> None:
         if not isinstance(reactor, asyncioreactor.AsyncioSelectorReactor):
             raise
     _never_go_back()
-    # fedora_messaging.api.publish would start a second reactor in a thread of its own.
-    crochet.no_setup()
 
 
 def _never_go_back() -> None:

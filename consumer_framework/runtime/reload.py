@@ -429,6 +429,7 @@ class Activation:
         if self._handler is not None:
             instance.dispatcher.lane_of = lane_finder(plan, self._handler)
         instance.files.store.limit(store_limits(plan.framework))
+        instance.publications.apply(settings)
         instance.read_ahead.reload()
         # Slots and prefetch, or less of them while memory is short.
         return bool(instance.memory_relief.apply())

@@ -131,6 +131,7 @@ class Runner(MultiService):
         assert instance.executor is not None  # noqa: S101 -- the table: CONNECT follows BUILT
         instance.dispatcher.start(instance.executor, self._lane_of, self._tasks.watch)
         instance.memory_relief.start()
+        instance.publications.start()
         service, monitoring = instance.session.service, instance.settings.monitoring
         if monitoring is not None:
             monitor_service(service, address=monitoring.address, port=monitoring.port)
@@ -169,6 +170,7 @@ class Runner(MultiService):
     def _refresh(self) -> None:
         # The author's code may have taken the signals.
         self._signals.catch()
+        self._instance.publications.count()
         self._instance.status.announce()
 
     async def _expire(self) -> None:

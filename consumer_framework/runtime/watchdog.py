@@ -100,6 +100,7 @@ class Watchdog:
             overruns=instance.executor.overruns() if instance.executor is not None else (),
             absent=self._presence.absent,
             confirm_by=self._presence.confirm_by,
+            relay_is_stuck=instance.publications.is_stuck,
         )
 
     def _alarm(self, reason: str, facts: HealthFacts) -> None:

@@ -172,6 +172,13 @@ class Batch(Table):
     """The time that the first message waits for the others."""
 
 
+class PublishingKind(Enum):
+    """The way of the messages that a handler publishes with fedora-messaging's API."""
+
+    OUTBOX = "outbox"  # they belong to its delivery, and are stored before the acknowledgement
+    DIRECT = "direct"  # they are sent at once
+
+
 class OnFailure(Enum):
     """The treatment of a message that the broker does not take now."""
 
@@ -213,8 +220,8 @@ class OutboxSettings(Table):
     `outbox.sqlite3` in the state directory.
     """
     messenger: Annotated[StrictStr, Field(min_length=1)] = "amqp"
-    """The way to send: `amqp`, `fedora`, `kombu`, `fedmsg`, `dummy`, or another entry point of
-    the group `consumer_framework.messengers`.
+    """The way to send: `amqp`, `fedora`, `kombu`, `proton`, `stomp`, `fedmsg`, `dummy`, or another
+    entry point of the group `consumer_framework.messengers`.
     """
     endpoints: Annotated[
         tuple[Annotated[StrictStr, Field(min_length=1)], ...], Field(max_length=100)
@@ -338,6 +345,13 @@ class Framework(Table):
     """
     recovery: Annotated[Recovery, Takes.RELOAD] = Recovery()
     """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
+    publishing: Annotated[PublishingKind | None, Takes.RESTART] = None
+    """The way of the messages that a handler publishes with `fedora_messaging.api`. With
+    `"outbox"` they are stored before its message is acknowledged, and sent by the instance's own
+    relay; if the handler fails, they are discarded. With `"direct"` they are sent at once, and the
+    handler waits for the broker. Without this key: `"outbox"`, but `"direct"` in an instance that
+    has neither a state directory nor an `outbox.database`.
+    """
     outbox: Annotated[OutboxSettings, Takes.RESTART] = OutboxSettings()
     """The outbox of messages to publish; see below."""
 

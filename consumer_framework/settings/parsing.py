@@ -18,7 +18,15 @@ from consumer_framework.core.recovery import OnExhausted
 from consumer_framework.core.text import duration_text
 
 from .brokers import broker_problems
-from .model import TRANSIENT_QUEUE, Framework, Ordering, OutboxSettings, Settings, StoreKind
+from .model import (
+    TRANSIENT_QUEUE,
+    Framework,
+    Ordering,
+    OutboxSettings,
+    PublishingKind,
+    Settings,
+    StoreKind,
+)
 from .problems import from_pydantic
 
 if TYPE_CHECKING:
@@ -53,6 +61,11 @@ def conflicts(framework: Framework) -> Iterator[Problem]:
         yield Problem(f"{FRAMEWORK}.ordering", what, 'set ordering = "none", or remove store')
     yield from _timeouts(framework)
     outbox = framework.outbox
+    is_nowhere = framework.store is StoreKind.MEMORY and outbox.database is None
+    if framework.publishing is PublishingKind.OUTBOX and is_nowhere:
+        what = 'with store = "memory" there is no place for an outbox'
+        cure = 'set outbox.database, or publishing = "direct"'
+        yield Problem(f"{FRAMEWORK}.publishing", what, cure)
     if outbox.endpoint_timeout >= outbox.lease:
         what = f"{duration_text(outbox.endpoint_timeout)} is not shorter than lease"
         lease = duration_text(outbox.lease)

@@ -6,6 +6,8 @@
   :class:`.Quarantine`, :class:`.Reject`, :class:`.Requeue`, :class:`.GiveBack` or :class:`.Halt`.
 - The fakes of :mod:`.fakes` implement the ports of :mod:`consumer_framework.core`. The harness runs
   on them, and a test may use them alone.
+- :func:`.capture_outbox` records the messages that any code publishes.
+  :mod:`consumer_framework.pytest_plugin` makes it a fixture.
 - :mod:`.broker` starts a private RabbitMQ node, with a proxy that a test can cut. Import it by its
   own name: it is the extra ``broker``, and nothing here needs it.
 """
@@ -21,6 +23,7 @@ from consumer_framework.core.disposition import (
     Reject,
     Requeue,
 )
+from consumer_framework.publishing.capturing import capture_outbox
 
 from .fakes import (
     FakeAcknowledger,
@@ -48,5 +51,6 @@ __all__ = [
     "Quarantine",
     "Reject",
     "Requeue",
+    "capture_outbox",
     "make_delivery",
 ]

@@ -26,9 +26,9 @@ from consumer_framework.core.ports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from consumer_framework.core.delivery import Published
+    from consumer_framework.core.delivery import Publication, Published
     from consumer_framework.core.errors import StoreError
     from consumer_framework.core.ports import Observation
 
@@ -42,11 +42,15 @@ class FakeOutbox(Outbox):
     Attributes:
         error: The error of every write; None while the database works.
         runs: The runs whose messages are stored, in the order of the commits.
+
+    Args:
+        put: Called with the messages of each run that is stored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, put: Callable[[Sequence[Publication]], object] = lambda _: None) -> None:
         self.error: StoreError | None = None
         self.runs: list[Published] = []
+        self._put = put
         self._sources: set[str] = set()
 
     async def store(self, published: Published) -> None:
@@ -60,6 +64,7 @@ class FakeOutbox(Outbox):
         if not all(again and key in self._sources for key, again in sources.items()):
             self._sources |= sources.keys() - {""}
             self.runs.append(published)
+            self._put(published.messages)
 
 
 class FakeFlightRecorder(FlightRecorder):

@@ -14,21 +14,26 @@ import uuid
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from unittest import mock
 
 import pika
-from fedora_messaging import api
 from fedora_messaging import config as upstream
 
 from consumer_framework import settings as core
+from consumer_framework.adapters import codec
+from consumer_framework.author.heartbeat import collect
 from consumer_framework.author.translate import hosting
 from consumer_framework.core import text
 from consumer_framework.core.disposition import Ack, Defer, GiveBack, Halt, Hold, Quarantine, Reject
+from consumer_framework.publishing import upstream as upstream_api
+from consumer_framework.publishing.capturing import CapturedMessages, CapturingStore
+from consumer_framework.publishing.outbox import Outbox, set_default
 from consumer_framework.runtime.assembly import loader
 from consumer_framework.runtime.assembly.loader import Target, find
 from consumer_framework.runtime.assembly.plan import plan_of
+from consumer_framework.settings import PublishingKind
 
 from .fake_store import FakeStore
+from .fakes import FakeOutbox
 from .virtual_instance import VirtualInstance
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.attempt import Attempt
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
+    from consumer_framework.settings import Framework
 
     from .fake_queue import MessageRecord
 
@@ -80,46 +86,40 @@ def upstream_config(document: dict[str, Any]) -> Iterator[None]:
         conf.loaded = loaded
 
 
-class _Published:
-    """The result of one publish, which is there at once."""
+class _Publishing:
+    """The outbox of a harness, which records.
 
-    def __init__(self, error: Exception | None) -> None:
-        self._error = error
-
-    def wait(self, timeout: float) -> None:  # noqa: ARG002 -- upstream passes it by its name
-        """Raise the error of the publish, if there was one."""
-        if self._error is not None:
-            raise self._error
-
-    def original_failure(self) -> None:
-        """Return nothing: the error is raised as it is, and has its own traceback."""
-
-
-@contextmanager
-def recorded(messages: list[Message]) -> Iterator[None]:
-    """Append published messages to *messages* inside the block, instead of sending them.
-
-    As with a broker, a message that does not fit its schema raises the ``ValidationError`` of
-    jsonschema, and fedora-messaging's signals are sent before and after.
+    Attributes:
+        published: The messages that are stored.
+        outbox: The port of the core.
     """
 
-    def publish(message: Message, exchange: str | None) -> _Published:  # noqa: ARG001
-        api.pre_publish_signal.send(api.publish, message=message)
-        try:
-            message.validate()
-        except Exception as error:  # noqa: BLE001 -- the caller gets it
-            api.publish_failed_signal.send(api.publish, message=message, reason=error)
-            return _Published(error)
-        messages.append(message)
-        api.publish_signal.send(api.publish, message=message)
-        return _Published(None)
+    def __init__(self) -> None:
+        self.published = CapturedMessages()
+        store: Any = CapturingStore(self.published)
+        self.outbox = FakeOutbox(store.put)
+        self._of_process = Outbox(
+            "sqlite://", validate=codec.validate, belongs=collect, opens_late=True
+        )
+        self._at_once = Outbox("sqlite://", validate=codec.validate, opens_late=True)
+        self._of_process.store = self._at_once.store = store
 
-    # crochet would start a reactor in a thread of its own.
-    with (
-        mock.patch("crochet.setup"),
-        mock.patch.object(api, "_twisted_publish_wrapper", publish),
-    ):
-        yield
+    @contextmanager
+    def installed(self, framework: Framework, conf: Mapping[str, Any]) -> Iterator[None]:
+        """Let the publish functions of the process publish here while the block runs."""
+        for outbox in (self._of_process, self._at_once):
+            outbox.rename(conf["publish_exchange"], conf["topic_prefix"])
+        is_direct = framework.publishing is PublishingKind.DIRECT
+        target = self._at_once if is_direct else self._of_process
+        publish = upstream_api.publish_by(
+            lambda message, exchange: target.publish(message, exchange=exchange)
+        )
+        before = set_default(self._of_process)
+        try:
+            with upstream_api.replaced(publish):
+                yield
+        finally:
+            set_default(before)
 
 
 class Harness:
@@ -163,8 +163,11 @@ class Harness:
 
     Attributes:
         store: The deferred and quarantined messages; set its ``error``, and it cannot write.
-        published: The messages that the consumer published with ``fedora_messaging.api.publish``,
-            in their order. None is sent.
+        published: The messages that the consumer published, with ``fedora_messaging.api.publish``
+            or with :func:`consumer_framework.publishing.publish`, in their order. None is sent.
+            A message of a handler is here once its own message is acknowledged. One that fails
+            publishes nothing.
+        outbox: Keeps them; set its ``error``, and it cannot write.
 
     Raises:
         ConfigurationError: *config* or *settings* would start no instance.
@@ -180,13 +183,18 @@ class Harness:
         patience: float = 1.0,
     ) -> None:
         self.store = FakeStore()
-        self.published: list[Message] = []
+        self._publishing = _Publishing()
+        self.published = self._publishing.published
+        self.outbox = self._publishing.outbox
         self.chance = chance
         self._document = document_of(dict(config or {}), dict(settings or {}))
         self._files = Path(tempfile.gettempdir(), f"fm-consumer-{uuid.uuid4().hex}")
         parsed = core.parse(self._document, default_bindings=True)
         plan = plan_of(_target(consumer), parsed, "settings", self._files)
-        self._instance = VirtualInstance(plan, self.store, lambda: self.chance, patience)
+        self._framework = plan.framework
+        self._instance = VirtualInstance(
+            plan, self.store, lambda: self.chance, patience, self.outbox
+        )
         self._dispositions = self._instance.dispositions
         self._queue = self._instance.queue
         self._replays: dict[int, asyncio.Task[Disposition]] = {}
@@ -199,7 +207,8 @@ class Harness:
             stack.callback(self._instance.time.close)
             stack.callback(shutil.rmtree, self._files, ignore_errors=True)
             stack.enter_context(upstream_config(self._document))
-            stack.enter_context(recorded(self.published))
+            publishing = self._publishing.installed(self._framework, self._document)
+            stack.enter_context(publishing)
             stack.enter_context(hosting())
             self._instance.start()
             # From here on, __exit__ cleans up.
@@ -387,6 +396,20 @@ class Harness:
         """Those of the :attr:`queued` ones that were delivered before."""
         ready = self._queue.ready
         return self._queue.where(lambda p: p in ready and p.redelivered)
+
+    def published_by(self, message: Message | bytes) -> list[Message]:
+        """Return the messages that the handler published for *message*, and that are stored.
+
+        Those of a batch are published for each of its messages.
+        """
+        records = self._queue.all_of(message)
+        runs = [
+            run
+            for run in self.outbox.runs
+            if any(record.is_of(delivery) for record in records for delivery in run.deliveries)
+        ]
+        ids = {published.id for run in runs for published, _ in run.messages}
+        return [one for one in self.published if one.id in ids]
 
     def attempts(self, message: Message | bytes) -> tuple[Attempt, ...]:
         """Return the failed attempts at *message*; of its last publish, if there were several."""

@@ -19,7 +19,7 @@ from consumer_framework.runtime.lanes import lane_finder
 from consumer_framework.runtime.observe.log import DeliveryLog
 
 from .fake_queue import DispositionObserver, FakeQueue
-from .fakes import FakeFlightRecorder
+from .fakes import FakeFlightRecorder, FakeOutbox
 from .virtual_time import VirtualTime
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class VirtualInstance:
         store: The store, which outlives the processes of the instance.
         chance: Returns the next random number, from 0 to 1.
         patience: Real seconds to wait for a coroutine that awaits the world outside.
+        outbox: The outbox, which outlives them, too.
 
     Attributes:
         queue: The queue, which outlives the processes, too.
@@ -147,7 +148,12 @@ class VirtualInstance:
     """
 
     def __init__(
-        self, plan: Plan, store: FakeStore, chance: Callable[[], float], patience: float
+        self,
+        plan: Plan,
+        store: FakeStore,
+        chance: Callable[[], float],
+        patience: float,
+        outbox: FakeOutbox | None = None,
     ) -> None:
         self.queue = FakeQueue()
         self.dispositions = DispositionObserver(self.queue, store)
@@ -157,6 +163,7 @@ class VirtualInstance:
         self._gate = Gate()
         self._plan = plan
         self._store = store
+        self._outbox = outbox or FakeOutbox()
         self._chance = chance
         self._patience = patience
         self._flight = FakeFlightRecorder(plan.framework.at_once)
@@ -270,7 +277,15 @@ class VirtualInstance:
     def _make_dispatcher(self) -> Dispatcher:
         self._log = DeliveryLog(self.time)
         observer = Observers(self._log, self.dispositions)
-        ports = Ports(self.queue, self._store, self._flight, observer, self.time, self._chance)
+        ports = Ports(
+            self.queue,
+            self._store,
+            self._flight,
+            observer,
+            self.time,
+            self._chance,
+            outbox=self._outbox,
+        )
         return Dispatcher(self._plan, ports, self.time.reactor, self._gate, self._halt)
 
     async def _build(self) -> None:

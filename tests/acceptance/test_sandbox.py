@@ -234,7 +234,9 @@ def test_two_instances_are_two_users_and_cannot_reach_each_other(probe, queue, h
 @pytest.mark.parametrize("name", sorted(path.name for path in DROP_INS.iterdir()))
 def test_a_drop_in_is_exposed_no_more_than_its_documentation_says(host, drop_in, name):
     [documented] = re.findall(
-        rf"/{name}` \|.*\| ([0-9.]+) \|$", REFERENCE.read_text(), re.MULTILINE
+        rf"fm-consumer@NAME\.service\.d/{name}` \|.*\| ([0-9.]+) \|$",
+        REFERENCE.read_text(),
+        re.MULTILINE,
     )
     drop_in("documented", name)
     assert exposure(host, "fm-consumer@documented") <= float(documented)

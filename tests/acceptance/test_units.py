@@ -106,7 +106,11 @@ def test_systemd_forgets_uninstalled_units(host):
 def complaints(host: Container, *units: str) -> list[str]:
     """Return the complaints of systemd-analyze verify, without those of an older systemd."""
     verified = host.run("systemd-analyze", "verify", *units, check=False)
-    about_ours = [line for line in verified.stderr.splitlines() if "fm-consumer" in line]
+    about_ours = [
+        line
+        for line in verified.stderr.splitlines()
+        if "fm-consumer" in line or "fm-outbox" in line
+    ]
     found = [line for line in about_ours if not any(name in line for name in NEWER)]
     return found or ([] if verified.returncode == 0 else [verified.stderr])
 
@@ -121,6 +125,7 @@ def test_systemd_finds_nothing_wrong_with_any_unit_or_drop_in(host):
     units = (
         "fm-consumer@verified.service",
         "fm-consumer-failed@verified.service",
+        "fm-outbox@verified.service",
         "fm-consumers.target",
         "fm-consumer-retention.service",
         "fm-consumer-retention.timer",

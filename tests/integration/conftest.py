@@ -14,6 +14,21 @@ from consumer_framework.testing.broker import Broker
 from consumer_framework.testing.broker.proxy import Proxy
 
 from .instance import Instance
+from .messengers import (  # noqa: F401 -- fixtures
+    activemq,
+    arrived,
+    channel,
+    connect,
+    many_protocols,
+    next_rabbitmq,
+    target,
+    target_proxy,
+    tls_broker,
+    topic,
+    topic_queue,
+    writer,
+)
+from .outbox import OwnDatabase, small_disk
 from .outside_services import MariaDB, PostgreSQL
 
 
@@ -72,23 +87,48 @@ def _require(lacking: str | None) -> None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgreSQL]:
-    """Start a PostgreSQL server for all tests of the session."""
+def _postgresql(disk: Path | None = None) -> PostgreSQL:
     programs = PostgreSQL.programs()
     _require(None if programs else "PostgreSQL is not installed: apt-get install postgresql")
     assert programs
-    with PostgreSQL(programs) as running:
+    return PostgreSQL(programs, disk)
+
+
+def _mariadb(disk: Path | None = None) -> MariaDB:
+    lacking = not (MariaDB.program("mariadbd") and MariaDB.program("mariadb-install-db"))
+    _require("MariaDB is not installed: apt-get install mariadb-server" if lacking else None)
+    return MariaDB(disk)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Start a PostgreSQL server for all tests of the session."""
+    with _postgresql() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     """Start a MariaDB server for all tests of the session."""
-    lacking = not (MariaDB.program("mariadbd") and MariaDB.program("mariadb-install-db"))
-    _require("MariaDB is not installed: apt-get install mariadb-server" if lacking else None)
-    with MariaDB() as running:
+    with _mariadb() as running:
         yield running
+
+
+@pytest.fixture
+def own_database(request: pytest.FixtureRequest) -> Iterator[OwnDatabase]:
+    """Make a database on a disk of its own; the parameter of the test names its kind."""
+    with small_disk(request.param) as (place, disk):
+        match request.param:
+            case "postgresql":
+                with _postgresql(place) as postgresql:
+                    postgresql.query("postgres", "CREATE DATABASE own")
+                    yield OwnDatabase(postgresql.url("own"), postgresql, disk)
+            case "mariadb":
+                with _mariadb(place) as mariadb:
+                    mariadb.query("CREATE DATABASE own")
+                    yield OwnDatabase(mariadb.url("own"), mariadb, disk)
+            case _:
+                yield OwnDatabase(f"sqlite:///{place}/own.sqlite3", None, disk)
 
 
 @pytest.fixture

@@ -15,16 +15,19 @@ import random
 import signal
 import threading
 import time
+import uuid
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pika
 import sqlalchemy as sa
+
+from consumer_framework.publishing.store import OutboxStore
 
 from .instance import until
 from .publishing_points import POINTS
@@ -34,6 +37,7 @@ from .publishing_programs import (
     Orders,
     committed,
     keys,
+    make_tables,
     plain_engine,
     run,
 )
@@ -41,9 +45,9 @@ from .publishing_programs import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from consumer_framework.publishing.store import OutboxStore
     from consumer_framework.testing.broker import Broker
 
+    from .outbox import Disk
     from .outside_services import MariaDB, PostgreSQL
 
 # Each process numbers its messages from a multiple of it.
@@ -69,11 +73,10 @@ class Program:
         self.role, self.name = role, name
         self._log = directory / f"{name}.log"
         self._orders = replace(orders, begun=str(directory / f"{name}.begun"), log=str(self._log))
-        self._point: tuple[str, int] | None = None
         self._starts = 0
         self.kills: Counter[str] = Counter()
         self.pids: set[int] = set()
-        self.start()
+        self.start(orders.point)
 
     @property
     def begun(self) -> Path:
@@ -83,7 +86,7 @@ class Program:
     def log(self) -> str:
         return self._log.read_text()[-3000:] if self._log.exists() else ""
 
-    def start(self, point: tuple[str, int] | None = None) -> None:
+    def start(self, point: tuple[str, int, int] | None = None) -> None:
         """Start it; it dies at *point*, if that is not None."""
         self._point = point
         self._starts += 1
@@ -95,7 +98,7 @@ class Program:
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
-    def kill(self, work: float, point: tuple[str, int] | None = None) -> None:
+    def kill(self, work: float, point: tuple[str, int, int] | None = None) -> None:
         """Kill it after *work* seconds of work, and start it again with *point*.
 
         Raises:
@@ -133,9 +136,10 @@ class Clients:
         self.answers: Counter[int] = Counter()
         self.told: list[str] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -163,23 +167,6 @@ class Clients:
             connection.close()
 
 
-class Disk:
-    """A small file system, for a database that runs out of room."""
-
-    def __init__(self, place: Path) -> None:
-        self._filler = place / "filler"
-
-    def fill(self) -> None:
-        with self._filler.open("wb", buffering=0) as stream:
-            for size in (1 << 16, 1 << 10):
-                with suppress(OSError):
-                    while stream.write(b"x" * size):
-                        pass
-
-    def free(self) -> None:
-        self._filler.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class Step:
     """A kill of the plan.
@@ -191,7 +178,7 @@ class Step:
     """
 
     work: float
-    point: tuple[str, int] | None
+    point: tuple[str, int, int] | None
     stop: float
 
     def __str__(self) -> str:
@@ -207,7 +194,7 @@ def plan(seed: int, name: str) -> Iterator[Step]:
     # A relay needs some seconds, because the lease of the one before must end.
     longest = 3 * LEASE if role == "relay" else 0.8
     while True:
-        point = (luck.choice(list(POINTS[role])), luck.randint(1, 6))
+        point = (luck.choice(list(POINTS[role])), luck.randint(1, 6), signal.SIGKILL.value)
         is_stopped = role == "relay" and luck.random() < 0.15
         yield Step(
             luck.uniform(0.05, longest),
@@ -230,8 +217,8 @@ class Chaos:
 
     programs: dict[str, Program]
     broker: Broker
-    disk: Disk | None
-    server: PostgreSQL | MariaDB | None
+    disk: Disk | None = None
+    server: PostgreSQL | MariaDB | None = None
     done: Counter[str] = field(default_factory=Counter)
     outages: list[tuple[float, float]] = field(default_factory=list)
     steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict(list))
@@ -278,8 +265,6 @@ class Chaos:
 
     def _restart_broker(self) -> None:
         self.done["the broker was restarted"] += 1
-        # RabbitMQ 3 writes new declarations to the disk with a delay.
-        self.broker.ctl("eval", "mnesia:sync_log().")
         since = time.monotonic()
         self.broker.restart()
         self.outages.append((since, time.monotonic() + 5))
@@ -354,6 +339,7 @@ class Ledger:
     """The fate of each message.
 
     Attributes:
+        arrived: The number of messages that arrived.
         wrong: Each breach of the promise, as a sentence.
         duplicates: Messages that arrived more than once, by the reason.
     """
@@ -363,6 +349,7 @@ class Ledger:
     ) -> None:
         self._truth = truth
         self._arrived = arrived
+        self.arrived = len({one for one, _, _ in arrived})
         self._chaos = chaos
         self.wrong: list[str] = []
         self.duplicates: Counter[str] = Counter()
@@ -468,3 +455,57 @@ def drain(store: OutboxStore, programs: dict[str, Program], seconds: float) -> N
         return not store.rows(limit=1)
 
     until(is_empty, lambda: f"not sent: {store.stats()}", seconds)
+
+
+class Bench:
+    """The database, the queue and the programs of one test."""
+
+    def __init__(self, url: str, broker: Broker, directory: Path) -> None:
+        self.url, self.broker, self._directory = url, broker, directory
+        self.store = OutboxStore.connect(url)
+        self.store.migrate()
+        engine = plain_engine(url)
+        make_tables(engine)
+        engine.dispose()
+        self.topic = f"ledger.{uuid.uuid4()}"
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            channel = connection.channel()
+            channel.queue_declare(self.topic, durable=True)
+            channel.queue_bind(self.topic, "amq.topic", f"{self.topic}.#")
+        self.programs: dict[str, Program] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in self.programs.values():
+            program.end()
+        self.store.close()
+
+    def notes(self, role: str) -> Path:
+        return self._directory / f"{role}.notes"
+
+    def start(
+        self, *names: str, dead: int | None = None, point: tuple[str, int, int] | None = None
+    ) -> None:
+        """Start programs, which get a signal at *point*; the first endpoint is the port *dead*."""
+        first = () if dead is None else (f"amqp://127.0.0.1:{dead}/%2F",)
+        endpoints = (*first, self.broker.url)
+        for name in names:
+            role = name.partition(" ")[0]
+            orders = Orders(self.url, "", str(self.notes(role)), self.topic, endpoints, point=point)
+            self.programs[name] = Program(role, name, orders, self._directory)
+
+    def claims(self, name: str) -> int:
+        """Return the number of claims of the relay *name* so far."""
+        lines = self.notes("relay").read_text().splitlines()
+        notes = [json.loads(line) for line in lines if line.endswith("}")]
+        pid = self.programs[name].process.pid
+        return sum(note["event"] == "claim" and note["pid"] == pid for note in notes)
+
+    def ledger(self, chaos: Chaos, told: list[str]) -> Ledger:
+        """Wait until everything is sent, and account for it."""
+        drain(self.store, self.programs, 180)
+        arrived = arrivals(self.broker, self.topic)
+        truth = Truth.read(self.url, self.notes("script"), told)
+        return Ledger(truth, arrived, chaos, self.notes("relay"))

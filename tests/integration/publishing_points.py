@@ -44,14 +44,14 @@ OF_RELAY = {
 POINTS = {"web": OF_WEB, "script": OF_SCRIPT, "relay": OF_RELAY}
 
 
-def arm(role: str, point: str, number: int) -> None:
-    """Let this process get SIGKILL when it reaches *point* for the *number*-th time."""
+def arm(role: str, point: str, number: int, signal_: int = signal.SIGKILL) -> None:
+    """Let this process get a signal when it reaches *point* for the *number*-th time."""
     (module, kind), name, when = POINTS[role][point]
     owner = getattr(importlib.import_module(module), kind)
     left, lock = number, threading.Lock()
 
     def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal_)
 
     def reached() -> None:
         nonlocal left

@@ -75,7 +75,7 @@ class Orders:
         endpoints: The brokers of a relay.
         first: Numbers of a later process are higher.
         log: The file of its output.
-        point: A moment at which to die, and how often it comes before.
+        point: A moment, the number of times that it comes, and the signal that the program gets.
     """
 
     url: str
@@ -85,7 +85,7 @@ class Orders:
     endpoints: tuple[str, ...] = ()
     first: int = 0
     log: str = os.devnull
-    point: tuple[str, int] | None = None
+    point: tuple[str, int, int] | None = None
 
 
 class Notes:

@@ -122,14 +122,17 @@ def test_a_restart_of_the_broker_is_survived(queue_name, start):
 
 
 PUBLISHING = """
+import asyncio
 from fedora_messaging import api, message as messages
 
-def handler(message):
+async def handler(message):
     note("start", message)
     while not os.path.exists(os.environ["GATE"]):
-        time.sleep(0.01)
+        await asyncio.sleep(0.01)
     try:
-        api.publish(messages.Message(topic="elsewhere"), timeout=2, exchange="amq.topic")
+        # Over the connection of the instance.
+        sent = api.twisted_publish(messages.Message(topic="elsewhere"), exchange="amq.topic")
+        await asyncio.wait_for(sent.asFuture(asyncio.get_running_loop()), 2)
     except Exception as error:
         note(type(error).__name__, message)
     note("done", message)
@@ -143,19 +146,21 @@ def test_an_alarm_of_the_broker_is_said_and_a_late_publish_disturbs_no_stop(
     with Broker() as own:
         environment = {"GATE": str(gate)}
         table = queue_table(queue_name)
-        instance = start(own.url, table, PUBLISHING, environment=environment).ready()
+        direct = '[consumer_config.framework]\npublishing = "direct"\n'
+        instance = start(own.url, table, PUBLISHING, extra=direct, environment=environment)
+        instance.ready()
         publish(own.url, queue_name, [0])
         instance.noted("start", 1)
         own.ctl("set_vm_memory_high_watermark", "0.0001")
         gate.touch()
-        instance.noted("PublishTimeout", 1)
+        instance.noted("TimeoutError", 1)
         until(lambda: "blocked by the broker (low on memory)" in instance.notifications[-1], "said")
         own.ctl("set_vm_memory_high_watermark", "0.6")
         until(lambda: "blocked" not in instance.notifications[-1], "it is over")
         publish(own.url, queue_name, [1])
         instance.noted("done", 2)
         assert instance.stop() == 0
-    assert len(instance.notes("PublishTimeout")) == 1
+    assert len(instance.notes("TimeoutError")) == 1
     assert "AlreadyCalledError" not in instance.log
     assert "CRITICAL" not in instance.log
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import time
 import uuid
 from dataclasses import asdict
@@ -350,6 +351,36 @@ def test_a_body_that_is_no_json_is_refused_alone(make):
         assert isinstance(first, Reject)
         assert second == Sent(routed=True)
         assert numbers(subscriber.take(1)) == [1]
+
+
+# Forbids netlink sockets to this process, as RestrictAddressFamilies= of systemd does (seccomp(2)).
+FORBIDDEN = """
+import ctypes, errno, platform, struct, sys
+number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+code = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, 16)]
+code += [(0x06, 0, 0, 0x50000 | errno.EAFNOSUPPORT), (0x06, 0, 0, 0x7FFF0000)]
+text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code), ctypes.addressof(text)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, program, 0, 0) == 0, ctypes.get_errno()
+import socket
+try:
+    socket.socket(socket.AF_NETLINK)
+except OSError:
+    from consumer_framework.publishing.messengers import Endpoints
+    from consumer_framework.publishing.messengers.fedmsg import Fedmsg
+    for url in sys.argv[1:]:
+        Fedmsg(Endpoints((url,)), sign_messages=False, post_init_sleep=0.0).open()
+        print("bound", flush=True)
+"""
+
+
+def test_a_port_is_bound_without_looking_for_network_interfaces():
+    urls = [free_url(), free_url().replace("127.0.0.1", "*")]
+    command = [sys.executable, "-c", FORBIDDEN, *urls]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "bound\nbound\n"
 
 
 # fedmsg itself

@@ -7,7 +7,6 @@ import signal
 import sys
 from pathlib import Path
 
-import pika
 import pytest
 
 from .instance import publish, queue_table, until
@@ -149,51 +148,15 @@ from fedora_messaging.message import Message
 """
 
 
-@pytest.mark.parametrize(
-    "handler",
-    [
-        f"async def handler(message):\n    note('run', message)\n    {PUBLISH}\n",
-        f"class handler:\n    async def __call__(self, message):\n        note('run', message)\n        {PUBLISH}\n",  # noqa: E501
-    ],
-)
-def test_a_coroutine_that_publishes_as_a_thread_does_sends_nothing_and_learns_the_cure(
-    broker, queue_name, start, handler
-):
-    extra = "[consumer_config.framework.recovery]\nimmediate = 1\ndelays = []\n"
-    answers = f"{queue_name}.answers"
-    queues = queue_table(queue_name)
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        channel = connection.channel()
-        channel.queue_declare(answers, auto_delete=False)
-        channel.queue_bind(answers, "amq.topic", "answers")
-        instance = start(broker.url, queues, SENT + handler, extra=extra).ready()
-        publish(broker.url, queue_name, [1])
-        instance.noted("run", 2)
-        until(lambda: len(instance.store()) == 1, "it is quarantined")
-        assert "await api.twisted_publish(message).asFuture" in instance.log
-        assert instance.stop() == 0
-        assert broker.depth(answers)[0] == 0
-        channel.queue_delete(answers)
-
-
 EARLY = {
     "at import": (f"{PUBLISH}\ndef handler(message): pass\n", 75),
     "in __init__": (init(PUBLISH), 1),
-    "in setup": (
-        (
-            "from consumer_framework import Consumer\nclass handler(Consumer):\n"
-            f"    def setup(self):\n        {PUBLISH}\n    def handle(self, message): pass\n"
-        ),
-        13,
-    ),
 }
 
 
 @pytest.mark.parametrize("where", EARLY)
-def test_publishing_before_there_is_a_connection_is_refused_at_once(
-    broker, queue_name, start, where
-):
+def test_publishing_before_there_is_an_outbox_is_refused_at_once(broker, queue_name, start, where):
     handler, exit_code = EARLY[where]
     instance = start(broker.url, queue_table(queue_name), SENT + handler)
     assert instance.wait(25) == exit_code
-    assert "there is no connection to the broker yet" in instance.log
+    assert "the instance is not ready to publish yet" in instance.log

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Features of publishing meet: relay and restart, operator and operator, clock and lease."""
 
+import os
+import signal
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -10,14 +13,17 @@ from fedora_messaging import message as upstream
 
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.publishing.events import RelayCounters
-from consumer_framework.publishing.outbox import Outbox
+from consumer_framework.publishing.messengers import Reject, Retry, Scope, Sent
+from consumer_framework.publishing.outbox import NotSentError, Outbox
 from consumer_framework.publishing.policy import Policy
 from consumer_framework.publishing.relay import Relay
 from consumer_framework.publishing.store import OutboxError, OutboxStore, create_engine
-from tests.unit.outboxes import LEASE, NOW, Scripted, message, spooled
+from consumer_framework.settings import OnFailure, OutboxSettings
+from tests.unit.outboxes import LEASE, NOW, Scripted, Setup, message, spooled
 
 from .instance import until
 from .outbox import on_every_database, on_servers
+from .publishing_chaos import Bench, Chaos
 
 
 @pytest.fixture
@@ -158,3 +164,117 @@ def test_a_relay_is_woken_over_the_connections_of_the_applications_engine(store,
     assert waker.wait(5.0)
     waker.close()
     engine.dispose()
+
+
+@on_every_database
+def test_a_relay_that_starts_before_the_tables_exist_sends_once_they_are_made(outbox_url):
+    store, one = OutboxStore.connect(outbox_url), message()
+    with Running(store) as relay:
+        until(lambda: relay.store_failures, "the relay misses the tables")
+        assert "create its tables" in relay.last_error
+        store.migrate()
+        store.put(spooled(one))
+        until(lambda: relay.ids == [one.id], "the message is sent")
+    store.close()
+
+
+@on_every_database
+def test_a_migration_while_a_relay_works_does_no_harm(store, outbox_url):
+    other, messages = OutboxStore.connect(outbox_url), [message("k") for _ in range(200)]
+    with Running(store) as relay:
+        for one in messages:
+            other.put(spooled(one))
+            if one is messages[100]:
+                other.migrate()
+        until(lambda: len(relay.ids) == 200, "all are sent")
+        assert relay.ids == [one.id for one in messages]
+        assert relay.store_failures == 0
+    other.close()
+
+
+@on_every_database
+def test_a_purge_while_a_relay_works_deletes_dead_rows_only(store, outbox_url):
+    other, messages = OutboxStore.connect(outbox_url), [message("k") for _ in range(300)]
+    dead = {one.id for one in messages[::3]}
+    purged = 0
+    with Running(store) as relay:
+        relay.messenger.answer = lambda one: Reject("odd") if one.id in dead else Sent(routed=True)
+        for one in messages:
+            other.put(spooled(one))
+            purged += other.purge()
+        until(lambda: relay.dead + relay.sent == 300, "all are sent or dead")
+        until(lambda: not other.stats().waiting, "the last batch is settled")
+    purged += other.purge()
+    other.close()
+    assert purged == len(dead)
+    assert relay.ids == [one.id for one in messages if one.id not in dead]
+
+
+@on_every_database
+def test_messages_to_skip_do_not_hold_up_their_key_while_no_endpoint_answers(store):
+    setup = Setup(store)
+    first, skipped, second = message("k"), message("k"), message("k")
+    setup.put(first)
+    setup.put(skipped, on_failure="skip")
+    setup.put(second)
+    setup.messenger.refuses = ConnectionRefusedError("nobody there")
+    setup.steps()
+    assert [row.message for row in setup.rows] == [first, second]
+    setup.messenger.refuses = None
+    setup.later(30)
+    assert setup.sent == [first.id, second.id]
+    assert setup.counters.skipped == 1
+
+
+@on_every_database
+def test_a_dead_message_that_is_retried_is_sent_before_the_waiting_ones_of_its_key(store):
+    setup = Setup(store)
+    bad, failing, last = (message("k") for _ in range(3))
+    setup.put(bad, failing, last)
+    setup.messenger.answer = lambda one: Reject("odd") if one == bad else Retry("no", Scope.MESSAGE)
+    setup.steps()
+    assert [row.state for row in setup.rows] == ["dead", "waiting", "waiting"]
+    setup.messenger.answer = lambda _: Sent(routed=True)
+    assert store.retry() == 1
+    setup.later(60)
+    assert setup.sent == [bad.id, failing.id, last.id]
+
+
+@on_every_database
+def test_a_publisher_that_waits_is_told_when_another_relay_takes_over(store, outbox_url):
+    dead = SystemClock().time()
+    store.lease("dead", 2, dead)
+    settings = OutboxSettings(on_failure=OnFailure.WAIT)
+    outbox = Outbox(outbox_url, settings)
+    with pytest.raises(NotSentError, match="is stored, and not sent yet"):
+        outbox.publish(upstream.Message(topic="a"), timeout=0.1)
+    assert store.claim("dead.1", 10, 2, dead)
+    waiting = threading.Thread(target=outbox.publish, args=(upstream.Message(topic="b"),))
+    waiting.start()
+    with Running(store) as relay:
+        waiting.join(60)
+        assert not waiting.is_alive()
+        until(lambda: len(relay.ids) == 2, "the other message is sent too")
+    outbox.close()
+
+
+@on_every_database
+def test_a_relay_that_was_stopped_past_its_lease_settles_nothing_of_its_successor(
+    outbox_url, broker, tmp_path
+):
+    with Bench(outbox_url, broker, tmp_path) as bench:
+        # It stops itself when it has claimed its second batch, and before it sends it.
+        bench.start("relay one", point=("after the claim", 2, signal.SIGSTOP))
+        bench.start("script")
+        until(lambda: is_stopped(bench.programs["relay one"].process.pid), "it is stopped")
+        bench.start("relay two")
+        until(lambda: bench.claims("relay two") > 3, "the other relay works")
+        os.kill(bench.programs["relay one"].process.pid, signal.SIGCONT)
+        claims = bench.claims("relay two")
+        until(lambda: bench.claims("relay two") > claims + 3, "both go on")
+        ledger = bench.ledger(Chaos(bench.programs, broker), [])
+    assert not ledger.wrong, str(ledger)
+
+
+def is_stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -115,6 +115,8 @@ def test_the_command_comes_with_its_units_man_pages_and_completion(rpms):
         f"{units}/fm-consumer@.service.d/10-consumer-framework.conf",
         f"{units}/fm-consumers.target",
         f"{units}/fm-consumer-retention.timer",
+        f"{units}/fm-outbox@.service",
+        "/usr/share/man/man1/fm-consumer-outbox.1.gz",
         "/usr/lib/systemd/system-preset/80-consumer-framework.preset",
         "/usr/share/bash-completion/completions/fm-consumer",
         "/usr/share/zsh/site-functions/_fm-consumer",

@@ -92,15 +92,13 @@ class Setup:
         self.messenger = Scripted()
         self.counters = RelayCounters()
         self.events: list[RelayEvent] = []
-        options.setdefault("lease", LEASE)
+        defaults = {"lease": LEASE, "clock": self.clock, "chance": lambda: 0.0}
         self.relay = Relay(
             store,
             self.messenger,
             policy or Policy(),
-            clock=self.clock,
             observer=RelayObservers(self.counters, self),
-            chance=lambda: 0.0,
-            **options,
+            **{**defaults, **options},
         )
 
     def notify(self, event: RelayEvent) -> None:

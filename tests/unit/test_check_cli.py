@@ -449,36 +449,40 @@ from consumer_framework import Consumer
 def announce():
     (lambda: api.publish(message.Message()))()
 
-class Direct(Consumer):
-    def setup(self): api.publish(message.Message())
-    def handle(self, message): pass
+class Direct:
+    def __init__(self): api.publish(message.Message())
+    def __call__(self, message): pass
 
-class Helped(Consumer):
-    def setup(self): self.tell()
+class Helped:
+    def __init__(self): self.tell()
     def tell(self): announce()
-    def handle(self, message): pass
+    def __call__(self, message): pass
 
 class Imported:
     def __init__(self): self.publish = publish(message.Message())
     def __call__(self, message): pass
 
-class Late(Consumer):
-    def setup(self):
+class Late:
+    def __init__(self):
         import fedora_messaging.api
         fedora_messaging.api.publish(message.Message())
-    def handle(self, message): pass
+    def __call__(self, message): pass
 
-class Innocent(Consumer):
-    def setup(self): self.publish = self.handle
-    def handle(self, message): publish(message)
+class Innocent:
+    def __init__(self): self.publish = self.__call__
+    def __call__(self, message): publish(message)
+
+class Ready(Consumer):
+    def setup(self): api.publish(message.Message())
+    def handle(self, message): pass
 """
 
 
-@pytest.mark.parametrize("name", ["Direct", "Helped", "Imported", "Late", "Innocent"])
-def test_a_class_that_publishes_before_there_is_a_connection_is_warned_of(check, directory, name):
+@pytest.mark.parametrize("name", ["Direct", "Helped", "Imported", "Late", "Innocent", "Ready"])
+def test_a_class_that_publishes_before_there_is_an_outbox_is_warned_of(check, directory, name):
     (directory / f"checked_{directory.name}.py").write_text(PUBLISHES)
     warned = lines(check(GOOD.replace("function", name)), "warning")
-    assert len(warned) == (name != "Innocent")
+    assert len(warned) == (name not in {"Innocent", "Ready"})
     assert all("calls fedora_messaging.api.publish" in line for line in warned)
 
 
@@ -494,3 +498,16 @@ def test_a_start_that_is_refused_tells_the_service_manager_why(directory, monkey
     assert result.exit_code == 78
     assert said.startswith(f"STATUS=Not started: {file}: ")
     assert "more: see the log)" in said
+
+
+def test_the_file_of_a_relay_needs_no_callback(check, tmp_path):
+    outbox = (
+        "[consumer_config.framework.outbox]\n"
+        f'database = "sqlite:///{tmp_path}/outbox.sqlite3"\nlease = "1s"\n'
+    )
+    result = check(outbox)
+    assert result.exit_code == 0, result.output
+    assert any("this is the configuration of a relay" in line for line in lines(result, "info"))
+    result = check(f'{outbox}timeout = "2s"\n')
+    assert result.exit_code == 78
+    assert "outbox.timeout: 2s is not shorter than lease (1s)" in result.output

@@ -16,8 +16,9 @@ from fedora_messaging import message as upstream
 from fedora_messaging.exceptions import ValidationError
 from fedora_messaging.message import Message
 
+from consumer_framework import schemas
 from consumer_framework.adapters import codec
-from consumer_framework.adapters.codec import decoding, registry
+from consumer_framework.adapters.codec import registry
 from consumer_framework.core.attempt import first_line
 from consumer_framework.core.delivery import RAW_PROPERTIES
 from consumer_framework.core.errors import ConfigurationError
@@ -70,6 +71,25 @@ def test_a_message_whose_schema_is_not_installed_is_a_plain_message():
     headers = {"fedora_messaging_schema": "no.such", "fedora_messaging_severity": 20}
     arrived = codec.decode(delivery_with(b'{"a": 1}', headers=headers))
     assert type(arrived) is Message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [' {"a": 1}', '{"a": 1}\n', '\t{"a": [1, 2.5e3, null, true, NaN, "\\u00e9"]} \r\n', "{}"],
+)
+def test_white_space_around_a_body_changes_nothing(text):
+    assert repr(codec.decode(delivery_with(text.encode())).body) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "{", "{} {}", '{"a": 1}x', '{"a": 1,}', "\ufeff{}", '{"a": "\n"}', "nul"]
+)
+def test_a_body_that_is_no_json_fails_as_json_loads_does(text):
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(text)
+    with pytest.raises(ValidationError) as refused:
+        codec.decode(delivery_with(text.encode()))
+    assert str(refused.value.__cause__) == str(expected.value)
 
 
 @pytest.mark.parametrize(
@@ -327,11 +347,11 @@ def test_schemas_are_compiled_once_and_not_before_they_are_needed(register):
         body_schema = STRICT
 
     codec.load_schemas()
-    assert Counted not in decoding._validations
+    assert Counted not in schemas._validations
     register(Counted, b'{"a": 1}')
-    validation = decoding._validations[Counted]
+    validation = schemas._validations[Counted]
     register(Counted, b'{"a": 1}')
-    assert decoding._validations[Counted] is validation
+    assert schemas._validations[Counted] is validation
 
 
 def test_several_threads_may_decode(monkeypatch):

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema.validators import validator_for
 
-from consumer_framework.adapters.codec.jsonschema import checker_for, compiler
-from consumer_framework.adapters.codec.jsonschema.verdicts import holds
+from consumer_framework.schemas.jsonschema import checker_for, compiler
+from consumer_framework.schemas.jsonschema.verdicts import holds
 
 from .json_schemas import DRAFTS, KEYWORDS, values, values_for
 from .json_schemas import schemas as generated

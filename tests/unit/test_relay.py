@@ -387,6 +387,25 @@ def test_a_relay_that_was_stopped_longer_than_its_claim_deletes_nothing_of_other
     assert setup.events[-1] == ClaimsLost(1)
 
 
+def test_a_relay_that_was_stopped_between_claim_and_batch_sends_nothing(setup, monkeypatch):
+    one = message()
+    setup.put(one)
+    right = setup.store.claim
+
+    def claim(*arguments):
+        claimed = right(*arguments)
+        # The process is stopped here, and goes on later.
+        setup.clock.advance(LEASE + 1)
+        return claimed
+
+    monkeypatch.setattr(setup.store, "claim", claim)
+    setup.relay.step()
+    assert setup.sent == []
+    monkeypatch.setattr(setup.store, "claim", right)
+    setup.steps()
+    assert setup.sent == [one.id]
+
+
 def test_waves_that_come_too_late_for_their_claim_are_given_back(setup):
     messages = [message("k") for _ in range(3)]
     setup.put(*messages)
@@ -492,10 +511,9 @@ def test_rows_that_a_wrong_clock_made_late_are_sent(setup):
 
 
 def test_the_relay_runs_until_it_is_told_to_stop_and_wakes_for_new_rows(store):
-    setup = Setup(store)
-    setup.relay._clock = SystemClock()
+    setup = Setup(store, clock=SystemClock())
     stop = threading.Event()
-    thread = threading.Thread(target=setup.relay.run, args=(stop,))
+    thread = threading.Thread(target=setup.relay.run, args=(stop,), daemon=True)
     thread.start()
     for _ in range(3):
         setup.put(message())

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from jsonschema.validators import validator_for
 
 from consumer_framework.adapters import codec
-from consumer_framework.adapters.codec.jsonschema.compiler import compiled
+from consumer_framework.schemas.jsonschema.compiler import compiled
 from consumer_framework.testing import make_delivery
 
 from .json_schemas import values_for

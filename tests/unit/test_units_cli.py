@@ -35,7 +35,8 @@ DROP_IN = "fm-consumer@.service.d/10-consumer-framework.conf"
 # The unit that Fedora's fedora-messaging owns, in short.
 FEDORAS = "[Service]\nExecStart=/usr/bin/fedora-messaging consume\n"
 ALL = sorted(
-    [TEMPLATE, "fm-consumers.target"] + [f"fm-consumer-retention.{k}" for k in ("service", "timer")]
+    [TEMPLATE, "fm-consumers.target", "fm-outbox@.service"]
+    + [f"fm-consumer-retention.{k}" for k in ("service", "timer")]
 )
 
 
@@ -388,5 +389,5 @@ def test_only_whole_paths_of_the_command_are_replaced():
 
 def test_the_reference_lists_every_unit_file():
     page = (ROOT / "docs/reference/units.md").read_text()
-    listed = re.findall(r"^\| `((?:examples/)?fm-consumer[^`]+)` \|", page, re.MULTILINE)
+    listed = re.findall(r"^\| `((?:examples/)?fm-(?:consumer|outbox)[^`]+)` \|", page, re.MULTILINE)
     assert sorted(listed) == sorted(unit_files.shipped())

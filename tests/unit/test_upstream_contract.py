@@ -6,13 +6,13 @@ pyproject.toml may be raised once all of this holds.
 """
 
 import inspect
+import re
 from typing import Any
 from unittest import mock
 
-import crochet
 import pika
 import pytest
-from fedora_messaging import api, config, message
+from fedora_messaging import api, config, message, testing
 from fedora_messaging import exceptions as fm_exceptions
 from fedora_messaging.twisted import monitor
 from fedora_messaging.twisted.factory import FedoraMessagingFactoryV2
@@ -41,11 +41,11 @@ CHANNELS = "consumer_framework/adapters/amqp/channels.py"
 FRAMES = "consumer_framework/adapters/amqp/frames.py"
 DECODING = "consumer_framework/adapters/codec/decoding.py"
 REGISTRY = "consumer_framework/adapters/codec/registry.py"
-VALIDATION = "consumer_framework/adapters/codec/decoding.py"
+VALIDATION = "consumer_framework/schemas/__init__.py"
 CONFIG = "consumer_framework/adapters/config.py"
 RUNNER = "consumer_framework/runtime/runner.py"
 INSTANCE = "consumer_framework/runtime/instance.py"
-REACTOR = "consumer_framework/runtime/reactor.py"
+SEAM = "consumer_framework/publishing/upstream.py"
 
 
 def moved(what, where):
@@ -438,10 +438,24 @@ def test_publishing_goes_over_the_service_that_the_api_module_holds():
         )
 
 
-def test_crochet_can_be_told_to_start_no_reactor():
-    assert callable(getattr(crochet, "no_setup", None)), moved("crochet.no_setup", REACTOR)
-    assert "crochet.setup()" in inspect.getsource(api), moved(
-        "fedora_messaging.api's call of crochet.setup", REACTOR
+def test_publish_uses_of_crochet_only_the_names_that_stand_in_for_it():
+    source = inspect.getsource(api.publish)
+    used = set(re.findall(r"crochet\.(\w+)", source))
+    assert used == {"setup", "TimeoutError"}, moved("api.publish's use of crochet", SEAM)
+    of_result = set(re.findall(r"eventual_result\.(\w+)", source))
+    assert of_result == {"wait", "cancel", "original_failure"}, moved("api.publish's result", SEAM)
+
+
+def test_mock_sends_replaces_the_same_names_as_an_instance():
+    source = inspect.getsource(testing.mock_sends)
+    for name in ("fedora_messaging.api.crochet", "fedora_messaging.api._twisted_publish_wrapper"):
+        assert f'mock.patch("{name}")' in source, moved(name, SEAM)
+
+
+def test_twisted_publish_sends_by_the_factory_of_the_service():
+    source = inspect.getsource(api.twisted_publish)
+    assert "_twisted_service.factory.publish(message, exchange=exchange)" in source, moved(
+        "api.twisted_publish", SEAM
     )
 
 
@@ -520,11 +534,11 @@ def test_properties_keep_everything_in_their_dictionary():
 
 
 def test_publish_asks_its_wrapper_first_which_is_looked_up_at_each_call():
-    """A check stands in its place, and refuses before anything is sent."""
+    """An instance's own publish stands in its place."""
     refused = RuntimeError("refused")
     with (
         mock.patch.object(api, "_twisted_publish_wrapper", side_effect=refused),
-        mock.patch("crochet.setup"),
+        mock.patch.object(api, "crochet"),
         pytest.raises(RuntimeError, match="refused"),
     ):
         api.publish(message.Message(topic="test", body={}))

@@ -43,6 +43,7 @@ class Instance(SimpleNamespace):
             progress_at=clock.monotonic(),
             executor=SimpleNamespace(overruns=lambda: self.runs),
             files=SimpleNamespace(flight=Flight()),
+            publications=SimpleNamespace(is_stuck=False),
             runs=(),
         )
 

@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import jsonschema
 from fedora_messaging.exceptions import ValidationError
-from fedora_messaging.message import INFO, Message
+from fedora_messaging.message import INFO
 
 from consumer_framework.core.delivery import RAW_PROPERTIES, codec_of, readable
+from consumer_framework.schemas import validate
 
-from .jsonschema import Checker, checker_for
 from .registry import class_of, warn_of_deprecated
 
 if TYPE_CHECKING:
     import pika
+    from fedora_messaging.message import Message
 
     from consumer_framework.core.delivery import Delivery
+
+__all__ = ["UndecodableError", "decode", "validate"]
 
 
 class UndecodableError(ValueError):
@@ -86,6 +88,18 @@ def _copied(received: pika.BasicProperties) -> pika.BasicProperties:
     return properties
 
 
+_decode = json.JSONDecoder().raw_decode
+
+
+def _parsed(text: str) -> Any:
+    """Do the work of ``json.loads(text)``, without its searches for white space around a value."""
+    try:
+        value, end = _decode(text)
+    except ValueError:
+        value, end = None, -1
+    return value if end == len(text) else json.loads(text)
+
+
 def _body(received: bytes, encoding: str) -> dict[str, Any]:
     try:
         text = received.decode(codec_of(encoding))
@@ -94,66 +108,10 @@ def _body(received: bytes, encoding: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValidationError(error) from error
     try:
-        body = json.loads(text)
+        body = _parsed(text)
     except ValueError as error:
         raise ValidationError(error) from error
     if not body and not isinstance(body, dict):
         # Message.__init__ would make {} of null, 0, false, "" and [].
         raise UndecodableError(f"its body is {body!r}, not an object")
     return cast("dict[str, Any]", body)
-
-
-@dataclass(frozen=True, slots=True)
-class _Validation:
-    """The checks of a class's messages, which hold as long as the messages have these schemas."""
-
-    headers_schema: Any
-    body_schema: Any
-    headers: tuple[Checker, ...]
-    body: tuple[Checker, ...]
-
-
-_BASE_HEADERS = checker_for(Message.headers_schema)
-_BASE_BODY = checker_for(Message.body_schema)
-
-# None: the class has a `validate` of its own.
-_validations: dict[type[Message], _Validation | None] = {}
-
-
-def validate(message: Message) -> None:
-    """Do the work of ``message.validate()``, and raise its errors.
-
-    Upstream validates a class whose instances each bring a schema of their own, and one that
-    overrides ``validate``.
-    """
-    kind = type(message)
-    try:
-        validation = _validations[kind]
-    except KeyError:
-        # Two threads may both do this, with the same result.
-        validation = _validations[kind] = _validation_of(kind)
-    if (
-        validation is None
-        or message.headers_schema is not validation.headers_schema
-        or message.body_schema is not validation.body_schema
-    ):
-        message.validate()
-        return
-    # `message._headers` makes an object of typing's with each call.
-    headers = message._properties.headers or {}  # noqa: SLF001 -- there is no other way to them
-    for check in validation.headers:
-        check(headers)
-    for check in validation.body:
-        check(message.body)
-
-
-def _validation_of(kind: type[Message]) -> _Validation | None:
-    if kind.validate is not Message.validate:
-        return None
-    headers: tuple[Checker, ...] = (_BASE_HEADERS,)
-    if kind.headers_schema is not Message.headers_schema:
-        headers = (checker_for(kind.headers_schema), _BASE_HEADERS)
-    body: tuple[Checker, ...] = (_BASE_BODY,)
-    if kind.body_schema is not Message.body_schema:
-        body = (checker_for(kind.body_schema), _BASE_BODY)
-    return _Validation(kind.headers_schema, kind.body_schema, headers, body)

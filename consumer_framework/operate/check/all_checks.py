@@ -23,6 +23,7 @@ from consumer_framework.settings import StoreKind, instance_name_problem
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings, state_findings, tls_findings
 from .findings import Finding, Level, error, report
+from .outbox import is_relays, outbox_findings, relay_findings
 from .queues import binding_findings, flow_findings, queue_findings
 from .start import NamedCredentials, examine, monitoring_findings, publish_findings
 
@@ -51,20 +52,41 @@ def check(options: RunOptions, *, as_service: bool, ask_broker: bool) -> Report:
     options = replace(options, access=access)
     named = NamedCredentials.in_file(options.path, access)
     start = examine(options, named.absent)
-    found = [
-        *map(error, start.problems),
-        *_service_findings(options, account),
-        *_state_findings(options, account, start.settings),
-        *named.findings(),
-    ]
-    if start.settings is not None:
-        found += _settings_findings(start.settings, start, options, account, named)
-        found += _broker_findings(start.settings, start, named, ask_broker=ask_broker)
+    settings = start.settings
+    if settings is not None and is_relays(settings) and not options.names_callback:
+        found = _relay_findings(options, start, account, named)
+    else:
+        found = [
+            *map(error, start.problems),
+            *_service_findings(options, account),
+            *_state_findings(options, account, settings),
+            *named.findings(),
+        ]
+        if settings is not None:
+            found += _settings_findings(settings, start, options, account, named)
+            found += _broker_findings(settings, start, named, ask_broker=ask_broker)
+    if settings is not None:
+        how = {"ask": ask_broker, "as_service": as_service}
+        found += outbox_findings(settings, options.instance, named.absent, **how)
     return report(options.source, tuple(finding.at(options.source) for finding in found))
 
 
 def _account(instance: str) -> Account:
     return service_account(unit_name(instance), f"fm-{instance}")
+
+
+def _relay_findings(
+    options: RunOptions, start: Start, account: Account | None, named: NamedCredentials
+) -> list[Finding]:
+    """Return the findings about the file of a relay, which needs no callback and no queue."""
+    assert start.settings is not None  # noqa: S101 -- the caller looked
+    return [
+        *(error(problem) for problem in start.problems if problem.path != "callback"),
+        *relay_findings(options.instance, as_service=account is not None),
+        *_service_findings(options, account),
+        *named.findings(),
+        *tls_findings(start.settings, account, datetime.now(UTC), named.paths),
+    ]
 
 
 def _service_findings(options: RunOptions, account: Account | None) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dis
 import errno
-import inspect
 import os
 import socket
 import types
@@ -139,23 +138,21 @@ def monitoring_findings(monitoring: Monitoring | None, directory: Path) -> Itera
                 yield error(Problem("monitoring.port", what, "use another port"))
 
 
-_EARLY_METHODS = ("__init__", "setup")
 _PUBLISHERS = frozenset({"publish", "twisted_publish"})
 # Methods that early code may name, to be called with a message later.
 _MESSAGE_METHODS = frozenset({"handle", "handle_batch", "__call__"})
 
 
 def publish_findings(target: Target) -> Iterator[Finding]:
-    """Warn of a class that publishes when it is made or set up."""
+    """Warn of a plain class that publishes when it is made: before there is an outbox."""
     kind = target.value
-    if not inspect.isclass(kind):
+    if not loader.is_plain_class(target):
         return
-    for name in _EARLY_METHODS:
-        method = getattr(kind, name, None)
-        if isinstance(method, types.FunctionType) and _publishes(method, kind, set()):
-            what = f"{kind.__name__}.{name} calls fedora_messaging.api.publish, and there is no "
-            what += "connection before the first message: it waits for 30 s, and fails"
-            yield warning("callback", what, "publish when the first message is handled")
+    method = getattr(kind, "__init__", None)
+    if isinstance(method, types.FunctionType) and _publishes(method, kind, set()):
+        what = f"{kind.__name__}.__init__ calls fedora_messaging.api.publish, and the instance is "
+        what += "not ready to publish then: the call raises RuntimeError"
+        yield warning("callback", what, "publish when the first message is handled")
 
 
 def _publishes(function: types.FunctionType, kind: type, seen: set[object]) -> bool:

@@ -17,6 +17,7 @@ Its name is the value of ``messenger`` in the configuration. Its object is a cal
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import entry_points
@@ -87,6 +88,7 @@ class Feature(Enum):
     """A property of a message that a messenger keeps."""
 
     HEADERS = "headers"  # all headers, with their types
+    TEXT_HEADERS = "text headers"  # the headers whose values are texts
     SEVERITY = "severity"  # a severity other than INFO
     SCHEMA = "schema"  # the message class
     PRIORITY = "priority"
@@ -151,15 +153,45 @@ class Messenger(Protocol):
         ...
 
 
+# fedora-messaging gives each message these headers. A consumer gets the same message without those
+# that have the value of every message; a feature stands for each other value.
+_USUAL_HEADERS = frozenset(
+    {
+        "fedora_messaging_schema",
+        "fedora_messaging_schema_package",
+        "fedora_messaging_severity",
+        "priority",
+        "sent-at",
+    }
+)
+
+
 def refusal(message: Outgoing, features: frozenset[Feature]) -> str | None:
-    """Return the reason why a messenger with *features* would change *message*, or None."""
-    severity = message.headers.get("fedora_messaging_severity", 20)
-    if severity != 20 and Feature.SEVERITY not in features:  # noqa: PLR2004 -- logging.INFO
+    """Return the reason why a messenger with *features* would change *message*, or None.
+
+    Every messenger keeps topic, body and message id. The header ``sent-at`` is lost with a
+    messenger without :attr:`Feature.TEXT_HEADERS`; no message is refused for that.
+    """
+    if features >= EVERYTHING:
+        return None
+    severity = message.headers.get("fedora_messaging_severity", logging.INFO)
+    if severity != logging.INFO and Feature.SEVERITY not in features:
         return "its severity is not INFO, which this messenger cannot send"
     schema = message.headers.get("fedora_messaging_schema", "base.message")
     if schema != "base.message" and Feature.SCHEMA not in features:
         return f'its message class "{schema}" would be lost with this messenger'
-    return None
+    if message.priority and Feature.PRIORITY not in features:
+        return "its priority would be lost with this messenger"
+    header = _lost_header(message, features)
+    return header and f'this messenger cannot keep its header "{header}" as it is'
+
+
+def _lost_header(message: Outgoing, features: frozenset[Feature]) -> str | None:
+    if Feature.HEADERS in features:
+        return None
+    others = [(n, v) for n, v in message.headers.items() if n not in _USUAL_HEADERS]
+    texts = Feature.TEXT_HEADERS in features
+    return next((n for n, v in others if not (texts and isinstance(v, str))), None)
 
 
 def find(name: str) -> Callable[..., Messenger]:
@@ -177,21 +209,21 @@ def find(name: str) -> Callable[..., Messenger]:
         factory: Callable[..., Messenger] = known[name].load()
     except ImportError as error:
         what = f'the messenger "{name}" needs a package that is missing: {error}'
-        cure = f"install it: pip install 'consumer-framework[{name}]'"
+        cure = (
+            f"install it with `pip install 'consumer-framework[{name}]'`"
+            f" or `dnf install python3-consumer-framework+{name}`"
+        )
         raise ConfigurationError(Problem(path, what, cure)) from error
     return factory
 
 
-def endpoints_of(
-    document: Mapping[str, Any], settings: OutboxSettings, timeout: float = 30.0
-) -> Endpoints:
+def endpoints_of(document: Mapping[str, Any], settings: OutboxSettings) -> Endpoints:
     """Return the brokers that a configuration names, and hide their passwords from logs.
 
     Args:
         document: The configuration of fedora-messaging, with its defaults.
         settings: Its table ``[consumer_config.framework.outbox]``. Without ``endpoints`` there,
             the brokers are those of ``amqp_url`` and ``brokers``.
-        timeout: Seconds to connect, and to wait for the answer to a batch.
 
     Raises:
         ConfigurationError: ``amqp_url`` cannot be understood.
@@ -203,7 +235,7 @@ def endpoints_of(
                 secrets.hide(form, "the password of an endpoint")
     tls = {key: document["tls"].get(key) for key in ("ca_cert", "certfile", "keyfile")}
     properties = document["client_properties"]
-    return Endpoints(urls, **tls, client_properties=properties, timeout=timeout)
+    return Endpoints(urls, **tls, client_properties=properties, timeout=settings.endpoint_timeout)
 
 
 def _cluster(document: Mapping[str, Any], messenger: str) -> Iterator[str]:
@@ -225,25 +257,13 @@ def _cluster(document: Mapping[str, Any], messenger: str) -> Iterator[str]:
         yield parts._replace(netloc=f"{login}{at}{address}").geturl()
 
 
-def configured(
-    document: Mapping[str, Any], settings: OutboxSettings, timeout: float = 30.0
-) -> Messenger:
-    """Return the messenger that a configuration describes; it is not connected.
-
-    The arguments are those of :func:`endpoints_of`.
+def configured(document: Mapping[str, Any], settings: OutboxSettings) -> Messenger:
+    """Return the messenger that a configuration describes; see :func:`endpoints_of`.
 
     Raises:
         ConfigurationError: It cannot be made.
     """
-    factory = find(settings.messenger)
-    endpoints = endpoints_of(document, settings, timeout)
-    try:
-        return factory(endpoints, **settings.options)
-    except TypeError as error:
-        what = f'the messenger "{settings.messenger}" does not take these: {error}'
-        raise ConfigurationError(
-            Problem(f"{_PATH}.options", what, "see its documentation")
-        ) from error
+    return make(settings.messenger, endpoints_of(document, settings), settings.options)
 
 
 def make(name: str, endpoints: Endpoints, options: Mapping[str, Any]) -> Messenger:

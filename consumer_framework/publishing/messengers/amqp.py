@@ -19,7 +19,6 @@ the messenger use the next one, see :mod:`.failover`.
 from __future__ import annotations
 
 import logging
-import ssl
 import struct
 import time
 from collections import Counter
@@ -33,7 +32,7 @@ from pika.adapters.select_connection import IOLoop
 from consumer_framework.core.errors import ConfigurationError, Problem
 
 from . import Endpoints, Reject, Retry, Scope, Sent
-from .failover import BlockedError, Failover, host_of
+from .failover import BlockedError, Failover, host_of, tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,23 +105,6 @@ def _parameters(url: str, endpoints: Endpoints) -> pika.URLParameters:
     made.socket_timeout = made.stack_timeout = endpoints.timeout
     made.tcp_options = _KEEPALIVE
     return made
-
-
-def tls_context(endpoints: Endpoints) -> ssl.SSLContext:
-    """Return a context that checks the server, and has the certificate of the client.
-
-    Its files are read at each call, so that a new certificate is used with the next connection.
-
-    Raises:
-        OSError: A file is missing, unreadable or damaged.
-    """
-    context = ssl.create_default_context(cafile=endpoints.ca_cert)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Default since Python 3.13, and stricter than the consumers of the same broker are.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if endpoints.certfile and endpoints.keyfile:
-        context.load_cert_chain(endpoints.certfile, endpoints.keyfile)
-    return context
 
 
 _log = logging.getLogger(__name__)

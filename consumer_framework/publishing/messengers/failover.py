@@ -13,12 +13,13 @@ endpoint a blocked link is kept: the next call waits for the confirmations, and 
 
 from __future__ import annotations
 
+import ssl
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from . import EVERYTHING, Retry
+from . import EVERYTHING, Retry, Scope, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +97,7 @@ class Failover(ABC):
         fates: dict[int, Result] = {}
         faults: list[str] = []
         attempts = len(self.endpoints.urls)
+        vetted = self.features
         while rest := [pair for pair in enumerate(batch) if pair[0] not in fates]:
             if self._link is None:
                 if not attempts:
@@ -104,7 +106,7 @@ class Failover(ABC):
                 if not self._connected(faults):
                     continue
             try:
-                self._link_in_use.send(rest, fates)
+                self._link_in_use.send(self._unchanged(rest, vetted, fates), fates)
                 self._blocked_since = None
             except BlockedError as error:
                 faults.append(f"{self._name}: {error}")
@@ -125,6 +127,11 @@ class Failover(ABC):
             link.close()
 
     @property
+    def is_connected(self) -> bool:
+        """True if there is a connection, as far as is known."""
+        return self._link is not None
+
+    @property
     def endpoint(self) -> str:
         """The host and port of the endpoint in use; ``""`` without a connection."""
         return "" if self._link is None else self._name
@@ -137,6 +144,28 @@ class Failover(ABC):
     @property
     def _name(self) -> str:
         return host_of(self.endpoints.urls[self._at])
+
+    def _unchanged(
+        self,
+        batch: list[tuple[int, Outgoing]],
+        vetted: frozenset[Feature],
+        fates: dict[int, Result],
+    ) -> list[tuple[int, Outgoing]]:
+        """Leave out the messages that only the endpoint before keeps unchanged.
+
+        The caller knew the features of that endpoint. It gets these messages back, and asks again.
+        """
+        features = self.features
+        if features >= vetted:
+            return batch
+        rest = []
+        for number, message in batch:
+            reason = refusal(message, features)
+            if reason and not refusal(message, vetted):
+                fates[number] = Retry(f"at {self._name}: {reason}", Scope.MESSAGE)
+            else:
+                rest.append((number, message))
+        return rest
 
     def _connected(self, faults: list[str]) -> bool:
         try:
@@ -163,6 +192,23 @@ class Failover(ABC):
 def host_of(url: str) -> str:
     """Return host and port of *url*, without user and password."""
     return urlsplit(url).netloc.rpartition("@")[2] or "localhost"
+
+
+def tls_context(endpoints: Endpoints) -> ssl.SSLContext:
+    """Return a context that checks the server, and has the certificate of the client.
+
+    Its files are read at each call, so that a new certificate is used with the next connection.
+
+    Raises:
+        OSError: A file is missing, unreadable or damaged.
+    """
+    context = ssl.create_default_context(cafile=endpoints.ca_cert)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Default since Python 3.13, and stricter than the consumers of the same broker are.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if endpoints.certfile and endpoints.keyfile:
+        context.load_cert_chain(endpoints.certfile, endpoints.keyfile)
+    return context
 
 
 def _reason(faults: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ import ipaddress
 import json
 import logging
 import os
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -235,17 +236,20 @@ class _Link:
 
     def bind(self, url: str, wait: float) -> None:
         """Bind *url*, and wait for the subscribers that connect."""
-        self._use_ipv6(url)
         try:
-            self._socket.bind(_local(url))
-        except zmq.ZMQError as error:
-            raise ConnectionError(f"cannot be bound: {error}") from error
+            if url.startswith("tcp:"):
+                # ZeroMQ would look for a network interface of that name, by a netlink socket. Where
+                # that is forbidden, as in a unit with RestrictAddressFamilies=, it aborts.
+                self._socket.setsockopt(zmq.USE_FD, _listening(url))
+            self._socket.bind(url)
+        except (OSError, zmq.ZMQError) as error:
+            raise ConnectionError(f"cannot be bound: {error.strerror}") from error
         time.sleep(wait)
 
     def connect(self, url: str) -> None:
         """Connect to *url*, and wait until its relay has subscribed."""
         self._is_active = True
-        self._use_ipv6(url)
+        self._socket.setsockopt(zmq.IPV6, "[" in url)
         # Without a connection there is no pipe: its end is seen, and nothing waits in it unsent.
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         try:
@@ -277,9 +281,6 @@ class _Link:
         """Close the socket, after its last messages or a second."""
         self._socket.close()
         self._context.term()
-
-    def _use_ipv6(self, url: str) -> None:
-        self._socket.setsockopt(zmq.IPV6, "[" in url)
 
     def _frames(self, message: Outgoing) -> list[bytes]:
         envelope = self._messenger.envelope(message)
@@ -360,16 +361,21 @@ def _check(url: str) -> None:
         raise ConfigurationError(Problem(f"{_PATH}.endpoints", what, cure))
 
 
-def _local(url: str) -> str:
-    """Return *url* as ZeroMQ binds it: a name of this machine becomes all its addresses."""
+def _listening(url: str) -> int:
+    """Return the descriptor of a socket that listens at *url*.
+
+    A host that is no address means all addresses: so does fedmsg, which takes the same URL for its
+    subscribers.
+    """
     parts = urlsplit(url)
-    if parts.scheme != "tcp":
-        return url
     try:
-        ipaddress.ip_address(parts.hostname or "")
+        host = str(ipaddress.ip_address(parts.hostname or ""))
     except ValueError:
-        return f"tcp://*:{parts.port}"
-    return url
+        host = ""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.create_server((host, parts.port or 0), family=family)
+    made.setblocking(False)  # noqa: FBT003 -- its only parameter
+    return made.detach()
 
 
 def _user() -> str:

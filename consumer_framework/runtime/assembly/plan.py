@@ -27,7 +27,13 @@ from consumer_framework.core.limits import delivery_limit
 from consumer_framework.core.ordering import FORMS, source_from, source_of
 from consumer_framework.core.recovery import Policy, Rule, Then
 from consumer_framework.runtime.state_files import CONSUMER_FILES, state_directory
-from consumer_framework.settings import Batch, Ordering, Recovery, refuse_conflicts
+from consumer_framework.settings import (
+    Batch,
+    Ordering,
+    OutboxSettings,
+    Recovery,
+    refuse_conflicts,
+)
 
 from . import loader
 
@@ -186,6 +192,7 @@ def plan_of(
     own = loader.recovery_of(target)
     policy = _checked_policy(found, settings.framework, own, source, target.name)
     found.call(check_batch, settings.framework, target.value)
+    found.call(check_publishing, settings.framework)
     source_of = found.call(source_for, settings.framework, target.value)
     if factory is None or policy is None or found.problems:
         raise found.error()
@@ -195,6 +202,24 @@ def plan_of(
         target.name, factory, policy, framework, source_of, target=target, usual_timeout=usual
     )
     return fitted(plan, settings)
+
+
+def check_publishing(framework: Framework) -> None:
+    """Check the settings of the outbox that only an instance has.
+
+    Raises:
+        ConfigurationError: The relay of an instance cannot send with the messenger.
+    """
+    path, messenger = "consumer_config.framework.outbox.messenger", framework.outbox.messenger
+    if messenger == "fedora":
+        what = (
+            'the messenger "fedora" sends with fedora_messaging.api, which publishes to the outbox'
+        )
+        raise ConfigurationError(Problem(path, f"in an instance, {what}", 'use "amqp"'))
+    if messenger != OutboxSettings().messenger:
+        from consumer_framework.publishing import messengers  # noqa: PLC0415 -- it imports much
+
+        messengers.find(messenger)
 
 
 def framework_in_force(framework: Framework, target: Target) -> Framework:

@@ -67,6 +67,35 @@ class Counts(Snapshot):
 
 
 @dataclass(frozen=True, slots=True)
+class OutboxReport:
+    """The outbox of an instance, and its relay.
+
+    Attributes:
+        state: ``"starting"``, ``"sending"``, ``"waiting"``, ``"standby"`` or ``"failing"``.
+        trouble: The reason for ``"waiting"`` or ``"failing"``; "" for none.
+        endpoint: ``HOST:PORT`` of the broker that the relay sends to; "" without one.
+        published: Messages that handlers published, since the instance started.
+        sent: Messages that the relay sent since then.
+        unroutable: Those of them that no queue got.
+        skipped: Messages that were discarded, because they were not to wait.
+        waiting: Messages that wait in the outbox; None if they were not counted yet.
+        dead: Messages there that can never be sent.
+        oldest: Seconds since the oldest waiting message was published; None for none.
+    """
+
+    state: str = ""
+    trouble: str = ""
+    endpoint: str = ""
+    published: int = 0
+    sent: int = 0
+    unroutable: int = 0
+    skipped: int = 0
+    waiting: int | None = None
+    dead: int = 0
+    oldest: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StatusReport:
     """The state of an instance; see docs/reference/cli.md.
 
@@ -86,6 +115,7 @@ class StatusReport:
         deferred: The number of deferred messages in its store.
         quarantined: The number of messages in its store that wait for an operator.
         next_due: When the first deferred message is due, in seconds since the epoch.
+        outbox: The messages that its handlers published; None if none did.
     """
 
     pid: int = 0
@@ -103,6 +133,7 @@ class StatusReport:
     deferred: int = 0
     quarantined: int = 0
     next_due: float | None = None
+    outbox: OutboxReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ class StatusReporter:
             left=instance.deadline.left,
             memory_remark=instance.memory_relief.remark,
         )
-        remarks = filter(None, instance.remarks.values())
+        remarks = filter(None, [*instance.remarks.values(), instance.publications.remark])
         return "; ".join([status_line(instance.state, facts), *remarks])
 
     def announce(self) -> None:
@@ -201,6 +201,7 @@ class StatusReporter:
             rate=round(self._progress.rate(now), 3),
             up=round(self._progress.up(now)),
             counts=Counts(**counts, running=len(instance.running)),
+            outbox=instance.publications.report(),
         )
 
     def _stored_counts(self) -> tuple[int, int]:

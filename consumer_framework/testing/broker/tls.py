@@ -131,7 +131,8 @@ class TlsBroker(Broker):
             "auth_mechanisms.2": "PLAIN",
             **options.pop("config", {}),
         }
-        super().__init__(plugins=["rabbitmq_auth_mechanism_ssl"], config=settings, **options)
+        plugins = ["rabbitmq_auth_mechanism_ssl", *options.pop("plugins", ())]
+        super().__init__(plugins=plugins, config=settings, **options)
 
     @property
     def tls_port(self) -> int:
