@@ -27,6 +27,7 @@ from django.urls import clear_url_caches, path
 from fedora_messaging import config as upstream_config
 from fedora_messaging import message as upstream
 from fedora_messaging.exceptions import ValidationError
+from fedora_messaging.testing import mock_sends
 
 from consumer_framework.publishing.integrations.django import publish, publish_async
 from consumer_framework.publishing.message import NotSentError, OutboxError, PublishError
@@ -198,6 +199,12 @@ class TestProject:
             async_to_sync(publish_async)(a_message("kept"))
             assert topics(project) == []
         assert topics(project) == ["org.example.kept"]
+
+    def test_mock_sends_of_fedora_messaging_records_and_stores_nothing(self, project):
+        with mock_sends(a_message("a"), a_message("b")), transaction.atomic():
+            publish(a_message("a"))
+            async_to_sync(publish_async)(a_message("b"))
+        assert topics(project) == []
 
     def test_a_message_that_can_never_be_sent_is_refused(self, project):
         with transaction.atomic():
