@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fedora_messaging.message import Message
 
-    from .direct import Sender
+    from .direct import Sender, SendError
     from .message import NotSentError, OutboxError, Outgoing, PublishError
     from .outbox import Outbox, default, set_default
 
@@ -43,6 +43,7 @@ __all__ = [
     "OutboxError",
     "Outgoing",
     "PublishError",
+    "SendError",
     "default",
     "publish",
     "publish_async",
@@ -57,6 +58,7 @@ _MODULES = {
     "OutboxError": "message",
     "Outgoing": "message",
     "PublishError": "message",
+    "SendError": "direct",
     "default": "outbox",
     "set_default": "outbox",
 }
