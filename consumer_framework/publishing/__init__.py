@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from fedora_messaging.message import Message
 
-    from .direct import Sender
+    from .direct import Sender, SendError
     from .message import NotSentError, OutboxError, Outgoing, PublishError
     from .outbox import Outbox, default, set_default
 
@@ -44,6 +44,7 @@ __all__ = [
     "OutboxError",
     "Outgoing",
     "PublishError",
+    "SendError",
     "default",
     "publish",
     "publish_async",
@@ -58,6 +59,7 @@ _MODULES = {
     "OutboxError": "message",
     "Outgoing": "message",
     "PublishError": "message",
+    "SendError": "direct",
     "default": "outbox",
     "set_default": "outbox",
 }

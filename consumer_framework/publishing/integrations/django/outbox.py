@@ -108,6 +108,12 @@ class DjangoOutbox(Publisher):
             return any(not getattr(block, "_from_testcase", False) for block in blocks)
         return not connection.get_autocommit()
 
+    def roll_back(self) -> None:
+        """Let the transaction that runs end in a rollback, even if its exception is answered."""
+        connection = connections[self.using]
+        if connection.in_atomic_block:
+            connection.set_rollback(True)
+
     def accept(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages in the transaction if there is one; see :meth:`.Publisher.accept`."""
         if not self.is_in_transaction:
