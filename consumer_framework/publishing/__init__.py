@@ -19,6 +19,7 @@
   observers the :mod:`.events`.
 - :mod:`.direct` sends at once, without an outbox, for scripts that can wait and repeat.
 - :mod:`.messengers` are the ways to send.
+- :mod:`.integrations` join an outbox to web frameworks, and to the settings of others.
 
 Nothing here imports the runtime: web applications and scripts use it without a reactor.
 """
