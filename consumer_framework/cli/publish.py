@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import sys
 import time
 from contextlib import closing
@@ -17,7 +18,13 @@ import click
 from consumer_framework.core.text import about, plural, size
 
 from . import terminal
-from .options import JSON, complete_instance, configuration_file, no_such_instance
+from .options import (
+    CONFIGURATION_DIRECTORY,
+    JSON,
+    complete_instance,
+    configuration_file,
+    no_such_instance,
+)
 from .terminal import Command, Refusal, note
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -534,7 +541,7 @@ class _Run:
             case ToOutbox() as outbox if outbox.has_relay():
                 return ["a relay sends from there"]
             case ToOutbox():
-                cure = "start one, or send at once with --direct"
+                cure = f"start one with '{self._relay}', or send at once with --direct"
                 return [f"no relay sends from there at present: {cure}"]
             case ToBroker(unroutable=unroutable) if unroutable and sent:
                 return ["no queue is bound for its topic: nobody gets it"]
@@ -542,6 +549,14 @@ class _Run:
                 which = plural(unroutable, "message")
                 return [f"no queue is bound for the topics of {which}: nobody gets these"]
         return []
+
+    @property
+    def _relay(self) -> str:
+        """The command that starts a relay for this configuration."""
+        path = self.setup.path
+        if path is not None and path.absolute().parent == CONFIGURATION_DIRECTORY:
+            return f"systemctl start fm-outbox@{path.stem}"
+        return shlex.join(["fm-consumer", "outbox", "relay", "--conf", str(path)])
 
     def _notes(self, publication: Publication) -> None:
         reader, position = publication.reader, publication.position

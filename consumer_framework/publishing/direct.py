@@ -261,7 +261,7 @@ def sender_of(document: Mapping[str, Any], settings: OutboxSettings, timeout: fl
         ConfigurationError: Its messenger cannot be made.
     """
     return Sender(
-        configured(document, settings, timeout),
+        configured(document, settings),
         settings,
         exchange=document["publish_exchange"],
         topic_prefix=document["topic_prefix"],

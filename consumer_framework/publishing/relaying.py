@@ -11,14 +11,11 @@ import contextlib
 import dataclasses
 import threading
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
-from consumer_framework.core import secrets
 from consumer_framework.core.stats import Progress
 
 from . import messengers
 from .events import RelayCounters
-from .messengers import Endpoints
 from .policy import Policy
 from .relay import Relay
 from .report import PausedTopic, RelayReport
@@ -26,10 +23,10 @@ from .store import OutboxError
 
 if TYPE_CHECKING:
     from consumer_framework.core.ports import Clock
-    from consumer_framework.settings import Address, Settings
+    from consumer_framework.settings import Settings
 
     from .events import RelayEvent, RelayObserver
-    from .messengers import Messenger
+    from .messengers import Endpoints, Messenger
     from .store import OutboxStats, OutboxStore
 
 # Seconds between two counts of the outbox, at least.
@@ -43,34 +40,13 @@ def endpoints_of(settings: Settings) -> Endpoints:
 
     Their passwords are secrets from now on.
     """
-    outbox, tls = settings.framework.outbox, settings.tls
-    urls = outbox.endpoints or tuple(
-        _with_address(settings.amqp_url, address) for address in settings.brokers
-    )
-    for url in urls:
-        _hide_password(url)
-    return Endpoints(
-        urls,
-        ca_cert=tls.ca_cert,
-        certfile=tls.certfile,
-        keyfile=tls.keyfile,
-        client_properties=settings.client_properties,
-        timeout=outbox.endpoint_timeout,
-    )
-
-
-def _with_address(url: str, address: Address) -> str:
-    parts = urlsplit(url)
-    login, at, _ = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{login}{at}{address}").geturl()
-
-
-def _hide_password(url: str) -> None:
-    with contextlib.suppress(ValueError):
-        password = urlsplit(url).password
-        if password and password != "guest":  # noqa: S105 -- everybody's, on its own machine
-            for form in {password, unquote(password)}:
-                secrets.hide(form, "the password of an endpoint")
+    document = {
+        "amqp_url": settings.amqp_url,
+        "client_properties": settings.client_properties,
+        "consumer_config": settings.consumer_config,
+        "tls": settings.tls.model_dump(),
+    }
+    return messengers.endpoints_of(document, settings.framework.outbox)
 
 
 def messenger_of(settings: Settings) -> Messenger:

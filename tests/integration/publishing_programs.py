@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import random
-import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -27,12 +26,8 @@ import sqlalchemy as sa
 from fedora_messaging.message import Message
 from sqlalchemy.orm import Session
 
-from consumer_framework.adapters.clock import SystemClock
-from consumer_framework.publishing.events import RelayLog
-from consumer_framework.publishing.messengers import Endpoints, find
+from consumer_framework.cli import main as fm_consumer
 from consumer_framework.publishing.outbox import Outbox
-from consumer_framework.publishing.policy import Policy
-from consumer_framework.publishing.relay import Relay
 from consumer_framework.publishing.store import OutboxError, OutboxStore, create_engine
 
 from .publishing_points import arm
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Seconds; a relay that dies is replaced so soon.
-LEASE = 1.0
+LEASE = 1
 WINDOW = 50
 WEB_KEYS = tuple(f"web-{n}" for n in range(6))
 SCRIPT_KEYS = 3
@@ -213,42 +208,50 @@ def script(orders: Orders) -> Iterator[None]:
         time.sleep(0.005)
 
 
-class RecordedStore(OutboxStore):
-    """Writes each claim and its end to the notes, so that each duplicate can be explained."""
+def record_claims(notes: Notes) -> None:
+    """Write each claim and its end to the notes, so that each duplicate can be explained."""
+    claim, settle = OutboxStore.claim, OutboxStore.settle
+    ids: dict[int, str] = {}
 
-    notes: Notes
-
-    def claim(self, token: str, limit: int, lease: float, now: float) -> Any:
-        claimed = super().claim(token, limit, lease, now)
-        self._ids = {one.row: one.message.id for one in claimed}
+    def recorded_claim(store: OutboxStore, token: str, *arguments: Any) -> Any:
+        claimed = claim(store, token, *arguments)
+        ids.clear()
+        ids.update({one.row: one.message.id for one in claimed})
         if claimed:
-            self.notes.write("claim", token=token, ids=list(self._ids.values()))
+            notes.write("claim", token=token, ids=list(ids.values()))
         return claimed
 
-    def settle(self, token: str, **lists: Any) -> Any:
-        settled = super().settle(token, **lists)
-        sent = [self._ids[row] for row in lists["sent"]]
-        self.notes.write("settle", token=token, sent=sent, lost=settled.lost)
+    def recorded_settle(store: OutboxStore, token: str, **lists: Any) -> Any:
+        settled = settle(store, token, **lists)
+        sent = [ids[row] for row in lists["sent"]]
+        notes.write("settle", token=token, sent=sent, lost=settled.lost)
         return settled
+
+    for name, method in {"claim": recorded_claim, "settle": recorded_settle}.items():
+        setattr(OutboxStore, name, method)
+
+
+RELAY = """
+[consumer_config.framework.outbox]
+database = {url}
+endpoints = {endpoints}
+lease = "{lease}s"
+window = {window}
+"""
 
 
 def relay(orders: Orders) -> Iterator[None]:
-    store, notes = RecordedStore.connect(orders.url), Notes(orders.notes)
-    store.notes = notes
-    messenger = find("amqp")(Endpoints(orders.endpoints, timeout=5.0))
-    made = Relay(
-        store,
-        messenger,
-        Policy(),
-        clock=SystemClock(),
-        observer=RelayLog(),
-        chance=lambda: 1.0,
-        lease=LEASE,
-        window=WINDOW,
-    )
+    """Run ``fm-consumer outbox relay``."""
+    directory = Path(orders.begun).with_suffix(".state")
+    directory.mkdir(exist_ok=True)
+    os.environ |= {"STATE_DIRECTORY": str(directory), "RUNTIME_DIRECTORY": str(directory)}
+    file = directory / "relay.toml"
+    values = {"url": json.dumps(orders.url), "endpoints": json.dumps(orders.endpoints)}
+    file.write_text(RELAY.format(lease=LEASE, window=WINDOW, **values))
+    record_claims(Notes(orders.notes))
     Path(orders.begun).touch()
     yield
-    made.run(threading.Event())
+    fm_consumer(["outbox", "relay", "--conf", str(file)])
 
 
 ROLES = {"web": serve, "script": script, "relay": relay}

@@ -6,7 +6,7 @@ The fifth, a scan of a table with many rows, is a test of the store:
 """
 
 import logging
-import threading
+import random
 
 import pytest
 import sqlalchemy as sa
@@ -14,9 +14,8 @@ from fedora_messaging import message as upstream
 from sqlalchemy.orm import Session
 
 from consumer_framework.publishing.events import RelayLog
-from consumer_framework.publishing.messengers import Reject, Retry, Scope, Sent
+from consumer_framework.publishing.messengers import Reject, Result, Retry, Scope, Sent
 from consumer_framework.publishing.outbox import Outbox
-from consumer_framework.publishing.relay import Step
 from consumer_framework.publishing.store import OutboxStore, create_engine
 from tests.unit.outboxes import LEASE, NOW, Setup, message, spooled
 
@@ -39,30 +38,28 @@ def ids(messages):
 
 def test_parallel_relays_do_not_break_the_order_of_a_key(store, outbox_url):
     other = OutboxStore.connect(outbox_url)
-    relays = [Setup(one, leased=False, window=5) for one in (store, other)]
-    messages = [message(f"k{n % 3}") for n in range(120)]
+    slow, quick = (Setup(one, leased=False, window=5) for one in (store, other))
+    messages = [message(f"k{n % 12}") for n in range(120)]
     store.put(spooled(*messages))
     sent: list[str] = []
 
-    def send(setup):
-        def answer(one):
-            sent.append(one.id)
-            return Sent(routed=True)
+    def send(one):
+        sent.append(one.id)
+        return Sent(routed=True)
 
-        setup.messenger.answer = answer
-        for _ in range(500):
-            # Rows behind one that the other relay has wait for a second at most.
-            if setup.relay.step() is Step.IDLE and not setup.rows:
-                return
-            setup.clock.advance(0.1)
+    def send_late(one):
+        # The other relay works while this message is on its way.
+        quick.later(0.1)
+        return send(one)
 
-    threads = [threading.Thread(target=send, args=(setup,)) for setup in relays]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    slow.messenger.answer, quick.messenger.answer = send_late, send
+    for _ in range(60):
+        slow.later(1)
     other.close()
-    for key in ("k0", "k1", "k2"):
+    assert sorted(sent) == sorted(ids(messages))
+    assert slow.sent
+    assert quick.sent
+    for key in {one.ordering_key for one in messages}:
         of_key = [one.id for one in messages if one.ordering_key == key]
         assert [one for one in sent if one in of_key] == of_key
 
@@ -95,12 +92,18 @@ def test_messages_added_after_a_flush_are_sent(store, outbox_url):
 
 def test_every_message_is_sent_after_a_reconnect(store):
     setup = Setup(store, window=10)
-    messages = [message() for _ in range(35)]
+    messages = [message("k") for _ in range(35)]
     setup.put(*messages)
     setup.messenger.refuses = ConnectionRefusedError("away")
     setup.steps()
     setup.messenger.refuses = None
+    first: list[Result] = [Sent(routed=True), Retry("cut")]
+    cut = iter(first)
+    setup.messenger.answer = lambda _: next(cut, Sent(routed=True))
     setup.later(1)
+    assert setup.sent == ids(messages[:1])
+    # Much earlier than the lease of the batch that was cut ends.
+    setup.later(2)
     assert setup.sent == ids(messages)
 
 
@@ -134,32 +137,46 @@ def test_two_outboxes_in_one_process_do_not_mix(store, outbox_url, tmp_path):
     two.close()
 
 
-def test_a_recovery_keeps_the_order(store):
-    messages = [message(f"k{n % 2}") for n in range(8)]
+@pytest.mark.parametrize("seed", range(3))
+def test_a_recovery_keeps_the_order(store, seed):
+    messages = [message(f"k{n % 2}") for n in range(24)]
     store.put(spooled(*messages))
     store.claim("dead.1", 3, LEASE, NOW)
     setup = Setup(store)
-    answers = iter([Retry("no", Scope.MESSAGE), Retry("cut"), Sent(routed=True), Retry("cut")])
-
-    def answer(_):
-        return next(answers, Sent(routed=True))
-
-    setup.messenger.answer = answer
+    luck = random.Random(seed)  # noqa: S311 -- reproducible
+    fates: list[Result] = [
+        Retry("no", Scope.MESSAGE),
+        Retry("cut"),
+        Sent(routed=True),
+        Sent(routed=True),
+    ]
+    setup.messenger.answer = lambda _: luck.choice(fates)
     for _ in range(20):
         setup.later(LEASE)
+    setup.messenger.answer = lambda _: Sent(routed=True)
+    setup.later(600)
     assert setup.rows == []
     for key in ("k0", "k1"):
         of_key = [one.id for one in messages if one.ordering_key == key]
         assert [one for one in setup.sent if one in of_key] == of_key
 
 
-@pytest.mark.parametrize("fate", [Retry("no", Scope.MESSAGE), Retry("closed"), Reject("odd")])
+@pytest.mark.parametrize("fate", [Retry("no", Scope.MESSAGE), Retry("cut"), Reject("odd")])
 def test_a_poison_row_does_not_block_other_keys(store, fate):
     setup = Setup(store)
     poison = message("poison")
     others = [message(f"k{n}") for n in range(5)]
     setup.put(poison, *others)
-    setup.messenger.answer = lambda one: fate if one == poison else Sent(routed=True)
+    broken: set[int] = set()
+
+    def answer(one):
+        if one == poison and fate == Retry("cut"):
+            # It ends the connection, and nothing else passes on this one.
+            broken.add(setup.messenger.opened)
+        is_broken = setup.messenger.opened in broken
+        return fate if is_broken or one == poison else Sent(routed=True)
+
+    setup.messenger.answer = answer
     for _ in range(10):
         setup.later(1)
     assert sorted(setup.sent) == sorted(ids(others))

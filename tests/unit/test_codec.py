@@ -74,6 +74,25 @@ def test_a_message_whose_schema_is_not_installed_is_a_plain_message():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [' {"a": 1}', '{"a": 1}\n', '\t{"a": [1, 2.5e3, null, true, NaN, "\\u00e9"]} \r\n', "{}"],
+)
+def test_white_space_around_a_body_changes_nothing(text):
+    assert repr(codec.decode(delivery_with(text.encode())).body) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "{", "{} {}", '{"a": 1}x', '{"a": 1,}', "\ufeff{}", '{"a": "\n"}', "nul"]
+)
+def test_a_body_that_is_no_json_fails_as_json_loads_does(text):
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(text)
+    with pytest.raises(ValidationError) as refused:
+        codec.decode(delivery_with(text.encode()))
+    assert str(refused.value.__cause__) == str(expected.value)
+
+
+@pytest.mark.parametrize(
     "body",
     [b"", b"no json", b"\xff\xfe", b'{"a": ', b'"text"', b"5", b"[1]", b"true"],
 )

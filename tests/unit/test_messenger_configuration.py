@@ -45,11 +45,11 @@ def test_the_endpoints_of_the_outbox_come_instead_of_amqp_url():
 def test_certificates_client_properties_and_the_timeout_are_taken_over():
     tls = {"ca_cert": "/ca", "certfile": "/cert", "keyfile": "/key"}
     found = endpoints_of(
-        document(tls=tls, client_properties={"app": "me"}), OutboxSettings(), timeout=7
+        document(tls=tls, client_properties={"app": "me"}), OutboxSettings(lease=20)
     )
     assert (found.ca_cert, found.certfile, found.keyfile) == ("/ca", "/cert", "/key")
     assert found.client_properties == {"app": "me"}
-    assert found.timeout == 7
+    assert found.timeout == OutboxSettings(lease=20).endpoint_timeout < 20
 
 
 @pytest.mark.parametrize("where", ["amqp_url", "endpoints"])

@@ -217,16 +217,13 @@ def find(name: str) -> Callable[..., Messenger]:
     return factory
 
 
-def endpoints_of(
-    document: Mapping[str, Any], settings: OutboxSettings, timeout: float = 30.0
-) -> Endpoints:
+def endpoints_of(document: Mapping[str, Any], settings: OutboxSettings) -> Endpoints:
     """Return the brokers that a configuration names, and hide their passwords from logs.
 
     Args:
         document: The configuration of fedora-messaging, with its defaults.
         settings: Its table ``[consumer_config.framework.outbox]``. Without ``endpoints`` there,
             the brokers are those of ``amqp_url`` and ``brokers``.
-        timeout: Seconds to connect, and to wait for the answer to a batch.
 
     Raises:
         ConfigurationError: ``amqp_url`` cannot be understood.
@@ -238,7 +235,7 @@ def endpoints_of(
                 secrets.hide(form, "the password of an endpoint")
     tls = {key: document["tls"].get(key) for key in ("ca_cert", "certfile", "keyfile")}
     properties = document["client_properties"]
-    return Endpoints(urls, **tls, client_properties=properties, timeout=timeout)
+    return Endpoints(urls, **tls, client_properties=properties, timeout=settings.endpoint_timeout)
 
 
 def _cluster(document: Mapping[str, Any], messenger: str) -> Iterator[str]:
@@ -260,25 +257,13 @@ def _cluster(document: Mapping[str, Any], messenger: str) -> Iterator[str]:
         yield parts._replace(netloc=f"{login}{at}{address}").geturl()
 
 
-def configured(
-    document: Mapping[str, Any], settings: OutboxSettings, timeout: float = 30.0
-) -> Messenger:
-    """Return the messenger that a configuration describes; it is not connected.
-
-    The arguments are those of :func:`endpoints_of`.
+def configured(document: Mapping[str, Any], settings: OutboxSettings) -> Messenger:
+    """Return the messenger that a configuration describes; see :func:`endpoints_of`.
 
     Raises:
         ConfigurationError: It cannot be made.
     """
-    factory = find(settings.messenger)
-    endpoints = endpoints_of(document, settings, timeout)
-    try:
-        return factory(endpoints, **settings.options)
-    except TypeError as error:
-        what = f'the messenger "{settings.messenger}" does not take these: {error}'
-        raise ConfigurationError(
-            Problem(f"{_PATH}.options", what, "see its documentation")
-        ) from error
+    return make(settings.messenger, endpoints_of(document, settings), settings.options)
 
 
 def make(name: str, endpoints: Endpoints, options: Mapping[str, Any]) -> Messenger:
