@@ -19,6 +19,7 @@
   observers the :mod:`.events`.
 - :mod:`.direct` sends at once, without an outbox, for scripts that can wait and repeat.
 - :mod:`.messengers` are the ways to send.
+- :mod:`.integrations` join an outbox to web frameworks, and to the settings of others.
 
 Nothing here imports the runtime: web applications and scripts use it without a reactor.
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from fedora_messaging.message import Message
 
-    from .direct import Sender
+    from .direct import Sender, SendError
     from .message import NotSentError, OutboxError, Outgoing, PublishError
     from .outbox import Outbox, default, set_default
 
@@ -43,6 +44,7 @@ __all__ = [
     "OutboxError",
     "Outgoing",
     "PublishError",
+    "SendError",
     "default",
     "publish",
     "publish_async",
@@ -57,6 +59,7 @@ _MODULES = {
     "OutboxError": "message",
     "Outgoing": "message",
     "PublishError": "message",
+    "SendError": "direct",
     "default": "outbox",
     "set_default": "outbox",
 }

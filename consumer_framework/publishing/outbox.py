@@ -192,7 +192,8 @@ class Outbox(Publisher):
         if session is not None:
             connection = session.connection()
         if connection is not None:
-            self.store.insert(connection, [self._enriched(entry)])
+            entry = self._enriched(entry)
+            self.store.insert(connection, [entry])
         else:
             self.accept([entry], timeout)
         return entry[0]
@@ -217,10 +218,11 @@ class Outbox(Publisher):
         if (mock := mocked_publish()) is not None:
             mock(message, exchange)
         elif session is not None:
-            insert, enriched = self.store.insert, self._enriched(entry)
-            await session.run_sync(lambda inner: insert(inner.connection(), [enriched]))
+            entry, insert = self._enriched(entry), self.store.insert
+            await session.run_sync(lambda inner: insert(inner.connection(), [entry]))
         elif connection is not None:
-            await connection.run_sync(self.store.insert, [self._enriched(entry)])
+            entry = self._enriched(entry)
+            await connection.run_sync(self.store.insert, [entry])
         else:
             await self.accept_async([entry], timeout)
         return entry[0]

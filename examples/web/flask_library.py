@@ -13,8 +13,8 @@ from sqlalchemy import String
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
+from consumer_framework.publishing import default
 from consumer_framework.publishing.integrations.wsgi import OutboxMiddleware
-from consumer_framework.publishing.outbox import default
 
 app = Flask(__name__)
 # The outbox of the configuration file; its database is that of the library too.

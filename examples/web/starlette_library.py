@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from consumer_framework.publishing import default
 from consumer_framework.publishing.integrations.asgi import OutboxMiddleware
-from consumer_framework.publishing.outbox import default
 
 # The outbox of the configuration file; its database is that of the library too.
 outbox = default()

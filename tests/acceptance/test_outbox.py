@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import pika
 import pytest
 
-from .conftest import SUITE
-from .container import product_venv
 from .service import Service
 
 if TYPE_CHECKING:
@@ -66,12 +64,6 @@ class Relay(Service):
         done = self.container.run("fm-consumer", "outbox", "status", self.name, "--json")
         found: dict[str, object] = json.loads(done.stdout)
         return found
-
-
-@pytest.fixture(scope="session")
-def acceptance_venv(acceptance_root: Path, request: pytest.FixtureRequest) -> Path:
-    assert acceptance_root.exists()
-    return product_venv(request.config.rootpath, suite=SUITE, extra="outbox")
 
 
 @pytest.fixture(scope="module")

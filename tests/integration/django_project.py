@@ -46,7 +46,9 @@ def database(url: str) -> dict[str, Any]:
     parsed = sa.make_url(url)
     engine = {"mariadb": "mysql"}.get(parsed.get_backend_name(), parsed.get_backend_name())
     if engine == "sqlite":
-        options = {"transaction_mode": "IMMEDIATE", "timeout": 20}
+        options: dict[str, Any] = {"timeout": 20}
+        if django.VERSION >= (5, 1):
+            options["transaction_mode"] = "IMMEDIATE"
         return {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": parsed.database or ":memory:",

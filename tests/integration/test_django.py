@@ -7,12 +7,15 @@ import asyncio
 import contextlib
 import io
 import itertools
+import subprocess
+import sys
 import threading
 import unittest
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
@@ -24,6 +27,7 @@ from django.urls import clear_url_caches, path
 from fedora_messaging import config as upstream_config
 from fedora_messaging import message as upstream
 from fedora_messaging.exceptions import ValidationError
+from fedora_messaging.testing import mock_sends
 
 from consumer_framework.publishing.integrations.django import publish, publish_async
 from consumer_framework.publishing.message import NotSentError, OutboxError, PublishError
@@ -44,6 +48,9 @@ from consumer_framework.publishing.integrations.django.models import OutboxMessa
 from consumer_framework.publishing.integrations.django.tables import ChangeTables  # noqa: E402
 
 on_sqlite = pytest.mark.parametrize("outbox_url", [SQLITE], indirect=True)
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def a_message(topic="app.done", **body):
@@ -123,6 +130,13 @@ class TestTransactions:
         publish(a_message())
         assert topics(project) == ["org.example.app.done"]
 
+    def test_a_commit_wakes_the_relay(self, project):
+        waker = project.waker()
+        with transaction.atomic():
+            publish(a_message())
+        assert waker.wait(30)
+        waker.close()
+
     def test_the_model_reads_the_table(self, project):
         publish(a_message(n=1), "key")
         [row] = OutboxMessage.objects.all()
@@ -176,6 +190,21 @@ class TestProject:
 
         asyncio.run(main())
         assert [row.message.exchange for row in project.rows()] == ["amq.topic", "mine"]
+
+    def test_a_coroutine_in_a_transaction_of_its_caller_shares_it(self, project):
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            async_to_sync(publish_async)(a_message("gone"))
+            raise ZeroDivisionError
+        with transaction.atomic():
+            async_to_sync(publish_async)(a_message("kept"))
+            assert topics(project) == []
+        assert topics(project) == ["org.example.kept"]
+
+    def test_mock_sends_of_fedora_messaging_records_and_stores_nothing(self, project):
+        with mock_sends(a_message("a"), a_message("b")), transaction.atomic():
+            publish(a_message("a"))
+            async_to_sync(publish_async)(a_message("b"))
+        assert topics(project) == []
 
     def test_a_message_that_can_never_be_sent_is_refused(self, project):
         with transaction.atomic():
@@ -255,6 +284,30 @@ class TestProject:
                 call_command("check")
         call_command("check")
 
+    def test_a_process_that_publishes_needs_no_sqlalchemy(self, project, tmp_path):
+        code = f"""
+import sys
+from tests.integration import django_project
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=[django_project.APP],
+    DATABASES={{"default": django_project.database("sqlite:///{tmp_path}/outbox.sqlite3")}},
+)
+import django
+django.setup()
+for name in [name for name in sys.modules if name.startswith("sqlalchemy")]:
+    del sys.modules[name]
+from consumer_framework.publishing.integrations.django import publish
+from fedora_messaging.message import Message
+publish(Message(topic="a", body={{}}))
+print("sqlalchemy" in sys.modules)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        assert done.stdout == "False\n"
+        assert topics(project) == ["a"]
+
     def test_the_migrations_lack_nothing_of_the_model(self, project):
         call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 
@@ -270,6 +323,12 @@ class TestProject:
         assert versions[0][0] == BASE
         assert versions[-1][1] == HEAD
         assert all(before[1] == after[0] for before, after in itertools.pairwise(versions))
+
+    def test_the_plan_of_migrations_says_what_they_do(self, project):
+        call_command("migrate", "fm_outbox", "zero", verbosity=0)
+        out = io.StringIO()
+        call_command("migrate", plan=True, stdout=out)
+        assert "Bring the tables of the outbox from version 0001 to 0002" in out.getvalue()
 
     def test_sqlmigrate_shows_the_statements(self, project):
         out = io.StringIO()
@@ -366,7 +425,26 @@ def broken(request):
     return HttpResponse()
 
 
+def ending(request):
+    """End as the worker of a server does that has no time left."""
+    publish(a_message())
+    raise SystemExit
+
+
+class Stuck:
+    """A coroutine view that never answers."""
+
+    def __init__(self):
+        self.is_called = asyncio.Event()
+
+    async def view(self, request):
+        await publish_async(a_message())
+        self.is_called.set()
+        await asyncio.Event().wait()
+
+
 django_project.urlpatterns += [
+    path("ending", ending),
     path("view/<int:status>", view),
     path("async/<int:status>", async_view),
     path("raising", raising),
@@ -472,6 +550,30 @@ class TestMiddleware:
         call_command("migrate", "fm_outbox", "zero", verbosity=0)
         assert get("/view/200") == 500
 
+    def test_a_request_whose_worker_ends_stores_nothing(self, project, get):
+        with contextlib.suppress(SystemExit):
+            get("/ending")
+        assert topics(project) == []
+
+    def test_a_request_that_is_cancelled_stores_nothing(self, project):
+        async def main():
+            stuck = Stuck()
+            django_project.urlpatterns.append(path("stuck", stuck.view))
+            clear_url_caches()
+            task = asyncio.create_task(AsyncClient().get("/stuck"))
+            await stuck.is_called.wait()
+            task.cancel()
+            await task
+
+        with (
+            override_settings(MIDDLEWARE=[django_project.MIDDLEWARE]),
+            pytest.raises(asyncio.CancelledError),
+        ):
+            asyncio.run(main())
+        django_project.urlpatterns.pop()
+        clear_url_caches()
+        assert topics(project) == []
+
     def test_a_message_to_wait_for_is_stored_when_the_response_leaves(self, project, get, caplog):
         with override_settings(FM_OUTBOX={"on_failure": "wait"}):
             assert get("/view/200", middleware=[f"{__name__}.Impatient"]) == 200
@@ -496,6 +598,8 @@ class TestAtomicRequests:
     def test_a_request_that_fails_stores_nothing(self, project, get):
         for url in ("/atomic/400", "/view/500", "/raising", "/raising?missing", "/marked"):
             get(url)
+        with contextlib.suppress(SystemExit):
+            get("/ending")
         assert topics(project) == []
 
     def test_messages_that_were_published_before_the_view_come_first(self, project, get):

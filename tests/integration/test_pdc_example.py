@@ -46,6 +46,7 @@ class Kill:
 class AfterCommit(Kill): pass
 class BeforeCommit(Kill): pass
 
+FM_OUTBOX = {"max_body": 1000}
 MIDDLEWARE = ["killed.AfterCommit", MIDDLEWARE[0], "killed.BeforeCommit", *MIDDLEWARE[1:]]
 """
 
@@ -209,6 +210,12 @@ def test_a_request_that_fails_sends_nothing(site, relay, arrived):
     relay()
     assert site.post("Fedora-25") == 201
     assert arrived(4) == of("Fedora-24") + of("Fedora-25")
+
+
+def test_a_message_that_can_never_be_sent_undoes_the_request_whose_transaction_it_is_in(site):
+    assert site.post("F" * 2000) == 500
+    assert site.composes() == []
+    assert waiting(site) == 0
 
 
 def test_a_server_that_is_killed_between_commit_and_send_has_lost_nothing(site, relay, arrived):

@@ -121,6 +121,29 @@ def test_a_stomp_connection_that_drops_is_made_again_and_the_next_endpoint_is_tr
             sender.close()
 
 
+def test_kombu_with_the_ssl_options_of_pdc_checks_the_broker_and_is_known_by_its_certificate(
+    tls_broker, make, caplog
+):
+    pair = tls_broker.add_certificate_user("pdc.example.org")
+    files = {"ca_certs": str(tls_broker.authority.certificate), "cert_reqs": 2}
+    files |= {"keyfile": str(pair.key), "certfile": str(pair.certificate)}
+    bus: dict[str, Any] = {
+        "MLP": "kombu",
+        "URL": f"amqp://guest:guest@localhost:{tls_broker.tls_port}//",
+        "EXCHANGE": {"name": "amq.topic", "type": "topic", "durable": True},
+        "OPTIONS": {"login_method": "EXTERNAL", "ssl": files},
+    }
+    make(bus, direct=True).send_messages(PAIRS)
+    users = tls_broker.ctl("list_connections", "user", "auth_mechanism")
+    assert "pdc.example.org\tEXTERNAL" in users
+    assert not caplog.records
+    # A name of the same address that is not in the broker's certificate.
+    bus["URL"] = f"amqp://127.1:{tls_broker.tls_port}//"
+    make(bus, direct=True).send_messages(PAIRS)
+    assert "certificate" in caplog.text
+    assert caplog.text.count("is lost") == 2
+
+
 class Listener(stomp.ConnectionListener):
     """Keeps the messages of a subscription."""
 

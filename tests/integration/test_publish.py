@@ -21,6 +21,7 @@ from fedora_messaging import message as upstream
 from consumer_framework.publishing.message import OutboxError
 from consumer_framework.publishing.store import OutboxStore
 
+ROOT = Path(__file__).resolve().parents[2]
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
 
 
@@ -238,3 +239,32 @@ def test_memory_does_not_grow_with_the_file(conf, tmp_path):
 
     small, large = peak(1000), peak(10_000)
     assert large - small < 20_000, "KiB; the larger file has 40 MB"
+
+
+def scripts_of(page):
+    """Return the Python programs of a how-to."""
+    text = (ROOT / "docs" / "howto" / page).read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def run_script(text, conf):
+    environment = os.environ | {"FEDORA_MESSAGING_CONF": str(conf)}
+    words = [sys.executable, "-c", text]
+    return subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+
+
+def test_the_scripts_of_the_how_to_store_and_send(conf, outbox):
+    stores, sends = scripts_of("publish-from-scripts.md")
+    run_script(stores, conf)
+    assert [row.message.ordering_key for row in outbox.rows()] == ["builds", "builds"]
+    assert run_script(sends, conf).stdout == "1001 sent, 1001 without a queue\n"
+    assert count(outbox) == 2
+
+
+def test_the_call_that_replaces_api_publish_stores_its_message(conf, outbox):
+    before, after, *_ = scripts_of("move-from-api-publish.md")
+    assert "api.publish" in before
+    run_script(after, conf)
+    assert [row.message.topic for row in outbox.rows()] == ["app.build.done"]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "web"
 PROGRAMS = Path(sys.executable).parent
-APPLICATIONS = ["flask", "starlette", "django"]
+APPLICATIONS = ["flask", "starlette", "django", "django_asgi"]
 ENDED = "2026-01-31"
 # Django's settings for a server that is no SQLite.
 OTHER_DATABASE = """
@@ -66,6 +66,9 @@ class Server:
 
     _configure_starlette = _configure_flask
 
+    def _configure_django_asgi(self, url: str, prefix: str) -> None:
+        self._configure_django(url, prefix)
+
     def _configure_django(self, url: str, prefix: str) -> None:
         from .django_project import database  # noqa: PLC0415 -- Django is for this one alone
 
@@ -81,15 +84,18 @@ class Server:
             "flask": ["flask", "--app", "flask_library", "init-db"],
             "django": [sys.executable, "django_library/manage.py", "migrate", "--verbosity=0"],
         }
+        commands["django_asgi"] = commands["django"]
         if command := commands.get(self._name):
             self._run(command).wait()
 
     def start(self) -> None:
         gunicorn = ["gunicorn", "--workers=1", "--threads=4", f"--bind=127.0.0.1:{self.port}"]
+        uvicorn = ["uvicorn", f"--port={self.port}"]
         commands = {
             "flask": [*gunicorn, "flask_library:app"],
             "django": [*gunicorn, "library.wsgi"],
-            "starlette": ["uvicorn", f"--port={self.port}", "starlette_library:app"],
+            "django_asgi": [*uvicorn, "library.asgi:application"],
+            "starlette": [*uvicorn, "starlette_library:app"],
         }
         self._process = self._run(commands[self._name])
         until(self._answers, "the server answers")

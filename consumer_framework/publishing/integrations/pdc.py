@@ -53,6 +53,7 @@ from consumer_framework.publishing import messengers
 from consumer_framework.publishing.collecting import Publisher
 from consumer_framework.publishing.events import RelayLog
 from consumer_framework.publishing.message import (
+    MAX_BODY,
     NotSentError,
     OutboxError,
     Outgoing,
@@ -160,6 +161,7 @@ class PdcMessenger:
                 prepared.append(self._prepared(topic, msg))
             except (PublishError, ValidationError) as error:
                 if may_raise:
+                    self._way.roll_back()
                     raise
                 _tell_lost(str(topic), msg, str(error))
                 continue
@@ -171,6 +173,7 @@ class PdcMessenger:
             _log.warning("%s", error)
         except OutboxError as error:
             if may_raise:
+                self._way.roll_back()
                 raise
             for message in prepared:
                 _tell_lost(message.topic, json.loads(message.body), str(error))
@@ -197,7 +200,8 @@ class PdcMessenger:
         except (TypeError, ValueError, RecursionError) as error:
             raise PublishError(f"the body is no JSON: {error}") from error
         message = Message(topic=self.bus.address(topic), body=body)
-        return outgoing(message, exchange=self.bus.exchange, now=time.time())
+        largest = self._way.max_body
+        return outgoing(message, exchange=self.bus.exchange, now=time.time(), max_body=largest)
 
 
 def _plain(value: Any) -> Any:
@@ -224,6 +228,8 @@ def _tell_lost(topic: str, msg: Any, reason: str) -> None:
 class _Way(Protocol):
     """The part of a messenger that takes the messages."""
 
+    max_body: int
+
     @property
     def is_in_transaction(self) -> bool:
         """True if an exception undoes the caller's changes."""
@@ -231,6 +237,10 @@ class _Way(Protocol):
 
     def put(self, messages: Sequence[Outgoing]) -> None:
         """Take *messages*."""
+        ...
+
+    def roll_back(self) -> None:
+        """Let the caller's transaction fail."""
         ...
 
     def close(self) -> None:
@@ -242,6 +252,7 @@ class _Direct:
     """Sends at once. A lock lets one thread after the other use the connection."""
 
     is_in_transaction = False
+    max_body = MAX_BODY
 
     def __init__(self, bus: MessageBus, made: Messenger) -> None:
         self._bus = bus
@@ -263,6 +274,9 @@ class _Direct:
             if not isinstance(result, Sent):
                 _tell_lost(message.topic, json.loads(message.body), result.reason)
 
+    def roll_back(self) -> None:
+        pass
+
     def close(self) -> None:
         with self._lock:
             self._messenger.close()
@@ -276,6 +290,7 @@ class _Stored:
     ) -> None:
         self._outbox = outbox
         self._timeout = bus.endpoints.timeout
+        self.max_body = outbox.settings.max_body
         self._policy = Policy.of(outbox.settings)
         self._relay: _RelayThread | None = None
         if relay and not isinstance(outbox, Outbox):
@@ -298,6 +313,11 @@ class _Stored:
         self._outbox.accept(entries, self._timeout)
         if self._relay is not None:
             self._relay.wake()
+
+    def roll_back(self) -> None:
+        # Django turns an exception of a middleware into a response, and would commit.
+        if (roll_back := getattr(self._outbox, "roll_back", None)) is not None:
+            roll_back()
 
     def close(self) -> None:
         if self._relay is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
@@ -32,6 +31,7 @@ from consumer_framework.publishing.collecting import (
 )
 from consumer_framework.publishing.integrations.requests import commit
 from consumer_framework.publishing.message import OutboxError
+from consumer_framework.publishing.mocks import mocked_publish
 from consumer_framework.settings import outbox_settings, outbox_table
 
 from .models import OutboxMessage
@@ -74,7 +74,10 @@ class DjangoOutbox(Publisher):
     ) -> Outgoing:
         """Accept *message* for publishing: see :func:`.integrations.django.publish`."""
         entry = self._entry(message, ordering_key, exchange)
-        self.accept([entry], timeout)
+        if (mock := mocked_publish()) is not None:
+            mock(message, exchange)
+        else:
+            self.accept([entry], timeout)
         return entry[0]
 
     async def publish_async(
@@ -87,7 +90,10 @@ class DjangoOutbox(Publisher):
     ) -> Outgoing:
         """Do the same as :meth:`publish`, without blocking the event loop."""
         entry = self._entry(message, ordering_key, exchange)
-        await self.accept_async([entry], timeout)
+        if (mock := mocked_publish()) is not None:
+            mock(message, exchange)
+        else:
+            await self.accept_async([entry], timeout)
         return entry[0]
 
     @property
@@ -102,10 +108,14 @@ class DjangoOutbox(Publisher):
             return any(not getattr(block, "_from_testcase", False) for block in blocks)
         return not connection.get_autocommit()
 
+    def roll_back(self) -> None:
+        """Let the transaction that runs end in a rollback, even if its exception is answered."""
+        connection = connections[self.using]
+        if connection.in_atomic_block:
+            connection.set_rollback(True)
+
     def accept(self, messages: list[Entry], timeout: float = TIMEOUT) -> None:
         """Store messages in the transaction if there is one; see :meth:`.Publisher.accept`."""
-        if not messages:
-            return
         if not self.is_in_transaction:
             super().accept(messages, timeout)
         elif isinstance(block := self.current(), RequestBlock):
@@ -256,7 +266,6 @@ def _row(message: Outgoing, on_failure: str) -> OutboxMessage:
 
 
 _outboxes: dict[str, DjangoOutbox] = {}
-_lock = threading.Lock()
 
 
 def outbox(using: str | None = None) -> DjangoOutbox:
@@ -269,10 +278,8 @@ def outbox(using: str | None = None) -> DjangoOutbox:
         django.core.exceptions.ImproperlyConfigured: ``FM_OUTBOX`` of the settings is wrong.
     """
     alias = using or router.db_for_write(OutboxMessage)
-    with _lock:
-        if alias not in _outboxes:
-            _outboxes[alias] = make(alias)
-        return _outboxes[alias]
+    # Two threads may both make one: the first is kept.
+    return _outboxes.get(alias) or _outboxes.setdefault(alias, make(alias))
 
 
 def make(using: str) -> DjangoOutbox:
@@ -307,5 +314,4 @@ def _own_keys(table: Any) -> tuple[dict[str, str], Any]:
 def _changed(*, setting: str, **_: Any) -> None:
     """Let ``override_settings`` of a test have its effect."""
     if setting in {_SETTING, "DATABASES"}:
-        with _lock:
-            _outboxes.clear()
+        _outboxes.clear()
