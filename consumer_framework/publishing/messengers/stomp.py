@@ -50,6 +50,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -276,7 +277,9 @@ class _Session(ConnectionListener):  # type: ignore[misc]
         self._connection.set_listener("messenger", self)
         try:
             self._connection.transport.start()
-            self._connection.connect(address.user, address.password, with_connect_command=True)
+            # Without its answer, if the broker has ended the connection already.
+            with suppress(StompException):
+                self._connection.connect(address.user, address.password, with_connect_command=True)
             self._wait(lambda: bool(self.server))
             self._frames = _Frames(self.server, destination)
         except EndedError as error:
