@@ -20,7 +20,7 @@ severity INFO                       yes            yes           yes
 another severity                    no             no            as a text
 headers that are texts              yes            yes           yes
 headers that are numbers, true      no             no            as texts
-priority                            yes            yes           yes, to 9
+priority                            yes            yes           0 to 9
 confirms (receipts)                 yes            yes           yes
 unroutable is told                  no             no            no
 largest message                     128 MiB        4 MiB         100 MiB
@@ -89,6 +89,8 @@ _EXCHANGE, _TOPIC = "/exchange/{exchange}/{topic}", "/topic/{topic}"
 # the socket writable, so that the connection is still of use after a memory alarm.
 _WINDOW, _WINDOW_BYTES = 100, 256 * 1024
 _HEARTBEAT = 10.0
+# ActiveMQ changes a larger priority to 9 or 0.
+_MOST_PRIORITY = 9
 _GOODBYE = 2.0
 _WORDLESS = (
     "the broker ended the connection without a word: is a queue full, or a message too large?"
@@ -237,6 +239,8 @@ class _Frames:
             "persistent": "true",
         }
         if message.priority is not None:
+            if message.priority > _MOST_PRIORITY and not _is_rabbitmq(self.server):
+                raise ValueError(f"its priority is {message.priority}; {self.server} has 0 to 9")
             headers["priority"] = str(message.priority)
         left_out = {"priority"}
         if _is_rabbitmq(self.server):
