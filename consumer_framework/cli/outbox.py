@@ -41,8 +41,8 @@ def outbox() -> None:
     Everything works while a relay runs and while none runs.
 
     \b
-    fm-consumer outbox status web                    is it sending? what waits?
-    fm-consumer outbox list web --state dead         what can never be sent, and why
+    fm-consumer outbox status web                    the relay, and the number of messages
+    fm-consumer outbox list web --state dead         those that can never be sent, with reasons
     fm-consumer outbox show web 41                   one message
     fm-consumer outbox retry web 41                  mended? send it again
     """  # noqa: D301 -- click wants the backspace character
@@ -172,7 +172,7 @@ Exit code: 0 if a relay sends, or holds the lease; 1 if none does, or if it cann
 def status(
     words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
 ) -> None:
-    """Show what waits in an outbox, and what its relay does.
+    """Show the number of messages in an outbox, and the state of its relay.
 
     The numbers are those of the database. A relay or an instance that runs on this host as NAME is
     asked for the rest; for others, the lease in the database tells whether there is one.

@@ -41,11 +41,13 @@ class Relay(Service):
         parts = broker.url.partition("@")
         self._endpoint = f"amqp://guest:credential:broker@{parts[2]}"
         container.write(f"/etc/fedora-messaging/{name}.broker", "guest\n", mode=0o600)
+        url = f"sqlite:///{DATABASE}"
+        container.write(f"/etc/fedora-messaging/{name}.database", url, mode=0o600)
 
     def write(self, more: str = "") -> None:
         self.container.write(
             f"/etc/fedora-messaging/{self.name}.toml",
-            f'[consumer_config.framework.outbox]\ndatabase = "sqlite:///{DATABASE}"\n'
+            '[consumer_config.framework.outbox]\ndatabase = "credential:database"\n'
             f'endpoints = ["{self._endpoint}"]\n{more}\n',
         )
 
@@ -90,7 +92,7 @@ def relay(
 @pytest.fixture
 def sending(relay: Relay) -> Relay:
     relay.drop_in("sqlite.conf")
-    relay.drop_in("credentials.conf", "LoadCredential=database:/etc/fedora-messaging/%i.database\n")
+    relay.drop_in("credentials.conf")
     relay.write()
     relay.systemctl("start")
     return relay
