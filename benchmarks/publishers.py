@@ -232,6 +232,11 @@ def _prepared(messages: Sequence[Message]) -> list[tuple[Outgoing, str]]:
     return [(outgoing(message, exchange=EXCHANGE, now=now), "spool") for message in messages]
 
 
+def _warm(messages: Sequence[Message]) -> None:
+    """Compile the schemas of the messages, as a program does once."""
+    _prepared(messages[: len(samples())])
+
+
 def _amqp(task: Task) -> Any:
     from consumer_framework.publishing.messengers import Endpoints  # noqa: PLC0415
     from consumer_framework.publishing.messengers.amqp import Amqp  # noqa: PLC0415
@@ -266,6 +271,7 @@ def _direct(task: Task) -> None:
     from consumer_framework.settings import OutboxSettings  # noqa: PLC0415
 
     messages = task.messages()
+    _warm(messages)
     with Sender(_amqp(task), OutboxSettings(window=100), exchange=EXCHANGE) as send:
         send(messages.pop())
         with task.clock.running():
@@ -276,6 +282,7 @@ def _publish(task: Task) -> None:
     """Publish into SQLite, one commit each."""
     with _outbox(task) as outbox:
         messages = task.messages()
+        _warm(messages)
         outbox.publish(messages.pop())
         with task.clock.running():
             for message in messages:
@@ -285,6 +292,7 @@ def _publish(task: Task) -> None:
 def _transaction(task: Task) -> None:
     with _outbox(task) as outbox:
         messages = task.messages()
+        _warm(messages)
         outbox.publish(messages.pop())
         with task.clock.running():
             for start in range(0, len(messages), TRANSACTION):
@@ -297,6 +305,7 @@ def _in_handler(task: Task) -> None:
     """Collect what a handler publishes, one run of it for each message; nothing is stored."""
     with _outbox(task) as outbox:
         messages = task.messages()
+        _warm(messages)
         with task.clock.running():
             for message in messages:
                 with outbox.collect():

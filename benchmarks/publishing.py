@@ -19,8 +19,8 @@ import click
 
 from consumer_framework.testing.broker import Broker
 
-from . import queues, report
-from .catalogue import ROOT
+from . import messages, queues, report, runs
+from .catalogue import ROOT, Peer, framework
 from .measure import BenchError, leave_nothing_behind
 
 TURNS = 5
@@ -37,11 +37,19 @@ class Way:
         name: Its name in :data:`benchmarks.publishers.PUBLISHERS`.
         label: Its name in tables.
         count: Messages of a run, which takes about a second.
+        peer: The consumer whose handler publishes, if it is one.
     """
 
     name: str
     label: str
     count: int
+    peer: Peer | None = None
+
+
+def _handling(name: str, label: str, count: int, callback: str, lines: str = "") -> Way:
+    label = f"`fm-consumer run`, {label}"
+    peer = Peer(name, label, framework(f"framework:{callback}", lines=lines), ready="notify")
+    return Way(name, label, count, peer)
 
 
 WAYS = (
@@ -58,6 +66,15 @@ WAYS = (
     Way("sqlite-100", "`publish()` into SQLite, 100 in a transaction", 8000),
     Way("claim", "claim and settle alone, 200 rows at a time", 20000),
     Way("handler", "`publish()` in a handler, up to its end", 20000),
+    _handling("silent", "a handler that publishes nothing", 15000, "Handler"),
+    _handling(
+        "silent-direct",
+        'the same with `publishing = "direct"`',
+        15000,
+        "Handler",
+        'publishing = "direct"',
+    ),
+    _handling("publishing", "a handler that publishes a message each time", 5000, "Publishing"),
 )
 
 
@@ -68,6 +85,10 @@ def run(way: Way, url: str, scale: float = 1.0) -> dict[str, float]:
         BenchError: It did not.
     """
     count = max(int(way.count * scale), 20)
+    if way.peer is not None:
+        figures = runs.throughput(url, way.peer, runs.Load(count, messages.samples()))
+        cpu = figures.cpu_per_1000 * 1000
+        return {"throughput": round(figures.throughput, 1), "cpu": round(cpu, 1)}
     command = [sys.executable, "-m", "benchmarks.publishers", way.name, url, str(count)]
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with queues.queue(url, _QUEUE):

@@ -6,8 +6,10 @@ import time
 import zlib
 from typing import Any
 
+from fedora_messaging.message import Message
+
 from benchmarks.peers.tally import TALLY
-from consumer_framework import Consumer
+from consumer_framework import Consumer, publishing
 
 
 class Handler(Consumer):
@@ -15,6 +17,18 @@ class Handler(Consumer):
 
     def handle(self, message: Any) -> None:
         """Handle a message."""
+        TALLY.handled(message._headers)  # noqa: SLF001
+
+
+class Publishing(Consumer):
+    """Publishes a message for each one that it handles."""
+
+    def handle(self, message: Any) -> None:
+        """Handle a message."""
+        body = {"answer to": message.id, "text": "x" * 950}
+        answer = Message(topic="bench.answer", body=body)
+        # To an exchange without the queue of the benchmark.
+        publishing.publish(answer, exchange="amq.fanout")
         TALLY.handled(message._headers)  # noqa: SLF001
 
 

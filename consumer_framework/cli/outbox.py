@@ -16,7 +16,7 @@ from consumer_framework.core.text import plural
 from . import terminal
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
 from .outbox_orders import discard, purge, retry
-from .outbox_selection import Selection, command, filters, one_row, opened
+from .outbox_selection import Selection, command, filters, one_row, opened, settings_of
 from .quarantine import write_new
 from .reload import NOT_RUNNING, REFUSED, file_of, show
 from .selection import row_numbers
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .options import Where
 
 _TROUBLE = 1
+_FINE = {"sending", "standby", "idle"}
 
 
 @click.group()
@@ -40,8 +41,8 @@ def outbox() -> None:
     Everything works while a relay runs and while none runs.
 
     \b
-    fm-consumer outbox status web                    is it sending? what waits?
-    fm-consumer outbox list web --state dead         what can never be sent, and why
+    fm-consumer outbox status web                    the relay, and the number of messages
+    fm-consumer outbox list web --state dead         those that can never be sent, with reasons
     fm-consumer outbox show web 41                   one message
     fm-consumer outbox retry web 41                  mended? send it again
     """  # noqa: D301 -- click wants the backspace character
@@ -171,10 +172,10 @@ Exit code: 0 if a relay sends, or holds the lease; 1 if none does, or if it cann
 def status(
     words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
 ) -> None:
-    """Show what waits in an outbox, and what its relay does.
+    """Show the number of messages in an outbox, and the state of its relay.
 
-    The numbers are those of the database. A relay that runs on this host as NAME is asked for the
-    rest; for others, the lease in the database tells whether there is one.
+    The numbers are those of the database. A relay or an instance that runs on this host as NAME is
+    asked for the rest; for others, the lease in the database tells whether there is one.
     """
     from . import outbox_views  # noqa: PLC0415
 
@@ -190,9 +191,12 @@ def status(
     else:
         for line in outbox_views.status_lines(facts, now):
             click.echo(line)
-        for hint in _hints(at, stats.dead, is_sent=report is not None or _holds(lease, now)):
+        is_own = settings_of(at).database is None
+        unit = f"fm-{'consumer' if is_own else 'outbox'}@{at.instance}"
+        is_sent = report is not None or _holds(lease, now)
+        for hint in _hints(at, stats.dead, "" if is_sent else unit):
             click.echo(hint)
-    if not (_holds(lease, now) if report is None else report.relay.state in {"sending", "standby"}):
+    if not (_holds(lease, now) if report is None else report.relay.state in _FINE):
         raise click.exceptions.Exit(_TROUBLE)
 
 
@@ -200,24 +204,29 @@ def _holds(lease: Any, now: float) -> bool:
     return lease is not None and lease.until > now
 
 
-def _hints(at: Where, dead: int, *, is_sent: bool) -> list[str]:
+def _hints(at: Where, dead: int, unit: str) -> list[str]:
     found = []
     if dead:
         found.append(f"Dead: {terminal.faint(command(at, 'list', '--state dead'))}")
-    if not is_sent:
-        start = f"systemctl start fm-outbox@{at.instance}"
-        found.append(f"Send: {terminal.faint(start)}")
+    if unit:
+        found.append(f"Send: {terminal.faint(f'systemctl start {unit}')}")
     return found
 
 
 def _ask_status(at: Where) -> tuple[RelayStatusReport | None, str]:
     """Ask the relay; return its answer, or the reason why it was not asked."""
-    from consumer_framework.runtime.control.client import ControlError, connected_to  # noqa: PLC0415
+    from consumer_framework.runtime.control.client import (  # noqa: PLC0415
+        ControlError,
+        connected_to,
+        sockets,
+    )
     from consumer_framework.runtime.control.schema import RelayStatus  # noqa: PLC0415
     from consumer_framework.runtime.state_files import relay_sockets  # noqa: PLC0415
 
+    # An instance answers for its own relay.
+    places = [*relay_sockets(at.directory, at.instance), *sockets(at.directory, at.instance)]
     try:
-        with connected_to(relay_sockets(at.directory, at.instance)) as running:
+        with connected_to(places) as running:
             if running is None:
                 return None, ""
             return next(iter([*running.ask(RelayStatus())]), None), ""

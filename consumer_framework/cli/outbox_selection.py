@@ -147,13 +147,17 @@ def settings_of(at: Where) -> OutboxSettings:
     import pydantic  # noqa: PLC0415
 
     from consumer_framework.adapters import config  # noqa: PLC0415
-    from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.access import (  # noqa: PLC0415
+        from_outside,
+        is_relays_file,
+    )
     from consumer_framework.settings import OutboxSettings  # noqa: PLC0415
     from consumer_framework.settings.problems import from_pydantic  # noqa: PLC0415
 
     if not at.file.exists() and not at.file.is_symlink():
         raise no_such_instance(at.instance, at.file)
-    found = config.substituted(at.file, from_outside(at.file, at.instance))
+    access = from_outside(at.file, at.instance, of_relay=is_relays_file(at.file))
+    found = config.substituted(at.file, access)
     if missing := [p for p in (*found.problems, *found.unseen) if p.path == _DATABASE]:
         raise ConfigurationError(*missing, source=str(at.file))
     table: Any = found.document

@@ -206,7 +206,7 @@ def _waiting(stats: OutboxStats, now: float) -> str:
 def _relay(facts: OutboxFacts, now: float) -> str:
     report = facts.report
     if report is not None:
-        shade = {"sending": good, "standby": good, "waiting": bad, "failing": bad}
+        shade = {"sending": good, "standby": good, "idle": good, "waiting": bad, "failing": bad}
         relay = report.relay
         text = safe("; ".join([relay.action, *report.remarks]))
         sent = f"{relay.counts.get('sent', 0):,} sent in {about(relay.up)}, process {report.pid}"

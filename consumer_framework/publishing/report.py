@@ -23,7 +23,8 @@ class RelayReport:
 
     Attributes:
         state: ``"starting"``, ``"sending"``, ``"waiting"`` (no endpoint takes messages),
-            ``"standby"`` (another relay sends), ``"failing"`` (the database cannot be used).
+            ``"standby"`` (another relay sends), ``"failing"`` (the database cannot be used),
+            ``"idle"`` (an instance's own, before its first message).
         trouble: The reason for ``"waiting"`` or ``"failing"``; ``""`` for none.
         next_attempt: With ``"waiting"``: seconds until the next attempt; None otherwise.
         endpoint: ``HOST:PORT`` of the broker in use; ``""`` without one.
@@ -72,6 +73,8 @@ class RelayReport:
                 return f"cannot send: {self.trouble}{when}"
             case "standby":
                 return "standby: another relay sends"
+            case "idle":
+                return "idle: it starts with the first message that a handler publishes"
             case "failing":
                 return f"failing: {self.trouble}"
             case _:

@@ -2,7 +2,9 @@
 """One thread that stores what handlers published, many runs in one transaction.
 
 A commit takes as long for a hundred runs as for one. The runs that end during a commit make up the
-next group ("group commit"). The event loop never waits for the database.
+next group ("group commit"). If there was more than one, the writer waits a moment for further ones:
+then a run does not wait for the one before it, and many share the cost of a commit. The event loop
+never waits for the database.
 
 A fault of one run, such as a body that the database refuses, does not keep the others of its group
 from being stored: after such a fault each run has a transaction of its own.
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 # Runs. Bounds how long the first one of a group waits for the last one.
 _GROUP = 1000
+# Seconds that a group waits for further runs, after a group of several.
+_LINGER = 0.01
 # Seconds between two removals of old sources.
 _TIDY = 60.0
 
@@ -77,11 +81,14 @@ class _Write:
 
     Attributes:
         run: The run; None once its messages are stored.
-        done: Its result is the error in words, or "".
+        waiters: One future for each delivery that waits for the end of this write. Its result is
+            the error in words, or "".
+        is_over: Whether the waiters were told. The event loop's thread has it.
     """
 
     run: RunToStore | None
-    done: asyncio.Future[str]
+    waiters: list[asyncio.Future[str]] = field(default_factory=list)
+    is_over: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -117,6 +124,7 @@ class PublishedWriter:
         self._writes: WeakKeyDictionary[Published, _Write] = WeakKeyDictionary()
         self._queue: SimpleQueue[_Write | None] = SimpleQueue()
         self._tidied = 0.0
+        self._lingers = False
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -128,11 +136,15 @@ class PublishedWriter:
         if self._is_closed:
             raise StoreError("the outbox is closed")
         write = self._writes.get(published)
-        if write is None or (write.run is not None and write.done.done()):
-            write = self._begin(published, write)
-        # Of a batch, several deliveries wait for one write, and one of them may be cancelled.
-        error = await asyncio.shield(write.done)
-        if error:
+        if write is not None and write.is_over and write.run is None:
+            return
+        # Each has a future of its own: one of them may be cancelled.
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        if write is None or write.is_over:
+            self._begin(published, write, done)
+        else:
+            write.waiters.append(done)
+        if error := await done:
             raise StoreError(error)
 
     def close(self) -> None:
@@ -142,17 +154,18 @@ class PublishedWriter:
             self._queue.put(None)
             self._thread.join()
 
-    def _begin(self, published: Published, failed: _Write | None) -> _Write:
+    def _begin(
+        self, published: Published, failed: _Write | None, done: asyncio.Future[str]
+    ) -> None:
         former = failed.run if failed is not None else None
         name = former.run if former is not None else next(self._names)
         run = RunToStore(name, published, is_tried=former is not None)
-        write = _Write(run, asyncio.get_running_loop().create_future())
+        write = _Write(run, [done])
         self._writes[published] = write
         self._queue.put(write)
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="published", daemon=True)
             self._thread.start()
-        return write
 
     # In the thread.
 
@@ -166,6 +179,8 @@ class PublishedWriter:
     def _next_group(self) -> _Group:
         group = _Group()
         write = self._queue.get()
+        if self._lingers and write is not None:
+            time.sleep(_LINGER)
         with contextlib.suppress(Empty):
             while write is not None and len(group.writes) < _GROUP - 1:
                 group.writes.append(write)
@@ -174,6 +189,7 @@ class PublishedWriter:
                 group.is_last = True
             else:
                 group.writes.append(write)
+        self._lingers = len(group.writes) > 1
         return group
 
     def _write(self, writes: list[_Write]) -> None:
@@ -223,7 +239,7 @@ def _is_of_one(error: Exception) -> bool:
 
 def _answer(writes: list[_Write], error: str) -> None:
     """Wake the callers, with one call into the event loop."""
-    loop = writes[0].done.get_loop()
+    loop = writes[0].waiters[0].get_loop()
     # A drain that was cut short may have closed the loop.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(_wake, writes, error)
@@ -231,5 +247,8 @@ def _answer(writes: list[_Write], error: str) -> None:
 
 def _wake(writes: list[_Write], error: str) -> None:
     for write in writes:
-        if not write.done.done():
-            write.done.set_result(error)
+        write.is_over = True
+        waiters, write.waiters = write.waiters, []
+        for done in waiters:
+            if not done.done():
+                done.set_result(error)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from fedora_messaging.exceptions import ConfigurationException
@@ -17,8 +18,9 @@ from twisted.internet import error as twisted_error
 
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem, StoreError
 from consumer_framework.core.lifecycle import Effect, Event, State
+from consumer_framework.publishing.report import RelayReport
 from consumer_framework.runtime.control.requests import Responder
-from consumer_framework.runtime.control.schema import Reload
+from consumer_framework.runtime.control.schema import RelayStatus, RelayStatusReport, Reload
 from consumer_framework.runtime.control.server import ControlFactory
 
 from .drain import Drain, cut_short
@@ -32,6 +34,8 @@ from .tasks import SupervisedTasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from consumer_framework.runtime.assembly.configuration import RunOptions
 
     from .instance import Instance
@@ -161,11 +165,24 @@ class Runner(MultiService):
             dispatcher.store_changed,
             self._instance.status.report,
         )
-        factory = ControlFactory({**responder.by_type, Reload: self._reloader.respond})
+        factory = ControlFactory(
+            {
+                **responder.by_type,
+                Reload: self._reloader.respond,
+                RelayStatus: self._respond_relay_status,
+            }
+        )
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     # Running.
+
+    async def _respond_relay_status(
+        self, _request: RelayStatus
+    ) -> AsyncGenerator[RelayStatusReport, None]:
+        status = self._instance.publications.status
+        relay = RelayReport(state="idle") if status is None else status.report()
+        yield RelayStatusReport(relay, os.getpid())
 
     def _refresh(self) -> None:
         # The author's code may have taken the signals.

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import pika
 import pytest
 
-from .conftest import SUITE
-from .container import product_venv
 from .service import Service
 
 if TYPE_CHECKING:
@@ -43,11 +41,13 @@ class Relay(Service):
         parts = broker.url.partition("@")
         self._endpoint = f"amqp://guest:credential:broker@{parts[2]}"
         container.write(f"/etc/fedora-messaging/{name}.broker", "guest\n", mode=0o600)
+        url = f"sqlite:///{DATABASE}"
+        container.write(f"/etc/fedora-messaging/{name}.database", url, mode=0o600)
 
     def write(self, more: str = "") -> None:
         self.container.write(
             f"/etc/fedora-messaging/{self.name}.toml",
-            f'[consumer_config.framework.outbox]\ndatabase = "sqlite:///{DATABASE}"\n'
+            '[consumer_config.framework.outbox]\ndatabase = "credential:database"\n'
             f'endpoints = ["{self._endpoint}"]\n{more}\n',
         )
 
@@ -66,12 +66,6 @@ class Relay(Service):
         done = self.container.run("fm-consumer", "outbox", "status", self.name, "--json")
         found: dict[str, object] = json.loads(done.stdout)
         return found
-
-
-@pytest.fixture(scope="session")
-def acceptance_venv(acceptance_root: Path, request: pytest.FixtureRequest) -> Path:
-    assert acceptance_root.exists()
-    return product_venv(request.config.rootpath, suite=SUITE, extra="outbox")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +92,7 @@ def relay(
 @pytest.fixture
 def sending(relay: Relay) -> Relay:
     relay.drop_in("sqlite.conf")
-    relay.drop_in("credentials.conf", "LoadCredential=database:/etc/fedora-messaging/%i.database\n")
+    relay.drop_in("credentials.conf")
     relay.write()
     relay.systemctl("start")
     return relay

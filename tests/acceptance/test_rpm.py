@@ -169,3 +169,24 @@ def test_without_the_framework_the_unit_is_fedoras_own_again(fedora, packages, b
     service.systemctl("start")
     service.until(lambda: broker.depth(queue) == (0, 1), "fedora-messaging consumes")
     assert "/usr/bin/fedora-messaging" in service.show("ExecStart")
+
+
+def test_a_relay_is_restarted_by_an_upgrade_and_stopped_by_an_erasure(fedora, packages):
+    relay = Service(fedora, "web")
+    relay.unit = "fm-outbox@web"
+    fedora.run("rpm", "--install", *packages.files(0))
+    assert relay.systemctl("is-enabled", check=False).stdout.strip() == "disabled"
+    fedora.write(
+        "/etc/fedora-messaging/web.toml",
+        "[consumer_config.framework.outbox]\n"
+        'database = "sqlite:////run/fm-outbox/web/outbox.sqlite3"\nmessenger = "dummy"\n',
+    )
+    relay.systemctl("start")
+    before = relay.show("InvocationID")
+    fedora.run("rpm", "--upgrade", *packages.for_hosts(packages.framework[1]))
+    relay.until(lambda: relay.show("InvocationID") != before, "it is restarted")
+    relay.until(lambda: relay.show("ActiveState") == "active", "it sends again")
+    assert relay.show("NRestarts") == "0"
+    fedora.run("rpm", "--erase", NAME, *rpms.FRAMEWORK)
+    assert relay.show("ActiveState") == "inactive"
+    assert relay.show("Result") == "success"

@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from consumer_framework.publishing.store import OutboxStore
 
 from .instance import until
+from .publishing_consumer import Consumer
 from .publishing_points import POINTS
 from .publishing_programs import (
     LEASE,
@@ -43,7 +44,7 @@ from .publishing_programs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from consumer_framework.testing.broker import Broker
 
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 # Each process numbers its messages from a multiple of it.
 NUMBERS = 1_000_000
+# The most seconds of work before a kill. A relay waits for the lease of the one before.
+LONGEST = {"web": 1.5, "script": 1.0, "relay": 3.0 * LEASE, "consumer": 2.0}
 
 
 # Processes that are forked from one that has imported everything start at once.
@@ -96,7 +99,18 @@ class Program:
         self.process.start()
 
     def send(self, number: int) -> None:
-        os.kill(self.process.pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def reload(self) -> bool:
+        """Send SIGHUP, unless it would end the process because it is not ready for it."""
+        with suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            fields = dict(line.split(":", 1) for line in status.splitlines())
+            if (int(fields["SigCgt"], 16) | int(fields["SigBlk"], 16)) >> (signal.SIGHUP - 1) & 1:
+                self.send(signal.SIGHUP)
+                return True
+        return False
 
     def kill(self, work: float, point: tuple[str, int, int] | None = None) -> None:
         """Kill it after *work* seconds of work, and start it again with *point*.
@@ -116,21 +130,25 @@ class Program:
         self.pids.add(self.process.pid)
         self.start(point)
 
+    def finish(self) -> None:
+        """Stop the work of a producer."""
+        self.end()
+
     def end(self) -> None:
         self.process.kill()
         self.process.join()
 
 
 class Clients:
-    """Threads that send requests to the web application.
+    """Threads that send requests to the web application, whose port is in the file *begun*.
 
     Attributes:
         answers: The number of answers by status; 0 for a connection that failed.
         told: The ids of the messages that the application told to be committed.
     """
 
-    def __init__(self, web: Program, number: int = 2) -> None:
-        self._web = web
+    def __init__(self, begun: Path, number: int = 2) -> None:
+        self._begun = begun
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(number)]
         self.answers: Counter[int] = Counter()
@@ -157,7 +175,7 @@ class Clients:
             self.told += ids
 
     def _ask(self) -> tuple[int, list[str]]:
-        port = int(self._web.begun.read_text())
+        port = int(self._begun.read_text())
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.request("POST", "/")
@@ -175,11 +193,13 @@ class Step:
         work: Seconds of work before the kill.
         point: The moment at which the next process of the program dies.
         stop: Seconds for which the process is stopped before it is killed; 0 for none.
+        is_reloaded: True if a relay reads its configuration again before it is killed.
     """
 
     work: float
     point: tuple[str, int, int] | None
     stop: float
+    is_reloaded: bool
 
     def __str__(self) -> str:
         stopped = f", stopped for {self.stop:.1f} s" if self.stop else ""
@@ -191,16 +211,14 @@ def plan(seed: int, name: str) -> Iterator[Step]:
     """Yield the kills of the program *name* that *seed* stands for, without an end."""
     luck = random.Random(f"{seed} {name}")  # noqa: S311 -- reproducible
     role = name.partition(" ")[0]
-    # A relay needs some seconds, because the lease of the one before must end.
-    longest = 3 * LEASE if role == "relay" else 0.8
+    points = list(POINTS.get(role, ()))
     while True:
-        point = (luck.choice(list(POINTS[role])), luck.randint(1, 6), signal.SIGKILL.value)
-        is_stopped = role == "relay" and luck.random() < 0.15
-        yield Step(
-            luck.uniform(0.05, longest),
-            point if luck.random() < 0.5 else None,
-            2 * LEASE if is_stopped else 0.0,
-        )
+        point = None
+        if points and luck.random() < 0.5:
+            point = luck.choice(points), luck.randint(1, 6), signal.SIGKILL.value
+        is_stopped, is_reloaded = (role == "relay" and luck.random() < 0.2 for _ in range(2))
+        work = luck.uniform(0.05, LONGEST[role])
+        yield Step(work, point, 2.0 * LEASE * is_stopped, is_reloaded)
 
 
 @dataclass
@@ -215,7 +233,7 @@ class Chaos:
         steps: The steps of each program's plan so far.
     """
 
-    programs: dict[str, Program]
+    programs: Mapping[str, Program | Consumer]
     broker: Broker
     disk: Disk | None = None
     server: PostgreSQL | MariaDB | None = None
@@ -253,11 +271,13 @@ class Chaos:
                 self._over.set()
                 raise
 
-    def _carry_out(self, step: Step, program: Program) -> None:
-        if step.stop and program.process.is_alive():
-            self.done["a relay was stopped for longer than its lease, and went on"] += 1
+    def _carry_out(self, step: Step, program: Program | Consumer) -> None:
+        if isinstance(program, Program) and (step.stop or step.is_reloaded):
             time.sleep(step.work)
-            with suppress(ProcessLookupError):
+            if step.is_reloaded and program.reload():
+                self.done["a relay read its configuration again"] += 1
+            if step.stop:
+                self.done["a relay was stopped for longer than its lease, and went on"] += 1
                 program.send(signal.SIGSTOP)
                 time.sleep(step.stop)
                 program.send(signal.SIGCONT)
@@ -389,6 +409,9 @@ class Ledger:
                 ends[note["token"]] = note
         killed = set().union(*(program.pids for program in self._chaos.programs.values()))
         for one, count in repeated.items():
+            if one.startswith("out-"):
+                self.duplicates["their instance was killed: it did something again"] += 1
+                continue
             reasons = [
                 self._reason(claim, ends.get(claim["token"]), killed) for claim in claims[one]
             ]
@@ -441,15 +464,17 @@ class Ledger:
         return "\n".join([*lines, *(f"WRONG: {sentence}" for sentence in self.wrong), ""])
 
 
-def drain(store: OutboxStore, programs: dict[str, Program], seconds: float) -> None:
+def drain(store: OutboxStore, programs: Mapping[str, Program | Consumer], seconds: float) -> None:
     """Stop the producers, and wait until the relays have sent everything."""
     for program in programs.values():
         if program.role != "relay":
-            program.end()
+            program.finish()
 
     def is_empty() -> bool:
         for program in programs.values():
-            if program.role == "relay" and not program.process.is_alive():
+            if isinstance(program, Consumer) or program.role != "relay":
+                continue
+            if not program.process.is_alive():
                 program.pids.add(program.process.pid)
                 program.start()
         return not store.rows(limit=1)
@@ -472,7 +497,7 @@ class Bench:
             channel = connection.channel()
             channel.queue_declare(self.topic, durable=True)
             channel.queue_bind(self.topic, "amq.topic", f"{self.topic}.#")
-        self.programs: dict[str, Program] = {}
+        self.programs: dict[str, Program | Consumer] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -493,8 +518,14 @@ class Bench:
         endpoints = (*first, self.broker.url)
         for name in names:
             role = name.partition(" ")[0]
+            if role == "consumer":
+                self.programs[name] = Consumer(self.broker, self.topic, endpoints, self._directory)
+                continue
             orders = Orders(self.url, "", str(self.notes(role)), self.topic, endpoints, point=point)
             self.programs[name] = Program(role, name, orders, self._directory)
+
+    def begun(self, name: str) -> Path:
+        return self._directory / f"{name}.begun"
 
     def claims(self, name: str) -> int:
         """Return the number of claims of the relay *name* so far."""
@@ -508,4 +539,8 @@ class Bench:
         drain(self.store, self.programs, 180)
         arrived = arrivals(self.broker, self.topic)
         truth = Truth.read(self.url, self.notes("script"), told)
+        for program in self.programs.values():
+            if isinstance(program, Consumer):
+                truth.must |= program.must
+                truth.may |= program.may
         return Ledger(truth, arrived, chaos, self.notes("relay"))

@@ -30,7 +30,7 @@ from consumer_framework.publishing.messengers import (
 )
 from consumer_framework.testing.broker import reserve_port
 
-from .messengers import ON_RABBITMQ_3, TARGETS, WITH_FAILOVER, numbered, numbers, prepared
+from .messengers import MOST, ON_RABBITMQ_3, TARGETS, WITH_FAILOVER, numbered, numbers, prepared
 
 
 def of_class(topic):
@@ -131,7 +131,7 @@ def assert_same(ours, theirs, features) -> None:
         assert getattr(got, name) == getattr(sent, name), name
 
 
-@pytest.mark.parametrize("target", TARGETS, indirect=True)
+@pytest.mark.parametrize("target", MOST, indirect=True)
 def test_a_batch_arrives_in_its_order(target, connect, topic, arrived):
     messenger = connect(target.name, target.url)
     messenger.open()
@@ -141,7 +141,7 @@ def test_a_batch_arrives_in_its_order(target, connect, topic, arrived):
     assert numbers(arrived()) == list(range(250))
 
 
-@pytest.mark.parametrize("target", TARGETS, indirect=True)
+@pytest.mark.parametrize("target", MOST, indirect=True)
 def test_a_message_that_no_queue_gets_is_sent_and_told(target, connect, topic):
     messenger = connect(target.name, target.url)
     messenger.open()
@@ -167,7 +167,7 @@ def test_a_missing_exchange_stops_only_its_own_messages(target, connect, topic, 
     assert messenger.send_many(numbered(topic, 2)) == [first] * 2
 
 
-@pytest.mark.parametrize("target", TARGETS, indirect=True)
+@pytest.mark.parametrize("target", MOST, indirect=True)
 def test_an_account_that_may_only_write_needs_no_more(target, writer, connect, topic, arrived):
     messenger = connect(target.name, target.url_at(target.port, *writer))
     batch = numbered(topic, 3)
@@ -181,7 +181,7 @@ def test_an_account_that_may_only_write_needs_no_more(target, writer, connect, t
     assert list(dict.fromkeys(numbers(arrived()))) == [0, 2]
 
 
-@pytest.mark.parametrize("target", TARGETS, indirect=True)
+@pytest.mark.parametrize("target", MOST, indirect=True)
 def test_a_message_that_a_full_queue_refuses_is_to_be_sent_again(target, connect, topic, channel):
     queue = f"full.{uuid.uuid4()}"
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -232,7 +232,8 @@ def test_closing_twice_does_no_harm_and_the_next_batch_connects(target, connect,
 
 
 def test_headers_that_do_not_fit_into_a_frame_are_refused(connect, target, topic):
-    large = prepared(topic, headers={f"fedora_messaging_rpm_{n}": True for n in range(6000)})
+    headers = {f"fedora_messaging_rpm_{n}": True for n in range(6000)}
+    large = Outgoing("id", topic, b"{}", headers, "amq.topic")
     [first, second, third] = connect("amqp", target.url).send_many(
         [prepared(topic), large, prepared(topic)]
     )

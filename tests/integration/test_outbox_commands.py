@@ -14,6 +14,7 @@ from consumer_framework.cli import outbox_orders as orders
 from consumer_framework.publishing.store import OutboxStore
 from tests.unit.outboxes import message, spooled
 
+from .instance import publish, queue_table, until
 from .outbox import on_every_database
 
 LEASE = 60.0
@@ -303,3 +304,34 @@ def test_a_credential_that_only_the_relay_sees_is_told(tmp_path):
     url = "postgresql://web:credential:password@127.0.0.1:1/x"
     outbox.file.write_text(f'[consumer_config.framework.outbox]\ndatabase = "{url}"\n')
     assert 'the credential "password" cannot be checked here' in outbox("list", exit_code=78)
+
+
+HANDLER = """
+from fedora_messaging import api
+from fedora_messaging.message import Message
+
+def handler(message):
+    api.publish(Message(topic="answer", body=message.body))
+"""
+
+
+def test_an_instances_own_relay_is_asked(broker, queue_name, start):
+    # Started by hand: the control socket is in the state directory.
+    environment = {"RUNTIME_DIRECTORY": ""}
+    instance = start(broker.url, queue_table(queue_name), HANDLER, environment=environment).ready()
+
+    def status():
+        named = ["--conf", str(instance.configuration), "--state-dir", str(instance.state)]
+        result = CliRunner().invoke(main, ["outbox", "status", *named], catch_exceptions=False)
+        return result.exit_code, result.output
+
+    publish(broker.url, queue_name, [1])
+    until(lambda: "sent     1, 1 unroutable" in status()[1], lambda: str(status()))
+    exit_code, text = status()
+    assert exit_code == 0
+    assert "relay    sending to " in text
+    assert "(1 sent in " in text
+    assert instance.stop() == 0
+    exit_code, text = status()
+    assert exit_code == 1
+    assert "Send: systemctl start fm-consumer@instance" in text

@@ -29,7 +29,7 @@ from consumer_framework.publishing.integrations.pdc import PdcMessenger, messeng
 from consumer_framework.publishing.message import OutboxError, PublishError
 from consumer_framework.publishing.outbox import Outbox
 from consumer_framework.publishing.store import OutboxStore
-from consumer_framework.settings import OnFailure, OutboxSettings
+from consumer_framework.settings import OnFailure, OutboxSettings, Unroutable
 from consumer_framework.testing.broker import reserve_port
 
 from .fedmsg_bus import RsaAuthority, Subscriber, free_url
@@ -364,6 +364,22 @@ def test_a_subscriber_of_fedmsg_gets_the_topic_without_the_dot(make, tmp_path):
     assert topic == got["topic"] == "org.fedoraproject.dev.pdc.compose"
     assert got["msg"] == {"n": 1}
     assert authority.verify(got) == "pdc-host.example.org"
+
+
+def test_a_message_waits_for_a_subscriber_of_fedmsg_if_the_outbox_says_so(make, tmp_path, store):
+    url = free_url()
+    bus = {"MLP": "fedmsg", "URL": url, "OPTIONS": {"post_init_sleep": 0.1}}
+    settings = OutboxSettings(unroutable=Unroutable.RETRY)
+    outbox = Outbox(f"sqlite:///{tmp_path / 'outbox.sqlite3'}", settings)
+    make(bus, outbox=outbox).send_message(".compose", {"n": 1})
+    until(
+        lambda: [row.reason for row in store.rows(limit=1)] == ["no queue is bound for its topic"]
+    )
+    with Subscriber(url) as subscriber:
+        [(topic, got)] = subscriber.take(1, 30)
+    assert topic == f"com.example.dev.{__name__.partition('.')[0]}.compose"
+    assert got["msg"] == {"n": 1}
+    until(lambda: store.stats().waiting == 0)
 
 
 CLASS = """

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -26,15 +27,17 @@ SECONDS, DISK_FULL, RESTARTS = (120, 10, 3) if FULL else (12, 3, 1)
 
 @pytest.mark.parametrize("own_database", [SQLITE, POSTGRESQL, MARIADB], indirect=True)
 def test_nothing_is_lost_a_ghost_or_out_of_order_in_chaos(own_database, tmp_path):
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     seed = int(os.environ.get("CHAOS_SEED", "7"))
     database = own_database
     with Broker(start_timeout=180) as broker, Bench(database.url, broker, tmp_path) as bench:
         # RabbitMQ 3 writes new declarations to the disk with a delay.
         broker.ctl("eval", "mnesia:sync_log().", timeout=180)
         with reserve_port() as dead:
-            bench.start("web", "script", "relay one", "relay two", dead=dead.getsockname()[1])
+            names = ("web", "script", "consumer", "relay one", "relay two")
+            bench.start(*names, dead=dead.getsockname()[1])
             chaos = Chaos(bench.programs, broker, database.disk, database.server)
-            with Clients(bench.programs["web"]) as clients:
+            with Clients(bench.begun("web")) as clients:
                 chaos.run(seed, SECONDS, DISK_FULL, RESTARTS)
             ledger = bench.ledger(chaos, clients.told)
     steps = "\n".join(
@@ -46,7 +49,7 @@ def test_nothing_is_lost_a_ghost_or_out_of_order_in_chaos(own_database, tmp_path
     )
     assert not ledger.wrong, str(ledger)
     assert ledger.arrived > 100
-    assert all(program.kills.total() > 2 for program in bench.programs.values())
+    assert all(program.kills.total() for program in bench.programs.values())
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_a_kill_at_a_boundary_loses_nothing(outbox_url, broker, role, point, tmp
     with Bench(outbox_url, broker, tmp_path) as bench:
         bench.start("web", "script", "relay")
         killed = bench.programs[role]
-        with Clients(bench.programs["web"]) as clients:
+        with Clients(bench.begun("web")) as clients:
             killed.kill(0.1, (point, 3, signal.SIGKILL))
             killed.kill(10)
             until(lambda: clients.answers[201] > 20, "the application works")

@@ -580,3 +580,12 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_link_has_a_text_that_a_forge_shows(page):
     assert re.findall(r"\[\]\([^)]*\)", page.read_text(encoding="utf-8")) == []
+
+
+def test_each_test_that_the_page_on_publishing_names_exists():
+    text = (DOCS / "explanation" / "publishing.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    files = (ROOT / "tests").glob("*/test_*.py")
+    known = {name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text())}
+    assert len(named) > 20
+    assert named <= known

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from consumer_framework.adapters.systemd.accounts import service_account
 from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_service
 from consumer_framework.adapters.systemd.systemctl import unit_name
-from consumer_framework.runtime.assembly.access import from_outside, hands_file_over
+from consumer_framework.runtime.assembly.access import from_outside, hands_file_over, is_relays_file
 from consumer_framework.runtime.assembly.plan import tasks_problem
 from consumer_framework.runtime.state_files import SYSTEM_STATE, is_directory_given, state_directory
 from consumer_framework.settings import StoreKind, instance_name_problem
@@ -23,7 +23,7 @@ from consumer_framework.settings import StoreKind, instance_name_problem
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .files import file_findings, password_findings, state_findings, tls_findings
 from .findings import Finding, Level, error, report
-from .outbox import is_relays, outbox_findings, relay_findings
+from .outbox import outbox_findings, relay_findings
 from .queues import binding_findings, flow_findings, queue_findings
 from .start import NamedCredentials, examine, monitoring_findings, publish_findings
 
@@ -48,12 +48,13 @@ def check(options: RunOptions, *, as_service: bool, ask_broker: bool) -> Report:
         ask_broker: Connect to the broker too.
     """
     account = _account(options.instance) if as_service else None
-    access = from_outside(options.path, options.instance, of_service=as_service)
+    of_relay = is_relays_file(options.path) and not options.names_callback
+    access = from_outside(options.path, options.instance, of_service=as_service, of_relay=of_relay)
     options = replace(options, access=access)
     named = NamedCredentials.in_file(options.path, access)
     start = examine(options, named.absent)
     settings = start.settings
-    if settings is not None and is_relays(settings) and not options.names_callback:
+    if settings is not None and of_relay:
         found = _relay_findings(options, start, account, named)
     else:
         found = [

@@ -24,11 +24,6 @@ DATABASE = f"{_PATH}.database"
 _LONGEST_NAME = 21
 
 
-def is_relays(settings: Settings) -> bool:
-    """Tell whether a configuration is that of a relay, and of no consumer."""
-    return settings.callback is None and settings.framework.outbox.database is not None
-
-
 def relay_findings(name: str, *, as_service: bool) -> Iterator[Finding]:
     """Yield the findings about the name of a relay."""
     yield info("callback", "is not set: this is the configuration of a relay, fm-outbox@NAME")

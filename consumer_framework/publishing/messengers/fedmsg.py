@@ -13,7 +13,7 @@ The package fedmsg is not needed. A message has two frames, the topic and a JSON
   same ones.
 - ``headers`` are those of fedora-messaging, with severity and message class, so that a bridge to
   AMQP can restore the message. Fedora's own (``fedmsg_migration_tools``) makes a message of the
-  class ``base.message`` with severity INFO of each.
+  class ``base.message`` with severity INFO of each. fedmsg has no priorities.
 
 **Nothing acknowledges.** :class:`.Sent` means that the message was handed over to ZeroMQ, which
 sends it to those that subscribe at that moment. ZeroMQ keeps up to 1000 messages for each

@@ -20,7 +20,7 @@ severity INFO                       yes            yes           yes
 another severity                    no             no            as a text
 headers that are texts              yes            yes           yes
 headers that are numbers, true      no             no            as texts
-priority                            yes            yes           yes, to 9
+priority                            yes            yes           0 to 9
 confirms (receipts)                 yes            yes           yes
 unroutable is told                  no             no            no
 largest message                     128 MiB        4 MiB         100 MiB
@@ -50,6 +50,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -88,6 +89,8 @@ _EXCHANGE, _TOPIC = "/exchange/{exchange}/{topic}", "/topic/{topic}"
 # the socket writable, so that the connection is still of use after a memory alarm.
 _WINDOW, _WINDOW_BYTES = 100, 256 * 1024
 _HEARTBEAT = 10.0
+# ActiveMQ changes a larger priority to 9 or 0.
+_MOST_PRIORITY = 9
 _GOODBYE = 2.0
 _WORDLESS = (
     "the broker ended the connection without a word: is a queue full, or a message too large?"
@@ -236,6 +239,8 @@ class _Frames:
             "persistent": "true",
         }
         if message.priority is not None:
+            if message.priority > _MOST_PRIORITY and not _is_rabbitmq(self.server):
+                raise ValueError(f"its priority is {message.priority}; {self.server} has 0 to 9")
             headers["priority"] = str(message.priority)
         left_out = {"priority"}
         if _is_rabbitmq(self.server):
@@ -276,7 +281,9 @@ class _Session(ConnectionListener):  # type: ignore[misc]
         self._connection.set_listener("messenger", self)
         try:
             self._connection.transport.start()
-            self._connection.connect(address.user, address.password, with_connect_command=True)
+            # Without its answer, if the broker has ended the connection already.
+            with suppress(StompException):
+                self._connection.connect(address.user, address.password, with_connect_command=True)
             self._wait(lambda: bool(self.server))
             self._frames = _Frames(self.server, destination)
         except EndedError as error:

@@ -7,7 +7,7 @@ unit to find the files that systemd would hand over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters import config
 from consumer_framework.adapters.config import Access
@@ -36,7 +36,12 @@ def from_inside(path: Path | None, instance: str) -> Access:
 
 
 def from_outside(
-    path: Path | None, instance: str, *, lenient: bool = True, of_service: bool | None = None
+    path: Path | None,
+    instance: str,
+    *,
+    lenient: bool = True,
+    of_service: bool | None = None,
+    of_relay: bool = False,
 ) -> Access:
     """Return the access of an administrator's command to the configuration *path* of an instance.
 
@@ -45,12 +50,17 @@ def from_outside(
         instance: The instance's name.
         lenient: Report no problem for a credential that only the instance itself can read.
         of_service: True if systemd runs it; None to tell by its file.
+        of_relay: True for the unit of a relay, fm-outbox@INSTANCE.
     """
     if ServiceCredentials.of_process(instance).exist:
         access = from_inside(path, instance)
         return Access(access.handed_over, access.credentials, lenient)
+
+    def ask() -> CredentialSettings:
+        return settings_of(instance, of_relay=of_relay)
+
     if is_systems(path, instance) if of_service is None else of_service:
-        return Access(None, UnitCredentials(lambda: settings_of(instance), instance), lenient)
+        return Access(None, UnitCredentials(ask, instance), lenient)
     return Access(None, NoCredentials(), lenient)
 
 
@@ -90,12 +100,25 @@ def hands_file_over(instance: str) -> bool:
     return CONFIGURATION in settings_of(instance).files
 
 
-def settings_of(instance: str) -> CredentialSettings:
-    """Return the credential settings of an instance's unit.
+def is_relays_file(path: Path | None) -> bool:
+    """Tell whether a file is the configuration of a relay, and of no consumer."""
+    try:
+        document: Any = {} if path is None else config.read(path)
+    except ConfigurationError:
+        return False
+    table = document
+    for key in ("consumer_config", "framework", "outbox"):
+        table = table.get(key) if isinstance(table, dict) else None
+    return "callback" not in document and isinstance(table, dict) and "database" in table
+
+
+def settings_of(instance: str, *, of_relay: bool = False) -> CredentialSettings:
+    """Return the credential settings of the unit of an instance, or of a relay.
 
     The shipped unit stands for one that systemd does not know, and for a systemd that is not there.
     """
-    known = CredentialSettings.of_unit(unit_name(instance))
+    unit = f"fm-outbox@{instance}.service" if of_relay else unit_name(instance)
+    known = CredentialSettings.of_unit(unit)
     if known is not None:
         return known
     file = str(CONFIGURATION_DIRECTORY / f"{instance}.toml")
