@@ -4,8 +4,6 @@
 tests/integration/test_connection.py and test_tls.py have it with a broker.
 """
 
-import contextlib
-import socket
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,8 +11,7 @@ from unittest import mock
 import pika
 import pytest
 from fedora_messaging import config
-from twisted.internet import error, task, tcp
-from twisted.internet.main import CONNECTION_LOST
+from twisted.internet import error, task
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -42,101 +39,6 @@ class Transport(StringTransport):
 
     def abortConnection(self):  # noqa: N802 -- Twisted's name
         self.aborted += 1
-
-
-class Wire:
-    """A TCP connection of Twisted's, whose reactor sends only when it is told to."""
-
-    def __init__(self):
-        own, self.peer = socket.socketpair()
-        own.setblocking(False)
-        self.peer.setblocking(False)
-        self.tls = mock.Mock()
-        self.writers: list[Any] = []
-        reactor: Any = self
-        self.connection: Any = tcp.Connection(own, self.tls, reactor)
-        self.connection.connected = True
-        self.transport = _AbortingTransport(self.connection, task.Clock())
-
-    def addWriter(self, writer):  # noqa: N802 -- Twisted's name
-        self.writers.append(writer)
-
-    def removeWriter(self, writer):  # noqa: N802 -- Twisted's name
-        self.writers.clear()
-
-    def removeReader(self, reader):  # noqa: N802 -- Twisted's name
-        pass
-
-    def arrived(self):
-        arrived = b""
-        with contextlib.suppress(BlockingIOError):
-            while more := self.peer.recv(1 << 16):
-                arrived += more
-        return arrived
-
-    def close(self):
-        self.connection.socket.close()
-        self.peer.close()
-
-
-@pytest.fixture
-def wire():
-    made = Wire()
-    yield made
-    made.close()
-
-
-ACK = pika.frame.Method(1, pika.spec.Basic.Ack(7, multiple=True)).marshal()
-NACK = pika.frame.Method(1, pika.spec.Basic.Nack(7)).marshal()
-
-
-def test_an_acknowledgement_leaves_at_once(wire):
-    wire.transport.write(ACK)
-    assert wire.arrived() == ACK
-    assert not wire.writers
-
-
-def test_other_frames_wait_for_the_reactor_and_are_not_overtaken(wire):
-    wire.transport.write(NACK)
-    wire.transport.write(ACK)
-    assert not wire.arrived()
-    wire.connection.doWrite()
-    assert wire.arrived() == NACK + ACK
-    assert not wire.writers
-
-
-def test_an_acknowledgement_waits_for_room_in_the_socket(wire):
-    filled = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            filled += wire.connection.socket.send(bytes(4096))
-    wire.transport.write(ACK)
-    assert wire.writers
-    assert wire.arrived() == bytes(filled)
-    wire.connection.doWrite()
-    assert wire.arrived() == ACK
-
-
-def test_an_acknowledgement_is_encrypted(wire):
-    wire.connection.TLS = True
-    wire.transport.write(ACK)
-    wire.tls.write.assert_called_once_with(ACK)
-    assert not wire.arrived()
-
-
-def test_an_acknowledgement_on_a_broken_connection_is_left_to_the_reactor(wire):
-    wire.peer.close()
-    wire.transport.write(ACK)
-    assert wire.writers
-    assert wire.connection.doWrite() is CONNECTION_LOST
-
-
-def test_an_acknowledgement_on_a_connection_that_is_closing_is_left_to_the_reactor(wire):
-    wire.transport.loseConnection()
-    wire.transport.write(ACK)
-    assert not wire.arrived()
-    wire.connection.doWrite()
-    assert wire.arrived() == ACK
 
 
 class Connector:

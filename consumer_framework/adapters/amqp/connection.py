@@ -550,20 +550,12 @@ class TolerantChannel(TwistedChannel):
         super()._on_channel_closed(channel, reason)  # type: ignore[arg-type]
 
 
-# Class and method of basic.ack (AMQP 0-9-1, section 1.8.3.13), and where a frame has them.
-_ACK = b"\x00\x3c\x00\x50"
-_METHOD_AT = 7
-
-
 class _AbortingTransport:
     """A transport that is gone soon after it was told to close.
 
     ``loseConnection`` waits for written data, and under TLS for the peer's answer. From a peer
     that no longer answers -- pika closes the connection because heartbeats are missing -- none
     ever comes, and the connection would stay lost and unreplaced.
-
-    An acknowledgement leaves at once where nothing waits before it. Twisted would change its
-    selector twice for it, and send it one turn of the event loop later.
     """
 
     def __init__(self, transport: Any, clock: ReactorClock) -> None:
@@ -575,21 +567,6 @@ class _AbortingTransport:
         self._transport.loseConnection()
         if self._timer is None:
             self._timer = self._clock.callLater(CLOSE_TIMEOUT, self._transport.abortConnection)
-
-    def write(self, data: bytes) -> None:
-        if data.startswith(_ACK, _METHOD_AT) and self._is_idle():
-            sent = self._transport.writeSomeData(data)
-            # An error is for the reactor to find: it meets the same one.
-            data = data[sent:] if isinstance(sent, int) else data
-        if data:
-            self._transport.write(data)
-
-    def _is_idle(self) -> bool:
-        """Tell whether bytes may go to the socket as they are, and overtake none."""
-        transport = self._transport
-        if getattr(transport, "TLS", True) or not transport.connected or transport.disconnecting:
-            return False
-        return not (transport.dataBuffer or transport._tempDataBuffer)  # noqa: SLF001 -- no other way
 
     def is_gone(self) -> None:
         """Abort it no more: TLS has nothing left then that could be aborted."""
