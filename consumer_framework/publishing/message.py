@@ -106,8 +106,8 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
 
     Raises:
         fedora_messaging.exceptions.ValidationError: The body does not fit the schema of its class.
-        PublishError: The body cannot be JSON, it, the topic or the ordering key is too large, or the
-            priority is none.
+        PublishError: The body cannot be JSON, or it, the topic, the ordering key or the priority is
+            too large.
     """
     try:
         (validate or schemas.validate)(message)

@@ -239,8 +239,7 @@ class PublishedWriter:
         try:
             self._stored(count)
             self._tidy(store)
-        except Exception:
-            # The messages are stored, and the thread must go on.
+        except Exception:  # noqa: BLE001 -- the messages are stored, and the thread must go on
             _log.exception("after a commit to the outbox")
         return None
 
