@@ -34,6 +34,7 @@ from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.settings import outbox_settings
 
+from . import FILE
 from .collecting import TIMEOUT, Entry, Pending, Publisher
 from .message import NotSentError, Outgoing
 from .mocks import mocked_publish
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["NotSentError", "Outbox", "Pending", "default", "set_default"]
 
 _PATH = "consumer_config.framework.outbox"
-_FILE = "outbox.sqlite3"
 
 
 class Outbox(Publisher):
@@ -345,4 +345,4 @@ def database_of(settings: OutboxSettings) -> str:
     if not directory:
         cure = 'set it to a URL such as "sqlite:////var/lib/NAME/outbox.sqlite3"'
         raise ConfigurationError(Problem(f"{_PATH}.database", "is not set", cure))
-    return f"sqlite:///{directory}/{_FILE}"
+    return f"sqlite:///{directory}/{FILE}"

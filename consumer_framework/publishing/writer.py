@@ -55,7 +55,8 @@ class RunToStore:
     """The messages of one run of a handler.
 
     Attributes:
-        run: A name of at most 64 characters that no other run has.
+        run: A name of at most 64 characters that no other run has; the part before the dot is
+            that of the process.
         published: The messages and their deliveries.
         is_tried: Whether they may be stored already, by an attempt whose end is not known.
     """
@@ -79,7 +80,15 @@ class RunToStore:
         if self.is_tried and any(known.get(key) == self.run for key in self.keys):
             return True
         pairs = zip(self.published.deliveries, self.keys, strict=True)
-        return all(may_come_again(delivery) and key in known for delivery, key in pairs)
+        return all(may_come_again(d) and self._is_of_former(known.get(key)) for d, key in pairs)
+
+    def _is_of_former(self, run: str | None) -> bool:
+        """Tell whether a former process stored *run*; this one would not run its delivery again."""
+        return run is not None and _process(run) != _process(self.run)
+
+
+def _process(run: str) -> str:
+    return run.partition(".")[0]
 
 
 @dataclass(eq=False, slots=True)

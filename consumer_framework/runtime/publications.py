@@ -31,8 +31,8 @@ from consumer_framework.adapters import codec
 from consumer_framework.author.heartbeat import collect
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.ports import Outbox as OutboxPort
+from consumer_framework.publishing import FILE, upstream
 from consumer_framework.publishing import outbox as outboxes
-from consumer_framework.publishing import upstream
 from consumer_framework.publishing.shared import SharedSender
 from consumer_framework.publishing.writer import PublishedWriter
 from consumer_framework.settings import PublishingKind
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# In the state directory.
-FILE = "outbox.sqlite3"
 # Seconds that a drain gives the relay to send the last messages; others go out at the next start.
 LAST_SENDS = 3.0
 # Seconds that a drain waits for the batch on its way.

@@ -69,6 +69,14 @@ def test_an_equal_message_that_is_published_anew_stores_its_messages(store):
     assert ids(store) == names_of(one) + names_of(other)
 
 
+def test_a_redelivery_that_is_equal_to_a_message_of_the_same_process_is_another_message(store):
+    # Both were delivered; the connection broke after the first one was acknowledged.
+    assert stored(store, RunToStore("one.1", published(make_delivery(message_id="1")))) == 1
+    again = make_delivery(message_id="1", redelivered=True)
+    assert stored(store, RunToStore("one.2", published(again))) == 1
+    assert stored(store, RunToStore("two.1", published(again))) == 0
+
+
 def test_two_equal_messages_in_one_transaction_store_both_their_messages(store):
     one, other = published(), published()
     assert stored(store, RunToStore("1", one), RunToStore("2", other)) == 2
