@@ -52,6 +52,9 @@ __all__ = [
     "set_default",
 ]
 
+# The outbox of an instance that names no database, in its state directory.
+FILE = "outbox.sqlite3"
+
 # Late: a program that does not publish needs none of them.
 _MODULES = {
     "NotSentError": "message",
