@@ -16,7 +16,7 @@
   :mod:`.tables`, :mod:`.database` and :mod:`.claims`.
 - :mod:`.outbox` is the interface of applications: ``publish``, transactions.
 - :mod:`.relay` sends from the store through a messenger, and marks. It tells its
-  observers the :mod:`.events`.
+  observers the :mod:`.events`, and keeps its claims by :mod:`.extending`.
 - :mod:`.direct` sends at once, without an outbox, for scripts that can wait and repeat.
 - :mod:`.messengers` are the ways to send.
 - :mod:`.integrations` join an outbox to web frameworks, and to the settings of others.
