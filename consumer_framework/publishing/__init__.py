@@ -16,7 +16,7 @@
   :mod:`.tables`, :mod:`.database` and :mod:`.claims`.
 - :mod:`.outbox` is the interface of applications: ``publish``, transactions.
 - :mod:`.relay` sends from the store through a messenger, and marks. It tells its
-  observers the :mod:`.events`.
+  observers the :mod:`.events`, and keeps its claims by :mod:`.extending`.
 - :mod:`.direct` sends at once, without an outbox, for scripts that can wait and repeat.
 - :mod:`.messengers` are the ways to send.
 - :mod:`.integrations` join an outbox to web frameworks, and to the settings of others.
@@ -51,6 +51,9 @@ __all__ = [
     "sender",
     "set_default",
 ]
+
+# The outbox of an instance that names no database, in its state directory.
+FILE = "outbox.sqlite3"
 
 # Late: a program that does not publish needs none of them.
 _MODULES = {
