@@ -44,6 +44,7 @@ from consumer_framework.core.memory import Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.ports import Settled
 from consumer_framework.core.settler import Settler
+from consumer_framework.publishing import FILE
 from consumer_framework.runtime.assembly.access import from_outside
 from consumer_framework.runtime.assembly.configuration import load
 from consumer_framework.runtime.assembly.plan import make_plan
@@ -51,7 +52,7 @@ from consumer_framework.runtime.control.client import reached
 from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.runtime.control.schema import Begun, Replay, Replayed, Step
 from consumer_framework.runtime.publications import Publications
-from consumer_framework.runtime.state_files import OUTBOX, store_limits
+from consumer_framework.runtime.state_files import store_limits
 from consumer_framework.settings import Framework
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def replay(
                 run = _ReplayRun(plan, store, tuple(rows), tell, interrupted, publications)
                 _run_reactor(run)
         finally:
-            _give_to_owner(directory / OUTBOX)
+            _give_to_owner(directory / FILE)
 
 
 def _give_to_owner(outbox: Path) -> None:

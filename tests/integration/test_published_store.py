@@ -3,6 +3,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -338,11 +339,16 @@ def test_a_writer_whose_thread_cannot_start_tries_it_anew(store, opening, writer
 
 def test_a_closed_writer_has_stored_what_it_had_and_takes_no_more(store, opening):
     async def scenario():
-        writer = PublishedWriter(opening, lambda: NOW)
+        def slowly():
+            time.sleep(0.2)
+            return opening()
+
+        writer = PublishedWriter(slowly, lambda: NOW)
         one = published()
         task = asyncio.create_task(writer.store(one))
         await asyncio.sleep(0)
         writer.close()
+        assert ids(store) == names_of(one)
         await task
         assert ids(store) == names_of(one)
         with pytest.raises(StoreError, match="closed"):

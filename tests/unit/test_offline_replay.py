@@ -59,9 +59,9 @@ def replay(tmp_path: Path, state: Path) -> subprocess.CompletedProcess[str]:
     (tmp_path / "published_in_replay.py").write_text(HANDLER)
     file = tmp_path / "sample.toml"
     file.write_text(CONFIGURATION)
-    command = [Path(sys.executable).parent / "fm-consumer", "quarantine", "replay", "--all"]
+    command = [str(Path(sys.executable).parent / "fm-consumer"), "quarantine", "replay", "--all"]
     return subprocess.run(
-        [*command, "--conf", file, "--state-dir", state],
+        [*command, "--conf", str(file), "--state-dir", str(state)],
         capture_output=True,
         text=True,
         check=False,
