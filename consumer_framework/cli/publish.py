@@ -363,13 +363,17 @@ def _to_broker(
     try:
         sender.open()
     except ConnectionError as error:
-        cure = "start it, or name another with amqp_url in the file of --conf"
+        key = "outbox.endpoints" if settings.endpoints else "amqp_url"
+        cure = f"start it, or name another with {key} in the file of --conf"
         terminal.complain(ConnectionError(f"the broker cannot be reached: {error}; {cure}"))
         raise click.exceptions.Exit(_UNREACHABLE) from None
-    hosts = [host_of(url) for url in endpoints_of(document, settings).urls]
-    others = f" or {plural(len(hosts) - 1, 'other broker')}" if len(hosts) > 1 else ""
     exchange = options.exchange or document["publish_exchange"]
-    return ToBroker(sender, f"to exchange {exchange} at {hosts[0]}{others}")
+    endpoint = sender.endpoint or host_of(endpoints_of(document, settings).urls[0])
+    places = {
+        "dummy": "to nobody: the messenger is dummy",
+        "fedmsg": f"to the subscribers of {endpoint}",
+    }
+    return ToBroker(sender, places.get(settings.messenger, f"to exchange {exchange} at {endpoint}"))
 
 
 def _to_outbox(path: Path | None, settings: OutboxSettings) -> ToOutbox:

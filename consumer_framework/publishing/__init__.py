@@ -78,8 +78,16 @@ def publish(message: Message, ordering_key: str | None = None, **options: Any) -
     """Accept *message* for publishing, by the outbox that the configuration file describes.
 
     The file is fedora-messaging's: ``$FEDORA_MESSAGING_CONF``, or
-    ``/etc/fedora-messaging/config.toml``. Arguments and errors are those of
-    :meth:`.Outbox.publish`, and :class:`.ConfigurationError`.
+    ``/etc/fedora-messaging/config.toml``.
+    The errors are those of ``Outbox.publish``, too.
+
+    Args:
+        message: An instance of any message class. It is not changed.
+        ordering_key: Messages with the same key are sent in the order of publishing.
+        options: Keyword arguments of ``Outbox.publish``: session, connection, exchange, timeout.
+
+    Raises:
+        ConfigurationError: The file cannot be used, or names no database.
     """
     from .outbox import default  # noqa: PLC0415 -- late, as above
 

@@ -59,7 +59,7 @@ class Outgoing:
         id: The message id, the same each time the message is sent.
         topic: The routing key, with the ``topic_prefix`` of the configuration.
         body: JSON in UTF-8.
-        headers: The headers of fedora-messaging's wire format: text and integers only.
+        headers: The headers of fedora-messaging's wire format, and those of the publisher.
         exchange: The name of the exchange.
         priority: From 0 to 255, or None.
         ordering_key: Messages with the same key are sent in the order of their insertion; ``""``
