@@ -13,7 +13,7 @@ import click
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.text import plural
 
-from . import terminal
+from . import options, terminal
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
 from .outbox_orders import discard, purge, retry
 from .outbox_selection import Selection, command, filters, one_row, opened, settings_of
@@ -191,10 +191,8 @@ def status(
     else:
         for line in outbox_views.status_lines(facts, now):
             click.echo(line)
-        is_own = settings_of(at).database is None
-        unit = f"fm-{'consumer' if is_own else 'outbox'}@{at.instance}"
         is_sent = report is not None or _holds(lease, now)
-        for hint in _hints(at, stats.dead, "" if is_sent else unit):
+        for hint in _hints(at, stats.dead, "" if is_sent else _starter(at)):
             click.echo(hint)
     if not (_holds(lease, now) if report is None else report.relay.state in _FINE):
         raise click.exceptions.Exit(_TROUBLE)
@@ -204,12 +202,20 @@ def _holds(lease: Any, now: float) -> bool:
     return lease is not None and lease.until > now
 
 
-def _hints(at: Where, dead: int, unit: str) -> list[str]:
+def _starter(at: Where) -> str:
+    """Return the command that starts the relay of this outbox."""
+    is_own = settings_of(at).database is None
+    if at.file.absolute().parent == options.CONFIGURATION_DIRECTORY:
+        return f"systemctl start fm-{'consumer' if is_own else 'outbox'}@{at.instance}"
+    return f"fm-consumer run {at.spelled}" if is_own else command(at, "relay")
+
+
+def _hints(at: Where, dead: int, starter: str) -> list[str]:
     found = []
     if dead:
         found.append(f"Dead: {terminal.faint(command(at, 'list', '--state dead'))}")
-    if unit:
-        found.append(f"Send: {terminal.faint(f'systemctl start {unit}')}")
+    if starter:
+        found.append(f"Send: {terminal.faint(starter)}")
     return found
 
 

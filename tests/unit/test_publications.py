@@ -2,6 +2,7 @@
 """Publishing in a consumer's process: the seam to fedora-messaging, tests' tools, the sender."""
 
 import asyncio
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -387,6 +388,36 @@ def test_the_relay_sends_what_is_published_outside_a_run_and_reports(tmp_path):
     with one.installed():
         publishing.publish(a_message(n=3))
         until(lambda: (one.report() or SimpleNamespace(sent=0)).sent == 3)
+    asyncio.run(one.stop())
+
+
+def test_the_relay_sends_what_another_process_left_in_the_outbox(tmp_path):
+    one = Publications(settings_of(outbox={"messenger": "dummy"}), tmp_path, SystemClock())
+    one.start()
+    assert one.outbox is not None
+    one.outbox.prepared()
+    one.count()
+    outbox = Outbox(f"sqlite:///{tmp_path}/outbox.sqlite3")
+    outbox.publish(a_message(n=1))
+    outbox.close()
+
+    def is_sent():
+        one.count()
+        return (one.report() or SimpleNamespace(sent=0)).sent == 1
+
+    until(is_sent)
+    asyncio.run(one.stop())
+
+
+def test_a_forked_process_starts_no_relay_of_its_own(tmp_path, monkeypatch):
+    one = Publications(settings_of(outbox={"messenger": "dummy"}), tmp_path, SystemClock())
+    pid = os.getpid()
+    with one.installed():
+        with monkeypatch.context() as context:
+            context.setattr(os, "getpid", lambda: pid + 1)
+            publishing.publish(a_message(n=1))
+        assert one.report() is None
+        assert has_rows(tmp_path / "outbox.sqlite3")
     asyncio.run(one.stop())
 
 
