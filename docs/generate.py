@@ -21,6 +21,7 @@ from fedora_messaging.config import DEFAULTS
 import consumer_framework
 from consumer_framework import publishing
 from consumer_framework.cli import main
+from consumer_framework.kit.command import CommandConfig
 from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
@@ -268,7 +269,12 @@ def with_commands(page: str) -> str:
 
 
 # The pages with tables of settings.
-SETTINGS = ("configuration.md", "framework.md", "publishing.md", "recovery.md", "reload.md")
+SETTINGS = (
+    *("configuration.md", "framework.md", "publishing.md", "ready-made.md", "recovery.md"),
+    "reload.md",
+)
+# The keys of ready-made consumers.
+_OF_KIT = {one.__name__: one for one in (CommandConfig,)}
 
 
 def with_settings(page: str) -> str:
@@ -280,7 +286,8 @@ def with_settings(page: str) -> str:
 
 
 def _keys(name: str) -> str:
-    table = rows(getattr(model, name), DEFAULTS if name == "Settings" else None)
+    declared = _OF_KIT.get(name) or getattr(model, name)
+    table = rows(declared, DEFAULTS if name == "Settings" else None)
     return _table("| key | type | default | meaning |\n|---|---|---|---|", map(str, table))
 
 

@@ -44,7 +44,11 @@ class PublishError(ConsumerFrameworkError):
 
 
 class OutboxError(PublishError):
-    """The database did not do it: it is down, full or has no outbox. Nothing was stored."""
+    """The database did not do it: it is down, full or has no outbox. Nothing was stored.
+
+    There is one exception: a connection that breaks during the commit. Nobody knows its end then,
+    and the message may be stored.
+    """
 
 
 class NotSentError(PublishError):

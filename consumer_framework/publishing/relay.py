@@ -487,7 +487,7 @@ class Relay:
         fates.parked.append((one.row, due, reason))
 
     def _give_back(self, one: Claimed, fates: _Fates) -> None:
-        fates.blocked.add(one.message.ordering_key)
+        # Without an endpoint no later row of its key is sent either.
         if one.on_failure == OnFailure.SKIP.value:
             fates.discarded.append(one.row)
             fates.events.append(Skipped(1, fates.endpoint or "", one.message))

@@ -33,6 +33,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.ports import Outbox as OutboxPort
 from consumer_framework.publishing import FILE, upstream
 from consumer_framework.publishing import outbox as outboxes
+from consumer_framework.publishing.message import OutboxError
 from consumer_framework.publishing.shared import SharedSender
 from consumer_framework.publishing.writer import PublishedWriter
 from consumer_framework.settings import PublishingKind
@@ -368,6 +369,9 @@ class _Relaying:
                 for line in str(error).splitlines():
                     _log.error("messages are stored and not sent: %s", line)
                 self._stop.wait()
+            except OutboxError as error:
+                _log.error("messages are stored and not sent: %s", error)
+                self._stop.wait(_AGAIN)
             except Exception:  # noqa: BLE001 -- a defect must not end the sending for good
                 _log.exception("the relay failed, and starts again; please report this defect")
                 self._stop.wait(_AGAIN)

@@ -3,6 +3,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -261,6 +262,27 @@ def test_a_run_whose_fault_looks_like_one_of_the_database_keeps_no_other_from_be
     play(scenario())
 
 
+@pytest.mark.parametrize("message_id", ["1", ""])
+def test_a_run_whose_commit_seemed_to_fail_is_stored_once(
+    store, opening, writer, monkeypatch, message_id
+):
+    def store_all(store, runs, now):
+        store_runs(store, runs, now)
+        raise OutboxError("no answer to the commit")
+
+    async def scenario():
+        one = published(make_delivery(message_id=message_id))
+        with monkeypatch.context() as context:
+            context.setattr(sources, "store_runs", store_all)
+            for _ in range(2):
+                with pytest.raises(StoreError, match="no answer"):
+                    await writer.store(one)
+        await writer.store(one)
+        assert ids(store) == names_of(one)
+
+    play(scenario())
+
+
 def test_a_group_whose_commit_seemed_to_fail_is_stored_once(store, opening, writer, monkeypatch):
     ends = iter([OutboxError("no answer to the commit")])
 
@@ -317,11 +339,16 @@ def test_a_writer_whose_thread_cannot_start_tries_it_anew(store, opening, writer
 
 def test_a_closed_writer_has_stored_what_it_had_and_takes_no_more(store, opening):
     async def scenario():
-        writer = PublishedWriter(opening, lambda: NOW)
+        def slowly():
+            time.sleep(0.2)
+            return opening()
+
+        writer = PublishedWriter(slowly, lambda: NOW)
         one = published()
         task = asyncio.create_task(writer.store(one))
         await asyncio.sleep(0)
         writer.close()
+        assert ids(store) == names_of(one)
         await task
         assert ids(store) == names_of(one)
         with pytest.raises(StoreError, match="closed"):

@@ -478,6 +478,20 @@ def waiting_outbox(url):
     return Outbox(url, OutboxSettings(rules=rules))
 
 
+def test_with_wait_an_earlier_row_of_the_same_message_does_not_matter(url):
+    outbox = waiting_outbox(url)
+    message = a_message("wait.a")
+    with pytest.raises(NotSentError):
+        outbox.publish(message, timeout=0)
+    store = OutboxStore.connect(url)
+    [claimed] = store.claim("token", 1, LEASE, NOW)
+    store.settle("token", dead=[(claimed.row, "refused")])
+    with pytest.raises(NotSentError, match="not sent yet"):
+        outbox.publish(message, timeout=0)
+    store.close()
+    outbox.close()
+
+
 def test_with_wait_publish_returns_when_the_message_is_sent(url):
     outbox = waiting_outbox(url)
     outbox.publish(a_message("other"))
