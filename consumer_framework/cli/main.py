@@ -29,6 +29,7 @@ _IN_MODULES = (
     "schemas",
     "status",
     "tail",
+    "trigger",
     "units",
 )
 

@@ -1,5 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The author's kit: recorded messages, their selection, and the schemas that they fit.
+"""The author's kit: ready-made consumers, and decisions of an author's tools.
 
-Everything here decides about values that it is given. The commands read files and brokers.
+A configuration file names a ready-made consumer, and nobody writes Python::
+
+    callback = "consumer_framework.kit.command:RunCommand"
+
+Each module of these has one consumer, with a nested ``Config`` that declares its keys. A consumer is written
+as an author would write it, with :class:`.Consumer` or :class:`.BatchConsumer`, and has no part in
+the runtime. Its failures are signals of :mod:`consumer_framework.core.errors`: a broken dependency
+pauses the instance, and a message that can never succeed goes to quarantine.
+
+- :mod:`.command` runs a program for each message; :mod:`.process` watches over the program.
+- :mod:`.message_json` writes a message as JSON.
+
+Besides, decisions of an author's tools about values that they are given:
+
+- :mod:`.conditions` selects messages, as the option ``--where`` of commands does.
+- :mod:`.schema_packages` finds the installed schemas, and the package with those of a topic.
+- :mod:`.schema_changes` compares two versions of a schema.
 """
