@@ -164,7 +164,7 @@ def need_of(topic: str, schemas: Iterable[Schema]) -> Need:
     known = [schema for schema in schemas if schema.name != "base.message"]
     exact = [schema for schema in known if _is_of(schema, stem)]
     if stem != topic:
-        # A pattern: everything below it is what was asked for.
+        # A pattern asks for everything below it.
         exact = [schema for schema in known if _is_below(schema, rest)]
     exact.sort(key=lambda schema: (schema.subject, -schema.generation))
     same = {_normal(package) for package in packages}

@@ -2,8 +2,8 @@
 """Watches exchanges through a queue of its own, and takes no message from anybody.
 
 The queue is exclusive, is deleted with its connection, and has a name that the broker chooses
-(``amq.gen-...``): nobody else can consume from it. On Fedora's public broker, this kind of queue is
-what everybody may declare. Exchanges are not declared: that takes a right that a reader lacks.
+(``amq.gen-...``): nobody else can consume from it. Fedora's public broker lets everybody declare
+such a queue. Exchanges are not declared: that takes a right that a reader lacks.
 """
 
 from __future__ import annotations
