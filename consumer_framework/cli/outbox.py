@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +13,7 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.text import plural
 
 from . import options, terminal
-from .options import CONF, JSON, STATE_DIR, no_more, where, words
+from .options import CONF, JSON, OUTPUT, STATE_DIR, no_more, where, words
 from .outbox_orders import discard, purge, retry
 from .outbox_selection import Selection, command, filters, one_row, opened, settings_of
 from .quarantine import write_new
@@ -24,6 +23,8 @@ from .terminal import Command, Refusal, complain
 
 # Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from consumer_framework.runtime.control.schema import RelayStatusReport, ReloadReport
 
     from .options import Where
@@ -355,14 +356,7 @@ Examples:
 @STATE_DIR
 @_STATE
 @filters
-@click.option(
-    "--output",
-    "-o",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write to this new file, for this user's eyes only. Default: standard output.",
-)
+@OUTPUT
 @click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: JSON it is.")
 def export(
     words: tuple[str, ...],

@@ -33,6 +33,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.ports import Outbox as OutboxPort
 from consumer_framework.publishing import FILE, upstream
 from consumer_framework.publishing import outbox as outboxes
+from consumer_framework.publishing.message import OutboxError
 from consumer_framework.publishing.shared import SharedSender
 from consumer_framework.publishing.writer import PublishedWriter
 from consumer_framework.settings import PublishingKind
@@ -340,7 +341,7 @@ class _Relaying:
         self._thread.start()
 
     def stop(self, patience: float = 0.0) -> None:
-        """Send what is left, for at most *patience* seconds, and end the thread."""
+        """Send the messages that are left, for at most *patience* seconds, and end the thread."""
         began = time.monotonic()
         while not self._is_done(began) and time.monotonic() < began + patience:
             time.sleep(_LOOK)
@@ -368,6 +369,9 @@ class _Relaying:
                 for line in str(error).splitlines():
                     _log.error("messages are stored and not sent: %s", line)
                 self._stop.wait()
+            except OutboxError as error:
+                _log.error("messages are stored and not sent: %s", error)
+                self._stop.wait(_AGAIN)
             except Exception:  # noqa: BLE001 -- a defect must not end the sending for good
                 _log.exception("the relay failed, and starts again; please report this defect")
                 self._stop.wait(_AGAIN)
@@ -381,7 +385,7 @@ def has_rows(file: Path) -> bool:
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("SELECT 1 FROM fm_outbox LIMIT 1").fetchall())
     except sqlite3.Error:
-        # The relay says what is wrong with it.
+        # The relay tells the fault.
         return True
 
 

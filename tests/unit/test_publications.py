@@ -288,6 +288,17 @@ def test_an_endpoint_that_stays_away_is_a_timeout(signals):
     assert signals == ["pre", "TimeoutError"]
 
 
+def test_a_messenger_with_too_few_answers_keeps_no_caller_waiting():
+    class Short(Scripted):
+        def send_many(self, batch):
+            return super().send_many(batch)[1:]
+
+    with direct(Short(Sent())):
+        for _ in range(2):
+            with pytest.raises(PublishException, match="0 results for 1 messages"):
+                api.publish(a_message(n=1))
+
+
 def test_nothing_is_sent_after_the_end():
     with direct(Scripted(Sent())) as sender:
         sender.stop(PATIENCE)
@@ -429,3 +440,12 @@ def test_a_messenger_that_cannot_be_made_leaves_the_messages_and_says_so(tmp_pat
         until(lambda: "messages are stored and not sent" in caplog.text)
     asyncio.run(one.stop())
     assert has_rows(tmp_path / "outbox.sqlite3")
+
+
+def test_an_outbox_that_cannot_be_used_is_no_defect(tmp_path, caplog):
+    (tmp_path / "outbox.sqlite3").write_bytes(b"no database" * 100)
+    one = Publications(settings_of(outbox={"messenger": "dummy"}), tmp_path, SystemClock())
+    one.start()
+    until(lambda: "messages are stored and not sent: the outbox" in caplog.text)
+    asyncio.run(one.stop())
+    assert "defect" not in caplog.text
