@@ -535,7 +535,7 @@ class _Run:
         return [f"{what} {self._done} {self.destination.place}{rate}", *self._then(sent)]
 
     def _then(self, sent: Outgoing | None) -> list[str]:
-        """Return the lines about what becomes of the messages."""
+        """Return the lines about the fate of the messages."""
         from consumer_framework.operate.publishing import ToBroker, ToOutbox  # noqa: PLC0415
 
         match self.destination:

@@ -25,6 +25,7 @@ import os
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
@@ -291,8 +292,17 @@ def default() -> Outbox:
             # Nothing is stored: a test needs no database.
             return Outbox("sqlite://", opens_late=True)
         if _default is None:
-            _default = _configured(upstream_config.conf)
+            try:
+                _default = _configured(upstream_config.conf)
+            except ConfigurationError as error:
+                raise ConfigurationError(*error.problems, source=_source()) from error
         return _default
+
+
+def _source() -> str:
+    """Return the file that fedora-messaging reads, and say so if there is none."""
+    path = os.environ.get("FEDORA_MESSAGING_CONF") or "/etc/fedora-messaging/config.toml"
+    return path if Path(path).exists() else f"{path} (there is no such file)"
 
 
 def set_default(outbox: Outbox | None) -> Outbox | None:

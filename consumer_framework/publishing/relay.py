@@ -134,7 +134,7 @@ class Relay:
         messenger: It is opened, and closed at the end, by the relay.
         policy: The answers for messages that were not sent.
         clock: Times of rows are seconds since the epoch; lengths are measured monotonically.
-        observer: Is told what happens.
+        observer: Is told about each event.
         chance: Returns a random number from 0 to 1, for jitter.
         window: Messages that are sent at once.
         lease: Seconds after which another relay takes over from one that is dead.
@@ -535,7 +535,7 @@ class Relay:
         try:
             self._wait(stop, step, end)
         except Exception as error:
-            # Each driver raises what it likes when its database goes away.
+            # Each driver has exceptions of its own for a database that goes away.
             line = redact(" ".join(str(error).split()))
             raise OutboxError(f"the outbox {self._store.place}: {line}") from error
         self._woken = False

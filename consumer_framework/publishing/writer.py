@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One thread that stores what handlers published, many runs in one transaction.
+"""One thread that stores the messages of handlers, many runs in one transaction.
 
 A commit takes as long for a hundred runs as for one. The runs that end during a commit make up the
 next group ("group commit"). If there was more than one, the writer waits a moment for further ones:
@@ -114,7 +114,7 @@ class _Group:
 
 
 class PublishedWriter:
-    """Stores what handlers published: the :class:`.Outbox` of the core.
+    """Stores the messages of handlers: the :class:`.Outbox` of the core.
 
     Args:
         open_store: Returns the outbox's table, ready for use; called in the writer's thread, at the
@@ -164,7 +164,7 @@ class PublishedWriter:
             raise StoreError(error)
 
     def close(self) -> None:
-        """Store what was submitted, and end the thread. Returns when that is done."""
+        """Store the submitted messages, and end the thread. Returns when that is done."""
         self._is_closed = True
         if self._thread is not None:
             self._queue.put(None)

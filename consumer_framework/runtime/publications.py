@@ -341,7 +341,7 @@ class _Relaying:
         self._thread.start()
 
     def stop(self, patience: float = 0.0) -> None:
-        """Send what is left, for at most *patience* seconds, and end the thread."""
+        """Send the messages that are left, for at most *patience* seconds, and end the thread."""
         began = time.monotonic()
         while not self._is_done(began) and time.monotonic() < began + patience:
             time.sleep(_LOOK)
@@ -385,7 +385,7 @@ def has_rows(file: Path) -> bool:
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("SELECT 1 FROM fm_outbox LIMIT 1").fetchall())
     except sqlite3.Error:
-        # The relay says what is wrong with it.
+        # The relay tells the fault.
         return True
 
 

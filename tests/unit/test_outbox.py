@@ -590,7 +590,14 @@ def test_the_function_publishes_by_the_configuration_file(configuration, url):
 
 def test_the_outbox_is_in_the_state_directory_by_default(configuration, tmp_path, monkeypatch):
     configuration()
-    with pytest.raises(ConfigurationError, match=r"framework\.outbox\.database: is not set"):
+    file = tmp_path / "app.toml"
+    monkeypatch.setenv("FEDORA_MESSAGING_CONF", str(file))
+    with pytest.raises(ConfigurationError) as caught:
+        publishing.publish(a_message())
+    told = f"{file} (there is no such file): consumer_config.framework.outbox.database: is not set"
+    assert str(caught.value).startswith(told)
+    file.touch()
+    with pytest.raises(ConfigurationError, match=r"app\.toml: consumer_config\.framework\.outbox"):
         publishing.publish(a_message())
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
     publishing.publish(a_message())

@@ -90,7 +90,7 @@ class Kombu(Failover):
             if isinstance(asked := options.get("ssl"), dict) and asked:
                 # Without a name, py-amqp accepts the certificate of any host.
                 options["ssl"] = {"server_hostname": urlsplit(url).hostname, **asked}
-        # kombu adds to what it is given.
+        # kombu changes the dictionary.
         return kombu.Connection(
             url,
             connect_timeout=self.endpoints.timeout,
