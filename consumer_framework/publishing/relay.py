@@ -47,6 +47,7 @@ import contextlib
 import logging
 import math
 import random
+import threading
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum
@@ -75,7 +76,6 @@ from .policy import ENDPOINT, LONGEST, MESSAGE, TOPIC, OnFailure, Policy, Unrout
 from .store import OutboxError
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.core.ports import Clock
