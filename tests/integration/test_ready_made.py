@@ -136,6 +136,34 @@ def test_a_webhook_gets_each_message_and_the_credential_stays_secret(
     assert broker.depth(queue_name) == (0, 0)
 
 
+# Files.
+
+
+def test_each_message_has_a_line_although_the_instance_is_killed(
+    start_kit, broker, queue_name, tmp_path
+):
+    file = tmp_path / "messages.jsonl"
+    config = f'path = "{file}"\nmax_bytes = 4000\n'
+    batch = '[consumer_config.framework.batch]\nsize = 5\nseconds = "50ms"\n'
+    consumer = "consumer_framework.kit.json_lines:AppendJsonLines"
+    instance = start_kit(consumer, config, batch)
+    publish(broker.url, queue_name, range(100))
+    until(lambda: len(list(tmp_path.glob("messages.jsonl.*"))) > 2, lambda: instance.log)
+    instance.stop(signal.SIGKILL)
+    with file.open("a") as stream:
+        stream.write('{"body": ')
+    instance.start().ready()
+
+    def found() -> set[int]:
+        written = [line for each in tmp_path.glob("messages.jsonl*") for line in lines(each)]
+        return {json.loads(line)["body"]["n"] for line in written if line.endswith("}")}
+
+    until(lambda: found() == set(range(100)), lambda: instance.log)
+    assert instance.stop() == 0
+    assert all(line.endswith("}") for line in lines(file))
+    assert broker.depth(queue_name) == (0, 0)
+
+
 # The one-line form.
 
 
