@@ -161,10 +161,10 @@ def test_the_runs_that_end_during_a_commit_share_the_next_one(store, opening, wr
     async def scenario():
         opening.is_free.clear()
         runs = [published(make_delivery(message_id=str(n))) for n in range(50)]
-        tasks = [asyncio.create_task(writer.store(one)) for one in runs]
+        writes = [writer.store(one) for one in runs]
         await asyncio.sleep(0)
         opening.is_free.set()
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*writes)
         assert sorted(ids(store)) == sorted(name for one in runs for name in names_of(one))
         assert writer.commits <= 2
 
@@ -174,7 +174,7 @@ def test_the_runs_that_end_during_a_commit_share_the_next_one(store, opening, wr
 def test_all_deliveries_of_a_batch_wait_for_one_write(store, opening, writer):
     async def scenario():
         one = published(make_delivery(message_id="1"), make_delivery(message_id="2"))
-        first, second = (asyncio.create_task(writer.store(one)) for _ in range(2))
+        first, second = (writer.store(one) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         await second
@@ -213,10 +213,10 @@ def test_a_run_that_the_database_refuses_keeps_no_other_from_being_stored(store,
         opening.is_free.clear()
         refused = Published(((message(topic=None), "spool"),), (make_delivery(message_id="9"),))
         good = published(make_delivery(message_id="1"))
-        tasks = [asyncio.create_task(writer.store(one)) for one in (refused, good)]
+        writes = [writer.store(one) for one in (refused, good)]
         await asyncio.sleep(0)
         opening.is_free.set()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        results = await asyncio.gather(*writes, return_exceptions=True)
         assert isinstance(results[0], StoreError)
         assert results[1] is None
         assert ids(store) == names_of(good)
@@ -228,10 +228,10 @@ def test_a_closed_writer_has_stored_what_it_had_and_takes_no_more(store, opening
     async def scenario():
         writer = PublishedWriter(opening, lambda: NOW)
         one = published()
-        task = asyncio.create_task(writer.store(one))
+        write = writer.store(one)
         await asyncio.sleep(0)
         writer.close()
-        await task
+        await write
         assert ids(store) == names_of(one)
         with pytest.raises(StoreError, match="closed"):
             await writer.store(published())
