@@ -17,7 +17,7 @@ help:
 	@echo 'make test      check and test everything'
 	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
 	@echo 'make acceptance-matrix  the acceptance tests on systemd 252, 257 and the newest, and the others on their Pythons; as root, an hour'
-	@echo 'make chaos     the crash tests in their long form, and a cluster whose nodes die; some twenty minutes'
+	@echo 'make chaos     the crash tests in their long form, and a cluster whose nodes die; some thirty-five minutes'
 	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  measure the cost of faults, next to fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'

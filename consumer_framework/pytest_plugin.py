@@ -3,7 +3,7 @@
 
 ::
 
-pytest_plugins = ["consumer_framework.pytest_plugin"]
+    pytest_plugins = ["consumer_framework.pytest_plugin"]
 """
 
 from __future__ import annotations

@@ -19,11 +19,14 @@ import click
 from fedora_messaging.config import DEFAULTS
 
 import consumer_framework
+from consumer_framework import publishing
 from consumer_framework.cli import main
+from consumer_framework.kit.command import CommandConfig
+from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
-from consumer_framework.testing import Harness
+from consumer_framework.testing import Harness, capture_outbox
 from consumer_framework.testing.broker import Broker
 
 if TYPE_CHECKING:
@@ -36,7 +39,8 @@ END = "<!-- end of the generated part -->"
 _API_HEAD = """\
 # Python API
 
-These names of the package `consumer_framework` are public.
+These names of the package `consumer_framework` are public, and those of
+[Publishing from web applications](publishing-integrations.md).
 Everything else may change in any release.
 """
 
@@ -54,6 +58,20 @@ API: dict[str, dict[str, tuple[str, ...]]] = {
     "Helpers": dict.fromkeys(("on", "translate", "heartbeat", "JournalHandler"), ()),
     "Other exceptions": dict.fromkeys(("HandlerTimeoutError", "ConsumerFrameworkError"), ()),
 }
+PUBLISHING: dict[str, tuple[str, ...]] = {
+    "publish": (),
+    "publish_async": (),
+    "Outbox": ("publish", "publish_async", "transaction", "transaction_async", "close"),
+    "Outgoing": ("size",),
+    "default": (),
+    "set_default": (),
+    "sender": (),
+    "PublishError": (),
+    "OutboxError": (),
+    "NotSentError": (),
+    "SendError": (),
+}
+_SENDER = ("__call__", "many", "open", "close")
 _HARNESS = (
     *(
         "deliver",
@@ -72,11 +90,12 @@ _HARNESS = (
 _BROKER = ("missing", "port", "url", "url_for", "start", "stop")
 # An author writes more than the parsed defaults show.
 _SIGNATURES = {
+    "Outbox": 'Outbox(database, settings=None, *, exchange="amq.topic", topic_prefix="")',
     "Recovery": (
         'Recovery(*, immediate=1, delays=("10s", "1m", "5m"), hold_slots=4, ack_timeout="30m", '
         'on_exhausted="quarantine", on_invalid="quarantine", crash_attempts=2, '
         'breaker={"consecutive": 5, "probe": ["30s", "5m"]}, rules=())'
-    )
+    ),
 }
 _SECTIONS = {"Args": "Arguments", "Attributes": "Attributes", "Returns": "Returns"} | {
     "Raises": "Raises",
@@ -91,6 +110,12 @@ def python_api() -> str:
         lines += [f"## {heading}", ""]
         for name, methods in names.items():
             lines += _entry(getattr(consumer_framework, name), name, methods)
+    lines += ["## Publishing", "", "[Publishing](publishing.md) explains these.", ""]
+    for name, methods in PUBLISHING.items():
+        value = getattr(publishing, name)
+        lines += _entry(value, f"consumer_framework.publishing.{name}", methods)
+        if name == "sender":
+            lines += _entry(Sender, "consumer_framework.publishing.direct.Sender", _SENDER)
     lines += [
         "## Tests",
         "",
@@ -99,6 +124,7 @@ def python_api() -> str:
     ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
+    lines += _entry(capture_outbox, "consumer_framework.testing.capture_outbox", ())
     return _joined(lines) + "\n"
 
 
@@ -243,7 +269,12 @@ def with_commands(page: str) -> str:
 
 
 # The pages with tables of settings.
-SETTINGS = ("configuration.md", "framework.md", "recovery.md", "reload.md")
+SETTINGS = (
+    *("configuration.md", "framework.md", "publishing.md", "ready-made.md", "recovery.md"),
+    "reload.md",
+)
+# The keys of ready-made consumers.
+_OF_KIT = {one.__name__: one for one in (CommandConfig,)}
 
 
 def with_settings(page: str) -> str:
@@ -255,7 +286,8 @@ def with_settings(page: str) -> str:
 
 
 def _keys(name: str) -> str:
-    table = rows(getattr(model, name), DEFAULTS if name == "Settings" else None)
+    declared = _OF_KIT.get(name) or getattr(model, name)
+    table = rows(declared, DEFAULTS if name == "Settings" else None)
     return _table("| key | type | default | meaning |\n|---|---|---|---|", map(str, table))
 
 

@@ -42,6 +42,10 @@ class Consumer(ABC):
     are handled one after the other and in their order. The method runs on the event loop, and must
     be quick.
 
+    A subclass may implement ``stop_requested(self)``: the instance calls it on the event loop when
+    it begins to stop, while :meth:`handle` may still run. It must be quick. The instance waits for
+    :meth:`handle` as usual.
+
     Args:
         config: The value of the attribute ``config``.
 
@@ -156,4 +160,5 @@ def handler_of(consumer: Consumer, name: str) -> Handler:
         consumer.teardown,
         call_batch=consumer.handle_batch if isinstance(consumer, BatchConsumer) else None,
         ordering_key=getattr(consumer, "ordering_key", None),
+        stop_requested=getattr(consumer, "stop_requested", None),
     )

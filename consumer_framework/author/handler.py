@@ -22,6 +22,7 @@ class Handler:
         teardown: Runs after the last message; likewise.
         call_batch: Takes a :class:`.Batch`, in place of *call*; None for single messages.
         ordering_key: Returns the ordering key of a message; None where the author wrote none.
+        stop_requested: Is told on the event loop that the instance stops; likewise.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Handler:
     teardown: Callable[[], Any] | None = None
     call_batch: Callable[[Any], Any] | None = None
     ordering_key: Callable[[Any], Any] | None = None
+    stop_requested: Callable[[], Any] | None = None
 
 
 def is_coroutine_callable(function: Callable[..., Any]) -> bool:

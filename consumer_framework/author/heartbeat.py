@@ -7,6 +7,7 @@ into ``asyncio.to_thread`` and into tasks, so log lines of a handler can name it
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,6 +38,32 @@ class CurrentRun(Protocol):
 CURRENT_RUN: ContextVar[CurrentRun | None] = ContextVar("current_run", default=None)
 
 
+class _InheritedRun:
+    """The run of the parent, in a process that its handler forked. The parent sees no change."""
+
+    def __init__(self, run: CurrentRun) -> None:
+        self._run = run
+
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        return self._run.deliveries
+
+    def heartbeat(self) -> None:
+        """The parent's time limit goes on."""
+
+    def collect(self, _messages: Sequence[Publication]) -> bool:
+        return False
+
+
+def _forked() -> None:
+    run = CURRENT_RUN.get()
+    if run is not None:
+        CURRENT_RUN.set(_InheritedRun(run))
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def heartbeat() -> None:
     """Restart the ``handler_timeout`` of the handler that calls this.
 
@@ -60,7 +87,8 @@ def collect(messages: Sequence[Publication]) -> bool:
     """Let *messages* belong to the current run: they are stored if the run succeeds.
 
     Returns:
-        False outside a handler, and once the handler has ended: the caller stores them by itself.
+        False outside a handler, once the handler has ended, and in a process that it forked: the
+        caller stores them by itself.
     """
     run = CURRENT_RUN.get()
     return run is not None and run.collect(messages)

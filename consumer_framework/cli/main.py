@@ -27,6 +27,7 @@ _IN_MODULES = (
     "reload",
     "scale",
     "status",
+    "trigger",
     "units",
 )
 

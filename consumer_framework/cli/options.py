@@ -82,6 +82,14 @@ STATE_DIR = click.option(
     "without it /var/lib/fedora-messaging/NAME for root, ~/.local/state/fedora-messaging/NAME "
     "for others.",
 )
+OUTPUT = click.option(
+    "--output",
+    "-o",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write to this new file, for this user's eyes only. Default: standard output.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +12,8 @@ import click
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.text import plural
 
-from . import terminal
-from .options import CONF, JSON, STATE_DIR, no_more, where, words
+from . import options, terminal
+from .options import CONF, JSON, OUTPUT, STATE_DIR, no_more, where, words
 from .outbox_orders import discard, purge, retry
 from .outbox_selection import Selection, command, filters, one_row, opened, settings_of
 from .quarantine import write_new
@@ -24,6 +23,8 @@ from .terminal import Command, Refusal, complain
 
 # Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from consumer_framework.runtime.control.schema import RelayStatusReport, ReloadReport
 
     from .options import Where
@@ -191,10 +192,8 @@ def status(
     else:
         for line in outbox_views.status_lines(facts, now):
             click.echo(line)
-        is_own = settings_of(at).database is None
-        unit = f"fm-{'consumer' if is_own else 'outbox'}@{at.instance}"
         is_sent = report is not None or _holds(lease, now)
-        for hint in _hints(at, stats.dead, "" if is_sent else unit):
+        for hint in _hints(at, stats.dead, "" if is_sent else _starter(at)):
             click.echo(hint)
     if not (_holds(lease, now) if report is None else report.relay.state in _FINE):
         raise click.exceptions.Exit(_TROUBLE)
@@ -204,12 +203,20 @@ def _holds(lease: Any, now: float) -> bool:
     return lease is not None and lease.until > now
 
 
-def _hints(at: Where, dead: int, unit: str) -> list[str]:
+def _starter(at: Where) -> str:
+    """Return the command that starts the relay of this outbox."""
+    is_own = settings_of(at).database is None
+    if at.file.absolute().parent == options.CONFIGURATION_DIRECTORY:
+        return f"systemctl start fm-{'consumer' if is_own else 'outbox'}@{at.instance}"
+    return f"fm-consumer run {at.spelled}" if is_own else command(at, "relay")
+
+
+def _hints(at: Where, dead: int, starter: str) -> list[str]:
     found = []
     if dead:
         found.append(f"Dead: {terminal.faint(command(at, 'list', '--state dead'))}")
-    if unit:
-        found.append(f"Send: {terminal.faint(f'systemctl start {unit}')}")
+    if starter:
+        found.append(f"Send: {terminal.faint(starter)}")
     return found
 
 
@@ -349,14 +356,7 @@ Examples:
 @STATE_DIR
 @_STATE
 @filters
-@click.option(
-    "--output",
-    "-o",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write to this new file, for this user's eyes only. Default: standard output.",
-)
+@OUTPUT
 @click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: JSON it is.")
 def export(
     words: tuple[str, ...],

@@ -14,6 +14,7 @@ import click
 
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, Problem
 from consumer_framework.core.text import seconds
+from consumer_framework.publishing import FILE
 
 from .options import no_such_instance
 from .selection import row_numbers
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 _OUTBOX = ("consumer_config", "framework", "outbox")
 _DATABASE = f"{'.'.join(_OUTBOX)}.database"
-# The outbox of an instance that names no database, in its state directory.
-_FILE = "outbox.sqlite3"
 # Rows that are read at a time.
 _PORTION = 1000
 _AS_ITS_USER = "use sudo, or run this as the user that the relay runs as"
@@ -176,7 +175,7 @@ def _url(at: Where, settings: OutboxSettings) -> str:
 
     if settings.database is not None:
         return database_of(settings)
-    return f"sqlite:///{at.directory / _FILE}"
+    return f"sqlite:///{at.directory / FILE}"
 
 
 @contextmanager

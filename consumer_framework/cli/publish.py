@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import json
 import shlex
-import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from consumer_framework.core.text import about, plural, size
+from consumer_framework.core.text import plural
 
 from . import terminal
 from .options import (
@@ -25,6 +24,7 @@ from .options import (
     configuration_file,
     no_such_instance,
 )
+from .publish_progress import Progress
 from .terminal import Command, Refusal, note
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from consumer_framework.operate.publishing import (
         BadLineError,
         Nowhere,
-        Position,
         Publication,
         Source,
         ToBroker,
@@ -51,8 +50,6 @@ _SEVERITIES = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _SIGINT = 2
 # Bad lines that are shown, and messages that have no rate.
 _SHOWN = 20
-# Seconds between two updates of the progress.
-_TICK = 0.2
 _OF_MESSAGE = ("topic", "body", "schema", "severity", "priority", "header")
 
 _MORE = """
@@ -366,13 +363,17 @@ def _to_broker(
     try:
         sender.open()
     except ConnectionError as error:
-        cure = "start it, or name another with amqp_url in the file of --conf"
+        key = "outbox.endpoints" if settings.endpoints else "amqp_url"
+        cure = f"start it, or name another with {key} in the file of --conf"
         terminal.complain(ConnectionError(f"the broker cannot be reached: {error}; {cure}"))
         raise click.exceptions.Exit(_UNREACHABLE) from None
-    hosts = [host_of(url) for url in endpoints_of(document, settings).urls]
-    others = f" or {plural(len(hosts) - 1, 'other broker')}" if len(hosts) > 1 else ""
     exchange = options.exchange or document["publish_exchange"]
-    return ToBroker(sender, f"to exchange {exchange} at {hosts[0]}{others}")
+    endpoint = sender.endpoint or host_of(endpoints_of(document, settings).urls[0])
+    places = {
+        "dummy": "to nobody: the messenger is dummy",
+        "fedmsg": f"to the subscribers of {endpoint}",
+    }
+    return ToBroker(sender, places.get(settings.messenger, f"to exchange {exchange} at {endpoint}"))
 
 
 def _to_outbox(path: Path | None, settings: OutboxSettings) -> ToOutbox:
@@ -447,7 +448,7 @@ class _Run:
 
         reader = LineReader(self.options.new_ids)
         publication = Publication(self.setup.prepare, self.destination, reader)
-        progress = _Progress(publication.position, source, is_on=not self.options.as_json)
+        progress = Progress(publication.position, source, is_on=not self.options.as_json)
         publication.tell = progress.show
         try:
             if self._is_refused(source, publication, progress):
@@ -469,7 +470,7 @@ class _Run:
         self._sum_up(publication)
         return _LEFT_OUT if publication.position.left_out else 0
 
-    def _is_refused(self, source: Source, publication: Publication, progress: _Progress) -> bool:
+    def _is_refused(self, source: Source, publication: Publication, progress: Progress) -> bool:
         """Validate the lines of a file; if some are invalid, say so."""
         if source.size is None or self.options.keep_going:
             return False
@@ -484,7 +485,7 @@ class _Run:
             self._print_json(publication)
         return bool(self.bad_count)
 
-    def _tell_bad(self, error: BadLineError, progress: _Progress) -> None:
+    def _tell_bad(self, error: BadLineError, progress: Progress) -> None:
         self.bad_count += 1
         if self.bad_count <= _SHOWN:
             self.bad.append(error)
@@ -534,7 +535,7 @@ class _Run:
         return [f"{what} {self._done} {self.destination.place}{rate}", *self._then(sent)]
 
     def _then(self, sent: Outgoing | None) -> list[str]:
-        """Return the lines about what becomes of the messages."""
+        """Return the lines about the fate of the messages."""
         from consumer_framework.operate.publishing import ToBroker, ToOutbox  # noqa: PLC0415
 
         match self.destination:
@@ -592,46 +593,3 @@ class _Run:
                 "seconds": round(time.monotonic() - self.began, 3),
             }
         )
-
-
-@dataclass
-class _Progress:
-    """One line on a terminal, rewritten as the publication goes on."""
-
-    position: Position
-    source: Source
-    is_on: bool
-    verb: str = ""
-    _began: float = field(default_factory=time.monotonic)
-    _shown_at: float = 0.0
-    _is_shown: bool = False
-
-    def show(self) -> None:
-        """Show the progress, unless it was shown just now."""
-        now = time.monotonic()
-        if self.is_on and sys.stderr.isatty() and now - self._shown_at >= _TICK:
-            self._shown_at, self._is_shown = now, True
-            click.echo(f"\r{self._text(now)}\x1b[K", nl=False, err=True)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._is_shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
-        self._is_shown = False
-
-    def _text(self, now: float) -> str:
-        if self.verb:
-            return f"{self.source.number:,} lines {self.verb}{self._share()}"
-        count, seconds = self.position.messages, max(now - self._began, 0.001)
-        speed = f"{plural(count, 'message')}, {count / seconds:,.0f}/s"
-        return f"{speed}{self._share()}{self._left(seconds)}"
-
-    def _share(self) -> str:
-        total = self.source.size
-        return f", {size(self.source.read)}" + (f" of {size(total)}" if total else "")
-
-    def _left(self, seconds: float) -> str:
-        read, total = self.source.read, self.source.size
-        if not (read and total and self.position.messages):
-            return ""
-        return f", {about(seconds * (total - read) / read)} left"

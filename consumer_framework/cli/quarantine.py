@@ -7,7 +7,6 @@ import os
 import time
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,7 @@ import click
 from consumer_framework.core.text import plural
 
 from . import terminal
-from .options import CONF, JSON, STATE_DIR, no_more, where, words
+from .options import CONF, JSON, OUTPUT, STATE_DIR, no_more, where, words
 from .quarantine_orders import drop, expire, replay
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
 from .terminal import Command, Refusal
@@ -23,6 +22,7 @@ from .terminal import Command, Refusal
 # The store is imported late: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from consumer_framework.adapters.store import Reader
 
@@ -201,14 +201,7 @@ Examples:
 @CONF
 @STATE_DIR
 @FINGERPRINT
-@click.option(
-    "--output",
-    "-o",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write to this new file, for this user's eyes only. Default: standard output.",
-)
+@OUTPUT
 @click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: JSON it is.")
 def export(
     words: tuple[str, ...],

@@ -46,8 +46,8 @@ Exit code: 0 if there are N workers now; 1 if something is in the way, or could 
 @click.option(
     "--leave-deferred",
     is_flag=True,
-    help="Remove a worker also while deferred messages wait in its state directory; they run when "
-    "it is back.",
+    help="Remove a worker also while deferred messages, or published ones that are not sent, wait "
+    "in its state directory, until it is back.",
 )
 def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None:
     """Run N workers of NAME on this host, which share its queues.
@@ -60,8 +60,8 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     NAME.toml.
 
     A worker that goes finishes the messages in its handler, and gives the others back to the
-    queue. It stays while messages that it has deferred wait in its store: nobody else would
-    run them.
+    queue. It stays while messages that it has deferred, or published, wait in its state directory:
+    nobody else would run or send them.
     """
     file = instance_file(name)
     if not file.exists():
@@ -139,6 +139,6 @@ def _tell(name: str, step: ScaleStep) -> None:
         ScaleAction.LINK: f"{file} -> {name}.toml",
         ScaleAction.UNLINK: str(file),
         ScaleAction.STOP: f"{service}, which finishes what is in its handler",
-        ScaleAction.CHECK: f"that {step.instance} has no deferred message",
+        ScaleAction.CHECK: f"that {step.instance} has no deferred and no unsent message",
     }
     click.echo(f"{step.action:<{_WIDEST_ACTION}}  {details.get(step.action, service)}")

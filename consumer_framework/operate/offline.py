@@ -28,7 +28,7 @@ from consumer_framework.adapters import codec, config
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.adapters.store import Limits, Store
-from consumer_framework.adapters.store.files import DATABASE, described
+from consumer_framework.adapters.store.files import DATABASE, create, described
 from consumer_framework.author.translate import hosting
 from consumer_framework.core.attempt import History
 from consumer_framework.core.errors import (
@@ -44,12 +44,14 @@ from consumer_framework.core.memory import Histories, LostAcks, UnsettledRuns
 from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.ports import Settled
 from consumer_framework.core.settler import Settler
+from consumer_framework.publishing import FILE
 from consumer_framework.runtime.assembly.access import from_outside
 from consumer_framework.runtime.assembly.configuration import load
 from consumer_framework.runtime.assembly.plan import make_plan
 from consumer_framework.runtime.control.client import reached
 from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.runtime.control.schema import Begun, Replay, Replayed, Step
+from consumer_framework.runtime.publications import Publications
 from consumer_framework.runtime.state_files import store_limits
 from consumer_framework.settings import Framework
 
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
-    from consumer_framework.core.ports import Observation
+    from consumer_framework.core.ports import Observation, Outbox
     from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.runtime.control.schema import AnswerT, Request
@@ -130,8 +132,21 @@ def replay(
     codec.load_schemas()
     plan = make_plan(options, settings)
     limits = store_limits(settings.framework)
+    publications = Publications(settings, directory, SystemClock())
     with closing(Store.open(directory, instance=options.instance, limits=limits)) as store:
-        _run_reactor(_ReplayRun(plan, store, tuple(rows), tell, interrupted))
+        try:
+            with publications.installed():
+                run = _ReplayRun(plan, store, tuple(rows), tell, interrupted, publications)
+                _run_reactor(run)
+        finally:
+            _give_to_owner(directory / FILE)
+
+
+def _give_to_owner(outbox: Path) -> None:
+    """Let the instance open an outbox that root has made."""
+    if outbox.exists():
+        with described(outbox):
+            os.close(create(outbox))
 
 
 def _run_reactor(run: _ReplayRun) -> None:
@@ -209,6 +224,7 @@ class _ReplayRun:
         rows: Their numbers.
         tell: Called with each answer as it comes.
         interrupted: Called before the process exits in the middle of a row.
+        publications: Store and send the messages that the handler publishes.
     """
 
     plan: Plan
@@ -216,12 +232,13 @@ class _ReplayRun:
     rows: tuple[int, ...]
     tell: Tell
     interrupted: Callable[[], None]
+    publications: Publications
     _responder: Responder | None = None
 
     async def run(self) -> None:
         """Set the handler up, run the rows, and tear it down."""
         executor = await _set_up(self.plan)
-        runner = _RowRunner(self.plan, self.store, executor)
+        runner = _RowRunner(self.plan, self.store, executor, self.publications)
         self._responder = Responder(self.store, runner.run)
         try:
             replay = self._responder.replay(Replay(self.rows))
@@ -231,7 +248,10 @@ class _ReplayRun:
         finally:
             await self._responder.finish()
             await runner.finish()
-            await _tear_down(executor)
+            try:
+                await _tear_down(executor)
+            finally:
+                await self.publications.stop()
 
     def interrupt(self, task: asyncio.Task[None]) -> None:
         """Let the row that runs end, and begin with no other; cancel a set-up."""
@@ -287,7 +307,7 @@ def _fault(name: str, what: str, error: BaseException) -> Fault:
 class _RowRunner:
     """Runs and settles one row at a time; observes the events of its own pipeline."""
 
-    def __init__(self, plan: Plan, store: Store, handler: Executor) -> None:
+    def __init__(self, plan: Plan, store: Store, handler: Executor, outbox: Outbox) -> None:
         clock = SystemClock()
         self._done: asyncio.Future[Disposition] | None = None
         self._settler = Settler(
@@ -305,6 +325,7 @@ class _RowRunner:
             clock=clock,
             spawn=asyncio.create_task,
             watch=self._commit_failed,
+            outbox=outbox,
         )
         self._pipeline = Pipeline(
             handler=handler,

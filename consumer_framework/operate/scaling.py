@@ -19,7 +19,12 @@ from consumer_framework.adapters.systemd.systemctl import TARGET, Unit, unit_nam
 from consumer_framework.core.errors import ConfigurationError, FrameworkError, Problem, StoreError
 from consumer_framework.core.text import moment, plural
 from consumer_framework.runtime import state_files
-from consumer_framework.runtime.state_files import NOTHING_STORED, SYSTEM_STATE, count_stored
+from consumer_framework.runtime.state_files import (
+    NOTHING_STORED,
+    SYSTEM_STATE,
+    count_stored,
+    count_unsent,
+)
 from consumer_framework.settings import INSTANCE_NAME
 from consumer_framework.settings.model import is_single_active
 
@@ -171,7 +176,8 @@ def find_workers(
 
 def _stored(instance: str, *, strict: bool) -> StoredCounts:
     try:
-        return count_stored(state_files.SYSTEM_STATE / instance)
+        directory = state_files.SYSTEM_STATE / instance
+        return replace(count_stored(directory), unsent=count_unsent(directory))
     except StoreError as error:
         if not strict:
             return NOTHING_STORED
@@ -260,9 +266,21 @@ def _obstacles(found: Workers, wanted: list[str]) -> Iterator[str]:
 
 def _left_behind(found: Workers, surplus: list[str]) -> Iterator[str]:
     for instance in surplus:
-        stored = found.stored.get(instance, NOTHING_STORED)
-        if stored.deferred:
-            yield _would_never_run(instance, stored)
+        if reason := _reason_to_stay(instance, found.stored.get(instance, NOTHING_STORED)):
+            yield reason
+
+
+def _reason_to_stay(instance: str, stored: StoredCounts) -> str:
+    if stored.deferred:
+        return _would_never_run(instance, stored)
+    if stored.unsent:
+        return (
+            f"{instance} stays, for {plural(stored.unsent, 'message')} that its handler published "
+            "would never be sent: scale down once it has sent them ('fm-consumer outbox status "
+            f"{instance}' tells), or give --leave-deferred, which leaves them in "
+            f"{SYSTEM_STATE / instance} until {instance} is back"
+        )
+    return ""
 
 
 def _would_never_run(instance: str, stored: StoredCounts) -> str:
@@ -289,7 +307,7 @@ def _shrink(found: Workers, instance: str, *, leave_deferred: bool) -> Iterator[
     if unit.active != "inactive":
         yield ScaleStep(ScaleAction.STOP, instance)
         if not leave_deferred:
-            # It may have deferred messages while it stopped.
+            # It may have deferred or published messages while it stopped.
             yield ScaleStep(ScaleAction.CHECK, instance)
     if unit.file_state == "enabled":
         yield ScaleStep(ScaleAction.DISABLE, instance)
@@ -308,6 +326,9 @@ def _warnings(found: Workers, surplus: list[str]) -> Iterator[ScaleStep]:
         if stored.deferred:
             what = f"left in {place}: {plural(stored.deferred, 'deferred message')}"
             yield ScaleStep(ScaleAction.WARN, instance, f"{what}, to run when {instance} is back")
+        if stored.unsent:
+            what = f"left in {place}: {plural(stored.unsent, 'published message')}"
+            yield ScaleStep(ScaleAction.WARN, instance, f"{what}, to send when {instance} is back")
     target = found.units.get(TARGET)
     if target is not None and not target.is_enabled:
         text = f"{TARGET} is not enabled, so none of them starts at boot: systemctl enable {TARGET}"
@@ -396,9 +417,9 @@ class StepRunner:
 
     def _check(self, instance: str) -> None:
         stored = _stored(instance, strict=True)
-        if stored.deferred:
+        if reason := _reason_to_stay(instance, stored):
             self.services.start(instance)
-            raise ScalingError(f"{_would_never_run(instance, stored)}; it is started again")
+            raise ScalingError(f"{reason}; it is started again")
 
 
 def _reason(error: OSError) -> str:

@@ -16,7 +16,7 @@
   :mod:`.tables`, :mod:`.database` and :mod:`.claims`.
 - :mod:`.outbox` is the interface of applications: ``publish``, transactions.
 - :mod:`.relay` sends from the store through a messenger, and marks. It tells its
-  observers the :mod:`.events`.
+  observers the :mod:`.events`, and keeps its claims by :mod:`.extending`.
 - :mod:`.direct` sends at once, without an outbox, for scripts that can wait and repeat.
 - :mod:`.messengers` are the ways to send.
 - :mod:`.integrations` join an outbox to web frameworks, and to the settings of others.
@@ -52,6 +52,9 @@ __all__ = [
     "set_default",
 ]
 
+# The outbox of an instance that names no database, in its state directory.
+FILE = "outbox.sqlite3"
+
 # Late: a program that does not publish needs none of them.
 _MODULES = {
     "NotSentError": "message",
@@ -75,8 +78,16 @@ def publish(message: Message, ordering_key: str | None = None, **options: Any) -
     """Accept *message* for publishing, by the outbox that the configuration file describes.
 
     The file is fedora-messaging's: ``$FEDORA_MESSAGING_CONF``, or
-    ``/etc/fedora-messaging/config.toml``. Arguments and errors are those of
-    :meth:`.Outbox.publish`, and :class:`.ConfigurationError`.
+    ``/etc/fedora-messaging/config.toml``.
+    The errors are those of ``Outbox.publish``, too.
+
+    Args:
+        message: An instance of any message class. It is not changed.
+        ordering_key: Messages with the same key are sent in the order of publishing.
+        options: Keyword arguments of ``Outbox.publish``: session, connection, exchange, timeout.
+
+    Raises:
+        ConfigurationError: The file cannot be used, or names no database.
     """
     from .outbox import default  # noqa: PLC0415 -- late, as above
 

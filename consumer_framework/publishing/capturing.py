@@ -64,6 +64,8 @@ class CapturingStore:
         captured: Gets the messages.
     """
 
+    lacks_tables = False
+
     def __init__(self, captured: CapturedMessages) -> None:
         self._captured = captured
 

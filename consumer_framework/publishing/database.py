@@ -7,6 +7,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ CONNECT = 10
 _LIMITED = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
 # Seconds that a statement waits for another writer of the same SQLite file.
 BUSY = 30.0
+# Seconds between two attempts where SQLite itself does not wait.
+_LOOK = 0.05
 # Any number, the same in each process.
 _MIGRATION_LOCK = 3172450291
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
@@ -98,7 +101,7 @@ def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         if wal:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
 
     @event.listens_for(engine, "begin")
@@ -106,7 +109,39 @@ def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
         reads = connection.get_execution_options().get("reads_only", False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
+    @event.listens_for(engine, "checkout")
+    def _used(_connection: Any, record: Any, _proxy: Any) -> None:
+        found = _identity(url.database)
+        known = record.info.setdefault("file", found)
+        if known is None:
+            record.info["file"] = found
+        elif known != found:
+            # SQLite goes on writing into a file that was deleted. The pool connects anew.
+            raise sa.exc.DisconnectionError("the file was replaced")
+
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Let the file have WAL. SQLite does not wait for another writer here, as it does elsewhere."""
+    end = time.monotonic() + BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(_LOOK)
+        else:
+            return
+
+
+def _identity(file: str | None) -> tuple[int, int] | None:
+    try:
+        status = os.stat(file or "")  # noqa: PTH116 -- at each use of a connection
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _own(engine: sa.Engine) -> tuple[sa.Engine, bool]:
@@ -141,6 +176,10 @@ class Database:
         engine: An application's engine, whose connections the store uses as well. Of a SQLite file
             the store opens connections of its own.
 
+    Attributes:
+        is_sqlite: True if it is a SQLite file.
+        lacks_tables: True if the last error was that a table is missing: the file was replaced.
+
     Raises:
         ConfigurationError: The database is none that an outbox can be in.
     """
@@ -162,6 +201,8 @@ class Database:
         self.is_sqlite = engine.dialect.name == "sqlite"
         # Threads wait here, and not in SQLite, which polls.
         self._writing = threading.Lock()
+        self._pid = os.getpid()
+        self.lacks_tables = False
         _stores.add(self)
 
     @property
@@ -180,6 +221,7 @@ class Database:
             self.engine.dispose()
 
     def _after_fork(self) -> None:
+        self._pid = os.getpid()
         self._writing = threading.Lock()
         if self._is_own:
             _inherited.append(self.engine.pool)
@@ -247,12 +289,16 @@ class Database:
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
         """Turn an error of the database into one line."""
+        if self._pid != os.getpid():
+            # A server in C, such as uWSGI, forks without telling Python.
+            self._after_fork()
         try:
             yield
         except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as error:
             cause = getattr(error, "orig", None) or error
             line = redact(" ".join(str(cause).split()))
-            cure = "; create its tables: fm-consumer outbox migrate" if _lacks_table(cause) else ""
+            lacks = self.lacks_tables = _lacks_table(cause)
+            cure = "; create its tables: fm-consumer outbox migrate" if lacks else ""
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
 
     def migrate(self) -> None:

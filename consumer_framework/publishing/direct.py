@@ -113,6 +113,11 @@ class Sender:
     ) -> None:
         self.close()
 
+    @property
+    def endpoint(self) -> str:
+        """The host and port of the endpoint in use; ``""`` if the messenger does not tell."""
+        return str(getattr(self._messenger, "endpoint", ""))
+
     def close(self) -> None:
         """Close the connection."""
         self._messenger.close()
@@ -210,7 +215,8 @@ class Sender:
         reasons = [refusal(message, features) for message in rest]
         if any(reasons):
             # None of them is sent: the caller mends them as a whole.
-            return [Reject(reason) if reason else Retry("not tried") for reason in reasons]
+            cure = "lossy = true sends it nevertheless"
+            return [Reject(f"{r}; {cure}") if r else Retry("not tried") for r in reasons]
         return self._messenger.send_many(rest)
 
     def _fault(self, message: Outgoing, result: Result) -> _Fault | None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # A routing key is a short string (AMQP 0-9-1, section 4.2.5.3).
 MAX_TOPIC = 255
+# It is an octet (AMQP 0-9-1, section 1.8, class basic).
+MAX_PRIORITY = 255
 # RabbitMQ's default limit is 128 MiB up to 3.x, and 16 MiB since 4.0
 # (https://www.rabbitmq.com/docs/configure#config-items, max_message_size).
 MAX_BODY = 16 * 1024 * 1024
@@ -47,7 +49,11 @@ class PublishError(ConsumerFrameworkError):
 
 
 class OutboxError(PublishError):
-    """The database did not do it: it is down, full or has no outbox. Nothing was stored."""
+    """The database did not do it: it is down, full or has no outbox. Nothing was stored.
+
+    There is one exception: a connection that breaks during the commit. Nobody knows its end then,
+    and the message may be stored.
+    """
 
 
 class NotSentError(PublishError):
@@ -62,7 +68,7 @@ class Outgoing:
         id: The message id, the same each time the message is sent.
         topic: The routing key, with the ``topic_prefix`` of the configuration.
         body: JSON in UTF-8.
-        headers: The headers of fedora-messaging's wire format: text and integers only.
+        headers: The headers of fedora-messaging's wire format, and those of the publisher.
         exchange: The name of the exchange.
         priority: From 0 to 255, or None.
         ordering_key: Messages with the same key are sent in the order of their insertion; ``""``
@@ -109,7 +115,8 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
 
     Raises:
         fedora_messaging.exceptions.ValidationError: The body does not fit the schema of its class.
-        PublishError: The body cannot be JSON, or it, the topic or the ordering key is too large.
+        PublishError: The body cannot be JSON, or it, the topic, the ordering key or the priority is
+            too large.
     """
     try:
         (validate or schemas.validate)(message)
@@ -137,6 +144,8 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
     _check_headers(message.id, headers)
     # Not `message.priority`, which is 0 for a message without one.
     priority = message._properties.priority  # noqa: SLF001
+    if not (priority is None or (type(priority) is int and 0 <= priority <= MAX_PRIORITY)):
+        raise PublishError(f"the priority of message {message.id} is {priority!r}: use 0 to 255")
     return Outgoing(message.id, topic, body, headers, exchange, priority, key, now)
 
 

@@ -24,6 +24,8 @@ import contextlib
 import os
 import threading
 import time
+import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
@@ -33,6 +35,7 @@ from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.settings import outbox_settings
 
+from . import FILE
 from .collecting import TIMEOUT, Entry, Pending, Publisher
 from .message import NotSentError, Outgoing
 from .mocks import mocked_publish
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["NotSentError", "Outbox", "Pending", "default", "set_default"]
 
 _PATH = "consumer_config.framework.outbox"
-_FILE = "outbox.sqlite3"
 
 
 class Outbox(Publisher):
@@ -98,9 +100,10 @@ class Outbox(Publisher):
         )
         self._database = database
         self._store: OutboxStore | None = None
-        # Whether they were asked for; an application's own database gets none.
-        self._has_tables = False
+        # An application's own database gets none.
+        self._makes_tables = self._has_tables = False
         self._preparing = threading.RLock()
+        _outboxes.add(self)
         if not opens_late:
             self._open()
 
@@ -131,7 +134,8 @@ class Outbox(Publisher):
                 is_engine = hasattr(database, "dialect")
                 self._store = OutboxStore(database) if is_engine else OutboxStore.connect(database)
                 # The tables of other databases are made when their administrator says so.
-                self._has_tables = is_engine or not self._store.is_sqlite
+                self._makes_tables = not is_engine and self._store.is_sqlite
+                self._has_tables = not self._makes_tables
             return self._store
 
     def prepared(self) -> OutboxStore:
@@ -142,10 +146,12 @@ class Outbox(Publisher):
             OutboxError: The tables cannot be made.
         """
         store = self.store
+        if self._has_tables and not (self._makes_tables and store.lacks_tables):
+            return store
         with self._preparing:
-            if not self._has_tables:
-                store.migrate()
-                self._has_tables = True
+            store.migrate()
+            store.lacks_tables = False
+            self._has_tables = True
         return store
 
     def close(self) -> None:
@@ -268,6 +274,7 @@ class Outbox(Publisher):
 
 _default: Outbox | None = None
 _default_lock = threading.Lock()
+_outboxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
 
 
 def default() -> Outbox:
@@ -285,8 +292,17 @@ def default() -> Outbox:
             # Nothing is stored: a test needs no database.
             return Outbox("sqlite://", opens_late=True)
         if _default is None:
-            _default = _configured(upstream_config.conf)
+            try:
+                _default = _configured(upstream_config.conf)
+            except ConfigurationError as error:
+                raise ConfigurationError(*error.problems, source=_source()) from error
         return _default
+
+
+def _source() -> str:
+    """Return the file that fedora-messaging reads, and say so if there is none."""
+    path = os.environ.get("FEDORA_MESSAGING_CONF") or "/etc/fedora-messaging/config.toml"
+    return path if Path(path).exists() else f"{path} (there is no such file)"
 
 
 def set_default(outbox: Outbox | None) -> Outbox | None:
@@ -304,6 +320,8 @@ def set_default(outbox: Outbox | None) -> Outbox | None:
 def _forked() -> None:
     global _default_lock  # noqa: PLW0603 -- a thread of the parent may hold it
     _default_lock = threading.Lock()
+    for outbox in list(_outboxes):
+        outbox._preparing = threading.RLock()  # noqa: SLF001 -- this module's own
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -337,4 +355,4 @@ def database_of(settings: OutboxSettings) -> str:
     if not directory:
         cure = 'set it to a URL such as "sqlite:////var/lib/NAME/outbox.sqlite3"'
         raise ConfigurationError(Problem(f"{_PATH}.database", "is not set", cure))
-    return f"sqlite:///{directory}/{_FILE}"
+    return f"sqlite:///{directory}/{FILE}"

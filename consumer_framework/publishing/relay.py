@@ -29,10 +29,8 @@ A relay that dies loses its lease and its claims after ``lease`` seconds; the ne
 claimed rows again, with the same message ids. With ``leased=False`` several relays share the work,
 and keep the order of each key while none of them dies.
 
-**A slow batch.** A messenger may take longer than the lease: a broker confirms slowly, or the
-messenger tries one endpoint after another. While :meth:`Relay.run` waits for it, a second thread
-extends the lease and the claims of the batch. It gives up after :data:`PATIENCE` leases, because a
-messenger that hangs must not keep other relays from sending. If a relay was stopped meanwhile
+**A slow batch.** While :meth:`Relay.run` waits for a messenger, a second thread extends the lease
+and the claims of the batch (:mod:`.extending`). If a relay was stopped meanwhile
 (SIGSTOP, a suspended machine, no database) for so long that another one took over, then the rest of
 its batch is given back between two waves. The messages that both sent are reported as
 :class:`.ClaimsLost`.
@@ -44,7 +42,6 @@ import contextlib
 import logging
 import math
 import random
-import threading
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum
@@ -67,11 +64,13 @@ from .events import (
     StoreUp,
     TopicPaused,
 )
+from .extending import PATIENCE, Extender
 from .messengers import Reject, Retry, Scope, Sent, refusal
 from .policy import ENDPOINT, LONGEST, MESSAGE, TOPIC, OnFailure, Policy, Unroutable
 from .store import OutboxError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.core.ports import Clock
@@ -89,10 +88,6 @@ _LOOK = 0.1
 _SWEEP = 2000
 # Seconds between two looks for rows that a wrong clock made late.
 _REBASE = 60.0
-# A batch, or an attempt to connect, that takes so many leases is stuck.
-PATIENCE = 10
-# The lease is extended this often within its length.
-_EXTENSIONS = 6
 
 
 class Step(Enum):
@@ -128,90 +123,6 @@ class _Pause:
     times: int = 1
 
 
-class _Extender:
-    """Extends the lease and the claim of the batch on its way, in a thread of its own.
-
-    Args:
-        store: The outbox's table.
-        owner: The owner of the lease; None for a relay without one.
-        lease: Seconds.
-        clock: That of the relay.
-    """
-
-    def __init__(self, store: OutboxStore, owner: str | None, lease: float, clock: Clock) -> None:
-        self._store = store
-        self._owner = owner
-        self._lease = lease
-        self._clock = clock
-        # Held while a claim is extended, so that its batch is not settled meanwhile.
-        self._extending = threading.Lock()
-        self._work: tuple[str, Sequence[int]] | None = None
-        self._began = self._extended = 0.0
-        self._is_lost = False
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    @property
-    def is_late(self) -> bool:
-        """True if another relay has the lease or claim, or may have it before long."""
-        return self._is_lost or self._clock.monotonic() - self._extended > self._lease / 2
-
-    def start(self) -> None:
-        """Begin the thread."""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="outbox-lease", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, and wait for it."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._thread = None
-
-    @contextlib.contextmanager
-    def extending(self, since: float, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
-        """Extend the lease, and the claim of *rows* with *token*, while the block runs.
-
-        Args:
-            since: The monotonic time before the claim. The process may have been stopped after it.
-            token: As it was given to the claim.
-            rows: The ids of the claimed rows.
-        """
-        self._began = self._extended = since
-        self._is_lost = False
-        self._work = (token, rows)
-        try:
-            yield
-        finally:
-            with self._extending:
-                self._work = None
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._lease / _EXTENSIONS):
-            with self._extending:
-                self._extend()
-
-    def _extend(self) -> None:
-        now = self._clock.monotonic()
-        if (
-            self._work is None
-            or now - self._extended < self._lease / _EXTENSIONS
-            or now - self._began > self._lease * PATIENCE
-        ):
-            return
-        token, rows = self._work
-        try:
-            is_kept = self._store.extend(self._owner, self._lease, self._clock.time(), token, rows)
-        except OutboxError as error:
-            _log.debug("The lease could not be extended: %s", error)
-            return
-        if is_kept:
-            self._extended = now
-        else:
-            self._is_lost = True
-
-
 class Relay:
     """Sends from one outbox through one messenger.
 
@@ -223,7 +134,7 @@ class Relay:
         messenger: It is opened, and closed at the end, by the relay.
         policy: The answers for messages that were not sent.
         clock: Times of rows are seconds since the epoch; lengths are measured monotonically.
-        observer: Is told what happens.
+        observer: Is told about each event.
         chance: Returns a random number from 0 to 1, for jitter.
         window: Messages that are sent at once.
         lease: Seconds after which another relay takes over from one that is dead.
@@ -279,8 +190,7 @@ class Relay:
         self._pauses: dict[tuple[str, str], _Pause] = {}
         self._waker: Waker | None = None
         self._woken = False
-        held_by = self._owner if leased else None
-        self._extender = _Extender(store, held_by, lease, clock)
+        self._extender = Extender(store, self._owner if leased else None, lease, clock)
         self._moved = clock.monotonic()
         self.is_connected = False
         self.endpoint_until: float | None = None
@@ -577,7 +487,7 @@ class Relay:
         fates.parked.append((one.row, due, reason))
 
     def _give_back(self, one: Claimed, fates: _Fates) -> None:
-        fates.blocked.add(one.message.ordering_key)
+        # Without an endpoint no later row of its key is sent either.
         if one.on_failure == OnFailure.SKIP.value:
             fates.discarded.append(one.row)
             fates.events.append(Skipped(1, fates.endpoint or "", one.message))
@@ -625,7 +535,7 @@ class Relay:
         try:
             self._wait(stop, step, end)
         except Exception as error:
-            # Each driver raises what it likes when its database goes away.
+            # Each driver has exceptions of its own for a database that goes away.
             line = redact(" ".join(str(error).split()))
             raise OutboxError(f"the outbox {self._store.place}: {line}") from error
         self._woken = False

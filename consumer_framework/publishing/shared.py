@@ -111,8 +111,9 @@ class SharedSender:
                 done.set_exception(ConnectionException(reason="the instance has stopped"))
                 return _Awaited(done)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="sender", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="sender", daemon=True)
+                thread.start()
+                self._thread = thread
             self._queue.put(_Sending(prepared, done))
         return _Awaited(done)
 
@@ -143,6 +144,8 @@ class SharedSender:
                     messenger.open()
                     is_open = True
                 results = messenger.send_many([one.message for one in batch])
+                if len(results) != len(batch):
+                    raise ValueError(f"{len(results)} results for {len(batch)} messages")  # noqa: TRY301
             except ConnectionError as error:
                 results = [Retry(str(error))] * len(batch)
             except Exception as error:  # noqa: BLE001 -- each caller must get an answer

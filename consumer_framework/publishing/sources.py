@@ -11,7 +11,8 @@ them a second time:
 So the sources are committed in the same transaction: a row for each delivery, with the number of
 its run. A run that is written again finds its own number. A delivery that comes again finds the row
 of the one before, and its messages are left out, because those of the first run are stored. A
-delivery that does not come again replaces the row: an equal message was published anew.
+delivery that does not come again replaces the row: an equal message was published anew. So does one
+whose row is of this process, which settles a redelivery of its own without a second run.
 
 A batch is left out only if all of its deliveries are known. A message without an id is never known.
 """

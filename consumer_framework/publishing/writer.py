@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One thread that stores what handlers published, many runs in one transaction.
+"""One thread that stores the messages of handlers, many runs in one transaction.
 
 A commit takes as long for a hundred runs as for one. The runs that end during a commit make up the
 next group ("group commit"). If there was more than one, the writer waits a moment for further ones:
@@ -7,7 +7,9 @@ then a run does not wait for the one before it, and many share the cost of a com
 never waits for the database.
 
 A fault of one run, such as a body that the database refuses, does not keep the others of its group
-from being stored: after such a fault each run has a transaction of its own.
+from being stored: after a fault each run has a transaction of its own. Not every database says that
+a run is at fault: a packet that is too large for MariaDB looks like a server that went away. So
+only runs that fail one after the other mean that the database is away.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -35,10 +38,14 @@ if TYPE_CHECKING:
 
     from .store import OutboxStore
 
+_log = logging.getLogger(__name__)
+
 # Runs. Bounds how long the first one of a group waits for the last one.
 _GROUP = 1000
 # Seconds that a group waits for further runs, after a group of several.
 _LINGER = 0.01
+# Runs that fail one after the other while the database is away.
+_AWAY = 2
 # Seconds between two removals of old sources.
 _TIDY = 60.0
 
@@ -48,7 +55,8 @@ class RunToStore:
     """The messages of one run of a handler.
 
     Attributes:
-        run: A name of at most 64 characters that no other run has.
+        run: A name of at most 64 characters that no other run has; the part before the dot is
+            that of the process.
         published: The messages and their deliveries.
         is_tried: Whether they may be stored already, by an attempt whose end is not known.
     """
@@ -72,7 +80,15 @@ class RunToStore:
         if self.is_tried and any(known.get(key) == self.run for key in self.keys):
             return True
         pairs = zip(self.published.deliveries, self.keys, strict=True)
-        return all(may_come_again(delivery) and key in known for delivery, key in pairs)
+        return all(may_come_again(d) and self._is_of_former(known.get(key)) for d, key in pairs)
+
+    def _is_of_former(self, run: str | None) -> bool:
+        """Tell whether a former process stored *run*; this one would not run its delivery again."""
+        return run is not None and _process(run) != _process(self.run)
+
+
+def _process(run: str) -> str:
+    return run.partition(".")[0]
 
 
 @dataclass(eq=False, slots=True)
@@ -97,7 +113,7 @@ class _Group:
 
 
 class PublishedWriter:
-    """Stores what handlers published: the :class:`.Outbox` of the core.
+    """Stores the messages of handlers: the :class:`.Outbox` of the core.
 
     Args:
         open_store: Returns the outbox's table, ready for use; called in the writer's thread, at the
@@ -136,7 +152,10 @@ class PublishedWriter:
         if self._is_closed:
             done.set_exception(StoreError("the outbox is closed"))
         elif write is None or (write.is_over and write.run is not None):
-            self._begin(published, write, done)
+            try:
+                self._begin(published, write, done)
+            except RuntimeError as error:
+                done.set_exception(StoreError(f"the outbox has no thread: {error}"))
         elif write.is_over:
             done.set_result(None)
         else:
@@ -144,7 +163,7 @@ class PublishedWriter:
         return done
 
     def close(self) -> None:
-        """Store what was submitted, and end the thread. Returns when that is done."""
+        """Store the submitted messages, and end the thread. Returns when that is done."""
         self._is_closed = True
         if self._thread is not None:
             self._queue.put(None)
@@ -157,11 +176,13 @@ class PublishedWriter:
         name = former.run if former is not None else next(self._names)
         run = RunToStore(name, published, is_tried=former is not None)
         write = _Write(run, [done])
+        if self._thread is None:
+            # It may fail, where the system allows no further thread: nothing is submitted then.
+            thread = threading.Thread(target=self._serve, name="published", daemon=True)
+            thread.start()
+            self._thread = thread
         self._writes[published] = write
         self._queue.put(write)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="published", daemon=True)
-            self._thread.start()
 
     # In the thread.
 
@@ -190,12 +211,23 @@ class PublishedWriter:
 
     def _write(self, writes: list[_Write]) -> None:
         error = self._store(writes)
-        if error is not None and len(writes) > 1 and _is_of_one(error):
-            for write in writes:
-                own = self._store([write])
-                _answer([write], "" if own is None else str(own))
-        else:
+        if error is None or len(writes) == 1:
             _answer(writes, "" if error is None else str(error))
+            return
+        for write in writes:
+            # The end of the commit may be unknown.
+            write.run = write.run and replace(write.run, is_tried=True)
+        self._write_each(writes)
+
+    def _write_each(self, writes: list[_Write]) -> None:
+        """Store each run by itself, in order; give up once the database seems to be away."""
+        failed = 0
+        error: Exception | None = None
+        for write in writes:
+            if failed < _AWAY:
+                error = self._store([write])
+                failed = 0 if error is None or _is_of_one(error) else failed + 1
+            _answer([write], "" if error is None else str(error))
 
     def _store(self, writes: list[_Write]) -> Exception | None:
         # Late: a process whose handlers publish nothing needs no SQLAlchemy.
@@ -212,8 +244,11 @@ class PublishedWriter:
             # The run has the messages, and the dictionary of writes keeps its values.
             write.run = None
         self.commits += 1
-        self._stored(count)
-        self._tidy(store)
+        try:
+            self._stored(count)
+            self._tidy(store)
+        except Exception:  # noqa: BLE001 -- the messages are stored, and the thread must go on
+            _log.exception("after a commit to the outbox")
         return None
 
     def _tidy(self, store: OutboxStore) -> None:

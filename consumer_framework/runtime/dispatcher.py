@@ -142,24 +142,27 @@ class Dispatcher:
         self._scheduler.longest_sleep = min(LONGEST_SLEEP, plan.tidy_interval)
         breaker = Breaker(recovery.breaker.consecutive, recovery.breaker.probe)
         self._pauses = Pauses(breaker, self._scheduler, reactor, gate, ports.observer)
-        self._settler = Settler(
+        self._settler = self._make_settler(ports, plan.prefetch_count)
+        gate.listen(self._gate_changed)
+
+    def _make_settler(self, ports: Ports, prefetch_count: int) -> Settler:
+        return Settler(
             ports.acknowledger,
             ports.store,
             ports.flight,
             ports.observer,
             self._holds,
             Histories(),
-            UnsettledRuns(clock),
-            LostAcks(clock, plan.prefetch_count),
+            UnsettledRuns(ports.clock),
+            LostAcks(ports.clock, prefetch_count),
             self._pauses.store_failed,
             self._pauses.store_works,
             self._settled,
-            clock,
+            ports.clock,
             asyncio.create_task,
             must_keep=self._goes_to_store,
             outbox=ports.outbox,
         )
-        gate.listen(self._gate_changed)
 
     def start(
         self,

@@ -78,6 +78,8 @@ class Drain:
         """Wait for the set-up, then drain."""
         if building is not None:
             await asyncio.wait([building])
+        if self._instance.executor is not None:
+            self._instance.executor.announce_stop()
         self._await("the broker", CLOSE_TIMEOUT)
         try:
             await from_twisted(self._instance.session.cancel())

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -30,8 +31,9 @@ from consumer_framework.adapters import codec
 from consumer_framework.author.heartbeat import collect
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.ports import Outbox as OutboxPort
+from consumer_framework.publishing import FILE, upstream
 from consumer_framework.publishing import outbox as outboxes
-from consumer_framework.publishing import upstream
+from consumer_framework.publishing.message import OutboxError
 from consumer_framework.publishing.shared import SharedSender
 from consumer_framework.publishing.writer import PublishedWriter
 from consumer_framework.settings import PublishingKind
@@ -54,8 +56,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# In the state directory.
-FILE = "outbox.sqlite3"
 # Seconds that a drain gives the relay to send the last messages; others go out at the next start.
 LAST_SENDS = 3.0
 # Seconds that a drain waits for the batch on its way.
@@ -119,6 +119,7 @@ class Publications(OutboxPort):
         self._starting = threading.Lock()
         self._relaying: _Relaying | None = None
         self._is_stopped = False
+        self._pid = os.getpid()
         self._published = 0
 
     def _make_outbox(self) -> _InstanceOutbox:
@@ -184,8 +185,13 @@ class Publications(OutboxPort):
         """Start the relay if messages were left, or the database is one that the settings name."""
         if self.outbox is None:
             return
-        is_shared = self._settings.framework.outbox.database is not None
-        if is_shared or (self._directory is not None and has_rows(self._directory / FILE)):
+        if self._settings.framework.outbox.database is not None:
+            self._relay_now()
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        if self._directory is not None and has_rows(self._directory / FILE):
             self._relay_now()
 
     def store(self, published: Published) -> asyncio.Future[None]:
@@ -224,9 +230,22 @@ class Publications(OutboxPort):
         )
 
     def count(self) -> None:
-        """Count the rows of the outbox in a thread, for the next report, unless that goes on."""
-        if self.status is not None and not self._is_stopped:
-            threading.Thread(target=self.status.count, name="outbox-count", daemon=True).start()
+        """Count the rows of the outbox in a thread, for the next report, unless that goes on.
+
+        A process that a handler forked leaves its rows to the relay of this one: without a relay
+        yet, the thread looks for them.
+        """
+        if self.outbox is None or self._is_stopped:
+            return
+        if self.status is not None:
+            task = self.status.count
+        elif self._directory is not None and (self._directory / FILE).exists():
+            task = self._look
+        else:
+            return
+        # Where the system allows no further thread, the next time will do.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=task, name="outbox-count", daemon=True).start()
 
     @property
     def is_stuck(self) -> bool:
@@ -253,6 +272,9 @@ class Publications(OutboxPort):
 
     def _stored(self, count: int) -> None:
         """Take note of *count* messages that were stored; any thread calls it."""
+        if os.getpid() != self._pid:
+            # A process that a handler forked: it has no relay, and may end at once.
+            return
         with self._starting:
             self._published += count
         if count:
@@ -319,7 +341,7 @@ class _Relaying:
         self._thread.start()
 
     def stop(self, patience: float = 0.0) -> None:
-        """Send what is left, for at most *patience* seconds, and end the thread."""
+        """Send the messages that are left, for at most *patience* seconds, and end the thread."""
         began = time.monotonic()
         while not self._is_done(began) and time.monotonic() < began + patience:
             time.sleep(_LOOK)
@@ -347,6 +369,9 @@ class _Relaying:
                 for line in str(error).splitlines():
                     _log.error("messages are stored and not sent: %s", line)
                 self._stop.wait()
+            except OutboxError as error:
+                _log.error("messages are stored and not sent: %s", error)
+                self._stop.wait(_AGAIN)
             except Exception:  # noqa: BLE001 -- a defect must not end the sending for good
                 _log.exception("the relay failed, and starts again; please report this defect")
                 self._stop.wait(_AGAIN)
@@ -360,7 +385,7 @@ def has_rows(file: Path) -> bool:
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("SELECT 1 FROM fm_outbox LIMIT 1").fetchall())
     except sqlite3.Error:
-        # The relay says what is wrong with it.
+        # The relay tells the fault.
         return True
 
 

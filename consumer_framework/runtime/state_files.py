@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sqlite3
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from consumer_framework.core.errors import (
 )
 from consumer_framework.core.log_fields import fields
 from consumer_framework.core.text import about, duration_text, printable
+from consumer_framework.publishing import FILE as OUTBOX
 from consumer_framework.settings import Ordering, StoreKind
 
 if TYPE_CHECKING:
@@ -290,12 +292,14 @@ class StoredCounts:
         quarantined: Messages that wait for an operator; those in a replay are among them.
         next_due: When the first deferred one is due, in seconds since the epoch; None for never.
         last_due: When the last one is due.
+        unsent: Messages that handlers published, and that are not sent; see :func:`count_unsent`.
     """
 
     deferred: int = 0
     quarantined: int = 0
     next_due: float | None = None
     last_due: float | None = None
+    unsent: int = 0
 
 
 NOTHING_STORED = StoredCounts()
@@ -323,3 +327,22 @@ def count_stored(directory: Path) -> StoredCounts:
             next_due=stats.next_due,
             last_due=store.last_due(),
         )
+
+
+def count_unsent(directory: Path) -> int:
+    """Count the messages to send in the outbox of a state directory; 0 without an outbox there.
+
+    Raises:
+        StoreError: It cannot be read, or not by this user.
+    """
+    file = directory / OUTBOX
+    if not file.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            query = "SELECT count(*) FROM fm_outbox WHERE state = 'waiting'"
+            return int(connection.execute(query).fetchone()[0])
+    except sqlite3.Error as error:
+        if str(error).startswith("no such table"):
+            return 0
+        raise StoreError(f"{file}: cannot be read: {error}") from error

@@ -14,10 +14,11 @@ import textwrap
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
+from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, SecretStr
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from consumer_framework.core.limits import per_second
@@ -134,7 +135,7 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(annotation) in (Union, UnionType):
         return _kind(next(kind for kind in get_args(annotation) if kind is not type(None)))
     bare = get_origin(annotation) or annotation
-    if issubclass(bare, Enum):
+    if bare is Literal or issubclass(bare, Enum | Path | SecretStr):
         return "string"
     if issubclass(bare, BaseModel | dict):
         return "table"
@@ -144,7 +145,8 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def _default(name: str, field: Any, kind: str, defaults: Mapping[str, Any] | None) -> str:
     if defaults is None and field.is_required():
         return "required"
-    value = field.default if defaults is None else defaults[name]
+    own = field.get_default(call_default_factory=True)
+    value = own if defaults is None else defaults[name]
     if value is None:
         return "derived" if name == "prefetch_count" else "none"
     if isinstance(value, BaseModel) or (isinstance(value, dict | list) and value):
@@ -158,7 +160,9 @@ def _written(value: Any, kind: str) -> Any:
         return duration_text(value)
     if isinstance(value, Enum):
         return value.value
-    return [duration_text(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [duration_text(item) if isinstance(item, float) else item for item in value]
+    return value
 
 
 class _SchemaOfFiles(GenerateJsonSchema):

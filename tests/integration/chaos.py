@@ -233,11 +233,11 @@ class Chaos:
         self._replays: list[subprocess.Popen[bytes]] = []
         self.done: Counter[str] = Counter()
 
-    def run(self, seconds: float) -> None:
-        """Disturb for so many seconds."""
+    def run(self, seconds: float, kills: int) -> None:
+        """Disturb for so many seconds, and until so many processes were killed."""
         begun = time.monotonic()
         restart_after = seconds / 3
-        while (elapsed := time.monotonic() - begun) < seconds:
+        while (elapsed := time.monotonic() - begun) < seconds or self._kills < kills:
             if elapsed > restart_after:
                 restart_after += max(seconds / 3, 90)
                 self._restart_broker()
@@ -255,6 +255,10 @@ class Chaos:
             )(worker)
             self._kill(worker)
         self._end_replays()
+
+    @property
+    def _kills(self) -> int:
+        return sum(len(worker.killed) for worker in self._workers)
 
     def settle(self, seconds: float) -> None:
         """Wait until no message is on its way and every mended message was replayed.

@@ -59,7 +59,17 @@ LONGEST = {"web": 1.5, "script": 1.0, "relay": 3.0 * LEASE, "consumer": 2.0}
 
 # Processes that are forked from one that has imported everything start at once.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.integration.publishing_programs", "pika"])
+_FORKS.set_forkserver_preload(
+    [
+        "tests.integration.publishing_programs",
+        "consumer_framework.runtime.outbox",
+        "consumer_framework.publishing.messengers.amqp",
+        "sqlalchemy.dialects.postgresql.psycopg",
+        "sqlalchemy.dialects.mysql.pymysql",
+        "psycopg",
+        "pymysql",
+    ]
+)
 
 
 class Program:

@@ -90,7 +90,8 @@ class Consumer:
     def _fill(self) -> None:
         n = 0
         while not self._over.wait(0.1):
-            with suppress(pika.exceptions.AMQPError):
+            # pika raises ValueError if the broker goes away amid the connection.
+            with suppress(pika.exceptions.AMQPError, OSError, ValueError):
                 for _ in range(BACKLOG - self._broker.depth(self._queue)[0]):
                     n += 1
                     self.unsure.add(n)

@@ -27,6 +27,7 @@ from fedora_messaging.message import Message
 from sqlalchemy.orm import Session
 
 from consumer_framework.cli import main as fm_consumer
+from consumer_framework.publishing.claims import Claims
 from consumer_framework.publishing.outbox import Outbox
 from consumer_framework.publishing.store import OutboxError, OutboxStore, create_engine
 
@@ -210,11 +211,11 @@ def script(orders: Orders) -> Iterator[None]:
 
 def record_claims(notes: Notes) -> None:
     """Write each claim and its end to the notes, so that each duplicate can be explained."""
-    claim, settle = OutboxStore.claim, OutboxStore.settle
     ids: dict[int, str] = {}
 
     def recorded_claim(store: OutboxStore, token: str, *arguments: Any) -> Any:
-        claimed = claim(store, token, *arguments)
+        # Looked up now, because a point may wrap it.
+        claimed = Claims.claim(store, token, *arguments)
         ids.clear()
         ids.update({one.row: one.message.id for one in claimed})
         if claimed:
@@ -222,7 +223,7 @@ def record_claims(notes: Notes) -> None:
         return claimed
 
     def recorded_settle(store: OutboxStore, token: str, **lists: Any) -> Any:
-        settled = settle(store, token, **lists)
+        settled = Claims.settle(store, token, **lists)
         sent = [ids[row] for row in lists["sent"]]
         notes.write("settle", token=token, sent=sent, lost=settled.lost)
         return settled

@@ -334,4 +334,4 @@ def test_an_instances_own_relay_is_asked(broker, queue_name, start):
     assert instance.stop() == 0
     exit_code, text = status()
     assert exit_code == 1
-    assert "Send: systemctl start fm-consumer@instance" in text
+    assert f"Send: fm-consumer run --conf {instance.configuration}" in text

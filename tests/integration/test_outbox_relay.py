@@ -266,7 +266,7 @@ def test_sighup_brings_new_settings_into_force(relay, queue):
     [
         ("window = 0", "outbox.window: must be greater than or equal to 1"),
         ('messenger = "pigeon"', 'there is no messenger "pigeon"'),
-        ("options = {wings = 2}", 'the messenger "amqp" refuses the options'),
+        ("options = {wings = 2}", "outbox.options.wings: unknown key"),
         ('timeout = "1h"', "outbox.timeout: 1h is not shorter than lease"),
         ('endpoints = ["ftp://x"]', "Unexpected URL scheme 'ftp'"),
     ],

@@ -3,6 +3,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -67,6 +68,14 @@ def test_an_equal_message_that_is_published_anew_stores_its_messages(store):
     assert stored(store, RunToStore("1", one)) == 1
     assert stored(store, RunToStore("2", other)) == 1
     assert ids(store) == names_of(one) + names_of(other)
+
+
+def test_a_redelivery_that_is_equal_to_a_message_of_the_same_process_is_another_message(store):
+    # Both were delivered; the connection broke after the first one was acknowledged.
+    assert stored(store, RunToStore("one.1", published(make_delivery(message_id="1")))) == 1
+    again = make_delivery(message_id="1", redelivered=True)
+    assert stored(store, RunToStore("one.2", published(again))) == 1
+    assert stored(store, RunToStore("two.1", published(again))) == 0
 
 
 def test_two_equal_messages_in_one_transaction_store_both_their_messages(store):
@@ -224,13 +233,122 @@ def test_a_run_that_the_database_refuses_keeps_no_other_from_being_stored(store,
     play(scenario())
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_run_whose_fault_looks_like_one_of_the_database_keeps_no_other_from_being_stored(
+    store, opening, writer, monkeypatch, place
+):
+    refused = message()
+
+    def store_all(store, runs, now):
+        if any(one is refused for run in runs for one, _ in run.published.messages):
+            # As MariaDB answers a packet that is too large.
+            raise OutboxError("the server has gone away")
+        return store_runs(store, runs, now)
+
+    async def scenario():
+        opening.is_free.clear()
+        good = [published(make_delivery(message_id=str(n))) for n in range(2)]
+        runs = [*good]
+        bad = Published(((refused, "spool"),), (make_delivery(message_id="9"),))
+        runs.insert(place, bad)
+        writes = [writer.store(one) for one in runs]
+        await asyncio.sleep(0)
+        opening.is_free.set()
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        assert [isinstance(one, StoreError) for one in results] == [r is bad for r in runs]
+        assert sorted(ids(store)) == sorted(name for one in good for name in names_of(one))
+
+    monkeypatch.setattr(sources, "store_runs", store_all)
+    play(scenario())
+
+
+@pytest.mark.parametrize("message_id", ["1", ""])
+def test_a_run_whose_commit_seemed_to_fail_is_stored_once(
+    store, opening, writer, monkeypatch, message_id
+):
+    def store_all(store, runs, now):
+        store_runs(store, runs, now)
+        raise OutboxError("no answer to the commit")
+
+    async def scenario():
+        one = published(make_delivery(message_id=message_id))
+        with monkeypatch.context() as context:
+            context.setattr(sources, "store_runs", store_all)
+            for _ in range(2):
+                with pytest.raises(StoreError, match="no answer"):
+                    await writer.store(one)
+        await writer.store(one)
+        assert ids(store) == names_of(one)
+
+    play(scenario())
+
+
+def test_a_group_whose_commit_seemed_to_fail_is_stored_once(store, opening, writer, monkeypatch):
+    ends = iter([OutboxError("no answer to the commit")])
+
+    def store_all(store, runs, now):
+        count = store_runs(store, runs, now)
+        if (error := next(ends, None)) is not None:
+            raise error
+        return count
+
+    async def scenario():
+        opening.is_free.clear()
+        runs = [published(make_delivery(message_id=name)) for name in ("1", "2", "")]
+        writes = [writer.store(one) for one in runs]
+        await asyncio.sleep(0)
+        opening.is_free.set()
+        await asyncio.gather(*writes)
+        assert sorted(ids(store)) == sorted(name for one in runs for name in names_of(one))
+
+    monkeypatch.setattr(sources, "store_runs", store_all)
+    play(scenario())
+
+
+def test_a_writer_goes_on_if_the_word_of_a_commit_is_not_heard(store, opening, caplog):
+    def stored(_count):
+        raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        writer = PublishedWriter(opening, lambda: NOW, stored)
+        runs = [published(make_delivery(message_id=str(n))) for n in range(2)]
+        for one in runs:
+            await writer.store(one)
+        writer.close()
+        assert sorted(ids(store)) == sorted(name for one in runs for name in names_of(one))
+
+    play(scenario())
+    assert "can't start new thread" in caplog.text
+
+
+def test_a_writer_whose_thread_cannot_start_tries_it_anew(store, opening, writer, monkeypatch):
+    async def scenario():
+        one = published()
+        with monkeypatch.context() as context:
+            context.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(StoreError):
+                await writer.store(one)
+        await writer.store(one)
+        assert ids(store) == names_of(one)
+
+    def no_thread(_thread):
+        raise RuntimeError("can't start new thread")
+
+    play(scenario())
+
+
 def test_a_closed_writer_has_stored_what_it_had_and_takes_no_more(store, opening):
     async def scenario():
-        writer = PublishedWriter(opening, lambda: NOW)
+        def slowly():
+            time.sleep(0.2)
+            return opening()
+
+        writer = PublishedWriter(slowly, lambda: NOW)
         one = published()
         write = writer.store(one)
         await asyncio.sleep(0)
         writer.close()
+        assert ids(store) == names_of(one)
         await write
         assert ids(store) == names_of(one)
         with pytest.raises(StoreError, match="closed"):

@@ -79,6 +79,41 @@ def test_the_smallest_consumer_of_the_readme_runs(
     assert broker.depth("sample") == (0, 0)
 
 
+def test_the_publisher_of_the_readme_stores_and_its_relay_sends(broker: Broker, tmp_path: Path):
+    (tmp_path / "builds.py").write_text(blocks(README, "python")[1])
+    document = re.sub(r"^amqp_url = .*", f'amqp_url = "{broker.url}"', blocks(README, "toml")[1])
+    (tmp_path / "builds.toml").write_text(re.sub(r"(?<=sqlite:///)/\w+", str(tmp_path), document))
+    environment = {**os.environ, "PATH": PATH, "PYTHONPATH": ""}
+
+    def run(text: str) -> subprocess.Popen[str]:
+        line = line_of(README, text)
+        command = ["sh", "-c", f"exec env {line}"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, text=True)
+
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        queue = channel.queue_declare("", exclusive=True).method.queue
+        channel.queue_bind(queue, "amq.topic", "org.example.app.#")
+        output, _ = run("python builds.py").communicate(timeout=60)
+        assert output.count(" org.example.app.build.done\n") == 2
+        relay = run("fm-consumer outbox relay")
+        try:
+            received: list[bytes] = []
+
+            def is_complete() -> bool:
+                _, _, body = channel.basic_get(queue, auto_ack=True)
+                received.extend([] if body is None else [body])
+                return len(received) == 2
+
+            until(is_complete, "both messages")
+        finally:
+            relay.terminate()
+            relay.communicate(timeout=60)
+        assert received == [b'{"build": 17}', b'{"build": 18}']
+        assert relay.returncode == 0
+
+
 @pytest.mark.usefixtures("fresh_queues")
 class TestTutorial:
     @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def test_a_database_that_lets_the_service_in_and_not_this_user_is_a_warning(foun
     ("outbox", "what"),
     [
         ('messenger = "pigeon"', 'there is no messenger "pigeon"'),
-        ("options = {wings = 2}", "refuses the options"),
+        ("options = {wings = 2}", "outbox.options.wings: unknown key"),
         ('endpoints = ["ftp://x"]', "the URL of x is invalid"),
         ('database = "nonsense"', "cannot be understood"),
     ],

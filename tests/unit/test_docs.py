@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
+from contextlib import closing
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -23,9 +26,10 @@ from fedora_messaging import config as upstream
 from fedora_messaging import exceptions
 from fedora_messaging.message import Message
 from pydantic.json_schema import GenerateJsonSchema
+from sqlalchemy import inspect
 
 import consumer_framework
-from consumer_framework import settings
+from consumer_framework import publishing, settings
 from consumer_framework.adapters.executor import signal_of
 from consumer_framework.cli import main
 from consumer_framework.core import errors, text
@@ -45,6 +49,9 @@ from consumer_framework.core.lifecycle import State
 from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.operate.check.queues import queue_findings
+from consumer_framework.publishing import events
+from consumer_framework.publishing.message import Outgoing
+from consumer_framework.publishing.store import OutboxStore
 from consumer_framework.runtime.observe.status import StatusFacts, status_line
 from consumer_framework.testing import make_delivery
 
@@ -71,6 +78,10 @@ TABLES: dict[str, type[BaseModel]] = {
 FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "`[consumer_config.framework]`": settings.Framework,
     "`[consumer_config.framework.batch]`": settings.Batch,
+}
+PUBLISHING_TABLES: dict[str, type[BaseModel]] = {
+    "`[consumer_config.framework.outbox]`": settings.OutboxSettings,
+    "`[[consumer_config.framework.outbox.rules]]`": settings.OutboxRule,
 }
 RECOVERY_TABLES: dict[str, type[BaseModel]] = {
     "`[consumer_config.framework.recovery]`": settings.Recovery,
@@ -183,6 +194,59 @@ def test_the_framework_reference_lists_the_settings_their_types_and_defaults(hea
     cells = table(DOCS / "reference/framework.md", heading)
     documented = {key.strip("`"): (kind, default) for key, kind, default, _ in cells}
     assert documented == expected_rows(FRAMEWORK_TABLES[heading])
+
+
+@pytest.mark.parametrize("heading", PUBLISHING_TABLES)
+def test_the_publishing_reference_lists_the_settings_their_types_and_defaults(heading):
+    cells = table(DOCS / "reference/publishing.md", heading)
+    documented = {key.strip("`"): (kind, default) for key, kind, default, _ in cells}
+    assert documented == expected_rows(PUBLISHING_TABLES[heading])
+
+
+def test_the_publishing_reference_lists_the_tables_and_columns_of_the_outbox(tmp_path):
+    with closing(OutboxStore.connect(f"sqlite:///{tmp_path / 'outbox'}")) as store:
+        store.migrate()
+        found = inspect(store.engine)
+        tables = {name for name in found.get_table_names() if not name.startswith("sqlite_")}
+        columns = {column["name"] for column in found.get_columns("fm_outbox")}
+    text = (DOCS / "reference/publishing.md").read_text(encoding="utf-8")
+    section = text.partition("## Databases")[2].partition("## ")[0]
+    documented = {
+        name
+        for cell in re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+        for name in names(cell)
+    }
+    assert documented == tables | columns
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_publishing_reference_lists_the_lines_of_a_relay(caplog):
+    message = Outgoing("ID", "TOPIC", b"{}", {}, "EXCHANGE")
+    log = events.RelayLog()
+    for event in (
+        events.LeaseChanged(is_held=True),
+        events.LeaseChanged(is_held=False),
+        events.Published(message, routed=False),
+        events.Postponed(message, "REASON", 10, 0),
+        events.Buried(message, "REASON"),
+        events.Skipped(3, "REASON", message),
+        events.TopicPaused("EXCHANGE", "TOPIC", "REASON", time.time() + 60),
+        events.EndpointDown("REASON", time.time() + 60),
+        events.EndpointUp(),
+        events.ClaimsLost(3),
+        events.StoreUp(),
+    ):
+        with caplog.at_level(logging.INFO):
+            log.notify(event)
+    written = [re.sub(r"\b(1 min|60 s|\d+ s)\b", "TIME", line) for line in caplog.messages]
+    lines = table(DOCS / "reference/publishing.md", "The lines of a relay's log")
+    shown = [cells[0].strip("`").replace("N ", "3 ") for cells in lines]
+    assert [line.replace("failed 10", "failed 3") for line in written] == shown
+    levels = [record.levelname.lower() for record in caplog.records]
+    assert levels == [cells[1] for cells in lines]
 
 
 @pytest.mark.parametrize("heading", RECOVERY_TABLES)
@@ -494,6 +558,8 @@ def test_the_python_reference_has_every_public_name():
     text = (DOCS / "reference/python-api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^### `(\w+)`$", text, re.MULTILINE)
     assert sorted(documented) == sorted(consumer_framework.__all__)
+    documented = re.findall(r"^### `consumer_framework\.publishing\.(\w+)`$", text, re.MULTILINE)
+    assert sorted(documented) == sorted(publishing.__all__)
 
 
 def test_the_generated_pages_are_current_and_need_no_sphinx_to_be_read():

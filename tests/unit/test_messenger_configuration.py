@@ -88,3 +88,23 @@ def test_options_that_a_messenger_does_not_take_are_refused():
 def test_a_messenger_that_is_not_there_is_refused_with_the_names_of_the_others():
     with pytest.raises(ConfigurationError, match=r'no messenger "smoke".*amqp, capture'):
         configured(document(), OutboxSettings(messenger="smoke"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"messenger": "stmop"}, 'there is no messenger "stmop"; did you mean "stomp"?'),
+        ({"messenger": "pigeon"}, 'there is no messenger "pigeon"; use one of amqp, '),
+        (
+            {"messenger": "stomp", "options": {"destnation": "/topic/{topic}"}},
+            'options.destnation: unknown key; did you mean "destination"?',
+        ),
+        ({"options": {"wings": 2}}, "options.wings: unknown key; remove it"),
+        ({"messenger": "stomp"}, "its scheme is not stomp or stomps"),
+        ({"messenger": "kombu"}, "without the parameters of pika"),
+    ],
+)
+def test_a_wrong_name_option_or_url_is_refused_with_a_cure(settings, told):
+    with pytest.raises(ConfigurationError) as caught:
+        configured(document(), OutboxSettings(**settings))
+    assert told in str(caught.value)

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -52,6 +53,13 @@ def a_message(topic="app.done", **body):
     return upstream.Message(topic=topic, body=body)
 
 
+def with_priority(priority):
+    message = a_message()
+    # The setter writes a header too, which the schema of headers would refuse.
+    message._properties.priority = priority
+    return message
+
+
 @pytest.fixture
 def url(tmp_path):
     return f"sqlite:///{tmp_path}/outbox.sqlite3"
@@ -96,6 +104,9 @@ def test_the_exchange_may_be_another(outbox):
         (a_message(n=object()), "is no JSON"),
         (a_message(n="x" * (17 << 20)), "bytes; 16777216 are allowed"),
         (upstream.Message(topic="a", headers={"x": b"bytes"}), "the headers of message"),  # type: ignore[dict-item]
+        (with_priority(256), "the priority of message .* is 256: use 0 to 255"),
+        (with_priority(-1), "use 0 to 255"),
+        (with_priority(1 << 70), "use 0 to 255"),
     ],
 )
 def test_a_message_that_can_never_be_sent_is_refused_and_not_stored(outbox, message, problem):
@@ -404,9 +415,81 @@ def test_a_forked_child_publishes_and_leaves_the_parents_connections_alone(outbo
     assert topics(outbox) == ["org.example.parent", "x", "org.example.child", "org.example.after"]
 
 
+def test_a_file_that_is_deleted_is_made_anew_and_nothing_more_is_written_to_the_old_one(
+    outbox, tmp_path
+):
+    outbox.publish(a_message("before"))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(OutboxError, match="no such table"):
+        outbox.publish(a_message("refused"))
+    outbox.publish(a_message("after"))
+    store = OutboxStore.connect(f"sqlite:///{tmp_path}/outbox.sqlite3")
+    assert [row.message.topic for row in store.rows()] == ["org.example.after"]
+    store.close()
+
+
+def test_a_file_that_is_replaced_gets_the_messages_from_then_on(outbox, url, tmp_path):
+    outbox.publish(a_message("before"))
+    other = Outbox(f"sqlite:///{tmp_path}/other.sqlite3")
+    other.publish(a_message("other"))
+    other.close()
+    for file in tmp_path.glob("outbox.sqlite3*"):
+        file.unlink()
+    (tmp_path / "other.sqlite3").rename(tmp_path / "outbox.sqlite3")
+    outbox.publish(a_message("after"))
+    assert topics(outbox) == ["other", "org.example.after"]
+
+
+def test_a_file_that_another_program_writes_is_switched_to_wal_once_it_is_free(url, tmp_path):
+    other = sqlite3.connect(tmp_path / "outbox.sqlite3", isolation_level=None)
+    other.execute("CREATE TABLE builds (id)")
+    other.execute("BEGIN IMMEDIATE")
+    outbox = Outbox(url)
+    thread = threading.Thread(target=outbox.publish, args=(a_message(),))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    other.execute("COMMIT")
+    thread.join(10)
+    assert other.execute("SELECT count(*) FROM builds").fetchone() == (0,)
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+    assert topics(outbox) == ["app.done"]
+    outbox.close()
+
+
+def test_a_fork_that_python_does_not_know_of_leaves_the_parents_connections_alone(
+    outbox, monkeypatch
+):
+    outbox.publish(a_message("parent"))
+    before = outbox.store.engine.pool
+    pid = os.getpid()
+    # As in a worker that uWSGI has forked: no hook of `os.register_at_fork` was called.
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    outbox.publish(a_message("child"))
+    assert outbox.store.engine.pool is not before
+    assert before.checkedin() == 1
+    assert topics(outbox) == ["org.example.parent", "org.example.child"]
+
+
 def waiting_outbox(url):
     rules = (OutboxRule(topics="wait.#", on_failure=OnFailure.WAIT),)
     return Outbox(url, OutboxSettings(rules=rules))
+
+
+def test_with_wait_an_earlier_row_of_the_same_message_does_not_matter(url):
+    outbox = waiting_outbox(url)
+    message = a_message("wait.a")
+    with pytest.raises(NotSentError):
+        outbox.publish(message, timeout=0)
+    store = OutboxStore.connect(url)
+    [claimed] = store.claim("token", 1, LEASE, NOW)
+    store.settle("token", dead=[(claimed.row, "refused")])
+    with pytest.raises(NotSentError, match="not sent yet"):
+        outbox.publish(message, timeout=0)
+    store.close()
+    outbox.close()
 
 
 def test_with_wait_publish_returns_when_the_message_is_sent(url):
@@ -507,7 +590,14 @@ def test_the_function_publishes_by_the_configuration_file(configuration, url):
 
 def test_the_outbox_is_in_the_state_directory_by_default(configuration, tmp_path, monkeypatch):
     configuration()
-    with pytest.raises(ConfigurationError, match=r"framework\.outbox\.database: is not set"):
+    file = tmp_path / "app.toml"
+    monkeypatch.setenv("FEDORA_MESSAGING_CONF", str(file))
+    with pytest.raises(ConfigurationError) as caught:
+        publishing.publish(a_message())
+    told = f"{file} (there is no such file): consumer_config.framework.outbox.database: is not set"
+    assert str(caught.value).startswith(told)
+    file.touch()
+    with pytest.raises(ConfigurationError, match=r"app\.toml: consumer_config\.framework\.outbox"):
         publishing.publish(a_message())
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
     publishing.publish(a_message())

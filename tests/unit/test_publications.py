@@ -2,6 +2,7 @@
 """Publishing in a consumer's process: the seam to fedora-messaging, tests' tools, the sender."""
 
 import asyncio
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -287,6 +288,17 @@ def test_an_endpoint_that_stays_away_is_a_timeout(signals):
     assert signals == ["pre", "TimeoutError"]
 
 
+def test_a_messenger_with_too_few_answers_keeps_no_caller_waiting():
+    class Short(Scripted):
+        def send_many(self, batch):
+            return super().send_many(batch)[1:]
+
+    with direct(Short(Sent())):
+        for _ in range(2):
+            with pytest.raises(PublishException, match="0 results for 1 messages"):
+                api.publish(a_message(n=1))
+
+
 def test_nothing_is_sent_after_the_end():
     with direct(Scripted(Sent())) as sender:
         sender.stop(PATIENCE)
@@ -390,6 +402,36 @@ def test_the_relay_sends_what_is_published_outside_a_run_and_reports(tmp_path):
     asyncio.run(one.stop())
 
 
+def test_the_relay_sends_what_another_process_left_in_the_outbox(tmp_path):
+    one = Publications(settings_of(outbox={"messenger": "dummy"}), tmp_path, SystemClock())
+    one.start()
+    assert one.outbox is not None
+    one.outbox.prepared()
+    one.count()
+    outbox = Outbox(f"sqlite:///{tmp_path}/outbox.sqlite3")
+    outbox.publish(a_message(n=1))
+    outbox.close()
+
+    def is_sent():
+        one.count()
+        return (one.report() or SimpleNamespace(sent=0)).sent == 1
+
+    until(is_sent)
+    asyncio.run(one.stop())
+
+
+def test_a_forked_process_starts_no_relay_of_its_own(tmp_path, monkeypatch):
+    one = Publications(settings_of(outbox={"messenger": "dummy"}), tmp_path, SystemClock())
+    pid = os.getpid()
+    with one.installed():
+        with monkeypatch.context() as context:
+            context.setattr(os, "getpid", lambda: pid + 1)
+            publishing.publish(a_message(n=1))
+        assert one.report() is None
+        assert has_rows(tmp_path / "outbox.sqlite3")
+    asyncio.run(one.stop())
+
+
 def test_a_messenger_that_cannot_be_made_leaves_the_messages_and_says_so(tmp_path, caplog):
     wrong = settings_of(outbox={"messenger": "dummy", "options": {"no": "option"}})
     one = Publications(wrong, tmp_path, SystemClock())
@@ -398,3 +440,12 @@ def test_a_messenger_that_cannot_be_made_leaves_the_messages_and_says_so(tmp_pat
         until(lambda: "messages are stored and not sent" in caplog.text)
     asyncio.run(one.stop())
     assert has_rows(tmp_path / "outbox.sqlite3")
+
+
+def test_an_outbox_that_cannot_be_used_is_no_defect(tmp_path, caplog):
+    (tmp_path / "outbox.sqlite3").write_bytes(b"no database" * 100)
+    one = Publications(settings_of(outbox={"messenger": "dummy"}), tmp_path, SystemClock())
+    one.start()
+    until(lambda: "messages are stored and not sent: the outbox" in caplog.text)
+    asyncio.run(one.stop())
+    assert "defect" not in caplog.text

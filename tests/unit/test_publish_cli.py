@@ -187,7 +187,7 @@ def test_a_message_that_can_never_be_sent_is_refused(publish, words, what):
 def test_without_an_outbox_a_message_is_sent_at_once(publish, conf):
     conf.write_text('[consumer_config.framework.outbox]\nmessenger = "dummy"\n')
     result = publish("--topic", "t")
-    assert "sent to exchange amq.topic at localhost:5672" in result.stdout
+    assert "sent to nobody: the messenger is dummy" in result.stdout
     assert "relay" not in result.output
 
 

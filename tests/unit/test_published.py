@@ -3,13 +3,14 @@
 
 import asyncio
 import contextvars
+import os
 import threading
 
 import pytest
 
 from consumer_framework.adapters.executor import Executor, Limits
 from consumer_framework.author.handler import Handler
-from consumer_framework.author.heartbeat import collect
+from consumer_framework.author.heartbeat import CURRENT_RUN, collect, deliveries, heartbeat
 from consumer_framework.core import disposition as to
 from consumer_framework.core import settler
 from consumer_framework.core.delivery import Failed, Published, Skipped, Succeeded
@@ -195,6 +196,35 @@ def test_nothing_is_collected_outside_a_handler_and_in_its_setup():
 
 def batch_of(count):
     return tuple(make_delivery(delivery_tag=n, message_id=str(n)) for n in range(1, count + 1))
+
+
+class Collecting:
+    """A run that takes each message."""
+
+    deliveries = (DELIVERY,)
+
+    def heartbeat(self):
+        raise AssertionError("the parent's run, in the child")
+
+    def collect(self, _messages):
+        return True
+
+
+def test_a_process_that_the_handler_forks_stores_its_messages_by_itself():
+    token = CURRENT_RUN.set(Collecting())
+    try:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                heartbeat()
+                status = 0 if deliveries() == (DELIVERY,) and not collect([entry()]) else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert collect([entry()])
+    finally:
+        CURRENT_RUN.reset(token)
 
 
 def test_the_messages_of_a_batch_belong_to_all_of_its_deliveries_that_did_not_fail():

@@ -202,6 +202,17 @@ def test_a_forbidden_topic_is_paused_and_the_others_are_sent(setup):
     assert setup.relay.paused == {}
 
 
+def test_a_message_behind_one_of_its_key_whose_topic_is_paused_waits_for_it(setup):
+    setup.put(message(topic="no"))
+    setup.messenger.answer = lambda one: (
+        Retry("403", Scope.TOPIC) if one.topic == "no" else Sent(routed=True)
+    )
+    setup.steps()
+    setup.put(message("k", topic="no"), message("k"), other := message())
+    setup.steps()
+    assert setup.sent == ids(other)
+
+
 def test_an_endpoint_that_is_away_is_tried_with_longer_delays_and_no_row_changes(setup):
     setup.put(message())
     before = setup.rows

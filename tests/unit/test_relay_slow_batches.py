@@ -8,8 +8,9 @@ import pytest
 
 from consumer_framework.adapters.clock import SystemClock
 from consumer_framework.publishing.events import ClaimsLost, LeaseChanged, StoreDown
+from consumer_framework.publishing.extending import PATIENCE
 from consumer_framework.publishing.messengers import Retry, Scope, Sent
-from consumer_framework.publishing.relay import PATIENCE, Step
+from consumer_framework.publishing.relay import Step
 from consumer_framework.publishing.store import OutboxError, OutboxStore
 from tests.unit.outboxes import LEASE, NOW, Setup, message
 

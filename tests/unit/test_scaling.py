@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fedora_messaging.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from consumer_framework.adapters.systemd.systemctl import (
     Unit,
     unit_name,
 )
-from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.errors import ConfigurationError, StoreError
 from consumer_framework.operate import scaling as host
 from consumer_framework.operate.scaling import (
     ScaleAction,
@@ -31,7 +32,9 @@ from consumer_framework.operate.scaling import (
     plan,
 )
 from consumer_framework.operate.workers import files_in, group_of, in_groups, number_of, worker_name
-from consumer_framework.runtime.state_files import StoredCounts
+from consumer_framework.publishing import Outbox
+from consumer_framework.runtime import state_files
+from consumer_framework.runtime.state_files import StoredCounts, count_unsent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,6 +138,16 @@ def test_a_worker_with_deferred_messages_stays_unless_they_may_be_left():
     assert warning.startswith(expected)
     # It is no obstacle where the worker stays anyway.
     assert plan(replace(found, units=units(a=RUNS, a_2=RUNS, a_3=RUNS)), 3) == []
+
+
+def test_a_worker_with_published_messages_stays_until_they_are_sent():
+    found = Workers("a", THREE, units(a=RUNS), {"a_3": StoredCounts(unsent=2)})
+    with pytest.raises(ScalingError, match=r"a_3 stays, for 2 messages that its handler published"):
+        plan(found, 2)
+    steps = plan(found, 2, leave_deferred=True)
+    [warning] = [step.text for step in steps if step.action is ScaleAction.WARN]
+    place = "/var/lib/fedora-messaging/a_3"
+    assert warning == f"left in {place}: 2 published messages, to send when a_3 is back"
 
 
 def test_quarantined_messages_stay_and_the_plan_names_their_place():
@@ -300,6 +313,32 @@ def test_messages_deferred_while_a_worker_stops_have_it_started_again(directory,
         executor(directory, services).run(steps)
     assert services.running == {"a", "a_2"}
     assert (directory / "a_2.toml").is_symlink()
+
+
+def test_messages_that_a_worker_could_not_send_have_it_started_again(
+    directory, stored, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(state_files, "SYSTEM_STATE", tmp_path)
+    services = FakeServices()
+    scale(directory, services, 2)
+    steps = plan(host.find_workers(directory, services, "a", 1, strict=True), 1)
+    (tmp_path / "a_2").mkdir()
+    outbox = Outbox(f"sqlite:///{tmp_path}/a_2/outbox.sqlite3")
+    outbox.publish(Message(topic="a"))
+    outbox.close()
+    with pytest.raises(ScalingError, match=r"a_2 stays, for 1 message that .* again$"):
+        executor(directory, services).run(steps)
+    assert services.running == {"a", "a_2"}
+
+
+def test_an_outbox_that_cannot_be_read_keeps_its_worker(tmp_path):
+    assert count_unsent(tmp_path) == 0
+    file = tmp_path / "outbox.sqlite3"
+    file.write_bytes(b"")
+    assert count_unsent(tmp_path) == 0, "an outbox without tables"
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        count_unsent(tmp_path)
 
 
 def test_a_worker_that_had_to_be_killed_is_reported_and_leaves_no_failed_unit(directory):

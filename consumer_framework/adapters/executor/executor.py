@@ -118,6 +118,15 @@ class Executor:
         """Run the handler's ``setup``; raise its exception."""
         await self._call(self._handler.setup)
 
+    def announce_stop(self) -> None:
+        """Call the handler's ``stop_requested``; an exception of it is logged."""
+        if self._handler.stop_requested is None:
+            return
+        try:
+            self._handler.stop_requested()
+        except Exception:  # noqa: BLE001 -- the author's code
+            _log.exception("stop_requested of %s failed", self._handler.name)
+
     async def run(self, delivery: Delivery) -> Outcome:
         """Run the handler on *delivery* as soon as a slot is free, alone or in a batch.
 

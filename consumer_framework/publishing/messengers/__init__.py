@@ -17,6 +17,8 @@ Its name is the value of ``messenger`` in the configuration. Its object is a cal
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +29,7 @@ from urllib.parse import unquote, urlsplit
 from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.settings.brokers import addresses
+from consumer_framework.settings.problems import unknown_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,7 +206,8 @@ def find(name: str) -> Callable[..., Messenger]:
     known = {point.name: point for point in entry_points(group=GROUP)}
     path = f"{_PATH}.messenger"
     if name not in known:
-        cure = f"use one of {', '.join(sorted(known))}"
+        near = difflib.get_close_matches(name, known, 1)
+        cure = f'did you mean "{near[0]}"?' if near else f"use one of {', '.join(sorted(known))}"
         raise ConfigurationError(Problem(path, f'there is no messenger "{name}"', cure))
     try:
         factory: Callable[..., Messenger] = known[name].load()
@@ -278,11 +282,19 @@ def make(name: str, endpoints: Endpoints, options: Mapping[str, Any]) -> Messeng
         ConfigurationError: There is no such messenger, or it refuses an endpoint or an option.
     """
     factory = find(name)
+    path = f"{_PATH}.options"
+    if problems := unknown_keys(path, options, _known_options(factory)):
+        raise ConfigurationError(*problems)
     try:
         return factory(endpoints, **options)
     except TypeError as error:
-        # An option that the factory does not know, as Python tells it.
         what = f'the messenger "{name}" refuses the options: {error}'
-        path = "consumer_config.framework.outbox.options"
-        cure = "see the messenger's documentation"
-        raise ConfigurationError(Problem(path, what, cure)) from error
+        raise ConfigurationError(Problem(path, what, "see its documentation")) from error
+
+
+def _known_options(factory: Callable[..., Messenger]) -> set[str] | None:
+    """Return the options that *factory* takes; None if they are those of its library."""
+    parameters = list(inspect.signature(factory).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}

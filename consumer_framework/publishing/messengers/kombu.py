@@ -57,7 +57,7 @@ class Kombu(Failover):
             except (TypeError, ValueError, KeyError) as error:
                 path = "consumer_config.framework.outbox.endpoints"
                 what = f"kombu refuses the URL of {host_of(url)} or the options: {error}"
-                cure = "write it as amqps://USER@HOST:5671/VHOST"
+                cure = "write it as amqps://USER@HOST:5671/VHOST, without the parameters of pika"
                 raise ConfigurationError(Problem(path, what, cure)) from None
 
     @property
@@ -90,7 +90,7 @@ class Kombu(Failover):
             if isinstance(asked := options.get("ssl"), dict) and asked:
                 # Without a name, py-amqp accepts the certificate of any host.
                 options["ssl"] = {"server_hostname": urlsplit(url).hostname, **asked}
-        # kombu adds to what it is given.
+        # kombu changes the dictionary.
         return kombu.Connection(
             url,
             connect_timeout=self.endpoints.timeout,

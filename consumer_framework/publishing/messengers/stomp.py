@@ -182,7 +182,8 @@ class _Address:
     def of(cls, url: str) -> _Address:
         try:
             parts = urlsplit(url)
-            port = parts.port or _PORTS[parts.scheme]
+            usual = _PORTS[parts.scheme]
+            port = parts.port or usual
             if not parts.hostname:
                 raise ValueError("it has no host")  # noqa: TRY301 -- for the one way out below
         except (ValueError, KeyError) as error:

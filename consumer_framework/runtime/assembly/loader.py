@@ -310,6 +310,8 @@ def _consumer_refusal(value: type[Consumer]) -> Refusal | None:
         methods["handle_batch"] = "(self, messages)"
     if hasattr(value, "ordering_key"):
         methods["ordering_key"] = "(self, message)"
+    if hasattr(value, "stop_requested"):
+        methods["stop_requested"] = "(self)"
     found = (_method_refusal(value, name, form) for name, form in methods.items())
     return next(filter(None, found), None)
 

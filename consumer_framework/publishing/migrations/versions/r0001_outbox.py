@@ -26,12 +26,10 @@ def _options() -> dict[str, Any]:
     }
 
 
-def upgrade() -> None:
-    """Create the tables and the indexes."""
-    options = _options()
+def _columns() -> list[sa.Column[Any]]:
+    """Return the columns of the messages."""
     long_text = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
-    op.create_table(
-        "fm_outbox",
+    return [
         sa.Column(
             "id",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
@@ -57,6 +55,15 @@ def upgrade() -> None:
         sa.Column("claimed_by", sa.String(64), nullable=True),
         sa.Column("claimed_until", sa.Double, nullable=True),
         sa.Column("on_failure", sa.String(8), nullable=False, server_default="spool"),
+    ]
+
+
+def upgrade() -> None:
+    """Create the tables and the indexes."""
+    options = _options()
+    op.create_table(
+        "fm_outbox",
+        *_columns(),
         # No id is ever used twice.
         sqlite_autoincrement=True,
         **options,

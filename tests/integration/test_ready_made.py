@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ready-made consumers work on a real broker, by their configuration alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pika
+import pytest
+
+from .instance import FM_CONSUMER, Instance, publish, queue_table, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND = "consumer_framework.kit.command:RunCommand"
+
+
+@pytest.fixture
+def start_kit(tmp_path, broker, queue_name):
+    """Return a function that starts an instance with a ready-made consumer."""
+    started: list[Instance] = []
+
+    def start(callback, config, extra=""):
+        directory = tmp_path / f"kit_{len(started)}"
+        directory.mkdir()
+        table = f"[consumer_config]\n{config}\n{extra}"
+        options = ["--callback", callback]
+        instance = Instance(
+            directory, broker.url, queue_table(queue_name), "", extra=table, options=options
+        )
+        started.append(instance)
+        return instance.start().ready()
+
+    yield start
+    for instance in started:
+        instance.end()
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+# Commands.
+
+
+def test_a_command_runs_for_each_message_and_a_failed_one_runs_again(
+    start_kit, broker, queue_name, tmp_path
+):
+    out = tmp_path / "out"
+    shell = f'[ -e {tmp_path}/mended ] || exit 1; echo "$FM_ID" >> {out}'
+    recovery = '[consumer_config.framework.recovery]\nimmediate = 1\ndelays = ["100ms"]\n'
+    instance = start_kit(COMMAND, f"shell = {json.dumps(shell)}\n", recovery)
+    publish(broker.url, queue_name, [1])
+    until(lambda: [r.state for r in instance.store()] == ["quarantined"], lambda: instance.log)
+    assert "exit code 1" in instance.log
+    (tmp_path / "mended").touch()
+    publish(broker.url, queue_name, [2, 3])
+    until(lambda: lines(out) == ["2", "3"], lambda: instance.log)
+    assert instance.stop() == 0
+    assert broker.depth(queue_name) == (0, 0)
+
+
+@pytest.mark.parametrize(("on_stop", "left"), [("wait", 0), ("terminate", 1)])
+def test_a_stop_waits_for_the_command_or_terminates_it(
+    start_kit, broker, queue_name, tmp_path, on_stop, left
+):
+    shell = f"touch {tmp_path}/began; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    instance = start_kit(COMMAND, f'shell = "{shell}"\non_stop = "{on_stop}"\n')
+    publish(broker.url, queue_name, [1])
+    until((tmp_path / "began").exists, lambda: instance.log)
+    instance.send(signal.SIGTERM)
+    until(lambda: instance.told("STOPPING=1"), lambda: instance.log)
+    if on_stop == "wait":
+        (tmp_path / "go").touch()
+    assert instance.wait() == 0, instance.log
+    assert broker.depth(queue_name) == (left, 0)
+    assert instance.store() == []
+
+
+# The one-line form.
+
+
+@contextmanager
+def trigger(broker, *options: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [str(FM_CONSUMER), "trigger", "--url", broker.url, *options]
+    environment = {**os.environ, "XDG_STATE_HOME": str(log.parent), "TMPDIR": str(log.parent)}
+    environment.pop("FEDORA_MESSAGING_CONF", None)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def publish_once_bound(broker, topic: str, bodies: list[int], log: Path) -> None:
+    """Publish as soon as a queue is bound for *topic*: the trigger's own one has no known name."""
+
+    def is_routed() -> bool:
+        with suppress(pika.exceptions.UnroutableError):
+            publish(broker.url, topic, bodies[:1])
+            return True
+        return False
+
+    until(is_routed, log.read_text)
+    publish(broker.url, topic, bodies[1:])
+
+
+def test_a_trigger_on_a_named_queue_stops_after_a_count_and_leaves_the_rest(broker, tmp_path):
+    log, name = tmp_path / "log", f"q{uuid.uuid4().hex[:8]}"
+    options = ("--topic", name, "--queue", name, "--count", "2")
+    with trigger(broker, *options, "--", "sh", "-c", "cat; echo", log=log) as process:
+        publish_once_bound(broker, name, [1, 2, 3], log)
+        assert process.wait(60) == 0, log.read_text()
+    found = [json.loads(line)["id"] for line in lines(log) if line.startswith("{")]
+    assert found == ["1", "2"]
+    until(lambda: broker.depth(name) == (1, 0), lambda: str(broker.depth(name)))
+    assert not list(tmp_path.glob("fm-consumer-trigger-*"))
+
+
+def test_a_trigger_on_its_own_queue_ends_its_command_at_ctrl_c(broker, tmp_path):
+    log, topic = tmp_path / "log", f"t{uuid.uuid4().hex[:8]}"
+    command = ("sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 600")
+    with trigger(broker, "--topic", f"{topic}.#", "--", *command, log=log) as process:
+        publish_once_bound(broker, f"{topic}.a", [1], log)
+        until(lambda: lines(tmp_path / "pid"), log.read_text)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+    [pid] = lines(tmp_path / "pid")
+    assert not Path(f"/proc/{pid}").exists()
+    assert log.read_text() == ""
+    assert not list(tmp_path.glob("fm-consumer-trigger-*"))
+
+
+def test_a_trigger_tells_where_failed_messages_are(broker, tmp_path):
+    log, topic = tmp_path / "log", f"t{uuid.uuid4().hex[:8]}"
+    options = ("--topic", topic, "--", "sh", "-c", "exit 3")
+    with trigger(broker, *options, log=log) as process:
+        publish_once_bound(broker, topic, [1], log)
+        until(lambda: "exit code 3" in log.read_text(), log.read_text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log.read_text()
+
+
+def test_the_printed_configuration_is_the_one_of_a_service(broker, queue_name, tmp_path):
+    command = [str(FM_CONSUMER), "trigger", "--topic", queue_name, "--queue", "printed"]
+    more = ["--url", broker.url, "--print-config", "--", "touch", f'{tmp_path}/done \u007f"ü']
+    text = subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
+    file = tmp_path / "printed.toml"
+    file.write_text(text)
+    environment = {**os.environ, "STATE_DIRECTORY": str(tmp_path / "state")}
+    run = [str(FM_CONSUMER), "run", "--conf", str(file)]
+    with subprocess.Popen(run, env=environment) as process:
+        publish_once_bound(broker, queue_name, [1], file)
+        until((tmp_path / 'done \u007f"ü').exists, text)
+        process.terminate()
