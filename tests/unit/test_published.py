@@ -428,9 +428,14 @@ def test_nothing_is_stored_for_a_channel_that_is_gone():
 
 def test_a_defect_in_the_settle_after_the_messages_are_stored_is_told():
     async def scenario():
-        path, told = Settles(), []
+        path = Settles()
+        told: list[asyncio.Task[None]] = []
+
+        def fail(_decided, _told):
+            raise ZeroDivisionError
+
         path.settler.watch = told.append
-        path.settler.done = lambda _decided, _told: 1 / 0
+        path.settler.done = fail
         path.settle(DELIVERY, Succeeded(published()))
         await path.settler.commits()
         (task,) = told
