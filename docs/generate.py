@@ -22,6 +22,8 @@ import consumer_framework
 from consumer_framework import publishing
 from consumer_framework.cli import main
 from consumer_framework.kit.command import CommandConfig
+from consumer_framework.kit.json_lines import JsonLinesConfig
+from consumer_framework.kit.webhook import WebhookConfig
 from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
@@ -274,7 +276,7 @@ SETTINGS = (
     "reload.md",
 )
 # The keys of ready-made consumers.
-_OF_KIT = {one.__name__: one for one in (CommandConfig,)}
+_OF_KIT = {one.__name__: one for one in (CommandConfig, WebhookConfig, JsonLinesConfig)}
 
 
 def with_settings(page: str) -> str:

@@ -11,5 +11,7 @@ the runtime. Its failures are signals of :mod:`consumer_framework.core.errors`: 
 pauses the instance, and a message that can never succeed goes to quarantine.
 
 - :mod:`.command` runs a program for each message; :mod:`.process` watches over the program.
+- :mod:`.webhook` posts each message to a URL.
+- :mod:`.json_lines` appends each message to a file.
 - :mod:`.message_json` writes a message as JSON.
 """

@@ -51,7 +51,6 @@ from consumer_framework.runtime.assembly.plan import make_plan
 from consumer_framework.runtime.control.client import reached
 from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.runtime.control.schema import Begun, Replay, Replayed, Step
-from consumer_framework.runtime.publications import Publications
 from consumer_framework.runtime.state_files import store_limits
 from consumer_framework.settings import Framework
 
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.runtime.control.schema import AnswerT, Request
+    from consumer_framework.runtime.publications import Publications
 
     Tell: TypeAlias = Callable[[Step | Begun | Replayed], None]
 
@@ -127,6 +127,9 @@ def replay(
         StoreError: The store cannot be written, or a process has it open.
         KeyboardInterrupt: Somebody interrupted it; the row that ran has ended, and was reported.
     """
+    # Late: it imports the reactor.
+    from consumer_framework.runtime.publications import Publications  # noqa: PLC0415
+
     access = from_outside(options.path, options.instance, lenient=False)
     settings = load(replace(options, access=access))
     codec.load_schemas()

@@ -204,15 +204,15 @@ class Claims(Database):
             claims = sa.update(outbox_table).where(c.id.in_(rows))
             connection.execute(claims.values(claimed_by=token, claimed_until=now + lease))
             found = connection.execute(_CLAIMED.where(c.id.in_(rows)).order_by(c.id))
-            return [Claimed(*parts(row)) for row in found]
+            return [Claimed(*parts(row)) for row in found.all()]
 
     def _claimable(
         self, connection: sa.Connection, limit: int, now: float, far: float
     ) -> tuple[list[int], bool]:
         """Return the ids of rows to claim, and true if others were parked."""
         parameters = {"now": now, "far": far, "limit": max(limit, _LEAST_READ)}
-        retried = list(connection.execute(_RETRIED, parameters))
-        fresh = list(connection.execute(_FRESH, parameters))
+        retried = connection.execute(_RETRIED, parameters).all()
+        fresh = connection.execute(_FRESH, parameters).all()
         lanes: dict[str, list[sa.Row[Any]]] = defaultdict(list)
         for row in sorted([*retried, *fresh], key=lambda row: row.id):
             lanes[row.ordering_key].append(row)

@@ -20,6 +20,11 @@ A row with ``on_failure = "skip"`` is discarded and counted where another one wa
 all in the first wave. A row that was not sent keeps the later rows of its key from being sent, and
 no others.
 
+**Claims.** A claim has as many rows as were sent within the last second, so that the database is
+asked rarely: a window at least, and :data:`MOST` at most. A messenger that keeps a window by itself
+gets a whole wave, others get it window by window. If the relay is to stop, the rest of the claim is
+given back between two waves or windows.
+
 **A row that breaks its endpoint** (the broker answers it by closing the connection) looks like a
 broken endpoint. So after a failure the relay sends one row alone. If the endpoint can be opened and
 this row fails again, the row gets a delay of its own, and the next one is tried.
@@ -42,6 +47,7 @@ import contextlib
 import logging
 import math
 import random
+import threading
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum
@@ -70,7 +76,6 @@ from .policy import ENDPOINT, LONGEST, MESSAGE, TOPIC, OnFailure, Policy, Unrout
 from .store import OutboxError
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.core.ports import Clock
@@ -88,6 +93,10 @@ _LOOK = 0.1
 _SWEEP = 2000
 # Seconds between two looks for rows that a wrong clock made late.
 _REBASE = 60.0
+# The most rows of a claim, unless the window is larger, and the seconds that it takes to send them.
+MOST = 1000
+_LENGTH = 1.0
+_LEAST_LENGTH = 1e-3
 
 
 class Step(Enum):
@@ -136,7 +145,8 @@ class Relay:
         clock: Times of rows are seconds since the epoch; lengths are measured monotonically.
         observer: Is told about each event.
         chance: Returns a random number from 0 to 1, for jitter.
-        window: Messages that are sent at once.
+        window: Messages that are sent before the first of them is confirmed. See
+            :attr:`.Endpoints.window` for a messenger that keeps it by itself.
         lease: Seconds after which another relay takes over from one that is dead.
         lossy: Send messages that the messenger would change.
         leased: False lets several relays send at once.
@@ -173,7 +183,9 @@ class Relay:
         self._clock = clock
         self._observer = observer
         self._chance = chance
-        self._full_window = self._window = window
+        self._window = self._rows = window
+        # Relays without a lease share the work in small portions.
+        self._most_rows = max(window, MOST) if leased else window
         self._lease = lease
         self._lossy = lossy
         self._leased = leased
@@ -190,6 +202,7 @@ class Relay:
         self._pauses: dict[tuple[str, str], _Pause] = {}
         self._waker: Waker | None = None
         self._woken = False
+        self._stop = threading.Event()
         self._extender = Extender(store, self._owner if leased else None, lease, clock)
         self._moved = clock.monotonic()
         self.is_connected = False
@@ -231,9 +244,10 @@ class Relay:
     def run(self, stop: threading.Event) -> None:
         """Send until *stop* is set; then give back lease and claims, and close the messenger.
 
-        A batch that is on its way is waited for. A failure of the database does not end the relay.
+        A wave that is on its way is waited for. A failure of the database does not end the relay.
         """
         self._extender.start()
+        self._stop = stop
         failures = 0
         try:
             while not stop.is_set():
@@ -298,7 +312,7 @@ class Relay:
         self._claims += 1
         since = self._clock.monotonic()
         token = f"{self._owner}.{self._claims}"
-        claimed = self._store.claim(token, self._window, self._lease, now)
+        claimed = self._store.claim(token, self._rows, self._lease, now)
         if not claimed:
             self.idle_at = self._moved
             return Step.IDLE
@@ -353,7 +367,7 @@ class Relay:
 
     def _fail(self, reason: str) -> None:
         self._failures += 1
-        self._window = 1
+        self._rows = 1
         self.endpoint_fault = reason
         self.endpoint_until = self._clock.time() + ENDPOINT.after(self._failures, self._chance())
         self._observer.notify(EndpointDown(reason, self.endpoint_until))
@@ -374,24 +388,31 @@ class Relay:
     # One batch
 
     def _send(self, claimed: Sequence[Claimed]) -> _Fates:
-        fates = _Fates()
-        for wave in _waves(claimed):
+        fates, began = _Fates(), self._clock.monotonic()
+        for part in self._parts(claimed):
             self._moved = self._clock.monotonic()
-            if self._extender.is_late or fates.endpoint is not None:
-                fates.released += [one.row for one in wave]
+            if self._stop.is_set() or self._extender.is_late or fates.endpoint is not None:
+                fates.released += [one.row for one in part]
                 continue
-            ready = [one for one in wave if self._is_ready(one, fates)]
+            ready = [one for one in part if self._is_ready(one, fates)]
             for one, result in zip(ready, self._results(ready), strict=True):
                 self._decide(one, result, fates, is_alone=len(claimed) == 1)
         if fates.sent:
             self._failures, self._swept = 0, 0
             self.endpoint_until = None
             self.endpoint_fault = ""
-            self._window = min(self._window * 8, self._full_window)
+            took = max(self._clock.monotonic() - began, _LEAST_LENGTH)
+            rows = max(self._window, int(len(fates.sent) / took * _LENGTH))
+            self._rows = min(self._rows * 8, rows, self._most_rows)
         if fates.endpoint is not None:
             self._close_messenger()
             self._fail(fates.endpoint)
         return fates
+
+    def _parts(self, claimed: Sequence[Claimed]) -> Iterator[Sequence[Claimed]]:
+        size = len(claimed) if getattr(self._messenger, "keeps_window", False) else self._window
+        for wave in _waves(claimed):
+            yield from (wave[start : start + size] for start in range(0, len(wave), size))
 
     def _is_ready(self, one: Claimed, fates: _Fates) -> bool:
         """Return true if *one* may be sent; otherwise settle it."""

@@ -230,7 +230,7 @@ class OutboxSettings(Table):
     """
     window: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
     """The number of messages that are sent before the broker has confirmed the first of them; 1 to
-    10000.
+    10000. The relay claims more rows at once, as many as it sends in a second: at most 1000.
     """
     lease: Annotated[Duration, Field(ge=1, le=3600)] = 30.0
     """The time after which the messages of a relay that died are sent by another; 1 second to 1

@@ -351,6 +351,22 @@ def test_skippable_rows_are_discarded_and_counted(store, put):
     assert store.stats().counts == {"skipped": 2}
 
 
+def test_a_skippable_row_that_a_relay_claims_meanwhile_is_not_discarded(
+    store, put, outbox_url, monkeypatch
+):
+    [row] = put(message(), on_failure="skip")
+    other, transaction = OutboxStore.connect(outbox_url), store.transaction
+
+    def later():
+        assert claimed(other) == [row]
+        return transaction()
+
+    monkeypatch.setattr(store, "transaction", later)
+    assert store.discard_skippable(0, 10) == (row, 0)
+    assert [one.row for one in other.rows()] == [row]
+    other.close()
+
+
 def test_rows_that_a_wrong_clock_made_late_are_due_again(store, put):
     near, far = put(message(), message())
     claimed(store)

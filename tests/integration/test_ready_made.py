@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import uuid
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pika
 import pytest
@@ -28,13 +30,19 @@ def start_kit(tmp_path, broker, queue_name):
     """Return a function that starts an instance with a ready-made consumer."""
     started: list[Instance] = []
 
-    def start(callback, config, extra=""):
+    def start(callback, config, extra="", environment=None):
         directory = tmp_path / f"kit_{len(started)}"
         directory.mkdir()
         table = f"[consumer_config]\n{config}\n{extra}"
         options = ["--callback", callback]
         instance = Instance(
-            directory, broker.url, queue_table(queue_name), "", extra=table, options=options
+            directory,
+            broker.url,
+            queue_table(queue_name),
+            "",
+            extra=table,
+            options=options,
+            environment=environment,
         )
         started.append(instance)
         return instance.start().ready()
@@ -83,6 +91,77 @@ def test_a_stop_waits_for_the_command_or_terminates_it(
     assert instance.wait() == 0, instance.log
     assert broker.depth(queue_name) == (left, 0)
     assert instance.store() == []
+
+
+# Webhooks.
+
+
+class _Hook(BaseHTTPRequestHandler):
+    posted: ClassVar[list[tuple[str, str]]] = []
+
+    def do_POST(self):
+        data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        # The first attempt at each message meets a proxy without a server.
+        first = not any(one == data["id"] for one, _ in self.posted)
+        self.posted.append((data["id"], self.headers["Authorization"]))
+        self.send_response(502 if first else 204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_webhook_gets_each_message_and_the_credential_stays_secret(
+    start_kit, broker, queue_name, tmp_path
+):
+    (tmp_path / "token").write_text("s3cret-Token-of-the-Hook\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Hook) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        config = f'url = "http://127.0.0.1:{server.server_port}/"\ntoken = "credential:token"\n'
+        probe = '[consumer_config.framework.recovery.breaker]\nprobe = ["100ms"]\n'
+        environment = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+        instance = start_kit(
+            "consumer_framework.kit.webhook:Webhook", config, probe, environment=environment
+        )
+        publish(broker.url, queue_name, [1, 2])
+        until(lambda: len(_Hook.posted) == 4, lambda: instance.log)
+        assert instance.stop() == 0
+        server.shutdown()
+        thread.join()
+    assert sorted(_Hook.posted) == [
+        (one, "Bearer s3cret-Token-of-the-Hook") for one in ("1", "1", "2", "2")
+    ]
+    assert "s3cret" not in instance.log
+    assert broker.depth(queue_name) == (0, 0)
+
+
+# Files.
+
+
+def test_each_message_has_a_line_although_the_instance_is_killed(
+    start_kit, broker, queue_name, tmp_path
+):
+    file = tmp_path / "messages.jsonl"
+    config = f'path = "{file}"\nmax_bytes = 4000\n'
+    batch = '[consumer_config.framework.batch]\nsize = 5\nseconds = "50ms"\n'
+    consumer = "consumer_framework.kit.json_lines:AppendJsonLines"
+    instance = start_kit(consumer, config, batch)
+    publish(broker.url, queue_name, range(100))
+    until(lambda: len(list(tmp_path.glob("messages.jsonl.*"))) > 2, lambda: instance.log)
+    instance.stop(signal.SIGKILL)
+    with file.open("a") as stream:
+        stream.write('{"body": ')
+    instance.start().ready()
+
+    def found() -> set[int]:
+        written = [line for each in tmp_path.glob("messages.jsonl*") for line in lines(each)]
+        return {json.loads(line)["body"]["n"] for line in written if line.endswith("}")}
+
+    until(lambda: found() == set(range(100)), lambda: instance.log)
+    assert instance.stop() == 0
+    assert all(line.endswith("}") for line in lines(file))
+    assert broker.depth(queue_name) == (0, 0)
 
 
 # The one-line form.

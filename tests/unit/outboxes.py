@@ -62,6 +62,7 @@ class Scripted:
         self.is_open = False
         self.opened = 0
         self.endpoint = ""
+        self.keeps_window = False
 
     def open(self) -> None:
         self.opening()

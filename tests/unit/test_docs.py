@@ -479,6 +479,9 @@ def test_the_shown_test_without_a_broker_passes():
 def test_the_tests_of_the_testing_how_to_pass(tmp_path):
     consumer, *parts = blocks(DOCS / "howto/test-a-consumer.md", "python")
     (tmp_path / "sample.py").write_text(consumer)
+    [conftest] = [part for part in parts if part.startswith("pytest_plugins")]
+    parts.remove(conftest)
+    (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "test_sample.py").write_text("\n\n".join(parts))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_sample.py"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -486,7 +489,7 @@ def test_the_tests_of_the_testing_how_to_pass(tmp_path):
         command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout
-    assert "3 passed" in result.stdout
+    assert "4 passed" in result.stdout
 
 
 def test_the_settings_on_the_recovery_pages_are_valid():

@@ -29,6 +29,7 @@ from consumer_framework.publishing import upstream
 from consumer_framework.publishing.messengers import Reject, Retry, Scope, Sent
 from consumer_framework.publishing.outbox import Outbox
 from consumer_framework.publishing.shared import SharedSender
+from consumer_framework.publishing.store import OutboxStore
 from consumer_framework.runtime import publications
 from consumer_framework.runtime.publications import Publications, has_rows
 from consumer_framework.settings import parse
@@ -449,3 +450,15 @@ def test_an_outbox_that_cannot_be_used_is_no_defect(tmp_path, caplog):
     until(lambda: "messages are stored and not sent: the outbox" in caplog.text)
     asyncio.run(one.stop())
     assert "defect" not in caplog.text
+
+
+def test_a_stop_sends_the_last_messages_and_gives_back_the_lease(tmp_path):
+    one = Publications(settings_of(outbox={"messenger": "dummy"}), tmp_path, SystemClock())
+    with one.installed():
+        publishing.publish(a_message(n=1))
+        until(lambda: (one.report() or SimpleNamespace(sent=0)).sent == 1)
+        publishing.publish(a_message(n=2))
+    asyncio.run(one.stop())
+    store = OutboxStore.connect(f"sqlite:///{tmp_path}/outbox.sqlite3")
+    assert (store.rows(), store.leased_until()) == ([], 0.0)
+    store.close()

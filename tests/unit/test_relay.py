@@ -628,3 +628,55 @@ def test_dead_and_skipped_messages_and_pauses_are_told(lines):
     assert "Message d (dead) can never be sent, and is kept for an operator: odd" in told
     assert "Nothing is sent to exchange amq.topic with topic no for" in told
     assert "Discarded 1 messages that are not to wait: no" in told
+
+
+def test_a_claim_has_as_many_rows_as_are_sent_in_a_second(store):
+    setup = Setup(store, window=10)
+    setup.messenger.keeps_window = True
+
+    def answer(_):
+        setup.clock.advance(1 / 64)
+        return Sent(routed=True)
+
+    setup.messenger.answer = answer
+    setup.put(*(message() for _ in range(10 + 64 + 64)))
+    setup.steps()
+    assert [len(batch) for batch in setup.messenger.batches] == [10, 64, 64]
+
+
+def test_a_claim_has_a_thousand_rows_at_most_and_one_after_a_failure(store):
+    setup = Setup(store)
+    setup.messenger.keeps_window = True
+    setup.put(*(message() for _ in range(100 + 800 + 1000 + 300)))
+    setup.steps()
+    assert [len(batch) for batch in setup.messenger.batches] == [100, 800, 1000, 300]
+    setup.put(message(), message())
+    setup.messenger.answer = lambda _: Retry("away")
+    setup.steps()
+    setup.messenger.answer = lambda _: Sent(routed=True)
+    setup.later(60)
+    assert [len(batch) for batch in setup.messenger.batches[4:]] == [2, 1, 1]
+
+
+def test_relays_without_a_lease_claim_a_window_at_a_time(store):
+    setup = Setup(store, leased=False, window=3)
+    setup.messenger.keeps_window = True
+    setup.put(*(message() for _ in range(7)))
+    setup.steps()
+    assert [len(batch) for batch in setup.messenger.batches] == [3, 3, 1]
+
+
+def test_a_relay_that_is_to_stop_gives_the_rest_of_its_claim_back(setup):
+    stop = threading.Event()
+    first, *rest = (message("key") for _ in range(3))
+    setup.put(first, *rest)
+
+    def answer(_):
+        stop.set()
+        return Sent(routed=True)
+
+    setup.messenger.answer = answer
+    setup.relay.run(stop)
+    assert setup.sent == [first.id]
+    assert [row.message for row in setup.rows] == rest
+    assert {row.claimed_until for row in setup.rows} == {None}

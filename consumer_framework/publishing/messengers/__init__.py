@@ -113,6 +113,8 @@ class Endpoints:
         keyfile: A PEM file with its key.
         client_properties: The names of the connection for the broker's administrators.
         timeout: Seconds to connect, and to wait for the answer to a batch.
+        window: The number of messages that a messenger with ``keeps_window`` sends before the
+            endpoint has confirmed the first of them.
     """
 
     urls: tuple[str, ...]
@@ -121,11 +123,17 @@ class Endpoints:
     keyfile: str | None = None
     client_properties: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 30.0
+    window: int = 100
 
 
 @runtime_checkable
 class Messenger(Protocol):
-    """Sends messages to one endpoint at a time. One thread uses it."""
+    """Sends messages to one endpoint at a time. One thread uses it.
+
+    A messenger gets at most a window of messages at once. One that has a true attribute
+    ``keeps_window`` gets more, and sends the next ones while the endpoint confirms the first ones:
+    :attr:`Endpoints.window` of them at most are on their way at any time.
+    """
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -239,7 +247,13 @@ def endpoints_of(document: Mapping[str, Any], settings: OutboxSettings) -> Endpo
                 secrets.hide(form, "the password of an endpoint")
     tls = {key: document["tls"].get(key) for key in ("ca_cert", "certfile", "keyfile")}
     properties = document["client_properties"]
-    return Endpoints(urls, **tls, client_properties=properties, timeout=settings.endpoint_timeout)
+    return Endpoints(
+        urls,
+        **tls,
+        client_properties=properties,
+        timeout=settings.endpoint_timeout,
+        window=settings.window,
+    )
 
 
 def _cluster(document: Mapping[str, Any], messenger: str) -> Iterator[str]:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The messenger ``amqp``: AMQP 0-9-1 with publisher confirms, by pika.
 
-A batch is written without waiting; the broker confirms its messages in any order
-(https://www.rabbitmq.com/docs/confirms). Each message is ``mandatory``, so that the broker returns
-it if no queue gets it. The wire data are those of :func:`fedora_messaging.api.publish`.
+At most :attr:`.Endpoints.window` messages are on their way; more of the batch follow as the broker
+confirms them, in any order (https://www.rabbitmq.com/docs/confirms). Each message is ``mandatory``,
+so that the broker returns it if no queue gets it. The wire data are those of
+:func:`fedora_messaging.api.publish`.
 
 The broker closes the channel if a message may not be published or its exchange is missing. It does
 not say which message that was, and the confirmations of the messages before it are lost. So the
-messages without a confirmation are sent again on a new channel, one at a time: now the one that
-closes the channel is known. Those before it arrive twice.
+messages on their way are sent again on a new channel, one at a time: now the one that closes the
+channel is known. Those before it arrive twice.
 
 The loop of pika runs only while a batch is sent. So there are no heartbeats; the kernel probes an
 idle connection instead (tcp(7), keepalive). pika's ``blocked_connection_timeout`` is not used,
@@ -18,6 +19,7 @@ the messenger use the next one, see :mod:`.failover`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 import time
@@ -35,22 +37,22 @@ from . import Endpoints, Reject, Retry, Scope, Sent
 from .failover import BlockedError, Failover, host_of, tls_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from consumer_framework.publishing.message import Outgoing
 
     from . import Result
 
 _ROUTED, _UNROUTABLE = Sent(routed=True), Sent(routed=False)
-# Messages that are encoded before the loop runs, so that the broker works at the same time.
-_STRIDE = 50
+# The most messages that are encoded before the loop runs, so that the broker works meanwhile.
+_STRIDE = 25
 # Seconds after which an idle connection is probed, between probes, and the number of probes.
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 # The most seconds that the broker may take to say goodbye.
 _GOODBYE = 2.0
 _FORBIDDEN, _MISSING, _REFUSED = 403, 404, 406
-# A header's kind and lengths, and the longest text of one character in UTF-8.
-_PER_HEADER, _PER_CHARACTER, _OTHER_PROPERTIES = 10, 4, 2048
+# Bytes of the longest character in UTF-8, and of the properties besides the headers.
+_PER_CHARACTER, _OTHER_PROPERTIES = 4, 2048
 
 
 class Amqp(Failover):
@@ -65,6 +67,8 @@ class Amqp(Failover):
         ConfigurationError: pika refuses a URL.
     """
 
+    keeps_window = True
+
     def __init__(self, endpoints: Endpoints) -> None:
         super().__init__(endpoints)
         for url in endpoints.urls:
@@ -72,7 +76,7 @@ class Amqp(Failover):
 
     def connect(self, url: str) -> _Link:
         """Connect to the broker at *url*, and open a channel with confirms."""
-        return _Link(_parameters(url, self.endpoints), self.endpoints.timeout)
+        return _Link(_parameters(url, self.endpoints), self.endpoints)
 
 
 def _parsed(url: str) -> pika.URLParameters:
@@ -118,6 +122,29 @@ class _ChannelClosedError(Exception):
         self.code = code
 
 
+class _Connection(pika.SelectConnection):
+    """Writes several messages at once; pika makes a system call and a packet of each frame."""
+
+    _held: list[bytes] | None = None
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if self._held is None:
+            super()._adapter_emit_data(data)
+        else:
+            self._held.append(data)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Write the frames of the block at its end."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if held:
+                self._adapter_emit_data(b"".join(held))
+
+
 class _Link:
     """A connection with a channel in confirm mode."""
 
@@ -125,15 +152,18 @@ class _Link:
     _unsettled: dict[int, tuple[int | None, str]]
     _channel_fault: _ChannelClosedError | None
 
-    def __init__(self, parameters: pika.URLParameters, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, parameters: pika.URLParameters, endpoints: Endpoints) -> None:
+        self._timeout = endpoints.timeout
+        self._window = endpoints.window
         self._fault: str | None = None  # of the connection
         self._blocked: str | None = None
         self._fates: dict[int, Result] = {}
+        # By exchange and topic, or exchange alone: the faults that closed the channel.
+        self._refused: dict[tuple[str, str | None], Result] = {}
         self._forget_channel()
         self._loop = IOLoop()
         self._loop.activate_poller()
-        self._connection = pika.SelectConnection(
+        self._connection = _Connection(
             parameters,
             on_open_error_callback=self._on_connection_closed,
             on_close_callback=self._on_connection_closed,
@@ -156,10 +186,16 @@ class _Link:
         self._fates = fates
         self._unsettled = {tag: (None, known) for tag, (_, known) in self._unsettled.items()}
         self._poll(at_once=True)
-        try:
-            self._pipeline(self._without_known(batch))
-        except _ChannelClosedError:
-            self._one_by_one([pair for pair in batch if pair[0] not in fates])
+        self._refused = {}
+        rest = self._without_known(batch)
+        is_sent = False
+        while not is_sent:
+            try:
+                self._pipeline(rest)
+                is_sent = True
+            except _ChannelClosedError:
+                self._one_by_one(self._on_way(batch) or rest[:1])
+                rest = [pair for pair in batch if pair[0] not in fates]
 
     def close(self) -> None:
         """Close the connection; abort it if the broker says nothing."""
@@ -200,32 +236,37 @@ class _Link:
                 rest.append((number, message))
         return rest
 
+    def _on_way(self, batch: Sequence[tuple[int, Outgoing]]) -> list[tuple[int, Outgoing]]:
+        numbers = {number for number, _ in self._unsettled.values()}
+        return [pair for pair in batch if pair[0] in numbers]
+
     def _pipeline(self, batch: Sequence[tuple[int, Outgoing]]) -> None:
-        for position, (number, message) in enumerate(batch, 1):
-            if self._blocked is not None:
-                self._wait(lambda: self._blocked is None)
-            self._publish(number, message)
-            if position % _STRIDE == 0:
-                self._poll(self._timeout)
+        stride = min(max(self._window // 4, 1), _STRIDE)
+        most = self._window - stride
+        for start in range(0, len(batch), stride):
+            self._wait(lambda: self._blocked is None and len(self._unsettled) <= most)
+            with self._connection.at_once():
+                for number, message in batch[start : start + stride]:
+                    self._publish(number, message)
+            self._poll(at_once=True)
         self._wait(lambda: not self._unsettled)
 
     def _one_by_one(self, batch: Sequence[tuple[int, Outgoing]]) -> None:
-        refused: dict[tuple[str, str | None], Result] = {}
         for number, message in batch:
-            topic, exchange = (message.exchange, message.topic), (message.exchange, None)
-            if known := refused.get(topic) or refused.get(exchange):
-                self._fates[number] = known
-                continue
             try:
                 self._open_channel()
                 self._pipeline([(number, message)])
             except _ChannelClosedError as error:
                 result = self._fates[number] = _result_of(error)
                 if isinstance(result, Retry) and result.scope is Scope.TOPIC:
-                    refused[exchange if error.code == _MISSING else topic] = result
+                    topic = None if error.code == _MISSING else message.topic
+                    self._refused[message.exchange, topic] = result
         self._open_channel()
 
     def _publish(self, number: int, message: Outgoing) -> None:
+        if self._refused and (known := self._refusal(message)):
+            self._fates[number] = known
+            return
         properties = pika.BasicProperties(  # type: ignore[no-untyped-call]
             content_type="application/json",
             content_encoding="utf-8",
@@ -235,7 +276,7 @@ class _Link:
             priority=message.priority,
         )
         self._check()
-        if (fault := self._unsendable(message, properties)) is not None:
+        if (fault := self._unsendable(properties)) is not None:
             self._fates[number] = Reject(fault)
             return
         try:
@@ -249,10 +290,15 @@ class _Link:
         self._tag += 1
         self._unsettled[self._tag] = number, message.id
 
-    def _unsendable(self, message: Outgoing, properties: pika.BasicProperties) -> str | None:
+    def _refusal(self, message: Outgoing) -> Result | None:
+        of_topic = self._refused.get((message.exchange, message.topic))
+        return of_topic or self._refused.get((message.exchange, None))
+
+    def _unsendable(self, properties: pika.BasicProperties) -> str | None:
         """Find a header frame that is too large: the broker would end the connection."""
         most = self._connection.params.frame_max
-        texts = sum(len(n) + len(str(v)) + _PER_HEADER for n, v in message.headers.items())
+        # No value takes more bytes than four for each character of its text here.
+        texts = len(repr(properties.headers))
         if not most or texts * _PER_CHARACTER + _OTHER_PROPERTIES < most:
             return None
         size = len(frame.Header(1, 0, properties).marshal())
