@@ -81,6 +81,12 @@ class Task(Protocol):
         """Call *callback* with the task once it has ended."""
 
 
+class Write(Task, Protocol):
+    """A write that is under way; a future of asyncio has this form."""
+
+    def __await__(self) -> Generator[Any, None, None]: ...
+
+
 class Clock(Protocol):
     """The time, and ways to wait, so that tests can make time pass."""
 
@@ -215,8 +221,8 @@ class Store(Protocol):
 class Outbox(Protocol):
     """Keeps the messages that handlers published, until a relay has sent them."""
 
-    async def store(self, published: Published) -> None:
-        """Store the messages of one run, all or none.
+    def store(self, published: Published) -> Write:
+        """Begin to store the messages of one run, all or none.
 
         They are stored once for each run, however often this is called: again after a failure whose
         end nobody knows, for each delivery of a batch, and, in a later process, for a redelivery

@@ -8,6 +8,7 @@ order of the steps, and the patience with a disk that does not take a write.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from .attempt import History
@@ -22,11 +23,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from .delivery import Delivery, Outcome
+    from .delivery import Delivery, Outcome, Published
     from .disposition import Hold, SettleRule
     from .intake import Holds
     from .memory import HandlerRun, Histories, LostAcks, UnsettledRuns
-    from .ports import Acknowledger, Clock, FlightRecorder, Future, Observer, Outbox, Store, Task
+    from .ports import (
+        Acknowledger,
+        Clock,
+        FlightRecorder,
+        Future,
+        Observer,
+        Outbox,
+        Store,
+        Task,
+        Write,
+    )
 
 # Seconds between two attempts at a commit that the disk does not take.
 COMMIT_RETRY = 5.0
@@ -109,13 +120,17 @@ class Settler:
         """Settle now, or begin a commit that settles later; the slot waits for neither."""
         rule = rule_for(decided.decision.disposition)
         row = decided.delivery.row
+        write = rule.write_row if row else rule.write
+        published = decided.outcome.published if rule.publishes else None
         if rule.answer == "give_back" and self._is_kept(decided.delivery):
             kept = Decision(Defer(0.0, NEAR_LIMIT), decided.decision.history)
             decided = decided._replace(decision=kept)
             self._begin(decided, self._commit(decided, rule_for(kept.disposition)))
-        elif (rule.write_row if row else rule.write) or (
-            rule.publishes and decided.outcome.published is not None
+        elif (
+            published is not None and write is None and self.acknowledger.is_open(decided.delivery)
         ):
+            self._publish(decided, rule, published)
+        elif published is not None or write is not None:
             self._begin(decided, self._commit(decided, rule))
         elif rule.answer == "requeue" and not row:
             self._begin(decided, self._requeue_later(decided, rule))
@@ -200,6 +215,28 @@ class Settler:
         if not self._commits:
             self._tell_waiters()
 
+    def _publish(self, decided: Decided, rule: SettleRule, published: Published) -> None:
+        """Store the messages of a run. Most runs may have some, so this takes no task."""
+        assert self.outbox is not None  # noqa: S101 -- without one, no run publishes
+        write = self.outbox.store(published)
+        self._commits[write] = decided.delivery
+        write.add_done_callback(partial(self._published, decided, rule))
+
+    def _published(self, decided: Decided, rule: SettleRule, write: Write) -> None:
+        if write.cancelled():
+            self._ended(write)
+            return
+        del self._commits[write]
+        if write.exception() is not None:
+            self._begin(decided, self._commit(decided, rule, write))
+            return
+        try:
+            self._finish(decided, rule, told=self._answer(decided, rule))
+        except Exception as error:  # noqa: BLE001 -- a defect, of which the instance must know
+            self._begin(decided, _raise(error))
+        if not self._commits:
+            self._tell_waiters()
+
     async def _commits_changed(self) -> None:
         waiter: Future[None] = self.clock.create_future()
         self._waiters.append(waiter)
@@ -216,13 +253,17 @@ class Settler:
         await self.clock.sleep(REQUEUE_PAUSE)
         self._finish(decided, rule, told=self._answer(decided, rule))
 
-    async def _commit(self, decided: Decided, rule: SettleRule) -> None:
-        """Make the durable effect, however long the disk takes, and then answer the broker."""
+    async def _commit(self, decided: Decided, rule: SettleRule, first: Write | None = None) -> None:
+        """Make the durable effect, however long the disk takes, and then answer the broker.
+
+        *first* is the first attempt, if it was made.
+        """
         failed = False
         while decided.delivery.row or self.acknowledger.is_open(decided.delivery):
             try:
-                await self._write(decided, rule)
+                await (first or self._write(decided, rule))
             except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
+                first = None
                 if not failed:
                     failed = True
                     self._failing += 1
@@ -251,6 +292,10 @@ class Settler:
             self._failing -= 1
             if not self._failing:
                 self.store_works()
+
+
+async def _raise(error: Exception) -> None:
+    raise error
 
 
 def _with_history(decided: Decided) -> Delivery:

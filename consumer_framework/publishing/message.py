@@ -35,6 +35,11 @@ MAX_BODY = 16 * 1024 * 1024
 # (https://www.rabbitmq.com/docs/configure#config-items, frame_max).
 MAX_HEADERS = 120_000
 _INTEGERS = 1 << 63
+# json.dumps() would make an encoder for each message, because it allows NaN.
+_encode = json.JSONEncoder(allow_nan=False).encode
+# Headers of which any number up to the first limit, each with text up to the second one, have fewer
+# bytes than MAX_HEADERS, even if JSON escapes each character.
+_FEW, _SHORT = 50, 100
 # The states of a row: to be sent, and impossible to send.
 WAITING, DEAD = "waiting", "dead"
 
@@ -128,7 +133,7 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
     for name, text in texts.items():
         _check_text(name, text)
     try:
-        body = json.dumps(message.body, allow_nan=False).encode()
+        body = _encode(message.body).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise PublishError(f"the body of message {message.id} is no JSON: {error}") from error
     if len(body) > max_body:
@@ -165,6 +170,8 @@ def with_headers(message: Outgoing, headers: Mapping[str, Any] | None) -> Outgoi
 
 def _check_headers(message_id: str, headers: Mapping[str, Any]) -> None:
     """Refuse headers that AMQP's field table cannot carry (AMQP 0-9-1, section 4.2.5.5)."""
+    if _are_plain(headers):
+        return
     what = f"the headers of message {message_id}"
     try:
         size = len(json.dumps(headers))
@@ -175,6 +182,21 @@ def _check_headers(message_id: str, headers: Mapping[str, Any]) -> None:
             raise PublishError(f"{what} cannot be sent: {name!r} {fault}")
     if size > MAX_HEADERS:
         raise PublishError(f"{what} have {size} bytes; {MAX_HEADERS} are allowed")
+
+
+def _are_plain(headers: Mapping[str, Any]) -> bool:
+    """Tell quickly whether all *headers* are short text and numbers, as those of most messages."""
+    return len(headers) <= _FEW and all(
+        type(name) is str
+        and len(name) <= MAX_TOPIC
+        and name.isascii()
+        and (
+            (type(value) is str and len(value) <= _SHORT and value.isascii())
+            or (type(value) is int and -_INTEGERS <= value < _INTEGERS)
+            or value is True
+        )
+        for name, value in headers.items()
+    )
 
 
 def _field_fault(name: Any, value: Any) -> str | None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 
-from .tables import insert, insert_into_file
+from .tables import insert, insert_into_file, insert_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -67,8 +67,8 @@ def store_runs(store: OutboxStore, runs: Sequence[RunToStore], now: float) -> in
         with store.file_transaction() as driver:
             fresh = _not_known(runs, lambda keys: driver.execute(_find_in_file(keys), keys))
             messages = _messages_of(fresh)
-            insert_into_file(driver, store.engine.dialect, messages)
-            driver.executemany(_REPLACE_IN_FILE, _rows_of(fresh, now))
+            insert_into_file(driver, messages)
+            insert_rows(driver, _REPLACE_IN_FILE, _rows_of(fresh, now))
             return len(messages)
     with store.transaction() as connection:
         fresh = _not_known(runs, lambda keys: connection.execute(_FIND, {"keys": keys}))
@@ -84,7 +84,7 @@ _FIND = sa.select(_s.source, _s.run).where(_s.source.in_(sa.bindparam("keys", ex
 _FORGET = sa.delete(_sources).where(_s.source.in_(sa.bindparam("keys", expanding=True)))
 _ADD = sa.insert(_sources)
 _NAMES = ("source", "run", "stored")
-_REPLACE_IN_FILE = "INSERT OR REPLACE INTO fm_outbox_sources (source, run, stored) VALUES (?, ?, ?)"
+_REPLACE_IN_FILE = "INSERT OR REPLACE INTO fm_outbox_sources (source, run, stored) VALUES "
 
 
 def _find_in_file(keys: Sequence[str]) -> str:

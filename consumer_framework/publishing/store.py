@@ -106,7 +106,7 @@ class OutboxStore(Claims):
         """
         if self.is_sqlite:
             with self.file_transaction() as driver:
-                insert_into_file(driver, self.engine.dialect, messages)
+                insert_into_file(driver, messages)
             return
         with self.transaction() as connection:
             insert(connection, messages)

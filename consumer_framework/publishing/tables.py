@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from .migrations import VERSION_TABLE
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 # The channel of PostgreSQL's NOTIFY.
 CHANNEL = "fm_outbox"
@@ -148,19 +149,19 @@ def insert_for(dialect: sa.Dialect) -> tuple[str, tuple[str, ...] | None]:
         return _statements.setdefault(key, (str(compiled), order))
 
 
-def values_of(message: Outgoing, on_failure: str) -> dict[str, Any]:
-    """Return the columns that an INSERT writes."""
-    return {
-        "message_id": message.id,
-        "topic": message.topic,
-        "exchange": message.exchange,
-        "body": message.body,
-        "headers": json.dumps(dict(message.headers)),
-        "priority": message.priority,
-        "ordering_key": message.ordering_key,
-        "created": message.created,
-        "on_failure": on_failure,
-    }
+def _values_of(message: Outgoing, on_failure: str) -> tuple[Any, ...]:
+    """Return the columns that an INSERT writes, in the order of their names above."""
+    return (
+        message.id,
+        message.topic,
+        message.exchange,
+        message.body,
+        json.dumps(dict(message.headers)),
+        message.priority,
+        message.ordering_key,
+        message.created,
+        on_failure,
+    )
 
 
 def insert(connection: sa.Connection, messages: Iterable[tuple[Outgoing, str]]) -> None:
@@ -175,7 +176,7 @@ def insert(connection: sa.Connection, messages: Iterable[tuple[Outgoing, str]]) 
     """
     dialect = connection.dialect
     statement, order = insert_for(dialect)
-    rows: list[Any] = [values_of(message, on_failure) for message, on_failure in messages]
+    rows: list[Any] = [dict(zip(_WRITTEN, _values_of(*one), strict=True)) for one in messages]
     if not rows:
         return
     if order is not None:
@@ -186,15 +187,40 @@ def insert(connection: sa.Connection, messages: Iterable[tuple[Outgoing, str]]) 
         connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
 
 
-def insert_into_file(
-    driver: sqlite3.Connection, dialect: sa.Dialect, messages: Iterable[tuple[Outgoing, str]]
-) -> None:
+_INSERT_INTO_FILE = f"INSERT INTO fm_outbox ({', '.join(_WRITTEN)}) VALUES "  # noqa: S608
+
+
+def insert_into_file(driver: sqlite3.Connection, messages: Iterable[tuple[Outgoing, str]]) -> None:
     """Insert *messages* with sqlite3 alone: SQLAlchemy would take longer than the commit.
 
     Raises:
         sqlite3.Error: The database did not take them.
     """
-    statement, order = insert_for(dialect)
-    assert order is not None  # noqa: S101 -- sqlite3 has no names for parameters here
-    values = (values_of(message, on_failure) for message, on_failure in messages)
-    driver.executemany(statement, [tuple(row[name] for name in order) for row in values])
+    insert_rows(driver, _INSERT_INTO_FILE, [_values_of(*one) for one in messages])
+
+
+# Rows of one statement. SQLite before 3.32 takes 999 parameters, and a message has nine.
+_AT_ONCE = 100
+
+
+def insert_rows(
+    driver: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert *rows*, many with one statement.
+
+    For each row of ``executemany()``, sqlite3 would let other threads of the process run, and then
+    wait for them.
+
+    Args:
+        driver: In a transaction.
+        statement: An INSERT as far as its ``VALUES``.
+        rows: All have the same length, up to nine.
+
+    Raises:
+        sqlite3.Error: The database did not take them.
+    """
+    for start in range(0, len(rows), _AT_ONCE):
+        portion = rows[start : start + _AT_ONCE]
+        places = f"({', '.join('?' * len(portion[0]))})"
+        values = list(chain.from_iterable(portion))
+        driver.execute(statement + ", ".join([places] * len(portion)), values)

@@ -97,13 +97,12 @@ class _Write:
 
     Attributes:
         run: The run; None once its messages are stored.
-        waiters: One future for each delivery that waits for the end of this write. Its result is
-            the error in words, or "".
+        waiters: One future for each delivery that waits for the end of this write.
         is_over: Whether the waiters were told. The event loop's thread has it.
     """
 
     run: RunToStore | None
-    waiters: list[asyncio.Future[str]] = field(default_factory=list)
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
     is_over: bool = False
 
 
@@ -136,7 +135,8 @@ class PublishedWriter:
         self._open_store = open_store
         self._clock = clock
         self._stored = stored
-        self._names = (f"{uuid.uuid4().hex}.{number}" for number in itertools.count(1))
+        process = uuid.uuid4().hex[:16]
+        self._names = (f"{process}.{number}" for number in itertools.count(1))
         self._writes: WeakKeyDictionary[Published, _Write] = WeakKeyDictionary()
         self._queue: SimpleQueue[_Write | None] = SimpleQueue()
         self._tidied = 0.0
@@ -144,24 +144,23 @@ class PublishedWriter:
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    async def store(self, published: Published) -> None:
-        """Store the messages of one run; see :class:`.ports.Outbox`.
-
-        They are stored also if the caller is cancelled meanwhile.
-        """
-        if self._is_closed:
-            raise StoreError("the outbox is closed")
+    def store(self, published: Published) -> asyncio.Future[None]:
+        """Begin to store the messages of one run; see :class:`.ports.Outbox`."""
+        # Each caller has a future of its own: one of them may be cancelled.
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         write = self._writes.get(published)
-        if write is not None and write.is_over and write.run is None:
-            return
-        # Each has a future of its own: one of them may be cancelled.
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        if write is None or write.is_over:
-            self._begin(published, write, done)
+        if self._is_closed:
+            done.set_exception(StoreError("the outbox is closed"))
+        elif write is None or (write.is_over and write.run is not None):
+            try:
+                self._begin(published, write, done)
+            except RuntimeError as error:
+                done.set_exception(StoreError(f"the outbox has no thread: {error}"))
+        elif write.is_over:
+            done.set_result(None)
         else:
             write.waiters.append(done)
-        if error := await done:
-            raise StoreError(error)
+        return done
 
     def close(self) -> None:
         """Store the submitted messages, and end the thread. Returns when that is done."""
@@ -171,7 +170,7 @@ class PublishedWriter:
             self._thread.join()
 
     def _begin(
-        self, published: Published, failed: _Write | None, done: asyncio.Future[str]
+        self, published: Published, failed: _Write | None, done: asyncio.Future[None]
     ) -> None:
         former = failed.run if failed is not None else None
         name = former.run if former is not None else next(self._names)
@@ -282,5 +281,9 @@ def _wake(writes: list[_Write], error: str) -> None:
         write.is_over = True
         waiters, write.waiters = write.waiters, []
         for done in waiters:
-            if not done.done():
-                done.set_result(error)
+            if done.done():
+                continue
+            if error:
+                done.set_exception(StoreError(error))
+            else:
+                done.set_result(None)

@@ -194,9 +194,9 @@ class Publications(OutboxPort):
         if self._directory is not None and has_rows(self._directory / FILE):
             self._relay_now()
 
-    async def store(self, published: Published) -> None:
-        """Store the messages of one run; see :class:`.ports.Outbox`."""
-        await self._writer.store(published)
+    def store(self, published: Published) -> asyncio.Future[None]:
+        """Begin to store the messages of one run; see :class:`.ports.Outbox`."""
+        return self._writer.store(published)
 
     def apply(self, settings: Settings) -> None:
         """Use other settings from now on; those of the outbox's own table take a restart."""

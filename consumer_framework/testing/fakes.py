@@ -53,8 +53,11 @@ class FakeOutbox(Outbox):
         self._put = put
         self._sources: set[str] = set()
 
-    async def store(self, published: Published) -> None:
-        """Store the messages of one run, once."""
+    def store(self, published: Published) -> asyncio.Task[None]:
+        """Begin to store the messages of one run, once."""
+        return asyncio.get_running_loop().create_task(self._store(published))
+
+    async def _store(self, published: Published) -> None:
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error

@@ -2,19 +2,23 @@
 """Install consumers from PyPI, each in its own virtual environment outside the repository.
 
 The next run reuses them, from ``$XDG_CACHE_HOME/consumer-framework-tests`` or its default. This
-checkout is not installed there: PYTHONPATH provides it.
+checkout is not installed there: :func:`python_path` provides it.
 """
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,11 +31,32 @@ def cache() -> Path:
     return base / "consumer-framework-tests"
 
 
+def _project() -> dict[str, Any]:
+    described: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    return described["project"]
+
+
 def own_requirements() -> list[str]:
     """Return the run-time requirements of this project."""
-    described = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    requirements: list[str] = described["project"]["dependencies"]
+    requirements: list[str] = _project()["dependencies"]
     return requirements
+
+
+@functools.cache
+def python_path() -> str:
+    """Return PYTHONPATH for this checkout, with the entry points that an installation has."""
+    folder = Path(tempfile.mkdtemp(prefix="entry-points-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    described = folder / "consumer_framework-0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: consumer-framework\nVersion: 0\n"
+    )
+    lines = []
+    for group, points in _project()["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
+    (described / "entry_points.txt").write_text("\n".join(lines))
+    return f"{REPOSITORY}{os.pathsep}{folder}"
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 import pytest
 
-from .installed_consumers import REPOSITORY, install, run_script
+from .installed_consumers import REPOSITORY, install, python_path, run_script
 from .instance import HEADERS, until
 from .outside_services import PostgreSQL, WebService, self_signed
 
@@ -117,7 +117,7 @@ class World:
             extra=f'publish_exchange = "{self.name}"\n{toml}',
             command=[str(python), "-c", *COMMANDS[command], "--callback", callback],
             environment={
-                "PYTHONPATH": str(REPOSITORY),
+                "PYTHONPATH": python_path(),
                 "RUNTIME_DIRECTORY": "",
                 **environment,
             },
@@ -554,7 +554,7 @@ def test_bodhi_marks_the_same_builds_as_signed(world, postgresql, command, tmp_p
         python,
         "bodhi.server.consumers:Consumer",
         BODHI_CONFIG=str(ini),
-        PYTHONPATH=f"{REPOSITORY}:{tmp_path}",
+        PYTHONPATH=f"{python_path()}:{tmp_path}",
     )
 
     def signed():

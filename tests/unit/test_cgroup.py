@@ -73,9 +73,9 @@ def test_the_unit_has_room_for_the_most_slots_there_may_be():
 
 def test_slots_that_need_more_threads_than_allowed_are_reported_with_the_cure():
     assert tasks_problem(Framework(slots=64), None) is None
-    assert tasks_problem(Framework(), 13) is None
+    assert tasks_problem(Framework(), 18) is None
     problem = tasks_problem(Framework(slots=60), 64)
     assert problem is not None
     assert problem.path == "consumer_config.framework.slots"
-    assert "60 slots need 72 threads, and 64 tasks are allowed" in str(problem)
-    assert "set TasksMax=288" in str(problem)
+    assert "60 slots need 77 threads, and 64 tasks are allowed" in str(problem)
+    assert "set TasksMax=308" in str(problem)

@@ -393,6 +393,58 @@ def test_a_drain_gives_the_message_back_if_the_outbox_takes_nothing():
     play(scenario())
 
 
+class HangingOutbox(FakeOutbox):
+    """An outbox whose database does not answer."""
+
+    def store(self, _published):
+        return asyncio.get_running_loop().create_future()
+
+
+def test_a_drain_gives_the_message_back_if_another_one_failed_and_the_outbox_hangs():
+    async def scenario():
+        path = Settles()
+        path.outbox.error = StoreError("disk full")
+        path.settle(DELIVERY, Succeeded(published()))
+        await path.turns()
+        other = make_delivery(delivery_tag=2, message_id="2")
+        path.settler.outbox = HangingOutbox()
+        path.settle(other, Succeeded(published(other)))
+        await path.settler.commits()
+        assert path.acknowledger.of(DELIVERY) == path.acknowledger.of(other) == "give_back"
+
+    play(scenario())
+
+
+def test_nothing_is_stored_for_a_channel_that_is_gone():
+    async def scenario():
+        path = Settles()
+        path.acknowledger.close(DELIVERY.generation)
+        path.settle(DELIVERY, Succeeded(published()))
+        await path.settler.commits()
+        assert (path.stored, path.acknowledger.told) == ([], [])
+
+    play(scenario())
+
+
+def test_a_defect_in_the_settle_after_the_messages_are_stored_is_told():
+    async def scenario():
+        path = Settles()
+        told: list[asyncio.Task[None]] = []
+
+        def fail(_decided, _told):
+            raise ZeroDivisionError
+
+        path.settler.watch = told.append
+        path.settler.done = fail
+        path.settle(DELIVERY, Succeeded(published()))
+        await path.settler.commits()
+        (task,) = told
+        assert isinstance(task.exception(), ZeroDivisionError)
+        assert path.stored == ["answer"]
+
+    play(scenario())
+
+
 def test_a_redelivery_that_is_settled_with_an_earlier_run_stores_its_messages_once():
     async def scenario():
         path = Settles()

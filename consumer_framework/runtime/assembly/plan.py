@@ -56,8 +56,9 @@ DEFAULT_RULES = (Rule((PublishTimeout, ConnectionException), Then.DEPENDENCY, "t
 RULES = "consumer_config.framework.recovery.rules"
 _BATCH_PATH = "consumer_config.framework.batch"
 _ORDERING_PATH = "consumer_config.framework.ordering_key"
-# Threads besides those of the slots: the event loop's, the store's, those that resolve names.
-RESERVE = 12
+# Threads besides those of the slots: the event loop's, the store's, those that resolve names; and
+# five of publishing: the writer, the relay, its messenger's, the count of rows, a direct sender.
+RESERVE = 17
 
 
 @dataclass(frozen=True, slots=True)
