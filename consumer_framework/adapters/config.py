@@ -179,7 +179,28 @@ def examine(
     path: Path | None, overrides: core.Overrides = core.NO_OVERRIDES, access: Access = PLAIN
 ) -> Loaded:
     """Load, check and freeze a configuration, as :func:`load` does, without giving it away."""
-    written = substituted(path, access)
+    return _examined(substituted(path, access), overrides, str(path) if path else BUILT_IN)
+
+
+def load_values(
+    values: dict[str, Any], source: str, overrides: core.Overrides = core.NO_OVERRIDES
+) -> core.Settings:
+    """Load, check and freeze a configuration without a file, as :func:`load` does.
+
+    Args:
+        values: The values that a file would have; the others are fedora-messaging's defaults.
+        source: The name of their origin, for errors.
+        overrides: As for :func:`load`.
+
+    Raises:
+        ConfigurationError: With every problem there is.
+    """
+    loaded = _examined(credentials.Substituted(values), overrides, source)
+    give_to_upstream(loaded.document)
+    return loaded.settings
+
+
+def _examined(written: credentials.Substituted, overrides: core.Overrides, source: str) -> Loaded:
     try:
         merged = _merge(written.document)
         _keep_password(merged["amqp_url"], "amqp_url")
@@ -187,7 +208,6 @@ def examine(
             _keep_password(url, "a URL of the outbox")
         settings = _check(core.override(merged, overrides), written)
     except ConfigurationError as error:
-        source = str(path) if path else BUILT_IN
         raise ConfigurationError(*error.problems, source=source) from None
     return Loaded(settings, core.override(merged, overrides))
 

@@ -26,7 +26,9 @@ _IN_MODULES = (
     "quarantine",
     "reload",
     "scale",
+    "schemas",
     "status",
+    "tail",
     "trigger",
     "units",
 )

@@ -96,10 +96,14 @@ def inspect(settings: Settings, address: Address) -> BrokerView:
         UnreachableError: There is no connection.
         Fault: The broker refuses one.
     """
-    parameters = _parameters(address)
+    parameters = parameters_of(address)
     host = str(address)
-    with _quiet_pika():
-        connection = _connect(parameters, host)
+    with quiet_pika():
+        try:
+            connection = connect(parameters, host)
+        except UnreachableError as error:
+            cure = "an instance would wait for it; check amqp_url, and the network between"
+            raise UnreachableError(error.exit_code, f"{error}; {cure}") from error
         try:
             return _look(connection, settings, host, parameters.virtual_host)
         except exceptions.AMQPConnectionError as error:
@@ -109,7 +113,8 @@ def inspect(settings: Settings, address: Address) -> BrokerView:
                 connection.close()
 
 
-def _parameters(address: Address) -> pika.connection.Parameters:
+def parameters_of(address: Address) -> pika.connection.Parameters:
+    """Return the parameters of a connection to *address*, as fedora-messaging is configured."""
     # Upstream's service makes parameters of URL, TLS and client properties.
     parameters = FedoraMessagingServiceV2()._parameters  # noqa: SLF001 -- see connection.py
     parameters.host, parameters.port = address.name, address.port
@@ -125,8 +130,8 @@ def _parameters(address: Address) -> pika.connection.Parameters:
 
 
 @contextmanager
-def _quiet_pika() -> Iterator[None]:
-    """Pika logs each failure, with tracebacks, and raises it too."""
+def quiet_pika() -> Iterator[None]:
+    """Keep pika from logging: it logs each failure, with tracebacks, and raises it too."""
     logger = logging.getLogger("pika")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -136,12 +141,22 @@ def _quiet_pika() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConnection:
+def connect(parameters: pika.connection.Parameters, host: str) -> BlockingConnection:
+    """Connect.
+
+    Args:
+        parameters: The return value of :func:`parameters_of`.
+        host: The broker, for errors.
+
+    Raises:
+        UnreachableError: There is no connection.
+        Fault: The broker refuses one.
+    """
     heard: list[bytes] = []
 
     class Listening(pika.SelectConnection):
         def _on_data_available(self, data_in: bytes) -> None:
-            heard.append(data_in)
+            heard[:] = [data_in[:1]]
             super()._on_data_available(data_in)
 
     made_of: Any = Listening
@@ -157,8 +172,7 @@ def _connect(parameters: pika.connection.Parameters, host: str) -> BlockingConne
             # There is a listener, and it refuses: an instance ends with that.
             raise faults.handshake_fault(cause, host, _words(cause)) from error
         what = f"the broker at {host} cannot be reached: {_words(cause)}"
-        cure = "an instance would wait for it; check amqp_url, and the network between"
-        raise UnreachableError(ExitCode.CONNECTION, f"{what}; {cure}") from error
+        raise UnreachableError(ExitCode.CONNECTION, what) from error
 
 
 def _root(error: BaseException) -> BaseException:

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``fm-consumer tail``: shows the messages of topics as they are published."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from consumer_framework.core.text import about, fit, plural, width
+
+from . import terminal
+from .options import complete_instance, configuration_file, no_such_instance
+from .terminal import Command, note, safe
+
+# Imported late where they are used: --help and shell completion must be quick.
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from click.shell_completion import CompletionItem
+
+    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.kit.conditions import Condition
+    from consumer_framework.operate.watching import View
+    from consumer_framework.settings import Binding, Settings
+
+_CLIENT = {"app": "fm-consumer tail"}
+_WARNING, _ERROR = 30, 40
+# Missing classes that the summary names.
+_NAMED = 5
+# Columns of a summary where there is no terminal; --full and --json show all of a message.
+_LONGEST = 1000
+
+_MORE = """
+\b
+Examples:
+  fm-consumer tail --fedora
+  fm-consumer tail --fedora --topic 'org.fedoraproject.*.bodhi.#'
+  fm-consumer tail --fedora --topic '#.buildsys.tag' --where body.name=kernel --full
+  fm-consumer tail --instance sample
+  fm-consumer tail --url amqp://localhost --where 'body.build.id>1000' --count 1
+  fm-consumer tail --conf sample.toml --json > recorded.jsonl
+\b
+Conditions of --where:
+  body.build.name=kernel    equal; a list fits if one of its entries does
+  body.build.name!=kernel   not equal, or not there
+  topic~'bodhi|koji'        the regular expression is found; !~ is the contrary
+  body.build.id>1000        also <, <= and >=
+  headers.x-request-id      there is one
+The first word is topic, id, queue, exchange, severity, headers or body.
+\b
+Exit codes:
+   0  told to stop (Ctrl-C, SIGTERM), or --count messages were shown
+   2  this command was used wrongly
+  10  the broker refuses the queue, or the exchange is missing
+  14  the broker cannot be reached, or refuses the connection
+  15  no permission to consume
+  78  the configuration cannot be used
+"""
+
+
+def _complete_topic(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem | str]:
+    from consumer_framework.kit.schema_packages import PACKAGES  # noqa: PLC0415
+
+    topics = [f"org.fedoraproject.*.{word}.#" for word in PACKAGES]
+    return ["#", *topics] if not incomplete else [t for t in topics if t.startswith(incomplete)]
+
+
+def _conditions(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[Condition, ...]:
+    from consumer_framework.kit.conditions import ConditionError, condition_of  # noqa: PLC0415
+
+    try:
+        return tuple(map(condition_of, given))
+    except ConditionError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command(cls=Command, epilog=_MORE)
+@click.option(
+    "--topic",
+    "topics",
+    multiple=True,
+    metavar="PATTERN",
+    shell_complete=_complete_topic,
+    help="Show these topics: '*' stands for one word, '#' for any number. May be given several "
+    "times. Default: the bindings of the configuration, without one all topics.",
+)
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    callback=_conditions,
+    help="Show only messages that fit, such as body.build.name=kernel. May be given several times: "
+    "all must fit.",
+)
+@click.option("--exchange", default="", help="Default: that of the bindings, or amq.topic.")
+@click.option(
+    "--conf",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Connect as this configuration says. Default: $FEDORA_MESSAGING_CONF, or "
+    "/etc/fedora-messaging/config.toml, or the broker of this machine.",
+)
+@click.option(
+    "--instance",
+    metavar="NAME",
+    shell_complete=complete_instance,
+    help="Connect as /etc/fedora-messaging/NAME.toml says.",
+)
+@click.option(
+    "--url", metavar="URL", help="Connect to this broker: amqp://USER:PASSWORD@HOST/VHOST."
+)
+@click.option(
+    "--fedora",
+    is_flag=True,
+    help="Connect to Fedora's public broker, with the public certificates of fedora-messaging. "
+    "With --url: to that broker with these certificates.",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N messages.")
+@click.option("--full", is_flag=True, help="Show ids, headers and bodies, too.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a JSON object on each line, as 'fm-consumer publish' reads them.",
+)
+def tail(**given: Any) -> None:
+    """Show messages as they are published, and take none from anybody.
+
+    The command has a queue of its own, which is gone when it ends. A message takes one line: time,
+    topic, and the summary of its message class, or its body if that class is not installed. A line
+    about a message that cannot be decoded, or does not fit its schema, says so.
+
+    If the connection ends, the command connects again; messages of the time between are missing.
+    """
+    options = _Options(**given)
+    options.check()
+    settings = _settings(options)
+    _Run(options, settings).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The command line."""
+
+    topics: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+    exchange: str
+    conf: Path | None
+    instance: str | None
+    url: str | None
+    fedora: bool
+    count: int | None
+    full: bool
+    as_json: bool
+
+    def check(self) -> None:
+        """Refuse options that do not go together."""
+        is_file = bool(self.conf or self.instance)
+        if is_file and (self.url or self.fedora):
+            raise click.UsageError("give one of --conf, --instance, --url and --fedora")
+        if self.full and self.as_json:
+            raise click.UsageError("--json shows everything: leave out --full")
+
+
+def _settings(options: _Options) -> Settings:
+    import logging  # noqa: PLC0415
+
+    from consumer_framework.adapters import config, log  # noqa: PLC0415
+    from consumer_framework.adapters.codec import load_schemas  # noqa: PLC0415
+    from consumer_framework.adapters.systemd.notify import is_journal  # noqa: PLC0415
+    from consumer_framework.operate.watching import FEDORA_URL, fedora_values  # noqa: PLC0415
+    from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
+    from consumer_framework.settings import Overrides  # noqa: PLC0415
+
+    log.set_up(None, is_journal, level=logging.ERROR)
+    overrides = Overrides("", "", options.exchange, options.topics)
+    load_schemas()
+    if options.fedora:
+        values = {**fedora_values(options.url or FEDORA_URL), "client_properties": _CLIENT}
+        return config.load_values(values, "--fedora", overrides)
+    if options.url:
+        values = {"amqp_url": options.url, "client_properties": _CLIENT}
+        return config.load_values(values, "--url", overrides)
+    path = configuration_file(options.instance, options.conf)
+    if options.instance and path is not None and not path.exists():
+        raise no_such_instance(options.instance, path)
+    instance = path.stem if path else ""
+    return config.load(path, overrides, from_outside(path, instance, lenient=False))
+
+
+class _Stopped(BaseException):
+    """Told to stop, by a signal."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise :class:`_Stopped` for the signals that end the command."""
+
+    def stop(*_: object) -> None:
+        # A second one must not disturb the goodbye.
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise _Stopped
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Run:
+    """One run of the command."""
+
+    options: _Options
+    settings: Settings
+    began: float = field(default_factory=time.monotonic)
+    received: int = 0
+    shown: int = 0
+    undecodable: int = 0
+    # By the name of a class that is not installed: a topic, and the number of messages.
+    missing: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Show messages until told to stop."""
+        try:
+            with _stoppable():
+                self._watch()
+        except _Stopped:
+            pass
+        except BrokenPipeError:
+            # Nobody reads any more; the interpreter would complain about its flush.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self._sum_up()
+
+    def _watch(self) -> None:
+        from consumer_framework.operate import watching  # noqa: PLC0415
+
+        bindings = _distinct(self.settings.bindings)
+        with closing(watching.watch(self.settings.brokers, bindings)) as events:
+            for event in events:
+                match event:
+                    case watching.Connected(host, gap) if gap is not None:
+                        missed = f"messages of about {about(gap)} are missing"
+                        note(f"connected again, to {host}; {missed}")
+                    case watching.Connected(host):
+                        note(f"watching {_told(bindings)} at {host}; Ctrl-C ends it")
+                    case watching.Lost(reason, retry_in):
+                        again = f"trying again in {retry_in:g} s"
+                        note(f"the connection is lost: {reason}; {again}")
+                    case delivery if self._is_last(watching.View.of(delivery)):
+                        return
+
+    def _is_last(self, view: View) -> bool:
+        self.received += 1
+        if not view.is_known:
+            topic, count = self.missing.get(view.schema, (view.topic, 0))
+            self.missing[view.schema] = topic, count + 1
+        self.undecodable += view.message is None
+        document = view.document() if self.options.conditions else {}
+        if not all(condition.holds(document) for condition in self.options.conditions):
+            return False
+        self._show(view)
+        self.shown += 1
+        return self.shown == self.options.count
+
+    def _show(self, view: View) -> None:
+        if self.options.as_json:
+            from consumer_framework.adapters.store.export import line_of  # noqa: PLC0415
+
+            click.echo(line_of(view.delivery), nl=False)
+            return
+        click.echo(_line(view))
+        if self.options.full:
+            for line in _full_lines(view.delivery, view.body):
+                click.echo(line)
+
+    def _sum_up(self) -> None:
+        count = plural(self.shown, "message")
+        seconds = time.monotonic() - self.began
+        others = f" of {self.received:,}" if self.received != self.shown else ""
+        bad = f"; {self.undecodable:,} of them invalid" if self.undecodable else ""
+        note(f"{count} shown{others} in {about(seconds)}{bad}")
+        for schema, (topic, number) in list(self.missing.items())[:_NAMED]:
+            cure = f"see '{shlex.join(['fm-consumer', 'schemas', 'for', topic])}'"
+            what = f"the class {schema} of {plural(number, 'message')} is not installed here"
+            note(f"{what}: {cure}")
+
+
+def _distinct(bindings: Sequence[Binding]) -> list[Binding]:
+    """Return the bindings, each one once: two queues of a file may have the same."""
+    found: dict[str, Binding] = {}
+    for binding in bindings:
+        key = json.dumps([binding.exchange, binding.routing_keys, binding.arguments], default=repr)
+        found.setdefault(key, binding)
+    return list(found.values())
+
+
+def _told(bindings: Sequence[Binding]) -> str:
+    keys = list(dict.fromkeys(key for binding in bindings for key in binding.routing_keys))
+    shown = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" * (len(keys) > _NAMED))
+    exchanges = ", ".join(dict.fromkeys(binding.exchange for binding in bindings))
+    return f"{shown} of {exchanges}"
+
+
+def _line(view: View) -> str:
+    """Return the line about a message, in the width of a terminal."""
+    at = datetime.fromtimestamp(view.delivery.received_at).astimezone().strftime("%H:%M:%S")
+    topic = safe(view.topic) or "(no topic)"
+    mark = "INVALID: " if view.message is None else ""
+    columns = terminal.terminal_width()
+    taken = width(f"{at}  {topic}  {mark}")
+    left = _LONGEST if columns is None else max(columns - taken, 0)
+    # fit() takes one character after the other.
+    summary = fit(safe(view.summary[: 2 * left + 1]), left)
+    if view.message is None:
+        summary = terminal.bad(f"{mark}{summary}")
+    elif view.severity >= _ERROR:
+        summary = terminal.bad(summary)
+    elif view.severity >= _WARNING:
+        summary = terminal.doubtful(summary)
+    return f"{terminal.faint(at)}  {terminal.title(topic)}  {summary}"
+
+
+def _full_lines(delivery: Delivery, body: Any) -> Iterator[str]:
+    headers = delivery.properties.headers or {}
+    shown = {"id": delivery.message_id, **{str(key): headers[key] for key in headers}}
+    yield from terminal.pairs((key, _text(value)) for key, value in shown.items())
+    if body is None:
+        yield terminal.faint(f"  {plural(len(delivery.body), 'byte')}, not JSON")
+        yield terminal.safe_lines(delivery.body[:4096].decode("utf-8", "backslashreplace"), "  ")
+    else:
+        text = json.dumps(body, indent=2, ensure_ascii=False, default=terminal.as_json)
+        yield terminal.safe_lines(text, "  ")
+    yield ""
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=terminal.as_json)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Select messages by conditions on their parts, as the option ``--where`` writes them.
+
+A condition is a path, an operator and a value: ``body.build.name=kernel``. The path begins with one
+of :data:`ROOTS`. The words after it are keys of tables, and numbers of list entries. A list without
+a number stands for each of its entries: ``body.builds.name=kernel`` holds if one of the builds has
+that name. A key may itself contain dots.
+
+============ ========================================================================
+``=``        one of the values is equal to the text, or to the number, true, false, null
+``!=``       none of them is; so it holds, too, if there is no value
+``~``        the regular expression is found in one of the values
+``!~``       it is found in none of them
+``< <= > >=`` one of the values is such a number
+(none)       there is a value
+============ ========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+ROOTS = ("topic", "id", "queue", "exchange", "severity", "headers", "body")
+_PARTS = re.compile(r"([^=!~<>]+?)\s*(!=|!~|>=|<=|=|~|<|>)\s*(.*)", re.DOTALL)
+_ORDERS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+class ConditionError(ValueError):
+    """A text is no condition; the message says why, and the cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition. Make it with :func:`condition_of`.
+
+    Attributes:
+        path: The words of the path.
+        test: Tells if the condition holds for the values at the path.
+    """
+
+    path: tuple[str, ...]
+    test: Callable[[Sequence[Any]], bool]
+
+    def holds(self, message: Mapping[str, Any]) -> bool:
+        """Tell if *message*, a table with the keys of :data:`ROOTS`, fits the condition."""
+        return self.test(list(_values(message, self.path)))
+
+
+def condition_of(text: str) -> Condition:
+    """Read a condition.
+
+    Raises:
+        ConditionError: It is none.
+    """
+    found = _PARTS.fullmatch(text.strip())
+    path, sign, wanted = found.groups() if found else (text.strip(), "", "")
+    words = tuple(path.split("."))
+    if words[0] not in ROOTS:
+        known = ", ".join(ROOTS)
+        cure = f"write body.{path} for a key of the body" if path else "write KEY=VALUE"
+        raise ConditionError(f"{path!r} begins with none of {known}; {cure}")
+    return Condition(words, _test(sign, wanted))
+
+
+def _test(sign: str, wanted: str) -> Callable[[Sequence[Any]], bool]:
+    if not sign:
+        return bool
+    if sign in _ORDERS:
+        limit, order = _number(wanted), _ORDERS[sign]
+        return lambda values: any(_is_number(value) and order(value, limit) for value in values)
+    one = _found(wanted) if sign.endswith("~") else _equal(wanted)
+    if sign.startswith("!"):
+        return lambda values: not any(map(one, values))
+    return lambda values: any(map(one, values))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConditionError(f"{text!r} is no number; write one after <, <=, > or >=") from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _equal(wanted: str) -> Callable[[Any], bool]:
+    try:
+        number: float | None = float(wanted)
+    except ValueError:
+        number = None
+    words = {"true": True, "false": False, "null": None}
+
+    def is_equal(value: Any) -> bool:
+        if isinstance(value, str):
+            return value == wanted
+        if _is_number(value):
+            return number is not None and bool(value == number)
+        return wanted in words and value is words[wanted]
+
+    return is_equal
+
+
+def _found(wanted: str) -> Callable[[Any], bool]:
+    try:
+        pattern = re.compile(wanted)
+    except re.error as error:
+        raise ConditionError(f"{wanted!r} is no regular expression: {error}") from None
+
+    def is_found(value: Any) -> bool:
+        if isinstance(value, dict | list):
+            return False
+        return pattern.search(value if isinstance(value, str) else json.dumps(value)) is not None
+
+    return is_found
+
+
+def _values(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
+    """Yield each value at *path*; of a list at its end, the list and its entries."""
+    if isinstance(value, list):
+        if path and path[0].isdecimal():
+            # Slices, since a list has no key that may be missing.
+            for entry in value[int(path[0]) :][:1]:
+                yield from _values(entry, path[1:])
+            return
+        for entry in value:
+            yield from _values(entry, path)
+    if not path:
+        yield value
+    elif isinstance(value, dict):
+        for length in range(1, len(path) + 1):
+            key = ".".join(path[:length])
+            if key in value:
+                yield from _values(value[key], path[length:])
