@@ -33,7 +33,8 @@ def cache() -> Path:
 
 def _project() -> dict[str, Any]:
     described: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    return described["project"]
+    project: dict[str, Any] = described["project"]
+    return project
 
 
 def own_requirements() -> list[str]:
