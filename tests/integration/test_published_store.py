@@ -337,6 +337,16 @@ def test_a_writer_whose_thread_cannot_start_tries_it_anew(store, opening, writer
     play(scenario())
 
 
+def test_a_writer_knows_the_runs_of_its_own_process(store, opening, writer):
+    async def scenario():
+        one, other = published(), published(make_delivery(redelivered=True))
+        await writer.store(one)
+        await writer.store(other)
+        assert ids(store) == names_of(one) + names_of(other)
+
+    play(scenario())
+
+
 def test_a_closed_writer_has_stored_what_it_had_and_takes_no_more(store, opening):
     async def scenario():
         def slowly():
