@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -255,6 +256,8 @@ def test_a_replay_survives_its_command_and_no_other_one_runs_beside_it(
     command = ["env", "--default-signal=INT", *command]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as replay:
         operator.instance.noted("run", runs + 1)
+        # Its command hears of the run a moment after the handler began.
+        time.sleep(2)
         replay.send_signal(signal.SIGINT)
         _, complaint = replay.communicate(timeout=20)
     assert replay.returncode == 130

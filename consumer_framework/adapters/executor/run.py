@@ -251,6 +251,7 @@ class HandlerRuns:
         callee = self._callee
         landings: list[_Landing] = []
         error: BaseException | None = None
+        result: Result = SUCCEEDED
         CURRENT_RUN.set(run)
         try:
             if run.function is not None:
@@ -282,7 +283,7 @@ class HandlerRuns:
             # the traceback of an error this frame.
             CURRENT_RUN.set(None)
             run.is_over = True
-            del self._unfinished[run], run, error
+            del self._unfinished[run], run, error, result
             landings.clear()
 
     def _take_off(self, deliveries: Sequence[Delivery], landings: list[_Landing]) -> list[Any]:
