@@ -350,7 +350,7 @@ def test_a_second_relay_stands_by_and_takes_over_when_the_first_is_killed(
         until(lambda: len(queue.read()) == 1, relay.text)
         relay.process.kill()
         relay.put(relay.message(2))
-        # The first message may come twice: its relay may have died before it noted the confirmation.
+        # The first message may come twice: its relay may have died before it marked the row.
         until(lambda: len(set(queue.read())) == 2, second.text)
         assert second.state_of() == "sending"
         assert second.stop() == 0
