@@ -183,7 +183,7 @@ def _run(options: Trigger, instance: str, state_dir: Path | None) -> int:
     from consumer_framework.runtime.state_files import state_directory  # noqa: PLC0415
 
     # It may have a password: mkdtemp lets nobody else read it.
-    temporary = Path(tempfile.mkdtemp(prefix="fm-consumer-trigger-"))
+    temporary = Path(tempfile.mkdtemp(prefix="fm-trigger-"))
     own_state = None if options.queue else temporary / "state"
     state = state_dir or own_state or state_directory(instance, None)
     file = temporary / f"{instance}.toml"

@@ -203,7 +203,7 @@ def test_a_trigger_on_a_named_queue_stops_after_a_count_and_leaves_the_rest(brok
     found = [json.loads(line)["id"] for line in lines(log) if line.startswith("{")]
     assert found == ["1", "2"]
     until(lambda: broker.depth(name) == (1, 0), lambda: str(broker.depth(name)))
-    assert not list(tmp_path.glob("fm-consumer-trigger-*"))
+    assert not list(tmp_path.glob("fm-trigger-*"))
 
 
 def test_a_trigger_on_its_own_queue_ends_its_command_at_ctrl_c(broker, tmp_path):
@@ -217,7 +217,7 @@ def test_a_trigger_on_its_own_queue_ends_its_command_at_ctrl_c(broker, tmp_path)
     [pid] = lines(tmp_path / "pid")
     assert not Path(f"/proc/{pid}").exists()
     assert log.read_text() == ""
-    assert not list(tmp_path.glob("fm-consumer-trigger-*"))
+    assert not list(tmp_path.glob("fm-trigger-*"))
 
 
 def test_a_trigger_tells_where_failed_messages_are(broker, tmp_path):
