@@ -272,7 +272,10 @@ def test_robosignatory_signs_the_same_packages(world, command, tmp_path):
             SIGUL_CALLS=str(signed),
         )
         world.consume(messages, lambda: len(called("tagBuild")) == 2, publishes=1)
-    assert world.ended == (0, 0)
+    exit_code, left = world.ended
+    assert exit_code == 0
+    # Its answer comes to its own queue; one that comes during the stop goes back.
+    assert left <= 1
     moved = {call[1][1] for call in called("tagBuild")}
     assert moved == {1, 3}
     assert len(called("writeSignedRPM")) == 5
