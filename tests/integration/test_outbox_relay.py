@@ -352,6 +352,7 @@ def test_a_second_relay_stands_by_and_takes_over_when_the_first_is_killed(
         relay.put(relay.message(2))
         # The first message may come twice: its relay may have died before it marked the row.
         until(lambda: len(set(queue.read())) == 2, second.text)
+        assert queue.ids.count(queue.ids[-1]) == 1, "only the message under way may come twice"
         assert second.state_of() == "sending"
         assert second.stop() == 0
     finally:
