@@ -28,7 +28,7 @@ from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
-from consumer_framework.testing import Harness, capture_outbox
+from consumer_framework.testing import Harness, capture_outbox, message_of, messages
 from consumer_framework.testing.broker import Broker
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def python_api() -> str:
     ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
-    lines += _entry(capture_outbox, "consumer_framework.testing.capture_outbox", ())
+    for function in (message_of, messages, capture_outbox):
+        lines += _entry(function, f"consumer_framework.testing.{function.__name__}", ())
     return _joined(lines) + "\n"
 
 
