@@ -18,7 +18,7 @@ CONSUMER = "consumer_framework.kit.forward:Forward"
 
 def message(topic="org.example.build", *, priority=None, **headers):
     found = Message(topic=topic, body={"n": 1, "name": "kernel"}, headers=headers)
-    found._properties.priority = priority  # noqa: SLF001 -- upstream has no public name for it
+    found._properties.priority = priority
     return found
 
 
@@ -27,7 +27,7 @@ def forwarding(**config):
 
 
 def headers(message):
-    return message._headers  # noqa: SLF001 -- upstream has no public name for them
+    return message._headers
 
 
 def test_a_copy_has_the_id_body_headers_and_priority_of_the_message():

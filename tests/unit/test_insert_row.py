@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`InsertRow` inserts each message once, and tells faults of messages from those of the database."""
+"""`InsertRow` inserts each message once, and tells its faults from those of the database."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_a_value_that_has_no_such_type_is_refused(kind, value):
         value_for(column(kind), value)
 
 
-class _Postgres(Exception):
+class _PostgresError(Exception):
     def __init__(self, sqlstate):
         super().__init__("told")
         self.sqlstate = sqlstate
@@ -284,13 +284,13 @@ def dbapi(kind, cause):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (dbapi(sa.exc.DataError, _Postgres("22001")), Kind.MESSAGE),
-        (dbapi(sa.exc.IntegrityError, _Postgres("23505")), Kind.MESSAGE),
-        (dbapi(sa.exc.IntegrityError, _Postgres("23503")), Kind.AGAIN),
-        (dbapi(sa.exc.OperationalError, _Postgres("40P01")), Kind.AGAIN),
-        (dbapi(sa.exc.ProgrammingError, _Postgres("42P01")), Kind.DATABASE),
-        (dbapi(sa.exc.OperationalError, _Postgres("53100")), Kind.DATABASE),
-        (dbapi(sa.exc.DataError, _Postgres(None)), Kind.MESSAGE),
+        (dbapi(sa.exc.DataError, _PostgresError("22001")), Kind.MESSAGE),
+        (dbapi(sa.exc.IntegrityError, _PostgresError("23505")), Kind.MESSAGE),
+        (dbapi(sa.exc.IntegrityError, _PostgresError("23503")), Kind.AGAIN),
+        (dbapi(sa.exc.OperationalError, _PostgresError("40P01")), Kind.AGAIN),
+        (dbapi(sa.exc.ProgrammingError, _PostgresError("42P01")), Kind.DATABASE),
+        (dbapi(sa.exc.OperationalError, _PostgresError("53100")), Kind.DATABASE),
+        (dbapi(sa.exc.DataError, _PostgresError(None)), Kind.MESSAGE),
         (dbapi(sa.exc.OperationalError, Exception(4025, "CONSTRAINT")), Kind.MESSAGE),
         (dbapi(sa.exc.OperationalError, Exception(1213, "deadlock")), Kind.AGAIN),
         (dbapi(sa.exc.OperationalError, Exception(2013, "lost")), Kind.DATABASE),
