@@ -25,13 +25,14 @@ from consumer_framework.author.consumer import Consumer
 from consumer_framework.author.heartbeat import deliveries
 from consumer_framework.core.delivery import readable
 from consumer_framework.core.errors import ConfigurationError, Quarantine, Skip
+from consumer_framework.core.topics import intersects
 from consumer_framework.publishing.message import PublishError
 from consumer_framework.publishing.outbox import default
 from consumer_framework.settings.brokers import addresses
 
 from .conditions import condition_of
 from .message_json import as_document
-from .topic_map import TopicMap, have_common_topic
+from .topic_map import TopicMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -193,7 +194,7 @@ def loop_problem(
     prefix = document["topic_prefix"].rstrip(".")
     for new in _new_topics(config, topics, bindings):
         whole = f"{prefix}.{new}" if prefix else new
-        key = next((key for key in back if have_common_topic(key, whole)), None)
+        key = next((key for key in back if intersects(key, whole)), None)
         is_sent_again = config.other_topics == "keep" or any(topics.results(whole))
         if key is not None and is_sent_again:
             return (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rename topics by pairs of patterns, and tell if two patterns have a topic in common.
+"""Rename topics by pairs of patterns.
 
 A pattern is that of a topic exchange: words with dots between them, where ``*`` is one word and
 ``#`` any number of words. The wildcards of the new topic stand, one after the other, for the words
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Self
+
+from consumer_framework.core.topics import MANY, ONE, covers, intersects, pattern_fault, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WILDCARDS = frozenset("*#")
+_WILDCARDS = frozenset({ONE, MANY})
 
 
 class TopicMapError(ValueError):
@@ -37,7 +38,7 @@ class _Rule:
         if found is None:
             return None
         taken = iter(found.groups())
-        words = self.new.split(".")
+        words = words_of(self.new)
         parts = (next(taken) if word in _WILDCARDS else f".{word}" for word in words)
         return "".join(parts).removeprefix(".")
 
@@ -64,57 +65,27 @@ class TopicMap:
 
     def results(self, pattern: str) -> list[str]:
         """Return patterns for the new topics that topics of *pattern* get."""
-        if _WILDCARDS.isdisjoint(pattern.split(".")):
+        if _WILDCARDS.isdisjoint(words_of(pattern)):
             new = self.renamed(pattern)
             return [] if new is None else [new]
-        return [rule.new for rule in self.rules if have_common_topic(rule.old, pattern)]
+        return [rule.new for rule in self.rules if intersects(rule.old, pattern)]
 
     def has_all(self, pattern: str) -> bool:
-        """Tell if one pair fits each topic of *pattern*."""
-        words = pattern.split(".")
-        return any(_covers(rule.old.split("."), words) for rule in self.rules)
+        """Tell if some pair fits each topic of *pattern*."""
+        return covers((rule.old for rule in self.rules), pattern)
 
 
 def _rule(old: str, new: str) -> _Rule:
     for pattern in (old, new):
-        if not pattern or "" in pattern.split("."):
-            raise TopicMapError(f"{pattern!r} is no pattern of topics: write words and dots")
-    wildcards = [[word for word in p.split(".") if word in _WILDCARDS] for p in (old, new)]
+        fault = pattern_fault(pattern) or (None if pattern else ("has no words", "write a topic"))
+        if fault:
+            raise TopicMapError(f"{pattern!r} {fault[0]}; {fault[1]}")
+    wildcards = [[word for word in words_of(p) if word in _WILDCARDS] for p in (old, new)]
     if wildcards[0] != wildcards[1]:
         raise TopicMapError(
             f"{old!r} and {new!r} have different wildcards; each * and # of the old topic must be "
             "in the new one, in the same order"
         )
-    groups = {"*": r"(\.[^.]+)", "#": r"((?:\.[^.]+)*)"}
-    words = (groups.get(word, rf"\.{re.escape(word)}") for word in old.split("."))
+    groups = {ONE: r"(\.[^.]*)", MANY: r"((?:\.[^.]*)*)"}
+    words = (groups.get(word, rf"\.{re.escape(word)}") for word in words_of(old))
     return _Rule(old, new, re.compile("".join(words)))
-
-
-def _covers(general: list[str], special: list[str]) -> bool:
-    """Tell if *general* fits each topic of *special*; False for a few where it does."""
-    if not general or general[0] != "#":
-        is_first = bool(general and special) and (
-            general[0] == special[0] or (general[0] == "*" and special[0] != "#")
-        )
-        return (not general and not special) or (is_first and _covers(general[1:], special[1:]))
-    return any(_covers(general[1:], special[i:]) for i in range(len(special) + 1))
-
-
-def have_common_topic(one: str, other: str) -> bool:
-    """Tell if some topic fits both patterns."""
-    first, second = tuple(one.split(".")), tuple(other.split("."))
-
-    @cache
-    def meet(i: int, j: int) -> bool:
-        if i == len(first) and j == len(second):
-            return True
-        if i < len(first) and first[i] == "#":
-            return meet(i + 1, j) or (j < len(second) and meet(i, j + 1))
-        if j < len(second) and second[j] == "#":
-            return meet(i, j + 1) or (i < len(first) and meet(i + 1, j))
-        if i == len(first) or j == len(second):
-            return False
-        is_same = first[i] == second[j] or not _WILDCARDS.isdisjoint({first[i], second[j]})
-        return is_same and meet(i + 1, j + 1)
-
-    return meet(0, 0)

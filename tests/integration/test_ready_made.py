@@ -185,7 +185,7 @@ def test_each_message_has_a_copy_with_its_id_although_the_instance_is_killed(
 
         def take() -> bool:
             method, properties, body = channel.basic_get(copies, auto_ack=True)
-            if method is not None:
+            if method is not None and properties is not None and body is not None:
                 found[properties.message_id] = json.loads(body)["n"], properties.headers
             return len(found) == 60
 
