@@ -22,6 +22,8 @@ import consumer_framework
 from consumer_framework import publishing
 from consumer_framework.cli import main
 from consumer_framework.kit.command import CommandConfig
+from consumer_framework.kit.forward import ForwardConfig
+from consumer_framework.kit.insert_row import InsertRowConfig
 from consumer_framework.kit.json_lines import JsonLinesConfig
 from consumer_framework.kit.webhook import WebhookConfig
 from consumer_framework.publishing.direct import Sender
@@ -277,7 +279,10 @@ SETTINGS = (
     "reload.md",
 )
 # The keys of ready-made consumers.
-_OF_KIT = {one.__name__: one for one in (CommandConfig, WebhookConfig, JsonLinesConfig)}
+_OF_KIT = {
+    one.__name__: one
+    for one in (CommandConfig, WebhookConfig, JsonLinesConfig, ForwardConfig, InsertRowConfig)
+}
 
 
 def with_settings(page: str) -> str:
