@@ -27,6 +27,8 @@ def message(number=1):
 class Steps(Consumer):
     """Does two steps, and fails as often as a test says after each."""
 
+    latest: "Steps"
+
     def __init__(self, config):
         super().__init__(config)
         self.done = []
@@ -380,7 +382,7 @@ class Asks(Consumer):
 
 
 def test_a_step_needs_a_handler_that_has_a_message():
-    asked = []
+    asked: list[str] = []
     Asks(asked).ask()
     with Harness(type("Here", (Asks,), {"config": asked, "__init__": lambda *_: None})) as harness:
         harness.deliver(message())
