@@ -103,10 +103,11 @@ def test_a_retry_skips_the_steps_that_are_done_and_has_their_results(consumer, p
 class FailingEffect:
     done: list[str]
 
-    def effect(self, name, _result):
+    def effect(self, name, result):
         self.done.append(name)
         if self.done == ["file"]:
             raise ValueError("once")
+        return result
 
 
 class FailingSteps(FailingEffect, Steps):
