@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.ports import Observation
     from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
+    from consumer_framework.settings import Settings
     from consumer_framework.testing.fake_queue import MessageRecord
 
     from .recorded import Recorded
@@ -158,7 +159,7 @@ class Summary:
             self.causes[ended.cause] += 1
 
 
-def plan_of_replay(options: RunOptions) -> Plan:
+def plan_of_replay(options: RunOptions) -> tuple[Settings, Plan]:
     """Load a configuration, and plan how to run its consumer.
 
     Args:
@@ -170,7 +171,7 @@ def plan_of_replay(options: RunOptions) -> Plan:
     """
     settings = load(options)
     codec.load_schemas()
-    return make_plan(options, settings)
+    return settings, make_plan(options, settings)
 
 
 class Replay(Observer):
@@ -286,7 +287,7 @@ class Replay(Observer):
             self.summary.cut_short = self._limit()
             if self.summary.cut_short:
                 return
-            if not instance.step():
+            if not self._is_interrupted and not instance.step():
                 self.summary.cut_short = "nothing is due any more"
                 return
         self.summary.cut_short = "interrupted"
