@@ -129,7 +129,7 @@ def replay(words: tuple[str, ...], conf: Path | None, **given: Any) -> None:
     `fm-consumer record`, `fm-consumer quarantine export` and datagrepper write them; "-" is
     standard input.
 
-    The consumer really does its work: what it writes, sends or deletes elsewhere is done. Only
+    The consumer does its work, with all effects on files, databases and other services. Only
     messages that it publishes are counted and not sent. The instance's store and state directory
     are not touched; the consumer gets an empty directory in their place.
     """
@@ -174,7 +174,7 @@ class _Options:
         """Tell whether a message is to run."""
         from consumer_framework.core.delivery import readable  # noqa: PLC0415
         from consumer_framework.operate.watching import View  # noqa: PLC0415
-        from consumer_framework.publishing.message import matches  # noqa: PLC0415
+        from consumer_framework.core.topics import matches  # noqa: PLC0415
 
         topic = readable(delivery.routing_key)
         if self.topics and not any(matches(pattern, topic) for pattern in self.topics):
