@@ -11,6 +11,7 @@ from consumer_framework.adapters.systemd.journald import JournalHandler
 from consumer_framework.author.batch import Batch
 from consumer_framework.author.consumer import BatchConsumer, Consumer
 from consumer_framework.author.heartbeat import heartbeat
+from consumer_framework.author.steps import AsyncStep, Step
 from consumer_framework.author.translate import on, translate
 from consumer_framework.core.errors import (
     ConsumerFrameworkError,
@@ -22,10 +23,12 @@ from consumer_framework.core.errors import (
     Quarantine,
     Retry,
     Skip,
+    StepResultError,
 )
 from consumer_framework.settings import Recovery
 
 __all__ = [
+    "AsyncStep",
     "Batch",
     "BatchConsumer",
     "Consumer",
@@ -40,6 +43,8 @@ __all__ = [
     "Recovery",
     "Retry",
     "Skip",
+    "Step",
+    "StepResultError",
     "heartbeat",
     "on",
     "translate",

@@ -51,16 +51,22 @@ Everything else may change in any release.
 # Each public name once, under its heading; with the methods that are shown.
 API: dict[str, dict[str, tuple[str, ...]]] = {
     "Consumers": {
-        "Consumer": ("setup", "handle", "teardown", "state_dir"),
-        "BatchConsumer": ("handle_batch",),
+        "Consumer": ("setup", "handle", "teardown", "once", "state_dir"),
+        "BatchConsumer": ("handle_batch", "once"),
         "Batch": ("fail",),
         "Recovery": (),
+    },
+    "Steps": {
+        "Step": ("run", "done", "result"),
+        "AsyncStep": ("run",),
     },
     "Exceptions that a handler raises on purpose": dict.fromkeys(
         ("Skip", "Retry", "Defer", "Drop", "Quarantine", "DependencyFault", "Halt"), ()
     ),
     "Helpers": dict.fromkeys(("on", "translate", "heartbeat", "JournalHandler"), ()),
-    "Other exceptions": dict.fromkeys(("HandlerTimeoutError", "ConsumerFrameworkError"), ()),
+    "Other exceptions": dict.fromkeys(
+        ("StepResultError", "HandlerTimeoutError", "ConsumerFrameworkError"), ()
+    ),
 }
 PUBLISHING: dict[str, tuple[str, ...]] = {
     "publish": (),

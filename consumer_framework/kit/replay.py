@@ -20,6 +20,7 @@ not sent. Everything else that the handler does is done.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -207,7 +208,7 @@ class Replay(Observer):
         self._open: dict[int, MessageRecord] = {}
         self._over = 0
         self._paused_since: float | None = None
-        self._is_interrupted = False
+        self._interrupted = threading.Event()
 
     def run(self, messages: Iterable[Recorded]) -> Summary:
         """Set the consumer up, run *messages*, and tear it down.
@@ -234,7 +235,7 @@ class Replay(Observer):
 
     def interrupt(self) -> None:
         """End the replay soon: no further message begins. A signal handler may call this."""
-        self._is_interrupted = True
+        self._interrupted.set()
         loop = self._instance.time.loop
         loop.call_soon_threadsafe(loop.stop)
 
@@ -275,7 +276,7 @@ class Replay(Observer):
     def _drive(self, messages: Iterator[Recorded]) -> None:
         """Let messages run, and time pass, until all are done or nothing more will be."""
         instance = self._instance
-        while not self._is_interrupted:
+        while not self._interrupted.is_set():
             self._refill(messages)
             instance.offer()
             self._give_up()
@@ -287,7 +288,7 @@ class Replay(Observer):
             self.summary.cut_short = self._limit()
             if self.summary.cut_short:
                 return
-            if not self._is_interrupted and not instance.step():
+            if not self._interrupted.is_set() and not instance.step():
                 self.summary.cut_short = "nothing is due any more"
                 return
         self.summary.cut_short = "interrupted"

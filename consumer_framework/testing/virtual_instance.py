@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition, Halt
     from consumer_framework.core.gate import Reason
-    from consumer_framework.core.ports import Observer
+    from consumer_framework.core.ports import Observer, Steps
     from consumer_framework.runtime.assembly.plan import Plan
 
     from .fake_queue import MessageRecord
@@ -52,6 +52,7 @@ class KillableRunner:
         flight: Has the deliveries that the handler had when the process died.
         begin: Called with each delivery that a slot begins with; True kills the process.
         gate: The gate of the instance.
+        steps: Remembers the steps that the handler has done.
 
     Attributes:
         executor: Runs the handler.
@@ -59,15 +60,17 @@ class KillableRunner:
         is_killed: Whether the process is dead.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- only the virtual instance makes one
         self,
         handler: Handler,
         limits: Limits,
         flight: FakeFlightRecorder,
         begin: Callable[[Delivery], bool],
         gate: Gate,
+        *,
+        steps: Steps,
     ) -> None:
-        self.executor = Executor(handler, self._decode, self, limits, gate)
+        self.executor = Executor(handler, self._decode, self, limits, gate, steps=steps)
         self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self.is_killed = False
         self._flight = flight
@@ -194,6 +197,7 @@ class VirtualInstance:
     def start(self) -> None:
         """Start a process; an exception of the consumer's own ``setup`` is raised here."""
         self.halted = None
+        self._store.begin_process()
         self._gate = Gate()
         self._gate.listen(self._gate_changed)
         self._dispatcher = self._make_dispatcher()
@@ -316,7 +320,7 @@ class VirtualInstance:
     async def _build(self) -> None:
         handler = self.plan.factory()
         self._runner = KillableRunner(
-            handler, self.plan.limits, self._flight, self._begin, self._gate
+            handler, self.plan.limits, self._flight, self._begin, self._gate, steps=self._store
         )
         await self._runner.executor.setup()
         lanes = lane_finder(self.plan, handler)

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import hypothesis.strategies as st
 import pika
@@ -65,7 +66,9 @@ def test_bytes_that_are_no_message_come_back_from_an_export_as_they_were(found, 
 
 
 def test_a_line_of_expired_messages_is_its_message(found):
-    row = SimpleNamespace(id=1, reason="r", fingerprint="f", created=0.0, crashes=0, parent=None)
+    row: Any = SimpleNamespace(
+        id=1, reason="r", fingerprint="f", created=0.0, crashes=0, parent=None
+    )
     properties = pika.BasicProperties(content_encoding="utf-8", message_id="m")
     delivery = make_delivery(body=b'{"a": 1}')._replace(properties=properties)
     [recorded] = found(expired_line_of(row, delivery))
@@ -74,7 +77,14 @@ def test_a_line_of_expired_messages_is_its_message(found):
 
 def test_a_page_of_datagrepper_is_its_messages(found):
     # As https://apps.fedoraproject.org/datagrepper/v2/search answers.
-    message = {"id": "1", "topic": "a", "headers": {}, "body": {}, "queue": None, "priority": 0}
+    message: dict[str, Any] = {
+        "id": "1",
+        "topic": "a",
+        "headers": {},
+        "body": {},
+        "queue": None,
+        "priority": 0,
+    }
     page = {"count": 2, "pages": 1, "total": 2, "raw_messages": [message, {**message, "id": "2"}]}
     for text in (json.dumps(page), json.dumps(page, indent=2)):
         assert [each.delivery.message_id for each in found(text)] == ["1", "2"]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -26,6 +27,7 @@ SHARED = Path(__file__).parents[4] / "shared" / "data" / "fedora-messages.jsonl"
 CONSUMER = """
 import asyncio, os, socket, time
 from pathlib import Path
+from typing import Any
 from fedora_messaging import api
 from consumer_framework import (
     BatchConsumer, Consumer, Defer, DependencyFault, Drop, Halt, Quarantine, Retry, Skip,
@@ -461,7 +463,8 @@ def test_a_profile_has_the_functions_of_the_handler(place, tmp_path, name):
     target = tmp_path / "handler.prof"
     text = place.replay("--profile", "--profile-to", target).output
     assert "judge" in text
-    assert any(key[2] == "judge" for key in pstats.Stats(str(target)).stats)
+    stats: Any = pstats.Stats(str(target))
+    assert any(key[2] == "judge" for key in stats.stats)
     assert "no profile: the handler was not called" in (
         place.replay("--profile", "--topic", "x").output
     )
