@@ -173,8 +173,8 @@ class _Options:
     def selects(self, delivery: Delivery) -> bool:
         """Tell whether a message is to run."""
         from consumer_framework.core.delivery import readable  # noqa: PLC0415
-        from consumer_framework.operate.watching import View  # noqa: PLC0415
         from consumer_framework.core.topics import matches  # noqa: PLC0415
+        from consumer_framework.operate.watching import View  # noqa: PLC0415
 
         topic = readable(delivery.routing_key)
         if self.topics and not any(matches(pattern, topic) for pattern in self.topics):
