@@ -224,6 +224,27 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("1", "an instance refused the file and keeps its old settings, or does not run"),
         Meaning("2", _USAGE),
     ),
+    "replay": (
+        Meaning("0", "every message succeeded, was skipped, or was dropped on purpose"),
+        Meaning(
+            "1",
+            "a message ended otherwise, or lines were left out (--keep-going)",
+            "Otherwise: exhausted, invalid, quarantined, requeued, halted or unfinished.",
+        ),
+        Meaning("2", f"{_USAGE}, or a file cannot be read"),
+        Meaning("13", "the consumer cannot be set up, or torn down"),
+        Meaning(
+            "65",
+            "a line is no message",
+            "Of files, nothing was run; of a pipe, the messages before it were.",
+        ),
+        Meaning("75", "the consumer's module raised an exception while it was imported"),
+        Meaning("78", _NO_CONFIGURATION),
+        Meaning(
+            "130, 143",
+            "Ctrl-C or SIGTERM ended the command; the summary is of the messages so far",
+        ),
+    ),
     "scale": (
         Meaning("0", "there are N workers now"),
         Meaning(

@@ -26,6 +26,7 @@ _IN_MODULES = (
     "publish",
     "quarantine",
     "reload",
+    "replay",
     "scale",
     "schemas",
     "status",
