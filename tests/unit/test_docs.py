@@ -454,7 +454,8 @@ def test_the_recovery_reference_lists_the_actions_of_rules(then):
     assert list(said) == [choice.value for choice in Then]
     expression, _, later = said[then.value].partition(", 5 minutes later")
     assert bool(later or then is Then.DEFER) is (then is Then.DEFER)
-    names = {**vars(consumer_framework), "until": NOW + 300}
+    names = {name: getattr(consumer_framework, name) for name in consumer_framework.__all__}
+    names["until"] = NOW + 300
     raised = eval(expression.strip("`"), names)  # noqa: S307 -- our own text
     by_rule = decision_on(KeyError(), Policy(rules=(Rule((LookupError,), then),)))
     by_signal = decision_on(raised, Policy())
