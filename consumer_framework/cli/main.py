@@ -24,6 +24,7 @@ _IN_MODULES = (
     "outbox",
     "publish",
     "quarantine",
+    "record",
     "reload",
     "replay",
     "scale",
