@@ -11,6 +11,7 @@ from consumer_framework.adapters.systemd.journald import JournalHandler
 from consumer_framework.author.batch import Batch
 from consumer_framework.author.consumer import BatchConsumer, Consumer
 from consumer_framework.author.heartbeat import heartbeat
+from consumer_framework.author.routing import on_message, on_topic
 from consumer_framework.author.translate import on, translate
 from consumer_framework.core.errors import (
     ConsumerFrameworkError,
@@ -42,5 +43,7 @@ __all__ = [
     "Skip",
     "heartbeat",
     "on",
+    "on_message",
+    "on_topic",
     "translate",
 ]

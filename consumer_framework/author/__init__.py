@@ -6,6 +6,7 @@ here may change.
 
 ================== ==========================================================================
 :mod:`.consumer`   the base classes ``Consumer`` and ``BatchConsumer``
+:mod:`.routing`    methods that take the messages of some topics, or of some classes
 :mod:`.batch`      the messages of one call of a batch handler
 :mod:`.heartbeat`  the current run of the handler, and how the handler restarts its time limit
 :mod:`.translate`  other people's exceptions as signals
