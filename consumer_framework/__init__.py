@@ -12,6 +12,7 @@ from consumer_framework.author.batch import Batch
 from consumer_framework.author.consumer import BatchConsumer, Consumer
 from consumer_framework.author.heartbeat import heartbeat
 from consumer_framework.author.routing import on_message, on_topic
+from consumer_framework.author.steps import AsyncStep, Step
 from consumer_framework.author.translate import on, translate
 from consumer_framework.core.errors import (
     ConsumerFrameworkError,
@@ -23,10 +24,12 @@ from consumer_framework.core.errors import (
     Quarantine,
     Retry,
     Skip,
+    StepResultError,
 )
 from consumer_framework.settings import Recovery
 
 __all__ = [
+    "AsyncStep",
     "Batch",
     "BatchConsumer",
     "Consumer",
@@ -41,6 +44,8 @@ __all__ = [
     "Recovery",
     "Retry",
     "Skip",
+    "Step",
+    "StepResultError",
     "heartbeat",
     "on",
     "on_message",

@@ -22,13 +22,15 @@ import consumer_framework
 from consumer_framework import publishing
 from consumer_framework.cli import main
 from consumer_framework.kit.command import CommandConfig
+from consumer_framework.kit.forward import ForwardConfig
+from consumer_framework.kit.insert_row import InsertRowConfig
 from consumer_framework.kit.json_lines import JsonLinesConfig
 from consumer_framework.kit.webhook import WebhookConfig
 from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
-from consumer_framework.testing import Harness, capture_outbox
+from consumer_framework.testing import Harness, capture_outbox, message_of, messages
 from consumer_framework.testing.broker import Broker
 
 if TYPE_CHECKING:
@@ -49,16 +51,22 @@ Everything else may change in any release.
 # Each public name once, under its heading; with the methods that are shown.
 API: dict[str, dict[str, tuple[str, ...]]] = {
     "Consumers": {
-        "Consumer": ("setup", "handle", "teardown", "state_dir"),
-        "BatchConsumer": ("handle_batch",),
+        "Consumer": ("setup", "handle", "teardown", "once", "state_dir"),
+        "BatchConsumer": ("handle_batch", "once"),
         "Batch": ("fail",),
         "Recovery": (),
+    },
+    "Steps": {
+        "Step": ("run", "done", "result"),
+        "AsyncStep": ("run",),
     },
     "Exceptions that a handler raises on purpose": dict.fromkeys(
         ("Skip", "Retry", "Defer", "Drop", "Quarantine", "DependencyFault", "Halt"), ()
     ),
     "Helpers": dict.fromkeys(("on", "translate", "heartbeat", "JournalHandler"), ()),
-    "Other exceptions": dict.fromkeys(("HandlerTimeoutError", "ConsumerFrameworkError"), ()),
+    "Other exceptions": dict.fromkeys(
+        ("StepResultError", "HandlerTimeoutError", "ConsumerFrameworkError"), ()
+    ),
 }
 PUBLISHING: dict[str, tuple[str, ...]] = {
     "publish": (),
@@ -126,7 +134,8 @@ def python_api() -> str:
     ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
-    lines += _entry(capture_outbox, "consumer_framework.testing.capture_outbox", ())
+    for function in (message_of, messages, capture_outbox):
+        lines += _entry(function, f"consumer_framework.testing.{function.__name__}", ())
     return _joined(lines) + "\n"
 
 
@@ -276,7 +285,10 @@ SETTINGS = (
     "reload.md",
 )
 # The keys of ready-made consumers.
-_OF_KIT = {one.__name__: one for one in (CommandConfig, WebhookConfig, JsonLinesConfig)}
+_OF_KIT = {
+    one.__name__: one
+    for one in (CommandConfig, WebhookConfig, JsonLinesConfig, ForwardConfig, InsertRowConfig)
+}
 
 
 def with_settings(page: str) -> str:

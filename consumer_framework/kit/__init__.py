@@ -13,6 +13,8 @@ dependency pauses the instance, and a message that can never succeed goes to qua
 - :mod:`.command` runs a program for each message; :mod:`.process` watches over the program.
 - :mod:`.webhook` posts each message to a URL.
 - :mod:`.json_lines` appends each message to a file.
+- :mod:`.forward` publishes a copy of each message elsewhere; :mod:`.topic_map` renames its topic.
+- :mod:`.insert_row` inserts each message into a table; :mod:`.user_database` is the database.
 - :mod:`.message_json` writes a message as JSON.
 
 Besides, decisions of an author's tools about values that they are given:

@@ -4,6 +4,8 @@
 - :class:`.Harness` runs a consumer as an instance would, without a broker, systemd or a real clock.
   It names the fate of a message as a disposition: :class:`.Ack`, :class:`.Hold`, :class:`.Defer`,
   :class:`.Quarantine`, :class:`.Reject`, :class:`.Requeue`, :class:`.GiveBack` or :class:`.Halt`.
+- :func:`.message_of` builds a valid message of any message class, and :func:`.messages` is a
+  strategy of hypothesis for them.
 - The fakes of :mod:`.fakes` implement the ports of :mod:`consumer_framework.core`. The harness runs
   on them, and a test may use them alone.
 - :func:`.capture_outbox` records the messages that any code publishes.
@@ -25,6 +27,7 @@ from consumer_framework.core.disposition import (
 )
 from consumer_framework.publishing.capturing import capture_outbox
 
+from .builders import message_of, messages
 from .fakes import (
     FakeAcknowledger,
     FakeClock,
@@ -53,4 +56,6 @@ __all__ = [
     "Requeue",
     "capture_outbox",
     "make_delivery",
+    "message_of",
+    "messages",
 ]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition, Halt
     from consumer_framework.core.gate import Reason
+    from consumer_framework.core.ports import Steps
     from consumer_framework.runtime.assembly.plan import Plan
 
     from .fake_queue import MessageRecord
@@ -51,6 +52,7 @@ class KillableRunner:
         flight: Has the deliveries that the handler had when the process died.
         begin: Called with each delivery that a slot begins with; True kills the process.
         gate: The gate of the instance.
+        steps: Remembers the steps that the handler has done.
 
     Attributes:
         executor: Runs the handler.
@@ -58,15 +60,17 @@ class KillableRunner:
         is_killed: Whether the process is dead.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- only the virtual instance makes one
         self,
         handler: Handler,
         limits: Limits,
         flight: FakeFlightRecorder,
         begin: Callable[[Delivery], bool],
         gate: Gate,
+        *,
+        steps: Steps,
     ) -> None:
-        self.executor = Executor(handler, self._decode, self, limits, gate)
+        self.executor = Executor(handler, self._decode, self, limits, gate, steps=steps)
         self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self.is_killed = False
         self._flight = flight
@@ -187,6 +191,7 @@ class VirtualInstance:
     def start(self) -> None:
         """Start a process; an exception of the consumer's own ``setup`` is raised here."""
         self.halted = None
+        self._store.begin_process()
         self._gate = Gate()
         self._gate.listen(self._gate_changed)
         self._dispatcher = self._make_dispatcher()
@@ -291,7 +296,7 @@ class VirtualInstance:
     async def _build(self) -> None:
         handler = self._plan.factory()
         self._runner = KillableRunner(
-            handler, self._plan.limits, self._flight, self._begin, self._gate
+            handler, self._plan.limits, self._flight, self._begin, self._gate, steps=self._store
         )
         await self._runner.executor.setup()
         lanes = lane_finder(self._plan, handler)
