@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound="Callable[..., Any]")
 
+# Methods that the instance calls, each for a purpose.
+_OTHERS = frozenset({"handle", "setup", "teardown", "ordering_key", "stop_requested"})
 # The attribute of a decorated method.
 _MARK = "__consumer_framework_route__"
 # Pairs of a topic and a message class that a table remembers.
@@ -137,6 +139,9 @@ def collected(kind: type) -> tuple[Route, ...]:
 
 def _problems(kind: type, decorators: tuple[str, ...], route: Route) -> Iterator[Problem]:
     place = f"{kind.__qualname__}.{route.name}"
+    if route.name in _OTHERS:
+        what = f"{place} is decorated as a route, and the instance calls it for itself"
+        yield Problem("callback", what, "give the route a name of its own")
     for name, given in (("on_topic", route.patterns), ("on_message", route.classes)):
         if name in decorators and not given:
             what = f"@{name} of {place} names nothing"

@@ -162,40 +162,40 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         Always a decision. A failure that no rule matches is tried again, and once the attempts are
         spent, ``policy.on_exhausted`` says the end.
     """
+    history = delivery.history
+    disposition: Disposition
     match outcome:
         case Succeeded() | Skipped() | SettledBefore():
-            return Decision(_ACK, delivery.history)
+            disposition = _ACK
+        case Failed(error):
+            answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
+            case = _Case(delivery, policy, situation, outcome.route)
+            return next(answers, _Case.by_rules)(case, error)
+        case Routed(results):
+            return combined(_Case(delivery, policy, situation), results)
         case Undecodable(error):
-            history = delivery.history.failed(attempt_of(error, situation.now))
+            history = history.failed(attempt_of(error, situation.now))
             reason = f"no valid message: {one_line(error)}"
             rejects = policy.on_invalid is OnInvalid.REJECT or not situation.may_store
             is_brokers = not (delivery.row or delivery.replayed)
-            invalid = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
-            return Decision(invalid, history)
+            disposition = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
         case Crashed(times, hung):
             reason = f"the process died {times} times while it was handled"
             if hung:
                 late = "the handler did not return within handler_timeout"
                 reason = f"{late}; the process was restarted {times} times because of it"
-            aside = to.Quarantine(reason) if situation.may_store else to.Requeue(reason)
-            return Decision(aside, delivery.history)
+            disposition = to.Quarantine(reason) if situation.may_store else to.Requeue(reason)
         case Withdrawn():
-            return Decision(to.GiveBack(), delivery.history)
+            disposition = to.GiveBack()
         case Blocked():
             # The store keeps it behind the other, quarantined where that one is.
             stays = policy.strict or not situation.may_store
-            behind = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
-            return Decision(behind, delivery.history)
+            disposition = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
         case Unrouted():
+            # The store has it because the consumer once took it.
             is_accepted = delivery.row or delivery.replayed
-            unrouted = to.Quarantine(NO_ROUTE) if is_accepted else to.Reject(NO_ROUTE)
-            return Decision(unrouted, delivery.history)
-        case Routed(results):
-            return combined(_Case(delivery, policy, situation), results)
-        case Failed(error):
-            answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
-            case = _Case(delivery, policy, situation, outcome.route)
-            return next(answers, _Case.by_rules)(case, error)
+            disposition = to.Quarantine(NO_ROUTE) if is_accepted else to.Reject(NO_ROUTE)
+    return Decision(disposition, history)
 
 
 # Before there is a message, an unreachable service is never a message's fault.
@@ -430,9 +430,7 @@ def _until(result: RouteResult) -> float:
     return cast("to.Hold | to.Defer", result.decision.disposition).until
 
 
-_Combine: TypeAlias = (
-    "Callable[[_Case, Sequence[RouteResult], Sequence[RouteResult]], Disposition]"
-)
+_Combine: TypeAlias = "Callable[[_Case, Sequence[RouteResult], Sequence[RouteResult]], Disposition]"
 
 # Dispositions of routes, the strongest first, and the disposition of a message with such a route.
 # If there is none of them, every route is done.

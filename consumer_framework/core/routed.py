@@ -155,8 +155,10 @@ class RoutedRunner(HandlerRunner):
             if state is not None and not due(state):
                 results.append(result_of(state, delivery.history))
                 continue
-            result = self._withdrawn(delivery, route) if is_over else await self._run_one(
-                delivery._replace(route=route)
+            result = (
+                self._withdrawn(delivery, route)
+                if is_over
+                else await self._run_one(delivery._replace(route=route))
             )
             if isinstance(result.outcome, Undecodable):
                 # It is so for every route.
@@ -235,9 +237,7 @@ def _named(outcome: Outcome, route: str) -> Outcome:
     return replace(outcome, route=route) if isinstance(outcome, Failed) else outcome
 
 
-def _due(
-    states: Any, routes: tuple[str, ...], now: float
-) -> Callable[[RouteState], bool]:
+def _due(states: Any, routes: tuple[str, ...], now: float) -> Callable[[RouteState], bool]:
     """Return a function that tells whether a route with a state runs now.
 
     At least the one that is due first does: the message runs, whatever the clock says.

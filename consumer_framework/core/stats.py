@@ -139,9 +139,10 @@ class Counters(Observer):
                 self._count_routes(event.outcome)
 
     def _count_routes(self, routed: Routed) -> None:
-        runs = [r.outcome for r in routed.results if not isinstance(r.outcome, Withdrawn | None)]
+        outcomes = [result.outcome for result in routed.results if result.outcome is not None]
+        runs = [outcome for outcome in outcomes if not isinstance(outcome, Withdrawn)]
         self._counts["received"] += len(runs) - 1
-        names = (_outcome_name(run) for run in runs if run is not None)
+        names = map(_outcome_name, runs)
         self._counts.update(name for name in names if name)
 
     def snapshot(self) -> Snapshot:

@@ -345,7 +345,7 @@ class VirtualInstance:
             return 0 if has_timer or self._awaited.done() else self._patience
         if not self._runner.executor.is_busy or self._runner.is_killed:
             return 0
-        if not self._runner.is_coroutine:
+        if not self._runner.is_coroutine and self._runner.executor.waits_for_threads:
             return None
         return self._patience if has_sockets or not has_timer else 0
 

@@ -203,9 +203,7 @@ def plan_of(
     framework = framework_in_force(settings.framework, target)
     usual = loader.usual_timeout(target)
     routes = table_of(target.value, settings.topic_prefix)
-    plan = Plan(
-        target.name, factory, policy, framework, source_of, routes, 0, target, usual
-    )
+    plan = Plan(target.name, factory, policy, framework, source_of, routes, 0, target, usual)
     return fitted(plan, settings)
 
 
