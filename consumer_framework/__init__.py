@@ -12,32 +12,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.adapters.systemd.journald import JournalHandler
-from consumer_framework.author.batch import Batch
-from consumer_framework.author.consumer import BatchConsumer, Consumer
-from consumer_framework.author.heartbeat import heartbeat
-from consumer_framework.author.routing import on_message, on_topic
-from consumer_framework.author.steps import AsyncStep, Step
-from consumer_framework.author.translate import on, translate
-from consumer_framework.core.errors import (
-    ConsumerFrameworkError,
-    Defer,
-    DependencyFault,
-    Drop,
-    Halt,
-    HandlerTimeoutError,
-    Quarantine,
-    Retry,
-    Skip,
-    StepResultError,
-)
-from consumer_framework.settings import Recovery
-
 if TYPE_CHECKING:
     from consumer_framework.adapters.systemd.journald import JournalHandler
     from consumer_framework.author.batch import Batch
     from consumer_framework.author.consumer import BatchConsumer, Consumer
     from consumer_framework.author.heartbeat import heartbeat
+    from consumer_framework.author.routing import on_message, on_topic
     from consumer_framework.author.steps import AsyncStep, Step
     from consumer_framework.author.translate import on, translate
     from consumer_framework.core.errors import (
@@ -100,6 +80,8 @@ _MODULES = {
     "StepResultError": ".core.errors",
     "heartbeat": ".author.heartbeat",
     "on": ".author.translate",
+    "on_message": ".author.routing",
+    "on_topic": ".author.routing",
     "translate": ".author.translate",
 }
 

@@ -58,12 +58,10 @@ def on_topic(*patterns: str) -> Callable[[F], F]:
 
         class Builds(Consumer):
             @on_topic("org.fedoraproject.*.buildsys.build.state.change")
-            def built(self, message):
-                ...
+            def built(self, message): ...
 
             @on_topic("org.fedoraproject.*.buildsys.tag", "org.fedoraproject.*.buildsys.untag")
-            async def tagged(self, message):
-                ...
+            async def tagged(self, message): ...
 
     The method may be a plain method or a coroutine method. If a message matches several methods,
     they run one after the other, and each has its own outcome: a retry runs only those that are not
@@ -87,8 +85,7 @@ def on_message(*classes: type[Message]) -> Callable[[F], F]:
 
         class Updates(Consumer):
             @on_message(bodhi.UpdateCommentV1)
-            def commented(self, message):
-                ...
+            def commented(self, message): ...
 
     See :func:`on_topic` for all else.
 
