@@ -14,6 +14,7 @@ import click
 from consumer_framework.core.text import about, plural, size
 
 from . import terminal
+from .exit_codes import epilog
 from .options import JSON, conditions, duration, topics
 from .terminal import Command, LiveLine, Refusal, note
 from .watched import Source, Stopped, distinct, source, stoppable, told
@@ -22,9 +23,9 @@ from .watched import Source, Stopped, distinct, source, stoppable, told
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from consumer_framework.adapters.amqp.watching import Loan
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.kit.conditions import Condition
-    from consumer_framework.operate.watching import Loan
     from consumer_framework.settings import Settings
 
 _NOT_WRITTEN = 75
@@ -48,16 +49,7 @@ With --queue:
   The messages are lent: no other consumer gets them meanwhile. They go back to their
   places in the queue, marked as redelivered, also if this command dies. So a queue with
   consumers is refused, and a quorum queue, which counts returns against a limit.
-\b
-Exit codes:
-   0  done: --limit, --for, Ctrl-C, SIGTERM, or all messages of --queue are recorded
-   2  this command was used wrongly, or the file cannot be opened
-  10  the broker refuses the queue, or the exchange is missing, or --queue is no classic queue
-  14  the broker cannot be reached, or the connection ended with --queue
-  15  no permission to consume
-  75  --queue has consumers, or the disk did not take every message
-  78  the configuration cannot be used
-"""
+""" + epilog("record")
 
 
 @click.command(cls=Command, epilog=_MORE)

@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 
 from . import replay_views as views
 from . import terminal
+from .exit_codes import epilog
 from .options import (
     CONF,
     JSON,
@@ -68,17 +69,7 @@ The end of a message:
   requeued      it would go back to its queue
   halted        it stopped the instance
   unfinished    the replay ended first, or it was run 100 times without an end
-\b
-Exit codes:
-   0  every message succeeded, was skipped, or was dropped on purpose
-   1  some did not, or lines were left out (--keep-going)
-   2  this command was used wrongly, or a file cannot be read
-  13  the consumer cannot be set up, or torn down
-  65  a line is no message; of files, nothing was run
-  75  the consumer's module raised an exception while it was imported
-  78  the configuration cannot be used
- 130  Ctrl-C (143: SIGTERM); the summary is of the messages so far
-"""
+""" + epilog("replay")
 
 
 def _complete(

@@ -18,6 +18,7 @@ import click
 from consumer_framework.core.text import about, fit, plural, width
 
 from . import terminal
+from .exit_codes import epilog
 from .options import conditions, topics
 from .terminal import Command, note, safe
 from .watched import Source, Stopped, distinct, source, stoppable, told
@@ -54,15 +55,7 @@ Conditions of --where:
   body.build.id>1000        also <, <= and >=
   headers.x-request-id      there is one
 The first word is topic, id, queue, exchange, severity, headers or body.
-\b
-Exit codes:
-   0  told to stop (Ctrl-C, SIGTERM), or --count messages were shown
-   2  this command was used wrongly
-  10  the broker refuses the queue, or the exchange is missing
-  14  the broker cannot be reached, or refuses the connection
-  15  no permission to consume
-  78  the configuration cannot be used
-"""
+""" + epilog("tail")
 
 
 @click.command(cls=Command, epilog=_MORE)

@@ -34,7 +34,7 @@ class Recording:
         self.log = file.with_suffix(".log")
         environment = {key: os.environ[key] for key in os.environ if key != "COLUMNS"}
         with self.log.open("w") as log, file.with_suffix(".out").open("w") as out:
-            command = [FM_CONSUMER, "record", *map(str, words), file]
+            command = [str(FM_CONSUMER), "record", *map(str, words), str(file)]
             self.process = subprocess.Popen(command, stdout=out, stderr=log, env=environment)
 
     def until(self, condition: Callable[[], Any]) -> None:
