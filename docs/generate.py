@@ -65,6 +65,10 @@ API: dict[str, dict[str, tuple[str, ...]]] = {
         "Batch": ("fail",),
         "Recovery": (),
     },
+    "Routes": {
+        "on_topic": (),
+        "on_message": (),
+    },
     "Steps": {
         "Step": ("run", "done", "result"),
         "AsyncStep": ("run",),

@@ -25,6 +25,7 @@ _IN_MODULES = (
     "outbox",
     "publish",
     "quarantine",
+    "record",
     "reload",
     "replay",
     "scale",
