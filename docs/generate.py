@@ -40,7 +40,7 @@ from consumer_framework.testing.broker import Broker
 
 # The modules beside this one; a test loads this file by its path.
 sys.path.insert(0, str(Path(__file__).parent))
-from diagrams import pictures  # noqa: E402
+from diagrams import pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
