@@ -125,6 +125,9 @@ class KillableRunner:
 
 # Seconds after which a broker delivers a returned message again.
 ROUND_TRIP = 0.01
+# Real seconds for a thread that a coroutine handler awaits. Longer than any useful one: it is for a
+# thread that never ends.
+_LONGEST_THREAD = 30.0
 # A loop that takes no time would never end; it is a defect of the framework.
 _MOST_STEPS = 1_000_000
 
@@ -342,6 +345,8 @@ class VirtualInstance:
             return 0
         if not self._runner.is_coroutine:
             return None
+        if self.time.waits_for_threads:
+            return _LONGEST_THREAD
         return self._patience if has_sockets or not has_timer else 0
 
     # The broker's part.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from twisted.internet import task
 
@@ -13,6 +13,10 @@ from consumer_framework.adapters.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 # asyncio runs a timer that is due within its clock's resolution, and rounding must not keep a
 # step from reaching it.
@@ -62,6 +66,11 @@ class VirtualTime(SystemClock):
             error, self._errors = self._errors[0], []
             raise error
 
+    @property
+    def waits_for_threads(self) -> bool:
+        """True while threads run functions for the loop, as by ``asyncio.to_thread``."""
+        return bool(self.loop.in_threads)
+
     def next_timer(self) -> float | None:
         """Seconds until something is due, None for never."""
         now = self.monotonic()
@@ -87,7 +96,17 @@ class VirtualTime(SystemClock):
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self, selector: selectors.BaseSelector, now: Callable[[], float]) -> None:
         self._virtual_now = now
+        # The functions that threads run for the loop, as by `asyncio.to_thread`.
+        self.in_threads: set[asyncio.Future[Any]] = set()
         super().__init__(selector)
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
+        future = super().run_in_executor(executor, func, *args)
+        self.in_threads.add(future)
+        future.add_done_callback(self.in_threads.discard)
+        return future
 
     def time(self) -> float:
         return self._virtual_now()
