@@ -7,6 +7,7 @@ here may change.
 ================== ==========================================================================
 :mod:`.consumer`   the base classes ``Consumer`` and ``BatchConsumer``
 :mod:`.batch`      the messages of one call of a batch handler
+:mod:`.steps`      steps of a handler that are done once for each message
 :mod:`.heartbeat`  the current run of the handler, and how the handler restarts its time limit
 :mod:`.translate`  other people's exceptions as signals
 :mod:`.handler`    the author's callable as the host runs it, whatever form it has

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .batch import Batch
 from .handler import Handler
+from .steps import Once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +85,40 @@ class Consumer(ABC):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory
 
+    def once(self, name: str, message: Message | None = None) -> Once:
+        """Enter a step that is done once for the message that the handler has.
+
+        A step that is done is recorded in the store of the instance. When the handler runs again
+        for the same message, after a failure, a restart or an operator's replay, the step is
+        skipped, and gives its result back::
+
+            def handle(self, message):
+                with self.once("file-bug") as step:
+                    bug = step.run(self.bugzilla.file, message.summary)
+                with self.once("comment") as step:
+                    step.run(self.forge.comment, message.pull_request, f"see bug {bug}")
+
+        In a coroutine handler it is ``async with``, and ``await step.run(...)``. A block without
+        ``run`` looks at ``step.done``, and may set ``step.result``; leaving it without an exception
+        records the step.
+
+        If the process dies between the effect and the record, the step is done a second time: let
+        the other side recognise it where that matters. Results are JSON, of 64 KiB at most.
+
+        Args:
+            name: The name of the step, at most 200 characters, different for each effect of the
+                handler. It must stay the same as long as messages may run again.
+            message: The message of a batch that the step belongs to.
+
+        Raises:
+            RuntimeError: No handler has a message here, or the step is under way already.
+            ValueError: *name* is no name, or the handler does not have *message*.
+            DependencyFault: Raised on entering or leaving the block: the store cannot be read, or
+                cannot take the record. The message waits until the store works. The step is not
+                done a second time unless the process ends meanwhile.
+        """
+        return Once(name, message)
+
     def setup(self) -> Any:  # noqa: B027 -- optional
         """Open the resources of :meth:`handle`. Runs once, before the first message.
 
@@ -145,6 +180,21 @@ class BatchConsumer(Consumer):
             Signal: As in :meth:`Consumer.handle`, for every message without an error of its own.
             Exception: Likewise.
         """
+
+    def once(self, name: str, message: Message | None = None) -> Once:
+        """Enter a step that is done once for *message*, as ``Consumer.once`` does.
+
+        Args:
+            name: The name of the step.
+            message: An object of the batch.
+
+        Raises:
+            TypeError: *message* is missing.
+        """
+        if message is None:
+            cure = f"write self.once({name!r}, message) with a message of the batch"
+            raise TypeError(f"a batch consumer has a step for each message: {cure}")
+        return super().once(name, message)
 
     def handle(self, message: Message) -> Any:
         """Handle one message: a batch of one."""

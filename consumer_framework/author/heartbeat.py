@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fedora_messaging.message import Message
+
     from consumer_framework.core.delivery import Delivery, Publication
+    from consumer_framework.core.ports import Steps
 
 
 class CurrentRun(Protocol):
@@ -31,6 +34,15 @@ class CurrentRun(Protocol):
 
     def collect(self, messages: Sequence[Publication]) -> bool:
         """Let *messages* belong to the run; return False if it is over."""
+        ...
+
+    @property
+    def steps(self) -> Steps | None:
+        """Return the memory of steps; None where there is none, or the run is over."""
+        ...
+
+    def delivery_of(self, message: Message) -> Delivery | None:
+        """Return the delivery that brought *message*, None if the run has another message."""
         ...
 
 
@@ -53,6 +65,11 @@ class _InheritedRun:
 
     def collect(self, _messages: Sequence[Publication]) -> bool:
         return False
+
+    steps = None
+
+    def delivery_of(self, message: Message) -> Delivery | None:
+        return self._run.delivery_of(message)
 
 
 def _forked() -> None:

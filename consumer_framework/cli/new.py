@@ -18,6 +18,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.text import plural
 
 from . import terminal
+from .exit_codes import epilog
 from .options import JSON
 from .terminal import Command, Refusal, note, pairs, title
 
@@ -48,13 +49,7 @@ Forgejo. --schema adds a package with a message class, --database tables and the
 --update brings the changes of a newer template into a project. Your own changes stay; where both
 have changed the same lines, you choose. Answers may change, too: --update --database adds a
 database.
-\b
-Exit codes:
-   0  the project is there, or up to date
-   1  an update left conflicts for you, or a file could not be written
-   2  this command was used wrongly, or the directory has files already
-  78  a package that the command needs is missing, or the files of the project cannot be read
-"""
+""" + epilog("new")
 
 
 def _flag(name: str, help_: str) -> Callable[[Any], Any]:

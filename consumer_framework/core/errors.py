@@ -128,6 +128,13 @@ class Quarantine(Signal):
         self.reason = reason
 
 
+class StepResultError(Quarantine, TypeError):
+    """The result of a step is no JSON, so the step was done and cannot be recorded.
+
+    It is a quarantine: a retry would do the step again.
+    """
+
+
 class DependencyFault(Signal):
     """Something that the handler needs is broken, not the message.
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator
+    from collections.abc import Callable, Collection, Generator, Mapping
+    from concurrent.futures import Future as ThreadFuture
 
     from .delivery import Delivery, Outcome, Published
     from .gate import Reason
@@ -150,7 +151,63 @@ class HandlerRunner(Protocol):
         """True if runs are so short that the next delivery should be ready for a slot."""
 
 
-class Store(Protocol):
+class RecordedStep(NamedTuple):
+    """A step of a message that is done.
+
+    Attributes:
+        result: Its result, as JSON.
+        is_durable: Whether a later process will know of it. If not, it has to be recorded again.
+    """
+
+    result: str
+    is_durable: bool = True
+
+
+class Steps(Protocol):
+    """Remembers the steps of messages that are done, until the messages are settled for good.
+
+    A step belongs to a message, with its id, topic, headers and body, and not to a delivery: a
+    retry, a redelivery, a row of the store and an edited row have the steps of their message. Those
+    of a message without an id are found only by the same delivery, or the same row.
+
+    Every method may be called in any thread.
+
+    Attributes:
+        has_steps: Whether a handler has asked for steps since the process started. Until then
+            :meth:`settled` need not be called.
+    """
+
+    has_steps: bool = False
+
+    def steps_of(self, delivery: Delivery) -> Mapping[str, RecordedStep]:
+        """Return the steps of the message that are done, by name.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+
+    def record_step(self, delivery: Delivery, name: str, result: str) -> ThreadFuture[None]:
+        """Begin to record a step; a step that is recorded already stays as it is.
+
+        It has been recorded when the future is done, and survives the loss of power then. If the
+        future raises :class:`.StoreError`, only this process knows that the step is done.
+
+        Args:
+            delivery: The delivery that its handler has.
+            name: The name of the step.
+            result: The result, as JSON.
+        """
+
+    def settled(self, delivery: Delivery, *, stays: bool) -> None:
+        """Take note that this instance's handler will not see *delivery* again.
+
+        Args:
+            delivery: The delivery, whose settle the broker has been told.
+            stays: Whether its message has a row now, which keeps the steps for a replay.
+        """
+
+
+class Store(Steps, Protocol):
     """Keeps the messages durably that the broker may forget.
 
     Every write is idempotent by the message, with its id, topic, headers and body: a process that

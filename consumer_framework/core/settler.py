@@ -191,6 +191,8 @@ class Settler:
                 self.lost_acks.answered(delivery, rule.answer, decision.disposition.reason)
             if rule.is_final:
                 self.flight.forget(delivery)
+                if self.store.has_steps:
+                    self.store.settled(delivery, stays=rule.write is not None)
         elif run is None:
             # Otherwise the run knows it.
             self.histories.keep(delivery)

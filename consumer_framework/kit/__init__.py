@@ -13,6 +13,8 @@ dependency pauses the instance, and a message that can never succeed goes to qua
 - :mod:`.command` runs a program for each message; :mod:`.process` watches over the program.
 - :mod:`.webhook` posts each message to a URL.
 - :mod:`.json_lines` appends each message to a file.
+- :mod:`.forward` publishes a copy of each message elsewhere; :mod:`.topic_map` renames its topic.
+- :mod:`.insert_row` inserts each message into a table; :mod:`.user_database` is the database.
 - :mod:`.message_json` writes a message as JSON.
 
 Besides, decisions of an author's tools about values that they are given:
@@ -20,4 +22,8 @@ Besides, decisions of an author's tools about values that they are given:
 - :mod:`.conditions` selects messages, as the option ``--where`` of commands does.
 - :mod:`.schema_packages` finds the installed schemas, and the package with those of a topic.
 - :mod:`.schema_changes` compares two versions of a schema.
+- :mod:`.recorded` reads recorded messages, and :mod:`.replay` runs a consumer on them, without a
+  broker; :mod:`.handler_profile` measures it.
+- :mod:`.project` has the rules of a new consumer's project and of its update; with copier,
+  :mod:`.project_template` renders the folder ``template``.
 """

@@ -11,6 +11,8 @@ from consumer_framework.core.errors import Quarantine
 if TYPE_CHECKING:
     from fedora_messaging.message import Message
 
+    from consumer_framework.core.delivery import Delivery
+
 
 def as_object(message: Message) -> dict[str, Any]:
     """Return *message* as an object with the keys of :func:`fedora_messaging.message.dumps`."""
@@ -22,6 +24,17 @@ def as_object(message: Message) -> dict[str, Any]:
         "queue": message.queue,
         "priority": message.priority,
     }
+
+
+def as_document(message: Message, delivery: Delivery | None = None) -> dict[str, Any]:
+    """Return the values of *message* that conditions and paths are about.
+
+    Args:
+        message: The message.
+        delivery: Its delivery, which knows its exchange; None for no exchange.
+    """
+    exchange = {"exchange": delivery.exchange} if delivery is not None else {}
+    return {**as_object(message), "severity": message.severity, **exchange}
 
 
 def line_of(value: Any) -> bytes:

@@ -22,7 +22,7 @@ from datetime import date
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from consumer_framework.publishing.message import matches
+from consumer_framework.core.topics import matches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -240,7 +240,7 @@ class _ReplayRun:
 
     async def run(self) -> None:
         """Set the handler up, run the rows, and tear it down."""
-        executor = await _set_up(self.plan)
+        executor = await _set_up(self.plan, self.store)
         runner = _RowRunner(self.plan, self.store, executor, self.publications)
         self._responder = Responder(self.store, runner.run)
         try:
@@ -280,9 +280,9 @@ class _ReplayRun:
         os._exit(_INTERRUPTED)
 
 
-async def _set_up(plan: Plan) -> Executor:
+async def _set_up(plan: Plan, store: Store) -> Executor:
     try:
-        executor = Executor(plan.factory(), codec.decode, _NoFlight(), plan.limits)
+        executor = Executor(plan.factory(), codec.decode, _NoFlight(), plan.limits, steps=store)
         await executor.setup()
     except asyncio.CancelledError:
         raise

@@ -9,9 +9,7 @@ row that can never be sent for such a reason.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -262,23 +260,3 @@ def restored(message: Outgoing) -> upstream.Message:
         priority=message.priority,
     )
     return upstream.get_message(message.topic, properties, message.body)
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Return true if *topic* matches *pattern*, as a topic exchange compares them.
-
-    Args:
-        pattern: Words with dots between them; ``*`` is one word, ``#`` any number of words.
-        topic: The whole topic, with its prefix.
-
-    See https://www.rabbitmq.com/tutorials/tutorial-five-python.
-    """
-    # As for the broker, an empty key has no words, not one empty word.
-    return bool(_compiled(pattern).fullmatch(f".{topic}" if topic else ""))
-
-
-@lru_cache(1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    words = {"*": r"\.[^.]*", "#": r"(?:\.[^.]*)*"}
-    parts = pattern.split(".") if pattern else []
-    return re.compile("".join(words.get(w, rf"\.{re.escape(w)}") for w in parts))

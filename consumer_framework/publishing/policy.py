@@ -12,9 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from consumer_framework.core.limits import backoff_delay
+from consumer_framework.core.topics import matches
 from consumer_framework.settings import OnFailure, Unroutable
-
-from .message import matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -69,7 +69,11 @@ class Runner(MultiService):
         self._instance = instance
         self._tasks = SupervisedTasks(self._task_failed)
         self._startup = Startup(
-            instance.plan, instance.files.flight, self._waits_for_dependency, instance.gate
+            instance.plan,
+            instance.files.flight,
+            self._waits_for_dependency,
+            instance.gate,
+            steps=instance.files.store,
         )
         self._reloader = Reloader(instance, options, self._tasks.spawn)
         self._signals = Signals(instance.reactor, instance.stop, self._reloader.begin)

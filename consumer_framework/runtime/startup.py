@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.gate import Gate, Reason
-    from consumer_framework.core.ports import Chance, FlightRecorder, Notifier
+    from consumer_framework.core.ports import Chance, FlightRecorder, Notifier, Steps
     from consumer_framework.runtime.assembly.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -90,20 +90,24 @@ class Startup:
         waits: Called with the reason of a wait before another attempt, and with ``""`` at its end.
         gate: Once it is closed, no further attempt is made; the one that is under way goes on.
         chance: Spreads the attempts.
+        steps: Remembers the steps that the handler has done; None for no memory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- only the runner makes one
         self,
         plan: Plan,
         flight: FlightRecorder,
         waits: Callable[[str], None],
         gate: Gate,
         chance: Chance = random.random,
+        *,
+        steps: Steps | None = None,
     ) -> None:
         self._plan = plan
         self._flight = flight
         self._waits = waits
         self._chance = chance
+        self._steps = steps
         self._gate = gate
         self._closing = asyncio.Event()
         gate.listen(self._gate_changed)
@@ -139,7 +143,10 @@ class Startup:
     async def _try(self) -> tuple[Handler, Executor]:
         # Each attempt has a new handler: the former one has the rest of half a set-up.
         handler = self._plan.factory()
-        executor = Executor(handler, codec.decode, self._flight, self._plan.limits, self._gate)
+        plan, gate = self._plan, self._gate
+        executor = Executor(
+            handler, codec.decode, self._flight, plan.limits, gate, steps=self._steps
+        )
         try:
             await executor.setup()
         except BaseException:

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from consumer_framework.core.memory import EqualMessages
 from consumer_framework.core.ordering import Blocker, behind
-from consumer_framework.core.ports import Store
+from consumer_framework.core.ports import RecordedStep, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.errors import StoreError
 
     _Key: TypeAlias = tuple[str, str, str, bytes, str]
+    # A message; one without an id by its channel and tag, or by its row.
+    _StepKey: TypeAlias = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class FakeStore(Store):
         self._rows: dict[int, _Row] = {}
         self._equal = EqualMessages()
         self._latest = 0
+        self._steps: dict[_StepKey, dict[str, str]] = {}
+        self._failed: dict[_StepKey, dict[str, str]] = {}
 
     async def defer(self, delivery: Delivery, until: float) -> None:
         """Keep *delivery* to run again at *until* seconds since the epoch."""
@@ -55,7 +60,7 @@ class FakeStore(Store):
     async def remove(self, row: int) -> None:
         """Forget a row."""
         await self._commit()
-        self._rows.pop(row, None)
+        self.drop(row)
 
     async def rebase(self, now: float) -> int:  # noqa: ARG002 -- as the port has it
         """Return 0: this store does not know when its rows were written."""
@@ -64,7 +69,9 @@ class FakeStore(Store):
 
     def drop(self, row: int) -> None:
         """Forget a row at once, as an operator orders it."""
-        self._rows.pop(row, None)
+        gone = self._rows.pop(row, None)
+        if gone is not None and not any(gone.key == other.key for other in self._rows.values()):
+            self._steps.pop(_step_key(gone.delivery, gone.key), None)
 
     def is_open(self, delivery: Delivery) -> bool:
         """Tell whether a row of this message waits."""
@@ -93,6 +100,42 @@ class FakeStore(Store):
             return None
         until = self._rows[first].until
         return Blocker(first, "quarantined" if until is None else "deferred", until)
+
+    def begin_process(self) -> None:
+        """Forget the memory of the former process."""
+        self._failed.clear()
+
+    def steps_of(self, delivery: Delivery) -> Mapping[str, RecordedStep]:
+        """Return the steps of the message that are done, by name."""
+        self.has_steps = True
+        key = self._steps_key(delivery)
+        failed = {
+            name: RecordedStep(result, is_durable=False)
+            for name, result in self._failed.get(key, {}).items()
+        }
+        steps = self._steps.get(key, {})
+        return failed | {name: RecordedStep(result) for name, result in steps.items()}
+
+    def record_step(self, delivery: Delivery, name: str, result: str) -> Future[None]:
+        """Record a step at once, unless there is an :attr:`error`."""
+        key = self._steps_key(delivery)
+        steps = self._steps if self.error is None else self._failed
+        steps.setdefault(key, {}).setdefault(name, result)
+        done: Future[None] = Future()
+        if self.error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(self.error)
+        return done
+
+    def settled(self, delivery: Delivery, *, stays: bool) -> None:
+        """Forget the steps of a message that is settled for good."""
+        if not (stays or delivery.row):
+            self._steps.pop(self._steps_key(delivery), None)
+
+    def _steps_key(self, delivery: Delivery) -> _StepKey:
+        row = self._rows.get(delivery.row)
+        return _step_key(delivery, _key(delivery) if row is None else row.key)
 
     @property
     def deferred(self) -> list[tuple[Delivery, float]]:
@@ -161,3 +204,10 @@ class FakeStore(Store):
 def _key(delivery: Delivery) -> _Key:
     headers = repr(delivery.published_headers)
     return delivery.queue, delivery.message_id, delivery.routing_key, delivery.body, headers
+
+
+def _step_key(delivery: Delivery, key: _Key) -> _StepKey:
+    if delivery.message_id:
+        # Whatever queue it came from.
+        return key[1:]
+    return key if delivery.row else (delivery.generation, delivery.delivery_tag)

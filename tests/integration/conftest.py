@@ -30,6 +30,7 @@ from .messengers import (  # noqa: F401 -- fixtures
 )
 from .outbox import OwnDatabase, small_disk
 from .outside_services import MariaDB, PostgreSQL
+from .real_consumers import world  # noqa: F401 -- a fixture
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

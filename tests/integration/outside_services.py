@@ -213,7 +213,8 @@ class WebService:
             def do_GET(self) -> None:
                 service.calls.append(self.path)
                 found = self.path in service.pages
-                self._answer(200 if found else 404, json.dumps(service.pages.get(self.path)))
+                page = service.pages.get(self.path, {"message": "not found"})
+                self._answer(200 if found else 404, json.dumps(page))
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))

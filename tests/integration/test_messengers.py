@@ -8,17 +8,13 @@ import pickle
 import subprocess
 import sys
 import uuid
-from contextlib import suppress
 from typing import Any
 
 import anitya_schema
-import pika
 import pytest
 from fedora_messaging import message as upstream
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from consumer_framework.publishing.message import Outgoing, matches, outgoing
+from consumer_framework.publishing.message import Outgoing, outgoing
 from consumer_framework.publishing.messengers import (
     EVERYTHING,
     Feature,
@@ -286,23 +282,3 @@ def test_a_certificate_is_the_account(target, connect, tls_broker, tmp_path):
         distrusting.open()
     missing = connect(target.name, url, ca_cert=str(tmp_path / "no"), timeout=1.5)
     assert isinstance(missing.send_many([prepared("a")])[0], Retry)
-
-
-words = st.lists(st.sampled_from(["a", "b", "*", "#", ""]), min_size=1, max_size=4).map(".".join)
-topics = st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=4).map(".".join)
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pattern=words, names=st.lists(topics, min_size=1, max_size=8, unique=True))
-def test_a_pattern_matches_as_the_broker_matches(channel, pattern, names):
-    queue = channel.queue_declare("", exclusive=True).method.queue
-    channel.queue_bind(queue, "amq.topic", pattern)
-    for name in names:
-        channel.basic_publish("amq.topic", name, name.encode())
-    # The methods of a channel are handled in their order.
-    got = set()
-    while (found := channel.basic_get(queue, auto_ack=True))[0] is not None:
-        got.add(found[2].decode())
-    with suppress(pika.exceptions.ChannelClosed):
-        channel.queue_delete(queue)
-    assert got == {name for name in names if matches(pattern, name)}

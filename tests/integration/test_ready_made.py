@@ -164,6 +164,50 @@ def test_each_message_has_a_line_although_the_instance_is_killed(
     assert broker.depth(queue_name) == (0, 0)
 
 
+# Copies.
+
+
+def test_each_message_has_a_copy_with_its_id_although_the_instance_is_killed(
+    start_kit, broker, queue_name
+):
+    consumer = "consumer_framework.kit.forward:Forward"
+    topics = f'[consumer_config.topics]\n"{queue_name}" = "copies.{queue_name}"\n'
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        copies = channel.queue_declare("", exclusive=True).method.queue
+        channel.queue_bind(copies, "amq.topic", f"copies.{queue_name}")
+        instance = start_kit(consumer, 'other_topics = "skip"\n', topics)
+        publish(broker.url, queue_name, range(60))
+        until(lambda: channel.queue_declare(copies, passive=True).method.message_count > 5, "5")
+        instance.stop(signal.SIGKILL)
+        instance.start().ready()
+        found = {}
+
+        def take() -> bool:
+            method, properties, body = channel.basic_get(copies, auto_ack=True)
+            if method is not None and properties is not None and body is not None:
+                found[properties.message_id] = json.loads(body)["n"], properties.headers
+            return len(found) == 60
+
+        until(take, lambda: instance.log)
+        assert instance.stop() == 0
+    assert {(one, str(n)) for one, (n, _) in found.items()} == {(str(n),) * 2 for n in range(60)}
+    assert all(headers["fm-forwarded-by"] for _, headers in found.values())
+    assert broker.depth(queue_name) == (0, 0)
+    assert instance.store() == []
+
+
+def test_copies_that_come_back_are_seen_at_the_start(broker, queue_name, tmp_path):
+    file = tmp_path / "forward.toml"
+    table = "[consumer_config]\nexchange = 'amq.topic'\n"
+    callback = "callback = 'consumer_framework.kit.forward:Forward'\n"
+    file.write_text(f"amqp_url = '{broker.url}'\n{callback}{queue_table(queue_name)}{table}")
+    command = [str(FM_CONSUMER), "run", "--conf", str(file), "--state-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78, done.stderr
+    assert "come back to the queue by its routing key" in done.stderr
+
+
 # The one-line form.
 
 

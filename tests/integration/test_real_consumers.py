@@ -9,285 +9,29 @@ consumer cannot be installed.
 from __future__ import annotations
 
 import json
-import os
+import sqlite3
+import struct
+import time
 import uuid
-from dataclasses import dataclass, field
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-import pika
 import pytest
 
-from .installed_consumers import REPOSITORY, install, python_path, run_script
-from .instance import HEADERS, until
-from .outside_services import PostgreSQL, WebService, self_signed
+from .installed_consumers import run_script
+from .instance import until
+from .outside_services import WebService
+from .real_consumers import (
+    PSYCOPG2,
+    both_commands,
+    installed,
+    message,
+    recorded,
+    tagged,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-COMMANDS = {
-    "fedora-messaging": ["from fedora_messaging.cli import cli; cli()", "consume"],
-    "fm-consumer": ["from consumer_framework.cli import main; main()", "run"],
-}
-PSYCOPG2 = "postgresql+psycopg2"
-RECORDED = os.environ.get("RECORDED_MESSAGES", "*/data/fedora-messages.jsonl")
-
-both_commands = pytest.mark.parametrize("command", COMMANDS)
-
-
-def message(topic: str, body: Any, **headers: Any) -> dict[str, Any]:
-    """Return a message as `fedora_messaging.message.dumps` writes it."""
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{topic} {body}")),
-        "topic": topic,
-        "body": body,
-        "headers": {**HEADERS, "sent-at": "2024-05-01T12:00:00+00:00", **headers},
-    }
-
-
-def recorded(*topics: str) -> list[dict[str, Any]]:
-    """Return real messages of Fedora's services with one of *topics* in their topic."""
-    found = sorted(REPOSITORY.parent.glob(RECORDED))
-    if not found:
-        pytest.skip(f"no recorded messages: RECORDED_MESSAGES={RECORDED} names no file")
-    lines = [json.loads(line) for path in found for line in path.read_text().split("\n") if line]
-    return [line for line in lines if any(topic in line["topic"] for topic in topics or [""])]
-
-
-@dataclass
-class World:
-    """One run of a consumer, with its queues and the messages that it published.
-
-    Attributes:
-        ended: Its exit code, and the number of messages that it left on the queue.
-        published: Topic and body of each message that it published.
-    """
-
-    url: str
-    start: Callable[..., Any]
-    name: str = field(default_factory=lambda: f"real.{uuid.uuid4()}")
-    ended: tuple[int, int] = (-1, -1)
-    published: list[tuple[str, Any]] = field(default_factory=list)
-    instance: Any = None
-
-    def __post_init__(self) -> None:
-        self._queues: list[str] = []
-        self._connection = pika.BlockingConnection(pika.URLParameters(self.url))
-        self._channel = self._connection.channel()
-        self._channel.confirm_delivery()
-        self._channel.exchange_declare(self.name, "topic", durable=True)
-        self._channel.queue_declare(self.name, durable=True)
-        self._channel.queue_bind(self.name, self.name, "in.#")
-        self._all = self.queue(self.name, "#")
-
-    def close(self) -> None:
-        self._channel.exchange_delete(self.name)
-        for queue in (self.name, *self._queues):
-            self._channel.queue_delete(queue)
-        self._connection.close()
-
-    def queue(self, exchange: str, key: str) -> str:
-        """Bind a new queue, and return its name."""
-        name: str = self._channel.queue_declare("").method.queue
-        self._queues.append(name)
-        self._channel.queue_bind(name, exchange, key)
-        return name
-
-    def depth(self, queue: str) -> int:
-        count: int = self._channel.queue_declare(queue, passive=True).method.message_count
-        return count
-
-    def take(self, queue: str) -> list[tuple[Any, Any, Any]]:
-        """Empty *queue*, and return its messages."""
-        found: list[tuple[Any, Any, Any]] = []
-        while (got := self._channel.basic_get(queue, True))[0] is not None:
-            found.append(got)
-        return found
-
-    def begin(
-        self, command: str, python: Path, callback: str, toml: str = "", **environment: str
-    ) -> None:
-        """Start the consumer under *command*."""
-        queue = f'[queues."{self.name}"]\ndurable = true\nauto_delete = false\nexclusive = false\n'
-        binding = f'queue = "{self.name}"\nexchange = "{self.name}"\nrouting_keys = ["in.#"]\n'
-        self.instance = self.start(
-            self.url,
-            f"{queue}arguments = {{}}\n[[bindings]]\n{binding}",
-            "",
-            extra=f'publish_exchange = "{self.name}"\n{toml}',
-            command=[str(python), "-c", *COMMANDS[command], "--callback", callback],
-            environment={
-                "PYTHONPATH": python_path(),
-                "RUNTIME_DIRECTORY": "",
-                **environment,
-            },
-        )
-
-    def consume(
-        self, messages: list[dict[str, Any]], is_done: Callable[[], bool], publishes: int = 0
-    ) -> None:
-        """Publish *messages*, wait until *is_done* and *publishes* messages came, and stop it.
-
-        The last message must have an effect, because the consumer stops after it.
-        """
-        until(
-            lambda: self._consumers() == 1,
-            lambda: f"it consumes\n{self.instance.log}",
-        )
-        for one in messages:
-            properties = pika.BasicProperties(
-                message_id=one["id"],
-                content_type="application/json",
-                content_encoding="utf-8",
-                delivery_mode=2,
-                headers=one["headers"],
-            )
-            body = json.dumps(one["body"]).encode()
-            self._channel.basic_publish(self.name, f"in.{one['topic']}", body, properties)
-        seen = len(messages) + publishes
-        until(
-            lambda: self.depth(self.name) == 0 and self.depth(self._all) == seen and is_done(),
-            lambda: f"all is done\n{self.instance.log[-5000:]}",
-        )
-        self.ended = self.instance.stop(), self.depth(self.name)
-        self.published = self._published({one["id"] for one in messages})
-
-    def _consumers(self) -> int:
-        count: int = self._channel.queue_declare(self.name, passive=True).method.consumer_count
-        return count
-
-    def _published(self, given: set[str]) -> list[tuple[str, Any]]:
-        found = [
-            (method.routing_key, json.loads(body))
-            for method, properties, body in self.take(self._all)
-            if properties.message_id not in given
-        ]
-        return sorted(found, key=repr)
-
-
-@pytest.fixture
-def world(broker, start) -> Iterator[World]:
-    made = World(broker.url, start)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[PostgreSQL]:
-    programs = PostgreSQL.programs()
-    if programs is None:
-        pytest.skip("PostgreSQL's server is not installed")
-    with PostgreSQL(programs) as running:
-        yield running
-
-
-def installed(name: str, *requirements: str) -> Path:
-    """Return the Python that has the consumer, or skip the test."""
-    python = install(name, requirements)
-    if isinstance(python, str):
-        pytest.skip(f"{name} does not install: {python}")
-    return python
-
-
-# -- robosignatory: signs packages that koji tagged, or that a message asks for
-
-
-SIGUL = """#!/bin/sh
-# Records how it was called, and "signs".
-echo "$@" >> "$SIGUL_CALLS"
-while [ $# -gt 0 ]; do
-    if [ "$1" = --output ]; then echo signature > "$2"; fi
-    shift
-done
-"""
-SIGNED = (
-    "--batch --user-name tester --passphrase-file /dev/null sign-rpms --store-in-koji "
-    "--koji-only -k primary --v3-signature fedora-40 bash-1.x86_64 bash-2.x86_64"
-)
-ROBOSIGNATORY = """
-[consumer_config.signing]
-backend = "sigul"
-user = "tester"
-passphrase_file = "/dev/null"
-[consumer_config.xml]
-key = "fedora-40"
-[consumer_config.koji_instances.primary]
-url = "{url}/kojihub"
-[consumer_config.koji_instances.primary.options]
-authmethod = "ssl"
-cert = "{certificate}"
-serverca = "{certificate}"
-max_retries = 1
-[[consumer_config.koji_instances.primary.tags]]
-from = "f40-signing-pending"
-to = "f40-updates-testing-pending"
-key = "fedora-40"
-keyid = "a15b79cc"
-"""
-
-
-def tagged(build: int, tag: str) -> dict[str, Any]:
-    body = {"build_id": build, "name": "bash", "version": "5.2", "release": f"{build}.fc40"}
-    body |= {"tag": tag, "tag_id": 1, "instance": "primary", "user": "bodhi", "owner": "bodhi"}
-    return message("org.fedoraproject.prod.buildsys.tag", body)
-
-
-@both_commands
-def test_robosignatory_signs_the_same_packages(world, command, tmp_path):
-    python = installed("robosignatory", "robosignatory", "koji", "setuptools<81")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "sigul").write_text(SIGUL)
-    (programs / "sigul").chmod(0o755)
-    signed = tmp_path / "signed"
-    signed.touch()
-    certificate = self_signed(tmp_path / "koji.pem")
-    rpms = [{"id": n, "nvr": f"bash-{n}", "arch": "x86_64"} for n in (1, 2)]
-    methods = {
-        "sslLogin": {"session-id": 1, "session-key": "key"},
-        "listRPMs": rpms,
-        "queryRPMSigs": [],
-        "tagBuild": 7,
-        # This fails once: the consumer raises Nack, and the message comes again.
-        "writeSignedRPM": RuntimeError("koji is being restarted"),
-    }
-    messages = [
-        tagged(1, "f40-signing-pending"),
-        tagged(2, "epel9-signing-pending"),
-        tagged(3, "f40-signing-pending"),
-        message("org.fedoraproject.prod.other", {}),
-        message("org.fedoraproject.prod.robosignatory.xml-sign", {"not": "a string"}),
-    ]
-    with WebService(methods=methods, certificate=certificate) as koji:
-
-        def called(method):
-            return [call for call in koji.calls if call[0] == method]
-
-        world.begin(
-            command,
-            python,
-            "robosignatory.consumer:Consumer",
-            ROBOSIGNATORY.format(url=koji.url, certificate=certificate),
-            PATH=f"{programs}:{os.environ['PATH']}",
-            SIGUL_CALLS=str(signed),
-        )
-
-        def is_done():
-            # Five messages, one of them twice, and the answer, which comes to its own queue too.
-            received = world.instance.log.count("Received message from fedora-messaging")
-            is_answered = received == 7 or command != "fm-consumer"
-            return len(called("tagBuild")) == 2 and is_answered
-
-        world.consume(messages, is_done, publishes=1)
-    assert world.ended == (0, 0)
-    moved = {call[1][1] for call in called("tagBuild")}
-    assert moved == {1, 3}
-    assert len(called("writeSignedRPM")) == 5
-    # The package that koji refused was signed twice.
-    assert signed.read_text().splitlines() == [SIGNED] * 3
-    [(topic, body)] = world.published
-    assert topic == "in.org.fedoraproject.prod.robosignatory.xml-sign.finished"
-    assert body == {"body": {"not": "a string"}, "error": "Refusing to sign non-string"}
 
 
 # -- datanommer: stores every message in PostgreSQL
@@ -500,73 +244,126 @@ def test_fmn_that_cannot_be_set_up_ends_with_the_same_exit_code(world, command, 
     assert "AMQPConnectionError" in world.instance.log
 
 
-# -- bodhi: marks the packages that robosignatory signed, in PostgreSQL
+# -- fedbadges: an asyncio loop, a Twisted reactor and SQLAlchemy; publishes by twisted_publish
 
 
-BODHI_BUILDS = """
+BADGES = ("fedbadges", "koji-fedoramessaging-messages")
+BADGES_TABLES = """
 import sys
-from bodhi.server import initialize_db
-from bodhi.server.config import config
-from bodhi.server.models import Base, Release, ReleaseState, RpmBuild, RpmPackage
-from bodhi.server.util import transactional_session_maker
-config.load_config()
-Base.metadata.create_all(initialize_db(config))
-with transactional_session_maker()() as session:
-    release = Release(
-        name="F40", long_name="Fedora 40", version="40", id_prefix="FEDORA", branch="f40",
-        dist_tag="f40", stable_tag="f40-updates", testing_tag="f40-updates-testing",
-        candidate_tag="f40-updates-candidate", pending_signing_tag="f40-signing-pending",
-        pending_testing_tag="f40-updates-testing-pending",
-        pending_stable_tag="f40-updates-pending", override_tag="f40-override",
-        state=ReleaseState.current,
-    )
-    package = RpmPackage(name="bash")
-    session.add_all([release, package])
-    for n in range(1, 4):
-        session.add(RpmBuild(nvr=f"bash-5.2-{n}.fc40", package=package, release=release))
+from sqlalchemy import create_engine
+from tahrir_api.model import DeclarativeBase
+DeclarativeBase.metadata.create_all(create_engine(sys.argv[1]))
 """
-# These modules come with Fedora and are not on PyPI. The test does not need their work.
-ABSENT = ("rpm", "librepo", "createrepo_c")
-BODHI = """
-[app:main]
-use = egg:bodhi-server
-sqlalchemy.url = {url}
-authtkt.secret = secret
-session.secret = secret
-celery_config = {celery}
+BADGES_TOML = """
+[consumer_config]
+database_uri = "{database}"
+datanommer_db_uri = "sqlite://"
+datagrepper_url = "{url}/datagrepper"
+fasjson_base_url = "{url}/fasjson/"
+badges_repo = "{rules}"
+email_domain = "fedoraproject.org"
+[consumer_config.cache]
+backend = "dogpile.cache.dbm"
+arguments.filename = "{cache}"
+[consumer_config.badge_issuer]
+issuer_origin = "{url}"
+issuer_name = "Fedora"
+issuer_url = "{url}"
+issuer_email = "badges@example.org"
 """
+# JSON is YAML.
+BADGE = {
+    "name": "Tagger",
+    "image_url": "https://example.org/tagger.png",
+    "description": "Somebody tagged a build",
+    "creator": "dudemcpants",
+    "discussion": "https://example.org/1",
+    "issuer_id": "fedora-project",
+    "trigger": {"topic": "buildsys.tag"},
+    "recipient": "message.body['user']",
+}
+FASJSON = {
+    "swagger": "2.0",
+    "info": {"title": "FASJSON", "version": "1"},
+    "basePath": "/fasjson/v1",
+    "paths": {
+        "/users/{username}/": {
+            "get": {
+                "operationId": "get_user",
+                "parameters": [
+                    {"name": "username", "in": "path", "required": True, "type": "string"}
+                ],
+                "responses": {"200": {"description": "a user", "schema": {"type": "object"}}},
+                "produces": ["application/json"],
+            }
+        }
+    },
+}
+
+
+def kerberos_ticket(path: Path) -> Path:
+    """Write a credentials cache of version 4, as MIT krb5's ccache_file_format.txt describes it.
+
+    The services of these tests ask for no ticket; the client looks only if there is one.
+    """
+
+    def data(text: bytes) -> bytes:
+        return struct.pack(">I", len(text)) + text
+
+    def principal(*components: bytes) -> bytes:
+        parts = b"".join(map(data, components))
+        return struct.pack(">II", 1, len(components)) + data(b"EXAMPLE.ORG") + parts
+
+    client, server = principal(b"badges"), principal(b"krbtgt", b"EXAMPLE.ORG")
+    now = int(time.time())
+    times = struct.pack(">IIII", now, now, now + 86400, 0)
+    key, flags = struct.pack(">H", 18) + data(bytes(32)), bytes(5)
+    ticket = client + server + key + times + flags + bytes(8) + data(b"ticket") + data(b"")
+    path.write_bytes(struct.pack(">HH", 0x0504, 0) + client + ticket)
+    return path
 
 
 @both_commands
-def test_bodhi_marks_the_same_builds_as_signed(world, postgresql, command, tmp_path):
-    python = installed("bodhi", "bodhi-server", "setuptools<81")
-    name = f"db_{uuid.uuid4().hex}"
-    postgresql.query("postgres", f"CREATE DATABASE {name}")
-    ini = tmp_path / "bodhi.ini"
-    celery = tmp_path / "celeryconfig.py"
-    celery.touch()
-    ini.write_text(BODHI.format(url=postgresql.url(name, PSYCOPG2), celery=celery))
-    for absent in ABSENT:
-        (tmp_path / f"{absent}.py").touch()
-    run_script(python, BODHI_BUILDS, BODHI_CONFIG=str(ini), PYTHONPATH=str(tmp_path))
-    messages = [
-        tagged(1, "f40-updates-testing-pending"),
-        tagged(2, "f40"),
-        tagged(4, "f40-updates-testing-pending"),
-        message("org.fedoraproject.prod.other", {}),
-        tagged(3, "f40-updates-testing-pending"),
-    ]
-    world.begin(
-        command,
-        python,
-        "bodhi.server.consumers:Consumer",
-        BODHI_CONFIG=str(ini),
-        PYTHONPATH=f"{python_path()}:{tmp_path}",
-    )
+def test_fedbadges_awards_the_same_badges(world, command, tmp_path):
+    python = installed("fedbadges", *BADGES)
+    path = tmp_path / "tahrir.sqlite"
+    run_script(python, BADGES_TABLES, f"sqlite:///{path}")
+    rules = tmp_path / "badges/rules"
+    rules.mkdir(parents=True)
+    (rules / "tagger.yml").write_text(json.dumps(BADGE))
+    messages = []
+    for n, user in enumerate(["dudemcpants", "nobody", "dudemcpants", "bowlofeggs"]):
+        one = tagged(n, "f40")
+        one["headers"]["fedora_messaging_schema"] = "koji_fedoramessaging.tag.TagV1"
+        one["body"]["user"] = user
+        messages.append(one)
+    pages: dict[str, Any] = {"/fasjson/specs/v1.json": FASJSON}
+    for user in ("dudemcpants", "bowlofeggs"):
+        pages[f"/fasjson/v1/users/{user}/"] = {"result": {"username": user}}
 
-    def signed():
-        return postgresql.query(name, "SELECT nvr FROM builds WHERE signed ORDER BY nvr")
+    def rows(statement: str) -> list[Any]:
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute(statement).fetchall()
 
-    world.consume(messages, lambda: len(signed()) == 2)
+    with WebService(pages=pages) as web:
+        world.begin(
+            command,
+            python,
+            "fedbadges.consumer:FedoraBadgesConsumer",
+            BADGES_TOML.format(
+                url=web.url,
+                database=f"sqlite:///{path}",
+                rules=rules.parent,
+                cache=tmp_path / "cache",
+            ),
+            HOME=str(tmp_path),
+            KRB5CCNAME=f"FILE:{kerberos_ticket(tmp_path / 'ticket')}",
+        )
+        until(lambda: rows("SELECT id FROM badges"), lambda: world.instance.log)
+        world.consume(messages, lambda: True, publishes=2)
     assert world.ended == (0, 0)
-    assert signed() == ["bash-5.2-1.fc40", "bash-5.2-3.fc40"]
+    awarded = "SELECT nickname FROM assertions JOIN persons ON persons.id = person_id ORDER BY 1"
+    assert rows(awarded) == [("bowlofeggs",), ("dudemcpants",)]
+    assert [topic for topic, _ in world.published] == ["badges.badge.award"] * 2
+    users = [body["user"]["username"] for _, body in world.published]
+    assert users == ["bowlofeggs", "dudemcpants"]

@@ -13,6 +13,7 @@ from fedora_messaging import config
 from fedora_messaging.message import Message, get_message
 
 from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.topics import matches
 from consumer_framework.settings import parse_consumer_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -172,16 +173,7 @@ def test_the_configuration_of_the_sample_shows_the_defaults_of_every_setting():
 def test_the_bindings_of_the_sample_cover_every_demo_message(messages):
     keys = tomllib.loads(SAMPLE_TOML.read_text())["bindings"][0]["routing_keys"]
     for message in messages:
-        assert any(matches(key.split("."), message.topic.split(".")) for key in keys)
-
-
-def matches(pattern: list[str], words: list[str]) -> bool:
-    """Match a topic as a topic exchange does."""
-    if not pattern:
-        return not words
-    if pattern[0] == "#":
-        return any(matches(pattern[1:], words[n:]) for n in range(len(words) + 1))
-    return bool(words) and pattern[0] in {"*", words[0]} and matches(pattern[1:], words[1:])
+        assert any(matches(key, message.topic) for key in keys)
 
 
 def test_the_function_and_the_coroutine_function_print_summaries(messages, capsys):

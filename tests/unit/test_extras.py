@@ -35,9 +35,15 @@ USES = {
     ),
     "kombu": MESSENGER.format(name="kombu", url="amqp://host", options=""),
     "mariadb": DATABASE.format(url="mariadb://host/name"),
+    "new": "import consumer_framework.kit.project_template",
     "postgresql": DATABASE.format(url="postgresql://host/name"),
     "proton": MESSENGER.format(name="proton", url="amqp://host", options=""),
     "stomp": MESSENGER.format(name="stomp", url="stomp://host", options=""),
+    "testing": """
+from fedora_messaging.message import Message
+from consumer_framework.testing import messages
+messages(Message)
+""",
 }
 # Stands for the library libpq of the system.
 WITH = {"postgresql": {"psycopg-binary"}}
@@ -114,3 +120,8 @@ def test_a_messenger_without_its_packages_names_the_commands_that_install_them(n
     assert f"No module named '{MESSENGERS[name]}" in done.stderr
     assert f"pip install 'consumer-framework[{name}]'" in done.stderr
     assert f"dnf install python3-consumer-framework+{name}" in done.stderr
+
+
+def test_a_strategy_for_messages_without_hypothesis_names_the_command_that_installs_it():
+    done = run(closure(PROJECT["dependencies"]), USES["testing"])
+    assert "pip install 'consumer-framework[testing]'" in done.stderr

@@ -202,6 +202,10 @@ class Collecting:
     """A run that takes each message."""
 
     deliveries = (DELIVERY,)
+    steps = None
+
+    def delivery_of(self, _message):
+        return None
 
     def heartbeat(self):
         raise AssertionError("the parent's run, in the child")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.health import Overrun
-    from consumer_framework.core.ports import Decoder, FlightRecorder
+    from consumer_framework.core.ports import Decoder, FlightRecorder, Steps
 
     from .run import Body, Result
 
@@ -55,15 +55,18 @@ class Executor:
         flight: Told which deliveries are in the handler.
         limits: The number of runs at once, and their sizes and times.
         gate: Once it is closed, no run begins; None for a gate that stays open.
+        steps: Remembers the steps that the handler has done; None for no memory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all but three have a default
         self,
         handler: Handler,
         decode: Decoder,
         flight: FlightRecorder,
         limits: Limits = _DEFAULTS,
         gate: Gate | None = None,
+        *,
+        steps: Steps | None = None,
     ) -> None:
         self._handler = handler
         self._gate = gate = gate or Gate()
@@ -75,7 +78,8 @@ class Executor:
         self._tasks = TaskSlots(limits.slots, runs.run_in_task, self._ended)
         is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
         self._start = (self._tasks if is_coroutine else self._threads).start
-        self._batch = OpenBatch(loop, limits, self._submit)
+        self._steps = steps
+        self._batch = OpenBatch(loop, limits, self._submit, steps)
         # Runs that were due behind the closed gate; they wait for their withdrawal.
         self._never_begun: list[Run] = []
         self._outstanding = 0
@@ -138,7 +142,9 @@ class Executor:
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
         if self._handler.call_batch is None or delivery.history != NO_HISTORY:
             # After a batch failed, or killed the process, each of its messages runs alone.
-            self._submit(Run([delivery], [waiter], len(delivery.body), clock=self._clock))
+            size = len(delivery.body)
+            run = Run([delivery], [waiter], size, clock=self._clock, memory=self._steps)
+            self._submit(run)
         else:
             self._batch.add(delivery, waiter)
         try:
@@ -329,16 +335,22 @@ class OpenBatch:
         loop: The event loop.
         limits: The size of a full batch, and the time that its first delivery waits for others.
         submit: Gets each batch that is full, or has waited long enough.
+        steps: Remembers the steps that the handler has done; None for no memory.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limits: Limits, submit: Callable[[Run], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        submit: Callable[[Run], None],
+        steps: Steps | None,
     ) -> None:
         self._loop = loop
         self._clock = loop.time
         self._limits = limits
         self._submit = submit
-        self._run = Run(clock=self._clock)
+        self._steps = steps
+        self._run = self._new_run()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -371,8 +383,11 @@ class OpenBatch:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        run, self._run = self._run, Run(clock=self._clock)
+        run, self._run = self._run, self._new_run()
         return run
+
+    def _new_run(self) -> Run:
+        return Run(clock=self._clock, memory=self._steps)
 
     def _submit_if_full(self) -> None:
         if len(self._run.deliveries) >= self._limits.batch_size:

@@ -32,11 +32,11 @@ from consumer_framework.core.errors import Drop, Halt, Retry, Skip
 from consumer_framework.core.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.delivery import Delivery, Publication
-    from consumer_framework.core.ports import Decoder, FlightRecorder
+    from consumer_framework.core.ports import Decoder, FlightRecorder, Steps
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Run:
         is_overdue: Whether it has been reported, or cancelled, for taking too long.
         task: The task that it runs in, None in a thread.
         context: The context variables of the task.
+        memory: Remembers the steps of messages; None for no memory.
+        batch: The messages of a batch, each with its delivery.
         published: The messages that the handler published; None until it publishes one.
         is_over: Whether the handler is done, so that a message that is published late by a thread
             or a task of its own does not belong to the run any more.
@@ -89,6 +91,8 @@ class Run:
     is_overdue: bool = False
     task: asyncio.Task[Any] | None = None
     context: contextvars.Context | None = None
+    memory: Steps | None = None
+    batch: Sequence[tuple[Any, Delivery]] = ()
     published: list[Publication] | None = None
     is_over: bool = False
 
@@ -125,6 +129,20 @@ class Run:
                 return False
             self.published += messages
         return True
+
+    @property
+    def steps(self) -> Steps | None:
+        """Return the memory of steps while the handler has a message."""
+        return self.memory if self.deliveries and not self.is_over else None
+
+    def delivery_of(self, message: Any) -> Delivery | None:
+        """Return the delivery that brought *message*; None if the run has another message."""
+        for own, delivery in self.batch:
+            if own is message:
+                return delivery
+        is_single = len(self.deliveries) == 1 and not self.batch
+        first = self.deliveries[0] if is_single else None
+        return first if first is not None and first.message_id == message.id else None
 
     def take_published(self) -> Sequence[Publication]:
         """End the collection, and return the messages; a run without any takes no lock."""
@@ -261,6 +279,9 @@ class HandlerRuns:
             else:
                 messages = await _in_thread(self._take_off, run.deliveries, landings)
             batch = Batch(messages) if callee.takes_batches else None
+            if batch is not None:
+                landed = zip(run.deliveries, landings, strict=True)
+                run.batch = tuple(zip(messages, _with_messages(landed), strict=True))
             if messages:
                 try:
                     returned = callee.call(messages[0] if batch is None else batch)
@@ -327,6 +348,10 @@ class HandlerRuns:
             if outcome is not SUCCEEDED:
                 result = outcomes
         return result
+
+
+def _with_messages(landed: Iterable[tuple[Delivery, _Landing]]) -> Iterator[Delivery]:
+    return (delivery for delivery, landing in landed if isinstance(landing, int))
 
 
 def _with_published(result: Result, run: Run, messages: Sequence[Publication]) -> Result:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The store of an instance: messages that the broker was told to forget, in one SQLite file.
 
-``store.sqlite3`` in the state directory has three tables (``schema.sql``, changed by the
-migrations ``lanes.sql`` and ``sizes.sql``): ``messages`` has one row for each message,
-``attempts`` the failures of each row, ``totals`` the number and the size of the rows of each
-state, so that nothing ever counts rows.
+``store.sqlite3`` in the state directory has four tables (``schema.sql``, changed by the
+migrations ``lanes.sql``, ``sizes.sql`` and ``steps.sql``): ``messages`` has one row for each
+message, ``attempts`` the failures of each row, ``totals`` the number and the size of the rows of
+each state, so that nothing ever counts rows, and ``steps`` the steps that handlers have done
+(:mod:`.steps`), of messages with a row and of those that the broker has.
 
 The states of a row
 -------------------
@@ -59,6 +60,7 @@ whose user may read the file can read it (:meth:`Store.read`), while another pro
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -76,11 +78,13 @@ from .lanes import Lanes
 from .reader import Reader
 from .records import Entry, Expired, Group, Row, State, Stats, text
 from .retention import Limits, SizeLimit
+from .steps import StepTable
 from .writer import Writer
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from consumer_framework.core.attempt import Attempt
@@ -174,6 +178,7 @@ class Store(Reader, ports.Store):
         self._damaged: set[int] = set()
         self._lanes = lanes
         self._writer = Writer(file, writable, lanes)
+        self._steps = StepTable(file, lambda: open_readable(file), self._writer.begin, now)
 
     @property
     def commits(self) -> int:
@@ -189,6 +194,7 @@ class Store(Reader, ports.Store):
         """Commit all waiting writes, and let another process open the store."""
         # The last to close a database tidies it up, which a reader may not.
         super().close()
+        self._steps.close()
         self._writer.close()
         self._lock.release()
 
@@ -261,6 +267,8 @@ class Store(Reader, ports.Store):
     ) -> Expired:
         """Export the messages quarantined for longer than ``limits.max_age``, and delete them.
 
+        Steps that no message needs any more are deleted, too.
+
         Args:
             now: Seconds since the epoch.
             export_to: The file that they are appended to; None for ``expired.jsonl`` beside the
@@ -272,6 +280,7 @@ class Store(Reader, ports.Store):
                 the store.
         """
         file = export_to or self._size_limit.export_to
+        await asyncio.wrap_future(self._steps.expire())
         if self._limits.max_age is None:
             return Expired(0, file)
         before = now - self._limits.max_age
@@ -283,6 +292,21 @@ class Store(Reader, ports.Store):
             if portion < limit:
                 break
         return Expired(rows, file)
+
+    # The steps of handlers.
+
+    def steps_of(self, delivery: Delivery) -> Mapping[str, ports.RecordedStep]:
+        """Return the steps of *delivery* that are done, by name."""
+        self.has_steps = True
+        return self._steps.of(delivery)
+
+    def record_step(self, delivery: Delivery, name: str, result: str) -> Future[None]:
+        """Begin to write a step that is done, with its result as JSON."""
+        return self._steps.record(delivery, name, result)
+
+    def settled(self, delivery: Delivery, *, stays: bool) -> None:
+        """Take note of a final settle; the steps of a message that does not stay may be deleted."""
+        self._steps.settled(delivery, stays=stays)
 
     # Orders of an operator.
 

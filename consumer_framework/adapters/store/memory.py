@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The store of an instance without a state directory: it is empty, and takes no message."""
+"""The store of an instance without a state directory: it is empty, and takes no message.
+
+It remembers the steps of handlers until the process ends.
+"""
 
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -14,6 +19,7 @@ from . import Store
 from .files import MIGRATIONS
 from .reader import Reader
 from .retention import Limits, SizeLimit
+from .steps import StepTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,18 +41,20 @@ class NoStore(Store):
     keeps = False
 
     def __init__(self) -> None:
-        connection = sqlite3.connect(":memory:")
-        for script in MIGRATIONS:
-            connection.executescript(script)
+        connection = _empty()
         Reader.__init__(self, Path("memory"), connection)
         self._limits = Limits()
         self._now = time.time
         self._size_limit = SizeLimit(None, Path())
         self._damaged = set()
         self._writer = _InPlace(connection)  # type: ignore[assignment]
+        # Of their own: handlers use them in threads.
+        steps = _InPlace(_empty())
+        self._steps = StepTable(self._file, lambda: steps.connection, steps.begin, time.time)
 
     def close(self) -> None:
-        """Close the empty database."""
+        """Close the empty database, and forget all steps."""
+        self._steps.close()
         Reader.close(self)
 
     def is_open(self, _delivery: Delivery) -> bool:
@@ -61,13 +69,27 @@ class NoStore(Store):
         raise StoreError("there is no store to write to: give one with --state-dir")
 
 
+def _empty() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    for script in MIGRATIONS:
+        connection.executescript(script)
+    return connection
+
+
 class _InPlace:
-    """A :class:`.Writer` that needs neither a thread nor a commit: nothing is ever changed."""
+    """A :class:`.Writer` that needs neither a thread nor a disk."""
 
     commits = 0
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+        self.connection = connection
+        self._lock = threading.Lock()
 
     async def submit(self, operation: Callable[..., T], *args: Any) -> T:
-        return operation(self._connection, *args)
+        return operation(self.connection, *args)
+
+    def begin(self, operation: Callable[..., T], *args: Any) -> Future[T]:
+        future: Future[T] = Future()
+        with self._lock:
+            future.set_result(operation(self.connection, *args))
+        return future

@@ -135,6 +135,10 @@ class Expired:
     file: Path
 
 
+# Bytes of a key. What follows them in the key of a row tells rows of equal messages apart.
+KEY_BYTES = 32
+
+
 def key_of(delivery: Delivery) -> bytes:
     """Return a key that tells the message of *delivery* from every other message of its queue.
 

@@ -20,6 +20,7 @@ import logging
 import os
 import sqlite3
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
@@ -58,7 +59,9 @@ _OWN_FAULTS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingErr
 @dataclass(eq=False, slots=True)
 class _Job:
     operation: _Operation
+    # For a caller that waits on an event loop, and for one that waits anywhere.
     done: asyncio.Future[Any] | None = None
+    future: Future[Any] | None = None
     result: Any = None
     error: Exception | None = None
 
@@ -116,6 +119,25 @@ class Writer:
             raise job.error
         result: T = job.result
         return result
+
+    def begin(
+        self,
+        operation: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Future[T]:
+        """Begin to carry out *operation*; any thread may call this, and wait for the result.
+
+        It cannot be cancelled. The future raises as :meth:`submit` does.
+        """
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+        if self._closed:
+            future.set_exception(StoreError(f"{self._file}: closed"))
+        else:
+            job = _Job(lambda connection: operation(connection, *args, **kwargs), future=future)
+            self._jobs.put(job)
+        return future
 
     def post(
         self,
@@ -218,7 +240,9 @@ def _fail(jobs: list[_Job], error: Exception) -> None:
 def _answer(jobs: list[_Job]) -> None:
     """Wake the callers, with one call into each event loop for all operations of the group."""
     for job in jobs:
-        if job.done is None and job.error is not None:
+        if job.future is not None:
+            _end(job.future, job)
+        elif job.done is None and job.error is not None:
             _log.error("%s", job.error)
     waiting = [job.done for job in jobs if job.done is not None]
     while waiting:
@@ -228,6 +252,13 @@ def _answer(jobs: list[_Job]) -> None:
         # A drain that was cut short may have closed the loop.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_wake, mine)
+
+
+def _end(future: Future[Any], job: _Job) -> None:
+    if job.error is not None:
+        future.set_exception(job.error)
+    else:
+        future.set_result(job.result)
 
 
 def _wake(futures: list[asyncio.Future[Any]]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.limits import DEFAULT_LIMIT, DEFAULT_SINCE, LIMIT
 from consumer_framework.core.text import duration_text
+from consumer_framework.core.topics import MANY, ONE, pattern_fault
 from consumer_framework.settings import toml_path
 
 from .findings import error, info, warning
@@ -53,7 +54,6 @@ def flow_findings(count: int | None, framework: Framework) -> Iterator[Finding]:
         yield info(_PATH, what, "remove this key, and it fits the slots")
 
 
-_WILDCARDS = ("*", "#")
 # Exchanges that every broker has (AMQP 0-9-1, section 3.1.3); others are of type topic mostly.
 _EXCHANGE_TYPES = {
     "amq.direct": "direct",
@@ -87,43 +87,18 @@ def binding_findings(settings: Settings) -> Iterator[Finding]:
 def _routing_key_findings(place: str, binding: Binding, kind: str) -> Iterator[Finding]:
     if not binding.routing_keys:
         yield warning(place, "is empty: the binding is never made", 'write ["#"] for every topic')
-    look = {"topic": _topic_problem, "direct": _direct_problem}.get(kind)
+    look = {"topic": pattern_fault, "direct": _direct_problem}.get(kind)
     for key in binding.routing_keys if look else ():
         assert look is not None  # noqa: S101 -- the line above
         if found := look(key):
             yield warning(place, f'"{key}" {found[0]}', found[1])
 
 
-def _topic_problem(key: str) -> tuple[str, str] | None:
-    if odd := [word for word in key.split(".") if _is_half_wild(word)]:
-        better = ".".join(_split_wildcard(word) for word in key.split("."))
-        what = (
-            'matches no ordinary topic: "*" (one word) and "#" (any number of words) stand for '
-            f'whole words between dots, and "{odd[0]}" mixes one with other text'
-        )
-        return what, f'write "{better}", for one'
-    return ("has a space in it, and topics have none", "remove it") if " " in key else None
-
-
 def _direct_problem(key: str) -> tuple[str, str] | None:
-    if any(sign in key for sign in _WILDCARDS):
+    if ONE in key or MANY in key:
         what = 'matches no ordinary topic: for a direct exchange, "*" and "#" stand for themselves'
         return what, "bind to a topic exchange, or write each topic"
     return None
-
-
-def _is_half_wild(word: str) -> bool:
-    return word not in _WILDCARDS and any(sign in word for sign in _WILDCARDS)
-
-
-def _split_wildcard(word: str) -> str:
-    # The author meant a word, perhaps, and any others after it.
-    if not _is_half_wild(word):
-        return word
-    text = word.strip("*#")
-    if not text or any(sign in text for sign in _WILDCARDS):
-        return "#"
-    return f"{text}.#" if word.startswith(text) else f"#.{text}"
 
 
 _DEAD_LETTER_EXCHANGE = "x-dead-letter-exchange"

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The steps of messages that are done: read before a step begins, written when it is done.
+
+A message is found by its key, whatever queue, channel or row it comes from. Equal messages with one
+id have their steps in common until one of them is settled. A message without an id is never
+recognised when it comes again, so its steps belong to one delivery, or to one row.
+
+The steps of a row are deleted with it. Those of other messages become superfluous when the broker
+has read their acknowledgement, which nobody can know: they are kept for another :data:`GRACE`, in
+case the process dies and the message comes again, and are deleted by the commit of a later step. An
+equal message that the broker never delivered before has been published again: it begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from consumer_framework.core.memory import may_come_again
+from consumer_framework.core.ports import RecordedStep
+
+from .files import described
+from .records import KEY_BYTES, key_of
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Mapping
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from consumer_framework.core.delivery import Delivery
+
+# Seconds. A message that never comes back, because another worker or consumer had it, leaves its
+# steps behind.
+LONGEST = 30 * 86400.0
+# Seconds that steps are kept after the acknowledgement of their message was written.
+GRACE = 60.0
+# Messages. Beyond them the steps of the oldest are deleted before their time.
+_MOST_SETTLED = 10_000
+
+_STEPS = "SELECT name, result FROM steps WHERE key = ?"
+_ROW_KEY = "SELECT key FROM messages WHERE id = ?"
+# The first record stays: an equal one may have been written by a commit whose end nobody knew.
+_RECORD = "INSERT INTO steps (key, name, result, until) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_EXPIRE = """DELETE FROM steps WHERE until <= ?
+    AND substr(key, 1, 32) NOT IN (SELECT substr(key, 1, 32) FROM messages)"""
+
+
+class StepTable:
+    """The table ``steps``, for any thread.
+
+    Args:
+        file: The database, for error messages.
+        connect: Opens a connection to read from; called at the first use.
+        begin: Begins to carry out an operation of the writer.
+        now: Returns the seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        connect: Callable[[], sqlite3.Connection],
+        begin: Callable[..., Future[None]],
+        now: Callable[[], float],
+    ) -> None:
+        self._file = file
+        self._connect = connect
+        self._begin = begin
+        self._now = now
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        # Distinguishes the messages without an id of this process from those of others.
+        self._process = os.urandom(8)
+        # Messages whose handlers asked for steps and that are not settled.
+        self._unsettled: dict[bytes, None] = {}
+        # Messages that are settled, each with the monotonic time of that; the oldest first.
+        self._settled: dict[bytes, float] = {}
+        # Settled messages that were published again, while their former steps are being deleted.
+        self._begun_anew: set[bytes] = set()
+        # Steps whose record failed: they are done, but a later process does not know.
+        self._failed: dict[bytes, dict[str, str]] = {}
+
+    def of(self, delivery: Delivery) -> Mapping[str, RecordedStep]:
+        """Return the steps of *delivery* by name.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        with self._lock, described(self._file):
+            key = self._key(delivery)
+            self._unsettled[key] = None
+            was_settled = self._settled.pop(key, None) is not None
+            if was_settled and not may_come_again(delivery):
+                self._begin_anew(key)
+            if key in self._begun_anew:
+                return {}
+            failed = self._failed.get(key, {})
+            rows = self._reader().execute(_STEPS, (key,)).fetchall()
+        found = {name: RecordedStep(result, is_durable=False) for name, result in failed.items()}
+        return found | {name: RecordedStep(result) for name, result in rows}
+
+    def record(self, delivery: Delivery, name: str, result: str) -> Future[None]:
+        """Begin to write a step that is done, and to delete steps that are superfluous."""
+        with self._lock, described(self._file):
+            key = self._key(delivery)
+            old = self._take_settled()
+        begun = self._begin(_record, key, name, result, self._now() + LONGEST, old)
+        begun.add_done_callback(lambda future: self._recorded(future, key, name, result))
+        return begun
+
+    def settled(self, delivery: Delivery, *, stays: bool) -> None:
+        """Take note of a final settle; the message has a row afterwards if it *stays*."""
+        if delivery.row:
+            # They go with the row.
+            return
+        with self._lock:
+            key = self._broker_key(delivery)
+            if key not in self._unsettled:
+                return
+            del self._unsettled[key]
+            self._failed.pop(key, None)
+            if not stays:
+                self._settled[key] = time.monotonic()
+
+    def expire(self) -> Future[None]:
+        """Begin to delete the steps that nobody needs any more."""
+        with self._lock:
+            old = self._take_settled()
+        return self._begin(_expire, old, self._now())
+
+    def close(self) -> None:
+        """Delete the steps of settled messages; call it before the end of the writer.
+
+        The connection to the broker is closed by now, so it has read every acknowledgement.
+        """
+        with self._lock:
+            if self._settled:
+                self._begin(_forget, list(self._settled))
+                self._settled.clear()
+            if self._connection is not None:
+                self._connection.close()
+
+    def _begin_anew(self, key: bytes) -> None:
+        self._begun_anew.add(key)
+        deleted = self._begin(_forget, [key])
+        # Before the future of any record that follows.
+        deleted.add_done_callback(lambda _: self._begun_anew.discard(key))
+
+    def _reader(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _key(self, delivery: Delivery) -> bytes:
+        if delivery.row:
+            found = self._reader().execute(_ROW_KEY, (delivery.row,)).fetchone()
+            # Where the row is gone, an operator dropped it.
+            if found is not None:
+                # The key of an edited row is that of the original, which its body is not.
+                key: bytes = found[0]
+                return key[:KEY_BYTES] if delivery.message_id else key
+        return self._broker_key(delivery)
+
+    def _broker_key(self, delivery: Delivery) -> bytes:
+        if delivery.message_id:
+            return key_of(delivery)
+        return self._process + b"%d/%d" % (delivery.generation, delivery.delivery_tag)
+
+    def _take_settled(self) -> list[bytes]:
+        before = time.monotonic() - GRACE
+        surplus = len(self._settled) - _MOST_SETTLED
+        old = [k for n, (k, at) in enumerate(self._settled.items()) if n < surplus or at <= before]
+        for key in old:
+            del self._settled[key]
+        return old
+
+    def _recorded(self, future: Future[None], key: bytes, name: str, result: str) -> None:
+        with self._lock:
+            if future.exception() is None:
+                self._failed.get(key, {}).pop(name, None)
+            else:
+                self._failed.setdefault(key, {})[name] = result
+
+
+# Operations of the writer.
+
+
+def _record(  # noqa: PLR0913, PLR0917 -- the columns
+    connection: sqlite3.Connection,
+    key: bytes,
+    name: str,
+    result: str,
+    until: float,
+    superfluous: Iterable[bytes],
+) -> None:
+    connection.execute(_RECORD, (key, name, result, until))
+    _forget(connection, superfluous)
+
+
+def _expire(connection: sqlite3.Connection, superfluous: Iterable[bytes], now: float) -> None:
+    _forget(connection, superfluous)
+    connection.execute(_EXPIRE, (now,))
+
+
+def _forget(connection: sqlite3.Connection, keys: Iterable[bytes]) -> None:
+    connection.executemany("DELETE FROM steps WHERE key = ?", [(key,) for key in keys])

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Steps on the disk: they outlive the process, and are deleted when nobody needs them any more."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from consumer_framework.adapters.store import Limits, Store
+from consumer_framework.adapters.store import steps as module
+from consumer_framework.adapters.store.files import MIGRATIONS
+from consumer_framework.core.errors import StoreError
+from consumer_framework.testing import make_delivery
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    stores = []
+
+    def make(now=0.0, **limits):
+        stores.append(Store.open(tmp_path, limits=Limits(**limits), now=lambda: now))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+def on_disk(directory):
+    with closing(sqlite3.connect(directory / "store.sqlite3")) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM steps ORDER BY name")]
+
+
+def again(**what):
+    return make_delivery(generation=2, redelivered=True, **what)
+
+
+def use(store, delivery, name="a"):
+    """Do one step as a handler does it."""
+    known = store.steps_of(delivery)
+    if name not in known:
+        store.record_step(delivery, name, "1").result()
+    return name in known
+
+
+def test_the_next_process_skips_a_step(open_store):
+    first = open_store()
+    use(first, make_delivery())
+    first.close()
+    assert use(open_store(), again())
+
+
+def test_steps_of_settled_messages_go_at_the_end_of_the_process(open_store, tmp_path):
+    store = open_store()
+    for number in "12":
+        use(store, make_delivery(message_id=number), number)
+    store.settled(make_delivery(message_id="1"), stays=False)
+    store.close()
+    assert on_disk(tmp_path) == ["2"]
+
+
+def test_a_later_step_deletes_those_of_messages_that_were_settled_a_while_ago(
+    open_store, tmp_path, monkeypatch
+):
+    store = open_store()
+    for number in "12":
+        use(store, make_delivery(message_id=number), number)
+        store.settled(make_delivery(message_id=number), stays=False)
+    use(store, make_delivery(message_id="3"), "3")
+    assert on_disk(tmp_path) == ["1", "2", "3"]
+    # The acknowledgement of the first was lost: it came again in time.
+    assert store.steps_of(again(message_id="1"))
+    monkeypatch.setattr(module, "GRACE", 0.0)
+    use(store, make_delivery(message_id="4"), "4")
+    assert on_disk(tmp_path) == ["1", "3", "4"]
+
+
+def test_the_settled_messages_that_are_remembered_are_bounded(open_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_SETTLED", 2)
+    store = open_store()
+    for number in "1234":
+        use(store, make_delivery(message_id=number), number)
+        store.settled(make_delivery(message_id=number), stays=False)
+    use(store, make_delivery(message_id="5"), "5")
+    assert on_disk(tmp_path) == ["3", "4", "5"]
+
+
+def test_a_settle_of_a_message_without_steps_changes_nothing(open_store, tmp_path):
+    store = open_store()
+    use(store, make_delivery())
+    store.settled(make_delivery(message_id="another"), stays=False)
+    store.close()
+    assert on_disk(tmp_path) == ["a"]
+
+
+def test_steps_of_messages_that_never_came_again_expire_but_for_those_of_rows(open_store, tmp_path):
+    early = open_store(now=0.0)
+    for name in "lost", "kept":
+        use(early, make_delivery(message_id=name), name)
+    asyncio.run(early.quarantine(make_delivery(message_id="kept"), "poison"))
+    early.close()
+    late = open_store(now=31 * DAY)
+    use(late, make_delivery(message_id="new"), "new")
+    asyncio.run(late.expire(31 * DAY))
+    assert on_disk(tmp_path) == ["kept", "new"]
+
+
+def test_an_expired_row_takes_its_steps_with_it(open_store, tmp_path):
+    store = open_store(max_age=DAY)
+    use(store, make_delivery())
+    asyncio.run(store.quarantine(make_delivery(), "poison"))
+    expired = asyncio.run(store.expire(2 * DAY))
+    assert (expired.rows, on_disk(tmp_path)) == (1, [])
+
+
+@pytest.mark.parametrize("end", ["drop", "resolve"])
+def test_an_edited_row_has_the_steps_of_its_original(open_store, tmp_path, end):
+    async def edit(store):
+        await store.quarantine(make_delivery(), "poison")
+        copy = await store.supersede(store.rows()[0].id, b'{"edited": true}')
+        again = await store.supersede(copy, b'{"edited": "twice"}')
+        await store.claim(again)
+        assert use(store, store.delivery(again)._replace(replayed=True))
+        assert on_disk(tmp_path) == ["a"]
+        if end == "resolve":
+            await store.resolve(again)
+        else:
+            await store.release(again)
+            await store.drop([again])
+
+    store = open_store()
+    use(store, make_delivery())
+    asyncio.run(edit(store))
+    assert on_disk(tmp_path) == []
+
+
+def test_a_step_that_the_disk_does_not_take_is_known_to_this_process_alone(open_store, tmp_path):
+    store = open_store()
+    delivery = make_delivery()
+    store.steps_of(delivery)
+    database = tmp_path / "store.sqlite3"
+    database.rename(database.with_suffix(".away"))
+    with pytest.raises(StoreError):
+        store.record_step(delivery, "a", "1").result()
+    database.with_suffix(".away").rename(database)
+    assert store.steps_of(again())["a"].is_durable is False
+    store.record_step(delivery, "a", "1").result()
+    assert store.steps_of(again())["a"].is_durable
+
+
+def test_a_failed_record_is_forgotten_with_the_settle_of_its_message(open_store, tmp_path):
+    store = open_store()
+    delivery = make_delivery()
+    store.steps_of(delivery)
+    database = tmp_path / "store.sqlite3"
+    database.rename(database.with_suffix(".away"))
+    with pytest.raises(StoreError):
+        store.record_step(delivery, "a", "1").result()
+    database.with_suffix(".away").rename(database)
+    store.settled(delivery, stays=False)
+    assert store.steps_of(make_delivery(delivery_tag=2)) == {}
+
+
+def test_a_closed_store_takes_no_step(open_store):
+    store = open_store()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.record_step(make_delivery(), "a", "1").result()
+
+
+def test_many_records_at_once_share_their_commits(open_store):
+    store = open_store()
+    written = [store.record_step(make_delivery(message_id=str(n)), "a", "1") for n in range(500)]
+    for future in written:
+        future.result()
+    assert store.commits < 100
+
+
+def test_a_store_of_the_version_before_gets_the_table_and_keeps_its_rows(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "store.sqlite3")) as connection:
+        for script in MIGRATIONS[:3]:
+            connection.executescript(script)
+        connection.executescript("PRAGMA application_id = 0x464D4A4C; PRAGMA user_version = 3;")
+    with closing(Store.open(tmp_path, limits=Limits())) as store:
+        assert not use(store, make_delivery())
+        assert use(store, again())
+
+
+def test_the_version_before_refuses_a_store_with_steps(tmp_path, monkeypatch):
+    Store.open(tmp_path, limits=Limits()).close()
+    monkeypatch.setattr("consumer_framework.adapters.store.files.MIGRATIONS", MIGRATIONS[:3])
+    with pytest.raises(StoreError, match=r"written by a newer version \(schema 4, .* up to 3\)"):
+        Store.open(tmp_path, limits=Limits())
