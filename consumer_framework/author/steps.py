@@ -62,6 +62,8 @@ class _Record:
 
     def __init__(self, name: str, run: CurrentRun, steps: Steps, delivery: Delivery) -> None:
         self.name = name
+        # Routes with one message have steps of their own.
+        self._key = f"{delivery.route}/{name}" if delivery.route else name
         self.is_done = False
         self.has_run = False
         self.result: Any = None
@@ -74,7 +76,7 @@ class _Record:
         if self._mark in _under_way:
             raise RuntimeError(f"the step {self.name!r} is under way already for this message")
         try:
-            known = self._steps.steps_of(self._delivery).get(self.name)
+            known = self._steps.steps_of(self._delivery).get(self._key)
         except StoreError as error:
             what = f"the step {self.name!r} is not begun, since the steps cannot be read: {error}"
             raise DependencyFault(what) from error
@@ -106,7 +108,7 @@ class _Record:
     def write(self, encoded: str) -> Future[None]:
         """Begin to write a result."""
         try:
-            return self._steps.record_step(self._delivery, self.name, encoded)
+            return self._steps.record_step(self._delivery, self._key, encoded)
         except StoreError as error:
             raise self.not_recorded(error) from error
 

@@ -26,6 +26,7 @@ _IN_MODULES = (
     "outbox",
     "publish",
     "quarantine",
+    "record",
     "reload",
     "replay",
     "scale",

@@ -372,7 +372,7 @@ class VirtualInstance:
             return self._patience if waits_outside and not is_over else 0
         if not self._runner.executor.is_busy or self._runner.is_killed:
             return 0
-        if not self._runner.is_coroutine:
+        if not self._runner.is_coroutine and self._runner.executor.waits_for_threads:
             return None
         return self._patience if is_outside or not has_timer else 0
 
