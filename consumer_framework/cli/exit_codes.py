@@ -133,6 +133,12 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("2", f"{_USAGE}, or names an instance that does not exist"),
         Meaning("78", _NO_CONFIGURATION),
     ),
+    "new": (
+        Meaning("0", "the project is made, or up to date"),
+        Meaning("1", "an update left conflicts, or a file could not be written"),
+        Meaning("2", f"{_USAGE}, or the directory has files already"),
+        Meaning("78", "a package is missing, or the project's records cannot be read"),
+    ),
     "outbox": (
         Meaning("0", "the command succeeded"),
         Meaning("2", f"{_USAGE}, or names a row that does not exist"),

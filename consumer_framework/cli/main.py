@@ -22,6 +22,7 @@ from .terminal import complain
 _IN_MODULES = (
     "check",
     "explain",
+    "new",
     "outbox",
     "publish",
     "quarantine",
