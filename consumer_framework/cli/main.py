@@ -22,9 +22,11 @@ from .terminal import complain
 _IN_MODULES = (
     "check",
     "explain",
+    "new",
     "outbox",
     "publish",
     "quarantine",
+    "record",
     "reload",
     "replay",
     "scale",
