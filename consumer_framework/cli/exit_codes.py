@@ -138,6 +138,12 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("2", f"{_USAGE}, or names an instance that does not exist"),
         Meaning("78", _NO_CONFIGURATION),
     ),
+    "new": (
+        Meaning("0", "the project is made, or up to date"),
+        Meaning("1", "an update left conflicts, or a file could not be written"),
+        Meaning("2", f"{_USAGE}, or the directory has files already"),
+        Meaning("78", "a package is missing, or the project's records cannot be read"),
+    ),
     "outbox": (
         Meaning("0", "the command succeeded"),
         Meaning("2", f"{_USAGE}, or names a row that does not exist"),
@@ -228,6 +234,22 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("0", "the file is in force, but for changes that take a restart"),
         Meaning("1", "an instance refused the file and keeps its old settings, or does not run"),
         Meaning("2", _USAGE),
+    ),
+    "record": (
+        Meaning(
+            "0",
+            "--limit, --for, Ctrl-C or SIGTERM ended it, or the messages of --queue are recorded",
+        ),
+        Meaning("2", f"{_USAGE}, or the file cannot be opened"),
+        Meaning(
+            "10",
+            "the broker refuses the queue or a binding, or the exchange is missing",
+            "Or `--queue` is, or may be, a quorum queue or a stream.",
+        ),
+        Meaning("14", _NO_BROKER, "With `--queue`: or the connection ended."),
+        Meaning("15", "the user may not consume"),
+        Meaning("75", "the queue of --queue has consumers, or the disk did not take every message"),
+        Meaning("78", "the configuration cannot be used, or certificates are missing"),
     ),
     "replay": (
         Meaning("0", "every message succeeded, was skipped, or was dropped on purpose"),

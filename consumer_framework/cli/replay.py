@@ -17,12 +17,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from consumer_framework.core.text import seconds
-
 from . import replay_views as views
 from . import terminal
 from .exit_codes import epilog
-from .options import CONF, JSON, complete_instance, conditions, no_such_instance, topics, where
+from .options import (
+    CONF,
+    JSON,
+    complete_instance,
+    conditions,
+    duration,
+    no_such_instance,
+    topics,
+    where,
+)
 from .terminal import Command, LiveLine, Refusal, note
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -73,15 +80,6 @@ def _complete(
     return names or [CompletionItem(incomplete, type="file")]
 
 
-def _duration(
-    _context: click.Context, _parameter: click.Parameter, given: str | None
-) -> float | None:
-    try:
-        return None if given is None else seconds(given)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @click.command(cls=Command, epilog=_MORE)
 @click.argument("words", nargs=-1, metavar="INSTANCE MESSAGES...", shell_complete=_complete)
 @CONF
@@ -98,7 +96,7 @@ def _duration(
 @click.option(
     "--time-limit",
     metavar="DURATION",
-    callback=_duration,
+    callback=duration,
     help="End after so much virtual time, such as '2h'. Default: 30d, and 1h in a pause.",
 )
 @click.option(
