@@ -40,6 +40,8 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 _FEW, _SHORT = 50, 100
 # The states of a row: to be sent, and impossible to send.
 WAITING, DEAD = "waiting", "dead"
+# The reason of a dead row that is deleted at once, when its publisher has been told.
+DISCARDED = "an operator discarded it"
 
 
 class PublishError(ConsumerFrameworkError):
@@ -55,7 +57,10 @@ class OutboxError(PublishError):
 
 
 class NotSentError(PublishError):
-    """The message is stored, and the relay has not sent it in time. The relay keeps trying."""
+    """The message is stored, and the relay has not sent it in time. The relay keeps trying.
+
+    If an operator discarded the message meanwhile, the text of the error says so.
+    """
 
 
 @dataclass(frozen=True, slots=True)

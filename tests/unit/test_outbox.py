@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -503,6 +504,20 @@ def test_with_wait_publish_returns_when_the_message_is_sent(url):
     setup.steps()
     thread.join(10)
     assert not thread.is_alive()
+    outbox.close()
+
+
+def test_with_wait_publish_tells_that_an_operator_discarded_the_message(url):
+    outbox = waiting_outbox(url)
+    store = outbox.prepared()
+    with ThreadPoolExecutor(1) as pool:
+        published = pool.submit(outbox.publish, a_message("wait.a"))
+        while not (rows := store.rows()):
+            assert not published.done()
+        assert store.discard(row.row for row in rows) == 1
+        with pytest.raises(NotSentError, match="is not sent: an operator discarded it"):
+            published.result(60)
+    assert store.rows() == []
     outbox.close()
 
 
