@@ -45,7 +45,13 @@ DISCARDED = "an operator discarded it"
 
 
 class PublishError(ConsumerFrameworkError):
-    """A message was refused before it was stored; it is not sent."""
+    """A message was refused before it was stored; it is not sent.
+
+    Attributes:
+        is_final: True if another attempt with the same message is of no use.
+    """
+
+    is_final = True
 
 
 class OutboxError(PublishError):
@@ -55,12 +61,16 @@ class OutboxError(PublishError):
     and the message may be stored.
     """
 
+    is_final = False
+
 
 class NotSentError(PublishError):
     """The message is stored, and the relay has not sent it in time. The relay keeps trying.
 
     If an operator discarded the message meanwhile, the text of the error says so.
     """
+
+    is_final = False
 
 
 @dataclass(frozen=True, slots=True)
