@@ -198,6 +198,14 @@ def test_a_database_in_memory_is_refused():
         Outbox(sa.create_engine("sqlite://"))
 
 
+@pytest.mark.parametrize("url", ["oracle://me@host/x", "mssql+pyodbc://host/x", "redis://host"])
+def test_a_database_that_no_outbox_can_be_in_is_refused_by_its_name(url):
+    name = url.partition(":")[0].partition("+")[0]
+    expected = f"the outbox cannot be in {name}; write sqlite:////PATH, postgresql://.* mariadb://"
+    with pytest.raises(ConfigurationError, match=expected):
+        Outbox(url)
+
+
 def test_a_url_that_means_nothing_is_refused():
     with pytest.raises(ConfigurationError, match="cannot be understood; write sqlite:////PATH"):
         Outbox("nonsense")
