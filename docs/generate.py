@@ -35,7 +35,13 @@ from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
-from consumer_framework.testing import Harness, capture_outbox, message_of, messages
+from consumer_framework.testing import (
+    Harness,
+    assert_idempotent,
+    capture_outbox,
+    message_of,
+    messages,
+)
 from consumer_framework.testing.broker import Broker
 
 # The modules beside this one; a test loads this file by its path.
@@ -147,7 +153,7 @@ def python_api() -> str:
     ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
-    for function in (message_of, messages, capture_outbox):
+    for function in (assert_idempotent, message_of, messages, capture_outbox):
         lines += _entry(function, f"consumer_framework.testing.{function.__name__}", ())
     return _joined(lines) + "\n"
 
