@@ -4,7 +4,8 @@
 ``python docs/generate.py`` writes ``reference/python-api.md`` from the docstrings, the part of
 ``reference/cli.md`` between two markers from ``fm-consumer --help``, and the tables of settings
 from their declarations in :mod:`consumer_framework.settings.model`, and the exit codes from
-:mod:`consumer_framework.cli.exit_codes`. All are plain Markdown, so that a forge shows them as they
+:mod:`consumer_framework.cli.exit_codes`. The pictures of the architecture are drawn by
+``docs/diagrams.py``. All are plain Markdown, so that a forge shows them as they
 are. A test fails where they are not current.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +35,18 @@ from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
-from consumer_framework.testing import Harness, capture_outbox, message_of, messages
+from consumer_framework.testing import (
+    Harness,
+    assert_idempotent,
+    capture_outbox,
+    message_of,
+    messages,
+)
 from consumer_framework.testing.broker import Broker
+
+# The modules beside this one; a test loads this file by its path.
+sys.path.insert(0, str(Path(__file__).parent))
+from diagrams import pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -141,7 +153,7 @@ def python_api() -> str:
     ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
-    for function in (message_of, messages, capture_outbox):
+    for function in (assert_idempotent, message_of, messages, capture_outbox):
         lines += _entry(function, f"consumer_framework.testing.{function.__name__}", ())
     return _joined(lines) + "\n"
 
@@ -373,9 +385,11 @@ def generated() -> dict[Path, str]:
             REFERENCE / name: with_settings((REFERENCE / name).read_text(encoding="utf-8"))
             for name in SETTINGS
         },
+        **pictures(),
     }
 
 
 if __name__ == "__main__":
     for path, text in generated().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from consumer_framework.core.errors import DependencyFault, StepResultError, StoreError
 from consumer_framework.core.log_fields import fields_of
 
-from .heartbeat import CURRENT_RUN
+from .heartbeat import CURRENT_RUN, CURRENT_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,6 +57,11 @@ OUTSIDE = (
 _under_way: set[tuple[CurrentRun, int, int, str]] = set()
 
 
+def is_any_under_way() -> bool:
+    """Tell whether the block of any step runs now, in any thread or task."""
+    return bool(_under_way)
+
+
 class _Record:
     """One step of one run: its state in memory, and its record."""
 
@@ -70,6 +75,7 @@ class _Record:
         self._steps = steps
         self._delivery = delivery
         self._mark = run, delivery.generation, delivery.delivery_tag, name
+        self._outer = ""
 
     def enter(self) -> RecordedStep | None:
         """Begin the block; return the record of an earlier run, None for a step to be done."""
@@ -81,6 +87,8 @@ class _Record:
             what = f"the step {self.name!r} is not begun, since the steps cannot be read: {error}"
             raise DependencyFault(what) from error
         _under_way.add(self._mark)
+        self._outer = CURRENT_STEP.get()
+        CURRENT_STEP.set(self.name)
         if known is not None:
             self.is_done, self.result = True, json.loads(known.result)
             about = fields_of(self._delivery)
@@ -89,6 +97,7 @@ class _Record:
 
     def leave(self) -> None:
         _under_way.discard(self._mark)
+        CURRENT_STEP.set(self._outer)
 
     def begin_run(self) -> bool:
         """Return whether the function of the step is to run."""

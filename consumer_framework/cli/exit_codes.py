@@ -119,6 +119,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             remedy="Nothing: the broker delivers the messages of the running handlers again.",
         ),
     ),
+    "bindings": (
+        Meaning("0", "the bindings are printed"),
+        Meaning("2", f"{_USAGE}, or names a consumer without routes"),
+        Meaning("78", "the configuration or the consumer cannot be used"),
+    ),
     "check": (
         Meaning("0", "there is no error; there may be warnings"),
         Meaning("1", "there are warnings, and --strict was given"),
@@ -132,6 +137,12 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("0", "the fate of the message is shown"),
         Meaning("2", f"{_USAGE}, or names an instance that does not exist"),
         Meaning("78", _NO_CONFIGURATION),
+    ),
+    "new": (
+        Meaning("0", "the project is made, or up to date"),
+        Meaning("1", "an update left conflicts, or a file could not be written"),
+        Meaning("2", f"{_USAGE}, or the directory has files already"),
+        Meaning("78", "a package is missing, or the project's records cannot be read"),
     ),
     "outbox": (
         Meaning("0", "the command succeeded"),

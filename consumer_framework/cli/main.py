@@ -20,8 +20,10 @@ from .terminal import complain
 
 # The commands that have a module of their name.
 _IN_MODULES = (
+    "bindings",
     "check",
     "explain",
+    "new",
     "outbox",
     "publish",
     "quarantine",

@@ -22,8 +22,8 @@ from consumer_framework.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = (ROOT / "packaging/rpm/consumer-framework.spec").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# The extras for work on the framework itself.
-DEVELOPMENT_EXTRAS = {"demo", "schemas", "test", "lint", "rpm", "docs", "bench", "dev"}
+# The extras for work on the framework itself, and `new`, which the RPMs do not have.
+DEVELOPMENT_EXTRAS = {"new", "demo", "schemas", "test", "lint", "rpm", "docs", "bench", "dev"}
 
 
 def script(name: str) -> Any:
