@@ -25,6 +25,7 @@ _IN_MODULES = (
     "publish",
     "quarantine",
     "reload",
+    "replay",
     "scale",
     "schemas",
     "status",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
+    from consumer_framework.kit.conditions import Condition
+
 CONFIGURATION_DIRECTORY = settings.CONFIGURATION_DIRECTORY
 # The file that fedora-messaging reads by default.
 DEFAULT_FILE = CONFIGURATION_DIRECTORY / "config.toml"
@@ -91,6 +93,51 @@ OUTPUT = click.option(
     help="Write to this new file, for this user's eyes only. Default: standard output.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def _complete_topic(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem | str]:
+    from consumer_framework.kit.schema_packages import PACKAGES  # noqa: PLC0415
+
+    topics = [f"org.fedoraproject.*.{word}.#" for word in PACKAGES]
+    return ["#", *topics] if not incomplete else [t for t in topics if t.startswith(incomplete)]
+
+
+def _read_conditions(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[Condition, ...]:
+    from consumer_framework.kit.conditions import ConditionError, condition_of  # noqa: PLC0415
+
+    try:
+        return tuple(map(condition_of, given))
+    except ConditionError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def topics(what: str, more: str = "") -> Callable[[Any], Any]:
+    """Declare ``--topic``, which selects messages; its parameter is ``topics``."""
+    return click.option(
+        "--topic",
+        "topics",
+        multiple=True,
+        metavar="PATTERN",
+        shell_complete=_complete_topic,
+        help=f"{what}: '*' stands for one word, '#' for any number. May be given several times."
+        f"{more}",
+    )
+
+
+def conditions(what: str) -> Callable[[Any], Any]:
+    """Declare ``--where``, which selects messages; its parameter is ``conditions``."""
+    return click.option(
+        "--where",
+        "conditions",
+        multiple=True,
+        metavar="CONDITION",
+        callback=_read_conditions,
+        help=f"{what}, such as body.build.name=kernel. May be given several times: all must fit.",
+    )
 
 
 def words(metavar: str) -> Callable[[Any], Any]:

@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import click
-
 from consumer_framework.core.text import about, plural, size
+
+from .terminal import LiveLine
 
 if TYPE_CHECKING:
     from consumer_framework.operate.publishing import Position, Source
-
-# Seconds between two updates of the progress.
-_TICK = 0.2
 
 
 @dataclass
@@ -28,21 +24,18 @@ class Progress:
     is_on: bool
     verb: str = ""
     _began: float = field(default_factory=time.monotonic)
-    _shown_at: float = 0.0
-    _is_shown: bool = False
+    _line: LiveLine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._line = LiveLine(is_on=self.is_on)
 
     def show(self) -> None:
         """Show the progress, unless it was shown just now."""
-        now = time.monotonic()
-        if self.is_on and sys.stderr.isatty() and now - self._shown_at >= _TICK:
-            self._shown_at, self._is_shown = now, True
-            click.echo(f"\r{self._text(now)}\x1b[K", nl=False, err=True)
+        self._line.show(self._text)
 
     def clear(self) -> None:
         """Take the line away."""
-        if self._is_shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
-        self._is_shown = False
+        self._line.clear()
 
     def _text(self, now: float) -> str:
         if self.verb:

@@ -20,14 +20,18 @@ import click
 from consumer_framework.core.text import about, fit, plural, width
 
 from . import terminal
-from .options import complete_instance, configuration_file, no_such_instance
+from .options import (
+    complete_instance,
+    conditions,
+    configuration_file,
+    no_such_instance,
+    topics,
+)
 from .terminal import Command, note, safe
 
 # Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from click.shell_completion import CompletionItem
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.kit.conditions import Condition
@@ -69,45 +73,9 @@ Exit codes:
 """
 
 
-def _complete_topic(
-    _context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem | str]:
-    from consumer_framework.kit.schema_packages import PACKAGES  # noqa: PLC0415
-
-    topics = [f"org.fedoraproject.*.{word}.#" for word in PACKAGES]
-    return ["#", *topics] if not incomplete else [t for t in topics if t.startswith(incomplete)]
-
-
-def _conditions(
-    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
-) -> tuple[Condition, ...]:
-    from consumer_framework.kit.conditions import ConditionError, condition_of  # noqa: PLC0415
-
-    try:
-        return tuple(map(condition_of, given))
-    except ConditionError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @click.command(cls=Command, epilog=_MORE)
-@click.option(
-    "--topic",
-    "topics",
-    multiple=True,
-    metavar="PATTERN",
-    shell_complete=_complete_topic,
-    help="Show these topics: '*' stands for one word, '#' for any number. May be given several "
-    "times. Default: the bindings of the configuration, without one all topics.",
-)
-@click.option(
-    "--where",
-    "conditions",
-    multiple=True,
-    metavar="CONDITION",
-    callback=_conditions,
-    help="Show only messages that fit, such as body.build.name=kernel. May be given several times: "
-    "all must fit.",
-)
+@topics("Show these topics", " Default: the bindings of the configuration, without one all topics.")
+@conditions("Show only messages that fit")
 @click.option("--exchange", default="", help="Default: that of the bindings, or amq.topic.")
 @click.option(
     "--conf",

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -23,7 +24,7 @@ from consumer_framework.core.secrets import redact, redacted
 from consumer_framework.core.text import fit, width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 # Columns: a cell that has to give way keeps so many.
 _NARROWEST = 10
@@ -93,6 +94,37 @@ def safe_lines(text: str, indent: str = "") -> str:
     """As :func:`safe`, with the lines kept and each one indented."""
     lines = redact(text).split("\n")
     return "\n".join(f"{indent}{safe(line.expandtabs())}".rstrip() for line in lines)
+
+
+# Seconds between two updates of a live line.
+_TICK = 0.2
+
+
+class LiveLine:
+    """One line of progress on a terminal, rewritten in place; elsewhere it shows nothing.
+
+    Args:
+        is_on: False to show nothing at all.
+    """
+
+    def __init__(self, *, is_on: bool = True) -> None:
+        self._is_on = is_on
+        self._shown_at = -math.inf
+        self._is_shown = False
+
+    def show(self, text: Callable[[float], str]) -> None:
+        """Show the *text* of now, in monotonic seconds, unless the line was shown just now."""
+        now = time.monotonic()
+        if self._is_on and now - self._shown_at >= _TICK and sys.stderr.isatty():
+            self._shown_at, self._is_shown = now, True
+            columns = shutil.get_terminal_size().columns
+            click.echo(f"\r{fit(safe(text(now)), columns - 1)}\x1b[K", nl=False, err=True)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._is_shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+        self._is_shown = False
 
 
 def terminal_width() -> int | None:

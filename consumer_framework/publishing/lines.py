@@ -71,26 +71,26 @@ class LineReader:
         Raises:
             LineError: It has none, or one of them is none.
         """
-        found = _parsed(line)
+        found = parsed(line)
         if isinstance(found.get("raw_messages"), list):
             for each in found["raw_messages"]:
                 if not isinstance(each, dict):
-                    raise LineError("raw_messages has an entry that is no object", _FORMAT)
+                    raise LineError("raw_messages has an entry that is no object", FORMAT)
                 yield self._message(each)
         else:
             yield self._message(found)
 
     def _message(self, found: Mapping[str, Any]) -> upstream.Message:
-        values = _from_fedmsg(found) if "msg" in found and "body" not in found else found
+        values = from_fedmsg(found) if "msg" in found and "body" not in found else found
         topic, headers, body = values.get("topic"), values.get("headers"), values.get("body")
         if "body_base64" in found:
             raise LineError("the bytes of this message were no valid message", _MEND)
         if not isinstance(topic, str) or not topic:
-            raise LineError('has no "topic" that is text', _FORMAT)
+            raise LineError('has no "topic" that is text', FORMAT)
         if not isinstance(body, dict):
-            raise LineError('has no "body" that is an object', _FORMAT)
+            raise LineError('has no "body" that is an object', FORMAT)
         if not isinstance(headers, dict | None):
-            raise LineError('"headers" is no object', _FORMAT)
+            raise LineError('"headers" is no object', FORMAT)
         made = self._made(topic, body, headers or {})
         # fedora-messaging writes 0 for a message without a priority.
         made._properties.priority = _integer(values, "priority") or None  # noqa: SLF001 -- see below
@@ -100,7 +100,7 @@ class LineReader:
     def _made(self, topic: str, body: dict[str, Any], headers: dict[str, Any]) -> upstream.Message:
         schema = headers.get(SCHEMA, BASE)
         if not isinstance(schema, str):
-            raise LineError(f"the header {SCHEMA} is no text", _FORMAT)
+            raise LineError(f"the header {SCHEMA} is no text", FORMAT)
         severity = headers.get(SEVERITY, logging.INFO)
         if severity not in _KNOWN or isinstance(severity, bool):
             raise LineError(f"the header {SEVERITY} is {severity!r}", "use 10, 20, 30 or 40")
@@ -130,7 +130,7 @@ class LineReader:
         self.kept_ids += 1
 
 
-_FORMAT = "write an object with topic, body, and perhaps headers, id and priority"
+FORMAT = "write an object with topic, body, and perhaps headers, id and priority"
 _MEND = "mend it and write topic, headers and body in its place, or leave the line out"
 
 
@@ -147,7 +147,12 @@ def schemas() -> list[str]:
     return sorted(upstream._schema_name_to_class)  # noqa: SLF001 -- there is no public list
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def parsed(line: bytes) -> dict[str, Any]:
+    """Return the object of a line of JSON.
+
+    Raises:
+        LineError: There is none.
+    """
     try:
         found = json.loads(line, parse_constant=_refuse)
     except UnicodeDecodeError as error:
@@ -157,7 +162,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise LineError(f"is no JSON: {error}", "write one JSON object on each line") from None
     if not isinstance(found, dict):
-        raise LineError("is no JSON object", _FORMAT)
+        raise LineError("is no JSON object", FORMAT)
     return found
 
 
@@ -172,11 +177,15 @@ def _integer(values: Mapping[str, Any], name: str) -> int | None:
     raise LineError(f'"{name}" is no integer', "write a number, or leave it out")
 
 
-def _from_fedmsg(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message of fedmsg with the keys of fedora-messaging."""
+def from_fedmsg(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message of fedmsg with the keys of fedora-messaging.
+
+    Raises:
+        LineError: Its headers are no object, or its time is none.
+    """
     headers = found.get("headers") or {}
     if not isinstance(headers, dict):
-        raise LineError('"headers" is no object', _FORMAT)
+        raise LineError('"headers" is no object', FORMAT)
     return {
         "topic": found.get("topic"),
         "body": found["msg"],

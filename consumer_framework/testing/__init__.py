@@ -14,29 +14,35 @@
   own name: it is the extra ``broker``, and nothing here needs it.
 """
 
-from consumer_framework.core.disposition import (
-    Ack,
-    Defer,
-    Disposition,
-    GiveBack,
-    Halt,
-    Hold,
-    Quarantine,
-    Reject,
-    Requeue,
-)
-from consumer_framework.publishing.capturing import capture_outbox
+from __future__ import annotations
 
-from .builders import message_of, messages
-from .fakes import (
-    FakeAcknowledger,
-    FakeClock,
-    FakeNotifier,
-    FakeObserver,
-    FakeProperties,
-    make_delivery,
-)
-from .harness import Harness
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consumer_framework.core.disposition import (
+        Ack,
+        Defer,
+        Disposition,
+        GiveBack,
+        Halt,
+        Hold,
+        Quarantine,
+        Reject,
+        Requeue,
+    )
+    from consumer_framework.publishing.capturing import capture_outbox
+
+    from .builders import message_of, messages
+    from .fakes import (
+        FakeAcknowledger,
+        FakeClock,
+        FakeNotifier,
+        FakeObserver,
+        FakeProperties,
+        make_delivery,
+    )
+    from .harness import Harness
 
 __all__ = [
     "Ack",
@@ -59,3 +65,38 @@ __all__ = [
     "message_of",
     "messages",
 ]
+
+# Late: pytest's plugin imports this package, in every project of its environment.
+_MODULES = {
+    "Ack": "consumer_framework.core.disposition",
+    "Defer": "consumer_framework.core.disposition",
+    "Disposition": "consumer_framework.core.disposition",
+    "FakeAcknowledger": ".fakes",
+    "FakeClock": ".fakes",
+    "FakeNotifier": ".fakes",
+    "FakeObserver": ".fakes",
+    "FakeProperties": ".fakes",
+    "GiveBack": "consumer_framework.core.disposition",
+    "Halt": "consumer_framework.core.disposition",
+    "Harness": ".harness",
+    "Hold": "consumer_framework.core.disposition",
+    "Quarantine": "consumer_framework.core.disposition",
+    "Reject": "consumer_framework.core.disposition",
+    "Requeue": "consumer_framework.core.disposition",
+    "capture_outbox": "consumer_framework.publishing.capturing",
+    "make_delivery": ".fakes",
+    "message_of": ".builders",
+    "messages": ".builders",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_MODULES[name], __name__), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

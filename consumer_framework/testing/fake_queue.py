@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .fake_store import FakeStore
 
     _Tag: TypeAlias = tuple[int, int]
+    _Parts: TypeAlias = tuple[str, str, bytes]
 
 FinalAnswer: TypeAlias = Literal["", "ack", "reject"]
 
@@ -60,12 +61,11 @@ class MessageRecord:
 
     def is_of(self, delivery: Delivery) -> bool:
         """Tell whether *delivery* is one of this message, as far as its bytes tell."""
-        mine = self.delivery
-        return (
-            mine.message_id == delivery.message_id
-            and mine.routing_key == delivery.routing_key
-            and mine.body == delivery.body
-        )
+        return _parts(self.delivery) == _parts(delivery)
+
+
+def _parts(delivery: Delivery) -> _Parts:
+    return delivery.message_id, delivery.routing_key, delivery.body
 
 
 class FakeQueue(Acknowledger):
@@ -82,7 +82,9 @@ class FakeQueue(Acknowledger):
         self._ready: deque[MessageRecord] = deque()
         self._unsettled: dict[_Tag, MessageRecord] = {}
         self._delivered: dict[_Tag, MessageRecord] = {}
+        self._equal: dict[_Parts, list[MessageRecord]] = {}
         self._tag = 0
+        self._published = 0
 
     def publish(
         self, given: object, routing_key: str, properties: Properties, body: bytes
@@ -98,10 +100,26 @@ class FakeQueue(Acknowledger):
             properties=properties,
             body=body,
         )
-        record = MessageRecord(len(self.records), given, delivery)
+        record = MessageRecord(self._published, given, delivery)
+        self._published += 1
         self.records.append(record)
+        self._equal.setdefault(_parts(delivery), []).append(record)
         self._ready.append(record)
         return record
+
+    def withdraw(self, record: MessageRecord) -> None:
+        """Take a message out of the queue, as if nobody had published it."""
+        if record in self._ready:
+            self._ready.remove(record)
+
+    def forget(self, is_over: Callable[[MessageRecord], bool]) -> None:
+        """Forget the messages that are over, so that a long run does not keep them all."""
+        self.records = [record for record in self.records if not is_over(record)]
+        tags = self._delivered.items()
+        self._delivered = {tag: record for tag, record in tags if not is_over(record)}
+        self._equal = {}
+        for record in self.records:
+            self._equal.setdefault(_parts(record.delivery), []).append(record)
 
     def where(self, applies: Callable[[MessageRecord], bool]) -> list[Any]:
         """Return the messages for whose records *applies* is true, as given, in order."""
@@ -157,7 +175,7 @@ class FakeQueue(Acknowledger):
         """
         if not delivery.row:
             return self._delivered[delivery.generation, delivery.delivery_tag]
-        equal = [record for record in self.records if record.is_of(delivery)]
+        equal = self._equal[_parts(delivery)]
         return next((record for record in equal if record.is_stored), equal[0])
 
     def cut(self) -> int:

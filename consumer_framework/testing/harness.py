@@ -86,8 +86,8 @@ def upstream_config(document: dict[str, Any]) -> Iterator[None]:
         conf.loaded = loaded
 
 
-class _Publishing:
-    """The outbox of a harness, which records.
+class PublishingCapture:
+    """The outbox of a harness and of a replay, which records.
 
     Attributes:
         published: The messages that are stored.
@@ -183,7 +183,7 @@ class Harness:
         patience: float = 1.0,
     ) -> None:
         self.store = FakeStore()
-        self._publishing = _Publishing()
+        self._publishing = PublishingCapture()
         self.published = self._publishing.published
         self.outbox = self._publishing.outbox
         self.chance = chance

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.disposition import Disposition, Halt
     from consumer_framework.core.gate import Reason
-    from consumer_framework.core.ports import Steps
+    from consumer_framework.core.ports import Observer, Steps
     from consumer_framework.runtime.assembly.plan import Plan
 
     from .fake_queue import MessageRecord
@@ -140,7 +140,8 @@ class VirtualInstance:
         plan: The plan of the instance.
         store: The store, which outlives the processes of the instance.
         chance: Returns the next random number, from 0 to 1.
-        patience: Real seconds to wait for a coroutine that awaits the world outside.
+        patience: Real seconds to wait for a coroutine that awaits the world outside; None for as
+            long as it takes, while time passes as in that world.
         outbox: The outbox, which outlives them, too.
 
     Attributes:
@@ -149,6 +150,8 @@ class VirtualInstance:
         time: The time, once the instance is opened.
         kills: By message id, how often the process still dies with the message.
         halted: The disposition that stopped the instance; None while it runs.
+        plan: The plan, until the instance is started.
+        observers: Told of everything, before the dispositions are noted, once it is started.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class VirtualInstance:
         plan: Plan,
         store: FakeStore,
         chance: Callable[[], float],
-        patience: float,
+        patience: float | None,
         outbox: FakeOutbox | None = None,
     ) -> None:
         self.queue = FakeQueue()
@@ -165,13 +168,15 @@ class VirtualInstance:
         self.kills: Counter[str | None] = Counter()
         self.halted: Halt | None = None
         self._gate = Gate()
-        self._plan = plan
+        self.plan = plan
+        self.observers: tuple[Observer, ...] = ()
         self._store = store
         self._outbox = outbox or FakeOutbox()
         self._chance = chance
         self._patience = patience
         self._flight = FakeFlightRecorder(plan.framework.at_once)
         self._runner: KillableRunner
+        self._is_built = False
         self._dispatcher: Dispatcher
         self._workers: list[asyncio.Task[None]] = []
         self._pump_call: Any = None
@@ -186,7 +191,8 @@ class VirtualInstance:
 
     def open(self) -> None:
         """Let time begin, at the machine's."""
-        self.time = VirtualTime(time.time(), self._patience_now)
+        keeps_pace = self._patience is None
+        self.time = VirtualTime(time.time(), self._patience_now, keeps_pace=keeps_pace)
 
     def start(self) -> None:
         """Start a process; an exception of the consumer's own ``setup`` is raised here."""
@@ -233,6 +239,24 @@ class VirtualInstance:
         self.settle_down()
         if kills:
             self.advance(2 * kills * ROUND_TRIP)
+
+    def offer(self) -> None:
+        """Deliver the messages that wait in the queue."""
+        self.time.loop.call_soon(self._pump)
+        self.settle_down()
+
+    def step(self) -> bool:
+        """Let time pass until something is due, and let it happen; False if nothing ever is."""
+        timer = self.time.next_timer()
+        if timer is not None:
+            self.time.step(timer)
+            self.settle_down()
+        return timer is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """True while the handler has a message."""
+        return self._runner.executor.is_busy
 
     def replay(self, row: Delivery) -> asyncio.Task[Disposition]:
         """Begin to run a row of the store again; it runs as the instance settles down."""
@@ -281,7 +305,7 @@ class VirtualInstance:
 
     def _make_dispatcher(self) -> Dispatcher:
         self._log = DeliveryLog(self.time)
-        observer = Observers(self._log, self.dispositions)
+        observer = Observers(self._log, *self.observers, self.dispositions)
         ports = Ports(
             self.queue,
             self._store,
@@ -291,20 +315,21 @@ class VirtualInstance:
             self._chance,
             outbox=self._outbox,
         )
-        return Dispatcher(self._plan, ports, self.time.reactor, self._gate, self._halt)
+        return Dispatcher(self.plan, ports, self.time.reactor, self._gate, self._halt)
 
     async def _build(self) -> None:
-        handler = self._plan.factory()
+        handler = self.plan.factory()
         self._runner = KillableRunner(
-            handler, self._plan.limits, self._flight, self._begin, self._gate, steps=self._store
+            handler, self.plan.limits, self._flight, self._begin, self._gate, steps=self._store
         )
         await self._runner.executor.setup()
-        lanes = lane_finder(self._plan, handler)
+        lanes = lane_finder(self.plan, handler)
         if lanes is not None:
             # Time is virtual, threads are not.
             lanes.needs_message = False
         self._workers = []
         self._dispatcher.start(self._runner, lanes, self._workers.append)
+        self._is_built = True
 
     def _close(self) -> None:
         if not self._gate.is_closed:
@@ -340,14 +365,16 @@ class VirtualInstance:
         self._awaited = None
         spawned.result()
 
-    def _patience_now(self, has_timer: bool, has_sockets: bool) -> float | None:  # noqa: FBT001
-        if self._awaited is not None:
-            return 0 if has_timer or self._awaited.done() else self._patience
+    def _patience_now(self, has_timer: bool, is_outside: bool) -> float | None:  # noqa: FBT001
+        if self._awaited is not None or not self._is_built:
+            is_over = self._awaited is not None and self._awaited.done()
+            waits_outside = not has_timer or (is_outside and self._patience is None)
+            return self._patience if waits_outside and not is_over else 0
         if not self._runner.executor.is_busy or self._runner.is_killed:
             return 0
         if not self._runner.is_coroutine:
             return None
-        return self._patience if has_sockets or not has_timer else 0
+        return self._patience if is_outside or not has_timer else 0
 
     # The broker's part.
 
@@ -357,7 +384,7 @@ class VirtualInstance:
 
     @property
     def _has_something_to_deliver(self) -> bool:
-        room = self._plan.prefetch_count or math.inf
+        room = self.plan.prefetch_count or math.inf
         return (
             self._gate.may_consume and bool(self.queue.ready) and len(self.queue.unsettled) < room
         )

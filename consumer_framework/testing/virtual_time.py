@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import task
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 # asyncio runs a timer that is due within its clock's resolution, and rounding must not keep a
 # step from reaching it.
 _SHORTEST_STEP = 1e-6
+# The threads in which the executor decodes large bodies.
+_DECODING = "decoding"
 
 
 class VirtualTime(SystemClock):
@@ -26,20 +30,32 @@ class VirtualTime(SystemClock):
         start: The first value of :meth:`time`, in seconds since the epoch.
         patience: Called where the loop has nothing to do; returns the real seconds to wait for
             the world outside, None for as long as it takes. Its arguments: whether a timer is
-            set on the loop, and whether the loop watches a socket.
+            set on the loop, and whether a socket or a thread of the loop may wake it.
+        keeps_pace: While it waits for as long as it takes, time passes as in the world outside, so
+            that a timeout of a connection comes when it should.
 
     Attributes:
         loop: Runs nothing but in :meth:`run` and :meth:`advance`.
         reactor: Has the ``callLater`` of Twisted's, and nothing else.
     """
 
-    def __init__(self, start: float, patience: Callable[[bool, bool], float | None]) -> None:
+    def __init__(
+        self,
+        start: float,
+        patience: Callable[[bool, bool], float | None],
+        *,
+        keeps_pace: bool = False,
+    ) -> None:
         self.reactor: Any = task.Clock()
         self._start = start
         self._errors: list[BaseException] = []
         self._selector = _Selector(patience)
         self.loop = _Loop(self._selector, self.monotonic)
         self._selector.idle = self.loop.stop
+        self._selector.has_threads = self.loop.has_threads
+        self.loop.pass_time = lambda: self.step(self.next_timer() or _SHORTEST_STEP)
+        if keeps_pace:
+            self._selector.pace = self._passed, self._next_call
         self.loop.set_exception_handler(self._failed)
 
     def monotonic(self) -> float:
@@ -64,11 +80,16 @@ class VirtualTime(SystemClock):
 
     def next_timer(self) -> float | None:
         """Seconds until something is due, None for never."""
-        now = self.monotonic()
-        waits = [call.getTime() - now for call in self.reactor.getDelayedCalls()]
-        if self._selector.timer is not None:
-            waits.append(self._selector.timer)
+        waits = [wait for wait in (self._next_call(), self._selector.timer) if wait is not None]
         return max(min(waits), _SHORTEST_STEP) if waits else None
+
+    def _next_call(self) -> float | None:
+        now = self.monotonic()
+        calls = self.reactor.getDelayedCalls()
+        return min((call.getTime() - now for call in calls), default=None)
+
+    def _passed(self, seconds: float) -> None:
+        self.loop.call_soon(self.reactor.advance, seconds)
 
     def step(self, seconds: float) -> None:
         """Let *seconds* pass, in which nothing is due before the end."""
@@ -87,28 +108,76 @@ class VirtualTime(SystemClock):
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self, selector: selectors.BaseSelector, now: Callable[[], float]) -> None:
         self._virtual_now = now
+        self._in_threads: set[asyncio.Future[Any]] = set()
+        self.pass_time: Callable[[], None]
         super().__init__(selector)
 
     def time(self) -> float:
         return self._virtual_now()
 
+    def run_until_complete(self, future: Any) -> Any:
+        # A class may do so in its constructor, before the loop runs.
+        task = asyncio.ensure_future(future, loop=self)
+        task.add_done_callback(lambda _task: self.stop())
+        self.run_forever()
+        while not task.done():
+            self.pass_time()
+        return task.result()
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        future: asyncio.Future[Any] = super().run_in_executor(executor, func, *args)
+        self._in_threads.add(future)
+        future.add_done_callback(self._in_threads.discard)
+        return future
+
+    def has_threads(self) -> bool:
+        """Tell whether a thread works for a coroutine."""
+        return bool(self._in_threads) or any(
+            thread.name == _DECODING for thread in threading.enumerate()
+        )
+
 
 class _Selector(selectors.DefaultSelector):
-    """Tells when the loop has nothing to do but wait: that is when it asks for more than 0 s."""
+    """Tells when the loop has nothing to do but wait: that is when it asks for more than 0 s.
+
+    Attributes:
+        idle: Called then.
+        has_threads: Tells whether a thread works for the loop.
+        timer: Seconds until the next timer of the loop, when it was last idle.
+        pace: Takes the seconds that passed outside, and returns those until the next timer of the
+            reactor; None where time stands still meanwhile.
+    """
 
     def __init__(self, patience: Callable[[bool, bool], float | None]) -> None:
         super().__init__()
         self._patience = patience
         self.idle: Callable[[], None]
+        self.has_threads: Callable[[], bool]
         self.timer: float | None = None
+        self.pace: tuple[Callable[[float], None], Callable[[], float | None]] | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0:
             return super().select(0)
         # One descriptor is the loop's own, by which threads wake it.
-        sockets = len(self.get_map()) > 1
-        events = super().select(self._patience(timeout is not None, sockets))
+        is_outside = len(self.get_map()) > 1 or self.has_threads()
+        patience = self._patience(timeout is not None, is_outside)
+        if patience is None and self.pace is not None:
+            return self._in_pace(timeout, *self.pace)
+        events = super().select(patience)
         if not events:
             self.timer = timeout
             self.idle()
+        return events
+
+    def _in_pace(
+        self,
+        timeout: float | None,
+        passed: Callable[[float], None],
+        next_call: Callable[[], float | None],
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        waits = [wait for wait in (timeout, next_call()) if wait is not None]
+        began = time.monotonic()
+        events = super().select(max(min(waits), 0) if waits else None)
+        passed(time.monotonic() - began)
         return events

@@ -62,7 +62,7 @@ def test_a_test_has_the_plan_that_a_daemon_would_have(settings, tmp_path):
     file.write_text(f"[consumer_config.framework]\n{_toml(settings)}")
     options = RunOptions(file, CALLBACK, state_directory=tmp_path)
     daemon = make_plan(options, load(options))
-    harness = Harness(CALLBACK, settings=settings)._instance._plan
+    harness = Harness(CALLBACK, settings=settings)._instance.plan
     assert (daemon.name, daemon.framework, daemon.prefetch_count, daemon.limits) == (
         harness.name,
         harness.framework,

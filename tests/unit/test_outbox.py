@@ -217,7 +217,7 @@ def test_the_public_names_are_there_and_import_no_database():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'publsih'"):
-        _ = publishing.publsih
+        _ = publishing.publsih  # type: ignore[attr-defined]
 
 
 def test_a_block_stores_all_its_messages_at_its_end(outbox):
