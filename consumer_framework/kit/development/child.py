@@ -11,11 +11,11 @@ import json
 import os
 import sys
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import consumer_framework
 from consumer_framework.adapters import config, log
 from consumer_framework.core.attempt import fingerprint, one_line, traceback_text
 from consumer_framework.core.delivery import Failed, Skipped, Undecodable, readable
@@ -29,11 +29,12 @@ from . import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from consumer_framework.core.delivery import Outcome
     from consumer_framework.core.ports import Observation
     from consumer_framework.runtime.assembly.configuration import RunOptions
+
+_OWN = f"{Path(consumer_framework.__file__).parent}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class Teller(Observer):
             run_number(delivery),
             max(now - since, 0.0),
             None if until is None else max(until - now, 0.0),
-            "" if is_signal or error is None else traceback_text(error),
+            "" if is_signal or error is None else _authors_traceback(error),
             "" if is_signal or error is None else fingerprint(error),
             is_void,
         )
@@ -145,10 +146,12 @@ def main() -> int:
     try:
         return app.run(options, teller)
     except (ConfigurationError, Fault) as error:
-        for line in str(error).splitlines():
-            sys.stderr.write(line.removeprefix(f"{orders.file}: ") + "\n")
-        _show_import_error(options)
-        return error.exit_code
+        failed = error
+    # Not in the block above, whose error would be the context of the one that is shown.
+    for line in str(failed).splitlines():
+        sys.stderr.write(line.removeprefix(f"{orders.file}: ") + "\n")
+    _show_import_error(options)
+    return failed.exit_code
 
 
 def _write(descriptor: int, line: bytes) -> None:
@@ -160,23 +163,28 @@ def _show_import_error(options: RunOptions) -> None:
     """Show the traceback of a module that cannot be imported; the problem only sums it up."""
     from consumer_framework.runtime.assembly import loader  # noqa: PLC0415 -- see main
 
+    cause = None
     try:
         loader.target_of(options, config.read(options.path or Path()).get("callback"))
     except ConfigurationError as error:
         cause = error.__cause__
-        if cause is not None:
-            traceback.print_exception(cause.with_traceback(_authors_part(cause.__traceback__)))
+    if cause is not None:
+        sys.stderr.write(_authors_traceback(cause))
 
 
-def _authors_part(frames: TracebackType | None) -> TracebackType | None:
-    """Return *frames* without those of the import, at their beginning."""
-    while frames is not None and _is_of_import(frames.tb_frame.f_code.co_filename):
+def _authors_traceback(error: BaseException) -> str:
+    """Return the traceback of *error* without the frames that led to the author's code."""
+    whole = frames = error.__traceback__
+    while frames is not None and _is_before(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
-    return frames
+    try:
+        return traceback_text(error.with_traceback(frames))
+    finally:
+        error.__traceback__ = whole
 
 
-def _is_of_import(file: str) -> bool:
-    return "importlib" in file or file.endswith("/runtime/assembly/loader.py")
+def _is_before(file: str) -> bool:
+    return "importlib" in file or file.startswith(_OWN)
 
 
 if __name__ == "__main__":

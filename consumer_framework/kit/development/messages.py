@@ -8,21 +8,25 @@ messages.
 
 from __future__ import annotations
 
+import copy
 import itertools
+import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fedora_messaging import message as upstream
 from fedora_messaging.message import Message
 
 from consumer_framework.core.topics import MANY, ONE, matches, words_of
+from consumer_framework.kit.recorded import BadRecordError, read
 from consumer_framework.kit.schema_packages import installed, need_of
-from consumer_framework.publishing.lines import LineError, LineReader
 from consumer_framework.testing.builders import message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import pika
 
     from consumer_framework.kit.schema_packages import Schema
 
@@ -105,7 +109,9 @@ def described(
     """
     schemas = installed()
     sources = sources_of(bindings, schemas, pattern)
-    lines = [f"sends {source.topic} ({source.schema or 'no schema'})" for source in sources[:_NAMED]]
+    lines = [
+        f"sends {source.topic} ({source.schema or 'no schema'})" for source in sources[:_NAMED]
+    ]
     if len(sources) > _NAMED:
         lines.append(f"and {len(sources) - _NAMED} more; --topic PATTERN chooses some")
     if not sources:
@@ -116,6 +122,35 @@ def described(
             packages = " or ".join(need.packages)
             lines.append(f"valid messages need the schemas: pip install {packages}")
     return sources, list(dict.fromkeys(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Sendable:
+    """A message to send.
+
+    Attributes:
+        exchange: The exchange to publish to.
+        topic: The topic.
+        properties: The AMQP properties, with an id that no other message has.
+        body: The bytes of the body.
+    """
+
+    exchange: str
+    topic: str
+    properties: pika.BasicProperties
+    body: bytes
+
+    @classmethod
+    def of(cls, exchange: str, message: Message) -> Self:
+        """Return *message* as it is sent."""
+        # Upstream has no public names for them.
+        properties, body = message._properties, message._encoded_body  # noqa: SLF001
+        return cls(exchange, message.topic, properties, body)
+
+    @property
+    def id(self) -> str:
+        """The message id."""
+        return self.properties.message_id or ""
 
 
 @dataclass
@@ -130,41 +165,49 @@ class Generated:
     _faults: list[str] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def __iter__(self) -> Iterator[tuple[str, Message]]:
-        """Yield exchanges and messages; end once no kind is left."""
+    def __iter__(self) -> Iterator[Sendable]:
+        """Yield messages; end once no kind is left."""
         while self.sources:
             for source in list(self.sources):
                 number = next(self._numbers)
                 if not source.schema:
                     body = {"n": number, "text": "a message of fm-consumer dev"}
-                    yield source.exchange, Message(topic=source.topic, body=body)
+                    yield Sendable.of(source.exchange, Message(topic=source.topic, body=body))
                     continue
                 try:
-                    yield (
-                        source.exchange,
-                        self.make(upstream.get_class(source.schema), source.topic),
-                    )
-                except (ValueError, TypeError) as error:
+                    made = message_of(upstream.get_class(source.schema), topic=source.topic)
+                except Exception as error:  # noqa: BLE001 -- anybody's message class
                     self.sources.remove(source)
-                    self.faults.append(f"no valid message of {source.schema}: {error}")
+                    self._faults.append(f"no message of {source.schema} can be made: {error}")
+                else:
+                    yield Sendable.of(source.exchange, made)
+
+    def take_faults(self) -> list[str]:
+        """Return the reasons why kinds were taken out since the last call."""
+        found, self._faults = self._faults, []
+        return found
 
 
-def recorded(file: Path, bindings: Sequence[Mapping[str, Any]]) -> list[tuple[str, Message]]:
-    """Read the messages of a file, with new ids, each with the exchange of a binding that fits it.
+def recorded(file: Path, bindings: Sequence[Mapping[str, Any]]) -> list[Sendable]:
+    """Read the messages of a file, with new ids, for the exchange of a binding that fits each.
+
+    Args:
+        file: A file that :mod:`consumer_framework.kit.recorded` knows.
+        bindings: The bindings of the configuration.
 
     Raises:
         OSError: The file cannot be read.
-        LineError: A line is no message; the text begins with its number.
+        BadRecordError: A line is no message.
     """
-    reader = LineReader(new_ids=True)
     found = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found += [(exchange_for(each.topic, bindings), each) for each in reader.read(line)]
-        except LineError as error:
-            raise LineError(f"{file}: line {number}: {error}", error.cure) from None
+    for each in read(file):
+        if isinstance(each, BadRecordError):
+            raise each
+        delivery = each.delivery
+        properties: Any = copy.copy(delivery.properties)
+        properties.message_id = str(uuid.uuid4())
+        topic = delivery.routing_key
+        found.append(Sendable(exchange_for(topic, bindings), topic, properties, delivery.body))
     return found
 
 

@@ -11,7 +11,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fedora_messaging.message import Message
+    from .messages import Sendable
 
 
 class PrivateBrokerError(Exception):
@@ -78,7 +78,7 @@ class PrivateBroker:
                     binding["queue"], binding["exchange"], key, binding.get("arguments")
                 )
 
-    def publish(self, exchange: str, message: Message) -> bool:
+    def publish(self, message: Sendable) -> bool:
         """Publish *message*; return False if no queue is bound for it.
 
         Raises:
@@ -86,11 +86,7 @@ class PrivateBroker:
         """
         try:
             self._channel.basic_publish(
-                exchange,
-                message.topic,
-                message._encoded_body,  # noqa: SLF001 -- upstream has no public name for it
-                message._properties,  # noqa: SLF001
-                mandatory=True,
+                message.exchange, message.topic, message.body, message.properties, mandatory=True
             )
         except UnroutableError:
             return False

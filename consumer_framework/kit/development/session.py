@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from consumer_framework.adapters import config
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.text import plural
+from consumer_framework.kit.recorded import BadRecordError
 from consumer_framework.kit.trigger import to_toml
 from consumer_framework.testing.broker import Broker, BrokerError
 from consumer_framework.testing.broker.place import Guard
@@ -34,8 +35,6 @@ from .private_broker import PrivateBroker, PrivateBrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fedora_messaging.message import Message
-
 # Seconds that a consumer may take to stop before it is killed.
 STOP = 10.0
 # Messages that may be under way; a faster rate waits.
@@ -44,7 +43,7 @@ _MOST_UNDER_WAY = 1000
 _LOOK = 0.5
 # The dispositions after which the consumer does not see a message again.
 _FINAL = frozenset({"ack", "reject", "quarantine", "halt"})
-_KEYS = "Enter sends a message, a number sends so many, r restarts, q or Ctrl-C ends"
+_KEYS = "Enter: one message; a number: so many; r: restart; q or Ctrl-C: end"
 
 
 class Screen(Protocol):
@@ -113,12 +112,12 @@ class Session:
         self._is_hurried = is_hurried
         self._root = configuration.root_of(options.file)
         self._consumer: ConsumerProcess | None = None
-        self._messages: Iterator[tuple[str, Message]] = iter(())
+        self._messages: Iterator[messages.Sendable] = iter(())
         self._supply: messages.Generated | None = None
         self._under_way: set[str] = set()
         self._seen_failures: set[str] = set()
         self._began = self._next = 0.0
-        self._is_consuming = self._is_over = False
+        self._is_consuming = self._is_over = self._has_told_keys = False
         self.sent = 0
         self.ends: Counter[str] = Counter()
 
@@ -139,6 +138,7 @@ class Session:
         """
         if (missing := Broker.missing()) is not None:
             raise ConfigurationError(Problem("", "a private broker is needed", missing))
+        self._look_at_files()
         with contextlib.ExitStack() as stack:
             self._enter(stack)
             self._start()
@@ -148,6 +148,20 @@ class Session:
         return self.ends["ack"] == self.sent == self._options.once
 
     # The things around the loop.
+
+    def _look_at_files(self) -> None:
+        """Find faults of files that nobody mends while the session runs."""
+        if self._options.once:
+            config.read(self._options.file)
+        if self._options.recorded is not None:
+            self._recorded(self._options.recorded, [])
+
+    @staticmethod
+    def _recorded(file: Path, bindings: list[dict[str, Any]]) -> list[messages.Sendable]:
+        try:
+            return messages.recorded(file, bindings)
+        except (OSError, BadRecordError) as error:
+            raise ConfigurationError(Problem("--messages", str(error))) from error
 
     def _enter(self, stack: contextlib.ExitStack) -> None:
         options = self._options
@@ -231,7 +245,7 @@ class Session:
     def _find_messages(self, bindings: list[dict[str, Any]]) -> None:
         options = self._options
         if options.recorded is not None:
-            found = messages.recorded(options.recorded, bindings)
+            found = self._recorded(options.recorded, bindings)
             self._screen.note(f"{plural(len(found), 'message')} of {options.recorded}")
             self._messages = iter(found)
             return
@@ -273,7 +287,9 @@ class Session:
     def _turn(self) -> None:
         patience = min(_LOOK, max(0.0, self._next - time.monotonic())) if self._rates else _LOOK
         for key, _ in self._selector.select(patience):
-            key.data()
+            # A restart closes descriptors, and opens others with the same numbers.
+            if self._selector.get_map().get(key.fd) == key:
+                key.data()
         consumer = self._consumer
         if consumer is not None and (code := consumer.exit_code) is not None:
             self._forget()
@@ -311,21 +327,26 @@ class Session:
             self._screen.problem(f"the consumer {how}")
             self._is_over = True
         else:
-            self._screen.problem(f"the consumer {how}; it starts again when a file changes")
+            self._screen.problem(f"the consumer {how}; waiting for a change")
 
     def _told(self, event: events.Event) -> None:
         match event:
             case events.Consuming():
                 if not self._is_consuming:
                     took = time.monotonic() - self._began
-                    keys = f"; {_KEYS}" if self._options.keyboard is not None else ""
-                    self._screen.note(f"the consumer is ready after {took:.1f} s{keys}")
+                    self._screen.note(f"the consumer is ready after {took:.1f} s")
+                    self._tell_keys()
                 self._is_consuming = True
                 self._next = max(self._next, time.monotonic())
             case events.Paused(text):
                 self._screen.note(f"paused: {text}" if text else "goes on")
             case events.Settled():
                 self._settled(event)
+
+    def _tell_keys(self) -> None:
+        if self._options.keyboard is not None and not self._has_told_keys:
+            self._screen.note(_KEYS)
+            self._has_told_keys = True
 
     def _settled(self, event: events.Settled) -> None:
         if event.disposition == "give-back":
@@ -355,7 +376,11 @@ class Session:
     def _read_keys(self) -> None:
         keyboard = self._options.keyboard
         assert keyboard is not None  # noqa: S101 -- it was registered
-        data = os.read(keyboard, 4096)
+        try:
+            data = os.read(keyboard, 4096)
+        except OSError:
+            # The terminal is gone.
+            data = b""
         if not data:
             self._is_over = True
         for line in data.decode(errors="replace").splitlines():
@@ -381,9 +406,10 @@ class Session:
                 self._screen.note("there is no further message to send")
                 self._messages = iter(())
                 return
-            exchange, message = found
             self.sent += 1
-            if self._broker.publish(exchange, message):
-                self._under_way.add(message.id)
-            else:
-                self._screen.problem(f"no binding takes {message.topic} from {exchange}")
+            if self._consumer is None:
+                self._screen.note(f"{found.topic} waits in its queue for the consumer")
+            self._under_way.add(found.id)
+            if not self._broker.publish(found):
+                self._under_way.remove(found.id)
+                self._screen.problem(f"no binding takes {found.topic} from {found.exchange}")
