@@ -6,6 +6,8 @@
   :class:`.Quarantine`, :class:`.Reject`, :class:`.Requeue`, :class:`.GiveBack` or :class:`.Halt`.
 - :func:`.message_of` builds a valid message of any message class, and :func:`.messages` is a
   strategy of hypothesis for them.
+- :func:`.assert_idempotent` kills a handler before and after each of its effects, and finds those
+  that happen twice.
 - The fakes of :mod:`.fakes` implement the ports of :mod:`consumer_framework.core`. The harness runs
   on them, and a test may use them alone.
 - :func:`.capture_outbox` records the messages that any code publishes.
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         make_delivery,
     )
     from .harness import Harness
+    from .idempotency import assert_idempotent
 
 __all__ = [
     "Ack",
@@ -60,6 +63,7 @@ __all__ = [
     "Quarantine",
     "Reject",
     "Requeue",
+    "assert_idempotent",
     "capture_outbox",
     "make_delivery",
     "message_of",
@@ -83,6 +87,7 @@ _MODULES = {
     "Quarantine": "consumer_framework.core.disposition",
     "Reject": "consumer_framework.core.disposition",
     "Requeue": "consumer_framework.core.disposition",
+    "assert_idempotent": ".idempotency",
     "capture_outbox": "consumer_framework.publishing.capturing",
     "make_delivery": ".fakes",
     "message_of": ".builders",
