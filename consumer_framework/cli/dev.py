@@ -16,6 +16,7 @@ from consumer_framework.core.errors import ExitCode
 from consumer_framework.core.text import fit, plural, seconds, width
 
 from . import terminal
+from .exit_codes import epilog
 from .terminal import Command, note, safe
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -39,14 +40,12 @@ Examples:
   fm-consumer dev --topic '#.buildsys.tag' --conf conf/sample.toml
   fm-consumer dev --once 5
 \b
-While it runs: Enter sends a message, a number sends so many, r restarts the consumer, q ends.
-\b
-Exit codes:
-   0  ended (q, Ctrl-C, SIGTERM); with --once: all messages were acknowledged
-   1  with --once: a message was not acknowledged, or the consumer ended
-   2  this command was used wrongly
-  78  rabbitmq-server, a package or the configuration is missing, or cannot be used
-"""
+While it runs, and Enter after each:
+  (nothing)   send a message
+  10          send ten messages
+  r           restart the consumer
+  q           end
+""" + epilog("dev")
 
 
 def _delay(_context: click.Context, _parameter: click.Parameter, value: str) -> float | None:

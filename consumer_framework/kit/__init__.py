@@ -26,4 +26,6 @@ Besides, decisions of an author's tools about values that they are given:
   broker; :mod:`.handler_profile` measures it.
 - :mod:`.project` has the rules of a new consumer's project and of its update; with copier,
   :mod:`.project_template` renders the folder ``template``.
+
+:mod:`.development` is the loop of ``fm-consumer dev``.
 """
