@@ -119,6 +119,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             remedy="Nothing: the broker delivers the messages of the running handlers again.",
         ),
     ),
+    "bindings": (
+        Meaning("0", "the bindings are printed"),
+        Meaning("2", f"{_USAGE}, or names a consumer without routes"),
+        Meaning("78", "the configuration or the consumer cannot be used"),
+    ),
     "check": (
         Meaning("0", "there is no error; there may be warnings"),
         Meaning("1", "there are warnings, and --strict was given"),

@@ -20,6 +20,7 @@ from .terminal import complain
 
 # The commands that have a module of their name.
 _IN_MODULES = (
+    "bindings",
     "check",
     "dev",
     "explain",
