@@ -28,4 +28,6 @@ Besides, decisions of an author's tools about values that they are given:
   :mod:`.anonymous` for secrets and personal details.
 - :mod:`.project` has the rules of a new consumer's project and of its update; with copier,
   :mod:`.project_template` renders the folder ``template``.
+
+:mod:`.development` is the loop of ``fm-consumer dev``.
 """
