@@ -329,15 +329,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def started_broker(stack: ExitStack) -> Broker | None:
     """Start a private RabbitMQ, which *stack* stops; None, and the reason said, without one."""
-    try:
-        if missing := Broker.missing():
-            raise BrokerError(missing)
+    reason = Broker.missing()
+    if reason is None:
         say("starting a private RabbitMQ")
-        return stack.enter_context(Broker())
-    except BrokerError as error:
-        say(paint(f"there is no private RabbitMQ: {error}", RED))
-        say("so the messages come from a file, and no broker takes part")
-        return None
+        try:
+            return stack.enter_context(Broker())
+        except BrokerError as error:
+            reason = str(error)
+    say(paint(f"there is no private RabbitMQ: {reason}", RED))
+    say("so the messages come from a file, and no broker takes part")
+    return None
 
 
 def run(count: int, rate: float) -> None:
