@@ -23,6 +23,7 @@ import re
 import signal
 import subprocess
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .instance import until
@@ -188,16 +189,13 @@ class Reader:
     def _shows(self, text: str, terminals: list[str]) -> None:
         """Check that each line is in the last output, or comes in one of *terminals*."""
         for line in filter(None, text.splitlines()):
-            wanted = shape(line)
-
-            def shown() -> list[str]:
-                return [self._log(name) for name in terminals] or [self.output]
-
-            def is_there(wanted: str = wanted) -> bool:
-                found = (shape(one) for whole in shown() for one in whole.splitlines())
-                return any(wanted in one for one in found)
-
             if terminals:
-                until(is_there, lambda line=line: f"{line!r} in\n{shown()}")
+                until(partial(self._is_shown, line, terminals), partial(self._shown, terminals))
             else:
-                assert is_there(), f"{line!r} is not in\n{self.output}"
+                assert self._is_shown(line, []), f"{line!r} is not in\n{self.output}"
+
+    def _is_shown(self, line: str, terminals: list[str]) -> bool:
+        return any(shape(line) in shape(one) for one in self._shown(terminals).splitlines())
+
+    def _shown(self, terminals: list[str]) -> str:
+        return "\n".join(map(self._log, terminals)) if terminals else self.output
