@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from consumer_framework.author.batch import Batch
     from consumer_framework.author.consumer import BatchConsumer, Consumer
     from consumer_framework.author.heartbeat import heartbeat
+    from consumer_framework.author.routing import on_message, on_topic
     from consumer_framework.author.steps import AsyncStep, Step
     from consumer_framework.author.translate import on, translate
     from consumer_framework.core.errors import (
@@ -53,6 +54,8 @@ __all__ = [
     "StepResultError",
     "heartbeat",
     "on",
+    "on_message",
+    "on_topic",
     "translate",
 ]
 
@@ -77,6 +80,8 @@ _MODULES = {
     "StepResultError": ".core.errors",
     "heartbeat": ".author.heartbeat",
     "on": ".author.translate",
+    "on_message": ".author.routing",
+    "on_topic": ".author.routing",
     "translate": ".author.translate",
 }
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Write the generated parts of the reference: the Python API, the commands, the settings.
+"""Write the generated parts of the reference: Python API, commands, settings, exit codes.
 
 ``python docs/generate.py`` writes ``reference/python-api.md`` from the docstrings, the part of
 ``reference/cli.md`` between two markers from ``fm-consumer --help``, and the tables of settings
-from their declarations in :mod:`consumer_framework.settings.model`. All are plain Markdown, so
-that a forge shows them as they are. A test fails where they are not current.
+from their declarations in :mod:`consumer_framework.settings.model`, and the exit codes from
+:mod:`consumer_framework.cli.exit_codes`. The pictures of the architecture are drawn by
+``docs/diagrams.py``. All are plain Markdown, so that a forge shows them as they
+are. A test fails where they are not current.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,8 @@ from fedora_messaging.config import DEFAULTS
 import consumer_framework
 from consumer_framework import publishing
 from consumer_framework.cli import main
+from consumer_framework.cli.exit_codes import EXIT_CODES, Meaning
+from consumer_framework.core.errors import ExitCode
 from consumer_framework.kit.command import CommandConfig
 from consumer_framework.kit.forward import ForwardConfig
 from consumer_framework.kit.insert_row import InsertRowConfig
@@ -30,11 +35,21 @@ from consumer_framework.publishing.direct import Sender
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
-from consumer_framework.testing import Harness, capture_outbox, message_of, messages
+from consumer_framework.testing import (
+    Harness,
+    assert_idempotent,
+    capture_outbox,
+    message_of,
+    messages,
+)
 from consumer_framework.testing.broker import Broker
 
+# The modules beside this one; a test loads this file by its path.
+sys.path.insert(0, str(Path(__file__).parent))
+from diagrams import pictures
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 REFERENCE = Path(__file__).parent / "reference"
 BEGIN = "<!-- generated: fm-consumer --help -->"
@@ -55,6 +70,10 @@ API: dict[str, dict[str, tuple[str, ...]]] = {
         "BatchConsumer": ("handle_batch", "once"),
         "Batch": ("fail",),
         "Recovery": (),
+    },
+    "Routes": {
+        "on_topic": (),
+        "on_message": (),
     },
     "Steps": {
         "Step": ("run", "done", "result"),
@@ -134,7 +153,7 @@ def python_api() -> str:
     ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
-    for function in (message_of, messages, capture_outbox):
+    for function in (assert_idempotent, message_of, messages, capture_outbox):
         lines += _entry(function, f"consumer_framework.testing.{function.__name__}", ())
     return _joined(lines) + "\n"
 
@@ -312,23 +331,65 @@ def _takes(name: str) -> str:
     )
 
 
+def with_exit_codes(page: str) -> str:
+    """Return *page* with its tables of exit codes anew."""
+    parts = re.compile(rf"(<!-- generated: exit codes of ([\w ]+) -->\n).*?({END}\n)", re.DOTALL)
+    return parts.sub(lambda found: found[1] + _exit_codes(found[2]) + found[3], page)
+
+
+# The commands whose tables stand alone; the others follow each other.
+_SERVICES = ("run", "outbox relay")
+
+
+def _exit_codes(commands: str) -> str:
+    if commands in _SERVICES:
+        return _codes_of(commands)
+    others = [name for name in EXIT_CODES if name not in _SERVICES]
+    return "".join(
+        f"\n## `fm-consumer {name}`\n{_shared(name)}{_codes_of(name)}" for name in sorted(others)
+    )
+
+
+def _shared(name: str) -> str:
+    own = [f"`{other}`" for other in EXIT_CODES if other.startswith(f"{name} ")]
+    return f"\nFor all of its commands but {', '.join(sorted(own))}:\n" if own else ""
+
+
+def _codes_of(command: str) -> str:
+    names = {str(code.value): f"`{code.name}`" for code in ExitCode} if command == "run" else {}
+    columns: dict[str, Callable[[Meaning], str]] = {"code": lambda one: one.codes}
+    if names:
+        columns["name"] = lambda one: names.get(one.codes, "")
+    columns["meaning"] = lambda one: one.sentence
+    if any(one.remedy for one in EXIT_CODES[command]):
+        columns["remedy"] = lambda one: one.remedy
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+    lines = [
+        f"| {' | '.join(cell(one) for cell in columns.values())} |" for one in EXIT_CODES[command]
+    ]
+    return _table(head, lines)
+
+
 def _table(head: str, lines: Iterable[str]) -> str:
     return "\n".join(("", head, *lines, "", ""))
 
 
 def generated() -> dict[Path, str]:
     """Return the text of each page that has a generated part."""
-    cli = REFERENCE / "cli.md"
+    cli, exits = REFERENCE / "cli.md", REFERENCE / "exit-codes.md"
     return {
         REFERENCE / "python-api.md": python_api(),
         cli: with_commands(cli.read_text(encoding="utf-8")),
+        exits: with_exit_codes(exits.read_text(encoding="utf-8")),
         **{
             REFERENCE / name: with_settings((REFERENCE / name).read_text(encoding="utf-8"))
             for name in SETTINGS
         },
+        **pictures(),
     }
 
 
 if __name__ == "__main__":
     for path, text in generated().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 # Marks a paragraph in click's help that is not to be filled.
 VERBATIM = "\b\n"
+# The names that man-pages(7) gives to sections.
+HEADINGS = {"Exit codes:": "EXIT STATUS"}
 
 
 def escaped(text: str) -> str:
@@ -63,11 +65,11 @@ def prose(text: str) -> Iterator[str]:
 
 
 def epilog(text: str) -> Iterator[str]:
-    """Yield a command's epilog as a section; its first line is the heading."""
-    lines = inspect.cleandoc(text).removeprefix(VERBATIM)
-    heading, _, rest = lines.partition("\n")
-    yield f".SH {escaped(heading.rstrip(':').upper())}"
-    yield from prose(VERBATIM + textwrap.dedent(rest))
+    """Yield each verbatim paragraph of an epilog as a section; its first line is the heading."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        heading, _, rest = paragraph.removeprefix(VERBATIM).partition("\n")
+        yield f".SH {escaped(HEADINGS.get(heading, heading.rstrip(':').upper()))}"
+        yield from prose(VERBATIM + textwrap.dedent(rest))
 
 
 def described(terms: list[tuple[str, str]]) -> Iterator[str]:

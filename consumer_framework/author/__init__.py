@@ -6,6 +6,7 @@ here may change.
 
 ================== ==========================================================================
 :mod:`.consumer`   the base classes ``Consumer`` and ``BatchConsumer``
+:mod:`.routing`    methods that take the messages of some topics, or of some classes
 :mod:`.batch`      the messages of one call of a batch handler
 :mod:`.steps`      steps of a handler that are done once for each message
 :mod:`.heartbeat`  the current run of the handler, and how the handler restarts its time limit

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from consumer_framework.core.errors import ConfigurationError, Problem
 
 from .batch import Batch
 from .handler import Handler
+from .routing import RouteTable, call_of, collected
 from .steps import Once
 
 if TYPE_CHECKING:
@@ -17,11 +21,14 @@ if TYPE_CHECKING:
 
     from consumer_framework.settings import Recovery
 
+    from .routing import Route
+
 
 class Consumer(ABC):
     """A message consumer that is built from ``[consumer_config]``.
 
-    A subclass implements :meth:`handle`. It may have a nested class ``Config``: a pydantic model,
+    A subclass implements :meth:`handle`, or has routes: methods with :func:`.on_topic` or
+    :func:`.on_message`. It may have a nested class ``Config``: a pydantic model,
     a dataclass or a ``TypedDict``. The ``[consumer_config]`` table is parsed and validated with
     it, and an instance with an invalid table does not start::
 
@@ -33,9 +40,9 @@ class Consumer(ABC):
                 if set(message.packages) & set(self.config.packages):
                     print(message.summary)
 
-    Each of ``setup``, ``handle`` and ``teardown`` may be a plain method or a coroutine method.
-    Plain methods run in a thread of their own and may block; the connection's heartbeats never
-    wait for them. Coroutine methods run on the process's event loop and must not block.
+    Each of ``setup``, ``handle``, the routes and ``teardown`` may be a plain method or a coroutine
+    method. Plain methods run in a thread of their own and may block; the connection's heartbeats
+    never wait for them. Coroutine methods run on the process's event loop and must not block.
     ``__init__`` runs on the event loop's thread, while the loop runs.
 
     With ``ordering = "key"`` and no ``ordering_key`` in the file, a subclass also implements
@@ -63,6 +70,16 @@ class Consumer(ABC):
     config: Any
     # The host sets it before `__init__`.
     _state_dir: Path
+    _routes: ClassVar[tuple[Route, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._routes = collected(cls)
+
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:  # noqa: D102
+        if not (cls._routes or takes_the_rest(cls)):
+            raise TypeError(f"{cls.__qualname__} has neither a handle() nor routes")
+        return super().__new__(cls)
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -131,9 +148,8 @@ class Consumer(ABC):
             Exception: Any other exception ends the start of the instance.
         """
 
-    @abstractmethod
     def handle(self, message: Message) -> Any:
-        """Handle one message.
+        """Handle one message; in a consumer with routes, a message that matches none of them.
 
         Returning means success, and the message is acknowledged. The returned object is ignored.
 
@@ -146,6 +162,8 @@ class Consumer(ABC):
                 the message, for example :class:`.Retry` or :class:`.Drop`.
             Exception: Any other exception is a failure, which the recovery settings treat.
         """
+        name = type(self).__name__
+        raise NotImplementedError(f"{name} has no handle(), and no route for {message.topic}")
 
     def teardown(self) -> Any:  # noqa: B027 -- optional
         """Close the resources that :meth:`setup` opened. Runs once, after the last message."""
@@ -165,6 +183,15 @@ class BatchConsumer(Consumer):
     Messages that failed, or were in the handler when the process died, come alone the next time.
     So a message that always fails does not fail others with it.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls._routes:
+            names = ", ".join(route.name for route in cls._routes)
+            what = f"{cls.__qualname__} takes batches, and has the routes {names}"
+            cure = "a batch has messages of any topic: subclass Consumer, or remove the decorators"
+            problem = Problem("callback", what, cure)
+            raise ConfigurationError(problem, source=f"{cls.__module__}.{cls.__qualname__}")
 
     @abstractmethod
     def handle_batch(self, messages: Batch) -> Any:
@@ -201,11 +228,40 @@ class BatchConsumer(Consumer):
         return self.handle_batch(Batch([message]))
 
 
+def routes_of(kind: type[Consumer]) -> tuple[Route, ...]:
+    """Return the routes of a class, in the order in which they run."""
+    return kind._routes  # noqa: SLF001 -- of this module
+
+
+def takes_the_rest(kind: type[Consumer]) -> bool:
+    """Tell whether the class has a ``handle`` of its own, for all messages without a route."""
+    return kind.handle is not Consumer.handle
+
+
+def table_of(value: Any, topic_prefix: str) -> RouteTable | None:
+    """Return the table that finds the routes of messages.
+
+    Args:
+        value: The author's object; only a class of :class:`Consumer` has routes.
+        topic_prefix: The ``topic_prefix`` of the configuration.
+
+    Returns:
+        None for an object without routes.
+    """
+    if not (inspect.isclass(value) and issubclass(value, Consumer) and routes_of(value)):
+        return None
+    return RouteTable(routes_of(value), topic_prefix, takes_the_rest(value))
+
+
 def handler_of(consumer: Consumer, name: str) -> Handler:
     """Return the handler of *consumer*; logs call it *name*."""
+    kind = type(consumer)
+    methods = {route.name: getattr(consumer, route.name) for route in routes_of(kind)}
+    if methods and takes_the_rest(kind):
+        methods[""] = consumer.handle
     return Handler(
         name,
-        consumer.handle,
+        call_of(methods) if methods else consumer.handle,
         consumer.setup,
         consumer.teardown,
         call_batch=consumer.handle_batch if isinstance(consumer, BatchConsumer) else None,

@@ -48,6 +48,8 @@ class CurrentRun(Protocol):
 
 # The run of this thread, or of this task.
 CURRENT_RUN: ContextVar[CurrentRun | None] = ContextVar("current_run", default=None)
+# The name of the step whose block runs in this thread, or in this task; "" for none.
+CURRENT_STEP: ContextVar[str] = ContextVar("current_step", default="")
 
 
 class _InheritedRun:
@@ -105,7 +107,8 @@ def collect(messages: Sequence[Publication]) -> bool:
 
     Returns:
         False outside a handler, once the handler has ended, and in a process that it forked: the
-        caller stores them by itself.
+        caller stores them by itself. False also in a step, which is done even if the run fails
+        later: no other run would publish its messages.
     """
     run = CURRENT_RUN.get()
-    return run is not None and run.collect(messages)
+    return run is not None and not CURRENT_STEP.get() and run.collect(messages)

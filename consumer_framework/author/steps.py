@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from consumer_framework.core.errors import DependencyFault, StepResultError, StoreError
 from consumer_framework.core.log_fields import fields_of
 
-from .heartbeat import CURRENT_RUN
+from .heartbeat import CURRENT_RUN, CURRENT_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,28 +57,38 @@ OUTSIDE = (
 _under_way: set[tuple[CurrentRun, int, int, str]] = set()
 
 
+def is_any_under_way() -> bool:
+    """Tell whether the block of any step runs now, in any thread or task."""
+    return bool(_under_way)
+
+
 class _Record:
     """One step of one run: its state in memory, and its record."""
 
     def __init__(self, name: str, run: CurrentRun, steps: Steps, delivery: Delivery) -> None:
         self.name = name
+        # Routes with one message have steps of their own.
+        self._key = f"{delivery.route}/{name}" if delivery.route else name
         self.is_done = False
         self.has_run = False
         self.result: Any = None
         self._steps = steps
         self._delivery = delivery
         self._mark = run, delivery.generation, delivery.delivery_tag, name
+        self._outer = ""
 
     def enter(self) -> RecordedStep | None:
         """Begin the block; return the record of an earlier run, None for a step to be done."""
         if self._mark in _under_way:
             raise RuntimeError(f"the step {self.name!r} is under way already for this message")
         try:
-            known = self._steps.steps_of(self._delivery).get(self.name)
+            known = self._steps.steps_of(self._delivery).get(self._key)
         except StoreError as error:
             what = f"the step {self.name!r} is not begun, since the steps cannot be read: {error}"
             raise DependencyFault(what) from error
         _under_way.add(self._mark)
+        self._outer = CURRENT_STEP.get()
+        CURRENT_STEP.set(self.name)
         if known is not None:
             self.is_done, self.result = True, json.loads(known.result)
             about = fields_of(self._delivery)
@@ -87,6 +97,7 @@ class _Record:
 
     def leave(self) -> None:
         _under_way.discard(self._mark)
+        CURRENT_STEP.set(self._outer)
 
     def begin_run(self) -> bool:
         """Return whether the function of the step is to run."""
@@ -106,7 +117,7 @@ class _Record:
     def write(self, encoded: str) -> Future[None]:
         """Begin to write a result."""
         try:
-            return self._steps.record_step(self._delivery, self.name, encoded)
+            return self._steps.record_step(self._delivery, self._key, encoded)
         except StoreError as error:
             raise self.not_recorded(error) from error
 

@@ -15,6 +15,7 @@ from consumer_framework.core.text import plural
 from consumer_framework.operate.check.findings import Level, Report, error
 
 from . import terminal
+from .exit_codes import epilog
 from .options import CONFIGURATION_DIRECTORY, JSON, STATE_DIR, complete_instance, configuration_file
 from .terminal import Command
 
@@ -34,17 +35,8 @@ Examples:
   fm-consumer check sample --broker        also before the first start, or a move
   fm-consumer check --conf sample.toml --strict --json    in a pipeline
   fm-consumer check --json-schema >sample.schema.json    for an editor that completes keys
-
-\b
-Exit codes:
-   0  nothing is wrong; there may be warnings
-   1  with --strict: there are warnings
-   2  this command was used wrongly
-  10  the broker refuses a queue or a binding (--broker)
-  14  the broker cannot be reached, or refuses the connection (--broker);
-      or a certificate has ended
-  78  the instance cannot start
-""",
+"""
+    + epilog("check"),
 )
 @click.argument("name", required=False, shell_complete=complete_instance)
 @click.option(

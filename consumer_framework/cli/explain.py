@@ -10,6 +10,7 @@ import click
 from consumer_framework.core.text import duration_text
 
 from . import terminal
+from .exit_codes import epilog
 from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
 from .terminal import Command, Refusal
 
@@ -30,7 +31,8 @@ Examples:
   fm-consumer explain requests.exceptions.ConnectionError sample
   fm-consumer explain consumer_framework.Retry
   fm-consumer explain KeyError --callback mypackage.consumer:Consumer
-""",
+"""
+    + epilog("explain"),
 )
 @click.argument("exception")
 @click.argument("instance", required=False, shell_complete=complete_instance)

@@ -14,6 +14,7 @@ from consumer_framework.adapters import log
 from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.settings import Overrides
 
+from .exit_codes import epilog
 from .options import DEFAULT_FILE, complete_instance, configuration_file
 from .terminal import complain
 
@@ -21,9 +22,11 @@ from .terminal import complain
 _IN_MODULES = (
     "check",
     "explain",
+    "new",
     "outbox",
     "publish",
     "quarantine",
+    "record",
     "reload",
     "replay",
     "scale",
@@ -33,20 +36,6 @@ _IN_MODULES = (
     "trigger",
     "units",
 )
-
-_EXIT_CODES = """
-\b
-Exit codes:
-   0  told to stop (SIGTERM, SIGINT), or halted by the handler with code 0
-   1  the __init__ of a plain class failed       2  this command was used wrongly
-  10  the broker refused a queue or binding     11  a defect of fm-consumer
-  12  the queue was deleted                     13  the handler failed
-  14  the broker refused the connection         15  no permission to consume
-  75  it cannot work now, and may later; systemd starts the service again
-  78  the configuration can never work; systemd does not restart the service
-128 + N: a second signal N, and handlers were not waited for.
-Any other code is one that the handler halted with.
-"""
 
 
 class _Commands(click.Group):
@@ -69,7 +58,7 @@ def main() -> None:
     log.hide_secrets()
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=epilog("run", "Any other code is one that the handler halted with."))
 @click.argument("name", required=False, shell_complete=complete_instance)
 @click.option(
     "--conf",

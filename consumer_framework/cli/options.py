@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework import settings
+from consumer_framework.core import text
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.settings import instance_name_problem
 
@@ -112,6 +113,16 @@ def _read_conditions(
     try:
         return tuple(map(condition_of, given))
     except ConditionError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def duration(
+    _context: click.Context, _parameter: click.Parameter, given: str | None
+) -> float | None:
+    """Read a length of time, in seconds; a callback of options."""
+    try:
+        return None if given is None else text.seconds(given)
+    except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 

@@ -13,6 +13,7 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.core.text import plural
 
 from . import options, terminal
+from .exit_codes import epilog
 from .options import CONF, JSON, OUTPUT, STATE_DIR, no_more, where, words
 from .outbox_orders import discard, purge, retry
 from .outbox_selection import Selection, command, filters, one_row, opened, settings_of
@@ -61,12 +62,8 @@ outbox.add_command(purge)
 Examples:
   systemctl start fm-outbox@web            # runs this command as a service
   fm-consumer outbox relay --conf ./web.toml
-\b
-Exit codes:
-   0  told to stop (SIGTERM, SIGINT)          11  a defect of fm-consumer
-  75  it cannot work now, and may later       78  the configuration can never work
-128 + N: a second signal N, and the batch was not waited for.
-""",
+"""
+    + epilog("outbox relay"),
 )
 @words("NAME")
 @CONF
@@ -108,10 +105,8 @@ def relay(
 \b
 Examples:
   fm-consumer outbox reload web
-\b
-Exit code: 0 if the file is in force; 1 if the relay refused it and goes on with its old settings,
-or does not run; 2 if the command made no sense.
-""",
+"""
+    + epilog("outbox reload"),
 )
 @words("NAME")
 @CONF
@@ -161,10 +156,8 @@ def _ask_reload(at: Where) -> ReloadReport:
 Examples:
   fm-consumer outbox status web
   fm-consumer outbox status web --json | jq .waiting
-\b
-Exit code: 0 if a relay sends, or holds the lease; 1 if none does, or if it cannot send;
-2 if the command made no sense; 75 if the database does not answer; 78 if there is no such outbox.
-""",
+"""
+    + epilog("outbox status"),
 )
 @words("NAME")
 @CONF
@@ -259,7 +252,8 @@ Examples:
   fm-consumer outbox list web
   fm-consumer outbox list web --state dead --topic 'org.fedoraproject.*.pdc.*'
   fm-consumer outbox list web --older-than 10m --json | jq '.[].reason'
-""",
+"""
+    + epilog("outbox list"),
 )
 @words("NAME")
 @CONF
@@ -316,7 +310,8 @@ def list_(  # noqa: PLR0913 -- one for each option
 Examples:
   fm-consumer outbox show web 41
   fm-consumer outbox show web 41 --json | jq .body
-""",
+"""
+    + epilog("outbox show"),
 )
 @words("NAME ROW")
 @CONF
@@ -349,7 +344,8 @@ Examples:
   fm-consumer outbox export web > all.jsonl
   fm-consumer outbox export web --state dead --output dead.jsonl
   fm-consumer publish dead.jsonl          # publishes them as they were
-""",
+"""
+    + epilog("outbox export"),
 )
 @words("NAME [ROW]...")
 @CONF
@@ -395,7 +391,8 @@ def export(
 Examples:
   fm-consumer outbox migrate web
   sudo -u postgres fm-consumer outbox migrate --conf ./as-owner.toml
-""",
+"""
+    + epilog("outbox migrate"),
 )
 @words("NAME")
 @CONF

@@ -11,6 +11,7 @@ import click
 from consumer_framework.core.text import plural
 
 from . import terminal
+from .exit_codes import epilog
 from .options import CONF, JSON, STATE_DIR, no_more, where, words
 from .outbox_selection import Selection, command, filters, opened, selection
 from .terminal import Command
@@ -44,7 +45,8 @@ Examples:
   fm-consumer outbox retry web --all                        # all dead ones
   fm-consumer outbox retry web --state waiting --all        # do not wait for the next attempt
   fm-consumer outbox retry web --topic 'org.fedoraproject.*.pdc.*'
-""",
+"""
+    + epilog("outbox retry"),
 )
 @words("NAME [ROW]...")
 @CONF
@@ -84,7 +86,8 @@ Examples:
   fm-consumer outbox export web --state dead --output dead.jsonl
   fm-consumer outbox discard web 41 42
   fm-consumer outbox discard web --topic 'org.example.test.*' --state any
-""",
+"""
+    + epilog("outbox discard"),
 )
 @words("NAME [ROW]...")
 @CONF
@@ -121,7 +124,8 @@ def discard(  # noqa: PLR0913 -- one for each option
 Examples:
   fm-consumer outbox purge web --older-than 30d
   fm-consumer outbox purge web --older-than 30d --yes      # for a timer
-""",
+"""
+    + epilog("outbox purge"),
 )
 @words("NAME")
 @CONF

@@ -17,6 +17,7 @@ import click
 from consumer_framework.core.text import plural
 
 from . import terminal
+from .exit_codes import epilog
 from .options import (
     CONFIGURATION_DIRECTORY,
     JSON,
@@ -60,17 +61,7 @@ Examples:
   fm-consumer publish recorded.jsonl --dry-run
   fm-consumer publish recorded.jsonl --new-ids --conf staging.toml --direct
   zcat old.jsonl.gz | fm-consumer publish - --keep-going
-\b
-Exit codes:
-   0  every message is stored, or sent
-   1  lines were left out (--keep-going)
-   2  this command was used wrongly
-  14  the broker cannot be reached; nothing was sent
-  65  a message is invalid
-  75  the outbox or the broker did not take every message; the text tells how to go on
-  78  the configuration cannot be used
- 130  Ctrl-C; the text tells how to go on
-"""
+""" + epilog("publish")
 
 
 def _complete_schema(

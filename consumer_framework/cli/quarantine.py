@@ -14,6 +14,7 @@ import click
 from consumer_framework.core.text import plural
 
 from . import terminal
+from .exit_codes import epilog
 from .options import CONF, JSON, OUTPUT, STATE_DIR, no_more, where, words
 from .quarantine_orders import drop, expire, replay
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
@@ -58,7 +59,8 @@ Examples:
   fm-consumer quarantine list sample
   fm-consumer quarantine list sample --rows --topic 'org.fedoraproject.*.bodhi.*'
   fm-consumer quarantine list sample --state deferred
-""",
+"""
+    + epilog("quarantine list"),
 )
 @words("INSTANCE")
 @CONF
@@ -155,7 +157,8 @@ def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bo
 Examples:
   fm-consumer quarantine show sample 41
   fm-consumer quarantine show sample 41 --json | jq .message.body
-""",
+"""
+    + epilog("quarantine show"),
 )
 @words("INSTANCE ROW")
 @CONF
@@ -195,7 +198,8 @@ Examples:
   fm-consumer quarantine export sample > quarantined.jsonl
   fm-consumer quarantine export sample 41 42 --output two.jsonl
   fedora-messaging publish quarantined.jsonl    # every subscriber gets them again
-""",
+"""
+    + epilog("quarantine export"),
 )
 @words("INSTANCE [ROW]...")
 @CONF
@@ -257,7 +261,8 @@ def write_new(target: Path, lines: Iterable[str]) -> int:
 Examples:
   fm-consumer quarantine stats sample
   fm-consumer quarantine stats sample --json | jq .quarantined
-""",
+"""
+    + epilog("quarantine stats"),
 )
 @words("INSTANCE")
 @CONF

@@ -26,6 +26,7 @@ from consumer_framework.core.text import plural
 from consumer_framework.settings import instance_name_problem
 
 from . import options, terminal
+from .exit_codes import epilog
 from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
 from .selection import FINGERPRINT, choose, open_store
 from .terminal import Command, Refusal
@@ -71,9 +72,8 @@ Examples:
   fm-consumer quarantine replay sample --first 1          # a canary
   fm-consumer quarantine replay sample --fingerprint 'KeyError in'
   fm-consumer quarantine replay sample 41 --edit          # mend the message, then run it
-\b
-Exit code: 0 if every message succeeded, 1 if any did not, 2 if the command made no sense.
-""",
+"""
+    + epilog("quarantine replay"),
 )
 @words("INSTANCE [ROW]...")
 @CONF
@@ -360,7 +360,8 @@ Examples:
   fm-consumer quarantine export sample 41 42 --output lost.jsonl
   fm-consumer quarantine drop sample 41 42
   fm-consumer quarantine drop sample --fingerprint 'KeyError in' --yes
-""",
+"""
+    + epilog("quarantine drop"),
 )
 @words("INSTANCE [ROW]...")
 @CONF
@@ -455,9 +456,8 @@ def _ask(at: Where, requests: Sequence[Request[AnswerT]]) -> list[AnswerT]:
 Examples:
   fm-consumer quarantine expire            # all instances of this host
   fm-consumer quarantine expire sample
-\b
-Exit code: 0 if it is done, 1 if an instance's messages could not be looked at or exported.
-""",
+"""
+    + epilog("quarantine expire"),
 )
 @words("[INSTANCE]...")
 @CONF

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from consumer_framework.adapters.store import Group, Row, Stats
-    from consumer_framework.core.attempt import Attempt
+    from consumer_framework.core.attempt import Attempt, RouteState
     from consumer_framework.core.delivery import Delivery
 
 # Bytes of a body that is no JSON; `export` writes all of it.
@@ -136,12 +136,20 @@ def _facts(row: Row, delivery: Delivery, now: float) -> Iterator[tuple[str, str]
     yield "here since", _when(row.created, now)
     if row.crashes:
         yield "crashes", f"the process died {plural(row.crashes, 'time')} while it was handled"
+    for state in delivery.history.routes:
+        yield f"route {state.route}", _route_text(state)
     if row.parent is not None:
         yield "edited from", f"row {row.parent}"
     for name in PROPERTIES:
         value = getattr(delivery.properties, name, None)
         if name not in ("headers", "message_id") and value is not None:
             yield name, _shown(value)
+
+
+def _route_text(state: RouteState) -> str:
+    if state.ending == "later":
+        return f"runs again at {moment(state.until)}: {state.reason}"
+    return f"{state.ending}: {state.reason}" if state.reason else state.ending
 
 
 def _turn(row: Row, first: Row | None, now: float) -> Iterator[tuple[str, str]]:
@@ -207,7 +215,8 @@ def _hex_lines(data: bytes) -> Iterator[str]:
 
 def _attempt_lines(number: int, attempts: Sequence[Attempt], now: float) -> Iterator[str]:
     attempt = attempts[number - 1]
-    head = f"Attempt {number} of {len(attempts)}, {_when(attempt.at, now)}"
+    route = f" in route {attempt.route}" if attempt.route else ""
+    head = f"Attempt {number} of {len(attempts)}{route}, {_when(attempt.at, now)}"
     first = [earlier.traceback for earlier in attempts].index(attempt.traceback) + 1
     if attempt.traceback and first < number:
         yield f"{title(head)}: the traceback of attempt {first}"
@@ -232,6 +241,7 @@ def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
         "message": _message(delivery),
         "properties": {name: value for name, value in properties.items() if value is not None},
         "failures": [asdict(attempt) for attempt in delivery.history.attempts],
+        "routes": [state._asdict() for state in delivery.history.routes],
     }
 
 

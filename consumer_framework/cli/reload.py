@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import terminal
+from .exit_codes import epilog
 from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
 from .terminal import Command, safe
 
@@ -36,10 +37,8 @@ Examples:
   fm-consumer reload builds builds_2          # each of them by itself
   fm-consumer reload sample --json | jq .instances[0].problems
   fm-consumer reload --conf ./test.toml       # as given to 'fm-consumer run'
-\b
-Exit code: 0 if the file is in force, but for what is said to take a restart; 1 if an instance
-refused it and goes on with its old settings, or does not run; 2 if the command made no sense.
-""",
+"""
+    + epilog("reload"),
 )
 @words("INSTANCE...")
 @CONF

@@ -17,11 +17,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from consumer_framework.core.text import seconds
-
 from . import replay_views as views
 from . import terminal
-from .options import CONF, JSON, complete_instance, conditions, no_such_instance, topics, where
+from .exit_codes import epilog
+from .options import (
+    CONF,
+    JSON,
+    complete_instance,
+    conditions,
+    duration,
+    no_such_instance,
+    topics,
+    where,
+)
 from .terminal import Command, LiveLine, Refusal, note
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -61,17 +69,7 @@ The end of a message:
   requeued      it would go back to its queue
   halted        it stopped the instance
   unfinished    the replay ended first, or it was run 100 times without an end
-\b
-Exit codes:
-   0  every message succeeded, was skipped, or was dropped on purpose
-   1  some did not, or lines were left out (--keep-going)
-   2  this command was used wrongly, or a file cannot be read
-  13  the consumer cannot be set up, or torn down
-  65  a line is no message; of files, nothing was run
-  75  the consumer's module raised an exception while it was imported
-  78  the configuration cannot be used
- 130  Ctrl-C (143: SIGTERM); the summary is of the messages so far
-"""
+""" + epilog("replay")
 
 
 def _complete(
@@ -80,15 +78,6 @@ def _complete(
     is_first = not (context.params.get("words") or context.params.get("conf"))
     names = complete_instance(context, parameter, incomplete) if is_first else []
     return names or [CompletionItem(incomplete, type="file")]
-
-
-def _duration(
-    _context: click.Context, _parameter: click.Parameter, given: str | None
-) -> float | None:
-    try:
-        return None if given is None else seconds(given)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 @click.command(cls=Command, epilog=_MORE)
@@ -107,7 +96,7 @@ def _duration(
 @click.option(
     "--time-limit",
     metavar="DURATION",
-    callback=_duration,
+    callback=duration,
     help="End after so much virtual time, such as '2h'. Default: 30d, and 1h in a pause.",
 )
 @click.option(

@@ -11,6 +11,7 @@ import click
 from consumer_framework.core.text import plural
 
 from . import options, terminal
+from .exit_codes import epilog
 from .options import complete_instance, instance_file, no_such_instance
 from .terminal import Command
 
@@ -35,10 +36,8 @@ Examples:
   fm-consumer scale builds 3             # builds, builds_2 and builds_3
   fm-consumer scale builds 1 --dry-run   # what would be stopped and removed?
   fm-consumer status builds              # all of them, and their sum
-\b
-Exit code: 0 if there are N workers now; 1 if something is in the way, or could not be done;
-2 if the command made no sense; 78 if workers cannot share what NAME.toml says.
-""",
+"""
+    + epilog("scale"),
 )
 @click.argument("name", shell_complete=complete_instance)
 @click.argument("count", metavar="N", type=click.IntRange(1, _MOST))

@@ -15,6 +15,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.text import plural
 
 from . import terminal
+from .exit_codes import epilog
 from .options import JSON
 from .terminal import Column, Command, Refusal, faint, note, safe, title
 
@@ -51,12 +52,7 @@ _MORE_FOR = """
 Examples:
   fm-consumer schemas for org.fedoraproject.prod.bodhi.update.edit
   fm-consumer schemas for 'org.fedoraproject.*.buildsys.#'
-\b
-Exit codes:
-   0  a schema of the topic is installed
-   1  none is
-   2  this command was used wrongly
-"""
+""" + epilog("schemas for")
 _MORE_DIFF = """
 \b
 Examples:
@@ -64,13 +60,7 @@ Examples:
   fm-consumer schemas diff mine.done.v1 old.json
   fm-consumer schemas diff old.json new.json
   fm-consumer schemas diff bodhi.update.edit.v1 bodhi.update.edit.v2
-\b
-Exit codes:
-   0  consumers of the old version survive
-   1  they do not
-   2  this command was used wrongly
-  78  a schema cannot be read
-"""
+""" + epilog("schemas diff")
 
 
 def _complete(
@@ -94,7 +84,7 @@ def schemas(context: click.Context) -> None:
         context.invoke(list_, as_json=False)
 
 
-@schemas.command("list", cls=Command)
+@schemas.command("list", cls=Command, epilog=epilog("schemas list"))
 @JSON
 def list_(*, as_json: bool) -> None:
     """List the installed schemas with severity, topic, package and version.
@@ -135,7 +125,7 @@ def _document(schema: Schema) -> dict[str, Any]:
     return found
 
 
-@schemas.command(cls=Command)
+@schemas.command(cls=Command, epilog=epilog("schemas show"))
 @click.argument("name", shell_complete=_complete)
 @JSON
 def show(name: str, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ import click
 from consumer_framework.core.text import age, plural
 
 from . import options, terminal
+from .exit_codes import epilog
 from .options import JSON, complete_instance, instance_file
 from .terminal import Command, Refusal, bad, faint, good, safe, title
 
@@ -51,10 +52,8 @@ Examples:
   fm-consumer status builds_2        # that worker alone
   fm-consumer status --json | jq '.groups[].totals'
   fm-consumer status sample --state-dir ./state    # as given to 'fm-consumer run'
-\b
-Exit code, as of 'systemctl status': 0 if all are active; 3 if one is not; 4 if there is no such
-instance. Without NAME, one that is disabled and was stopped is shown and does not count.
-""",
+"""
+    + epilog("status"),
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_instance)
 @click.option(

@@ -6,13 +6,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,25 +18,20 @@ import click
 from consumer_framework.core.text import about, fit, plural, width
 
 from . import terminal
-from .options import (
-    complete_instance,
-    conditions,
-    configuration_file,
-    no_such_instance,
-    topics,
-)
+from .exit_codes import epilog
+from .options import conditions, topics
 from .terminal import Command, note, safe
+from .watched import Source, Stopped, distinct, source, stoppable, told
 
 # Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.kit.conditions import Condition
     from consumer_framework.operate.watching import View
-    from consumer_framework.settings import Binding, Settings
+    from consumer_framework.settings import Settings
 
-_CLIENT = {"app": "fm-consumer tail"}
 _WARNING, _ERROR = 30, 40
 # Missing classes that the summary names.
 _NAMED = 5
@@ -62,43 +55,13 @@ Conditions of --where:
   body.build.id>1000        also <, <= and >=
   headers.x-request-id      there is one
 The first word is topic, id, queue, exchange, severity, headers or body.
-\b
-Exit codes:
-   0  told to stop (Ctrl-C, SIGTERM), or --count messages were shown
-   2  this command was used wrongly
-  10  the broker refuses the queue, or the exchange is missing
-  14  the broker cannot be reached, or refuses the connection
-  15  no permission to consume
-  78  the configuration cannot be used
-"""
+""" + epilog("tail")
 
 
 @click.command(cls=Command, epilog=_MORE)
 @topics("Show these topics", " Default: the bindings of the configuration, without one all topics.")
 @conditions("Show only messages that fit")
-@click.option("--exchange", default="", help="Default: that of the bindings, or amq.topic.")
-@click.option(
-    "--conf",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Connect as this configuration says. Default: $FEDORA_MESSAGING_CONF, or "
-    "/etc/fedora-messaging/config.toml, or the broker of this machine.",
-)
-@click.option(
-    "--instance",
-    metavar="NAME",
-    shell_complete=complete_instance,
-    help="Connect as /etc/fedora-messaging/NAME.toml says.",
-)
-@click.option(
-    "--url", metavar="URL", help="Connect to this broker: amqp://USER:PASSWORD@HOST/VHOST."
-)
-@click.option(
-    "--fedora",
-    is_flag=True,
-    help="Connect to Fedora's public broker, with the public certificates of fedora-messaging. "
-    "With --url: to that broker with these certificates.",
-)
+@source
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N messages.")
 @click.option("--full", is_flag=True, help="Show ids, headers and bodies, too.")
 @click.option(
@@ -116,85 +79,25 @@ def tail(**given: Any) -> None:
 
     If the connection ends, the command connects again; messages of the time between are missing.
     """
+    at = Source.taken_from(given)
     options = _Options(**given)
     options.check()
-    settings = _settings(options)
-    _Run(options, settings).run()
+    _Run(options, at.settings("fm-consumer tail")).run()
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
     """The command line."""
 
-    topics: tuple[str, ...]
     conditions: tuple[Condition, ...]
-    exchange: str
-    conf: Path | None
-    instance: str | None
-    url: str | None
-    fedora: bool
     count: int | None
     full: bool
     as_json: bool
 
     def check(self) -> None:
         """Refuse options that do not go together."""
-        is_file = bool(self.conf or self.instance)
-        if is_file and (self.url or self.fedora):
-            raise click.UsageError("give one of --conf, --instance, --url and --fedora")
         if self.full and self.as_json:
             raise click.UsageError("--json shows everything: leave out --full")
-
-
-def _settings(options: _Options) -> Settings:
-    import logging  # noqa: PLC0415
-
-    from consumer_framework.adapters import config, log  # noqa: PLC0415
-    from consumer_framework.adapters.codec import load_schemas  # noqa: PLC0415
-    from consumer_framework.adapters.systemd.notify import is_journal  # noqa: PLC0415
-    from consumer_framework.operate.watching import FEDORA_URL, fedora_values  # noqa: PLC0415
-    from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
-    from consumer_framework.settings import Overrides  # noqa: PLC0415
-
-    log.set_up(None, is_journal, level=logging.ERROR)
-    overrides = Overrides("", "", options.exchange, options.topics)
-    load_schemas()
-    if options.fedora:
-        values = {**fedora_values(options.url or FEDORA_URL), "client_properties": _CLIENT}
-        return config.load_values(values, "--fedora", overrides)
-    if options.url:
-        values = {"amqp_url": options.url, "client_properties": _CLIENT}
-        return config.load_values(values, "--url", overrides)
-    path = configuration_file(options.instance, options.conf)
-    if options.instance and path is not None and not path.exists():
-        raise no_such_instance(options.instance, path)
-    instance = path.stem if path else ""
-    return config.load(path, overrides, from_outside(path, instance, lenient=False))
-
-
-class _Stopped(BaseException):
-    """Told to stop, by a signal."""
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Raise :class:`_Stopped` for the signals that end the command."""
-
-    def stop(*_: object) -> None:
-        # A second one must not disturb the goodbye.
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise _Stopped
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        for number in numbers:
-            signal.signal(number, stop)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -213,9 +116,9 @@ class _Run:
     def run(self) -> None:
         """Show messages until told to stop."""
         try:
-            with _stoppable():
+            with stoppable():
                 self._watch()
-        except _Stopped:
+        except Stopped:
             pass
         except BrokenPipeError:
             # Nobody reads any more; the interpreter would complain about its flush.
@@ -225,7 +128,7 @@ class _Run:
     def _watch(self) -> None:
         from consumer_framework.operate import watching  # noqa: PLC0415
 
-        bindings = _distinct(self.settings.bindings)
+        bindings = distinct(self.settings.bindings)
         with closing(watching.watch(self.settings.brokers, bindings)) as events:
             for event in events:
                 match event:
@@ -233,10 +136,12 @@ class _Run:
                         missed = f"messages of about {about(gap)} are missing"
                         note(f"connected again, to {host}; {missed}")
                     case watching.Connected(host):
-                        note(f"watching {_told(bindings)} at {host}; Ctrl-C ends it")
+                        note(f"watching {told(bindings)} at {host}; Ctrl-C ends it")
                     case watching.Lost(reason, retry_in):
                         again = f"trying again in {retry_in:g} s"
                         note(f"the connection is lost: {reason}; {again}")
+                    case None:
+                        pass
                     case delivery if self._is_last(watching.View.of(delivery)):
                         return
 
@@ -274,22 +179,6 @@ class _Run:
             cure = f"see '{shlex.join(['fm-consumer', 'schemas', 'for', topic])}'"
             what = f"the class {schema} of {plural(number, 'message')} is not installed here"
             note(f"{what}: {cure}")
-
-
-def _distinct(bindings: Sequence[Binding]) -> list[Binding]:
-    """Return the bindings, each one once: two queues of a file may have the same."""
-    found: dict[str, Binding] = {}
-    for binding in bindings:
-        key = json.dumps([binding.exchange, binding.routing_keys, binding.arguments], default=repr)
-        found.setdefault(key, binding)
-    return list(found.values())
-
-
-def _told(bindings: Sequence[Binding]) -> str:
-    keys = list(dict.fromkeys(key for binding in bindings for key in binding.routing_keys))
-    shown = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" * (len(keys) > _NAMED))
-    exchanges = ", ".join(dict.fromkeys(binding.exchange for binding in bindings))
-    return f"{shown} of {exchanges}"
 
 
 def _line(view: View) -> str:

@@ -15,6 +15,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.text import plural, seconds
 from consumer_framework.settings import instance_name_problem
 
+from .exit_codes import epilog
 from .options import configuration_file
 from .terminal import Command, note
 
@@ -40,14 +41,7 @@ The exit code of the command decides:
    0  the message is done
   75  try it again later
   any other: a failure; the message is tried again, and set aside in the end
-\b
-Exit codes:
-   0  told to stop (Ctrl-C, SIGTERM), or --count messages are done
-   2  this command was used wrongly
-  14  the broker refused the connection
-  75  it cannot work now, and may later
-  78  it can never work as it is configured
-"""
+""" + epilog("trigger")
 
 
 def _duration(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

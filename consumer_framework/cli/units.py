@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import terminal
+from .exit_codes import epilog
 from .options import JSON
 from .terminal import Command, Refusal
 
@@ -74,10 +75,8 @@ Examples:
   fm-consumer units install --dry-run
   fm-consumer units install && systemctl start fm-consumer@sample
   fm-consumer units install --root /mnt/image
-\b
-Exit code: 0 if they are installed; 1 if something is in the way, or could not be written;
-2 if the command made no sense.
-""",
+"""
+    + epilog("units install"),
 )
 @ROOT
 @DIRECTORY
@@ -104,10 +103,8 @@ def install(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json:
 @units.command(
     cls=Command,
     epilog="""
-\b
-Exit code: 0 if none is left that 'install' wrote; 1 if one was edited, or could not be removed;
-2 if the command made no sense.
-""",
+"""
+    + epilog("units uninstall"),
 )
 @ROOT
 @DIRECTORY
@@ -163,10 +160,8 @@ def _reload(root: Path) -> str:
 @units.command(
     cls=Command,
     epilog="""
-\b
-Exit code, as of diff(1): 0 if 'install' would change nothing; 1 if it would; 2 if the command
-made no sense.
-""",
+"""
+    + epilog("units diff"),
 )
 @ROOT
 @DIRECTORY
@@ -199,7 +194,8 @@ Examples:
   fm-consumer units show memory.conf
   d=/etc/systemd/system/fm-consumer@sample.service.d
   mkdir -p $d && fm-consumer units show memory.conf > $d/memory.conf && systemctl daemon-reload
-""",
+"""
+    + epilog("units show"),
 )
 @click.argument("names", metavar="[FILE]...", nargs=-1)
 @click.option("--names", "only_names", is_flag=True, help="Print the names of all files.")

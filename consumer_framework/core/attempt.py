@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from .text import clipped, printable, printable_lines
 
@@ -41,6 +41,7 @@ class Attempt:
         message: The exception's first line.
         traceback: The whole traceback as text; "" where there was none.
         fingerprint: Equal for failures of the same cause: class and innermost own frame.
+        route: The route that failed; "" in a consumer without routes.
     """
 
     at: float
@@ -48,6 +49,33 @@ class Attempt:
     message: str
     traceback: str
     fingerprint: str
+    route: str = ""
+
+
+# The state of a route of one message: it is done; it lost the message on purpose, which is done as
+# well; it runs again later; it has failed for good, and waits for an operator.
+RouteEnding: TypeAlias = Literal["done", "dropped", "later", "failed"]
+
+
+class RouteState(NamedTuple):
+    """What became of a message in one of its routes. A route without a state has yet to run.
+
+    Attributes:
+        route: The name of the route.
+        ending: The state.
+        until: When it runs again, in seconds since the epoch; 0.0 unless it is ``later``.
+        reason: The reason, for the log and for operators.
+    """
+
+    route: str
+    ending: RouteEnding
+    until: float = 0.0
+    reason: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        """True if the route never runs again with the message."""
+        return self.ending in {"done", "dropped"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +85,38 @@ class History:
     Attributes:
         attempts: The failed attempts, oldest first.
         crashes: How often the process died while the handler had the message.
+        routes: The states of its routes, if it has several.
     """
 
     attempts: tuple[Attempt, ...] = ()
     crashes: int = 0
+    routes: tuple[RouteState, ...] = ()
 
     def failed(self, attempt: Attempt) -> History:
         """Return the history with one more failed attempt."""
-        return History((*self.attempts, attempt), self.crashes)
+        return replace(self, attempts=(*self.attempts, attempt))
+
+    def attempts_of(self, route: str) -> int:
+        """Return the number of failed attempts of *route*; "" for a consumer without routes."""
+        return sum(attempt.route == route for attempt in self.attempts)
+
+    @property
+    def for_replay(self) -> History:
+        """The history with which an operator has the message run again.
+
+        Earlier attempts stay known, and routes that are done stay done. Other routes run at once,
+        and the crashes of the process do not count again.
+        """
+        return History(self.attempts, routes=tuple(s for s in self.routes if s.is_done))
 
 
 NO_HISTORY = History()
 
 
-def attempt_of(error: BaseException, at: float) -> Attempt:
-    """Describe *error*, which ended an attempt *at* seconds since the epoch."""
-    text = _storable(traceback_text(error))
-    return Attempt(at, _qualified(type(error)), first_line(error), text, fingerprint(error))
+def attempt_of(error: BaseException, at: float, route: str = "") -> Attempt:
+    """Describe *error*, which ended an attempt of *route* at *at* seconds since the epoch."""
+    text, kind = _storable(traceback_text(error)), _qualified(type(error))
+    return Attempt(at, kind, first_line(error), text, fingerprint(error), route)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ from .attempt import NO_HISTORY, History
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .recovery import Decision
+
 # The encodings of text that a body may have, by normalized name. Python has many more that are no
 # encodings of text, or take the square of the body's length: punycode, idna, unicode_escape. Other
 # names are not looked up, because Python would remember every one of them.
@@ -95,6 +97,7 @@ class Delivery(NamedTuple):
         row: The store's number for it if it came from the store, with generation 0; else 0.
         lane: Its ordering key: it must not overtake others with the same one; "" for none.
         decoded: The message, until it is taken out, if it was decoded already to find the lane.
+        route: The route of the consumer that has it; "" for a delivery that is in none.
         replayed: Whether an operator had it run again. A replay has one attempt, and goes back to
             quarantine if that fails.
     """
@@ -114,6 +117,7 @@ class Delivery(NamedTuple):
     replayed: bool = False
     arrived_at: float = 0.0
     decoded: list[Any] | None = None
+    route: str = ""
 
     @property
     def message_id(self) -> str:
@@ -209,10 +213,15 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The handler raised *error*: an author's signal, or anything else."""
+    """The handler raised *error*: an author's signal, or anything else.
+
+    Attributes:
+        route: The route that raised it; "" in a consumer without routes.
+    """
 
     error: BaseException
     published: Published | None = None
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +267,49 @@ class Blocked:
     published: ClassVar[None] = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unrouted:
+    """No route of the consumer takes the message; it did not run."""
+
+    published: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteResult:
+    """What became of a message in one of its routes.
+
+    Attributes:
+        route: The name of the route.
+        decision: The disposition of the message as far as this route goes.
+        outcome: The outcome of its run; None if the route did not run this time.
+    """
+
+    route: str
+    decision: Decision
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Several routes have the message. The messages that they published are stored by now.
+
+    Attributes:
+        results: One for each route, in the order in which they run.
+    """
+
+    results: tuple[RouteResult, ...]
+    published: ClassVar[None] = None
+
+
 Outcome: TypeAlias = (
-    Succeeded | Skipped | Failed | Undecodable | Crashed | SettledBefore | Withdrawn | Blocked
+    Succeeded
+    | Skipped
+    | Failed
+    | Undecodable
+    | Crashed
+    | SettledBefore
+    | Withdrawn
+    | Blocked
+    | Unrouted
+    | Routed
 )

@@ -35,6 +35,7 @@ QUEUE = "FM_QUEUE"
 ATTEMPT = "FM_ATTEMPT"
 DISPOSITION = "FM_DISPOSITION"
 FINGERPRINT = "FM_FINGERPRINT"
+ROUTE = "FM_ROUTE"
 
 Fields: TypeAlias = "dict[str, str | list[str]]"
 
@@ -43,9 +44,11 @@ def run_number(delivery: Delivery) -> int:
     """Return the number of the next run of the handler on *delivery*: 1 for the first.
 
     Runs that failed count, and runs in which the process died. Runs that the author, or a broken
-    dependency, put off do not count.
+    dependency, put off do not count. In a route its own failures count.
     """
-    return len(delivery.history.attempts) + delivery.history.crashes + 1
+    history, route = delivery.history, delivery.route
+    failed = history.attempts_of(route) if route else len(history.attempts)
+    return failed + history.crashes + 1
 
 
 def fields(  # noqa: PLR0913, PLR0917 -- each is one field
@@ -55,6 +58,7 @@ def fields(  # noqa: PLR0913, PLR0917 -- each is one field
     attempt: int = 0,
     disposition: Disposition | None = None,
     fingerprint: str = "",
+    route: str = "",
 ) -> Fields:
     """Make the fields of a line about one message; unknown values have no field.
 
@@ -65,6 +69,7 @@ def fields(  # noqa: PLR0913, PLR0917 -- each is one field
         attempt: The number of the run that the line is about; 0 if it is about none.
         disposition: Its disposition, once that is decided.
         fingerprint: The cause of its failure.
+        route: The route that it is in, "" if it is in none.
     """
     known: Fields = {
         MESSAGE_ID: message_id,
@@ -73,6 +78,7 @@ def fields(  # noqa: PLR0913, PLR0917 -- each is one field
         ATTEMPT: str(attempt or ""),
         DISPOSITION: rule_for(disposition).words.field if disposition is not None else "",
         FINGERPRINT: fingerprint,
+        ROUTE: route,
     }
     return {name: value for name, value in known.items() if value}
 
@@ -93,7 +99,7 @@ def fields_of(
     """
     number = run_number(delivery) if attempt is None else attempt
     id_, topic = delivery.message_id, delivery.routing_key
-    return fields(id_, topic, delivery.queue, number, disposition, fingerprint)
+    return fields(id_, topic, delivery.queue, number, disposition, fingerprint, delivery.route)
 
 
 def fields_of_all(deliveries: Sequence[Delivery]) -> Fields:

@@ -354,7 +354,9 @@ def source_key(delivery: Delivery) -> str:
     """
     if not (delivery.message_id or delivery.row):
         return ""
-    names = (delivery.queue, delivery.message_id, delivery.routing_key, str(delivery.row))
+    names = [delivery.queue, delivery.message_id, delivery.routing_key, str(delivery.row)]
+    if delivery.route:
+        names.append(delivery.route)
     digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass"))
     digest.update(delivery.body)
     # Half of it is enough, and makes the index of the outbox's table half as large.

@@ -6,6 +6,9 @@ The policy is data, and is applied in this order:
 1. A signal that the author raised on purpose is answered as it says.
 2. The rules for exceptions, of which the first match wins.
 3. The schedule of retries, for exceptions that no rule matches.
+
+A message that several routes have is decided for each route by the same rules, with the attempts of
+that route. :func:`combined` makes one disposition of theirs.
 """
 
 from __future__ import annotations
@@ -13,27 +16,30 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from . import disposition as to
 from . import errors
-from .attempt import LINE_LIMIT, History, attempt_of, one_line
+from .attempt import LINE_LIMIT, History, RouteState, attempt_of, one_line
 from .delivery import (
     Blocked,
     Crashed,
     Delivery,
     Failed,
     Outcome,
+    Routed,
+    RouteResult,
     SettledBefore,
     Skipped,
     Succeeded,
     Undecodable,
+    Unrouted,
     Withdrawn,
 )
 from .text import clipped, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .disposition import Disposition
 
@@ -145,6 +151,8 @@ _HIGHEST_EXIT_CODE = 255
 _ACK = to.Ack()
 # The reason of a message that goes to the store although no handler has seen it.
 BEHIND = "behind an earlier message with the same key"
+# The reason of a message that is lost because the consumer has no method for it.
+NO_ROUTE = "no route of the consumer takes it"
 
 
 def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situation) -> Decision:
@@ -154,34 +162,40 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
         Always a decision. A failure that no rule matches is tried again, and once the attempts are
         spent, ``policy.on_exhausted`` says the end.
     """
+    history = delivery.history
+    disposition: Disposition
     match outcome:
         case Succeeded() | Skipped() | SettledBefore():
-            return Decision(_ACK, delivery.history)
+            disposition = _ACK
+        case Failed(error):
+            answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
+            case = _Case(delivery, policy, situation, outcome.route)
+            return next(answers, _Case.by_rules)(case, error)
+        case Routed(results):
+            return combined(_Case(delivery, policy, situation), results)
         case Undecodable(error):
-            history = delivery.history.failed(attempt_of(error, situation.now))
+            history = history.failed(attempt_of(error, situation.now))
             reason = f"no valid message: {one_line(error)}"
             rejects = policy.on_invalid is OnInvalid.REJECT or not situation.may_store
             is_brokers = not (delivery.row or delivery.replayed)
-            invalid = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
-            return Decision(invalid, history)
+            disposition = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
         case Crashed(times, hung):
             reason = f"the process died {times} times while it was handled"
             if hung:
                 late = "the handler did not return within handler_timeout"
                 reason = f"{late}; the process was restarted {times} times because of it"
-            aside = to.Quarantine(reason) if situation.may_store else to.Requeue(reason)
-            return Decision(aside, delivery.history)
+            disposition = to.Quarantine(reason) if situation.may_store else to.Requeue(reason)
         case Withdrawn():
-            return Decision(to.GiveBack(), delivery.history)
+            disposition = to.GiveBack()
         case Blocked():
             # The store keeps it behind the other, quarantined where that one is.
             stays = policy.strict or not situation.may_store
-            behind = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
-            return Decision(behind, delivery.history)
-        case Failed(error):
-            answers = (answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
-            case = _Case(delivery, policy, situation)
-            return next(answers, _Case.by_rules)(case, error)
+            disposition = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
+        case Unrouted():
+            # The store has it because the consumer once took it.
+            is_accepted = delivery.row or delivery.replayed
+            disposition = to.Quarantine(NO_ROUTE) if is_accepted else to.Reject(NO_ROUTE)
+    return Decision(disposition, history)
 
 
 # Before there is a message, an unreachable service is never a message's fault.
@@ -208,11 +222,12 @@ def broken_dependency(error: BaseException, policy: Policy) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One failed delivery, and the possible answers."""
+    """One failed delivery, in one route of the consumer, and the possible answers."""
 
     delivery: Delivery
     policy: Policy
     situation: Situation
+    route: str = ""
 
     def by_rules(self, error: BaseException) -> Decision:
         for rule in self.policy.rules:
@@ -222,21 +237,21 @@ class _Case:
 
     def retry(self, error: BaseException) -> Decision:
         history = self._failed(error)
-        used = len(history.attempts)
+        used = history.attempts_of(self.route)
         if used > len(self.policy.schedule) or self.delivery.replayed:
             return Decision(self._exhausted(error, used), history)
         after = error.after if isinstance(error, errors.Retry) else None
         delay = self._spread(self.policy.schedule[used - 1]) if after is None else after
         # The broker can dead-letter only messages that it still has.
         stores = self.policy.on_exhausted is not OnExhausted.REJECT
-        later = self._later(self.situation.now + delay, one_line(error), stores=stores)
+        later = self.later(self.situation.now + delay, one_line(error), stores=stores)
         return Decision(later, history)
 
     def defer(self, error: BaseException) -> Decision:
         now = self.situation.now
         until = error.until if isinstance(error, errors.Defer) else now + self.policy.defer
         until = max(until, now + SHORTEST_WAIT)
-        return Decision(self._later(until, one_line(error)), self.delivery.history)
+        return Decision(self.later(until, one_line(error)), self.delivery.history)
 
     def drop(self, error: BaseException) -> Decision:
         return Decision(to.Reject(_reason(error)), self.delivery.history)
@@ -249,7 +264,7 @@ class _Case:
     def dependency(self, error: BaseException) -> Decision:
         wait = max(SHORTEST_WAIT, self._spread(self.policy.dependency))
         until = self.situation.now + wait
-        later = self._later(until, _reason(error))
+        later = self.later(until, _reason(error))
         return Decision(later, self.delivery.history, dependency_fault=True)
 
     def halt(self, error: BaseException) -> Decision:
@@ -265,12 +280,12 @@ class _Case:
         return Decision(to.Halt(code, error.requeue, reason), self.delivery.history)
 
     def _failed(self, error: BaseException) -> History:
-        return self.delivery.history.failed(attempt_of(error, self.situation.now))
+        return self.delivery.history.failed(attempt_of(error, self.situation.now, self.route))
 
     def _spread(self, delay: float) -> float:
         return delay * (1 + JITTER * (2 * self.situation.spread - 1))
 
-    def _later(self, until: float, reason: str, *, stores: bool = True) -> Disposition:
+    def later(self, until: float, reason: str, *, stores: bool = True) -> Disposition:
         held_for = until - self.situation.now + self.situation.waited
         # A retry at once takes no hold slot: it goes before all others, and needs no write.
         may_hold = self.situation.may_hold or until <= self.situation.now
@@ -336,3 +351,94 @@ _THEN: dict[Then, _Answer] = {
     Then.DEPENDENCY: _Case.dependency,
     Then.HALT: _Case.halt,
 }
+
+
+# Several routes with one message.
+
+
+def combined(case: _Case, results: Sequence[RouteResult]) -> Decision:
+    """Make one decision of those about the routes of a message.
+
+    The first row of :data:`_COMBINED` that has a disposition among *results* decides. So nothing is
+    acknowledged before every route is done, or the store has the message for those that are not.
+
+    Returns:
+        The decision. Its history has the new attempts, and the states of the routes.
+    """
+    history = case.delivery.history
+    known = len(history.attempts)
+    attempts = history.attempts
+    for result in results:
+        attempts += result.decision.history.attempts[known:]
+    states = (state_of(result) for result in results)
+    routes = tuple(state for state in states if state is not None)
+    history = History(attempts, history.crashes, routes)
+    is_fault = any(result.decision.dependency_fault for result in results)
+    for kinds, combine in _COMBINED:
+        if deciding := [r for r in results if isinstance(r.decision.disposition, kinds)]:
+            return Decision(combine(case, deciding, results), history, is_fault)
+    return Decision(_ACK, history, is_fault)
+
+
+def state_of(result: RouteResult) -> RouteState | None:
+    """Return the state of a route; None for one that runs as soon as the message does."""
+    match result.decision.disposition:
+        case to.Ack() | to.Halt(requeue=False):
+            return RouteState(result.route, "done")
+        case to.Reject(reason):
+            return RouteState(result.route, "dropped", reason=reason)
+        case to.Hold(until, reason) | to.Defer(until, reason):
+            return RouteState(result.route, "later", until, reason)
+        case to.Quarantine(reason):
+            return RouteState(result.route, "failed", reason=reason)
+    return None
+
+
+def result_of(state: RouteState, history: History) -> RouteResult:
+    """Return the result of a route that does not run this time, as its *state* says."""
+    known: dict[str, Disposition] = {
+        "done": _ACK,
+        "dropped": to.Reject(state.reason),
+        "later": to.Defer(state.until, state.reason),
+        "failed": to.Quarantine(state.reason),
+    }
+    return RouteResult(state.route, Decision(known[state.ending], history))
+
+
+def _named(results: Sequence[RouteResult]) -> str:
+    named = ((f"route {result.route}", result.decision.disposition.reason) for result in results)
+    return "; ".join(f"{name}: {reason}" if reason else name for name, reason in named)
+
+
+def _halt(_: _Case, deciding: Sequence[RouteResult], results: Sequence[RouteResult]) -> Disposition:
+    halt = cast("to.Halt", deciding[0].decision.disposition)
+    states = [state_of(result) for result in results]
+    # An acknowledgement would lose the message for the routes that are not done.
+    is_done = all(state is not None and state.is_done for state in states)
+    return to.Halt(halt.exit_code, not is_done, _named(deciding[:1]))
+
+
+def _earliest(
+    case: _Case, deciding: Sequence[RouteResult], _: Sequence[RouteResult]
+) -> Disposition:
+    first = min(deciding, key=_until)
+    stores = case.policy.on_exhausted is not OnExhausted.REJECT
+    return case.later(_until(first), _named([first]), stores=stores)
+
+
+def _until(result: RouteResult) -> float:
+    return cast("to.Hold | to.Defer", result.decision.disposition).until
+
+
+_Combine: TypeAlias = "Callable[[_Case, Sequence[RouteResult], Sequence[RouteResult]], Disposition]"
+
+# Dispositions of routes, the strongest first, and the disposition of a message with such a route.
+# If there is none of them, every route is done.
+_COMBINED: tuple[tuple[tuple[type[Disposition], ...], _Combine], ...] = (
+    ((to.Halt,), _halt),
+    ((to.GiveBack,), lambda _case, _deciding, _all: to.GiveBack()),
+    ((to.Hold, to.Defer), _earliest),
+    ((to.Requeue,), lambda _case, deciding, _all: to.Requeue(_named(deciding))),
+    ((to.Quarantine,), lambda _case, deciding, _all: to.Quarantine(_named(deciding))),
+    ((to.Reject,), lambda _case, deciding, _all: to.Reject(_named(deciding))),
+)

@@ -7,11 +7,10 @@ order of the steps, and the patience with a disk that does not take a write.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from .attempt import History
 from .delivery import Failed
 from .disposition import Ack, Defer, Reject, rule_for
 from .errors import StoreError
@@ -68,6 +67,7 @@ class Settler:
         must_keep: Tells of a message that would go back to its queue whether it goes to the store.
         outbox: Keeps the messages that handlers published; None where no handler can.
         dropped: Rows of the store that an operator dropped, and that are not settled yet.
+        is_stopping: Whether nobody waits for a database that does not work.
     """
 
     acknowledger: Acknowledger
@@ -87,6 +87,7 @@ class Settler:
     must_keep: Callable[[Delivery], bool] = lambda _delivery: False
     outbox: Outbox | None = None
     dropped: set[int] = field(default_factory=set)
+    is_stopping: bool = False
     _commits: dict[Task, Delivery] = field(default_factory=dict)
     _failing: int = 0
     _waiters: list[Future[None]] = field(default_factory=list)
@@ -99,7 +100,7 @@ class Settler:
         """
         known = redelivery if redelivery.row else self.histories.recall(redelivery)
         crashes = max(known.history.crashes, self.flight.crashes_of(redelivery))
-        return known._replace(history=History(known.history.attempts, crashes))
+        return known._replace(history=replace(known.history, crashes=crashes))
 
     def answers(self, delivery: Delivery) -> bool:
         """Settle *delivery* at once if its message was settled and the broker did not hear it.
@@ -136,6 +137,27 @@ class Settler:
             self._begin(decided, self._requeue_later(decided, rule))
         else:
             self._finish(decided, rule, told=self._answer(decided, rule))
+
+    async def publish(self, published: Published) -> bool:
+        """Store the messages of one run ahead of the settle, however long the database takes.
+
+        Returns:
+            False if it does not take them, and the instance stops.
+        """
+        assert self.outbox is not None  # noqa: S101 -- without one, no run publishes
+        is_stored = failed = False
+        while not is_stored:
+            try:
+                await self.outbox.store(published)
+                is_stored = True
+            except Exception as error:  # noqa: BLE001 -- as in _commit
+                self._commit_failed(error, is_first=not failed)
+                failed = True
+                if self.is_stopping:
+                    break
+                await self.clock.sleep(COMMIT_RETRY)
+        self._committed(failed=failed)
+        return is_stored
 
     async def commits(self) -> None:
         """Wait for the end of all commits, for a drain; give up commits that fail."""
@@ -266,12 +288,8 @@ class Settler:
                 await (first or self._write(decided, rule))
             except Exception as error:  # noqa: BLE001 -- a defect there must not lose the message
                 first = None
-                if not failed:
-                    failed = True
-                    self._failing += 1
-                    self._tell_waiters()
-                known = isinstance(error, StoreError)
-                self.store_failed(str(error) if known else f"the store failed: {error!r}")
+                self._commit_failed(error, is_first=not failed)
+                failed = True
                 await self.clock.sleep(COMMIT_RETRY)
             else:
                 self._committed(failed=failed)
@@ -288,6 +306,13 @@ class Settler:
         write = rule.write_row if decided.delivery.row else rule.write
         if write is not None:
             await write(self.store, _with_history(decided), decided.decision.disposition)
+
+    def _commit_failed(self, error: Exception, *, is_first: bool) -> None:
+        if is_first:
+            self._failing += 1
+            self._tell_waiters()
+        known = isinstance(error, StoreError)
+        self.store_failed(str(error) if known else f"the store failed: {error!r}")
 
     def _committed(self, *, failed: bool) -> None:
         if failed:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from .delivery import (
     Failed,
     Outcome,
+    Routed,
     Skipped,
     Succeeded,
     Undecodable,
+    Unrouted,
+    Withdrawn,
 )
 from .disposition import rule_for
 from .errors import Signal
@@ -75,6 +78,7 @@ class Snapshot:
         skipped: Handler runs that had nothing to do.
         failed: Handler runs that raised something else than a signal of the author's.
         undecodable: Deliveries that no handler saw because they were no valid message.
+        unrouted: Deliveries that no route of the consumer takes.
         acked: Deliveries that are done.
         requeued: Deliveries put back on their queue because of their outcome.
         rejected: Deliveries dropped, or dead-lettered.
@@ -90,6 +94,7 @@ class Snapshot:
     skipped: int = 0
     failed: int = 0
     undecodable: int = 0
+    unrouted: int = 0
     acked: int = 0
     requeued: int = 0
     rejected: int = 0
@@ -104,6 +109,7 @@ _OUTCOMES: dict[type[Outcome], str] = {
     Succeeded: "succeeded",
     Skipped: "skipped",
     Undecodable: "undecodable",
+    Unrouted: "unrouted",
 }
 
 
@@ -129,6 +135,15 @@ class Counters(Observer):
             outcome = _outcome_name(event.outcome)
             if outcome:
                 self._counts[outcome] += 1
+            elif isinstance(event.outcome, Routed):
+                self._count_routes(event.outcome)
+
+    def _count_routes(self, routed: Routed) -> None:
+        outcomes = [result.outcome for result in routed.results if result.outcome is not None]
+        runs = [outcome for outcome in outcomes if not isinstance(outcome, Withdrawn)]
+        self._counts["received"] += len(runs) - 1
+        names = map(_outcome_name, runs)
+        self._counts.update(name for name in names if name)
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""

@@ -30,7 +30,6 @@ from consumer_framework.adapters.executor import Executor
 from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.files import DATABASE, create, described
 from consumer_framework.author.translate import hosting
-from consumer_framework.core.attempt import History
 from consumer_framework.core.errors import (
     ConfigurationError,
     ExitCode,
@@ -48,6 +47,7 @@ from consumer_framework.publishing import FILE
 from consumer_framework.runtime.assembly.access import from_outside
 from consumer_framework.runtime.assembly.configuration import load
 from consumer_framework.runtime.assembly.plan import make_plan
+from consumer_framework.runtime.assembly.routes import routed
 from consumer_framework.runtime.control.client import reached
 from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.runtime.control.schema import Begun, Replay, Replayed, Step
@@ -329,9 +329,10 @@ class _RowRunner:
             spawn=asyncio.create_task,
             watch=self._commit_failed,
             outbox=outbox,
+            is_stopping=True,
         )
         self._pipeline = Pipeline(
-            handler=handler,
+            handler=routed(handler, plan, self._settler, random.random, lambda: 1),
             policy=plan.policy,
             store=store,
             observer=self,
@@ -344,7 +345,7 @@ class _RowRunner:
         """Run a claimed row once; return its disposition once that is committed."""
         self._done = asyncio.get_running_loop().create_future()
         # Its crashes are forgiven, or a handler that defers it would have it refused when due.
-        history = History(delivery.history.attempts)
+        history = delivery.history.for_replay
         await self._pipeline.process(delivery._replace(history=history, replayed=True))
         return await self._done
 

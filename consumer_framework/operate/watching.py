@@ -8,12 +8,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedora_messaging.message import Message as Base
 
 from consumer_framework.adapters.amqp.inspection import UnreachableError
-from consumer_framework.adapters.amqp.watching import LostError, Watch
+from consumer_framework.adapters.amqp.watching import MOST_LENT, Loan, LostError, Watch
 from consumer_framework.adapters.codec import decode
 from consumer_framework.core.delivery import codec_of, readable
 from consumer_framework.core.errors import ConfigurationError, Fault, Problem
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.settings import Address, Binding
+
+T = TypeVar("T")
 
 # Fedora's public broker, as the file fedora.toml of fedora-messaging has it.
 FEDORA_URL = "amqps://fedora:@rabbitmq.fedoraproject.org/%2Fpublic_pubsub"
@@ -107,8 +109,8 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     connect: Callable[[Address, Sequence[Binding]], Watch] = Watch,
-) -> Generator[Delivery | Lost | Connected, None, None]:
-    """Yield deliveries, and the states of the connection, without end.
+) -> Generator[Delivery | Lost | Connected | None, None, None]:
+    """Yield deliveries, and the states of the connection, without end; None after each moment.
 
     Closing the iterator closes the connection.
 
@@ -126,11 +128,12 @@ def watch(
     delay = _FIRST_DELAY
     while True:
         try:
-            with _connected(addresses, bindings, connect) as current:
+            with _first(addresses, lambda address: connect(address, bindings)) as current:
                 yield Connected(current.host, None if lost_at is None else clock() - lost_at)
                 lost_at, delay = None, _FIRST_DELAY
                 while True:
                     yield from current.wait()
+                    yield None
         except (LostError, Fault) as error:
             now = clock()
             if isinstance(error, Fault) and (lost_at is None or _is_final(error, now - lost_at)):
@@ -145,15 +148,25 @@ def _is_final(fault: Fault, since: float) -> bool:
     return not isinstance(fault, UnreachableError) and since > _PATIENCE
 
 
-def _connected(
-    addresses: Sequence[Address],
-    bindings: Sequence[Binding],
-    connect: Callable[[Address, Sequence[Binding]], Watch],
-) -> Watch:
+def lend(addresses: Sequence[Address], queue: str, most: int) -> Loan:
+    """Borrow the messages that wait in a queue, at the first broker that answers.
+
+    Args:
+        addresses: The brokers in the order to try them.
+        queue: The name of the queue.
+        most: So many messages at most.
+
+    Raises:
+        Fault: No broker answers, or one refuses the queue; or the queue cannot lend messages.
+    """
+    return _first(addresses, lambda address: Loan(address, queue, min(most, MOST_LENT)))
+
+
+def _first(addresses: Sequence[Address], connect: Callable[[Address], T]) -> T:
     faults: list[UnreachableError] = []
     for address in addresses:
         try:
-            return connect(address, bindings)
+            return connect(address)
         except UnreachableError as error:
             faults.append(error)
     reasons = "; ".join([*map(str, faults), "start it, or name another broker"])

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from itertools import accumulate, takewhile
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
@@ -44,6 +46,8 @@ LONGEST_CLAIM = 7200.0
 CLAIM_BYTES = 32 << 20
 # Rows that are parked behind the same waiting row in one claim.
 _PARKED = 1000
+# A body with at most so many bytes is read before its row is chosen.
+SMALL_BODY = 8192
 # Parkings without a row to send before a claim comes back empty.
 _ROUNDS = 10
 # Seconds that rows wait behind one that another live relay has.
@@ -54,6 +58,7 @@ _LEAST_READ = 64
 _OVERDUE = 30.0
 _LONGEST_REASON = 1000
 _LEASE_NAME = "relay"
+_ID = attrgetter("id")
 
 
 class Settled(NamedTuple):
@@ -201,20 +206,24 @@ class Claims(Database):
                     break
             if not rows:
                 return []
-            claims = sa.update(outbox_table).where(c.id.in_(rows))
-            connection.execute(claims.values(claimed_by=token, claimed_until=now + lease))
-            found = connection.execute(_CLAIMED.where(c.id.in_(rows)).order_by(c.id))
-            return [Claimed(*parts(row)) for row in found.all()]
+            claims = sa.update(outbox_table).where(_among([row.id for row in rows]))
+            values = claims.values(claimed_by=token, claimed_until=now + lease)
+            connection.execute(values, execution_options=_ONCE)
+            bodies = {}
+            if large := [row.id for row in rows if row.body is None]:
+                found = sa.select(c.id, c.body).where(_among(large))
+                bodies = dict(map(tuple, connection.execute(found, execution_options=_ONCE)))
+            return [Claimed(*parts(row, bodies)) for row in rows]
 
     def _claimable(
         self, connection: sa.Connection, limit: int, now: float, far: float
-    ) -> tuple[list[int], bool]:
-        """Return the ids of rows to claim, and true if others were parked."""
+    ) -> tuple[list[sa.Row[Any]], bool]:
+        """Return the rows to claim, and true if others were parked."""
         parameters = {"now": now, "far": far, "limit": max(limit, _LEAST_READ)}
         retried = connection.execute(_RETRIED, parameters).all()
         fresh = connection.execute(_FRESH, parameters).all()
         lanes: dict[str, list[sa.Row[Any]]] = defaultdict(list)
-        for row in sorted([*retried, *fresh], key=lambda row: row.id):
+        for row in sorted([*retried, *fresh], key=_ID):
             lanes[row.ordering_key].append(row)
         free = lanes.pop("", [])
         has_parked = False
@@ -282,8 +291,8 @@ class Claims(Database):
         with self.transaction() as connection:
             for ids in (sent, discarded):
                 if ids:
-                    gone = sa.delete(outbox_table).where(c.id.in_(ids), c.claimed_by == token)
-                    done += connection.execute(gone).rowcount
+                    gone = sa.delete(outbox_table).where(_among(ids), c.claimed_by == token)
+                    done += connection.execute(gone, execution_options=_ONCE).rowcount
             if released:
                 free = sa.update(outbox_table).where(c.id.in_(released), c.claimed_by == token)
                 freed = connection.execute(free.values(claimed_by=None, claimed_until=None))
@@ -367,13 +376,28 @@ def free(now: Any, far: Any) -> sa.ColumnElement[bool]:
     return sa.or_(c.claimed_until.is_(None), c.claimed_until <= now, c.claimed_until > far)
 
 
+# A statement with the ids of its rows is of use once: SQLAlchemy need not remember it.
+_ONCE: dict[str, Any] = {"compiled_cache": None}
+
+
+def _among(rows: Sequence[int]) -> sa.TextClause:
+    """Return the condition that the id is one of *rows*.
+
+    As parameters, a thousand ids would take SQLAlchemy longer than the database needs for the rows.
+    """
+    return sa.text(f"id IN ({', '.join(map(str, rows))})")
+
+
 def _candidates(*due: sa.ColumnElement[bool]) -> sa.Select[Any]:
     earlier = outbox_table.alias("earlier")
     lane = (earlier.c.ordering_key == c.ordering_key, earlier.c.state == WAITING)
     first = sa.select(earlier.c.id).where(*lane).order_by(earlier.c.id).limit(1)
     head = sa.case((c.ordering_key == "", c.id), else_=first.scalar_subquery()).label("head")
     size = sa.func.length(c.body).label("size")
-    rows = sa.select(c.id, c.ordering_key, c.due, size, head)
+    # Larger bodies are read once their rows are chosen.
+    body = sa.case((size <= SMALL_BODY, c.body)).label("body")
+    columns = (body if column is c.body else column for column in MESSAGE)
+    rows = sa.select(*columns, c.due, size, head)
     rows = rows.where(c.state == WAITING, *due, free(sa.bindparam("now"), sa.bindparam("far")))
     return rows.limit(sa.bindparam("limit")).with_for_update(skip_locked=True)
 
@@ -382,7 +406,6 @@ def _candidates(*due: sa.ColumnElement[bool]) -> sa.Select[Any]:
 _FRESH = _candidates(c.due == 0).order_by(c.id)
 _RETRIED = _candidates(c.due > 0, c.due <= sa.bindparam("now")).order_by(c.due, c.id)
 
-_CLAIMED = sa.select(*MESSAGE)
 _HELD = (c.id == sa.bindparam("row"), c.claimed_by == sa.bindparam("token"))
 _FAILED: dict[str, Any] = {
     "attempts": c.attempts + 1,
@@ -413,25 +436,22 @@ def _shared(
     The rows of a key stay together, so none comes without the earlier ones. The result is in the
     order of ids.
     """
-    in_order = sorted(rows, key=lambda row: row.id)
+    in_order = sorted(rows, key=_ID)
+    if not retried:
+        return in_order[:limit]
     keys = {row.ordering_key for row in in_order if row.id in retried} - {""}
     failed = [row for row in in_order if row.id in retried or row.ordering_key in keys]
     new = [row for row in in_order if row.id not in retried and row.ordering_key not in keys]
     half = limit // 2 or int(bool(failed) and now - failed[0].due > _OVERDUE)
     count = min(len(failed), max(half, limit - len(new)))
-    return sorted([*failed[:count], *new[: limit - count]], key=lambda row: row.id)
+    return sorted([*failed[:count], *new[: limit - count]], key=_ID)
 
 
-def _within(rows: list[sa.Row[Any]]) -> list[int]:
-    """Return the ids of the first *rows* whose bodies fit into one claim; one always does."""
-    size = 0
-    ids: list[int] = []
-    for row in rows:
-        size += row.size
-        if ids and size > CLAIM_BYTES:
-            break
-        ids.append(row.id)
-    return ids
+def _within(rows: list[sa.Row[Any]]) -> list[sa.Row[Any]]:
+    """Return the first *rows*, whose bodies fit into one claim; one always does."""
+    sizes = accumulate(row.size for row in rows)
+    count = sum(1 for _ in takewhile(lambda size: size <= CLAIM_BYTES, sizes))
+    return rows[: max(count, 1)]
 
 
 def _line(reason: str) -> str:

@@ -55,6 +55,7 @@ from typing import TYPE_CHECKING
 
 from consumer_framework.core.secrets import redact
 
+from .claimer import Claimer
 from .events import (
     Buried,
     ClaimsLost,
@@ -192,9 +193,9 @@ class Relay:
         self._owner = owner or uuid.uuid4().hex
         self._has_lease: bool | None = None
         self._lease_until = 0.0
-        self._claims = 0
-        # The last claim, and the fates of its rows until they are settled.
-        self._held: tuple[str, Sequence[int]] = "", ()
+        self._claimer = Claimer(store, self._owner, lease, clock)
+        self._looks_ahead = False
+        # The fates of the rows of the last claim until they are settled.
         self._unsettled: tuple[str, _Fates] | None = None
         self._failures = 0
         self._swept = 0
@@ -247,6 +248,7 @@ class Relay:
         A wave that is on its way is waited for. A failure of the database does not end the relay.
         """
         self._extender.start()
+        self._looks_ahead = self._leased
         self._stop = stop
         failures = 0
         try:
@@ -276,7 +278,9 @@ class Relay:
         with contextlib.suppress(OutboxError):
             if self._unsettled is not None:
                 self._settle(*self._unsettled)
-            self._store.release(self._owner, *self._held)
+            self._claimer.give_back()
+            held = self._claimer.held
+            self._store.release(self._owner, held.token, held.ids)
         self._has_lease = None
         self._close_messenger()
 
@@ -296,31 +300,34 @@ class Relay:
             self._settle(*self._unsettled)
         if now - self._rebased >= _REBASE or now < self._rebased:
             self._look_after(now)
+        if (obstacle := self._obstacle(now)) is not None:
+            self._claimer.give_back()
+            if obstacle is Step.WAITING:
+                self._sweep("no endpoint takes messages")
+            return obstacle
+        claim = self._claimer.next(self._rows)
+        if not claim.rows:
+            self.idle_at = self._moved
+            return Step.IDLE
+        with self._extender.extending(claim.since, claim.token, claim.ids):
+            if self._looks_ahead and len(claim.rows) >= self._window:
+                self._claimer.look_ahead(self._rows)
+            fates = self._send(claim.rows)
+        self._settle(claim.token, fates)
+        return Step.SENT
+
+    def _obstacle(self, now: float) -> Step | None:
+        """Make ready to send; return the reason why that is not possible, or None."""
         if not self._holds_lease(now):
             return Step.STANDBY
         if self.endpoint_until is not None and now < self.endpoint_until <= now + LONGEST:
-            self._sweep("no endpoint takes messages")
             return Step.WAITING
-        if not self.is_connected:
-            if not self._open():
-                self._sweep("no endpoint takes messages")
-                return Step.WAITING
-            # To connect may take longer than the lease.
-            now = self._clock.time()
-            if not self._holds_lease(now):
-                return Step.STANDBY
-        self._claims += 1
-        since = self._clock.monotonic()
-        token = f"{self._owner}.{self._claims}"
-        claimed = self._store.claim(token, self._rows, self._lease, now)
-        if not claimed:
-            self.idle_at = self._moved
-            return Step.IDLE
-        self._held = token, [one.row for one in claimed]
-        with self._extender.extending(since, *self._held):
-            fates = self._send(claimed)
-        self._settle(token, fates)
-        return Step.SENT
+        if self.is_connected:
+            return None
+        if not self._open():
+            return Step.WAITING
+        # To connect may take longer than the lease.
+        return None if self._holds_lease(self._clock.time()) else Step.STANDBY
 
     def _look_after(self, now: float) -> None:
         """Do the work that comes once a minute."""

@@ -22,7 +22,7 @@ from .migrations import VERSION_TABLE
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 # The channel of PostgreSQL's NOTIFY.
 CHANNEL = "fm_outbox"
@@ -124,13 +124,25 @@ class Row(Claimed):
     claimed_until: float | None
 
 
-def parts(row: Any) -> tuple[int, Outgoing, int, str]:
-    """Return the values of a :class:`Claimed` from the columns :data:`MESSAGE`."""
-    (id_, message_id, topic, body, headers, exchange, priority, key, created, *rest) = row[:11]
-    message = Outgoing(
-        message_id, topic, bytes(body), json.loads(headers), exchange, priority, key, created
-    )
-    return id_, message, *rest
+# json.loads() would look for an encoding and for blanks first.
+_decode = json.JSONDecoder().raw_decode
+
+
+def parts(row: Any, bodies: Mapping[int, bytes] | None = None) -> tuple[int, Outgoing, int, str]:
+    """Return the values of a :class:`Claimed`.
+
+    Args:
+        row: It begins with the columns :data:`MESSAGE`.
+        bodies: The body by id, where the row has none.
+    """
+    id_, message_id, topic, body, headers, exchange, priority, key, created, attempts, choice = row[
+        :11
+    ]
+    if body is None and bodies:
+        body = bodies[id_]
+    fields, _ = _decode(headers)
+    message = Outgoing(message_id, topic, bytes(body), fields, exchange, priority, key, created)
+    return id_, message, attempts, choice
 
 
 # Each dialect's INSERT as text, because SQLAlchemy's way to execute one takes longer than SQLite.

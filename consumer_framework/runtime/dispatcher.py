@@ -20,7 +20,6 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.attempt import History
 from consumer_framework.core.delivery import Withdrawn
 from consumer_framework.core.disposition import Defer, GiveBack, Halt, Hold, rule_for
 from consumer_framework.core.errors import StoreError
@@ -38,6 +37,7 @@ from consumer_framework.core.pipeline import Pipeline
 from consumer_framework.core.recovery import Decision
 from consumer_framework.core.settler import Decided, Settler
 
+from .assembly import routes
 from .lanes import SINGLE_LANE, Arrivals
 from .pauses import Pauses
 from .scheduler import LONGEST_SLEEP, Scheduler
@@ -126,7 +126,8 @@ class Dispatcher:
         self._halt = halt
         self.lane_of: LaneFinder | None = None
         self.limit_of: Callable[[Delivery], int | None] = lambda _delivery: None
-        self._handler: SuspectIsolation | None = None
+        self._isolation: SuspectIsolation | None = None
+        self._handler: HandlerRunner | None = None
         self._pipeline: Pipeline | None = None
         # Lanes whose deliveries go to the store, behind one that went there.
         self._stored_lanes: set[str] = set()
@@ -180,7 +181,14 @@ class Dispatcher:
         """
         ports = self._ports
         self._settler.watch = watch
-        self._handler = SuspectIsolation(handler, ports.clock, self._gate)
+        self._isolation = SuspectIsolation(handler, ports.clock, self._gate)
+        self._handler = routes.routed(
+            self._isolation,
+            self._plan,
+            self._settler,
+            ports.chance,
+            lambda: self._plan.framework.slots,
+        )
         self.lane_of = lane_of
         self._pipeline = Pipeline(
             handler=self._handler,
@@ -207,6 +215,7 @@ class Dispatcher:
         self._plan = plan
         if self._pipeline is not None:
             self._pipeline = replace(self._pipeline, policy=plan.policy)
+        routes.apply(self._handler, plan)
         if (plan.framework.rate, plan.framework.burst) != (former.rate, former.burst):
             self._intake.limit(_bucket(plan.framework))
         self._settler.lost_acks.resize(plan.prefetch_count)
@@ -217,6 +226,7 @@ class Dispatcher:
     def _gate_changed(self, event: GateEvent, _reason: Reason | None) -> None:
         if event is GateEvent.CLOSE:
             self._arrivals.close()
+            self._settler.is_stopping = True
             if self._handler is not None:
                 self._handler.stop()
 
@@ -364,8 +374,9 @@ class Dispatcher:
 
     def _tidy(self) -> None:
         """Give back deliveries that wait so long that the broker would close their channel."""
-        longest = self._handler.longest if self._handler is not None else 0.0
-        self.give_back_old(self._ports.clock.monotonic() - self._plan.patience(longest))
+        longest = self._isolation.longest if self._isolation is not None else 0.0
+        patience = self._plan.patience(longest * routes.most_of(self._handler))
+        self.give_back_old(self._ports.clock.monotonic() - patience)
         self._check_order()
 
     # Orders of operators.
@@ -395,8 +406,7 @@ class Dispatcher:
         self._replays[delivery.row] = done
         # It may be deferred before its replay is over.
         self._scheduler.took(delivery)
-        # Earlier attempts stay known; the crashes of the process do not count again.
-        history = History(delivery.history.attempts)
+        history = delivery.history.for_replay
         self._intake.put_first(delivery._replace(history=history, replayed=True))
         try:
             return await done

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from consumer_framework.core.delivery import Failed, Skipped, Succeeded
+from consumer_framework.core.delivery import Failed, Routed, Skipped, Succeeded
 from consumer_framework.core.gate import Reason
 from consumer_framework.core.ports import Paused
 
@@ -73,8 +73,7 @@ class Pauses:
                     Reason.DEPENDENCY, f"{reason}; next probe in {self._breaker.wait:.0f} s"
                 )
                 self._set_probe()
-        elif isinstance(outcome, Succeeded | Skipped) or (was_open and isinstance(outcome, Failed)):
-            # A probe that failed for another reason met a dependency that works.
+        elif isinstance(outcome, Succeeded | Skipped) or _met(outcome, was_open):
             self._breaker = self._breaker.success()
             if was_open:
                 self._mend(Reason.DEPENDENCY)
@@ -137,3 +136,14 @@ class Pauses:
         probe, self._probe = self._probe, None
         if probe is not None and probe.active():
             probe.cancel()
+
+
+def _met(outcome: Outcome, was_open: bool) -> bool:  # noqa: FBT001 -- of this module
+    """Tell of an outcome that is no dependency's fault whether it met dependencies that work.
+
+    A probe that failed for another reason did.
+    """
+    met: tuple[type, ...] = (Succeeded, Skipped, Failed) if was_open else (Succeeded, Skipped)
+    if isinstance(outcome, Routed):
+        return any(isinstance(result.outcome, met) for result in outcome.results)
+    return isinstance(outcome, met)

@@ -6,6 +6,8 @@
   :class:`.Quarantine`, :class:`.Reject`, :class:`.Requeue`, :class:`.GiveBack` or :class:`.Halt`.
 - :func:`.message_of` builds a valid message of any message class, and :func:`.messages` is a
   strategy of hypothesis for them.
+- :func:`.assert_idempotent` kills a handler before and after each of its effects, and finds those
+  that happen twice.
 - The fakes of :mod:`.fakes` implement the ports of :mod:`consumer_framework.core`. The harness runs
   on them, and a test may use them alone.
 - :func:`.capture_outbox` records the messages that any code publishes, and
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
         make_delivery,
     )
     from .harness import Harness
+    from .idempotency import assert_idempotent
     from .unmocked import UnmockedPublishError, no_unmocked_publish
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "Reject",
     "Requeue",
     "UnmockedPublishError",
+    "assert_idempotent",
     "capture_outbox",
     "make_delivery",
     "message_of",
@@ -88,6 +92,7 @@ _MODULES = {
     "Reject": "consumer_framework.core.disposition",
     "Requeue": "consumer_framework.core.disposition",
     "UnmockedPublishError": ".unmocked",
+    "assert_idempotent": ".idempotency",
     "capture_outbox": "consumer_framework.publishing.capturing",
     "make_delivery": ".fakes",
     "message_of": ".builders",

@@ -38,13 +38,13 @@ from .virtual_instance import VirtualInstance
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from fedora_messaging.message import Message
 
     from consumer_framework.core.attempt import Attempt
-    from consumer_framework.core.delivery import Delivery
+    from consumer_framework.core.delivery import Delivery, Publication
     from consumer_framework.core.disposition import Disposition
     from consumer_framework.settings import Framework
 
@@ -92,17 +92,27 @@ class PublishingCapture:
     Attributes:
         published: The messages that are stored.
         outbox: The port of the core.
+        collect: Lets messages belong to the current run of the handler.
+        store: Takes the messages that do not.
     """
 
     def __init__(self) -> None:
         self.published = CapturedMessages()
+        self.collect: Callable[[Sequence[Publication]], bool] = collect
         store: Any = CapturingStore(self.published)
+        self.store = store
         self.outbox = FakeOutbox(store.put)
         self._of_process = Outbox(
-            "sqlite://", validate=codec.validate, belongs=collect, opens_late=True
+            "sqlite://",
+            validate=codec.validate,
+            belongs=self._belongs,
+            opens_late=True,
         )
         self._at_once = Outbox("sqlite://", validate=codec.validate, opens_late=True)
         self._of_process.store = self._at_once.store = store
+
+    def _belongs(self, messages: Sequence[Publication]) -> bool:
+        return self.collect(messages)
 
     @contextmanager
     def installed(self, framework: Framework, conf: Mapping[str, Any]) -> Iterator[None]:

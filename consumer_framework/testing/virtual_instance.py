@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from consumer_framework.adapters import codec
 from consumer_framework.adapters.executor import Executor
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .fake_store import FakeStore
 
 
-class _Killed(BaseException):
+class Killed(BaseException):
     """The process is dead: nothing in it counts any more."""
 
 
@@ -57,6 +58,8 @@ class KillableRunner:
     Attributes:
         executor: Runs the handler.
         is_coroutine: Whether the handler is one.
+        takes_batches: Whether it gets several messages at once.
+        is_dying: Whether the handler was killed in the middle; its threads may not have ended yet.
         is_killed: Whether the process is dead.
     """
 
@@ -72,18 +75,20 @@ class KillableRunner:
     ) -> None:
         self.executor = Executor(handler, self._decode, self, limits, gate, steps=steps)
         self.is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)
-        self.is_killed = False
+        self.takes_batches = handler.call_batch is not None
+        self.is_dying = self.is_killed = False
         self._flight = flight
         self._begin = begin
 
     async def run(self, delivery: Delivery) -> Outcome:
         """Run the handler; never return if that kills the process."""
-        try:
-            return await self.executor.run(delivery)
-        except _Killed:
-            self.is_killed = True
-            never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            return await never
+        with contextlib.suppress(Killed):
+            outcome = await self.executor.run(delivery)
+            if not self.is_dying:
+                return outcome
+        self.is_killed = True
+        never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        return await never
 
     def stop(self) -> None:
         """As :meth:`.Executor.stop`."""
@@ -100,13 +105,14 @@ class KillableRunner:
 
     def took_off(self, delivery: Delivery) -> int:
         """As a flight recorder's; a dead process begins with nothing."""
-        if self.is_killed:
-            raise _Killed
+        if self.is_killed or self.is_dying:
+            raise Killed
         return self._flight.took_off(delivery)
 
     def landed(self, place: int) -> None:
-        """As a flight recorder's."""
-        self._flight.landed(place)
+        """As a flight recorder's; in a dead process nothing ends."""
+        if not self.is_dying:
+            self._flight.landed(place)
 
     def crashes_of(self, delivery: Delivery) -> int:
         """As a flight recorder's."""
@@ -123,7 +129,7 @@ class KillableRunner:
     def _decode(self, delivery: Delivery) -> Message:
         if self._begin(delivery):
             self.is_killed = True
-            raise _Killed
+            raise Killed
         return codec.decode(delivery)
 
 
@@ -193,6 +199,7 @@ class VirtualInstance:
         """Let time begin, at the machine's."""
         keeps_pace = self._patience is None
         self.time = VirtualTime(time.time(), self._patience_now, keeps_pace=keeps_pace)
+        self.time.ignored = (Killed,)
 
     def start(self) -> None:
         """Start a process; an exception of the consumer's own ``setup`` is raised here."""
@@ -220,6 +227,36 @@ class VirtualInstance:
         self._runner.executor.close()
         self.queue.cut()
         self.start()
+
+    @property
+    def in_flight(self) -> tuple[Delivery, ...]:
+        """The deliveries that handlers have."""
+        return tuple(self._flight.in_flight.values())
+
+    @property
+    def takes_batches(self) -> bool:
+        """True if the handler gets several messages at once."""
+        return self._runner.takes_batches
+
+    @property
+    def is_dying(self) -> bool:
+        """True from :meth:`die` to the start of the next process."""
+        return self._runner.is_dying
+
+    def is_alive(self, delivery: Delivery) -> bool:
+        """Tell whether the present process has *delivery*, and not one that died."""
+        return not delivery.generation or self.queue.is_open(delivery)
+
+    def die(self) -> NoReturn:
+        """Kill the process from within its handler: nothing that the handler does now counts.
+
+        A new process is started as soon as the handler has ended.
+
+        Raises:
+            Killed: Always.
+        """
+        self._runner.is_dying = True
+        raise Killed
 
     def restart(self) -> None:
         """Stop the process in good order, as by SIGTERM, and start a new one."""
@@ -372,7 +409,7 @@ class VirtualInstance:
             return self._patience if waits_outside and not is_over else 0
         if not self._runner.executor.is_busy or self._runner.is_killed:
             return 0
-        if not self._runner.is_coroutine:
+        if not self._runner.is_coroutine and self._runner.executor.waits_for_threads:
             return None
         return self._patience if is_outside or not has_timer else 0
 

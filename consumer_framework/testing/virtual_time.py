@@ -43,6 +43,7 @@ class VirtualTime(SystemClock):
     Attributes:
         loop: Runs nothing but in :meth:`run` and :meth:`advance`.
         reactor: Has the ``callLater`` of Twisted's, and nothing else.
+        ignored: Exceptions of tasks for which nobody waits that are no fault.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class VirtualTime(SystemClock):
         keeps_pace: bool = False,
     ) -> None:
         self.reactor: Any = task.Clock()
+        self.ignored: tuple[type[BaseException], ...] = ()
         self._start = start
         self._errors: list[BaseException] = []
         self._selector = _Selector(patience)
@@ -124,6 +126,8 @@ class VirtualTime(SystemClock):
 
     def _failed(self, _loop: object, context: dict[str, Any]) -> None:
         error = context.get("exception")
+        if isinstance(error, self.ignored):
+            return
         self._errors.append(error or RuntimeError(context["message"]))
 
 

@@ -74,7 +74,7 @@ def test_a_consumer_without_handle_cannot_be_made():
         pass
 
     with pytest.raises(TypeError, match="handle"):
-        Incomplete({})  # type: ignore[abstract]
+        Incomplete({})
 
 
 @pytest.mark.parametrize("name", consumer_framework.__all__)

@@ -32,6 +32,7 @@ import consumer_framework
 from consumer_framework import publishing, settings
 from consumer_framework.adapters.executor import signal_of
 from consumer_framework.cli import main
+from consumer_framework.cli.exit_codes import epilog, exit_codes_of
 from consumer_framework.core import errors, text
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.disposition import (
@@ -182,6 +183,17 @@ class SchemaOfFiles(GenerateJsonSchema):
         return {"type": "null"}
 
 
+def all_commands(group: click.Group, prefix: str) -> list[str]:
+    """Return the command lines of all commands of *group*."""
+    found = []
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        line = f"{prefix} {name}"
+        found += all_commands(command, line) if isinstance(command, click.Group) else [line]
+    return found
+
+
 @pytest.mark.parametrize("heading", TABLES)
 def test_the_configuration_reference_lists_the_keys_their_types_and_defaults(heading):
     cells = table(DOCS / "reference/configuration.md", heading)
@@ -314,8 +326,15 @@ def test_the_check_reference_shows_the_real_output(tmp_path):
 
 def test_the_exit_code_reference_lists_the_codes_and_their_names():
     cells = table(DOCS / "reference/exit-codes.md", "Exit codes")
-    documented = {name.strip("`"): int(code) for code, name, _, _ in cells}
+    documented = {name.strip("`"): int(code) for code, name, _, _ in cells if name}
     assert documented == {code.name: code.value for code in ExitCode}
+
+
+@pytest.mark.parametrize("line", all_commands(main, "fm-consumer"))
+def test_every_command_shows_its_exit_codes_with_help(line):
+    name = line.removeprefix("fm-consumer ")
+    assert exit_codes_of(name)[0].codes == "0"
+    assert epilog(name).rstrip() in (click_command(line).epilog or "")
 
 
 def decision_on(error: BaseException | None, policy: Policy = POLICY) -> Decision:
@@ -435,7 +454,8 @@ def test_the_recovery_reference_lists_the_actions_of_rules(then):
     assert list(said) == [choice.value for choice in Then]
     expression, _, later = said[then.value].partition(", 5 minutes later")
     assert bool(later or then is Then.DEFER) is (then is Then.DEFER)
-    names = {**vars(consumer_framework), "until": NOW + 300}
+    names = {name: getattr(consumer_framework, name) for name in consumer_framework.__all__}
+    names["until"] = NOW + 300
     raised = eval(expression.strip("`"), names)  # noqa: S307 -- our own text
     by_rule = decision_on(KeyError(), Policy(rules=(Rule((LookupError,), then),)))
     by_signal = decision_on(raised, Policy())
@@ -521,17 +541,6 @@ def test_the_shown_output_of_explain_is_the_real_one():
     assert result.stdout.startswith(shown)
 
 
-def all_commands(group: click.Group, prefix: str) -> list[str]:
-    """Return the command lines of all commands of *group*."""
-    found = []
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        line = f"{prefix} {name}"
-        found += all_commands(command, line) if isinstance(command, click.Group) else [line]
-    return found
-
-
 def test_the_settings_in_the_python_reference_have_their_defaults():
     text = (DOCS / "reference/python-api.md").read_text(encoding="utf-8")
     [arguments] = re.findall(r"```text\nRecovery\((.*?)\)\n```", text, re.DOTALL)
@@ -550,11 +559,17 @@ def test_every_command_on_a_page_exists_with_its_options(page):
         if found is None:
             continue
         [name] = [name for name in known if f"{found[1]} ".startswith(f"{name} ")]
-        command: Any = main
-        for word in name.split()[1:]:
-            command = command.get_command(click.Context(command), word)
         arguments = shlex.split(found[1].removeprefix(name))
-        command.make_context(name, arguments, resilient_parsing=False)
+        click_command(name).make_context(name, arguments, resilient_parsing=False)
+
+
+def click_command(line: str) -> click.Command:
+    """Return the command of a command line without arguments."""
+    command: Any = main
+    for word in line.split()[1:]:
+        command = command.get_command(click.Context(command), word)
+    found: click.Command = command
+    return found
 
 
 def test_the_python_reference_has_every_public_name():

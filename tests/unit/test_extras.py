@@ -35,6 +35,7 @@ USES = {
     ),
     "kombu": MESSENGER.format(name="kombu", url="amqp://host", options=""),
     "mariadb": DATABASE.format(url="mariadb://host/name"),
+    "new": "import consumer_framework.kit.project_template",
     "postgresql": DATABASE.format(url="postgresql://host/name"),
     "proton": MESSENGER.format(name="proton", url="amqp://host", options=""),
     "stomp": MESSENGER.format(name="stomp", url="stomp://host", options=""),

@@ -4,6 +4,7 @@
 import asyncio
 import doctest
 import tempfile
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,6 +127,15 @@ def test_a_coroutine_may_await_the_world_outside():
         await asyncio.to_thread(lambda: None)
 
     with Harness(handler, patience=20) as harness:
+        assert harness.deliver(message()) == to.Ack()
+
+
+def test_a_coroutine_method_may_await_a_thread_though_it_has_a_time_limit():
+    class Threaded(Consumer):
+        async def handle(self, message):
+            await asyncio.to_thread(time.sleep, 0.05)
+
+    with Harness(Threaded) as harness:
         assert harness.deliver(message()) == to.Ack()
 
 

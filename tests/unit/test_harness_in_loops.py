@@ -161,7 +161,7 @@ async def _numbers(number):
 
 
 async def use_everything():
-    failures = []
+    failures: list[Message] = []
 
     def handler(message):
         if len(failures) < 2:

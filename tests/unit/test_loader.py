@@ -383,11 +383,17 @@ KINDS = [
     ),
     (
         "from consumer_framework import Consumer\nclass handle(Consumer):\n    pass",
-        "does not implement handle(); add it to the class",
+        (
+            "does not implement handle(); add it to the class, or decorate methods with @on_topic "
+            "or @on_message"
+        ),
     ),
     (
         "from consumer_framework import Consumer\nhandle = Consumer",
-        "does not implement handle(); add it to the class",
+        (
+            "does not implement handle(); add it to the class, or decorate methods with @on_topic "
+            "or @on_message"
+        ),
     ),
     (
         (

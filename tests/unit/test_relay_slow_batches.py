@@ -35,9 +35,8 @@ def other_store(url):
     store.close()
 
 
-def real_time(setup):
-    setup.relay._clock = setup.relay._extender._clock = SystemClock()
-    return setup
+def real_time(store, lease):
+    return Setup(store, lease=lease, clock=SystemClock())
 
 
 class Running:
@@ -67,7 +66,7 @@ def until(is_true):
 
 
 def test_a_batch_that_takes_several_leases_is_sent_by_one_relay_only(store, other_store):
-    slow, reserve = (real_time(Setup(one, lease=1.5)) for one in (store, other_store))
+    slow, reserve = (real_time(one, 1.5) for one in (store, other_store))
     one = message()
     slow.put(one)
     is_sending, may_end = threading.Event(), threading.Event()
@@ -91,7 +90,7 @@ def test_a_batch_that_takes_several_leases_is_sent_by_one_relay_only(store, othe
 
 
 def test_a_connection_that_takes_several_leases_to_open_keeps_the_lease(store, other_store):
-    slow, reserve = (real_time(Setup(one, lease=1.5)) for one in (store, other_store))
+    slow, reserve = (real_time(one, 1.5) for one in (store, other_store))
     one = message()
     slow.put(one)
     opening, may_open = threading.Event(), threading.Event()
@@ -114,7 +113,7 @@ def test_a_connection_that_takes_several_leases_to_open_keeps_the_lease(store, o
 def test_a_messenger_that_hangs_loses_the_lease_and_the_message_sent_twice_is_reported(
     store, other_store
 ):
-    hung, reserve = (real_time(Setup(one, lease=0.3)) for one in (store, other_store))
+    hung, reserve = (real_time(one, 0.3) for one in (store, other_store))
     one, released = message(), threading.Event()
     hung.put(one)
 
@@ -185,7 +184,7 @@ def test_a_claim_that_another_relay_has_is_not_extended(store):
 
 
 def test_a_database_that_is_away_while_a_batch_is_sent_does_not_end_the_relay(store, monkeypatch):
-    setup = real_time(Setup(store, lease=0.3))
+    setup = real_time(store, 0.3)
     setup.put(message())
     tried, right = threading.Event(), store.extend
 
@@ -206,7 +205,7 @@ def test_a_database_that_is_away_while_a_batch_is_sent_does_not_end_the_relay(st
 
 
 def test_a_waker_that_fails_is_a_failure_of_the_database(store, monkeypatch):
-    setup = real_time(Setup(store))
+    setup = real_time(store, LEASE)
 
     class Broken:
         def wait(self, timeout):

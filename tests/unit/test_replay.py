@@ -22,7 +22,10 @@ from fedora_messaging import config as upstream_config
 from consumer_framework.cli import main
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
-SHARED = Path(__file__).parents[4] / "shared" / "data" / "fedora-messages.jsonl"
+RECORDED = Path("shared", "data", "fedora-messages.jsonl")
+SHARED = next(
+    (above / RECORDED for above in Path(__file__).parents if (above / RECORDED).exists()), RECORDED
+)
 
 CONSUMER = """
 import asyncio, os, socket, time

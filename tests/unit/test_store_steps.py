@@ -192,5 +192,5 @@ def test_a_store_of_the_version_before_gets_the_table_and_keeps_its_rows(tmp_pat
 def test_the_version_before_refuses_a_store_with_steps(tmp_path, monkeypatch):
     Store.open(tmp_path, limits=Limits()).close()
     monkeypatch.setattr("consumer_framework.adapters.store.files.MIGRATIONS", MIGRATIONS[:3])
-    with pytest.raises(StoreError, match=r"written by a newer version \(schema 4, .* up to 3\)"):
+    with pytest.raises(StoreError, match=r"written by a newer version \(schema 5, .* up to 3\)"):
         Store.open(tmp_path, limits=Limits())

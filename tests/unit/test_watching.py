@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import Any, Self
 
 import pika
@@ -22,6 +23,7 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault
 from consumer_framework.operate import watching
 from consumer_framework.operate.watching import Connected, Lost, View, fedora_values, watch
 from consumer_framework.settings import Address
+from consumer_framework.testing import make_delivery
 
 FIRST, SECOND = Address("one", 5672), Address("two", 5672)
 
@@ -95,7 +97,7 @@ REFUSED = Fault(ExitCode.CONNECTION, "refused")
 def test_deliveries_come_over_reconnects_with_longer_and_longer_delays():
     broker = Broker([["a", "b"], [], ["c"]], gone(), gone(), [["d"]], [["e"]])
     events = broker.watch()
-    found = [next(events) for _ in range(11)]
+    found = list(islice((event for event in events if event is not None), 11))
     assert found == [
         Connected("one:5672", None), "a", "b", "c",
         Lost("it went away", 1.0), Lost("nobody there; start it, or name another broker", 2.0),
@@ -252,3 +254,50 @@ def test_topics_of_fedora_are_completed():
 def test_the_help_has_examples():
     for name in ("tail", "schemas"):
         assert "Examples:" in CliRunner().invoke(main, [name, "--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["gone/x"], "gone/x cannot be opened: No such file or directory"),
+        (["--queue", "q", "--topic", "a", "x"], "leave out --topic"),
+        (["--json", "-"], "--json is for the summary: name a FILE"),
+        (["--for", "soon", "x"], "must be a length of time"),
+    ],
+)
+def test_a_recording_that_cannot_work_is_refused_with_a_cure(words, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["record", "--url", "amqp://localhost:1", *words])
+    assert done.exit_code == 2
+    assert text in done.output
+    assert not (tmp_path / "x").exists()
+
+
+class Loan:
+    """A loan whose connection ends after one message."""
+
+    host, count = "one:5672", 2
+
+    def __init__(self) -> None:
+        properties = pika.BasicProperties(headers={})
+        self.got = [[make_delivery()._replace(properties=properties)], []]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> list[Delivery]:
+        if self.got:
+            return self.got.pop(0)
+        raise LostError("it went away")
+
+
+def test_a_loan_whose_connection_ends_has_its_messages_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "lend", lambda *_: Loan())
+    file = tmp_path / "x"
+    words = ["record", "--url", "amqp://localhost:1", "--queue", "q", str(file)]
+    done = CliRunner().invoke(main, words)
+    assert (done.exit_code, file.read_text().count("\n")) == (14, 1)
+    assert "the connection ended: it went away; 1 message recorded" in done.output

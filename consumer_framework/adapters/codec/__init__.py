@@ -14,6 +14,14 @@ same classes, the same verdicts, the same errors. It is faster because
 from __future__ import annotations
 
 from .decoding import UndecodableError, decode, validate
-from .registry import SCHEMA_GROUP, load_schemas
+from .registry import SCHEMA_GROUP, class_of, load_schemas, names_unknown_class
 
-__all__ = ["SCHEMA_GROUP", "UndecodableError", "decode", "load_schemas", "validate"]
+__all__ = [
+    "SCHEMA_GROUP",
+    "UndecodableError",
+    "class_of",
+    "decode",
+    "load_schemas",
+    "names_unknown_class",
+    "validate",
+]

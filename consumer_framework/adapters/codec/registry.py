@@ -73,6 +73,12 @@ def class_of(headers: Mapping[str, Any]) -> type[Message]:
     return Message
 
 
+def names_unknown_class(headers: Mapping[str, Any]) -> bool:
+    """Tell whether *headers* name a schema that is not installed; call :func:`class_of` before."""
+    name: Any = headers.get("fedora_messaging_schema")
+    return name is not None and name not in upstream._schema_name_to_class  # noqa: SLF001
+
+
 def _warn_of_unknown(name: object, package: object) -> None:
     cure = "Either install the package with its schema definition or define a schema"
     if package:

@@ -97,6 +97,11 @@ class Executor:
         return self._outstanding > 0
 
     @property
+    def waits_for_threads(self) -> bool:
+        """Return whether a thread has a run, or is about to; it does not if all runs are tasks."""
+        return self._outstanding > sum(run.task is not None for run in self._runs.unfinished)
+
+    @property
     def is_quick(self) -> bool:
         """Return whether the last run took no longer than :data:`QUICK`."""
         return self._last_took <= QUICK

@@ -2,10 +2,10 @@
 """The store of an instance: messages that the broker was told to forget, in one SQLite file.
 
 ``store.sqlite3`` in the state directory has four tables (``schema.sql``, changed by the
-migrations ``lanes.sql``, ``sizes.sql`` and ``steps.sql``): ``messages`` has one row for each
-message, ``attempts`` the failures of each row, ``totals`` the number and the size of the rows of
-each state, so that nothing ever counts rows, and ``steps`` the steps that handlers have done
-(:mod:`.steps`), of messages with a row and of those that the broker has.
+migrations ``lanes.sql``, ``sizes.sql``, ``steps.sql`` and ``routes.sql``): ``messages`` has one row
+for each message, ``attempts`` the failures of each row, ``totals`` the number and the size of the
+rows of each state, so that nothing ever counts rows, and ``steps`` the steps that handlers have
+done (:mod:`.steps`), of messages with a row and of those that the broker has.
 
 The states of a row
 -------------------

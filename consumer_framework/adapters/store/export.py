@@ -57,7 +57,13 @@ def expired_line_of(row: Row, delivery: Delivery) -> str:
         "crashes": row.crashes,
         "parent": row.parent,
         "attempts": [
-            {"at": a.at, "error": a.error, "message": a.message, "traceback": a.traceback}
+            {
+                "at": a.at,
+                "error": a.error,
+                "message": a.message,
+                "traceback": a.traceback,
+                **({"route": a.route} if a.route else {}),
+            }
             for a in delivery.history.attempts
         ],
     }

@@ -42,7 +42,7 @@ _IN_ORDER = """SELECT m.id, m.lane FROM json_each(?) AS wanted JOIN messages AS 
     ON m.id = wanted.value WHERE m.lane <> '' ORDER BY m.position"""
 POSITION = "SELECT position FROM messages WHERE id = ?"
 LAST_DUE = "SELECT max(due) FROM messages WHERE state = 'deferred'"
-ATTEMPTS = """SELECT row_id, at, error, message, traceback, fingerprint FROM attempts
+ATTEMPTS = """SELECT row_id, at, error, message, traceback, fingerprint, route FROM attempts
     WHERE row_id IN (SELECT value FROM json_each(?)) ORDER BY id"""
 
 _ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id,

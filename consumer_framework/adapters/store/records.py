@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from zlib import crc32
 
-from consumer_framework.core.attempt import Attempt, History
+from consumer_framework.core.attempt import Attempt, History, RouteState
 from consumer_framework.core.delivery import Delivery
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.secrets import redact
@@ -192,7 +193,7 @@ class Entry:
 
     row: int
     columns: dict[str, Any]
-    attempts: list[tuple[float, str, str, str, str]]
+    attempts: list[tuple[float, str, str, str, str, str]]
 
     @classmethod
     def of(
@@ -217,9 +218,10 @@ class Entry:
             "state": state,
             "due": due,
             "reason": reason,
-            "fingerprint": attempts[-1][-1] if attempts else reason,
+            "fingerprint": _cause(delivery.history) or reason,
             "now": now,
             "kept": size_of(delivery.body, columns["properties"], reason, *texts),
+            "routes": _packed(delivery.history.routes),
         }
         return cls(delivery.row, columns, attempts)
 
@@ -241,7 +243,19 @@ def _columns_of(delivery: Delivery) -> dict[str, Any]:
     return columns | {"checksum": checksum_of(columns)}
 
 
-def attempt_columns(attempt: Attempt) -> tuple[float, str, str, str, str]:
+def _cause(history: History) -> str:
+    """Return the fingerprint of the latest attempt, of a route that has failed for good if any."""
+    failed = {state.route for state in history.routes if state.ending == "failed"}
+    attempts = [a for a in history.attempts if not failed or a.route in failed]
+    return text(attempts[-1].fingerprint) if attempts else ""
+
+
+def _packed(routes: tuple[RouteState, ...]) -> str:
+    states = [[*state[:3], redact(text(state.reason))] for state in routes]
+    return json.dumps(states) if states else ""
+
+
+def attempt_columns(attempt: Attempt) -> tuple[float, str, str, str, str, str]:
     """Return the columns of *attempt*."""
     return (
         attempt.at,
@@ -249,6 +263,7 @@ def attempt_columns(attempt: Attempt) -> tuple[float, str, str, str, str]:
         redact(text(attempt.message)),
         redact(text(attempt.traceback)),
         text(attempt.fingerprint),
+        attempt.route,
     )
 
 
@@ -283,7 +298,11 @@ def _delivery_of(row: Mapping[str, Any], attempts: Iterable[tuple[Any, ...]]) ->
         properties=properties.unpack(row["properties"]),
         body=row["body"],
         received_at=row["received_at"],
-        history=History(tuple(Attempt(*columns) for columns in attempts), row["crashes"]),
+        history=History(
+            tuple(Attempt(*columns) for columns in attempts),
+            row["crashes"],
+            tuple(RouteState(*state) for state in json.loads(row["routes"] or "[]")),
+        ),
         row=row["id"],
         lane=row["lane"],
     )

@@ -273,16 +273,17 @@ FIND_ROW = "SELECT id, state FROM messages WHERE id = ?"
 FIND_KEY = "SELECT id, state FROM messages WHERE queue = ? AND key = ?"
 _INSERT = """INSERT INTO messages (queue, key, state, message_id, exchange, routing_key,
     redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated,
-    lane, checksum, kept)
+    lane, checksum, kept, routes)
     VALUES (:queue, :key, :state, :message_id, :exchange, :routing_key, :redelivered, :received_at,
     :properties, :body, :due, :reason, :fingerprint, :crashes, :now, :now, :lane,
-    :checksum, :kept)"""
+    :checksum, :kept, :routes)"""
 _SIZE = "SELECT kept FROM messages WHERE id = ?"
 _UPDATE = """UPDATE messages SET state = :state, due = :due, reason = :reason,
-    fingerprint = :fingerprint, crashes = :crashes, updated = :now, kept = :kept WHERE id = :id"""
+    fingerprint = :fingerprint, crashes = :crashes, updated = :now, kept = :kept, routes = :routes
+    WHERE id = :id"""
 _FORGET_ATTEMPTS = "DELETE FROM attempts WHERE row_id = ?"
-_ADD_ATTEMPT = """INSERT INTO attempts (row_id, at, error, message, traceback, fingerprint)
-    VALUES (?, ?, ?, ?, ?, ?)"""
+_ADD_ATTEMPT = """INSERT INTO attempts (row_id, at, error, message, traceback, fingerprint, route)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _SET_ASIDE = """UPDATE messages SET state = 'quarantined', due = NULL, updated = :now,
     reason = :reason, fingerprint = :fingerprint WHERE id = :id AND state = 'deferred'"""
 _REBASE = """UPDATE messages SET due = due - (updated - :now), updated = :now
@@ -378,10 +379,10 @@ _ORIGINAL = "SELECT * FROM messages WHERE id = ?"
 _RENAME = "UPDATE messages SET key = ? WHERE id = ?"
 _INSERT_COPY = """INSERT INTO messages (queue, key, state, message_id, exchange, routing_key,
     redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated,
-    lane, parent, origin, checksum, kept)
+    lane, parent, origin, checksum, kept, routes)
     SELECT queue, ?, 'quarantined', message_id, exchange, routing_key, redelivered, received_at,
     properties, ?, NULL, reason, fingerprint, 0, ?, ?, lane, id, position,
-    ?, ?
+    ?, ?, routes
     FROM messages WHERE id = ?"""
 
 
@@ -403,7 +404,7 @@ def release(
         columns = attempt_columns(attempt)
         connection.execute(_ADD_ATTEMPT, (number, *columns))
         size = size_of(*columns[2:4])
-        connection.execute(_ADD_CAUSE, (columns[-1], size, number))
+        connection.execute(_ADD_CAUSE, (attempt.fingerprint, size, number))
     quarantine_followers(connection, lane_of(connection, number), now)
     return True
 

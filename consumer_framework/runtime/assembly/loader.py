@@ -23,7 +23,13 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from consumer_framework.author.consumer import BatchConsumer, Consumer, handler_of
+from consumer_framework.author.consumer import (
+    BatchConsumer,
+    Consumer,
+    handler_of,
+    routes_of,
+    takes_the_rest,
+)
 from consumer_framework.author.handler import Handler
 from consumer_framework.core.errors import ConfigurationError, Problem, TemporaryProblem
 from consumer_framework.settings import Recovery, is_config_type, parse_consumer_config
@@ -268,12 +274,21 @@ def _refusal(value: Any) -> Refusal | None:
         return _function_refusal(value)
     if not issubclass(value, Consumer):
         return _plain_class_refusal(value)
-    if inspect.isabstract(value):
-        missing = ", ".join(f"{name}()" for name in sorted(value.__abstractmethods__))
-        return f"does not implement {missing}", "add it to the class"
+    if missing := _missing(value):
+        return missing
     if value.Config is not None and not is_config_type(value.Config):
         return "has a Config of the wrong kind", "use a pydantic model, dataclass or TypedDict"
     return _consumer_refusal(value)
+
+
+def _missing(value: type[Consumer]) -> Refusal | None:
+    if inspect.isabstract(value):
+        missing = ", ".join(f"{name}()" for name in sorted(value.__abstractmethods__))
+        return f"does not implement {missing}", "add it to the class"
+    if takes_the_rest(value) or routes_of(value):
+        return None
+    cure = "add it to the class, or decorate methods with @on_topic or @on_message"
+    return "does not implement handle()", cure
 
 
 def _function_refusal(value: Any) -> Refusal | None:
@@ -308,6 +323,7 @@ def _consumer_refusal(value: type[Consumer]) -> Refusal | None:
     methods = {"handle": "(self, message)", "setup": "(self)", "teardown": "(self)"}
     if issubclass(value, BatchConsumer):
         methods["handle_batch"] = "(self, messages)"
+    methods |= {route.name: "(self, message)" for route in routes_of(value)}
     if hasattr(value, "ordering_key"):
         methods["ordering_key"] = "(self, message)"
     if hasattr(value, "stop_requested"):
@@ -358,6 +374,9 @@ def _signature(function: Callable[..., Any]) -> str:
 
 def _import_error(spec: str, source: str, error: BaseException, module: str) -> ConfigurationError:
     """Explain why the callback *spec* cannot be imported; *module* is "" for a file."""
+    if isinstance(error, ConfigurationError):
+        # The routes of a class have faults.
+        return ConfigurationError(*error.problems, source=source)
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
         what = f"{spec!r} is no valid Python: {error.msg} ({error.filename}, line {error.lineno})"
         problem = Problem("callback", what, "mend the file")

@@ -20,7 +20,7 @@ from fedora_messaging.exceptions import ConnectionException, PublishTimeout
 
 from consumer_framework.adapters.executor import Limits
 from consumer_framework.adapters.systemd.cgroup import most_tasks
-from consumer_framework.author.consumer import BatchConsumer, Consumer
+from consumer_framework.author.consumer import BatchConsumer, Consumer, table_of
 from consumer_framework.core.attempt import set_author_packages
 from consumer_framework.core.errors import ConfigurationError, Problem, ProblemCollector
 from consumer_framework.core.limits import delivery_limit
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.author.handler import Handler
+    from consumer_framework.author.routing import RouteTable
     from consumer_framework.core.ordering import KeySource
     from consumer_framework.settings import Framework, Settings
 
@@ -72,6 +73,7 @@ class Plan:
         framework: The settings in force, those of the author's class included.
         source_of: Returns the function that finds the ordering key of a message, once the handler
             is made; None without an order by key.
+        routes: Finds the routes of a message; None for a consumer without routes.
         prefetch_count: The number of messages that the broker sends ahead, per queue; 0 for no
             limit.
         target: The author's object; None where nobody makes another handler.
@@ -84,6 +86,7 @@ class Plan:
     policy: Policy
     framework: Framework
     source_of: SourceOf | None = None
+    routes: RouteTable | None = None
     prefetch_count: int = 0
     target: Target | None = None
     usual_timeout: float = math.inf
@@ -199,9 +202,8 @@ def plan_of(
         raise found.error()
     framework = framework_in_force(settings.framework, target)
     usual = loader.usual_timeout(target)
-    plan = Plan(
-        target.name, factory, policy, framework, source_of, target=target, usual_timeout=usual
-    )
+    routes = table_of(target.value, settings.topic_prefix)
+    plan = Plan(target.name, factory, policy, framework, source_of, routes, 0, target, usual)
     return fitted(plan, settings)
 
 

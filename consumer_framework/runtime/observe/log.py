@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.log import LogThrottle, Occurrence
 from consumer_framework.core.attempt import LINE_LIMIT, NO_HISTORY, fingerprint
-from consumer_framework.core.delivery import Failed, Skipped, Succeeded, Undecodable, readable
+from consumer_framework.core.delivery import (
+    Failed,
+    Routed,
+    Skipped,
+    Succeeded,
+    Undecodable,
+    Unrouted,
+    readable,
+)
 from consumer_framework.core.disposition import (
     Defer,
     GiveBack,
@@ -41,6 +49,9 @@ _log = logging.getLogger(__name__)
 
 # The cause in the summary of successes.
 _LATE_SUCCESS = "after an earlier failure or delay"
+# Topics without a route that are remembered: publishers make them up.
+_MOST_TOPICS = 1000
+_ONCE = "; further ones of this topic have no line"
 _RESUMED = {
     Reason.DEPENDENCY: "the dependency works again",
     Reason.STORE: "the store works again",
@@ -59,6 +70,7 @@ class DeliveryLog(Observer):
     def __init__(self, clock: Clock, call_later: CallLater | None = None) -> None:
         self._throttle = LogThrottle(_log, clock, call_later)
         self._open = self._throttle.open_messages
+        self._unrouted: set[str] = set()
 
     def notify(self, event: Observation) -> None:
         """Log *event*, where an operator may have to know of it."""
@@ -96,14 +108,41 @@ class DeliveryLog(Observer):
         if is_plain and not _log.isEnabledFor(logging.DEBUG):
             return
         match outcome:
+            case Succeeded() | Skipped():
+                self._log_success(delivery, outcome, disposition, is_plain=is_plain)
+            case Routed(results):
+                failed = [r.outcome for r in results if isinstance(r.outcome, Failed)]
+                if is_good:
+                    self._log_success(delivery, outcome, disposition, is_plain=is_plain)
+                elif not failed:
+                    self._log_decision(delivery, outcome, disposition)
+                for each in failed:
+                    self._log_bad(delivery, each, disposition)
+            case Unrouted():
+                self._log_unrouted(delivery, disposition)
+            case _:
+                self._log_bad(delivery, outcome, disposition)
+
+    def _log_bad(self, delivery: Delivery, outcome: Outcome, disposition: Disposition) -> None:
+        if isinstance(outcome, Failed) and outcome.route:
+            delivery = delivery._replace(route=outcome.route)
+        match outcome:
             case Failed(error) if not isinstance(error, Signal):
                 self._log_failure(delivery, error, disposition)
             case Undecodable(error):
                 self._log_failure(delivery, error, disposition)
-            case Succeeded() | Skipped():
-                self._log_success(delivery, outcome, disposition, is_plain=is_plain)
             case _:
                 self._log_decision(delivery, outcome, disposition)
+
+    def _log_unrouted(self, delivery: Delivery, disposition: Disposition) -> None:
+        """Log the first message of each topic without a route: there may be many."""
+        topic = delivery.routing_key
+        level = logging.DEBUG if topic in self._unrouted else logging.WARNING
+        if len(self._unrouted) >= _MOST_TOPICS:
+            self._unrouted.clear()
+        self._unrouted.add(topic)
+        extra = fields_of(delivery, disposition)
+        _log.log(level, "%s is %s%s", describe(delivery), fate(disposition), _ONCE, extra=extra)
 
     def _has_past(self, delivery: Delivery) -> bool:
         has_failed = delivery.history is not NO_HISTORY and run_number(delivery) > 1
@@ -131,7 +170,7 @@ class DeliveryLog(Observer):
     def _log_success(
         self,
         delivery: Delivery,
-        outcome: Succeeded | Skipped,
+        outcome: Succeeded | Skipped | Routed,
         disposition: Disposition,
         *,
         is_plain: bool,
@@ -143,7 +182,7 @@ class DeliveryLog(Observer):
             logging.DEBUG if is_plain else logging.INFO,
             "%s %s at attempt %d%s",
             describe(delivery),
-            "succeeded" if isinstance(outcome, Succeeded) else "was skipped",
+            "was skipped" if isinstance(outcome, Skipped) else "succeeded",
             run_number(delivery),
             _in_replay(delivery) + because(getattr(outcome, "reason", "")),
             extra=extra,
@@ -204,9 +243,11 @@ def _in_replay(delivery: Delivery) -> str:
 
 
 def describe(message: Delivery | Row) -> str:
-    """Name a message in a log line."""
+    """Name a message in a log line, and the route that it is in."""
     name = message.message_id or "(no id)"
-    return printable(f"message {name} on {readable(message.routing_key)}")
+    route = getattr(message, "route", "")
+    where = f" in route {route}" if route else ""
+    return printable(f"message {name} on {readable(message.routing_key)}{where}")
 
 
 def fate(disposition: Disposition) -> str:

@@ -95,6 +95,7 @@ def counts_text(counts: Snapshot) -> str:
         "requeued": counts.requeued,
         "rejected": counts.rejected,
         "undecodable": counts.undecodable,
+        "without a route": counts.unrouted,
         "failed": counts.failed,
     }
     shown = [f"{n} {what}" for what, n in numbers.items() if n or what == "handled"]
