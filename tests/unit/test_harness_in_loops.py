@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -238,17 +239,8 @@ def test_unittest_uses_the_context_managers(tmp_path):
     (tmp_path / "test_unittest.py").write_text(UNITTEST)
     command = [sys.executable, "-m", "unittest", "-v", "test_unittest"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    results = {
-        line.partition(" ")[0] + line.partition("(")[2].split(".")[1]: line.rpartition(" ")[2]
-        for line in done.stderr.splitlines()
-        if " ... " in line
-    }
-    assert results == {
-        "test_harnessSampleTest": "ok",
-        "test_harnessAsyncTest": "ok",
-        "test_raisesSampleTest": "ERROR",
-        "test_catchesSampleTest": "ERROR",
-        "test_the_functions_are_put_backLastTest": "ok",
-    }, done.stderr
+    failed = set(re.findall(r"^ERROR: (\w+)", done.stderr, re.MULTILINE))
+    assert failed == {"test_raises", "test_catches"}, done.stderr
+    assert "Ran 5 tests" in done.stderr
     assert "topic 'org.example.plain', by fedora_messaging.api.publish" in done.stderr
     assert "topic 'org.example.caught', by fedora_messaging.api.publish" in done.stderr
