@@ -119,6 +119,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             remedy="Nothing: the broker delivers the messages of the running handlers again.",
         ),
     ),
+    "bindings": (
+        Meaning("0", "the bindings are printed"),
+        Meaning("2", f"{_USAGE}, or names a consumer without routes"),
+        Meaning("78", "the configuration or the consumer cannot be used"),
+    ),
     "check": (
         Meaning("0", "there is no error; there may be warnings"),
         Meaning("1", "there are warnings, and --strict was given"),
@@ -127,6 +132,16 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("14", f"{_NO_BROKER} (--broker); or a certificate has ended"),
         Meaning("75", "the outbox cannot be used now; the instance would wait for it"),
         Meaning("78", "the instance cannot start"),
+    ),
+    "dev": (
+        Meaning("0", "ended (q, Ctrl-C, SIGTERM); with --once: all messages were acknowledged"),
+        Meaning("1", "with --once: a message was not acknowledged, or the consumer ended"),
+        Meaning("2", _USAGE),
+        Meaning(
+            "78",
+            "the configuration cannot be used, or a program or package is missing",
+            "The message gives the command that installs it.",
+        ),
     ),
     "explain": (
         Meaning("0", "the fate of the message is shown"),

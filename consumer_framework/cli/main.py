@@ -20,7 +20,9 @@ from .terminal import complain
 
 # The commands that have a module of their name.
 _IN_MODULES = (
+    "bindings",
     "check",
+    "dev",
     "explain",
     "new",
     "outbox",

@@ -409,7 +409,7 @@ def migrate(
     at = where(words, conf, state_dir)
     no_more(at)
     with opened(at, makes=True) as store:
-        is_new = not store.is_current
+        is_new = store.fault_of_tables("") is not None
         if is_new:
             store.migrate()
         place = store.place

@@ -198,10 +198,9 @@ def opened(at: Where, *, makes: bool = False) -> Iterator[OutboxStore]:
     try:
         if store.is_sqlite:
             _check_file(Path(store.engine.url.database or ""), at, makes=makes)
-        if not makes and not store.is_current:
-            cure = command(at, "migrate")
-            what = "has no tables, or tables of another version"
-            raise ConfigurationError(Problem("", what, f"run: {cure}"), source=store.place)
+        fault = None if makes else store.fault_of_tables(command(at, "migrate"))
+        if fault is not None:
+            raise ConfigurationError(Problem("", *fault), source=store.place)
         yield store
     except OutboxError as error:
         may_not = ("unable to open", "readonly", "permission denied")

@@ -17,8 +17,8 @@ store records it as the step ``route:NAME``. The crash points between two routes
 the process dies                            then
 ==========================================  ====================================================
 before a route has ended                    the redelivery runs it, and those after it
-after a route, while its messages are       the redelivery runs it again; what it publishes is
-published, or its step is recorded          stored once, by its own source key
+after a route, while its messages are       the redelivery runs it again; its messages are stored
+published, or its step is recorded          once, by the source key of the route
 after its step is recorded                  the redelivery runs the routes after it
 after the last route, before the ack        the redelivery runs the last route again
 ==========================================  ====================================================
@@ -69,7 +69,7 @@ class RoutedRunner(HandlerRunner):
         runner: Runs one route, which the delivery names; the consumer's ``handle`` for none.
         router: Finds the routes of a delivery.
         policy: Decides about each route.
-        settler: Has the store and the outbox, and what a decision needs besides.
+        settler: Has the store, the outbox and the hold slots.
         chance: Spreads delays.
         record: Records that a route is done.
         is_serial: Tells whether messages are handled one after the other, in their order.

@@ -125,7 +125,7 @@ def _matcher_of(pattern: str) -> TopicMatcher:
 
 
 def pattern_fault(pattern: object) -> tuple[str, str] | None:
-    """Return the reason why *pattern* cannot mean what its author wants, and the cure.
+    """Return the reason why *pattern* matches no ordinary topic, and the cure.
 
     Returns:
         None for a pattern without a fault. RabbitMQ accepts each pattern; one with a fault matches

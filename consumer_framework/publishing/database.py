@@ -19,8 +19,8 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.secrets import redact
 
 from .message import OutboxError
-from .migrations import HEAD, VERSION_TABLE, upgrade
-from .tables import CHANNEL, version_table
+from .migrations import VERSION_TABLE, is_newer, new_file, serves, upgrade
+from .tables import CHANNEL, outbox_table, version_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +87,13 @@ def _lacks_table(cause: BaseException) -> bool:
             "has no column named" in str(cause)
         )
     return not _LACKING.isdisjoint({getattr(cause, "sqlstate", None), *cause.args[:1]})
+
+
+_UPDATE = "update consumer-framework on this host"
+
+
+def _of_newer(version: str) -> str:
+    return f"has tables of version {version}, which this program is too old for"
 
 
 def _sqlite(url: sa.URL, *, wal: bool) -> sa.Engine:
@@ -305,24 +312,46 @@ class Database:
         """Create the tables, or bring them to the version of this code. Doing it twice is no harm.
 
         Raises:
-            OutboxError: The database did not do it, or its tables are of a newer version.
+            OutboxError: The database did not do it, or its tables are of a newer version that this
+                code cannot use.
         """
         with self._alone(), self.transaction() as connection:
-            if self._found_version(connection) == HEAD:
+            found = self._found_version(connection)
+            if found is not None and serves(found):
+                return
+            if found is not None and is_newer(found):
+                raise OutboxError(f"the outbox {self.place} {_of_newer(found)}: {_UPDATE}")
+            ours = {VERSION_TABLE, outbox_table.name}
+            if self.is_sqlite and ours.isdisjoint(sa.inspect(connection).get_table_names()):
+                for statement in new_file.STATEMENTS:
+                    connection.exec_driver_sql(statement)
                 return
             try:
                 upgrade(connection)
             except Exception as error:
                 if not type(error).__module__.startswith("alembic"):
                     raise
-                text = f"the tables of the outbox {self.place} are of another version"
+                text = f"the outbox {self.place} has tables of an unknown version"
                 raise OutboxError(f"{text}: {error}") from error
 
-    @property
-    def is_current(self) -> bool:
-        """True if the tables are of the version that this code needs."""
+    def fault_of_tables(self, migrate: str) -> tuple[str, str] | None:
+        """Return the reason why this code cannot use the tables, and the cure; None if it can.
+
+        Args:
+            migrate: The command that brings them to the version of this code.
+
+        Raises:
+            OutboxError: The database does not answer.
+        """
         with self.reading() as connection:
-            return self._found_version(connection) == HEAD
+            found = self._found_version(connection)
+        if found is None:
+            return "has no tables", f"run: {migrate}"
+        if serves(found):
+            return None
+        if is_newer(found):
+            return _of_newer(found), _UPDATE
+        return f"has tables of an older version, {found}", f"run: {migrate}"
 
     @staticmethod
     def _found_version(connection: sa.Connection) -> str | None:

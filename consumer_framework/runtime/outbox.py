@@ -516,10 +516,10 @@ def require_tables(store: OutboxStore, name: str) -> None:
         name: That of the relay, for the cure.
 
     Raises:
-        OutboxError: It has none, or of another version, or the database does not work.
+        OutboxError: It has none, or none that this program can use, or the database does not work.
     """
-    if store.engine.dialect.name == "sqlite":
+    if store.is_sqlite:
         store.migrate()
-    elif not store.is_current:
-        cure = f"fm-consumer outbox migrate {name}"
-        raise OutboxError(f"the outbox {store.place} has no tables of this version; run: {cure}")
+    elif (fault := store.fault_of_tables(f"fm-consumer outbox migrate {name}")) is not None:
+        what, cure = fault
+        raise OutboxError(f"the outbox {store.place} {what}; {cure}")

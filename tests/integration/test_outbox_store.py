@@ -8,7 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from consumer_framework.publishing.message import Outgoing
+from consumer_framework.publishing.migrations import HEAD
+from consumer_framework.publishing.sources import store_runs
 from consumer_framework.publishing.store import OutboxError, OutboxStore, create_engine, insert
+from consumer_framework.publishing.tables import version_table
 from tests.unit.outboxes import LEASE, NOW, message, spooled
 
 from .outbox import MARIADB, POSTGRESQL, SQLITE, on_every_database
@@ -41,13 +44,13 @@ def claimed(store, token="a", limit=100, now=NOW):  # noqa: S107 -- of a claim
 def test_migrating_twice_changes_nothing(store, put):
     [row] = put(message())
     store.migrate()
-    assert store.is_current
+    assert store.fault_of_tables("") is None
     assert store.show(row)
 
 
 def test_a_database_without_the_tables_says_how_to_make_them(outbox_url):
     store = OutboxStore.connect(outbox_url)
-    assert not store.is_current
+    assert store.fault_of_tables("") is not None
     with pytest.raises(OutboxError, match="create its tables: fm-consumer outbox migrate"):
         store.put(spooled(message()))
     store.close()
@@ -60,16 +63,46 @@ def test_many_processes_may_migrate_at_once(outbox_url):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(store.is_current for store in stores)
+    assert all(store.fault_of_tables("") is None for store in stores)
     for store in stores:
         store.close()
 
 
-def test_tables_of_a_newer_version_are_refused(store):
+def set_version(store, version):
     with store.transaction() as connection:
-        connection.exec_driver_sql("UPDATE fm_outbox_version SET version_num = '9999'")
-    with pytest.raises(OutboxError, match="of another version"):
+        connection.execute(sa.update(version_table).values(version_num=version))
+
+
+@pytest.mark.parametrize("version", ["9999", "9999_for_9998"])
+def test_tables_of_a_newer_version_are_refused(store, version):
+    set_version(store, version)
+    with pytest.raises(OutboxError, match=f"version {version}, .* update consumer-framework"):
         store.migrate()
+    what, cure = store.fault_of_tables("migrate")
+    assert version in what
+    assert cure == "update consumer-framework on this host"
+
+
+@pytest.mark.parametrize("oldest", ["0001", HEAD])
+def test_tables_of_a_newer_version_that_this_one_can_use_are_left_alone(store, put, oldest):
+    set_version(store, f"9999_for_{oldest}")
+    store.migrate()
+    assert store.fault_of_tables("migrate") is None
+    rows = put(message())
+    assert claimed(store) == rows
+
+
+def test_tables_of_an_older_version_name_the_command_that_changes_them(store):
+    with store.transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE fm_outbox_sources")
+    set_version(store, "0001")
+    assert store.fault_of_tables("migrate") == (
+        "has tables of an older version, 0001",
+        "run: migrate",
+    )
+    store.migrate()
+    assert store.fault_of_tables("migrate") is None
+    assert store_runs(store, [], NOW) == 0
 
 
 def test_a_message_comes_back_as_it_was_put(store):

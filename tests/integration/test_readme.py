@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import html
+import importlib.util
 import os
 import re
 import subprocess
@@ -112,6 +114,25 @@ def test_the_publisher_of_the_readme_stores_and_its_relay_sends(broker: Broker, 
             relay.communicate(timeout=60)
         assert received == [b'{"build": 17}', b'{"build": 18}']
         assert relay.returncode == 0
+
+
+def test_the_picture_of_the_front_page_shows_a_real_session(broker: Broker):
+    found = importlib.util.spec_from_file_location("front_page", ROOT / "docs/front_page.py")
+    assert found is not None
+    assert found.loader is not None
+    front_page = importlib.util.module_from_spec(found)
+    found.loader.exec_module(front_page)
+
+    def lines(text: str) -> list[str]:
+        # The messages overtake each other, at other times.
+        return sorted(re.sub(r"\d+", "0", html.unescape(text)).splitlines())
+
+    shown = front_page.text_of((ROOT / "docs/front-page.svg").read_text())
+    try:
+        assert lines(shown) == lines(front_page.plain(front_page.session(broker.url)))
+    finally:
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            connection.channel().queue_delete(front_page.QUEUE)
 
 
 @pytest.mark.usefixtures("fresh_queues")

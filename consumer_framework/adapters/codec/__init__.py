@@ -14,7 +14,7 @@ same classes, the same verdicts, the same errors. It is faster because
 from __future__ import annotations
 
 from .decoding import UndecodableError, decode, validate
-from .registry import SCHEMA_GROUP, class_of, load_schemas, names_unknown_class
+from .registry import SCHEMA_GROUP, class_of, load_schemas, names_unknown_class, registered_below
 
 __all__ = [
     "SCHEMA_GROUP",
@@ -23,5 +23,6 @@ __all__ = [
     "decode",
     "load_schemas",
     "names_unknown_class",
+    "registered_below",
     "validate",
 ]

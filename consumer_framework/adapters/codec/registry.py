@@ -73,6 +73,18 @@ def class_of(headers: Mapping[str, Any]) -> type[Message]:
     return Message
 
 
+def registered_below(kind: type[Message]) -> list[type[Message]]:
+    """Return the classes that installed packages register, as far as they are *kind* or below it.
+
+    Raises:
+        ConfigurationError: As :func:`load_schemas`.
+    """
+    if not upstream._registry_loaded:  # noqa: SLF001 -- as above
+        load_schemas()
+    known = dict.fromkeys(upstream._schema_name_to_class.values())  # noqa: SLF001 -- as above
+    return [each for each in known if issubclass(each, kind)]
+
+
 def names_unknown_class(headers: Mapping[str, Any]) -> bool:
     """Tell whether *headers* name a schema that is not installed; call :func:`class_of` before."""
     name: Any = headers.get("fedora_messaging_schema")

@@ -25,6 +25,7 @@ from .files import file_findings, password_findings, state_findings, tls_finding
 from .findings import Finding, Level, error, report
 from .outbox import outbox_findings, relay_findings
 from .queues import binding_findings, flow_findings, queue_findings
+from .routes import route_findings
 from .start import NamedCredentials, examine, monitoring_findings, publish_findings
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def _settings_findings(
     yield from binding_findings(settings)
     if start.target is not None:
         yield from publish_findings(start.target)
+        yield from route_findings(settings, start.target, options.path)
     yield from monitoring_findings(settings.monitoring, _state_directory(options, account))
     unit = unit_name(options.instance)
     most = most_tasks() if account is None else tasks_of_service(unit)

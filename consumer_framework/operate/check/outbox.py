@@ -90,17 +90,16 @@ def _database_findings(
 def _answer(store: OutboxStore, name: str, *, as_service: bool) -> Finding:
     from consumer_framework.publishing.store import OutboxError  # noqa: PLC0415
 
-    migrate = f"fm-consumer outbox migrate {name}"
     if store.is_sqlite and not store.has_file:
         return info(DATABASE, f"{store.place} is not there yet", "the relay makes it")
     try:
-        is_current = store.is_current
+        fault = store.fault_of_tables(f"fm-consumer outbox migrate {name}")
     except OutboxError as failure:
         if as_service and not store.is_sqlite and store.engine.url.host is None:
             cure = "the service is another user; see its log"
             return warning(DATABASE, f"does not let this user in: {failure}", cure)
         return error(Problem(DATABASE, str(failure)), ExitCode.TEMPORARY)
-    if not is_current:
-        what = f"{store.place} has no tables, or tables of another version"
-        return error(Problem(DATABASE, what, f"run: {migrate}"), ExitCode.TEMPORARY)
+    if fault is not None:
+        what, cure = fault
+        return error(Problem(DATABASE, f"{store.place} {what}", cure), ExitCode.TEMPORARY)
     return info(DATABASE, f"{store.place} has its tables")

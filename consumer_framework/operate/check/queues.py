@@ -14,6 +14,7 @@ from consumer_framework.core.errors import ExitCode, Problem
 from consumer_framework.core.limits import DEFAULT_LIMIT, DEFAULT_SINCE, LIMIT
 from consumer_framework.core.text import duration_text
 from consumer_framework.core.topics import MANY, ONE, pattern_fault
+from consumer_framework.operate.bindings import exchange_type
 from consumer_framework.settings import toml_path
 
 from .findings import error, info, warning
@@ -54,21 +55,11 @@ def flow_findings(count: int | None, framework: Framework) -> Iterator[Finding]:
         yield info(_PATH, what, "remove this key, and it fits the slots")
 
 
-# Exchanges that every broker has (AMQP 0-9-1, section 3.1.3); others are of type topic mostly.
-_EXCHANGE_TYPES = {
-    "amq.direct": "direct",
-    "amq.fanout": "fanout",
-    "amq.headers": "headers",
-    "amq.match": "headers",
-}
-
-
 def binding_findings(settings: Settings) -> Iterator[Finding]:
     """Find bindings that bring no message, and queues without a binding."""
     for index, binding in enumerate(settings.bindings):
         place = f"bindings[{index}]"
-        kind = _EXCHANGE_TYPES.get(binding.exchange, "topic")
-        kind = settings.exchanges.get(binding.exchange, {}).get("type", kind)
+        kind = exchange_type(settings, binding.exchange)
         if not binding.exchange:
             what = "is the default exchange, and the broker lets nobody bind to it"
             cure = 'name another one, such as "amq.topic"'

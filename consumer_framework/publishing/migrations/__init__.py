@@ -7,6 +7,11 @@ the outbox shares. An application that uses alembic itself leaves these tables o
 ``--autogenerate``: see :mod:`.integrations.sqlalchemy`.
 
 A framework with migrations of its own, such as Django, runs the :func:`statements` of ours.
+
+The revision of a migration is the number of its version, such as ``0003``. If programs of an older
+version may go on using the tables, because the migration only adds, the revision names the oldest
+such version too: ``0003_for_0002``. So a relay that was not updated yet can restart, see
+:func:`serves`.
 """
 
 from __future__ import annotations
@@ -23,6 +28,26 @@ VERSION_TABLE = "fm_outbox_version"
 HEAD = "0002"
 # The version of a database without the tables.
 BASE = "base"
+_FOR = "_for_"
+
+
+def serves(found: str) -> bool:
+    """Tell whether this code can use tables of the version *found*.
+
+    Args:
+        found: The revision of the newest migration that was run.
+    """
+    version, _, oldest = found.partition(_FOR)
+    return (oldest or version) <= _own_version() <= version
+
+
+def is_newer(found: str) -> bool:
+    """Tell whether tables of the version *found* were made by a newer program than this one."""
+    return found.partition(_FOR)[0] > _own_version()
+
+
+def _own_version() -> str:
+    return HEAD.partition(_FOR)[0]
 
 
 def upgrade(connection: Connection) -> None:
