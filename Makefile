@@ -10,7 +10,7 @@ export PYTHON
 # Most tests wait for servers, so run more of them than there are cores. The long ones come first.
 TEST_WORKERS ?= 3
 
-.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences reference clean
+.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences reference picture clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
@@ -24,6 +24,7 @@ help:
 	@echo 'make rpm       build the source and binary RPMs into dist/rpm, and check them'
 	@echo 'make licences  check the licence of every package that is needed at run time'
 	@echo 'make reference  write the parts of docs/reference that come from docstrings and --help'
+	@echo 'make picture   make the picture of the front page anew, from a real session'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
 	@echo 'make clean     remove everything that make made'
@@ -46,7 +47,7 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	touch $@
 
 demo: venv
-	packaging/system-packages broker
+	packaging/system-packages --optional broker
 	$(BIN)/python examples/demo/run.py
 
 test: lint
@@ -91,6 +92,11 @@ lint: venv
 # Writes the parts of docs/reference that come from docstrings and from --help.
 reference: venv
 	$(BIN)/python docs/generate.py
+
+# Runs a consumer on a private broker, and draws its terminal as docs/front-page.svg.
+picture: venv
+	packaging/system-packages broker
+	$(BIN)/python docs/front_page.py
 
 docs: venv reference
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
