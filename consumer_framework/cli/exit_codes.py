@@ -133,6 +133,16 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("75", "the outbox cannot be used now; the instance would wait for it"),
         Meaning("78", "the instance cannot start"),
     ),
+    "dev": (
+        Meaning("0", "ended (q, Ctrl-C, SIGTERM); with --once: all messages were acknowledged"),
+        Meaning("1", "with --once: a message was not acknowledged, or the consumer ended"),
+        Meaning("2", _USAGE),
+        Meaning(
+            "78",
+            "the configuration cannot be used, or a program or package is missing",
+            "The message gives the command that installs it.",
+        ),
+    ),
     "explain": (
         Meaning("0", "the fate of the message is shown"),
         Meaning("2", f"{_USAGE}, or names an instance that does not exist"),

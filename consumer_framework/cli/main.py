@@ -22,6 +22,7 @@ from .terminal import complain
 _IN_MODULES = (
     "bindings",
     "check",
+    "dev",
     "explain",
     "new",
     "outbox",

@@ -39,6 +39,8 @@ from .state_files import (
 )
 
 if TYPE_CHECKING:
+    from consumer_framework.core.ports import Observer
+
     from .assembly.configuration import RunOptions
 
 _log = logging.getLogger(__name__)
@@ -46,8 +48,13 @@ _log = logging.getLogger(__name__)
 
 @hosting()
 @upstream.replaced(refuse_early)
-def run(options: RunOptions) -> int:
+def run(options: RunOptions, observer: Observer | None = None) -> int:
     """Run an instance until it is told to stop, or cannot go on.
+
+    Args:
+        options: The options of the start.
+        observer: Is told of each run, settle, pause and state, after the instance's own observers;
+            None for none.
 
     Returns:
         The exit code; see :class:`.ExitCode`.
@@ -58,8 +65,8 @@ def run(options: RunOptions) -> int:
     """
     settings = load(options)
     configure_logging(settings, options)
-    observer: Any = STDLibLogObserver()
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    to_logging: Any = STDLibLogObserver()
+    globalLogBeginner.beginLoggingTo([to_logging], redirectStandardIO=False)
     codec.load_schemas()
     plan = plan_of_this_process(options, settings)
     # The callback may have configured logging when it was imported.
@@ -83,7 +90,7 @@ def run(options: RunOptions) -> int:
     )
     patience = plan.framework.start_timeout
     files = wait_for_state_files(open_files, patience, notifier, clock)
-    surroundings = Surroundings(files, notifier, clock, reactor)
+    surroundings = Surroundings(files, notifier, clock, reactor, observer)
     instance = Instance(settings, plan, surroundings)
     runner = Runner(instance, options)
     # Twisted declares its reactor as a module.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
     from consumer_framework.core.gate import GateEvent, Reason
-    from consumer_framework.core.ports import Clock, Notifier
+    from consumer_framework.core.ports import Clock, Notifier, Observer
     from consumer_framework.runtime.assembly.plan import Plan
     from consumer_framework.settings import Settings
 
@@ -60,12 +60,14 @@ class Surroundings:
         notifier: The service manager, which is told that the instance is ready, works and stops.
         clock: The time.
         reactor: Twisted's asyncio reactor.
+        observer: A further observer; None for none.
     """
 
     files: StateFiles
     notifier: Notifier
     clock: Clock
     reactor: Any
+    observer: Observer | None = None
 
 
 class Instance:
@@ -121,7 +123,7 @@ class Instance:
         self.lag: int | None = None
         self.executor: Executor | None = None
         self.drain: Drain | None = None
-        self._make_parts()
+        self._make_parts(surroundings.observer)
         self._effects: dict[Effect, Callable[[], object]] = {
             Effect.ANNOUNCE_READY: self._announce_ready,
             Effect.ANNOUNCE_STATUS: self.status.announce,
@@ -129,7 +131,7 @@ class Instance:
             Effect.RESUME: self.session.resume,
         }
 
-    def _make_parts(self) -> None:
+    def _make_parts(self, observer: Observer | None) -> None:
         clock, reactor = self.clock, self.reactor
         self.gate = Gate()
         self.counters = Counters()
@@ -145,7 +147,8 @@ class Instance:
         )
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
-        self.observer = Observers(self.counters, self.log)
+        others = () if observer is None else (observer,)
+        self.observer = Observers(self.counters, self.log, *others)
         self.publications = Publications(self.settings, self.files.directory, clock)
         self.dispatcher = Dispatcher(
             self.plan,

@@ -109,11 +109,12 @@ def find_programs() -> tuple[Path, str]:
     return scripts, epmd
 
 
-# Reads lists of process ids, and acts on the last list at the end of the input.
+# Reads lists of process ids, and acts on the last list at the end of the input. Each process leads
+# a group, whose other members are ended too.
 _GUARD = """
 pids=
 while read -r line; do pids=$line; done
-[ -z "$pids" ] || kill -KILL $pids 2>/dev/null
+for pid in $pids; do kill -s KILL -- "-$pid" "$pid" 2>/dev/null; done
 rm -rf -- "$1"
 """
 
@@ -133,7 +134,10 @@ class Guard:
         self._pipe = self._shell.stdin
 
     def watch(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-        """Kill *processes* at the end of this process, instead of those named before."""
+        """Kill *processes* at the end of this process, instead of those named before.
+
+        Each was started with ``start_new_session``; the others of its session are killed too.
+        """
         line = " ".join(str(process.pid) for process in processes)
         # The guard may have been killed; the node must be ended all the same.
         with suppress(BrokenPipeError):
