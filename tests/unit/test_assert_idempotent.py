@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from treq.testing import StubTreq
 from twisted.web.resource import Resource
 
-from consumer_framework import BatchConsumer, Consumer, Retry
+from consumer_framework import BatchConsumer, Consumer, Retry, on_topic
 from consumer_framework.testing import assert_idempotent
 
 HERE = Path(__file__)
@@ -216,6 +216,30 @@ def test_a_batch_is_checked():
     given = [message(1), message(2)]
     assert len(assert_idempotent(Batched, given, settings=settings, watch=WATCH)) == 2
     assert "happens twice" in failure_of(Wrong, *given, settings=settings, watch=WATCH)
+
+
+class Routed(Consumer):
+    @on_topic("org.example.#")
+    def safe(self, _given):
+        with self.once("a") as step:
+            step.run(record, "safe")
+
+    @on_topic("org.#")
+    async def other(self, _given):
+        async with self.once("a") as step:
+            await step.run(record, "other")
+
+
+class WronglyRouted(Routed):
+    @on_topic("#.test")
+    def unsafe(self, _given):
+        record("unsafe")
+
+
+def test_the_routes_of_a_consumer_are_checked(effects):
+    assert len(assert_idempotent(Routed, [message()], watch=WATCH)) == 2
+    assert set(effects) == {"safe", "other"}
+    assert ', in unsafe: record("unsafe")' in failure_of(WronglyRouted, watch=WATCH)
 
 
 def test_an_effect_that_may_happen_twice_is_allowed():
