@@ -47,7 +47,7 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	touch $@
 
 demo: venv
-	packaging/system-packages broker
+	packaging/system-packages --optional broker
 	$(BIN)/python examples/demo/run.py
 
 test: lint

@@ -17,6 +17,7 @@ from . import terminal
 from .exit_codes import epilog
 from .options import CONF, JSON, OUTPUT, STATE_DIR, no_more, where, words
 from .quarantine_orders import drop, expire, replay
+from .quarantine_to_test import to_test
 from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
 from .terminal import Command, Refusal
 
@@ -40,6 +41,7 @@ def quarantine() -> None:
     \b
     fm-consumer quarantine list sample               the causes, with counts
     fm-consumer quarantine show sample 41            one message, its tracebacks
+    fm-consumer quarantine to-test sample 41         a test that fails as it did
     fm-consumer quarantine replay sample --first 1   mended? try one message
     fm-consumer quarantine replay sample --all       then the rest
     """  # noqa: D301 -- click wants the backspace character
@@ -48,6 +50,7 @@ def quarantine() -> None:
 quarantine.add_command(replay)
 quarantine.add_command(drop)
 quarantine.add_command(expire)
+quarantine.add_command(to_test)
 
 
 @quarantine.command(

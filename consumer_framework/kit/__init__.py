@@ -24,6 +24,8 @@ Besides, decisions of an author's tools about values that they are given:
 - :mod:`.schema_changes` compares two versions of a schema.
 - :mod:`.recorded` reads recorded messages, and :mod:`.replay` runs a consumer on them, without a
   broker; :mod:`.handler_profile` measures it.
+- :mod:`.failing_test` writes a test of a quarantined message, with the replacements of
+  :mod:`.anonymous` for secrets and personal details.
 - :mod:`.project` has the rules of a new consumer's project and of its update; with copier,
   :mod:`.project_template` renders the folder ``template``.
 

@@ -2,7 +2,8 @@
 """Show the sample consumer at work: a private broker, a stream of messages, and the result.
 
 Everything happens in a temporary directory and on a free port. The demo reads none of this host's
-configuration, and leaves nothing behind.
+configuration, and leaves nothing behind. Without RabbitMQ, the consumer runs on the same messages
+from a file, by `fm-consumer replay`.
 """
 
 import argparse
@@ -17,13 +18,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 import pika
 from fedora_messaging import config
-from fedora_messaging.message import Message
+from fedora_messaging.message import Message, dumps
 
 from consumer_framework.testing.broker import Broker, BrokerError
 
@@ -37,6 +38,7 @@ QUEUE = "sample"
 START_TIMEOUT = 20.0
 HANDLE_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
+REPLAY_TIMEOUT = 300.0
 
 CYAN, DIM, GREEN, RED = "36", "2", "32", "31"
 COLOURS = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -117,6 +119,19 @@ class ConsumerProcess:
         if code != 0:
             raise DemoError(f"the consumer ended with exit code {code} after SIGTERM, not 0")
 
+    def finish(self) -> None:
+        """Wait for the end.
+
+        Raises:
+            DemoError: If the process does not end in time, or with another exit code than 0.
+        """
+        try:
+            code = self._process.wait(REPLAY_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"the replay was not done after {REPLAY_TIMEOUT:.0f} s") from None
+        if code != 0:
+            raise DemoError(f"the replay ended with exit code {code}, not 0")
+
     def close(self) -> None:
         """End the process, if it still runs."""
         if self._process.poll() is None:
@@ -189,13 +204,14 @@ def set_value(toml: str, key: str, value: str) -> str:
 
 
 @contextmanager
-def running_consumer(toml: Path) -> Iterator[ConsumerProcess]:
+def running_consumer(toml: Path, verb: str = "run", *words: Path) -> Iterator[ConsumerProcess]:
     """Run `fm-consumer` with the configuration *toml* within the context."""
     program = Path(sys.executable).with_name("fm-consumer")
     if not program.exists():
         raise DemoError(f"{program} does not exist: install the project into this environment")
     callback = f"{EXAMPLES / 'sample.py'}:Sample"
-    command = [str(program), "run", "--conf", str(toml), "--callback-file", callback]
+    options = ["--conf", str(toml), "--callback-file", callback]
+    command = [str(program), verb, *options, *map(str, words)]
     consumer = ConsumerProcess(command, consumer_environment(toml.parent))
     try:
         yield consumer
@@ -276,6 +292,20 @@ def demonstrate(broker: Broker, directory: Path, count: int, rate: float) -> Non
     compare(published, handled_by_app(directory / "digest.json"), left)
 
 
+def demonstrate_without_broker(directory: Path, count: int) -> None:
+    """Run the sample consumer on the same messages from a file, and compare the counts."""
+    toml = configure(directory, "amqp://localhost")
+    config.conf.load_config(str(toml))
+    recorded = directory / "recorded.jsonl"
+    messages = list(stream(count))
+    recorded.write_text(dumps(messages), encoding="utf-8")
+    say(f"fm-consumer replay runs the consumer on {count} messages of a file")
+    with running_consumer(toml, "replay", recorded) as consumer:
+        consumer.finish()
+    written = Counter(message.app_name or "unknown" for message in messages)
+    compare(written, handled_by_app(directory / "digest.json"), 0)
+
+
 def handled_by_app(digest: Path) -> Counter[str]:
     """Read the number of handled messages of each application from the consumer's *digest*."""
     try:
@@ -297,20 +327,35 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def started_broker(stack: ExitStack) -> Broker | None:
+    """Start a private RabbitMQ, which *stack* stops; None, and the reason said, without one."""
+    reason = Broker.missing()
+    if reason is None:
+        say("starting a private RabbitMQ")
+        try:
+            return stack.enter_context(Broker())
+        except BrokerError as error:
+            reason = str(error)
+    say(paint(f"there is no private RabbitMQ: {reason}", RED))
+    say("so the messages come from a file, and no broker takes part")
+    return None
+
+
 def run(count: int, rate: float) -> None:
     """Run the whole demo.
 
     Raises:
         DemoError: Something is missing, or a count is wrong.
     """
-    missing = Broker.missing()
-    if missing:
-        raise DemoError(f"cannot start a private RabbitMQ: {missing}")
     start = time.monotonic()
-    say("starting a private RabbitMQ")
-    with tempfile.TemporaryDirectory(prefix="fm-demo-") as directory, Broker() as broker:
-        demonstrate(broker, Path(directory), count, rate)
-    say(f"{count} messages published and handled, in {time.monotonic() - start:.1f} s altogether")
+    with tempfile.TemporaryDirectory(prefix="fm-demo-") as directory, ExitStack() as stack:
+        broker = started_broker(stack)
+        if broker is None:
+            demonstrate_without_broker(Path(directory), count)
+        else:
+            demonstrate(broker, Path(directory), count, rate)
+    verb = "replayed" if broker is None else "published"
+    say(f"{count} messages {verb} and handled, in {time.monotonic() - start:.1f} s altogether")
     say("next: examples/sample.py is the consumer, examples/sample.toml its configuration;")
     say("      change either and run this again, with more messages: --count 500 --rate 100")
 

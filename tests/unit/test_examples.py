@@ -3,7 +3,11 @@
 
 import asyncio
 import json
+import os
+import re
 import runpy
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from unittest import mock
@@ -191,3 +195,19 @@ def test_the_class_reads_its_settings_from_the_configuration(messages, capsys, s
     for message in messages[:2]:
         callback(message)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == numbers
+
+
+def test_without_rabbitmq_the_demo_replays_its_messages_and_says_so():
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "demo" / "run.py", "--count", "6"],
+        # Erlang is not found there.
+        env={**os.environ, "PATH": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "there is no private RabbitMQ: " in done.stdout
+    assert "6 messages: 6 succeeded" in done.stdout
+    assert re.search(r"\nall +6 +6\n", done.stdout)
