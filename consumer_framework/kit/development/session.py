@@ -365,7 +365,7 @@ class Session:
             self._under_way.remove(event.id)
             self.ends[event.disposition] += 1
 
-    # What the author does.
+    # The author's part.
 
     def _changed(self, changes: Changes) -> None:
         try:
