@@ -12,6 +12,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -458,6 +459,13 @@ def by_urllib3(url):
         pool.request("POST", url)
 
 
+# The end of a process closes the sockets that it has open.
+unclosed = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@unclosed
 @pytest.mark.parametrize(
     "post",
     [
@@ -482,6 +490,7 @@ def test_a_post_that_is_sent_twice_is_found_and_one_in_a_step_passes(post, url):
     assert [str(effect) for effect in assert_idempotent(Posts, [message()])] == [f"HTTP POST {url}"]
 
 
+@unclosed
 def test_requests_that_may_be_repeated_do_not_count(url):
     def handler(_given):
         requests.get(url, timeout=5)
@@ -491,6 +500,16 @@ def test_requests_that_may_be_repeated_do_not_count(url):
     assert assert_idempotent(handler, [message()]) == ()
 
 
+def test_a_function_that_a_test_has_replaced_can_be_watched(monkeypatch):
+    monkeypatch.setattr(requests, "post", MagicMock())
+    report = failure_of(
+        lambda _given: requests.post("https://bugs.example.org", timeout=5),
+        watch=["requests:post"],
+    )
+    assert "    post()\n" in report
+
+
+@unclosed
 def test_a_coroutine_s_client_is_watched(url):
     async def handler(_given):
         async with httpx.AsyncClient() as client:
