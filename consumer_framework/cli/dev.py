@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from datetime import datetime
@@ -218,15 +219,30 @@ _COLOURS = {"ack": terminal.good, "quarantine": terminal.bad, "halt": terminal.b
 class _Screen:
     """Writes to standard output, in the width of the terminal."""
 
+    def __init__(self) -> None:
+        self._is_gone = False
+
+    def _show(self, line: str) -> None:
+        if self._is_gone:
+            return
+        try:
+            click.echo(line)
+        except OSError as error:
+            # The terminal is closed, or nobody reads any more. The interpreter would complain about
+            # its own flush at the end.
+            self._is_gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise BrokenPipeError from error
+
     def note(self, text: str) -> None:
-        click.echo(terminal.faint(f"{_now()}  {safe(text)}"))
+        self._show(terminal.faint(f"{_now()}  {safe(text)}"))
 
     def problem(self, text: str) -> None:
         for line in text.splitlines():
-            click.echo(terminal.bad(f"{_now()}  {safe(line)}"))
+            self._show(terminal.bad(f"{_now()}  {safe(line)}"))
 
     def output(self, line: str) -> None:
-        click.echo(f"{terminal.faint('          │')} {terminal.safe_lines(line)}")
+        self._show(f"{terminal.faint('          │')} {terminal.safe_lines(line)}")
 
     def settled(self, event: Settled, *, is_new: bool) -> None:
         columns = terminal.terminal_width() or _LONGEST
@@ -235,11 +251,11 @@ class _Screen:
         room = columns - width(f"{_now()}  {word}    {end}")
         topic = fit(safe(event.topic), max(room, 0), keep_end=True)
         shown = _COLOURS.get(event.disposition, terminal.doubtful)(word)
-        click.echo(f"{_now()}  {shown}  {terminal.title(topic)}  {terminal.faint(end)}")
+        self._show(f"{_now()}  {shown}  {terminal.title(topic)}  {terminal.faint(end)}")
         if event.reason:
-            click.echo(f"          {fit(safe(event.reason), max(columns - 10, 0))}")
+            self._show(f"          {fit(safe(event.reason), max(columns - 10, 0))}")
         if event.traceback and is_new:
-            click.echo(terminal.safe_lines(event.traceback.rstrip(), "          "))
+            self._show(terminal.safe_lines(event.traceback.rstrip(), "          "))
 
 
 def _now() -> str:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         ToBroker,
         ToOutbox,
     )
-    from consumer_framework.publishing.message import Outgoing
+    from consumer_framework.publishing.message import Outgoing, PublishError
     from consumer_framework.settings import OutboxSettings
 
 _LEFT_OUT, _UNREACHABLE, _BAD_DATA, _NOT_TAKEN = 1, 14, 65, 75
@@ -381,6 +381,10 @@ def _to_outbox(path: Path | None, settings: OutboxSettings) -> ToOutbox:
 # The publication
 
 
+def _code_of(error: PublishError | OSError) -> int:
+    return _BAD_DATA if getattr(error, "is_final", False) else _NOT_TAKEN
+
+
 @dataclass
 class _Run:
     """One run of the command."""
@@ -414,7 +418,7 @@ class _Run:
                 publication.one(prepared)
             except PublishError as error:
                 terminal.complain(error)
-                return _NOT_TAKEN
+                return _code_of(error)
             self._sum_up(publication, prepared)
         return 0
 
@@ -452,7 +456,7 @@ class _Run:
             return self._stop(publication, "", _BAD_DATA)
         except (PublishError, OSError) as error:
             progress.clear()
-            return self._stop(publication, str(error), _NOT_TAKEN)
+            return self._stop(publication, str(error), _code_of(error))
         except KeyboardInterrupt:
             progress.clear()
             number = publication.interrupted_by or _SIGINT

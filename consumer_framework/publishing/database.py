@@ -36,6 +36,8 @@ BUSY = 30.0
 _LOOK = 0.05
 # Any number, the same in each process.
 _MIGRATION_LOCK = 3172450291
+_BACKENDS = {"sqlite", "postgresql", "mariadb", "mysql"}
+_URLS = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mariadb"}
 
@@ -48,10 +50,13 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
     the URL names another.
 
     Raises:
-        ConfigurationError: The URL cannot be understood, or its driver is not installed.
+        ConfigurationError: The URL cannot be understood or names another database, or its driver is
+            not installed.
     """
     try:
         parsed = sa.make_url(url)
+        if parsed.get_backend_name() not in _BACKENDS:
+            raise _unusable(f"the outbox cannot be in {parsed.get_backend_name()}", _URLS)
         name = parsed.drivername
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
         if parsed.get_backend_name() == "sqlite":
@@ -60,8 +65,7 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         limit = {"connect_timeout": CONNECT} if is_known else {}
         return sa.create_engine(parsed, pool_pre_ping=True, connect_args=limit, **_READ_COMMITTED)
     except sa.exc.ArgumentError as error:
-        cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
-        raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
+        raise _unusable("the URL of the outbox's database cannot be understood", _URLS) from error
     except ImportError as error:
         extra = _EXTRAS.get(error.name or "", "")
         cure = f"install it: pip install 'consumer-framework[{extra}]'" if extra else "install it"

@@ -40,10 +40,18 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 _FEW, _SHORT = 50, 100
 # The states of a row: to be sent, and impossible to send.
 WAITING, DEAD = "waiting", "dead"
+# The reason of a dead row that is deleted at once, when its publisher has been told.
+DISCARDED = "an operator discarded it"
 
 
 class PublishError(ConsumerFrameworkError):
-    """A message was refused before it was stored; it is not sent."""
+    """A message was refused before it was stored; it is not sent.
+
+    Attributes:
+        is_final: True if another attempt with the same message is of no use.
+    """
+
+    is_final = True
 
 
 class OutboxError(PublishError):
@@ -53,9 +61,16 @@ class OutboxError(PublishError):
     and the message may be stored.
     """
 
+    is_final = False
+
 
 class NotSentError(PublishError):
-    """The message is stored, and the relay has not sent it in time. The relay keeps trying."""
+    """The message is stored, and the relay has not sent it in time. The relay keeps trying.
+
+    If an operator discarded the message meanwhile, the text of the error says so.
+    """
+
+    is_final = False
 
 
 @dataclass(frozen=True, slots=True)

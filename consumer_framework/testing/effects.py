@@ -16,6 +16,7 @@ import linecache
 import pkgutil
 import sys
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from consumer_framework.core.attempt import is_own
@@ -51,7 +52,9 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         source = linecache.getline(self.file, self.line).strip()
-        return f"{self.file}:{self.line}, in {self.function}: {source}"
+        file = Path(self.file)
+        shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        return f"{shown}:{self.line}, in {self.function}: {source}"
 
 
 class Effect(NamedTuple):

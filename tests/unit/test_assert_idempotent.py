@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,7 +27,7 @@ from twisted.web.resource import Resource
 from consumer_framework import BatchConsumer, Consumer, Retry
 from consumer_framework.testing import assert_idempotent
 
-HERE = __file__
+HERE = Path(__file__)
 
 
 def message(number=1):
@@ -103,11 +104,11 @@ def test_the_report_has_the_effect_the_message_the_line_the_kill_and_the_cure():
         "    record()\n"
         f"    for the message org.example.test (id {given[0].id})\n"
         "\n"
-        f'    {HERE}:{line}, in handle: record("second")\n'
+        f'    {HERE.relative_to(Path.cwd())}:{line}, in handle: record("second")\n'
         "\n"
         "Do it in a step, which a second run skips:\n"
         "\n"
-        "    with self.once('record') as step:\n"
+        '    with self.once("record") as step:\n'
         "        step.run(...)"
     )
 
@@ -128,9 +129,8 @@ def test_a_coroutine_is_advised_to_write_async_with():
             await asyncio.sleep(5)
             record("late")
 
-    assert "    async with self.once('record') as step:\n        await step.run(...)" in failure_of(
-        Later, watch=WATCH
-    )
+    report = failure_of(Later, watch=WATCH)
+    assert '    async with self.once("record") as step:\n        await step.run(...)' in report
 
 
 def test_a_function_and_a_coroutine_function_are_checked_like_a_consumer():

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import itertools
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -182,6 +185,37 @@ def test_a_project_that_cannot_be_written_leaves_nothing(run, place, monkeypatch
 def test_without_copier_the_command_says_how_to_install_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "copier", None)
     assert "pip install 'consumer-framework[new]'" in run("sample-one", code=78)
+
+
+def talk(answers: list[str]) -> tuple[int, str]:
+    """Run the command on a terminal of its own, and type *answers*, each at its question."""
+    ours, its = pty.openpty()
+    program = str(Path(sys.executable).parent / "fm-consumer")
+    command = [program, "new", "--database", "--topic", "a.b"]
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    said = ""
+    with contextlib.suppress(OSError):  # Linux: EIO at the end.
+        while select.select([ours], [], [], 60)[0] and (shown := os.read(ours, 65536)):
+            said += shown.decode()
+            if answers and said.rstrip(" ").endswith((":", "?")):
+                os.write(ours, f"{answers.pop(0)}\n".encode())
+    os.close(ours)
+    return process.wait(), said
+
+
+def test_on_a_terminal_the_command_asks_until_each_answer_is_good(place):
+    answers = ["No Name", "good-name", "", "threads", "async", "y", "", "", "", "", ""]
+    code, said = talk(answers)
+    assert code == 0, said
+    assert "write no-name" in said
+    assert "'threads' is not one of" in said
+    assert "Topics" not in said
+    assert "database" not in said.lower().partition("made good-name")[0]
+    made = yaml.safe_load((place / "good-name" / ANSWERS).read_text())
+    assert made["handler"] == "async"
+    assert (made["schema"], made["database"], made["publishing"]) == (True, True, False)
+    assert made["topics"] == "a.b"
 
 
 # The update of a project.

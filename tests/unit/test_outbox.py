@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -195,6 +196,14 @@ def test_the_engine_of_an_application_serves_as_database(url):
 def test_a_database_in_memory_is_refused():
     with pytest.raises(ConfigurationError, match="the outbox cannot be in sqlite"):
         Outbox(sa.create_engine("sqlite://"))
+
+
+@pytest.mark.parametrize("url", ["oracle://me@host/x", "mssql+pyodbc://host/x", "redis://host"])
+def test_a_database_that_no_outbox_can_be_in_is_refused_by_its_name(url):
+    name = url.partition(":")[0].partition("+")[0]
+    expected = f"the outbox cannot be in {name}; write sqlite:////PATH, postgresql://.* mariadb://"
+    with pytest.raises(ConfigurationError, match=expected):
+        Outbox(url)
 
 
 def test_a_url_that_means_nothing_is_refused():
@@ -503,6 +512,20 @@ def test_with_wait_publish_returns_when_the_message_is_sent(url):
     setup.steps()
     thread.join(10)
     assert not thread.is_alive()
+    outbox.close()
+
+
+def test_with_wait_publish_tells_that_an_operator_discarded_the_message(url):
+    outbox = waiting_outbox(url)
+    store = outbox.prepared()
+    with ThreadPoolExecutor(1) as pool:
+        published = pool.submit(outbox.publish, a_message("wait.a"))
+        while not (rows := store.rows()):
+            assert not published.done()
+        assert store.discard(row.row for row in rows) == 1
+        with pytest.raises(NotSentError, match="is not sent: an operator discarded it"):
+            published.result(60)
+    assert store.rows() == []
     outbox.close()
 
 

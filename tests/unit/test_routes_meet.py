@@ -315,6 +315,9 @@ def test_two_crashes_in_a_route_set_the_message_aside_and_a_replay_runs_the_rest
     harness.advance("1s")
     assert harness.quarantined == [given]
     assert names(calls) == ["one"]
+    [(row, reason)] = harness.store.quarantined
+    assert reason == "route two: the process died 2 times while it was handled"
+    assert [(state.route, state.ending) for state in row.history.routes] == [("two", "failed")]
     assert isinstance(harness.replay(given), to.Ack)
     assert names(calls) == ["one", "two", "three"]
 
@@ -339,6 +342,26 @@ def test_a_stop_between_two_routes_leaves_the_rest_to_the_next_process(world):
     given = message()
     harness.deliver(given)
     harness.restart()
+    harness.advance("1s")
+    assert names(calls) == ["one", "two", "three"]
+    assert harness.acked == [given]
+
+
+def test_a_lost_connection_between_two_routes_changes_nothing(world):
+    harness_of: list[Harness] = []
+
+    def cut(_consumer, _message):
+        instance = harness_of[0]._instance
+
+        def voided():
+            instance._dispatcher.voided(instance.queue.cut())
+
+        instance.time.loop.call_soon_threadsafe(voided)
+
+    harness, calls = world(one=[cut])
+    harness_of.append(harness)
+    given = message()
+    harness.deliver(given)
     harness.advance("1s")
     assert names(calls) == ["one", "two", "three"]
     assert harness.acked == [given]
@@ -423,6 +446,18 @@ def test_a_store_that_takes_no_step_keeps_no_route_from_running(world, caplog):
     assert "route one is done, and cannot be recorded: disk full" in caplog.text
     assert names(calls) == ["one", "two", "three", "two"]
     assert harness.acked == [given]
+
+
+def test_a_route_whose_record_failed_is_recorded_by_a_later_run_of_the_message(world):
+    harness, calls = world(two=[ValueError()] * 9)
+    harness.store.error = StoreError("disk full")
+    given = message()
+    assert isinstance(harness.deliver(given), to.Hold)
+    harness.store.error = None
+    harness.advance("10s")
+    harness.crash()
+    harness.advance("1s")
+    assert Counter(names(calls)) == {"one": 1, "two": 5, "three": 1}
 
 
 class Stepping(Recorder):

@@ -16,9 +16,9 @@ from consumer_framework.kit.trigger import to_toml
 
 
 @pytest.fixture
-def trigger(monkeypatch, tmp_path):
+def trigger(monkeypatch, short_tmp_path):
     monkeypatch.delenv("FEDORA_MESSAGING_CONF", raising=False)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(short_tmp_path))
 
     def invoke(*options):
         return CliRunner().invoke(main, ["trigger", "--topic", "a.#", *options])

@@ -249,12 +249,13 @@ def packages_of(target: Target) -> set[str]:
 
     They are the outermost packages that have code: of the module that the configuration names, and
     of the module that defines the object. A namespace, such as one that a company's packages share,
-    has no code.
+    has no code. A ready-made consumer has none: its code is the framework's.
     """
     module = getattr(inspect.unwrap(target.value), "__module__", None) or ""
     named = target.name.rpartition(":")[0]
     found = {_outermost(name) for name in (named, module) if name in sys.modules}
-    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+    others = {*sys.stdlib_module_names, "consumer_framework"}
+    return {name for name in found if name.partition(".")[0] not in others}
 
 
 def _outermost(module: str) -> str:
