@@ -42,6 +42,7 @@ class Consumer(ABC, Generic[ConfigT]):
         class Config(pydantic.BaseModel):
             packages: list[str] = []
 
+
         class Sample(Consumer[Config]):
             def handle(self, message: Message) -> None:
                 if set(message.packages) & set(self.config.packages):
