@@ -647,6 +647,14 @@ def test_every_file_that_a_page_links_to_exists(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_the_readme_and_the_index_lead_to_every_page():
+    readme, index = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/index.md"))
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("*/*.md")}
+    assert {page for page in pages if f"\n{page}\n" not in index} == set()
+    howtos = {page for page in pages if page.startswith(("howto/", "tutorial/"))}
+    assert {page for page in howtos if f"](docs/{page}.md)" not in readme} == set()
+
+
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ["sphinx", "furo", "myst_parser"])),
     reason="the extra `docs` is not installed",
