@@ -37,14 +37,11 @@ class Consumer(ABC, Generic[ConfigT]):
     A subclass implements :meth:`handle`, or has routes: methods with :func:`.on_topic` or
     :func:`.on_message`. It may name the type of its configuration: a pydantic model, a dataclass or
     a ``TypedDict``. The ``[consumer_config]`` table is parsed and validated with it, and an
-    instance with an invalid table does not start. Type checkers know ``self.config`` by it::
+    instance with an invalid table does not start. Type checkers know ``self.config`` by it. If
+    ``Settings`` is such a type::
 
-        class Config(pydantic.BaseModel):
-            packages: list[str] = []
-
-
-        class Sample(Consumer[Config]):
-            def handle(self, message: Message) -> None:
+        class Sample(Consumer[Settings]):
+            def handle(self, message):
                 if set(message.packages) & set(self.config.packages):
                     print(message.summary)
 
