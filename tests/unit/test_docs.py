@@ -554,6 +554,8 @@ def test_the_settings_in_the_python_reference_have_their_defaults():
 def test_every_command_on_a_page_exists_with_its_options(page):
     known = all_commands(main, "fm-consumer")
     lines = [line.strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    shown = [line for block in blocks(page, "console") for line in block.splitlines()]
+    lines += [line.removeprefix("$ ") for line in shown if line.startswith("$ ")]
     for line in lines:
         found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
         if found is None:
@@ -645,6 +647,14 @@ def test_every_whole_configuration_on_a_page_is_valid(page):
 def test_every_file_that_a_page_links_to_exists(page):
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_and_the_index_lead_to_every_page():
+    readme, index = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/index.md"))
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("*/*.md")}
+    assert {page for page in pages if f"\n{page}\n" not in index} == set()
+    howtos = {page for page in pages if page.startswith(("howto/", "tutorial/"))}
+    assert {page for page in howtos if f"](docs/{page}.md)" not in readme} == set()
 
 
 @pytest.mark.skipif(

@@ -128,6 +128,7 @@ _LOG_CONFIG: dict[str, Any] = {
         }
     },
     "loggers": {
+        "alembic": {"level": "WARNING"},
         "consumer_framework": {"level": "WARNING"},
         "consumer_framework.runtime.observe.log": {"level": "CRITICAL"},
         "fedora_messaging": {"level": "WARNING"},

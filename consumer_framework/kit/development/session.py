@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Seconds that a consumer may take to stop before it is killed.
 STOP = 10.0
+# Seconds after which the author is told that the consumer stops.
+_SILENT_STOP = 1.0
 # Messages that may be under way; a faster rate waits.
 _MOST_UNDER_WAY = 1000
 # Seconds between two looks at the time.
@@ -262,11 +264,15 @@ class Session:
             return
         if consumer.exit_code is None:
             consumer.terminate()
-        end = time.monotonic() + STOP
+        began, is_told = time.monotonic(), False
         while consumer.exit_code is None and not self._is_hurried():
-            if time.monotonic() > end:
+            waited = time.monotonic() - began
+            if waited > STOP:
                 self._screen.problem(f"the consumer does not stop within {STOP:g} s, and is killed")
                 break
+            if waited > _SILENT_STOP and not is_told:
+                is_told = True
+                self._screen.note(f"waiting up to {STOP:g} s for the handler; Ctrl-C does not wait")
             for key, _ in self._selector.select(0.1):
                 if consumer.owns(key.fd):
                     key.data()
@@ -359,7 +365,7 @@ class Session:
             self._under_way.remove(event.id)
             self.ends[event.disposition] += 1
 
-    # What the author does.
+    # The author's part.
 
     def _changed(self, changes: Changes) -> None:
         try:
