@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from consumer_framework.testing import unmocked
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator
 
-    from consumer_framework.publishing.capturing import CapturedMessages
-    from consumer_framework.testing import Harness
+    from consumer_framework.testing import CapturedMessages, ConsumerFactory, Harness
 
 _INI = "consumer_framework_unmocked_publish"
 _MARKER = "unmocked_publish"
@@ -37,21 +36,6 @@ _watches = pytest.StashKey[bool]()
 def _hides(failure: pytest.ExceptionInfo[BaseException]) -> bool:
     """Hide the frames of the hooks, but for a failure that is their own."""
     return not failure.errisinstance(pytest.fail.Exception)
-
-
-class ConsumerFactory(Protocol):
-    """The fixture ``consumer``: starts consumers, and stops them at the end of the test."""
-
-    def __call__(
-        self,
-        consumer: Any,
-        *,
-        config: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        chance: float = 0.5,
-        patience: float = 1.0,
-    ) -> Harness:
-        """Start *consumer*; the arguments and errors are those of :class:`.Harness`."""
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from consumer_framework.kit import project, project_template
 from consumer_framework.kit.project_template import ANSWERS, RENDERED, TEMPLATE
 from consumer_framework.settings import parse
 
+ROOT = Path(__file__).parents[2]
 CHOICES = ("async", "schema", "database", "publishing")
 
 
@@ -185,6 +186,17 @@ def test_a_project_that_cannot_be_written_leaves_nothing(run, place, monkeypatch
 def test_without_copier_the_command_says_how_to_install_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "copier", None)
     assert "pip install 'consumer-framework[new]'" in run("sample-one", code=78)
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="not in a virtual environment")
+def test_the_page_on_new_projects_shows_the_output_and_the_handler(run, place):
+    page = (ROOT / "docs/howto/start-a-project.md").read_text(encoding="utf-8")
+    assert f"```text\n{run('build-watcher')}```" in page
+    handler = (place / "build-watcher/build_watcher/consumer.py").read_text()
+    assert handler[handler.index("class ") :] in page
+    questions = yaml.safe_load((TEMPLATE / "copier.yml").read_text())
+    for key in ("summary", "handler", "schema", "database", "publishing", "topics", "license"):
+        assert f"\n{questions[key]['help'].removesuffix('?')} " in page
 
 
 def talk(answers: list[str]) -> tuple[int, str]:
@@ -350,6 +362,21 @@ def test_an_update_is_refused_while_git_has_changes_that_are_not_committed(run, 
     subprocess.run([*git, "commit", "-q", "-m", "New"], check=True)
     assert run("--update", "--directory", made).split() == ["README.md", "updated"]
     run("--update", "--directory", made, "--force")
+
+
+def test_a_file_that_git_cannot_merge_is_named_and_nothing_is_written(run, made, newer):
+    (made / "README.md").write_bytes(b"\0mine")
+    change(newer / "project/README.md.jinja", "## Change it", "## Its files")
+    change(newer / "project/instance.conf.jinja", "MemoryMax=768M", "MemoryMax=1G")
+    assert "README.md: git cannot merge it" in run("--update", "--directory", made, code=78)
+    assert "MemoryMax=768M" in (made / "systemd/30-sample-one.conf").read_text()
+
+
+def test_without_git_a_project_is_made_and_not_updated(run, made, place, monkeypatch):
+    monkeypatch.setenv("PATH", str(place))
+    run("sample-two")
+    assert "Your Name" in (place / "sample-two/LICENSE").read_text()
+    assert "git is missing" in run("--update", "--directory", made, code=78)
 
 
 @pytest.mark.parametrize(
