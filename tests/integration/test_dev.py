@@ -185,10 +185,10 @@ def test_the_consumer_is_restarted_when_its_files_change_and_nothing_outlives_th
 
 
 def test_nothing_outlives_a_session_that_is_killed(project, start):
-    write(
-        project, "print('began'); os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '600'); time.sleep(600)"
-    )
-    session = start("--rate", "5")
+    rest = "print('began'); os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '600'); time.sleep(600)"
+    write(project, f"if message.body['n'] == 1: return\n        {rest}")
+    session = start("--rate", "5", "--json")
+    session.shows('"disposition": "ack"')
     session.shows("began")
     session.process.kill()
     session.process.wait()

@@ -220,6 +220,8 @@ def test_a_topic_without_a_schema_gets_plain_messages():
 
 def test_only_topics_of_the_pattern_are_sent():
     assert topics("a.b", "c.d", pattern="c.#") == [("c.d", "")]
+    assert topics("a.#", pattern="a.b.c") == [("a.b.c", "")]
+    assert topics("#", schemas=[schema("x.v1", "x")], pattern="y") == [("y", "")]
 
 
 @pytest.mark.parametrize("key", ["#", "a", "a.*", "*.b.#.c", "#.a"])

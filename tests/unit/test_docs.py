@@ -554,6 +554,8 @@ def test_the_settings_in_the_python_reference_have_their_defaults():
 def test_every_command_on_a_page_exists_with_its_options(page):
     known = all_commands(main, "fm-consumer")
     lines = [line.strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    shown = [line for block in blocks(page, "console") for line in block.splitlines()]
+    lines += [line.removeprefix("$ ") for line in shown if line.startswith("$ ")]
     for line in lines:
         found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
         if found is None:
