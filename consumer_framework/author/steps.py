@@ -19,6 +19,7 @@ import asyncio
 import inspect
 import json
 import logging
+import sys
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from consumer_framework.core.errors import DependencyFault, StepResultError, StoreError
@@ -198,8 +199,7 @@ class AsyncStep(_Base):
         """
         if self._record.begin_run():
             returned: Any = function(*args, **kwargs)
-            if hasattr(returned, "asFuture"):
-                # A Deferred of Twisted's.
+            if _is_deferred(returned):
                 returned = returned.asFuture(asyncio.get_running_loop())
             if inspect.isawaitable(returned):
                 returned = await returned
@@ -318,8 +318,14 @@ def _encoded(name: str, result: Any) -> str:
     return encoded
 
 
+def _is_deferred(returned: object) -> bool:
+    # It can be one of Twisted's only where that is imported.
+    twisted: Any = sys.modules.get("twisted.internet.defer")
+    return twisted is not None and isinstance(returned, twisted.Deferred)
+
+
 def _refuse_awaitable(name: str, returned: object) -> None:
-    if not (inspect.isawaitable(returned) or hasattr(returned, "asFuture")):
+    if not (inspect.isawaitable(returned) or _is_deferred(returned)):
         return
     if inspect.iscoroutine(returned):
         # It never began; without this, Python warns of it.

@@ -118,6 +118,7 @@ class FakeStore(Store):
 
     def record_step(self, delivery: Delivery, name: str, result: str) -> Future[None]:
         """Record a step at once, unless there is an :attr:`error`."""
+        self.has_steps = True
         key = self._steps_key(delivery)
         steps = self._steps if self.error is None else self._failed
         steps.setdefault(key, {}).setdefault(name, result)

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import os
 import threading
+from unittest.mock import MagicMock
 
 import pytest
 from fedora_messaging.message import Message
@@ -259,7 +260,9 @@ def test_a_second_run_in_one_step_is_refused_since_it_would_be_skipped_later():
     assert handled(handle)[0] == Ack()
 
 
-@pytest.mark.parametrize("result", [object(), float("nan"), "x" * 70_000], ids=type)
+@pytest.mark.parametrize(
+    "result", [object(), float("nan"), "x" * 70_000, MagicMock()], ids=lambda r: type(r).__name__
+)
 def test_a_result_that_cannot_be_recorded_quarantines_the_message_at_once(result):
     def handle(self, _message):
         with self.once("a") as step:
