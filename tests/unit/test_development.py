@@ -39,8 +39,8 @@ from consumer_framework.kit.development.messages import (
 )
 from consumer_framework.kit.recorded import BadRecordError
 from consumer_framework.kit.schema_packages import Schema, installed
-from consumer_framework.kit.trigger import to_toml
 from consumer_framework.settings import parse
+from consumer_framework.settings.toml_writer import to_toml
 from consumer_framework.testing.harness import document_of
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from consumer_framework.adapters import config
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.text import plural
 from consumer_framework.kit.recorded import BadRecordError
-from consumer_framework.kit.trigger import to_toml
+from consumer_framework.settings.toml_writer import to_toml
 from consumer_framework.testing.broker import Broker, BrokerError
 from consumer_framework.testing.broker.place import Guard
 
