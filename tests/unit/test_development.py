@@ -186,6 +186,24 @@ def test_a_configuration_without_a_queue_gets_one_with_a_name(text):
     assert settings.bindings_of("dev")
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("queues = 5", "queues: is no table"),
+        ("queues.x = 5", "queues.x: "),
+        ("bindings = 5", "bindings: is no list of tables"),
+        ("bindings = [5]", "bindings: "),
+        ("consumer_config = 5", "consumer_config: "),
+        ("consumer_config.framework.recovery = 5", "consumer_config.framework.recovery: "),
+        ("consumer_config.framework.outbox = 5", "consumer_config.framework.outbox: "),
+        ("consumer_config.framework.recovery.breaker = 5", "framework.recovery.breaker: "),
+    ],
+)
+def test_a_key_that_is_no_table_is_named(text, path):
+    with pytest.raises(ConfigurationError, match=path):
+        copy_of(text)
+
+
 # Messages.
 
 
