@@ -245,7 +245,7 @@ class Once:
 
     Raises:
         ValueError: The name is no name, or the handler does not have *message*.
-        RuntimeError: No handler has a message here, or the batch has several and none is given.
+        RuntimeError: No handler has a message here.
     """
 
     def __init__(self, name: str, message: Message | None = None) -> None:
@@ -325,10 +325,6 @@ def _delivery_of(run: CurrentRun, name: str, message: Message | None) -> Deliver
         if found is None:
             raise ValueError(f"once({name!r}, message): the handler does not have this message")
         return found
-    if len(run.deliveries) > 1:
-        raise RuntimeError(
-            f"the handler has {len(run.deliveries)} messages: write self.once({name!r}, message)"
-        )
     return run.deliveries[0]
 
 

@@ -529,6 +529,20 @@ def test_a_cancelled_coroutine_has_recorded_its_step():
         assert Steps.latest.done == ["file"]
 
 
+def test_a_row_that_cannot_be_read_at_the_record_makes_the_message_wait(monkeypatch):
+    def handle(self, _message):
+        with self.once("a") as step:
+            step.run(int)
+
+    def fail(*_):
+        raise StoreError("no disk")
+
+    monkeypatch.setattr("consumer_framework.testing.fake_store.FakeStore.record_step", fail)
+    disposition = handled(handle)[0]
+    assert isinstance(disposition, Hold)
+    assert disposition.reason == "the step 'a' is done and cannot be recorded: no disk"
+
+
 # Batches.
 
 
