@@ -174,7 +174,8 @@ class Consumer(ABC, Generic[ConfigT]):
             Exception: Any other exception is a failure, which the recovery settings treat.
         """
         name = type(self).__name__
-        raise NotImplementedError(f"{name} has no handle(), and no route for {message.topic}")
+        # No NotImplementedError: pylint would ask each class with routes for this method.
+        raise TypeError(f"{name} has no handle(), and no route for {message.topic}")
 
     def teardown(self) -> Any:
         """Close the resources that :meth:`setup` opened. Runs once, after the last message."""

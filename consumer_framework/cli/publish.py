@@ -400,13 +400,13 @@ class _Run:
         """Publish the message of the command line; return the exit code."""
         from fedora_messaging.exceptions import ValidationError  # noqa: PLC0415
 
-        from consumer_framework.operate.publishing import Publication, told  # noqa: PLC0415
-        from consumer_framework.publishing.message import PublishError  # noqa: PLC0415
+        from consumer_framework.operate.publishing import Publication  # noqa: PLC0415
+        from consumer_framework.publishing.message import PublishError, schema_fault  # noqa: PLC0415
 
         try:
             prepared = self.setup.prepare(_message_of(self.options))
         except ValidationError as error:
-            terminal.complain(ValueError(f"the message {told(error)}"))
+            terminal.complain(ValueError(f"the message {schema_fault(error)}"))
             return _BAD_DATA
         except PublishError as error:
             terminal.complain(error)

@@ -7,6 +7,7 @@ import http.client
 import smtplib
 import socketserver
 import sqlite3
+import sys
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -138,7 +139,8 @@ def test_a_function_and_a_coroutine_function_are_checked_like_a_consumer():
     async def handler(_given):
         record("unsafe")
 
-    assert "happens twice" in failure_of(lambda _given: record("unsafe"), watch=WATCH)
+    report = failure_of(lambda _given: record("unsafe"), watch=WATCH)
+    assert "Make a Consumer of it. Do it in a step, which a second run skips:" in report
     assert "happens twice" in failure_of(handler, watch=WATCH)
 
 
@@ -534,6 +536,18 @@ def test_treq_is_watched():
     assert "HTTP POST http://forge.example/issue" in failure_of(handler)
 
 
+@unclosed
+def test_a_client_that_the_handler_imports_is_watched(url, monkeypatch):
+    monkeypatch.delitem(sys.modules, "httpx")
+
+    def handler(_given):
+        import httpx as late  # noqa: PLC0415 -- the point of the test
+
+        late.post(url)
+
+    assert f"HTTP POST {url}" in failure_of(handler)
+
+
 # Mail.
 
 
@@ -694,6 +708,29 @@ def test_a_commit_of_sqlalchemy_is_seen_once_and_one_in_a_step_passes(database):
     with engine.begin() as connection:
         connection.execute(sa.text(SAFE))
     engine.dispose()
+
+
+def test_an_open_transaction_of_sqlalchemy_is_undone_by_the_kill(database):
+    class Keeps(Consumer):
+        def setup(self):
+            self.engine = sa.create_engine(f"sqlite:///{database}")
+            self.connection = self.engine.connect()
+
+        def handle(self, _given):
+            self.connection.execute(sa.text(INSERT))
+            with self.once("between") as step:
+                step.run(record, "between")
+            self.connection.rollback()
+
+        def teardown(self):
+            self.connection.close()
+            self.engine.dispose()
+
+    settings = {"recovery": {"immediate": 0, "delays": []}}
+    (effect,) = assert_idempotent(Keeps, [message()], watch=WATCH, settings=settings)
+    assert effect.what == "record()"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT * FROM log").fetchall() == []
 
 
 def test_a_transaction_of_sqlalchemy_that_changes_nothing_or_is_rolled_back_has_no_effect(database):

@@ -67,7 +67,7 @@ from fedora_messaging.message import Message
 from pydantic import BaseModel
 
 from consumer_framework import Batch, BatchConsumer, Consumer, heartbeat, on, on_message, on_topic
-from consumer_framework import publishing, translate
+from consumer_framework import AsyncStep, Step, publishing, translate
 from consumer_framework.publishing import Outgoing
 from consumer_framework.testing import Ack, CapturedMessages, ConsumerFactory, Disposition, Harness
 from consumer_framework.testing import message_of
@@ -143,6 +143,32 @@ class OfShared(Shared[Model]):
     def handle(self, message: Message) -> None:
         assert_type(self.config, Model)
         assert_type(self.shown(), str)
+
+
+def number_of(bug: str, *, again: bool = False) -> int:
+    return len(bug)
+
+
+async def text_of(bug: int) -> str:
+    return str(bug)
+
+
+class InSteps(Consumer[Model]):
+    def handle(self, message: Message) -> None:
+        with self.once("file-bug") as step:
+            assert_type(step, Step)
+            assert_type(step.run(number_of, "kernel", again=True), int)
+            step.run(number_of, 17)  # error
+            assert_type(step.done, bool)
+
+
+class InAsyncSteps(BatchConsumer[Model]):
+    async def handle_batch(self, messages: Batch) -> None:
+        async with self.once("file-bug", messages[0]) as step:
+            assert_type(step, AsyncStep)
+            assert_type(await step.run(text_of, 17), str)
+            assert_type(await step.run(number_of, "kernel"), int)
+            await step.run(text_of, "kernel")  # error
 
 
 class Routed(Consumer[Model]):
