@@ -20,6 +20,9 @@ _TOLD = "told to stop (SIGTERM, Ctrl-C)"
 _LOG = "The last lines of the log give the reason. systemd tries again."
 _NO_BROKER = "the broker cannot be reached, or refuses the connection"
 _NO_CONFIGURATION = "the configuration cannot be used"
+_NO_INSTANCE = "there is no such instance"
+_NO_STATE = f"{_NO_INSTANCE}, or its configuration or state directory cannot be used"
+_IMPORT_FAILED = "the consumer's module raised an exception while it was imported"
 
 # The words of a short meaning that the reference shows as code.
 _LITERAL = re.compile(r"--[a-z-]+|\b(?:SIGTERM|__init__|fm-consumer|NAME)\b")
@@ -122,6 +125,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     "bindings": (
         Meaning("0", "the bindings are printed"),
         Meaning("2", f"{_USAGE}, or names a consumer without routes"),
+        Meaning("75", _IMPORT_FAILED),
         Meaning("78", "the configuration or the consumer cannot be used"),
     ),
     "check": (
@@ -145,8 +149,8 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     ),
     "explain": (
         Meaning("0", "the fate of the message is shown"),
-        Meaning("2", f"{_USAGE}, or names an instance that does not exist"),
-        Meaning("78", _NO_CONFIGURATION),
+        Meaning("2", _USAGE),
+        Meaning("78", f"{_NO_INSTANCE}, or its configuration cannot be used"),
     ),
     "new": (
         Meaning("0", "the project is made, or up to date"),
@@ -196,7 +200,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     "publish": (
         Meaning("0", "every message is stored in the outbox, or sent"),
         Meaning("1", "lines were left out (--keep-going)"),
-        Meaning("2", f"{_USAGE}, or names a file, instance or class that does not exist"),
+        Meaning("2", f"{_USAGE}, or names a file or class that does not exist"),
         Meaning("14", "the broker cannot be reached; nothing was sent"),
         Meaning(
             "65",
@@ -219,8 +223,8 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     "quarantine": (
         Meaning("0", "the command succeeded"),
         Meaning("1", "a message could not be looked at, or the running instance could not do it"),
-        Meaning("2", f"{_USAGE}, or names a row or instance that does not exist"),
-        Meaning("78", "the configuration, or the state directory, cannot be used"),
+        Meaning("2", f"{_USAGE}, or names a row that does not exist"),
+        Meaning("78", _NO_STATE),
     ),
     "quarantine expire": (
         Meaning("0", "the command succeeded"),
@@ -230,9 +234,9 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     "quarantine replay": (
         Meaning("0", "every message succeeded, or was dropped by its handler"),
         Meaning("1", "a message did not succeed, or the running instance could not do it"),
-        Meaning("2", f"{_USAGE}, or names a message or instance that does not exist"),
+        Meaning("2", f"{_USAGE}, or names a message that does not exist"),
         Meaning("13", "the handler could not be set up, or torn down"),
-        Meaning("78", "the configuration, or the state directory, cannot be used"),
+        Meaning("78", _NO_STATE),
         Meaning(
             "130",
             "Ctrl-C ended the replay; the other messages are still quarantined",
@@ -275,7 +279,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "a line is no message",
             "Of files, nothing was run; of a pipe, the messages before it were.",
         ),
-        Meaning("75", "the consumer's module raised an exception while it was imported"),
+        Meaning("75", _IMPORT_FAILED),
         Meaning("78", _NO_CONFIGURATION),
         Meaning(
             "130, 143",
@@ -331,7 +335,9 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     "trigger": (
         Meaning("0", "told to stop (Ctrl-C, SIGTERM), or --count messages are done"),
         Meaning("2", _USAGE),
+        Meaning("10", "the broker refuses the queue or a binding, or the exchange is missing"),
         Meaning("14", "the broker refused the connection"),
+        Meaning("15", "the user may not consume"),
         Meaning("75", "it cannot work now, and may later"),
         Meaning("78", "it can never work as it is configured"),
     ),

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import sys
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +19,12 @@ from consumer_framework.settings import Overrides
 
 from .exit_codes import epilog
 from .options import DEFAULT_FILE, complete_instance, configuration_file
-from .terminal import complain
+from .terminal import abandon_output, complain
+
+# The errors of a standard output that takes no more, and the exit code for them (EX_IOERR of
+# sysexits(3)).
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_NO_OUTPUT = 74
 
 # The commands that have a module of their name.
 _IN_MODULES = (
@@ -51,6 +59,16 @@ class _Commands(click.Group):
             return super().get_command(context, name)
         command: click.Command = getattr(import_module(f"{__package__}.{name}"), name)
         return command
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            # An error of a file has the file's name; click reports a closed pipe.
+            if error.filename is not None or error.errno not in _FULL:
+                raise
+            abandon_output(error)
+            sys.exit(_NO_OUTPUT)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

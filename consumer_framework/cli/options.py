@@ -209,7 +209,13 @@ def where(given: Sequence[str], conf: Path | None, state_dir: Path | None) -> Wh
 def no_such_instance(
     name: str, file: Path, otherwise: str = "name its file with --conf"
 ) -> ConfigurationError:
-    """Return the error that there is no instance *name*; *otherwise* cures a host without any."""
+    """Return the error that there is no instance *name*; *otherwise* cures a host without any.
+
+    A *file* that --conf named is missing itself.
+    """
+    if file != CONFIGURATION_DIRECTORY / f"{name}.toml":
+        what, mend = "there is no such file", "create it, or name another one"
+        return ConfigurationError(Problem("", what, mend), source=str(file))
     known = ", ".join(instance_names())
     cure = f"the instances here are {known}" if known else otherwise
     return ConfigurationError(

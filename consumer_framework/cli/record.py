@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumer_framework.core.errors import FrameworkError
 from consumer_framework.core.text import about, plural, size
 
 from . import terminal
@@ -128,8 +129,17 @@ class _Run:
     def run(self) -> int:
         """Record messages; return the exit code."""
         settings = self.at.settings("fm-consumer record")
+        is_new = not self.options.to_output and not self.options.file.exists()
         # Before the connection: it creates the file, or says why it cannot.
         self._write()
+        try:
+            return self._run(settings)
+        except FrameworkError:
+            if is_new and not self.count:
+                self.options.file.unlink(missing_ok=True)
+            raise
+
+    def _run(self, settings: Settings) -> int:
         self.began = time.monotonic()
         try:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -157,7 +158,7 @@ class _Options:
             raise click.UsageError("standard input can be read once")
         for file in self.files:
             if str(file) != "-" and not file.is_file():
-                raise Refusal(f"{file}: there is no such file")
+                raise Refusal(f"{file}: {_unreadable(file)}")
 
     def selects(self, delivery: Delivery) -> bool:
         """Tell whether a message is to run."""
@@ -172,6 +173,15 @@ class _Options:
             return True
         document = View.of(delivery).document()
         return all(condition.holds(document) for condition in self.conditions)
+
+
+def _unreadable(file: Path) -> str:
+    """Say why *file* is none to read messages from."""
+    if file.is_dir():
+        return "is a directory; name a file in it"
+    if file.exists():
+        return "is no regular file, and can be read only once; name - and redirect standard input"
+    return "there is no such file"
 
 
 class _BadLinesError(Exception):
@@ -261,6 +271,7 @@ class _Run:
     began: float = field(default_factory=time.monotonic)
     told: int = 0
     is_set_up: bool = False
+    directory: Path | None = None
 
     def __post_init__(self) -> None:
         self.line = LiveLine(is_on=not self.options.as_json)
@@ -270,8 +281,8 @@ class _Run:
         self.options.check(self.at)
         if not self.at.file.exists():
             raise no_such_instance(self.at.instance, self.at.file)
-        with _output(as_json=self.options.as_json) as self.out, _directory() as directory:
-            return self._run_in(directory)
+        with _output(as_json=self.options.as_json) as self.out, _directory() as self.directory:
+            return self._run_in(self.directory)
 
     def _run_in(self, directory: Path) -> int:
         from consumer_framework.runtime import reactor  # noqa: PLC0415
@@ -359,6 +370,8 @@ class _Run:
     def _exit_now(self, code: int) -> None:
         for stream in (sys.stdout, sys.stderr, self.out):
             stream.flush()
+        if self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
         os._exit(code)
 
     # Output.

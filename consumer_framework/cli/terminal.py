@@ -68,6 +68,13 @@ def note(line: str) -> None:
     click.echo(f"fm-consumer: {safe(line)}", err=True)
 
 
+def abandon_output(error: OSError) -> None:
+    """Say that standard output cannot be written, and drop the text that waits for it."""
+    # The interpreter would try again to write it, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    complain(OSError(f"standard output cannot be written: {error.strerror}"))
+
+
 def _descriptor(stream: Any) -> int:
     try:
         return int(stream.fileno())

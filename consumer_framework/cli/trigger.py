@@ -53,6 +53,16 @@ def _duration(_context: click.Context, _parameter: click.Parameter, value: str) 
     raise click.BadParameter("must be longer than 0")
 
 
+def _variables(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    for name in value:
+        if not name or "=" in name or not name.isprintable():
+            what = f"{name!r} is no name of a variable; its value is the one that it has here"
+            raise click.BadParameter(what)
+    return value
+
+
 @click.command(cls=Command, epilog=_MORE)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option(
@@ -98,6 +108,7 @@ def _duration(_context: click.Context, _parameter: click.Parameter, value: str) 
     "--env",
     "environment",
     multiple=True,
+    callback=_variables,
     metavar="NAME",
     help="Give the command this variable too. It gets PATH, HOME and TERM, and no others.",
 )

@@ -256,7 +256,11 @@ def create(directory: Path, rendering: Rendering) -> None:
         write(directory, files)
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    except OSError as error:
+        # It names a directory that its user does not know.
+        raise OSError(error.errno, error.strerror, str(directory)) from error
     try:
         write(temporary, files)
         temporary.chmod(0o777 & ~_umask())
@@ -360,7 +364,9 @@ def answers_of(directory: Path) -> dict[str, str | bool]:
     except FileNotFoundError:
         problem = Problem("", "is missing, so this is no project of 'fm-consumer new'", _ELSEWHERE)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        problem = Problem("", f"cannot be read: {error}", "restore it from version control")
+        # The parser's text has lines, of which the last points at a column.
+        reason = " ".join(str(error).split())
+        problem = Problem("", f"cannot be read: {reason}", "restore it from version control")
     else:
         if isinstance(found, dict) and isinstance(found.get("name"), str):
             return {str(k): v for k, v in found.items() if isinstance(v, str | bool)}

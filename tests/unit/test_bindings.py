@@ -185,6 +185,21 @@ def run(*arguments):
     return CliRunner().invoke(main, ["bindings", *arguments])
 
 
+def test_without_a_consumer_the_command_says_what_to_name():
+    result = run()
+    assert result.exit_code == 2
+    assert "name an instance, a MODULE:CLASS, or a file with --conf" in result.stderr
+
+
+def test_a_module_that_fails_ends_with_the_code_that_the_help_lists(module, tmp_path):
+    file = tmp_path / "raises.py"
+    file.write_text("raise RuntimeError('no database')\n")
+    result = run("--callback-file", f"{file}:Builds")
+    assert result.exit_code == 75
+    assert "raised RuntimeError while it was imported: no database" in result.stderr
+    assert "75  the consumer's module raised an exception" in run("--help").stdout
+
+
 def test_the_command_prints_a_table_for_the_configuration_file(module):
     result = run("bound:Routed")
     assert result.exit_code == 0

@@ -188,7 +188,7 @@ def test_a_row_that_never_failed_is_refused_and_so_is_one_that_is_not_there(plac
     assert "there is no row 7" in place.to_test(7, code=2).output
     assert "name one ROW" in place.to_test(1, 2, code=2).output
     place.conf.unlink()
-    assert "there is no instance 'builds'" in place.to_test(1, code=78).output
+    assert f"{place.conf}: there is no such file" in place.to_test(1, code=78).output
 
 
 def test_a_message_that_killed_the_process_says_so(place):

@@ -236,6 +236,11 @@ IMPORTS = [
         ExitCode.TEMPORARY,
     ),
     (
+        "\0",
+        "is no valid Python: source code string cannot contain null bytes; mend the file",
+        ExitCode.CONFIGURATION,
+    ),
+    (
         "\n\ndef handle(message:\n",
         "is no valid Python: '(' was never closed ({file}, line 3); mend the file",
         ExitCode.CONFIGURATION,

@@ -383,7 +383,7 @@ def test_without_git_a_project_is_made_and_not_updated(run, made, place, monkeyp
     ("name", "content", "said"),
     [
         (ANSWERS, None, "is no project of 'fm-consumer new'"),
-        (ANSWERS, b"[", "cannot be read"),
+        (ANSWERS, b"[", '<stream end>\' in "<byte string>", line 1, column 2: [ ^; restore it'),
         (ANSWERS, b"schema: true\n", "has no name"),
         (ANSWERS, b"name: good\nhandler: threads\n", "handler: 'threads' is none of sync, async"),
         (RENDERED, None, "is missing; restore it"),

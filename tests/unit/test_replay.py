@@ -397,6 +397,8 @@ def test_a_bad_line_of_standard_input_ends_the_replay_with_the_summary_so_far(pl
     [
         ([], "name a file of messages, or - for standard input"),
         (["gone.jsonl"], "gone.jsonl: there is no such file"),
+        (["."], ".: is a directory; name a file in it"),
+        (["/dev/null"], "/dev/null: is no regular file, and can be read only once"),
         (["-", "-"], "standard input can be read once"),
     ],
 )
@@ -439,7 +441,7 @@ def test_a_configuration_that_cannot_be_used_says_so(place):
     place.configure("Plain", "nonsense = 1")
     assert "nonsense" in place.replay(code=78).output
     place.conf.unlink()
-    assert "there is no instance 'sample'" in place.replay(code=78).output
+    assert f"{place.conf}: there is no such file; create it" in place.replay(code=78).output
 
 
 # Output.
@@ -475,15 +477,14 @@ def test_a_profile_has_the_functions_of_the_handler(place, tmp_path, name):
     assert "cannot be written" in place.replay("--profile-to", gone).output
 
 
-def run(place, *words, **options):
-    environment = {key: os.environ[key] for key in os.environ if key != "COLUMNS"}
+def run(place, *words, **more):
+    environment = {key: os.environ[key] for key in os.environ if key != "COLUMNS"} | more
     return subprocess.Popen(
         [FM_CONSUMER, *place.words(*words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        **options,
     )
 
 
@@ -496,6 +497,19 @@ def test_ctrl_c_ends_with_the_summary_so_far_even_if_the_handler_does_not_return
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "2 messages: 2 unfinished\nnot run to the end: interrupted" in out
+
+
+def test_a_handler_that_does_not_return_leaves_no_directory_behind(place):
+    place.configure("Stuck")
+    place.record({})
+    temporary = place.directory / "temporary"
+    temporary.mkdir()
+    with run(place, place.file, TMPDIR=str(temporary)) as process:
+        assert process.stdout.readline() == "begun\n"
+        assert [path.name[:10] for path in temporary.iterdir()] == ["fm-replay-"]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert list(temporary.iterdir()) == []
 
 
 def test_nobody_who_reads_the_output_is_no_traceback(place):

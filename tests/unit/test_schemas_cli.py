@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from importlib import invalidate_caches
@@ -245,3 +246,14 @@ def test_the_names_of_schemas_are_completed():
     complete = ShellComplete(main, {}, "fm-consumer", "_FM_CONSUMER_COMPLETE")
     found = complete.get_completions(["schemas", "show"], "bodhi.update.edit")
     assert [item.value for item in found] == ["bodhi.update.edit.v1", "bodhi.update.edit.v2"]
+
+
+def test_an_output_that_takes_no_more_is_one_line_and_an_exit_code_of_its_own():
+    program = Path(sys.executable).with_name("fm-consumer")
+    for words in (["schemas"], ["--help"]):
+        with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 -- a device
+            done = subprocess.run(
+                [program, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        told = "fm-consumer: standard output cannot be written: No space left on device\n"
+        assert (done.returncode, done.stderr) == (74, told)

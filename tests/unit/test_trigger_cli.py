@@ -34,6 +34,7 @@ def trigger(monkeypatch, short_tmp_path):
         (("--timeout", "soon", "--", "true"), 2, "must be a length of time"),
         (("--timeout", "0s", "--", "true"), 2, "longer than 0"),
         (("--count", "0", "--", "true"), 2, "--count"),
+        (("--env", "A=B", "--", "true"), 2, "'--env': 'A=B' is no name of a variable"),
         (("--conf", "/nowhere.toml", "--", "true"), 78, "/nowhere.toml: there is no such file"),
         ((), 2, "COMMAND"),
     ],

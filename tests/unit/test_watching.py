@@ -273,6 +273,15 @@ def test_a_recording_that_cannot_work_is_refused_with_a_cure(words, text, tmp_pa
     assert not (tmp_path / "x").exists()
 
 
+def test_a_recording_that_never_connected_leaves_the_files_as_they_were(tmp_path):
+    mine = tmp_path / "mine"
+    mine.touch()
+    for file in (mine, tmp_path / "new"):
+        words = ["record", "--url", "amqp://127.0.0.1:1", str(file)]
+        assert CliRunner().invoke(main, words).exit_code == 14
+    assert list(tmp_path.iterdir()) == [mine]
+
+
 class Loan:
     """A loan whose connection ends after one message."""
 

@@ -381,8 +381,9 @@ def _import_error(spec: str, source: str, error: BaseException, module: str) -> 
     if isinstance(error, ConfigurationError):
         # The routes of a class have faults.
         return ConfigurationError(*error.problems, source=source)
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
-        what = f"{spec!r} is no valid Python: {error.msg} ({error.filename}, line {error.lineno})"
+    if isinstance(error, SyntaxError) and _is_of_a_file(error):
+        where = f" ({error.filename}, line {error.lineno})" if error.filename else ""
+        what = f"{spec!r} is no valid Python: {error.msg}{where}"
         problem = Problem("callback", what, "mend the file")
     elif isinstance(error, ModuleNotFoundError) and error.name:
         problem = _missing_module(spec, error, module)
@@ -397,6 +398,14 @@ def _import_error(spec: str, source: str, error: BaseException, module: str) -> 
         cure = "see the line named; the next start tries again"
         problem = TemporaryProblem("callback", f"{what}{_last_line(error)}", cure)
     return ConfigurationError(problem, source=source)
+
+
+def _is_of_a_file(error: SyntaxError) -> bool:
+    """Tell whether a file has the error, and not a text that the module compiled as it ran.
+
+    A file that is no text at all, such as one with a NUL, raises an error without its name.
+    """
+    return Path(error.filename).is_file() if error.filename else not _frames(error)
 
 
 def _missing_module(spec: str, error: ModuleNotFoundError, module: str) -> Problem:
