@@ -258,6 +258,15 @@ def _check_text(name: str, text: str) -> None:
         raise PublishError(f"the {name} has a NUL character")
 
 
+def schema_fault(error: ValidationError) -> str:
+    """Return one line about *error*, with the place in the message."""
+    cause = error.args[0] if error.args else error
+    path = getattr(cause, "json_path", "$")
+    text = str(getattr(cause, "message", cause))
+    where = "" if path == "$" else f" at {path}"
+    return " ".join(f"does not fit its schema{where}: {text}".split())
+
+
 def restored(message: Outgoing) -> upstream.Message:
     """Return *message* as an instance of its message class, as a consumer would get it.
 

@@ -361,9 +361,12 @@ def database_of(settings: OutboxSettings) -> str:
     if settings.database is not None:
         from .database import create_engine  # noqa: PLC0415 -- late: it imports SQLAlchemy
 
-        password = create_engine(settings.database).url.password
-        if password:
-            for form in {str(password), unquote(str(password))}:
+        url = create_engine(settings.database).url
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_absolute():
+            cure = "write sqlite:////PATH, with four slashes: the relay has another directory"
+            raise ConfigurationError(Problem(f"{_PATH}.database", "is no absolute path", cure))
+        if url.password:
+            for form in {str(url.password), unquote(str(url.password))}:
                 secrets.hide(form, "the password of the outbox's database")
         return settings.database
     directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]

@@ -71,7 +71,7 @@ from .events import (
     StoreUp,
     TopicPaused,
 )
-from .extending import PATIENCE, Extender
+from .extending import PATIENCE, Extender, Moment
 from .messengers import Reject, Retry, Scope, Sent, refusal
 from .policy import ENDPOINT, LONGEST, MESSAGE, TOPIC, OnFailure, Policy, Unroutable
 from .store import OutboxError
@@ -356,7 +356,7 @@ class Relay:
 
     def _open(self) -> bool:
         try:
-            with self._extender.extending(self._clock.monotonic()):
+            with self._extender.extending(Moment.now(self._clock)):
                 self._messenger.open()
         except ConnectionError as error:
             self._fail(redact(str(error)) or type(error).__name__)

@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from consumer_framework.testing import unmocked
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator
 
-    from consumer_framework.publishing.capturing import CapturedMessages
-    from consumer_framework.testing import Harness
+    from consumer_framework.testing import CapturedMessages, ConsumerFactory, Harness
+    from consumer_framework.testing.broker import Broker
+    from consumer_framework.testing.broker.exchange import OwnExchange
 
 _INI = "consumer_framework_unmocked_publish"
 _MARKER = "unmocked_publish"
-_FIXTURES = {"capture_outbox", "consumer", "rabbitmq"}
+_FIXTURES = {"capture_outbox", "consumer", "rabbitmq", "rabbitmq_broker"}
 # Modules that the plugin itself imports; a project that imports another one uses the package.
 _OWN = {
     "consumer_framework",
@@ -37,21 +39,6 @@ _watches = pytest.StashKey[bool]()
 def _hides(failure: pytest.ExceptionInfo[BaseException]) -> bool:
     """Hide the frames of the hooks, but for a failure that is their own."""
     return not failure.errisinstance(pytest.fail.Exception)
-
-
-class ConsumerFactory(Protocol):
-    """The fixture ``consumer``: starts consumers, and stops them at the end of the test."""
-
-    def __call__(
-        self,
-        consumer: Any,
-        *,
-        config: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        chance: float = 0.5,
-        patience: float = 1.0,
-    ) -> Harness:
-        """Start *consumer*; the arguments and errors are those of :class:`.Harness`."""
 
 
 @pytest.fixture
@@ -79,6 +66,32 @@ def capture_outbox() -> Iterator[CapturedMessages]:
 
     with capture_outbox() as captured:
         yield captured
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_broker() -> Iterator[Broker]:
+    """Start a private RabbitMQ node for all tests of the session, and stop it at its end.
+
+    Where the program is missing, the tests are skipped; with ``CI=true`` they fail.
+    """
+    from consumer_framework.testing.broker import Broker  # noqa: PLC0415 -- late: see the package
+
+    if lacking := Broker.missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
+    with Broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def rabbitmq(rabbitmq_broker: Broker) -> Iterator[OwnExchange]:
+    """Give the test an exchange of its own on a real broker.
+
+    It publishes, subscribes, and runs consumers in processes of their own: see ``OwnExchange``.
+    """
+    from consumer_framework.testing.broker.exchange import OwnExchange  # noqa: PLC0415 -- as above
+
+    with OwnExchange(rabbitmq_broker) as exchange:
+        yield exchange
 
 
 # The guard.
@@ -142,8 +155,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 def _watching(item: pytest.Item) -> Generator[None, object, object]:
     __tracebackhide__ = _hides
-    allowed = item.get_closest_marker(_MARKER) or "rabbitmq" in getattr(item, "fixturenames", ())
-    if allowed or not item.config.stash[_watches]:
+    if item.get_closest_marker(_MARKER) or not item.config.stash[_watches]:
         return (yield)
     with unmocked.watched() as refused:
         try:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         Reject,
         Requeue,
     )
-    from consumer_framework.publishing.capturing import capture_outbox
+    from consumer_framework.publishing.capturing import CapturedMessages, capture_outbox
 
     from .builders import message_of, messages
     from .fakes import (
@@ -45,12 +45,14 @@ if TYPE_CHECKING:
         FakeProperties,
         make_delivery,
     )
-    from .harness import Harness
+    from .harness import ConsumerFactory, Harness
     from .idempotency import assert_idempotent
     from .unmocked import UnmockedPublishError, no_unmocked_publish
 
 __all__ = [
     "Ack",
+    "CapturedMessages",
+    "ConsumerFactory",
     "Defer",
     "Disposition",
     "FakeAcknowledger",
@@ -77,6 +79,8 @@ __all__ = [
 # Late: pytest's plugin imports this package, in every project of its environment.
 _MODULES = {
     "Ack": "consumer_framework.core.disposition",
+    "CapturedMessages": "consumer_framework.publishing.capturing",
+    "ConsumerFactory": ".harness",
     "Defer": "consumer_framework.core.disposition",
     "Disposition": "consumer_framework.core.disposition",
     "FakeAcknowledger": ".fakes",

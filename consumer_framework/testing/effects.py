@@ -19,6 +19,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from twisted.internet import defer
+
 from consumer_framework.core.attempt import is_own
 
 if TYPE_CHECKING:
@@ -260,14 +262,11 @@ class EffectWatch:
             return call()
         with _inside():
             returned = call()
-        if hasattr(returned, "addCallback"):
-            # A Deferred of Twisted's.
+        if isinstance(returned, defer.Deferred):
             return returned.addCallback(functools.partial(self._told, effect))
         if inspect.isawaitable(returned):
             return self._later(effect, returned)
-        if happened():
-            self._witness.after(effect)
-        return returned
+        return self._told(effect, returned) if happened() else returned
 
     async def _later(self, effect: Effect, awaitable: Any) -> Any:
         with _inside():
@@ -275,7 +274,14 @@ class EffectWatch:
         return self._told(effect, returned)
 
     def _told(self, effect: Effect, returned: T) -> T:
-        self._witness.after(effect)
+        try:
+            self._witness.after(effect)
+        except BaseException:
+            if effect.kind == "HTTP":
+                # The end of a process closes its connections.
+                with contextlib.suppress(Exception):
+                    returned.close()  # type: ignore[attr-defined]
+            raise
         return returned
 
 

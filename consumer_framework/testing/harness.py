@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pika
 from fedora_messaging import config as upstream
@@ -455,3 +455,19 @@ class Harness:
         if self.store.is_blocked(row.lane, row.row):
             raise LookupError(f"is behind another one with its key: {message!r}")
         return row, record
+
+
+class ConsumerFactory(Protocol):
+    """The fixture ``consumer``: starts consumers, and stops them at the end of the test."""
+
+    def __call__(
+        self,
+        consumer: Any,
+        *,
+        config: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        chance: float = 0.5,
+        patience: float = 1.0,
+    ) -> Harness:
+        """Start *consumer*; the arguments and errors are those of :class:`.Harness`."""
+        ...

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from consumer_framework.author.consumer import Consumer
 from consumer_framework.author.heartbeat import CURRENT_RUN, CURRENT_STEP
 from consumer_framework.author.steps import is_any_under_way
 from consumer_framework.core.disposition import Quarantine
@@ -404,7 +405,9 @@ def _cure(test: _Test, effect: Effect, how: str) -> str:
             "Publish it from the handler, outside of its steps and threads, and through the outbox "
             '(publishing = "outbox"): then it is stored once, with the acknowledgement.'
         )
-    return "Do it in a step, which a second run skips:\n\n" + _step(test, effect)
+    is_consumer = inspect.isclass(test.consumer) and issubclass(test.consumer, Consumer)
+    first = "" if is_consumer or isinstance(test.consumer, str) else "Make a Consumer of it. "
+    return f"{first}Do it in a step, which a second run skips:\n\n{_step(test, effect)}"
 
 
 def _step(test: _Test, effect: Effect) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Follow a page of the documentation literally: its blocks in their order, as a reader would.
 
-A comment of HTML before a block tells what the reader does with it; readers do not see it:
+A comment of HTML before a block names its use; readers of the page do not see the comment:
 
 ``test: skip, REASON``       The reader has that already.
 ``test: file PATH``          The block is the content of a file.
@@ -76,7 +76,7 @@ def _interrupt(process: subprocess.Popen[bytes]) -> int:
 
 @dataclass
 class Reader:
-    """Does what a page tells.
+    """A reader, who carries out the steps of a page.
 
     Args:
         directory: The working directory; a command ``cd`` changes it.

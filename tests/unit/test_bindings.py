@@ -230,6 +230,7 @@ def test_the_command_takes_a_python_file(module):
         (["bound:Nothing"], 78, "defines no 'Nothing'"),
         (["nosuch:Thing"], 78, "there is no module"),
         (["no such name"], 78, "no such name"),
+        ([], 2, "name an instance"),
         (["sample", "--conf", "mine.toml"], 2, "either NAME or --conf"),
         (["--conf", "nosuch.toml"], 78, "nosuch.toml"),
     ],

@@ -7,7 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs/howto/do-an-effect-once.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "howto/do-an-effect-once.md"
 
 
 def blocks(language):
@@ -32,3 +33,11 @@ def test_the_page_about_steps_works_as_it_says(tmp_path):
     before = handler[handler.index("    def handle") : handler.index("\n    def file_bug")]
     (tmp_path / "triage.py").write_text(handler.replace(before, textwrap.indent(change, "    ")))
     assert run_pytest(tmp_path)[0] == 0
+
+
+def test_the_table_of_crashes_names_tests_that_exist():
+    page = (DOCS / "explanation/recovery.md").read_text()
+    named = re.findall(r"`(test_\w+)(?:\[[^]]+])?`", page.partition("### Steps after a crash")[2])
+    tests = "".join(file.read_text() for file in (DOCS.parent / "tests").rglob("test_*.py"))
+    assert named
+    assert [name for name in named if f"def {name}(" not in tests] == []

@@ -221,6 +221,12 @@ def test_an_invalid_configuration_is_refused_by_key(publish, conf):
     assert "framework.outbox.window" in publish("--topic", "t", code=78).stderr
 
 
+def test_a_messenger_that_is_not_there_is_told_with_the_file(publish, conf):
+    conf.write_text('[consumer_config.framework.outbox]\nmessenger = "smoke"\n')
+    result = publish("--topic", "t", "--direct", code=78)
+    assert f"{conf}: consumer_config.framework.outbox.messenger: there is no" in result.stderr
+
+
 def test_an_instance_is_named_by_its_name(conf, monkeypatch, rows):
     monkeypatch.setattr(cli_options, "CONFIGURATION_DIRECTORY", conf.parent)
     runner = CliRunner()

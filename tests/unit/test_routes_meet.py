@@ -448,6 +448,36 @@ def test_a_store_that_takes_no_step_keeps_no_route_from_running(world, caplog):
     assert harness.acked == [given]
 
 
+def test_steps_that_cannot_be_read_keep_no_route_from_running(world, caplog, monkeypatch):
+    harness, calls = world()
+
+    def fails(_delivery):
+        raise StoreError("disk away")
+
+    monkeypatch.setattr(harness.store, "steps_of", fails)
+    given = message()
+    harness.deliver(given)
+    assert harness.acked == [given]
+    assert "the routes that are done cannot be read: disk away" in caplog.text
+    assert names(calls) == ["one", "two", "three"]
+
+
+def test_a_pause_takes_back_the_messages_that_wait_behind_one_with_several_routes(world):
+    """The message before them waits for its outbox; they go back to their queue."""
+    harness, calls = world(one=[publishes("x")])
+    harness.outbox.error = StoreError("the database is away")
+    given = [message(1), message(2, "a.c"), message(3, "a.c")]
+    for each in given:
+        harness._queue.publish(each, each.topic, each._properties, each._encoded_body)
+    harness.advance("1s")
+    assert calls == [("one", 1)]
+    assert harness.queued == given[1:]
+    harness.outbox.error = None
+    harness.advance("10s")
+    assert harness.acked == given
+    assert [n for _, n in calls] == [1, 1, 1, 2, 3]
+
+
 def test_a_route_whose_record_failed_is_recorded_by_a_later_run_of_the_message(world):
     harness, calls = world(two=[ValueError()] * 9)
     harness.store.error = StoreError("disk full")
@@ -650,6 +680,9 @@ def test_a_message_whose_class_is_not_installed_is_not_lost():
         odd = {"fedora_messaging_schema": ["a", "list"]}
         undecodable = harness.deliver_raw(b"{}", headers=odd, routing_key="plain")
         assert isinstance(undecodable, to.Quarantine)
+        # Its class cannot be known.
+        raw = {"x-undecodable-properties": b"?"}
+        assert isinstance(harness.deliver_raw(headers=raw, routing_key="x"), to.Quarantine)
 
 
 def test_a_line_of_the_log_names_the_route_that_failed(world, caplog):

@@ -12,7 +12,7 @@ from fedora_messaging import config as upstream
 from consumer_framework import settings
 from consumer_framework.cli import main
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.kit.trigger import to_toml
+from consumer_framework.settings.toml_writer import to_toml
 
 
 @pytest.fixture
