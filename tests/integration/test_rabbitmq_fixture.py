@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The fixture ``rabbitmq`` of the pytest plugin, in a sample project and by itself."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fedora_messaging.message import Message
@@ -12,6 +14,8 @@ from consumer_framework.testing.broker import BrokerError
 from consumer_framework.testing.broker.exchange import OwnExchange
 
 pytest_plugins = ["pytester"]
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 SAMPLE = """
 from fedora_messaging import api
@@ -28,7 +32,7 @@ class Sample(Consumer):
         api.publish(Message(topic="org.example.seen", body=message.body))
 """
 TESTS = """
-import sample
+import own_sample as sample
 from fedora_messaging.message import Message
 
 def build(n):
@@ -48,7 +52,7 @@ def test_messages_pass_through_a_real_broker(rabbitmq):
 def test_another_test_sees_nothing_of_it(rabbitmq):
     everything = rabbitmq.subscribe()
     config = {"most": 3}
-    with rabbitmq.run("sample:Sample", topics=["org.example.build"], config=config) as running:
+    with rabbitmq.run("own_sample:Sample", topics=["org.example.build"], config=config) as running:
         rabbitmq.publish(build(4))
         assert running.wait_end() == 3
     assert everything.get() == build(4)
@@ -69,22 +73,16 @@ def sample(tmp_path, monkeypatch):
     return "sample_of_rabbitmq:Sample"
 
 
-def run_project(directory):
-    (directory / "sample.py").write_text(SAMPLE)
-    (directory / "test_sample.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs"]
-    return subprocess.run(
-        command,
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_fixture_runs_consumers_against_a_broker_of_the_session(tmp_path, broker):
-    done = run_project(tmp_path)
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    (tmp_path / "own_sample.py").write_text(SAMPLE)
+    (tmp_path / "test_own.py").write_text(TESTS)
+    page = (DOCS / "howto/test-a-consumer.md").read_text()
+    for name in ("sample.py", "test_broker.py"):
+        [source] = re.findall(f"Write `{name}`:\n\n```python\n(.*?)```", page, re.DOTALL)
+        (tmp_path / name).write_text(source)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", "skipped"), ("true", "errors")])

@@ -48,8 +48,8 @@ _QUEUE = {"durable": True, "auto_delete": False, "exclusive": False, "arguments"
 class OwnExchange:
     """A topic exchange for one test, on a broker that tests share.
 
-    Entering the context declares it; leaving it stops the consumers that still run, and deletes the
-    exchange and its queues. Use it from one thread::
+    Entering the context declares it; leaving it deletes it, and its queues. Use it from one
+    thread::
 
         with Broker() as broker, OwnExchange(broker) as rabbitmq:
             seen = rabbitmq.subscribe("org.example.seen")
@@ -70,7 +70,6 @@ class OwnExchange:
         self.broker = broker
         self.name = f"test.{uuid.uuid4().hex}"
         self._queues: list[str] = []
-        self._stack = ExitStack()
         self._connection: pika.BlockingConnection | None = None
 
     def __enter__(self) -> Self:
@@ -83,15 +82,13 @@ class OwnExchange:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._stack:
-            if self.broker.pid is None:
-                return
-            channel = self._channel()
-            for queue in self._queues:
-                channel.queue_delete(queue)
-            channel.exchange_delete(self.name)
-        if self._connection is not None:
-            self._connection.close()
+        if self.broker.pid is None:
+            return
+        channel = self._channel()
+        for queue in self._queues:
+            channel.queue_delete(queue)
+        channel.exchange_delete(self.name)
+        channel.connection.close()
 
     @property
     def url(self) -> str:
