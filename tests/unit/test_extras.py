@@ -44,6 +44,13 @@ from fedora_messaging.message import Message
 from consumer_framework.testing import messages
 messages(Message)
 """,
+    "watch": """
+from pathlib import Path
+from consumer_framework.kit.development.changes import Changes
+import tempfile
+with tempfile.TemporaryDirectory() as directory, Changes(Path(directory), ()):
+    pass
+""",
 }
 # Stands for the library libpq of the system.
 WITH = {"postgresql": {"psycopg-binary"}}
