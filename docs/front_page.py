@@ -118,7 +118,7 @@ class _Terminal:
 
 
 def session(url: str) -> str:
-    """Run the session with the broker at *url*, and return what the terminal showed."""
+    """Run the session with the broker at *url*, and return the text of the terminal."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "builds"
         directory.mkdir()

@@ -41,8 +41,14 @@ from consumer_framework.testing import (
     capture_outbox,
     message_of,
     messages,
+    no_unmocked_publish,
 )
 from consumer_framework.testing.broker import Broker
+from consumer_framework.testing.broker.exchange import (
+    OwnExchange,
+    RunningConsumer,
+    Subscription,
+)
 
 # The modules beside this one; a test loads this file by its path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -116,7 +122,34 @@ _HARNESS = (
     *("now", "halted", "paused", "acked", "rejected", "held", "deferred", "quarantined", "queued"),
     *("unsettled", "requeued", "attempts", "runs"),
 )
+_ON_A_BROKER = {
+    OwnExchange: ("url", "publish", "subscribe", "run"),
+    Subscription: ("get", "empty"),
+    RunningConsumer: (
+        *("log", "pid", "status", "wait_until_consuming", "wait_settled", "wait_end", "kill"),
+    ),
+}
 _BROKER = ("missing", "port", "url", "url_for", "start", "stop")
+# The plugin of pytest.
+_FIXTURES = """\
+| fixture of pytest | value | lives as long as |
+|---|---|---|
+| `consumer` | a function that starts a consumer and returns its `Harness`; its type is \
+`ConsumerFactory` | the test |
+| `capture_outbox` | the `CapturedMessages` of `capture_outbox()` | the test |
+| `rabbitmq` | an `OwnExchange` | the test |
+| `rabbitmq_broker` | the `Broker` of `rabbitmq` | the session |
+
+| setting of pytest | values |
+|---|---|
+| `consumer_framework_unmocked_publish` | `fail`: a message that a test publishes and nothing \
+records fails the test. `allow`: it is published. Without a value: `fail` in a project that \
+imports `consumer_framework` or takes one of its fixtures |
+
+| marker of pytest | effect |
+|---|---|
+| `unmocked_publish` | `allow` for one test |
+""".splitlines()
 # An author writes more than the parsed defaults show.
 _SIGNATURES = {
     "Outbox": 'Outbox(database, settings=None, *, exchange="amq.topic", topic_prefix="")',
@@ -150,10 +183,16 @@ def python_api() -> str:
         "",
         "[Test a consumer](../howto/test-a-consumer.md) shows how to use these.",
         "",
+        *_FIXTURES,
+        "",
     ]
     lines += _entry(Harness, "consumer_framework.testing.Harness", _HARNESS)
     lines += _entry(Broker, "consumer_framework.testing.broker.Broker", _BROKER)
-    for function in (assert_idempotent, message_of, messages, capture_outbox):
+    for value, methods in _ON_A_BROKER.items():
+        name = f"consumer_framework.testing.broker.exchange.{value.__name__}"
+        lines += _entry(value, name, methods)
+    functions = (assert_idempotent, message_of, messages, capture_outbox, no_unmocked_publish)
+    for function in functions:
         lines += _entry(function, f"consumer_framework.testing.{function.__name__}", ())
     return _joined(lines) + "\n"
 

@@ -2,6 +2,9 @@
 """Settings and fixtures of all tests."""
 
 import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -24,6 +27,16 @@ def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the secrets of a test, which a process otherwise knows for life."""
     monkeypatch.setattr(secrets, "_patterns", secrets._Patterns({}))
+
+
+@pytest.fixture
+def short_tmp_path() -> Iterator[Path]:
+    """Return a directory whose name leaves room for a socket: 107 bytes with its path (unix(7)).
+
+    That of ``tmp_path`` becomes longer with the number of the runs that pytest knows.
+    """
+    with tempfile.TemporaryDirectory(prefix="fm-") as name:
+        yield Path(name)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ each message that crashed an earlier process and is not settled yet. ::
     │ kind │ checksum │ crashes │ key │ length  │ label: queue, NUL, message id │
     └──────┴──────────┴─────────┴─────┴─────────┴───────────────────────────────┘
 
+The label of a message in a route ends with another NUL and the name of the route.
+
 The kind is "empty", "flying" or "crashed". It is "empty" while the other bytes are written, and
 is written last; to empty a record, only the kind changes. So a process that dies between any two
 bytes leaves the old state or the new one. The checksum finds all other damage to a file: no message
@@ -85,7 +87,8 @@ class CrashRecord:
 
     Attributes:
         key: Recognizes the message when it comes again.
-        label: Its queue, NUL and its message id, in UTF-8, cut off after about 200 bytes.
+        label: Its queue, NUL and its message id, in UTF-8, cut off after about 200 bytes. In a
+            route another NUL and the name of the route follow.
         crashes: The number of processes that died with it.
         hung: True where the last of them was restarted since its handler did not return in time.
     """
@@ -98,12 +101,21 @@ class CrashRecord:
     @property
     def queue(self) -> str:
         """The queue that it came from."""
-        return self.label.decode("utf-8", "replace").partition("\0")[0]
+        return self._part(0)
 
     @property
     def message_id(self) -> str:
         """The publisher's message id, ``""`` where there is none."""
-        return self.label.decode("utf-8", "replace").partition("\0")[2]
+        return self._part(1)
+
+    @property
+    def route(self) -> str:
+        """The route that had it, ``""`` in a consumer without routes."""
+        return self._part(2)
+
+    def _part(self, index: int) -> str:
+        parts = self.label.decode("utf-8", "replace").split("\0")
+        return parts[index] if len(parts) > index else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +190,11 @@ class Flight:
         if not self._free:
             raise RuntimeError("more messages are in handlers than the flight recorder has places")
         key, label = _identify(delivery)
+        if delivery.route:
+            end = b"\0" + delivery.route.encode("utf-8", "surrogatepass")
+            # Without a message id the label is the queue alone.
+            name = label if delivery.message_id else label + b"\0"
+            label = name[: _LABEL_ROOM - len(end)] + end[:_LABEL_ROOM]
         place = self._free.pop()
         _write(self._buffer, place, _FLYING, delivery.history.crashes, key, label)
         return place
@@ -222,6 +239,11 @@ class Flight:
         """Tell whether the last of them was restarted since its handler did not return in time."""
         record = self._record_of(delivery)
         return record is not None and record.hung
+
+    def route_of(self, delivery: Delivery) -> str:
+        """Return the route that had the message when the last of them died; "" for none."""
+        record = self._record_of(delivery)
+        return record.route if record is not None else ""
 
     def _record_of(self, delivery: Delivery) -> CrashRecord | None:
         if not self._crashed:

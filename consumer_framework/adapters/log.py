@@ -36,8 +36,9 @@ _TERMINAL_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _JOURNAL_FORMAT = "%(name)s: %(message)s"
 
 # pika reports one lost connection in a dozen lines and tracebacks. Their substance reaches the
-# framework's own log, and so does that of the layers between.
+# framework's own log, and so does that of the layers between. alembic tells each of its plugins.
 _QUIET = {
+    "alembic.runtime.plugins": logging.WARNING,
     "fedora_messaging.twisted": logging.WARNING,
     "pika": logging.CRITICAL,
     "twisted": logging.WARNING,

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
+
+from typing_extensions import TypeVar
 
 from consumer_framework.core.errors import ConfigurationError, Problem
 
 from .batch import Batch
+from .config_type import argument_of, names_a_type
 from .handler import Handler
 from .routing import RouteTable, call_of, collected
 from .steps import Once
@@ -24,21 +27,26 @@ if TYPE_CHECKING:
     from .routing import Route
 
 
-class Consumer(ABC):
+# The type of `config`. A subclass that names none has any.
+ConfigT = TypeVar("ConfigT", default=Any)
+
+
+class Consumer(ABC, Generic[ConfigT]):
     """A message consumer that is built from ``[consumer_config]``.
 
     A subclass implements :meth:`handle`, or has routes: methods with :func:`.on_topic` or
-    :func:`.on_message`. It may have a nested class ``Config``: a pydantic model,
-    a dataclass or a ``TypedDict``. The ``[consumer_config]`` table is parsed and validated with
-    it, and an instance with an invalid table does not start::
+    :func:`.on_message`. It may name the type of its configuration: a pydantic model, a dataclass or
+    a ``TypedDict``. The ``[consumer_config]`` table is parsed and validated with it, and an
+    instance with an invalid table does not start. Type checkers know ``self.config`` by it. If
+    ``Settings`` is such a type::
 
-        class Sample(Consumer):
-            class Config(pydantic.BaseModel):
-                packages: list[str] = []
-
+        class Sample(Consumer[Settings]):
             def handle(self, message):
                 if set(message.packages) & set(self.config.packages):
                     print(message.summary)
+
+    In place of that, the type may be a nested class ``Config``. For a type checker, write
+    ``config: Config`` below it.
 
     Each of ``setup``, ``handle``, the routes and ``teardown`` may be a plain method or a coroutine
     method. Plain methods run in a thread of their own and may block; the connection's heartbeats
@@ -60,20 +68,23 @@ class Consumer(ABC):
     Attributes:
         recovery: The treatment of failures. Keys in the configuration file, in
             ``[consumer_config.framework.recovery]``, take precedence.
-        config: ``[consumer_config]`` without its ``framework`` table, as an instance of
-            ``Config``; as a dict where the class has no ``Config``.
+        config: ``[consumer_config]`` without its ``framework`` table, as an instance of the type
+            of the configuration; as a dict where the class names none.
         state_dir: The directory for files that this consumer keeps.
     """
 
     Config: ClassVar[Any] = None
     recovery: ClassVar[Recovery | None] = None
-    config: Any
+    config: ConfigT
     # The host sets it before `__init__`.
     _state_dir: Path
     _routes: ClassVar[tuple[Route, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        argument = argument_of(cls, Consumer)
+        if names_a_type(argument) and cls.Config is None:
+            cls.Config = argument
         cls._routes = collected(cls)
 
     def __new__(cls, *_args: Any, **_options: Any) -> Self:  # noqa: D102
@@ -81,7 +92,7 @@ class Consumer(ABC):
             raise TypeError(f"{cls.__qualname__} has neither a handle() nor routes")
         return super().__new__(cls)
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: ConfigT) -> None:
         self.config = config
 
     @property
@@ -136,7 +147,7 @@ class Consumer(ABC):
         """
         return Once(name, message)
 
-    def setup(self) -> Any:  # noqa: B027 -- optional
+    def setup(self) -> Any:
         """Open the resources of :meth:`handle`. Runs once, before the first message.
 
         With one slot it runs in the same thread as :meth:`handle`, so a database connection made
@@ -163,13 +174,14 @@ class Consumer(ABC):
             Exception: Any other exception is a failure, which the recovery settings treat.
         """
         name = type(self).__name__
-        raise NotImplementedError(f"{name} has no handle(), and no route for {message.topic}")
+        # No NotImplementedError: pylint would ask each class with routes for this method.
+        raise TypeError(f"{name} has no handle(), and no route for {message.topic}")
 
-    def teardown(self) -> Any:  # noqa: B027 -- optional
+    def teardown(self) -> Any:
         """Close the resources that :meth:`setup` opened. Runs once, after the last message."""
 
 
-class BatchConsumer(Consumer):
+class BatchConsumer(Consumer[ConfigT]):
     """A consumer that gets several messages at once.
 
     ``[consumer_config.framework.batch]`` has the size of a batch, and the time that its first

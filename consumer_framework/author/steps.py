@@ -19,7 +19,8 @@ import asyncio
 import inspect
 import json
 import logging
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+import sys
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from consumer_framework.core.errors import DependencyFault, StepResultError, StoreError
 from consumer_framework.core.log_fields import fields_of
@@ -27,7 +28,7 @@ from consumer_framework.core.log_fields import fields_of
 from .heartbeat import CURRENT_RUN, CURRENT_STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -70,7 +71,7 @@ class _Record:
         # Routes with one message have steps of their own.
         self._key = f"{delivery.route}/{name}" if delivery.route else name
         self.is_done = False
-        self.has_run = False
+        self.has_run = self.is_awaited = False
         self.result: Any = None
         self._steps = steps
         self._delivery = delivery
@@ -106,6 +107,19 @@ class _Record:
             raise RuntimeError(f"run() was called twice in the step {self.name!r}: {what}")
         self.has_run = True
         return not self.is_done
+
+    def end_block(self) -> Future[None] | None:
+        """Begin to record a step whose block has ended without an exception; None if it is not.
+
+        A function that failed leaves the step to be done, also if the block caught its error.
+
+        Raises:
+            RuntimeError: ``run`` was called, and nobody awaited it.
+        """
+        if self.has_run and not self.is_awaited:
+            what = "write `await step.run(...)`"
+            raise RuntimeError(f"run() of the step {self.name!r} was not awaited: {what}")
+        return None if self.is_done or self.has_run else self.record(self.result)
 
     def record(self, result: Any) -> Future[None]:
         """Begin to record *result*."""
@@ -178,7 +192,9 @@ class Step(_Base):
             TypeError: *function* is a coroutine function.
             BaseException: Raised by *function*; the step is not done.
         """
-        if self._record.begin_run():
+        is_new = self._record.begin_run()
+        self._record.is_awaited = True
+        if is_new:
             returned = function(*args, **kwargs)
             _refuse_awaitable(self.name, returned)
             _wait(self._record, self._record.record(returned))
@@ -189,23 +205,35 @@ class Step(_Base):
 class AsyncStep(_Base):
     """A step of a coroutine handler, as ``async with self.once(name) as step`` gives it."""
 
-    async def run(
-        self, function: Callable[P, Awaitable[T] | T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    @overload
+    def run(
+        self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def run(
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call *function*, plain or coroutine, unless the step is done, and record its result.
 
-        Everything else is as in ``Step.run``. A cancellation does not undo a record that has begun.
+        Await it. Everything else is as in ``Step.run``. A cancellation does not undo a record that
+        has begun.
         """
-        if self._record.begin_run():
-            returned: Any = function(*args, **kwargs)
-            if hasattr(returned, "asFuture"):
-                # A Deferred of Twisted's.
+        is_new = self._record.begin_run()
+        return self._run(is_new, lambda: function(*args, **kwargs))
+
+    async def _run(self, is_new: bool, call: Callable[[], Any]) -> Any:  # noqa: FBT001
+        self._record.is_awaited = True
+        if is_new:
+            returned = call()
+            if _is_deferred(returned):
                 returned = returned.asFuture(asyncio.get_running_loop())
             if inspect.isawaitable(returned):
                 returned = await returned
             await _wait_later(self._record, self._record.record(returned))
-        result: T = self._record.result
-        return result
+        return self._record.result
 
 
 class Once:
@@ -217,7 +245,7 @@ class Once:
 
     Raises:
         ValueError: The name is no name, or the handler does not have *message*.
-        RuntimeError: No handler has a message here, or the batch has several and none is given.
+        RuntimeError: No handler has a message here.
     """
 
     def __init__(self, name: str, message: Message | None = None) -> None:
@@ -227,6 +255,12 @@ class Once:
         if run is None or steps is None:
             raise RuntimeError(OUTSIDE)
         self._record = _Record(name, run, steps, _delivery_of(run, name, message))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"run", "done", "result"}:
+            what = "write `with self.once(...) as step:`, and in its block"
+            raise AttributeError(f"a step is used in its block: {what} `step.{name}`")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __enter__(self) -> Step:
         if _is_on_loop():
@@ -248,8 +282,9 @@ class Once:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None and not self._record.is_done:
-                _wait(self._record, self._record.record(self._record.result))
+            written = self._record.end_block() if kind is None else None
+            if written is not None:
+                _wait(self._record, written)
         finally:
             self._record.leave()
 
@@ -270,8 +305,9 @@ class Once:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None and not self._record.is_done:
-                await _wait_later(self._record, self._record.record(self._record.result))
+            written = self._record.end_block() if kind is None else None
+            if written is not None:
+                await _wait_later(self._record, written)
         finally:
             self._record.leave()
 
@@ -289,10 +325,6 @@ def _delivery_of(run: CurrentRun, name: str, message: Message | None) -> Deliver
         if found is None:
             raise ValueError(f"once({name!r}, message): the handler does not have this message")
         return found
-    if len(run.deliveries) > 1:
-        raise RuntimeError(
-            f"the handler has {len(run.deliveries)} messages: write self.once({name!r}, message)"
-        )
     return run.deliveries[0]
 
 
@@ -318,8 +350,14 @@ def _encoded(name: str, result: Any) -> str:
     return encoded
 
 
+def _is_deferred(returned: object) -> bool:
+    # It can be one of Twisted's only where that is imported.
+    twisted: Any = sys.modules.get("twisted.internet.defer")
+    return twisted is not None and isinstance(returned, twisted.Deferred)
+
+
 def _refuse_awaitable(name: str, returned: object) -> None:
-    if not (inspect.isawaitable(returned) or hasattr(returned, "asFuture")):
+    if not (inspect.isawaitable(returned) or _is_deferred(returned)):
         return
     if inspect.iscoroutine(returned):
         # It never began; without this, Python warns of it.

@@ -67,6 +67,8 @@ def bindings(name: str | None, conf: Path | None, callback_file: str, *, as_json
     instance = None if spec else name
     is_loose = bool((spec or callback_file) and conf is None and instance is None)
     file = None if is_loose else configuration_file(instance, conf)
+    if file is None and not is_loose:
+        raise click.UsageError("name an instance, a MODULE:CLASS, or a file with --conf")
     reactor.install()
     from consumer_framework.operate.bindings import needs_of  # noqa: PLC0415
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +127,13 @@ def _positive(value: str) -> float:
     help="Restart the consumer for changes of this file or directory too. May be given several "
     "times. Python files of the project, and its configuration, are watched anyway.",
 )
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a JSON object for each attempt at a message, for programs; the rest goes to "
+    "standard error.",
+)
 @click.pass_context
 def dev(context: click.Context, /, **given: Any) -> None:
     """Run the consumer of a project on a private broker, and restart it when its files change.
@@ -187,9 +196,16 @@ def _run(given: dict[str, Any], keyboard: int | None) -> int:
     from consumer_framework.kit.development.session import Options, Session  # noqa: PLC0415
 
     given["file"] = given.pop("conf") or configuration.find(Path.cwd())
+    path, colon, name = given["callback_file"].rpartition(":")
+    if path:
+        # The consumer runs in the directory of the project.
+        file = Path(path).resolve()
+        given["callback_file"] = f"{file}{colon}{name}"
+        given["watch"] += (file,) if file.exists() else ()
     given.update(rate=given["rate"] or 0.0, once=given["once"] or 0, keyboard=keyboard)
     signals = _Signals()
-    session = Session(Options(**given), _Screen(), signals.is_hurried)
+    screen = _JsonScreen() if given.pop("as_json") else _Screen()
+    session = Session(Options(**given), screen, signals.is_hurried)
     is_good = not given["once"]
     try:
         with signals.caught():
@@ -218,15 +234,32 @@ _COLOURS = {"ack": terminal.good, "quarantine": terminal.bad, "halt": terminal.b
 class _Screen:
     """Writes to standard output, in the width of the terminal."""
 
+    _to_stderr = False
+
+    def __init__(self) -> None:
+        self._is_gone = False
+
+    def _show(self, line: str, *, to_stderr: bool | None = None) -> None:
+        if self._is_gone:
+            return
+        try:
+            click.echo(line, err=self._to_stderr if to_stderr is None else to_stderr)
+        except OSError as error:
+            # The terminal is closed, or nobody reads any more. The interpreter would complain about
+            # its own flush at the end.
+            self._is_gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise BrokenPipeError from error
+
     def note(self, text: str) -> None:
-        click.echo(terminal.faint(f"{_now()}  {safe(text)}"))
+        self._show(terminal.faint(f"{_now()}  {safe(text)}"))
 
     def problem(self, text: str) -> None:
         for line in text.splitlines():
-            click.echo(terminal.bad(f"{_now()}  {safe(line)}"))
+            self._show(terminal.bad(f"{_now()}  {safe(line)}"))
 
     def output(self, line: str) -> None:
-        click.echo(f"{terminal.faint('          │')} {terminal.safe_lines(line)}")
+        self._show(f"{terminal.faint('          │')} {terminal.safe_lines(line)}")
 
     def settled(self, event: Settled, *, is_new: bool) -> None:
         columns = terminal.terminal_width() or _LONGEST
@@ -235,11 +268,20 @@ class _Screen:
         room = columns - width(f"{_now()}  {word}    {end}")
         topic = fit(safe(event.topic), max(room, 0), keep_end=True)
         shown = _COLOURS.get(event.disposition, terminal.doubtful)(word)
-        click.echo(f"{_now()}  {shown}  {terminal.title(topic)}  {terminal.faint(end)}")
+        self._show(f"{_now()}  {shown}  {terminal.title(topic)}  {terminal.faint(end)}")
         if event.reason:
-            click.echo(f"          {fit(safe(event.reason), max(columns - 10, 0))}")
-        if event.traceback and is_new:
-            click.echo(terminal.safe_lines(event.traceback.rstrip(), "          "))
+            self._show(f"          {fit(safe(event.reason), max(columns - 10, 0))}")
+        if is_new and "\n" in event.traceback.rstrip():
+            self._show(terminal.safe_lines(event.traceback.rstrip(), "          "))
+
+
+class _JsonScreen(_Screen):
+    """Writes an object for each attempt to standard output, and the rest to standard error."""
+
+    _to_stderr = True
+
+    def settled(self, event: Settled, *, is_new: bool) -> None:  # noqa: ARG002 -- all are shown
+        self._show(terminal.json_of(asdict(event), indent=None), to_stderr=False)
 
 
 def _now() -> str:

@@ -200,9 +200,9 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("14", "the broker cannot be reached; nothing was sent"),
         Meaning(
             "65",
-            "a message is invalid",
-            "Of a file, nothing was published; of a pipe, the messages before it were. 65 is "
-            "`EX_DATAERR` of sysexits(3).",
+            "a message is invalid, or can never be sent",
+            "Of a file with an invalid line, nothing was published; otherwise the messages before "
+            "it were. 65 is `EX_DATAERR` of sysexits(3).",
         ),
         Meaning(
             "75",

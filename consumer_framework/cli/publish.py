@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         ToBroker,
         ToOutbox,
     )
-    from consumer_framework.publishing.message import Outgoing
+    from consumer_framework.publishing.message import Outgoing, PublishError
     from consumer_framework.settings import OutboxSettings
 
 _LEFT_OUT, _UNREACHABLE, _BAD_DATA, _NOT_TAKEN = 1, 14, 65, 75
@@ -300,13 +300,17 @@ class _Setup:
 
     def connect(self, options: _Options) -> ToOutbox | ToBroker | Nowhere:
         """Return the destination, connected."""
+        from consumer_framework.core.errors import ConfigurationError  # noqa: PLC0415
         from consumer_framework.operate.publishing import Nowhere  # noqa: PLC0415
 
         if options.dry_run:
             return Nowhere()
-        if self.is_direct:
-            return _to_broker(options, self.document, self.settings)
-        return _to_outbox(self.path, self.settings)
+        try:
+            if self.is_direct:
+                return _to_broker(options, self.document, self.settings)
+            return _to_outbox(self.settings)
+        except ConfigurationError as error:
+            raise ConfigurationError(*error.located, source=str(self.path or "")) from None
 
 
 def _settings(options: _Options, path: Path | None) -> tuple[OutboxSettings, bool]:
@@ -367,18 +371,18 @@ def _to_broker(
     return ToBroker(sender, places.get(settings.messenger, f"to exchange {exchange} at {endpoint}"))
 
 
-def _to_outbox(path: Path | None, settings: OutboxSettings) -> ToOutbox:
-    from consumer_framework.core.errors import ConfigurationError  # noqa: PLC0415
+def _to_outbox(settings: OutboxSettings) -> ToOutbox:
     from consumer_framework.operate.publishing import ToOutbox  # noqa: PLC0415
     from consumer_framework.publishing.outbox import Outbox, database_of  # noqa: PLC0415
 
-    try:
-        return ToOutbox(Outbox(database_of(settings), settings))
-    except ConfigurationError as error:
-        raise ConfigurationError(*error.problems, source=str(path or "")) from None
+    return ToOutbox(Outbox(database_of(settings), settings))
 
 
 # The publication
+
+
+def _code_of(error: PublishError | OSError) -> int:
+    return _BAD_DATA if getattr(error, "is_final", False) else _NOT_TAKEN
 
 
 @dataclass
@@ -396,13 +400,13 @@ class _Run:
         """Publish the message of the command line; return the exit code."""
         from fedora_messaging.exceptions import ValidationError  # noqa: PLC0415
 
-        from consumer_framework.operate.publishing import Publication, told  # noqa: PLC0415
-        from consumer_framework.publishing.message import PublishError  # noqa: PLC0415
+        from consumer_framework.operate.publishing import Publication  # noqa: PLC0415
+        from consumer_framework.publishing.message import PublishError, schema_fault  # noqa: PLC0415
 
         try:
             prepared = self.setup.prepare(_message_of(self.options))
         except ValidationError as error:
-            terminal.complain(ValueError(f"the message {told(error)}"))
+            terminal.complain(ValueError(f"the message {schema_fault(error)}"))
             return _BAD_DATA
         except PublishError as error:
             terminal.complain(error)
@@ -414,7 +418,7 @@ class _Run:
                 publication.one(prepared)
             except PublishError as error:
                 terminal.complain(error)
-                return _NOT_TAKEN
+                return _code_of(error)
             self._sum_up(publication, prepared)
         return 0
 
@@ -452,7 +456,7 @@ class _Run:
             return self._stop(publication, "", _BAD_DATA)
         except (PublishError, OSError) as error:
             progress.clear()
-            return self._stop(publication, str(error), _NOT_TAKEN)
+            return self._stop(publication, str(error), _code_of(error))
         except KeyboardInterrupt:
             progress.clear()
             number = publication.interrupted_by or _SIGINT

@@ -179,14 +179,14 @@ def show(
         raise click.UsageError("name one ROW")
     with closing(open_store(at)) as store:
         [row] = find_rows(store, numbers, at)
-        delivery = store.delivery(row.id)
+        delivery, steps = store.delivery(row.id), store.steps(row.id)
         first = None if row.behind is None else store.row(row.behind)
     if delivery is None:
         raise Refusal(f"row {row.id} is gone now")
     if as_json:
-        terminal.print_json(quarantine_views.message_document(row, delivery))
+        terminal.print_json(quarantine_views.message_document(row, delivery, steps))
         return
-    for line in quarantine_views.message_lines(row, first, delivery, time.time()):
+    for line in quarantine_views.message_lines(row, first, delivery, steps, time.time()):
         click.echo(line)
     if row.state == "quarantined":
         number = row.id if first is None else first.id

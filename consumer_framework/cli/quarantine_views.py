@@ -15,7 +15,7 @@ from . import terminal
 from .terminal import Column, faint, safe, safe_lines, title
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from consumer_framework.adapters.store import Group, Row, Stats
     from consumer_framework.core.attempt import Attempt, RouteState
@@ -111,10 +111,24 @@ def _runs(row: Row, now: float) -> str:
     return f"in {age(row.due - now)}" if row.due > now else "now"
 
 
-def message_lines(row: Row, first: Row | None, delivery: Delivery, now: float) -> Iterator[str]:
-    """Yield all facts about one message; *first* is the row that it stands behind, if any."""
+def message_lines(
+    row: Row, first: Row | None, delivery: Delivery, steps: Mapping[str, Any], now: float
+) -> Iterator[str]:
+    """Yield all facts about one message.
+
+    Args:
+        row: The row of the message.
+        first: The row that it stands behind; None for none.
+        delivery: The message.
+        steps: The steps that are done, with their results.
+        now: Seconds since the epoch.
+    """
     yield title(f"Row {row.id}: {STATES[row.state]}, {plural(row.attempts, 'failed attempt')}")
     yield from terminal.pairs([*_facts(row, delivery, now), *_turn(row, first, now)])
+    if steps:
+        yield ""
+        yield title("Steps that are done, and that a replay skips")
+        yield from terminal.pairs((name, _shown(result)) for name, result in steps.items())
     yield ""
     headers = delivery.properties.headers
     yield title("Headers" if headers else "Headers: none")
@@ -227,7 +241,7 @@ def _attempt_lines(number: int, attempts: Sequence[Attempt], now: float) -> Iter
     yield safe_lines(text, "  ")
 
 
-def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
+def message_document(row: Row, delivery: Delivery, steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return one message as JSON has it: its exported form, and all facts about it."""
     properties = {name: getattr(delivery.properties, name, None) for name in PROPERTIES}
     try:
@@ -242,6 +256,7 @@ def message_document(row: Row, delivery: Delivery) -> dict[str, Any]:
         "properties": {name: value for name, value in properties.items() if value is not None},
         "failures": [asdict(attempt) for attempt in delivery.history.attempts],
         "routes": [state._asdict() for state in delivery.history.routes],
+        "steps": dict(steps),
     }
 
 

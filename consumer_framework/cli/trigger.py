@@ -136,7 +136,8 @@ def trigger(  # noqa: PLR0913, PLR0917 -- one for each option
     The messages come one after the other. Ctrl-C ends the running command, and its message goes
     back to the queue.
     """
-    from consumer_framework.kit.trigger import Trigger, to_toml  # noqa: PLC0415 -- see .main
+    from consumer_framework.kit.trigger import Trigger  # noqa: PLC0415 -- see .main
+    from consumer_framework.settings.toml_writer import to_toml  # noqa: PLC0415
 
     if once and count is not None:
         raise click.UsageError("give either --once or --count, not both")
@@ -168,8 +169,8 @@ def _connection(url: str | None, file: Path | None) -> Mapping[str, Any]:
 
 
 def _run(options: Trigger, instance: str, state_dir: Path | None) -> int:
-    from consumer_framework.kit.trigger import to_toml  # noqa: PLC0415 -- see .main
     from consumer_framework.runtime import reactor  # noqa: PLC0415
+    from consumer_framework.settings.toml_writer import to_toml  # noqa: PLC0415 -- see .main
 
     reactor.install()
     from consumer_framework.runtime import app  # noqa: PLC0415

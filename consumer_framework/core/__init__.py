@@ -29,6 +29,9 @@ comes out. :mod:`.intake` has the places where a delivery waits. :mod:`.recovery
 dispositions, and one table that says how each is settled. :mod:`.settler` follows that table.
 :mod:`.memory` recognises messages that come back.
 
+A consumer may have several routes for one message: :mod:`.routed` runs them, and :mod:`.recovery`
+makes one disposition of the decisions about each. :mod:`.topics` matches topics with patterns.
+
 Nothing flows back. A handler cannot settle, a decision cannot act, and a settle cannot decide.
 
 The crash points

@@ -96,6 +96,11 @@ class History:
         """Return the history with one more failed attempt."""
         return replace(self, attempts=(*self.attempts, attempt))
 
+    def with_state(self, state: RouteState) -> History:
+        """Return the history with another *state* of a route."""
+        others = tuple(each for each in self.routes if each.route != state.route)
+        return replace(self, routes=(*others, state))
+
     def attempts_of(self, route: str) -> int:
         """Return the number of failed attempts of *route*; "" for a consumer without routes."""
         return sum(attempt.route == route for attempt in self.attempts)

@@ -129,6 +129,10 @@ class Delivery(NamedTuple):
         """The headers as they were published: brokers change their own, which begin with "x-"."""
         return published(self.properties.headers)
 
+    def in_route(self, route: str) -> Delivery:
+        """Return the delivery in *route*, in half the time that ``_replace`` takes."""
+        return tuple.__new__(Delivery, (*self[:-1], route))
+
     def redelivers(self, earlier: Delivery) -> bool:
         """Tell whether this is the message of *earlier*, delivered anew on a later channel.
 
@@ -239,10 +243,12 @@ class Crashed:
     Attributes:
         times: How often the process died.
         hung: Whether it was restarted the last time, because the handler did not return in time.
+        route: The route that had it the last time; "" in a consumer without routes.
     """
 
     times: int
     hung: bool = False
+    route: str = ""
     published: ClassVar[None] = None
 
 
@@ -299,6 +305,11 @@ class Routed:
 
     results: tuple[RouteResult, ...]
     published: ClassVar[None] = None
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """True if a route was taken back before it saw the message: the redelivery must run."""
+        return any(isinstance(result.outcome, Withdrawn) for result in self.results)
 
 
 Outcome: TypeAlias = (

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .delivery import Blocked, Crashed, SettledBefore, Withdrawn
+from .delivery import Blocked, Crashed, Routed, SettledBefore, Withdrawn
 from .errors import StoreError
 from .ports import Ran
 from .recovery import Situation, decide
@@ -82,15 +82,16 @@ class Pipeline:
             return None, SettledBefore()
         while (earlier := self.settler.unsettled.claim(delivery)) is not None:
             outcome = await earlier.wait(self.clock)
-            if not isinstance(outcome, Withdrawn):
+            if not _is_withdrawn(outcome):
                 return earlier, outcome
         return None
 
     def _refused(self, delivery: Delivery) -> _RunAndOutcome | None:
         """Return the outcome of a message that must not run; None for one that may."""
         if delivery.history.crashes >= self.policy.crash_attempts and not delivery.replayed:
-            hung = self.settler.flight.has_hung(delivery)
-            return None, Crashed(delivery.history.crashes, hung)
+            flight = self.settler.flight
+            hung, route = flight.has_hung(delivery), flight.route_of(delivery)
+            return None, Crashed(delivery.history.crashes, hung, route)
         if delivery.lane and self._is_blocked(delivery):
             return None, Blocked()
         return None
@@ -118,4 +119,12 @@ class Pipeline:
             self.settler.unsettled.end(run, settled=True)
             return None, outcome
         self.observer.notify(Ran(delivery, outcome))
+        if isinstance(outcome, Routed) and outcome.is_withdrawn:
+            # A route has not seen it.
+            self.settler.unsettled.end(run, settled=True)
+            return None, outcome
         return run, outcome
+
+
+def _is_withdrawn(outcome: Outcome) -> bool:
+    return isinstance(outcome, Withdrawn) or (isinstance(outcome, Routed) and outcome.is_withdrawn)

@@ -300,6 +300,9 @@ class FlightRecorder(Protocol):
     def has_hung(self, delivery: Delivery) -> bool:
         """Tell whether the last process ended because the handler did not return in time."""
 
+    def route_of(self, delivery: Delivery) -> str:
+        """Return the route that had the message when the last process died; "" for none."""
+
     def forget(self, delivery: Delivery) -> None:
         """Forget the crashes of a message that is settled."""
 

@@ -179,11 +179,8 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             rejects = policy.on_invalid is OnInvalid.REJECT or not situation.may_store
             is_brokers = not (delivery.row or delivery.replayed)
             disposition = to.Reject(reason) if rejects and is_brokers else to.Quarantine(reason)
-        case Crashed(times, hung):
-            reason = f"the process died {times} times while it was handled"
-            if hung:
-                late = "the handler did not return within handler_timeout"
-                reason = f"{late}; the process was restarted {times} times because of it"
+        case Crashed():
+            reason, history = _crashed(outcome, history)
             disposition = to.Quarantine(reason) if situation.may_store else to.Requeue(reason)
         case Withdrawn():
             disposition = to.GiveBack()
@@ -196,6 +193,17 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             is_accepted = delivery.row or delivery.replayed
             disposition = to.Quarantine(NO_ROUTE) if is_accepted else to.Reject(NO_ROUTE)
     return Decision(disposition, history)
+
+
+def _crashed(outcome: Crashed, history: History) -> tuple[str, History]:
+    reason = f"the process died {outcome.times} times while it was handled"
+    if outcome.hung:
+        late = "the handler did not return within handler_timeout"
+        reason = f"{late}; the process was restarted {outcome.times} times because of it"
+    if not outcome.route:
+        return reason, history
+    state = RouteState(outcome.route, "failed", reason=reason)
+    return f"route {outcome.route}: {reason}", history.with_state(state)
 
 
 # Before there is a message, an unreachable service is never a message's fault.

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from .delivery import Delivery, Outcome
-    from .ports import Chance, Clock, Future
+    from .ports import Chance, Clock, Future, RecordedStep
     from .recovery import Policy
     from .settler import Settler
 
@@ -124,7 +124,7 @@ class RoutedRunner(HandlerRunner):
         route = routes[0]
         if not route:
             return await self._runner.run(delivery)
-        return _named(await self._runner.run(delivery._replace(route=route)), route)
+        return _named(await self._runner.run(delivery.in_route(route)), route)
 
     def stop(self) -> None:
         """As :meth:`.HandlerRunner.stop`."""
@@ -146,7 +146,7 @@ class RoutedRunner(HandlerRunner):
             self._turns.leave()
 
     async def _run_in_turn(self, delivery: Delivery, routes: tuple[str, ...]) -> Outcome:
-        states = self._states_of(delivery)
+        states = await self._states_of(delivery)
         due = _due(states.values(), routes, self._settler.clock.time())
         results: list[RouteResult] = []
         is_over = False
@@ -158,7 +158,7 @@ class RoutedRunner(HandlerRunner):
             result = (
                 self._withdrawn(delivery, route)
                 if is_over
-                else await self._run_one(delivery._replace(route=route))
+                else await self._run_one(delivery.in_route(route))
             )
             if isinstance(result.outcome, Undecodable):
                 # It is so for every route.
@@ -196,22 +196,24 @@ class RoutedRunner(HandlerRunner):
 
     # The states of routes, in the store.
 
-    def _states_of(self, delivery: Delivery) -> dict[str, RouteState]:
+    async def _states_of(self, delivery: Delivery) -> dict[str, RouteState]:
         """Return the states that are known of the routes: those of the history, and of the store.
 
         Of a message that comes for the first time, the store knows nothing: steps that it has are
         those of an equal message.
         """
         states = {state.route: state for state in delivery.history.routes}
-        steps: Mapping[str, Any] = {}
+        steps: Mapping[str, RecordedStep] = {}
         try:
             steps = self._settler.store.steps_of(delivery)
         except StoreError as error:
             # At the worst a route runs a second time.
             _log.warning("the routes that are done cannot be read: %s", error)
-        if may_come_again(delivery):
-            for name, step in steps.items():
-                if name.startswith(STEP):
+        for name, step in steps.items():
+            if name.startswith(STEP):
+                if not step.is_durable:
+                    await self._try_to_record(delivery, name, step.result)
+                if may_come_again(delivery):
                     state = RouteState(name.removeprefix(STEP), *json.loads(step.result))
                     states[state.route] = state
         return states
@@ -224,13 +226,16 @@ class RoutedRunner(HandlerRunner):
         states = map(state_of, results)
         if is_last and all(each is not None and each.is_done for each in states):
             return
-        if state is None or not state.is_done:
-            return
+        if state is not None and state.is_done:
+            await self._try_to_record(delivery, STEP + state.route, json.dumps(state[1:]))
+
+    async def _try_to_record(self, delivery: Delivery, name: str, result: str) -> None:
         try:
-            await self._record(delivery, STEP + state.route, json.dumps(state[1:]))
+            await self._record(delivery, name, result)
         except StoreError as error:
             # This process knows it all the same; after a crash the route runs again.
-            _log.warning("route %s is done, and cannot be recorded: %s", state.route, error)
+            route = name.removeprefix(STEP)
+            _log.warning("route %s is done, and cannot be recorded: %s", route, error)
 
 
 def _named(outcome: Outcome, route: str) -> Outcome:

@@ -217,7 +217,7 @@ class Settler:
                     self.store.settled(delivery, stays=rule.write is not None)
         elif run is None:
             # Otherwise the run knows it.
-            self.histories.keep(delivery)
+            self.histories.keep(_with_history(decided))
         self.dropped.discard(delivery.row)
         self.observer.notify(Settled(delivery, outcome, decision, not told))
         self.done(decided, told)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from bisect import bisect_right
 from datetime import UTC, datetime
 from typing import Annotated, TypeAlias
 
@@ -171,11 +172,14 @@ def width(text: str) -> int:
 
 def fit(text: str, columns: int | None, *, keep_end: bool = False) -> str:
     """Cut *text* to so many columns, at its end or, with *keep_end*, at its beginning."""
-    cut = text
-    while columns is not None and text and width(cut) > columns:
-        text = text[1:] if keep_end else text[:-1]
-        cut = f"{ELLIPSIS}{text}" if keep_end else f"{text}{ELLIPSIS}"
-    return cut
+    if columns is None or width(text) <= columns:
+        return text
+
+    def cut(count: int) -> str:
+        return f"{ELLIPSIS}{text[len(text) - count :]}" if keep_end else f"{text[:count]}{ELLIPSIS}"
+
+    counts = range(len(text))
+    return cut(max(bisect_right(counts, columns, key=lambda count: width(cut(count))) - 1, 0))
 
 
 def rate_text(rate: float) -> str:

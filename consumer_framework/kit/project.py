@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # Below the 28 characters of an instance, so that it is the name of both.
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST_NAME = 28
-# rpmlint refuses a longer summary.
-_LONGEST_SUMMARY = 79
+# With a full stop it is a line of an RPM's description, which rpmlint wants below 80 characters.
+_LONGEST_SUMMARY = 78
 _LONGEST_TOPIC = 255
 # Modules that the project needs, and its own folders.
 _TAKEN = {

@@ -313,9 +313,8 @@ def update(directory: Path, rendering: Rendering) -> Update:
         elif effect in {Effect.ADD, Effect.REPLACE}:
             found.files[path] = rendering.files[path]
         elif effect is Effect.MERGE:
-            found.files[path], is_clean = merged(
-                old.get(path, File(b"")), rendering.files[path], here[path]
-            )
+            before = old.get(path, File(b""))
+            found.files[path], is_clean = merged(path, before, rendering.files[path], here[path])
             if not is_clean:
                 found.conflicts.append(path)
     found.files.update(rendering.records())
@@ -369,8 +368,8 @@ def answers_of(directory: Path) -> dict[str, str | bool]:
     raise ConfigurationError(problem, source=str(path))
 
 
-def merged(old: File, new: File, here: File) -> tuple[File, bool]:
-    """Merge the changes of the template into a file that its author has changed.
+def merged(path: str, old: File, new: File, here: File) -> tuple[File, bool]:
+    """Merge the changes of the template into the file *path* that its author has changed.
 
     Returns:
         The file, and true if the two changes are in different places. Otherwise both texts are in
@@ -382,13 +381,14 @@ def merged(old: File, new: File, here: File) -> tuple[File, bool]:
     labels = ("yours", "the old template", "the new template")
     with tempfile.TemporaryDirectory(prefix="fm-consumer-merge-") as directory:
         paths = [Path(directory, str(number)) for number in range(3)]
-        for path, file in zip(paths, (here, old, new), strict=True):
-            path.write_bytes(file.data)
+        for place, file in zip(paths, (here, old, new), strict=True):
+            place.write_bytes(file.data)
         options = [word for label in labels for word in ("-L", label)]
         done = git("merge-file", "-p", "--diff3", *options, *map(str, paths))
     if not 0 <= done.returncode <= _MOST_CONFLICTS:
         reason = done.stderr.decode("utf-8", "replace").strip()
-        raise ConfigurationError(Problem("", f"git cannot merge it: {reason}", ""))
+        cure = "rename yours, update, and bring your changes into the new one"
+        raise ConfigurationError(Problem("", f"git cannot merge it: {reason}", cure), source=path)
     return File(done.stdout, here.is_executable), done.returncode == 0
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.topics import MANY, ONE, matches, words_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from importlib.metadata import EntryPoint
@@ -155,17 +157,19 @@ def need_of(topic: str, schemas: Iterable[Schema]) -> Need:
     """Find the schemas of a topic.
 
     Args:
-        topic: A topic with or without its prefix; wildcards at its end stand for all topics there.
+        topic: A topic, or a pattern of topics, with or without its prefix. Wildcards at the end
+            stand for all topics there.
         schemas: The installed ones.
     """
-    stem = _WILDCARDS.sub("", topic)
-    rest = _PREFIX.sub("", stem)
+    rest = _PREFIX.sub("", topic)
     packages = PACKAGES.get(rest.partition(".")[0], ())
     known = [schema for schema in schemas if schema.name != "base.message"]
-    exact = [schema for schema in known if _is_of(schema, stem)]
-    if stem != topic:
-        # A pattern asks for everything below it.
-        exact = [schema for schema in known if _is_below(schema, rest)]
+    if {ONE, MANY} & set(words_of(topic)):
+        # A wildcard at the end asks for everything below it.
+        pattern = _WILDCARDS.sub(f".{MANY}", rest)
+        exact = [schema for schema in known if matches(pattern, _topic(schema))]
+    else:
+        exact = [schema for schema in known if _is_of(schema, topic)]
     exact.sort(key=lambda schema: (schema.subject, -schema.generation))
     same = {_normal(package) for package in packages}
     others = () if exact else tuple(s for s in known if _normal(s.package) in same)
@@ -175,11 +179,6 @@ def need_of(topic: str, schemas: Iterable[Schema]) -> Need:
 def _is_of(schema: Schema, topic: str) -> bool:
     own = _topic(schema)
     return topic == own or topic.endswith(f".{own}")
-
-
-def _is_below(schema: Schema, stem: str) -> bool:
-    own = _topic(schema)
-    return own == stem or own.startswith(f"{stem}.")
 
 
 def _topic(schema: Schema) -> str:

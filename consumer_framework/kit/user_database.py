@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from consumer_framework.core import secrets
 from consumer_framework.core.text import clipped, printable
+from consumer_framework.settings.credentials import SCHEME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ def engine_of(url: str, password: str | None, timeout: float) -> sa.Engine:
         parsed = sa.make_url(url)
         if password is not None:
             parsed = parsed.set(password=password)
+        if str(parsed.password or "").startswith(SCHEME):
+            raise DatabaseConfigError(f'names a credential; write password = "{parsed.password}"')
         if parsed.password:
             secrets.hide(str(parsed.password), "the password of consumer_config.database")
         name = parsed.drivername

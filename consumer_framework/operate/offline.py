@@ -403,6 +403,9 @@ class _NoFlight:
     def has_hung(self, _delivery: Delivery) -> bool:
         return False
 
+    def route_of(self, _delivery: Delivery) -> str:
+        return ""
+
     def forget(self, _delivery: Delivery) -> None:
         pass
 

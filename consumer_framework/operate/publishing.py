@@ -28,7 +28,7 @@ from fedora_messaging.exceptions import ValidationError
 from consumer_framework.core.text import clipped, printable, size
 from consumer_framework.publishing.direct import Sender, SendError
 from consumer_framework.publishing.lines import LineError, LineReader
-from consumer_framework.publishing.message import Outgoing, PublishError
+from consumer_framework.publishing.message import Outgoing, PublishError, schema_fault
 from consumer_framework.publishing.policy import Policy
 from consumer_framework.settings import OnFailure
 
@@ -331,7 +331,7 @@ class Publication:
         except LineError as error:
             reason = str(error)
         except ValidationError as error:
-            reason = f"{told(error)}; {_LEAVE_OUT}"
+            reason = f"{schema_fault(error)}; {_LEAVE_OUT}"
         except PublishError as error:
             reason = f"{error}; {_LEAVE_OUT}"
         raise BadLineError(number, reason)
@@ -400,12 +400,3 @@ class _Interrupts:
             self._is_held = False
         if self._publication.interrupted_by:
             raise KeyboardInterrupt
-
-
-def told(error: ValidationError) -> str:
-    """Return one line about *error*, with the place in the message."""
-    cause = error.args[0] if error.args else error
-    path = getattr(cause, "json_path", "$")
-    text = str(getattr(cause, "message", cause))
-    where = "" if path == "$" else f" at {path}"
-    return " ".join(f"does not fit its schema{where}: {text}".split())

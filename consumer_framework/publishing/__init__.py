@@ -91,18 +91,19 @@ def publish(message: Message, ordering_key: str | None = None, **options: Any) -
     Raises:
         ConfigurationError: The file cannot be used, or names no database.
     """
-    from .outbox import default  # noqa: PLC0415 -- late, as above
+    from .outbox import default_for  # noqa: PLC0415 -- late, as above
 
-    return default().publish(message, ordering_key, **options)
+    return default_for("publish", message).publish(message, ordering_key, **options)
 
 
 async def publish_async(
     message: Message, ordering_key: str | None = None, **options: Any
 ) -> Outgoing:
     """Do the same as :func:`publish`, without blocking the event loop."""
-    from .outbox import default  # noqa: PLC0415 -- as above
+    from .outbox import default_for  # noqa: PLC0415 -- as above
 
-    return await default().publish_async(message, ordering_key, **options)
+    outbox = default_for("publish_async", message)
+    return await outbox.publish_async(message, ordering_key, **options)
 
 
 def sender(conf: Path | str | None = None, *, timeout: float = 30.0) -> Sender:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
+from .late_imports import when_imported
 from .message import restored
+from .mocks import mocked_publish
 from .outbox import Outbox, set_default
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ def capture_outbox(outbox: Outbox | None = None) -> Iterator[CapturedMessages]:
             order(build)
         assert [message.topic for message in published] == ["org.example.build.ordered"]
 
+    Without *outbox*, the messages of ``fedora_messaging.api`` are recorded, too.
+
     A block of :meth:`.Outbox.transaction` that raises publishes nothing. A message that was
     published in a session of SQLAlchemy is recorded at once, also if the session is rolled back.
 
@@ -113,14 +117,23 @@ def capture_outbox(outbox: Outbox | None = None) -> Iterator[CapturedMessages]:
     """
     captured = CapturedMessages()
     store: Any = CapturingStore(captured)
-    if outbox is None:
-        own = Outbox("sqlite://", opens_late=True)
-        own.store = store
-        before = set_default(own)
-        try:
+    if outbox is not None:
+        with outbox.replaced_store(store):
             yield captured
-        finally:
-            set_default(before)
         return
-    with outbox.replaced_store(store):
+    own = Outbox("sqlite://", opens_late=True)
+    own.store = store
+    with ExitStack() as stack:
+        stack.callback(set_default, set_default(own))
+        if mocked_publish() is None:
+            give_up = when_imported("fedora_messaging.api", lambda _: _record_upstream(own, stack))
+            stack.callback(give_up)
         yield captured
+
+
+def _record_upstream(outbox: Outbox, stack: ExitStack) -> None:
+    # Late: it imports Twisted, which a web application may not need.
+    from .upstream import recorded  # noqa: PLC0415
+
+    publish = recorded(lambda message, exchange: outbox.publish(message, exchange=exchange))
+    stack.enter_context(publish)

@@ -14,6 +14,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from .extending import Moment
 from .store import OutboxError
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ class Claim(NamedTuple):
 
     Attributes:
         token: As it was given to :meth:`.Claims.claim`.
-        since: The monotonic time before they were claimed. The process may have been stopped since.
+        since: The moment before they were claimed. The process may have been stopped since.
         rows: The rows, in the order to send them.
     """
 
     token: str
-    since: float
+    since: Moment
     rows: Sequence[Claimed]
 
     @property
@@ -50,7 +51,7 @@ class Claim(NamedTuple):
         return any(one.message.ordering_key for one in self.rows)
 
 
-NOTHING = Claim("", 0.0, ())
+NOTHING = Claim("", Moment(0.0, 0.0), ())
 
 
 class Claimer:
@@ -86,8 +87,8 @@ class Claimer:
             OutboxError: The database did not do it.
         """
         ahead = self._joined()
-        age = self._clock.monotonic() - ahead.since
-        if not ahead.rows or len(ahead.rows) > limit or age > self._lease / 4:
+        is_old = ahead.since.age(self._clock) > self._lease / 4
+        if not ahead.rows or len(ahead.rows) > limit or is_old:
             self.give_back()
             ahead = self._claim(limit)
         self._ahead, self.held = NOTHING, ahead
@@ -132,6 +133,6 @@ class Claimer:
 
     def _claim(self, limit: int) -> Claim:
         self._count += 1
-        token, since = f"{self._owner}.{self._count}", self._clock.monotonic()
+        token, since = f"{self._owner}.{self._count}", Moment.now(self._clock)
         rows = self._store.claim(token, limit, self._lease, self._clock.time())
         return Claim(token, since, rows)

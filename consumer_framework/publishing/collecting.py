@@ -23,6 +23,7 @@ from consumer_framework.settings import OnFailure, OutboxSettings
 
 from .message import (
     DEAD,
+    DISCARDED,
     WAITING,
     NotSentError,
     OutboxError,
@@ -113,7 +114,7 @@ class Pending:
         Raises:
             OutboxError: None of them was stored; another commit may store them.
             PublishError: A header of the block cannot be sent. None of them was stored.
-            NotSentError: All are stored, and one to wait for is not sent in time.
+            NotSentError: All are stored, and one to wait for is not sent in time, or discarded.
         """
         self.close()
         published = self.messages
@@ -213,7 +214,7 @@ class Publisher(abc.ABC):
 
         Raises:
             OutboxError: None of them was stored.
-            NotSentError: All are stored, and one to wait for is not sent in time.
+            NotSentError: All are stored, and one to wait for is not sent in time, or discarded.
         """
         if messages and not self._collects(messages):
             self.store_now(messages, timeout)
@@ -288,6 +289,8 @@ class Publisher(abc.ABC):
         pause = _FIRST_LOOK
         while (found := self._look_for(message_id, since)) is not None:
             state, reason = found
+            if state == DEAD and reason == DISCARDED:
+                raise NotSentError(f"message {message_id} is not sent: {reason}")
             if state == DEAD:
                 raise PublishError(f"message {message_id} can never be sent: {reason}")
             if time.monotonic() >= deadline:

@@ -36,6 +36,10 @@ BUSY = 30.0
 _LOOK = 0.05
 # Any number, the same in each process.
 _MIGRATION_LOCK = 3172450291
+# SQLite's only word for each reason why there is no file.
+_NO_FILE = "unable to open database file"
+_BACKENDS = {"sqlite", "postgresql", "mariadb", "mysql"}
+_URLS = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mariadb"}
 
@@ -48,24 +52,38 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
     the URL names another.
 
     Raises:
-        ConfigurationError: The URL cannot be understood, or its driver is not installed.
+        ConfigurationError: The URL cannot be understood or names another database, or its driver is
+            not installed.
     """
     try:
         parsed = sa.make_url(url)
         name = parsed.drivername
         parsed = parsed.set(drivername=_DRIVERS.get(name.replace("mysql", "mariadb"), name))
+        if (refused := _refusal(parsed)) is not None:
+            raise _unusable(refused, _URLS)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, wal=True)
         is_known = parsed.get_driver_name() in _LIMITED and "connect_timeout" not in parsed.query
         limit = {"connect_timeout": CONNECT} if is_known else {}
         return sa.create_engine(parsed, pool_pre_ping=True, connect_args=limit, **_READ_COMMITTED)
-    except sa.exc.ArgumentError as error:
-        cure = "write sqlite:////PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME"
-        raise _unusable("the URL of the outbox's database cannot be understood", cure) from error
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise _unusable("the URL of the outbox's database cannot be understood", _URLS) from error
     except ImportError as error:
         extra = _EXTRAS.get(error.name or "", "")
         cure = f"install it: pip install 'consumer-framework[{extra}]'" if extra else "install it"
         raise _unusable(f"a package for the outbox's database is missing: {error}", cure) from error
+
+
+def _refusal(url: sa.URL) -> str | None:
+    """Return the reason why no outbox can be at *url*, or None."""
+    backend = url.get_backend_name()
+    if backend not in _BACKENDS:
+        return f"the outbox cannot be in {backend}"
+    if url.get_dialect().is_async:
+        return f"the driver {url.get_driver_name()} is for coroutines, and the outbox uses threads"
+    if backend == "sqlite" and (not url.database or ":memory:" in url.database):
+        return "a database in memory keeps no message"
+    return None
 
 
 # Applications insert while a relay claims: in MariaDB a stricter level locks the gaps between keys,
@@ -306,6 +324,8 @@ class Database:
             line = redact(" ".join(str(cause).split()))
             lacks = self.lacks_tables = _lacks_table(cause)
             cure = "; create its tables: fm-consumer outbox migrate" if lacks else ""
+            if line == _NO_FILE:
+                cure = "; is its directory there, and may this user write into it?"
             raise OutboxError(f"the outbox {self.place}: {line}{cure}") from error
 
     def migrate(self) -> None:

@@ -48,18 +48,26 @@ class SendError(PublishError):
     Attributes:
         unsent: These messages, in their order. The broker has perhaps taken some of them, if the
             connection to it broke.
+        is_final: True if one of them can never be sent as it is.
     """
 
-    def __init__(self, text: str, unsent: Sequence[Outgoing]) -> None:
+    def __init__(self, text: str, unsent: Sequence[Outgoing], *, is_final: bool = False) -> None:
         super().__init__(text)
         self.unsent = list(unsent)
+        self.is_final = is_final
 
 
 class _Fault(NamedTuple):
-    """The reason why a message was not sent; *lasts* if another attempt is of no use."""
+    """The reason why a message was not sent.
+
+    Attributes:
+        lasts: True if another attempt now is of no use.
+        is_final: True if it never is, because the message is at fault.
+    """
 
     reason: str
     lasts: bool
+    is_final: bool = False
 
 
 class Sender:
@@ -177,7 +185,7 @@ class Sender:
                 self._send_window(messages[start : start + size])
             except SendError as error:
                 left = [*error.unsent, *messages[start + size :]]
-                raise SendError(str(error), left) from error.__cause__
+                raise SendError(str(error), left, is_final=error.is_final) from error.__cause__
 
     def _prepared(self, message: Message, exchange: str | None) -> Outgoing:
         return outgoing(
@@ -203,7 +211,7 @@ class Sender:
             is_over = time.monotonic() + delay > deadline
             for message, fault in failed:
                 if fault.lasts or is_over:
-                    raise _error(message, fault.reason, rest)
+                    raise _error(message, fault, rest)
             time.sleep(delay)
 
     def _results(self, rest: Sequence[Outgoing]) -> Sequence[Result]:
@@ -230,15 +238,15 @@ class Sender:
                 self.sent += 1
                 return None
             case Reject(reason):
-                return _Fault(reason, lasts=True)
+                return _Fault(reason, lasts=True, is_final=True)
             case Retry(reason, scope):
                 return _Fault(reason, lasts=scope is Scope.TOPIC)
 
 
-def _error(message: Outgoing, reason: str, unsent: Sequence[Outgoing]) -> SendError:
+def _error(message: Outgoing, fault: _Fault, unsent: Sequence[Outgoing]) -> SendError:
     others = f", and {len(unsent) - 1} more" if len(unsent) > 1 else ""
     what = f"message {message.id} ({message.topic}) was not sent{others}"
-    return SendError(f"{what}: {redact(reason)}", unsent)
+    return SendError(f"{what}: {redact(fault.reason)}", unsent, is_final=fault.is_final)
 
 
 def sender(conf: Path | str | None = None, *, timeout: float = TIMEOUT) -> Sender:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
@@ -253,4 +254,4 @@ def _warn(text: str, message: Outgoing | None, *arguments: object) -> None:
 
 
 def _from_now(until: float) -> str:
-    return about(max(until - time.time(), 0.0))
+    return about(math.ceil(max(until - time.time(), 0.0)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .store import OutboxError
 
@@ -28,6 +28,22 @@ _log = logging.getLogger(__name__)
 PATIENCE = 10
 # The lease is extended this often within its length.
 _EXTENSIONS = 6
+
+
+class Moment(NamedTuple):
+    """A moment by two clocks: one stands still while the machine is suspended, one can be set."""
+
+    monotonic: float
+    time: float
+
+    @classmethod
+    def now(cls, clock: Clock) -> Moment:
+        """Return the present moment."""
+        return cls(clock.monotonic(), clock.time())
+
+    def age(self, clock: Clock) -> float:
+        """Return the seconds that passed since, by the clock that counted more of them."""
+        return max(clock.monotonic() - self.monotonic, clock.time() - self.time)
 
 
 class Extender:
@@ -48,7 +64,7 @@ class Extender:
         # Held while a claim is extended, so that its batch is not settled meanwhile.
         self._extending = threading.Lock()
         self._work: tuple[str, Sequence[int]] | None = None
-        self._began = self._extended = 0.0
+        self._began = self._extended = Moment(0.0, 0.0)
         self._is_lost = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -56,7 +72,7 @@ class Extender:
     @property
     def is_late(self) -> bool:
         """True if another relay has the lease or claim, or may have it before long."""
-        return self._is_lost or self._clock.monotonic() - self._extended > self._lease / 2
+        return self._is_lost or self._extended.age(self._clock) > self._lease / 2
 
     def start(self) -> None:
         """Begin the thread."""
@@ -72,11 +88,12 @@ class Extender:
         self._thread = None
 
     @contextlib.contextmanager
-    def extending(self, since: float, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
+    def extending(self, since: Moment, token: str = "", rows: Sequence[int] = ()) -> Iterator[None]:
         """Extend the lease, and the claim of *rows* with *token*, while the block runs.
 
         Args:
-            since: The monotonic time before the claim. The process may have been stopped after it.
+            since: The moment before the claim. The process may have been stopped after it, or the
+                machine suspended.
             token: As it was given to the claim.
             rows: The ids of the claimed rows.
         """
@@ -95,11 +112,11 @@ class Extender:
                 self._extend()
 
     def _extend(self) -> None:
-        now = self._clock.monotonic()
+        now = Moment.now(self._clock)
         if (
             self._work is None
-            or now - self._extended < self._lease / _EXTENSIONS
-            or now - self._began > self._lease * PATIENCE
+            or self._extended.age(self._clock) < self._lease / _EXTENSIONS
+            or self._began.age(self._clock) > self._lease * PATIENCE
         ):
             return
         token, rows = self._work

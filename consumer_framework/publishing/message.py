@@ -40,10 +40,18 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 _FEW, _SHORT = 50, 100
 # The states of a row: to be sent, and impossible to send.
 WAITING, DEAD = "waiting", "dead"
+# The reason of a dead row that is deleted at once, when its publisher has been told.
+DISCARDED = "an operator discarded it"
 
 
 class PublishError(ConsumerFrameworkError):
-    """A message was refused before it was stored; it is not sent."""
+    """A message was refused before it was stored; it is not sent.
+
+    Attributes:
+        is_final: True if another attempt with the same message is of no use.
+    """
+
+    is_final = True
 
 
 class OutboxError(PublishError):
@@ -53,9 +61,16 @@ class OutboxError(PublishError):
     and the message may be stored.
     """
 
+    is_final = False
+
 
 class NotSentError(PublishError):
-    """The message is stored, and the relay has not sent it in time. The relay keeps trying."""
+    """The message is stored, and the relay has not sent it in time. The relay keeps trying.
+
+    If an operator discarded the message meanwhile, the text of the error says so.
+    """
+
+    is_final = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +256,15 @@ def _check_text(name: str, text: str) -> None:
         raise PublishError(f"the {name} has {size} bytes; {MAX_TOPIC} are allowed")
     if "\0" in text:
         raise PublishError(f"the {name} has a NUL character")
+
+
+def schema_fault(error: ValidationError) -> str:
+    """Return one line about *error*, with the place in the message."""
+    cause = error.args[0] if error.args else error
+    path = getattr(cause, "json_path", "$")
+    text = str(getattr(cause, "message", cause))
+    where = "" if path == "$" else f" at {path}"
+    return " ".join(f"does not fit its schema{where}: {text}".split())
 
 
 def restored(message: Outgoing) -> upstream.Message:

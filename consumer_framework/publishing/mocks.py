@@ -3,6 +3,8 @@
 
 It puts a mock in the place of the function that ``fedora_messaging.api.publish`` calls, and looks
 at the mock's calls at its end. While the mock is there, an outbox calls it, and stores nothing.
+
+A test may also refuse the messages that nothing records: :data:`refusal`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fedora_messaging.message import Message
+
+# Called with the name of the function and its message, before a message goes to the outbox that the
+# configuration file describes. It raises to refuse the message. Only tests set it.
+refusal: Callable[[str, Message], None] | None = None
 
 
 def mocked_publish() -> Callable[[Message, str | None], Any] | None:

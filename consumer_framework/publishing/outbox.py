@@ -35,7 +35,7 @@ from consumer_framework.core import secrets
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.settings import outbox_settings
 
-from . import FILE
+from . import FILE, mocks
 from .collecting import TIMEOUT, Entry, Pending, Publisher
 from .message import NotSentError, Outgoing
 from .mocks import mocked_publish
@@ -273,6 +273,8 @@ class Outbox(Publisher):
 
 
 _default: Outbox | None = None
+# The last one that the configuration file describes.
+_of_file: Outbox | None = None
 _default_lock = threading.Lock()
 _outboxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
 
@@ -286,17 +288,30 @@ def default() -> Outbox:
     Raises:
         ConfigurationError: The configuration names no database, or one that cannot be used.
     """
-    global _default  # noqa: PLW0603 -- one for each process, as fedora-messaging has it
+    global _default, _of_file  # noqa: PLW0603 -- one for each process, as fedora-messaging has it
     with _default_lock:
         if _default is None and mocked_publish() is not None:
             # Nothing is stored: a test needs no database.
             return Outbox("sqlite://", opens_late=True)
         if _default is None:
             try:
-                _default = _configured(upstream_config.conf)
+                _default = _of_file = _configured(upstream_config.conf)
             except ConfigurationError as error:
                 raise ConfigurationError(*error.problems, source=_source()) from error
         return _default
+
+
+def default_for(function: str, message: Message) -> Outbox:
+    """Return :func:`default` for *message*, unless a test refuses it.
+
+    Args:
+        function: The name of the function that publishes the message, for the refusal.
+        message: The message.
+    """
+    is_of_test = mocked_publish() is not None or _default not in (None, _of_file)
+    if mocks.refusal is not None and not is_of_test:
+        mocks.refusal(f"consumer_framework.publishing.{function}", message)
+    return default()
 
 
 def _source() -> str:
@@ -346,9 +361,12 @@ def database_of(settings: OutboxSettings) -> str:
     if settings.database is not None:
         from .database import create_engine  # noqa: PLC0415 -- late: it imports SQLAlchemy
 
-        password = create_engine(settings.database).url.password
-        if password:
-            for form in {str(password), unquote(str(password))}:
+        url = create_engine(settings.database).url
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_absolute():
+            cure = "write sqlite:////PATH, with four slashes: the relay has another directory"
+            raise ConfigurationError(Problem(f"{_PATH}.database", "is no absolute path", cure))
+        if url.password:
+            for form in {str(url.password), unquote(str(url.password))}:
                 secrets.hide(form, "the password of the outbox's database")
         return settings.database
     directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]

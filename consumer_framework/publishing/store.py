@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from .claims import LONGEST_CLAIM, Claims, Settled, Waker, free
 from .database import create_engine
-from .message import DEAD, WAITING, OutboxError
+from .message import DEAD, DISCARDED, WAITING, OutboxError
 from .tables import (
     MESSAGE,
     Claimed,
@@ -56,6 +56,8 @@ __all__ = [
 
 # Rows that one statement of an operator's command changes, so that no lock is held for long.
 PORTION = 1000
+# Seconds for which a row says that it is discarded: several looks of its publisher.
+_TELLING = 1.0
 # Statistics of a table count no further than this, because counting is a scan.
 COUNTED = 1_000_000
 _ROWS = sa.select(*MESSAGE, c.state, c.reason, c.due, c.claimed_until)
@@ -221,8 +223,17 @@ class OutboxStore(Claims):
         )
 
     def discard(self, rows: Iterable[int]) -> int:
-        """Delete rows, with their messages, that no relay has. Returns their number."""
-        return self._change(rows, None, lambda ids: sa.delete(outbox_table).where(ids))
+        """Delete rows, with their messages, that no relay has. Returns their number.
+
+        A row that is gone means "sent" to a publisher that waits for it. So such rows say for a
+        moment that they are discarded.
+        """
+        chosen = list(rows)
+        told = sa.update(outbox_table).values(state=DEAD, reason=DISCARDED)
+        awaited = sa.and_(c.state == WAITING, c.on_failure == "wait")
+        if self._change(chosen, None, lambda ids: told.where(ids, awaited)):
+            time.sleep(_TELLING)
+        return self._change(chosen, None, lambda ids: sa.delete(outbox_table).where(ids))
 
     def purge(self, state: str = DEAD, *, before: float | None = None) -> int:
         """Delete every row in *state*, or those published *before* a time of the epoch."""

@@ -169,6 +169,38 @@ def as_upstream(error: Exception) -> Exception:
     return PublishException(reason=str(error)) if isinstance(error, PublishError) else error
 
 
+@contextmanager
+def recorded(publish: Callable[[Message, str | None], object]) -> Iterator[None]:
+    """Let ``fedora_messaging.api`` publish by *publish*, without a reactor, while the block runs.
+
+    For tests. ``api.twisted_publish`` calls its signals in threads of the reactor; here it calls
+    them at once.
+    """
+    module: Any = api
+    before = module.threads, module._twisted_service  # noqa: SLF001 -- as above
+    factory = SimpleNamespace(
+        publish=lambda message, exchange: defer.execute(
+            _as_upstream_does, publish, message, exchange
+        )
+    )
+    with replaced(publish_by(publish)):
+        module.threads = SimpleNamespace(deferToThread=defer.execute)
+        module._twisted_service = SimpleNamespace(factory=factory)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            module.threads, module._twisted_service = before  # noqa: SLF001
+
+
+def _as_upstream_does(
+    publish: Callable[[Message, str | None], object], message: Message, exchange: str
+) -> None:
+    try:
+        publish(message, exchange)
+    except Exception as error:
+        raise as_upstream(error) from error
+
+
 class OutboxService:
     """Stands for the service that ``api.twisted_publish`` sends by; it sends to an outbox.
 

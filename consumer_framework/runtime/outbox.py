@@ -248,6 +248,8 @@ class RelayProcess:
     def _try_to_start(self) -> None:
         try:
             self._sending = self._made(self._settings)
+        except ConfigurationError as error:
+            raise ConfigurationError(*error.located, source=self._options.source) from error
         except OutboxError as error:
             if str(error) != self._trouble:
                 _log.warning("waiting for the outbox: %s", error)

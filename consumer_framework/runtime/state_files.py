@@ -131,6 +131,11 @@ def relay_sockets(directory: Path, name: str) -> list[Path]:
     return found if directory == users_directory(name) else found[1:]
 
 
+def is_of_relay(socket: Path) -> bool:
+    """Tell whether *socket* is one of :func:`relay_sockets`, and not that of an instance."""
+    return socket.name == RELAY_CONTROL or socket.parent.parent == SYSTEM_RELAY_RUNTIME
+
+
 def runtime_directory() -> Path | None:
     """Return ``$RUNTIME_DIRECTORY`` as systemd sets it, None without it."""
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]

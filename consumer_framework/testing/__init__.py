@@ -10,8 +10,9 @@
   that happen twice.
 - The fakes of :mod:`.fakes` implement the ports of :mod:`consumer_framework.core`. The harness runs
   on them, and a test may use them alone.
-- :func:`.capture_outbox` records the messages that any code publishes.
-  :mod:`consumer_framework.pytest_plugin` makes it a fixture.
+- :func:`.capture_outbox` records the messages that any code publishes, and
+  :func:`.no_unmocked_publish` refuses those that nothing records.
+- :mod:`consumer_framework.pytest_plugin` makes fixtures of these.
 - :mod:`.broker` starts a private RabbitMQ node, with a proxy that a test can cut. Import it by its
   own name: it is the extra ``broker``, and nothing here needs it.
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         Reject,
         Requeue,
     )
-    from consumer_framework.publishing.capturing import capture_outbox
+    from consumer_framework.publishing.capturing import CapturedMessages, capture_outbox
 
     from .builders import message_of, messages
     from .fakes import (
@@ -44,11 +45,14 @@ if TYPE_CHECKING:
         FakeProperties,
         make_delivery,
     )
-    from .harness import Harness
+    from .harness import ConsumerFactory, Harness
     from .idempotency import assert_idempotent
+    from .unmocked import UnmockedPublishError, no_unmocked_publish
 
 __all__ = [
     "Ack",
+    "CapturedMessages",
+    "ConsumerFactory",
     "Defer",
     "Disposition",
     "FakeAcknowledger",
@@ -63,16 +67,20 @@ __all__ = [
     "Quarantine",
     "Reject",
     "Requeue",
+    "UnmockedPublishError",
     "assert_idempotent",
     "capture_outbox",
     "make_delivery",
     "message_of",
     "messages",
+    "no_unmocked_publish",
 ]
 
 # Late: pytest's plugin imports this package, in every project of its environment.
 _MODULES = {
     "Ack": "consumer_framework.core.disposition",
+    "CapturedMessages": "consumer_framework.publishing.capturing",
+    "ConsumerFactory": ".harness",
     "Defer": "consumer_framework.core.disposition",
     "Disposition": "consumer_framework.core.disposition",
     "FakeAcknowledger": ".fakes",
@@ -87,11 +95,13 @@ _MODULES = {
     "Quarantine": "consumer_framework.core.disposition",
     "Reject": "consumer_framework.core.disposition",
     "Requeue": "consumer_framework.core.disposition",
+    "UnmockedPublishError": ".unmocked",
     "assert_idempotent": ".idempotency",
     "capture_outbox": "consumer_framework.publishing.capturing",
     "make_delivery": ".fakes",
     "message_of": ".builders",
     "messages": ".builders",
+    "no_unmocked_publish": ".unmocked",
 }
 
 if not TYPE_CHECKING:

@@ -16,7 +16,10 @@ import linecache
 import pkgutil
 import sys
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from twisted.internet import defer
 
 from consumer_framework.core.attempt import is_own
 
@@ -51,7 +54,9 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         source = linecache.getline(self.file, self.line).strip()
-        return f"{self.file}:{self.line}, in {self.function}: {source}"
+        file = Path(self.file)
+        shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        return f"{shown}:{self.line}, in {self.function}: {source}"
 
 
 class Effect(NamedTuple):
@@ -257,14 +262,11 @@ class EffectWatch:
             return call()
         with _inside():
             returned = call()
-        if hasattr(returned, "addCallback"):
-            # A Deferred of Twisted's.
+        if isinstance(returned, defer.Deferred):
             return returned.addCallback(functools.partial(self._told, effect))
         if inspect.isawaitable(returned):
             return self._later(effect, returned)
-        if happened():
-            self._witness.after(effect)
-        return returned
+        return self._told(effect, returned) if happened() else returned
 
     async def _later(self, effect: Effect, awaitable: Any) -> Any:
         with _inside():
@@ -272,7 +274,14 @@ class EffectWatch:
         return self._told(effect, returned)
 
     def _told(self, effect: Effect, returned: T) -> T:
-        self._witness.after(effect)
+        try:
+            self._witness.after(effect)
+        except BaseException:
+            if effect.kind == "HTTP":
+                # The end of a process closes its connections.
+                with contextlib.suppress(Exception):
+                    returned.close()  # type: ignore[attr-defined]
+            raise
         return returned
 
 

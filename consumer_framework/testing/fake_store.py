@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -44,6 +45,8 @@ class FakeStore(Store):
         self._rows: dict[int, _Row] = {}
         self._equal = EqualMessages()
         self._latest = 0
+        # Handlers do their steps in threads.
+        self._lock = threading.Lock()
         self._steps: dict[_StepKey, dict[str, str]] = {}
         self._failed: dict[_StepKey, dict[str, str]] = {}
 
@@ -109,18 +112,19 @@ class FakeStore(Store):
         """Return the steps of the message that are done, by name."""
         self.has_steps = True
         key = self._steps_key(delivery)
-        failed = {
-            name: RecordedStep(result, is_durable=False)
-            for name, result in self._failed.get(key, {}).items()
-        }
-        steps = self._steps.get(key, {})
-        return failed | {name: RecordedStep(result) for name, result in steps.items()}
+        with self._lock:
+            failed = dict(self._failed.get(key, {}))
+            steps = dict(self._steps.get(key, {}))
+        found = {name: RecordedStep(result, is_durable=False) for name, result in failed.items()}
+        return found | {name: RecordedStep(result) for name, result in steps.items()}
 
     def record_step(self, delivery: Delivery, name: str, result: str) -> Future[None]:
         """Record a step at once, unless there is an :attr:`error`."""
+        self.has_steps = True
         key = self._steps_key(delivery)
         steps = self._steps if self.error is None else self._failed
-        steps.setdefault(key, {}).setdefault(name, result)
+        with self._lock:
+            steps.setdefault(key, {}).setdefault(name, result)
         done: Future[None] = Future()
         if self.error is None:
             done.set_result(None)

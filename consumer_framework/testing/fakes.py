@@ -85,15 +85,19 @@ class FakeFlightRecorder(FlightRecorder):
         self.in_flight: dict[int, Delivery] = {}
         self._places = places
         self._crashed = dict(crashed or {})
+        self._routes: dict[Key, str] = {}
         self._last = 0
 
     def crash(self) -> FakeFlightRecorder:
         """Let the process die; return the recorder of the next one."""
         crashed = dict(self._crashed)
+        next_one = FakeFlightRecorder(self._places, crashed)
+        next_one._routes = dict(self._routes)
         for delivery in self.in_flight.values():
-            count = delivery.history.crashes + 1
-            crashed[_key(delivery)] = max(count, crashed.get(_key(delivery), 0))
-        return FakeFlightRecorder(self._places, crashed)
+            key, count = _key(delivery), delivery.history.crashes + 1
+            next_one._crashed[key] = max(count, crashed.get(key, 0))
+            next_one._routes[key] = delivery.route
+        return next_one
 
     def crashes_of(self, delivery: Delivery) -> int:
         """Return the number of processes that died with this message before."""
@@ -102,6 +106,10 @@ class FakeFlightRecorder(FlightRecorder):
     def has_hung(self, delivery: Delivery) -> bool:  # noqa: ARG002 -- as its port
         """Return False: no watchdog looks at it."""
         return False
+
+    def route_of(self, delivery: Delivery) -> str:
+        """Return the route that had the message when the last process died; "" for none."""
+        return self._routes.get(_key(delivery), "")
 
     def forget(self, delivery: Delivery) -> None:
         """Forget the crashes of this message."""

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pika
 from fedora_messaging import config as upstream
@@ -121,12 +121,9 @@ class PublishingCapture:
             outbox.rename(conf["publish_exchange"], conf["topic_prefix"])
         is_direct = framework.publishing is PublishingKind.DIRECT
         target = self._at_once if is_direct else self._of_process
-        publish = upstream_api.publish_by(
-            lambda message, exchange: target.publish(message, exchange=exchange)
-        )
         before = set_default(self._of_process)
         try:
-            with upstream_api.replaced(publish):
+            with upstream_api.recorded(lambda m, exchange: target.publish(m, exchange=exchange)):
                 yield
         finally:
             set_default(before)
@@ -160,7 +157,11 @@ class Harness:
     True 2
 
     Plain handlers run in a thread of their own and are waited for. Coroutines run on a loop
-    whose ``asyncio.sleep`` takes virtual time. The test itself must not run in an event loop.
+    whose ``asyncio.sleep`` takes virtual time.
+
+    A coroutine test may call the methods as they are. They block the event loop of the test. If
+    the handler needs something on that loop, such as a test server, run the method in a thread:
+    ``await asyncio.to_thread(harness.deliver, message)``.
 
     Args:
         consumer: A subclass of :class:`.Consumer`, a class without constructor arguments, a
@@ -173,8 +174,9 @@ class Harness:
 
     Attributes:
         store: The deferred and quarantined messages; set its ``error``, and it cannot write.
-        published: The messages that the consumer published, with ``fedora_messaging.api.publish``
-            or with :func:`consumer_framework.publishing.publish`, in their order. None is sent.
+        published: The messages that the consumer published, with the functions of
+            ``fedora_messaging.api`` or of :mod:`consumer_framework.publishing`, in their order.
+            None is sent.
             A message of a handler is here once its own message is acknowledged. One that fails
             publishes nothing.
         outbox: Keeps them; set its ``error``, and it cannot write.
@@ -453,3 +455,19 @@ class Harness:
         if self.store.is_blocked(row.lane, row.row):
             raise LookupError(f"is behind another one with its key: {message!r}")
         return row, record
+
+
+class ConsumerFactory(Protocol):
+    """The fixture ``consumer``: starts consumers, and stops them at the end of the test."""
+
+    def __call__(
+        self,
+        consumer: Any,
+        *,
+        config: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        chance: float = 0.5,
+        patience: float = 1.0,
+    ) -> Harness:
+        """Start *consumer*; the arguments and errors are those of :class:`.Harness`."""
+        ...

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from consumer_framework.author.consumer import Consumer
 from consumer_framework.author.heartbeat import CURRENT_RUN, CURRENT_STEP
 from consumer_framework.author.steps import is_any_under_way
 from consumer_framework.core.disposition import Quarantine
@@ -148,6 +149,7 @@ def assert_idempotent(  # noqa: PLR0913 -- keyword arguments with defaults
             kill, or has other effects the second time that it gets the messages.
         ValueError: *watch* names no function, or there are no messages.
     """
+    __tracebackhide__ = True
     functions = (*FUNCTIONS, *named_functions(watch))
     options = {"config": config, "settings": settings, "patience": patience}
     test = _Test(consumer, list(messages), functions, fresh or contextlib.nullcontext, options)
@@ -166,6 +168,7 @@ def _undisturbed(test: _Test) -> _Played:
     Raises:
         AssertionError: The handler fails, or a second run has other effects.
     """
+    __tracebackhide__ = True
     loaded = {function.module for function in test.functions} & set(sys.modules)
     first = test.play()
     if loaded != {function.module for function in test.functions} & set(sys.modules):
@@ -184,6 +187,7 @@ def _undisturbed(test: _Test) -> _Played:
 
 def _refuse_failures(test: _Test, played: _Played, what: str) -> None:
     """Raise AssertionError for a message whose handler failed until its attempts were spent."""
+    __tracebackhide__ = True
     for message, end, attempts in zip(test.messages, played.ends, played.attempts, strict=True):
         if isinstance(end, Quarantine) and attempts and not _is_signal(attempts[-1]):
             raise AssertionError(f"{what}; {_named(message)}:\n\n{attempts[-1].traceback}")
@@ -337,6 +341,7 @@ def _counts(effects: Iterable[Effect]) -> Counter[tuple[object, ...]]:
 def _compare(
     test: _Test, undisturbed: _Played, played: _Played, allow: Callable[[Effect], bool]
 ) -> None:
+    __tracebackhide__ = True
     if played.killed_at is None:
         return
     expected = _counts(e for e in undisturbed.effects if not allow(e))
@@ -370,12 +375,9 @@ def _first_beyond(
 
 
 _RUN = {
-    False: ("with self.once({name!r}) as step:", "    step.run(...)"),
-    True: ("async with self.once({name!r}) as step:", "    await step.run(...)"),
+    False: ('with self.once("{name}") as step:', "    step.run(...)"),
+    True: ('async with self.once("{name}") as step:', "    await step.run(...)"),
 }
-
-
-_STEP_NAMES = {"HTTP": "request", "SQL": "rows", "mail": "mail", "publish": "publish"}
 
 
 def _report(
@@ -403,14 +405,24 @@ def _cure(test: _Test, effect: Effect, how: str) -> str:
             "Publish it from the handler, outside of its steps and threads, and through the outbox "
             '(publishing = "outbox"): then it is stored once, with the acknowledgement.'
         )
-    return "Do it in a step, which a second run skips:\n\n" + _step(test, effect)
+    is_consumer = inspect.isclass(test.consumer) and issubclass(test.consumer, Consumer)
+    first = "" if is_consumer or isinstance(test.consumer, str) else "Make a Consumer of it. "
+    return f"{first}Do it in a step, which a second run skips:\n\n{_step(test, effect)}"
 
 
 def _step(test: _Test, effect: Effect) -> str:
     handle = getattr(test.consumer, "handle", test.consumer)
     lines = _RUN[inspect.iscoroutinefunction(handle)]
-    name = _STEP_NAMES.get(effect.kind, effect.what.rpartition(".")[2].strip("()"))
+    name = _step_name(effect)
     return "\n".join(f"    {line.format(name=name)}" for line in lines)
+
+
+def _step_name(effect: Effect) -> str:
+    """Return a name like that of the method that the handler calls."""
+    called = effect.places[:-1]
+    if called:
+        return called[-1].function.replace("_", "-")
+    return effect.what.rpartition(".")[2].strip("()") if effect.kind == "call" else "effect"
 
 
 def _named(message: Message) -> str:

@@ -122,6 +122,10 @@ class KillableRunner:
         """As a flight recorder's."""
         return self._flight.has_hung(delivery)
 
+    def route_of(self, delivery: Delivery) -> str:
+        """As a flight recorder's."""
+        return self._flight.route_of(delivery)
+
     def forget(self, delivery: Delivery) -> None:
         """As a flight recorder's."""
         self._flight.forget(delivery)

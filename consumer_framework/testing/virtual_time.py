@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import selectors
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,10 @@ _DECODING = "decoding"
 
 class VirtualTime(SystemClock):
     """A :class:`.Clock`, an event loop and a reactor that share one time.
+
+    A thread runs one event loop at a time. If an event loop runs in the thread of the caller, as in
+    a test for pytest-asyncio, this one runs in a thread of its own from then on, and the caller
+    waits for it.
 
     Args:
         start: The first value of :meth:`time`, in seconds since the epoch.
@@ -61,6 +67,7 @@ class VirtualTime(SystemClock):
         if keeps_pace:
             self._selector.pace = self._passed, self._next_call
         self.loop.set_exception_handler(self._failed)
+        self._thread: ThreadPoolExecutor | None = None
 
     def monotonic(self) -> float:
         """Seconds since the beginning."""
@@ -77,7 +84,12 @@ class VirtualTime(SystemClock):
         Raises:
             BaseException: A callback raised it, and nobody caught it.
         """
-        self.loop.run_forever()
+        if self._thread is None and _runs_a_loop():
+            self._thread = ThreadPoolExecutor(1, "virtual time")
+        if self._thread is None:
+            self.loop.run_forever()
+        else:
+            self._run_in(self._thread)
         if self._errors:
             error, self._errors = self._errors[0], []
             raise error
@@ -111,13 +123,32 @@ class VirtualTime(SystemClock):
 
     def close(self) -> None:
         """Close the loop."""
+        if self._thread is not None:
+            self._thread.shutdown()
         self.loop.close()
+
+    def _run_in(self, thread: ThreadPoolExecutor) -> None:
+        running = thread.submit(contextvars.copy_context().run, self.loop.run_forever)
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            raise
 
     def _failed(self, _loop: object, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, self.ignored):
             return
         self._errors.append(error or RuntimeError(context["message"]))
+
+
+def _runs_a_loop() -> bool:
+    """Tell whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Loop(asyncio.SelectorEventLoop):

@@ -8,11 +8,14 @@ import os
 import pty
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from fedora_messaging.message import Message
 
+from consumer_framework.kit.development.messages import Sendable
+from consumer_framework.kit.development.private_broker import PrivateBroker, PrivateBrokerError
 from consumer_framework.testing.broker import Broker
 
 from .instance import FM_CONSUMER, until
@@ -124,7 +127,8 @@ def test_a_run_for_ci_fails_unless_all_messages_are_acknowledged(project, start)
         "".join(json.dumps({"topic": topic, "body": {"n": n}}) + "\n" for n in (0, 1))
     )
     write(project, 'print(config.conf["amqp_url"], config.conf["tls"], 1 // message.body["n"])')
-    session = start("--once", "2", "--messages", str(recorded), "--retry-delay", "50ms")
+    options = ("--messages", str(recorded), "--callback-file", "src/sample.py:Sample")
+    session = start("--once", "2", "--retry-delay", "50ms", *options)
     assert session.process.wait(60) == 1, session.output
     assert session.output.count("acknowledged    org.example.prod.build  attempt 1") == 1
     assert "ZeroDivisionError: integer division or modulo by zero (5 attempts)" in session.output
@@ -184,11 +188,45 @@ def test_the_consumer_is_restarted_when_its_files_change_and_nothing_outlives_th
     assert session.is_gone()
 
 
+def document(queue, key, **arguments):
+    queues = {queue: {"arguments": arguments}}
+    exchange = f"{queue}.exchange"
+    bindings = [{"queue": queue, "exchange": exchange, "routing_keys": [key]}]
+    return {"queues": queues, "bindings": bindings, "publish_exchange": "amq.topic"}
+
+
+def sendable(exchange, topic):
+    return Sendable.of(exchange, Message(topic=topic, body={}))
+
+
+def test_queues_are_made_anew_only_if_they_have_changed(broker, queue_name):
+    exchange = f"{queue_name}.exchange"
+    with closing(PrivateBroker(broker.url)) as private:
+        assert not private.declare(document(queue_name, "a.#"))
+        assert private.publish(sendable(exchange, "a.b"))
+        assert not private.declare(document(queue_name, "a.#"))
+        assert broker.depth(queue_name) == (1, 0)
+        assert private.declare(document(queue_name, "b"))
+        assert broker.depth(queue_name) == (0, 0)
+        assert not private.publish(sendable(exchange, "a.b"))
+
+
+def test_a_refusal_of_the_broker_is_told_and_the_next_try_may_succeed(broker, queue_name):
+    with closing(PrivateBroker(broker.url)) as private:
+        wrong = {"x-queue-type": "nonsense"}
+        with pytest.raises(PrivateBrokerError, match="x-queue-type"):
+            private.declare(document(queue_name, "a", **wrong))
+        private.declare(document(queue_name, "a"))
+        with pytest.raises(PrivateBrokerError, match="no exchange"):
+            private.publish(sendable("missing", "a"))
+        assert private.publish(sendable(f"{queue_name}.exchange", "a"))
+
+
 def test_nothing_outlives_a_session_that_is_killed(project, start):
-    write(
-        project, "print('began'); os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '600'); time.sleep(600)"
-    )
-    session = start("--rate", "5")
+    rest = "print('began'); os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '600'); time.sleep(600)"
+    write(project, f"if message.body['n'] == 1: return\n        {rest}")
+    session = start("--rate", "5", "--json")
+    session.shows('"disposition": "ack"')
     session.shows("began")
     session.process.kill()
     session.process.wait()

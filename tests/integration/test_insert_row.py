@@ -15,7 +15,7 @@ from consumer_framework.kit.user_database import engine_of
 from consumer_framework.testing import Harness
 
 from .instance import publish, until
-from .outbox import on_every_database, on_servers
+from .outbox import POSTGRESQL, on_every_database, on_servers
 from .test_ready_made import start_kit  # noqa: F401 -- a fixture
 
 CONSUMER = "consumer_framework.kit.insert_row:InsertRow"
@@ -141,7 +141,7 @@ def test_a_statement_that_waits_too_long_is_a_broken_dependency(outbox_url, engi
         assert run.acked == [waiting]
 
 
-@on_servers
+@pytest.mark.parametrize("outbox_url", [POSTGRESQL], indirect=True)
 def test_nothing_is_lost_nor_doubled_by_an_outage_and_a_kill(
     outbox_url,
     engine,

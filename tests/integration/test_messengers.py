@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import anitya_schema
@@ -145,6 +146,17 @@ def test_a_message_that_no_queue_gets_is_sent_and_told(target, connect, topic):
     batch = [prepared(topic), prepared("nobody"), prepared(topic), prepared("nobody")]
     expected = [True, False, True, False] if known else [None] * 4
     assert messenger.send_many(batch) == [Sent(routed) for routed in expected]
+
+
+@pytest.mark.parametrize("target", MOST, indirect=True)
+def test_one_message_id_with_two_topics_has_two_fates(target, connect, topic):
+    messenger = connect(target.name, target.url)
+    messenger.open()
+    there, nowhere = (replace(prepared(one), id="same") for one in (topic, "nobody.é"))
+    known = Feature.ROUTED in messenger.features
+    expected = [True, False, False, True] if known else [None] * 4
+    sent = messenger.send_many([there, nowhere, nowhere, there])
+    assert sent == [Sent(routed) for routed in expected]
 
 
 @pytest.mark.parametrize("target", WITH_FAILOVER, indirect=True)

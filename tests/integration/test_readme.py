@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The consumers of the README and of the tutorial keep the promises of the text."""
+"""The consumers of the README and the picture of the front page keep their promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pika
 import pytest
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-TUTORIAL = ROOT / "docs/tutorial/first-consumer.md"
 # As in a terminal with the virtual environment, in the directory of the files.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -48,8 +47,7 @@ def start_command(start: Start, broker: Broker, tmp_path: Path) -> Start:
 def fresh_queues(broker: Broker) -> Iterator[None]:
     yield
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        for name in ("sample", "greeter"):
-            connection.channel().queue_delete(name)
+        connection.channel().queue_delete("sample")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -133,88 +131,3 @@ def test_the_picture_of_the_front_page_shows_a_real_session(broker: Broker):
     finally:
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
             connection.channel().queue_delete(front_page.QUEUE)
-
-
-@pytest.mark.usefixtures("fresh_queues")
-class TestTutorial:
-    @pytest.fixture(autouse=True)
-    def files(self, broker: Broker, tmp_path: Path) -> None:
-        (tmp_path / "greeter.py").write_text(blocks(TUTORIAL, "python")[0])
-        (tmp_path / "greeter.toml").write_text(configuration(TUTORIAL, broker))
-
-    @pytest.fixture
-    def run(self, start_command: Start) -> Callable[[], Instance]:
-        return lambda: start_command(line_of(TUTORIAL, "fm-consumer run"))
-
-    @pytest.fixture
-    def publish_as_told(self, tmp_path: Path) -> Callable[..., Any]:
-        def run_block(body: str, instead: str = "") -> None:
-            [script] = [text for text in blocks(TUTORIAL, "sh") if f"body={body})" in text]
-            script = script.replace(body, instead or body)
-            environment = {**os.environ, "PATH": PATH}
-            subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, check=True)
-
-        return run_block
-
-    @pytest.fixture
-    def as_told(self, tmp_path: Path) -> Callable[[str], str]:
-        def output_of(text: str) -> str:
-            """Return the output of the tutorial's command that contains *text*."""
-            known = [line for block in blocks(TUTORIAL, "sh") for line in block.splitlines()]
-            line = next((line for line in known if text in line), text)
-            result = subprocess.run(
-                ["sh", "-c", line],
-                cwd=tmp_path,
-                env={**os.environ, "PATH": PATH},
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            return result.stdout
-
-        return output_of
-
-    def test_the_consumer_greets(self, run, publish_as_told):
-        instance = run().ready()
-        publish_as_told('{"name": "world"}')
-        until(lambda: "\nGood morning, world!\n" in instance.log, "the greeting")
-        assert instance.stop() == ExitCode.OK
-
-    def test_a_misspelt_name_is_reported_as_shown(self, run, tmp_path):
-        path = tmp_path / "greeter.toml"
-        path.write_text(path.read_text().replace("\ngreeting =", "\ngreting ="))
-        instance = run()
-        assert instance.wait() == ExitCode.CONFIGURATION
-        assert instance.log in blocks(TUTORIAL, "text")
-
-    def test_a_message_without_a_name_is_quarantined_and_replayed_once_it_can_be_handled(
-        self, broker, run, publish_as_told, as_told, tmp_path
-    ):
-        failing = run().ready()
-        publish_as_told("{}")
-        publish_as_told('{"name": "world"}')
-        until(lambda: "\nGood morning, world!\n" in failing.log, "it goes on")
-        until(lambda: "1 message, 1 cause" in as_told("quarantine list"), "it is quarantined")
-        assert "it is held until" in failing.log
-        assert "it is quarantined: KeyError: 'name'" in failing.log
-        [shown] = [text for text in blocks(TUTORIAL, "text") if "COUNT" in text]
-        assert timeless(as_told("quarantine list")) == timeless(
-            shown.replace("first/", f"{tmp_path.name}/")
-        )
-        [_, show] = shown.strip().rsplit("\n", 1)
-        assert "Attempt 4 of 4" in as_told(show)
-        assert failing.stop() == ExitCode.OK
-        (tmp_path / "greeter.py").write_text(blocks(TUTORIAL, "python")[1])
-        mended = run().ready()
-        assert as_told("quarantine replay") in blocks(TUTORIAL, "text")
-        [greeting] = [text for text in blocks(TUTORIAL, "text") if "stranger" in text]
-        assert f"\n{greeting}" in mended.log
-        publish_as_told('{"name": "world"}', '{"name": "nobody"}')
-        until(lambda: "is dropped: there is nobody to greet" in mended.log, "drop")
-        assert mended.stop() == ExitCode.OK
-        assert broker.depth("greeter") == (0, 0)
-
-
-def timeless(listing: str) -> str:
-    """Return a listing without its ages."""
-    return re.sub(r" +\d+s ", " ", listing)

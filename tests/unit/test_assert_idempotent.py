@@ -7,10 +7,13 @@ import http.client
 import smtplib
 import socketserver
 import sqlite3
+import sys
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -23,10 +26,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from treq.testing import StubTreq
 from twisted.web.resource import Resource
 
-from consumer_framework import BatchConsumer, Consumer, Retry
+from consumer_framework import BatchConsumer, Consumer, Retry, on_topic
 from consumer_framework.testing import assert_idempotent
 
-HERE = __file__
+HERE = Path(__file__)
 
 
 def message(number=1):
@@ -103,11 +106,11 @@ def test_the_report_has_the_effect_the_message_the_line_the_kill_and_the_cure():
         "    record()\n"
         f"    for the message org.example.test (id {given[0].id})\n"
         "\n"
-        f'    {HERE}:{line}, in handle: record("second")\n'
+        f'    {HERE.relative_to(Path.cwd())}:{line}, in handle: record("second")\n'
         "\n"
         "Do it in a step, which a second run skips:\n"
         "\n"
-        "    with self.once('record') as step:\n"
+        '    with self.once("record") as step:\n'
         "        step.run(...)"
     )
 
@@ -128,16 +131,16 @@ def test_a_coroutine_is_advised_to_write_async_with():
             await asyncio.sleep(5)
             record("late")
 
-    assert "    async with self.once('record') as step:\n        await step.run(...)" in failure_of(
-        Later, watch=WATCH
-    )
+    report = failure_of(Later, watch=WATCH)
+    assert '    async with self.once("record") as step:\n        await step.run(...)' in report
 
 
 def test_a_function_and_a_coroutine_function_are_checked_like_a_consumer():
     async def handler(_given):
         record("unsafe")
 
-    assert "happens twice" in failure_of(lambda _given: record("unsafe"), watch=WATCH)
+    report = failure_of(lambda _given: record("unsafe"), watch=WATCH)
+    assert "Make a Consumer of it. Do it in a step, which a second run skips:" in report
     assert "happens twice" in failure_of(handler, watch=WATCH)
 
 
@@ -216,6 +219,30 @@ def test_a_batch_is_checked():
     given = [message(1), message(2)]
     assert len(assert_idempotent(Batched, given, settings=settings, watch=WATCH)) == 2
     assert "happens twice" in failure_of(Wrong, *given, settings=settings, watch=WATCH)
+
+
+class Routed(Consumer):
+    @on_topic("org.example.#")
+    def safe(self, _given):
+        with self.once("a") as step:
+            step.run(record, "safe")
+
+    @on_topic("org.#")
+    async def other(self, _given):
+        async with self.once("a") as step:
+            await step.run(record, "other")
+
+
+class WronglyRouted(Routed):
+    @on_topic("#.test")
+    def unsafe(self, _given):
+        record("unsafe")
+
+
+def test_the_routes_of_a_consumer_are_checked(effects):
+    assert len(assert_idempotent(Routed, [message()], watch=WATCH)) == 2
+    assert set(effects) == {"safe", "other"}
+    assert ', in unsafe: record("unsafe")' in failure_of(WronglyRouted, watch=WATCH)
 
 
 def test_an_effect_that_may_happen_twice_is_allowed():
@@ -434,6 +461,13 @@ def by_urllib3(url):
         pool.request("POST", url)
 
 
+# The end of a process closes the sockets that it has open.
+unclosed = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@unclosed
 @pytest.mark.parametrize(
     "post",
     [
@@ -458,6 +492,7 @@ def test_a_post_that_is_sent_twice_is_found_and_one_in_a_step_passes(post, url):
     assert [str(effect) for effect in assert_idempotent(Posts, [message()])] == [f"HTTP POST {url}"]
 
 
+@unclosed
 def test_requests_that_may_be_repeated_do_not_count(url):
     def handler(_given):
         requests.get(url, timeout=5)
@@ -467,6 +502,16 @@ def test_requests_that_may_be_repeated_do_not_count(url):
     assert assert_idempotent(handler, [message()]) == ()
 
 
+def test_a_function_that_a_test_has_replaced_can_be_watched(monkeypatch):
+    monkeypatch.setattr(requests, "post", MagicMock())
+    report = failure_of(
+        lambda _given: requests.post("https://bugs.example.org", timeout=5),
+        watch=["requests:post"],
+    )
+    assert "    post()\n" in report
+
+
+@unclosed
 def test_a_coroutine_s_client_is_watched(url):
     async def handler(_given):
         async with httpx.AsyncClient() as client:
@@ -489,6 +534,18 @@ def test_treq_is_watched():
         await client.post("http://forge.example/issue", data=b"{}")
 
     assert "HTTP POST http://forge.example/issue" in failure_of(handler)
+
+
+@unclosed
+def test_a_client_that_the_handler_imports_is_watched(url, monkeypatch):
+    monkeypatch.delitem(sys.modules, "httpx")
+
+    def handler(_given):
+        import httpx as late  # noqa: PLC0415 -- the point of the test
+
+        late.post(url)
+
+    assert f"HTTP POST {url}" in failure_of(handler)
 
 
 # Mail.
@@ -651,6 +708,29 @@ def test_a_commit_of_sqlalchemy_is_seen_once_and_one_in_a_step_passes(database):
     with engine.begin() as connection:
         connection.execute(sa.text(SAFE))
     engine.dispose()
+
+
+def test_an_open_transaction_of_sqlalchemy_is_undone_by_the_kill(database):
+    class Keeps(Consumer):
+        def setup(self):
+            self.engine = sa.create_engine(f"sqlite:///{database}")
+            self.connection = self.engine.connect()
+
+        def handle(self, _given):
+            self.connection.execute(sa.text(INSERT))
+            with self.once("between") as step:
+                step.run(record, "between")
+            self.connection.rollback()
+
+        def teardown(self):
+            self.connection.close()
+            self.engine.dispose()
+
+    settings = {"recovery": {"immediate": 0, "delays": []}}
+    (effect,) = assert_idempotent(Keeps, [message()], watch=WATCH, settings=settings)
+    assert effect.what == "record()"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT * FROM log").fetchall() == []
 
 
 def test_a_transaction_of_sqlalchemy_that_changes_nothing_or_is_rolled_back_has_no_effect(database):

@@ -16,6 +16,7 @@ from consumer_framework.core.attempt import (
     one_line,
     set_author_packages,
 )
+from consumer_framework.kit.command import RunCommand
 from consumer_framework.runtime.assembly.loader import Target, packages_of
 
 
@@ -159,3 +160,8 @@ def test_the_authors_package_is_where_the_callback_lives(
 
 def test_a_callback_of_the_standard_library_does_not_add_that_library():
     assert packages_of(Target("json:loads", "file", json.loads)) == set()
+
+
+def test_a_ready_made_consumer_is_no_code_of_the_author():
+    name = "consumer_framework.kit.command:RunCommand"
+    assert packages_of(Target(name, "file", RunCommand)) == set()

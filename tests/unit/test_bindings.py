@@ -2,8 +2,12 @@
 """The bindings that routes need: ``fm-consumer bindings`` prints them, and ``check`` compares."""
 
 import json
+import re
 import sys
+import textwrap
 import tomllib
+from pathlib import Path
+from typing import Any
 
 import anitya_schema
 import pytest
@@ -14,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer_framework import Consumer, on_message, on_topic
+from consumer_framework.adapters import config
 from consumer_framework.author.consumer import table_of
 from consumer_framework.cli.main import main
 from consumer_framework.core.topics import covers, matches
 from consumer_framework.operate.bindings import ConsumerNeeds, RouteNeeds, route_needs
 from consumer_framework.operate.check.routes import route_findings
-from consumer_framework.runtime.assembly.loader import Target
+from consumer_framework.runtime.assembly.loader import Target, find_in_file
 from consumer_framework.settings import Binding, Settings
 
 PREFIX = "org.fedoraproject.prod"
@@ -225,6 +230,7 @@ def test_the_command_takes_a_python_file(module):
         (["bound:Nothing"], 78, "defines no 'Nothing'"),
         (["nosuch:Thing"], 78, "there is no module"),
         (["no such name"], 78, "no such name"),
+        ([], 2, "name an instance"),
         (["sample", "--conf", "mine.toml"], 2, "either NAME or --conf"),
         (["--conf", "nosuch.toml"], 78, "nosuch.toml"),
     ],
@@ -335,3 +341,38 @@ def test_a_finding_names_the_line_of_the_key(tmp_path):
     assert found[2].startswith('line 1: "x"')
     gone = [message for _, message in findings(Two, ["c"], file=tmp_path / "gone")]
     assert gone[-1].startswith('"c"')
+
+
+# The page about it.
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/howto/route-messages-by-topic.md"
+
+
+def shown(language: str) -> list[str]:
+    """Return the blocks of the steps of the page."""
+    found = re.findall(
+        rf"^ {{3}}```{language}\n(.*?)^ {{3}}```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    return [textwrap.dedent(block) for block in found]
+
+
+def test_the_page_shows_the_real_bindings_and_the_real_findings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("consumer_framework.runtime.reactor.install", lambda: None)
+    (tmp_path / "builds.py").write_text(shown("python")[0])
+    result = run("--callback-file", "builds.py:Builds")
+    assert result.stdout == shown("toml")[0]
+    configuration = tmp_path / "builds.toml"
+    configuration.write_text(shown("toml")[1])
+    target = find_in_file("builds.py:Builds", "builds.toml")
+    settings = config.load(configuration)
+    lines = [
+        f"{f.level.value}: builds.toml: {f.problem}"
+        for f in route_findings(settings, target, configuration)
+    ]
+    assert lines == shown("text")[0].splitlines()[:2]
+    kind = target.value
+    test = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)[1]
+    names: dict[str, Any] = {"Builds": kind}
+    exec(test, names)  # noqa: S102 -- of our own page
+    names["test_only_the_route_that_fails_is_tried_again"]()

@@ -61,7 +61,7 @@ def test_a_claim_that_found_nothing_ahead_is_made_again(store, claimer):
     put(store, 1)
     claimer.next(5)
     claimer.look_ahead(5)
-    assert claimer.next(5) == (claimer.held.token, NOW, [])
+    assert claimer.next(5) == (claimer.held.token, claimer.held.since, [])
     [late] = put(store, 1)
     assert of(claimer.next(5)) == [late]
 
@@ -99,7 +99,18 @@ def test_a_claim_made_ahead_long_ago_is_made_again(store, claimer, clock):
     clock.advance(LEASE / 2)
     claim = claimer.next(1)
     assert of(claim) == messages[1:2]
-    assert claim.since == clock.monotonic()
+    assert claim.since == (clock.monotonic(), clock.time())
+
+
+def test_a_claim_made_before_the_machine_was_suspended_is_made_again(store, claimer, clock):
+    messages = put(store, 3)
+    claimer.next(1)
+    claimer.look_ahead(1)
+    # The monotonic clock stands still meanwhile.
+    clock.set_time(NOW + LEASE / 2)
+    claim = claimer.next(1)
+    assert of(claim) == messages[1:2]
+    assert claim.since.time == NOW + LEASE / 2
 
 
 def test_a_database_that_fails_ahead_is_asked_again(store, claimer, monkeypatch):

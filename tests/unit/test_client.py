@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control import client
-from consumer_framework.runtime.control.client import ControlError, connected
+from consumer_framework.runtime.control.client import ControlError, connected, connected_to
 from consumer_framework.runtime.control.schema import (
     Begun,
     Drop,
@@ -120,6 +121,17 @@ def test_each_failure_is_one_line_with_the_socket(instance, tmp_path, monkeypatc
         answers(tmp_path, Replay((1,)))
     assert str(tmp_path / "control") in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_failure_of_a_relay_names_the_relay(tmp_path):
+    path = tmp_path / "relay-control"
+    with closing(Instance(str(path))) as relay:
+        relay.says(b'{"begun": 1}\n')
+        with connected_to([path]) as running:
+            assert running is not None
+            answers = running.ask(Replay((1,)))
+            with pytest.raises(ControlError, match=f"{path}: the relay stopped before it was"):
+                list(answers)
 
 
 def test_an_instance_is_looked_for_where_its_service_listens(tmp_path, monkeypatch):

@@ -39,8 +39,8 @@ from consumer_framework.kit.development.messages import (
 )
 from consumer_framework.kit.recorded import BadRecordError
 from consumer_framework.kit.schema_packages import Schema, installed
-from consumer_framework.kit.trigger import to_toml
 from consumer_framework.settings import parse
+from consumer_framework.settings.toml_writer import to_toml
 from consumer_framework.testing.harness import document_of
 
 if TYPE_CHECKING:
@@ -186,6 +186,24 @@ def test_a_configuration_without_a_queue_gets_one_with_a_name(text):
     assert settings.bindings_of("dev")
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("queues = 5", "queues: is no table"),
+        ("queues.x = 5", "queues.x: "),
+        ("bindings = 5", "bindings: is no list of tables"),
+        ("bindings = [5]", "bindings: "),
+        ("consumer_config = 5", "consumer_config: "),
+        ("consumer_config.framework.recovery = 5", "consumer_config.framework.recovery: "),
+        ("consumer_config.framework.outbox = 5", "consumer_config.framework.outbox: "),
+        ("consumer_config.framework.recovery.breaker = 5", "framework.recovery.breaker: "),
+    ],
+)
+def test_a_key_that_is_no_table_is_named(text, path):
+    with pytest.raises(ConfigurationError, match=path):
+        copy_of(text)
+
+
 # Messages.
 
 
@@ -220,6 +238,8 @@ def test_a_topic_without_a_schema_gets_plain_messages():
 
 def test_only_topics_of_the_pattern_are_sent():
     assert topics("a.b", "c.d", pattern="c.#") == [("c.d", "")]
+    assert topics("a.#", pattern="a.b.c") == [("a.b.c", "")]
+    assert topics("#", schemas=[schema("x.v1", "x")], pattern="y") == [("y", "")]
 
 
 @pytest.mark.parametrize("key", ["#", "a", "a.*", "*.b.#.c", "#.a"])

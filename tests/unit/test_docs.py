@@ -496,20 +496,24 @@ def test_the_shown_test_without_a_broker_passes():
     namespace["test_it_is_tried_five_times_and_quarantined"]()
 
 
-def test_the_tests_of_the_testing_how_to_pass(tmp_path):
-    consumer, *parts = blocks(DOCS / "howto/test-a-consumer.md", "python")
-    (tmp_path / "sample.py").write_text(consumer)
-    [conftest] = [part for part in parts if part.startswith("pytest_plugins")]
-    parts.remove(conftest)
-    (tmp_path / "conftest.py").write_text(conftest)
-    (tmp_path / "test_sample.py").write_text("\n\n".join(parts))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_sample.py"]
+def test_the_tests_of_the_testing_how_to_do_as_it_says(tmp_path):
+    page = (DOCS / "howto/test-a-consumer.md").read_text()
+    written = r"(?:Write|Add to)\s`(\w+\.py)`:\n\n```python\n(.*?)```"
+    for name, source in re.findall(written, page, re.DOTALL):
+        with (tmp_path / name).open("a") as file:
+            file.write(f"{source}\n\n")
+    # The integration tests have a broker.
+    (tmp_path / "test_broker.py").unlink()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(
         command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    assert result.returncode == 0, result.stdout
-    assert "4 passed" in result.stdout
+    assert "1 failed, 8 passed" in result.stdout, result.stdout
+    [shown] = [
+        block for block in blocks(DOCS / "howto/test-a-consumer.md", "text") if "E  " in block
+    ]
+    assert shown.replace("/home/me", str(tmp_path)) in result.stdout
 
 
 def test_the_settings_on_the_recovery_pages_are_valid():
@@ -554,6 +558,8 @@ def test_the_settings_in_the_python_reference_have_their_defaults():
 def test_every_command_on_a_page_exists_with_its_options(page):
     known = all_commands(main, "fm-consumer")
     lines = [line.strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    shown = [line for block in blocks(page, "console") for line in block.splitlines()]
+    lines += [line[2:] for line in shown if line.startswith(("$ ", "# "))]
     for line in lines:
         found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
         if found is None:
@@ -645,6 +651,14 @@ def test_every_whole_configuration_on_a_page_is_valid(page):
 def test_every_file_that_a_page_links_to_exists(page):
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_and_the_index_lead_to_every_page():
+    readme, index = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/index.md"))
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("*/*.md")}
+    assert {page for page in pages if f"\n{page}\n" not in index} == set()
+    howtos = {page for page in pages if page.startswith(("howto/", "tutorial/"))}
+    assert {page for page in howtos if f"](docs/{page}.md)" not in readme} == set()
 
 
 @pytest.mark.skipif(

@@ -159,6 +159,11 @@ def test_a_database_that_is_away_at_the_start_is_a_broken_dependency(tmp_path):
             "is not unique",
         ),
         ("SELECT 1", {"database": "sqlite:///own.db"}, "must have the absolute path"),
+        (
+            "SELECT 1",
+            {"database": "mariadb://u:credential:p@h/d"},
+            'write password = "credential:p"',
+        ),
         ("SELECT 1", {"database": "nonsense"}, "is no URL of a database; write sqlite:"),
         ("SELECT 1", {"database": "oracle://host/db"}, "of another kind|missing"),
         ("SELECT 1", {"database": "mssql+pyodbc://host/db"}, "use SQLite, PostgreSQL or MariaDB"),

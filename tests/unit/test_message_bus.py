@@ -275,3 +275,9 @@ def test_the_file_of_a_relay_is_written_for_a_module_of_settings(tmp_path, monke
     (tmp_path / "wrong_settings.py").write_text("MESSAGE_BUS = {'MLP': 'stmp'}")
     assert pdc._main(["wrong_settings", "sqlite:////x"]) == 78
     assert 'did you mean "stomp"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [None, [], "kombu"])
+def test_settings_that_are_no_dictionary_are_refused(given):
+    with pytest.raises(ConfigurationError, match="MESSAGE_BUS: is no dictionary, but"):
+        read(given, "pdc")

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import itertools
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -24,6 +27,7 @@ from consumer_framework.kit import project, project_template
 from consumer_framework.kit.project_template import ANSWERS, RENDERED, TEMPLATE
 from consumer_framework.settings import parse
 
+ROOT = Path(__file__).parents[2]
 CHOICES = ("async", "schema", "database", "publishing")
 
 
@@ -184,6 +188,48 @@ def test_without_copier_the_command_says_how_to_install_it(run, monkeypatch):
     assert "pip install 'consumer-framework[new]'" in run("sample-one", code=78)
 
 
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="not in a virtual environment")
+def test_the_page_on_new_projects_shows_the_output_and_the_handler(run, place):
+    page = (ROOT / "docs/howto/start-a-project.md").read_text(encoding="utf-8")
+    assert f"```text\n{run('build-watcher')}```" in page
+    handler = (place / "build-watcher/build_watcher/consumer.py").read_text()
+    assert handler[handler.index("class ") :] in page
+    questions = yaml.safe_load((TEMPLATE / "copier.yml").read_text())
+    for key in ("summary", "handler", "schema", "database", "publishing", "topics", "license"):
+        assert f"\n{questions[key]['help'].removesuffix('?')} " in page
+
+
+def talk(answers: list[str]) -> tuple[int, str]:
+    """Run the command on a terminal of its own, and type *answers*, each at its question."""
+    ours, its = pty.openpty()
+    program = str(Path(sys.executable).parent / "fm-consumer")
+    command = [program, "new", "--database", "--topic", "a.b"]
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    said = ""
+    with contextlib.suppress(OSError):  # Linux: EIO at the end.
+        while select.select([ours], [], [], 60)[0] and (shown := os.read(ours, 65536)):
+            said += shown.decode()
+            if answers and said.rstrip(" ").endswith((":", "?")):
+                os.write(ours, f"{answers.pop(0)}\n".encode())
+    os.close(ours)
+    return process.wait(), said
+
+
+def test_on_a_terminal_the_command_asks_until_each_answer_is_good(place):
+    answers = ["No Name", "good-name", "", "threads", "async", "y", "", "", "", "", ""]
+    code, said = talk(answers)
+    assert code == 0, said
+    assert "write no-name" in said
+    assert "'threads' is not one of" in said
+    assert "Topics" not in said
+    assert "database" not in said.lower().partition("made good-name")[0]
+    made = yaml.safe_load((place / "good-name" / ANSWERS).read_text())
+    assert made["handler"] == "async"
+    assert (made["schema"], made["database"], made["publishing"]) == (True, True, False)
+    assert made["topics"] == "a.b"
+
+
 # The update of a project.
 
 
@@ -316,6 +362,21 @@ def test_an_update_is_refused_while_git_has_changes_that_are_not_committed(run, 
     subprocess.run([*git, "commit", "-q", "-m", "New"], check=True)
     assert run("--update", "--directory", made).split() == ["README.md", "updated"]
     run("--update", "--directory", made, "--force")
+
+
+def test_a_file_that_git_cannot_merge_is_named_and_nothing_is_written(run, made, newer):
+    (made / "README.md").write_bytes(b"\0mine")
+    change(newer / "project/README.md.jinja", "## Change it", "## Its files")
+    change(newer / "project/instance.conf.jinja", "MemoryMax=768M", "MemoryMax=1G")
+    assert "README.md: git cannot merge it" in run("--update", "--directory", made, code=78)
+    assert "MemoryMax=768M" in (made / "systemd/30-sample-one.conf").read_text()
+
+
+def test_without_git_a_project_is_made_and_not_updated(run, made, place, monkeypatch):
+    monkeypatch.setenv("PATH", str(place))
+    run("sample-two")
+    assert "Your Name" in (place / "sample-two/LICENSE").read_text()
+    assert "git is missing" in run("--update", "--directory", made, code=78)
 
 
 @pytest.mark.parametrize(

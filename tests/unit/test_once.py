@@ -7,6 +7,7 @@ import contextvars
 import logging
 import os
 import threading
+from unittest.mock import MagicMock
 
 import pytest
 from fedora_messaging.message import Message
@@ -177,7 +178,7 @@ def test_a_skipped_step_is_logged(caplog):
     assert lines == ["the step 'file' was done before, and is skipped"]
 
 
-def handled(method):
+def handled(method, **others):
     """Deliver a message to *method* of a consumer; return its disposition, results and attempts."""
     results = []
 
@@ -188,7 +189,7 @@ def handled(method):
         results.append(method(self, given))
 
     form = coroutine if asyncio.iscoroutinefunction(method) else plain
-    with Harness(type("One", (Consumer,), {"handle": form})) as harness:
+    with Harness(type("One", (Consumer,), {"handle": form, **others})) as harness:
         given = message()
         disposition = harness.deliver(given)
         return disposition, results, harness.attempts(given)
@@ -231,6 +232,45 @@ def test_a_block_that_raises_without_run_leaves_the_step_to_be_done():
     assert handled(handle)[1] == [(False, None)]
 
 
+def test_a_block_that_catches_the_error_of_its_function_leaves_the_step_to_be_done():
+    def handle(self, _message):
+        with self.once("a") as step, contextlib.suppress(ZeroDivisionError):
+            step.run(lambda: 1 / 0)
+        with self.once("a") as step:
+            return step.done
+
+    assert handled(handle)[:2] == (Ack(), [False])
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_run_that_nobody_awaits_is_refused_and_does_not_count_as_done(is_done):
+    async def handle(self, _message):
+        if is_done:
+            async with self.once("a"):
+                pass
+        with pytest.raises(RuntimeError, match=r"'a' was not awaited: write `await step\.run"):
+            await self.forgets()
+        async with self.once("a") as step:
+            return step.done
+
+    async def forgets(self):
+        async with self.once("a") as step:
+            step.run(int)
+
+    assert handled(handle, forgets=forgets)[:2] == (Ack(), [is_done])
+
+
+@pytest.mark.parametrize("name", ["run", "done", "result"])
+def test_a_step_is_used_in_its_block_alone(name):
+    def handle(self, _message):
+        with pytest.raises(AttributeError, match=rf"as step:`, and in its block `step\.{name}`"):
+            getattr(self.once("a"), name)
+        assert not hasattr(self.once("a"), "others")
+
+    assert handled(handle)[0] == Ack()
+
+
 def test_the_result_of_a_step_that_is_done_cannot_be_set():
     def handle(self, _message):
         with self.once("a") as step:
@@ -259,7 +299,9 @@ def test_a_second_run_in_one_step_is_refused_since_it_would_be_skipped_later():
     assert handled(handle)[0] == Ack()
 
 
-@pytest.mark.parametrize("result", [object(), float("nan"), "x" * 70_000], ids=type)
+@pytest.mark.parametrize(
+    "result", [object(), float("nan"), "x" * 70_000, MagicMock()], ids=lambda r: type(r).__name__
+)
 def test_a_result_that_cannot_be_recorded_quarantines_the_message_at_once(result):
     def handle(self, _message):
         with self.once("a") as step:
@@ -485,6 +527,20 @@ def test_a_cancelled_coroutine_has_recorded_its_step():
         assert attempt.error.endswith("HandlerTimeoutError")
         assert harness.acked == [given]
         assert Steps.latest.done == ["file"]
+
+
+def test_a_row_that_cannot_be_read_at_the_record_makes_the_message_wait(monkeypatch):
+    def handle(self, _message):
+        with self.once("a") as step:
+            step.run(int)
+
+    def fail(*_):
+        raise StoreError("no disk")
+
+    monkeypatch.setattr("consumer_framework.testing.fake_store.FakeStore.record_step", fail)
+    disposition = handled(handle)[0]
+    assert isinstance(disposition, Hold)
+    assert disposition.reason == "the step 'a' is done and cannot be recorded: no disk"
 
 
 # Batches.

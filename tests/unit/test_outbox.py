@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,7 +22,13 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from consumer_framework import publishing
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.publishing.message import PublishError, outgoing, restored
-from consumer_framework.publishing.outbox import NotSentError, Outbox, default, set_default
+from consumer_framework.publishing.outbox import (
+    NotSentError,
+    Outbox,
+    database_of,
+    default,
+    set_default,
+)
 from consumer_framework.publishing.store import OutboxError, OutboxStore, create_engine
 from consumer_framework.settings import OnFailure, OutboxRule, OutboxSettings
 from tests.unit.outboxes import LEASE, NOW, Setup
@@ -197,9 +204,39 @@ def test_a_database_in_memory_is_refused():
         Outbox(sa.create_engine("sqlite://"))
 
 
-def test_a_url_that_means_nothing_is_refused():
+@pytest.mark.parametrize("url", ["oracle://me@host/x", "mssql+pyodbc://host/x", "redis://host"])
+def test_a_database_that_no_outbox_can_be_in_is_refused_by_its_name(url):
+    name = url.partition(":")[0].partition("+")[0]
+    expected = f"the outbox cannot be in {name}; write sqlite:////PATH, postgresql://.* mariadb://"
+    with pytest.raises(ConfigurationError, match=expected):
+        Outbox(url)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "postgresql://host:port/name"])
+def test_a_url_that_means_nothing_is_refused(url):
     with pytest.raises(ConfigurationError, match="cannot be understood; write sqlite:////PATH"):
-        Outbox("nonsense")
+        Outbox(url)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_url_of_a_database_in_memory_is_refused(url):
+    with pytest.raises(ConfigurationError, match="a database in memory keeps no message"):
+        Outbox(url)
+
+
+def test_a_driver_for_coroutines_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="the driver aiosqlite is for coroutines"):
+        Outbox(f"sqlite+aiosqlite:///{tmp_path}/outbox.sqlite3")
+
+
+def test_the_configuration_names_a_sqlite_file_by_its_absolute_path():
+    with pytest.raises(ConfigurationError, match=r"outbox\.database: is no absolute path; write"):
+        database_of(OutboxSettings(database="sqlite:///outbox.sqlite3"))
+
+
+def test_a_file_in_a_directory_that_is_not_there_is_told_with_the_cure(tmp_path):
+    with pytest.raises(OutboxError, match="unable to open database file; is its directory there"):
+        Outbox(f"sqlite:///{tmp_path}/gone/outbox.sqlite3").publish(a_message())
 
 
 def test_a_missing_driver_is_named_with_the_cure(monkeypatch):
@@ -503,6 +540,20 @@ def test_with_wait_publish_returns_when_the_message_is_sent(url):
     setup.steps()
     thread.join(10)
     assert not thread.is_alive()
+    outbox.close()
+
+
+def test_with_wait_publish_tells_that_an_operator_discarded_the_message(url):
+    outbox = waiting_outbox(url)
+    store = outbox.prepared()
+    with ThreadPoolExecutor(1) as pool:
+        published = pool.submit(outbox.publish, a_message("wait.a"))
+        while not (rows := store.rows()):
+            assert not published.done()
+        assert store.discard(row.row for row in rows) == 1
+        with pytest.raises(NotSentError, match="is not sent: an operator discarded it"):
+            published.result(60)
+    assert store.rows() == []
     outbox.close()
 
 

@@ -81,7 +81,7 @@ def test_good_topics_are_taken():
         ("summary", 'Says "hello"', 'without "'),
         ("summary", "Ends.", "without a full stop"),
         ("summary", "small", "capital letter"),
-        ("summary", "X" * 80, "at most 79"),
+        ("summary", "X" * 79, "at most 78"),
         ("summary", " X", "without spaces around it"),
         ("author", "A\nB", "one line"),
         ("author", "A <a@b>", "without <"),

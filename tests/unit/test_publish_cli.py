@@ -29,8 +29,10 @@ from consumer_framework.operate.publishing import (
 )
 from consumer_framework.publishing.direct import SendError
 from consumer_framework.publishing.message import OutboxError, outgoing
+from consumer_framework.publishing.messengers import Reject, Retry, Scope
 from consumer_framework.publishing.store import OutboxStore
 from consumer_framework.testing.broker import reserve_port
+from tests.unit.outboxes import Scripted
 
 FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
 OUTBOX = """
@@ -219,6 +221,12 @@ def test_an_invalid_configuration_is_refused_by_key(publish, conf):
     assert "framework.outbox.window" in publish("--topic", "t", code=78).stderr
 
 
+def test_a_messenger_that_is_not_there_is_told_with_the_file(publish, conf):
+    conf.write_text('[consumer_config.framework.outbox]\nmessenger = "smoke"\n')
+    result = publish("--topic", "t", "--direct", code=78)
+    assert f"{conf}: consumer_config.framework.outbox.messenger: there is no" in result.stderr
+
+
 def test_an_instance_is_named_by_its_name(conf, monkeypatch, rows):
     monkeypatch.setattr(cli_options, "CONFIGURATION_DIRECTORY", conf.parent)
     runner = CliRunner()
@@ -338,6 +346,17 @@ def test_a_database_that_takes_nothing_is_told_with_the_place_to_go_on(publish, 
     assert "unable to open database file" in result.stderr
     assert f"0 messages stored, up to line 1 of {file}; go on with --skip 1" in result.stderr
     assert "unable to open" in publish("--topic", "t", code=75).stderr
+
+
+@pytest.mark.parametrize(
+    ("fate", "code"),
+    [(Reject("its headers are too large"), 65), (Retry("403, refused", Scope.TOPIC), 75)],
+)
+def test_a_message_that_can_never_be_sent_is_bad_data(publish, file, monkeypatch, fate, code):
+    messenger = Scripted(lambda _: fate)
+    monkeypatch.setattr("consumer_framework.publishing.direct.configured", lambda *_: messenger)
+    assert fate.reason in publish("--topic", "t", "--direct", code=code).stderr
+    assert "0 messages sent" in publish(file, "--direct", code=code).stderr
 
 
 def test_the_names_of_classes_and_instances_are_completed(monkeypatch, conf):

@@ -316,6 +316,24 @@ def test_show_prints_when_a_deferred_message_runs(operator):
     assert "runs again after row 1" in " ".join(operator.does("show", "2").stdout.split())
 
 
+def test_show_lists_the_steps_that_a_replay_skips(operator):
+    done = a_delivery(1)
+    steps = {"file-bug": '{"number": 17}', "route:built": '["done", 0, "", 0]', "comment": "null"}
+    for name, result in steps.items():
+        operator.keeps(
+            lambda store, step=(name, result): asyncio.wrap_future(store.record_step(done, *step))
+        )
+    operator.quarantines(done, a_delivery(2))
+    text = operator.does("show", "1").stdout
+    section = text[text.index("Steps that are done") :].splitlines()[1:3]
+    assert [line.split(None, 1) for line in section] == [
+        ["file-bug", '{"number": 17}'],
+        ["comment", "null"],
+    ]
+    assert "Steps" not in operator.does("show", "2").stdout
+    assert operator.shows("show", "1")["steps"] == {"file-bug": {"number": 17}, "comment": None}
+
+
 def test_json_has_the_key_and_the_row_that_blocks_a_message(keyed):
     rows = keyed.shows("list", "--rows")
     assert [(row["lane"][:6], row["behind"]) for row in rows] == [

@@ -432,6 +432,42 @@ def test_waves_that_come_too_late_for_their_claim_are_given_back(setup):
     assert setup.sent == ids(*messages)
 
 
+def test_a_relay_on_a_machine_that_was_suspended_gives_back_the_rest_of_its_batch(store):
+    setup, other = Setup(store), Setup(store)
+    messages = [message("k") for _ in range(3)]
+    setup.put(*messages)
+
+    def answer(_):
+        # The monotonic clock stands still while the machine sleeps.
+        setup.clock.set_time(NOW + LEASE + 1)
+        return Sent(routed=True)
+
+    setup.messenger.answer = answer
+    setup.relay.step()
+    assert setup.sent == ids(messages[0])
+    other.clock.set_time(NOW + LEASE + 1)
+    other.steps()
+    assert other.sent == ids(*messages[1:])
+    assert setup.relay.step() is Step.STANDBY
+
+
+def test_a_message_that_was_published_twice_is_sent_twice_also_after_a_relay_died(store):
+    first, second = Setup(store), Setup(store)
+    one, other = message(), message()
+    first.put(one, one, other)
+
+    def die(_):
+        raise SystemExit
+
+    first.messenger.answer = die
+    with pytest.raises(SystemExit):
+        first.relay.step()
+    second.clock.advance(LEASE + 1)
+    second.steps()
+    assert second.sent == ids(one, one, other)
+    assert second.rows == []
+
+
 def test_a_relay_whose_clock_is_set_back_renews_its_lease(store):
     setup, other = Setup(store), Setup(store)
     setup.clock.set_time(NOW + 86400)

@@ -241,6 +241,21 @@ def test_a_relay_without_a_database_is_refused_with_the_file(tmp_path):
         run(RunOptions(file, instance="web"))
 
 
+def test_a_relay_whose_messenger_is_not_there_is_refused_with_the_file(tmp_path):
+    file = tmp_path / "web.toml"
+    database = f"sqlite:///{tmp_path}/outbox.sqlite3"
+    table = f'database = "{database}"\nmessenger = "smoke"\n'
+    file.write_text(f"[consumer_config.framework.outbox]\n{table}")
+    process = RelayProcess(
+        RunOptions(file, instance="web", state_directory=tmp_path),
+        config.load(file),
+        Notified(),
+        Clock(),
+    )
+    with pytest.raises(ConfigurationError, match=r'web\.toml: .*there is no messenger "smoke"'):
+        process.run()
+
+
 # The control socket.
 
 

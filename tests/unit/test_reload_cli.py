@@ -22,8 +22,8 @@ URL = {"path": "amqp_url", "takes": "restart", "text": "changed"}
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch) -> Host:
-    made = make_host(tmp_path, monkeypatch)
+def host(short_tmp_path, monkeypatch) -> Host:
+    made = make_host(short_tmp_path, monkeypatch)
     # As root: the state is in the directories of the service.
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return made

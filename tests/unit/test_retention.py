@@ -33,9 +33,9 @@ A_WEEK = TOML + '\n[consumer_config.framework]\nquarantine_max_age = "7d"\n'
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch) -> Host:
+def host(short_tmp_path, monkeypatch) -> Host:
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
-    made = make_host(tmp_path, monkeypatch)
+    made = make_host(short_tmp_path, monkeypatch)
     # The directories of services, as for root.
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return made
@@ -111,9 +111,9 @@ def test_a_store_in_use_is_a_problem_of_one_line(host):
     assert f"in use by process {os.getpid()}" in told["problem"]
 
 
-def test_files_and_directories_elsewhere_can_be_named(host, tmp_path):
+def test_files_and_directories_elsewhere_can_be_named(host, short_tmp_path):
     file = host.configures("sample", A_WEEK)
-    state = tmp_path / "elsewhere"
+    state = short_tmp_path / "elsewhere"
     quarantine(state, 8 * DAY)
     result = host.does("quarantine", "expire", "--conf", str(file), "--state-dir", str(state))
     assert result.stdout == f"sample: 1 message expired to {state}/expired.jsonl\n"

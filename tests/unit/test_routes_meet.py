@@ -315,6 +315,9 @@ def test_two_crashes_in_a_route_set_the_message_aside_and_a_replay_runs_the_rest
     harness.advance("1s")
     assert harness.quarantined == [given]
     assert names(calls) == ["one"]
+    [(row, reason)] = harness.store.quarantined
+    assert reason == "route two: the process died 2 times while it was handled"
+    assert [(state.route, state.ending) for state in row.history.routes] == [("two", "failed")]
     assert isinstance(harness.replay(given), to.Ack)
     assert names(calls) == ["one", "two", "three"]
 
@@ -339,6 +342,26 @@ def test_a_stop_between_two_routes_leaves_the_rest_to_the_next_process(world):
     given = message()
     harness.deliver(given)
     harness.restart()
+    harness.advance("1s")
+    assert names(calls) == ["one", "two", "three"]
+    assert harness.acked == [given]
+
+
+def test_a_lost_connection_between_two_routes_changes_nothing(world):
+    harness_of: list[Harness] = []
+
+    def cut(_consumer, _message):
+        instance = harness_of[0]._instance
+
+        def voided():
+            instance._dispatcher.voided(instance.queue.cut())
+
+        instance.time.loop.call_soon_threadsafe(voided)
+
+    harness, calls = world(one=[cut])
+    harness_of.append(harness)
+    given = message()
+    harness.deliver(given)
     harness.advance("1s")
     assert names(calls) == ["one", "two", "three"]
     assert harness.acked == [given]
@@ -423,6 +446,48 @@ def test_a_store_that_takes_no_step_keeps_no_route_from_running(world, caplog):
     assert "route one is done, and cannot be recorded: disk full" in caplog.text
     assert names(calls) == ["one", "two", "three", "two"]
     assert harness.acked == [given]
+
+
+def test_steps_that_cannot_be_read_keep_no_route_from_running(world, caplog, monkeypatch):
+    harness, calls = world()
+
+    def fails(_delivery):
+        raise StoreError("disk away")
+
+    monkeypatch.setattr(harness.store, "steps_of", fails)
+    given = message()
+    harness.deliver(given)
+    assert harness.acked == [given]
+    assert "the routes that are done cannot be read: disk away" in caplog.text
+    assert names(calls) == ["one", "two", "three"]
+
+
+def test_a_pause_takes_back_the_messages_that_wait_behind_one_with_several_routes(world):
+    """The message before them waits for its outbox; they go back to their queue."""
+    harness, calls = world(one=[publishes("x")])
+    harness.outbox.error = StoreError("the database is away")
+    given = [message(1), message(2, "a.c"), message(3, "a.c")]
+    for each in given:
+        harness._queue.publish(each, each.topic, each._properties, each._encoded_body)
+    harness.advance("1s")
+    assert calls == [("one", 1)]
+    assert harness.queued == given[1:]
+    harness.outbox.error = None
+    harness.advance("10s")
+    assert harness.acked == given
+    assert [n for _, n in calls] == [1, 1, 1, 2, 3]
+
+
+def test_a_route_whose_record_failed_is_recorded_by_a_later_run_of_the_message(world):
+    harness, calls = world(two=[ValueError()] * 9)
+    harness.store.error = StoreError("disk full")
+    given = message()
+    assert isinstance(harness.deliver(given), to.Hold)
+    harness.store.error = None
+    harness.advance("10s")
+    harness.crash()
+    harness.advance("1s")
+    assert Counter(names(calls)) == {"one": 1, "two": 5, "three": 1}
 
 
 class Stepping(Recorder):
@@ -615,6 +680,9 @@ def test_a_message_whose_class_is_not_installed_is_not_lost():
         odd = {"fedora_messaging_schema": ["a", "list"]}
         undecodable = harness.deliver_raw(b"{}", headers=odd, routing_key="plain")
         assert isinstance(undecodable, to.Quarantine)
+        # Its class cannot be known.
+        raw = {"x-undecodable-properties": b"?"}
+        assert isinstance(harness.deliver_raw(headers=raw, routing_key="x"), to.Quarantine)
 
 
 def test_a_line_of_the_log_names_the_route_that_failed(world, caplog):

@@ -233,7 +233,7 @@ def test_a_class_whose_last_route_is_removed_is_refused():
 
 def test_a_class_with_routes_alone_is_accepted():
     checked(Target("m:Base", "the.toml", Base))
-    with pytest.raises(NotImplementedError, match="no route for x"):
+    with pytest.raises(TypeError, match="no route for x"):
         Base({}).handle(Message(topic="x"))
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch) -> Host:
-    return make_host(tmp_path, monkeypatch)
+def host(short_tmp_path, monkeypatch) -> Host:
+    return make_host(short_tmp_path, monkeypatch)
 
 
 def test_scaling_up_links_enables_and_starts_and_down_undoes_it(host):

@@ -162,6 +162,22 @@ def test_the_base_class_is_no_schema_of_any_topic():
     assert need_of("x.y", [base]).exact == ()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "fits"),
+    [
+        ("org.fedoraproject.*.app.*.done", True),
+        ("#.app.build.done", True),
+        ("app.*", True),
+        ("app.#", True),
+        ("app.*.failed", False),
+        ("other.#", False),
+    ],
+)
+def test_a_pattern_needs_the_schemas_of_the_topics_that_match_it(pattern, fits):
+    schema = Installed("app.build.done.v1", "app", "3", "m:M", topic="app.build.done")
+    assert need_of(pattern, [schema]).exact == ((schema,) if fits else ())
+
+
 # Two versions
 
 

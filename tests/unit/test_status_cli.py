@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch) -> Host:
-    return make_host(tmp_path, monkeypatch)
+def host(short_tmp_path, monkeypatch) -> Host:
+    return make_host(short_tmp_path, monkeypatch)
 
 
 def test_workers_are_shown_below_their_name_with_their_sum(host):

@@ -4,12 +4,13 @@
 import asyncio
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from consumer_framework.adapters.store import Limits, Stats, Store, reader, retention, writer
-from consumer_framework.core.attempt import Attempt, History
+from consumer_framework.core.attempt import Attempt, History, RouteState
 from consumer_framework.core.errors import StoreError
 from consumer_framework.testing import make_delivery
 
@@ -376,6 +377,26 @@ def test_an_edited_copy_stands_for_its_original(store):
     copy = store.delivery(child)
     assert (copy.body, copy.message_id, copy.history.attempts) == (b"{}", "1", ())
     assert store.delivery(number).body == b"{bad}"
+
+
+def test_an_edited_copy_keeps_the_states_of_its_routes(store):
+    states = (RouteState("one", "done"), RouteState("two", "failed", reason="no"))
+    delivery = failed(2, body=b"{bad}")
+    history = replace(delivery.history, routes=states)
+    (number,) = quarantine(store, delivery._replace(history=history))
+    (child,) = run(store.supersede(number, b"{}"))
+    assert store.delivery(child).history.routes == states
+
+
+def test_the_cause_of_a_row_is_that_of_the_route_that_failed_for_good(store):
+    attempts = tuple(
+        Attempt(float(n), "ValueError", "no", "", f"ValueError in {route}", route=route)
+        for n, route in enumerate(("failed", "later"))
+    )
+    states = (RouteState("failed", "failed", reason="no"), RouteState("later", "done"))
+    history = History(attempts, routes=states)
+    (number,) = quarantine(store, failed(1)._replace(history=history))
+    assert store.row(number).fingerprint == "ValueError in failed"
 
 
 def test_a_redelivery_of_an_edited_message_is_known_and_keeps_the_edit(store):

@@ -53,6 +53,20 @@ def test_the_next_process_skips_a_step(open_store):
     assert use(open_store(), again())
 
 
+def test_a_message_that_is_published_again_after_a_crash_begins_anew(open_store, tmp_path):
+    first = open_store()
+    use(first, make_delivery())
+    use(first, make_delivery(message_id="stored"), "b")
+    asyncio.run(first.quarantine(make_delivery(message_id="stored"), "poison"))
+    first.close()
+    second = open_store()
+    # The broker says that nobody had it.
+    assert not use(second, make_delivery())
+    assert use(second, make_delivery())
+    # Its equal waits in the store.
+    assert use(second, make_delivery(message_id="stored"), "b")
+
+
 def test_steps_of_settled_messages_go_at_the_end_of_the_process(open_store, tmp_path):
     store = open_store()
     for number in "12":
@@ -79,13 +93,25 @@ def test_a_later_step_deletes_those_of_messages_that_were_settled_a_while_ago(
 
 
 def test_the_settled_messages_that_are_remembered_are_bounded(open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_SETTLED", 2)
+    monkeypatch.setattr(module, "_MOST", 2)
     store = open_store()
     for number in "1234":
         use(store, make_delivery(message_id=number), number)
         store.settled(make_delivery(message_id=number), stays=False)
     use(store, make_delivery(message_id="5"), "5")
     assert on_disk(tmp_path) == ["3", "4", "5"]
+
+
+def test_the_messages_that_are_not_settled_are_bounded_too(open_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 2)
+    store = open_store()
+    for number in "123":
+        use(store, make_delivery(message_id=number), number)
+    for number in "123":
+        store.settled(make_delivery(message_id=number), stays=False)
+    store.close()
+    # It was forgotten that the first one has a step, which expires with age.
+    assert on_disk(tmp_path) == ["1"]
 
 
 def test_a_settle_of_a_message_without_steps_changes_nothing(open_store, tmp_path):

@@ -135,3 +135,11 @@ def test_text_that_is_cut_fits_and_ends_in_an_ellipsis(characters, columns):
         assert width(cut) <= columns
         assert cut == characters or cut[-1 if not keep_end else 0] == "…"
     assert fit(characters, None) == characters
+
+
+@pytest.mark.parametrize("keep_end", [False, True])
+def test_text_is_cut_no_shorter_than_it_must_be(keep_end):
+    for columns in range(12):
+        cut = fit("漢a" * 10, columns, keep_end=keep_end)
+        assert columns - 1 <= width(cut) <= max(columns, 1)
+    assert fit("", 0) == ""

@@ -12,13 +12,13 @@ from fedora_messaging import config as upstream
 from consumer_framework import settings
 from consumer_framework.cli import main
 from consumer_framework.core.errors import ConfigurationError
-from consumer_framework.kit.trigger import to_toml
+from consumer_framework.settings.toml_writer import to_toml
 
 
 @pytest.fixture
-def trigger(monkeypatch, tmp_path):
+def trigger(monkeypatch, short_tmp_path):
     monkeypatch.delenv("FEDORA_MESSAGING_CONF", raising=False)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(short_tmp_path))
 
     def invoke(*options):
         return CliRunner().invoke(main, ["trigger", "--topic", "a.#", *options])

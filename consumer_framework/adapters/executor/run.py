@@ -102,7 +102,9 @@ class Run:
         if not self.deliveries:
             return "its setup or teardown"
         more = f" and {len(self.deliveries) - 1} more" if len(self.deliveries) > 1 else ""
-        return printable(f"message {self.deliveries[0].message_id or '(no id)'}{more}")
+        first = self.deliveries[0]
+        route = f" in route {first.route}" if first.route else ""
+        return printable(f"message {first.message_id or '(no id)'}{route}{more}")
 
     @property
     def timed_from(self) -> float:

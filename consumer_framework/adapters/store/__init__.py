@@ -302,6 +302,7 @@ class Store(Reader, ports.Store):
 
     def record_step(self, delivery: Delivery, name: str, result: str) -> Future[None]:
         """Begin to write a step that is done, with its result as JSON."""
+        self.has_steps = True
         return self._steps.record(delivery, name, result)
 
     def settled(self, delivery: Delivery, *, stays: bool) -> None:

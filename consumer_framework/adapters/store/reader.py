@@ -61,6 +61,10 @@ _TEXTS = """SELECT count(DISTINCT a.message) FROM messages AS m JOIN attempts AS
     ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)
     WHERE m.state = 'quarantined' AND m.fingerprint = ?"""
 _OLDEST = "SELECT min(updated) FROM messages WHERE state = 'quarantined'"
+# The routes of a consumer are in the history of a row.
+STEPS = """SELECT s.name, s.result FROM messages AS m JOIN steps AS s
+    ON s.key = CASE m.message_id WHEN '' THEN m.key ELSE substr(m.key, 1, 32) END
+    WHERE m.id = ? AND s.name NOT LIKE 'route:%' ORDER BY s.rowid"""
 BLOCKED_LANES = """SELECT count(*) FROM messages INDEXED BY messages_blocking
     WHERE lane <> '' AND state = 'quarantined' AND waits = 0"""
 
@@ -209,6 +213,11 @@ class Reader:
         """Return row *number*, None where there is none."""
         found = self._select(f"{_ROW} WHERE m.id = ?", number)
         return _row_of(found[0]) if found else None
+
+    def steps(self, number: int) -> dict[str, Any]:
+        """Return the steps of an author's handler that are done for row *number*, with results."""
+        found = self._select(STEPS, number)
+        return {name: json.loads(result) for name, result in found}
 
     def delivery(self, number: int) -> Delivery | None:
         """Return the message of row *number*, with its whole history; None where there is none.

@@ -7,8 +7,10 @@ recognised when it comes again, so its steps belong to one delivery, or to one r
 
 The steps of a row are deleted with it. Those of other messages become superfluous when the broker
 has read their acknowledgement, which nobody can know: they are kept for another :data:`GRACE`, in
-case the process dies and the message comes again, and are deleted by the commit of a later step. An
-equal message that the broker never delivered before has been published again: it begins anew.
+case the process dies and the message comes again, and are deleted by the commit of a later step.
+
+An equal message that the broker never delivered before has been published again. It begins anew,
+unless the first one is not settled yet: in this process, or as a row.
 """
 
 from __future__ import annotations
@@ -37,10 +39,13 @@ if TYPE_CHECKING:
 LONGEST = 30 * 86400.0
 # Seconds that steps are kept after the acknowledgement of their message was written.
 GRACE = 60.0
-# Messages. Beyond them the steps of the oldest are deleted before their time.
-_MOST_SETTLED = 10_000
+# Messages. Beyond them the steps of the oldest settled ones are deleted before their time, and
+# those of the oldest others stay for LONGEST.
+_MOST = 10_000
 
 _STEPS = "SELECT name, result FROM steps WHERE key = ?"
+# This reads every row, and is asked only of a message that was published twice.
+_HAS_ROW = "SELECT 1 FROM messages WHERE substr(key, 1, 32) = ? LIMIT 1"
 _ROW_KEY = "SELECT key FROM messages WHERE id = ?"
 # The first record stays: an equal one may have been written by a commit whose end nobody knew.
 _RECORD = "INSERT INTO steps (key, name, result, until) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -77,7 +82,7 @@ class StepTable:
         self._unsettled: dict[bytes, None] = {}
         # Messages that are settled, each with the monotonic time of that; the oldest first.
         self._settled: dict[bytes, float] = {}
-        # Settled messages that were published again, while their former steps are being deleted.
+        # Messages that were published again, while their former steps are being deleted.
         self._begun_anew: set[bytes] = set()
         # Steps whose record failed: they are done, but a later process does not know.
         self._failed: dict[bytes, dict[str, str]] = {}
@@ -90,14 +95,16 @@ class StepTable:
         """
         with self._lock, described(self._file):
             key = self._key(delivery)
-            self._unsettled[key] = None
-            was_settled = self._settled.pop(key, None) is not None
-            if was_settled and not may_come_again(delivery):
+            is_new = key not in self._unsettled and not may_come_again(delivery)
+            self._note_unsettled(key)
+            self._settled.pop(key, None)
+            rows = self._reader().execute(_STEPS, (key,)).fetchall()
+            if rows and is_new and not self._has_row(key):
                 self._begin_anew(key)
+                return {}
             if key in self._begun_anew:
                 return {}
             failed = self._failed.get(key, {})
-            rows = self._reader().execute(_STEPS, (key,)).fetchall()
         found = {name: RecordedStep(result, is_durable=False) for name, result in failed.items()}
         return found | {name: RecordedStep(result) for name, result in rows}
 
@@ -105,6 +112,7 @@ class StepTable:
         """Begin to write a step that is done, and to delete steps that are superfluous."""
         with self._lock, described(self._file):
             key = self._key(delivery)
+            self._note_unsettled(key)
             old = self._take_settled()
         begun = self._begin(_record, key, name, result, self._now() + LONGEST, old)
         begun.add_done_callback(lambda future: self._recorded(future, key, name, result))
@@ -142,6 +150,12 @@ class StepTable:
             if self._connection is not None:
                 self._connection.close()
 
+    def _note_unsettled(self, key: bytes) -> None:
+        self._unsettled[key] = None
+        if len(self._unsettled) > _MOST:
+            # It went back to the broker, and another process has it.
+            del self._unsettled[next(iter(self._unsettled))]
+
     def _begin_anew(self, key: bytes) -> None:
         self._begun_anew.add(key)
         deleted = self._begin(_forget, [key])
@@ -152,6 +166,9 @@ class StepTable:
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
+
+    def _has_row(self, key: bytes) -> bool:
+        return self._reader().execute(_HAS_ROW, (key,)).fetchone() is not None
 
     def _key(self, delivery: Delivery) -> bytes:
         if delivery.row:
@@ -170,7 +187,7 @@ class StepTable:
 
     def _take_settled(self) -> list[bytes]:
         before = time.monotonic() - GRACE
-        surplus = len(self._settled) - _MOST_SETTLED
+        surplus = len(self._settled) - _MOST
         old = [k for n, (k, at) in enumerate(self._settled.items()) if n < surplus or at <= before]
         for key in old:
             del self._settled[key]

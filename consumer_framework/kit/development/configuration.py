@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
 # The queue of a configuration that names none.
 QUEUE = "dev"
@@ -30,6 +30,7 @@ _TELLING = frozenset({"callback", "amqp_url", "consumer_config"})
 # The keys that lead to another place than the private broker.
 _DROPPED = ("tls", "passive_declares", "monitoring", "log_config")
 _DROPPED_OF_OUTBOX = ("database", "endpoints", "messenger", "options")
+_FRAMEWORK = "consumer_config.framework."
 _DELAYS = 3
 
 
@@ -96,19 +97,23 @@ def private_copy(
         document: The project's configuration.
         url: The URL of the private broker.
         retry_delay: Seconds between two attempts at a message; None for the configured ones.
+
+    Raises:
+        ConfigurationError: A key that is changed in the copy is no table.
     """
     copy = {key: value for key, value in document.items() if key not in _DROPPED}
     own = _table(document, "consumer_config")
-    framework = {k: v for k, v in _table(own, "framework").items() if k != "brokers"}
+    written = _table(own, "framework", "consumer_config.")
+    framework = {key: value for key, value in written.items() if key != "brokers"}
     if "outbox" in framework:
-        outbox = _table(framework, "outbox")
+        outbox = _table(framework, "outbox", _FRAMEWORK)
         framework["outbox"] = {k: v for k, v in outbox.items() if k not in _DROPPED_OF_OUTBOX}
     if retry_delay is not None:
-        framework["recovery"] = _quick(_table(framework, "recovery"), retry_delay)
+        framework["recovery"] = _quick(_table(framework, "recovery", _FRAMEWORK), retry_delay)
     return {
         **copy,
         "amqp_url": url,
-        "bindings": bindings_of(document),
+        "bindings": _bindings(document),
         "queues": _queues(document),
         "consumer_config": {**own, "framework": framework},
         "log_config": _LOG_CONFIG,
@@ -128,6 +133,7 @@ _LOG_CONFIG: dict[str, Any] = {
         }
     },
     "loggers": {
+        "alembic": {"level": "WARNING"},
         "consumer_framework": {"level": "WARNING"},
         "consumer_framework.runtime.observe.log": {"level": "CRITICAL"},
         "fedora_messaging": {"level": "WARNING"},
@@ -138,39 +144,38 @@ _LOG_CONFIG: dict[str, Any] = {
 }
 
 
-def _table(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _table(document: Mapping[str, Any], key: str, path: str = "") -> dict[str, Any]:
+    """Return the table *key* of *document*, which is at *path*; an empty one if there is none."""
     found = document.get(key, {})
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        where = f"{path}{key}"
+        raise ConfigurationError(Problem(where, "is no table", f"write [{where}]"))
+    return found
 
 
 def _quick(recovery: Mapping[str, Any], delay: float) -> dict[str, Any]:
     configured = recovery.get("delays")
     count = len(configured) if isinstance(configured, list) else _DELAYS
-    breaker = {**_table(recovery, "breaker"), "probe": [delay]}
-    return {**recovery, "delays": [delay] * count, "breaker": breaker}
+    breaker = _table(recovery, "breaker", f"{_FRAMEWORK}recovery.")
+    return {**recovery, "delays": [delay] * count, "breaker": {**breaker, "probe": [delay]}}
 
 
 def _queues(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the queues; each outlives a restart of the consumer, and so do its messages."""
     kept = {"durable": True, "auto_delete": False, "exclusive": False}
-    queues = {
-        name or QUEUE: {"arguments": {}, **_without(table, "passive"), **kept}
-        for name, table in _table(document, "queues").items()
-        if isinstance(table, dict)
-    }
+    queues = {}
+    for name in (written := _table(document, "queues")):
+        table = _table(written, name, "queues.")
+        own = {key: value for key, value in table.items() if key != "passive"}
+        queues[name or QUEUE] = {"arguments": {}, **own, **kept}
     return queues or {QUEUE: {"arguments": {}, **kept}}
 
 
-def _without(table: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in table.items() if k != key}
-
-
-def bindings_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the bindings of *document*, with fedora-messaging's defaults."""
-    written: Sequence[Any] | None = document.get("bindings")
+def _bindings(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the bindings, with fedora-messaging's defaults."""
     [first, *_] = _queues(document)
-    if written is None:
-        return [{"queue": first, "exchange": "amq.topic", "routing_keys": ["#"]}]
-    return [
-        {**each, "queue": each.get("queue") or QUEUE} for each in written if isinstance(each, dict)
-    ]
+    default = [{"queue": first, "exchange": "amq.topic", "routing_keys": ["#"]}]
+    written = document.get("bindings", default)
+    if not isinstance(written, list) or not all(isinstance(each, dict) for each in written):
+        raise ConfigurationError(Problem("bindings", "is no list of tables", "write [[bindings]]"))
+    return [{**each, "queue": each.get("queue") or QUEUE} for each in written]

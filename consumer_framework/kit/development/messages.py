@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedora_messaging import message as upstream
 from fedora_messaging.message import Message
 
-from consumer_framework.core.topics import MANY, ONE, matches, words_of
+from consumer_framework.core.topics import MANY, ONE, covers, matches, words_of
 from consumer_framework.kit.recorded import BadRecordError, read
 from consumer_framework.kit.schema_packages import installed, need_of
 from consumer_framework.testing.builders import message_of
@@ -66,10 +66,18 @@ def sources_of(
         source
         for binding in bindings
         for key in binding.get("routing_keys") or ()
-        for source in _sources(str(binding.get("exchange", "amq.topic")), key, usable)
+        for source in _sources(_exchange(binding), _narrower(key, pattern), usable)
         if matches(pattern, source.topic)
     )
     return list(dict.fromkeys(found))
+
+
+def _narrower(key: str, pattern: str) -> str:
+    return pattern if covers([key], pattern) else key
+
+
+def _exchange(binding: Mapping[str, Any]) -> str:
+    return str(binding.get("exchange", "amq.topic"))
 
 
 def _sources(exchange: str, key: str, usable: Sequence[Schema]) -> Iterator[Source]:
@@ -219,4 +227,4 @@ def exchange_for(topic: str, bindings: Sequence[Mapping[str, Any]]) -> str:
         if any(matches(key, topic) for key in binding.get("routing_keys") or ())
     )
     chosen = next(fitting, bindings[0] if bindings else {})
-    return str(chosen.get("exchange", "amq.topic"))
+    return _exchange(chosen)

@@ -22,7 +22,7 @@ from consumer_framework.adapters import config
 from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.core.text import plural
 from consumer_framework.kit.recorded import BadRecordError
-from consumer_framework.kit.trigger import to_toml
+from consumer_framework.settings.toml_writer import to_toml
 from consumer_framework.testing.broker import Broker, BrokerError
 from consumer_framework.testing.broker.place import Guard
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Seconds that a consumer may take to stop before it is killed.
 STOP = 10.0
+# Seconds after which the author is told that the consumer stops.
+_SILENT_STOP = 1.0
 # Messages that may be under way; a faster rate waits.
 _MOST_UNDER_WAY = 1000
 # Seconds between two looks at the time.
@@ -152,7 +154,7 @@ class Session:
     def _look_at_files(self) -> None:
         """Find faults of files that nobody mends while the session runs."""
         if self._options.once:
-            config.read(self._options.file)
+            self._copied("amqp://localhost")
         if self._options.recorded is not None:
             self._recorded(self._options.recorded, [])
 
@@ -180,8 +182,6 @@ class Session:
         self._broker = PrivateBroker(self._url)
         stack.callback(self._broker.close)
         stack.callback(self._stop)
-        # A message reads the configuration when it is made, and must not read this host's.
-        config.load_values({"amqp_url": self._url}, "fm-consumer dev")
         if options.keyboard is not None:
             self._wait_for(options.keyboard, self._read_keys)
 
@@ -227,20 +227,30 @@ class Session:
         Raises:
             ConfigurationError: The file cannot be used.
         """
-        file = self._options.file
-        document = config.read(file)
-        copy = configuration.private_copy(document, self._url, self._options.retry_delay)
+        copy = self._copied(self._url)
         self._copy.write_text(to_toml(copy), encoding="utf-8")
         try:
             is_new = self._broker.declare(copy)
         except PrivateBrokerError as error:
             cure = "mend the tables [queues] and [[bindings]]"
-            raise ConfigurationError(Problem("", str(error), cure), source=str(file)) from error
+            problem = Problem("", str(error), cure, str(self._options.file))
+            raise ConfigurationError(problem) from error
         if is_new:
             self._screen.note("the queues have changed, and are made anew")
             self._under_way.clear()
         if is_new or not self.sent:
             self._find_messages(copy["bindings"])
+
+    def _copied(self, url: str) -> dict[str, Any]:
+        """Return the private copy, for the broker at *url*; messages are made by it from now on."""
+        file = self._options.file
+        document = config.read(file)
+        try:
+            copy = configuration.private_copy(document, url, self._options.retry_delay)
+            config.load_values(copy, str(file))
+        except ConfigurationError as error:
+            raise ConfigurationError(*error.located, source=str(file)) from error
+        return copy
 
     def _find_messages(self, bindings: list[dict[str, Any]]) -> None:
         options = self._options
@@ -262,11 +272,15 @@ class Session:
             return
         if consumer.exit_code is None:
             consumer.terminate()
-        end = time.monotonic() + STOP
+        began, is_told = time.monotonic(), False
         while consumer.exit_code is None and not self._is_hurried():
-            if time.monotonic() > end:
+            waited = time.monotonic() - began
+            if waited > STOP:
                 self._screen.problem(f"the consumer does not stop within {STOP:g} s, and is killed")
                 break
+            if waited > _SILENT_STOP and not is_told:
+                is_told = True
+                self._screen.note(f"waiting up to {STOP:g} s for the handler; Ctrl-C does not wait")
             for key, _ in self._selector.select(0.1):
                 if consumer.owns(key.fd):
                     key.data()
@@ -359,7 +373,7 @@ class Session:
             self._under_way.remove(event.id)
             self.ends[event.disposition] += 1
 
-    # What the author does.
+    # The author's part.
 
     def _changed(self, changes: Changes) -> None:
         try:

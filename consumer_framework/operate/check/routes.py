@@ -47,7 +47,9 @@ def route_findings(settings: Settings, target: Target, file: Path | None) -> Ite
     for route in hungry(needs, feeds):
         keys = ", ".join(f'"{key}"' for key in route.keys)
         what = f"{lines.of_bindings}no binding brings messages to the route {route.route} ({keys})"
-        yield warning("bindings", what, "add what `fm-consumer bindings` prints, unless others do")
+        yield warning(
+            "bindings", what, "add what `fm-consumer bindings` prints, unless others bind the queue"
+        )
     for feed, is_all in () if table.takes_rest else superfluous(needs, feeds):
         yield _superfluous(feed, lines.of(feed), is_all=is_all)
 

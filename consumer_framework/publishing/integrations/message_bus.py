@@ -41,6 +41,7 @@ from __future__ import annotations
 import difflib
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -52,7 +53,7 @@ from consumer_framework.core.errors import ConfigurationError, Problem
 from consumer_framework.publishing.messengers import GROUP, Endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 __all__ = ["BACKEND", "MessageBus", "read"]
 
@@ -113,6 +114,10 @@ def read(message_bus: Mapping[str, Any], module: str, timeout: float = 30.0) -> 
     Raises:
         ConfigurationError: It has all problems.
     """
+    given: Any = message_bus
+    if not isinstance(given, Mapping):
+        what = f"is no dictionary, but {type(given).__name__}"
+        raise ConfigurationError(Problem("MESSAGE_BUS", what, 'write {"MLP": "kombu", ...}'))
     keys = _Keys(message_bus, module, timeout)
     name = keys.messenger()
     reader = _READERS.get(name, _other)

@@ -59,6 +59,7 @@ from consumer_framework.publishing.message import (
     Outgoing,
     PublishError,
     outgoing,
+    schema_fault,
 )
 from consumer_framework.publishing.messengers import Reject, Retry, Scope, Sent
 from consumer_framework.publishing.outbox import Outbox, database_of
@@ -163,7 +164,8 @@ class PdcMessenger:
                 if may_raise:
                     self._way.roll_back()
                     raise
-                _tell_lost(str(topic), msg, str(error))
+                reason = schema_fault(error) if isinstance(error, ValidationError) else str(error)
+                _tell_lost(str(topic), msg, reason)
                 continue
             for heard in self._listeners:
                 heard.append((topic, msg))

@@ -205,6 +205,10 @@ def _lost_header(message: Outgoing, features: frozenset[Feature]) -> str | None:
     return next((n for n, v in others if not (texts and isinstance(v, str))), None)
 
 
+# One is for tests, and one is made by `integrations.pdc`.
+_INTERNAL = {"capture", "pdc-backend"}
+
+
 def find(name: str) -> Callable[..., Messenger]:
     """Return the factory of the messenger *name*.
 
@@ -214,8 +218,9 @@ def find(name: str) -> Callable[..., Messenger]:
     known = {point.name: point for point in entry_points(group=GROUP)}
     path = f"{_PATH}.messenger"
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        cure = f'did you mean "{near[0]}"?' if near else f"use one of {', '.join(sorted(known))}"
+        public = sorted(known.keys() - _INTERNAL)
+        near = difflib.get_close_matches(name, public, 1)
+        cure = f'did you mean "{near[0]}"?' if near else f"use one of {', '.join(public)}"
         raise ConfigurationError(Problem(path, f'there is no messenger "{name}"', cure))
     try:
         factory: Callable[..., Messenger] = known[name].load()

@@ -23,9 +23,9 @@ import contextlib
 import logging
 import struct
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pika
 from pika import exceptions, frame, spec
@@ -114,6 +114,14 @@ def _parameters(url: str, endpoints: Endpoints) -> pika.URLParameters:
 _log = logging.getLogger(__name__)
 
 
+# Id, exchange and topic: a program may publish a message twice, and with two topics.
+_Identity: TypeAlias = tuple[str, str, str]
+
+
+def _identity(message: Outgoing) -> _Identity:
+    return message.id, message.exchange, message.topic
+
+
 class _ChannelClosedError(Exception):
     """The broker closed the channel."""
 
@@ -148,8 +156,8 @@ class _Connection(pika.SelectConnection):
 class _Link:
     """A connection with a channel in confirm mode."""
 
-    # By delivery tag: the number of the message in its batch, and its id.
-    _unsettled: dict[int, tuple[int | None, str]]
+    # By delivery tag: the number of the message in its batch, and its identity.
+    _unsettled: dict[int, tuple[int | None, _Identity]]
     _channel_fault: _ChannelClosedError | None
 
     def __init__(self, parameters: pika.URLParameters, endpoints: Endpoints) -> None:
@@ -225,13 +233,18 @@ class _Link:
         """Leave out the messages that this link sent before, when the broker blocked it."""
         if not self._unsettled and not self._late:
             return list(batch)
-        tags = {identity: tag for tag, (_, identity) in self._unsettled.items()}
+        tags: defaultdict[_Identity, deque[int]] = defaultdict(deque)
+        for tag, (_, identity) in self._unsettled.items():
+            tags[identity].append(tag)
         rest = []
         for number, message in batch:
-            if (result := self._late.pop(message.id, None)) is not None:
-                self._fates[number] = result
-            elif (tag := tags.pop(message.id, None)) is not None:
-                self._unsettled[tag] = number, message.id
+            identity = _identity(message)
+            if late := self._late.get(identity):
+                self._fates[number] = late.popleft()
+                if not late:
+                    del self._late[identity]
+            elif found := tags.get(identity):
+                self._unsettled[found.popleft()] = number, identity
             else:
                 rest.append((number, message))
         return rest
@@ -288,7 +301,7 @@ class _Link:
             self._fates[number] = Reject(f"AMQP cannot carry it: {error!r}")
             return
         self._tag += 1
-        self._unsettled[self._tag] = number, message.id
+        self._unsettled[self._tag] = number, _identity(message)
 
     def _refusal(self, message: Outgoing) -> Result | None:
         of_topic = self._refused.get((message.exchange, message.topic))
@@ -356,9 +369,9 @@ class _Link:
         self._channel: Any = None
         self._tag = 0
         self._unsettled = {}
-        self._returned: Counter[str] = Counter()
-        # Confirmed between two batches, by message id.
-        self._late: dict[str, Result] = {}
+        self._returned: Counter[_Identity] = Counter()
+        # Confirmed between two batches.
+        self._late: defaultdict[_Identity, deque[Result]] = defaultdict(deque)
 
     def _open_channel(self) -> None:
         if self._channel is not None and self._channel_fault is None:
@@ -381,11 +394,11 @@ class _Link:
             number, identity = self._unsettled.pop(one)
             result = self._result(identity, accepted=accepted)
             if number is None:
-                self._late[identity] = result
+                self._late[identity].append(result)
             else:
                 self._fates[number] = result
 
-    def _result(self, identity: str, *, accepted: bool) -> Result:
+    def _result(self, identity: _Identity, *, accepted: bool) -> Result:
         # basic.return comes before basic.ack of the same message.
         returned = identity in self._returned
         if returned:
@@ -395,8 +408,8 @@ class _Link:
             return Retry("the broker refused it (basic.nack): is a queue full?", Scope.MESSAGE)
         return _UNROUTABLE if returned else _ROUTED
 
-    def _on_returned(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
-        self._returned[properties.message_id] += 1
+    def _on_returned(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        self._returned[properties.message_id, method.exchange, method.routing_key] += 1
 
     def _on_channel_closed(self, _channel: Any, reason: BaseException) -> None:
         if isinstance(reason, exceptions.ChannelClosed):

@@ -119,7 +119,10 @@ class Fedmsg(Failover):
             try:
                 _Signer(endpoints)
             except (OSError, ValueError) as error:
-                cure = "name the certificate and its RSA key there, or set sign_messages = false"
+                cure = (
+                    "name the certificate and its RSA key there, or set options.sign_messages = "
+                    "false in [consumer_config.framework.outbox]"
+                )
                 raise ConfigurationError(Problem("tls", str(error), cure)) from None
 
     @property

@@ -23,6 +23,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from consumer_framework.author.config_type import config_type_of
 from consumer_framework.author.consumer import (
     BatchConsumer,
     Consumer,
@@ -200,7 +201,8 @@ def factory(
     if not inspect.isclass(value):
         return lambda: Handler(name, value)
     if issubclass(value, Consumer):
-        config = _parsed(value.Config, consumer_config, absent)
+        config_type = config_type_of(value, value.Config)
+        config = _parsed(config_type, consumer_config, absent)
         return lambda: handler_of(_make_consumer(value, config, state_dir), name)
     make: Callable[[], Any] = value
     return lambda: Handler(name, make())
@@ -247,12 +249,13 @@ def packages_of(target: Target) -> set[str]:
 
     They are the outermost packages that have code: of the module that the configuration names, and
     of the module that defines the object. A namespace, such as one that a company's packages share,
-    has no code.
+    has no code. A ready-made consumer has none: its code is the framework's.
     """
     module = getattr(inspect.unwrap(target.value), "__module__", None) or ""
     named = target.name.rpartition(":")[0]
     found = {_outermost(name) for name in (named, module) if name in sys.modules}
-    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+    others = {*sys.stdlib_module_names, "consumer_framework"}
+    return {name for name in found if name.partition(".")[0] not in others}
 
 
 def _outermost(module: str) -> str:
@@ -276,7 +279,8 @@ def _refusal(value: Any) -> Refusal | None:
         return _plain_class_refusal(value)
     if missing := _missing(value):
         return missing
-    if value.Config is not None and not is_config_type(value.Config):
+    config_type = config_type_of(value, value.Config)
+    if config_type is not None and not is_config_type(config_type):
         return "has a Config of the wrong kind", "use a pydantic model, dataclass or TypedDict"
     return _consumer_refusal(value)
 

@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import codec
-from consumer_framework.core.delivery import Failed, Undecodable, readable
+from consumer_framework.core.delivery import RAW_PROPERTIES, Failed, Undecodable, readable
 from consumer_framework.core.errors import Quarantine
 from consumer_framework.core.routed import RoutedRunner
 
@@ -39,9 +39,13 @@ def router_of(table: RouteTable) -> Router:
         except TypeError as error:
             return Undecodable(error)
         names = find(delivery.routing_key, kind)
-        if not names and codec.names_unknown_class(headers):
+        if names:
+            return names
+        if RAW_PROPERTIES in headers:
+            return Undecodable(codec.UndecodableError("its properties cannot be decoded"))
+        if codec.names_unknown_class(headers):
             return Failed(Quarantine(_unknown(headers["fedora_messaging_schema"])))
-        return names
+        return ()
 
     return route
 

@@ -16,6 +16,7 @@ from consumer_framework.runtime.state_files import (
     SYSTEM_RUNTIME,
     SYSTEM_STATE,
     control_socket,
+    is_of_relay,
 )
 
 from .schema import Done, Ping, ProtocolError, decode_answer, encode_request
@@ -57,6 +58,7 @@ class Client:
 
     def __init__(self, path: Path, connection: socket.socket) -> None:
         self._path = path
+        self._who = _who(path)
         self._connection = connection
         self._answers = connection.makefile("rb")
 
@@ -82,13 +84,13 @@ class Client:
             raise _silent(self._path) from None
         except (OSError, EOFError):
             raise ControlError(
-                f"{self._path}: the instance stopped before it was done; {otherwise}"
+                f"{self._path}: {self._who} stopped before it was done; {otherwise}"
             ) from None
         except ProtocolError as error:
-            what = "the instance may run another version; restart it"
+            what = f"{self._who} may run another version; restart it"
             raise ControlError(f"{self._path}: {what}: {error}") from None
         if answer.error is not None:
-            raise ControlError(f"{self._path}: the instance says: {answer.error}")
+            raise ControlError(f"{self._path}: {self._who} says: {answer.error}")
 
     def wait_long(self) -> None:
         """Wait for answers without a limit: handlers run meanwhile."""
@@ -196,13 +198,20 @@ def _connect(path: Path) -> Client | None:
         raise _silent(path) from None
     except OSError as error:
         connection.close()
-        cure = "use sudo, or run this as the user that the instance runs as"
+        who = _who(path)
+        cure = f"use sudo, or run this as the user that {who} runs as"
         reason = (error.strerror or str(error)).lower()
-        raise ControlError(f"{path}: the instance cannot be asked: {reason}; {cure}") from error
+        raise ControlError(f"{path}: {who} cannot be asked: {reason}; {cure}") from error
     return Client(path, connection)
 
 
+def _who(path: Path) -> str:
+    return "the relay" if is_of_relay(path) else "the instance"
+
+
 def _silent(path: Path) -> ControlError:
-    what = "the instance runs, and does not answer: its event loop is blocked"
+    what = f"{_who(path)} runs, and does not answer"
+    if not is_of_relay(path):
+        what += ": its event loop is blocked"
     cure = "see its log (journalctl), and restart it if it hangs"
     return ControlError(f"{path}: {what}; {cure}")

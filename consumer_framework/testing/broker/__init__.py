@@ -17,6 +17,7 @@ the end of the Python process does the same, whatever its cause.
 - :mod:`.node` starts and ends its processes.
 - :mod:`.tls` adds a certificate authority and a port that demands client certificates.
 - :mod:`.proxy` is a TCP proxy that a test makes fail.
+- :mod:`.exchange` keeps the tests apart that share a node, and runs consumers against it.
 
 The node needs the program ``rabbitmq-server`` (`Broker.missing`). The Python packages that only
 this folder needs are the extra ``broker`` of ``consumer-framework``; nothing else in

@@ -231,3 +231,20 @@ def test_a_message_with_an_id_is_recognised_on_another_channel(process):
 
     again = make_delivery(generation=7, delivery_tag=9, redelivered=True, exchange="another")
     assert process.recorder.crashes_of(again) == 1
+
+
+@pytest.mark.parametrize("message_id", ["1", None, "i" * 300])
+def test_the_route_that_had_the_message_last_is_known(process, message_id):
+    delivery = make_delivery(message_id=message_id)
+    assert process.recorder.route_of(delivery) == ""
+    process.recorder.took_off(delivery.in_route("first"))
+    process.die()
+    assert process.recorder.route_of(delivery) == "first"
+    process.recorder.took_off(known(process, delivery).in_route("second"))
+    process.die()
+
+    assert process.recorder.route_of(delivery) == "second"
+    assert process.recorder.crashes_of(delivery) == 2
+    process.recorder.took_off(known(process, delivery))
+    process.die()
+    assert process.recorder.route_of(delivery) == ""

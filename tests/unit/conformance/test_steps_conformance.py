@@ -103,9 +103,10 @@ def test_steps_end_with_the_settle_of_a_message_that_is_published_again(store):
     assert store.steps_of(again)["a"] == RecordedStep("2")
 
 
+@keeps_rows
 def test_the_steps_of_a_message_that_stays_in_the_store_stay(store):
     record(store, make_delivery(), "a")
-    names(store, make_delivery())
+    asyncio.run(store.quarantine(make_delivery(), "poison"))
     store.settled(make_delivery(), stays=True)
     assert names(store, make_delivery()) == ["a"]
 

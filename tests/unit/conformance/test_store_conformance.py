@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from consumer_framework.adapters.store import Limits, Store
-from consumer_framework.core.attempt import Attempt, History
+from consumer_framework.core.attempt import Attempt, History, RouteState
 from consumer_framework.core.delivery import RAW_PROPERTIES
 from consumer_framework.core.ordering import Blocker
 from consumer_framework.testing import make_delivery
@@ -72,6 +72,22 @@ def test_a_due_message_comes_back_as_it_was_received_with_its_history(store):
         back._replace(generation=3, delivery_tag=17, row=0, properties=original.properties)
         == original
     )
+
+
+def test_a_row_keeps_the_states_of_its_routes_and_the_route_of_each_attempt(store):
+    states = (
+        RouteState("one", "done"),
+        RouteState("two", "later", 7.5, "ValueError: no"),
+        RouteState("three", "failed", reason="ü"),
+    )
+    attempts = (Attempt(1.5, "ValueError", "no", "", "f", route="two"), FAILED.attempts[0])
+    history = History(attempts, routes=states)
+    run(store.defer(make_delivery()._replace(history=history), 5.0))
+    (back,) = store.due(5.0, 10)
+    assert back.history == history
+    later = History(attempts, routes=states[:1])
+    run(store.defer(back._replace(history=later), 6.0))
+    assert store.due(6.0, 10)[0].history == later
 
 
 def test_the_longest_due_message_comes_first_and_no_more_than_the_limit(store):
