@@ -73,7 +73,8 @@ from .events import (
 )
 from .extending import PATIENCE, Extender, Moment
 from .messengers import Reject, Retry, Scope, Sent, refusal
-from .policy import ENDPOINT, LONGEST, MESSAGE, TOPIC, OnFailure, Policy, Unroutable
+from .pauses import TopicPauses
+from .policy import ENDPOINT, LONGEST, MESSAGE, OnFailure, Policy, Unroutable
 from .store import OutboxError
 
 if TYPE_CHECKING:
@@ -125,14 +126,6 @@ class _Fates:
     blocked: set[str] = field(default_factory=set)
 
 
-@dataclass
-class _Pause:
-    """The pause of an exchange and topic: its end, and the number of pauses in a row."""
-
-    until: float
-    times: int = 1
-
-
 class Relay:
     """Sends from one outbox through one messenger.
 
@@ -162,6 +155,12 @@ class Relay:
         idle_at: When the last look into the outbox that found nothing to send began, in seconds of
             the clock's monotonic time.
     """
+
+    is_connected = False
+    endpoint_until: float | None = None
+    endpoint_fault = ""
+    store_fault = ""
+    idle_at = -math.inf
 
     def __init__(  # noqa: PLR0913 -- each is a value of its own
         self,
@@ -200,23 +199,17 @@ class Relay:
         self._failures = 0
         self._swept = 0
         self._rebased = 0.0
-        self._pauses: dict[tuple[str, str], _Pause] = {}
+        self._pauses = TopicPauses(clock, chance)
         self._waker: Waker | None = None
         self._woken = False
         self._stop = threading.Event()
         self._extender = Extender(store, self._owner if leased else None, lease, clock)
         self._moved = clock.monotonic()
-        self.is_connected = False
-        self.endpoint_until: float | None = None
-        self.endpoint_fault = ""
-        self.store_fault = ""
-        self.idle_at = -math.inf
 
     @property
     def paused(self) -> dict[tuple[str, str], float]:
         """The end of each pause, in seconds since the epoch, by exchange and topic."""
-        now = self._clock.time()
-        return {key: one.until for key, one in list(self._pauses.items()) if one.until > now}
+        return self._pauses.current
 
     @property
     def endpoint(self) -> str:
@@ -333,11 +326,7 @@ class Relay:
         """Do the work that comes once a minute."""
         self._store.rebase(now, max(LONGEST, 2 * self._lease))
         self._rebased = now
-        # A topic that nobody published to since its pause ended begins anew. No pause is so far
-        # ahead, unless the clock was set back.
-        ended = [key for key, pause in self._pauses.items() if abs(pause.until - now) > LONGEST]
-        for key in ended:
-            del self._pauses[key]
+        self._pauses.forget()
 
     # The lease, the endpoint
 
@@ -427,9 +416,8 @@ class Relay:
         if message.ordering_key and message.ordering_key in fates.blocked:
             fates.released.append(one.row)
             return False
-        pause = self._pauses.get((message.exchange, message.topic))
-        if pause is not None and self._clock.time() < pause.until:
-            self._park(one, pause.until, fates)
+        if (until := self._pauses.end(message)) is not None:
+            self._park(one, until, fates)
             return False
         reason = None if self._lossy else refusal(message, self._messenger.features)
         if reason is not None:
@@ -449,15 +437,15 @@ class Relay:
         return results
 
     def _decide(self, one: Claimed, result: Result, fates: _Fates, *, is_alone: bool) -> None:
-        message, now = one.message, self._clock.time()
+        message = one.message
         match result:
             case Sent(routed):
-                self._pauses.pop((message.exchange, message.topic), None)
+                self._pauses.lift(message)
                 self._sent(one, routed, fates)
             case Reject(reason):
                 self._bury(one, redact(reason), fates)
             case Retry(reason, Scope.TOPIC):
-                until = self._pause_topic(message, redact(reason), now, fates)
+                until = self._pause_topic(message, redact(reason), fates)
                 self._postpone(one, redact(reason), until, fates)
             case Retry(reason, Scope.ENDPOINT) if not is_alone:
                 # Nobody knows which of the batch is to blame, if any: see `_fail`.
@@ -467,7 +455,7 @@ class Relay:
                 if scope is Scope.ENDPOINT:
                     fates.endpoint = redact(reason)
                 delay = MESSAGE.after(one.attempts + 1, self._chance())
-                self._postpone(one, redact(reason), now + delay, fates)
+                self._postpone(one, redact(reason), self._clock.time() + delay, fates)
 
     def _sent(self, one: Claimed, routed: bool | None, fates: _Fates) -> None:  # noqa: FBT001
         message = one.message
@@ -485,15 +473,12 @@ class Relay:
         fates.sent.append(one.row)
         fates.events.append(Published(message, routed))
 
-    def _pause_topic(self, message: Outgoing, reason: str, now: float, fates: _Fates) -> float:
-        key = (message.exchange, message.topic)
-        pause = self._pauses.get(key)
-        if pause is None or pause.until <= now:
-            times = 1 if pause is None else pause.times + 1
-            pause = _Pause(now + TOPIC.after(times, self._chance()), times)
-            self._pauses[key] = pause
-            fates.events.append(TopicPaused(*key, reason, pause.until))
-        return pause.until
+    def _pause_topic(self, message: Outgoing, reason: str, fates: _Fates) -> float:
+        until = self._pauses.end(message)
+        if until is None:
+            until = self._pauses.begin(message)
+            fates.events.append(TopicPaused(message.exchange, message.topic, reason, until))
+        return until
 
     def _postpone(self, one: Claimed, reason: str, due: float, fates: _Fates) -> None:
         fates.blocked.add(one.message.ordering_key)

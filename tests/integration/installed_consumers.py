@@ -61,14 +61,21 @@ def python_path() -> str:
 
 
 @functools.cache
-def install(name: str, requirements: tuple[str, ...]) -> Path | str:
+def install(
+    name: str, requirements: tuple[str, ...], without_dependencies: tuple[str, ...] = ()
+) -> Path | str:
     """Install *requirements* next to this project's own.
+
+    Args:
+        without_dependencies: Requirements whose own ones are in *requirements*, as far as the tests
+            need them.
 
     Returns:
         The Python of the environment, or the end of pip's output if they do not install.
     """
     wanted = sorted({*requirements, *own_requirements()})
-    digest = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:12]
+    lines = "\n".join([sys.version, *wanted, *without_dependencies])
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
     place = cache() / f"{name}-{digest}"
     place.parent.mkdir(parents=True, exist_ok=True)
     python = place / "bin" / "python"
@@ -77,10 +84,13 @@ def install(name: str, requirements: tuple[str, ...]) -> Path | str:
         # One process of the test run installs, and the others wait for it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not complete.exists():
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--retries", "1"]
             commands = [
                 [sys.executable, "-m", "venv", "--clear", str(place)],
-                [str(python), "-m", "pip", "install", "--quiet", "--retries", "1", *wanted],
+                [*pip, *wanted],
             ]
+            if without_dependencies:
+                commands.append([*pip, "--no-deps", *without_dependencies])
             for command in commands:
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:

@@ -172,9 +172,9 @@ def tagged(build: int, tag: str) -> dict[str, Any]:
     return message("org.fedoraproject.prod.buildsys.tag", body)
 
 
-def installed(name: str, *requirements: str) -> Path:
+def installed(name: str, *requirements: str, without_dependencies: tuple[str, ...] = ()) -> Path:
     """Return the Python that has the consumer, or skip the test."""
-    python = install(name, requirements)
+    python = install(name, requirements, without_dependencies)
     if isinstance(python, str):
         pytest.skip(f"{name} does not install: {python}")
     return python

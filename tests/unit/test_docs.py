@@ -559,7 +559,7 @@ def test_every_command_on_a_page_exists_with_its_options(page):
     known = all_commands(main, "fm-consumer")
     lines = [line.strip() for block in blocks(page, "sh") for line in block.splitlines()]
     shown = [line for block in blocks(page, "console") for line in block.splitlines()]
-    lines += [line.removeprefix("$ ") for line in shown if line.startswith("$ ")]
+    lines += [line[2:] for line in shown if line.startswith(("$ ", "# "))]
     for line in lines:
         found = re.match(r"(?:[A-Z_]+=\S+ )*(fm-consumer .*)", line)
         if found is None:
