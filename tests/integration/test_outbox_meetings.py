@@ -65,6 +65,23 @@ class Running(RelayCounters):
         self._thread.join()
 
 
+@on_every_database
+def test_a_relay_that_claims_ahead_sends_each_message_once_and_each_key_in_order(store):
+    # Hundreds without a key, and then some with: only the first ones let the relay claim ahead.
+    keys = [*[""] * 500, *["", "a", "b", "a"] * 50]
+    messages = [message(key) for key in keys]
+    with Running(store) as relay:
+        for start in range(0, len(messages), 100):
+            store.put(spooled(*messages[start : start + 100]))
+        until(lambda: len(relay.ids) >= len(messages), "all are sent")
+        until(lambda: not store.rows(), "all are settled")
+    assert sorted(relay.ids) == sorted(one.id for one in messages)
+    for key in "ab":
+        expected = [one.id for one in messages if one.ordering_key == key]
+        assert [one.id for one in relay.messenger.sent if one.ordering_key == key] == expected
+    assert relay.claims_lost == 0
+
+
 @contextmanager
 def stopped(server):
     server.stop()
