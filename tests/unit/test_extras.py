@@ -45,11 +45,9 @@ from consumer_framework.testing import messages
 messages(Message)
 """,
     "watch": """
-from pathlib import Path
+import pathlib
 from consumer_framework.kit.development.changes import Changes
-import tempfile
-with tempfile.TemporaryDirectory() as directory, Changes(Path(directory), ()):
-    pass
+Changes(pathlib.Path.cwd(), [])
 """,
 }
 # Stands for the library libpq of the system.
