@@ -47,6 +47,8 @@ before the handler begins                   the redelivery runs
 in the handler                              the flight recorder counts a crash; the redelivery
                                             runs alone, and is quarantined before its next run
                                             after ``crash_attempts`` crashes
+in the handler, after a step of it          the redelivery skips the step; it repeats one that was
+                                            done and not committed
 after the handler, before its settle        the redelivery runs a second time
 while the store commits                     the commit is there or not, as a whole; then as in
                                             one of the two lines around this one

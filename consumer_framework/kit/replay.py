@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from consumer_framework.core.attempt import Attempt
+    from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.ports import Observation
     from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
 
 # Messages that are under way at once: in the queue, in the handler, held and deferred.
 WINDOW = 1000
+# Messages that are over when they are forgotten.
+_FORGOTTEN = 200
 # Seconds of virtual time: a pause that lasts so long does not end, and a replay takes no longer.
 LONGEST_PAUSE = 3600.0
 LONGEST_REPLAY = 30 * 86400.0
@@ -205,8 +208,10 @@ class Replay(Observer):
             plan, self._store, lambda: 0.5, None, self._publishing.outbox
         )
         self._instance.observers = (self,)
+        self._has_lanes = plan.source_of is not None or plan.policy.strict
         self._open: dict[int, MessageRecord] = {}
         self._over = 0
+        self._tired: list[MessageRecord] = []
         self._paused_since: float | None = None
         self._interrupted = threading.Event()
 
@@ -258,6 +263,7 @@ class Replay(Observer):
         with ExitStack() as stack:
             stack.callback(self._instance.time.close)
             stack.callback(asyncio.set_event_loop, None)
+            stack.enter_context(self._instance.time.woken_by_signals())
             # Until its end, a plain class finds it as the loop of the thread.
             asyncio.set_event_loop(loop)
             publishing = self._publishing.installed(self._plan.framework, upstream.conf)
@@ -288,6 +294,8 @@ class Replay(Observer):
             self.summary.cut_short = self._limit()
             if self.summary.cut_short:
                 return
+            if self._end_followers():
+                continue
             if not self._interrupted.is_set() and not instance.step():
                 self.summary.cut_short = "nothing is due any more"
                 return
@@ -295,6 +303,8 @@ class Replay(Observer):
 
     def _refill(self, messages: Iterator[Recorded]) -> bool:
         """Publish messages until enough are under way; return True if there was one."""
+        if self._over >= _FORGOTTEN:
+            self._forget()
         is_any = False
         while len(self._open) < WINDOW:
             recorded = next(messages, None)
@@ -332,10 +342,11 @@ class Replay(Observer):
         if isinstance(event.outcome, SettledBefore):
             return
         disposition = event.decision.disposition
-        if not (rule_for(disposition).is_final or isinstance(disposition, Requeue | Halt)):
-            return
         record = self._instance.queue.of(event.delivery)
-        if record.number in self._open:
+        if not (rule_for(disposition).is_final or isinstance(disposition, Requeue | Halt)):
+            if len(record.runs) >= MOST_RUNS:
+                self._tired.append(record)
+        elif record.number in self._open:
             fate, reason = _fate_of(event)
             record.history = event.decision.history
             self._end(record, fate, reason, disposition)
@@ -360,25 +371,35 @@ class Replay(Observer):
         self.summary.add(ended)
         self._tell(ended)
         self._over += 1
-        if self._over >= WINDOW:
-            self._over = 0
-            self._instance.queue.forget(lambda record: record.number not in self._open)
 
     def _give_up(self) -> None:
-        """End the messages that were run too often, and the quarantined ones nobody told of."""
-        self._forget_rows()
-        for record in list(self._open.values()):
-            current = self._instance.dispositions.current(record)
-            if isinstance(current, Quarantine):
-                # Behind another one with its key.
-                self._end(record, "quarantined", current.reason, current)
-            elif len(record.runs) >= MOST_RUNS:
+        """End the messages that were run too often."""
+        tired, self._tired = self._tired, []
+        for record in tired:
+            if record.number in self._open:
+                current = self._instance.dispositions.current(record)
                 reason = getattr(current, "reason", "") or "it is never done"
                 what = f"given up after {MOST_RUNS} runs: {reason}"
                 self._end(record, "unfinished", what, current)
 
-    def _forget_rows(self) -> None:
-        # The store of a test looks through all its rows, again and again.
+    def _end_followers(self) -> bool:
+        """End the messages that were quarantined behind others, without a settle; True if any."""
+        rows = [(row, reason) for row, reason in self._store.quarantined if row.lane]
+        reasons = {_parts(row): reason for row, reason in rows}
+        ended = [
+            record
+            for record in self._open.values()
+            if reasons and _parts(record.delivery) in reasons
+        ]
+        for record in ended:
+            reason = reasons[_parts(record.delivery)]
+            self._end(record, "quarantined", reason, Quarantine(reason))
+        return bool(ended)
+
+    def _forget(self) -> None:
+        """Forget the messages that are over, and their rows: they would take memory and time."""
+        self._over = 0
+        self._instance.queue.forget(lambda record: record.number not in self._open)
         for delivery, _ in self._store.quarantined:
             if not delivery.lane:
                 self._store.drop(delivery.row)
@@ -388,6 +409,10 @@ class Replay(Observer):
             current = self._instance.dispositions.current(record)
             reason = getattr(current, "reason", "")
             self._end(record, "unfinished", reason or self.summary.cut_short, current)
+
+
+def _parts(delivery: Delivery) -> tuple[str, str, bytes]:
+    return delivery.message_id, delivery.routing_key, delivery.body
 
 
 def _fate_of(event: Settled) -> tuple[str, str]:

@@ -206,13 +206,12 @@ class Claims(Database):
                     break
             if not rows:
                 return []
-            claims = sa.update(outbox_table).where(_among([row.id for row in rows]))
-            values = claims.values(claimed_by=token, claimed_until=now + lease)
-            connection.execute(values, execution_options=_ONCE)
+            values = {"token": token, "until": now + lease}
+            _execute(connection, _CLAIM, [row.id for row in rows], values)
             bodies = {}
             if large := [row.id for row in rows if row.body is None]:
-                found = sa.select(c.id, c.body).where(_among(large))
-                bodies = dict(map(tuple, connection.execute(found, execution_options=_ONCE)))
+                found = sa.select(c.id, c.body).where(c.id.in_(large))
+                bodies = dict(map(tuple, connection.execute(found)))
             return [Claimed(*parts(row, bodies)) for row in rows]
 
     def _claimable(
@@ -291,8 +290,7 @@ class Claims(Database):
         with self.transaction() as connection:
             for ids in (sent, discarded):
                 if ids:
-                    gone = sa.delete(outbox_table).where(_among(ids), c.claimed_by == token)
-                    done += connection.execute(gone, execution_options=_ONCE).rowcount
+                    done += _execute(connection, _DELETE, ids, {"token": token})
             if released:
                 free = sa.update(outbox_table).where(c.id.in_(released), c.claimed_by == token)
                 freed = connection.execute(free.values(claimed_by=None, claimed_until=None))
@@ -376,16 +374,18 @@ def free(now: Any, far: Any) -> sa.ColumnElement[bool]:
     return sa.or_(c.claimed_until.is_(None), c.claimed_until <= now, c.claimed_until > far)
 
 
-# A statement with the ids of its rows is of use once: SQLAlchemy need not remember it.
-_ONCE: dict[str, Any] = {"compiled_cache": None}
+# Statements for many rows. SQLAlchemy would take longer for a thousand parameters than the database
+# needs for the rows; and it need not remember a statement that is of use once.
+_CLAIM = "UPDATE fm_outbox SET claimed_by = :token, claimed_until = :until WHERE id IN ({})"
+_DELETE = "DELETE FROM fm_outbox WHERE claimed_by = :token AND id IN ({})"
 
 
-def _among(rows: Sequence[int]) -> sa.TextClause:
-    """Return the condition that the id is one of *rows*.
-
-    As parameters, a thousand ids would take SQLAlchemy longer than the database needs for the rows.
-    """
-    return sa.text(f"id IN ({', '.join(map(str, rows))})")
+def _execute(
+    connection: sa.Connection, statement: str, rows: Sequence[int], values: dict[str, Any]
+) -> int:
+    """Execute *statement* for the *rows* with these ids; return the number of changed rows."""
+    text = sa.text(statement.format(", ".join(map(str, rows))))
+    return connection.execute(text, values, execution_options={"compiled_cache": None}).rowcount
 
 
 def _candidates(*due: sa.ColumnElement[bool]) -> sa.Select[Any]:

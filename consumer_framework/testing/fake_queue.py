@@ -153,6 +153,11 @@ class FakeQueue(Acknowledger):
         """The messages that are delivered, and neither acknowledged nor given back."""
         return list(self._unsettled.values())
 
+    @property
+    def is_empty(self) -> bool:
+        """True if every message is settled."""
+        return not (self._ready or self._unsettled)
+
     def take(self, clock: Clock) -> Delivery:
         """Deliver the first message that waits, now by *clock*."""
         record = self._ready.popleft()

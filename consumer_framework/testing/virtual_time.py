@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import selectors
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import task
@@ -16,7 +18,7 @@ from twisted.internet import task
 from consumer_framework.adapters.clock import SystemClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # asyncio runs a timer that is due within its clock's resolution, and rounding must not keep a
 # step from reaching it.
@@ -110,6 +112,15 @@ class VirtualTime(SystemClock):
         self.loop.call_soon(self.reactor.advance, seconds)
         self.run()
 
+    @contextmanager
+    def woken_by_signals(self) -> Iterator[None]:
+        """Let a signal wake the loop, whatever thread it comes to; for the main thread."""
+        before = signal.set_wakeup_fd(self.loop.waker, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+
     def close(self) -> None:
         """Close the loop."""
         if self._thread is not None:
@@ -149,6 +160,13 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual_now()
+
+    @property
+    def waker(self) -> int:
+        """The descriptor by which threads wake the loop."""
+        untyped: Any = self
+        descriptor: int = untyped._csock.fileno()  # noqa: SLF001 -- asyncio's own, for this
+        return descriptor
 
     def run_until_complete(self, future: Any) -> Any:
         # A class may do so in its constructor, before the loop runs.

@@ -44,6 +44,11 @@ from fedora_messaging.message import Message
 from consumer_framework.testing import messages
 messages(Message)
 """,
+    "watch": """
+import pathlib
+from consumer_framework.kit.development.changes import Changes
+Changes(pathlib.Path.cwd(), [])
+""",
 }
 # Stands for the library libpq of the system.
 WITH = {"postgresql": {"psycopg-binary"}}

@@ -300,6 +300,16 @@ def test_batches_run_as_batches_and_fail_one_by_one(place):
     assert fates(ends) == {"m0": "succeeded", "m1": "quarantined", "m2": "succeeded"}
 
 
+def test_a_long_file_runs_in_portions_and_each_message_has_one_end(place):
+    place.configure("Plain", "[consumer_config.framework.recovery]\ndelays = []\n")
+    place.record(
+        *[{"fails": 9 * (n % 50 == 0), "then": "skip" * (n % 3 == 1)} for n in range(2500)]
+    )
+    ends, summary = place.ends(code=1)
+    assert len(ends) == summary["messages"] == 2500
+    assert summary["ended"] == {"succeeded": 1633, "skipped": 817, "quarantined": 50}
+
+
 # The world outside.
 
 
@@ -492,10 +502,10 @@ def test_ctrl_c_ends_with_the_summary_so_far_even_if_the_handler_does_not_return
     place.configure("Stuck")
     place.record({}, {})
     with run(place, place.file) as process:
-        assert process.stdout.readline() == "begun\n"
+        begun = process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+        out, err = process.communicate(timeout=100)
+    assert (begun, process.returncode) == ("begun\n", 130), err
     assert "2 messages: 2 unfinished\nnot run to the end: interrupted" in out
 
 

@@ -290,7 +290,7 @@ class RunningConsumer:
         """Wait until *count* messages are done: acknowledged, quarantined or rejected.
 
         Returns:
-            Its report; ``counts`` says what became of the messages.
+            Its report, with the ``counts`` of the messages by their fate.
 
         Raises:
             BrokerError: It has ended, or *timeout* seconds are over.
