@@ -105,6 +105,8 @@ def safe_lines(text: str, indent: str = "") -> str:
 
 # Seconds between two updates of a live line.
 _TICK = 0.2
+# Erases to the end of the line. It is no color: NO_COLOR must not take it away.
+_ERASE = "\x1b[K"
 
 
 class LiveLine:
@@ -125,12 +127,14 @@ class LiveLine:
         if self._is_on and now - self._shown_at >= _TICK and sys.stderr.isatty():
             self._shown_at, self._is_shown = now, True
             columns = shutil.get_terminal_size().columns
-            click.echo(f"\r{fit(safe(text(now)), columns - 1)}\x1b[K", nl=False, err=True)
+            click.echo(
+                f"\r{fit(safe(text(now)), columns - 1)}{_ERASE}", nl=False, err=True, color=True
+            )
 
     def clear(self) -> None:
         """Take the line away."""
         if self._is_shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
+            click.echo(f"\r{_ERASE}", nl=False, err=True, color=True)
         self._is_shown = False
 
 
