@@ -26,6 +26,8 @@ from consumer_framework.core.text import fit, width
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+# The exit code after Ctrl-C, as in a shell.
+_INTERRUPTED = 130
 # Columns: a cell that has to give way keeps so many.
 _NARROWEST = 10
 _GAP = "  "
@@ -53,6 +55,11 @@ class Command(click.Command):
         except FrameworkError as error:
             complain(error)
             ctx.exit(getattr(error, "exit_code", 78))
+        except KeyboardInterrupt:
+            # click would end with 1, which has other meanings here. The terminal shows "^C".
+            click.echo(err=True)
+            note("interrupted")
+            ctx.exit(_INTERRUPTED)
 
 
 def complain(error: BaseException) -> None:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The line of progress that a command rewrites on a terminal."""
+"""Commands on a terminal: the line of progress, and Ctrl-C."""
 
 import io
+import signal
 import sys
 
 import click
+from click.testing import CliRunner
 
-from consumer_framework.cli.terminal import LiveLine
+from consumer_framework.cli.terminal import Command, LiveLine
 
 
 class Terminal(io.StringIO):
@@ -28,3 +30,12 @@ def test_a_line_is_erased_at_its_end_without_colors_too(monkeypatch):
     erased = "\r1 of 2 messages\x1b[K\r\x1b[K"
     assert shown(monkeypatch, color=None) == erased
     assert shown(monkeypatch, color=False) == erased
+
+
+def test_ctrl_c_ends_a_command_with_a_line_and_the_code_of_a_shell():
+    @click.command(cls=Command)
+    def slow():
+        signal.raise_signal(signal.SIGINT)
+
+    done = CliRunner().invoke(slow)
+    assert (done.exit_code, done.stderr) == (130, "\nfm-consumer: interrupted\n")
