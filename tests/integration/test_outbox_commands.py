@@ -249,7 +249,7 @@ def test_an_outbox_that_is_not_there_is_told(tmp_path):
     assert "gone.sqlite3: there is no outbox yet" in said
     assert not (tmp_path / "gone.sqlite3").exists()
     outbox.file.unlink()
-    assert "there is no instance 'web'" in outbox("status", exit_code=78)
+    assert f"{outbox.file}: there is no such file" in outbox("status", exit_code=78)
 
 
 def test_without_a_database_the_outbox_is_the_instances_own(tmp_path):
