@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
 
 from .text import seconds
 
@@ -43,7 +43,13 @@ class ExitCode(IntEnum):
 
 
 class ConsumerFrameworkError(Exception):
-    """The root of every exception that the framework defines."""
+    """The root of every exception that the framework defines.
+
+    Attributes:
+        needs_traceback: False if the text says all, so that the log needs no traceback.
+    """
+
+    needs_traceback: ClassVar[bool] = True
 
 
 class Signal(ConsumerFrameworkError):  # noqa: N818 -- a signal is no error

@@ -54,6 +54,9 @@ class CommandError(ConsumerFrameworkError):
         code: Its exit code; minus the number of the signal that ended it.
     """
 
+    # Its lines would be those of this module.
+    needs_traceback = False
+
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code

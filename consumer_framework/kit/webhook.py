@@ -56,6 +56,9 @@ class WebhookError(ConsumerFrameworkError):
         status: The status code of its answer.
     """
 
+    # Its lines would be those of this module.
+    needs_traceback = False
+
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status

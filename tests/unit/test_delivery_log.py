@@ -38,6 +38,7 @@ from consumer_framework.core.gate import Reason
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.ports import Paused, Settled, StateChanged
 from consumer_framework.core.recovery import Decision
+from consumer_framework.kit.command import CommandError
 from consumer_framework.runtime.observe.log import DeliveryLog, fate
 from consumer_framework.testing import FakeClock, make_delivery
 
@@ -247,6 +248,13 @@ def test_the_same_failure_is_an_error_with_a_traceback_once(settle, log):
     levels = [record.levelname for record in records]
     assert levels == ["ERROR", "INFO", "INFO", "ERROR", "WARNING"]
     assert [bool(record.exc_info) for record in records] == [True, False, False, False, False]
+
+
+def test_a_failure_whose_text_says_all_has_no_traceback(settle, log):
+    settle(message(), Failed(CommandError("the command failed: exit code 3", 3)), Hold(0.0))
+    (record,) = log()
+    assert record.levelname == "ERROR"
+    assert not record.exc_info
 
 
 def test_events_beyond_ten_lines_are_summed_up_when_five_minutes_are_over(settle, log, time):

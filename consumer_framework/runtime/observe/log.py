@@ -155,6 +155,7 @@ class DeliveryLog(Observer):
         cause = fingerprint(error)
         is_end = rule_for(disposition).ending == "bad"
         repeated = logging.WARNING if is_end else logging.INFO
+        shown = error if getattr(error, "needs_traceback", True) else None
         _log.error(
             "%s failed at attempt %d%s; it is %s",
             describe(delivery),
@@ -163,7 +164,7 @@ class DeliveryLog(Observer):
             fate(disposition),
             extra={
                 **fields_of(delivery, disposition, cause),
-                **self._occurrence(delivery, disposition, cause, repeated, error),
+                **self._occurrence(delivery, disposition, cause, repeated, shown),
             },
         )
 
