@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .attempt import RouteState
 from .delivery import Failed, Routed, RouteResult, Undecodable, Unrouted, Withdrawn
