@@ -10,6 +10,7 @@ one key loses the other one's default; here they are merged.
 from __future__ import annotations
 
 import copy
+import re
 import ssl
 import tomllib
 from dataclasses import dataclass, field, replace
@@ -95,8 +96,26 @@ def read(path: Path, access: Access = PLAIN) -> dict[str, Any]:
         problem = Problem("", "is nested too deeply", "simplify it")
     except ValueError as error:
         # TOMLDecodeError; Python refuses integers of thousands of digits itself.
-        problem = Problem("", f"is not TOML: {error}", "mend the syntax there")
+        what = f"is not TOML: {error}"
+        problem = Problem("", what, "mend the syntax there", line=_line_of(error))
     raise ConfigurationError(problem, source=str(path))
+
+
+# The end of a message of tomllib; newer Pythons have the number as an attribute, too.
+_AT_LINE = re.compile(r"\(at line (\d+), column \d+\)$")
+
+
+def _line_of(error: ValueError) -> int:
+    found = _AT_LINE.search(str(error))
+    return int(found[1]) if found else 0
+
+
+def lines_of(path: Path | None, access: Access = PLAIN) -> core.TomlLines:
+    """Return the lines of the keys of a file; none if it cannot be read, or is not TOML."""
+    try:
+        return core.TomlLines(_bytes(path, access).decode() if path else "")
+    except (OSError, UnicodeDecodeError):
+        return core.TomlLines("")
 
 
 def _missing(path: Path) -> Problem:

@@ -138,7 +138,8 @@ _COLOURS = {Level.ERROR: terminal.bad, Level.WARNING: terminal.doubtful, Level.I
 def _line(finding: Finding) -> str:
     problem = finding.problem
     level = _COLOURS[finding.level](f"{finding.level.value}:")
-    place = f"{problem.source}: " if problem.source else ""
+    line = f":{problem.line}" if problem.line else ""
+    place = f"{problem.source}{line}: " if problem.source else ""
     return f"{level} {terminal.safe(f'{place}{problem}')}"
 
 
@@ -170,6 +171,7 @@ def document(report: Report, exit_code: int) -> dict[str, Any]:
             {
                 "level": finding.level.value,
                 "source": finding.problem.source or None,
+                "line": finding.problem.line or None,
                 "path": finding.problem.path or None,
                 "message": finding.problem.message,
                 "cure": finding.problem.cure or None,

@@ -229,12 +229,14 @@ class Problem:
         message: The problem in words.
         cure: The cure, or ``""`` where the message says it.
         source: The file, or other place, that it is in; ``""`` for that of its error.
+        line: The number of its line in that file, from 1; 0 if it is unknown.
     """
 
     path: str
     message: str
     cure: str = ""
     source: str = ""
+    line: int = 0
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""

@@ -50,6 +50,7 @@ from .parsing import (
     refuse_conflicts,
 )
 from .problems import toml_path
+from .toml_lines import TomlLines
 
 __all__ = [
     "CONFIGURATION_DIRECTORY",
@@ -79,6 +80,7 @@ __all__ = [
     "StoreKind",
     "Takes",
     "Tls",
+    "TomlLines",
     "Unroutable",
     "changes",
     "conflicts",

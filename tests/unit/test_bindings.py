@@ -259,13 +259,13 @@ def test_the_command_names_what_is_wrong(module, arguments, code, words):
 # The check.
 
 
-def findings(kind, keys, exchange="amq.topic", file=None, exchanges=None):
+def findings(kind, keys, exchange="amq.topic", exchanges=None):
     binding = Binding(exchange=exchange, routing_keys=keys, queue="q")
     settings = Settings.model_construct(
         bindings=(binding,), topic_prefix="", exchanges=exchanges or {}
     )
     target = Target("m:C", "the.toml", kind)
-    return [(f.problem.path, f.problem.message) for f in route_findings(settings, target, file)]
+    return [(f.problem.path, f.problem.message) for f in route_findings(settings, target)]
 
 
 class Two(Consumer):
@@ -346,18 +346,6 @@ def test_the_topics_of_a_class_count_with_any_prefix_and_unknown_ones_mean_no_fi
     assert "no installed package registers that class" in findings(Absent, ["x"])[0][1]
 
 
-def test_a_finding_names_the_line_of_the_key(tmp_path):
-    file = tmp_path / "a.toml"
-    file.write_text('[[bindings]]\nqueue = "q"\nrouting_keys = [\n  "b.#",\n  \'c\',\n]\n[qos]\n')
-    found = [message for _, message in findings(Two, ["b.#", "c", "x"], file=file)]
-    assert found[0].startswith("line 1: no binding")
-    assert found[1].startswith('line 5: "c"')
-    # Its own line cannot be found: that of its table.
-    assert found[2].startswith('line 1: "x"')
-    gone = [message for _, message in findings(Two, ["c"], file=tmp_path / "gone")]
-    assert gone[-1].startswith('"c"')
-
-
 # The page about it.
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/howto/route-messages-by-topic.md"
@@ -382,8 +370,11 @@ def test_the_page_shows_the_real_bindings_and_the_real_findings(tmp_path, monkey
     target = find_in_file("builds.py:Builds", "builds.toml")
     settings = config.load(configuration)
     lines = [
-        f"{f.level.value}: builds.toml: {f.problem}"
-        for f in route_findings(settings, target, configuration)
+        f"{f.level.value}: builds.toml:{f.problem.line}: {f.problem}"
+        for f in (
+            found.at("builds.toml", config.lines_of(configuration))
+            for found in route_findings(settings, target)
+        )
     ]
     assert lines == shown("text")[0].splitlines()[:2]
     kind = target.value

@@ -222,6 +222,7 @@ def test_json_has_everything(check, directory):
     assert shown["findings"][0] == {
         "level": "warning",
         "source": file,
+        "line": 5,
         "path": "queues.one.durable",
         "message": "the queue and its messages are lost when the broker restarts",
         "cure": "set it to true, with a queue of another name",

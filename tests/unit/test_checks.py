@@ -222,7 +222,7 @@ def test_a_key_of_whole_words_is_fine(key):
 )
 def test_a_key_that_can_match_no_topic_is_warned_of(key, odd, better):
     problem = only(bound("#", key))
-    assert problem.path == "bindings[0].routing_keys"
+    assert problem.path == "bindings[0].routing_keys[1]"
     assert f'"{odd}" mixes one with other text' in problem.message
     assert problem.cure == f'write "{better}", for one'
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from consumer_framework.adapters import config
 from consumer_framework.adapters.systemd.accounts import service_account
 from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_service
 from consumer_framework.adapters.systemd.systemctl import unit_name
@@ -70,7 +71,8 @@ def check(options: RunOptions, *, as_service: bool, ask_broker: bool) -> Report:
     if settings is not None:
         how = {"ask": ask_broker, "as_service": as_service}
         found += outbox_findings(settings, options.instance, named.absent, **how)
-    return report(options.source, tuple(finding.at(options.source) for finding in found))
+    lines = config.lines_of(options.path, access)
+    return report(options.source, tuple(finding.at(options.source, lines) for finding in found))
 
 
 def _account(instance: str) -> Account:
@@ -134,7 +136,7 @@ def _settings_findings(
     yield from binding_findings(settings)
     if start.target is not None:
         yield from publish_findings(start.target)
-        yield from route_findings(settings, start.target, options.path)
+        yield from route_findings(settings, start.target)
     yield from monitoring_findings(settings.monitoring, _state_directory(options, account))
     unit = unit_name(options.instance)
     most = most_tasks() if account is None else tasks_of_service(unit)

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from consumer_framework.core.errors import ExitCode, Problem
+
+if TYPE_CHECKING:
+    from consumer_framework.settings import TomlLines
 
 # The exit code for warnings with ``--strict``.
 STRICT = 1
@@ -34,9 +38,18 @@ class Finding:
     problem: Problem
     exit_code: int = ExitCode.CONFIGURATION
 
-    def at(self, source: str) -> Finding:
-        """Return the finding with *source* as its place, unless it has one."""
-        return replace(self, problem=replace(self.problem, source=self.problem.source or source))
+    def at(self, source: str, lines: TomlLines | None = None) -> Finding:
+        """Return the finding with *source* as its place, unless it has one.
+
+        Args:
+            source: A file.
+            lines: The lines of its keys; None if it has none.
+        """
+        problem = self.problem
+        if problem.source not in {"", source}:
+            return self
+        line = problem.line or (lines.line_of(problem.path) if lines else 0)
+        return replace(self, problem=replace(problem, source=source, line=line))
 
 
 def error(problem: Problem, exit_code: int = ExitCode.CONFIGURATION) -> Finding:

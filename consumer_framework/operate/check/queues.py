@@ -79,10 +79,10 @@ def _routing_key_findings(place: str, binding: Binding, kind: str) -> Iterator[F
     if not binding.routing_keys:
         yield warning(place, "is empty: the binding is never made", 'write ["#"] for every topic')
     look = {"topic": pattern_fault, "direct": _direct_problem}.get(kind)
-    for key in binding.routing_keys if look else ():
+    for index, key in enumerate(binding.routing_keys if look else ()):
         assert look is not None  # noqa: S101 -- the line above
         if found := look(key):
-            yield warning(place, f'"{key}" {found[0]}', found[1])
+            yield warning(f"{place}[{index}]", f'"{key}" {found[0]}', found[1])
 
 
 def _direct_problem(key: str) -> tuple[str, str] | None:
