@@ -315,6 +315,11 @@ class Once:
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name or len(name) > LONGEST_NAME:
         raise ValueError(f"a step has a name of 1 to {LONGEST_NAME} characters, not {name!r:.50}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        # A database would refuse it when the step is done already.
+        raise ValueError(f"a step has a name of valid text, not {name!r:.50}") from error
     if name.startswith("route:"):
         raise ValueError(f'{name!r}: names that begin with "route:" are those of the framework')
 

@@ -323,6 +323,12 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "Without NAME, a stopped and disabled instance does not count.",
         ),
         Meaning("4", "there is no such instance"),
+        Meaning(
+            "0-3",
+            "with --nagios: OK, warning, critical, unknown",
+            "An instance that does not exist, and wrong options, are unknown.",
+            "[Watch instances](../howto/watch-instances.md) explains them.",
+        ),
     ),
     "tail": (
         Meaning("0", "told to stop (Ctrl-C, SIGTERM), or --count messages were shown"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumer_framework.core.errors import FrameworkError
 from consumer_framework.core.text import age, plural
 
 from . import options, terminal
@@ -22,6 +24,8 @@ from .terminal import Command, Refusal, bad, faint, good, safe, title
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from click.shell_completion import CompletionItem
+
     from consumer_framework.adapters.systemd.systemctl import Unit
     from consumer_framework.operate.status import HostStatus, InstanceStatus
 
@@ -31,6 +35,9 @@ _UNKNOWN = 4
 # As systemctl(1) marks units.
 _UP, _DOWN, _FAILED, _CHANGING = "●", "○", "×", "↻"  # noqa: RUF001 -- theirs
 _INDENT = "  "
+
+# The word in the place of NAME that has Zabbix discover instances.
+_DISCOVERY = "discovery"
 
 # The counts that are summed up, for people and in JSON.
 _TOTALS = ("handled", "running", "held", "deferred", "quarantined")
@@ -42,8 +49,53 @@ class _Unknown(Refusal):
     exit_code = _UNKNOWN
 
 
+@contextmanager
+def _errors_are_unknown() -> Iterator[None]:
+    # 1 and 2, with which other commands refuse, would be a warning and critical.
+    from . import monitoring  # noqa: PLC0415
+
+    try:
+        yield
+    except click.ClickException as error:
+        monitoring.unknown(error.format_message())
+    except (FrameworkError, OSError) as error:
+        monitoring.unknown(str(error))
+
+
+class _Status(Command):
+    """The command, with errors as a monitoring system wants them if it asks."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Now, because the parser empties the list.
+        is_check = "--nagios" in args
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError:
+            with _errors_are_unknown() if is_check else nullcontext():
+                raise
+
+
+def _complete_threshold(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem | str]:
+    from consumer_framework.operate.monitoring import MEASURES  # noqa: PLC0415
+
+    return [f"{name}=" for name in MEASURES if f"{name}=".startswith(incomplete)]
+
+
+def _threshold(option: str, severity: str) -> Callable[[Any], Any]:
+    return click.option(
+        option,
+        multiple=True,
+        metavar="VALUE=RANGE",
+        shell_complete=_complete_threshold,
+        help=f"With --nagios or --zabbix: a value outside RANGE is {severity}, as in lag=100 (more "
+        "than 100). May be given several times.",
+    )
+
+
 @click.command(
-    cls=Command,
+    cls=_Status,
     epilog="""
 \b
 Examples:
@@ -52,6 +104,9 @@ Examples:
   fm-consumer status builds_2        # that worker alone
   fm-consumer status --json | jq '.groups[].totals'
   fm-consumer status sample --state-dir ./state    # as given to 'fm-consumer run'
+  fm-consumer status --nagios builds --warn lag=5000 --crit quarantined=10
+  fm-consumer status --zabbix discovery            # the instances
+  fm-consumer status --zabbix                      # the values of each of them
 """
     + epilog("status"),
 )
@@ -63,14 +118,56 @@ Examples:
     help="Where the one instance NAME keeps its state, as given to 'fm-consumer run'.",
 )
 @JSON
-def status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> None:
+@click.option(
+    "--nagios",
+    "form",
+    flag_value="nagios",
+    help="Print one line with performance data, and end with the exit code of a Nagios plugin.",
+)
+@click.option(
+    "--zabbix",
+    "form",
+    flag_value="zabbix",
+    help="Print the values of each NAME as JSON; 'discovery' in the place of NAME lists the "
+    "instances.",
+)
+@_threshold("--warn", "a warning")
+@_threshold("--crit", "critical")
+def status(  # noqa: PLR0913 -- one for each option
+    names: tuple[str, ...],
+    state_dir: Path | None,
+    form: str | None,
+    warn: tuple[str, ...],
+    crit: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> None:
     """Show how instances are: each NAME with its workers, or all of this host.
 
     The state is systemd's. The instance itself counts the messages that it handled, that run and
     that wait; to ask it takes root or its own user. If it does not answer, deferred and
     quarantined messages are counted in its store. An instance that was started by hand is found
     in its state directory; its NAME is that of its configuration file, without .toml.
+
+    --nagios and --zabbix judge each instance by its state and by thresholds. A RANGE is that of
+    the Monitoring Plugins: 10 alerts above 10, 10: below 10, 10:20 outside, @10:20 inside, ~:
+    never. A length of time may be written as 5m.
     """
+    with _errors_are_unknown() if form == "nagios" else nullcontext():
+        if as_json and form:
+            raise click.UsageError(f"give either --json or --{form}, not both")
+        if (warn or crit) and not form:
+            raise click.UsageError("--warn and --crit need --nagios or --zabbix")
+        match form:
+            case "nagios":
+                _check(names, state_dir, warn, crit)
+            case "zabbix":
+                _print_for_zabbix(names, state_dir, warn, crit)
+            case _:
+                _print_status(names, state_dir, as_json=as_json)
+
+
+def _look(names: tuple[str, ...], state_dir: Path | None) -> HostStatus:
     if state_dir and len(names) != 1:
         raise click.UsageError("--state-dir needs the NAME of one instance")
     for name in names:
@@ -79,12 +176,51 @@ def status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> 
     from consumer_framework.adapters.systemd.systemctl import Systemctl  # noqa: PLC0415
     from consumer_framework.operate import status  # noqa: PLC0415
 
-    found = status.instances_on_host(names, options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
+    return status.instances_on_host(names, options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
+
+
+def _print_status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> None:
+    found = _look(names, state_dir)
     _refuse_unknown(found, names)
     _show(found, as_json=as_json)
     counted = (one for one in found.instances if names or one.should_run)
     if not all(instance.is_active for instance in counted):
         raise click.exceptions.Exit(_NOT_ALL_ACTIVE)
+
+
+# For monitoring systems.
+
+
+def _check(
+    names: tuple[str, ...], state_dir: Path | None, warn: Sequence[str], crit: Sequence[str]
+) -> None:
+    from consumer_framework.operate.monitoring import judge_all, thresholds, worst  # noqa: PLC0415
+
+    from . import monitoring  # noqa: PLC0415
+
+    limits = thresholds(warn, crit)
+    verdicts = judge_all(_look(names, state_dir), limits, time.time(), every=bool(names))
+    if not verdicts:
+        monitoring.unknown(f"no instance of {options.CONFIGURATION_DIRECTORY} is to run")
+    click.echo(monitoring.nagios_line(verdicts, limits))
+    raise click.exceptions.Exit(worst(verdict.severity for verdict in verdicts))
+
+
+def _print_for_zabbix(
+    names: tuple[str, ...], state_dir: Path | None, warn: Sequence[str], crit: Sequence[str]
+) -> None:
+    from consumer_framework.operate.monitoring import judge_all, thresholds  # noqa: PLC0415
+
+    from . import monitoring  # noqa: PLC0415
+
+    limits = thresholds(warn, crit)
+    if names == (_DISCOVERY,):
+        terminal.print_json(monitoring.discovery(_look((), None)))
+        return
+    found = _look(names, state_dir)
+    _refuse_unknown(found, names)
+    verdicts = judge_all(found, limits, time.time(), every=True)
+    terminal.print_json(monitoring.items(verdicts, found))
 
 
 def _refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:

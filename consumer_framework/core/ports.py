@@ -199,7 +199,7 @@ class Steps(Protocol):
         """
 
     def settled(self, delivery: Delivery, *, stays: bool) -> None:
-        """Take note that this instance's handler will not see *delivery* again.
+        """Take note that the broker does not have *delivery* any more, or a row is done.
 
         Args:
             delivery: The delivery, whose settle the broker has been told.

@@ -213,8 +213,9 @@ class Settler:
                 self.lost_acks.answered(delivery, rule.answer, decision.disposition.reason)
             if rule.is_final:
                 self.flight.forget(delivery)
-                if self.store.has_steps:
-                    self.store.settled(delivery, stays=rule.write is not None)
+            stays = rule.write is not None
+            if (rule.is_final or stays) and self.store.has_steps:
+                self.store.settled(delivery, stays=stays)
         elif run is None:
             # Otherwise the run knows it.
             self.histories.keep(_with_history(decided))

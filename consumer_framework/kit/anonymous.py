@@ -13,6 +13,9 @@ person       username, fullname, agent, author, ...         ``somebody-1``
 address      ip, ...; IPv4 and IPv6                         ``192.0.2.1``
 ============ ============================================== ========================
 
+Keys with values within texts count too: JSON in a text, ``password=...``, ``?token=...``, and bytes
+that are no message.
+
 The same value has the same replacement everywhere, also within longer texts, so that values that
 were equal stay equal. Numbers, true, false and null of personal keys stay; a number that is a
 secret becomes 0. The addresses are those for documentation (RFC 2606, RFC 3849, RFC 5737).
@@ -81,18 +84,37 @@ _FORMS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
             r"|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bxox[a-z]-[\w-]{10,}"
             r"|\bAKIA[0-9A-Z]{16}\b"
             r"|(?<=[Bb]earer )[\w.~+/=-]{8,}"
-            r"|(?<=://)(?<![^/]/)[^\s/:@]{1,255}:[^\s/@]{1,255}(?=@)"
+            r"|(?<=://)(?<![^/]/)[^\s/:@]{0,255}:[^\s/@]{1,255}(?=@)"
         ),
     ),
     ("e-mail", re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")),
     (
         "address",
         re.compile(
-            r"(?<![\w.:-])(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})"
-            r"(?![\w.:-])"
+            r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\w)"
+            r"|(?<![\w.:-])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:-]|\.\w)"
         ),
     ),
 )
+
+
+def _key_of(*kinds: Kind) -> str:
+    """Return the pattern of a key of *kinds* within a text."""
+    words = "|".join(sorted({w.replace("_", "[_-]?") for kind in kinds for w in _KEYS[kind]}))
+    return rf"(?<![\w-])(?P<key>(?i:[\w-]{{0,40}}?(?:{words})))"
+
+
+# A key with its value within a text, in quotes of JSON, of JSON within JSON, or of Python.
+_QUOTED = re.compile(
+    _key_of(*_KEYS) + r"""\\*["']?\s{0,3}[:=]\s{0,3}"""
+    r"""(?P<open>\\*["'])(?P<value>[^\n]{1,1000}?)(?<!\\)(?P=open)"""
+)
+# Without quotes most values are words of a sentence, or names in a program.
+_BARE = re.compile(
+    r"(?P<before>[?&]?)" + _key_of("secret") + r"\s{0,3}[:=]\s{0,3}(?:(?:Bearer|Basic)\s)?"
+    r"""(?P<value>[^\s,;&"'()\[\]{}<>\\]{4,255}+)(?![(\[])"""
+)
+_SHORTEST_BARE = 6
 # A shorter name may be a part of anything, and is replaced where it is a whole value only.
 _SHORTEST = 4
 _EXAMPLES = ("@example.org", "@example.com", "@example.net")
@@ -112,6 +134,8 @@ class Anonymizer:
     kept: Iterable[str] = ()
     replaced: dict[str, str] = field(default_factory=dict)
     _counts: dict[Kind, int] = field(default_factory=dict)
+    _made: set[str] = field(default_factory=set)
+    # Of all values that are replaced; None if there are new ones.
     _known: re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
@@ -130,13 +154,18 @@ class Anonymizer:
 
     def text(self, text: str, *, is_version: bool = False) -> str:
         """Return *text* without the details that are known, and without those of a known form."""
+        text = self._without_forms(text, is_version=is_version)
+        if self._known is None:
+            self._known = _any_of(self.replaced)
+        return self._known.sub(lambda found: self.replaced[found[0]], text)
+
+    def _without_forms(self, text: str, *, is_version: bool = False) -> str:
         text = redact(text)
+        text = _BARE.sub(self._of_bare_key, _QUOTED.sub(self._of_key, text))
         for kind, form in _FORMS:
             if kind == "address" and is_version:
                 continue
             text = form.sub(lambda found, kind=kind: self._of_form(kind, found[0]), text)  # type: ignore[misc]
-        if self._known is not None:
-            text = self._known.sub(lambda found: self.replaced[found[0]], text)
         return text
 
     # Values, one after the other.
@@ -147,7 +176,7 @@ class Anonymizer:
         """Apply *done* to each value below *value*, with its key and the kind that the key has."""
         if isinstance(value, dict):
             return {
-                name: inner
+                self._key(name): inner
                 if _words(str(name)) in self.kept
                 else self._walk(inner, _words(str(name)), _kind_of(_words(str(name)), kind), done)
                 for name, inner in value.items()
@@ -156,11 +185,16 @@ class Anonymizer:
             return [self._walk(inner, key, kind, done) for inner in value]
         return done(value, key, kind)
 
+    def _key(self, name: Any) -> Any:
+        return self._without_forms(name) if isinstance(name, str) else name
+
     def _note(self, value: Any, key: str, kind: Kind | None) -> None:
         if isinstance(value, str):
             if kind is not None and _is_detail(kind, value):
                 self._replacement(kind, value)
-            self.text(value, is_version=key in _VERSIONS)
+            self._without_forms(value, is_version=key in _VERSIONS)
+        elif isinstance(value, bytes):
+            self._without_forms(value.decode(errors="surrogateescape"))
 
     def _replace(self, value: Any, key: str, kind: Kind | None) -> Any:
         if isinstance(value, str):
@@ -168,10 +202,25 @@ class Anonymizer:
                 return self.replaced[value]
             return self.text(value, is_version=key in _VERSIONS)
         if isinstance(value, bytes):
-            # Each byte is a character here, so that all others stay as they are.
-            return self.text(value.decode("latin-1")).encode("latin-1", "replace")
+            # All other bytes stay as they are, valid or not.
+            text = value.decode(errors="surrogateescape")
+            return self.text(text).encode(errors="surrogateescape")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return 0 if kind == "secret" and is_number else value
+
+    def _of_key(self, found: re.Match[str]) -> str:
+        """Replace the value of a key within a text."""
+        kind, value = _kind_of(_words(found["key"]), None), found["value"]
+        if kind is None or not _is_detail(kind, value):
+            return found[0]
+        start, end = (place - found.start() for place in found.span("value"))
+        return found[0][:start] + self._replacement(kind, value) + found[0][end:]
+
+    def _of_bare_key(self, found: re.Match[str]) -> str:
+        is_secret = _kind_of(_words(found["key"]), None) == "secret"
+        is_long = len(found["value"]) >= _SHORTEST_BARE
+        is_value = found["before"] or (is_long and re.search(r"\d", found["value"]))
+        return self._of_key(found) if is_secret and is_value else found[0]
 
     def _of_form(self, kind: Kind, found: str) -> str:
         if kind == "address" and not _is_address(found):
@@ -183,16 +232,22 @@ class Anonymizer:
     def _replacement(self, kind: Kind, value: str) -> str:
         if value in self.replaced:
             return self.replaced[value]
-        if value in self.replaced.values():
+        if value in self._made:
             return value
         self._counts[kind] = number = self._counts.get(kind, 0) + 1
         is_long_address = kind == "address" and ":" in value
         made = f"2001:db8::{number:x}" if is_long_address else _REPLACEMENTS[kind](number)
         self.replaced[value] = made
-        long = sorted((v for v in self.replaced if len(v) >= _SHORTEST), key=len, reverse=True)
-        words = "|".join(map(re.escape, long))
-        self._known = re.compile(rf"(?<!\w)(?:{words})(?!\w)") if words else None
+        self._made.add(made)
+        self._known = None
         return made
+
+
+def _any_of(values: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern of *values* as whole words, the longest first."""
+    long = sorted((v for v in values if len(v) >= _SHORTEST), key=len, reverse=True)
+    words = "|".join(map(re.escape, long))
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)")
 
 
 def _words(key: str) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.delivery import codec_of, readable
-from consumer_framework.core.text import moment
+from consumer_framework.core.text import moment, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +34,8 @@ _WIDTH = 96
 _LONGEST_TRACEBACK = 60
 # One attempt: a test needs no retry. The rest of the recovery settings stays.
 _ONE_ATTEMPT = {"immediate": 0, "delays": []}
+# A body that is nested deeper is written as its bytes.
+_DEEPEST = 100
 # Settings of the instance that a test has no use for.
 _NOT_FOR_TESTS = ("outbox", "store", "start_timeout", "stop_timeout")
 
@@ -81,7 +83,13 @@ class FailedMessage:
             is_same = json.loads(json.dumps(found)) == found
         except (ValueError, LookupError, RecursionError):
             return self.delivery.body
-        return found if isinstance(found, dict) and is_same else self.delivery.body
+        is_usable = isinstance(found, dict) and is_same and _is_shallow(found, _DEEPEST)
+        return found if is_usable else self.delivery.body
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(each, depth - 1) for each in inner)
 
 
 def source_of_test(message: FailedMessage, names: Anonymizer) -> str:
@@ -124,7 +132,7 @@ class _Writer:
 
     def _docstring(self) -> str:
         message = self.message
-        failed = self.names.text(message.reason)
+        failed = printable(self.names.text(message.reason))
         first = textwrap.fill(
             _plain(f"Row {message.row} of {message.instance} failed: {failed}"), 96
         )
@@ -182,7 +190,7 @@ class _Writer:
         text = attempt.traceback.rstrip("\n") or f"{attempt.error}: {attempt.message}"
         lines = self.names.text(text).splitlines()
         for line in lines[-_LONGEST_TRACEBACK:]:
-            yield f"  {line}"
+            yield f"  {printable(line.expandtabs())}"
 
     def _test(self) -> str:
         message = self.message

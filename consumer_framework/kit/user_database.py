@@ -213,7 +213,7 @@ _CONVERSIONS: tuple[tuple[type[sa.types.TypeEngine[Any]], str, Callable[[Any, An
     (sa.Integer, "an integer", _integer),
     (sa.Float, "a number", lambda value, _: float(value)),
     (sa.Numeric, "a number", _decimal),
-    (sa.Uuid, "a UUID", lambda value, _: uuid.UUID(value)),
+    (sa.Uuid, "a UUID", lambda value, _: uuid.UUID(str(value))),
     (sa.LargeBinary, "bytes", _bytes),
     (sa.types.NullType, "a value", _plain),
     (sa.types.TypeEngine, "text", _text),
@@ -233,7 +233,7 @@ def value_for(column: sa.Column[Any], value: Any) -> Any:
     words, convert = next((w, c) for base, w, c in _CONVERSIONS if isinstance(kind, base))
     try:
         return convert(value, kind)
-    except (ValueError, TypeError, ArithmeticError, OSError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, OSError) as error:
         shown = printable(clipped(json.dumps(value, default=str), 80))
         raise ValueError(f"{shown} is no value for its column {column.name}: {words}") from error
 

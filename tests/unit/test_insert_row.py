@@ -269,6 +269,8 @@ def test_a_value_gets_the_type_of_its_column(kind, value, stored):
         (sa.DateTime(), 1e300),
         (sa.DateTime(), True),
         (sa.Uuid(), "x"),
+        (sa.Uuid(), 5),
+        (sa.Date(), {"a": 1}),
     ],
 )
 def test_a_value_that_has_no_such_type_is_refused(kind, value):

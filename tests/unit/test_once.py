@@ -7,17 +7,20 @@ import contextvars
 import logging
 import os
 import threading
+import time
 from unittest.mock import MagicMock
 
 import pytest
 from fedora_messaging.message import Message
 from twisted.internet import defer
 
-from consumer_framework import BatchConsumer, Consumer, Quarantine, Retry
+from consumer_framework import BatchConsumer, Consumer, Defer, Quarantine, Retry
 from consumer_framework.core.errors import StepResultError, StoreError
 from consumer_framework.testing import Ack, Harness, Hold
 from consumer_framework.testing import Quarantine as Quarantined
+from consumer_framework.testing.fake_store import FakeStore
 
+DAY = 86400.0
 NO_RETRY = {"recovery": {"immediate": 0, "delays": []}}
 
 
@@ -334,6 +337,7 @@ def test_a_step_within_a_step_has_another_name():
         ("x" * 201, "1 to 200 characters"),
         (7, "not 7"),
         ("route:a", "those of the framework"),
+        ("half a pair: \ud800", "valid text, not 'half a pair: .ud800'"),
     ],
 )
 def test_a_name_that_is_none_is_refused(name, why):
@@ -601,3 +605,15 @@ def test_a_quarantined_message_keeps_its_steps_for_its_replays():
         harness.restart()
         assert isinstance(harness.replay(given), Ack)
         assert Steps.latest.done == ["comment"]
+
+
+def test_the_memory_of_steps_hears_that_a_message_is_with_its_row_now(monkeypatch):
+    heard = []
+    monkeypatch.setattr(FakeStore, "settled", lambda _, one, *, stays: heard.append((one, stays)))
+    with harness_of(Steps, {"after file": Defer(time.time() + DAY, "not yet")}) as harness:
+        given = message()
+        harness.deliver(given)
+        assert [(one.message_id, stays) for one, stays in heard] == [(given.id, True)]
+        harness.advance("25h")
+        assert harness.acked == [given]
+        assert [(bool(one.row), stays) for one, stays in heard[1:]] == [(True, False)]

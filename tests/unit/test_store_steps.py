@@ -67,13 +67,92 @@ def test_a_message_that_is_published_again_after_a_crash_begins_anew(open_store,
     assert use(second, make_delivery(message_id="stored"), "b")
 
 
-def test_steps_of_settled_messages_go_at_the_end_of_the_process(open_store, tmp_path):
+def test_steps_of_settled_messages_outlive_the_process_by_a_day(open_store, tmp_path):
     store = open_store()
     for number in "12":
         use(store, make_delivery(message_id=number), number)
     store.settled(make_delivery(message_id="1"), stays=False)
     store.close()
+    # The connection was dead already, and the acknowledgement is lost.
+    next_process = open_store(now=DAY / 2)
+    asyncio.run(next_process.expire(DAY / 2))
+    assert use(next_process, again(message_id="1"), "1")
+    next_process.close()
+    last = open_store(now=DAY)
+    asyncio.run(last.expire(DAY))
     assert on_disk(tmp_path) == ["2"]
+
+
+def test_the_steps_of_a_message_stay_if_an_equal_one_is_settled_meanwhile(
+    open_store, tmp_path, monkeypatch
+):
+    store = open_store()
+    first, second = make_delivery(delivery_tag=1), make_delivery(delivery_tag=2)
+    for each in first, second:
+        store.steps_of(each)
+    store.settled(first, stays=False)
+    monkeypatch.setattr(module, "GRACE", 0.0)
+    store.record_step(second, "slow", "1").result()
+    use(store, make_delivery(message_id="another"), "another")
+    assert on_disk(tmp_path) == ["another", "slow"]
+
+
+def test_messages_that_go_to_the_store_keep_no_other_from_its_steps(open_store, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 2)
+    store = open_store()
+    held = make_delivery(message_id="held")
+    use(store, held)
+    for number in "123":
+        deferred = make_delivery(message_id=number)
+        use(store, deferred)
+        asyncio.run(store.defer(deferred, 1.0))
+        store.settled(deferred, stays=True)
+    for row in store.due(1.0):
+        assert use(store, row)
+    assert use(store, held)
+
+
+def test_former_steps_that_the_disk_does_not_delete_are_not_taken_for_those_of_a_new_message(
+    open_store, tmp_path
+):
+    store = open_store()
+    use(store, make_delivery(), "done before")
+    store.settled(make_delivery(), stays=False)
+    published_again = make_delivery(delivery_tag=2)
+    database = tmp_path / "store.sqlite3"
+    # Reads go on: the file is open.
+    database.rename(database.with_suffix(".away"))
+    assert store.steps_of(published_again) == {}
+    with pytest.raises(StoreError):
+        store.record_step(published_again, "unrecorded", "1").result()
+    assert set(store.steps_of(published_again)) == {"unrecorded"}
+    with pytest.raises(StoreError):
+        store.record_step(published_again, "unrecorded", "1").result()
+    database.with_suffix(".away").rename(database)
+    assert set(store.steps_of(published_again)) == {"unrecorded"}
+    store.record_step(published_again, "unrecorded", "1").result()
+    assert store.steps_of(published_again)["unrecorded"].is_durable
+    assert on_disk(tmp_path) == ["unrecorded"]
+
+
+def test_a_step_that_was_not_recorded_is_forgotten_with_the_row_that_an_operator_drops(
+    open_store, tmp_path
+):
+    store = open_store()
+    delivery = make_delivery()
+    store.steps_of(delivery)
+    database = tmp_path / "store.sqlite3"
+    database.rename(database.with_suffix(".away"))
+    with pytest.raises(StoreError):
+        store.record_step(delivery, "a", "1").result()
+    database.with_suffix(".away").rename(database)
+    asyncio.run(store.defer(delivery, 1.0))
+    store.settled(delivery, stays=True)
+    (row,) = store.due(1.0)
+    assert "a" in store.steps_of(row)
+    asyncio.run(store.drop([row.row]))
+    # It is published again.
+    assert store.steps_of(make_delivery(delivery_tag=2)) == {}
 
 
 def test_a_later_step_deletes_those_of_messages_that_were_settled_a_while_ago(
@@ -110,6 +189,7 @@ def test_the_messages_that_are_not_settled_are_bounded_too(open_store, tmp_path,
     for number in "123":
         store.settled(make_delivery(message_id=number), stays=False)
     store.close()
+    asyncio.run(open_store(now=DAY).expire(DAY))
     # It was forgotten that the first one has a step, which expires with age.
     assert on_disk(tmp_path) == ["1"]
 

@@ -306,7 +306,7 @@ class Store(Reader, ports.Store):
         return self._steps.record(delivery, name, result)
 
     def settled(self, delivery: Delivery, *, stays: bool) -> None:
-        """Take note of a final settle; the steps of a message that does not stay may be deleted."""
+        """Take note of a settle; the steps of a message that does not stay may be deleted."""
         self._steps.settled(delivery, stays=stays)
 
     # Orders of an operator.

@@ -8,6 +8,8 @@ recognised when it comes again, so its steps belong to one delivery, or to one r
 The steps of a row are deleted with it. Those of other messages become superfluous when the broker
 has read their acknowledgement, which nobody can know: they are kept for another :data:`GRACE`, in
 case the process dies and the message comes again, and are deleted by the commit of a later step.
+Those that are left when the process stops are kept for :data:`AFTER_STOP`: the connection may have
+been dead for a while.
 
 An equal message that the broker never delivered before has been published again. It begins anew,
 unless the first one is not settled yet: in this process, or as a row.
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 LONGEST = 30 * 86400.0
 # Seconds that steps are kept after the acknowledgement of their message was written.
 GRACE = 60.0
+# Likewise, of those that have not been kept so long when the process stops.
+AFTER_STOP = 86400.0
 # Messages. Beyond them the steps of the oldest settled ones are deleted before their time, and
 # those of the oldest others stay for LONGEST.
 _MOST = 10_000
@@ -49,6 +53,7 @@ _HAS_ROW = "SELECT 1 FROM messages WHERE substr(key, 1, 32) = ? LIMIT 1"
 _ROW_KEY = "SELECT key FROM messages WHERE id = ?"
 # The first record stays: an equal one may have been written by a commit whose end nobody knew.
 _RECORD = "INSERT INTO steps (key, name, result, until) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_SHORTEN = "UPDATE steps SET until = min(until, ?) WHERE key = ?"
 _EXPIRE = """DELETE FROM steps WHERE until <= ?
     AND substr(key, 1, 32) NOT IN (SELECT substr(key, 1, 32) FROM messages)"""
 
@@ -78,12 +83,13 @@ class StepTable:
         self._connection: sqlite3.Connection | None = None
         # Distinguishes the messages without an id of this process from those of others.
         self._process = os.urandom(8)
-        # Messages whose handlers asked for steps and that are not settled.
+        # Messages of the broker's whose handlers asked for steps and that are not settled.
         self._unsettled: dict[bytes, None] = {}
         # Messages that are settled, each with the monotonic time of that; the oldest first.
         self._settled: dict[bytes, float] = {}
-        # Messages that were published again, while their former steps are being deleted.
-        self._begun_anew: set[bytes] = set()
+        # The deletions of the former steps of messages that were published again. One that has
+        # failed is begun again by the next run.
+        self._begun_anew: dict[bytes, Future[None]] = {}
         # Steps whose record failed: they are done, but a later process does not know.
         self._failed: dict[bytes, dict[str, str]] = {}
 
@@ -96,15 +102,18 @@ class StepTable:
         with self._lock, described(self._file):
             key = self._key(delivery)
             is_new = key not in self._unsettled and not may_come_again(delivery)
-            self._note_unsettled(key)
-            self._settled.pop(key, None)
+            self._note_unsettled(delivery, key)
             rows = self._reader().execute(_STEPS, (key,)).fetchall()
-            if rows and is_new and not self._has_row(key):
+            begun = self._begun_anew.get(key)
+            if is_new and (rows or key in self._failed) and not self._has_row(key):
+                self._failed.pop(key, None)
                 self._begin_anew(key)
                 return {}
-            if key in self._begun_anew:
-                return {}
-            failed = self._failed.get(key, {})
+            if begun is not None:
+                rows = []
+                if begun.done() and begun.exception() is not None:
+                    self._begin_anew(key)
+            failed = dict(self._failed.get(key, {}))
         found = {name: RecordedStep(result, is_durable=False) for name, result in failed.items()}
         return found | {name: RecordedStep(result) for name, result in rows}
 
@@ -112,23 +121,25 @@ class StepTable:
         """Begin to write a step that is done, and to delete steps that are superfluous."""
         with self._lock, described(self._file):
             key = self._key(delivery)
-            self._note_unsettled(key)
+            self._note_unsettled(delivery, key)
             old = self._take_settled()
         begun = self._begin(_record, key, name, result, self._now() + LONGEST, old)
         begun.add_done_callback(lambda future: self._recorded(future, key, name, result))
         return begun
 
     def settled(self, delivery: Delivery, *, stays: bool) -> None:
-        """Take note of a final settle; the message has a row afterwards if it *stays*."""
-        if delivery.row:
-            # They go with the row.
-            return
+        """Take note that the broker has *delivery* no more; it has a row afterwards if it *stays*.
+
+        A row that is settled takes its steps with it.
+        """
         with self._lock:
             key = self._broker_key(delivery)
-            if key not in self._unsettled:
+            if not stays:
+                self._failed.pop(key, None)
+                self._begun_anew.pop(key, None)
+            if delivery.row or key not in self._unsettled:
                 return
             del self._unsettled[key]
-            self._failed.pop(key, None)
             if not stays:
                 self._settled[key] = time.monotonic()
 
@@ -139,28 +150,32 @@ class StepTable:
         return self._begin(_expire, old, self._now())
 
     def close(self) -> None:
-        """Delete the steps of settled messages; call it before the end of the writer.
-
-        The connection to the broker is closed by now, so it has read every acknowledgement.
-        """
+        """Let the steps of settled messages expire soon; call it before the end of the writer."""
         with self._lock:
             if self._settled:
-                self._begin(_forget, list(self._settled))
+                self._begin(_shorten, list(self._settled), self._now() + AFTER_STOP)
                 self._settled.clear()
             if self._connection is not None:
                 self._connection.close()
 
-    def _note_unsettled(self, key: bytes) -> None:
+    def _note_unsettled(self, delivery: Delivery, key: bytes) -> None:
+        # An equal message may have been settled, and this one needs its steps still.
+        self._settled.pop(key, None)
+        if delivery.row:
+            return
         self._unsettled[key] = None
         if len(self._unsettled) > _MOST:
             # It went back to the broker, and another process has it.
             del self._unsettled[next(iter(self._unsettled))]
 
     def _begin_anew(self, key: bytes) -> None:
-        self._begun_anew.add(key)
-        deleted = self._begin(_forget, [key])
+        self._begun_anew[key] = deleted = self._begin(_forget, [key])
         # Before the future of any record that follows.
-        deleted.add_done_callback(lambda _: self._begun_anew.discard(key))
+        deleted.add_done_callback(lambda future: self._has_begun_anew(key, future))
+
+    def _has_begun_anew(self, key: bytes, deleted: Future[None]) -> None:
+        if deleted.exception() is None:
+            self._begun_anew.pop(key, None)
 
     def _reader(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -188,17 +203,25 @@ class StepTable:
     def _take_settled(self) -> list[bytes]:
         before = time.monotonic() - GRACE
         surplus = len(self._settled) - _MOST
-        old = [k for n, (k, at) in enumerate(self._settled.items()) if n < surplus or at <= before]
+        old: list[bytes] = []
+        # The oldest first: this looks at none that stays but one.
+        for key, settled_at in self._settled.items():
+            if len(old) >= surplus and settled_at > before:
+                break
+            old.append(key)
         for key in old:
             del self._settled[key]
         return old
 
     def _recorded(self, future: Future[None], key: bytes, name: str, result: str) -> None:
         with self._lock:
+            failed = self._failed.pop(key, {})
             if future.exception() is None:
-                self._failed.get(key, {}).pop(name, None)
+                failed.pop(name, None)
             else:
-                self._failed.setdefault(key, {})[name] = result
+                failed[name] = result
+            if failed:
+                self._failed[key] = failed
 
 
 # Operations of the writer.
@@ -223,3 +246,7 @@ def _expire(connection: sqlite3.Connection, superfluous: Iterable[bytes], now: f
 
 def _forget(connection: sqlite3.Connection, keys: Iterable[bytes]) -> None:
     connection.executemany("DELETE FROM steps WHERE key = ?", [(key,) for key in keys])
+
+
+def _shorten(connection: sqlite3.Connection, keys: Iterable[bytes], until: float) -> None:
+    connection.executemany(_SHORTEN, [(until, key) for key in keys])
