@@ -87,7 +87,8 @@ def test_a_single_active_consumer_of_a_quorum_queue_is_warned_of(version, count)
 
 
 def test_a_broker_without_lasting_queues_has_its_own_cure():
-    (found,) = queue_findings("", Queue(**(DURABLE | {"exclusive": True})), 1.0, lasting="ask them")
+    queue = Queue.model_validate(DURABLE | {"exclusive": True})
+    (found,) = queue_findings("", queue, 1.0, lasting="ask them")
     assert found.problem.cure == "ask them"
 
 
