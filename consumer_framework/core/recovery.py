@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from . import disposition as to
 from . import errors
-from .attempt import LINE_LIMIT, History, RouteState, attempt_of, one_line
+from .attempt import LINE_LIMIT, NO_HISTORY, History, RouteState, attempt_of, one_line
 from .delivery import (
     Blocked,
     Crashed,
@@ -189,9 +189,10 @@ def decide(delivery: Delivery, outcome: Outcome, policy: Policy, situation: Situ
             stays = policy.strict or not situation.may_store
             disposition = to.GiveBack() if stays else to.Defer(situation.now, BEHIND)
         case Unrouted():
-            # The store has it because the consumer once took it.
-            is_accepted = delivery.row or delivery.replayed
-            disposition = to.Quarantine(NO_ROUTE) if is_accepted else to.Reject(NO_ROUTE)
+            # The consumer took it once: the store has it, or it has run.
+            is_stored = delivery.row or delivery.replayed
+            has_run = situation.may_store and history != NO_HISTORY
+            disposition = to.Quarantine(NO_ROUTE) if is_stored or has_run else to.Reject(NO_ROUTE)
     return Decision(disposition, history)
 
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .attempt import RouteState
 from .delivery import Failed, Routed, RouteResult, Undecodable, Unrouted, Withdrawn
@@ -43,7 +43,7 @@ from .ports import HandlerRunner
 from .recovery import Decision, Situation, decide, result_of, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
     from typing import TypeAlias
 
     from .delivery import Delivery, Outcome
@@ -147,7 +147,7 @@ class RoutedRunner(HandlerRunner):
 
     async def _run_in_turn(self, delivery: Delivery, routes: tuple[str, ...]) -> Outcome:
         states = await self._states_of(delivery)
-        due = _due(states.values(), routes, self._settler.clock.time())
+        due = due_routes(states.values(), routes, self._settler.clock.time())
         results: list[RouteResult] = []
         is_over = False
         for route in routes:
@@ -242,13 +242,18 @@ def _named(outcome: Outcome, route: str) -> Outcome:
     return replace(outcome, route=route) if isinstance(outcome, Failed) else outcome
 
 
-def _due(states: Any, routes: tuple[str, ...], now: float) -> Callable[[RouteState], bool]:
+def due_routes(
+    states: Collection[RouteState], routes: tuple[str, ...], now: float
+) -> Callable[[RouteState], bool]:
     """Return a function that tells whether a route with a state runs now.
 
-    At least the one that is due first does: the message runs, whatever the clock says.
+    Unless a route without a state runs, at least the one that is due first does: the message runs,
+    whatever the clock says.
     """
+    known = {state.route for state in states}
     waiting = [s.until for s in states if s.ending == "later" and s.route in routes]
-    until = max(now, min(waiting, default=now))
+    is_any_new = not known.issuperset(routes)
+    until = now if is_any_new else max(now, min(waiting, default=now))
     return lambda state: state.ending == "later" and state.until <= until
 
 

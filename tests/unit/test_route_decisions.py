@@ -27,6 +27,7 @@ from consumer_framework.core.recovery import (
     result_of,
     state_of,
 )
+from consumer_framework.core.routed import due_routes
 
 DELIVERY = Delivery("q", 1, 1, False, "amq.topic", "a.b", pika.BasicProperties(), b"{}")
 NOW = 1000.0
@@ -210,3 +211,32 @@ def test_a_stored_message_without_a_route_waits_for_an_operator(changes):
     assert isinstance(decide(fresh, Unrouted(), Policy(), HERE).disposition, to.Reject)
     stored = fresh._replace(**changes)
     assert isinstance(decide(stored, Unrouted(), Policy(), HERE).disposition, to.Quarantine)
+
+
+def test_a_message_that_has_run_and_lost_its_routes_waits_for_an_operator_too():
+    """A reload changed the topic_prefix while the message was held."""
+    held = DELIVERY._replace(history=History(failed("a", 1)))
+    assert isinstance(decide(held, Unrouted(), Policy(), HERE).disposition, to.Quarantine)
+    no_store = HERE._replace(may_store=False)
+    assert isinstance(decide(held, Unrouted(), Policy(), no_store).disposition, to.Reject)
+
+
+@pytest.mark.parametrize(
+    ("routes", "expected"),
+    [
+        # The message comes before its time, and something has to run.
+        (("a", "b", "c"), ["a"]),
+        # Something runs: the others keep their time.
+        (("a", "b", "c", "new"), []),
+        (("b", "gone"), []),
+    ],
+)
+def test_a_route_runs_before_its_time_only_if_no_other_route_would(routes, expected):
+    states = (
+        RouteState("a", "later", NOW + 10),
+        RouteState("b", "later", NOW + 20),
+        RouteState("c", "done"),
+    )
+    due = due_routes(states, routes, NOW)
+    assert [state.route for state in states if due(state)] == expected
+    assert due_routes(states, routes, NOW + 30)(states[1])
