@@ -196,7 +196,8 @@ def test_a_relay_that_stops_gives_back_what_it_claimed_ahead(store):
 def test_a_relay_that_cannot_settle_gives_back_what_it_claimed_ahead(store, monkeypatch):
     setup = Setup(store, window=3)
     messages = put(store, 9)
-    settle, fails = store.settle, []
+    settle = store.settle
+    fails: list[str] = []
 
     def fail(token, **rows):
         if rows.get("sent"):
