@@ -21,9 +21,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fedora_messaging import config as upstream
 
+from consumer_framework.adapters import config
 from consumer_framework.adapters.certificates import common_name
 from consumer_framework.cli import main
 from consumer_framework.core.errors import ExitCode
+from consumer_framework.operate.check.fedora import fedora_findings
 from tests.unit.broken_configurations import CORPUS, Broken, local, private, public
 
 MODULE = """
@@ -269,3 +271,18 @@ def said_by(report: Any) -> list[str]:
         cure = f"; {f['cure']}" if f["cure"] else ""
         lines.append(f"{f['level']}: {place}: {path}{f['message']}{cure}")
     return lines
+
+
+def test_a_relay_has_no_queues_to_check(check, directory):
+    text = in_place(private(("passive_declares = true\n", "")), directory)
+    settings = config.examine(written(directory, text)).settings
+    found = [finding.problem.path for finding in fedora_findings(settings, "bodhi")]
+    assert found == ["amqp_url", "passive_declares"]
+    found = [f.problem.path for f in fedora_findings(settings, "bodhi", consumes=False)]
+    assert found == ["amqp_url"]
+
+
+def written(directory: Path, text: str) -> Path:
+    file = directory / "relay.toml"
+    file.write_text(text)
+    return file
