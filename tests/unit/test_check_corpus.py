@@ -20,10 +20,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fedora_messaging import config as upstream
+from fedora_messaging import message as upstream_message
 
+from consumer_framework.adapters import config
 from consumer_framework.adapters.certificates import common_name
 from consumer_framework.cli import main
 from consumer_framework.core.errors import ExitCode
+from consumer_framework.operate.check.fedora import fedora_findings
 from tests.unit.broken_configurations import CORPUS, Broken, local, private, public
 
 MODULE = """
@@ -51,6 +54,14 @@ def _upstreams_configuration_is_put_back():
 @pytest.fixture(autouse=True)
 def _the_reactor_is_that_of_the_tests(monkeypatch):
     monkeypatch.setattr("consumer_framework.runtime.reactor.install", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def _schemas_are_loaded_once(monkeypatch):
+    # Each check looks through all packages for them, which takes most of its time.
+    if not upstream_message._registry_loaded:
+        upstream_message.load_message_classes()
+    monkeypatch.setattr(upstream_message, "load_message_classes", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +178,8 @@ def test_the_name_of_an_account_is_that_in_its_certificate(directory):
 # Files that nobody wrote.
 
 ROOT = Path(__file__).resolve().parents[2]
-# The long form: `CHECK_FUZZ=10000 pytest tests/unit/test_check_corpus.py -k garbled`.
-COUNT = int(os.environ.get("CHECK_FUZZ", "150"))
+# The long form is that of `make chaos`.
+COUNT = 10_000 if os.environ.get("CHAOS") == "full" else 150
 VALUES = (
     *("{}", "[]", "[[]]", "[{}]", "true", "nan", "-inf", "0", "-1", "9" * 30, "1e400", '""'),
     *("1979-05-27", "07:32:00", '"\\u0000"', '"credential:x"', '"' + "x" * 300 + '"', "'%'"),
@@ -269,3 +280,18 @@ def said_by(report: Any) -> list[str]:
         cure = f"; {f['cure']}" if f["cure"] else ""
         lines.append(f"{f['level']}: {place}: {path}{f['message']}{cure}")
     return lines
+
+
+def test_a_relay_has_no_queues_to_check(check, directory):
+    text = in_place(private(("passive_declares = true\n", "")), directory)
+    settings = config.examine(written(directory, text)).settings
+    found = [finding.problem.path for finding in fedora_findings(settings, "bodhi")]
+    assert found == ["amqp_url", "passive_declares"]
+    found = [f.problem.path for f in fedora_findings(settings, "bodhi", consumes=False)]
+    assert found == ["amqp_url"]
+
+
+def written(directory: Path, text: str) -> Path:
+    file = directory / "relay.toml"
+    file.write_text(text)
+    return file
