@@ -290,6 +290,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "a line is no message",
             "Of files, nothing was run; of a pipe, the messages before it were.",
         ),
+        Meaning("74", "the file of --profile-to cannot be written; the messages were run"),
         Meaning("75", _IMPORT_FAILED),
         Meaning("78", _NO_CONFIGURATION),
         Meaning(
