@@ -17,7 +17,7 @@ help:
 	@echo 'make test      check and test everything'
 	@echo 'make test-all  the unit and integration tests on every Python from 3.11 up and every known message schema'
 	@echo 'make acceptance-matrix  the acceptance tests on systemd 252, 257 and the newest, and the others on their Pythons; as root, an hour'
-	@echo 'make chaos     the crash tests in their long form, and a cluster whose nodes die; some thirty-five minutes'
+	@echo 'make chaos     the crash tests in their long form, and a cluster whose nodes die; some forty minutes'
 	@echo 'make bench     compare with other consumers; for half an hour, on a machine that does nothing else'
 	@echo 'make bench-recovery  measure the cost of faults, next to fedora-messaging consume'
 	@echo 'make lint      ruff, mypy, import-linter'
@@ -51,18 +51,19 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance rpm consumers databases activemq
+	packaging/system-packages --optional broker acceptance rpm consumers databases activemq journal
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 # The complete crash tests: eight minutes of kills, cuts and restarts while messages come, then a ledger;
-# the same for publishing, with each database.
+# the same for publishing, with each database. And the check of 10,000 garbled files.
 chaos: venv
 	packaging/system-packages broker cluster databases
 	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py tests/integration/test_publishing_crashes.py \
 		tests/integration/test_cluster.py
+	CHAOS=full $(BIN)/pytest tests/unit/test_check_corpus.py
 
 # Writes benchmarks/results.json and docs/explanation/performance.
 bench: $(BENCH_INSTALLED)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Certificates in PEM files: the time when they end, and digests that show a change."""
+"""Certificates in PEM files: their ends, the name of a client, and digests that show a change."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,14 +23,29 @@ def ends_of(path: Path) -> list[datetime]:
     Returns:
         An empty list if the file cannot be read, or holds something else.
     """
+    return [certificate.not_valid_after_utc for certificate in _certificates(path)]
+
+
+def common_name(path: Path) -> str | None:
+    """Return the common name in the first certificate of a PEM file, that of the client.
+
+    Returns:
+        None if the file cannot be read, or has none.
+    """
+    for certificate in _certificates(path)[:1]:
+        for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+            return str(attribute.value)
+    return None
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
     try:
         with warnings.catch_warnings():
             # Systems' bundles have certificates with a serial number of 0.
             warnings.simplefilter("ignore")
-            certificates = x509.load_pem_x509_certificates(path.read_bytes())
+            return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError):
         return []
-    return [certificate.not_valid_after_utc for certificate in certificates]
 
 
 def digests(tls: Tls) -> dict[str, str]:

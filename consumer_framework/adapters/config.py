@@ -369,6 +369,8 @@ def _file_problem(key: str, value: str) -> Problem | None:
         )
         what = f"{value} cannot be read: {reason}"
         return Problem(f"tls.{key}", what, "name a PEM file that this user can read")
+    except ValueError:
+        return Problem(f"tls.{key}", "no file has a name with a null character", "name a PEM file")
     return None
 
 

@@ -152,6 +152,17 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("2", _USAGE),
         Meaning("78", f"{_NO_INSTANCE}, or its configuration cannot be used"),
     ),
+    "logs": (
+        Meaning("0", "the lines are shown", "The codes 0 and 1 are those of journalctl(1)."),
+        Meaning("1", "no line matches --grep or a pattern"),
+        Meaning("2", _USAGE),
+        Meaning(
+            "78",
+            f"{_NO_INSTANCE}, or the journal cannot be read",
+            "The message names the cure.",
+        ),
+        Meaning("130", "Ctrl-C ended the command"),
+    ),
     "new": (
         Meaning("0", "the project is made, or up to date"),
         Meaning("1", "an update left conflicts, or a file could not be written"),
@@ -279,6 +290,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "a line is no message",
             "Of files, nothing was run; of a pipe, the messages before it were.",
         ),
+        Meaning("74", "the file of --profile-to cannot be written; the messages were run"),
         Meaning("75", _IMPORT_FAILED),
         Meaning("78", _NO_CONFIGURATION),
         Meaning(

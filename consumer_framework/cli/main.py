@@ -32,6 +32,7 @@ _IN_MODULES = (
     "check",
     "dev",
     "explain",
+    "logs",
     "new",
     "outbox",
     "publish",

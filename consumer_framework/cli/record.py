@@ -18,7 +18,7 @@ from . import terminal
 from .exit_codes import epilog
 from .options import JSON, conditions, duration, topics
 from .terminal import Command, LiveLine, Refusal, note
-from .watched import Source, Stopped, distinct, source, stoppable, told
+from .watched import Signals, Source, Stopped, distinct, source, stoppable, told
 
 # Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class _Run:
     bytes: int = 0
     _lines: list[str] = field(default_factory=list)
     _oldest: float = 0.0
+    _signals: Signals = field(default_factory=Signals)
     _line: LiveLine = field(default_factory=LiveLine)
 
     def run(self) -> int:
@@ -143,9 +144,10 @@ class _Run:
         self.began = time.monotonic()
         try:
             try:
-                with stoppable():
+                with stoppable() as self._signals:
                     self._record(settings)
             except Stopped:
+                self._signals = Signals()
                 self._write()
         except OSError as error:
             self._line.clear()
@@ -258,12 +260,19 @@ class _Run:
         Raises:
             OSError: The disk does not take them.
         """
-        lines, self._lines = self._lines, []
         if self.options.to_output:
+            lines, self._lines = self._lines, []
             for line in lines:
                 click.echo(line, nl=False)
-        else:
+            self._written(lines)
+            return
+        # Otherwise a signal would undo the append.
+        with self._signals.held():
+            lines, self._lines = self._lines, []
             self._append(lines)
+            self._written(lines)
+
+    def _written(self, lines: Sequence[str]) -> None:
         self.count += len(lines)
         self.bytes += sum(map(len, lines))
 

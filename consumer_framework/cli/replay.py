@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from .options import Where
 
-_FAILED, _BAD_DATA = 1, 65
+_FAILED, _BAD_DATA, _NO_PROFILE = 1, 65, 74
 # Bad lines, causes and functions that are shown.
 _SHOWN = 20
 
@@ -330,8 +330,7 @@ class _Run:
                 self.line.clear()
                 if self.is_set_up:
                     self._sum_up(replay.summary, source)
-        if profile is not None:
-            self._show(profile)
+        is_saved = profile is None or self._show(profile)
         if replay.is_busy:
             # Its thread would keep the process.
             self._exit_now(128 + self.told)
@@ -339,7 +338,9 @@ class _Run:
             return 128 + self.told
         if is_cut_short:
             return _BAD_DATA
-        return 0 if replay.summary.is_good and not source.bad else _FAILED
+        if not (replay.summary.is_good and not source.bad):
+            return _FAILED
+        return 0 if is_saved else _NO_PROFILE
 
     def _counted(self, source: _Source) -> Iterator[Recorded]:
         # The first message is asked for once the consumer is set up.
@@ -409,15 +410,19 @@ class _Run:
         if not summary.messages and (self.options.topics or self.options.conditions):
             note("no message fits --topic and --where")
 
-    def _show(self, profile: HandlerProfile) -> None:
+    def _show(self, profile: HandlerProfile) -> bool:
+        """Show the profile, and save it; return False if that failed."""
+        is_saved = True
         if self.options.profile_to is not None:
             try:
                 profile.save(self.options.profile_to)
             except OSError as error:
                 text = f"{self.options.profile_to} cannot be written: {error.strerror}"
                 terminal.complain(OSError(text))
+                is_saved = False
         for line in views.profile_lines(profile.top(_SHOWN)):
             click.echo(line, file=sys.stderr if self.options.as_json else self.out)
+        return is_saved
 
 
 def _log(*, verbose: bool) -> None:

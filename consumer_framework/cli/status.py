@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -60,6 +61,11 @@ def _errors_are_unknown() -> Iterator[None]:
         monitoring.unknown(error.format_message())
     except (FrameworkError, OSError) as error:
         monitoring.unknown(str(error))
+    except click.exceptions.Exit:
+        raise
+    except Exception as error:  # noqa: BLE001 -- a defect, too, is no warning about an instance
+        traceback.print_exc()
+        monitoring.unknown(f"a defect of fm-consumer: {type(error).__name__}: {error}")
 
 
 class _Status(Command):

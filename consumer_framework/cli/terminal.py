@@ -40,7 +40,8 @@ class Refusal(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print it to standard error."""
-        click.echo(f"fm-consumer: {self.format_message()}", file=file, err=file is None)
+        text = safe_lines(self.format_message())
+        click.echo(f"fm-consumer: {text}", file=file, err=file is None)
 
 
 class Command(click.Command):

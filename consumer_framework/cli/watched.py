@@ -118,22 +118,45 @@ class Stopped(BaseException):
     """Told to stop, by a signal."""
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise :class:`Stopped` for the signals that end the command."""
+class Signals:
+    """The handler of the signals that end the command: it raises :class:`Stopped`."""
 
-    def stop(*_: object) -> None:
+    def __init__(self) -> None:
+        self._is_held = self._has_come = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait until the block has ended without an error."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self._has_come:
+            raise Stopped
+
+    def __call__(self, *_: object) -> None:
+        """Take a signal."""
         # A second one must not disturb the goodbye.
-        for number in before:
+        for number in _NUMBERS:
             signal.signal(number, signal.SIG_IGN)
-        raise Stopped
+        self._has_come = True
+        if not self._is_held:
+            raise Stopped
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stoppable() -> Iterator[Signals]:
+    """Raise :class:`Stopped` for the signals that end the command; yield their handler."""
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    signals = Signals()
     try:
-        for number in numbers:
-            signal.signal(number, stop)
-        yield
+        for number in _NUMBERS:
+            signal.signal(number, signals)
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

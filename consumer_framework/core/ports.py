@@ -182,8 +182,10 @@ class Steps(Protocol):
     def steps_of(self, delivery: Delivery) -> Mapping[str, RecordedStep]:
         """Return the steps of the message that are done, by name.
 
+        For a message that was published again, it waits for the store to forget the former steps.
+
         Raises:
-            StoreError: They cannot be read.
+            StoreError: They cannot be read, or former ones cannot be deleted.
         """
 
     def record_step(self, delivery: Delivery, name: str, result: str) -> ThreadFuture[None]:

@@ -127,13 +127,28 @@ def _objects(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         found = _value(line)
-        if is_first and isinstance(found, LineError):
+        if is_first and isinstance(found, LineError) and _may_go_on(line):
             whole = line + stream.read()
             documents = _documents(whole, number)
             yield from _lines(whole, number) if documents is None else documents
             return
         is_first = False
         yield number, found
+
+
+def _may_go_on(line: bytes) -> bool:
+    """Return true if a document may begin in *line* and go on below it, or if it has several.
+
+    Otherwise a file of any size would be read into memory for a first line that is damaged.
+    """
+    try:
+        text = line.decode().rstrip()
+        _decode(text, len(text) - len(text.lstrip()))
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text) - 1
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _lines(whole: bytes, first: int) -> Iterator[tuple[int, Any]]:

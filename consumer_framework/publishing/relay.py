@@ -269,9 +269,10 @@ class Relay:
         self._extender.stop()
         self._drop_waker()
         with contextlib.suppress(OutboxError):
+            self._claimer.give_back()
+        with contextlib.suppress(OutboxError):
             if self._unsettled is not None:
                 self._settle(*self._unsettled)
-            self._claimer.give_back()
             held = self._claimer.held
             self._store.release(self._owner, held.token, held.ids)
         self._has_lease = None

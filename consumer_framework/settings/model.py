@@ -172,6 +172,13 @@ class Batch(Table):
     """The time that the first message waits for the others."""
 
 
+class Profile(Enum):
+    """The rules of a broker's operators."""
+
+    FEDORA = "fedora"
+    NONE = "none"
+
+
 class PublishingKind(Enum):
     """The way of the messages that a handler publishes with fedora-messaging's API."""
 
@@ -276,6 +283,12 @@ class Framework(Table):
     """More brokers of the same cluster, as `HOST`, `HOST:PORT` or an AMQP URL. The instance tries
     them after the one of `amqp_url`, in their order, with the user, password, virtual host and
     `[tls]` of `amqp_url`: [Connect to a cluster](../howto/connect-to-a-cluster.md).
+    """
+    profile: Annotated[Profile | None, Takes.RELOAD] = None
+    """The rules of the broker's operators that `fm-consumer check` applies besides its own:
+    `"fedora"`, or `"none"`. Without this key: `"fedora"` if the host name of a broker ends with
+    `fedoraproject.org`. An instance does not use it:
+    [Use Fedora's broker](../howto/use-fedoras-broker.md).
     """
     slots: Annotated[StrictInt, Field(ge=1, le=64), Takes.RELOAD] = 1
     """The number of handlers that run at once, 1 to 64. The unit's `TasksMax=` has room for 64; if
@@ -543,6 +556,10 @@ class Settings(Table):
         """The number of messages that the broker sends ahead, per queue."""
         written = self.qos.prefetch_count
         return self.framework.prefetch_count if written is None else written
+
+    def is_passive(self, queue: Queue) -> bool:
+        """Return true if the instance does not create *queue*, which must exist."""
+        return self.passive_declares if queue.passive is None else queue.passive
 
     def bindings_of(self, queue: str) -> list[Binding]:
         """Return the bindings of the queue with the name *queue* in the configuration."""

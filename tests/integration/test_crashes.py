@@ -19,7 +19,7 @@ import pika
 import pytest
 
 from consumer_framework.adapters.amqp.channels import MANY
-from consumer_framework.runtime.dispatcher import HAND_OVER
+from consumer_framework.runtime.task_pool import HAND_OVER
 from consumer_framework.testing.broker import Broker
 from consumer_framework.testing.broker.proxy import Proxy
 

@@ -163,3 +163,8 @@ def test_status_tells_of_instances_that_were_started_by_hand(broker, queue_name,
     assert found["queues"] == [queue_name]
     assert found["broker"].endswith(str(broker.port))
     assert (found["held"], found["deferred"], found["quarantined"]) == (0, 0, 0)
+    command[-1] = "--nagios"
+    check = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert check.stdout.startswith("FM-CONSUMER OK: by-hand: consuming 1 queue, ")
+    assert " by-hand.handled=3c;;;0 " in check.stdout
+    assert check.returncode == 0

@@ -86,6 +86,7 @@ FRAMEWORK_OTHERS: dict[str, Any] = {
     "rate": "5/s",
     "quarantine_max_age": "1d",
     "store": "memory",
+    "profile": "fedora",
     "quarantine_max_bytes": 5,
     "batch": {"size": 3},
     "ordering": "strict",

@@ -213,7 +213,7 @@ def test_a_broken_schema_package_is_an_error(check, monkeypatch):
 
 
 def test_json_has_everything(check, directory):
-    result = check(GOOD.replace("durable = true", "durable = false"), "--json")
+    result = check(GOOD.replace("auto_delete = false", "auto_delete = true"), "--json")
     assert result.exit_code == 0
     file = str(directory / "sample.toml")
     shown = json.loads(result.stdout)
@@ -222,10 +222,11 @@ def test_json_has_everything(check, directory):
     assert shown["findings"][0] == {
         "level": "warning",
         "source": file,
-        "line": 5,
-        "path": "queues.one.durable",
-        "message": "the queue and its messages are lost when the broker restarts",
-        "cure": "set it to true, with a queue of another name",
+        "line": 6,
+        "path": "queues.one.auto_delete",
+        "message": "the queue goes with its consumer: what is sent while the instance is down is "
+        "lost",
+        "cure": "set auto_delete = false and durable = true, with a queue of another name",
     }
 
 

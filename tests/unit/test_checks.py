@@ -36,7 +36,6 @@ def test_a_durable_queue_without_arguments_is_inside_the_guarantee():
     [
         ({"exclusive": True}, "queues.one.exclusive", "sent while the instance is down is lost"),
         ({"auto_delete": True}, "queues.one.auto_delete", "sent while the instance is down"),
-        ({"durable": False}, "queues.one.durable", "lost when the broker restarts"),
         (
             {"durable": False, "auto_delete": True, "exclusive": True},
             "queues.one.exclusive",
@@ -49,6 +48,48 @@ def test_a_queue_that_does_not_last_is_warned_of_once(changes, path, what):
     assert problem.path == path
     assert what in problem.message
     assert "a queue of another name" in problem.cure
+
+
+def test_a_queue_that_ends_with_the_broker_is_warned_of():
+    problem = only(findings(durable=False, version=(4, 2)))
+    assert problem.path == "queues.one.durable"
+    assert "lost when the broker restarts" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("version", "passive", "level"),
+    [
+        ((4, 3), False, Level.ERROR),
+        ((4, 3, 1), None, Level.ERROR),
+        ((4, 3), True, Level.WARNING),
+        (None, False, Level.WARNING),
+    ],
+)
+def test_rabbitmq_4_3_refuses_a_queue_that_is_neither_durable_nor_exclusive(
+    version, passive, level
+):
+    _, refused = findings(durable=False, version=version, passive=passive)
+    assert (refused.level, refused.problem.path) == (level, "queues.one.durable")
+    assert refused.exit_code == ExitCode.TEMPORARY or level is Level.WARNING
+    assert "RabbitMQ 4.3 refuses a queue" in refused.problem.message
+    assert "transient_nonexcl_queues" in refused.problem.cure
+
+
+@pytest.mark.parametrize(("version", "count"), [(None, 1), ((4, 3), 1), ((4, 2, 9), 0), ((3,), 0)])
+def test_a_single_active_consumer_of_a_quorum_queue_is_warned_of(version, count):
+    more = {"x-single-active-consumer": True, "x-delivery-limit": -1}
+    found = findings(QUORUM | more, version=version)
+    assert len(found) == count
+    for finding in found:
+        assert finding.level is Level.WARNING
+        assert finding.problem.path == "queues.one.arguments.x-single-active-consumer"
+    assert findings(more, version=version) == [], "a classic queue"
+
+
+def test_a_broker_without_lasting_queues_has_its_own_cure():
+    queue = Queue.model_validate(DURABLE | {"exclusive": True})
+    (found,) = queue_findings("", queue, 1.0, lasting="ask them")
+    assert found.problem.cure == "ask them"
 
 
 def test_the_queue_that_the_broker_names_is_to_be_replaced():

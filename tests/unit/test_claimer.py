@@ -92,6 +92,13 @@ def test_a_claim_made_ahead_is_of_no_use_if_fewer_rows_are_to_be_sent(store, cla
     assert free(store) == messages[3:]
 
 
+def test_a_claim_made_ahead_is_used_although_the_relay_became_a_little_slower(store, claimer):
+    messages = put(store, 18)
+    claimer.next(2)
+    claimer.look_ahead(12)
+    assert of(claimer.next(10)) == messages[2:14]
+
+
 def test_a_claim_made_ahead_long_ago_is_made_again(store, claimer, clock):
     messages = put(store, 3)
     claimer.next(1)
@@ -183,6 +190,25 @@ def test_a_relay_that_stops_gives_back_what_it_claimed_ahead(store):
     messages = put(store, 30)
     run_until(setup, 3)
     assert setup.messenger.sent == messages[:3]
+    assert free(store) == messages[3:]
+
+
+def test_a_relay_that_cannot_settle_gives_back_what_it_claimed_ahead(store, monkeypatch):
+    setup = Setup(store, window=3)
+    messages = put(store, 9)
+    settle = store.settle
+    fails: list[str] = []
+
+    def fail(token, **rows):
+        if rows.get("sent"):
+            while not fails and any(message in free(store) for message in messages[3:6]):
+                threading.Event().wait(0.01)
+            fails.append(token)
+            raise OutboxError("the database is away")
+        return settle(token, **rows)
+
+    monkeypatch.setattr(store, "settle", fail)
+    run_until(setup, 3)
     assert free(store) == messages[3:]
 
 

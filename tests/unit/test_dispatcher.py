@@ -13,7 +13,7 @@ from consumer_framework.core.disposition import Ack
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.gate import Gate
 from consumer_framework.core.intake import Intake
-from consumer_framework.runtime.dispatcher import HAND_OVER, TaskPool
+from consumer_framework.runtime.task_pool import HAND_OVER, TaskPool
 from consumer_framework.testing import Harness, make_delivery
 
 PATIENCE = 30

@@ -8,7 +8,7 @@ import sys
 import click
 from click.testing import CliRunner
 
-from consumer_framework.cli.terminal import Command, LiveLine
+from consumer_framework.cli.terminal import Command, LiveLine, Refusal
 
 
 class Terminal(io.StringIO):
@@ -39,3 +39,9 @@ def test_ctrl_c_ends_a_command_with_a_line_and_the_code_of_a_shell():
 
     done = CliRunner().invoke(slow)
     assert (done.exit_code, done.stderr) == (130, "\nfm-consumer: interrupted\n")
+
+
+def test_a_refusal_does_nothing_to_a_terminal():
+    shown = io.StringIO()
+    Refusal("a\x1b]0;title\x07b\x9b").show(shown)
+    assert shown.getvalue() == "fm-consumer: a\\x1b]0;title\\x07b\\x9b\n"

@@ -316,6 +316,16 @@ def test_an_instance_that_the_user_of_the_check_may_not_ask_is_unknown(host, mon
     assert checked(host)[0] == 3
 
 
+def test_a_defect_is_unknown_with_its_traceback_on_standard_error(host, monkeypatch):
+    host.configures()
+    monkeypatch.setattr(status, "instances_on_host", lambda *_: 1 / 0)
+    result = host.does("status", "--nagios")
+    assert result.exit_code == 3
+    assert LINE.fullmatch(result.stdout)
+    assert "a defect of fm-consumer: ZeroDivisionError" in result.stdout
+    assert "Traceback" in result.stderr
+
+
 def test_a_directory_of_configurations_that_cannot_be_read_is_unknown(host):
     host.etc.rmdir()
     host.etc.write_text("no directory")

@@ -2,6 +2,7 @@
 """Recorded messages: each known format, and everything that is none."""
 
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from consumer_framework.adapters.codec import decode
 from consumer_framework.adapters.store.export import expired_line_of, line_of
 from consumer_framework.kit.recorded import BadRecordError, Recorded, read
 from consumer_framework.testing import make_delivery
+
+GOOD = b'{"topic": "a", "body": {}}\n'
 
 
 @pytest.fixture
@@ -115,6 +118,30 @@ def test_a_bad_line_is_told_with_its_file_and_a_cure_and_the_others_are_read(fou
     [reason] = reasons(read_ones)
     assert reason.startswith("recorded.jsonl:3: is no JSON")
     assert reason.endswith("write one JSON object on each line")
+
+
+def test_a_first_line_that_is_damaged_takes_no_file_into_memory(monkeypatch):
+    class Endless(io.RawIOBase):
+        """A file that is larger than the memory."""
+
+        def __init__(self):
+            self.parts = itertools.chain([b'ic": "cut", "body": {}}\n'], itertools.repeat(GOOD))
+
+        def readable(self):
+            return True
+
+        def readall(self):
+            pytest.fail("the whole file is read")
+
+        def readinto(self, buffer):
+            part = next(self.parts)
+            buffer[: len(part)] = part
+            return len(part)
+
+    stream = io.BufferedReader(Endless())
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+    bad, *good = itertools.islice(read(Path("-")), 5)
+    assert (str(bad).partition(": is")[0], topics(good)) == ("standard input:1", ["a"] * 4)
 
 
 @pytest.mark.parametrize(

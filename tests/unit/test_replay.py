@@ -484,7 +484,7 @@ def test_a_profile_has_the_functions_of_the_handler(place, tmp_path, name):
         place.replay("--profile", "--topic", "x").output
     )
     gone = tmp_path / "gone" / "handler.prof"
-    assert "cannot be written" in place.replay("--profile-to", gone).output
+    assert "cannot be written" in place.replay("--profile-to", gone, code=74).output
 
 
 def run(place, *words, **more):

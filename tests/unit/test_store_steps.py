@@ -112,8 +112,9 @@ def test_messages_that_go_to_the_store_keep_no_other_from_its_steps(open_store, 
     assert use(store, held)
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
 def test_former_steps_that_the_disk_does_not_delete_are_not_taken_for_those_of_a_new_message(
-    open_store, tmp_path
+    open_store, tmp_path, is_restarted
 ):
     store = open_store()
     use(store, make_delivery(), "done before")
@@ -122,17 +123,38 @@ def test_former_steps_that_the_disk_does_not_delete_are_not_taken_for_those_of_a
     database = tmp_path / "store.sqlite3"
     # Reads go on: the file is open.
     database.rename(database.with_suffix(".away"))
-    assert store.steps_of(published_again) == {}
-    with pytest.raises(StoreError):
-        store.record_step(published_again, "unrecorded", "1").result()
-    assert set(store.steps_of(published_again)) == {"unrecorded"}
-    with pytest.raises(StoreError):
-        store.record_step(published_again, "unrecorded", "1").result()
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            store.steps_of(published_again)
     database.with_suffix(".away").rename(database)
-    assert set(store.steps_of(published_again)) == {"unrecorded"}
-    store.record_step(published_again, "unrecorded", "1").result()
-    assert store.steps_of(published_again)["unrecorded"].is_durable
-    assert on_disk(tmp_path) == ["unrecorded"]
+    if is_restarted:
+        store.close()
+        store, published_again = open_store(), again()
+    assert store.steps_of(published_again) == {}
+    assert not use(store, published_again, "new")
+    assert set(store.steps_of(published_again)) == {"new"}
+    assert on_disk(tmp_path) == ["new"]
+
+
+def test_a_message_whose_steps_cannot_be_read_at_first_is_as_new_as_before(open_store, tmp_path):
+    former = open_store()
+    use(former, make_delivery(), "done before")
+    former.close()
+    store = open_store()
+    database = tmp_path / "store.sqlite3"
+    database.rename(database.with_suffix(".away"))
+    with pytest.raises(StoreError):
+        store.steps_of(make_delivery())
+    database.with_suffix(".away").rename(database)
+    assert store.steps_of(make_delivery()) == {}
+
+
+def test_the_former_steps_are_deleted_before_the_new_message_is_handled(open_store, tmp_path):
+    store = open_store()
+    use(store, make_delivery(), "done before")
+    store.settled(make_delivery(), stays=False)
+    assert store.steps_of(make_delivery(delivery_tag=2)) == {}
+    assert on_disk(tmp_path) == []
 
 
 def test_a_step_that_was_not_recorded_is_forgotten_with_the_row_that_an_operator_drops(

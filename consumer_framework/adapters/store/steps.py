@@ -87,8 +87,8 @@ class StepTable:
         self._unsettled: dict[bytes, None] = {}
         # Messages that are settled, each with the monotonic time of that; the oldest first.
         self._settled: dict[bytes, float] = {}
-        # The deletions of the former steps of messages that were published again. One that has
-        # failed is begun again by the next run.
+        # The deletions of the former steps of messages that were published again; not those that
+        # have succeeded.
         self._begun_anew: dict[bytes, Future[None]] = {}
         # Steps whose record failed: they are done, but a later process does not know.
         self._failed: dict[bytes, dict[str, str]] = {}
@@ -96,24 +96,26 @@ class StepTable:
     def of(self, delivery: Delivery) -> Mapping[str, RecordedStep]:
         """Return the steps of *delivery* by name.
 
+        Of a message that was published again, this waits for the deletion of its former steps: if
+        the process died before, they would be taken for steps of its redelivery.
+
         Raises:
-            StoreError: They cannot be read.
+            StoreError: They cannot be read, or those former ones cannot be deleted.
         """
         with self._lock, described(self._file):
             key = self._key(delivery)
             is_new = key not in self._unsettled and not may_come_again(delivery)
-            self._note_unsettled(delivery, key)
             rows = self._reader().execute(_STEPS, (key,)).fetchall()
-            begun = self._begun_anew.get(key)
-            if is_new and (rows or key in self._failed) and not self._has_row(key):
-                self._failed.pop(key, None)
-                self._begin_anew(key)
-                return {}
-            if begun is not None:
-                rows = []
-                if begun.done() and begun.exception() is not None:
-                    self._begin_anew(key)
             failed = dict(self._failed.get(key, {}))
+            deletion = self._deletion_of(key)
+            if is_new and (rows or failed) and not self._has_row(key):
+                self._failed.pop(key, None)
+                deletion = self._begin_anew(key)
+            # Last: a message whose steps could not be read is as new as before.
+            self._note_unsettled(delivery, key)
+        if deletion is not None:
+            deletion.result()
+            return self.of(delivery)
         found = {name: RecordedStep(result, is_durable=False) for name, result in failed.items()}
         return found | {name: RecordedStep(result) for name, result in rows}
 
@@ -152,6 +154,9 @@ class StepTable:
     def close(self) -> None:
         """Let the steps of settled messages expire soon; call it before the end of the writer."""
         with self._lock:
+            for key in list(self._begun_anew):
+                # Begins the deletions again that have failed.
+                self._deletion_of(key)
             if self._settled:
                 self._begin(_shorten, list(self._settled), self._now() + AFTER_STOP)
                 self._settled.clear()
@@ -168,13 +173,20 @@ class StepTable:
             # It went back to the broker, and another process has it.
             del self._unsettled[next(iter(self._unsettled))]
 
-    def _begin_anew(self, key: bytes) -> None:
-        self._begun_anew[key] = deleted = self._begin(_forget, [key])
-        # Before the future of any record that follows.
-        deleted.add_done_callback(lambda future: self._has_begun_anew(key, future))
+    def _deletion_of(self, key: bytes) -> Future[None] | None:
+        """Return the deletion that the message waits for; begin it again if it has failed."""
+        deletion = self._begun_anew.get(key)
+        if deletion is None or not deletion.done():
+            return deletion
+        return None if deletion.exception() is None else self._begin_anew(key)
 
-    def _has_begun_anew(self, key: bytes, deleted: Future[None]) -> None:
-        if deleted.exception() is None:
+    def _begin_anew(self, key: bytes) -> Future[None]:
+        self._begun_anew[key] = deletion = self._begin(_forget, [key])
+        deletion.add_done_callback(lambda _: self._has_begun_anew(key, deletion))
+        return deletion
+
+    def _has_begun_anew(self, key: bytes, deletion: Future[None]) -> None:
+        if deletion.exception() is None:
             self._begun_anew.pop(key, None)
 
     def _reader(self) -> sqlite3.Connection:

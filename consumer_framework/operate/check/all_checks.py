@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters import config
+from consumer_framework.adapters.certificates import common_name
 from consumer_framework.adapters.systemd.accounts import service_account
 from consumer_framework.adapters.systemd.cgroup import most_tasks, tasks_of_service
 from consumer_framework.adapters.systemd.systemctl import unit_name
@@ -22,6 +24,7 @@ from consumer_framework.runtime.state_files import SYSTEM_STATE, is_directory_gi
 from consumer_framework.settings import StoreKind, instance_name_problem
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
+from .fedora import fedora_findings, way_to_lasting_queues
 from .files import file_findings, password_findings, state_findings, tls_findings
 from .findings import Finding, Level, error, report
 from .outbox import outbox_findings, relay_findings
@@ -31,7 +34,6 @@ from .start import NamedCredentials, examine, monitoring_findings, publish_findi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from consumer_framework.adapters.systemd.accounts import Account
     from consumer_framework.runtime.assembly.configuration import RunOptions
@@ -90,7 +92,13 @@ def _relay_findings(
         *_service_findings(options, account),
         *named.findings(),
         *tls_findings(start.settings, account, datetime.now(UTC), named.paths),
+        *fedora_findings(start.settings, _client_name(start.settings), consumes=False),
     ]
+
+
+def _client_name(settings: Settings) -> str | None:
+    file = settings.tls.certfile
+    return common_name(Path(file)) if file else None
 
 
 def _service_findings(options: RunOptions, account: Account | None) -> Iterator[Finding]:
@@ -132,6 +140,7 @@ def _settings_findings(
     if options.path is not None and "amqp_url" not in named.paths:
         yield from password_findings(settings.amqp_url, options.path)
     yield from tls_findings(settings, account, datetime.now(UTC), named.paths)
+    yield from fedora_findings(settings, _client_name(settings))
     yield from flow_findings(settings.qos.prefetch_count, start.framework)
     yield from binding_findings(settings)
     if start.target is not None:
@@ -156,5 +165,7 @@ def _broker_findings(
     else:
         version, found = broker_findings(settings)
         yield from found
+    ack_timeout, lasting = start.framework.recovery.ack_timeout, way_to_lasting_queues(settings)
     for name, queue in settings.queues.items():
-        yield from queue_findings(name, queue, start.framework.recovery.ack_timeout, version)
+        in_force = queue.model_copy(update={"passive": settings.is_passive(queue)})
+        yield from queue_findings(name, in_force, ack_timeout, version, lasting=lasting)

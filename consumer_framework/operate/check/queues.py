@@ -16,6 +16,7 @@ from consumer_framework.core.text import duration_text
 from consumer_framework.core.topics import MANY, ONE, pattern_fault
 from consumer_framework.operate.bindings import exchange_type
 from consumer_framework.settings import toml_path
+from consumer_framework.settings.model import SINGLE_ACTIVE, is_single_active
 
 from .findings import error, info, warning
 
@@ -71,8 +72,9 @@ def binding_findings(settings: Settings) -> Iterator[Finding]:
         if name not in bound:
             what = "no binding of this file brings messages to the queue"
             cure = f'add [[bindings]] with queue = "{name}", unless others bind it'
-            is_passive = settings.passive_declares if queue.passive is None else queue.passive
-            yield (info if is_passive else warning)(toml_path("queues", (name,)), what, cure)
+            yield (info if settings.is_passive(queue) else warning)(
+                toml_path("queues", (name,)), what, cure
+            )
 
 
 def _routing_key_findings(place: str, binding: Binding, kind: str) -> Iterator[Finding]:
@@ -97,26 +99,34 @@ _OTHER_QUEUE = "use a queue without it, of another name (arguments cannot be cha
 
 
 def queue_findings(
-    name: str, queue: Queue, ack_timeout: float, version: Version | None = None
+    name: str,
+    queue: Queue,
+    ack_timeout: float,
+    version: Version | None = None,
+    *,
+    lasting: str = "",
 ) -> Iterator[Finding]:
-    """Find the reasons why a queue may lose messages.
+    """Find the reasons why a queue may lose messages, or be refused.
 
     Args:
         name: Its name in the configuration.
-        queue: Its table.
+        queue: Its table; ``passive`` is the value in force.
         ack_timeout: ``recovery.ack_timeout``, in seconds.
         version: The broker's version, None if it is unknown.
+        lasting: The way to a queue that lasts, if this broker gives the account none.
     """
-    yield from _lifetime_findings(name, queue)
+    yield from _lifetime_findings(name, queue, lasting)
+    yield from _transient_findings(toml_path("queues", (name,)), queue, version)
     arguments = queue.arguments
     place = toml_path("queues", (name, "arguments"))
     yield from _length_findings(place, arguments)
     yield from _age_findings(place, arguments)
     yield from _delivery_limit_findings(place, arguments, version)
+    yield from _deadlock_findings(place, queue, version)
     yield from _consumer_timeout_findings(place, arguments, ack_timeout)
 
 
-def _lifetime_findings(name: str, queue: Queue) -> Iterator[Finding]:
+def _lifetime_findings(name: str, queue: Queue, lasting: str) -> Iterator[Finding]:
     # One finding is enough for a queue that ends: the first end.
     place = toml_path("queues", (name,))
     if queue.exclusive or queue.auto_delete:
@@ -125,10 +135,46 @@ def _lifetime_findings(name: str, queue: Queue) -> Iterator[Finding]:
         cure = f"set {key} = false and durable = true, with a queue of another name"
         if not name:
             cure = "declare a durable [queues.NAME], and bind that"
-        yield warning(f"{place}.{key}", what, cure)
+        yield warning(f"{place}.{key}", what, lasting or cure)
     elif not queue.durable:
         what = "the queue and its messages are lost when the broker restarts"
-        yield warning(f"{place}.durable", what, "set it to true, with a queue of another name")
+        cure = "set it to true, with a queue of another name"
+        yield warning(f"{place}.durable", what, lasting or cure)
+
+
+# RabbitMQ 4.3 refuses deprecated features unless its administrators permit them, and its quorum
+# queues have consumer timeouts of their own (release notes of RabbitMQ 4.3.0).
+_RABBITMQ_4_3 = (4, 3)
+
+
+def _transient_findings(place: str, queue: Queue, version: Version | None) -> Iterator[Finding]:
+    if queue.durable or queue.exclusive or (version or _RABBITMQ_4_3) < _RABBITMQ_4_3:
+        return
+    what = "RabbitMQ 4.3 refuses a queue that is neither durable nor exclusive"
+    cure = (
+        "set durable = true, or exclusive = true; or let the broker's administrators set "
+        "deprecated_features.permit.transient_nonexcl_queues"
+    )
+    if version is None or queue.passive:
+        yield warning(f"{place}.durable", what, cure)
+    else:
+        # The broker ends the connection with 541, and the start waits for another in vain.
+        yield error(Problem(f"{place}.durable", what, cure), ExitCode.TEMPORARY)
+
+
+def _deadlock_findings(place: str, queue: Queue, version: Version | None) -> Iterator[Finding]:
+    is_old = (version or _RABBITMQ_4_3) < _RABBITMQ_4_3
+    if is_old or not (_is_quorum(queue.arguments) and is_single_active(queue)):
+        return
+    what = (
+        "with RabbitMQ 4.3, a quorum queue may give no message to anybody after the consumer "
+        "timeout of its single active consumer"
+    )
+    cure = (
+        "use a classic queue, or have the broker's consumer_timeout longer than every handler, and "
+        "set handler_timeout"
+    )
+    yield warning(f"{place}.{SINGLE_ACTIVE}", what, cure)
 
 
 def _removal(arguments: Mapping[str, Any]) -> str:
