@@ -162,18 +162,25 @@ class _Stopped(BaseException):
 
 
 class _Signals:
-    """Raises :class:`_Stopped` for the first signal; a further one makes the end hurry."""
+    """Raises :class:`_Stopped` for a signal that ends the session; a later one makes it hurry."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._is_ending = False
+        self._is_hurried = False
 
-    def __call__(self, *_: object) -> None:
-        self.count += 1
-        if self.count == 1:
+    def __call__(self, number: int, _frame: object = None) -> None:
+        if not self._is_ending:
+            self._is_ending = True
             raise _Stopped
+        # A terminal that is closed ends the input too, so the session may be ending already.
+        self._is_hurried |= number != signal.SIGHUP
+
+    def session_ends(self) -> None:
+        """Take note that the session ends by itself."""
+        self._is_ending = True
 
     def is_hurried(self) -> bool:
-        return self.count > 1
+        return self._is_hurried
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
@@ -205,7 +212,7 @@ def _run(given: dict[str, Any], keyboard: int | None) -> int:
     given.update(rate=given["rate"] or 0.0, once=given["once"] or 0, keyboard=keyboard)
     signals = _Signals()
     screen = _JsonScreen() if given.pop("as_json") else _Screen()
-    session = Session(Options(**given), screen, signals.is_hurried)
+    session = Session(Options(**given), screen, signals.is_hurried, signals.session_ends)
     is_good = not given["once"]
     try:
         with signals.caught():

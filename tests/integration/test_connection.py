@@ -274,7 +274,7 @@ def test_a_queue_with_other_properties_ends_in_10(broker, queue_name, start):
 def limited(broker):
     """Add users with few rights to the broker, as on Fedora's."""
     broker.add_user("reader", "reader", read=".*", write=".*")
-    broker.add_user("writer", "writer", configure=".*", write=".*")
+    broker.add_user("no-reader", "no-reader", configure=".*", write=".*")
     return broker
 
 
@@ -302,7 +302,7 @@ def test_a_declare_that_is_forbidden_ends_in_10(limited, queue_name, start):
 
 def test_consuming_that_is_forbidden_ends_in_15(limited, queue_name, start):
     queues = queue_table(queue_name).partition("[[bindings]]")[0]
-    instance = start(url_of(limited, "writer"), queues, QUICK, extra="bindings = []\n")
+    instance = start(url_of(limited, "no-reader"), queues, QUICK, extra="bindings = []\n")
     assert instance.wait() == 15
     assert f'consume from the queue "{queue_name}": 403 ACCESS_REFUSED' in instance.log
     assert "Traceback" not in instance.log

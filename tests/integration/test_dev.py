@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -182,6 +183,8 @@ def test_the_consumer_is_restarted_when_its_files_change_and_nothing_outlives_th
     session.shows("begins")
     os.close(theirs)
     os.close(own)
+    # The end of the input may come before the signal, and begins the stop.
+    time.sleep(0.3)
     session.process.send_signal(signal.SIGHUP)
     assert session.process.wait(60) == 0, session.output
     assert "5 messages sent: 4 acknowledged, 1 halted" in session.output

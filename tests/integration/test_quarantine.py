@@ -279,6 +279,7 @@ def test_a_replay_survives_its_command_and_no_other_one_runs_beside_it(
 
 BY_HAND = {"STATE_DIRECTORY": "", "RUNTIME_DIRECTORY": ""}
 DEFERRING = """
+import pathlib
 from consumer_framework import Defer
 seen = set()
 def handler(message):
@@ -286,7 +287,8 @@ def handler(message):
     if message.id not in seen:
         seen.add(message.id)
         raise Defer(1)
-    time.sleep(3)
+    while not (pathlib.Path(__file__).parent / "released").exists():
+        time.sleep(0.05)
     raise ValueError("poison")
 """
 
@@ -308,6 +310,7 @@ def test_a_deferred_message_that_is_dropped_while_it_runs_does_not_come_back(
     command += ["--state-dir", str(state), "--yes", *rows]
     assert subprocess.run(command, check=False).returncode == 0
     publish(broker.url, queue_name, [2])
+    (instance.configuration.parent / "released").touch()
     instance.noted("run", 4)
     assert instance.stop() == 0
     assert [note["body"]["n"] for note in instance.notes("run")][:4] in ([0, 1, 0, 2], [0, 1, 1, 2])

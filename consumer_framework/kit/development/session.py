@@ -100,6 +100,7 @@ class Session:
         options: Its options.
         screen: Shows it.
         is_hurried: Tells if the author does not want to wait for the end of a handler.
+        on_end: Called when the session ends, before it stops the consumer.
 
     Attributes:
         sent: The number of messages that were sent.
@@ -107,11 +108,16 @@ class Session:
     """
 
     def __init__(
-        self, options: Options, screen: Screen, is_hurried: Callable[[], bool] = lambda: False
+        self,
+        options: Options,
+        screen: Screen,
+        is_hurried: Callable[[], bool] = lambda: False,
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
         self._options = options
         self._screen = screen
         self._is_hurried = is_hurried
+        self._on_end = on_end
         self._root = configuration.root_of(options.file)
         self._consumer: ConsumerProcess | None = None
         self._messages: Iterator[messages.Sendable] = iter(())
@@ -147,6 +153,7 @@ class Session:
             self._send_first()
             while not self._is_over:
                 self._turn()
+            self._on_end()
         return self.ends["ack"] == self.sent == self._options.once
 
     # The things around the loop.
