@@ -39,11 +39,13 @@ ANSWERS = [
     ),
     (
         schema.Reload(),
-        schema.ReloadReport("refused", (CHANGE,), (Problem("qos", "bad", "mend", "f"),), ("n",)),
+        schema.ReloadReport("refused", (CHANGE,), (Problem("qos", "bad", "mend", "f", 3),), ("n",)),
         {
             "result": "refused",
             "changes": [{"path": "amqp_url", "takes": "restart", "text": "changed"}],
-            "problems": [{"path": "qos", "message": "bad", "cure": "mend", "source": "f"}],
+            "problems": [
+                {"path": "qos", "message": "bad", "cure": "mend", "source": "f", "line": 3}
+            ],
             "notes": ["n"],
         },
     ),

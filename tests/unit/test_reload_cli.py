@@ -68,8 +68,14 @@ REFUSED = {
     **UNCHANGED,
     "result": "refused",
     "problems": [
-        {"source": "/etc/x.toml", "path": "qos", "message": "is \x1b[31m bad", "cure": "mend it"},
-        {"source": "", "path": "", "message": "is stopping", "cure": ""},
+        {
+            "source": "/etc/x.toml",
+            "line": 0,
+            "path": "qos",
+            "message": "is \x1b[31m bad",
+            "cure": "mend it",
+        },
+        {"source": "", "line": 0, "path": "", "message": "is stopping", "cure": ""},
     ],
 }
 
