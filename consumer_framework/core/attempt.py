@@ -58,7 +58,7 @@ RouteEnding: TypeAlias = Literal["done", "dropped", "later", "failed"]
 
 
 class RouteState(NamedTuple):
-    """What became of a message in one of its routes. A route without a state has yet to run.
+    """The state of one route of a message. A route without a state has yet to run.
 
     Attributes:
         route: The name of the route.

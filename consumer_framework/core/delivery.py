@@ -282,7 +282,7 @@ class Unrouted:
 
 @dataclass(frozen=True, slots=True)
 class RouteResult:
-    """What became of a message in one of its routes.
+    """The result of one route for a message.
 
     Attributes:
         route: The name of the route.
