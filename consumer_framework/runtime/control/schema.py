@@ -105,7 +105,8 @@ class StatusReport:
         state: The name of its :class:`.State`, in lower case.
         status: The line that ``systemctl status`` shows.
         trouble: The reason why it does not consume; "" for none.
-        condition: The name of its :class:`.InstanceCondition`, in lower case; "" from an older instance.
+        condition: The name of its :class:`.InstanceCondition`, in lower case; "" if the instance
+            is older than this field.
         reason: The reason for the condition; "" for none.
         remarks: Other parts of that line.
         broker: ``HOST:PORT``.
