@@ -104,6 +104,7 @@ class Runner(MultiService):
         instance.reactor.addSystemEventTrigger("before", "shutdown", self._on_shutdown)
         self._status_timer.start(STATUS_INTERVAL)
         self._watchdog.start()
+        instance.health.start()
         self._retention_timer.start(RETENTION_INTERVAL)
         self._start_end = instance.clock.monotonic() + instance.plan.framework.start_timeout
         instance.deadline.start(lambda: self._start_end)
@@ -192,6 +193,7 @@ class Runner(MultiService):
         # The author's code may have taken the signals.
         self._signals.catch()
         self._instance.publications.count()
+        self._instance.health.look()
         self._instance.status.announce()
 
     async def _expire(self) -> None:

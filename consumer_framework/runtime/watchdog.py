@@ -38,12 +38,14 @@ FEEDS = 3
 BLOCKED_AFTER = 10.0
 # Seconds between two checks of the loop.
 _CHECK_INTERVAL = 1.0
+# Seconds between two judgements where the service manager waits for nothing.
+UNWATCHED_INTERVAL = 10.0
 
 
 class Watchdog:
     """Feeds the watchdog of the service manager for as long as the instance is not stuck.
 
-    Feeds nothing if the service manager waits for nothing.
+    If the service manager waits for nothing, it judges the instance all the same, for operators.
 
     Args:
         instance: The instance to judge.
@@ -51,7 +53,8 @@ class Watchdog:
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._interval = instance.notifier.watchdog_seconds / FEEDS
+        self._is_awaited = instance.notifier.watchdog_seconds > 0
+        self._interval = instance.notifier.watchdog_seconds / FEEDS or UNWATCHED_INTERVAL
         self._now = instance.clock.monotonic
         self._presence = PresenceCheck(
             instance.session, instance.reactor, self._now, self._interval
@@ -64,8 +67,7 @@ class Watchdog:
     def start(self) -> None:
         """Start both watches; call it on the event loop."""
         self._blocked_loop.start()
-        if self._interval:
-            self._feed()
+        self._feed()
 
     def stop(self) -> None:
         """Stop both watches."""
@@ -85,12 +87,18 @@ class Watchdog:
             return
         facts = self._facts()
         verdict = judge(facts, self._now())
-        if isinstance(verdict, Unhealthy):
-            self._alarm(verdict.reason, facts)
-        else:
+        health, former = self._instance.health, self._instance.health.stuck
+        health.stuck = verdict.reason if isinstance(verdict, Unhealthy) else ""
+        if health.stuck and self._is_awaited:
+            self._alarm(health.stuck, facts)
+            return
+        if health.stuck and not former:
+            _log.error("stuck, and nothing restarts it: %s", health.stuck)
+        if self._is_awaited:
             self._instance.notifier.watchdog()
-            self._presence.ask()
-            self._instance.lag = self._presence.lag
+        self._presence.ask()
+        self._instance.lag = self._presence.lag
+        health.samples = self._presence.samples
 
     def _facts(self) -> HealthFacts:
         instance = self._instance

@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr
 
 from consumer_framework.core.errors import Problem
 from consumer_framework.core.limits import Rate
@@ -27,23 +27,13 @@ from consumer_framework.core.recovery import OnExhausted, OnInvalid, Then
 from consumer_framework.core.text import Duration, DurationOrEndless
 
 from .brokers import Address, Broker, addresses
+from .health import QueuePolicy, Thresholds, fedoras_policy, limits_of
+from .table import Table, Takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-
-class Takes(Enum):
-    """The effort to bring a changed setting into force."""
-
-    RELOAD = "reload"  # the value changes while messages are handled
-    RECONNECT = "reconnect"  # the value changes with a new connection, which the reload makes
-    RESTART = "restart"  # the instance keeps the old value until it is started again
-
-
-class Table(BaseModel):
-    """A frozen table that knows all its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    from consumer_framework.core.loss import QueueLimits
 
 
 class BreakerSettings(Table):
@@ -356,6 +346,16 @@ class Framework(Table):
     their attempts, in bytes. Above it, the oldest quarantined messages expire. Deferred messages
     never expire.
     """
+    thresholds: Annotated[Thresholds, Takes.RELOAD] = Thresholds()
+    """The thresholds of the instance's condition; see below."""
+    queue_policy: Annotated[QueuePolicy, Takes.RELOAD] = QueuePolicy()
+    """The limits of the queues that a policy of the broker sets, which a client cannot read; see
+    below. The status uses them to forecast a loss of messages.
+    """
+    health_interval: Annotated[Duration, Field(ge=1), Takes.RELOAD] = 30.0
+    """The time between two calls of the consumer's own `health()`, at least 1 second."""
+    health_timeout: Annotated[Duration, Field(gt=0), Takes.RELOAD] = 10.0
+    """The time that `health()` may take. After that the instance is `unhealthy`."""
     recovery: Annotated[Recovery, Takes.RELOAD] = Recovery()
     """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
     publishing: Annotated[PublishingKind | None, Takes.RESTART] = None
@@ -557,6 +557,24 @@ class Settings(Table):
         written = self.qos.prefetch_count
         return self.framework.prefetch_count if written is None else written
 
+    @property
+    def is_fedoras(self) -> bool:
+        """Whether Fedora's rules apply: the file says so, or a broker has Fedora's host name."""
+        if self.framework.profile is not None:
+            return self.framework.profile is Profile.FEDORA
+        return any(is_fedoras_host(address.name) for address in self.brokers)
+
+    def limits_of(self, queue: str) -> QueueLimits:
+        """Return the limits of the queue with the name *queue* in the configuration.
+
+        They are those of its arguments, of ``queue_policy`` and, on Fedora's broker, of Fedora.
+        """
+        policies = [self.framework.queue_policy]
+        if self.is_fedoras:
+            policies.append(fedoras_policy(self.amqp_url))
+        declared = self.queues.get(queue)
+        return limits_of(declared.arguments if declared else {}, policies)
+
     def is_passive(self, queue: Queue) -> bool:
         """Return true if the instance does not create *queue*, which must exist."""
         return self.passive_declares if queue.passive is None else queue.passive
@@ -564,6 +582,14 @@ class Settings(Table):
     def bindings_of(self, queue: str) -> list[Binding]:
         """Return the bindings of the queue with the name *queue* in the configuration."""
         return [binding for binding in self.bindings if binding.queue == queue]
+
+
+_FEDORAS_DOMAIN = "fedoraproject.org"
+
+
+def is_fedoras_host(name: str) -> bool:
+    """Return true if *name* is the name of a host of Fedora's."""
+    return f".{name.lower()}".endswith(f".{_FEDORAS_DOMAIN}")
 
 
 # The configuration of the instance NAME is the file NAME.toml there.

@@ -378,7 +378,7 @@ def test_the_recovery_reference_has_the_disposition_of_each_signal(raised):
 
 
 BROKER = "rabbitmq.example.org:5671"
-BUSY = StatusFacts(BROKER, 2, Snapshot(acked=41200), 118.2, 3, 0, 2, 40, 3 * 86400 + 60)
+BUSY = StatusFacts(BROKER, 2, Snapshot(acked=41200), 118.2, 3, 0, 2, 40, up=3 * 86400 + 60)
 # In the order of the page.
 STATUS_LINES = [
     (State.BUILDING, StatusFacts(left=299)),
