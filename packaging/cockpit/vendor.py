@@ -1,9 +1,9 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Check the files of others in ``vendor/`` against ``vendor.json``; with ``--fetch``, get them from npm first.
+"""Check the files of others in ``vendor/`` against the hashes of ``vendor.json``.
 
-For a newer version of a package, change its version in ``vendor.json`` and run
-``vendor.py --fetch --accept``, which writes the new hashes. Read the difference before you commit it.
+``--fetch`` gets them from npm first. For a newer version of a package, change its version in
+``vendor.json`` and run ``vendor.py --fetch --accept``, which writes the new hashes. Read the
+difference before you commit it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def main() -> int:
     """Return 0 if every file is there with the hash of the list, and no other file is."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--fetch", action="store_true", help="Get the files from npm.")
-    parser.add_argument("--accept", action="store_true", help="Write the hashes that the files have.")
+    parser.add_argument(
+        "--accept", action="store_true", help="Write the hashes that the files have."
+    )
     options = parser.parse_args()
     packages = json.loads(LIST.read_text())
     if options.fetch:
@@ -37,7 +39,7 @@ def main() -> int:
         _accept(packages)
     problems = list_problems(packages)
     for problem in problems:
-        print(f"vendor.py: {problem}", file=sys.stderr)  # noqa: T201 -- a program
+        print(f"vendor.py: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -45,7 +47,9 @@ def list_problems(packages: dict[str, Any]) -> list[str]:
     """Return a line for each file that is missing, differs from the list, or is not on it."""
     listed = {HERE / path: file["sha256"] for path, file in _files(packages)}
     there = {path for path in (HERE / "vendor").rglob("*") if path.is_file()}
-    problems = [f"{path.relative_to(HERE)}: not in vendor.json" for path in sorted(there - {*listed})]
+    problems = [
+        f"{path.relative_to(HERE)}: not in vendor.json" for path in sorted(there - {*listed})
+    ]
     for path, expected in listed.items():
         if path not in there:
             problems.append(f"{path.relative_to(HERE)}: missing; make vendor gets it")
