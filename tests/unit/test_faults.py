@@ -107,7 +107,7 @@ def test_a_deprecated_feature_that_the_broker_does_not_permit_is_permanent_and_h
     fault = faults.connection_fault(error, "broker:5672")
     assert fault.exit_code == ExitCode.BAD_DECLARATION
     assert "broker:5672 does not permit its deprecated feature transient_nonexcl" in str(fault)
-    assert "set durable = true, or exclusive = true, for each of [queues]; or let" in str(fault)
+    assert "set durable = true, or exclusive = true, for each of [queues], or let" in str(fault)
     assert str(fault).endswith("deprecated_features.permit.transient_nonexcl_queues = true")
     assert "\n" not in str(fault)
 

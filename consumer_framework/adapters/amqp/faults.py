@@ -151,9 +151,9 @@ def connection_fault(error: object, host: str) -> Fault:
     return Fault(ExitCode.CONNECTION, f"{text}; check [qos], [queues] and [[bindings]]")
 
 
-# What a file can do about a feature of RabbitMQ (https://www.rabbitmq.com/docs/deprecated-features).
+# The key that avoids a feature (https://www.rabbitmq.com/docs/deprecated-features).
 _FEATURE_CURES = {
-    "transient_nonexcl_queues": "set durable = true, or exclusive = true, for each of [queues]; or ",
+    "transient_nonexcl_queues": "set durable = true, or exclusive = true, for each of [queues], or "
 }
 
 
