@@ -40,7 +40,7 @@ class Raises(Consumer):
 
 
 class WrongForm(Consumer):
-    def check_config(self):
+    def check_config(self):  # type: ignore[override]
         return ()
 
     def handle(self, message): ...
