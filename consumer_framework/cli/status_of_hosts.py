@@ -73,6 +73,9 @@ def show(hosts: Sequence[str], names: Sequence[str], way: Way, *, as_json: bool)
         click.echo(terminal.faint(texts[0]))
         for line, text in zip(lines, texts[1:], strict=True):
             click.echo(line.style(text))
+        for answer in answers:
+            if answer.problem:
+                click.echo(bad(terminal.safe(f"{answer.host}: {answer.problem}")))
     return _exit_code(answers, names)
 
 
@@ -93,7 +96,8 @@ def _document(answer: HostAnswer) -> dict[str, Any]:
 
 def _lines(answer: HostAnswer) -> Iterator[_Line]:
     if answer.document is None:
-        yield _note(answer.host, answer.problem, bad)
+        # The reason follows the table, uncut.
+        yield _note(answer.host, "does not answer", bad)
     elif not answer.rows:
         yield _note(answer.host, "no instance is configured, and none runs", str)
     for row in answer.rows:

@@ -10,8 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.core.loss import Loss
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+# No number of a real host is larger, and larger ones are no float.
+_HUGE = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Row:
         quarantined: Messages that wait for an operator.
         handled: Messages handled since it started.
         up: Seconds since it started.
-        loss: The first loss of messages that threatens; None for none.
+        loss: The next loss, if nothing changes; None if there is none in sight.
     """
 
     host: str
@@ -55,21 +60,6 @@ class Row:
     handled: int | None = None
     up: float | None = None
     loss: Loss | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A loss of messages that threatens.
-
-    Attributes:
-        subject: Its cause, such as the cap of a queue.
-        seconds: The time until then.
-        cure: The cure.
-    """
-
-    subject: str
-    seconds: float
-    cure: str = ""
 
 
 def rows_of(document: Mapping[str, Any], host: str = "") -> list[Row]:
@@ -137,8 +127,9 @@ def _dicts(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < _HUGE else None
 
 
 def _integer(value: Any) -> int | None:
