@@ -77,7 +77,7 @@ Examples:
   fm-consumer quarantine list sample --rows --topic 'org.fedoraproject.*.bodhi.*'
   fm-consumer quarantine list sample --where 'error~timeout' --causes
   fm-consumer quarantine list sample --state deferred
-  fm-consumer quarantine list sample --rows --limit 100 --after 1234 --json
+  fm-consumer quarantine list sample --limit 50 --after 41     # the next 50
 """
     + CONDITIONS
     + epilog("quarantine list"),
@@ -101,7 +101,10 @@ Examples:
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="So many messages at most.")
 @click.option(
-    "--after", type=click.IntRange(0), metavar="ROW", help="Only rows behind this one: a next page."
+    "--after",
+    type=click.IntRange(0),
+    metavar="ROW",
+    help="Messages after this row: the next portion of a list with --limit.",
 )
 @JSON
 def list_(  # noqa: PLR0913 -- one for each option
@@ -157,7 +160,6 @@ def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bo
     from . import quarantine_views  # noqa: PLC0415
 
     limit, state, conditions = (filters.pop(name) for name in ("limit", "state", "conditions"))
-    after = filters.pop("after") or 0
     if filters["fingerprint"] is not None and state == "quarantined" and store.groups():
         filters["fingerprint"] = find_fingerprint(store, filters["fingerprint"])
     # One more than asked for tells whether there are more.
@@ -165,7 +167,6 @@ def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bo
     rows = store.rows(
         state=None if state == "any" else state,
         limit=most,
-        after=after,
         where=conditions,
         now=time.time(),
         **filters,
@@ -175,7 +176,7 @@ def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bo
         terminal.print_json([asdict(row) for row in shown])
         return
     if not rows:
-        filtered = conditions or after or any(value is not None for value in filters.values())
+        filtered = conditions or any(value is not None for value in filters.values())
         place = "here" if state == "any" else quarantine_views.STATES[state]
         click.echo(f"nothing is {place}{' that fits' if filtered else ''}")
         return

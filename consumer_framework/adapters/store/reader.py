@@ -193,7 +193,7 @@ class Reader:
         fingerprint: str | None = None,
         queue: str | None = None,
         topic: str | None = None,
-        after: int = 0,
+        after: int | None = None,
         limit: int = -1,
         where: Sequence[Condition] = (),
         now: float = 0.0,
@@ -205,7 +205,7 @@ class Reader:
             fingerprint: The fingerprint of the latest attempt; None for any.
             queue: The queue; None for any.
             topic: A shell pattern (``org.fedoraproject.*.bodhi.*``); None for any.
-            after: Only rows with a higher number than this one.
+            after: Return rows with greater numbers; None for all.
             limit: Return so many at most, -1 for all.
             where: Conditions that all hold; see :data:`.conditions.STORED_ROOTS`.
             now: Seconds since the epoch, for conditions on the age.
@@ -215,7 +215,7 @@ class Reader:
             "m.fingerprint = ?": fingerprint,
             "m.queue = ?": queue,
             "m.routing_key GLOB ?": topic,
-            "m.id > ?": after or None,
+            "m.id > ?": after,
         }
         chosen = {term: value for term, value in wanted.items() if value is not None}
         if where:
