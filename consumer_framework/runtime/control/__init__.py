@@ -7,7 +7,8 @@ instance, with Twisted; ``threaded`` in a relay, with threads. ``requests`` carr
 the store of the process; ``client`` is the other end, in a command.
 
 A new request is a class in ``schema``, a row of the table in ``routes`` and a method that answers
-it. A page that is no JSON, such as ``/metrics``, is a function that returns a :class:`.routes.Page`.
+it. A page that is no JSON, such as ``/metrics``, is a function that returns a
+:class:`.routes.Page`.
 
 All but ``server`` import no reactor: a command that only asks must be quick. Nothing here knows the
 runner or the dispatcher; the runner passes their methods in.
