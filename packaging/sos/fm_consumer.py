@@ -20,7 +20,9 @@ from sos.report.plugins import DebianPlugin, Plugin, RedHatPlugin, UbuntuPlugin
 try:
     import tomllib
 except ImportError:  # Python 3.9 of EL 9
-    tomllib = None  # type: ignore[assignment]
+    HAS_TOML = False
+else:
+    HAS_TOML = True
 
 CONFIGURATION = "etc/fedora-messaging"
 INSTANCE = re.compile(r"[A-Za-z0-9_-]{1,28}")
@@ -56,7 +58,7 @@ def without_secrets(value: Any, path: tuple[str, ...] = ()) -> Any:
 
 def readable(text: str) -> str:
     """Return the text of a configuration file as JSON without secrets, or the reason for none."""
-    if tomllib is None:
+    if not HAS_TOML:
         return "It is not collected: Python 3.11 or newer is needed to hide its secrets.\n"
     try:
         document = tomllib.loads(text)

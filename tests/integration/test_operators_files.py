@@ -191,8 +191,8 @@ def bundle(tmp_path_factory) -> Path:
         only = ("--batch", "--build", "--only-plugins", "fm_consumer", "--tmp-dir", place)
         done = root.run(sos, "report", *only, cwd="/")
     assert done.returncode == 0, done.stdout + done.stderr
-    [found] = place.glob("sosreport-*")
-    return found
+    found: list[Path] = list(place.glob("sosreport-*"))
+    return found[0]
 
 
 def test_sos_collects_the_state_of_instances(bundle):
