@@ -51,7 +51,7 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance rpm consumers databases activemq journal
+	packaging/system-packages --optional broker acceptance rpm consumers databases activemq journal page
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
@@ -61,9 +61,9 @@ test: lint
 # the same for publishing, with each database. And the check of 10,000 garbled files.
 chaos: venv
 	packaging/system-packages broker cluster databases
-	CHAOS=full $(BIN)/pytest -s tests/integration/test_crashes.py tests/integration/test_publishing_crashes.py \
+	CHAOS=full $(BIN)/pytest --timeout 0 -s tests/integration/test_crashes.py tests/integration/test_publishing_crashes.py \
 		tests/integration/test_cluster.py
-	CHAOS=full $(BIN)/pytest tests/unit/test_check_corpus.py
+	CHAOS=full $(BIN)/pytest --timeout 0 tests/unit/test_check_corpus.py
 
 # Writes benchmarks/results.json and docs/explanation/performance.
 bench: $(BENCH_INSTALLED)

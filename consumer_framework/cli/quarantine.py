@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from .options import Where
 
+_FILTERS = ("topic", "fingerprint", "queue", "limit", "after")
+
 
 @click.group()
 def quarantine() -> None:
@@ -62,6 +64,7 @@ Examples:
   fm-consumer quarantine list sample
   fm-consumer quarantine list sample --rows --topic 'org.fedoraproject.*.bodhi.*'
   fm-consumer quarantine list sample --state deferred
+  fm-consumer quarantine list sample --limit 50 --after 41     # the next 50
 """
     + epilog("quarantine list"),
 )
@@ -81,6 +84,12 @@ Examples:
     "of edited messages.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="So many messages at most.")
+@click.option(
+    "--after",
+    type=click.IntRange(0),
+    metavar="ROW",
+    help="Messages after this row: the next portion of a list with --limit.",
+)
 @JSON
 def list_(
     words: tuple[str, ...],
@@ -102,7 +111,10 @@ def list_(
     by_row = (
         rows
         or filters["state"] != "quarantined"
-        or any(filters[name] is not None for name in ("topic", "fingerprint", "queue", "limit"))
+        or any(
+            filters[name] is not None
+            for name in ("topic", "fingerprint", "queue", "limit", "after")
+        )
     )
     with closing(open_store(at)) as store:
         if by_row:

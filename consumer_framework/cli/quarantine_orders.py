@@ -17,7 +17,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import click
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 _PORTION = 1000
 # From so many rows on, a terminal shows a bar and not a line for each.
 _MANY = 20
+_UNCHANGED = "the message is what it was; nothing was replayed"
 _FAILED = 1
 _INTERRUPTED = 130
 
@@ -72,6 +73,7 @@ Examples:
   fm-consumer quarantine replay sample --first 1          # a canary
   fm-consumer quarantine replay sample --fingerprint 'KeyError in'
   fm-consumer quarantine replay sample 41 --edit          # mend the message, then run it
+  jq '.n = 1' old.json | fm-consumer quarantine replay sample 41 --body -
 """
     + epilog("quarantine replay"),
 )
@@ -89,6 +91,12 @@ Examples:
 @click.option(
     "--edit", "do_edit", is_flag=True, help="Edit the body of one ROW first, with $EDITOR."
 )
+@click.option(
+    "--body",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="Edit one ROW so: FILE has its new body, an object of JSON; '-' is standard input.",
+)
 @click.option("--callback", default="", metavar="MODULE:OBJECT", help="As for 'run'.")
 @click.option("--callback-file", default="", metavar="FILE.py:OBJECT", help="As for 'run'.")
 @JSON
@@ -100,6 +108,7 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     first: int | None,
     callback: str,
     callback_file: str,
+    body: IO[bytes] | None,
     *,
     everything: bool,
     do_edit: bool,
@@ -112,19 +121,20 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     other subscriber sees them: nothing is published. Ctrl-C ends it: the message that runs is run
     to its end, and the others stay. One replay runs at a time.
 
-    --edit keeps the original until the edited copy has succeeded.
+    --edit and --body keep the original until the edited copy has succeeded.
     """
     at = where(words, conf, state_dir)
     everything = everything or (first is not None and not at.rest and fingerprint is None)
     with closing(open_store(at)) as store:
         rows = choose(store, at, fingerprint, everything=everything)[:first]
         _check_states(rows, ("quarantined",))
-        delivery = store.delivery(rows[0].id) if do_edit and len(rows) == 1 else None
+        edits = do_edit or body is not None
+        delivery = store.delivery(rows[0].id) if edits and len(rows) == 1 else None
     numbers = [row.id for row in rows]
-    if do_edit:
+    if edits:
         if delivery is None:
-            raise Refusal("--edit takes one ROW")
-        numbers = [_edited(at, delivery, as_json=as_json)]
+            raise Refusal(f"{'--edit' if do_edit else '--body'} takes one ROW")
+        numbers = [_edited(at, delivery, body, as_json=as_json)]
     if not numbers:
         _ReplayProgress(0, as_json).sum_up(at)
         return
@@ -274,11 +284,11 @@ class _ReplayProgress:
             click.echo(f"See: {terminal.faint(at.command('list'))}")
 
 
-def _edited(at: Where, delivery: Delivery, *, as_json: bool) -> int:
-    """Let the operator edit a body; return the row of the edited copy."""
+def _edited(at: Where, delivery: Delivery, given: IO[bytes] | None, *, as_json: bool) -> int:
+    """Take the *given* body, or let the operator edit it; return the row of the edited copy."""
     from consumer_framework.runtime.control.schema import Edit  # noqa: PLC0415
 
-    body = _edit(delivery)
+    body = _edit(delivery) if given is None else _given(delivery, given)
     [answer] = _ask(at, [Edit(delivery.row, body)])
     if answer.row is None:
         raise Refusal(f"row {delivery.row} is no longer quarantined; nothing was changed")
@@ -311,7 +321,23 @@ def _edit(delivery: Delivery) -> dict[str, Any]:
         raise
     file.unlink()
     if before is not None and body == json.loads(before):
-        raise Refusal("the message is what it was; nothing was replayed")
+        raise Refusal(_UNCHANGED)
+    return body
+
+
+def _given(delivery: Delivery, given: IO[bytes]) -> dict[str, Any]:
+    """Read the new body of *delivery*.
+
+    Raises:
+        Refusal: It is no JSON object, or the body that the message has.
+    """
+    from .quarantine_views import pretty  # noqa: PLC0415
+
+    _check_encoding(delivery)
+    body = _object(given.read(), "nothing was replayed", Refusal)
+    before = pretty(delivery)
+    if before is not None and body == json.loads(before):
+        raise Refusal(_UNCHANGED)
     return body
 
 
@@ -329,15 +355,16 @@ class _TextKeptError(Refusal):
 
 
 def _parsed(data: bytes, file: Path) -> dict[str, Any]:
+    return _object(data, f"nothing was replayed, your text is in {file}", _TextKeptError)
+
+
+def _object(data: bytes, effect: str, refusal: type[Refusal]) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        what = f"that is no JSON ({error}); nothing was replayed, your text is in {file}"
-        raise _TextKeptError(what) from None
+        raise refusal(f"that is no JSON ({error}); {effect}") from None
     if not isinstance(body, dict):
-        raise _TextKeptError(
-            f"that is no JSON object; nothing was replayed, your text is in {file}"
-        )
+        raise refusal(f"that is no JSON object; {effect}")
     return body
 
 

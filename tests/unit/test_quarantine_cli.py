@@ -216,6 +216,9 @@ def test_list_reports_an_empty_quarantine(operator):
         (["--queue", "sample"], [1, 2, 3]),
         (["--queue", "other"], []),
         (["--limit", "2"], [1, 2]),
+        (["--after", "1"], [2, 3]),
+        (["--after", "1", "--limit", "1"], [2]),
+        (["--after", "3"], []),
         (["--state", "deferred"], [4]),
         (["--state", "any"], [1, 2, 3, 4]),
     ],
@@ -445,6 +448,7 @@ def test_show_as_json_has_everything(operator):
         (["drop", "--fingerprint", "process"], "'process' is in 2 fingerprints"),
         (["replay", "99"], "there is no row 99"),
         (["replay", "--all", "--edit"], "--edit takes one ROW"),
+        (["replay", "--all", "--body", os.devnull], "--body takes one ROW"),
         (["export", "99"], "there is no row 99"),
     ],
     ids=words_of,
@@ -759,6 +763,46 @@ def test_an_edit_without_a_change_or_without_json_changes_nothing(operator, tmp_
     assert operator.seen() == []
     # The work of an operator is kept, and its place named.
     assert all(str(file) in result.stderr for file in folder.iterdir())
+
+
+def test_a_program_gives_the_edited_body_on_standard_input(operator):
+    operator.quarantines(a_delivery(1, {"n": "poison"}))
+    body = operator.directory / "body.json"
+    body.write_text('{"n": "food"}')
+    command = [str(FM_CONSUMER), "quarantine", "replay", *operator.instance, "1", "--body", "-"]
+    environment = {**os.environ, "PYTHONPATH": str(operator.directory)}
+    with body.open() as standard_input:
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=standard_input,
+            capture_output=True,
+            env=environment,
+            timeout=60,
+        )
+    assert done.stdout.decode() == "row 1, as edited, is row 2\nrow 2 succeeded\n"
+    assert operator.seen() == ["id-1 food"]
+    assert operator.rows() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"n": 1}', "the message is what it was; nothing was replayed"),
+        ("{", "that is no JSON"),
+        ("[1]", "that is no JSON object; nothing was replayed"),
+    ],
+    ids=["same", "invalid", "array"],
+)
+def test_a_body_without_a_change_or_that_is_no_object_changes_nothing(operator, text, line):
+    operator.quarantines(a_delivery(1))
+    body = operator.directory / "body.json"
+    body.write_text(text)
+    result = operator.runs("replay", "1", "--body", str(body))
+    assert result.returncode == 2
+    assert line in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert operator.rows() == {1: "quarantined"}
 
 
 def test_a_message_that_no_edit_can_mend_is_not_edited(operator):

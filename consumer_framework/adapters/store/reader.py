@@ -180,13 +180,14 @@ class Reader:
         when: float | None = self._select(LAST_DUE)[0][0]
         return when
 
-    def rows(
+    def rows(  # noqa: PLR0913 -- one for each filter
         self,
         *,
         state: State | None = "quarantined",
         fingerprint: str | None = None,
         queue: str | None = None,
         topic: str | None = None,
+        after: int | None = None,
         limit: int = -1,
     ) -> list[Row]:
         """Return the rows that match, in the order in which they were first written.
@@ -196,6 +197,7 @@ class Reader:
             fingerprint: The fingerprint of the latest attempt; None for any.
             queue: The queue; None for any.
             topic: A shell pattern (``org.fedoraproject.*.bodhi.*``); None for any.
+            after: Return rows with greater numbers; None for all.
             limit: Return so many at most, -1 for all.
         """
         wanted = {
@@ -203,6 +205,7 @@ class Reader:
             "m.fingerprint = ?": fingerprint,
             "m.queue = ?": queue,
             "m.routing_key GLOB ?": topic,
+            "m.id > ?": after,
         }
         chosen = {term: value for term, value in wanted.items() if value is not None}
         where = " AND ".join(chosen) or "TRUE"

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, Union, cast, get_args
 from pydantic import SkipValidation, TypeAdapter, ValidationError
 
 from consumer_framework.core.errors import FrameworkError, Problem
+from consumer_framework.core.loss import Loss  # noqa: TC001 -- pydantic reads it
 from consumer_framework.core.secrets import redacted
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.publishing.report import RelayReport  # noqa: TC001 -- pydantic reads it
@@ -110,11 +111,18 @@ class StatusReport:
         state: The name of its :class:`.State`, in lower case.
         status: The line that ``systemctl status`` shows.
         trouble: The reason why it does not consume; "" for none.
+        condition: The name of its :class:`.InstanceCondition`, in lower case; "" if the instance
+            is older than this field.
+        reason: The reason for the condition; "" for none.
         remarks: Other parts of that line.
         broker: ``HOST:PORT``.
         queues: The queues that it consumes from.
         held: The number of messages that are held now.
         lag: The number of messages that were ready in its queues; None where nobody asked.
+        lag_seconds: The age of the oldest message that waits; None where it is not known.
+        lag_source: The origin of that age: ``"message"``, the time in the message itself, or
+            ``"estimate"``, the lag divided by the rate; "" where the age is not known.
+        loss: The next loss, if nothing changes; None if there is none in sight.
         rate: Messages handled in a second, lately.
         up: Seconds since it started.
         counts: The counts since then.
@@ -128,11 +136,16 @@ class StatusReport:
     state: str = ""
     status: str = ""
     trouble: str = ""
+    condition: str = ""
+    reason: str = ""
     remarks: tuple[str, ...] = ()
     broker: str = ""
     queues: tuple[str, ...] = ()
     held: int = 0
     lag: int | None = None
+    lag_seconds: float | None = None
+    lag_source: str = ""
+    loss: Loss | None = None
     rate: float = 0.0
     up: int = 0
     counts: Counts = field(default_factory=Counts)
