@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-    from consumer_framework.kit.conditions import Condition
+    from consumer_framework.core.conditions import Condition
 
 CONFIGURATION_DIRECTORY = settings.CONFIGURATION_DIRECTORY
 # The file that fedora-messaging reads by default.
@@ -160,10 +160,24 @@ def _complete_topic(
 def _read_conditions(
     _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
 ) -> tuple[Condition, ...]:
-    from consumer_framework.kit.conditions import ConditionError, condition_of  # noqa: PLC0415
+    from consumer_framework.core.conditions import ROOTS  # noqa: PLC0415
+
+    return _conditions_of(given, ROOTS)
+
+
+def _read_stored_conditions(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[Condition, ...]:
+    from consumer_framework.core.conditions import STORED_ROOTS  # noqa: PLC0415
+
+    return _conditions_of(given, STORED_ROOTS)
+
+
+def _conditions_of(given: Sequence[str], roots: Sequence[str]) -> tuple[Condition, ...]:
+    from consumer_framework.core.conditions import ConditionError, condition_of  # noqa: PLC0415
 
     try:
-        return tuple(map(condition_of, given))
+        return tuple(condition_of(text, roots) for text in given)
     except ConditionError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -181,15 +195,21 @@ def topics(what: str, more: str = "") -> Callable[[Any], Any]:
     )
 
 
-def conditions(what: str) -> Callable[[Any], Any]:
-    """Declare ``--where``, which selects messages; its parameter is ``conditions``."""
+def conditions(what: str, *, stored: bool = False) -> Callable[[Any], Any]:
+    """Declare ``--where``, which selects messages; its parameter is ``conditions``.
+
+    Args:
+        what: The help text, up to an example.
+        stored: Whether the messages are rows of a store, which have an error, a cause and an age.
+    """
+    example = "error~timeout or body.build.name=kernel" if stored else "body.build.name=kernel"
     return click.option(
         "--where",
         "conditions",
         multiple=True,
         metavar="CONDITION",
-        callback=_read_conditions,
-        help=f"{what}, such as body.build.name=kernel. May be given several times: all must fit.",
+        callback=_read_stored_conditions if stored else _read_conditions,
+        help=f"{what}, such as {example}. May be given several times: all must fit.",
     )
 
 

@@ -56,7 +56,7 @@ def program(short_tmp_path: Path) -> Path:
 
 
 def status(server: SshServer, program: Path, hosts: str, *words: str):
-    command = [FM_CONSUMER, "status", "--host", hosts, "--ssh", server.command]
+    command = [str(FM_CONSUMER), "status", "--host", hosts, "--ssh", server.command]
     return subprocess.run(
         [*command, "--remote", str(program), *words],
         capture_output=True,
