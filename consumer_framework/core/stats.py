@@ -31,7 +31,7 @@ PROOF_HANDLED = 100
 PROOF_SECONDS = 60.0
 _RESOLUTION = 1.0
 # Seconds between two values of a trend, and the number of values that make one.
-_TREND_RESOLUTION = 10.0
+_TREND_RESOLUTION = 5.0
 _LEAST_SAMPLES = 5
 
 
@@ -88,7 +88,7 @@ class Trend:
         self._samples: deque[tuple[float, float]] = deque()
 
     def add(self, value: float, now: float) -> None:
-        """Note *value* at the time *now*; more than one value in ten seconds changes nothing."""
+        """Note *value* at the time *now*; more than one value in five seconds changes nothing."""
         if self._samples and now - self._samples[-1][0] < _TREND_RESOLUTION:
             return
         self._samples.append((now, value))

@@ -136,7 +136,7 @@ class HealthMonitor:
     # Looking, every few seconds.
 
     def look(self) -> None:
-        """Take note of the present numbers."""
+        """Take note of the present numbers; the watchdog calls it whenever it judges."""
         instance, now = self._instance, self._now()
         counts = instance.counters.snapshot()
         self._retries.look(counts, now)

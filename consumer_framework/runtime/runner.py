@@ -113,7 +113,6 @@ class Runner(MultiService):
         instance.reactor.addSystemEventTrigger("before", "shutdown", self._on_shutdown)
         self._status_timer.start(STATUS_INTERVAL)
         self._watchdog.start()
-        instance.health.start()
         self._retention_timer.start(RETENTION_INTERVAL)
         self._start_end = instance.clock.monotonic() + instance.plan.framework.start_timeout
         instance.deadline.start(lambda: self._start_end)
@@ -137,6 +136,8 @@ class Runner(MultiService):
                 # Its __init__ and setup may have taken them.
                 self._signals.catch()
                 instance.happened(Event.BUILT)
+                if not instance.gate.is_closed:
+                    instance.health.start()
         finally:
             instance.is_built.set()
 
@@ -211,7 +212,6 @@ class Runner(MultiService):
         # The author's code may have taken the signals.
         self._signals.catch()
         self._instance.publications.count()
-        self._instance.health.look()
         self._instance.status.announce()
 
     async def _expire(self) -> None:

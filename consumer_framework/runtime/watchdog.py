@@ -99,6 +99,7 @@ class Watchdog:
         self._presence.ask()
         self._instance.lag = self._presence.lag
         health.samples = self._presence.samples
+        health.look()
 
     def _facts(self) -> HealthFacts:
         instance = self._instance

@@ -2,6 +2,7 @@
 """The configuration of an instance as frozen values.
 
 - :mod:`.model` declares each setting once: type, default, meaning, and the effort of a change.
+- :mod:`.outbox` declares the table of an outbox.
 - :mod:`.health` declares the thresholds of the condition, and the limits of queues.
 - :mod:`.parsing` checks a whole document and collects every problem with its TOML path.
 - :mod:`.changes` compares two configurations, for a reload.
@@ -25,10 +26,7 @@ from .model import (
     BreakerSettings,
     Framework,
     Monitoring,
-    OnFailure,
     Ordering,
-    OutboxRule,
-    OutboxSettings,
     Profile,
     PublishingKind,
     Qos,
@@ -38,10 +36,10 @@ from .model import (
     Settings,
     StoreKind,
     Tls,
-    Unroutable,
     instance_name_problem,
     is_fedoras_host,
 )
+from .outbox import OnFailure, OutboxRule, OutboxSettings, Unroutable
 from .parsing import (
     NO_OVERRIDES,
     Overrides,

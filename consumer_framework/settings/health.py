@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, StrictFloat, StrictInt
+from pydantic import Field, StrictInt
 
 from consumer_framework.core.health import ConditionLimits
 from consumer_framework.core.loss import QueueLimits
@@ -39,9 +39,9 @@ class Thresholds(Table):
     """The time of one run of the handler from which on the instance is `slow`. `heartbeat()` starts
     the time again. Without this key: half of `handler_timeout`; without that limit, never.
     """
-    retry_share: Annotated[StrictFloat | StrictInt, Field(gt=0, le=1)] = 0.5
-    """The share of the runs of the last 5 minutes, from 0 to 1, from which on the instance is
-    `retrying`: so many are tried again.
+    retry_percent: Annotated[StrictInt, Field(ge=1, le=100)] = 50
+    """The percentage of the runs of the last 5 minutes that are to be tried again, from which on
+    the instance is `retrying`; 1 to 100.
     """
     idle: Annotated[Duration, Field(gt=0)] = 600.0
     """The time without a message after which the instance is `idle`."""
@@ -55,7 +55,8 @@ class Thresholds(Table):
             handler_limit: The time limit of one run, in seconds; infinite for none.
         """
         slow = handler_limit / 2 if self.slow is None else self.slow
-        return ConditionLimits(self.lag, self.lag_time, slow, self.retry_share, self.idle)
+        share = self.retry_percent / 100
+        return ConditionLimits(self.lag, self.lag_time, slow, share, self.idle)
 
 
 class QueuePolicy(Table):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The rules by which an instance works, or is stuck."""
 
+from typing import Any
+
 import pytest
 
 from consumer_framework.core.health import (
@@ -106,7 +108,7 @@ def test_an_old_answer_of_the_broker_proves_nothing():
 
 LIMITS = ConditionLimits(lag=1000, lag_time=300.0, slow=60.0, retry_share=0.5, idle=600.0)
 # The facts that make each condition, all with a state that lower conditions share.
-CAUSES = {
+CAUSES: dict[InstanceCondition, dict[str, Any]] = {
     InstanceCondition.FAILED: {"state": State.FAILING, "trouble": "the queue is gone"},
     InstanceCondition.DRAINING: {"state": State.DRAINING},
     InstanceCondition.STUCK: {"stuck": "the handler does not return"},
@@ -154,7 +156,7 @@ def test_each_condition_has_its_cause_and_its_reason(expected):
 
 
 def test_the_first_condition_of_the_table_holds():
-    facts: dict[str, object] = {}
+    facts: dict[str, Any] = {}
     for expected in reversed(list(CONDITIONS)):
         facts |= CAUSES[expected]
         if "state" not in CAUSES[expected] and expected is not InstanceCondition.STUCK:

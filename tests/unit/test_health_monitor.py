@@ -105,8 +105,12 @@ class Instance(SimpleNamespace):
         return made._replace(properties=properties, body=b"x" * size)
 
     @property
-    def health(self):
+    def health(self) -> Any:
         return self.monitor.now()
+
+    @property
+    def loss(self) -> Any:
+        return self.health.loss
 
     @property
     def condition(self):
@@ -266,7 +270,7 @@ def test_a_queue_that_grows_to_its_cap_is_a_loss():
     instance = Instance(configured=settings({"x-max-length": 10_000}))
     ready = iter(range(0, 100_000, 100))
     instance.passes(2 * MINUTES, lambda: instance.counts_queue(next(ready)))
-    loss = instance.health.loss
+    loss = instance.loss
     # 1,100 messages after two minutes, and 10 more each second.
     assert loss.seconds == pytest.approx(890, abs=1)
     assert 'queue "builds" reaches 10,000 messages' in loss.subject
@@ -277,7 +281,7 @@ def test_the_size_of_the_messages_counts_against_a_cap_in_bytes():
     ready = iter(range(0, 100_000, 100))
     instance.in_memory = [instance.message(0, 50), instance.message(0, 150)]
     instance.passes(2 * MINUTES, lambda: instance.counts_queue(next(ready)))
-    assert instance.health.loss.seconds == pytest.approx(890, abs=1)
+    assert instance.loss.seconds == pytest.approx(890, abs=1)
 
 
 @pytest.mark.parametrize("vhost", ["%2Fpubsub", "%2Fpublic_pubsub"])
@@ -287,20 +291,20 @@ def test_on_fedoras_broker_its_caps_are_known(vhost):
     instance.in_memory = [instance.message(0, 1_000_000)]
     ready = iter(range(0, 100_000, 1))
     instance.passes(2 * MINUTES, lambda: instance.counts_queue(next(ready)))
-    assert instance.health.loss.subject.startswith('queue "builds" reaches ')
+    assert instance.loss.subject.startswith('queue "builds" reaches ')
     instance.state = State.CONNECTING
     instance.passes(STEP)
-    expires = "the broker deletes" in instance.health.loss.subject
+    expires = "the broker deletes" in instance.loss.subject
     assert not expires, "the cap is nearer"
 
 
 def test_a_queue_that_is_deleted_without_a_consumer_is_a_loss_while_there_is_no_connection():
     instance = Instance(configured=settings({"x-expires": 3_600_000}))
     instance.passes(STEP)
-    assert instance.health.loss is None
+    assert not instance.loss
     instance.state = State.CONNECTING
     instance.passes(10 * MINUTES)
-    assert instance.health.loss.seconds == 50 * MINUTES
+    assert instance.loss.seconds == 50 * MINUTES
 
 
 def test_messages_get_too_old_during_a_pause():
@@ -308,20 +312,20 @@ def test_messages_get_too_old_during_a_pause():
     instance.counts_queue(1)
     instance.has_in_memory(600)
     instance.passes(STEP)
-    assert instance.health.loss is None, "nothing shows that the age grows"
+    assert not instance.loss, "nothing shows that the age grows"
     instance.state = State.PAUSED
     instance.has_in_memory()
     instance.counts_queue(1, consumers=0)
     instance.passes(10 * MINUTES)
-    assert instance.health.loss.seconds == 3600 - 600 - 10 * MINUTES - STEP
+    assert instance.loss.seconds == 3600 - 600 - 10 * MINUTES - STEP
 
 
 def test_limits_follow_a_reload(instance):
     instance.counts_queue(500)
     instance.passes(STEP)
-    assert instance.health.loss is None
+    assert not instance.loss
     instance.settings = settings({"x-max-length": 500})
-    assert instance.health.loss.seconds == 0
+    assert instance.loss.seconds == 0
 
 
 def test_a_store_that_grows_reaches_its_limit(tmp_path):
@@ -331,7 +335,7 @@ def test_a_store_that_grows_reaches_its_limit(tmp_path):
         instance.files.store.numbers.bytes += 1000
 
     instance.passes(2 * MINUTES, grow)
-    loss = instance.health.loss
+    loss = instance.loss
     assert loss.seconds == pytest.approx(9880, abs=1)
     assert "the store reaches" in loss.subject
 
@@ -340,13 +344,13 @@ def test_the_age_of_a_quarantined_message_is_a_loss(tmp_path):
     instance = Instance(tmp_path)
     numbers = instance.files.store.numbers
     numbers.quarantined, numbers.oldest = 1, instance.clock.time() - 80 * 86400
-    assert instance.health.loss.seconds == 10 * 86400
+    assert instance.loss.seconds == 10 * 86400
 
 
 def test_the_space_on_the_disk_is_looked_at(tmp_path):
     instance = Instance(tmp_path)
     instance.passes(5 * MINUTES)
-    loss = instance.health.loss
+    loss = instance.loss
     assert loss is None or "the disk" in loss.subject
 
 
@@ -379,13 +383,13 @@ def test_the_end_of_a_certificate_is_a_loss(tmp_path):
         update={"certfile": file, "keyfile": file, "ca_cert": bundle}
     )
     instance.settings = instance.settings.model_copy(update={"tls": tls})
-    loss = instance.health.loss
+    loss = instance.loss
     assert loss.subject.startswith(f"the certificate in {file} ends")
     assert 9 * 86400 <= loss.seconds <= 10 * 86400
     certificate(tmp_path / "renewed.pem", int(today) + 400).replace("", "")
     (tmp_path / "renewed.pem").replace(file)
     instance.clock.advance(3600)
-    assert instance.health.loss.subject.startswith(f"the certificate in {bundle} ends"), (
+    assert instance.loss.subject.startswith(f"the certificate in {bundle} ends"), (
         "it was read again"
     )
 
@@ -393,7 +397,7 @@ def test_the_end_of_a_certificate_is_a_loss(tmp_path):
 def test_a_certificate_that_cannot_be_read_is_no_loss(instance):
     tls = instance.settings.tls.model_copy(update={"ca_cert": "/nowhere"})
     instance.settings = instance.settings.model_copy(update={"tls": tls})
-    assert instance.health.loss is None
+    assert instance.loss is None
 
 
 def test_a_queue_that_is_gone_after_a_restart_is_forgotten(instance):

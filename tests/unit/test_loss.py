@@ -2,6 +2,7 @@
 """The forecast of the next loss: which one, when, and the cure."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,11 +21,11 @@ DAY = 86400.0
 GIB = 1 << 30
 
 
-def of_queue(limits, **more):
+def of_queue(limits, **more) -> Any:
     return next_loss(LossFacts((QueueFacts("builds", limits, **more),)))
 
 
-def of_store(**more):
+def of_store(**more) -> Any:
     return next_loss(LossFacts(store=StoreFacts("/var/lib/x", **more)))
 
 
@@ -125,10 +126,11 @@ def test_the_disk_fills_up():
 
 def test_a_certificate_ends():
     facts = LossFacts(certificates=(Certificate("/etc/ca.pem", 9 * DAY), Certificate("/c", DAY)))
-    assert next_loss(facts).seconds == DAY
-    assert next_loss(facts).subject.startswith("the certificate in /c ends")
-    ended = replace(facts, certificates=(Certificate("/c", -5.0),))
-    assert next_loss(ended).seconds == 0
+    loss: Any = next_loss(facts)
+    assert loss.seconds == DAY
+    assert loss.subject.startswith("the certificate in /c ends")
+    ended: Any = next_loss(replace(facts, certificates=(Certificate("/c", -5.0),)))
+    assert ended.seconds == 0
 
 
 def test_a_loss_after_ten_years_is_none():

@@ -234,7 +234,7 @@ NUMBERS = [
     "thresholds.lag",
     "thresholds.lag_time",
     "thresholds.slow",
-    "thresholds.retry_share",
+    "thresholds.retry_percent",
     "thresholds.idle",
     "thresholds.loss",
     "queue_policy.max_messages",

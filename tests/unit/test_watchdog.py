@@ -46,7 +46,7 @@ class Instance(SimpleNamespace):
             executor=SimpleNamespace(overruns=lambda: self.runs),
             files=SimpleNamespace(flight=Flight()),
             publications=SimpleNamespace(is_stuck=False),
-            health=SimpleNamespace(stuck="", samples={}),
+            health=SimpleNamespace(stuck="", samples={}, look=lambda: None),
             runs=(),
         )
 
