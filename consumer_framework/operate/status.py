@@ -23,8 +23,7 @@ from consumer_framework.runtime.control.client import ControlError, connected
 from consumer_framework.runtime.control.schema import Status
 from consumer_framework.runtime.state_files import NOTHING_STORED, StoredCounts, count_stored
 from consumer_framework.settings import instance_name_problem
-
-from .workers import files_in, group_of, in_groups
+from consumer_framework.settings.workers import files_in, group_of, in_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.adapters.systemd.systemctl import Systemctl
     from consumer_framework.runtime.control.schema import StatusReport
-
-    from .workers import Files
+    from consumer_framework.settings.workers import Files
 
 # Instances that are asked at a time, so that one that hangs does not delay the others.
 _ASKED_AT_ONCE = 16
