@@ -2,9 +2,9 @@
 """Host fedora-messaging consumers as systemd services that do not lose messages.
 
 This package has the public names for authors of consumers, and nothing else: the base classes,
-the exceptions that a handler raises on purpose, helpers for handlers, and a log handler for a
-``[log_config]`` that sends records to systemd's journal. A handler may also raise ``Nack``,
-``Drop`` and ``HaltConsumer`` of ``fedora_messaging.exceptions``.
+the exceptions that a handler raises on purpose, helpers for handlers, problems for ``fm-consumer
+check``, and a log handler for a ``[log_config]`` that sends records to systemd's journal. A handler
+may also raise ``Nack``, ``Drop`` and ``HaltConsumer`` of ``fedora_messaging.exceptions``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Drop,
         Halt,
         HandlerTimeoutError,
+        Problem,
         Quarantine,
         Retry,
         Skip,
@@ -46,6 +47,7 @@ __all__ = [
     "Halt",
     "HandlerTimeoutError",
     "JournalHandler",
+    "Problem",
     "Quarantine",
     "Recovery",
     "Retry",
@@ -72,6 +74,7 @@ _MODULES = {
     "Halt": ".core.errors",
     "HandlerTimeoutError": ".core.errors",
     "JournalHandler": ".adapters.systemd.journald",
+    "Problem": ".core.errors",
     "Quarantine": ".core.errors",
     "Recovery": ".settings",
     "Retry": ".core.errors",

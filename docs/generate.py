@@ -76,7 +76,7 @@ Everything else may change in any release.
 # Each public name once, under its heading; with the methods that are shown.
 API: dict[str, dict[str, tuple[str, ...]]] = {
     "Consumers": {
-        "Consumer": ("setup", "handle", "teardown", "once", "state_dir"),
+        "Consumer": ("setup", "handle", "teardown", "once", "state_dir", "check_config"),
         "BatchConsumer": ("handle_batch", "once"),
         "Batch": ("fail",),
         "Recovery": (),
@@ -92,7 +92,7 @@ API: dict[str, dict[str, tuple[str, ...]]] = {
     "Exceptions that a handler raises on purpose": dict.fromkeys(
         ("Skip", "Retry", "Defer", "Drop", "Quarantine", "DependencyFault", "Halt"), ()
     ),
-    "Helpers": dict.fromkeys(("on", "translate", "heartbeat", "JournalHandler"), ()),
+    "Helpers": dict.fromkeys(("on", "translate", "heartbeat", "JournalHandler", "Problem"), ()),
     "Other exceptions": dict.fromkeys(
         ("StepResultError", "HandlerTimeoutError", "ConsumerFrameworkError"), ()
     ),

@@ -18,6 +18,7 @@ from .routing import RouteTable, call_of, collected
 from .steps import Once
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from fedora_messaging.message import Message
@@ -146,6 +147,27 @@ class Consumer(ABC, Generic[ConfigT]):
                 done a second time unless the process ends meanwhile.
         """
         return Once(name, message)
+
+    @classmethod
+    def check_config(cls, config: ConfigT, *, connect: bool) -> Iterable[Problem]:  # noqa: ARG003 -- for subclasses
+        """Return the problems of *config* that its type cannot see, for ``fm-consumer check``.
+
+        An instance does not call it: :meth:`setup` raises for the same problems. It makes and
+        changes nothing. It may run as another user than the instance, such as root::
+
+            @classmethod
+            def check_config(cls, config, *, connect):
+                if not config.keyring.is_file():
+                    yield Problem("keyring", f"{config.keyring} is no file", "create it")
+
+        Args:
+            config: ``[consumer_config]``, as ``__init__`` gets it.
+            connect: True if the operator allows connections to servers, with ``--broker``.
+
+        Returns:
+            One :class:`.Problem` for each. Its path is a key in ``[consumer_config]``, or "".
+        """
+        return ()
 
     def setup(self) -> Any:
         """Open the resources of :meth:`handle`. Runs once, before the first message.

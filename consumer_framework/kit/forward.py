@@ -23,14 +23,14 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from consumer_framework.author.consumer import Consumer
 from consumer_framework.author.heartbeat import deliveries
+from consumer_framework.core.conditions import condition_of
 from consumer_framework.core.delivery import readable
-from consumer_framework.core.errors import ConfigurationError, Quarantine, Skip
+from consumer_framework.core.errors import ConfigurationError, Problem, Quarantine, Skip
 from consumer_framework.core.topics import intersects
 from consumer_framework.publishing.message import PublishError
 from consumer_framework.publishing.outbox import default
 from consumer_framework.settings.brokers import addresses
 
-from .conditions import condition_of
 from .message_json import as_document
 from .topic_map import TopicMap
 
@@ -95,6 +95,14 @@ class Forward(Consumer):
         super().__init__(config)
         self._map = TopicMap.of(config.topics)
         self._only = [condition_of(text) for text in config.only]
+
+    @classmethod
+    def check_config(cls, config: ForwardConfig, *, connect: bool) -> Iterator[Problem]:  # noqa: ARG003 -- it asks nobody
+        """Look for a loop."""
+        outbox = upstream.conf["consumer_config"].get("framework", {}).get("outbox", {})
+        problem = loop_problem(upstream.conf, config, outbox.get("endpoints", ()))
+        if problem:
+            yield Problem("exchange", problem)
 
     def setup(self) -> None:
         """Find the outbox, and look for a loop.

@@ -19,7 +19,14 @@ from pydantic import BaseModel, Field, SecretStr, model_validator
 from sqlalchemy.dialects import postgresql, sqlite
 
 from consumer_framework.author.consumer import BatchConsumer
-from consumer_framework.core.errors import DependencyFault, Quarantine, Retry
+from consumer_framework.core.errors import (
+    ConfigurationError,
+    DependencyFault,
+    Problem,
+    Quarantine,
+    Retry,
+    TemporaryProblem,
+)
 from consumer_framework.core.text import Duration
 
 from .message_json import as_document
@@ -36,7 +43,7 @@ from .user_database import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fedora_messaging.message import Message
 
@@ -109,6 +116,26 @@ class InsertRow(BatchConsumer):
     Config = InsertRowConfig
     config: InsertRowConfig
 
+    @classmethod
+    def check_config(cls, config: InsertRowConfig, *, connect: bool) -> Iterator[Problem]:
+        """Compare the columns with the table: of a SQLite file, and of a server with *connect*."""
+        try:
+            engine = _engine(config)
+        except ConfigurationError as error:
+            yield from error.problems
+            return
+        try:
+            if connect or engine.dialect.name == "sqlite":
+                _found_table(config, engine)
+        except ConfigurationError as error:
+            yield from error.problems
+        except sa.exc.SQLAlchemyError as error:
+            # A server on a local socket may take the user of the service, and not this one.
+            if engine.dialect.name == "sqlite" or engine.url.host:
+                yield TemporaryProblem("database", str(_away(config, error)))
+        finally:
+            engine.dispose()
+
     def setup(self) -> None:
         """Connect, and compare the columns with the table.
 
@@ -118,18 +145,12 @@ class InsertRow(BatchConsumer):
         """
         config = self.config
         try:
-            password = config.password.get_secret_value() if config.password else None
-            self._engine = engine_of(config.database.get_secret_value(), password, config.timeout)
-        except DatabaseConfigError as error:
-            raise ConfigurationException(f"consumer_config.database: {error}") from error
-        try:
-            self._table = self._found_table()
-        except sa.exc.NoSuchTableError as error:
-            cure = "create it, or correct the name"
-            what = f"consumer_config.table: there is no table {config.table}; {cure}"
-            raise ConfigurationException(what) from error
+            self._engine = _engine(config)
+            self._table = _found_table(config, self._engine)
+        except ConfigurationError as error:
+            raise ConfigurationException(f"consumer_config.{error.problems[0]}") from error
         except sa.exc.SQLAlchemyError as error:
-            raise self._away(error) from error
+            raise _away(config, error) from error
         self._statement = _statement(self._table, config.id_column, self._engine.dialect.name)
 
     def teardown(self) -> None:
@@ -154,7 +175,7 @@ class InsertRow(BatchConsumer):
             self._insert([row for _, row in rows])
         except FAULTS as error:
             if kind_of(error) is Kind.DATABASE:
-                raise self._away(error) from error
+                raise _away(self.config, error) from error
             self._insert_each(messages, rows)
 
     def _insert_each(self, messages: Batch, rows: Sequence[tuple[Message, dict[str, Any]]]) -> None:
@@ -164,7 +185,7 @@ class InsertRow(BatchConsumer):
             except FAULTS as error:
                 match kind_of(error):
                     case Kind.DATABASE:
-                        raise self._away(error) from error
+                        raise _away(self.config, error) from error
                     case Kind.AGAIN:
                         messages.fail(message, Retry(self._refused(error)))
                     case Kind.MESSAGE:
@@ -202,32 +223,50 @@ class InsertRow(BatchConsumer):
             found = connection.scalar(sa.select(column).where(column == wanted))
         return bool(found == wanted)
 
-    def _away(self, error: Exception) -> DependencyFault:
-        url = sa.make_url(self.config.database.get_secret_value())
-        place = url.render_as_string(hide_password=True)
-        return DependencyFault(f"the database {place}: {reason_of(error)}")
-
     def _refused(self, error: Exception) -> str:
         return f"the table {self.config.table} refuses the row: {reason_of(error)}"
 
-    def _found_table(self) -> sa.Table:
-        config = self.config
-        schema, _, name = config.table.rpartition(".")
-        table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=self._engine)
-        for column in config.columns:
-            if column not in table.c:
-                near = difflib.get_close_matches(column, table.c.keys(), 1)
-                cure = (
-                    f'did you mean "{near[0]}"?' if near else f"it has {', '.join(table.c.keys())}"
-                )
-                what = f"the table {config.table} has no such column; {cure}"
-                raise ConfigurationException(f"consumer_config.columns.{column}: {what}")
-        if not _is_unique(table, config.id_column):
-            key = config.id_column
-            cure = f"CREATE UNIQUE INDEX {name}_{key} ON {config.table} ({key})"
-            what = f"the column is not unique, so a message could be there twice; {cure}"
-            raise ConfigurationException(f"consumer_config.columns.{key}: {what}")
-        return table
+
+def _engine(config: InsertRowConfig) -> sa.Engine:
+    password = config.password.get_secret_value() if config.password else None
+    try:
+        return engine_of(config.database.get_secret_value(), password, config.timeout)
+    except DatabaseConfigError as error:
+        raise ConfigurationError(Problem("database", str(error))) from error
+
+
+def _away(config: InsertRowConfig, error: Exception) -> DependencyFault:
+    url = sa.make_url(config.database.get_secret_value())
+    place = url.render_as_string(hide_password=True)
+    return DependencyFault(f"the database {place}: {reason_of(error)}")
+
+
+def _found_table(config: InsertRowConfig, engine: sa.Engine) -> sa.Table:
+    """Return the table, which has the columns.
+
+    Raises:
+        ConfigurationError: There is no such table, column or unique key.
+        SQLAlchemyError: The database is away.
+    """
+    schema, _, name = config.table.rpartition(".")
+    try:
+        table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
+    except sa.exc.NoSuchTableError as error:
+        cure = "create it, or correct the name"
+        problem = Problem("table", f"there is no table {config.table}", cure)
+        raise ConfigurationError(problem) from error
+    for column in config.columns:
+        if column not in table.c:
+            near = difflib.get_close_matches(column, table.c.keys(), 1)
+            cure = f'did you mean "{near[0]}"?' if near else f"it has {', '.join(table.c.keys())}"
+            what = f"the table {config.table} has no such column"
+            raise ConfigurationError(Problem(f"columns.{column}", what, cure))
+    if not _is_unique(table, config.id_column):
+        key = config.id_column
+        cure = f"CREATE UNIQUE INDEX {name}_{key} ON {config.table} ({key})"
+        what = "the column is not unique, so a message could be there twice"
+        raise ConfigurationError(Problem(f"columns.{key}", what, cure))
+    return table
 
 
 def _is_unique(table: sa.Table, column: str) -> bool:

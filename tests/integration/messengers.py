@@ -187,9 +187,13 @@ def many_protocols() -> Iterator[ManyProtocols]:
 
 @pytest.fixture(scope="session")
 def next_rabbitmq() -> Iterator[NextRabbitMQ]:
-    """Start a RabbitMQ of the next major version, which speaks STOMP and AMQP 1.0 too."""
+    """Start a RabbitMQ of the next major version, which speaks STOMP and AMQP 1.0 too.
+
+    As RabbitMQ 4.3, it permits no queue that is neither durable nor exclusive.
+    """
     _require(NextRabbitMQ.missing())
-    with NextRabbitMQ() as running:
+    denied = {"deprecated_features.permit.transient_nonexcl_queues": "false"}
+    with NextRabbitMQ(**denied) as running:
         yield running
 
 

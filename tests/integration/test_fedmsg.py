@@ -388,8 +388,25 @@ except OSError:
 def test_a_port_is_bound_without_looking_for_network_interfaces():
     urls = [free_url(), free_url().replace("127.0.0.1", "*")]
     command = [sys.executable, "-c", FORBIDDEN, *urls]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "bound\nbound\n"
+
+
+FORGOTTEN = """
+import gc, sys
+from consumer_framework.publishing.messengers import Endpoints
+from consumer_framework.publishing.messengers.fedmsg import Fedmsg
+for _ in range(20):
+    messenger = Fedmsg(Endpoints((sys.argv[1],)), sign_messages=False, post_init_sleep=0.0)
+    messenger.open()
+    del messenger
+    gc.collect()
+"""
+
+
+def test_a_messenger_that_nobody_closes_blocks_no_garbage_collection():
+    command = [sys.executable, "-c", FORGOTTEN, free_url()]
+    subprocess.run(command, check=True, timeout=60)
 
 
 # fedmsg itself

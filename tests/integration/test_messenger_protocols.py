@@ -16,7 +16,7 @@ import pytest
 import stomp
 from fedora_messaging import message as upstream
 
-from consumer_framework.core.errors import ConfigurationError
+from consumer_framework.core.errors import ConfigurationError, ExitCode
 from consumer_framework.publishing.message import Outgoing, outgoing
 from consumer_framework.publishing.messengers import (
     Endpoints,
@@ -31,7 +31,7 @@ from consumer_framework.publishing.messengers import (
 from consumer_framework.testing.broker import HOST, reserve_port
 from consumer_framework.testing.broker.proxy import Proxy
 
-from .instance import until
+from .instance import queue_table, until
 from .messengers import numbered, numbers, prepared, require_proton
 
 if TYPE_CHECKING:
@@ -331,3 +331,11 @@ def test_another_broker_gets_everything_and_its_dispositions_are_understood(
         assert json.loads(bytes(got.body)) == {"ä": 1}
         assert (got.id, got.content_type, got.durable) == (message.id, "application/json", True)
         assert dict(got.properties) == message._headers
+
+
+def test_a_consumer_ends_with_the_cure_if_rabbitmq_does_not_permit_its_queue(next_rabbitmq, start):
+    queues = queue_table("transient", durable=False)
+    instance = start(next_rabbitmq.url, queues, "def handler(message): pass")
+    assert instance.wait() == ExitCode.BAD_DECLARATION
+    assert "does not permit its deprecated feature transient_nonexcl_queues: 541" in instance.log
+    assert "set durable = true, or exclusive = true, for each of [queues]" in instance.log

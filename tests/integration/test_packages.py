@@ -123,8 +123,10 @@ def test_the_command_comes_with_its_units_man_pages_and_completion(rpms):
         "/usr/share/fish/vendor_completions.d/fm-consumer.fish",
         "/usr/share/man/man1/fm-consumer-run.1.gz",
         "/usr/share/doc/consumer-framework/sample.toml",
+        "/usr/share/polkit-1/rules.d/60-consumer-framework.rules",
     ):
         assert file in files
+    assert any(file.endswith("/sos/report/plugins/fm_consumer.py") for file in files)
     assert f"{units}/fm-consumer@.service" not in files, "that is fedora-messaging's"
 
 

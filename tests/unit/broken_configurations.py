@@ -29,6 +29,9 @@ routing_keys = ["org.#"]
 URL = 'amqp_url = "amqp://localhost:1/%2F"'
 CALLBACK = 'callback = "MODULE:function"'
 
+# A SQLite file with the table `messages`: a unique column `n`, and `topic`.
+TABLE = 'database = "DATABASE"\ntable = "'
+
 ERROR, WARNING, INFO = "error", "warning", "info"
 
 
@@ -68,6 +71,13 @@ def local(
 ) -> str:
     """Return a file for a broker of this machine, with parts replaced."""
     return f"{url}\n{callback}\n{head}\n{queue}\n{binding}\n{rest}\n"
+
+
+def ready_made(callback: str, table: str, *, columns: str = "") -> str:
+    """Return the file of a ready-made consumer, with its keys."""
+    more = f"[consumer_config.columns]\n{columns}" if columns else ""
+    name = f'callback = "consumer_framework.kit.{callback}"'
+    return local(f"[consumer_config]\n{table}\n{more}", callback=name)
 
 
 def queue(key: str, value: str, name: str = "one") -> str:
@@ -424,4 +434,27 @@ FEDORA = [
     Broken("no public certificate", public(*unsaid('certfile = "FEDORA"', "[tls]")), ERROR,
            "tls.certfile", "those of the package fedora-messaging"),
 ]  # fmt: skip
-CORPUS = [*LOCAL, *FEDORA]
+READY = [
+    Broken("a directory for lines of JSON", ready_made(
+           "json_lines:AppendJsonLines", 'path = "DIRECTORY" #!'), ERROR, "consumer_config.path",
+           "is a directory; name a file in it"),
+    Broken("a file in no directory", ready_made(
+           "json_lines:AppendJsonLines", 'path = "/no/such/place/lines.json" #!'), ERROR,
+           "consumer_config.path", "there is no directory /no/such/place; create it"),
+    Broken("copies that come back", ready_made("forward:Forward", 'exchange = "amq.topic" #!'),
+           ERROR, "consumer_config.exchange", "come back to the queue by its routing key org.#"),
+    Broken("a table that is not there", ready_made("insert_row:InsertRow", f'{TABLE}none" #!',
+           columns='n = "id"'), ERROR, "consumer_config.table", "there is no table none; create"),
+    Broken("a column that is not there", ready_made("insert_row:InsertRow", f'{TABLE}messages"',
+           columns='m = "id" #!'), ERROR, "consumer_config.columns.m", "it has n, topic"),
+    Broken("a column that is not unique", ready_made("insert_row:InsertRow", f'{TABLE}messages"',
+           columns='topic = "id" #!'), ERROR, "consumer_config.columns.topic",
+           "CREATE UNIQUE INDEX messages_topic"),
+    Broken("no database file", ready_made("insert_row:InsertRow",
+           'database = "sqlite:////no/such/file" #!\ntable = "t"', columns='n = "id"'), ERROR,
+           "consumer_config.database", "unable to open database file"),
+    Broken("no URL of a database", ready_made("insert_row:InsertRow",
+           'database = "mysqlite" #!\ntable = "t"', columns='n = "id"'), ERROR,
+           "consumer_config.database", "is no URL of a database; write sqlite:"),
+]  # fmt: skip
+CORPUS = [*LOCAL, *FEDORA, *READY]

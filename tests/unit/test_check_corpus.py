@@ -8,8 +8,10 @@ import os
 import random
 import re
 import shutil
+import sqlite3
 import tempfile
 import textwrap
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,8 @@ def directory():
     (made / f"corpus_{made.name}.py").write_text(MODULE)
     for name in ("bodhi", "bodhi.stg", "fedora"):
         write_pair(made, name)
+    with closing(sqlite3.connect(made / "messages.db")) as database:
+        database.execute("CREATE TABLE messages (n TEXT UNIQUE, topic TEXT)")
     yield made
     shutil.rmtree(made)
 
@@ -122,6 +126,8 @@ def in_place(text: str, directory: Path) -> str:
         "KEY": directory / "bodhi.key",
         "STAGING": directory / "bodhi.stg.pem",
         "STAGED": directory / "bodhi.stg.key",
+        "DIRECTORY": directory,
+        "DATABASE": f"sqlite:///{directory}/messages.db",
     }
     if '"FEDORA"' in text:
         names |= {"FEDORA": directory / "fedora.pem", "KEY": directory / "fedora.key"}

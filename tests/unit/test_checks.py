@@ -70,7 +70,7 @@ def test_rabbitmq_4_3_refuses_a_queue_that_is_neither_durable_nor_exclusive(
 ):
     _, refused = findings(durable=False, version=version, passive=passive)
     assert (refused.level, refused.problem.path) == (level, "queues.one.durable")
-    assert refused.exit_code == ExitCode.TEMPORARY or level is Level.WARNING
+    assert refused.exit_code == ExitCode.BAD_DECLARATION or level is Level.WARNING
     assert "RabbitMQ 4.3 refuses a queue" in refused.problem.message
     assert "transient_nonexcl_queues" in refused.problem.cure
 

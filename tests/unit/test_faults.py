@@ -93,6 +93,35 @@ def test_errors_of_the_broker_are_not_permanent(code):
     assert not faults.is_permanent(pika_errors.ConnectionClosedByBroker(code, "TEXT"))
 
 
+# As RabbitMQ 4.3 writes it: with lines, and cut to 255 bytes.
+DEPRECATED = (
+    "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nBy default, this feature "
+    "is not permitted anymore.\nThe feature will be removed from a future major RabbitMQ version, "
+    "regardless of the configuration; actual version to be determined.\nTo..."
+)
+
+
+def test_a_deprecated_feature_that_the_broker_does_not_permit_is_permanent_and_has_a_cure():
+    error = pika_errors.ConnectionClosedByBroker(541, DEPRECATED)
+    assert faults.is_permanent(error)
+    fault = faults.connection_fault(error, "broker:5672")
+    assert fault.exit_code == ExitCode.BAD_DECLARATION
+    assert "broker:5672 does not permit its deprecated feature transient_nonexcl" in str(fault)
+    assert "set durable = true, or exclusive = true, for each of [queues], or let" in str(fault)
+    assert str(fault).endswith("deprecated_features.permit.transient_nonexcl_queues = true")
+    assert "\n" not in str(fault)
+
+
+def test_another_deprecated_feature_is_named_with_the_setting_that_permits_it():
+    text = "INTERNAL_ERROR - Feature `global_qos` is deprecated.\nIts use is not permitted"
+    error = pika_errors.ConnectionClosedByBroker(541, text)
+    fault = str(faults.connection_fault(error, "broker"))
+    assert fault.endswith(
+        "; let its administrators set deprecated_features.permit.global_qos = true"
+    )
+    assert not faults.is_permanent(pika_errors.ConnectionClosedByBroker(320, text))
+
+
 @pytest.mark.parametrize("error", [None, ValueError(), pika_errors.AMQPConnectionError(3), "501"])
 def test_an_error_without_a_reply_code_is_not_permanent(error):
     assert faults.reply_code(error) == 0

@@ -30,8 +30,12 @@ NOT_FOUND = 404
 RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 
+INTERNAL_ERROR = 541
+
 # CONNECTION_FORCED: an operator's doing. INTERNAL_ERROR: a virtual host that is down, for one.
-_PASSING = frozenset({320, 541})
+_PASSING = frozenset({320, INTERNAL_ERROR})
+# The beginning of RabbitMQ's text, with the same code, for a feature that it no longer permits.
+_DEPRECATED = re.compile(r"Feature `(\w+)` is deprecated")
 # Frame, syntax, command, channel and unexpected-frame errors are defects of a client; NOT_ALLOWED
 # and NOT_IMPLEMENTED are settings that this broker does not take (prefetch_size, for one).
 _PERMANENT = frozenset({501, 502, 503, 504, 505, 530, 540})
@@ -138,8 +142,19 @@ def handshake_fault(error: BaseException, host: str, words: str = "") -> Fault:
 
 def connection_fault(error: object, host: str) -> Fault:
     """Return the fault for a connection that the broker closed because of this client's doing."""
+    if feature := refused_feature(error):
+        text = f"the broker at {host} does not permit its deprecated feature {feature}"
+        setting = f"deprecated_features.permit.{feature} = true"
+        cure = f"{_FEATURE_CURES.get(feature, '')}let its administrators set {setting}"
+        return Fault(ExitCode.BAD_DECLARATION, f"{text}: {one_line(error)}; {cure}")
     text = f"the broker at {host} closed the connection for good: {one_line(error)}"
     return Fault(ExitCode.CONNECTION, f"{text}; check [qos], [queues] and [[bindings]]")
+
+
+# The key that avoids a feature (https://www.rabbitmq.com/docs/deprecated-features).
+_FEATURE_CURES = {
+    "transient_nonexcl_queues": "set durable = true, or exclusive = true, for each of [queues], or "
+}
 
 
 # Kinds.
@@ -153,7 +168,13 @@ def reply_code(error: object) -> int:
 
 def is_permanent(error: object) -> bool:
     """Say whether the broker closed the connection for something it will refuse again."""
-    return reply_code(error) in _PERMANENT
+    return reply_code(error) in _PERMANENT or refused_feature(error) != ""
+
+
+def refused_feature(error: object) -> str:
+    """Return the deprecated feature that the broker does not permit; "" for another error."""
+    found = _DEPRECATED.search(str(getattr(error, "reply_text", "")))
+    return found[1] if found and reply_code(error) == INTERNAL_ERROR else ""
 
 
 def is_locked(error: BadDeclaration) -> bool:
@@ -239,7 +260,7 @@ _TLS_WORDS = {
 def one_line(error: object) -> str:
     """Return *error* in words that a log reader knows."""
     if code := reply_code(error):
-        return f"{code} {getattr(error, 'reply_text', '')}"
+        return " ".join(f"{code} {getattr(error, 'reply_text', '')}".split())
     if of_tls := tls_words(error):
         return of_tls
     words = (text for kind, text in _WORDS if isinstance(error, kind))

@@ -25,6 +25,7 @@ from consumer_framework.settings import StoreKind, instance_name_problem
 from consumer_framework.settings.workers import number_on_host
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
+from .consumer import consumer_findings
 from .fedora import fedora_findings, way_to_lasting_queues
 from .files import file_findings, password_findings, state_findings, tls_findings
 from .findings import Finding, Level, error, report
@@ -70,6 +71,7 @@ def check(options: RunOptions, *, as_service: bool, ask_broker: bool) -> Report:
         ]
         if settings is not None:
             found += _settings_findings(settings, start, options, account, named)
+            found += consumer_findings(start, named.absent, connect=ask_broker)
             found += _broker_findings(settings, start, named, ask_broker=ask_broker)
     if settings is not None:
         how = {"ask": ask_broker, "as_service": as_service}

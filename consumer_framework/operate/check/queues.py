@@ -158,8 +158,7 @@ def _transient_findings(place: str, queue: Queue, version: Version | None) -> It
     if version is None or queue.passive:
         yield warning(f"{place}.durable", what, cure)
     else:
-        # The broker ends the connection with 541, and the start waits for another in vain.
-        yield error(Problem(f"{place}.durable", what, cure), ExitCode.TEMPORARY)
+        yield error(Problem(f"{place}.durable", what, cure), ExitCode.BAD_DECLARATION)
 
 
 def _deadlock_findings(place: str, queue: Queue, version: Version | None) -> Iterator[Finding]:

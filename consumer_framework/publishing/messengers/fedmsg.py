@@ -43,6 +43,7 @@ import logging
 import os
 import socket
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -236,6 +237,9 @@ class _Link:
         self._socket.setsockopt(zmq.LINGER, _LINGER)
         # A message for a full pipe is an error, and not dropped.
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+        # Also where nobody closes the link: the context waits for ever for a socket that is open,
+        # and the garbage collector may come to the context first.
+        self._end = weakref.finalize(self, _ended, self._socket, self._context)
 
     def bind(self, url: str, wait: float) -> None:
         """Bind *url*, and wait for the subscribers that connect."""
@@ -282,8 +286,7 @@ class _Link:
 
     def close(self) -> None:
         """Close the socket, after its last messages or a second."""
-        self._socket.close()
-        self._context.term()
+        self._end()
 
     def _frames(self, message: Outgoing) -> list[bytes]:
         envelope = self._messenger.envelope(message)
@@ -336,6 +339,11 @@ class _Link:
                 self._subscriptions.add(event[1:])
             elif event[:1] == b"\0":
                 self._subscriptions.discard(event[1:])
+
+
+def _ended(link: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    link.close()
+    context.term()
 
 
 def _compact(message: dict[str, Any]) -> bytes:

@@ -208,6 +208,16 @@ def factory(
     return lambda: Handler(name, make())
 
 
+def config_of(target: Target, consumer_config: Mapping[str, Any]) -> Any:
+    """Return the value that the ``__init__`` of the author's :class:`.Consumer` gets.
+
+    Raises:
+        ConfigurationError: As for :func:`factory`.
+    """
+    config_type = config_type_of(target.value, target.value.Config)
+    return parse_consumer_config(config_type, consumer_config)
+
+
 def _make_consumer(kind: type[Consumer], config: Any, state_dir: Path | None) -> Consumer:
     # It knows its directory in __init__ already.
     consumer = kind.__new__(kind)
