@@ -15,9 +15,9 @@ from twisted.internet import error as twisted_error
 from twisted.web import resource, server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from .observe.pages import Page
+    from .control.routes import Page, Pages
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ class _Leaf(resource.Resource):
 
     def render_GET(self, request: server.Request) -> bytes:  # noqa: N802 -- Twisted's name
         accept = request.getHeader("accept") or ""
-        status, content_type, body = self._page(accept)
-        request.setResponseCode(status)
-        request.setHeader("Content-Type", content_type)  # type: ignore[no-untyped-call]
-        return body
+        page = self._page(accept)
+        request.setResponseCode(page.status)
+        request.setHeader("Content-Type", page.content_type)  # type: ignore[no-untyped-call]
+        return page.body
 
 
 class _Site(server.Site):
@@ -68,7 +68,7 @@ class MonitoringPort(Service):
     def __init__(
         self,
         place: tuple[str, int],
-        pages: Mapping[str, Callable[[str], Page]],
+        pages: Pages,
         reactor: Any,
         tell: Callable[[str], object],
     ) -> None:

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from consumer_framework.runtime.assembly.configuration import RunOptions
-    from consumer_framework.runtime.control.routes import Pages
 
     from .instance import Instance
     from .lanes import LaneFinder
@@ -192,14 +191,10 @@ class Runner(MultiService):
                 Reload: self._reloader.respond,
                 RelayStatus: self._respond_relay_status,
             },
-            self._pages(),
+            self._pages.by_path,
         )
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
-
-    def _pages(self) -> Pages:
-        """Return the texts on the control socket that are no answers, by their paths."""
-        return {}
 
     # Running.
 

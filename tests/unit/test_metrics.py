@@ -126,8 +126,8 @@ def value_of(text, name, **labels):
 
 
 def page_of(found, accept="text/plain"):
-    content_type, body = exposition.rendered(exposition.of_instance(found), accept)
-    return content_type, body.decode()
+    page = exposition.rendered(exposition.of_instance(found), accept)
+    return page.content_type, page.body.decode()
 
 
 def test_the_page_has_every_metric_of_the_table_that_has_a_value():
@@ -190,7 +190,7 @@ def test_metrics_of_the_authors_are_on_the_page_and_broken_ones_leave_them_out(c
     own = Counter("sample_builds", "Builds.")
     own.inc(3)
     try:
-        found = exposition.rendered(exposition.of_process())[1].decode()
+        found = exposition.rendered(exposition.of_process()).body.decode()
         assert value_of(found, "sample_builds_total") == 3
         assert "process_resident_memory_bytes" in found
         broken = Broken()
@@ -289,7 +289,7 @@ class Reactor(task.Clock):
 
 
 def test_a_port_that_is_taken_is_told_and_tried_again_until_it_is_free(caplog):
-    told = []
+    told: list[str] = []
     in_use = OSError(98, "Address already in use")
     reactor = Reactor(in_use, in_use)
     port = MonitoringPort(("127.0.0.1", 8000), {}, reactor, told.append)
@@ -307,7 +307,7 @@ def test_a_port_that_is_taken_is_told_and_tried_again_until_it_is_free(caplog):
 
 @pytest.mark.parametrize("refusal", [OverflowError("port must be 0-65535"), ValueError("no IP")])
 def test_a_place_that_cannot_be_is_told_and_ends_nothing(refusal):
-    told = []
+    told: list[str] = []
     port = MonitoringPort(("::1", 70000), {}, Reactor(refusal), told.append)
     port.startService()
     assert told == [f"monitoring port [::1]:70000: cannot listen: {refusal}"]

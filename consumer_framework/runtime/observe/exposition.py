@@ -29,6 +29,7 @@ from prometheus_client.metrics_core import (
 from consumer_framework.core.durations import Durations, Histogram
 from consumer_framework.core.gate import Reason
 from consumer_framework.core.lifecycle import State
+from consumer_framework.runtime.control.routes import Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -489,18 +490,15 @@ class _Collected:
         return iter(self.metrics)
 
 
-def rendered(metrics: Iterable[Metric], accept: str = TEXT_PLAIN) -> tuple[str, bytes]:
+def rendered(metrics: Iterable[Metric], accept: str = TEXT_PLAIN) -> Page:
     """Write metrics in the form that a reader accepts.
 
     Args:
         metrics: The metrics; those without samples are left out.
         accept: The ``Accept`` header: OpenMetrics where it names that, otherwise Prometheus' text.
-
-    Returns:
-        The content type and the bytes.
     """
     encode, content_type = choose_encoder(accept)
     collected = _Collected(tuple(metric for metric in metrics if metric.samples))
     # It only asks the registry to collect.
     registry: Any = collected
-    return content_type, encode(registry)
+    return Page(encode(registry), content_type)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from functools import cache
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.store.files import DATABASE
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.health import Unhealthy
 from consumer_framework.core.lifecycle import State
+from consumer_framework.runtime.control.routes import JSON, Page, product_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,23 +29,8 @@ if TYPE_CHECKING:
 
     from .exposition import InstanceFacts
 
-_JSON = "application/json"
 # Files of SQLite beside the database.
 _FILES = ("", "-wal", "-shm")
-
-
-class Page(NamedTuple):
-    """An answer to ``GET``.
-
-    Attributes:
-        status: The status of HTTP.
-        content_type: The type of the body.
-        body: The body.
-    """
-
-    status: int
-    content_type: str
-    body: bytes
 
 
 class InstancePages:
@@ -88,7 +73,7 @@ class InstancePages:
         from . import exposition  # noqa: PLC0415 -- for the first reader
 
         metrics = [*exposition.of_instance(self._facts()), *exposition.of_process()]
-        return Page(200, *exposition.rendered(metrics, accept))
+        return exposition.rendered(metrics, accept)
 
     def _facts(self) -> InstanceFacts:
         from .exposition import InstanceFacts  # noqa: PLC0415 -- likewise
@@ -161,7 +146,7 @@ class RelayPages:
         from . import exposition  # noqa: PLC0415 -- for the first reader
 
         metrics = [*exposition.of_relay(self._report(), self._name), *exposition.of_process()]
-        return Page(200, *exposition.rendered(metrics, accept))
+        return exposition.rendered(metrics, accept)
 
     def live(self) -> Page:
         """Tell whether the thread of the relay moves."""
@@ -180,15 +165,9 @@ class RelayPages:
         return _json(is_ready, found)
 
 
-@cache
-def product_version() -> str:
-    """Return the version of consumer_framework."""
-    return version("consumer-framework")
-
-
 def _json(is_good: bool, found: dict[str, Any]) -> Page:  # noqa: FBT001 -- of this module
     body = json.dumps(found).encode() + b"\n"
-    return Page(200 if is_good else 503, _JSON, body)
+    return Page(body, JSON, HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def _size_of(directory: Path | None) -> int | None:
