@@ -13,7 +13,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from consumer_framework.core.text import age
+from consumer_framework.core.text import age, rate_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -172,26 +172,25 @@ def _bar(value: float, most: float) -> str:
 
 
 def short(number: float | None) -> str:
-    """Write a count in five columns at most: ``1234``, ``12.3k``, ``4.5M``; ``-`` for None."""
+    """Write a count in five columns: ``9999``, ``12.3k``, ``456k``, ``7.8M``; ``-`` for None."""
     if number is None:
         return "-"
-    for unit, size in (("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9)):
+    if number < _PLAIN:
+        return f"{number:.0f}"
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
         scaled = number / size
-        if scaled < _WHOLE or not unit and number < 10 * _WHOLE:
-            return f"{number:.0f}" if not unit else f"{scaled:.1f}{unit}"
-    return f"{number / 10**12:.0f}T"
+        if scaled < _THREE_DIGITS:
+            return f"{scaled:.1f}{unit}" if scaled < _TWO_DIGITS else f"{scaled:.0f}{unit}"
+    return f"{number / 1e12:.0f}T"
 
 
-_WHOLE = 999.95
+# Numbers below are written out; the others have rounded to fewer digits than these below them.
+_PLAIN, _TWO_DIGITS, _THREE_DIGITS = 9999.5, 99.95, 999.5
 
 
 def rate_cell(rate: float | None) -> str:
-    """Write a rate: ``118/s``, ``2/min``; ``-`` for None."""
-    if rate is None:
-        return "-"
-    if 0 < rate < 1:
-        return f"{rate * 60:.0f}/min"
-    return f"{short(rate)}/s"
+    """Write a rate, such as ``118/s``; ``-`` for None."""
+    return "-" if rate is None else rate_text(rate)
 
 
 def age_cell(seconds: float | None) -> str:
