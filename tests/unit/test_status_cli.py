@@ -67,7 +67,7 @@ def test_a_loss_that_is_near_is_shown_with_its_cure(host):
     host.has_unit("sample")
     loss = Loss("the disk is full", 3600.0, "make room on that disk")
     with host.runs("sample", status="consuming; loss in 60 min: the disk is full", loss=loss):
-        assert "            against the loss: make room on that disk" in (
+        assert "          against the loss: make room on that disk" in (
             host.does("status", "sample").stdout.splitlines()
         )
         [group] = host.shows("sample")["groups"]
