@@ -33,6 +33,7 @@ _IN_MODULES = (
     "dev",
     "explain",
     "logs",
+    "metrics",
     "new",
     "outbox",
     "publish",
