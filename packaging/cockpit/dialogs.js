@@ -52,7 +52,7 @@ export function Order({ order, onClose }) {
     };
     const close = () => state.phase !== "running" && onClose(state.phase !== "asking");
     return html`
-        <${Dialog} title=${order.title} onClose=${close}
+        <${Dialog} title=${state.phase === "asking" ? order.title : order.title.replace("?", "")} onClose=${close}
             footer=${html`<${Footer} order=${order} phase=${state.phase} isReady=${isReady} onYes=${carryOut}
                 onStop=${() => stopper.current.abort()} onClose=${close} />`}>
             ${state.phase === "asking" && html`

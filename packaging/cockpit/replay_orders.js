@@ -35,7 +35,9 @@ function resultOf(lines, isStopped) {
     if (!rows.length)
         return { tone: "warning", title: isStopped ? "Stopped; no message was run." : "No message was run.",
             text: "They are gone, or another replay has them.", result: isStopped ? "stopped" : "failed" };
-    const title = `${good} of ${plural(rows.length, "message")} succeeded.`;
+    const title = rows.length === 1
+        ? `The message ${good ? "succeeded" : "did not succeed"}.`
+        : `${good} of ${plural(rows.length, "message")} succeeded.`;
     const text = isStopped || stop ? "The replay was stopped; the other messages are still quarantined." : "";
     const isGood = good === rows.length;
     return { tone: isGood ? "success" : "danger", title, text, detail: reasons,
@@ -96,7 +98,7 @@ function rampFields({ way, ramp, rate, stop_at: stop }, set) {
             ${field("stop_at", "Stop when so many of a step fail", stop, "")}`}`;
 }
 
-const LOST = html`<p>Dropped messages are lost for ever.
+const LOST = html`<p>Dropped messages are lost for ever.${" "}
     <code>fm-consumer quarantine export</code> keeps a copy.</p>`;
 
 const drop = { verb: "Drop", danger: true, text: LOST, resultOf: dropped };
