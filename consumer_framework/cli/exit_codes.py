@@ -334,7 +334,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "an instance is not active",
             "Without NAME, a stopped and disabled instance does not count.",
         ),
-        Meaning("4", "there is no such instance"),
+        Meaning("4", "there is no such instance, or a host of --host does not answer"),
         Meaning(
             "0-3",
             "with --nagios: OK, warning, critical, unknown",

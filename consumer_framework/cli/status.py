@@ -18,7 +18,15 @@ from consumer_framework.core.text import age, plural
 
 from . import options, terminal
 from .exit_codes import epilog
-from .options import JSON, complete_instance, instance_file
+from .options import (
+    HOST,
+    HOST_TIMEOUT,
+    JSON,
+    REMOTE,
+    SSH,
+    complete_instance,
+    instance_file,
+)
 from .terminal import Command, Refusal, bad, faint, good, safe, title
 
 # Commands import these when they run: --help and shell completion must be quick.
@@ -113,6 +121,7 @@ Examples:
   fm-consumer status --nagios builds --warn lag=5000 --crit quarantined=10
   fm-consumer status --zabbix discovery            # the instances
   fm-consumer status --zabbix                      # the values of each of them
+  fm-consumer status --host root@web1,root@web2    # a line for each instance there
 """
     + epilog("status"),
 )
@@ -139,12 +148,20 @@ Examples:
 )
 @_threshold("--warn", "a warning")
 @_threshold("--crit", "critical")
-def status(  # noqa: PLR0913 -- one for each option
+@HOST
+@SSH
+@REMOTE
+@HOST_TIMEOUT
+def status(  # noqa: PLR0913, PLR0917 -- one for each option
     names: tuple[str, ...],
     state_dir: Path | None,
     form: str | None,
     warn: tuple[str, ...],
     crit: tuple[str, ...],
+    hosts: tuple[str, ...],
+    ssh: str,
+    remote: str,
+    timeout: float,
     *,
     as_json: bool,
 ) -> None:
@@ -158,12 +175,20 @@ def status(  # noqa: PLR0913 -- one for each option
     --nagios and --zabbix judge each instance by its state and by thresholds. A RANGE is that of
     the Monitoring Plugins: 10 alerts above 10, 10: below 10, 10:20 outside, @10:20 inside, ~:
     never. A length of time may be written as 5m.
+
+    --host asks other hosts in parallel, and prints a line for each instance. It runs
+    'fm-consumer status --json' there, without asking for a password.
     """
     with _errors_are_unknown() if form == "nagios" else nullcontext():
         if as_json and form:
             raise click.UsageError(f"give either --json or --{form}, not both")
         if (warn or crit) and not form:
             raise click.UsageError("--warn and --crit need --nagios or --zabbix")
+        if hosts:
+            if form or state_dir:
+                raise click.UsageError("--host goes with NAME and --json alone")
+            _print_hosts(hosts, names, (ssh, remote, timeout), as_json=as_json)
+            return
         match form:
             case "nagios":
                 _check(names, state_dir, warn, crit)
@@ -192,6 +217,17 @@ def _print_status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bo
     counted = (one for one in found.instances if names or one.should_run)
     if not all(instance.is_active for instance in counted):
         raise click.exceptions.Exit(_NOT_ALL_ACTIVE)
+
+
+def _print_hosts(
+    hosts: tuple[str, ...], names: tuple[str, ...], way: tuple[str, str, float], *, as_json: bool
+) -> None:
+    for name in names:
+        instance_file(name)
+    from . import status_of_hosts  # noqa: PLC0415
+
+    exit_code = status_of_hosts.show(hosts, names, status_of_hosts.way_of(*way), as_json=as_json)
+    raise click.exceptions.Exit(exit_code)
 
 
 # For monitoring systems.

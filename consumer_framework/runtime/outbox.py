@@ -41,6 +41,7 @@ from consumer_framework.settings import Change, Takes
 
 from .assembly.configuration import configure_logging, read_again
 from .control import schema
+from .control.routes import this_process
 from .control.threaded import ControlThread
 from .deadline import LEASE, RENEWAL
 from .process_exit import ProcessExit
@@ -362,7 +363,7 @@ class RelayProcess:
             return ControlThread(
                 path,
                 {
-                    schema.Ping: lambda _request: [schema.Pong()],
+                    schema.Ping: self._respond_ping,
                     schema.RelayStatus: self._respond_status,
                     schema.Reload: self._respond_reload,
                 },
@@ -370,6 +371,9 @@ class RelayProcess:
         except OSError as error:
             _log.warning("no command reaches this relay: the control socket: %s", error)
             return None
+
+    def _respond_ping(self, _request: schema.Ping) -> Iterator[schema.Pong]:
+        yield this_process(self._options.instance)
 
     def _respond_status(self, _request: schema.RelayStatus) -> Iterator[schema.RelayStatusReport]:
         remarks = tuple(filter(None, self._remarks.values()))

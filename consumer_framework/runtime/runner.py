@@ -20,7 +20,14 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 from consumer_framework.core.lifecycle import Effect, Event, State
 from consumer_framework.publishing.report import RelayReport
 from consumer_framework.runtime.control.requests import Responder
-from consumer_framework.runtime.control.schema import RelayStatus, RelayStatusReport, Reload
+from consumer_framework.runtime.control.routes import this_process
+from consumer_framework.runtime.control.schema import (
+    Ping,
+    Pong,
+    RelayStatus,
+    RelayStatusReport,
+    Reload,
+)
 from consumer_framework.runtime.control.server import ControlFactory
 
 from .drain import Drain, cut_short
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from consumer_framework.runtime.assembly.configuration import RunOptions
+    from consumer_framework.runtime.control.routes import Pages
 
     from .instance import Instance
     from .lanes import LaneFinder
@@ -67,6 +75,7 @@ class Runner(MultiService):
     def __init__(self, instance: Instance, options: RunOptions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._instance = instance
+        self._name = options.instance
         self._tasks = SupervisedTasks(self._task_failed)
         self._startup = Startup(
             instance.plan,
@@ -172,14 +181,23 @@ class Runner(MultiService):
         factory = ControlFactory(
             {
                 **responder.by_type,
+                Ping: self._respond_ping,
                 Reload: self._reloader.respond,
                 RelayStatus: self._respond_relay_status,
-            }
+            },
+            self._pages(),
         )
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
+    def _pages(self) -> Pages:
+        """Return the texts on the control socket that are no answers, by their paths."""
+        return {}
+
     # Running.
+
+    async def _respond_ping(self, _request: Ping) -> AsyncGenerator[Pong, None]:
+        yield this_process(self._name)
 
     async def _respond_relay_status(
         self, _request: RelayStatus

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import threading
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 
+from .control import call
 from .instance import FM_CONSUMER, HEADERS
 
 if TYPE_CHECKING:
@@ -47,21 +47,10 @@ def reload(instance: Instance, *options: str) -> subprocess.CompletedProcess[str
 
 def ask(instance: Instance) -> list[dict[str, Any]]:
     """Reload as the command does, but without starting it, and return all answers."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-        control.settimeout(60)
-        control.connect(str(instance.configuration.with_name("control")))
-        control.sendall(b'{"do": "reload"}\n')
-        answers = [json.loads(line) for line in _lines(control)]
+    path = instance.configuration.with_name("control")
+    _, answers = call(path, "POST", "/v1/reload")
     assert answers.pop() == {"done": True}
     return answers
-
-
-def _lines(control: socket.socket) -> Iterator[bytes]:
-    with control.makefile("rb") as lines:
-        for line in lines:
-            yield line
-            if json.loads(line).get("done"):
-                return
 
 
 def reloaded(instance: Instance) -> dict[str, tuple[str, str]]:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -15,6 +13,7 @@ from typing import Any
 import pika
 import pytest
 
+from .control import call
 from .instance import HEADERS, publish, queue_table, until
 
 QUICK = """
@@ -215,17 +214,9 @@ def handler(message):
     assert instance.stop() == 0
 
 
-def ask(instance, request):
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
-        client.connect(str(instance.configuration.parent / "control"))
-        client.sendall(json.dumps(request).encode() + b"\n")
-        with client.makefile() as answers:
-            for line in answers:
-                answer = json.loads(line)
-                yield answer
-                if answer.get("done"):
-                    return
+def replay(instance, rows):
+    path = instance.configuration.parent / "control"
+    return call(path, "POST", "/v1/quarantine/replay", {"rows": rows})[1]
 
 
 def test_a_replay_runs_in_the_running_instance(broker, queue_name, start, tmp_path):
@@ -241,20 +232,19 @@ def handler(message):
     publish(broker.url, queue_name, range(3))
     until(lambda: len(instance.store()) == 3, "all are quarantined")
     numbers = [row.id for row in instance.store()]
-    failed = list(ask(instance, {"do": "replay", "rows": numbers[:1]}))
+    failed = replay(instance, numbers[:1])
     assert failed == [
         {"begun": numbers[0]},
         {"row": numbers[0], "result": "failed", "reason": "ValueError: broken"},
         {"done": True},
     ]
     flag.touch()
-    answers = ask(instance, {"do": "replay", "rows": [*numbers, 999]})
+    answers = replay(instance, [*numbers, 999])
     results = [answer for answer in answers if "begun" not in answer]
     assert [answer.get("result") for answer in results] == [
         "succeeded", "succeeded", "succeeded", "skipped", None,
     ]  # fmt: skip
     assert instance.store() == []
-    assert next(iter(ask(instance, {"do": "nonsense"})))["done"]
     assert instance.stop() == 0
 
 

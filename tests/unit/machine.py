@@ -21,10 +21,11 @@ from consumer_framework.cli import options as cli_options
 from consumer_framework.runtime import state_files
 from consumer_framework.runtime.control import client, schema
 from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.threaded import ControlThread
 from consumer_framework.testing import make_delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     import pytest
@@ -144,47 +145,57 @@ class Host:
         state.mkdir(parents=True, exist_ok=True)
         store = Store.open(state, limits=Limits())
         responder = Responder(store, None, report=lambda: report)  # type: ignore[arg-type]
-        loop, ready = asyncio.new_event_loop(), threading.Event()
-        thread = threading.Thread(
-            target=_serve, args=(loop, state / "control", responder, reload, ready)
-        )
-        thread.start()
-        ready.wait(10)
+        by_type = dict(responder.by_type)
+        if reload is not None:
+            by_type[schema.Reload] = _reloading(reload)
         try:
-            yield
+            with _serving(state / "control", by_type):
+                yield
         finally:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
             store.close()
 
 
-def _serve(
-    loop: asyncio.AbstractEventLoop,
-    path: Path,
-    responder: Responder,
-    reload: Any,
-    ready: threading.Event,
-) -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            request = json.loads(line)
-            if request["do"] == "reload":
-                async for said in reload(request):
-                    writer.write(json.dumps(said).encode() + b"\n")
-            else:
-                async for answer in responder.respond(schema.decode_request(line)):
-                    writer.write(schema.encode_answer(answer) + b"\n")
-            writer.write(b'{"done": true}\n')
-        writer.close()
+def _reloading(reload: Any) -> Any:
+    """Let *reload* have JSON objects for requests and answers."""
 
-    server = loop.run_until_complete(asyncio.start_unix_server(answer, path))
-    loop.call_soon(ready.set)
-    loop.run_forever()
-    server.close()
-    loop.run_until_complete(server.wait_closed())
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
-    path.unlink(missing_ok=True)
+    async def answer(request: schema.Reload) -> AsyncIterator[object]:
+        async for said in reload(schema.document_of(request)):
+            yield schema.checked(schema.answers_of(schema.Reload), said, "")
+
+    return answer
+
+
+@contextmanager
+def _serving(path: Path, by_type: dict[Any, Any]) -> Iterator[None]:
+    """Answer on *path* with coroutines, which run on a loop of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def answering(respond: Any) -> Any:
+        def answers(request: Any) -> Iterator[object]:
+            generator = respond(request)
+
+            async def following() -> object:
+                return await anext(generator)
+
+            while True:
+                try:
+                    yield asyncio.run_coroutine_threadsafe(following(), loop).result(10)
+                except StopAsyncIteration:
+                    return
+
+        return answers
+
+    control = ControlThread(path, {kind: answering(respond) for kind, respond in by_type.items()})
+    try:
+        yield
+    finally:
+        control.close()
+        asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
 
 
 def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:

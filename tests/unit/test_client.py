@@ -26,6 +26,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 DONE = b'{"done": true}\n'
+PONG = b'{"pong": true}'
+
+
+def stream(*lines: bytes) -> bytes:
+    """Return a response with a stream of answers; the last one ends it."""
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(line), line) for line in lines)
+    head = b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n"
+    return b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + chunks
+
+
+def one(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> bytes:
+    """Return a response with one answer."""
+    head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, kind, len(body)) + body
+
+
+def problem(detail: bytes, status: bytes = b"404 Not Found") -> bytes:
+    return one(b'{"detail": "%b"}' % detail, status, b"application/problem+json")
 
 
 @pytest.fixture
@@ -36,7 +54,7 @@ def instance(tmp_path) -> Iterator[Instance]:
 
 
 class Instance:
-    """Listens, answers each line with the next of its answers, and then hangs up."""
+    """Listens, answers the call of each connection with the next of its answers, and hangs up."""
 
     def __init__(self, path: str) -> None:
         self.requests: list[Any] = []
@@ -44,19 +62,20 @@ class Instance:
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(path)
         self._listening.listen()
+        self._listening.settimeout(10)
         self._hang_up = threading.Event()
         self._thread = threading.Thread(target=self._serve)
 
     def says(self, *answers: bytes) -> None:
         """Answer a ping, and then so."""
-        self.answers = [b'{"pong": true}\n' + DONE, *answers]
+        self.answers = [one(PONG), *answers]
         self._thread.start()
 
     def _serve(self) -> None:
-        connection, _ = self._listening.accept()
-        with connection, connection.makefile("rb") as lines:
-            for answer in self.answers:
-                self.requests.append(json.loads(lines.readline()))
+        for answer in self.answers:
+            connection, _ = self._listening.accept()
+            with connection, connection.makefile("rb") as call:
+                self.requests.append(_read(call))
                 connection.sendall(answer)
                 if not answer:
                     self._hang_up.wait(10)
@@ -64,8 +83,18 @@ class Instance:
     def close(self) -> None:
         self._hang_up.set()
         if self._thread.ident:
-            self._thread.join()
+            self._thread.join(20)
         self._listening.close()
+
+
+def _read(call: Any) -> tuple[str, Any]:
+    """Return the line of a call, without its version, and its JSON; None for no body."""
+    first = call.readline().decode().rpartition(" ")[0]
+    length = 0
+    while line := call.readline().strip():
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    return first, json.loads(call.read(length)) if length else None
 
 
 def answers(directory: Any, *requests: Any) -> Iterable[Any]:
@@ -75,13 +104,17 @@ def answers(directory: Any, *requests: Any) -> Iterable[Any]:
 
 
 def test_an_order_is_given_and_its_answers_come_back(instance, tmp_path):
-    instance.says(b'{"begun": 1}\n{"row": 1, "result": "failed", "reason": "why"}\n' + DONE)
+    row = b'{"row": 1, "result": "failed", "reason": "why"}\n'
+    instance.says(stream(b'{"begun": 1}\n', row, DONE, b""))
     assert answers(tmp_path, Replay((1, 2))) == [Begun(1), Replayed(1, "failed", "why")]
-    assert instance.requests == [{"do": "ping"}, {"do": "replay", "rows": [1, 2]}]
+    assert instance.requests == [
+        ("GET /v1", None),
+        ("POST /v1/quarantine/replay", {"rows": [1, 2]}),
+    ]
 
 
-def test_several_orders_go_over_one_connection(instance, tmp_path):
-    instance.says(b'{"dropped": [1]}\n' + DONE, b'{"dropped": [2, 3]}\n' + DONE)
+def test_several_orders_are_given_one_after_the_other(instance, tmp_path):
+    instance.says(one(b'{"dropped": [1]}'), one(b'{"dropped": [2, 3]}'))
     assert answers(tmp_path, Drop((1,)), Drop((2, 3))) == [Dropped((1,)), Dropped((2, 3))]
 
 
@@ -105,14 +138,22 @@ def test_a_directory_whose_name_is_too_long_for_a_socket_has_none(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b'{"error": "no such request: 1", "done": true}\n', "the instance says: no such request"),
-        (b'{"begun": 1}\n', "the instance stopped before it was done"),
-        (b'{"begun": 1}\n{"ro', "the instance stopped before it was done"),
-        (b'{"later": 1}\n', "may run another version; restart it: the answer is not understood"),
-        (b"\xff\n", "may run another version; restart it: no JSON"),
+        (problem(b"there is no\\n /v1/x"), "the instance says: there is no /v1/x"),
+        (one(b"?", b"404 Not Found", b"application/problem+json"), "says: HTTP status 404"),
+        (stream(b'{"done": true, "error": "a defect"}\n', b""), "the instance says: a defect"),
+        (stream(b'{"begun": 1}\n'), "the instance stopped before it was done"),
+        (stream(b'{"begun": 1}\n', b""), "the instance stopped before it was done"),
+        (stream(b'{"begun": 1}\n{"ro'), "the instance stopped before it was done"),
+        (stream(b'{"later": 1}\n'), "may run another version; restart it: the answer is not und"),
+        (stream(b"\xff\n"), "may run another version; restart it: no JSON"),
+        (one(b'{"done": true}'), "may run another version; restart it: an end without an answer"),
+        (b"\x00\n", "the instance runs another version than this command"),
         (b"", "the instance runs, and does not answer"),
     ],
-    ids=["refused", "gone", "torn", "unknown", "garbage", "hangs"],
+    ids=[
+        *("refused", "refused oddly", "failed", "gone", "ended", "torn", "unknown", "garbage"),
+        *("empty", "other protocol", "hangs"),
+    ],
 )
 def test_each_failure_is_one_line_with_the_socket(instance, tmp_path, monkeypatch, answer, said):
     monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.5)
@@ -123,10 +164,43 @@ def test_each_failure_is_one_line_with_the_socket(instance, tmp_path, monkeypatc
     assert "\n" not in str(raised.value)
 
 
+def test_an_instance_that_goes_away_before_its_answer_is_named(instance, tmp_path):
+    instance.says()
+    with connected(tmp_path, "sample") as running:
+        assert running is not None
+        instance.close()
+        with pytest.raises(ControlError, match="the instance stopped before it was done; what"):
+            list(running.ask(Replay((1,))))
+
+
+def test_an_instance_of_a_former_version_is_named_with_the_cure(tmp_path):
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "control"))
+    listening.listen()
+    listening.settimeout(10)
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, connection.makefile("rb") as lines:
+            # It answers each line, as the former protocol does.
+            lines.readline()
+            connection.sendall(b'{"done": true, "error": "no JSON: Expecting value"}\n')
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with (
+        pytest.raises(ControlError, match=r"another version than this .* speaks HTTP; restart it$"),
+        connected(tmp_path, "sample"),
+    ):
+        pass
+    thread.join(20)
+    listening.close()
+
+
 def test_a_failure_of_a_relay_names_the_relay(tmp_path):
     path = tmp_path / "relay-control"
     with closing(Instance(str(path))) as relay:
-        relay.says(b'{"begun": 1}\n')
+        relay.says(stream(b'{"begun": 1}\n'))
         with connected_to([path]) as running:
             assert running is not None
             answers = running.ask(Replay((1,)))

@@ -14,11 +14,11 @@ from consumer_framework.adapters import config
 from consumer_framework.core.errors import ConfigurationError
 from consumer_framework.runtime import reload
 from consumer_framework.runtime.assembly import access
+from consumer_framework.runtime.control.routes import Call, read_call
 from consumer_framework.runtime.control.schema import (
     FileText,
     ProtocolError,
     Reload,
-    decode_request,
 )
 from consumer_framework.runtime.reload import CredentialSnapshot, file_given
 
@@ -144,8 +144,8 @@ def test_an_order_without_the_file_or_with_another_one_brings_nothing(closed, re
 
 
 def test_a_request_with_an_invalid_file_is_refused():
-    with pytest.raises(ProtocolError, match="no such request: reload: file"):
-        decode_request(b'{"do": "reload", "file": "x"}')
+    with pytest.raises(ProtocolError, match="POST /v1/reload: file"):
+        read_call(Call("POST", "/v1/reload", b'{"file": "x"}'))
 
 
 def test_a_file_that_the_instance_may_read_is_read_by_itself(host):

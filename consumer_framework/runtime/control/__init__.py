@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket, by which operators' commands talk to a running instance.
+"""The control API, by which operators' commands and programs talk to a running instance.
 
-``schema`` has the typed requests and answers, and their lines of JSON; ``server`` reads and writes
-those lines in the instance; ``requests`` carries requests out on its store; ``client`` is the other
-end, in the command. A new request is a class in ``schema`` and a method that answers it.
+It is HTTP/1.1 on a Unix socket. ``schema`` has the typed requests and answers; ``routes`` has the
+table of methods, paths and rights, and turns a call into a request. ``server`` serves it in an
+instance, with Twisted; ``threaded`` in a relay, with threads. ``requests`` carries requests out on
+the store of the process; ``client`` is the other end, in a command.
 
-``schema``, ``requests`` and ``client`` import no reactor: a command that only asks must be quick.
-Nothing here knows the runner or the dispatcher; the runner passes their methods in.
+A new request is a class in ``schema``, a row of the table in ``routes`` and a method that answers
+it. A page that is no JSON, such as ``/metrics``, is a function that returns a
+:class:`.routes.Page`.
+
+All but ``server`` import no reactor: a command that only asks must be quick. Nothing here knows the
+runner or the dispatcher; the runner passes their methods in.
 """

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import (
+    BadStatusLine,
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    RemoteDisconnected,
+)
 from typing import TYPE_CHECKING
 
 from consumer_framework.adapters.store.files import is_locked_elsewhere
@@ -19,7 +27,8 @@ from consumer_framework.runtime.state_files import (
     is_of_relay,
 )
 
-from .schema import Done, Ping, ProtocolError, decode_answer, encode_request
+from .routes import PROBLEM, STREAM, product_version, write_call
+from .schema import Done, Ping, ProtocolError, decode_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +43,7 @@ PATIENCE = 30.0
 _POLL_INTERVAL = 0.1
 # Bytes of a socket's name, without the NUL at its end (unix(7)).
 _LONGEST_NAME = 107
+_HEADERS = {"Content-Type": "application/json"}
 # Bytes; far more than an answer has.
 _LONGEST_ANSWER = 1 << 20
 
@@ -49,25 +59,27 @@ class ControlError(FrameworkError):
 
 
 class Client:
-    """A connection to a running instance. Made by :func:`connected`.
+    """Asks a running instance. Made by :func:`connected`.
+
+    Each request has a connection of its own: hours may pass between two of them, in an editor.
 
     Args:
-        path: The socket's name, for error messages.
-        connection: Is the client's from now on.
+        path: The socket's name.
+        connection: For the first request; it is the client's from now on.
     """
 
     def __init__(self, path: Path, connection: socket.socket) -> None:
         self._path = path
         self._who = _who(path)
-        self._connection = connection
-        self._answers = connection.makefile("rb")
+        self._first: socket.socket | None = connection
+        self._timeout: float | None = ANSWER_TIMEOUT
 
     def ask(
         self,
         request: Request[AnswerT],
         otherwise: str = "what was not told of is quarantined again when it starts",
     ) -> Iterator[AnswerT]:
-        """Send one request, and yield its answers as they come. Take them all before the next.
+        """Send one request, and yield its answers as they come.
 
         Args:
             request: The request.
@@ -77,35 +89,91 @@ class Client:
             ControlError: The request was refused or failed, or the instance went away meanwhile.
         """
         try:
-            self._connection.sendall(encode_request(request) + b"\n")
-            while not isinstance(answer := decode_answer(request, self._line()), Done):
-                yield answer
+            yield from self._answers(request)
         except TimeoutError:
             raise _silent(self._path) from None
-        except (OSError, EOFError):
-            raise ControlError(
-                f"{self._path}: {self._who} stopped before it was done; {otherwise}"
-            ) from None
+        except BadStatusLine as error:
+            is_gone = isinstance(error, RemoteDisconnected)
+            raise self._gone(otherwise) if is_gone else self._older() from None
+        except (OSError, EOFError, HTTPException):
+            raise self._gone(otherwise) from None
         except ProtocolError as error:
             what = f"{self._who} may run another version; restart it"
             raise ControlError(f"{self._path}: {what}: {error}") from None
-        if answer.error is not None:
-            raise ControlError(f"{self._path}: {self._who} says: {answer.error}")
 
     def wait_long(self) -> None:
         """Wait for answers without a limit: handlers run meanwhile."""
-        self._connection.settimeout(None)
+        self._timeout = None
 
     def close(self) -> None:
         """Close the connection."""
-        self._answers.close()
-        self._connection.close()
+        if self._first is not None:
+            self._first.close()
 
-    def _line(self) -> bytes:
-        line = self._answers.readline(_LONGEST_ANSWER)
+    def _answers(self, request: Request[AnswerT]) -> Iterator[AnswerT]:
+        connection = HTTPConnection("localhost")
+        connection.sock = self._connection()
+        try:
+            response = self._response(connection, request)
+            content_type = (response.getheader("Content-Type") or "").partition(";")[0]
+            if content_type == STREAM:
+                yield from self._stream(request, response)
+            elif content_type == PROBLEM:
+                raise self._refused(response)
+            else:
+                yield self._decoded(request, response.read(_LONGEST_ANSWER))
+        finally:
+            connection.close()
+
+    def _connection(self) -> socket.socket:
+        connection, self._first = self._first, None
+        if connection is None:
+            connection = _open(self._path)
+        connection.settimeout(self._timeout)
+        return connection
+
+    @staticmethod
+    def _response(connection: HTTPConnection, request: Request[AnswerT]) -> HTTPResponse:
+        call = write_call(request)
+        # One that refuses a long body does not read it to its end.
+        with suppress(BrokenPipeError):
+            connection.request(call.method, call.target, call.body or None, _HEADERS)
+        return connection.getresponse()
+
+    def _stream(self, request: Request[AnswerT], response: HTTPResponse) -> Iterator[AnswerT]:
+        while not isinstance(answer := decode_answer(request, self._line(response)), Done):
+            yield answer
+        if answer.error is not None:
+            raise ControlError(f"{self._path}: {self._who} says: {answer.error}")
+
+    @staticmethod
+    def _decoded(request: Request[AnswerT], text: bytes) -> AnswerT:
+        answer = decode_answer(request, text)
+        if isinstance(answer, Done):
+            raise ProtocolError("an end without an answer")
+        return answer
+
+    @staticmethod
+    def _line(response: HTTPResponse) -> bytes:
+        line = response.readline(_LONGEST_ANSWER)
         if not line.endswith(b"\n"):
             raise EOFError
         return line
+
+    def _refused(self, response: HTTPResponse) -> ControlError:
+        try:
+            detail = str(json.loads(response.read(_LONGEST_ANSWER))["detail"])
+        except (ValueError, KeyError, TypeError):
+            detail = f"HTTP status {response.status}"
+        return ControlError(f"{self._path}: {self._who} says: {' '.join(detail.split())}")
+
+    def _gone(self, otherwise: str) -> ControlError:
+        return ControlError(f"{self._path}: {self._who} stopped before it was done; {otherwise}")
+
+    def _older(self) -> ControlError:
+        ours = f"consumer_framework {product_version()}, and its control socket speaks HTTP"
+        what = f"{self._who} runs another version than this command; this is {ours}"
+        return ControlError(f"{self._path}: {what}; restart it")
 
 
 @contextmanager
@@ -184,25 +252,30 @@ def sockets(directory: Path, instance: str) -> list[Path]:
 def _connect(path: Path) -> Client | None:
     if len(os.fsencode(path)) > _LONGEST_NAME:
         return None
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(ANSWER_TIMEOUT)
     try:
-        connection.connect(str(path))
+        return Client(path, _open(path))
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         # There is none, or a killed instance left it behind.
-        connection.close()
         return None
     except (TimeoutError, BlockingIOError):
         # Its queue of connections is full: nobody takes them.
-        connection.close()
         raise _silent(path) from None
     except OSError as error:
-        connection.close()
         who = _who(path)
         cure = f"use sudo, or run this as the user that {who} runs as"
         reason = (error.strerror or str(error)).lower()
         raise ControlError(f"{path}: {who} cannot be asked: {reason}; {cure}") from error
-    return Client(path, connection)
+
+
+def _open(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(ANSWER_TIMEOUT)
+    try:
+        connection.connect(str(path))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _who(path: Path) -> str:

@@ -18,6 +18,7 @@ from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.log import describe
 
 from . import schema
+from .routes import this_process
 from .schema import Begun, Dropped, Edited, Pong, Replayed, StatusReport, Step
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class Responder:
         return self.by_type[type(request)](request)
 
     async def ping(self, _request: schema.Ping) -> AsyncGenerator[Pong, None]:
-        """Show that somebody listens."""
-        yield Pong()
+        """Name this process."""
+        yield this_process()
 
     async def status(self, _request: schema.Status) -> AsyncGenerator[StatusReport, None]:
         """Report the state of the instance, and the counts of its store."""

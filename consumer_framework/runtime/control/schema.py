@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The requests that a running instance takes from operators, and its answers.
 
-Each is one JSON object on a line of its own. A client sends one request at a time. The instance
-sends any number of answers, and then ``"done"``, with ``"error"`` where something went wrong::
+Each is a frozen dataclass, and a JSON object on the wire. A request names its answers by its type
+parameter: one answer, or a stream of any number of them. :mod:`.routes` has the method and the path
+of each request; :func:`answers_of` lists the answers to one.
 
-    → {"do": "replay", "rows": [41]}
-    ← {"begun": 41}
-    ← {"row": 41, "result": "succeeded", "reason": ""}
-    ← {"done": true}
-
-:data:`REQUESTS` lists every request by its name; :func:`answers_of` lists the answers to one. A
-request of another version than 1 has a ``"version"``. Both sides ignore fields that they do not
-know, so that a command and an instance of neighboring releases understand each other.
+Both sides ignore fields that they do not know, and give those that are missing their defaults. So a
+command and an instance of neighboring releases understand each other.
 """
 
 from __future__ import annotations
@@ -20,7 +15,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cache
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar, Union, cast, get_args
 
 from pydantic import SkipValidation, TypeAdapter, ValidationError
@@ -38,7 +32,7 @@ AnswerT = TypeVar("AnswerT", covariant=True)  # noqa: PLC0105 -- as typing's own
 
 
 class ProtocolError(FrameworkError):
-    """The other side sent a line that this side does not understand.
+    """The other side sent a text that this side does not understand.
 
     Args:
         message: One line that says why.
@@ -55,9 +49,21 @@ class Request(Generic[AnswerT]):
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Somebody listens."""
+    """The process that listens.
+
+    Attributes:
+        pong: Always true.
+        version: The version of the API, as in the paths.
+        product: The version of consumer_framework; "" where it is not known.
+        instance: The name of the instance, or of the relay.
+        pid: The number of the process.
+    """
 
     pong: bool = True
+    version: int = VERSION
+    product: str = ""
+    instance: str = ""
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +239,7 @@ class RelayStatusReport:
 
 @dataclass(frozen=True, slots=True)
 class Ping(Request[Pong]):
-    """Show that somebody listens."""
+    """Name the process that listens, and its versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,70 +294,37 @@ class Reload(Request[Step | ReloadReport]):
     file: FileText | None = None
 
 
-def name_of(kind: type[Request[Any]]) -> str:
-    """Return the name of a request on the wire."""
-    return kind.__name__.lower()
-
-
-REQUESTS = MappingProxyType(
-    {name_of(kind): kind for kind in (Ping, Status, RelayStatus, Drop, Edit, Replay, Reload)}
-)
-
-
 def answers_of(kind: type[Request[Any]]) -> tuple[type, ...]:
     """Return the types of the answers to a request."""
     (answers,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]
     return get_args(answers) or (answers,)
 
 
-# Lines of JSON.
+# JSON.
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of the answers, with one line about the error, if there was one."""
+    """The end of a stream of answers, with one line about the error, if there was one."""
 
     done: bool = True
     error: str | None = None
 
 
-def encode_request(request: Request[Any]) -> bytes:
-    """Return the line of a request, without its end."""
-    return json.dumps({"do": name_of(type(request)), **document_of(request)}).encode()
-
-
-def decode_request(line: bytes) -> Request[Any]:
-    """Read the line of a request.
-
-    Raises:
-        ProtocolError: It is no request, or one of another version.
-    """
-    document = _document(line)
-    version = document.get("version", VERSION)
-    if version != VERSION:
-        wrong = f"version {version!r} is not understood; this instance speaks version {VERSION}"
-        raise ProtocolError(wrong)
-    name = document.get("do")
-    kind = REQUESTS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise ProtocolError(f"no such request: {name!r}")
-    return cast("Request[Any]", _checked((kind,), document, f"no such request: {name}"))
-
-
 def encode_answer(answer: object) -> bytes:
-    """Return the line of an answer, or of :class:`Done`, without its end and without secrets."""
+    """Return the JSON of an answer, or of :class:`Done`, on one line and without secrets."""
     return json.dumps(redacted(document_of(answer))).encode()
 
 
-def decode_answer(request: Request[AnswerT], line: bytes) -> AnswerT | Done:
-    """Read the line of an answer to *request*.
+def decode_answer(request: Request[AnswerT], text: bytes) -> AnswerT | Done:
+    """Read the JSON of an answer to *request*.
 
     Raises:
         ProtocolError: It is none.
     """
-    document = _document(line)
+    document = document_in(text)
     kinds = (Done,) if document.get("done") is True else answers_of(type(request))
-    return cast("AnswerT | Done", _checked(kinds, document, "the answer is not understood"))
+    return cast("AnswerT | Done", checked(kinds, document, "the answer is not understood"))
 
 
 def document_of(value: Any) -> dict[str, Any]:
@@ -366,9 +339,14 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
 
 
-def _document(line: bytes) -> dict[str, Any]:
+def document_in(text: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ProtocolError: It is none.
+    """
     try:
-        document = json.loads(line)
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"no JSON: {error}") from None
     if not isinstance(document, dict):
@@ -376,7 +354,17 @@ def _document(line: bytes) -> dict[str, Any]:
     return document
 
 
-def _checked(kinds: tuple[type, ...], document: dict[str, Any], wrong: str) -> object:
+def checked(kinds: tuple[type, ...], document: dict[str, Any], wrong: str) -> object:
+    """Make one of *kinds* of a JSON object.
+
+    Args:
+        kinds: Dataclasses; the first that fits is made.
+        document: The object.
+        wrong: The beginning of the error's text.
+
+    Raises:
+        ProtocolError: None of *kinds* fits.
+    """
     try:
         return _adapter(kinds).validate_python(document)
     except ValidationError as error:

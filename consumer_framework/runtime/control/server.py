@@ -1,88 +1,226 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Serves operators' requests on the control socket of a running instance."""
+"""Serves operators' requests on the control socket of a running instance, with Twisted's HTTP.
+
+Each connection carries out one call at a time. A call has to arrive whole within
+:data:`PATIENCE` seconds, so that a client that sends a byte now and then holds no connection. A
+stream of answers is asked for its next one only while the client reads.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Any, TypeAlias
+from contextlib import aclosing
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from twisted.internet.protocol import Factory
-from twisted.protocols.basic import LineOnlyReceiver
+from twisted.web import http
 
-from .schema import Done, ProtocolError, decode_request, encode_answer, name_of
+from .routes import (
+    FORMER_PROTOCOL,
+    JSON,
+    LONGEST_REQUEST,
+    PROBLEM,
+    STREAM,
+    Call,
+    end_of,
+    page_for,
+    product_version,
+    read_call,
+    refusal_of,
+    too_long,
+    unanswered,
+)
+from .schema import encode_answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
+    from .routes import Pages, Refusal, Route
     from .schema import Request
 
     ByType: TypeAlias = Mapping[type[Request[Any]], Callable[[Any], AsyncIterator[object]]]
 
-_log = logging.getLogger(__name__)
+# Twisted's have no types.
+_HTTPChannel: Any = http.HTTPChannel
+_HTTPRequest: Any = http.Request
 
-# Bytes; a request names rows by their numbers, some thousands of them at the most.
-LONGEST_REQUEST = 1 << 20
-
-
-class ControlProtocol(LineOnlyReceiver):
-    """One client."""
-
-    delimiter = b"\n"
-    MAX_LENGTH = LONGEST_REQUEST
-
-    def __init__(self, by_type: ByType) -> None:
-        self._by_type = by_type
-        self._task: asyncio.Task[None] | None = None
-
-    def lineReceived(self, line: bytes) -> None:  # noqa: N802 -- Twisted's name
-        """Carry out a request, one at a time for each client."""
-        if self._task is not None and not self._task.done():
-            self._answer(Done(error="one request at a time"))
-            return
-        self._task = asyncio.get_running_loop().create_task(self._serve(line))
-
-    def connectionLost(self, reason: Any = None) -> None:  # noqa: ARG002, N802 -- Twisted's name
-        """Stop answering; a request that is under way goes on."""
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _serve(self, line: bytes) -> None:
-        try:
-            async for answer in self._answers(decode_request(line)):
-                self._answer(answer)
-        except ProtocolError as error:
-            self._answer(Done(error=str(error)))
-        except Exception as error:  # noqa: BLE001 -- told to the client
-            _log.exception("a request on the control socket failed")
-            self._answer(Done(error=f"{type(error).__name__}: {error}"))
-        else:
-            self._answer(Done())
-
-    def _answers(self, request: Request[Any]) -> AsyncIterator[object]:
-        respond = self._by_type.get(type(request))
-        if respond is None:
-            raise ProtocolError(f"no such request: {name_of(type(request))!r}")
-        return respond(request)
-
-    def _answer(self, answer: object) -> None:
-        self.sendLine(encode_answer(answer))  # type: ignore[no-untyped-call]
+# Seconds that a call may take to arrive, and that a connection may be idle between two calls.
+PATIENCE = 60.0
 
 
 class ControlFactory(Factory):
-    """Makes a :class:`ControlProtocol` for each client.
+    """Makes the protocol of each client.
 
     Args:
         by_type: The function that answers each type of request.
+        pages: The pages of the process.
     """
 
     noisy = False
 
-    def __init__(self, by_type: ByType) -> None:
+    def __init__(self, by_type: ByType, pages: Pages | None = None) -> None:
         self._by_type = by_type
+        self._pages = pages if pages is not None else {}
 
-    def buildProtocol(self, _addr: Any) -> ControlProtocol:  # noqa: N802 -- Twisted's name
+    def buildProtocol(self, _addr: Any) -> _Channel:  # noqa: N802 -- Twisted's name
         """Make the protocol of a new client."""
-        client = ControlProtocol(self._by_type)
-        client.factory = self
-        return client
+        return _Channel(self._by_type, self._pages)
+
+
+class _Channel(_HTTPChannel):  # type: ignore[misc]
+    """One client."""
+
+    timeOut = PATIENCE  # noqa: N815 -- Twisted's name
+
+    def __init__(self, by_type: ByType, pages: Pages) -> None:
+        super().__init__()
+        self.by_type = by_type
+        self.pages = pages
+        self.requestFactory = _Exchange
+        self.is_given_up = False
+        self._is_begun = False
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
+        """Read a part of a call."""
+        if not self._is_begun:
+            self._is_begun = True
+            if data.startswith(b"{"):
+                self.give_up(encode_answer(FORMER_PROTOCOL) + b"\n")
+        if not self.is_given_up:
+            super().dataReceived(data)
+
+    def resetTimeout(self) -> None:  # noqa: N802 -- Twisted's name
+        """Go on counting: a byte now and then must not prolong the call."""
+
+    def timeoutConnection(self) -> None:  # noqa: N802 -- Twisted's name
+        """Hang up."""
+        self.transport.abortConnection()
+
+    def give_up(self, last_words: bytes) -> None:
+        """Say *last_words*, hang up, and read no more."""
+        self.is_given_up = True
+        self.transport.write(last_words)
+        self.transport.loseConnection()
+
+
+class _Flow:
+    """Knows whether a client reads what it gets: a push producer of Twisted."""
+
+    def __init__(self) -> None:
+        self._reads = asyncio.Event()
+        self._reads.set()
+
+    async def wait(self) -> None:
+        await self._reads.wait()
+
+    def pauseProducing(self) -> None:  # noqa: N802 -- Twisted's name
+        self._reads.clear()
+
+    def resumeProducing(self) -> None:  # noqa: N802 -- Twisted's name
+        self._reads.set()
+
+    def stopProducing(self) -> None:  # noqa: N802 -- Twisted's name
+        self._reads.set()
+
+
+class _Exchange(_HTTPRequest):  # type: ignore[misc]
+    """One call and its response."""
+
+    _task: asyncio.Task[None] | None = None
+
+    def gotLength(self, length: int | None) -> None:  # noqa: N802 -- Twisted's name
+        """Make room for the body, in memory."""
+        self.content = BytesIO()
+        if length is not None and length > LONGEST_REQUEST:
+            self._give_up(too_long())
+
+    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
+        """Take a part of the body."""
+        if self.content.tell() + len(data) > LONGEST_REQUEST:
+            self._give_up(too_long())
+        elif not self.channel.is_given_up:
+            self.content.write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802
+        """Carry the call out; called once it has arrived whole."""
+        self.method, self.uri, self.clientproto = command, path, version
+        if self.channel.is_given_up:
+            return
+        body = self.content.getvalue()
+        call = Call(command.decode("latin-1"), path.decode("latin-1"), body)
+        self.setHeader("Server", f"consumer_framework/{product_version()}")
+        self._task = asyncio.get_running_loop().create_task(self._serve(call))
+
+    def connectionLost(self, reason: Any) -> None:  # noqa: N802 -- Twisted's name
+        """Stop answering; a row that is in a replay is run to its end."""
+        if self._task is not None:
+            self._task.cancel()
+        super().connectionLost(reason)
+
+    def _give_up(self, refusal: Refusal) -> None:
+        if not self.channel.is_given_up:
+            self.channel.give_up(_text_of(refusal))
+
+    async def _serve(self, call: Call) -> None:
+        try:
+            make = page_for(call, self.channel.pages)
+            if make is not None:
+                page = make(self.getHeader("Accept") or "")
+                self._send(page.status, page.content_type, page.body)
+                return
+            route, request = read_call(call)
+            respond = self.channel.by_type.get(type(request))
+            if respond is None:
+                raise unanswered(request)  # noqa: TRY301 -- one way to tell of a failure
+            answers = cast("AsyncGenerator[object, None]", respond(request))
+            async with aclosing(answers):
+                await self._answer(route, answers)
+        except Exception as error:  # noqa: BLE001 -- told to the client
+            self._refuse(refusal_of(error))
+
+    async def _answer(self, route: Route, answers: AsyncGenerator[object, None]) -> None:
+        first = await anext(answers)
+        if not route.is_stream:
+            self._send(http.OK, JSON, encode_answer(first) + b"\n")
+            return
+        flow = _Flow()
+        self.setHeader("Content-Type", STREAM)
+        self.registerProducer(flow, True)  # noqa: FBT003 -- Twisted's
+        self._write_line(first)
+        error = None
+        try:
+            while True:
+                await flow.wait()
+                self._write_line(await anext(answers))
+        except StopAsyncIteration:
+            pass
+        except Exception as caught:  # noqa: BLE001 -- told to the client
+            error = caught
+        self.write(end_of(error))
+        self.unregisterProducer()
+        self.finish()
+
+    def _write_line(self, answer: object) -> None:
+        self.write(encode_answer(answer) + b"\n")
+
+    def _refuse(self, refusal: Refusal) -> None:
+        for name, value in refusal.headers.items():
+            self.setHeader(name, value)
+        self._send(refusal.status, PROBLEM, refusal.body)
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
+        self.setResponseCode(status)
+        self.setHeader("Content-Type", content_type)
+        self.setHeader("Content-Length", str(len(body)))
+        self.write(body)
+        self.finish()
+
+
+def _text_of(refusal: Refusal) -> bytes:
+    """Return a whole response that ends the connection."""
+    head = f"HTTP/1.1 {refusal.status.value} {refusal.status.phrase}\r\n"
+    lines = {"Content-Type": PROBLEM, "Content-Length": str(len(refusal.body)), **refusal.headers}
+    return (
+        head + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+    ).encode() + refusal.body
