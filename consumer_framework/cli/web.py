@@ -51,9 +51,9 @@ Examples:
 def web(port: int | None, socket: Path | None, idle: float, *, as_json: bool) -> None:
     """Serve a page that shows the instances of this host, until Ctrl-C.
 
-    It is the page of Cockpit, for hosts without Cockpit. It does what this user may do with
-    fm-consumer and systemctl, so use sudo, or be a member of fm-operators. It listens on this
-    machine only. The printed address works once, for one browser.
+    The page is the same as in Cockpit. It has the rights of this user in fm-consumer and
+    systemctl, so use sudo, or be a member of fm-operators. The server listens on this machine
+    only. The printed address works once, for one browser.
     """
     if port is not None and socket is not None:
         raise click.UsageError("give either --port or --socket, not both")

@@ -35,7 +35,7 @@ def places(word: str) -> list[str]:
     return re.findall(r"\{(\w+)\}", word)
 
 
-def values_of(name: str) -> dict:
+def values_of(name: str) -> dict[str, object]:
     return {
         place: VALUES[place] for word in DOCUMENT["calls"][name]["argv"] for place in places(word)
     }
@@ -125,10 +125,15 @@ def test_an_argument_of_its_own_never_begins_with_a_hyphen():
             assert patterns[place].fullmatch(text) is None, place
 
 
+def entered(access: Access) -> str:
+    """Return the cookie of a browser that opens the address."""
+    return (access.enter(access.token) or "").partition(";")[0]
+
+
 class TestAccess:
     def setup_method(self):
         self.access = Access()
-        self.cookie = self.access.enter(self.access.token).partition(";")[0]
+        self.cookie = entered(self.access)
 
     def refused(self, method="GET", host="localhost:8080", origin=None, cookies=None):
         found = self.access.refusal(
@@ -178,11 +183,9 @@ class TestAccess:
         assert self.refused(cookies=cookies) == 401
 
     def test_the_cookie_of_another_server_lets_nobody_in(self):
-        other = Access()
-        assert self.refused(cookies=other.enter(other.token).partition(";")[0]) == 401
+        assert self.refused(cookies=entered(Access())) == 401
         assert self.refused(cookies=f"a=b; {self.cookie}; c=d") is None
 
     def test_a_page_of_another_site_cannot_read_the_cookie_or_use_it(self):
         access = Access()
-        header = access.enter(access.token)
-        assert "; HttpOnly; SameSite=Strict" in header
+        assert "; HttpOnly; SameSite=Strict" in (access.enter(access.token) or "")

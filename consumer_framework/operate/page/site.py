@@ -110,13 +110,17 @@ def _files(directory: Path) -> dict[str, tuple[Path, str]]:
 
 
 class _LimitedRequest(TwistedRequest):
-    _size = 0
+    """Keeps no more of a body than the longest may have.
+
+    Attributes:
+        size: The bytes of the body that came.
+    """
+
+    size = 0
 
     def handleContentChunk(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
-        self._size += len(data)
-        if self._size > LONGEST_BODY:
-            self.channel.loseConnection()  # type: ignore[no-untyped-call]
-        else:
+        self.size += len(data)
+        if self.size <= LONGEST_BODY:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
 
@@ -175,6 +179,9 @@ class _Root(Resource):
         return file.read_bytes()
 
     def _run(self, request: Request) -> bytes | int:
+        if request.size > LONGEST_BODY:
+            longest = f"A request has {LONGEST_BODY >> 20} MiB at most."
+            return _refuse(request, Refusal(413, "Too long", longest))
         try:
             arguments, text = self._asked(request)
         except CallError as error:
