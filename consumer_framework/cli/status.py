@@ -198,7 +198,16 @@ def status(  # noqa: PLR0913, PLR0917 -- one for each option
                 _print_status(names, state_dir, as_json=as_json)
 
 
-def _look(names: tuple[str, ...], state_dir: Path | None) -> HostStatus:
+def look(
+    names: tuple[str, ...], state_dir: Path | None, timeout: float | None = None
+) -> HostStatus:
+    """Look for instances of this host.
+
+    Args:
+        names: As on the command line; none for all.
+        state_dir: The state directory of the one instance in *names*; None for the usual places.
+        timeout: Seconds for the answer of an instance; None for that of an order.
+    """
     if state_dir and len(names) != 1:
         raise click.UsageError("--state-dir needs the NAME of one instance")
     for name in names:
@@ -207,11 +216,14 @@ def _look(names: tuple[str, ...], state_dir: Path | None) -> HostStatus:
     from consumer_framework.adapters.systemd.systemctl import Systemctl  # noqa: PLC0415
     from consumer_framework.operate import status  # noqa: PLC0415
 
-    return status.instances_on_host(names, options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
+    where = (options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
+    return status.instances_on_host(names, *where, timeout)
 
 
 def _print_status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> None:
-    found = _look(names, state_dir)
+    from consumer_framework.runtime.control.client import LOOK_TIMEOUT  # noqa: PLC0415
+
+    found = look(names, state_dir, LOOK_TIMEOUT)
     _refuse_unknown(found, names)
     _show(found, as_json=as_json)
     counted = (one for one in found.instances if names or one.should_run)
@@ -241,7 +253,7 @@ def _check(
     from . import monitoring  # noqa: PLC0415
 
     limits = thresholds(warn, crit)
-    verdicts = judge_all(_look(names, state_dir), limits, time.time(), every=bool(names))
+    verdicts = judge_all(look(names, state_dir), limits, time.time(), every=bool(names))
     if not verdicts:
         monitoring.unknown(f"no instance of {options.CONFIGURATION_DIRECTORY} is to run")
     click.echo(monitoring.nagios_line(verdicts, limits))
@@ -257,9 +269,9 @@ def _print_for_zabbix(
 
     limits = thresholds(warn, crit)
     if names == (_DISCOVERY,):
-        terminal.print_json(monitoring.discovery(_look((), None)))
+        terminal.print_json(monitoring.discovery(look((), None)))
         return
-    found = _look(names, state_dir)
+    found = look(names, state_dir)
     _refuse_unknown(found, names)
     verdicts = judge_all(found, limits, time.time(), every=True)
     terminal.print_json(monitoring.items(verdicts, found))
@@ -275,7 +287,7 @@ def _refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
 
 def _show(found: HostStatus, *, as_json: bool) -> None:
     if as_json:
-        terminal.print_json(_document(found))
+        terminal.print_json(document(found))
         return
     if not found.groups:
         click.echo(f"no instance is configured in {options.CONFIGURATION_DIRECTORY}, and none runs")
@@ -302,7 +314,8 @@ def _totals(group: Sequence[InstanceStatus]) -> dict[str, int]:
     return dict(sums)
 
 
-def _document(host: HostStatus) -> dict[str, Any]:
+def document(host: HostStatus) -> dict[str, Any]:
+    """Return the instances of a host as ``--json`` prints them."""
     return {
         "systemd": host.problem == "",
         "problem": host.problem,
