@@ -54,7 +54,7 @@ function causeRow(instance, cause, order) {
             html`<div class="fm-orders">
                 ${button("Replay one", "secondary", replayOne)}
                 ${cause.count > 1 && button("Replay all", "secondary", replayAll)}
-                ${button("Drop all", "danger", dropAll)}</div>`,
+                ${button("Drop all", "secondary danger", dropAll)}</div>`,
         ],
     };
 }
@@ -99,12 +99,12 @@ export function Rows({ instance, query }) {
     });
     const to = (more) => linkTo([instance, "quarantine", "rows"], { ...query, ...more });
     return html`
-        <${InstanceView} instance=${instance} name="rows" title=${cause || "Messages"} problem=${problem} at=${at} busy=${!data && !problem}>
+        <${InstanceView} instance=${instance} name="rows" parent="causes" title=${cause || "Messages"} problem=${problem} at=${at} busy=${!data && !problem}>
             <${Filters} instance=${instance} query=${query} />
             ${data && (shown.length ? html`
                 <div class="fm-filters">
                     <${Button} small disabled=${!rows.length} onClick=${() => order(replayRows(instance, rows))}>Replay chosen<//>
-                    <${Button} small kind="danger" disabled=${!rows.length} onClick=${() => order(dropRows(instance, rows))}>Drop chosen<//>
+                    <${Button} small kind="secondary danger" disabled=${!rows.length} onClick=${() => order(dropRows(instance, rows))}>Drop chosen<//>
                     <span role="status">${rows.length ? `${rows.length} chosen` : ""}</span>
                 </div>
                 <${Table} label="Messages" columns=${ROW_COLUMNS} rows=${shown.map((row) => messageRow(instance, row, chosen, choose))} />
