@@ -171,6 +171,7 @@ def test_the_library_is_named_after_the_python_of_the_distribution(release, libr
     assert {name for name, _ in names} == {
         "consumer-framework",
         library,
+        "cockpit-fm-consumers",
         "consumer-framework-rpm-macros",
     }
     assert {number for _, number in names} == {f"1{suffix}"}
