@@ -46,6 +46,7 @@ _IN_MODULES = (
     "tail",
     "trigger",
     "units",
+    "web",
 )
 
 
