@@ -381,6 +381,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         ),
         Meaning("2", _USAGE),
     ),
+    "web": (
+        Meaning("0", "told to stop (Ctrl-C, SIGTERM), or nobody used the page for --idle"),
+        Meaning("1", "it cannot listen on the port or the socket", "The message gives a remedy."),
+        Meaning("2", _USAGE),
+    ),
     "units diff": (
         Meaning("0", "install would change nothing"),
         Meaning("1", "install would change files"),

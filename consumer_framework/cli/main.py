@@ -47,6 +47,7 @@ _IN_MODULES = (
     "tail",
     "trigger",
     "units",
+    "web",
 )
 
 
