@@ -384,7 +384,7 @@ def test_each_alert_has_a_test_and_none_fires_for_a_healthy_instance():
 
 def test_the_dashboard_has_a_place_for_each_panel():
     board = json.loads((MONITORING / "fm-consumer-dashboard.json").read_text())
-    places = set()
+    places: set[tuple[int, int]] = set()
     for panel in board["panels"]:
         place = panel["gridPos"]
         cells = {
