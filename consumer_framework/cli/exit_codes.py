@@ -365,7 +365,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "an instance is not active",
             "Without NAME, a stopped and disabled instance does not count.",
         ),
-        Meaning("4", "there is no such instance"),
+        Meaning("4", "there is no such instance, or a host of --host does not answer"),
         Meaning(
             "0-3",
             "with --nagios: OK, warning, critical, unknown",
@@ -398,6 +398,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "Or the unit could not run this `fm-consumer` in its directory. The message gives a "
             "remedy.",
         ),
+        Meaning("2", _USAGE),
+    ),
+    "web": (
+        Meaning("0", "told to stop (Ctrl-C, SIGTERM), or nobody used the page for --idle"),
+        Meaning("1", "it cannot listen on the port or the socket", "The message gives a remedy."),
         Meaning("2", _USAGE),
     ),
     "units diff": (

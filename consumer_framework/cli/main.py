@@ -52,6 +52,7 @@ _IN_MODULES = (
     "tail",
     "trigger",
     "units",
+    "web",
 )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-    from consumer_framework.kit.conditions import Condition
+    from consumer_framework.core.conditions import Condition
 
 CONFIGURATION_DIRECTORY = settings.CONFIGURATION_DIRECTORY
 # The file that fedora-messaging reads by default.
@@ -96,6 +96,58 @@ OUTPUT = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
+def duration(
+    _context: click.Context, _parameter: click.Parameter, given: str | None
+) -> float | None:
+    """Read a length of time, in seconds; a callback of options."""
+    try:
+        return None if given is None else text.seconds(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _read_hosts(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    from consumer_framework.operate.hosts import hosts_in  # noqa: PLC0415
+
+    try:
+        return tuple(hosts_in(given))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+HOST = click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="HOST,...",
+    callback=_read_hosts,
+    help="Ask these hosts over ssh in place of this one: HOST or USER@HOST, with commas between "
+    "them. May be given several times.",
+)
+SSH = click.option(
+    "--ssh",
+    default="",
+    metavar="COMMAND",
+    help="With --host: connect with this command, such as 'ssh -p 2222'. Default: ssh -n -o "
+    "BatchMode=yes -o ConnectTimeout=5.",
+)
+REMOTE = click.option(
+    "--remote",
+    default="",
+    metavar="COMMAND",
+    help="With --host: the command there, such as 'sudo -n fm-consumer'. Default: fm-consumer.",
+)
+HOST_TIMEOUT = click.option(
+    "--timeout",
+    default="15s",
+    metavar="TIME",
+    callback=duration,
+    help="With --host: a host must answer within this time. Default: 15s.",
+)
+
+
 def _complete_topic(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem | str]:
@@ -108,21 +160,25 @@ def _complete_topic(
 def _read_conditions(
     _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
 ) -> tuple[Condition, ...]:
-    from consumer_framework.kit.conditions import ConditionError, condition_of  # noqa: PLC0415
+    from consumer_framework.core.conditions import ROOTS  # noqa: PLC0415
+
+    return _conditions_of(given, ROOTS)
+
+
+def _read_stored_conditions(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[Condition, ...]:
+    from consumer_framework.core.conditions import STORED_ROOTS  # noqa: PLC0415
+
+    return _conditions_of(given, STORED_ROOTS)
+
+
+def _conditions_of(given: Sequence[str], roots: Sequence[str]) -> tuple[Condition, ...]:
+    from consumer_framework.core.conditions import ConditionError, condition_of  # noqa: PLC0415
 
     try:
-        return tuple(map(condition_of, given))
+        return tuple(condition_of(text, roots) for text in given)
     except ConditionError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def duration(
-    _context: click.Context, _parameter: click.Parameter, given: str | None
-) -> float | None:
-    """Read a length of time, in seconds; a callback of options."""
-    try:
-        return None if given is None else text.seconds(given)
-    except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 
@@ -139,15 +195,21 @@ def topics(what: str, more: str = "") -> Callable[[Any], Any]:
     )
 
 
-def conditions(what: str) -> Callable[[Any], Any]:
-    """Declare ``--where``, which selects messages; its parameter is ``conditions``."""
+def conditions(what: str, *, stored: bool = False) -> Callable[[Any], Any]:
+    """Declare ``--where``, which selects messages; its parameter is ``conditions``.
+
+    Args:
+        what: The help text, up to an example.
+        stored: Whether the messages are rows of a store, which have an error, a cause and an age.
+    """
+    example = "error~timeout or body.build.name=kernel" if stored else "body.build.name=kernel"
     return click.option(
         "--where",
         "conditions",
         multiple=True,
         metavar="CONDITION",
-        callback=_read_conditions,
-        help=f"{what}, such as body.build.name=kernel. May be given several times: all must fit.",
+        callback=_read_stored_conditions if stored else _read_conditions,
+        help=f"{what}, such as {example}. May be given several times: all must fit.",
     )
 
 

@@ -16,20 +16,32 @@ from consumer_framework.core.text import plural
 from . import terminal
 from .exit_codes import epilog
 from .options import CONF, JSON, OUTPUT, STATE_DIR, no_more, where, words
-from .quarantine_orders import drop, expire, replay
+from .quarantine_orders import drop, expire
+from .quarantine_replay import replay
 from .quarantine_to_test import to_test
-from .selection import FINGERPRINT, choose, find_fingerprint, find_rows, open_store, row_numbers
+from .selection import (
+    CONDITIONS,
+    FINGERPRINT,
+    WHERE,
+    choose,
+    choose_one,
+    find_fingerprint,
+    nothing,
+    open_store,
+)
 from .terminal import Command, Refusal
 
 # The store is imported late: --help and shell completion must be quick.
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from consumer_framework.adapters.store import Reader
+    from consumer_framework.core.conditions import Condition
 
     from .options import Where
 
+# The options of `list` that select messages by one of their columns.
 _FILTERS = ("topic", "fingerprint", "queue", "limit", "after")
 
 
@@ -63,17 +75,21 @@ quarantine.add_command(to_test)
 Examples:
   fm-consumer quarantine list sample
   fm-consumer quarantine list sample --rows --topic 'org.fedoraproject.*.bodhi.*'
+  fm-consumer quarantine list sample --where 'error~timeout' --causes
   fm-consumer quarantine list sample --state deferred
   fm-consumer quarantine list sample --limit 50 --after 41     # the next 50
 """
+    + CONDITIONS
     + epilog("quarantine list"),
 )
 @words("INSTANCE")
 @CONF
 @STATE_DIR
 @click.option("--rows", "--all", "rows", is_flag=True, help="List every message by itself.")
+@click.option("--causes", is_flag=True, help="List causes, also with --where.")
 @click.option("--topic", metavar="PATTERN", help="Messages of these topics; * is any text.")
 @FINGERPRINT
+@WHERE
 @click.option("--queue", metavar="QUEUE", help="Messages that came from this queue.")
 @click.option(
     "--state",
@@ -91,12 +107,13 @@ Examples:
     help="Messages after this row: the next portion of a list with --limit.",
 )
 @JSON
-def list_(
+def list_(  # noqa: PLR0913 -- one for each option
     words: tuple[str, ...],
     conf: Path | None,
     state_dir: Path | None,
     *,
     rows: bool,
+    causes: bool,
     as_json: bool,
     **filters: Any,
 ) -> None:
@@ -108,30 +125,29 @@ def list_(
     """
     at = where(words, conf, state_dir)
     no_more(at)
-    by_row = (
-        rows
-        or filters["state"] != "quarantined"
-        or any(
-            filters[name] is not None
-            for name in ("topic", "fingerprint", "queue", "limit", "after")
-        )
-    )
+    chosen = [f"--{name}" for name in _FILTERS if filters[name] is not None]
+    chosen += ["--state"] * (filters["state"] != "quarantined") + ["--rows"] * rows
+    if causes and chosen:
+        raise click.UsageError(f"--causes goes with --where alone, not with {chosen[0]}")
+    by_row = chosen or (filters["conditions"] and not causes)
     with closing(open_store(at)) as store:
         if by_row:
             _list_rows(store, at, filters, as_json=as_json)
         else:
-            _list_groups(store, at, as_json=as_json)
+            _list_groups(store, at, filters["conditions"], as_json=as_json)
 
 
-def _list_groups(store: Reader, at: Where, *, as_json: bool) -> None:
+def _list_groups(
+    store: Reader, at: Where, conditions: Sequence[Condition], *, as_json: bool
+) -> None:
     from . import quarantine_views  # noqa: PLC0415
 
-    groups = store.groups()
+    groups = store.groups(conditions, time.time())
     if as_json:
         terminal.print_json([asdict(group) for group in groups])
         return
     if not groups:
-        click.echo("nothing is quarantined")
+        click.echo(nothing(conditions))
         return
     for line in quarantine_views.group_lines(groups, time.time(), terminal.terminal_width()):
         click.echo(line)
@@ -143,24 +159,30 @@ def _list_groups(store: Reader, at: Where, *, as_json: bool) -> None:
 def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
     from . import quarantine_views  # noqa: PLC0415
 
-    limit, state = filters.pop("limit"), filters.pop("state")
+    limit, state, conditions = (filters.pop(name) for name in ("limit", "state", "conditions"))
     if filters["fingerprint"] is not None and state == "quarantined" and store.groups():
         filters["fingerprint"] = find_fingerprint(store, filters["fingerprint"])
     # One more than asked for tells whether there are more.
     most = -1 if limit is None else limit + 1
-    rows = store.rows(state=None if state == "any" else state, limit=most, **filters)
+    rows = store.rows(
+        state=None if state == "any" else state,
+        limit=most,
+        where=conditions,
+        now=time.time(),
+        **filters,
+    )
     shown = rows[:limit]
     if as_json:
         terminal.print_json([asdict(row) for row in shown])
         return
     if not rows:
-        filtered = any(value is not None for value in filters.values())
+        filtered = conditions or any(value is not None for value in filters.values())
         place = "here" if state == "any" else quarantine_views.STATES[state]
         click.echo(f"nothing is {place}{' that fits' if filtered else ''}")
         return
     for line in quarantine_views.row_lines(shown, time.time(), terminal.terminal_width()):
         click.echo(line)
-    more = "; there are more" if len(rows) > len(shown) else ""
+    more = f"; there are more, with --after {shown[-1].id}" if len(rows) > len(shown) else ""
     click.echo(f"\n{plural(len(shown), 'message')}{more}:")
     click.echo(terminal.faint(f"  {at.command('show', shown[0].id)}"))
 
@@ -171,26 +193,34 @@ def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bo
 \b
 Examples:
   fm-consumer quarantine show sample 41
+  fm-consumer quarantine show sample --where body.build.name=kernel
   fm-consumer quarantine show sample 41 --json | jq .message.body
 """
+    + CONDITIONS
     + epilog("quarantine show"),
 )
-@words("INSTANCE ROW")
+@words("INSTANCE [ROW]")
 @CONF
 @STATE_DIR
+@WHERE
 @JSON
 def show(
-    words: tuple[str, ...], conf: Path | None, state_dir: Path | None, *, as_json: bool
+    words: tuple[str, ...],
+    conf: Path | None,
+    state_dir: Path | None,
+    conditions: tuple[Condition, ...],
+    *,
+    as_json: bool,
 ) -> None:
-    """Show one message readably, and the traceback of every attempt with its time."""
+    """Show one message readably, and the traceback of every attempt with its time.
+
+    With --where, it is the oldest quarantined message that fits.
+    """
     from . import quarantine_views  # noqa: PLC0415
 
     at = where(words, conf, state_dir)
-    numbers = row_numbers(at.rest)
-    if len(numbers) != 1:
-        raise click.UsageError("name one ROW")
     with closing(open_store(at)) as store:
-        [row] = find_rows(store, numbers, at)
+        row = choose_one(store, at, conditions)
         delivery, steps = store.delivery(row.id), store.steps(row.id)
         first = None if row.behind is None else store.row(row.behind)
     if delivery is None:
@@ -212,21 +242,25 @@ def show(
 Examples:
   fm-consumer quarantine export sample > quarantined.jsonl
   fm-consumer quarantine export sample 41 42 --output two.jsonl
+  fm-consumer quarantine export sample --where 'age>7d' --output old.jsonl
   fedora-messaging publish quarantined.jsonl    # every subscriber gets them again
 """
+    + CONDITIONS
     + epilog("quarantine export"),
 )
 @words("INSTANCE [ROW]...")
 @CONF
 @STATE_DIR
 @FINGERPRINT
+@WHERE
 @OUTPUT
 @click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: JSON it is.")
-def export(
+def export(  # noqa: PLR0913, PLR0917 -- one for each option
     words: tuple[str, ...],
     conf: Path | None,
     state_dir: Path | None,
     fingerprint: str | None,
+    conditions: tuple[Condition, ...],
     target: Path | None,
 ) -> None:
     """Write messages as fedora-messaging's lines of JSON: all that are quarantined, or these rows.
@@ -237,8 +271,8 @@ def export(
     """
     at = where(words, conf, state_dir)
     with closing(open_store(at)) as store:
-        everything = fingerprint is None and not at.rest
-        rows = choose(store, at, fingerprint, everything=everything)
+        everything = fingerprint is None and not (at.rest or conditions)
+        rows = choose(store, at, fingerprint, conditions, everything=everything)
         lines = store.export([row.id for row in rows])
         if target is None:
             for line in lines:

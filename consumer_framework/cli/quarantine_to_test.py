@@ -14,10 +14,13 @@ from consumer_framework.core.text import plural
 
 from .exit_codes import epilog
 from .options import CONF, STATE_DIR, no_such_instance, where, words
-from .selection import find_rows, open_store, row_numbers
+from .selection import WHERE, choose_one, open_store
 from .terminal import Command, Refusal, bad, faint, good, note, safe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from consumer_framework.core.conditions import Condition
     from consumer_framework.kit.failing_test import FailedMessage
 
     from .options import Where
@@ -39,9 +42,10 @@ Look at the result before you publish it: no rule finds everything.
 
 
 @click.command("to-test", cls=Command, epilog=_MORE)
-@words("INSTANCE ROW")
+@words("INSTANCE [ROW]")
 @CONF
 @STATE_DIR
+@WHERE
 @click.option(
     "--output",
     "-o",
@@ -69,6 +73,7 @@ def to_test(  # noqa: PLR0913, PLR0917 -- one for each option
     words: tuple[str, ...],
     conf: Path | None,
     state_dir: Path | None,
+    conditions: tuple[Condition, ...],
     target: Path | None,
     kept: tuple[str, ...],
     callback: str,
@@ -85,7 +90,7 @@ def to_test(  # noqa: PLR0913, PLR0917 -- one for each option
     from consumer_framework.kit.failing_test import differences, source_of_test  # noqa: PLC0415
 
     at = where(words, conf, state_dir)
-    message = _message(at, callback_file or callback)
+    message = _message(at, conditions, callback_file or callback)
     names = Anonymizer(kept)
     text = source_of_test(message, names)
     if target is None:
@@ -103,7 +108,7 @@ def to_test(  # noqa: PLR0913, PLR0917 -- one for each option
         note(f"it fails until the consumer is mended: pytest {shlex.quote(str(target))}")
 
 
-def _message(at: Where, callback: str) -> FailedMessage:
+def _message(at: Where, conditions: Sequence[Condition], callback: str) -> FailedMessage:
     """Return the message that the command line names, with its consumer.
 
     Raises:
@@ -114,11 +119,8 @@ def _message(at: Where, callback: str) -> FailedMessage:
     from consumer_framework.kit.failing_test import FailedMessage  # noqa: PLC0415
     from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
 
-    numbers = row_numbers(at.rest)
-    if len(numbers) != 1:
-        raise click.UsageError("name one ROW")
     with closing(open_store(at)) as store:
-        [row] = find_rows(store, numbers, at)
+        row = choose_one(store, at, conditions)
         delivery = store.delivery(row.id)
     if delivery is None:
         raise Refusal(f"row {row.id} is gone now")

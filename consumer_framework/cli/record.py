@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from consumer_framework.adapters.amqp.watching import Loan
+    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.kit.conditions import Condition
     from consumer_framework.settings import Settings
 
 _NOT_WRITTEN = 75

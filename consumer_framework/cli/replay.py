@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.kit.conditions import Condition
     from consumer_framework.kit.handler_profile import HandlerProfile
     from consumer_framework.kit.recorded import BadRecordError, Recorded
     from consumer_framework.kit.replay import Ended, Replay, Summary

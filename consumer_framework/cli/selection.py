@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from consumer_framework.core.errors import ConfigurationError, Problem, StoreError
+from consumer_framework.core.text import plural
 
-from .options import no_such_instance
-from .terminal import Refusal
+from .options import conditions, no_such_instance
+from .terminal import Refusal, note
 
 # The store is imported late: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.adapters.store import Reader, Row
+    from consumer_framework.core.conditions import Condition
 
     from .options import Where
 
@@ -27,6 +31,25 @@ FINGERPRINT = click.option(
     metavar="F",
     help="Those of this cause: a fingerprint as 'list' shows it, or a part that no other has.",
 )
+WHERE = conditions("Those that fit a condition", stored=True)
+YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+EXPECT = click.option(
+    "--expect",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Do not ask, and do it only if there are N messages; for programs.",
+)
+CONDITIONS = """
+\b
+Conditions of --where:
+  body.build.name=kernel    equal; a list fits if one of its entries does
+  headers.x-retry!=1        not equal, or not there
+  error~'timed? ?out'       the regular expression is found; !~ is the contrary
+  age>2h                    also <, <= and >=; of numbers and lengths of time
+  body.build.id             there is one
+The first word is topic, id, queue, exchange, severity, headers, body, error (KeyError, or its
+text), cause (the fingerprint), reason, attempts, age (since it is here) or key (of its order).
+"""
 
 
 def open_store(at: Where) -> Reader:
@@ -117,8 +140,15 @@ def find_fingerprint(store: Reader, wanted: str) -> str:
     raise Refusal(f"{wanted!r} is in {len(fitting)} fingerprints: {several}; give more of one")
 
 
-def choose(store: Reader, at: Where, fingerprint: str | None, *, everything: bool) -> list[Row]:
-    """Find the rows that a command names: by numbers, by a fingerprint, or all.
+def choose(
+    store: Reader,
+    at: Where,
+    fingerprint: str | None,
+    where: Sequence[Condition] = (),
+    *,
+    everything: bool,
+) -> list[Row]:
+    """Find the rows that a command names: by numbers, by a fingerprint and conditions, or all.
 
     Rows of one key are in the order in which they were published.
 
@@ -126,10 +156,71 @@ def choose(store: Reader, at: Where, fingerprint: str | None, *, everything: boo
         Refusal: It names them in two ways, or none, or some that are not there.
     """
     numbers = row_numbers(at.rest)
-    if bool(numbers) + everything + (fingerprint is not None) != 1:
-        raise Refusal("say which: row numbers, or --fingerprint F, or --all")
+    if bool(numbers) + everything + (fingerprint is not None or bool(where)) != 1:
+        raise Refusal("say which: row numbers, or --fingerprint F, or --where CONDITION, or --all")
     if fingerprint is not None:
         fingerprint = find_fingerprint(store, fingerprint)
-    rows = find_rows(store, numbers, at) if numbers else store.rows(fingerprint=fingerprint)
+    if numbers:
+        rows = find_rows(store, numbers, at)
+    else:
+        rows = store.rows(fingerprint=fingerprint, where=where, now=time.time())
     by_number = {row.id: row for row in rows}
     return [by_number[number] for number in store.in_lane_order(by_number)]
+
+
+def nothing(conditions: Sequence[Condition]) -> str:
+    """Say that there is no message to carry an order out on."""
+    return f"nothing is quarantined{' that fits' if conditions else ''}"
+
+
+def choose_one(store: Reader, at: Where, where: Sequence[Condition]) -> Row:
+    """Find the one row that a command names: by its number, or the oldest that fits *where*.
+
+    Raises:
+        click.UsageError: It names none, or several.
+        Refusal: There is none.
+    """
+    numbers = row_numbers(at.rest)
+    if len(numbers) + bool(where) != 1:
+        raise click.UsageError("name one ROW, or give --where CONDITION for the oldest that fits")
+    if numbers:
+        [row] = find_rows(store, numbers, at)
+        return row
+    fitting = store.matching(where, time.time())
+    found = store.row(fitting[0]) if fitting else None
+    if found is None:
+        raise Refusal(f"nothing quarantined fits; see: {at.command('list')}")
+    if len(fitting) > 1:
+        note(f"{plural(len(fitting), 'message')} fit; row {found.id} is the oldest of them")
+    return found
+
+
+def agree(count: int, verb: str, at: Where, *, yes: bool, expect: int | None) -> None:
+    """Let the operator type the number of messages that an order is about.
+
+    Args:
+        count: The number of messages that the command has found.
+        verb: The order, as in ``drop``.
+        at: The instance.
+        yes: Do not ask.
+        expect: The number that the caller knows; None where the terminal has to be asked.
+
+    Raises:
+        Refusal: Nobody can be asked, or the caller expects another number.
+        click.Abort: Another number was typed.
+    """
+    messages = plural(count, "message")
+    if expect is not None:
+        if count != expect:
+            there = "there is" if count == 1 else "there are"
+            raise Refusal(f"{there} {messages} now, not {expect:,}; nothing was done")
+        return
+    if yes or not count:
+        return
+    if not sys.stdin.isatty():
+        cure = f"say --yes, or --expect {count}"
+        raise Refusal(f"without a terminal nobody is asked about {messages}: {cure}")
+    question = f"Type {count} to {verb} {messages} of {at.instance}"
+    typed = click.prompt(question, default="", show_default=False, err=True)
+    if typed.strip().replace(",", "") != str(count):
+        raise click.Abort

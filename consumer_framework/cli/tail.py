@@ -27,8 +27,8 @@ from .watched import Source, Stopped, distinct, source, stoppable, told
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.kit.conditions import Condition
     from consumer_framework.operate.watching import View
     from consumer_framework.settings import Settings
 

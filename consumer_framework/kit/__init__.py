@@ -19,7 +19,6 @@ dependency pauses the instance, and a message that can never succeed goes to qua
 
 Besides, decisions of an author's tools about values that they are given:
 
-- :mod:`.conditions` selects messages, as the option ``--where`` of commands does.
 - :mod:`.schema_packages` finds the installed schemas, and the package with those of a topic.
 - :mod:`.schema_changes` compares two versions of a schema.
 - :mod:`.recorded` reads recorded messages, and :mod:`.replay` runs a consumer on them, without a

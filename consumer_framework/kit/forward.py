@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from consumer_framework.author.consumer import Consumer
 from consumer_framework.author.heartbeat import deliveries
+from consumer_framework.core.conditions import condition_of
 from consumer_framework.core.delivery import readable
 from consumer_framework.core.errors import ConfigurationError, Problem, Quarantine, Skip
 from consumer_framework.core.topics import intersects
@@ -30,7 +31,6 @@ from consumer_framework.publishing.message import PublishError
 from consumer_framework.publishing.outbox import default
 from consumer_framework.settings.brokers import addresses
 
-from .conditions import condition_of
 from .message_json import as_document
 from .topic_map import TopicMap
 

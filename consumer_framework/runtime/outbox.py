@@ -45,6 +45,7 @@ from .control.routes import this_process
 from .control.threaded import ControlThread
 from .deadline import LEASE, RENEWAL
 from .log_levels import LogLevels
+from .observe.pages import RelayPages
 from .process_exit import ProcessExit
 from .reload import CredentialSnapshot, file_given, log_report, refused, remarks_of
 from .signals import Signals
@@ -372,10 +373,15 @@ class RelayProcess:
                     schema.LogLevel: lambda request: [self._log_levels.change(request)],
                     schema.Reload: self._respond_reload,
                 },
+                RelayPages(options.instance, self._status.report, self._is_relay_stuck).by_path,
             )
         except OSError as error:
             _log.warning("no command reaches this relay: the control socket: %s", error)
             return None
+
+    def _is_relay_stuck(self) -> bool:
+        sending = self._sending
+        return sending is not None and sending.relay.is_stuck
 
     def _respond_ping(self, _request: schema.Ping) -> Iterator[schema.Pong]:
         yield this_process(self._options.instance)

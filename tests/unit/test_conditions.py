@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer_framework.kit.conditions import ConditionError, condition_of
+from consumer_framework.core.conditions import ConditionError, condition_of
 
 MESSAGE = {
     "topic": "org.example.build",

@@ -10,9 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pika
 import pytest
@@ -22,128 +20,29 @@ from fedora_messaging import message as upstream
 from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.cli import main
 from consumer_framework.cli import options as cli_options
-from consumer_framework.core.attempt import NO_HISTORY, Attempt, History, attempt_of
+from consumer_framework.core.attempt import NO_HISTORY, History, attempt_of
 from consumer_framework.core.ordering import behind
-from consumer_framework.testing import make_delivery
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from click.testing import Result
-
-    from consumer_framework.core.delivery import Delivery
-
-FM_CONSUMER = Path(sys.executable).with_name("fm-consumer")
-TOPIC = "org.fedoraproject.prod.bodhi.update.comment"
-CAUSE = "ValueError in toddlers/comments.py:process"
-OTHER_CAUSE = "KeyError in toddlers/builds.py:process"
-HEADERS = {"fedora_messaging_schema": "base.message", "fedora_messaging_severity": 20}
-
-HANDLER = """
-import os, pathlib
-from fedora_messaging.exceptions import Drop, HaltConsumer
-here = pathlib.Path(__file__).parent
-def handler(message):
-    with open(here / "seen", "a") as seen:
-        seen.write(f"{message.id} {message.body['n']}\\n")
-    if message.body["n"] == "poison" and not (here / "mended").exists():
-        raise RuntimeError("still broken")
-    if message.body["n"] == "halt":
-        raise HaltConsumer(3, "enough", requeue=True)
-    if message.body["n"] == "drop":
-        raise Drop("unwanted")
-"""
+from .quarantined import (
+    CAUSE,
+    FM_CONSUMER,
+    HEADERS,
+    OTHER_CAUSE,
+    TOPIC,
+    Operator,
+    a_delivery,
+    failures,
+    make_operator,
+)
 
 
 def words_of(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else ""
 
 
-def failures(count: int, cause: str = CAUSE, message: str = "no such package") -> History:
-    error = cause.partition(" ")[0]
-    attempts = (
-        Attempt(1000.0 * n, error, message, f"Traceback of {error}\n  number {n}\n", cause)
-        for n in range(1, count + 1)
-    )
-    return History(tuple(attempts))
-
-
-def a_delivery(number: int = 1, body: Any = None, **more: Any) -> Delivery:
-    raw = body if isinstance(body, bytes) else json.dumps(body or {"n": number}).encode()
-    properties = pika.BasicProperties(
-        content_type="application/json",
-        content_encoding=more.pop("content_encoding", "utf-8"),
-        message_id=f"id-{number}",
-        headers=HEADERS,
-    )
-    made = make_delivery(queue="sample", routing_key=more.pop("routing_key", TOPIC), body=raw)
-    received = {"received_at": time.time() - 7200, "history": failures(2), **more}
-    return made._replace(properties=properties, **received)
-
-
-@dataclass
-class Operator:
-    """Runs ``fm-consumer`` on the store in ``directory/state``."""
-
-    directory: Path
-
-    @property
-    def state(self) -> Path:
-        return self.directory / "state"
-
-    @property
-    def instance(self) -> list[str]:
-        conf = self.directory / "sample.toml"
-        return ["--conf", str(conf), "--state-dir", str(self.state)]
-
-    def does(self, verb: str, *words: str, **more: Any) -> Result:
-        """Run a command in this process."""
-        command = ["quarantine", verb, *self.instance, *words]
-        return CliRunner().invoke(main, command, **more, catch_exceptions=False)
-
-    def shows(self, verb: str, *words: str, **more: Any) -> Any:
-        """Run a command with --json and return the document."""
-        result = self.does(verb, *words, "--json", **more)
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
-
-    def runs(self, verb: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in a process of its own, for it may run the reactor."""
-        command = [str(FM_CONSUMER), "quarantine", verb, *self.instance, *words]
-        environment = {**os.environ, "PYTHONPATH": str(self.directory), **environment}
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False, timeout=60
-        )
-
-    def keeps(self, *writes: Callable[[Store], Awaitable[Any]]) -> None:
-        """Write to the store, as an instance does."""
-        self.state.mkdir(exist_ok=True)
-        store = Store.open(self.state, limits=Limits())
-
-        async def in_order() -> None:
-            for write in writes:
-                await write(store)
-
-        asyncio.run(in_order())
-        store.close()
-
-    def quarantines(self, *deliveries: Delivery, reason: str = "ValueError: no (2 attempts)"):
-        self.keeps(*(lambda j, d=delivery: j.quarantine(d, reason) for delivery in deliveries))
-
-    def rows(self, state: str = "any") -> dict[int, str]:
-        return {row["id"]: row["state"] for row in self.shows("list", "--rows", "--state", state)}
-
-    def seen(self) -> list[str]:
-        file = self.directory / "seen"
-        return file.read_text().splitlines() if file.exists() else []
-
-
 @pytest.fixture
 def operator(tmp_path):
-    module = f"handlers_{tmp_path.name}"
-    (tmp_path / f"{module}.py").write_text(HANDLER)
-    (tmp_path / "sample.toml").write_text(f'callback = "{module}:handler"\n')
-    return Operator(tmp_path)
+    return make_operator(tmp_path)
 
 
 @pytest.fixture
@@ -230,7 +129,7 @@ def test_list_filters(three, words, expected):
 
 
 def test_a_list_that_was_cut_shows_that_there_is_more(three):
-    assert "2 messages; there are more" in three.does("list", "--limit", "2").stdout
+    assert "2 messages; there are more, with --after 2" in three.does("list", "--limit", "2").stdout
     assert "more" not in three.does("list", "--limit", "3").stdout
 
 
@@ -244,6 +143,15 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(three, words):
     assert any("…" in line for line in table)
     unlimited = three.does("list", "--rows").stdout
     assert "x" * 300 in unlimited
+
+
+def test_show_prints_the_text_of_the_body_for_editors_that_round_numbers(operator):
+    operator.quarantines(
+        a_delivery(1, b'{"n": 12345678901234567890, "x": 1.0}'), a_delivery(2, b"{")
+    )
+    text = '{\n  "n": 12345678901234567890,\n  "x": 1.0\n}'
+    assert operator.shows("show", "1")["text"] == text
+    assert operator.shows("show", "2")["text"] is None
 
 
 def test_the_text_of_a_publisher_does_not_control_the_terminal(operator):

@@ -71,6 +71,7 @@ class Run:
         function: Another function of the author's to run instead (``setup``, ``teardown``).
         clock: The event loop's clock, in seconds.
         started_at: When a slot began with it.
+        ended_at: When the handler had returned, or had raised; 0.0 before.
         beaten_at: When it last called :func:`.heartbeat`.
         is_overdue: Whether it has been reported, or cancelled, for taking too long.
         task: The task that it runs in, None in a thread.
@@ -88,6 +89,7 @@ class Run:
     function: Callable[[], Any] | None = None
     clock: Callable[[], float] = time.monotonic
     started_at: float = 0.0
+    ended_at: float = 0.0
     beaten_at: float = 0.0
     is_overdue: bool = False
     task: asyncio.Task[Any] | None = None
@@ -299,6 +301,7 @@ class HandlerRuns:
                         callee.judge(returned)
                 except BaseException as raised:  # noqa: BLE001 -- SystemExit would end the loop
                     error = raised
+            run.ended_at = self._now()
             published = run.take_published()
             result = self._land(landings, batch, error)
             return _with_published(result, run, published) if published else result

@@ -8,6 +8,7 @@ import sqlite3
 from collections import deque
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.core.errors import DamagedRowError, StoreError
@@ -15,12 +16,14 @@ from consumer_framework.core.ordering import Blocker
 
 from .export import damaged_line_of, line_of
 from .files import described
+from .matching import columns_for, fits
 from .records import Group, Row, State, Stats, delivery_of, key_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
 
 # A superseded row has another key: its child answers for both.
@@ -45,7 +48,9 @@ LAST_DUE = "SELECT max(due) FROM messages WHERE state = 'deferred'"
 ATTEMPTS = """SELECT row_id, at, error, message, traceback, fingerprint, route FROM attempts
     WHERE row_id IN (SELECT value FROM json_each(?)) ORDER BY id"""
 
-_ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id,
+_LATEST = """FROM messages AS m LEFT JOIN attempts AS a
+    ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
+_ROW = f"""SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id,
     length(m.body) AS size, m.due, m.reason, m.fingerprint,
     (SELECT count(*) FROM attempts WHERE row_id = m.id) AS attempts,
     coalesce(a.error, '') AS error, coalesce(a.message, '') AS message,
@@ -53,13 +58,14 @@ _ROW = """SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_id
     CASE WHEN m.waits = 1 AND m.state <> 'superseded' THEN
         (SELECT f.id FROM messages AS f WHERE f.lane = m.lane AND f.lane <> ''
         AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind
-    FROM messages AS m LEFT JOIN attempts AS a
-    ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)"""
+    {_LATEST}"""  # noqa: S608 -- of constants
 _GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
-    WHERE state = 'quarantined' GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint"""
+    WHERE state = 'quarantined' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))
+    GROUP BY fingerprint ORDER BY count(*) DESC, fingerprint"""
 _TEXTS = """SELECT count(DISTINCT a.message) FROM messages AS m JOIN attempts AS a
     ON a.id = (SELECT max(id) FROM attempts WHERE row_id = m.id)
-    WHERE m.state = 'quarantined' AND m.fingerprint = ?"""
+    WHERE m.state = 'quarantined' AND m.fingerprint = ?2
+    AND (?1 IS NULL OR m.id IN (SELECT value FROM json_each(?1)))"""
 _OLDEST = "SELECT min(updated) FROM messages WHERE state = 'quarantined'"
 # The routes of a consumer are in the history of a row.
 STEPS = """SELECT s.name, s.result FROM messages AS m JOIN steps AS s
@@ -180,7 +186,7 @@ class Reader:
         when: float | None = self._select(LAST_DUE)[0][0]
         return when
 
-    def rows(  # noqa: PLR0913 -- one for each filter
+    def rows(  # noqa: PLR0913 -- one for each option
         self,
         *,
         state: State | None = "quarantined",
@@ -189,6 +195,8 @@ class Reader:
         topic: str | None = None,
         after: int | None = None,
         limit: int = -1,
+        where: Sequence[Condition] = (),
+        now: float = 0.0,
     ) -> list[Row]:
         """Return the rows that match, in the order in which they were first written.
 
@@ -199,6 +207,8 @@ class Reader:
             topic: A shell pattern (``org.fedoraproject.*.bodhi.*``); None for any.
             after: Return rows with greater numbers; None for all.
             limit: Return so many at most, -1 for all.
+            where: Conditions that all hold; see :data:`.conditions.STORED_ROOTS`.
+            now: Seconds since the epoch, for conditions on the age.
         """
         wanted = {
             "m.state = ?": state,
@@ -208,9 +218,30 @@ class Reader:
             "m.id > ?": after,
         }
         chosen = {term: value for term, value in wanted.items() if value is not None}
-        where = " AND ".join(chosen) or "TRUE"
-        query = f"{_ROW} WHERE {where} ORDER BY m.id LIMIT ?"
+        if where:
+            found = self._matching(where, chosen, now)
+            numbers = list(islice(found, None if limit < 0 else limit))
+            chosen = {"m.id IN (SELECT value FROM json_each(?))": json.dumps(numbers)}
+        terms = " AND ".join(chosen) or "TRUE"
+        query = f"{_ROW} WHERE {terms} ORDER BY m.id LIMIT ?"
         return [_row_of(row) for row in self._select(query, *chosen.values(), limit)]
+
+    def matching(self, where: Sequence[Condition], now: float) -> list[int]:
+        """Return the numbers of the quarantined rows for which all conditions *where* hold.
+
+        The messages are read one by one, so that the memory does not grow with their number.
+        """
+        return list(self._matching(where, {"m.state = ?": "quarantined"}, now))
+
+    def _matching(
+        self, where: Sequence[Condition], chosen: Mapping[str, object], now: float
+    ) -> Iterator[int]:
+        terms = " AND ".join(chosen) or "TRUE"
+        query = f"SELECT {columns_for(where)} {_LATEST} WHERE {terms} ORDER BY m.id"
+        with self._cursor(query, *chosen.values()) as cursor:
+            for row in cursor:
+                if fits(row, where, now):
+                    yield row["id"]
 
     def row(self, number: int) -> Row | None:
         """Return row *number*, None where there is none."""
@@ -248,14 +279,20 @@ class Reader:
             members.setdefault(lane, deque()).append(number)
         return [members[lanes[n]].popleft() if n in lanes else n for n in given]
 
-    def groups(self) -> list[Group]:
-        """Return the causes of quarantined messages, the most frequent first."""
+    def groups(self, where: Sequence[Condition] = (), now: float = 0.0) -> list[Group]:
+        """Return the causes of quarantined messages, the most frequent first.
+
+        Args:
+            where: Count only messages for which all these conditions hold.
+            now: Seconds since the epoch, for conditions on the age.
+        """
+        among = json.dumps(self.matching(where, now)) if where else None
         groups = []
-        for fingerprint, count, first, last, number in self._select(_GROUPS):
+        for fingerprint, count, first, last, number in self._select(_GROUPS, among):
             sample = self.row(number)
             # None, where the writer deleted it since.
             if sample is not None:
-                others = max(self._select(_TEXTS, fingerprint)[0][0] - 1, 0)
+                others = max(self._select(_TEXTS, among, fingerprint)[0][0] - 1, 0)
                 groups.append(Group(fingerprint, count, first, last, sample, others))
         return groups
 

@@ -2,18 +2,22 @@
 """Select messages by conditions on their parts, as the option ``--where`` writes them.
 
 A condition is a path, an operator and a value: ``body.build.name=kernel``. The path begins with one
-of :data:`ROOTS`. The words after it are keys of tables, and numbers of list entries. A list without
-a number stands for each of its entries: ``body.builds.name=kernel`` holds if one of the builds has
-that name. A key may itself contain dots.
+of :data:`ROOTS`, and for a message of the store also with one of :data:`STORED_ROOTS`. The words
+after it are keys of tables, and numbers of list entries. A list without a number stands for each
+of its entries: ``body.builds.name=kernel`` holds if one of the builds has that name. A key may
+itself contain dots.
 
 ============ ========================================================================
 ``=``        one of the values is equal to the text, or to the number, true, false, null
 ``!=``       none of them is; so it holds, too, if there is no value
 ``~``        the regular expression is found in one of the values
 ``!~``       it is found in none of them
-``< <= > >=`` one of the values is such a number
+``< <= > >=`` one of the values is such a number; a length of time, such as 2h, is one of seconds
 (none)       there is a value
 ============ ========================================================================
+
+A regular expression has no look-around and no backreferences, so that it takes linear time: the
+instance itself evaluates the conditions that an operator sends.
 """
 
 from __future__ import annotations
@@ -21,13 +25,20 @@ from __future__ import annotations
 import json
 import operator
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import SchemaError, SchemaValidator, core_schema
+
+from .text import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOTS = ("topic", "id", "queue", "exchange", "severity", "headers", "body")
+# A message of the store has these values, too.
+STORED_ROOTS = (*ROOTS, "error", "cause", "reason", "attempts", "age", "key")
 _PARTS = re.compile(r"([^=!~<>]+?)\s*(!=|!~|>=|<=|=|~|<|>)\s*(.*)", re.DOTALL)
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -48,18 +59,24 @@ class Condition:
     Attributes:
         path: The words of the path.
         test: Tells if the condition holds for the values at the path.
+        text: The condition as it was written.
     """
 
     path: tuple[str, ...]
     test: Callable[[Sequence[Any]], bool]
+    text: str
 
     def holds(self, message: Mapping[str, Any]) -> bool:
-        """Tell if *message*, a table with the keys of :data:`ROOTS`, fits the condition."""
+        """Tell if *message*, a table with the word that the path begins with, fits."""
         return self.test(list(_values(message, self.path)))
 
 
-def condition_of(text: str) -> Condition:
+def condition_of(text: str, roots: Sequence[str] = ROOTS) -> Condition:
     """Read a condition.
+
+    Args:
+        text: The condition.
+        roots: The words that its path may begin with.
 
     Raises:
         ConditionError: It is none.
@@ -67,11 +84,11 @@ def condition_of(text: str) -> Condition:
     found = _PARTS.fullmatch(text.strip())
     path, sign, wanted = found.groups() if found else (text.strip(), "", "")
     words = tuple(path.split("."))
-    if words[0] not in ROOTS:
-        known = ", ".join(ROOTS)
+    if words[0] not in roots:
+        known = ", ".join(roots)
         cure = f"write body.{path} for a key of the body" if path else "write KEY=VALUE"
         raise ConditionError(f"{path!r} begins with none of {known}; {cure}")
-    return Condition(words, _test(sign, wanted))
+    return Condition(words, _test(sign, wanted), text)
 
 
 def _test(sign: str, wanted: str) -> Callable[[Sequence[Any]], bool]:
@@ -87,10 +104,13 @@ def _test(sign: str, wanted: str) -> Callable[[Sequence[Any]], bool]:
 
 
 def _number(text: str) -> float:
-    try:
+    with suppress(ValueError):
         return float(text)
+    try:
+        return seconds(text)
     except ValueError:
-        raise ConditionError(f"{text!r} is no number; write one after <, <=, > or >=") from None
+        cure = "write one, or a length of time such as 2h, after <, <=, > or >="
+        raise ConditionError(f"{text!r} is no number; {cure}") from None
 
 
 def _is_number(value: Any) -> bool:
@@ -116,14 +136,19 @@ def _equal(wanted: str) -> Callable[[Any], bool]:
 
 def _found(wanted: str) -> Callable[[Any], bool]:
     try:
-        pattern = re.compile(wanted)
-    except re.error as error:
-        raise ConditionError(f"{wanted!r} is no regular expression: {error}") from None
+        # Rust's engine takes linear time, whatever an operator writes and a publisher sends.
+        pattern = SchemaValidator(core_schema.str_schema(pattern=wanted))
+    except SchemaError as error:
+        reason = str(error).rpartition("error: ")[2].partition("\n")[0]
+        raise ConditionError(f"{wanted!r} is no regular expression: {reason}") from None
 
     def is_found(value: Any) -> bool:
         if isinstance(value, dict | list):
             return False
-        return pattern.search(value if isinstance(value, str) else json.dumps(value)) is not None
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        # Rust has no lone surrogates.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        return pattern.isinstance_python(text)
 
     return is_found
 
