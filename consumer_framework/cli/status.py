@@ -226,7 +226,7 @@ def _print_status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bo
     from consumer_framework.runtime.control.client import LOOK_TIMEOUT  # noqa: PLC0415
 
     found = look(names, state_dir, LOOK_TIMEOUT)
-    _refuse_unknown(found, names)
+    refuse_unknown(found, names)
     _show(found, as_json=as_json)
     counted = (one for one in found.instances if names or one.should_run)
     if not all(instance.is_active for instance in counted):
@@ -274,12 +274,17 @@ def _print_for_zabbix(
         terminal.print_json(monitoring.discovery(look((), None)))
         return
     found = look(names, state_dir)
-    _refuse_unknown(found, names)
+    refuse_unknown(found, names)
     verdicts = judge_all(found, limits, time.time(), every=True)
     terminal.print_json(monitoring.items(verdicts, found))
 
 
-def _refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
+def refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
+    """Refuse a name in *names* of which there is no trace.
+
+    Raises:
+        click.ClickException: With the names of those that there are.
+    """
     unknown = [one.name for one in found.instances if one.name in names and not one.is_known]
     if unknown:
         known = ", ".join(options.instance_names())

@@ -5,6 +5,8 @@ import { html, useEffect, useRef } from "./view.js";
 import uPlot from "./vendor/uplot/uPlot.esm.js";
 
 const HEIGHT = 160;
+// Seconds: a plot of less would be empty at first.
+const LEAST_SPAN = 60;
 // Numbers of messages are whole, so their axis is, too.
 const WHOLE = [1, 2, 5].flatMap((first) => Array.from({ length: 9 }, (_, power) => first * 10 ** power)).sort((a, b) => a - b);
 const TOKENS = {
@@ -50,7 +52,7 @@ function optionsOf(place, { label, format, whole }) {
         height: HEIGHT,
         legend: { show: false },
         cursor: { y: false },
-        scales: { y: { range: (_plot, _least, most) => [0, Math.max(1, (most ?? 0) * 1.1)] } },
+        scales: { x: { range: (_plot, first, last) => [Math.min(first, last - LEAST_SPAN), last] }, y: { range: (_plot, _least, most) => [0, Math.max(1, (most ?? 0) * 1.1)] } },
         series: [{}, { label, stroke: colour("line"), width: 2, points: { show: false } }],
         axes: [
             { ...axis, values: (_plot, ticks) => ticks.map((at) => new Date(at * 1000).toTimeString().slice(0, 8)), space: 90 },
