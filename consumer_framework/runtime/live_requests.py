@@ -14,6 +14,7 @@ from consumer_framework.core.text import printable
 from consumer_framework.runtime.observe.events import EventFeed
 
 from .control import schema
+from .control.operators import who_orders
 from .control.routes import Refusal, this_process
 from .control.schema import GateReport, InFlightReport, Watching
 from .log_levels import LogLevels
@@ -89,7 +90,7 @@ class LiveRequests:
         """
         self._require_work("paused")
         why = printable(request.reason)
-        text = f"by an operator{f': {why}' if why else ''}"
+        text = f"by {who_orders()}{f': {why}' if why else ''}"
         self._instance.dispatcher.pause(text)
         yield self._report()
 

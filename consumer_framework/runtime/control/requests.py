@@ -20,6 +20,7 @@ from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.log import describe
 
 from . import schema
+from .operators import order_fields, who_orders
 from .routes import Refusal, this_process
 from .schema import (
     Begun,
@@ -161,9 +162,14 @@ class Responder:
         self._changed()
         named = [row for row in rows if row is not None and row.id in dropped]
         for row in named:
-            _log_row(row, "dropped by an operator", Reject())
+            _log_row(row, "dropped", Reject())
         if len(dropped) > len(named):
-            _log.info("%d more messages are dropped by an operator", len(dropped) - len(named))
+            _log.info(
+                "%d more messages are dropped by %s",
+                len(dropped) - len(named),
+                who_orders(),
+                extra=order_fields(),
+            )
         yield Dropped(tuple(dropped))
 
     async def edit(self, request: schema.Edit) -> AsyncGenerator[Edited, None]:
@@ -175,7 +181,7 @@ class Responder:
         row = self._store.row(request.row)
         copy = await self._store.supersede(request.row, body)
         if row is not None and copy is not None:
-            _log_row(row, "edited by an operator")
+            _log_row(row, "edited")
         yield Edited(copy)
 
     async def replay(self, request: schema.Replay) -> AsyncGenerator[Step | Begun | Replayed, None]:
@@ -281,7 +287,8 @@ class _ReplayInProgress:
 
 def _log_row(row: Row, what: str, disposition: Disposition | None = None) -> None:
     about = fields(row.message_id, row.routing_key, row.queue, disposition=disposition)
-    _log.info("%s is %s", describe(row), what, extra=about)
+    text = f"{what} by {who_orders()}"
+    _log.info("%s is %s", describe(row), text, extra={**about, **order_fields()})
 
 
 def _result_of(row: int, disposition: Disposition) -> Replayed:
