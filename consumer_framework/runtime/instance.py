@@ -307,7 +307,7 @@ class Instance:
     def connected(self) -> None:
         """There is a connection."""
         _log.info("connected to the broker at %s", self.broker)
-        self.trouble = ""
+        self.trouble = self.gate.why_not_consuming
         if self.publications.is_direct:
             # Messages that handlers publish with `api.twisted_publish` go over this connection.
             api._twisted_service = self.session.service  # noqa: SLF001

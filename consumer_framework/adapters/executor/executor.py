@@ -112,6 +112,11 @@ class Executor:
         return self._last_took <= QUICK
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        """Return the runs that have begun and not ended, the longest first."""
+        return tuple(self._runs.unfinished)
+
+    @property
     def running(self) -> tuple[Delivery, ...]:
         """Return the deliveries that are in the handler, the longest first."""
         return tuple(delivery for run in self._runs.unfinished for delivery in run.deliveries)

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import inspect
 import logging
+import sys
 import threading
 import time
 import types
@@ -353,6 +354,23 @@ class HandlerRuns:
             if outcome is not SUCCEEDED:
                 result = outcomes
         return result
+
+
+# Every run has one frame of it, in the thread or the task that drives the run.
+_BODY = HandlerRuns._run.__code__  # noqa: SLF001 -- of this module
+
+
+def threads_of_runs() -> dict[Run, int]:
+    """Return the runs that threads drive at this moment, each with the number of its thread."""
+    found: dict[Run, int] = {}
+    for thread, innermost in sys._current_frames().items():  # noqa: SLF001 -- its only name
+        frame: types.FrameType | None = innermost
+        while frame is not None and frame.f_code is not _BODY:
+            frame = frame.f_back
+        run = frame.f_locals.get("run") if frame is not None else None
+        if run is not None:
+            found[run] = thread
+    return found
 
 
 def _with_messages(landed: Iterable[tuple[Delivery, _Landing]]) -> Iterator[Delivery]:
