@@ -47,6 +47,7 @@ _IN_MODULES = (
     "resume",
     "scale",
     "schemas",
+    "settings",
     "stacks",
     "status",
     "tail",

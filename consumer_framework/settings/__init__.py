@@ -14,6 +14,7 @@ Nothing here reads a file, a clock or the environment: the adapters do.
 from .author import is_config_type, known_keys, parse_consumer_config
 from .brokers import Address
 from .changes import FRAMEWORK_TAKES, TAKES, Change, changes, in_force, is_authors
+from .listing import Setting, settings_of
 from .model import (
     CONFIGURATION_DIRECTORY,
     INSTANCE_NAME,
@@ -78,6 +79,7 @@ __all__ = [
     "Queue",
     "Recovery",
     "RuleSettings",
+    "Setting",
     "Settings",
     "StoreKind",
     "Takes",
@@ -97,5 +99,6 @@ __all__ = [
     "parse",
     "parse_consumer_config",
     "refuse_conflicts",
+    "settings_of",
     "toml_path",
 ]

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator
 
@@ -23,7 +23,9 @@ from .parsing import FRAMEWORK
 from .problems import toml_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from pydantic.fields import FieldInfo
 
     from .model import Settings, Takes
 
@@ -76,41 +78,42 @@ def _setting(path: str, table: BaseModel, key: str, takes: Takes) -> Setting:
         table = getattr(table, part)
     declared = type(table).model_fields[name]
     value, default = getattr(table, name), declared.get_default(call_default_factory=True)
-    kind = Annotated[declared.annotation, *declared.metadata, None]
-    usual = "" if declared.is_required() else _text(kind, default, name)
-    return Setting(path, _text(kind, value, name), usual, value == default, takes.value)
+    usual = "" if declared.is_required() else _text(declared, default, name)
+    return Setting(path, _text(declared, value, name), usual, value == default, takes.value)
 
 
-def _text(kind: Any, value: Any, name: str) -> str:
-    plain = _without_secrets(_plain(kind, value), name)
-    return plain if isinstance(plain, str) else json.dumps(plain) if plain is not None else ""
+def _text(declared: FieldInfo | None, value: Any, name: str) -> str:
+    plain = _plain(value, _is_length(declared))
+    shown = _without_secrets(plain, name)
+    return shown if isinstance(shown, str) else json.dumps(shown) if shown is not None else ""
 
 
-def _plain(kind: Any, value: Any) -> Any:
+def _is_length(declared: FieldInfo | None) -> bool:
+    """Tell whether the numbers of a field are lengths of time, in seconds."""
+    if declared is None:
+        return False
+    return _has_length(declared.metadata) or _has_length(get_args(declared.annotation))
+
+
+def _has_length(parts: Iterable[Any]) -> bool:
+    return any(
+        part.func in _LENGTHS if isinstance(part, BeforeValidator) else _has_length(get_args(part))
+        for part in parts
+    )
+
+
+def _plain(value: Any, is_length: bool) -> Any:  # noqa: FBT001 -- as its field
     """Return *value* as JSON has it, and lengths of time as text."""
     if isinstance(value, BaseModel):
-        declared = type(value).model_fields
-        return {
-            name: _plain(Annotated[field.annotation, *field.metadata, None], getattr(value, name))
-            for name, field in declared.items()
-        }
+        fields = type(value).model_fields.items()
+        return {name: _plain(getattr(value, name), _is_length(field)) for name, field in fields}
     if isinstance(value, dict):
-        return {str(key): _plain(None, one) for key, one in value.items()}
+        return {str(key): _plain(one, is_length) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(next(iter(get_args(_bare(kind))), None), one) for one in value]
-    if isinstance(value, float) and _is_length(kind):
+        return [_plain(one, is_length) for one in value]
+    if isinstance(value, float) and is_length:
         return duration_text(value)
     return value if isinstance(value, str | int | float | None) else _named(value)
-
-
-def _bare(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
-def _is_length(kind: Any) -> bool:
-    if any(isinstance(part, BeforeValidator) and part.func in _LENGTHS for part in get_args(kind)):
-        return True
-    return any(_is_length(part) for part in get_args(kind))
 
 
 def _named(value: Any) -> str:
@@ -126,4 +129,6 @@ def _without_secrets(value: Any, name: str) -> Any:
         return [_without_secrets(one, name) for one in value]
     if value not in (None, "") and may_be_secret(name):
         return HIDDEN
-    return _PASSWORD.sub(rf"\1{HIDDEN}@", redacted(value, name)) if isinstance(value, str) else value
+    return (
+        _PASSWORD.sub(rf"\1{HIDDEN}@", redacted(value, name)) if isinstance(value, str) else value
+    )
