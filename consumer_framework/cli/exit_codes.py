@@ -164,6 +164,18 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         ),
         Meaning("130", "Ctrl-C ended the command"),
     ),
+    "metrics": (
+        Meaning("0", "the metrics are printed, or in the file"),
+        Meaning(
+            "1",
+            "an instance that runs did not answer, or the file cannot be written",
+            "The metrics of the others are there.",
+            "The message names the cure.",
+        ),
+        Meaning("2", _USAGE),
+        Meaning("4", _NO_INSTANCE),
+        Meaning("78", "the directory of configuration files cannot be read"),
+    ),
     "new": (
         Meaning("0", "the project is made, or up to date"),
         Meaning("1", "an update left conflicts, or a file could not be written"),

@@ -36,6 +36,7 @@ _IN_MODULES = (
     "in-flight",
     "log-level",
     "logs",
+    "metrics",
     "new",
     "outbox",
     "pause",
