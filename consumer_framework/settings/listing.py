@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from .model import Settings, Takes
+    from .model import Settings
+    from .table import Takes
 
 HIDDEN = "<hidden>"
 _PASSWORD = re.compile(r"(://[^\s/@:]*:)[^\s/@]+@")
