@@ -44,6 +44,7 @@ _IN_MODULES = (
     "schemas",
     "status",
     "tail",
+    "top",
     "trigger",
     "units",
 )
