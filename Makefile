@@ -52,7 +52,8 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance rpm consumers databases activemq journal page ssh
+	packaging/system-packages --optional broker acceptance rpm consumers databases activemq journal page ssh \
+		prometheus
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from .delivery import (
@@ -30,6 +30,9 @@ WINDOW = 60.0
 PROOF_HANDLED = 100
 PROOF_SECONDS = 60.0
 _RESOLUTION = 1.0
+# Seconds between two values of a trend, and the number of values that make one.
+_TREND_RESOLUTION = 5.0
+_LEAST_SAMPLES = 5
 
 
 class Progress:
@@ -66,6 +69,75 @@ class Progress:
         """Tell whether it works: it handled many messages, or one and has lived for a minute."""
         lives = self._handled > 0 and self.up(now) >= PROOF_SECONDS
         return lives or self._handled >= PROOF_HANDLED
+
+
+class Trend:
+    """The growth of a number, by its values over the last minutes.
+
+    It is the slope of the line with the least squared distance from the values, so that a single
+    high value does not make a trend.
+
+    Args:
+        window: The seconds that values are remembered.
+        least: The seconds that the values must span at least.
+    """
+
+    def __init__(self, window: float = 600.0, least: float = 60.0) -> None:
+        self._window = window
+        self._least = least
+        self._samples: deque[tuple[float, float]] = deque()
+
+    def add(self, value: float, now: float) -> None:
+        """Note *value* at the time *now*; more than one value in five seconds changes nothing."""
+        if self._samples and now - self._samples[-1][0] < _TREND_RESOLUTION:
+            return
+        self._samples.append((now, value))
+        while self._samples[0][0] < now - self._window:
+            self._samples.popleft()
+
+    def clear(self) -> None:
+        """Forget the values."""
+        self._samples.clear()
+
+    @property
+    def growth(self) -> float | None:
+        """The growth in a second; None while the values span too short a time."""
+        samples = self._samples
+        if len(samples) < _LEAST_SAMPLES or samples[-1][0] - samples[0][0] < self._least:
+            return None
+        center = sum(at for at, _ in samples) / len(samples)
+        mean = sum(value for _, value in samples) / len(samples)
+        spread = sum((at - center) ** 2 for at, _ in samples)
+        return sum((at - center) * (value - mean) for at, value in samples) / spread
+
+
+class RetryShare:
+    """The share of runs that are to be tried again, over the last minutes.
+
+    Args:
+        window: The seconds that runs are remembered.
+    """
+
+    def __init__(self, window: float = 300.0) -> None:
+        self._window = window
+        self._samples: deque[tuple[float, int, int]] = deque([(-window, 0, 0)])
+
+    def look(self, counts: Snapshot, now: float) -> None:
+        """Note the *counts* at the time *now*."""
+        retried = counts.held + counts.deferred + counts.requeued
+        self._samples.append((now, counts.received, retried))
+        while len(self._samples) > 1 and self._samples[1][0] <= now - self._window:
+            self._samples.popleft()
+
+    @property
+    def runs(self) -> int:
+        """The number of runs that ended in this time."""
+        return self._samples[-1][1] - self._samples[0][1]
+
+    @property
+    def retried(self) -> int:
+        """The number of them after which the message runs again."""
+        return min(self._samples[-1][2] - self._samples[0][2], self.runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +186,20 @@ _OUTCOMES: dict[type[Outcome], str] = {
 
 
 def _outcome_name(outcome: Outcome) -> str | None:
-    if isinstance(outcome, Failed):
-        return None if isinstance(outcome.error, Signal) else "failed"
-    return _OUTCOMES.get(type(outcome))
+    name = _OUTCOMES.get(type(outcome))
+    if name is None and isinstance(outcome, Failed) and not isinstance(outcome.error, Signal):
+        return "failed"
+    return name
+
+
+_NAMES = tuple(field.name for field in fields(Snapshot))
 
 
 class Counters(Observer):
     """An observer that counts."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts = dict.fromkeys(_NAMES, 0)
 
     def notify(self, event: Observation) -> None:
         """Count a run by its outcome, and a settle by the broker's answer."""
@@ -143,7 +219,8 @@ class Counters(Observer):
         runs = [outcome for outcome in outcomes if not isinstance(outcome, Withdrawn)]
         self._counts["received"] += len(runs) - 1
         names = map(_outcome_name, runs)
-        self._counts.update(name for name in names if name)
+        for name in filter(None, names):
+            self._counts[name] += 1
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""

@@ -23,8 +23,7 @@ from consumer_framework.runtime.control.client import ControlError, connected
 from consumer_framework.runtime.control.schema import Status
 from consumer_framework.runtime.state_files import NOTHING_STORED, StoredCounts, count_stored
 from consumer_framework.settings import instance_name_problem
-
-from .workers import files_in, group_of, in_groups
+from consumer_framework.settings.workers import files_in, group_of, in_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from consumer_framework.adapters.systemd.systemctl import Systemctl
     from consumer_framework.runtime.control.schema import StatusReport
-
 
 # Instances that are asked at a time, so that one that hangs does not delay the others.
 _ASKED_AT_ONCE = 16
@@ -177,8 +175,7 @@ def _ask(
     state: Path | None,
     timeout: float | None,
 ) -> InstanceStatus:
-    usual = (state_files.SYSTEM_STATE / name, state_files.users_directory(name))
-    directories = [state] if state else list(dict.fromkeys(usual))
+    directories = directories_of(name, state)
     problems = []
     for directory in directories:
         try:
@@ -197,6 +194,12 @@ def _ask(
         stored = None
     problem = "; ".join(problems)
     return InstanceStatus(name, is_configured, unit, None, stored, problem, is_silent=is_silent)
+
+
+def directories_of(name: str, state: Path | None = None) -> list[Path]:
+    """Return the state directories that the instance *name* may have; *state* alone if given."""
+    usual = (state_files.SYSTEM_STATE / name, state_files.users_directory(name))
+    return [state] if state else list(dict.fromkeys(usual))
 
 
 def _report(directory: Path, name: str, timeout: float | None) -> StatusReport | None:

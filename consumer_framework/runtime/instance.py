@@ -26,10 +26,12 @@ from consumer_framework.core.ports import Observers, StateChanged
 from consumer_framework.core.stats import Counters
 from consumer_framework.core.text import duration_text
 from consumer_framework.runtime.observe.log import DeliveryLog
+from consumer_framework.runtime.observe.metrics import DeliveryMetrics
 from consumer_framework.runtime.observe.status import StatusReporter, counts_text
 
 from .deadline import Deadline
 from .dispatcher import Dispatcher, Ports
+from .health import HealthMonitor
 from .memory_relief import MemoryRelief
 from .publications import Publications
 from .read_ahead import ReadAhead
@@ -85,13 +87,15 @@ class Instance:
         gate: Says whether work is taken.
         counters: Counts runs and settles.
         log: Logs settles, pauses and states.
-        observer: Both of these.
+        metrics: Counts settles by topic, and pauses.
+        observer: All of these.
         session: The connection and its subscriptions.
         dispatcher: Has the deliveries from their arrival to their settle.
         memory_relief: Lowers slots and prefetch while memory is short.
         read_ahead: Bounds the bytes that wait in memory.
         deadline: Bounds the start and the drain.
         publications: Stores and sends the messages that handlers publish.
+        health: Judges its condition, its lag in time and its next loss.
         status: Describes the instance for the service manager and for operators.
         executor: Runs the handler; None until that is set up.
         drain: The drain that is under way; None before.
@@ -148,7 +152,8 @@ class Instance:
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
         others = () if observer is None else (observer,)
-        self.observer = Observers(self.counters, self.log, *others)
+        self.metrics = DeliveryMetrics()
+        self.observer = Observers(self.counters, self.metrics, self.log, *others)
         self.publications = Publications(self.settings, self.files.directory, clock)
         self.dispatcher = Dispatcher(
             self.plan,
@@ -166,6 +171,7 @@ class Instance:
         )
         self.dispatcher.limit_of = self._delivery_limit
         self.session.take_always(self.dispatcher.is_near_limit)
+        self.health = HealthMonitor(self)
         self.status = StatusReporter(self)
         self.deadline = Deadline(
             clock.monotonic, self.notifier, self.status.announce, self._deadline_passed
@@ -237,6 +243,7 @@ class Instance:
         """Take no more work, and announce the stop, whose time *drain* bounds."""
         if self.exit_code == ExitCode.OK:
             self.trouble = ""
+        self.health.stop()
         self.gate.close()
         self.drain = drain
         # systemd counts the time of the stop from here on, whoever ordered it.
@@ -304,7 +311,7 @@ class Instance:
     def connected(self) -> None:
         """There is a connection."""
         _log.info("connected to the broker at %s", self.broker)
-        self.trouble = ""
+        self.trouble = self.gate.why_not_consuming
         if self.publications.is_direct:
             # Messages that handlers publish with `api.twisted_publish` go over this connection.
             api._twisted_service = self.session.service  # noqa: SLF001

@@ -35,8 +35,10 @@ export function Dialog({ title, onClose, footer, children }) {
  *     call(values): { name, values, input } of calls.json.
  *     lines: true if the call prints a line for each step.
  *     total: the number of steps, for the bar; null where it is not known.
- *     resultOf(answer): { tone, title, text, result }; the answer is a document, or the list of lines.
- * @param {function} onClose Called at its end; true if something may have changed.
+ *     doneOf(lines), noteOf(lines): the number of steps that are done, and a note on them.
+ *     resultOf(answer): { tone, title, text, detail, result, next }; the answer is a document, or the list of
+ *         lines. `next` is an order that the result offers; null for none.
+ * @param {function} onClose Called at its end: true if something may have changed, and the next order or nothing.
  */
 export function Order({ order, onClose }) {
     const [values, setValues] = useState(order.defaults ?? {});
@@ -52,8 +54,9 @@ export function Order({ order, onClose }) {
     };
     const close = () => state.phase !== "running" && onClose(state.phase !== "asking");
     return html`
-        <${Dialog} title=${order.title} onClose=${close}
+        <${Dialog} title=${state.phase === "asking" ? order.title : order.title.replace("?", "")} onClose=${close}
             footer=${html`<${Footer} order=${order} phase=${state.phase} isReady=${isReady} onYes=${carryOut}
+                next=${state.result?.next} onNext=${() => onClose(true, state.result.next)}
                 onStop=${() => stopper.current.abort()} onClose=${close} />`}>
             ${state.phase === "asking" && html`
                 ${order.text && html`<div class="pf-v6-c-content">${order.text}</div>`}
@@ -76,20 +79,23 @@ function Expected({ number, verb, typed, onTyped }) {
         </div>`;
 }
 
-function Footer({ order, phase, isReady, onYes, onStop, onClose }) {
+function Footer({ order, phase, isReady, next, onYes, onNext, onStop, onClose }) {
     const kind = order.danger ? "danger" : "primary";
     if (phase === "running")
         return order.lines
             ? html`<${Button} onClick=${onStop}>Stop after this message<//>`
             : html`<span role="status">Under way…</span>`;
     if (phase === "ended")
-        return html`<${Button} kind="primary" onClick=${onClose} autofocus ref=${focus}>Close<//>`;
+        return html`
+            <${Button} kind="primary" onClick=${onClose} ref=${focus}>Close<//>
+            ${next && html`<${Button} onClick=${onNext}>${next.verb}<//>`}`;
     // Cancel comes first, so that Enter in a hurry does no harm.
     return html`
         <${Button} kind="link" onClick=${onClose}>Cancel<//>
         <${Button} kind=${kind} disabled=${!isReady} onClick=${onYes}>${order.verb}<//>`;
 }
 
+// The button of the order is gone, and the focus with it.
 const focus = (button) => button?.base?.focus?.();
 
 async function runOrder(order, values, signal, setState) {
@@ -139,10 +145,11 @@ function Progress({ lines, total, order }) {
 /** A hook for views with orders: [dialog or null, function that opens an order]. */
 export function useOrders(onChange) {
     const [order, setOrder] = useState(null);
-    const close = (changed) => {
-        setOrder(null);
+    const close = (changed, next = null) => {
+        setOrder(next);
         if (changed)
             onChange();
     };
-    return [order && html`<${Order} order=${order} onClose=${close} />`, setOrder];
+    // The key makes a fresh dialog for an order that follows another.
+    return [order && html`<${Order} key=${order.title} order=${order} onClose=${close} />`, setOrder];
 }

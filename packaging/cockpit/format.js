@@ -17,6 +17,14 @@ export function duration(seconds) {
     return `${Math.floor(whole / size)} ${unit}${rest && nextUnit && first < 3 ? ` ${rest} ${nextUnit}` : ""}`;
 }
 
+/** Return a length of time in its largest unit, for tables: "3 d", "12 s"; "" for null. */
+export function age(seconds) {
+    if (seconds === null || seconds === undefined)
+        return "";
+    const [size, unit] = STEPS.find(([each]) => seconds >= each) ?? STEPS.at(-1);
+    return `${Math.floor(Math.max(0, seconds) / size)} ${unit}`;
+}
+
 /** Return a whole number with its thousands apart: "41,200"; "" for null. */
 export function number(value) {
     return value === null || value === undefined ? "" : Math.round(value).toLocaleString("en");

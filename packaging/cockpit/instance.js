@@ -26,11 +26,13 @@ const TABS = [
     ["outbox", "Outbox", ["outbox"]],
 ];
 
-/** A view of an instance, with the tabs of all of them. */
-export function InstanceView({ instance, name, title, ...more }) {
+/** A view of an instance, with the tabs of all of them; `parent` is the name of the tab that it belongs to. */
+export function InstanceView({ instance, name, title, parent, ...more }) {
+    const tab = TABS.find(([each]) => each === parent);
+    const above = [HOME, ...title ? [[instance, [instance]]] : [], ...tab ? [[tab[1], [instance, ...tab[2]]]] : []];
     return html`
-        <${View} name=${name} title=${title ?? instance} trail=${title ? [HOME, [instance, [instance]]] : [HOME]}
-            tabs=${html`<${Tabs} instance=${instance} current=${name} />`} ...${more} />`;
+        <${View} name=${name} title=${title ?? instance} trail=${above}
+            tabs=${html`<${Tabs} instance=${instance} current=${parent ?? name} />`} ...${more} />`;
 }
 
 function Tabs({ instance, current }) {
@@ -57,7 +59,7 @@ export function Instance({ instance }) {
         <${InstanceView} instance=${instance} name="instance" problem=${problem} at=${at} busy=${!data && !problem}
             badge=${one && html`<${Condition} condition=${one.condition} />`}
             actions=${one && instanceOrders(one).map((each) => html`
-                <${Button} key=${each.verb} kind=${each.danger ? "danger" : "secondary"} onClick=${() => order(each)}>${each.verb}<//>`)}>
+                <${Button} key=${each.verb} kind=${each.danger ? "secondary danger" : "secondary"} onClick=${() => order(each)}>${each.verb}<//>`)}>
             ${data && !one && html`<${Empty} title=${`There is no instance ${instance} on this host.`}>
                 <a href="#/">All instances</a><//>`}
             ${one && html`<${Overview} one=${one} />`}
@@ -75,7 +77,7 @@ function Overview({ one }) {
         ${one.remarks.map((remark) => html`<p class="fm-line" key=${remark}>${remark}</p>`)}
         <div class="fm-columns">
             <${Plot} label="Rate" times=${history.times} values=${history.rates} format=${rate} />
-            <${Plot} label="Lag" times=${history.times} values=${history.lags} format=${number} />
+            <${Plot} label="Lag" times=${history.times} values=${history.lags} format=${number} whole />
         </div>
         <div class="fm-columns">
             <${Facts} label="State" facts=${factsOf(one)} />

@@ -18,19 +18,25 @@ export function instanceOrders(one) {
 function pause({ name }) {
     return {
         title: `Pause ${name}?`, verb: "Pause",
-        text: html`<p>It takes no more messages until you resume it. They wait in its queues, which may have a limit.
-            Running handlers finish.</p>`,
+        text: html`<p>It takes no more messages until you resume or restart it. They wait in its queues, which may have a
+            limit. Running handlers finish. A replay that you order runs all the same.</p>`,
         defaults: { reason: "" },
         fields: ({ reason }, set) => html`<${Field} id="fm-reason" label="Reason" value=${reason}
             onValue=${(text) => set("reason", text)} help="Others see it in the status." />`,
         call: ({ reason }) => ({ name: "pause", values: { instance: name, reason } }),
-        resultOf: done(`${name} is paused.`),
+        resultOf: gateResult(`${name} is paused.`),
     };
 }
 
+// A pause of an operator is one reason of several: the breaker, or a lost connection, may remain.
+const gateResult = (title) => ({ instances: [{ is_paused: isPaused, reasons }] }) => (
+    isPaused || !reasons.length
+        ? { tone: "success", title, text: "", result: "done" }
+        : { tone: "warning", title: "The pause has ended, but it takes no messages yet.", text: reasons.join("; "), result: "done" });
+
 function resume({ name }) {
     return { title: `Resume ${name}?`, verb: "Resume", text: html`<p>It takes messages again.</p>`,
-        call: () => ({ name: "resume", values: { instance: name } }), resultOf: done(`${name} takes messages again.`) };
+        call: () => ({ name: "resume", values: { instance: name } }), resultOf: gateResult(`${name} takes messages again.`) };
 }
 
 function reload({ name }) {
@@ -45,7 +51,7 @@ function reloaded({ instances: [report] }) {
     if (report.result === "refused" || !["unchanged", "reloaded"].includes(report.result))
         return { tone: "danger", title: report.result === "refused" ? "The file is refused; the old settings stay." : `${report.instance} does not run.`,
             detail: (report.problems ?? []).map(problemText).join("\n"), result: "failed" };
-    const waiting = (report.changes ?? []).filter((change) => change.takes === "restart").map(({ key }) => key);
+    const waiting = (report.changes ?? []).filter((change) => change.takes === "restart").map(({ path }) => path);
     return {
         tone: waiting.length ? "warning" : "success", result: "done",
         title: report.result === "unchanged" ? "The file has not changed." : `${plural(report.changes.length, "change")} read.`,
@@ -53,8 +59,8 @@ function reloaded({ instances: [report] }) {
     };
 }
 
-const problemText = ({ key, message, problem, cure, hint }) =>
-    [key, message ?? problem, cure ?? hint].filter(Boolean).join(": ");
+const problemText = ({ path, message, cure }) =>
+    `${path ? `${path}: ` : ""}${message}${cure ? `; ${cure}` : ""}`;
 
 function byUnit(verb, name, text, result, danger = false) {
     return { title: `${verb} ${name}?`, verb, danger, text: html`<p>${text}</p>`,

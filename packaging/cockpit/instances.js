@@ -18,7 +18,7 @@ const COLUMNS = [
     { name: "Rate lately", optional: true },
     { name: "Lag", right: true },
     { name: "Quarantined", right: true },
-    { name: "Messages are lost in" },
+    { name: "Loss in" },
     { name: "Up", right: true, optional: true },
 ];
 

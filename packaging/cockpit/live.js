@@ -2,9 +2,10 @@
 // The views of a running instance: messages in flight, events, and lines of the journal.
 
 import { follow } from "./calls.js";
-import { clock, duration, moment } from "./format.js";
+import { clock, duration, moment, plural } from "./format.js";
 import { InstanceView } from "./instance.js";
 import { usePolled } from "./polled.js";
+import { linkTo } from "./router.js";
 import { html, useEffect, useState } from "./view.js";
 import { Button, Empty, Table } from "./widgets.js";
 
@@ -15,28 +16,30 @@ const FLIGHT_COLUMNS = [
     { name: "Running for", right: true },
     { name: "Topic", wide: true },
     { name: "Message" },
-    { name: "Queue", optional: true },
-    { name: "Slot", right: true, optional: true },
-    { name: "Attempt", right: true },
+    { name: "In", wide: true },
+    { name: "Slot", optional: true },
+    { name: "Run", right: true },
 ];
 
-/** The messages that the handlers of an instance have now. */
+/** The messages that the handlers of an instance have now, the longest first. */
 export function InFlight({ instance }) {
     const { data, problem, at } = usePolled("in-flight", { instance }, SECONDS);
-    const found = Array.isArray(data) ? data : data?.in_flight ?? data?.messages ?? [];
+    const found = data?.messages ?? [];
     return html`
         <${InstanceView} instance=${instance} name="in-flight" title="In flight" problem=${problem} at=${at} busy=${!data && !problem}>
             ${data && (found.length
-                ? html`<${Table} label="Messages in flight" columns=${FLIGHT_COLUMNS} rows=${found.map(flightRow)} />`
+                ? html`<${Table} label="Messages in flight" columns=${FLIGHT_COLUMNS} rows=${found.map((one) => flightRow(instance, one))} />`
                 : html`<${Empty} title="No handler runs.">The messages that handlers have are shown here, with their ages.<//>`)}
         <//>`;
 }
 
-function flightRow(one, place) {
+function flightRow(instance, { message_id: id, row, topic, age, slot, attempt, place }) {
+    const name = html`<span class="fm-code">${id || `row ${row}`}</span>`;
     return {
-        key: one.id ?? one.message_id ?? place,
-        cells: [duration(one.age), html`<span class="fm-code">${one.topic}</span>`,
-            html`<span class="fm-code">${one.id ?? one.message_id}</span>`, one.queue, one.slot, one.attempt],
+        key: `${id} ${row} ${slot}`,
+        cells: [duration(age), html`<span class="fm-code">${topic}</span>`,
+            row ? html`<a href=${linkTo([instance, "quarantine", String(row)])}>${name}</a>` : name,
+            html`<span class="fm-code">${place}</span>`, slot, attempt],
     };
 }
 
@@ -55,6 +58,7 @@ function useLines(name, values, isOn) {
 function followLines(name, values, setState) {
     const ended = new AbortController();
     let waiting = [];
+    let count = 0;
     // One drawing for all lines of a moment: a busy instance has thousands in a second.
     const show = () => {
         const added = waiting;
@@ -62,9 +66,15 @@ function followLines(name, values, setState) {
         if (added.length && !ended.signal.aborted)
             setState((before) => ({ ...before, lines: [...before.lines, ...added].slice(-MOST_LINES) }));
     };
+    const onLine = (line) => {
+        count += 1;
+        waiting.push({ ...line, number: count });
+        if (waiting.length > MOST_LINES)
+            waiting.shift();
+    };
     const timer = setInterval(show, 250);
     setState({ lines: [], problem: null, isOpen: true });
-    follow(name, values, { signal: ended.signal, onLine: (line) => { waiting = [...waiting, line].slice(-MOST_LINES); } })
+    follow(name, values, { signal: ended.signal, onLine })
         .then(() => null, (problem) => problem)
         .then((problem) => {
             show();
@@ -80,21 +90,20 @@ const EVENT_COLUMNS = [
     { name: "Event" },
     { name: "Topic", wide: true },
     { name: "Message" },
-    { name: "More", wide: true },
+    { name: "Reason", wide: true },
 ];
-// These have a column of their own, or say nothing to a reader.
-const SHOWN_ELSEWHERE = new Set(["at", "time", "event", "kind", "topic", "id", "message_id", "monotonic", "done"]);
 
 /** Events of an instance as they happen. */
 export function Events({ instance }) {
     const [isOn, setIsOn] = useState(true);
     const { lines, problem, isOpen } = useLines("events", { instance }, isOn);
+    const shown = lines.filter((line) => line.event || line.missed);
     return html`
         <${InstanceView} instance=${instance} name="events" title="Events" problem=${problem}
             busy=${false} actions=${html`<${Follow} isOn=${isOn} onChange=${setIsOn} />`}>
-            ${lines.length
+            ${shown.length
                 ? html`<${Table} label="Events, the latest first" columns=${EVENT_COLUMNS}
-                    rows=${lines.map(eventRow).reverse()} />`
+                    rows=${shown.map(eventRow).reverse()} />`
                 : !problem && html`<${Empty} title=${isOpen ? "Waiting for an event…" : "No event was shown."}>
                     Each message that is handled, retried or set aside is a line here.<//>`}
         <//>`;
@@ -104,15 +113,19 @@ function Follow({ isOn, onChange }) {
     return html`<${Button} aria-pressed=${String(isOn)} onClick=${() => onChange(!isOn)}>${isOn ? "Hold" : "Follow"}<//>`;
 }
 
-function eventRow(line, place) {
-    const at = line.at ?? line.time;
-    const more = Object.entries(line).filter(([key, value]) => !SHOWN_ELSEWHERE.has(key) && value !== null && value !== "")
-        .map(([key, value]) => `${key.replaceAll("_", " ")} ${typeof value === "object" ? JSON.stringify(value) : value}`);
+const BAD = new Set(["failed", "quarantine", "reject", "failing", "undecodable"]);
+
+function eventRow(line) {
+    const { number: key, at, event, result, topic, message_id: id, reason, attempt } = line;
+    const run = event === "ran" && attempt > 1 ? `, run ${attempt}` : "";
     return {
-        key: place,
-        cells: [typeof at === "number" ? clock(at) : "", line.event ?? line.kind ?? "",
-            html`<span class="fm-code">${line.topic ?? ""}</span>`,
-            html`<span class="fm-code">${line.id ?? line.message_id ?? ""}</span>`, more.join(", ")],
+        key,
+        data: { "data-event": event ?? "missed" },
+        cells: line.missed
+            ? ["", html`<span class="fm-doubtful">${plural(line.missed, "event")} came too quickly</span>`, "", "", ""]
+            : [clock(at), html`${event}: <span class=${BAD.has(result) ? "fm-bad" : ""}>${result}</span>${run}`,
+                html`<span class="fm-code">${topic}</span>`, html`<span class="fm-code">${id}</span>`,
+                html`<span class="fm-error">${reason}</span>`],
     };
 }
 
@@ -145,12 +158,12 @@ export function Log({ instance }) {
         <//>`;
 }
 
-function logRow(line, place) {
+function logRow(line) {
     const level = LEVELS[Number(line.PRIORITY ?? 6)] ?? "info";
     const at = Number(line.__REALTIME_TIMESTAMP) / 1e6;
     const text = typeof line.MESSAGE === "string" ? line.MESSAGE : new TextDecoder().decode(Uint8Array.from(line.MESSAGE ?? []));
     return {
-        key: line.__CURSOR ?? place,
+        key: line.number,
         cells: [html`<span class="fm-nowrap">${moment(at)}</span>`, html`<span class=${TONES[level] ?? ""}>${level}</span>`,
             html`<span class="fm-text">${text}</span>`],
     };

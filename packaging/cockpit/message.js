@@ -19,9 +19,9 @@ export function Message({ instance, row }) {
     const actions = data && isQuarantined && html`
         <${Button} onClick=${() => order(replayRows(instance, [row]))}>Replay<//>
         <${Button} aria-pressed=${String(isEditing)} onClick=${() => setIsEditing(!isEditing)}>Edit<//>
-        <${Button} kind="danger" onClick=${() => order(dropRows(instance, [row]))}>Drop<//>`;
+        <${Button} kind="secondary danger" onClick=${() => order(dropRows(instance, [row]))}>Drop<//>`;
     return html`
-        <${InstanceView} instance=${instance} name="message" title=${`Row ${row}`} problem=${problem} at=${at}
+        <${InstanceView} instance=${instance} name="message" parent="causes" title=${`Row ${row}`} problem=${problem} at=${at}
             busy=${!data && !problem} actions=${actions}>
             ${problem && html`<p><a href=${linkTo([instance, "quarantine"])}>All quarantined messages</a></p>`}
             ${data && html`
@@ -57,7 +57,8 @@ function factsOf(instance, data) {
 
 const when = (at) => (at ? `${moment(at)}, ${duration(Date.now() / 1000 - at)} ago` : "");
 const pretty = (value) => JSON.stringify(value, null, 2);
-const bodyOf = ({ message }) => (message && "body" in message ? pretty(message.body) : null);
+// JavaScript rounds large numbers, and so would an edit: the command's own text is exact.
+const bodyOf = ({ text, message }) => text ?? (message && "body" in message ? pretty(message.body) : null);
 const bodyTitle = (data) => `Body, ${bytes(data.size)}${bodyOf(data) === null ? ", not JSON, as base64" : ""}`;
 
 function Text({ title, text }) {
@@ -80,9 +81,8 @@ function Attempts({ failures }) {
 function Editor({ message, onReplay }) {
     const before = bodyOf(message) ?? "{}";
     const [text, setText] = useState(before);
-    const { body, problem } = parsed(text);
-    const after = body === undefined ? text : pretty(body);
-    const isChanged = body !== undefined && after !== before;
+    const problem = problemOf(text);
+    const isChanged = !problem && text.trim() !== before;
     return html`
         <section class="fm-part fm-editor" aria-label="Edit">
             <div>
@@ -95,9 +95,9 @@ function Editor({ message, onReplay }) {
             </div>
             <div role="region" aria-label="Changes">
                 <h2>Changes</h2>
-                ${after === before
+                ${text === before
                     ? html`<p>None yet.</p>`
-                    : html`<pre class="fm-pre" tabindex="0" aria-label="Changed lines">${shortened(diff(before, after)).map(([sign, line], place) => html`
+                    : html`<pre class="fm-pre" tabindex="0" aria-label="Changed lines">${shortened(diff(before, text)).map(([sign, line], place) => html`
                         <span key=${place} class=${SHADES[sign] ?? ""}>${sign} ${line}${"\n"}</span>`)}</pre>`}
             </div>
         </section>`;
@@ -105,12 +105,12 @@ function Editor({ message, onReplay }) {
 
 const SHADES = { "-": "fm-removed", "+": "fm-added" };
 
-function parsed(text) {
+function problemOf(text) {
     try {
         const body = JSON.parse(text);
         const isObject = typeof body === "object" && body !== null && !Array.isArray(body);
-        return isObject ? { body, problem: "" } : { problem: "That is no JSON object: write {…}." };
+        return isObject ? "" : "That is no JSON object: write {…}.";
     } catch (error) {
-        return { problem: `That is no JSON: ${error.message}.` };
+        return `That is no JSON: ${error.message}.`;
     }
 }

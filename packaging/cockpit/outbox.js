@@ -56,7 +56,7 @@ function Relay({ status }) {
             ["Tried again later", number(status.retrying || null)],
             ["The oldest for", status.oldest === null ? "" : duration(Date.now() / 1000 - status.oldest)],
             ["Dead", number(status.dead)],
-            ["Sent since it was made", number(status.totals?.sent ?? 0)],
+            ["Sent so far", number(status.totals?.sent ?? 0)],
             ["Database", status.database],
         ]} />`;
 }
@@ -77,9 +77,9 @@ export function OutboxMessage({ instance, row }) {
     const [dialog, order] = useOrders(refresh);
     const actions = data && html`
         <${Button} onClick=${() => order(sendAgain(instance, row))}>Send again<//>
-        <${Button} kind="danger" onClick=${() => order(discard(instance, row))}>Discard<//>`;
+        <${Button} kind="secondary danger" onClick=${() => order(discard(instance, row))}>Discard<//>`;
     return html`
-        <${InstanceView} instance=${instance} name="outbox-message" title=${`Outbox row ${row}`} problem=${problem} at=${at}
+        <${InstanceView} instance=${instance} name="outbox-message" parent="outbox" title=${`Outbox row ${row}`} problem=${problem} at=${at}
             busy=${!data && !problem} actions=${actions}>
             ${problem && html`<p><a href=${linkTo([instance, "outbox"])}>All messages of the outbox</a></p>`}
             ${data && html`

@@ -5,6 +5,10 @@ import { html, useEffect, useRef } from "./view.js";
 import uPlot from "./vendor/uplot/uPlot.esm.js";
 
 const HEIGHT = 160;
+// Seconds: a plot of less would be empty at first.
+const LEAST_SPAN = 60;
+// Numbers of messages are whole, so their axis is, too.
+const WHOLE = [1, 2, 5].flatMap((first) => Array.from({ length: 9 }, (_, power) => first * 10 ** power)).sort((a, b) => a - b);
 const TOKENS = {
     line: "--pf-t--global--color--brand--default",
     text: "--pf-t--global--text--color--regular",
@@ -17,12 +21,13 @@ const TOKENS = {
  * @param {number[]} times Seconds since the epoch.
  * @param {Array<number|null>} values As many as times.
  * @param {function(number): string} format Shows a value.
+ * @param {boolean} whole True if values are whole numbers.
  */
-export function Plot({ label, times, values, format }) {
+export function Plot({ label, times, values, format, whole }) {
     const place = useRef(null);
     const plot = useRef(null);
     useEffect(() => {
-        plot.current = new uPlot(optionsOf(place.current, label, format), [times, values], place.current);
+        plot.current = new uPlot(optionsOf(place.current, { label, format, whole }), [times, values], place.current);
         const observer = new ResizeObserver(() =>
             plot.current.setSize({ width: place.current.clientWidth, height: HEIGHT }));
         observer.observe(place.current);
@@ -37,7 +42,7 @@ export function Plot({ label, times, values, format }) {
         </figure>`;
 }
 
-function optionsOf(place, label, format) {
+function optionsOf(place, { label, format, whole }) {
     // Read at each drawing: the theme may change.
     const colour = (token) => () =>
         getComputedStyle(document.documentElement).getPropertyValue(TOKENS[token]).trim() || "currentColor";
@@ -47,11 +52,11 @@ function optionsOf(place, label, format) {
         height: HEIGHT,
         legend: { show: false },
         cursor: { y: false },
-        scales: { y: { range: (_plot, _least, most) => [0, Math.max(1, (most ?? 0) * 1.1)] } },
+        scales: { x: { range: (_plot, first, last) => [Math.min(first, last - LEAST_SPAN), last] }, y: { range: (_plot, _least, most) => [0, Math.max(1, (most ?? 0) * 1.1)] } },
         series: [{}, { label, stroke: colour("line"), width: 2, points: { show: false } }],
         axes: [
             { ...axis, values: (_plot, ticks) => ticks.map((at) => new Date(at * 1000).toTimeString().slice(0, 8)), space: 90 },
-            { ...axis, values: (_plot, ticks) => ticks.map(format), size: 70 },
+            { ...axis, values: (_plot, ticks) => ticks.map(format), size: 70, ...whole && { incrs: WHOLE } },
         ],
     };
 }

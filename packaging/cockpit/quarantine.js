@@ -5,7 +5,7 @@ import { useOrders } from "./dialogs.js";
 import { number, plural } from "./format.js";
 import { InstanceView } from "./instance.js";
 import { usePolled } from "./polled.js";
-import { dropAll, dropRows, replayAll, replayOne, replayRows } from "./replay_orders.js";
+import { dropAll, dropRows, matching, ofCause, replayAll, replayOne, replayRows } from "./replay_orders.js";
 import { go, linkTo } from "./router.js";
 import { html, useState } from "./view.js";
 import { Age, Button, Empty, LinkButton, Table } from "./widgets.js";
@@ -39,7 +39,7 @@ function causeRow(instance, cause, order) {
     const { sample } = cause;
     const others = cause.other_texts ? ` and ${plural(cause.other_texts, "other text")}` : "";
     const button = (text, kind, made) => html`
-        <${Button} small kind=${kind} onClick=${() => order(made(instance, cause))}>${text}<//>`;
+        <${Button} small kind=${kind} onClick=${() => order(made(instance, ofCause(cause)))}>${text}<//>`;
     return {
         key: cause.fingerprint,
         data: { "data-cause": cause.fingerprint },
@@ -54,7 +54,7 @@ function causeRow(instance, cause, order) {
             html`<div class="fm-orders">
                 ${button("Replay one", "secondary", replayOne)}
                 ${cause.count > 1 && button("Replay all", "secondary", replayAll)}
-                ${button("Drop all", "danger", dropAll)}</div>`,
+                ${button("Drop all", "secondary danger", dropAll)}</div>`,
         ],
     };
 }
@@ -90,6 +90,8 @@ export function Rows({ instance, query }) {
     const { data, problem, at, refresh } = usePolled("rows", asked, SECONDS);
     const [chosen, setChosen] = useState(new Set());
     const [dialog, order] = useOrders(() => { setChosen(new Set()); refresh(); });
+    // The orders on all that fit take one condition, and would reach further than a narrower list.
+    const isOnlyWhere = where && !cause && !topic && state === "quarantined";
     const shown = (data ?? []).slice(0, PAGE);
     const rows = shown.map(({ id }) => String(id)).filter((id) => chosen.has(id));
     const choose = (id, isChosen) => setChosen((before) => {
@@ -99,12 +101,13 @@ export function Rows({ instance, query }) {
     });
     const to = (more) => linkTo([instance, "quarantine", "rows"], { ...query, ...more });
     return html`
-        <${InstanceView} instance=${instance} name="rows" title=${cause || "Messages"} problem=${problem} at=${at} busy=${!data && !problem}>
+        <${InstanceView} instance=${instance} name="rows" parent="causes" title=${cause || "Messages"} problem=${problem} at=${at} busy=${!data && !problem}>
             <${Filters} instance=${instance} query=${query} />
+            ${isOnlyWhere && html`<${Matching} instance=${instance} where=${where} order=${order} />`}
             ${data && (shown.length ? html`
                 <div class="fm-filters">
                     <${Button} small disabled=${!rows.length} onClick=${() => order(replayRows(instance, rows))}>Replay chosen<//>
-                    <${Button} small kind="danger" disabled=${!rows.length} onClick=${() => order(dropRows(instance, rows))}>Drop chosen<//>
+                    <${Button} small kind="secondary danger" disabled=${!rows.length} onClick=${() => order(dropRows(instance, rows))}>Drop chosen<//>
                     <span role="status">${rows.length ? `${rows.length} chosen` : ""}</span>
                 </div>
                 <${Table} label="Messages" columns=${ROW_COLUMNS} rows=${shown.map((row) => messageRow(instance, row, chosen, choose))} />
@@ -121,17 +124,35 @@ export function Rows({ instance, query }) {
 
 function Filters({ instance, query }) {
     const [topic, setTopic] = useState(query.topic ?? "");
+    const [where, setWhere] = useState(query.where ?? "");
     const change = (more) => go([instance, "quarantine", "rows"], { ...query, after: "", ...more });
     return html`
-        <form class="fm-filters" role="search" onSubmit=${(event) => { event.preventDefault(); change({ topic }); }}>
+        <form class="fm-filters" role="search" onSubmit=${(event) => { event.preventDefault(); change({ topic, where }); }}>
             <label>State <select class="fm-input" value=${query.state ?? "quarantined"}
                 onChange=${(event) => change({ state: event.target.value })}>
                 ${STATES.map(([value, text]) => html`<option key=${value} value=${value} selected=${value === (query.state ?? "quarantined")}>${text}</option>`)}
             </select></label>
             <label>Topic <input class="fm-input fm-long" type="search" placeholder="*.bodhi.*" value=${topic}
                 onInput=${(event) => setTopic(event.target.value)} /></label>
+            <label>Condition <input class="fm-input fm-long" type="search" placeholder="error~timeout" value=${where}
+                onInput=${(event) => setWhere(event.target.value)} /></label>
             <button class="pf-v6-c-button pf-m-secondary pf-m-small" type="submit"><span class="pf-v6-c-button__text">Search</span></button>
         </form>`;
+}
+
+/** The orders on all messages that fit a condition, on this page and the others. */
+function Matching({ instance, where, order }) {
+    const { data } = usePolled("matching", { instance, text: where }, SECONDS);
+    const count = (data ?? []).reduce((sum, cause) => sum + cause.count, 0);
+    if (!count)
+        return null;
+    const selection = matching(where, count);
+    return html`
+        <div class="fm-filters">
+            <strong>${plural(count, "quarantined message")} fit${count === 1 ? "s" : ""}</strong>
+            <${Button} small onClick=${() => order(replayAll(instance, selection))}>Replay all<//>
+            <${Button} small kind="secondary danger" onClick=${() => order(dropAll(instance, selection))}>Drop all<//>
+        </div>`;
 }
 
 function messageRow(instance, row, chosen, choose) {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The orders on quarantined messages: replay one, some or all of a cause, and drop.
+// The orders on quarantined messages: replay one, some or all that are selected, and drop.
+//
+// A selection is { name, text, count }: of a cause or of a condition, with the number of its messages.
 
 import { plural } from "./format.js";
 import { html } from "./view.js";
@@ -15,94 +17,121 @@ const WORDS = {
     halt: "halted the instance",
 };
 
+/** Return the selection of all messages of a cause. */
+export const ofCause = ({ fingerprint, count }) => ({ name: "cause", text: fingerprint, count });
+
+/** Return the selection of all messages that fit a condition. */
+export const matching = (where, count) => ({ name: "matching", text: where, count });
+
 const isRow = (line) => "row" in line && "result" in line;
+const doneOf = (lines) => lines.filter(isRow).length;
 
-/** Return the number of messages that a replay has run. */
-export const doneOf = (lines) => lines.filter(isRow).length;
-
+/** Describe a replay under way: its stage, and the failures so far. */
 function noteOf(lines) {
+    const stage = lines.findLast((line) => "stage" in line);
     const failed = lines.filter((line) => isRow(line) && !FINE.has(line.result)).length;
-    return failed ? `, ${failed} not successful` : "";
+    return [stage && `stage ${stage.stage} of ${stage.stages}, up to ${stage.percent} %`, failed && `${failed} without success`]
+        .filter(Boolean).map((part) => `; ${part}`).join("");
 }
 
-function resultOf(lines, isStopped) {
-    const rows = lines.filter(isRow);
-    const good = rows.filter(({ result }) => FINE.has(result)).length;
-    const stop = lines.find((line) => line.stopped || line.stop);
-    const reasons = [...countsOf(rows.filter(({ result }) => !FINE.has(result))
-        .map(({ result, reason }) => `${WORDS[result] ?? result}${reason ? `: ${reason}` : ""}`))]
-        .map(([reason, count]) => `${count} × ${reason}`).slice(0, 5).join("\n");
-    if (!rows.length)
-        return { tone: "warning", title: isStopped ? "Stopped; no message was run." : "No message was run.",
-            text: "They are gone, or another replay has them.", result: isStopped ? "stopped" : "failed" };
-    const title = `${good} of ${plural(rows.length, "message")} succeeded.`;
-    const text = isStopped || stop ? "The replay was stopped; the other messages are still quarantined." : "";
-    const isGood = good === rows.length;
-    return { tone: isGood ? "success" : "danger", title, text, detail: reasons,
-        result: isStopped ? "stopped" : isGood ? "done" : "failed" };
+function resultFor(instance) {
+    return (lines, isAborted) => {
+        const rows = lines.filter(isRow);
+        const failed = rows.filter(({ result }) => !FINE.has(result));
+        const end = lines.findLast((line) => "done" in line) ?? {};
+        const isStopped = isAborted || ["stopped", "interrupted"].includes(end.ended);
+        const isGood = rows.length > 0 && !failed.length;
+        return {
+            tone: isGood ? "success" : rows.length ? "danger" : "warning",
+            title: titleOf(rows.length, rows.length - failed.length),
+            text: isStopped ? `The replay was stopped${end.reason ? `: ${end.reason}` : ""}. The other messages are still quarantined.` : "",
+            detail: reasonsOf(failed),
+            result: isStopped ? "stopped" : isGood ? "done" : "failed",
+            next: end.left && isStopped ? replayRest(instance, end.left) : null,
+        };
+    };
 }
 
-function countsOf(values) {
+function titleOf(count, good) {
+    if (count === 0)
+        return "No message was run: they are gone, or another replay has them.";
+    return count === 1
+        ? `The message ${good ? "succeeded" : "did not succeed"}.`
+        : `${good} of ${plural(count, "message")} succeeded.`;
+}
+
+const MOST_REASONS = 5;
+
+function reasonsOf(failed) {
     const counts = new Map();
-    values.forEach((value) => counts.set(value, (counts.get(value) ?? 0) + 1));
-    return [...counts].sort(([, one], [, other]) => other - one);
+    for (const { result, reason } of failed) {
+        const text = `${WORDS[result] ?? result}${reason ? `: ${reason}` : ""}`;
+        counts.set(text, (counts.get(text) ?? 0) + 1);
+    }
+    const sorted = [...counts].sort(([, one], [, other]) => other - one);
+    return sorted.slice(0, MOST_REASONS).map(([text, count]) => (failed.length > 1 ? `${count} × ${text}` : text)).join("\n");
 }
 
 const EFFECT = html`<p>The handler runs them again, oldest first. Nothing is published: no other consumer sees them.
     A message that fails again stays in quarantine.</p>`;
 
-const replay = { verb: "Replay", lines: true, doneOf, noteOf, resultOf };
+const replay = (instance) => ({ verb: "Replay", lines: true, doneOf, noteOf, resultOf: resultFor(instance) });
 
 /** Replay these rows. */
 export function replayRows(instance, rows) {
     const what = rows.length === 1 ? `row ${rows[0]}` : plural(rows.length, "message");
-    return { ...replay, title: `Replay ${what} of ${instance}?`, text: EFFECT, total: () => rows.length,
+    return { ...replay(instance), title: `Replay ${what} of ${instance}?`, text: EFFECT, total: () => rows.length,
         call: () => ({ name: "replay-rows", values: { instance, rows } }) };
 }
 
 /** Replay a message with another body. */
 export function replayEdited(instance, row, body) {
-    return { ...replay, title: `Replay row ${row} of ${instance} as edited?`, total: () => 1,
+    return { ...replay(instance), title: `Replay row ${row} of ${instance} as edited?`, total: () => 1,
         text: html`<p>The edited copy runs in the place of the original, which is kept until the copy has succeeded.</p>`,
         call: () => ({ name: "replay-edited", values: { instance, row }, input: body }) };
 }
 
 /** Replay the oldest message of a cause. */
 export function replayOne(instance, cause) {
-    return { ...replay, verb: "Replay one", title: `Replay the oldest message of this cause?`, total: () => 1,
+    return { ...replay(instance), verb: "Replay one", title: "Replay the oldest message of this cause?", total: () => 1,
         text: html`<p>See whether the cause is mended before you replay the others.</p>${EFFECT}`,
-        call: () => ({ name: "replay-cause", values: { instance, text: cause.fingerprint, first: "1" } }) };
+        call: () => ({ name: "replay-cause", values: { instance, text: cause.text, first: "1" } }) };
 }
 
-/** Replay all messages of a cause, at once or in growing steps. */
-export function replayAll(instance, cause) {
-    return { ...replay, verb: "Replay all", title: `Replay ${plural(cause.count, "message")} of ${instance}?`,
-        text: EFFECT, total: () => cause.count,
-        defaults: { way: "ramp", ramp: "1,5,20,100", rate: "10/s", stop_at: "5%" },
-        fields: rampFields,
-        call: ({ way, ramp, rate, stop_at: stop }) => ({ name: "replay-cause", values: {
-            instance, text: cause.fingerprint, ...way === "ramp" ? { ramp, rate, stop_at: stop, yes: true } : { yes: true } } }) };
+/** Replay all messages of a selection, at once or in stages. */
+export function replayAll(instance, { name, text, count }) {
+    return { ...replay(instance), verb: "Replay all", title: `Replay ${plural(count, "message")} of ${instance}?`,
+        text: EFFECT, total: () => count,
+        defaults: { way: count > 1 ? "stages" : "all", ramp: "1,5,20,100", rate: "10/s", stop_at: "5%" },
+        fields: fieldsOfStages,
+        call: ({ way, ramp, rate, stop_at: stop }) => ({ name: `replay-${name}`, values: {
+            instance, text, ...way === "stages" ? { ramp, rate, stop_at: stop } : {} } }) };
 }
 
-function rampFields({ way, ramp, rate, stop_at: stop }, set) {
+/** Go on with a replay that was stopped. */
+function replayRest(instance, left) {
+    return { ...replay(instance), verb: "Go on", title: `Replay the other ${plural(left, "message")} of ${instance}?`,
+        text: EFFECT, total: () => left, call: () => ({ name: "replay-rest", values: { instance } }) };
+}
+
+function fieldsOfStages({ way, ramp, rate, stop_at: stop }, set) {
     const field = (key, label, value, help) => html`
         <${Field} id=${`fm-${key}`} label=${label} value=${value} help=${help} onValue=${(text) => set(key, text)} />`;
     return html`
         <${Field} id="fm-way" label="How" value=${way} onValue=${(text) => set("way", text)}
-            choices=${[["ramp", "in growing steps"], ["all", "all at once"]]} />
-        ${way === "ramp" && html`
-            ${field("ramp", "Steps", ramp, "Messages in each step; the last step repeats.")}
-            ${field("rate", "At most", rate, "Messages in a time, such as 10/s.")}
-            ${field("stop_at", "Stop when so many of a step fail", stop, "")}`}`;
+            choices=${[["stages", "in stages"], ["all", "all at once"]]} />
+        ${way === "stages" && html`
+            ${field("ramp", "Stages", ramp, "Percentages of all messages that have run at the end of each stage.")}
+            ${field("stop_at", "Stop when so many of a stage fail", stop, "")}
+            ${field("rate", "At most", rate, "Messages in a second (s), minute (m) or hour (h).")}`}`;
 }
 
-const LOST = html`<p>Dropped messages are lost for ever.
+const LOST = html`<p>Dropped messages are lost for ever.${" "}
     <code>fm-consumer quarantine export</code> keeps a copy.</p>`;
 
 const drop = { verb: "Drop", danger: true, text: LOST, resultOf: dropped };
 
-function dropped(answer) {
-    const { dropped: rows, kept = [] } = answer;
+function dropped({ dropped: rows, kept = [] }) {
     const text = kept.length ? `${plural(kept.length, "message")} kept: gone, or in a replay meanwhile.` : "";
     return { tone: kept.length ? "warning" : "success", title: `${plural(rows.length, "message")} dropped.`, text, result: "done" };
 }
@@ -114,8 +143,8 @@ export function dropRows(instance, rows) {
         call: () => ({ name: "drop-rows", values: { instance, rows } }) };
 }
 
-/** Drop all messages of a cause. */
-export function dropAll(instance, cause) {
-    return { ...drop, verb: "Drop all", title: `Drop ${plural(cause.count, "message")} of ${instance}?`,
-        expects: cause.count, call: () => ({ name: "drop-cause", values: { instance, text: cause.fingerprint } }) };
+/** Drop all messages of a selection, if there are still as many as the operator saw. */
+export function dropAll(instance, { name, text, count }) {
+    return { ...drop, verb: "Drop all", title: `Drop ${plural(count, "message")} of ${instance}?`, expects: count,
+        call: () => ({ name: `drop-${name}`, values: { instance, text, number: String(count) } }) };
 }

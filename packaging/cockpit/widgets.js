@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The small parts that the views share.
 
-import { duration, moment } from "./format.js";
+import { age, moment } from "./format.js";
 import { toneOf } from "./instance_state.js";
 import { linkTo } from "./router.js";
 import { html, useEffect, useRef } from "./view.js";
@@ -89,10 +89,10 @@ export function Condition({ condition }) {
     </span>`;
 }
 
-/** A button. `kind`: primary, secondary, danger, link. */
+/** A button. `kind`: primary, secondary, danger, link; or two of them, as "secondary danger". */
 export function Button({ kind = "secondary", small, children, ...more }) {
     return html`
-        <button type="button" class=${`pf-v6-c-button pf-m-${kind} ${small ? "pf-m-small" : ""}`} ...${more}>
+        <button type="button" class=${`pf-v6-c-button pf-m-${kind.replace(" ", " pf-m-")} ${small ? "pf-m-small" : ""}`} ...${more}>
             <span class="pf-v6-c-button__text">${children}</span>
         </button>`;
 }
@@ -167,7 +167,7 @@ export function Age({ at }) {
     if (at === null || at === undefined)
         return null;
     const date = new Date(at * 1000).toISOString();
-    return html`<time datetime=${date} title=${moment(at)}>${duration(Date.now() / 1000 - at)}</time>`;
+    return html`<time datetime=${date} title=${moment(at)}>${age(Date.now() / 1000 - at)}</time>`;
 }
 
 /** A labelled field: a text, or a list of choices [value, text]. */

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.author.handler import Handler, is_coroutine_callable
 from consumer_framework.core.attempt import NO_HISTORY
-from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
+from consumer_framework.core.delivery import Failed, Succeeded, Undecodable, Withdrawn
+from consumer_framework.core.durations import Durations
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.gate import Gate
 from consumer_framework.core.log_fields import fields_of_all
@@ -56,6 +57,9 @@ class Executor:
         limits: The number of runs at once, and their sizes and times.
         gate: Once it is closed, no run begins; None for a gate that stays open.
         steps: Remembers the steps that the handler has done; None for no memory.
+
+    Attributes:
+        durations: Counts how long runs take, and how long messages wait before them.
     """
 
     def __init__(  # noqa: PLR0913 -- all but three have a default
@@ -83,6 +87,7 @@ class Executor:
         # Runs that were due behind the closed gate; they wait for their withdrawal.
         self._never_begun: list[Run] = []
         self._outstanding = 0
+        self.durations = Durations()
         self._last_took = math.inf
         self._deadlines = Deadlines(
             loop, limits.timeout, lambda: runs.unfinished, lambda: self.is_busy, self._overdue
@@ -107,6 +112,11 @@ class Executor:
         return self._last_took <= QUICK
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        """Return the runs that have begun and not ended, the longest first."""
+        return tuple(self._runs.unfinished)
+
+    @property
     def running(self) -> tuple[Delivery, ...]:
         """Return the deliveries that are in the handler, the longest first."""
         return tuple(delivery for run in self._runs.unfinished for delivery in run.deliveries)
@@ -118,6 +128,21 @@ class Executor:
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
         return self._deadlines.latest()
+
+    @property
+    def health(self) -> Callable[[], Any] | None:
+        """Return the ``health`` of the present handler; None where the author wrote none."""
+        return self._handler.health
+
+    def longest(self) -> tuple[str, float]:
+        """Return the run that began first, in words, and its time since its last heartbeat.
+
+        Returns:
+            ``("", 0.0)`` while no run of the handler has begun.
+        """
+        runs = [run for run in self._runs.unfinished if run.function is None]
+        first = min(runs, key=lambda run: run.timed_from, default=None)
+        return (first.named, self._clock() - first.timed_from) if first else ("", 0.0)
 
     def overruns(self) -> tuple[Overrun, ...]:
         """Return the runs that take longer than they may, the longest first."""
@@ -264,6 +289,9 @@ class Executor:
             return
         self._outstanding -= 1
         self._last_took = self._clock() - run.started_at
+        if run.ended_at and run.deliveries:
+            error = "" if isinstance(result, Succeeded) else _error_of(result)
+            self.durations.ran(run.deliveries, run.started_at, run.ended_at, error)
         if isinstance(result, Succeeded):
             run.succeed(result)
             release()
@@ -326,6 +354,13 @@ class Executor:
             error = await self._loop.create_task(raised_by(finish(returned)))
             if error is not None:
                 raise error
+
+
+def _error_of(result: Result | Body | BaseException) -> str:
+    """Return the type of the first exception among the outcomes of a run; "" for none."""
+    outcomes = result if isinstance(result, list) else [result]
+    errors = (each.error for each in outcomes if isinstance(each, Failed | Undecodable))
+    return next((type(error).__name__ for error in errors), "")
 
 
 def _withdraw(run: Run) -> int:
