@@ -244,7 +244,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     ),
     "quarantine replay": (
         Meaning("0", "every message succeeded, or was dropped by its handler"),
-        Meaning("1", "a message did not succeed, or the running instance could not do it"),
+        Meaning(
+            "1",
+            "a message did not succeed, --stop-at ended it, or the instance could not do it",
+            "The running instance stops or pauses, or the replay in stages was interrupted.",
+        ),
         Meaning("2", f"{_USAGE}, or names a message that does not exist"),
         Meaning("13", "the handler could not be set up, or torn down"),
         Meaning("78", _NO_STATE),

@@ -22,8 +22,9 @@ from .retention import Limits, SizeLimit
 from .steps import StepTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
 
     from .records import Entry
@@ -60,6 +61,10 @@ class NoStore(Store):
     def is_open(self, _delivery: Delivery) -> bool:
         """Return False, without a read."""
         return False
+
+    async def select(self, _where: Sequence[Condition]) -> list[int]:
+        """Return no rows, without a read."""
+        return []
 
     def is_blocked(self, _lane: str, _row: int = 0) -> bool:
         """Return False, without a read."""

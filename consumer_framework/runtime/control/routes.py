@@ -37,6 +37,7 @@ from consumer_framework.core.errors import FrameworkError, StoreError
 
 from .schema import (
     VERSION,
+    ConflictError,
     Done,
     Drop,
     Edit,
@@ -194,6 +195,8 @@ def refusal_of(error: Exception) -> Refusal:
     """Return the refusal that tells of *error*; log it if it is unexpected."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, ConflictError):
+        return Refusal(HTTPStatus.CONFLICT, str(error))
     if isinstance(error, ProtocolError):
         return Refusal(HTTPStatus.BAD_REQUEST, str(error))
     if isinstance(error, StoreError):
