@@ -10,7 +10,7 @@ export PYTHON
 # Most tests wait for servers, so run more of them than there are cores. The long ones come first.
 TEST_WORKERS ?= 3
 
-.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences reference picture clean
+.PHONY: help venv demo test test-all acceptance-matrix chaos bench bench-recovery lint docs rpm licences reference picture vendor clean
 
 help:
 	@echo 'make demo      run a sample consumer on a private broker and watch it work'
@@ -25,6 +25,7 @@ help:
 	@echo 'make licences  check the licence of every package that is needed at run time'
 	@echo 'make reference  write the parts of docs/reference that come from docstrings and --help'
 	@echo 'make picture   make the picture of the front page anew, from a real session'
+	@echo 'make vendor    get the libraries of the page from npm again, and check them'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
 	@echo 'make clean     remove everything that make made'
@@ -51,7 +52,8 @@ demo: venv
 	$(BIN)/python examples/demo/run.py
 
 test: lint
-	packaging/system-packages --optional broker acceptance rpm consumers databases activemq journal page
+	packaging/system-packages --optional broker acceptance rpm consumers databases activemq journal page ssh \
+		prometheus
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
@@ -114,6 +116,10 @@ rpm: venv
 
 licences: venv
 	$(BIN)/python packaging/licences.py
+
+# The versions and hashes are in packaging/cockpit/vendor.json.
+vendor:
+	python3 packaging/cockpit/vendor.py --fetch
 
 clean:
 	rm -rf $(VENV) .nox .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build dist

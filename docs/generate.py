@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Write the generated parts of the reference: Python API, commands, settings, exit codes.
+"""Write the generated parts of the reference: API, commands, settings, exit codes, metrics.
 
 ``python docs/generate.py`` writes ``reference/python-api.md`` from the docstrings, the part of
 ``reference/cli.md`` between two markers from ``fm-consumer --help``, and the tables of settings
-from their declarations in :mod:`consumer_framework.settings.model`, and the exit codes from
-:mod:`consumer_framework.cli.exit_codes`. The pictures of the architecture are drawn by
+from their declarations in :mod:`consumer_framework.settings.model`, the exit codes from
+:mod:`consumer_framework.cli.exit_codes`, and the metrics from
+:mod:`consumer_framework.runtime.observe.exposition`. The pictures of the architecture are drawn by
 ``docs/diagrams.py``. All are plain Markdown, so that a forge shows them as they
 are. A test fails where they are not current.
 """
@@ -32,6 +33,7 @@ from consumer_framework.kit.insert_row import InsertRowConfig
 from consumer_framework.kit.json_lines import JsonLinesConfig
 from consumer_framework.kit.webhook import WebhookConfig
 from consumer_framework.publishing.direct import Sender
+from consumer_framework.runtime.observe import exposition
 from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
@@ -56,6 +58,8 @@ from diagrams import pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from consumer_framework.runtime.observe.exposition import Family
 
 REFERENCE = Path(__file__).parent / "reference"
 BEGIN = "<!-- generated: fm-consumer --help -->"
@@ -409,6 +413,24 @@ def _codes_of(command: str) -> str:
     return _table(head, lines)
 
 
+def with_metrics(page: str) -> str:
+    """Return *page* with its tables of metrics anew."""
+    parts = re.compile(rf"(<!-- generated: metrics of (\w+) -->\n).*?({END}\n)", re.DOTALL)
+    return parts.sub(lambda found: found[1] + _metrics(found[2]) + found[3], page)
+
+
+def _metrics(name: str) -> str:
+    families: tuple[Family, ...] = getattr(exposition, name)
+    return _table(
+        "| metric | type | labels | meaning |\n|---|---|---|---|",
+        (
+            f"| `{each.name}{'_total' * (each.kind == 'counter')}` | {each.kind} "
+            f"| {', '.join(f'`{label}`' for label in each.labels)} | {each.text} |"
+            for each in families
+        ),
+    )
+
+
 def _table(head: str, lines: Iterable[str]) -> str:
     return "\n".join(("", head, *lines, "", ""))
 
@@ -416,10 +438,12 @@ def _table(head: str, lines: Iterable[str]) -> str:
 def generated() -> dict[Path, str]:
     """Return the text of each page that has a generated part."""
     cli, exits = REFERENCE / "cli.md", REFERENCE / "exit-codes.md"
+    metrics = REFERENCE / "metrics.md"
     return {
         REFERENCE / "python-api.md": python_api(),
         cli: with_commands(cli.read_text(encoding="utf-8")),
         exits: with_exit_codes(exits.read_text(encoding="utf-8")),
+        metrics: with_metrics(metrics.read_text(encoding="utf-8")),
         **{
             REFERENCE / name: with_settings((REFERENCE / name).read_text(encoding="utf-8"))
             for name in SETTINGS

@@ -21,6 +21,7 @@ _LOG = "The last lines of the log give the reason. systemd tries again."
 _NO_BROKER = "the broker cannot be reached, or refuses the connection"
 _NO_CONFIGURATION = "the configuration cannot be used"
 _NO_INSTANCE = "there is no such instance"
+_NOT_ASKED = "the instance does not run, does not answer, or refuses the order"
 _NO_STATE = f"{_NO_INSTANCE}, or its configuration or state directory cannot be used"
 _IMPORT_FAILED = "the consumer's module raised an exception while it was imported"
 
@@ -163,6 +164,18 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         ),
         Meaning("130", "Ctrl-C ended the command"),
     ),
+    "metrics": (
+        Meaning("0", "the metrics are printed, or in the file"),
+        Meaning(
+            "1",
+            "an instance that runs did not answer, or the file cannot be written",
+            "The metrics of the others are there.",
+            "The message names the cure.",
+        ),
+        Meaning("2", _USAGE),
+        Meaning("4", _NO_INSTANCE),
+        Meaning("78", "the directory of configuration files cannot be read"),
+    ),
     "new": (
         Meaning("0", "the project is made, or up to date"),
         Meaning("1", "an update left conflicts, or a file could not be written"),
@@ -259,6 +272,36 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "handler itself, it waits 10 seconds for it.",
         ),
     ),
+    "in-flight": (
+        Meaning("0", "the messages are listed"),
+        Meaning("1", _NOT_ASKED),
+        Meaning("2", _USAGE),
+    ),
+    "stacks": (
+        Meaning("0", "the stacks are printed"),
+        Meaning("1", _NOT_ASKED),
+        Meaning("2", _USAGE),
+    ),
+    "events": (
+        Meaning("0", "Ctrl-C ended it"),
+        Meaning("1", f"{_NOT_ASKED}, or stopped meanwhile"),
+        Meaning("2", _USAGE),
+    ),
+    "pause": (
+        Meaning("0", "the instances take no more messages"),
+        Meaning("1", f"{_NOT_ASKED}, or is starting or stopping"),
+        Meaning("2", _USAGE),
+    ),
+    "resume": (
+        Meaning("0", "the pause is over"),
+        Meaning("1", f"{_NOT_ASKED}, or is starting or stopping"),
+        Meaning("2", _USAGE),
+    ),
+    "log-level": (
+        Meaning("0", "the level is changed"),
+        Meaning("1", _NOT_ASKED),
+        Meaning("2", _USAGE),
+    ),
     "reload": (
         Meaning("0", "the file is in force, but for changes that take a restart"),
         Meaning("1", "an instance refused the file and keeps its old settings, or does not run"),
@@ -338,7 +381,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "an instance is not active",
             "Without NAME, a stopped and disabled instance does not count.",
         ),
-        Meaning("4", "there is no such instance"),
+        Meaning("4", "there is no such instance, or a host of --host does not answer"),
         Meaning(
             "0-3",
             "with --nagios: OK, warning, critical, unknown",
@@ -371,6 +414,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "Or the unit could not run this `fm-consumer` in its directory. The message gives a "
             "remedy.",
         ),
+        Meaning("2", _USAGE),
+    ),
+    "web": (
+        Meaning("0", "told to stop (Ctrl-C, SIGTERM), or nobody used the page for --idle"),
+        Meaning("1", "it cannot listen on the port or the socket", "The message gives a remedy."),
         Meaning("2", _USAGE),
     ),
     "units diff": (

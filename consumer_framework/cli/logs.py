@@ -183,7 +183,7 @@ def _instances(names: Sequence[str], journal: Journal, *, is_any: bool) -> list[
         is_any: Without names, return none, which stands for any.
     """
     from consumer_framework.operate.logs import NoLineError  # noqa: PLC0415
-    from consumer_framework.operate.workers import files_in, group_of  # noqa: PLC0415
+    from consumer_framework.settings.workers import files_in, group_of  # noqa: PLC0415
 
     for name in names:
         # Refuses a name that no instance can have.

@@ -96,6 +96,58 @@ OUTPUT = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
+def duration(
+    _context: click.Context, _parameter: click.Parameter, given: str | None
+) -> float | None:
+    """Read a length of time, in seconds; a callback of options."""
+    try:
+        return None if given is None else text.seconds(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _read_hosts(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    from consumer_framework.operate.hosts import hosts_in  # noqa: PLC0415
+
+    try:
+        return tuple(hosts_in(given))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+HOST = click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="HOST,...",
+    callback=_read_hosts,
+    help="Ask these hosts over ssh in place of this one: HOST or USER@HOST, with commas between "
+    "them. May be given several times.",
+)
+SSH = click.option(
+    "--ssh",
+    default="",
+    metavar="COMMAND",
+    help="With --host: connect with this command, such as 'ssh -p 2222'. Default: ssh -n -o "
+    "BatchMode=yes -o ConnectTimeout=5.",
+)
+REMOTE = click.option(
+    "--remote",
+    default="",
+    metavar="COMMAND",
+    help="With --host: the command there, such as 'sudo -n fm-consumer'. Default: fm-consumer.",
+)
+HOST_TIMEOUT = click.option(
+    "--timeout",
+    default="15s",
+    metavar="TIME",
+    callback=duration,
+    help="With --host: a host must answer within this time. Default: 15s.",
+)
+
+
 def _complete_topic(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem | str]:
@@ -127,16 +179,6 @@ def _conditions_of(given: Sequence[str], roots: Sequence[str]) -> tuple[Conditio
     try:
         return tuple(condition_of(text, roots) for text in given)
     except ConditionError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def duration(
-    _context: click.Context, _parameter: click.Parameter, given: str | None
-) -> float | None:
-    """Read a length of time, in seconds; a callback of options."""
-    try:
-        return None if given is None else text.seconds(given)
-    except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 

@@ -253,6 +253,8 @@ def message_document(row: Row, delivery: Delivery, steps: Mapping[str, Any]) -> 
         **asdict(row),
         "received": delivery.received_at,
         "message": _message(delivery),
+        # For an editor: JavaScript rounds numbers that Python does not.
+        "text": pretty(delivery),
         "properties": {name: value for name, value in properties.items() if value is not None},
         "failures": [asdict(attempt) for attempt in delivery.history.attempts],
         "routes": [state._asdict() for state in delivery.history.routes],

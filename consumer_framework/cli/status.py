@@ -18,7 +18,15 @@ from consumer_framework.core.text import age, plural
 
 from . import options, terminal
 from .exit_codes import epilog
-from .options import JSON, complete_instance, instance_file
+from .options import (
+    HOST,
+    HOST_TIMEOUT,
+    JSON,
+    REMOTE,
+    SSH,
+    complete_instance,
+    instance_file,
+)
 from .terminal import Command, Refusal, bad, faint, good, safe, title
 
 # Commands import these when they run: --help and shell completion must be quick.
@@ -113,6 +121,7 @@ Examples:
   fm-consumer status --nagios builds --warn lag=5000 --crit quarantined=10
   fm-consumer status --zabbix discovery            # the instances
   fm-consumer status --zabbix                      # the values of each of them
+  fm-consumer status --host root@web1,root@web2    # a line for each instance there
 """
     + epilog("status"),
 )
@@ -139,12 +148,20 @@ Examples:
 )
 @_threshold("--warn", "a warning")
 @_threshold("--crit", "critical")
-def status(  # noqa: PLR0913 -- one for each option
+@HOST
+@SSH
+@REMOTE
+@HOST_TIMEOUT
+def status(  # noqa: PLR0913, PLR0917 -- one for each option
     names: tuple[str, ...],
     state_dir: Path | None,
     form: str | None,
     warn: tuple[str, ...],
     crit: tuple[str, ...],
+    hosts: tuple[str, ...],
+    ssh: str,
+    remote: str,
+    timeout: float,
     *,
     as_json: bool,
 ) -> None:
@@ -158,12 +175,20 @@ def status(  # noqa: PLR0913 -- one for each option
     --nagios and --zabbix judge each instance by its state and by thresholds. A RANGE is that of
     the Monitoring Plugins: 10 alerts above 10, 10: below 10, 10:20 outside, @10:20 inside, ~:
     never. A length of time may be written as 5m.
+
+    --host asks other hosts in parallel, and prints a line for each instance. It runs
+    'fm-consumer status --json' there, without asking for a password.
     """
     with _errors_are_unknown() if form == "nagios" else nullcontext():
         if as_json and form:
             raise click.UsageError(f"give either --json or --{form}, not both")
         if (warn or crit) and not form:
             raise click.UsageError("--warn and --crit need --nagios or --zabbix")
+        if hosts:
+            if form or state_dir:
+                raise click.UsageError("--host goes with NAME and --json alone")
+            _print_hosts(hosts, names, (ssh, remote, timeout), as_json=as_json)
+            return
         match form:
             case "nagios":
                 _check(names, state_dir, warn, crit)
@@ -173,7 +198,16 @@ def status(  # noqa: PLR0913 -- one for each option
                 _print_status(names, state_dir, as_json=as_json)
 
 
-def _look(names: tuple[str, ...], state_dir: Path | None) -> HostStatus:
+def look(
+    names: tuple[str, ...], state_dir: Path | None, timeout: float | None = None
+) -> HostStatus:
+    """Look for instances of this host.
+
+    Args:
+        names: As on the command line; none for all.
+        state_dir: The state directory of the one instance in *names*; None for the usual places.
+        timeout: Seconds for the answer of an instance; None for that of an order.
+    """
     if state_dir and len(names) != 1:
         raise click.UsageError("--state-dir needs the NAME of one instance")
     for name in names:
@@ -182,16 +216,30 @@ def _look(names: tuple[str, ...], state_dir: Path | None) -> HostStatus:
     from consumer_framework.adapters.systemd.systemctl import Systemctl  # noqa: PLC0415
     from consumer_framework.operate import status  # noqa: PLC0415
 
-    return status.instances_on_host(names, options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
+    where = (options.CONFIGURATION_DIRECTORY, Systemctl(), state_dir)
+    return status.instances_on_host(names, *where, timeout)
 
 
 def _print_status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bool) -> None:
-    found = _look(names, state_dir)
-    _refuse_unknown(found, names)
+    from consumer_framework.runtime.control.client import LOOK_TIMEOUT  # noqa: PLC0415
+
+    found = look(names, state_dir, LOOK_TIMEOUT)
+    refuse_unknown(found, names)
     _show(found, as_json=as_json)
     counted = (one for one in found.instances if names or one.should_run)
     if not all(instance.is_active for instance in counted):
         raise click.exceptions.Exit(_NOT_ALL_ACTIVE)
+
+
+def _print_hosts(
+    hosts: tuple[str, ...], names: tuple[str, ...], way: tuple[str, str, float], *, as_json: bool
+) -> None:
+    for name in names:
+        instance_file(name)
+    from . import status_of_hosts  # noqa: PLC0415
+
+    exit_code = status_of_hosts.show(hosts, names, status_of_hosts.way_of(*way), as_json=as_json)
+    raise click.exceptions.Exit(exit_code)
 
 
 # For monitoring systems.
@@ -205,7 +253,7 @@ def _check(
     from . import monitoring  # noqa: PLC0415
 
     limits = thresholds(warn, crit)
-    verdicts = judge_all(_look(names, state_dir), limits, time.time(), every=bool(names))
+    verdicts = judge_all(look(names, state_dir), limits, time.time(), every=bool(names))
     if not verdicts:
         monitoring.unknown(f"no instance of {options.CONFIGURATION_DIRECTORY} is to run")
     click.echo(monitoring.nagios_line(verdicts, limits))
@@ -221,15 +269,20 @@ def _print_for_zabbix(
 
     limits = thresholds(warn, crit)
     if names == (_DISCOVERY,):
-        terminal.print_json(monitoring.discovery(_look((), None)))
+        terminal.print_json(monitoring.discovery(look((), None)))
         return
-    found = _look(names, state_dir)
-    _refuse_unknown(found, names)
+    found = look(names, state_dir)
+    refuse_unknown(found, names)
     verdicts = judge_all(found, limits, time.time(), every=True)
     terminal.print_json(monitoring.items(verdicts, found))
 
 
-def _refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
+def refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
+    """Refuse a name in *names* of which there is no trace.
+
+    Raises:
+        click.ClickException: With the names of those that there are.
+    """
     unknown = [one.name for one in found.instances if one.name in names and not one.is_known]
     if unknown:
         known = ", ".join(options.instance_names())
@@ -239,7 +292,7 @@ def _refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
 
 def _show(found: HostStatus, *, as_json: bool) -> None:
     if as_json:
-        terminal.print_json(_document(found))
+        terminal.print_json(document(found))
         return
     if not found.groups:
         click.echo(f"no instance is configured in {options.CONFIGURATION_DIRECTORY}, and none runs")
@@ -266,7 +319,8 @@ def _totals(group: Sequence[InstanceStatus]) -> dict[str, int]:
     return dict(sums)
 
 
-def _document(host: HostStatus) -> dict[str, Any]:
+def document(host: HostStatus) -> dict[str, Any]:
+    """Return the instances of a host as ``--json`` prints them."""
     return {
         "systemd": host.problem == "",
         "problem": host.problem,

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from .delivery import (
@@ -114,16 +114,20 @@ _OUTCOMES: dict[type[Outcome], str] = {
 
 
 def _outcome_name(outcome: Outcome) -> str | None:
-    if isinstance(outcome, Failed):
-        return None if isinstance(outcome.error, Signal) else "failed"
-    return _OUTCOMES.get(type(outcome))
+    name = _OUTCOMES.get(type(outcome))
+    if name is None and isinstance(outcome, Failed) and not isinstance(outcome.error, Signal):
+        return "failed"
+    return name
+
+
+_NAMES = tuple(field.name for field in fields(Snapshot))
 
 
 class Counters(Observer):
     """An observer that counts."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts = dict.fromkeys(_NAMES, 0)
 
     def notify(self, event: Observation) -> None:
         """Count a run by its outcome, and a settle by the broker's answer."""
@@ -143,7 +147,8 @@ class Counters(Observer):
         runs = [outcome for outcome in outcomes if not isinstance(outcome, Withdrawn)]
         self._counts["received"] += len(runs) - 1
         names = map(_outcome_name, runs)
-        self._counts.update(name for name in names if name)
+        for name in filter(None, names):
+            self._counts[name] += 1
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""

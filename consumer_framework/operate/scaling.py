@@ -27,8 +27,7 @@ from consumer_framework.runtime.state_files import (
 )
 from consumer_framework.settings import INSTANCE_NAME
 from consumer_framework.settings.model import is_single_active
-
-from .workers import files_in, number_of, worker_name
+from consumer_framework.settings.workers import files_in, number_of, worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.runtime.state_files import StoredCounts
     from consumer_framework.settings import Settings
-
-    from .workers import Files
+    from consumer_framework.settings.workers import Files
 
 
 class ScalingError(FrameworkError):
@@ -75,9 +73,6 @@ def _unshareable(settings: Settings) -> Iterator[Problem]:
         elif queue.exclusive:
             what = "the queue belongs to one connection, so a second worker is refused"
             yield Problem(f'queues."{name}".exclusive', what, "set it to false")
-    if settings.monitoring is not None:
-        what = f"only one worker can listen on port {settings.monitoring.port}"
-        yield Problem("monitoring.port", what, "remove [monitoring]")
 
 
 def standby_queues(settings: Settings) -> list[str]:

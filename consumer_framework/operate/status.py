@@ -23,17 +23,14 @@ from consumer_framework.runtime.control.client import ControlError, connected
 from consumer_framework.runtime.control.schema import Status
 from consumer_framework.runtime.state_files import NOTHING_STORED, StoredCounts, count_stored
 from consumer_framework.settings import instance_name_problem
-
-from .workers import files_in, group_of, in_groups
+from consumer_framework.settings.workers import files_in, group_of, in_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from consumer_framework.adapters.systemd.systemctl import Systemctl
     from consumer_framework.runtime.control.schema import StatusReport
-
-    from .workers import Files
 
 # Instances that are asked at a time, so that one that hangs does not delay the others.
 _ASKED_AT_ONCE = 16
@@ -108,7 +105,11 @@ class HostStatus:
 
 
 def instances_on_host(
-    names: Sequence[str], directory: Path, services: Systemctl, state: Path | None = None
+    names: Sequence[str],
+    directory: Path,
+    services: Systemctl,
+    state: Path | None = None,
+    timeout: float | None = None,
 ) -> HostStatus:
     """Look for instances.
 
@@ -117,6 +118,7 @@ def instances_on_host(
         directory: The directory of the configuration files.
         services: The service manager.
         state: The state directory of the one instance in *names*; None for the usual places.
+        timeout: Seconds for the answer of an instance; None for that of an order.
 
     Raises:
         ConfigurationError: The directory of configuration files cannot be read.
@@ -126,7 +128,10 @@ def instances_on_host(
     loaded = {unit.instance for unit in units.values() if unit.active != "inactive"}
     there = {*files, *loaded, *_run_by_hand(), *_with_store()} - {""}
     wanted = {name for name in there if not names or {name, group_of(name, files)} & {*names}}
-    found = _ask_all(sorted({*names, *wanted}), files, units, state)
+    found = _ask_all(
+        sorted({*names, *wanted}),
+        lambda name: _ask(name, name in files, units.get(unit_name(name)), state, timeout),
+    )
     # State directories of removed instances stay behind; they count only if they have messages.
     found = {name: one for name, one in found.items() if name in names or one.is_known}
     groups = in_groups(found, files)
@@ -157,11 +162,8 @@ def _with_store() -> list[str]:
 
 
 def _ask_all(
-    names: Sequence[str], files: Files, units: Mapping[str, Unit], state: Path | None
+    names: Sequence[str], ask: Callable[[str], InstanceStatus]
 ) -> dict[str, InstanceStatus]:
-    def ask(name: str) -> InstanceStatus:
-        return _ask(name, name in files, units.get(unit_name(name)), state)
-
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
         return dict(zip(names, pool.map(ask, names), strict=True))
 
@@ -171,13 +173,13 @@ def _ask(
     is_configured: bool,  # noqa: FBT001 -- as its attribute
     unit: Unit | None,
     state: Path | None,
+    timeout: float | None,
 ) -> InstanceStatus:
-    usual = (state_files.SYSTEM_STATE / name, state_files.users_directory(name))
-    directories = [state] if state else list(dict.fromkeys(usual))
+    directories = directories_of(name, state)
     problems = []
     for directory in directories:
         try:
-            report = _report(directory, name)
+            report = _report(directory, name, timeout)
         except ControlError as error:
             problems.append(str(error))
         else:
@@ -194,8 +196,14 @@ def _ask(
     return InstanceStatus(name, is_configured, unit, None, stored, problem, is_silent=is_silent)
 
 
-def _report(directory: Path, name: str) -> StatusReport | None:
-    with connected(directory, name) as running:
+def directories_of(name: str, state: Path | None = None) -> list[Path]:
+    """Return the state directories that the instance *name* may have; *state* alone if given."""
+    usual = (state_files.SYSTEM_STATE / name, state_files.users_directory(name))
+    return [state] if state else list(dict.fromkeys(usual))
+
+
+def _report(directory: Path, name: str, timeout: float | None) -> StatusReport | None:
+    with connected(directory, name, timeout) as running:
         if running is None:
             return None
         return next(iter([*running.ask(Status())]), None)

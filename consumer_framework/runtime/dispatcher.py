@@ -378,6 +378,14 @@ class Dispatcher:
 
     # Orders of operators.
 
+    def pause(self, text: str) -> None:
+        """Begin with nothing but replays; *text* says who ordered it, and why."""
+        self._pauses.ordered(text)
+
+    def resume(self) -> None:
+        """End the pause that an operator ordered; other reasons for a pause stay."""
+        self._pauses.order_is_over()
+
     def store_changed(self) -> None:
         """Read the store again; a command may have changed it."""
         self._scheduler.read_store()

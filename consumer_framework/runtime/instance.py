@@ -26,6 +26,7 @@ from consumer_framework.core.ports import Observers, StateChanged
 from consumer_framework.core.stats import Counters
 from consumer_framework.core.text import duration_text
 from consumer_framework.runtime.observe.log import DeliveryLog
+from consumer_framework.runtime.observe.metrics import DeliveryMetrics
 from consumer_framework.runtime.observe.status import StatusReporter, counts_text
 
 from .deadline import Deadline
@@ -85,7 +86,8 @@ class Instance:
         gate: Says whether work is taken.
         counters: Counts runs and settles.
         log: Logs settles, pauses and states.
-        observer: Both of these.
+        metrics: Counts settles by topic, and pauses.
+        observer: All of these.
         session: The connection and its subscriptions.
         dispatcher: Has the deliveries from their arrival to their settle.
         memory_relief: Lowers slots and prefetch while memory is short.
@@ -148,7 +150,8 @@ class Instance:
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
         others = () if observer is None else (observer,)
-        self.observer = Observers(self.counters, self.log, *others)
+        self.metrics = DeliveryMetrics()
+        self.observer = Observers(self.counters, self.metrics, self.log, *others)
         self.publications = Publications(self.settings, self.files.directory, clock)
         self.dispatcher = Dispatcher(
             self.plan,
@@ -304,7 +307,7 @@ class Instance:
     def connected(self) -> None:
         """There is a connection."""
         _log.info("connected to the broker at %s", self.broker)
-        self.trouble = ""
+        self.trouble = self.gate.why_not_consuming
         if self.publications.is_direct:
             # Messages that handlers publish with `api.twisted_publish` go over this connection.
             api._twisted_service = self.session.service  # noqa: SLF001

@@ -211,6 +211,11 @@ class Publications(OutboxPort):
         """The relay in one line; "" if it has not started."""
         return f"outbox: {self.status.report().line}" if self.status is not None else ""
 
+    @property
+    def published(self) -> int:
+        """The number of messages that handlers published since the start."""
+        return self._published
+
     def report(self) -> OutboxReport | None:
         """Describe the outbox; None if its relay has not started."""
         if self.status is None:

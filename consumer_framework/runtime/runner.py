@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fedora_messaging.exceptions import ConfigurationException
-from fedora_messaging.twisted.monitor import monitor_service
 from twisted.application.internet import UNIXServer
 from twisted.application.service import MultiService
 from twisted.internet import defer, task
@@ -20,18 +20,19 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 from consumer_framework.core.lifecycle import Effect, Event, State
 from consumer_framework.publishing.report import RelayReport
 from consumer_framework.runtime.control.requests import Responder
-from consumer_framework.runtime.control.routes import this_process
 from consumer_framework.runtime.control.schema import (
-    Ping,
-    Pong,
     RelayStatus,
     RelayStatusReport,
     Reload,
 )
 from consumer_framework.runtime.control.server import ControlFactory
+from consumer_framework.settings.workers import number_on_host
 
 from .drain import Drain, cut_short
 from .lanes import lane_finder
+from .live_requests import LiveRequests
+from .monitoring_port import MonitoringPort
+from .observe.pages import InstancePages
 from .process_exit import PATIENCE, ProcessExit
 from .reload import Reloader
 from .signals import Signals
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from consumer_framework.runtime.assembly.configuration import RunOptions
-    from consumer_framework.runtime.control.routes import Pages
 
     from .instance import Instance
     from .lanes import LaneFinder
@@ -87,6 +87,8 @@ class Runner(MultiService):
         self._reloader = Reloader(instance, options, self._tasks.spawn)
         self._signals = Signals(instance.reactor, instance.stop, self._reloader.begin)
         self._watchdog = Watchdog(instance)
+        self._pages = InstancePages(instance, self._watchdog, options.instance)
+        self._add_monitoring(options)
         self._status_timer = task.LoopingCall(self._refresh)
         self._retention_timer = task.LoopingCall(lambda: self._tasks.spawn(self._expire()))
         self._lane_of: LaneFinder | None = None
@@ -102,6 +104,16 @@ class Runner(MultiService):
                 Effect.EXIT: self._exit,
             }
         )
+
+    def _add_monitoring(self, options: RunOptions) -> None:
+        instance, monitoring = self._instance, self._instance.settings.monitoring
+        if monitoring is not None:
+            MonitoringPort(
+                monitoring.place(number_on_host(options.instance)),
+                self._pages.by_path,
+                instance.reactor,
+                partial(instance.remarks.__setitem__, "monitoring"),
+            ).setServiceParent(self)  # type: ignore[no-untyped-call]
 
     # Starting.
 
@@ -149,19 +161,11 @@ class Runner(MultiService):
         instance.dispatcher.start(instance.executor, self._lane_of, self._tasks.watch)
         instance.memory_relief.start()
         instance.publications.start()
-        service, monitoring = instance.session.service, instance.settings.monitoring
-        if monitoring is not None:
-            monitor_service(service, address=monitoring.address, port=monitoring.port)
         try:
             self._listen()
         except (twisted_error.CannotListenError, OSError) as error:
             _log.warning("no replay while this runs: the control socket: %s", error)
-        try:
-            service.setServiceParent(self)  # type: ignore[no-untyped-call]
-        except twisted_error.CannotListenError as error:
-            what = f"cannot listen: {error.socketError}"
-            problem = Problem("monitoring.port", what, "use another port")
-            instance.failed(ConfigurationError(problem))
+        instance.session.service.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     def _listen(self) -> None:
         files, dispatcher = self._instance.files, self._instance.dispatcher
@@ -181,23 +185,16 @@ class Runner(MultiService):
         factory = ControlFactory(
             {
                 **responder.by_type,
-                Ping: self._respond_ping,
+                **LiveRequests(self._instance, self._name).by_type,
                 Reload: self._reloader.respond,
                 RelayStatus: self._respond_relay_status,
             },
-            self._pages(),
+            self._pages.by_path,
         )
         server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
-    def _pages(self) -> Pages:
-        """Return the texts on the control socket that are no answers, by their paths."""
-        return {}
-
     # Running.
-
-    async def _respond_ping(self, _request: Ping) -> AsyncGenerator[Pong, None]:
-        yield this_process(self._name)
 
     async def _respond_relay_status(
         self, _request: RelayStatus

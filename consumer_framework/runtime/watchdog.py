@@ -26,6 +26,8 @@ from consumer_framework.core.log_fields import fields_of_all
 if TYPE_CHECKING:
     from types import FrameType
 
+    from consumer_framework.core.health import Verdict
+
     from .instance import Instance
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ FEEDS = 3
 # Seconds that the loop may be blocked without a warning. Heartbeats of the broker are half a minute
 # apart, and systemd's watchdog waits longer.
 BLOCKED_AFTER = 10.0
+# Seconds; a silence is remembered for once to twice as long.
+SILENCE_WINDOW = 300.0
 # Seconds between two checks of the loop.
 _CHECK_INTERVAL = 1.0
 
@@ -59,6 +63,7 @@ class Watchdog:
         # Twisted's timers stand still when the machine's clock is set back.
         self._timer: asyncio.TimerHandle | None = None
         self._is_alarmed = False
+        self._silence = Silence()
         self._blocked_loop = BlockedLoop()
 
     def start(self) -> None:
@@ -73,6 +78,21 @@ class Watchdog:
         if self._timer is not None:
             self._timer.cancel()
         self._presence.stop()
+
+    def verdict(self) -> Verdict:
+        """Judge the instance as it is now."""
+        return judge(self._facts(), self._now())
+
+    @property
+    def margin(self) -> float | None:
+        """Seconds by which the longest recent silence was shorter than the service manager waits.
+
+        None if it waits for nothing, or was not fed yet.
+        """
+        longest = self._silence.longest(self._now())
+        if not self._interval or longest is None:
+            return None
+        return self._instance.notifier.watchdog_seconds - longest
 
     def _feed(self) -> None:
         self._check()
@@ -89,6 +109,7 @@ class Watchdog:
             self._alarm(verdict.reason, facts)
         else:
             self._instance.notifier.watchdog()
+            self._silence.end(self._now())
             self._presence.ask()
             self._instance.lag = self._presence.lag
 
@@ -116,6 +137,36 @@ class Watchdog:
             _write_stacks()
         # Repeated each time, in case the service manager missed it: nothing feeds it any more.
         self._instance.notifier.trigger(f"Stuck: {reason}")
+
+
+class Silence:
+    """The time between one word to the service manager and the next."""
+
+    def __init__(self) -> None:
+        self._ended_at: float | None = None
+        self._window_began = 0.0
+        # The longest of this window, and of the one before it.
+        self._longest = self._longest_before = 0.0
+
+    def end(self, now: float) -> None:
+        """Note that a word was said at *now*, in monotonic seconds."""
+        if self._ended_at is None:
+            self._window_began = now
+        else:
+            self._longest = max(self._longest, now - self._ended_at)
+        self._ended_at = now
+        if now - self._window_began >= SILENCE_WINDOW:
+            self._longest_before, self._longest = self._longest, 0.0
+            self._window_began = now
+
+    def longest(self, now: float) -> float | None:
+        """Return the longest silence of the last minutes, in seconds; None before the first word.
+
+        A silence that is under way counts as well.
+        """
+        if self._ended_at is None:
+            return None
+        return max(self._longest_before, self._longest, now - self._ended_at)
 
 
 def _write_stacks() -> None:

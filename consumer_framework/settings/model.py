@@ -485,12 +485,20 @@ class Tls(Table):
 
 
 class Monitoring(Table):
-    """The HTTP server with ``/live`` and ``/ready``; without a port there is none."""
+    """The HTTP server with ``/metrics``, ``/live`` and ``/ready``; without a port there is none."""
 
     address: StrictStr = ""
-    """The address to listen on; empty means every address of the host."""
+    """The address to listen on. Empty means `127.0.0.1`. For every address of the host, as a
+    container may need it, write `"0.0.0.0"` or `"::"`.
+    """
     port: _Port
-    """The TCP port; 1 to 65535."""
+    """The TCP port of the instance; 1 to 65535. Worker number *n* of it listens on this port
+    + *n* - 1.
+    """
+
+    def place(self, worker: int = 1) -> tuple[str, int]:
+        """Return the address and the port on which worker number *worker* listens."""
+        return self.address or "127.0.0.1", self.port + worker - 1
 
 
 class Settings(Table):

@@ -119,10 +119,11 @@ def test_the_monitoring_server_answers_as_upstreams_does(broker, queue_name, sta
         "published": 0,
         "consumed": {"received": 3, "processed": 3, "dropped": 0, "rejected": 0, "failed": 0},
     }
-    other = start(broker.url, queue_table(queue_name), FUNCTION, extra=extra)
-    assert other.wait() == 78
-    assert "monitoring.port: cannot listen" in other.log
+    # Upstream's command ends if it cannot have the port.
+    other = start(broker.url, queue_table(queue_name), FUNCTION, extra=extra).ready()
+    assert f"monitoring port 127.0.0.1:{port}: cannot listen: Address already in use" in other.log
     assert "Traceback" not in other.log
+    assert other.stop() == 0
     assert instance.stop() == 0
 
 

@@ -81,7 +81,7 @@ def test_the_same_source_gives_the_same_bytes_wherever_it_is_built(rpms, sources
     there = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert sorted(here) == sorted(there)
     assert {path.rpartition(".")[2] for path in here} == {"gz", "rpm"}
-    assert len(here) == 5, "the sdist, the source package, and three packages"
+    assert len(here) == 6, "the sdist, the source package, and four packages"
     assert [name for name in here if here[name] != there[name]] == []
 
 
@@ -114,6 +114,8 @@ def test_the_command_comes_with_its_units_man_pages_and_completion(rpms):
         "/usr/bin/fm-consumer",
         f"{units}/fm-consumer@.service.d/10-consumer-framework.conf",
         f"{units}/fm-consumers.target",
+        f"{units}/fm-consumer-metrics.timer",
+        "/usr/share/consumer-framework/monitoring/fm-consumer-rules.yml",
         f"{units}/fm-consumer-retention.timer",
         f"{units}/fm-outbox@.service",
         "/usr/share/man/man1/fm-consumer-outbox.1.gz",
@@ -128,6 +130,25 @@ def test_the_command_comes_with_its_units_man_pages_and_completion(rpms):
         assert file in files
     assert any(file.endswith("/sos/report/plugins/fm_consumer.py") for file in files)
     assert f"{units}/fm-consumer@.service" not in files, "that is fedora-messaging's"
+
+
+def test_the_page_of_cockpit_is_that_of_the_library(rpms):
+    listed = run("rpm", "-qplv", package(rpms, "cockpit-fm-consumers"))
+    [link] = [line for line in listed.splitlines() if " -> " in line]
+    place, target = link.split()[-3], link.split()[-1]
+    assert place == "/usr/share/cockpit/fm-consumers"
+    library = run("rpm", "-qpl", package(rpms, "python3-consumer-framework")).splitlines()
+    page = os.path.normpath(Path(place).parent / target)
+    assert {f"{page}/manifest.json", f"{page}/index.html", f"{page}/calls.json"} <= set(library)
+    assert not [file for file in library if file.startswith(page) and file.endswith((".py", ".md"))]
+    assert "/usr/share/metainfo/org.cockpit_project.fm_consumers.metainfo.xml" in listed
+
+
+def test_the_description_of_the_page_is_valid_for_software_catalogues():
+    if shutil.which("appstreamcli") is None:
+        skip_unless_in_ci("appstreamcli not found: packaging/system-packages page")
+    [file] = (ROOT / "packaging/metainfo").iterdir()
+    run("appstreamcli", "validate", "--no-net", file)
 
 
 def parsed(*options: str) -> str:
@@ -152,6 +173,7 @@ def test_the_library_is_named_after_the_python_of_the_distribution(release, libr
     assert {name for name, _ in names} == {
         "consumer-framework",
         library,
+        "cockpit-fm-consumers",
         "consumer-framework-rpm-macros",
     }
     assert {number for _, number in names} == {f"1{suffix}"}

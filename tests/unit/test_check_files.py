@@ -411,13 +411,29 @@ def test_state_that_a_start_cannot_use_is_an_error(tmp_path, make, what):
     assert what in str(finding.problem)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", ""])
-def test_a_monitoring_port_that_another_process_has_is_an_error(tmp_path, address):
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 -- it is the case
+def test_a_monitoring_port_that_another_process_has_is_a_warning(tmp_path, address):
     with socket.create_server((address, 0)) as busy:
         port = busy.getsockname()[1]
         monitoring = Monitoring(address=address, port=port)
         (finding,) = monitoring_findings(monitoring, tmp_path)
+        assert finding.level is Level.WARNING
         assert finding.problem.path == "monitoring.port"
         assert "Address already in use" in finding.problem.message
     assert list(monitoring_findings(monitoring, tmp_path)) == []
     assert list(monitoring_findings(None, tmp_path)) == []
+
+
+def test_a_worker_without_a_port_of_its_own_is_a_warning(tmp_path):
+    monitoring = Monitoring(address="127.0.0.1", port=65535)
+    (finding,) = monitoring_findings(monitoring, tmp_path, worker=2)
+    assert "65536" in finding.problem.message
+
+
+def test_a_monitoring_port_without_an_address_is_told_to_be_the_hosts_own(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+    (finding,) = monitoring_findings(Monitoring(port=port), tmp_path)
+    assert finding.level is Level.INFO
+    assert finding.problem.path == "monitoring.address"
+    assert "every address of the host" in finding.problem.cure

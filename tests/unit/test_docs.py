@@ -411,6 +411,16 @@ STATUS_LINES = [
         ),
     ),
     (
+        State.PAUSED,
+        replace(
+            BUSY,
+            trouble="by an operator: the database moves",
+            held=4,
+            quarantined=0,
+            lag=None,
+        ),
+    ),
+    (
         State.FAILING,
         StatusFacts(trouble='the queue "builds" is gone', awaited="1 running", left=41.5),
     ),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -49,6 +50,14 @@ def test_the_spec_has_a_package_for_each_extra_that_is_for_use():
     [named] = re.findall(r"^%global run_time_extras (.+)$", SPEC, re.MULTILINE)
     packaged = set() if named == "%{nil}" else set(named.split(","))
     assert packaged == set(PROJECT["optional-dependencies"]) - DEVELOPMENT_EXTRAS
+
+
+def test_the_spec_names_each_library_of_the_page_with_its_licence():
+    vendor = json.loads((ROOT / "packaging/cockpit/vendor.json").read_text(encoding="utf-8"))
+    [licence] = re.findall(r"^License: +(.+ AND .+)$", SPEC, re.MULTILINE)
+    for name, library in vendor.items():
+        assert f"Provides:       bundled(npm({name})) = {library['version']}\n" in SPEC
+        assert set(library["licence"].split(" AND ")) <= set(licence.split(" AND "))
 
 
 def test_the_spec_names_each_unit():

@@ -145,6 +145,15 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(three, words):
     assert "x" * 300 in unlimited
 
 
+def test_show_prints_the_text_of_the_body_for_editors_that_round_numbers(operator):
+    operator.quarantines(
+        a_delivery(1, b'{"n": 12345678901234567890, "x": 1.0}'), a_delivery(2, b"{")
+    )
+    text = '{\n  "n": 12345678901234567890,\n  "x": 1.0\n}'
+    assert operator.shows("show", "1")["text"] == text
+    assert operator.shows("show", "2")["text"] is None
+
+
 def test_the_text_of_a_publisher_does_not_control_the_terminal(operator):
     evil = a_delivery(1, {"n": "\x9b31m \u202e"}, routing_key="org.\x1b]0;title\x07")
     operator.quarantines(evil._replace(history=failures(1, CAUSE, "\x1b[2J")))

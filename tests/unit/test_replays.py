@@ -332,6 +332,6 @@ def test_many_rows_are_dropped_and_each_is_named_in_the_log(play, caplog):
 
 def test_an_instance_without_a_store_has_nothing_to_select():
     async def selected():
-        return await NoStore().select(())
+        return await NoStore().read_aside(lambda reader: reader.matching((), 0))
 
     assert asyncio.run(selected()) == []

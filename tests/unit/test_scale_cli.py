@@ -188,10 +188,9 @@ def test_ctrl_c_shows_how_to_go_on(host, monkeypatch):
             'amqp_url = "amqp://localhost"\ncallback = "sample:Sample"\n',
             'queues."": the broker names a queue for each worker',
         ),
-        (f"{TOML}\n[monitoring]\nport = 8000\n", "monitoring.port: only one worker can listen on"),
         (TOML.replace("durable", "durrable"), "durrable"),
     ],
-    ids=["exclusive", "server-named", "no queue", "a port", "broken"],
+    ids=["exclusive", "server-named", "no queue", "broken"],
 )
 def test_settings_that_workers_cannot_share_refuse_more_workers_but_not_fewer(host, text, said):
     file = host.configures(text=text)

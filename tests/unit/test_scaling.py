@@ -31,10 +31,16 @@ from consumer_framework.operate.scaling import (
     Workers,
     plan,
 )
-from consumer_framework.operate.workers import files_in, group_of, in_groups, number_of, worker_name
 from consumer_framework.publishing import Outbox
 from consumer_framework.runtime import state_files
 from consumer_framework.runtime.state_files import StoredCounts, count_unsent
+from consumer_framework.settings.workers import (
+    files_in,
+    group_of,
+    in_groups,
+    number_of,
+    worker_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

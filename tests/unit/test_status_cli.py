@@ -101,7 +101,7 @@ def test_restarts_are_counted_and_a_reload_begins_no_new_time(host):
 
 
 def test_an_instance_with_a_blocked_event_loop_runs_and_does_not_answer(host, monkeypatch):
-    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.05)
+    monkeypatch.setattr(client, "LOOK_TIMEOUT", 0.05)
     state = host.directory / "h/fedora-messaging/by-hand"
     state.mkdir()
     lock = subprocess.Popen(

@@ -43,7 +43,7 @@ DECODING = "consumer_framework/adapters/codec/decoding.py"
 REGISTRY = "consumer_framework/adapters/codec/registry.py"
 VALIDATION = "consumer_framework/schemas/__init__.py"
 CONFIG = "consumer_framework/adapters/config.py"
-RUNNER = "consumer_framework/runtime/runner.py"
+PAGES = "consumer_framework/runtime/observe/pages.py"
 INSTANCE = "consumer_framework/runtime/instance.py"
 SEAM = "consumer_framework/publishing/upstream.py"
 
@@ -95,20 +95,15 @@ def test_the_service_can_be_made_without_arguments_and_reads_the_configuration()
     )
 
 
-@pytest.mark.parametrize("name", ["stats", "consuming"])
-def test_the_monitoring_server_asks_the_service(name):
-    assert isinstance(inspect.getattr_static(FedoraMessagingServiceV2, name), property), moved(
-        f"FedoraMessagingServiceV2.{name}", CONNECTION
-    )
-    assert f"_fm_service.{name}" in inspect.getsource(monitor), moved(
-        f"the monitoring server's use of service.{name}", CONNECTION
-    )
-
-
-def test_the_monitoring_server_is_added_to_a_service():
-    assert parameters_of(monitor.monitor_service) == ["fm_service", "address", "port"], moved(
-        "fedora_messaging.twisted.monitor.monitor_service", RUNNER
-    )
+def test_the_monitoring_server_has_the_pages_and_the_words_of_ours():
+    # observe/pages.py answers with upstream's JSON.
+    source = inspect.getsource(monitor)
+    for words in ('b"live"', 'b"ready"', '{"status": "OK"}', '{"consuming": self._fm_service'):
+        assert words in source, moved(f"the monitoring server's {words}", PAGES)
+    for name in ("stats", "consuming"):
+        assert isinstance(inspect.getattr_static(FedoraMessagingServiceV2, name), property), moved(
+            f"FedoraMessagingServiceV2.{name}", CONNECTION
+        )
 
 
 # Upstream still calls it.

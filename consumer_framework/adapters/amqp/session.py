@@ -92,6 +92,7 @@ class Session:
         client: The connection, None where there is none.
         state: Where the session is in :data:`TABLE`.
         service: Connects; to be started by its owner.
+        connections: How many connections were opened.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- instance.py puts it together, and nobody else
@@ -104,6 +105,7 @@ class Session:
         snapshot: Callable[[], Snapshot],
     ) -> None:
         self.client: Client | None = None
+        self.connections = 0
         self.state = SessionState.OFFLINE
         self._channels = channels
         self._listener = listener
@@ -271,6 +273,7 @@ class Session:
     def connection_opened(self, client: Client) -> None:
         """Subscribe on the new connection."""
         self.client = client
+        self.connections += 1
         self._consumers.forget_suspicions()
         self._refusal_tolerance = REFUSAL_TOLERANCE
         self._refused_since = None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from consumer_framework.author.handler import Handler, is_coroutine_callable
 from consumer_framework.core.attempt import NO_HISTORY
-from consumer_framework.core.delivery import Failed, Succeeded, Withdrawn
+from consumer_framework.core.delivery import Failed, Succeeded, Undecodable, Withdrawn
+from consumer_framework.core.durations import Durations
 from consumer_framework.core.errors import HandlerTimeoutError
 from consumer_framework.core.gate import Gate
 from consumer_framework.core.log_fields import fields_of_all
@@ -56,6 +57,9 @@ class Executor:
         limits: The number of runs at once, and their sizes and times.
         gate: Once it is closed, no run begins; None for a gate that stays open.
         steps: Remembers the steps that the handler has done; None for no memory.
+
+    Attributes:
+        durations: Counts how long runs take, and how long messages wait before them.
     """
 
     def __init__(  # noqa: PLR0913 -- all but three have a default
@@ -83,6 +87,7 @@ class Executor:
         # Runs that were due behind the closed gate; they wait for their withdrawal.
         self._never_begun: list[Run] = []
         self._outstanding = 0
+        self.durations = Durations()
         self._last_took = math.inf
         self._deadlines = Deadlines(
             loop, limits.timeout, lambda: runs.unfinished, lambda: self.is_busy, self._overdue
@@ -105,6 +110,11 @@ class Executor:
     def is_quick(self) -> bool:
         """Return whether the last run took no longer than :data:`QUICK`."""
         return self._last_took <= QUICK
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Return the runs that have begun and not ended, the longest first."""
+        return tuple(self._runs.unfinished)
 
     @property
     def running(self) -> tuple[Delivery, ...]:
@@ -264,6 +274,9 @@ class Executor:
             return
         self._outstanding -= 1
         self._last_took = self._clock() - run.started_at
+        if run.ended_at and run.deliveries:
+            error = "" if isinstance(result, Succeeded) else _error_of(result)
+            self.durations.ran(run.deliveries, run.started_at, run.ended_at, error)
         if isinstance(result, Succeeded):
             run.succeed(result)
             release()
@@ -326,6 +339,13 @@ class Executor:
             error = await self._loop.create_task(raised_by(finish(returned)))
             if error is not None:
                 raise error
+
+
+def _error_of(result: Result | Body | BaseException) -> str:
+    """Return the type of the first exception among the outcomes of a run; "" for none."""
+    outcomes = result if isinstance(result, list) else [result]
+    errors = (each.error for each in outcomes if isinstance(each, Failed | Undecodable))
+    return next((type(error).__name__ for error in errors), "")
 
 
 def _withdraw(run: Run) -> int:

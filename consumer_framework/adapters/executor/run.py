@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import inspect
 import logging
+import sys
 import threading
 import time
 import types
@@ -70,6 +71,7 @@ class Run:
         function: Another function of the author's to run instead (``setup``, ``teardown``).
         clock: The event loop's clock, in seconds.
         started_at: When a slot began with it.
+        ended_at: When the handler had returned, or had raised; 0.0 before.
         beaten_at: When it last called :func:`.heartbeat`.
         is_overdue: Whether it has been reported, or cancelled, for taking too long.
         task: The task that it runs in, None in a thread.
@@ -87,6 +89,7 @@ class Run:
     function: Callable[[], Any] | None = None
     clock: Callable[[], float] = time.monotonic
     started_at: float = 0.0
+    ended_at: float = 0.0
     beaten_at: float = 0.0
     is_overdue: bool = False
     task: asyncio.Task[Any] | None = None
@@ -298,6 +301,7 @@ class HandlerRuns:
                         callee.judge(returned)
                 except BaseException as raised:  # noqa: BLE001 -- SystemExit would end the loop
                     error = raised
+            run.ended_at = self._now()
             published = run.take_published()
             result = self._land(landings, batch, error)
             return _with_published(result, run, published) if published else result
@@ -350,6 +354,23 @@ class HandlerRuns:
             if outcome is not SUCCEEDED:
                 result = outcomes
         return result
+
+
+# Every run has one frame of it, in the thread or the task that drives the run.
+_BODY = HandlerRuns._run.__code__  # noqa: SLF001 -- of this module
+
+
+def threads_of_runs() -> dict[Run, int]:
+    """Return the runs that threads drive at this moment, each with the number of its thread."""
+    found: dict[Run, int] = {}
+    for thread, innermost in sys._current_frames().items():  # noqa: SLF001 -- its only name
+        frame: types.FrameType | None = innermost
+        while frame is not None and frame.f_code is not _BODY:
+            frame = frame.f_back
+        run = frame.f_locals.get("run") if frame is not None else None
+        if run is not None:
+            found[run] = thread
+    return found
 
 
 def _with_messages(landed: Iterable[tuple[Delivery, _Landing]]) -> Iterator[Delivery]:

@@ -67,7 +67,7 @@ import math
 import time
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from consumer_framework.adapters.store import ramps, retention, writer
 from consumer_framework.core import ports
@@ -90,10 +90,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer_framework.core.attempt import Attempt
-    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.errors import DamagedRowError
     from consumer_framework.core.ramp import Ramp
+
+T = TypeVar("T")
 
 __all__ = ["Expired", "Group", "Limits", "Reader", "Row", "State", "Stats", "Store", "StoredRamp"]
 
@@ -324,16 +325,18 @@ class Store(Reader, ports.Store):
         """
         return await self._writer.submit(writer.remove, list(ids), ("deferred", "quarantined"))
 
-    async def select(self, where: Sequence[Condition]) -> list[int]:
-        """Return the quarantined rows for which all conditions *where* hold, in their order.
+    async def read_aside(self, read: Callable[[Reader], T]) -> T:
+        """Return the result of *read*, which takes long; the event loop goes on meanwhile.
 
-        A thread reads them, on a connection of its own, so that the event loop goes on.
+        Args:
+            read: Called in a thread, with a reader of its own.
         """
-        return await asyncio.to_thread(self._select_in_thread, where)
 
-    def _select_in_thread(self, where: Sequence[Condition]) -> list[int]:
-        with closing(Store.read(self._file.parent)) as reader:
-            return reader.in_lane_order(reader.matching(where, self._now()))
+        def in_thread() -> T:
+            with closing(Store.read(self._file.parent)) as reader:
+                return read(reader)
+
+        return await asyncio.to_thread(in_thread)
 
     async def begin_ramp(self, ramp: Ramp, rows: Sequence[int]) -> None:
         """Keep a replay in stages, in place of the former one, so that it can go on later."""

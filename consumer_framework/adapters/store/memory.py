@@ -22,9 +22,8 @@ from .retention import Limits, SizeLimit
 from .steps import StepTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
 
     from .records import Entry
@@ -62,9 +61,9 @@ class NoStore(Store):
         """Return False, without a read."""
         return False
 
-    async def select(self, _where: Sequence[Condition]) -> list[int]:
-        """Return no rows, without a read."""
-        return []
+    async def read_aside(self, read: Callable[[Reader], T]) -> T:
+        """Return the result of *read* at once, since there is nothing to read."""
+        return read(self)
 
     def is_blocked(self, _lane: str, _row: int = 0) -> bool:
         """Return False, without a read."""

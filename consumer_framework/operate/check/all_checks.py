@@ -22,6 +22,7 @@ from consumer_framework.runtime.assembly.access import from_outside, hands_file_
 from consumer_framework.runtime.assembly.plan import tasks_problem
 from consumer_framework.runtime.state_files import SYSTEM_STATE, is_directory_given, state_directory
 from consumer_framework.settings import StoreKind, instance_name_problem
+from consumer_framework.settings.workers import number_on_host
 
 from .broker import CANNOT_ASK, NOT_ASKED, broker_findings
 from .consumer import consumer_findings
@@ -148,7 +149,8 @@ def _settings_findings(
     if start.target is not None:
         yield from publish_findings(start.target)
         yield from route_findings(settings, start.target)
-    yield from monitoring_findings(settings.monitoring, _state_directory(options, account))
+    worker = number_on_host(options.instance)
+    yield from monitoring_findings(settings.monitoring, _state_directory(options, account), worker)
     unit = unit_name(options.instance)
     most = most_tasks() if account is None else tasks_of_service(unit)
     problem = tasks_problem(start.framework, most)

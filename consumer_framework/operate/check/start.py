@@ -9,8 +9,6 @@ read, not run: a call by a name that is looked up at run time stays unseen.
 from __future__ import annotations
 
 import dis
-import errno
-import os
 import socket
 import types
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from consumer_framework.runtime.assembly.configuration import check_logging, loa
 from consumer_framework.runtime.assembly.plan import framework_in_force, make_plan
 from consumer_framework.settings import Framework
 
-from .findings import Finding, Level, error, warning
+from .findings import Finding, Level, info, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,26 +114,38 @@ class NamedCredentials:
             yield Finding(Level.INFO, problem)
 
 
-def monitoring_findings(monitoring: Monitoring | None, directory: Path) -> Iterator[Finding]:
-    """Report a port that another process has, unless the instance itself runs.
+def monitoring_findings(
+    monitoring: Monitoring | None, directory: Path, worker: int = 1
+) -> Iterator[Finding]:
+    """Report a port that another process has, unless the instance itself runs; and a default.
 
     Args:
         monitoring: The address to listen on; None for no monitoring server.
         directory: The state directory, which the instance locks while it runs.
+        worker: The number of the instance among the workers of its file.
     """
-    if monitoring is None or is_locked_elsewhere(directory):
+    if monitoring is None:
         return
-    family = socket.AF_INET6 if ":" in monitoring.address else socket.AF_INET
+    if not monitoring.address:
+        what = "is not set, so only this host reaches the port"
+        cure = 'set "127.0.0.1" if that is right; "0.0.0.0" or "::" for every address of the host'
+        yield info("monitoring.address", what, cure)
+    if not is_locked_elsewhere(directory):
+        yield from _port_findings(*monitoring.place(worker))
+
+
+def _port_findings(address: str, port: int) -> Iterator[Finding]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         # As Twisted does: a connection that has just ended is in nobody's way.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((monitoring.address, monitoring.port))
+            probe.bind((address, port))
             probe.listen(1)
-        except OSError as refused:
-            if refused.errno == errno.EADDRINUSE:
-                what = f"cannot listen: {os.strerror(refused.errno)}"
-                yield error(Problem("monitoring.port", what, "use another port"))
+        except (OSError, OverflowError) as refused:
+            reason = getattr(refused, "strerror", None) or str(refused)
+            what = f"cannot listen on port {port}: {reason}; the instance works without its pages"
+            yield warning("monitoring.port", what, "use another port")
 
 
 _PUBLISHERS = frozenset({"publish", "twisted_publish"})

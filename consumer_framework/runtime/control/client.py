@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from http.client import (
     BadStatusLine,
     HTTPConnection,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 # Seconds. The event loop of an instance answers at once, whatever its handlers do.
 ANSWER_TIMEOUT = 10.0
+# The same for somebody who looks at all instances, and waits for one that hangs.
+LOOK_TIMEOUT = 2.0
 # Seconds that a request waits for an instance that is starting, or for another command.
 PATIENCE = 30.0
 _POLL_INTERVAL = 0.1
@@ -66,13 +69,14 @@ class Client:
     Args:
         path: The socket's name.
         connection: For the first request; it is the client's from now on.
+        timeout: Seconds for each answer; None for :data:`ANSWER_TIMEOUT`.
     """
 
-    def __init__(self, path: Path, connection: socket.socket) -> None:
+    def __init__(self, path: Path, connection: socket.socket, timeout: float | None = None) -> None:
         self._path = path
         self._who = _who(path)
         self._first: socket.socket | None = connection
-        self._timeout: float | None = ANSWER_TIMEOUT
+        self._timeout: float | None = timeout or ANSWER_TIMEOUT
 
     def ask(
         self,
@@ -100,6 +104,27 @@ class Client:
         except ProtocolError as error:
             what = f"{self._who} may run another version; restart it"
             raise ControlError(f"{self._path}: {what}: {error}") from None
+
+    def page(self, path: str) -> str:
+        """Return the text of a page, such as ``/metrics``.
+
+        Raises:
+            ControlError: There is none, or the instance went away meanwhile.
+        """
+        connection = HTTPConnection("localhost")
+        try:
+            connection.sock = self._connection()
+            connection.request("GET", path)
+            response = connection.getresponse()
+            if response.status != HTTPStatus.OK:
+                raise self._refused(response)
+            return response.read().decode()
+        except TimeoutError:
+            raise _silent(self._path) from None
+        except (OSError, HTTPException):
+            raise self._gone("the page is not complete") from None
+        finally:
+            connection.close()
 
     def wait_long(self) -> None:
         """Wait for answers without a limit: handlers run meanwhile."""
@@ -177,24 +202,31 @@ class Client:
 
 
 @contextmanager
-def connected(directory: Path, instance: str) -> Iterator[Client | None]:
+def connected(
+    directory: Path, instance: str, timeout: float | None = None
+) -> Iterator[Client | None]:
     """Connect to the instance whose state is in *directory*; None where it does not run.
+
+    Args:
+        directory: Where the instance keeps its state.
+        instance: Its name.
+        timeout: Seconds for each answer; None for :data:`ANSWER_TIMEOUT`.
 
     Raises:
         ControlError: It runs, but this user may not send it requests, or it does not answer.
     """
-    with connected_to(sockets(directory, instance)) as client:
+    with connected_to(sockets(directory, instance), timeout) as client:
         yield client
 
 
 @contextmanager
-def connected_to(paths: Sequence[Path]) -> Iterator[Client | None]:
+def connected_to(paths: Sequence[Path], timeout: float | None = None) -> Iterator[Client | None]:
     """Connect to the first of the sockets *paths* on which a process listens; None without one.
 
     Raises:
         ControlError: It runs, but this user may not send it requests, or it does not answer.
     """
-    client = next((c for c in map(_connect, paths) if c), None)
+    client = next((c for path in paths if (c := _connect(path, timeout))), None)
     try:
         if client is not None:
             list(client.ask(Ping()))
@@ -249,11 +281,11 @@ def sockets(directory: Path, instance: str) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _connect(path: Path) -> Client | None:
+def _connect(path: Path, timeout: float | None) -> Client | None:
     if len(os.fsencode(path)) > _LONGEST_NAME:
         return None
     try:
-        return Client(path, _open(path))
+        return Client(path, _open(path, timeout), timeout)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         # There is none, or a killed instance left it behind.
         return None
@@ -267,9 +299,9 @@ def _connect(path: Path) -> Client | None:
         raise ControlError(f"{path}: {who} cannot be asked: {reason}; {cure}") from error
 
 
-def _open(path: Path) -> socket.socket:
+def _open(path: Path, timeout: float | None = None) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(ANSWER_TIMEOUT)
+    connection.settimeout(timeout or ANSWER_TIMEOUT)
     try:
         connection.connect(str(path))
     except BaseException:

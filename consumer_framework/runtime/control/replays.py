@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -32,9 +33,10 @@ from .schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from consumer_framework.adapters.store import Store
+    from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Disposition
 
@@ -47,6 +49,22 @@ _log = logging.getLogger(__name__)
 _NO_RAMP = "there is no replay in stages to go on with"
 
 
+async def conditions_of(texts: Sequence[str]) -> list[Condition]:
+    """Read the conditions of a request, in a thread: a regular expression may take its time.
+
+    Raises:
+        ProtocolError: One is none.
+    """
+
+    def read() -> list[Condition]:
+        return [condition_of(text, STORED_ROOTS) for text in texts]
+
+    try:
+        return await asyncio.to_thread(read)
+    except ConditionError as error:
+        raise ProtocolError(str(error)) from None
+
+
 async def select(store: Store, selection: Selection) -> list[int]:
     """Return the rows that a request is about; those of one lane are in their order.
 
@@ -57,14 +75,13 @@ async def select(store: Store, selection: Selection) -> list[int]:
     ways = bool(selection.rows) + bool(selection.where) + selection.everything
     if ways != 1:
         raise ProtocolError("say which rows: rows, where, or everything")
-    try:
-        where = [condition_of(text, STORED_ROOTS) for text in selection.where]
-    except ConditionError as error:
-        raise ProtocolError(str(error)) from None
     if selection.rows:
         found = store.in_lane_order(selection.rows)
     else:
-        found = await store.select(where)
+        where = await conditions_of(selection.where)
+        now = time.time()
+        found = await store.read_aside(lambda reader: reader.matching(where, now))
+        found = store.in_lane_order(found)
     if selection.expect not in {None, len(found)}:
         raise ConflictError(
             f"the rows are {len(found)} now, not {selection.expect}; look again, nothing was done"

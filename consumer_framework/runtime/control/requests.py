@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import aclosing
 from dataclasses import replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from consumer_framework.adapters.store.export import line_of, raw_line_of
 from consumer_framework.core.disposition import Reject
+from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.log import describe
 
 from . import replays, schema
-from .replays import Replays, select
-from .routes import this_process
-from .schema import Dropped, Edited, Pong, StatusReport
+from .replays import Replays, conditions_of, select
+from .routes import Refusal, this_process
+from .schema import (
+    CausesReport,
+    Dropped,
+    Edited,
+    Pong,
+    QuarantineReport,
+    StatusReport,
+    StoredMessage,
+    encode_answer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
@@ -67,6 +80,9 @@ class Responder:
         self.by_type: dict[type[Request[Any]], Callable[[Any], AsyncIterator[Any]]] = {
             schema.Ping: self.ping,
             schema.Status: self.status,
+            schema.Quarantine: self.quarantine,
+            schema.Causes: self.causes,
+            schema.Show: self.show,
             schema.Drop: self.drop,
             schema.Edit: self.edit,
             schema.Replay: self.replay,
@@ -89,6 +105,56 @@ class Responder:
             quarantined=stats.quarantined + stats.replaying,
             next_due=stats.next_due,
         )
+
+    async def quarantine(
+        self, request: schema.Quarantine
+    ) -> AsyncGenerator[QuarantineReport, None]:
+        """List messages."""
+        where, now = await conditions_of(request.where), time.time()
+        rows = await self._store.read_aside(
+            lambda reader: reader.rows(
+                state=request.state,
+                fingerprint=request.fingerprint or None,
+                queue=request.queue or None,
+                topic=request.topic or None,
+                after=request.after,
+                # One more than asked for tells whether there are more.
+                limit=request.limit + 1,
+                where=where,
+                now=now,
+            )
+        )
+        shown = tuple(rows[: request.limit])
+        yield QuarantineReport(shown, shown[-1].id if len(rows) > len(shown) else None)
+
+    async def causes(self, request: schema.Causes) -> AsyncGenerator[CausesReport, None]:
+        """List the causes of the quarantined messages."""
+        where, now = await conditions_of(request.where), time.time()
+        groups = await self._store.read_aside(lambda reader: reader.groups(where, now))
+        yield CausesReport(tuple(groups))
+
+    async def show(self, request: schema.Show) -> AsyncGenerator[StoredMessage, None]:
+        """Show one message.
+
+        Raises:
+            Refusal: It is not there, or damaged.
+        """
+        row = self._store.row(request.row)
+        try:
+            delivery = self._store.delivery(request.row)
+        except DamagedRowError as error:
+            raise Refusal(HTTPStatus.CONFLICT, str(error)) from error
+        if row is None or delivery is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"row {request.row} is not, or no longer, there")
+        steps = self._store.steps(request.row)
+        failures = delivery.history.attempts
+        shown = StoredMessage(row, json.loads(line_of(delivery)), failures, steps)
+        try:
+            encode_answer(shown)
+        except RecursionError:
+            # Its body is nested too deeply for JSON.
+            shown = replace(shown, message=json.loads(raw_line_of(delivery)))
+        yield shown
 
     async def drop(self, request: schema.Drop) -> AsyncGenerator[Dropped, None]:
         """Lose rows."""

@@ -37,17 +37,26 @@ from consumer_framework.core.errors import FrameworkError, StoreError
 
 from .schema import (
     VERSION,
+    Causes,
     ConflictError,
     Done,
     Drop,
     Edit,
+    Events,
+    InFlight,
+    LogLevel,
+    Pause,
     Ping,
     Pong,
     ProtocolError,
+    Quarantine,
     RelayStatus,
     Reload,
     Replay,
     Request,
+    Resume,
+    Show,
+    Stacks,
     Status,
     answers_of,
     checked,
@@ -110,9 +119,18 @@ class Route:
 ROUTES: tuple[Route, ...] = (
     Route(Ping, "GET", PREFIX, Right.LOOK),
     Route(Status, "GET", f"{PREFIX}/status", Right.LOOK),
+    Route(InFlight, "GET", f"{PREFIX}/in-flight", Right.LOOK),
+    Route(Stacks, "GET", f"{PREFIX}/stacks", Right.LOOK),
+    Route(Events, "GET", f"{PREFIX}/events", Right.LOOK),
     Route(RelayStatus, "GET", f"{PREFIX}/outbox", Right.LOOK),
+    Route(Pause, "POST", f"{PREFIX}/pause", Right.OPERATE),
+    Route(Resume, "POST", f"{PREFIX}/resume", Right.OPERATE),
     Route(Reload, "POST", f"{PREFIX}/reload", Right.OPERATE),
+    Route(Quarantine, "GET", f"{PREFIX}/quarantine", Right.LOOK),
+    Route(Causes, "GET", f"{PREFIX}/quarantine/causes", Right.LOOK),
+    Route(Show, "GET", f"{PREFIX}/quarantine/{{row}}", Right.LOOK),
     Route(Replay, "POST", f"{PREFIX}/quarantine/replay", Right.OPERATE),
+    Route(LogLevel, "POST", f"{PREFIX}/log-level", Right.ADMINISTER),
     Route(Drop, "POST", f"{PREFIX}/quarantine/drop", Right.ADMINISTER),
     Route(Edit, "POST", f"{PREFIX}/quarantine/edit", Right.ADMINISTER),
 )
@@ -243,8 +261,9 @@ def read_call(call: Call) -> tuple[Route, Request[Any]]:
     ]
     if not found:
         raise Refusal(HTTPStatus.NOT_FOUND, _why_unknown(call.path))
-    # A fixed path goes before one with a field.
-    found.sort(key=lambda one: len(one[1]))
+    # A fixed path hides those with a field.
+    fewest = min(len(given) for _, given in found)
+    found = [(route, given) for route, given in found if len(given) == fewest]
     for route, given in found:
         if route.method == call.method:
             return route, _request(route, {**_arguments(route, call), **given})

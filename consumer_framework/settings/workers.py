@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from consumer_framework.core.errors import ConfigurationError, Problem
-from consumer_framework.settings import instance_name_problem
+
+from .model import CONFIGURATION_DIRECTORY, instance_name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,6 +34,19 @@ def number_of(name: str, instance: str) -> int | None:
     """Return the number that *instance* has as a worker of *name*, by its name; None for none."""
     found = _WORKER.fullmatch(instance)
     return int(found["number"]) if found and found["base"] == name else None
+
+
+def number_on_host(instance: str, directory: Path = CONFIGURATION_DIRECTORY) -> int:
+    """Return the number of the worker *instance*, by the link of its file; 1 for no worker.
+
+    Args:
+        instance: The name of the instance.
+        directory: Where the files of instances are.
+    """
+    found = _WORKER.fullmatch(instance)
+    if found is None or _target(directory / f"{instance}{_SUFFIX}") != found["base"]:
+        return 1
+    return int(found["number"])
 
 
 def files_in(directory: Path) -> Files:

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The orders to one instance: pause, resume, reload, restart, start and stop.
+
+import { plural } from "./format.js";
+import { html } from "./view.js";
+import { Field } from "./widgets.js";
+
+const done = (title) => () => ({ tone: "success", title, text: "", result: "done" });
+
+/** Return the orders that make sense for an instance as it is now. */
+export function instanceOrders(one) {
+    if (!one.isActive)
+        return [start(one)];
+    const gate = one.condition === "paused" ? [resume(one), pause(one)] : [pause(one)];
+    return [...gate, reload(one), ...one.hasUnit ? [restart(one), stop(one)] : []];
+}
+
+function pause({ name }) {
+    return {
+        title: `Pause ${name}?`, verb: "Pause",
+        text: html`<p>It takes no more messages until you resume or restart it. They wait in its queues, which may have a
+            limit. Running handlers finish. A replay that you order runs all the same.</p>`,
+        defaults: { reason: "" },
+        fields: ({ reason }, set) => html`<${Field} id="fm-reason" label="Reason" value=${reason}
+            onValue=${(text) => set("reason", text)} help="Others see it in the status." />`,
+        call: ({ reason }) => ({ name: "pause", values: { instance: name, reason } }),
+        resultOf: gateResult(`${name} is paused.`),
+    };
+}
+
+// A pause of an operator is one reason of several: the breaker, or a lost connection, may remain.
+const gateResult = (title) => ({ instances: [{ is_paused: isPaused, reasons }] }) => (
+    isPaused || !reasons.length
+        ? { tone: "success", title, text: "", result: "done" }
+        : { tone: "warning", title: "The pause has ended, but it takes no messages yet.", text: reasons.join("; "), result: "done" });
+
+function resume({ name }) {
+    return { title: `Resume ${name}?`, verb: "Resume", text: html`<p>It takes messages again.</p>`,
+        call: () => ({ name: "resume", values: { instance: name } }), resultOf: gateResult(`${name} takes messages again.`) };
+}
+
+function reload({ name }) {
+    return {
+        title: `Reload the configuration of ${name}?`, verb: "Reload",
+        text: html`<p>The file is checked first. One that is wrong is refused, and nothing changes.</p>`,
+        call: () => ({ name: "reload", values: { instance: name } }), resultOf: reloaded,
+    };
+}
+
+function reloaded({ instances: [report] }) {
+    if (report.result === "refused" || !["unchanged", "reloaded"].includes(report.result))
+        return { tone: "danger", title: report.result === "refused" ? "The file is refused; the old settings stay." : `${report.instance} does not run.`,
+            detail: (report.problems ?? []).map(problemText).join("\n"), result: "failed" };
+    const waiting = (report.changes ?? []).filter((change) => change.takes === "restart").map(({ path }) => path);
+    return {
+        tone: waiting.length ? "warning" : "success", result: "done",
+        title: report.result === "unchanged" ? "The file has not changed." : `${plural(report.changes.length, "change")} read.`,
+        text: waiting.length ? `These wait for a restart: ${waiting.join(", ")}.` : "",
+    };
+}
+
+const problemText = ({ path, message, cure }) =>
+    `${path ? `${path}: ` : ""}${message}${cure ? `; ${cure}` : ""}`;
+
+function byUnit(verb, name, text, result, danger = false) {
+    return { title: `${verb} ${name}?`, verb, danger, text: html`<p>${text}</p>`,
+        call: () => ({ name: verb.toLowerCase(), values: { instance: name } }), resultOf: done(result) };
+}
+
+const restart = ({ name }) => byUnit("Restart", name,
+    "Running handlers finish first. The messages that it has go back to the broker, and are delivered again.",
+    `${name} was restarted.`);
+
+const stop = ({ name }) => byUnit("Stop", name,
+    "Running handlers finish first. Messages wait in its queues until it is started.", `${name} is stopped.`, true);
+
+const start = ({ name }) => byUnit("Start", name, "systemd starts its service.", `${name} was started.`);

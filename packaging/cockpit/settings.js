@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The view of the settings that are in force.
+
+import { InstanceView } from "./instance.js";
+import { usePolled } from "./polled.js";
+import { html, useState } from "./view.js";
+import { Empty, Notice, Table } from "./widgets.js";
+
+const COLUMNS = [
+    { name: "Setting" },
+    { name: "Value", wide: true },
+    { name: "Default", optional: true },
+    { name: "A change takes", optional: true },
+];
+
+export function Settings({ instance }) {
+    const { data, problem, at } = usePolled("settings", { instance }, 0);
+    const [onlyOwn, setOnlyOwn] = useState(false);
+    const all = data?.settings ?? [];
+    const shown = onlyOwn ? all.filter((one) => !one.is_default) : all;
+    return html`
+        <${InstanceView} instance=${instance} name="settings" title="Settings" problem=${problem} at=${at} busy=${!data && !problem}>
+            ${data && html`
+                ${data.file && html`<p class="fm-line">${data.file}</p>`}
+                ${data.waiting?.length > 0 && html`<${Notice} tone="warning" title="Changes wait for a restart.">
+                    <p>${data.waiting.join(", ")}</p><//>`}
+                <div class="fm-filters"><label class="fm-check"><input type="checkbox" checked=${onlyOwn}
+                    onChange=${(event) => setOnlyOwn(event.target.checked)} /> Only those that differ from the default</label></div>
+                ${shown.length
+                    ? html`<${Table} label="Settings in force" columns=${COLUMNS} rows=${shown.map(rowOf)} />`
+                    : html`<${Empty} title="Every setting has its default."><//>`}`}
+        <//>`;
+}
+
+function rowOf({ key, value, default: usual, takes, is_default: isDefault }) {
+    return {
+        key,
+        data: { "data-setting": key },
+        cells: [html`<span class="fm-code">${key}</span>`,
+            html`<span class="fm-code">${isDefault ? shown(value) : html`<strong>${shown(value)}</strong>`}</span>`,
+            html`<span class="fm-code">${shown(usual)}</span>`, takes ?? ""],
+    };
+}
+
+function shown(value) {
+    return value === null || value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value);
+}
