@@ -302,6 +302,12 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("1", _NOT_ASKED),
         Meaning("2", _USAGE),
     ),
+    "settings": (
+        Meaning("0", "the settings are printed"),
+        Meaning("1", "the instance may not be asked by this user, or does not answer"),
+        Meaning("2", _USAGE),
+        Meaning("78", "there is no such instance, or its configuration cannot be used"),
+    ),
     "reload": (
         Meaning("0", "the file is in force, but for changes that take a restart"),
         Meaning("1", "an instance refused the file and keeps its old settings, or does not run"),

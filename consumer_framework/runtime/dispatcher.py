@@ -45,7 +45,7 @@ from .suspects import SuspectIsolation
 from .task_pool import TaskPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
     from typing import Any
 
     from consumer_framework.core.delivery import Delivery
@@ -231,6 +231,15 @@ class Dispatcher:
     def is_behind(self) -> bool:
         """True if more deferred messages are due than the slots take in a moment."""
         return self._scheduler.is_behind
+
+    def oldest_waiting(self, limit: int) -> Iterator[Delivery]:
+        """Yield the broker's deliveries that no slot has taken; *limit* at most."""
+        return self._intake.oldest(limit)
+
+    @property
+    def waiting(self) -> int:
+        """The number of deliveries that no slot has taken."""
+        return len(self._intake)
 
     @property
     def held(self) -> int:

@@ -148,6 +148,8 @@ class Runner(MultiService):
                 # Its __init__ and setup may have taken them.
                 self._signals.catch()
                 instance.happened(Event.BUILT)
+                if not instance.gate.is_closed:
+                    instance.health.start()
         finally:
             instance.is_built.set()
 

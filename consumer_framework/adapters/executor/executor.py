@@ -129,6 +129,21 @@ class Executor:
         """
         return self._deadlines.latest()
 
+    @property
+    def health(self) -> Callable[[], Any] | None:
+        """Return the ``health`` of the present handler; None where the author wrote none."""
+        return self._handler.health
+
+    def longest(self) -> tuple[str, float]:
+        """Return the run that began first, in words, and its time since its last heartbeat.
+
+        Returns:
+            ``("", 0.0)`` while no run of the handler has begun.
+        """
+        runs = [run for run in self._runs.unfinished if run.function is None]
+        first = min(runs, key=lambda run: run.timed_from, default=None)
+        return (first.named, self._clock() - first.timed_from) if first else ("", 0.0)
+
     def overruns(self) -> tuple[Overrun, ...]:
         """Return the runs that take longer than they may, the longest first."""
         return self._deadlines.overruns()

@@ -471,9 +471,14 @@ async def finish(returned: Any) -> None:
         BaseException: The exception that the author's code raised.
         TypeError: As :func:`refuse_never_run`.
     """
+    refuse_never_run(await awaited(returned))
+
+
+async def awaited(returned: Any) -> Any:
+    """Await the object that the author's code returned, as long as it can be awaited."""
     while _is_awaitable(returned):
         returned = await _as_awaitable(returned)
-    refuse_never_run(returned)
+    return returned
 
 
 # The most frequent ones, which need no closer look.

@@ -26,7 +26,7 @@ from consumer_framework.core.loss import Loss  # noqa: TC001 -- pydantic reads i
 from consumer_framework.core.secrets import redacted
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.publishing.report import RelayReport  # noqa: TC001 -- pydantic reads it
-from consumer_framework.settings import Change, Takes
+from consumer_framework.settings import Change, Setting, Takes
 
 VERSION = 1
 
@@ -389,6 +389,13 @@ class Missed:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsReport:
+    """The settings in force, without secrets."""
+
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GateReport:
     """What keeps the instance from taking messages.
 
@@ -590,6 +597,11 @@ class Events(Request[Watching | Happened | Missed]):
     """
 
     kinds: tuple[Literal["ran", "settled", "state", "paused"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListSettings(Request[SettingsReport]):
+    """List the settings in force."""
 
 
 @dataclass(frozen=True, slots=True)
