@@ -48,6 +48,7 @@ _IN_MODULES = (
     "resume",
     "scale",
     "schemas",
+    "settings",
     "stacks",
     "status",
     "tail",
