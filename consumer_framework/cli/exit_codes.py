@@ -257,7 +257,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     ),
     "quarantine replay": (
         Meaning("0", "every message succeeded, or was dropped by its handler"),
-        Meaning("1", "a message did not succeed, or the running instance could not do it"),
+        Meaning(
+            "1",
+            "a message did not succeed, --stop-at ended it, or the instance could not do it",
+            "The running instance stops or pauses, or the replay in stages was interrupted.",
+        ),
         Meaning("2", f"{_USAGE}, or names a message that does not exist"),
         Meaning("13", "the handler could not be set up, or torn down"),
         Meaning("78", _NO_STATE),
@@ -398,6 +402,14 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("14", _NO_BROKER),
         Meaning("15", "the user may not consume"),
         Meaning("78", "the configuration cannot be used, or certificates are missing"),
+    ),
+    "top": (
+        Meaning("0", "told to stop (q, Ctrl-C), or --once has printed"),
+        Meaning(
+            "2",
+            "the command line is wrong, standard output is no terminal, textual is not installed, "
+            "or ssh cannot be run",
+        ),
     ),
     "trigger": (
         Meaning("0", "told to stop (Ctrl-C, SIGTERM), or --count messages are done"),

@@ -52,6 +52,7 @@ _IN_MODULES = (
     "stacks",
     "status",
     "tail",
+    "top",
     "trigger",
     "units",
     "web",

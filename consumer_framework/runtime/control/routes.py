@@ -38,6 +38,7 @@ from consumer_framework.core.errors import FrameworkError, StoreError
 from .schema import (
     VERSION,
     Causes,
+    ConflictError,
     Done,
     Drop,
     Edit,
@@ -214,6 +215,8 @@ def refusal_of(error: Exception) -> Refusal:
     """Return the refusal that tells of *error*; log it if it is unexpected."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, ConflictError):
+        return Refusal(HTTPStatus.CONFLICT, str(error))
     if isinstance(error, ProtocolError):
         return Refusal(HTTPStatus.BAD_REQUEST, str(error))
     if isinstance(error, StoreError):
