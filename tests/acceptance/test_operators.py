@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,8 @@ from .service import HEADERS, Service, publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+UNITS = Path(__file__).parents[2] / "units"
 
 # Calls the control socket without our client: SOCKET METHOD TARGET BODY.
 CALL = """
@@ -152,6 +155,8 @@ def test_an_instance_runs_on_a_host_without_the_group(users, host, broker, queue
 
 
 def test_the_relay_of_an_outbox_has_the_same_rights(users, host):
+    unit = "fm-outbox@.service"
+    host.write(f"/etc/systemd/system/{unit}", (UNITS / unit).read_text())
     host.write(
         "/etc/fedora-messaging/relayed.toml",
         'amqp_url = "amqp://127.0.0.1:1"\n[consumer_config.framework.outbox]\n'
