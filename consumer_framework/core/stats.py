@@ -80,9 +80,13 @@ class Trend:
     Args:
         window: The seconds that values are remembered.
         least: The seconds that the values must span at least.
+
+    Attributes:
+        growth: The growth in a second; None while the values span too short a time.
     """
 
     def __init__(self, window: float = 600.0, least: float = 60.0) -> None:
+        self.growth: float | None = None
         self._window = window
         self._least = least
         self._samples: deque[tuple[float, float]] = deque()
@@ -94,14 +98,9 @@ class Trend:
         self._samples.append((now, value))
         while self._samples[0][0] < now - self._window:
             self._samples.popleft()
+        self.growth = self._slope()
 
-    def clear(self) -> None:
-        """Forget the values."""
-        self._samples.clear()
-
-    @property
-    def growth(self) -> float | None:
-        """The growth in a second; None while the values span too short a time."""
+    def _slope(self) -> float | None:
         samples = self._samples
         if len(samples) < _LEAST_SAMPLES or samples[-1][0] - samples[0][0] < self._least:
             return None
