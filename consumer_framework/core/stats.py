@@ -30,9 +30,8 @@ WINDOW = 60.0
 PROOF_HANDLED = 100
 PROOF_SECONDS = 60.0
 _RESOLUTION = 1.0
-# Seconds between two values of a trend, and the number of values that make one.
-_TREND_RESOLUTION = 5.0
-_LEAST_SAMPLES = 5
+# The numbers of values that make a trend.
+_LEAST_SAMPLES, _MOST_SAMPLES = 5, 120
 
 
 class Progress:
@@ -92,8 +91,8 @@ class Trend:
         self._samples: deque[tuple[float, float]] = deque()
 
     def add(self, value: float, now: float) -> None:
-        """Note *value* at the time *now*; more than one value in five seconds changes nothing."""
-        if self._samples and now - self._samples[-1][0] < _TREND_RESOLUTION:
+        """Note *value* at the time *now*; values that come too fast change nothing."""
+        if self._samples and now - self._samples[-1][0] < self._window / _MOST_SAMPLES:
             return
         self._samples.append((now, value))
         while self._samples[0][0] < now - self._window:

@@ -118,7 +118,8 @@ class HealthMonitor:
         self._queues: dict[str, _QueueWatch] = {}
         self._retries = RetryShare()
         self._store_growth = Trend()
-        self._disk_growth = Trend()
+        # Other programs write much in a few minutes, and stop.
+        self._disk_growth = Trend(window=3600.0, least=900.0)
         self._disk_free: int | None = None
         self._received = -1
         self._busy_at = self._consumed_at = self._now()
