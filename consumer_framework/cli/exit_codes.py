@@ -403,6 +403,14 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("15", "the user may not consume"),
         Meaning("78", "the configuration cannot be used, or certificates are missing"),
     ),
+    "top": (
+        Meaning("0", "told to stop (q, Ctrl-C), or --once has printed"),
+        Meaning(
+            "2",
+            "the command line is wrong, standard output is no terminal, textual is not installed, "
+            "or ssh cannot be run",
+        ),
+    ),
     "trigger": (
         Meaning("0", "told to stop (Ctrl-C, SIGTERM), or --count messages are done"),
         Meaning("2", _USAGE),
