@@ -22,7 +22,7 @@ from consumer_framework.runtime.observe.log import describe
 
 from . import replays, schema
 from .operators import order_fields, who_orders
-from .replays import Replays, conditions_of, select
+from .replays import NO_RAMP, Replays, conditions_of, select
 from .routes import Refusal, this_process
 from .schema import (
     CausesReport,
@@ -87,6 +87,7 @@ class Responder:
             schema.Drop: self.drop,
             schema.Edit: self.edit,
             schema.Replay: self.replay,
+            schema.ShowReplay: self.show_replay,
         }
 
     def respond(self, request: Request[AnswerT]) -> AsyncIterator[AnswerT]:
@@ -193,6 +194,19 @@ class Responder:
         async with aclosing(self._replays.replay(request)) as answers:
             async for answer in answers:
                 yield answer
+
+    async def show_replay(
+        self, _request: schema.ShowReplay
+    ) -> AsyncGenerator[schema.RampReport, None]:
+        """Report the replay in stages.
+
+        Raises:
+            Refusal: There is none.
+        """
+        ramp = await self._store.read_aside(lambda reader: reader.ramp())
+        if ramp is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, NO_RAMP)
+        yield schema.RampReport(**ramp.facts, running=not self.is_idle)
 
     def stop_replays(self) -> None:
         """Begin with no other row; rows that run are run to their end, and reported."""
