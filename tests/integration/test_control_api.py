@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .instance import Instance
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 # Waits for a file of its message's number, or fails.
 HANDLER = """
@@ -267,3 +272,30 @@ def test_an_instance_that_connects_cannot_be_paused(queue_name, start):
         assert status == 409
         assert problem["detail"].startswith("it is starting, and cannot be paused")
         assert instance.stop() == 0
+
+
+def test_the_examples_of_the_reference_work_with_curl(host):
+    if not (curl := shutil.which("curl")):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("curl is not installed")
+    host.publishes(-1)
+    until(lambda: len(host.instance.store()) == 1, "one is quarantined")
+    (row,) = [row.id for row in host.instance.store()]
+    page = (DOCS / "reference/control-api.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    examples = [line for block in blocks for line in block.splitlines() if line.startswith("curl ")]
+    assert len(examples) >= 8
+    for example in examples:
+        words = shlex.split(example.replace("$USER", "hazel").replace("41", str(row)))
+        path = words.index("--unix-socket") + 1
+        assert words[path] == "/run/fedora-messaging/sample/control"
+        words[path] = str(host.socket)
+        is_endless = words[-1].endswith("/events")
+        more = ["--fail-with-body", "--silent", "--show-error", "--write-out", "%{http_code}"]
+        more += ["--max-time", "1"] if is_endless else ["--max-time", "30"]
+        done = subprocess.run(
+            [curl, *words[1:], *more], capture_output=True, text=True, check=False, timeout=60
+        )
+        # 28: the time that --max-time allows is over.
+        assert done.returncode == (28 if is_endless else 0), f"{example}\n{done.stdout}"
+        assert done.stdout.endswith("200"), f"{example}\n{done.stdout}"
+    assert "hazel (uid " in host.instance.log
