@@ -21,6 +21,7 @@ from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.log import describe
 
 from . import replays, schema
+from .operators import order_fields, who_orders
 from .replays import NO_RAMP, Replays, conditions_of, select
 from .routes import Refusal, this_process
 from .schema import (
@@ -173,7 +174,7 @@ class Responder:
         gone = set(dropped)
         for row in rows:
             if row is not None and row.id in gone:
-                _log_row(row, "dropped by an operator", Reject())
+                _log_row(row, "dropped", Reject())
         return dropped
 
     async def edit(self, request: schema.Edit) -> AsyncGenerator[Edited, None]:
@@ -185,7 +186,7 @@ class Responder:
         row = self._store.row(request.row)
         copy = await self._store.supersede(request.row, body)
         if row is not None and copy is not None:
-            _log_row(row, "edited by an operator")
+            _log_row(row, "edited")
         yield Edited(copy)
 
     async def replay(self, request: schema.Replay) -> AsyncGenerator[replays.Answer, None]:
@@ -227,4 +228,5 @@ class Responder:
 
 def _log_row(row: Row, what: str, disposition: Disposition | None = None) -> None:
     about = fields(row.message_id, row.routing_key, row.queue, disposition=disposition)
-    _log.info("%s is %s", describe(row), what, extra=about)
+    text = f"{what} by {who_orders()}"
+    _log.info("%s is %s", describe(row), text, extra={**about, **order_fields()})
