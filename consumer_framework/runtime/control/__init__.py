@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The control API, by which operators' commands and programs talk to a running instance.
 
-It is HTTP/1.1 on a Unix socket. ``schema`` has the typed requests and answers; ``routes`` has the
+It is HTTP/1.1 on a Unix socket. ``schema`` has the typed requests, ``answers`` their answers; ``routes`` has the
 table of methods, paths and rights, and turns a call into a request. ``server`` serves it in an
 instance, with Twisted; ``threaded`` in a relay, with threads. ``requests`` carries requests out on
 the store of the process, and ``replays`` runs messages again. ``client`` is the other end, in a
