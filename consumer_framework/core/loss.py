@@ -8,7 +8,7 @@ nearest one is the *time to loss* of an instance. Times are in seconds, and size
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .text import LONGEST, duration_text, plural, size
@@ -137,7 +137,8 @@ class LossFacts:
 def next_loss(facts: LossFacts) -> Loss | None:
     """Return the nearest loss; None if there is none in sight, which is ten years."""
     losses = [loss for forecast in FORECASTS for loss in forecast(facts) if loss.seconds < LONGEST]
-    return min(losses, key=lambda loss: loss.seconds, default=None)
+    nearest = min(losses, key=lambda loss: loss.seconds, default=None)
+    return replace(nearest, seconds=round(nearest.seconds, 1)) if nearest else None
 
 
 def _until(limit: float | None, value: float | None, growth: float | None) -> float | None:

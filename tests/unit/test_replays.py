@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 
 import pytest
 
@@ -14,6 +15,7 @@ from consumer_framework.adapters.store.memory import NoStore
 from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine
 from consumer_framework.runtime.control import schema
 from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.routes import Refusal
 from consumer_framework.testing import make_delivery
 
 
@@ -95,6 +97,9 @@ def test_a_replay_in_stages_announces_each_and_forgets_itself_at_its_end(play):
         assert bench.begun == list(range(1, 21))
         assert bench.left == []
         assert bench.store.ramp() is None
+        with pytest.raises(Refusal, match="no replay in stages to go on with") as caught:
+            await bench.asks(schema.ShowReplay())
+        assert caught.value.status == 404
 
     play(scenario, 20)
 
@@ -106,6 +111,18 @@ def test_a_stage_with_too_many_failures_stops_the_replay_and_it_goes_on_when_tol
         reason = "2 of 4 in stage 2 of 3 failed; the limit is 50%"
         assert end == {"ended": "stopped", "reason": reason, "left": 16}
         assert bench.begun == [1, 2, 3, 4]
+        [report] = await bench.asks(schema.ShowReplay())
+        assert report.pop("started") > 0
+        assert report == {
+            "rows": 20,
+            "ran": 4,
+            "succeeded": 2,
+            "failed": 2,
+            "ramp": [5.0, 25.0, 100.0],
+            "rate": None,
+            "stop_at": 50.0,
+            "running": False,
+        }
         bench.broken = set()
         answers = await bench.asks(schema.Replay(resume=True))
         assert answers[:2] == [
@@ -283,6 +300,22 @@ def test_the_rows_of_a_request_may_be_those_that_fit_conditions(play):
     play(scenario, 4)
 
 
+def test_lists_and_causes_may_be_of_the_messages_that_fit_conditions(play):
+    async def scenario(bench):
+        await bench.store.quarantine(message(50, "org.other"), "another cause")
+        [listed] = await bench.asks(schema.Quarantine(where=("body.n>=1",), limit=2))
+        assert [row["id"] for row in listed["rows"]] == [2, 3]
+        assert listed["next"] == 3
+        [causes] = await bench.asks(schema.Causes(where=("topic=org.build", "body.n<2")))
+        assert [(cause["fingerprint"], cause["count"]) for cause in causes["causes"]] == [
+            ("poison", 2)
+        ]
+        with pytest.raises(schema.ProtocolError, match="no regular expression"):
+            await bench.asks(schema.Causes(where=("topic~[",)))
+
+    play(scenario, 3)
+
+
 @pytest.mark.parametrize("kind", [schema.Drop, schema.Replay])
 def test_a_request_on_another_number_of_rows_than_expected_changes_nothing(play, kind):
     async def scenario(bench):
@@ -328,6 +361,14 @@ def test_many_rows_are_dropped_and_each_is_named_in_the_log(play, caplog):
 
     play(scenario, 120)
     assert sum("dropped by an operator" in text for text in caplog.messages) == 120
+
+
+def test_a_long_read_is_made_beside_the_event_loop(play):
+    async def scenario(bench):
+        thread = await bench.store.read_aside(lambda _reader: threading.get_ident())
+        assert thread != threading.get_ident()
+
+    play(scenario)
 
 
 def test_an_instance_without_a_store_has_nothing_to_select():
