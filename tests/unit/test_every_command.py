@@ -41,8 +41,8 @@ def calls(line):
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
-    for word in [*lexer, ";"]:
-        if set(word) <= set("|&;<>()"):
+    for word in (*lexer, ";"):
+        if not word.strip("|&;<>()"):
             if "fm-consumer" in words:
                 yield words[words.index("fm-consumer") + 1 :]
             words = []
@@ -52,7 +52,8 @@ def calls(line):
 
 def named(words):
     """Return the command that the words name, and the words after its name."""
-    command, rest = main, list(words)
+    command: click.Command = main
+    rest = list(words)
     while isinstance(command, click.Group) and rest:
         found = command.get_command(click.Context(command), rest[0])
         if found is None:
