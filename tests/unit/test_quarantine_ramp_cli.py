@@ -79,8 +79,8 @@ def test_a_replay_may_end_before_the_last_message(ten):
     [
         (["--all", "--ramp", "5,1"], "each stage is greater than the one before"),
         (["--all", "--ramp", "many"], "no list of percentages such as 1,5,20,100"),
-        (["--all", "--stop-at", "5"], "'5' is no percentage such as 5%"),
-        (["--all", "--rate", "10"], 'must be a rate such as "100/s"'),
+        (["--all", "--stop-at", "5"], "'--stop-at': '5' is no percentage such as 5%"),
+        (["--all", "--rate", "10"], "'--rate': must be a rate such as \"100/s\""),
         (["--resume", "--all"], "--resume goes on with a replay as it was begun"),
         (["--resume", "1"], "--resume goes on with a replay as it was begun"),
         (["--resume", "--rate", "1/s"], "--resume goes on with a replay as it was begun"),
