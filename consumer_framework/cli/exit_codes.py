@@ -257,7 +257,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     ),
     "quarantine replay": (
         Meaning("0", "every message succeeded, or was dropped by its handler"),
-        Meaning("1", "a message did not succeed, or the running instance could not do it"),
+        Meaning(
+            "1",
+            "a message did not succeed, --stop-at ended it, or the instance could not do it",
+            "The running instance stops or pauses, or the replay in stages was interrupted.",
+        ),
         Meaning("2", f"{_USAGE}, or names a message that does not exist"),
         Meaning("13", "the handler could not be set up, or torn down"),
         Meaning("78", _NO_STATE),
@@ -297,6 +301,12 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("0", "the level is changed"),
         Meaning("1", _NOT_ASKED),
         Meaning("2", _USAGE),
+    ),
+    "settings": (
+        Meaning("0", "the settings are printed"),
+        Meaning("1", "the instance may not be asked by this user, or does not answer"),
+        Meaning("2", _USAGE),
+        Meaning("78", "there is no such instance, or its configuration cannot be used"),
     ),
     "reload": (
         Meaning("0", "the file is in force, but for changes that take a restart"),
@@ -392,6 +402,14 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("14", _NO_BROKER),
         Meaning("15", "the user may not consume"),
         Meaning("78", "the configuration cannot be used, or certificates are missing"),
+    ),
+    "top": (
+        Meaning("0", "told to stop (q, Ctrl-C), or --once has printed"),
+        Meaning(
+            "2",
+            "the command line is wrong, standard output is no terminal, textual is not installed, "
+            "or ssh cannot be run",
+        ),
     ),
     "trigger": (
         Meaning("0", "told to stop (Ctrl-C, SIGTERM), or --count messages are done"),

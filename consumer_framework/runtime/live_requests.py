@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.gate import SHUTS, GateEntry, Reason
 from consumer_framework.core.text import printable
 from consumer_framework.runtime.observe.events import EventFeed
+from consumer_framework.settings import settings_of
 
 from .control import schema
 from .control.routes import Refusal, this_process
@@ -52,6 +53,7 @@ class LiveRequests:
             schema.InFlight: self.in_flight,
             schema.Stacks: self.stacks,
             schema.Events: self.events,
+            schema.ListSettings: self.list_settings,
             schema.Pause: self.pause,
             schema.Resume: self.resume,
             schema.LogLevel: self.log_level,
@@ -80,6 +82,12 @@ class LiveRequests:
             yield Watching(self._name)
             async for event in events:
                 yield event
+
+    async def list_settings(
+        self, _request: schema.ListSettings
+    ) -> AsyncGenerator[schema.SettingsReport, None]:
+        """List the settings in force."""
+        yield schema.SettingsReport(settings_of(self._instance.settings))
 
     async def pause(self, request: schema.Pause) -> AsyncGenerator[GateReport, None]:
         """Take no more messages.

@@ -17,6 +17,7 @@ from .author import is_config_type, known_keys, parse_consumer_config
 from .brokers import Address
 from .changes import FRAMEWORK_TAKES, TAKES, Change, changes, in_force, is_authors
 from .health import PRIVATE, PUBLIC, QueuePolicy, Thresholds, virtual_host
+from .listing import Setting, settings_of
 from .model import (
     CONFIGURATION_DIRECTORY,
     INSTANCE_NAME,
@@ -82,6 +83,7 @@ __all__ = [
     "QueuePolicy",
     "Recovery",
     "RuleSettings",
+    "Setting",
     "Settings",
     "StoreKind",
     "Takes",
@@ -103,6 +105,7 @@ __all__ = [
     "parse",
     "parse_consumer_config",
     "refuse_conflicts",
+    "settings_of",
     "toml_path",
     "virtual_host",
 ]

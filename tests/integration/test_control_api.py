@@ -232,6 +232,18 @@ def test_the_quarantine_is_listed_in_portions(host):
     assert host.asks("GET", "/v1/quarantine/x")[0] == 400
 
 
+def test_the_settings_in_force_are_shown_also_where_the_file_has_changed(host):
+    file = host.instance.configuration
+    file.write_text(file.read_text().replace("[consumer_config.framework", "[consumer_config.new"))
+    document = json.loads(host.does("settings", "--json").stdout)
+    assert document["in_force"] is True
+    assert document["settings"] == host.asks("GET", "/v1/settings")[1]["settings"]
+    shown = {one["path"]: one for one in document["settings"]}
+    assert json.loads(shown["consumer_config.framework.recovery"]["value"])["immediate"] == 0
+    assert "consumer_config.new" not in shown
+    assert "guest:guest" not in shown["amqp_url"]["value"]
+
+
 def test_an_instance_that_does_not_run_is_named(host):
     for command in ("in-flight", "stacks", "events", "pause", "resume"):
         done = subprocess.run(

@@ -38,11 +38,13 @@ from consumer_framework.core.errors import FrameworkError, StoreError
 from .schema import (
     VERSION,
     Causes,
+    ConflictError,
     Done,
     Drop,
     Edit,
     Events,
     InFlight,
+    ListSettings,
     LogLevel,
     Pause,
     Ping,
@@ -121,6 +123,7 @@ ROUTES: tuple[Route, ...] = (
     Route(InFlight, "GET", f"{PREFIX}/in-flight", Right.LOOK),
     Route(Stacks, "GET", f"{PREFIX}/stacks", Right.LOOK),
     Route(Events, "GET", f"{PREFIX}/events", Right.LOOK),
+    Route(ListSettings, "GET", f"{PREFIX}/settings", Right.LOOK),
     Route(RelayStatus, "GET", f"{PREFIX}/outbox", Right.LOOK),
     Route(Pause, "POST", f"{PREFIX}/pause", Right.OPERATE),
     Route(Resume, "POST", f"{PREFIX}/resume", Right.OPERATE),
@@ -212,6 +215,8 @@ def refusal_of(error: Exception) -> Refusal:
     """Return the refusal that tells of *error*; log it if it is unexpected."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, ConflictError):
+        return Refusal(HTTPStatus.CONFLICT, str(error))
     if isinstance(error, ProtocolError):
         return Refusal(HTTPStatus.BAD_REQUEST, str(error))
     if isinstance(error, StoreError):

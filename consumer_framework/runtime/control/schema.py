@@ -12,7 +12,7 @@ command and an instance of neighboring releases understand each other.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from functools import cache
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, Union, cast, get_args
@@ -26,7 +26,7 @@ from consumer_framework.core.loss import Loss  # noqa: TC001 -- pydantic reads i
 from consumer_framework.core.secrets import redacted
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.publishing.report import RelayReport  # noqa: TC001 -- pydantic reads it
-from consumer_framework.settings import Change, Takes
+from consumer_framework.settings import Change, Setting, Takes
 
 VERSION = 1
 
@@ -38,6 +38,14 @@ class ProtocolError(FrameworkError):
 
     Args:
         message: One line that says why.
+    """
+
+
+class ConflictError(ProtocolError):
+    """The request does not fit the state of the instance; nothing was done.
+
+    Args:
+        message: One line that says why, and the cure.
     """
 
 
@@ -176,6 +184,46 @@ class Step:
     """One line about the event that the instance waits for before it goes on."""
 
     step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The number of rows that a replay is about: those of a condition, or those that are left."""
+
+    selected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a replay begins.
+
+    Attributes:
+        stage: Its number, from 1.
+        stages: The number of stages.
+        percent: The percentage of all rows that have run at its end.
+        rows: The number of its rows that have not run yet.
+    """
+
+    stage: int
+    stages: int
+    percent: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RampEnded:
+    """The end of a replay in stages.
+
+    Attributes:
+        ended: ``done``; ``stopped`` by its limit of failures; ``interrupted`` by the operator, or
+            by the instance, which stops or pauses. All but the first can go on later.
+        reason: The reason, for people; "" for none.
+        left: The number of rows that have not run.
+    """
+
+    ended: str
+    reason: str
+    left: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +389,13 @@ class Missed:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsReport:
+    """The settings in force, without secrets."""
+
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GateReport:
     """What keeps the instance from taking messages.
 
@@ -416,6 +471,10 @@ class StoredMessage:
 
 # The number of a row, as SQLite has it.
 RowNumber: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
+# Few and short, since the instance takes its time to read them.
+Conditions: TypeAlias = Annotated[
+    tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=20)
+]
 _Reason: TypeAlias = Annotated[str, Field(max_length=500)]
 # Seconds, to a day.
 _Duration: TypeAlias = Annotated[float, Field(gt=0, le=86400)]
@@ -437,10 +496,27 @@ class RelayStatus(Request[RelayStatusReport]):
 
 
 @dataclass(frozen=True, slots=True)
-class Drop(Request[Dropped]):
-    """Lose these rows for ever."""
+class Selection:
+    """The rows that a request is about, in one of three ways.
 
-    rows: tuple[RowNumber, ...]
+    Attributes:
+        rows: Their numbers.
+        where: Conditions that all hold, such as ``error~timeout``; the rows are the quarantined
+            ones that fit.
+        everything: All quarantined rows.
+        expect: The number of rows that the operator has seen. The request is refused if there are
+            more or fewer now. None: any number will do.
+    """
+
+    rows: tuple[RowNumber, ...] = ()
+    where: Conditions = ()
+    everything: bool = False
+    expect: Annotated[int, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Request[Dropped], Selection):
+    """Lose these rows for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,10 +528,34 @@ class Edit(Request[Edited]):
 
 
 @dataclass(frozen=True, slots=True)
-class Replay(Request[Step | Begun | Replayed]):
-    """Run these rows again, one after the other."""
+class Replay(Request[Step | Selected | Stage | Begun | Replayed | RampEnded], Selection):
+    """Run these rows again, one after the other, oldest first.
 
-    rows: tuple[RowNumber, ...]
+    A replay in stages, or with a limit of any kind, is kept in the store until it is done.
+
+    Attributes:
+        first: Only so many of the rows, the oldest ones; None for all.
+        ramp: The stages, as rising percentages of all rows; none for one stage.
+        rate: Rows in a given time at most, such as ``10/s``; "" for no limit.
+        stop_at: The percentage of a stage's rows that may not fail; None for no limit.
+        resume: Go on with the replay in stages that was stopped or interrupted, as it was begun.
+    """
+
+    first: Annotated[int, Field(ge=1)] | None = None
+    ramp: Annotated[tuple[float, ...], Field(max_length=100)] = ()
+    rate: str = ""
+    stop_at: float | None = None
+    resume: bool = False
+
+    @property
+    def is_ramp(self) -> bool:
+        """Tell if it has stages, or a limit."""
+        return bool(self.ramp or self.rate or self.stop_at is not None)
+
+    @property
+    def is_kept(self) -> bool:
+        """Tell if the store keeps it until it is done."""
+        return self.is_ramp or self.resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,6 +597,11 @@ class Events(Request[Watching | Happened | Missed]):
     """
 
     kinds: tuple[Literal["ran", "settled", "state", "paused"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListSettings(Request[SettingsReport]):
+    """List the settings in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,6 +647,7 @@ class Quarantine(Request[QuarantineReport]):
         topic: Those of these topics; ``*`` stands for any text; "" for all.
         fingerprint: Those of this cause; "" for all.
         queue: Those of this queue; "" for all.
+        where: Those for which all these conditions hold, such as ``error~timeout``.
         after: Those with a greater row.
         limit: So many at most.
     """
@@ -550,13 +656,20 @@ class Quarantine(Request[QuarantineReport]):
     topic: str = ""
     fingerprint: str = ""
     queue: str = ""
+    where: Conditions = ()
     after: RowNumber = 0
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Causes(Request[CausesReport]):
-    """List the causes of the quarantined messages."""
+    """List the causes of the quarantined messages.
+
+    Attributes:
+        where: Count only messages for which all these conditions hold.
+    """
+
+    where: Conditions = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -601,10 +714,13 @@ def decode_answer(request: Request[AnswerT], text: bytes) -> AnswerT | Done:
 
 def document_of(value: Any) -> dict[str, Any]:
     """Return a request or an answer as a JSON object."""
-    # A part that is optional is left out; the null of another answer means something.
-    is_sparse = isinstance(value, Reload | Done)
     document = asdict(value, dict_factory=_object)
-    return {key: part for key, part in document.items() if part is not None or not is_sparse}
+    # A part that was not given is left out; the null of another answer means something.
+    if isinstance(value, Request | Done):
+        for part in fields(value):
+            if getattr(value, part.name) == part.default and part.name != "done":
+                del document[part.name]
+    return document
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
