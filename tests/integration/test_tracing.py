@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An instance sends its traces to a collector, by OTLP over HTTP."""
 
+from __future__ import annotations
+
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -24,8 +27,8 @@ class Collector(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Spans)
-        self.spans = []
-        self.services = set()
+        self.spans: list[Any] = []
+        self.services: set[str] = set()
 
     @property
     def environment(self):
@@ -37,6 +40,7 @@ class Collector(ThreadingHTTPServer):
 
 class Spans(BaseHTTPRequestHandler):
     timeout = 30
+    server: Collector
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -13,7 +13,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
 from consumer_framework.adapters.executor import Executor
 from consumer_framework.adapters.tracing import Tracing
@@ -102,7 +102,7 @@ def handlers(seen):
 
 @pytest.mark.parametrize("form", ["a thread", "a coroutine", "an awaitable"])
 def test_the_span_of_a_run_is_the_current_one_while_its_handler_runs(world, form, caplog):
-    seen = []
+    seen: list[SpanContext] = []
     call = handlers(seen)[form]
     # Two in the same thread: the context of the first must not be that of the second.
     world.run(Handler(name="handler", call=call), delivered(1), delivered(2))
