@@ -17,7 +17,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.request import urlopen
 
 from consumer_framework.testing.broker import reserve_port
 
@@ -94,9 +93,9 @@ def start(name):
     (RUN / name).write_text(str(unit.pid))
     wait(lambda: "consuming 1 queue" in state(name) or unit.poll() is not None, name)
 def state(name):
-    done = subprocess.run(["{FM_CONSUMER}", "status", name, "--json"], capture_output=True, text=True,
-        env={{**os.environ, "PAGE_UNITS": "none"}})
-    return done.stdout
+    command = ["{FM_CONSUMER}", "status", name, "--json"]
+    environment = {{**os.environ, "PAGE_UNITS": "none"}}
+    return subprocess.run(command, capture_output=True, text=True, env=environment).stdout
 def stop(name):
     if pid := pid_of(name):
         os.kill(pid, signal.SIGTERM)
@@ -133,13 +132,17 @@ class World:
         self.broker = broker
         self._names = names
         self._place = place
-        self.root = PrivateRoot(place, "/etc", "/var/lib", "/usr/local", "/usr/share/cockpit")
+        directories = ("/etc", "/var/lib", "/usr/local", "/usr/share/cockpit")
+        hidden = (CONFIGURATION, "/var/lib/fedora-messaging", "/usr/share/cockpit/fm-consumers")
+        self.root = PrivateRoot(place, *directories, hidden=hidden)
         self.root.write(f"{CONFIGURATION}/page_handlers.py", HANDLERS)
         for name in (*names, "stopped"):
             text = TOML.format(url=broker.url, name=name)
             self.root.write(f"{CONFIGURATION}/{name}.toml", text)
         self.root.write("/usr/local/bin/systemctl", SYSTEMCTL, 0o755)
-        self.root.write("/usr/local/bin/fm-consumer", f'#!/bin/sh\nexec {FM_CONSUMER} "$@"\n', 0o755)
+        self.root.write(
+            "/usr/local/bin/fm-consumer", f'#!/bin/sh\nexec {FM_CONSUMER} "$@"\n', 0o755
+        )
         self.root.write("/usr/share/cockpit/fm-consumers", PAGE)
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -186,12 +189,16 @@ class World:
     def fail(self, name: str, *bodies: dict[str, Any]) -> list[str]:
         """Publish messages that fail; return the rows that they become."""
         before = {row["id"] for row in self.rows(name)}
-        publish(self.broker.url, f"org.example.{name}.done", [json.dumps(b).encode() for b in bodies])
+        publish(
+            self.broker.url, f"org.example.{name}.done", [json.dumps(b).encode() for b in bodies]
+        )
 
         def new() -> list[str]:
             return [str(row["id"]) for row in self.rows(name) if row["id"] not in before]
 
-        until(lambda: len(new()) == len(bodies), f"{len(bodies)} messages of {name} are quarantined")
+        until(
+            lambda: len(new()) == len(bodies), f"{len(bodies)} messages of {name} are quarantined"
+        )
         return new()
 
     def mend(self, *, mended: bool = True) -> None:

@@ -14,27 +14,33 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Seconds that a program of a test may take.
 PATIENCE = 120
 _ENTER = ("nsenter", "--target")
 
-# $1 has the files. Changes go to memory, because an overlay cannot lie on another one.
+# $1 has the files, $2 directories whose own files are hidden; the others are the directories.
+# Changes go to memory, because an overlay cannot lie on another one.
 _SETUP = """
 set -eu
 files=$1
-shift
+hidden=$2
+shift 2
 mkdir "$files.layers"
 mount -t tmpfs layers "$files.layers"
 for directory in "$@"; do
     layer=$files.layers$directory
     mkdir -p "$layer/upper" "$layer/work"
-    [ ! -d "$files$directory" ] || cp -a "$files$directory/." "$layer/upper/"
     mount -t overlay overlay \
         -o "lowerdir=$directory,upperdir=$layer/upper,workdir=$layer/work" "$directory"
 done
+for directory in $hidden; do
+    mkdir -p "$directory"
+    mount -t tmpfs hidden "$directory"
+done
+cp -r "$files/." /
 echo ready
 exec cat
 """
@@ -61,10 +67,12 @@ class PrivateRoot:
     Args:
         place: An empty directory.
         directories: The directories that may have more files; changes there are lost.
+        hidden: Directories below them whose own files are not seen.
     """
 
-    def __init__(self, place: Path, *directories: str) -> None:
+    def __init__(self, place: Path, *directories: str, hidden: Sequence[str] = ()) -> None:
         self._files = place / "files"
+        self._hidden = hidden
         self._directories = directories
         self._holder: subprocess.Popen[str] | None = None
 
@@ -84,7 +92,7 @@ class PrivateRoot:
         self._files.mkdir(exist_ok=True)
         command = ["unshare", "--mount", "--propagation=private", "sh", "-c", _SETUP, "sh"]
         self._holder = subprocess.Popen(
-            [*command, str(self._files), *self._directories],
+            [*command, str(self._files), " ".join(self._hidden), *self._directories],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
