@@ -3,7 +3,7 @@
 
 ``python docs/generate.py`` writes ``reference/python-api.md`` from the docstrings, the part of
 ``reference/cli.md`` between two markers from ``fm-consumer --help``, and the tables of settings
-from their declarations in :mod:`consumer_framework.settings.model`, the exit codes from
+from their declarations in :mod:`consumer_framework.settings`, the exit codes from
 :mod:`consumer_framework.cli.exit_codes`, and the metrics from
 :mod:`consumer_framework.runtime.observe.exposition`. The pictures of the architecture are drawn by
 ``docs/diagrams.py``. All are plain Markdown, so that a forge shows them as they
@@ -23,7 +23,7 @@ import click
 from fedora_messaging.config import DEFAULTS
 
 import consumer_framework
-from consumer_framework import publishing
+from consumer_framework import publishing, settings
 from consumer_framework.cli import main
 from consumer_framework.cli.exit_codes import EXIT_CODES, Meaning
 from consumer_framework.core.errors import ExitCode
@@ -34,7 +34,6 @@ from consumer_framework.kit.json_lines import JsonLinesConfig
 from consumer_framework.kit.webhook import WebhookConfig
 from consumer_framework.publishing.direct import Sender
 from consumer_framework.runtime.observe import exposition
-from consumer_framework.settings import model
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
 from consumer_framework.testing import (
@@ -76,7 +75,7 @@ Everything else may change in any release.
 # Each public name once, under its heading; with the methods that are shown.
 API: dict[str, dict[str, tuple[str, ...]]] = {
     "Consumers": {
-        "Consumer": ("setup", "handle", "teardown", "once", "state_dir", "check_config"),
+        "Consumer": ("setup", "handle", "teardown", "health", "once", "state_dir", "check_config"),
         "BatchConsumer": ("handle_batch", "once"),
         "Batch": ("fail",),
         "Recovery": (),
@@ -362,13 +361,13 @@ def with_settings(page: str) -> str:
 
 
 def _keys(name: str) -> str:
-    declared = _OF_KIT.get(name) or getattr(model, name)
+    declared = _OF_KIT.get(name) or getattr(settings, name)
     table = rows(declared, DEFAULTS if name == "Settings" else None)
     return _table("| key | type | default | meaning |\n|---|---|---|---|", map(str, table))
 
 
 def _takes(name: str) -> str:
-    efforts = takes_of(getattr(model, name)).items()
+    efforts = takes_of(getattr(settings, name)).items()
     return _table(
         "| key | takes |\n|---|---|", (f"| `{k}` | {effort.value} |" for k, effort in efforts)
     )

@@ -181,6 +181,23 @@ class Consumer(ABC, Generic[ConfigT]):
             Exception: Any other exception ends the start of the instance.
         """
 
+    def health(self) -> Any:
+        """Report a fault of the consumer that no message shows, such as an index that is too old.
+
+        A subclass may implement it, as a plain method or a coroutine method. From the end of
+        :meth:`setup` to the beginning of the stop, the instance calls it every ``health_interval``.
+        A plain method runs in a thread of its own, beside :meth:`handle`, so it must not use what
+        only one thread may use. It may take ``health_timeout``.
+
+        Returns:
+            None if the consumer is well; otherwise the fault, as text. Then the condition of the
+            instance is ``unhealthy``: ``systemctl status`` and ``fm-consumer status`` show the
+            text. Messages are handled all the same, and the instance is not restarted.
+
+        Raises:
+            Exception: The consumer is not well; the text is that of the exception.
+        """
+
     def handle(self, message: Message) -> Any:
         """Handle one message; in a consumer with routes, a message that matches none of them.
 
@@ -301,4 +318,5 @@ def handler_of(consumer: Consumer, name: str) -> Handler:
         call_batch=consumer.handle_batch if isinstance(consumer, BatchConsumer) else None,
         ordering_key=getattr(consumer, "ordering_key", None),
         stop_requested=getattr(consumer, "stop_requested", None),
+        health=consumer.health if kind.health is not Consumer.health else None,
     )

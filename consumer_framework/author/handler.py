@@ -23,6 +23,7 @@ class Handler:
         call_batch: Takes a :class:`.Batch`, in place of *call*; None for single messages.
         ordering_key: Returns the ordering key of a message; None where the author wrote none.
         stop_requested: Is told on the event loop that the instance stops; likewise.
+        health: Reports a fault, as text or as an exception; likewise.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Handler:
     call_batch: Callable[[Any], Any] | None = None
     ordering_key: Callable[[Any], Any] | None = None
     stop_requested: Callable[[], Any] | None = None
+    health: Callable[[], Any] | None = None
 
 
 def is_coroutine_callable(function: Callable[..., Any]) -> bool:

@@ -21,6 +21,7 @@ _LOG = "The last lines of the log give the reason. systemd tries again."
 _NO_BROKER = "the broker cannot be reached, or refuses the connection"
 _NO_CONFIGURATION = "the configuration cannot be used"
 _NO_INSTANCE = "there is no such instance"
+_NOT_ASKED = "the instance does not run, does not answer, or refuses the order"
 _NO_STATE = f"{_NO_INSTANCE}, or its configuration or state directory cannot be used"
 _IMPORT_FAILED = "the consumer's module raised an exception while it was imported"
 
@@ -163,6 +164,18 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         ),
         Meaning("130", "Ctrl-C ended the command"),
     ),
+    "metrics": (
+        Meaning("0", "the metrics are printed, or in the file"),
+        Meaning(
+            "1",
+            "an instance that runs did not answer, or the file cannot be written",
+            "The metrics of the others are there.",
+            "The message names the cure.",
+        ),
+        Meaning("2", _USAGE),
+        Meaning("4", _NO_INSTANCE),
+        Meaning("78", "the directory of configuration files cannot be read"),
+    ),
     "new": (
         Meaning("0", "the project is made, or up to date"),
         Meaning("1", "an update left conflicts, or a file could not be written"),
@@ -244,7 +257,11 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
     ),
     "quarantine replay": (
         Meaning("0", "every message succeeded, or was dropped by its handler"),
-        Meaning("1", "a message did not succeed, or the running instance could not do it"),
+        Meaning(
+            "1",
+            "a message did not succeed, --stop-at ended it, or the instance could not do it",
+            "The running instance stops or pauses, or the replay in stages was interrupted.",
+        ),
         Meaning("2", f"{_USAGE}, or names a message that does not exist"),
         Meaning("13", "the handler could not be set up, or torn down"),
         Meaning("78", _NO_STATE),
@@ -254,6 +271,42 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "A running instance finishes the message that it has begun. If the command runs the "
             "handler itself, it waits 10 seconds for it.",
         ),
+    ),
+    "in-flight": (
+        Meaning("0", "the messages are listed"),
+        Meaning("1", _NOT_ASKED),
+        Meaning("2", _USAGE),
+    ),
+    "stacks": (
+        Meaning("0", "the stacks are printed"),
+        Meaning("1", _NOT_ASKED),
+        Meaning("2", _USAGE),
+    ),
+    "events": (
+        Meaning("0", "Ctrl-C ended it"),
+        Meaning("1", f"{_NOT_ASKED}, or stopped meanwhile"),
+        Meaning("2", _USAGE),
+    ),
+    "pause": (
+        Meaning("0", "the instances take no more messages"),
+        Meaning("1", f"{_NOT_ASKED}, or is starting or stopping"),
+        Meaning("2", _USAGE),
+    ),
+    "resume": (
+        Meaning("0", "the pause is over"),
+        Meaning("1", f"{_NOT_ASKED}, or is starting or stopping"),
+        Meaning("2", _USAGE),
+    ),
+    "log-level": (
+        Meaning("0", "the level is changed"),
+        Meaning("1", _NOT_ASKED),
+        Meaning("2", _USAGE),
+    ),
+    "settings": (
+        Meaning("0", "the settings are printed"),
+        Meaning("1", "the instance may not be asked by this user, or does not answer"),
+        Meaning("2", _USAGE),
+        Meaning("78", "there is no such instance, or its configuration cannot be used"),
     ),
     "reload": (
         Meaning("0", "the file is in force, but for changes that take a restart"),
@@ -349,6 +402,14 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
         Meaning("14", _NO_BROKER),
         Meaning("15", "the user may not consume"),
         Meaning("78", "the configuration cannot be used, or certificates are missing"),
+    ),
+    "top": (
+        Meaning("0", "told to stop (q, Ctrl-C), or --once has printed"),
+        Meaning(
+            "2",
+            "the command line is wrong, standard output is no terminal, textual is not installed, "
+            "or ssh cannot be run",
+        ),
     ),
     "trigger": (
         Meaning("0", "told to stop (Ctrl-C, SIGTERM), or --count messages are done"),

@@ -31,19 +31,28 @@ _IN_MODULES = (
     "bindings",
     "check",
     "dev",
+    "events",
     "explain",
+    "in-flight",
+    "log-level",
     "logs",
+    "metrics",
     "new",
     "outbox",
+    "pause",
     "publish",
     "quarantine",
     "record",
     "reload",
     "replay",
+    "resume",
     "scale",
     "schemas",
+    "settings",
+    "stacks",
     "status",
     "tail",
+    "top",
     "trigger",
     "units",
     "web",
@@ -59,7 +68,8 @@ class _Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _IN_MODULES:
             return super().get_command(context, name)
-        command: click.Command = getattr(import_module(f"{__package__}.{name}"), name)
+        module = name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"{__package__}.{module}"), module)
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:

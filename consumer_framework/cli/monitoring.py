@@ -88,6 +88,7 @@ def items(verdicts: Sequence[Verdict], host: HostStatus) -> dict[str, dict[str, 
             "problem": one.problem,
             "active": int(found[one.instance].is_active),
             "state": report.state if (report := found[one.instance].report) else "",
+            "condition": report.condition if report else "",
             "text": one.findings[0].text,
             **one.values,
         }

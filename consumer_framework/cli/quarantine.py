@@ -326,11 +326,16 @@ def stats(
     at = where(words, conf, state_dir)
     no_more(at)
     with closing(open_store(at)) as store:
-        found, groups = store.stats(), store.groups()
+        found, groups, ramp = store.stats(), store.groups(), store.ramp()
     disk = sum(file.stat().st_size for file in at.directory.glob("store.sqlite3*"))
     if as_json:
         causes = {group.fingerprint: group.count for group in groups}
-        terminal.print_json({**asdict(found), "disk_bytes": disk, "fingerprints": causes})
+        replay = None if ramp is None else quarantine_views.ramp_document(ramp)
+        document = {**asdict(found), "disk_bytes": disk, "fingerprints": causes, "replay": replay}
+        terminal.print_json(document)
         return
     for line in quarantine_views.stats_lines(found, groups, disk, time.time()):
         click.echo(line)
+    if ramp is not None:
+        click.echo(f"\n{quarantine_views.ramp_line(ramp, time.time())}; go on:")
+        click.echo(terminal.faint(f"  {at.command('replay', '--resume')}"))

@@ -9,49 +9,48 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import tempfile
-from collections import Counter
+import time
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-
-from consumer_framework.core.text import plural
 
 from . import terminal
 from .exit_codes import epilog
 from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
 from .quarantine_orders import ask, check_states, portions
-from .selection import CONDITIONS, EXPECT, FINGERPRINT, WHERE, YES, agree, choose, open_store
+from .quarantine_progress import ReplayProgress
+from .selection import (
+    CONDITIONS,
+    EXPECT,
+    FINGERPRINT,
+    WHERE,
+    YES,
+    agree,
+    choose,
+    open_store,
+)
 from .terminal import Command, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
-    from consumer_framework.runtime.control.schema import Begun, Replayed, Step
+    from consumer_framework.runtime.control.schema import Replay
 
     from .options import Where
 
-# From so many rows on, a terminal shows a bar and not a line for each.
-_MANY = 20
+_AGAIN = "what was not told of is quarantined again when it starts"
 _UNCHANGED = "the message is what it was; nothing was replayed"
 _FAILED = 1
 _INTERRUPTED = 130
 
-_RESULTS = {
-    "succeeded": "succeeded",
-    "failed": "failed again",
-    "skipped": "skipped",
-    "defer": "deferred by the handler",
-    "reject": "dropped by the handler",
-    "halt": "halted the instance",
-}
-_DONE = ("succeeded", "reject")
+# Rows of a replay in stages, which one request names: it must not get too long.
+_MOST_IN_RAMP = 100_000
 
 
 @click.command(
@@ -62,6 +61,8 @@ Examples:
   fm-consumer quarantine replay sample --first 1          # a canary
   fm-consumer quarantine replay sample --fingerprint 'KeyError in'
   fm-consumer quarantine replay sample --where 'error~timeout' --where 'age<2h'
+  fm-consumer quarantine replay sample --all --ramp 1,5,20,100 --rate 10/s --stop-at 5%
+  fm-consumer quarantine replay sample --resume           # goes on with it
   fm-consumer quarantine replay sample 41 --edit          # mend the message, then run it
   jq '.n = 1' old.json | fm-consumer quarantine replay sample 41 --body -
 """
@@ -80,6 +81,19 @@ Examples:
     metavar="N",
     help="Only the oldest N of them: see whether one succeeds before you try them all.",
 )
+@click.option(
+    "--ramp",
+    metavar="PERCENT,...",
+    help="Run the messages in stages: up to these percentages of them, such as 1,5,20,100.",
+)
+@click.option("--rate", metavar="RATE", help="So many messages at most, such as 10/s or 90/m.")
+@click.option(
+    "--stop-at",
+    metavar="PERCENT",
+    help="Stop as soon as so many of the messages of a stage have failed, such as 5%; with 0% at "
+    "the first one. Default: 5% with --ramp, otherwise no limit.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the replay that was interrupted.")
 @click.option(
     "--edit", "do_edit", is_flag=True, help="Edit the body of one ROW first, with $EDITOR."
 )
@@ -107,9 +121,11 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     body: IO[bytes] | None,
     *,
     everything: bool,
+    resume: bool,
     do_edit: bool,
     yes: bool,
     as_json: bool,
+    **limits: str | None,
 ) -> None:
     """Run messages again, oldest first, each once. A message that fails again stays in quarantine.
 
@@ -118,55 +134,130 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     other subscriber sees them: nothing is published. Ctrl-C ends it: the message that runs is run
     to its end, and the others stay. One replay runs at a time.
 
+    With --ramp it runs 1% of the messages, then goes on up to 5%, and so on, and stops if too many
+    of one stage fail. A replay with --ramp, --rate or --stop-at that stopped, or was interrupted by
+    anything, goes on with --resume.
+
     --edit and --body keep the original until the edited copy has succeeded.
     """
     at = where(words, conf, state_dir)
+    plan = _plan_of(**limits)
+    callbacks = callback, callback_file
     is_chosen = bool(at.rest or conditions) or fingerprint is not None
+    if resume:
+        if is_chosen or everything or plan or do_edit or {first, expect, body} != {None}:
+            raise click.UsageError("--resume goes on with a replay as it was begun: give no more")
+        _resume(at, callbacks, as_json=as_json)
+        return
     everything = everything or (first is not None and not is_chosen)
+    edits = do_edit or body is not None
     with closing(open_store(at)) as store:
         rows = choose(store, at, fingerprint, conditions, everything=everything)[:first]
-        check_states(rows, ("quarantined",))
-        edits = do_edit or body is not None
         delivery = store.delivery(rows[0].id) if edits and len(rows) == 1 else None
-    numbers = [row.id for row in rows]
+    check_states(rows, ("quarantined",))
     if expect is not None or (conditions and first is None):
-        agree(len(numbers), "replay", at, yes=yes, expect=expect)
+        agree(len(rows), "replay", at, yes=yes, expect=expect)
+    numbers = tuple(row.id for row in rows)
     if edits:
         if delivery is None:
             raise Refusal(f"{'--edit' if do_edit else '--body'} takes one ROW")
-        numbers = [_edited(at, delivery, body, as_json=as_json)]
+        numbers = (_edited(at, delivery, body, as_json=as_json),)
+    _replay_rows(at, numbers, plan, callbacks, ReplayProgress(len(numbers), as_json))
+
+
+def _replay_rows(
+    at: Where,
+    numbers: tuple[int, ...],
+    plan: dict[str, Any],
+    callbacks: tuple[str, str],
+    progress: ReplayProgress,
+) -> None:
+    from consumer_framework.runtime.control.schema import Replay  # noqa: PLC0415
+
     if not numbers:
-        _ReplayProgress(0, as_json).sum_up(at)
+        progress.sum_up(at)
         return
-    _replay(at, numbers, (callback, callback_file), as_json=as_json)
+    if plan and len(numbers) > _MOST_IN_RAMP:
+        cure = f"add --first {_MOST_IN_RAMP}"
+        raise Refusal(f"a replay in stages takes {_MOST_IN_RAMP:,} messages: {cure}")
+    _replay(at, Replay(rows=numbers, **plan), callbacks, progress)
+
+
+def _plan_of(ramp: str | None, rate: str | None, stop_at: str | None) -> dict[str, Any]:
+    """Return the fields of the request for a replay in stages; none for a plain one."""
+    from consumer_framework.core.limits import per_second  # noqa: PLC0415
+    from consumer_framework.core.ramp import DEFAULT_LIMIT, percentage_of, stages_of  # noqa: PLC0415
+
+    plan: dict[str, Any] = {}
+    try:
+        if ramp is not None:
+            plan |= {"ramp": stages_of(ramp), "stop_at": DEFAULT_LIMIT}
+        if stop_at is not None:
+            plan["stop_at"] = percentage_of(stop_at)
+        if rate is not None:
+            per_second(rate)
+            plan["rate"] = rate
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return plan
+
+
+def _resuming(at: Where) -> str:
+    return at.command("replay", "--resume")
+
+
+def _resume(at: Where, callbacks: tuple[str, str], *, as_json: bool) -> None:
+    from consumer_framework.runtime.control.schema import Replay  # noqa: PLC0415
+
+    from .quarantine_views import ramp_line  # noqa: PLC0415
+
+    with closing(open_store(at)) as store:
+        ramp = store.ramp()
+    if ramp is None:
+        cure = "begin one with --ramp, --rate or --stop-at"
+        raise Refusal(f"there is no replay to go on with; {cure}")
+    terminal.note(ramp_line(ramp, time.time()))
+    left = len(ramp.rows) - ramp.progress.position
+    _replay(at, Replay(resume=True), callbacks, ReplayProgress(left, as_json))
 
 
 def _replay(
-    at: Where, numbers: Sequence[int], callbacks: tuple[str, str], *, as_json: bool
+    at: Where, request: Replay, callbacks: tuple[str, str], progress: ReplayProgress
 ) -> None:
     from consumer_framework.runtime.control import client  # noqa: PLC0415
-    from consumer_framework.runtime.control.schema import Replay  # noqa: PLC0415
 
-    with _ReplayProgress(len(numbers), as_json) as progress:
+    otherwise = [_AGAIN] + [f"go on with {_resuming(at)}"] * request.is_kept
+    with progress:
         try:
             with client.reached(at.directory, at.instance, terminal.note) as running:
                 if running is None:
-                    _replay_here(at, numbers, callbacks, progress)
+                    _replay_here(at, request, callbacks, progress)
                 else:
                     running.wait_long()
-                    for portion in portions(numbers):
-                        for answer in running.ask(Replay(portion)):
+                    for part in _parts_of(request):
+                        for answer in running.ask(part, "; ".join(otherwise)):
                             progress.tell(answer)
         except KeyboardInterrupt:
-            click.echo(f"\nfm-consumer: interrupted: {progress.left}", err=True)
+            progress.interrupted()
+            if request.is_kept:
+                click.echo(f"Go on: {terminal.faint(_resuming(at))}", err=True)
             raise click.exceptions.Exit(_INTERRUPTED) from None
     progress.sum_up(at)
     if not progress.is_good:
         raise click.exceptions.Exit(_FAILED)
 
 
+def _parts_of(request: Replay) -> Iterator[Replay]:
+    """Yield *request* in parts that are not too long; one that is kept stays whole."""
+    if request.is_kept:
+        yield request
+        return
+    for portion in portions(request.rows):
+        yield replace(request, rows=portion)
+
+
 def _replay_here(
-    at: Where, numbers: Sequence[int], callbacks: tuple[str, str], progress: _ReplayProgress
+    at: Where, request: Replay, callbacks: tuple[str, str], progress: ReplayProgress
 ) -> None:
     """Run the handler in this process."""
     from consumer_framework.adapters import log  # noqa: PLC0415
@@ -184,7 +275,7 @@ def _replay_here(
     _warn_of_root(at)
     callback, callback_file = callbacks
     options = RunOptions(at.file, callback, callback_file, instance=at.instance)
-    offline.replay(options, at.directory, numbers, progress.tell, progress.interrupted)
+    offline.replay(options, at.directory, request, progress.tell, progress.cut_short)
 
 
 def _warn_of_root(at: Where) -> None:
@@ -193,95 +284,6 @@ def _warn_of_root(at: Where) -> None:
         what = f"{at.instance} is stopped: its handler runs here, as root"
         cure = f"to have it run as the service does: systemctl start fm-consumer@{at.instance}"
         click.echo(f"fm-consumer: {what}; {cure}", err=True)
-
-
-@dataclass(slots=True)
-class _ReplayProgress:
-    """Shows the result of each replayed row, and counts."""
-
-    total: int
-    as_json: bool
-    counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    running: int | None = None
-    _bar: Any = None
-
-    def __enter__(self) -> Self:
-        terminal = sys.stdout.isatty()
-        if terminal and self.total > _MANY and not self.as_json:
-            self._bar = click.progressbar(length=self.total, show_pos=True).__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(*error)
-
-    def tell(self, answer: Step | Begun | Replayed) -> None:
-        """Show an answer of a replay."""
-        from consumer_framework.runtime.control.schema import Begun, Step  # noqa: PLC0415
-
-        match answer:
-            case Step(step):
-                click.echo(f"\nfm-consumer: {step}", err=True)
-            case Begun(row):
-                self.running = row
-            case _:
-                self.running = None
-                self._count(answer)
-
-    def interrupted(self) -> None:
-        """Say that the process exits now, and how many rows are left."""
-        self.running = None
-        click.echo(f"\nfm-consumer: interrupted: {self.left}", err=True)
-
-    def _count(self, answer: Replayed) -> None:
-        result, reason = answer.result, answer.reason
-        self.counts[result] += 1
-        if reason:
-            self.reasons[f"{_RESULTS.get(result, result)}: {reason}"] += 1
-        if self.as_json:
-            terminal.print_json(asdict(answer), indent=None)
-        elif self._bar is not None:
-            self._bar.update(1)
-        else:
-            click.echo(self._line(answer.row, result, reason))
-
-    def _line(self, row: int, result: str, reason: str) -> str:
-        colour = terminal.good if result in _DONE else terminal.bad
-        because = f": {terminal.safe(reason)}" if reason else ""
-        return f"row {row} {colour(_RESULTS.get(result, result))}{because}"
-
-    @property
-    def is_good(self) -> bool:
-        """Tell whether every row is done with."""
-        return sum(self.counts[result] for result in _DONE) == self.total
-
-    @property
-    def left(self) -> str:
-        """Describe the rows without a result, for an operator who ends the command."""
-        left = self.total - self.counts.total()
-        if self.running is None:
-            return f"{plural(left, 'message')} left in quarantine"
-        goes_on = f"row {self.running} goes on in the instance, whose log says how it ends"
-        return f"{goes_on}; {plural(left - 1, 'other message')} left in quarantine"
-
-    def sum_up(self, at: Where) -> None:
-        """Show how many rows succeeded, and a command to look at the others."""
-        done = sum(self.counts[result] for result in _DONE)
-        if self.as_json:
-            total = {"done": True, "rows": self.total, "results": dict(self.counts)}
-            terminal.print_json(total, indent=None)
-            return
-        if self._bar is not None:
-            for reason, count in self.reasons.most_common(5):
-                click.echo(f"{count:,} {terminal.safe(reason)}")
-        colour = terminal.good if self.is_good else terminal.bad
-        if not self.total:
-            click.echo("nothing is quarantined")
-        elif self.total != 1:
-            click.echo(colour(f"{done:,} of {self.total:,} succeeded"))
-        if not self.is_good:
-            click.echo(f"See: {terminal.faint(at.command('list'))}")
 
 
 def _edited(at: Where, delivery: Delivery, given: IO[bytes] | None, *, as_json: bool) -> int:

@@ -17,7 +17,7 @@ from .terminal import Column, faint, safe, safe_lines, title
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from consumer_framework.adapters.store import Group, Row, Stats
+    from consumer_framework.adapters.store import Group, Row, Stats, StoredRamp
     from consumer_framework.core.attempt import Attempt, RouteState
     from consumer_framework.core.delivery import Delivery
 
@@ -295,6 +295,27 @@ def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) ->
         head, *lines = terminal.table(columns, cells, None)
         yield title(head)
         yield from lines
+
+
+def ramp_line(ramp: StoredRamp, now: float) -> str:
+    """Return a line about the replay in stages that did not come to its end."""
+    ran, total = ramp.progress.position, plural(len(ramp.rows), "message")
+    return f"a replay of {total} began {age(now - ramp.started)} ago, and {ran:,} of them have run"
+
+
+def ramp_document(ramp: StoredRamp) -> dict[str, Any]:
+    """Return the replay in stages as JSON has it."""
+    progress = ramp.progress
+    return {
+        "started": ramp.started,
+        "rows": progress.total,
+        "ran": progress.position,
+        "succeeded": progress.succeeded,
+        "failed": progress.failed,
+        "ramp": list(ramp.plan.stages),
+        "rate": ramp.plan.rate,
+        "stop_at": ramp.plan.stop_at,
+    }
 
 
 def _blocked(stats: Stats) -> Iterator[tuple[str, str]]:

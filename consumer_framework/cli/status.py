@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.health import InstanceCondition
 from consumer_framework.core.text import age, plural
 
 from . import options, terminal
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.adapters.systemd.systemctl import Unit
     from consumer_framework.operate.status import HostStatus, InstanceStatus
+    from consumer_framework.runtime.control.schema import StatusReport
 
 # As systemctl(1) and the LSB have it.
 _NOT_ALL_ACTIVE = 3
@@ -224,7 +226,7 @@ def _print_status(names: tuple[str, ...], state_dir: Path | None, *, as_json: bo
     from consumer_framework.runtime.control.client import LOOK_TIMEOUT  # noqa: PLC0415
 
     found = look(names, state_dir, LOOK_TIMEOUT)
-    _refuse_unknown(found, names)
+    refuse_unknown(found, names)
     _show(found, as_json=as_json)
     counted = (one for one in found.instances if names or one.should_run)
     if not all(instance.is_active for instance in counted):
@@ -272,12 +274,17 @@ def _print_for_zabbix(
         terminal.print_json(monitoring.discovery(look((), None)))
         return
     found = look(names, state_dir)
-    _refuse_unknown(found, names)
+    refuse_unknown(found, names)
     verdicts = judge_all(found, limits, time.time(), every=True)
     terminal.print_json(monitoring.items(verdicts, found))
 
 
-def _refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
+def refuse_unknown(found: HostStatus, names: tuple[str, ...]) -> None:
+    """Refuse a name in *names* of which there is no trace.
+
+    Raises:
+        click.ClickException: With the names of those that there are.
+    """
     unknown = [one.name for one in found.instances if one.name in names and not one.is_known]
     if unknown:
         known = ", ".join(options.instance_names())
@@ -384,13 +391,19 @@ def _plain(text: str) -> str:
 
 def _mark(instance: InstanceStatus) -> tuple[str, Callable[[str], str]]:
     if instance.is_active:
-        return _UP, good
+        return _UP, bad if instance.report and _needs_attention(instance.report) else good
     match instance.unit.active if instance.unit else "inactive":
         case "failed":
             return _FAILED, bad
         case "inactive":
             return _DOWN, bad if instance.should_run else _plain
     return _CHANGING, bad
+
+
+def _needs_attention(report: StatusReport) -> bool:
+    conditions = {each.value: each for each in InstanceCondition}
+    condition = conditions.get(report.condition)
+    return condition is not None and condition.needs_attention
 
 
 def _state(instance: InstanceStatus, now: float) -> str:
@@ -434,12 +447,20 @@ def _details(instance: InstanceStatus, now: float) -> Iterator[tuple[str, Callab
         yield text, _plain
     if waiting := _waiting(instance, now):
         yield waiting, _plain
+    if instance.report and (cure := _cure(instance.report)):
+        yield cure, faint
     if instance.problem:
         yield instance.problem, bad
     if instance.unit and not instance.is_active and instance.unit.active != "inactive":
         yield f"journalctl -u fm-consumer@{instance.name} -n 50", faint
     if instance.stored and instance.stored.quarantined:
         yield f"fm-consumer quarantine list {instance.name}", faint
+
+
+def _cure(report: StatusReport) -> str:
+    """Return the remedy for the loss that the status line shows; "" for none."""
+    loss = report.loss
+    return f"against the loss: {loss.cure}" if loss and loss.subject in report.status else ""
 
 
 def _last_words(unit: Unit | None) -> str:

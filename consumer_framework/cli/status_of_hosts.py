@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from consumer_framework.core.text import duration_text
-from consumer_framework.operate.hosts import PROGRAM, SSH, HostAnswer, Way, ask_hosts
+from consumer_framework.operate.hosts import PROGRAM, SSH, HostAnswer, Hosts, Way
 
 from . import terminal
 from .terminal import Column, bad, doubtful
@@ -64,7 +64,7 @@ def show(hosts: Sequence[str], names: Sequence[str], way: Way, *, as_json: bool)
     Returns:
         The exit code: 4 if a host could not be asked, 3 if an instance that should run does not.
     """
-    answers = ask_hosts(hosts, names, way)
+    answers = Hosts(way).ask_all(hosts, names)
     if as_json:
         terminal.print_json({"hosts": [_document(answer) for answer in answers]})
     else:

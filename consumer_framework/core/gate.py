@@ -61,6 +61,7 @@ class Reason(Enum):
     STORE = auto()  # a commit failed, and is tried again
     ORDER = auto()  # with strict order, a message in the store goes before all others
     RECONNECTION = auto()  # nothing may run on two connections at once
+    OPERATOR = auto()  # an operator ordered it; only replays of operators run
 
 
 SHUTS: dict[Reason, GateEntry] = {
@@ -68,6 +69,7 @@ SHUTS: dict[Reason, GateEntry] = {
     Reason.STORE: GateEntry.CONSUME,
     Reason.ORDER: GateEntry.CONSUME,
     Reason.RECONNECTION: GateEntry.BEGIN,
+    Reason.OPERATOR: GateEntry.CONSUME | GateEntry.RECALL,
 }
 
 # RESUME is the last reason's end: the gate stays suspended while another one stands.

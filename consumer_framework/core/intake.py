@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from .gate import Gate, GateEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from .delivery import Delivery
     from .gate import Reason
@@ -81,6 +81,10 @@ class LaneQueues:
             return lane[0]
         del self._lanes[delivery.lane]
         return None
+
+    def next_followers(self) -> Iterator[Delivery]:
+        """Yield the delivery behind the head of each lane that has one."""
+        return (lane[1] for lane in self._lanes.values() if len(lane) > 1)
 
     def has_followers(self, lane: str) -> bool:
         """Tell whether deliveries wait behind the head of *lane*."""
@@ -266,6 +270,10 @@ class Intake:
         (self._rows if delivery.row else self._ready).appendleft(delivery)
         if self._gate.may_begin:
             self._wake()
+
+    def oldest(self, limit: int) -> Iterator[Delivery]:
+        """Yield the broker's deliveries that wait, the first to run first; *limit* at most."""
+        return itertools.islice(itertools.chain(self._ready, self._lanes.next_followers()), limit)
 
     @property
     def behind(self) -> int:

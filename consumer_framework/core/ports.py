@@ -424,6 +424,14 @@ class Observers(Observer):
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
+    def add(self, observer: Observer) -> None:
+        """Tell *observer* too, from the next event on."""
+        self._observers = (*self._observers, observer)
+
+    def remove(self, observer: Observer) -> None:
+        """Tell *observer* no more."""
+        self._observers = tuple(each for each in self._observers if each is not observer)
+
     def notify(self, event: Observation) -> None:
         """Tell each observer."""
         for observer in self._observers:

@@ -120,6 +120,11 @@ def redact_value(name: str, text: str) -> str:
     return redact(text)
 
 
+def may_be_secret(name: str) -> bool:
+    """Tell whether *name* is that of a secret, such as ``db_password`` or ``api_key``."""
+    return _patterns.is_named(name)
+
+
 def redacted(value: Any, name: str = "") -> Any:
     """Return a value for JSON with every text in it redacted; keys are left as they are.
 

@@ -30,6 +30,9 @@ WINDOW = 60.0
 PROOF_HANDLED = 100
 PROOF_SECONDS = 60.0
 _RESOLUTION = 1.0
+# Seconds between two values of a trend, and the number of values that make one.
+_TREND_RESOLUTION = 5.0
+_LEAST_SAMPLES = 5
 
 
 class Progress:
@@ -66,6 +69,75 @@ class Progress:
         """Tell whether it works: it handled many messages, or one and has lived for a minute."""
         lives = self._handled > 0 and self.up(now) >= PROOF_SECONDS
         return lives or self._handled >= PROOF_HANDLED
+
+
+class Trend:
+    """The growth of a number, by its values over the last minutes.
+
+    It is the slope of the line with the least squared distance from the values, so that a single
+    high value does not make a trend.
+
+    Args:
+        window: The seconds that values are remembered.
+        least: The seconds that the values must span at least.
+    """
+
+    def __init__(self, window: float = 600.0, least: float = 60.0) -> None:
+        self._window = window
+        self._least = least
+        self._samples: deque[tuple[float, float]] = deque()
+
+    def add(self, value: float, now: float) -> None:
+        """Note *value* at the time *now*; more than one value in five seconds changes nothing."""
+        if self._samples and now - self._samples[-1][0] < _TREND_RESOLUTION:
+            return
+        self._samples.append((now, value))
+        while self._samples[0][0] < now - self._window:
+            self._samples.popleft()
+
+    def clear(self) -> None:
+        """Forget the values."""
+        self._samples.clear()
+
+    @property
+    def growth(self) -> float | None:
+        """The growth in a second; None while the values span too short a time."""
+        samples = self._samples
+        if len(samples) < _LEAST_SAMPLES or samples[-1][0] - samples[0][0] < self._least:
+            return None
+        center = sum(at for at, _ in samples) / len(samples)
+        mean = sum(value for _, value in samples) / len(samples)
+        spread = sum((at - center) ** 2 for at, _ in samples)
+        return sum((at - center) * (value - mean) for at, value in samples) / spread
+
+
+class RetryShare:
+    """The share of runs that are to be tried again, over the last minutes.
+
+    Args:
+        window: The seconds that runs are remembered.
+    """
+
+    def __init__(self, window: float = 300.0) -> None:
+        self._window = window
+        self._samples: deque[tuple[float, int, int]] = deque([(-window, 0, 0)])
+
+    def look(self, counts: Snapshot, now: float) -> None:
+        """Note the *counts* at the time *now*."""
+        retried = counts.held + counts.deferred + counts.requeued
+        self._samples.append((now, counts.received, retried))
+        while len(self._samples) > 1 and self._samples[1][0] <= now - self._window:
+            self._samples.popleft()
+
+    @property
+    def runs(self) -> int:
+        """The number of runs that ended in this time."""
+        return self._samples[-1][1] - self._samples[0][1]
+
+    @property
+    def retried(self) -> int:
+        """The number of them after which the message runs again."""
+        return min(self._samples[-1][2] - self._samples[0][2], self.runs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from consumer_framework.core.text import age, rate_text
+from consumer_framework.core.text import age, plural, rate_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,6 +42,8 @@ _URGENCIES = MappingProxyType(
         "failed": Urgency.BROKEN,
         "stuck": Urgency.BROKEN,
         "silent": Urgency.BROKEN,
+        "no answer": Urgency.BROKEN,
+        "no instance": Urgency.OFF,
         "failing": Urgency.BROKEN,
         "paused": Urgency.HALTED,
         "stopped": Urgency.OFF,
@@ -134,15 +136,16 @@ class Board:
     @property
     def summary(self) -> str:
         """The line above the table."""
-        rows = self._rows.values()
+        rows = [row for row in self._rows.values() if row.name]
         counts = Counter(row.condition for row in sorted(rows, key=urgency_of))
         conditions = ", ".join(f"{count} {condition}" for condition, count in counts.items())
+        head = f"{plural(len(rows), 'instance')}: {conditions}" if rows else "no instance"
         sums = (
-            f"{sum(row.rate or 0 for row in rows):,.0f}/s",
+            rate_cell(sum(row.rate or 0 for row in rows)),
             f"lag {short(sum(row.lag or 0 for row in rows))}",
             f"{short(sum(row.quarantined or 0 for row in rows))} quarantined",
         )
-        return f"{conditions or 'no instance'} | {', '.join(sums)}"
+        return f"{head} | {', '.join(sums)}"
 
 
 def _fits(line: Line, pattern: str) -> bool:

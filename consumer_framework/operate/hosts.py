@@ -10,7 +10,9 @@ import json
 import re
 import shlex
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from consumer_framework.core.errors import FrameworkError
 from .rows import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .rows import Row
 
@@ -41,13 +43,17 @@ _LONGEST_ANSWER = 16 << 20
 
 
 class HostsError(FrameworkError):
-    """The program that connects to hosts is not here.
+    """A host cannot be asked.
 
     Args:
         message: One line that says what to do.
     """
 
     exit_code = 2
+
+
+class _LateError(HostsError):
+    """The host took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,50 +104,91 @@ def hosts_in(given: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def ask_hosts(hosts: Sequence[str], names: Sequence[str], way: Way) -> list[HostAnswer]:
-    """Ask all *hosts* at once.
+class Hosts:
+    """Runs ``fm-consumer`` on other hosts.
 
     Args:
-        hosts: Their names, as ssh takes them.
-        names: Instances; none for all of each host.
-        way: The way to a host.
-
-    Raises:
-        HostsError: The program of *way* is not here.
+        way: The way to them.
     """
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        return list(pool.map(lambda host: _ask(host, names, way), hosts))
 
+    def __init__(self, way: Way) -> None:
+        self._way = way
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
 
-def _ask(host: str, names: Sequence[str], way: Way) -> HostAnswer:
-    command = f"{way.program} {shlex.join(['status', '--json', *names])}"
-    # Files, not pipes: a connection that ssh shares stays open, and so would a pipe.
-    with TemporaryFile() as output, TemporaryFile() as complaints:
+    def ask_all(self, hosts: Sequence[str], names: Sequence[str]) -> list[HostAnswer]:
+        """Ask all *hosts* at once for the status of their instances.
+
+        Args:
+            hosts: Their names, as ssh takes them.
+            names: Instances; none for all of each host.
+
+        Raises:
+            HostsError: The program that connects is not here.
+        """
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+            return list(pool.map(lambda host: self._ask(host, names), hosts))
+
+    def run(self, host: str, words: Sequence[str]) -> str:
+        """Run ``fm-consumer`` with *words* on a host, and return its output.
+
+        Raises:
+            HostsError: There is no connection, or the command failed; with its last line.
+        """
+        exit_code, output, complaints = self._output(host, words)
+        if exit_code:
+            raise HostsError(_problem(exit_code, complaints, self._way.program))
+        return output
+
+    def close(self) -> None:
+        """End the connections that wait for an answer."""
+        with self._lock:
+            for process in self._running:
+                process.kill()
+
+    def _ask(self, host: str, names: Sequence[str]) -> HostAnswer:
         try:
-            exit_code = _run([*way.ssh, host, command], output, complaints, way.timeout)
-        except subprocess.TimeoutExpired:
-            return HostAnswer(host, problem=f"it did not answer within {way.timeout:.0f} s")
-        document = _document(_text(output)) if exit_code in _ANSWERS else None
+            exit_code, output, complaints = self._output(host, ["status", "--json", *names])
+        except _LateError as error:
+            return HostAnswer(host, problem=str(error))
+        document = _document(output) if exit_code in _ANSWERS else None
         if document is not None:
             return HostAnswer(host, document)
-        return HostAnswer(host, problem=_problem(exit_code, _text(complaints), way.program))
+        return HostAnswer(host, problem=_problem(exit_code, complaints, self._way.program))
 
+    def _output(self, host: str, words: Sequence[str]) -> tuple[int, str, str]:
+        command = f"{self._way.program} {shlex.join(words)}"
+        # Files, not pipes: a connection that ssh shares stays open, and so would a pipe.
+        with TemporaryFile() as output, TemporaryFile() as complaints:
+            exit_code = self._run([*self._way.ssh, host, command], output, complaints)
+            return exit_code, _text(output), _text(complaints)
 
-def _run(words: Sequence[str], output: IO[bytes], complaints: IO[bytes], timeout: float) -> int:
-    try:
-        process = subprocess.Popen(  # noqa: S603 -- the operator's own command
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=complaints
-        )
-    except OSError as error:
-        reason = error.strerror or str(error)
-        what = f"{words[0]!r} cannot be run: {reason}; install OpenSSH's client, or give --ssh"
-        raise HostsError(what) from error
-    with process:
+    def _run(self, words: Sequence[str], output: IO[bytes], complaints: IO[bytes]) -> int:
         try:
-            return process.wait(timeout)
-        except BaseException:
-            process.kill()
-            raise
+            process = subprocess.Popen(  # noqa: S603 -- the operator's own command
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=complaints
+            )
+        except OSError as error:
+            reason = error.strerror or str(error)
+            what = f"{words[0]!r} cannot be run: {reason}; install OpenSSH's client, or give --ssh"
+            raise HostsError(what) from error
+        with process, self._known(process):
+            try:
+                return process.wait(self._way.timeout)
+            except subprocess.TimeoutExpired:
+                raise _LateError(f"it did not answer within {self._way.timeout:.0f} s") from None
+            finally:
+                process.kill()
+
+    @contextmanager
+    def _known(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        with self._lock:
+            self._running.add(process)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(process)
 
 
 def _text(file: IO[bytes]) -> str:
@@ -159,9 +206,14 @@ def _document(text: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("groups"), list) else None
 
 
+def last_line(text: str) -> str:
+    """Return the last line of an output of ``fm-consumer``, without its name; "" for none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("fm-consumer: ") if lines else ""
+
+
 def _problem(exit_code: int, complaints: str, program: str) -> str:
-    lines = [line.strip() for line in complaints.splitlines() if line.strip()]
-    said = lines[-1].removeprefix("fm-consumer: ") if lines else f"exit code {exit_code}"
+    said = last_line(complaints) or f"exit code {exit_code}"
     if exit_code == _NO_CONNECTION:
         return f"no connection: {said}"
     if exit_code == _NO_PROGRAM:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from consumer_framework.core import text
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.health import InstanceCondition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -66,6 +67,7 @@ class Measure(NamedTuple):
         warn: The range beyond which it is a warning, unless another is given; "" for none.
         crit: Likewise, critical.
         of: Returns the value at a moment in seconds since the epoch; None if it is not known.
+        more: Returns more words about the value.
     """
 
     unit: str
@@ -73,10 +75,16 @@ class Measure(NamedTuple):
     of: Callable[[InstanceStatus, float], float | None]
     warn: str = ""
     crit: str = ""
+    more: Callable[[InstanceStatus], str] = lambda _one: ""
 
 
 def _reported(get: Callable[[StatusReport], float | None]) -> Callable[..., float | None]:
     return lambda one, _now: get(one.report) if one.report else None
+
+
+def _loss(one: InstanceStatus) -> str:
+    loss = one.report.loss if one.report else None
+    return f": {loss.subject}" if loss else ""
 
 
 def _of_outbox(get: Callable[[OutboxReport], float | None]) -> Callable[..., float | None]:
@@ -96,6 +104,17 @@ def _overdue(one: InstanceStatus, now: float) -> float | None:
 MEASURES: dict[str, Measure] = {
     "lag": Measure(
         "", "{} messages wait on the broker", _reported(lambda r: r.lag), "1000", "10000"
+    ),
+    "lag_time": Measure(
+        "s", "the oldest message waits for {}", _reported(lambda r: r.lag_seconds), "5m", "1h"
+    ),
+    "time_to_loss": Measure(
+        "s",
+        "loss in {}",
+        _reported(lambda r: r.loss.seconds if r.loss else None),
+        "1d:",
+        "1h:",
+        _loss,
     ),
     "rate": Measure("", "{} messages/s", _reported(lambda r: r.rate)),
     "running": Measure("", "{} running", _reported(lambda r: r.counts.running)),
@@ -281,6 +300,13 @@ _UNITS = {
     "inactive": Severity.CRITICAL,
     "auto-restart": Severity.CRITICAL,
 }
+# The conditions that neither the state nor a value shows.
+_CONDITIONS = {
+    InstanceCondition.STUCK.value: Severity.CRITICAL,
+    InstanceCondition.UNHEALTHY.value: Severity.CRITICAL,
+    InstanceCondition.RETRYING.value: Severity.WARNING,
+    InstanceCondition.SLOW.value: Severity.WARNING,
+}
 # The beginnings of remarks that an operator has to act on.
 _REMARKS = ("blocked by the broker", "reload refused")
 
@@ -315,7 +341,12 @@ def judge(one: InstanceStatus, limits: Thresholds, now: float, no_systemd: str =
     """
     known = ((name, measure.of(one, now)) for name, measure in MEASURES.items())
     values = {name: value for name, value in known if value is not None}
-    findings = [_state(one, no_systemd), *_remarks(one), *_beyond(values, limits)]
+    findings = [
+        _state(one, no_systemd),
+        *_condition(one),
+        *_remarks(one),
+        *_beyond(one, values, limits),
+    ]
     return Verdict(one.name, tuple(findings), values)
 
 
@@ -362,13 +393,21 @@ def _reason(one: InstanceStatus) -> str:
     return f"exit code {unit.exit_status}" if unit.exit_status else unit.result
 
 
+def _condition(one: InstanceStatus) -> Iterator[Finding]:
+    report = one.report
+    if report and report.condition in _CONDITIONS:
+        yield Finding(_CONDITIONS[report.condition], f"{report.condition}: {report.reason}")
+
+
 def _remarks(one: InstanceStatus) -> Iterator[Finding]:
     for remark in one.report.remarks if one.report else ():
         if remark.startswith(_REMARKS):
             yield Finding(Severity.WARNING, remark)
 
 
-def _beyond(values: Mapping[str, float], limits: Thresholds) -> Iterator[Finding]:
+def _beyond(
+    one: InstanceStatus, values: Mapping[str, float], limits: Thresholds
+) -> Iterator[Finding]:
     nothing = Range(low=-math.inf)
     for name, value in values.items():
         severity = Severity.OK
@@ -378,7 +417,8 @@ def _beyond(values: Mapping[str, float], limits: Thresholds) -> Iterator[Finding
             severity = Severity.CRITICAL
         if severity:
             shown = text.age(value) if MEASURES[name].unit == "s" else _shown(value)
-            yield Finding(severity, MEASURES[name].words.format(shown))
+            words = MEASURES[name].words.format(shown)
+            yield Finding(severity, f"{words}{MEASURES[name].more(one)}")
 
 
 def _shown(value: float) -> str:

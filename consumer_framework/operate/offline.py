@@ -50,12 +50,12 @@ from consumer_framework.runtime.assembly.plan import make_plan
 from consumer_framework.runtime.assembly.routes import routed
 from consumer_framework.runtime.control.client import reached
 from consumer_framework.runtime.control.requests import Responder
-from consumer_framework.runtime.control.schema import Begun, Replay, Replayed, Step
+from consumer_framework.runtime.control.schema import Replay, Step
 from consumer_framework.runtime.state_files import store_limits
 from consumer_framework.settings import Framework
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
     from types import FrameType
 
@@ -64,10 +64,11 @@ if TYPE_CHECKING:
     from consumer_framework.core.ports import Observation, Outbox
     from consumer_framework.runtime.assembly.configuration import RunOptions
     from consumer_framework.runtime.assembly.plan import Plan
-    from consumer_framework.runtime.control.schema import AnswerT, Request
+    from consumer_framework.runtime.control.replays import Answer
+    from consumer_framework.runtime.control.schema import AnswerT, Replay, Request
     from consumer_framework.runtime.publications import Publications
 
-    Tell: TypeAlias = Callable[[Step | Begun | Replayed], None]
+    Tell: TypeAlias = Callable[[Answer], None]
 
 # Rows that expire while an instance of this name could not start, and the seconds that it has to
 # do so before the next ones.
@@ -106,7 +107,7 @@ async def _cannot_run(_delivery: Delivery) -> Disposition:
 def replay(
     options: RunOptions,
     directory: Path,
-    rows: Iterable[int],
+    request: Replay,
     tell: Tell,
     interrupted: Callable[[], None],
 ) -> None:
@@ -117,7 +118,7 @@ def replay(
     Args:
         options: Name the configuration that the handler is built from.
         directory: The state directory.
-        rows: Their numbers.
+        request: Names them.
         tell: Called with each answer as it comes.
         interrupted: Called before the process exits in the middle of a row.
 
@@ -139,7 +140,7 @@ def replay(
     with closing(Store.open(directory, instance=options.instance, limits=limits)) as store:
         try:
             with publications.installed():
-                run = _ReplayRun(plan, store, tuple(rows), tell, interrupted, publications)
+                run = _ReplayRun(plan, store, request, tell, interrupted, publications)
                 _run_reactor(run)
         finally:
             _give_to_owner(directory / FILE)
@@ -224,7 +225,7 @@ class _ReplayRun:
     Attributes:
         plan: The handler, and the settings to run it with.
         store: Has the rows.
-        rows: Their numbers.
+        request: Names them.
         tell: Called with each answer as it comes.
         interrupted: Called before the process exits in the middle of a row.
         publications: Store and send the messages that the handler publishes.
@@ -232,7 +233,7 @@ class _ReplayRun:
 
     plan: Plan
     store: Store
-    rows: tuple[int, ...]
+    request: Replay
     tell: Tell
     interrupted: Callable[[], None]
     publications: Publications
@@ -244,7 +245,7 @@ class _ReplayRun:
         runner = _RowRunner(self.plan, self.store, executor, self.publications)
         self._responder = Responder(self.store, runner.run)
         try:
-            replay = self._responder.replay(Replay(self.rows))
+            replay = self._responder.replay(self.request)
             async with contextlib.aclosing(replay) as answers:
                 async for answer in answers:
                     self.tell(answer)

@@ -66,14 +66,14 @@ def rows_of(document: Mapping[str, Any], host: str = "") -> list[Row]:
     """Return the instances in a document of ``fm-consumer status --json``."""
     return [
         _row(str(group.get("name", "")), one, host)
-        for group in _dicts(document.get("groups"))
-        for one in _dicts(group.get("instances"))
+        for group in dicts_in(document.get("groups"))
+        for one in dicts_in(group.get("instances"))
     ]
 
 
 def _row(group: str, one: Mapping[str, Any], host: str) -> Row:
-    report, unit = _dict(one.get("report")), _dict(one.get("unit"))
-    counts = _dict(report.get("counts"))
+    report, unit = dict_in(one.get("report")), dict_in(one.get("unit"))
+    counts = dict_in(report.get("counts"))
     return Row(
         host=host,
         group=group,
@@ -82,16 +82,16 @@ def _row(group: str, one: Mapping[str, Any], host: str) -> Row:
         should_run=one.get("should_run") is True,
         condition=_condition(one, report, unit),
         reason=_reason(one, report, unit),
-        rate=_number(report.get("rate")),
-        lag=_integer(report.get("lag")),
-        lag_seconds=_number(report.get("lag_seconds")),
-        running=_integer(counts.get("running")),
-        held=_integer(report.get("held")),
-        deferred=_integer(one.get("deferred")),
-        quarantined=_integer(one.get("quarantined")),
-        handled=_integer(counts.get("acked")),
-        up=_number(report.get("up")),
-        loss=_loss(_dict(report.get("loss"))),
+        rate=number_in(report.get("rate")),
+        lag=integer_in(report.get("lag")),
+        lag_seconds=number_in(report.get("lag_seconds")),
+        running=integer_in(counts.get("running")),
+        held=integer_in(report.get("held")),
+        deferred=integer_in(one.get("deferred")),
+        quarantined=integer_in(one.get("quarantined")),
+        handled=integer_in(counts.get("acked")),
+        up=number_in(report.get("up")),
+        loss=_loss(dict_in(report.get("loss"))),
     )
 
 
@@ -112,26 +112,34 @@ def _reason(one: Mapping[str, Any], report: Mapping[str, Any], unit: Mapping[str
 
 
 def _loss(found: Mapping[str, Any]) -> Loss | None:
-    seconds = _number(found.get("seconds"))
+    seconds = number_in(found.get("seconds"))
     if seconds is None:
         return None
     return Loss(str(found.get("subject", "")), seconds, str(found.get("cure") or ""))
 
 
-def _dict(value: Any) -> Mapping[str, Any]:
+# Values of a document that nobody has checked.
+
+
+def dict_in(value: Any) -> Mapping[str, Any]:
+    """Return *value* if it is an object, and an empty one otherwise."""
     return value if isinstance(value, dict) else {}
 
 
-def _dicts(value: Any) -> Iterator[Mapping[str, Any]]:
-    return (one for one in value if isinstance(one, dict)) if isinstance(value, list) else iter(())
+def dicts_in(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Return the objects in *value*, if it is a list."""
+    found = value if isinstance(value, list | tuple) else ()
+    return (one for one in found if isinstance(one, dict))
 
 
-def _number(value: Any) -> float | None:
+def number_in(value: Any) -> float | None:
+    """Return *value* if it is a number, and None otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < _HUGE else None
 
 
-def _integer(value: Any) -> int | None:
-    number = _number(value)
+def integer_in(value: Any) -> int | None:
+    """Return *value* without a fraction if it is a number, and None otherwise."""
+    number = number_in(value)
     return None if number is None else int(number)

@@ -175,8 +175,7 @@ def _ask(
     state: Path | None,
     timeout: float | None,
 ) -> InstanceStatus:
-    usual = (state_files.SYSTEM_STATE / name, state_files.users_directory(name))
-    directories = [state] if state else list(dict.fromkeys(usual))
+    directories = directories_of(name, state)
     problems = []
     for directory in directories:
         try:
@@ -195,6 +194,12 @@ def _ask(
         stored = None
     problem = "; ".join(problems)
     return InstanceStatus(name, is_configured, unit, None, stored, problem, is_silent=is_silent)
+
+
+def directories_of(name: str, state: Path | None = None) -> list[Path]:
+    """Return the state directories that the instance *name* may have; *state* alone if given."""
+    usual = (state_files.SYSTEM_STATE / name, state_files.users_directory(name))
+    return [state] if state else list(dict.fromkeys(usual))
 
 
 def _report(directory: Path, name: str, timeout: float | None) -> StatusReport | None:

@@ -34,6 +34,8 @@ INSTALLED = (
     TEMPLATE,
     TARGET,
     RELAY_TEMPLATE,
+    "fm-consumer-metrics.service",
+    "fm-consumer-metrics.timer",
     "fm-consumer-retention.service",
     "fm-consumer-retention.timer",
 )

@@ -45,7 +45,7 @@ from .suspects import SuspectIsolation
 from .task_pool import TaskPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
     from typing import Any
 
     from consumer_framework.core.delivery import Delivery
@@ -232,6 +232,15 @@ class Dispatcher:
         """True if more deferred messages are due than the slots take in a moment."""
         return self._scheduler.is_behind
 
+    def oldest_waiting(self, limit: int) -> Iterator[Delivery]:
+        """Yield the broker's deliveries that no slot has taken; *limit* at most."""
+        return self._intake.oldest(limit)
+
+    @property
+    def waiting(self) -> int:
+        """The number of deliveries that no slot has taken."""
+        return len(self._intake)
+
     @property
     def held(self) -> int:
         """The number of held deliveries."""
@@ -377,6 +386,14 @@ class Dispatcher:
         self._check_order()
 
     # Orders of operators.
+
+    def pause(self, text: str) -> None:
+        """Begin with nothing but replays; *text* says who ordered it, and why."""
+        self._pauses.ordered(text)
+
+    def resume(self) -> None:
+        """End the pause that an operator ordered; other reasons for a pause stay."""
+        self._pauses.order_is_over()
 
     def store_changed(self) -> None:
         """Read the store again; a command may have changed it."""

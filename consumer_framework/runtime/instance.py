@@ -31,6 +31,7 @@ from consumer_framework.runtime.observe.status import StatusReporter, counts_tex
 
 from .deadline import Deadline
 from .dispatcher import Dispatcher, Ports
+from .health import HealthMonitor
 from .memory_relief import MemoryRelief
 from .publications import Publications
 from .read_ahead import ReadAhead
@@ -94,6 +95,7 @@ class Instance:
         read_ahead: Bounds the bytes that wait in memory.
         deadline: Bounds the start and the drain.
         publications: Stores and sends the messages that handlers publish.
+        health: Judges its condition, its lag in time and its next loss.
         status: Describes the instance for the service manager and for operators.
         executor: Runs the handler; None until that is set up.
         drain: The drain that is under way; None before.
@@ -169,6 +171,7 @@ class Instance:
         )
         self.dispatcher.limit_of = self._delivery_limit
         self.session.take_always(self.dispatcher.is_near_limit)
+        self.health = HealthMonitor(self)
         self.status = StatusReporter(self)
         self.deadline = Deadline(
             clock.monotonic, self.notifier, self.status.announce, self._deadline_passed
@@ -240,6 +243,7 @@ class Instance:
         """Take no more work, and announce the stop, whose time *drain* bounds."""
         if self.exit_code == ExitCode.OK:
             self.trouble = ""
+        self.health.stop()
         self.gate.close()
         self.drain = drain
         # systemd counts the time of the stop from here on, whoever ordered it.
@@ -307,7 +311,7 @@ class Instance:
     def connected(self) -> None:
         """There is a connection."""
         _log.info("connected to the broker at %s", self.broker)
-        self.trouble = ""
+        self.trouble = self.gate.why_not_consuming
         if self.publications.is_direct:
             # Messages that handlers publish with `api.twisted_publish` go over this connection.
             api._twisted_service = self.session.service  # noqa: SLF001

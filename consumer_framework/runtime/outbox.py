@@ -44,10 +44,12 @@ from .control import schema
 from .control.routes import this_process
 from .control.threaded import ControlThread
 from .deadline import LEASE, RENEWAL
+from .log_levels import LogLevels
 from .observe.pages import RelayPages
 from .process_exit import ProcessExit
 from .reload import CredentialSnapshot, file_given, log_report, refused, remarks_of
 from .signals import Signals
+from .stacks import stacks_of_process
 from .state_files import relay_socket, state_directory
 from .watchdog import FEEDS
 
@@ -203,6 +205,7 @@ class RelayProcess:
         self._status = RelayStatus(clock, settings.framework.outbox.messenger)
         self._observer = RelayObservers(self._status, RelayLog())
         self._remarks: dict[str, str] = {}
+        self._log_levels = LogLevels(_call_later, clock.time)
         self._credentials = CredentialSnapshot.take(options.path, options.instance)
         self._sending: _Sending | None = None
         self._stop_signal: signal.Signals | None = None
@@ -366,6 +369,8 @@ class RelayProcess:
                 {
                     schema.Ping: self._respond_ping,
                     schema.RelayStatus: self._respond_status,
+                    schema.Stacks: lambda _request: [stacks_of_process()],
+                    schema.LogLevel: lambda request: [self._log_levels.change(request)],
                     schema.Reload: self._respond_reload,
                 },
                 RelayPages(options.instance, self._status.report, self._is_relay_stuck).by_path,
@@ -518,6 +523,13 @@ class RelayProcess:
     def _close(self) -> None:
         if self._sending is not None and not self._sending.runs:
             self._sending.store.close()
+
+
+def _call_later(seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+    timer = threading.Timer(seconds, function)
+    timer.daemon = True
+    timer.start()
+    return timer.cancel
 
 
 def require_tables(store: OutboxStore, name: str) -> None:

@@ -2,7 +2,8 @@
 """Pauses the instance while a thing that it needs is broken, and finds out when it works again.
 
 There are three reasons: an open breaker; a store that cannot be written; and, with strict order, a
-message in the store that goes before all others. Each of them suspends the gate.
+message in the store that goes before all others. Besides, an operator may order a pause. Each of
+them suspends the gate.
 """
 
 from __future__ import annotations
@@ -105,6 +106,14 @@ class Pauses:
         """Pause, because the store cannot be read: a message in it might be overtaken."""
         self._break(Reason.ORDER, f'{reason} (ordering = "strict" needs to read it)')
 
+    def ordered(self, text: str) -> None:
+        """Pause on an operator's order; *text* says who ordered it, and why."""
+        self._break(Reason.OPERATOR, text)
+
+    def order_is_over(self) -> None:
+        """End that pause; nothing happens without one."""
+        self._mend(Reason.OPERATOR)
+
     def _break(self, reason: Reason, text: str) -> None:
         if self._gate.reasons.get(reason) != text:
             self._observer.notify(Paused(reason, text))
@@ -127,7 +136,10 @@ class Pauses:
 
     def _try(self) -> None:
         self._probe = None
-        if not self._scheduler.bring_one():
+        if Reason.OPERATOR in self._gate.reasons:
+            # Nothing runs meanwhile, not even a probe.
+            self._set_probe()
+        elif not self._scheduler.bring_one():
             # Nothing is held or deferred: the next message of the queue is the probe.
             self._breaker = self._breaker.success()
             self._mend(Reason.DEPENDENCY)

@@ -20,10 +20,7 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Problem
 from consumer_framework.core.lifecycle import Effect, Event, State
 from consumer_framework.publishing.report import RelayReport
 from consumer_framework.runtime.control.requests import Responder
-from consumer_framework.runtime.control.routes import this_process
 from consumer_framework.runtime.control.schema import (
-    Ping,
-    Pong,
     RelayStatus,
     RelayStatusReport,
     Reload,
@@ -33,6 +30,7 @@ from consumer_framework.settings.workers import number_on_host
 
 from .drain import Drain, cut_short
 from .lanes import lane_finder
+from .live_requests import LiveRequests
 from .monitoring_port import MonitoringPort
 from .observe.pages import InstancePages
 from .process_exit import PATIENCE, ProcessExit
@@ -150,6 +148,8 @@ class Runner(MultiService):
                 # Its __init__ and setup may have taken them.
                 self._signals.catch()
                 instance.happened(Event.BUILT)
+                if not instance.gate.is_closed:
+                    instance.health.start()
         finally:
             instance.is_built.set()
 
@@ -187,7 +187,7 @@ class Runner(MultiService):
         factory = ControlFactory(
             {
                 **responder.by_type,
-                Ping: self._respond_ping,
+                **LiveRequests(self._instance, self._name).by_type,
                 Reload: self._reloader.respond,
                 RelayStatus: self._respond_relay_status,
             },
@@ -197,9 +197,6 @@ class Runner(MultiService):
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     # Running.
-
-    async def _respond_ping(self, _request: Ping) -> AsyncGenerator[Pong, None]:
-        yield this_process(self._name)
 
     async def _respond_relay_status(
         self, _request: RelayStatus

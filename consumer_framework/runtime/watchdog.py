@@ -42,12 +42,14 @@ BLOCKED_AFTER = 10.0
 SILENCE_WINDOW = 300.0
 # Seconds between two checks of the loop.
 _CHECK_INTERVAL = 1.0
+# Seconds between two judgements where the service manager waits for nothing.
+UNWATCHED_INTERVAL = 10.0
 
 
 class Watchdog:
     """Feeds the watchdog of the service manager for as long as the instance is not stuck.
 
-    Feeds nothing if the service manager waits for nothing.
+    If the service manager waits for nothing, it judges the instance all the same, for operators.
 
     Args:
         instance: The instance to judge.
@@ -55,7 +57,8 @@ class Watchdog:
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._interval = instance.notifier.watchdog_seconds / FEEDS
+        self._is_awaited = instance.notifier.watchdog_seconds > 0
+        self._interval = instance.notifier.watchdog_seconds / FEEDS or UNWATCHED_INTERVAL
         self._now = instance.clock.monotonic
         self._presence = PresenceCheck(
             instance.session, instance.reactor, self._now, self._interval
@@ -69,8 +72,7 @@ class Watchdog:
     def start(self) -> None:
         """Start both watches; call it on the event loop."""
         self._blocked_loop.start()
-        if self._interval:
-            self._feed()
+        self._feed()
 
     def stop(self) -> None:
         """Stop both watches."""
@@ -90,7 +92,7 @@ class Watchdog:
         None if it waits for nothing, or was not fed yet.
         """
         longest = self._silence.longest(self._now())
-        if not self._interval or longest is None:
+        if not self._is_awaited or longest is None:
             return None
         return self._instance.notifier.watchdog_seconds - longest
 
@@ -105,13 +107,20 @@ class Watchdog:
             return
         facts = self._facts()
         verdict = judge(facts, self._now())
-        if isinstance(verdict, Unhealthy):
-            self._alarm(verdict.reason, facts)
-        else:
+        health, former = self._instance.health, self._instance.health.stuck
+        health.stuck = verdict.reason if isinstance(verdict, Unhealthy) else ""
+        if health.stuck and self._is_awaited:
+            self._alarm(health.stuck, facts)
+            return
+        if health.stuck and not former:
+            _log.error("stuck, and nothing restarts it: %s", health.stuck)
+        if self._is_awaited:
             self._instance.notifier.watchdog()
             self._silence.end(self._now())
-            self._presence.ask()
-            self._instance.lag = self._presence.lag
+        self._presence.ask()
+        self._instance.lag = self._presence.lag
+        health.samples = self._presence.samples
+        health.look()
 
     def _facts(self) -> HealthFacts:
         instance = self._instance

@@ -2,6 +2,8 @@
 """The configuration of an instance as frozen values.
 
 - :mod:`.model` declares each setting once: type, default, meaning, and the effort of a change.
+- :mod:`.outbox` declares the table of an outbox.
+- :mod:`.health` declares the thresholds of the condition, and the limits of queues.
 - :mod:`.parsing` checks a whole document and collects every problem with its TOML path.
 - :mod:`.changes` compares two configurations, for a reload.
 - :mod:`.author` checks the author's part against the ``Config`` of a consumer.
@@ -14,6 +16,8 @@ Nothing here reads a file, a clock or the environment: the adapters do.
 from .author import is_config_type, known_keys, parse_consumer_config
 from .brokers import Address
 from .changes import FRAMEWORK_TAKES, TAKES, Change, changes, in_force, is_authors
+from .health import PRIVATE, PUBLIC, QueuePolicy, Thresholds, virtual_host
+from .listing import Setting, settings_of
 from .model import (
     CONFIGURATION_DIRECTORY,
     INSTANCE_NAME,
@@ -23,10 +27,7 @@ from .model import (
     BreakerSettings,
     Framework,
     Monitoring,
-    OnFailure,
     Ordering,
-    OutboxRule,
-    OutboxSettings,
     Profile,
     PublishingKind,
     Qos,
@@ -35,11 +36,11 @@ from .model import (
     RuleSettings,
     Settings,
     StoreKind,
-    Takes,
     Tls,
-    Unroutable,
     instance_name_problem,
+    is_fedoras_host,
 )
+from .outbox import OnFailure, OutboxRule, OutboxSettings, Unroutable
 from .parsing import (
     NO_OVERRIDES,
     Overrides,
@@ -51,6 +52,7 @@ from .parsing import (
     refuse_conflicts,
 )
 from .problems import toml_path
+from .table import Takes
 from .toml_lines import TomlLines
 
 __all__ = [
@@ -58,6 +60,8 @@ __all__ = [
     "FRAMEWORK_TAKES",
     "INSTANCE_NAME",
     "NO_OVERRIDES",
+    "PRIVATE",
+    "PUBLIC",
     "TAKES",
     "TRANSIENT_QUEUE",
     "Address",
@@ -76,11 +80,14 @@ __all__ = [
     "PublishingKind",
     "Qos",
     "Queue",
+    "QueuePolicy",
     "Recovery",
     "RuleSettings",
+    "Setting",
     "Settings",
     "StoreKind",
     "Takes",
+    "Thresholds",
     "Tls",
     "TomlLines",
     "Unroutable",
@@ -90,6 +97,7 @@ __all__ = [
     "instance_name_problem",
     "is_authors",
     "is_config_type",
+    "is_fedoras_host",
     "known_keys",
     "outbox_settings",
     "outbox_table",
@@ -97,5 +105,7 @@ __all__ = [
     "parse",
     "parse_consumer_config",
     "refuse_conflicts",
+    "settings_of",
     "toml_path",
+    "virtual_host",
 ]

@@ -11,9 +11,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .model import Framework, Settings, Table, Takes
+from .model import Framework, Settings
 from .parsing import FRAMEWORK
 from .problems import toml_path
+from .table import Table, Takes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

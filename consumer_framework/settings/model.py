@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr
 
 from consumer_framework.core.errors import Problem
 from consumer_framework.core.limits import Rate
@@ -27,23 +27,14 @@ from consumer_framework.core.recovery import OnExhausted, OnInvalid, Then
 from consumer_framework.core.text import Duration, DurationOrEndless
 
 from .brokers import Address, Broker, addresses
+from .health import QueuePolicy, Thresholds, fedoras_policy, limits_of
+from .outbox import OutboxSettings
+from .table import Table, Takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-
-class Takes(Enum):
-    """The effort to bring a changed setting into force."""
-
-    RELOAD = "reload"  # the value changes while messages are handled
-    RECONNECT = "reconnect"  # the value changes with a new connection, which the reload makes
-    RESTART = "restart"  # the instance keeps the old value until it is started again
-
-
-class Table(BaseModel):
-    """A frozen table that knows all its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    from consumer_framework.core.loss import QueueLimits
 
 
 class BreakerSettings(Table):
@@ -186,91 +177,6 @@ class PublishingKind(Enum):
     DIRECT = "direct"  # they are sent at once
 
 
-class OnFailure(Enum):
-    """The treatment of a message that the broker does not take now."""
-
-    WAIT = "wait"  # publish() returns when the message is sent
-    SKIP = "skip"  # the relay tries once, and discards the message
-    SPOOL = "spool"  # the relay tries until the message is sent
-
-
-class Unroutable(Enum):
-    """The treatment of a message that the broker took and routed to no queue."""
-
-    ACCEPT = "accept"  # it counts as sent
-    DEAD = "dead"  # it stays in the outbox, for an operator
-    RETRY = "retry"  # it is sent again, later
-
-
-class OutboxRule(Table):
-    """Other answers for the messages of some topics."""
-
-    topics: Annotated[StrictStr, Field(min_length=1)]
-    """The topics, with their prefix: words with dots between them; `*` stands for one word, `#` for
-    any number of words.
-    """
-    on_failure: OnFailure | None = None
-    """The same as `on_failure` of the outbox, for these topics. Without this key, the next rule
-    that matches decides, or the outbox.
-    """
-    unroutable: Unroutable | None = None
-    """The same as `unroutable` of the outbox, for these topics."""
-
-
-class OutboxSettings(Table):
-    """The outbox: the table of messages accepted for publishing, and the relay that sends them."""
-
-    database: Annotated[StrictStr, Field(min_length=1)] | None = Field(default=None, repr=False)
-    """The database with the table, as a URL of SQLAlchemy: `sqlite:////PATH`,
-    `postgresql://USER:PASSWORD@HOST/NAME` or `mariadb://USER:PASSWORD@HOST/NAME`. The password, or
-    the whole URL, may be `credential:NAME`, here and in `endpoints`. Without this key:
-    `outbox.sqlite3` in the state directory.
-    """
-    messenger: Annotated[StrictStr, Field(min_length=1)] = "amqp"
-    """The way to send: `amqp`, `fedora`, `kombu`, `proton`, `stomp`, `fedmsg`, `dummy`, or another
-    entry point of the group `consumer_framework.messengers`.
-    """
-    endpoints: Annotated[
-        tuple[Annotated[StrictStr, Field(min_length=1)], ...], Field(max_length=100)
-    ] = Field(default=(), repr=False)
-    """The URLs of the brokers in the order to try them. Without this key: `amqp_url` and `brokers`.
-    """
-    window: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
-    """The number of messages that are sent before the broker has confirmed the first of them; 1 to
-    10000. The relay claims more rows at once, as many as it sends in a second: at most 1000.
-    """
-    lease: Annotated[Duration, Field(ge=1, le=3600)] = 30.0
-    """The time after which the messages of a relay that died are sent by another; 1 second to 1
-    hour. A relay that lives extends it, also while a slow broker confirms.
-    """
-    timeout: Annotated[Duration, Field(gt=0)] | None = None
-    """The time to connect to an endpoint, and to wait for the next confirmation of a batch. Then
-    the next endpoint is tried. It must be shorter than `lease`. Without this key: half of `lease`,
-    at most 30 seconds.
-    """
-    max_body: Annotated[StrictInt, Field(ge=1, le=1 << 30)] = 16 << 20
-    """The maximum size of a message's body in bytes. A larger one is refused by `publish()`."""
-    lossy: StrictBool = False
-    """Send messages that the messenger changes, such as a severity that STOMP cannot carry."""
-    on_failure: OnFailure = OnFailure.SPOOL
-    """The treatment of a message that the broker does not take now: `"spool"` tries until it is
-    sent, `"wait"` does the same and lets `publish()` wait for that, `"skip"` tries once.
-    """
-    unroutable: Unroutable = Unroutable.ACCEPT
-    """The treatment of a message that no queue is bound for: `"accept"` counts it as sent, `"dead"`
-    keeps it for an operator, `"retry"` sends it again later.
-    """
-    rules: Annotated[tuple[OutboxRule, ...], Field(max_length=1000)] = ()
-    """Other answers for some topics. The first rule that matches and has the key decides."""
-    options: dict[str, Any] = Field(default={}, repr=False)
-    """Options of the messenger."""
-
-    @property
-    def endpoint_timeout(self) -> float:
-        """The ``timeout`` in force, in seconds."""
-        return min(self.lease / 2, 30.0) if self.timeout is None else self.timeout
-
-
 def _checked_source(text: str) -> str:
     source_of(text)
     return text
@@ -356,6 +262,16 @@ class Framework(Table):
     their attempts, in bytes. Above it, the oldest quarantined messages expire. Deferred messages
     never expire.
     """
+    thresholds: Annotated[Thresholds, Takes.RELOAD] = Thresholds()
+    """The thresholds of the instance's condition; see below."""
+    queue_policy: Annotated[QueuePolicy, Takes.RELOAD] = QueuePolicy()
+    """The limits of the queues that a policy of the broker sets, which a client cannot read; see
+    below. The status uses them to forecast a loss of messages.
+    """
+    health_interval: Annotated[Duration, Field(ge=1), Takes.RELOAD] = 30.0
+    """The time between two calls of the consumer's own `health()`, at least 1 second."""
+    health_timeout: Annotated[Duration, Field(gt=0), Takes.RELOAD] = 10.0
+    """The time that `health()` may take. After that the instance is `unhealthy`."""
     recovery: Annotated[Recovery, Takes.RELOAD] = Recovery()
     """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
     publishing: Annotated[PublishingKind | None, Takes.RESTART] = None
@@ -565,6 +481,24 @@ class Settings(Table):
         written = self.qos.prefetch_count
         return self.framework.prefetch_count if written is None else written
 
+    @property
+    def is_fedoras(self) -> bool:
+        """Whether Fedora's rules apply: the file says so, or a broker has Fedora's host name."""
+        if self.framework.profile is not None:
+            return self.framework.profile is Profile.FEDORA
+        return any(is_fedoras_host(address.name) for address in self.brokers)
+
+    def limits_of(self, queue: str) -> QueueLimits:
+        """Return the limits of the queue with the name *queue* in the configuration.
+
+        They are those of its arguments, of ``queue_policy`` and, on Fedora's broker, of Fedora.
+        """
+        policies = [self.framework.queue_policy]
+        if self.is_fedoras:
+            policies.append(fedoras_policy(self.amqp_url))
+        declared = self.queues.get(queue)
+        return limits_of(declared.arguments if declared else {}, policies)
+
     def is_passive(self, queue: Queue) -> bool:
         """Return true if the instance does not create *queue*, which must exist."""
         return self.passive_declares if queue.passive is None else queue.passive
@@ -572,6 +506,14 @@ class Settings(Table):
     def bindings_of(self, queue: str) -> list[Binding]:
         """Return the bindings of the queue with the name *queue* in the configuration."""
         return [binding for binding in self.bindings if binding.queue == queue]
+
+
+_FEDORAS_DOMAIN = "fedoraproject.org"
+
+
+def is_fedoras_host(name: str) -> bool:
+    """Return true if *name* is the name of a host of Fedora's."""
+    return f".{name.lower()}".endswith(f".{_FEDORAS_DOMAIN}")
 
 
 # The configuration of the instance NAME is the file NAME.toml there.

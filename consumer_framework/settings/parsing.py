@@ -22,11 +22,11 @@ from .model import (
     TRANSIENT_QUEUE,
     Framework,
     Ordering,
-    OutboxSettings,
     PublishingKind,
     Settings,
     StoreKind,
 )
+from .outbox import OutboxSettings
 from .problems import from_pydantic
 
 if TYPE_CHECKING:

@@ -303,6 +303,16 @@ class VirtualInstance:
         """Begin to run a row of the store again; it runs as the instance settles down."""
         return self.time.loop.create_task(self._dispatcher.replay(row))
 
+    def pause(self, text: str) -> None:
+        """Pause as on an operator's order."""
+        self._dispatcher.pause(text)
+        self.settle_down()
+
+    def resume(self) -> None:
+        """End that pause."""
+        self._dispatcher.resume()
+        self.settle_down()
+
     def look(self) -> None:
         """Let the dispatcher look at the store, because somebody changed it."""
         self._dispatcher.store_changed()

@@ -6,6 +6,7 @@ import { usePolled } from "./polled.js";
 import { html, useState } from "./view.js";
 import { Empty, Notice, Table } from "./widgets.js";
 
+const FRAMEWORK = "consumer_config.framework";
 const COLUMNS = [
     { name: "Setting" },
     { name: "Value", wide: true },
@@ -21,9 +22,8 @@ export function Settings({ instance }) {
     return html`
         <${InstanceView} instance=${instance} name="settings" title="Settings" problem=${problem} at=${at} busy=${!data && !problem}>
             ${data && html`
-                ${data.file && html`<p class="fm-line">${data.file}</p>`}
-                ${data.waiting?.length > 0 && html`<${Notice} tone="warning" title="Changes wait for a restart.">
-                    <p>${data.waiting.join(", ")}</p><//>`}
+                ${!data.in_force && html`<${Notice} tone="info" title=${`${instance} does not run.`}>
+                    <p>These are the settings of its file.</p><//>`}
                 <div class="fm-filters"><label class="fm-check"><input type="checkbox" checked=${onlyOwn}
                     onChange=${(event) => setOnlyOwn(event.target.checked)} /> Only those that differ from the default</label></div>
                 ${shown.length
@@ -32,16 +32,12 @@ export function Settings({ instance }) {
         <//>`;
 }
 
-function rowOf({ key, value, default: usual, takes, is_default: isDefault }) {
+function rowOf({ path, value, default: usual, takes, is_default: isDefault }) {
     return {
-        key,
-        data: { "data-setting": key },
-        cells: [html`<span class="fm-code">${key}</span>`,
-            html`<span class="fm-code">${isDefault ? shown(value) : html`<strong>${shown(value)}</strong>`}</span>`,
-            html`<span class="fm-code">${shown(usual)}</span>`, takes ?? ""],
+        key: path,
+        data: { "data-setting": path },
+        cells: [html`<span class="fm-code">${path.replace(FRAMEWORK, "…")}</span>`,
+            html`<span class="fm-code">${isDefault ? value : html`<strong>${value}</strong>`}</span>`,
+            isDefault ? "" : html`<span class="fm-code">${usual}</span>`, takes],
     };
-}
-
-function shown(value) {
-    return value === null || value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value);
 }

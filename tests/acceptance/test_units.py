@@ -127,6 +127,8 @@ def test_systemd_finds_nothing_wrong_with_any_unit_or_drop_in(host):
         "fm-consumer-failed@verified.service",
         "fm-outbox@verified.service",
         "fm-consumers.target",
+        "fm-consumer-metrics.service",
+        "fm-consumer-metrics.timer",
         "fm-consumer-retention.service",
         "fm-consumer-retention.timer",
     )

@@ -114,6 +114,8 @@ def test_the_command_comes_with_its_units_man_pages_and_completion(rpms):
         "/usr/bin/fm-consumer",
         f"{units}/fm-consumer@.service.d/10-consumer-framework.conf",
         f"{units}/fm-consumers.target",
+        f"{units}/fm-consumer-metrics.timer",
+        "/usr/share/consumer-framework/monitoring/fm-consumer-rules.yml",
         f"{units}/fm-consumer-retention.timer",
         f"{units}/fm-outbox@.service",
         "/usr/share/man/man1/fm-consumer-outbox.1.gz",

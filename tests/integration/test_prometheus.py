@@ -2,8 +2,10 @@
 """A real Prometheus reads a real instance, and the rules and the dashboard find their series."""
 
 import json
+import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +14,34 @@ from consumer_framework.testing.broker.place import reserve_port
 from .instance import publish, queue_table, until
 from .prometheus import Prometheus, promtool
 
+MONITORING = Path(__file__).resolve().parents[2] / "packaging/monitoring"
+RULES = MONITORING / "fm-consumer-rules.yml"
+DASHBOARD = MONITORING / "fm-consumer-dashboard.json"
+# Metrics of the rules and the dashboard that this instance has no reason for: it published nothing,
+# loses nothing, has no watchdog and is a target of no node-exporter.
+NOT_HERE = {
+    "fm_consumer_time_to_loss_seconds",
+    "fm_consumer_lag_messages",
+    "fm_consumer_lag_seconds",
+    "fm_consumer_watchdog_margin_seconds",
+    "fm_consumer_watchdog_seconds",
+    "fm_outbox_messages",
+    "fm_outbox_oldest_seconds",
+    "messaging_client_sent_messages_total",
+    "node_textfile_mtime_seconds",
+}
+
 HANDLER = """
 def handler(message):
     if message.body["n"] == 3:
         raise LookupError("gone")
     note("done", message)
 """
+
+
+def metrics_in(text):
+    found = set(re.findall(r"\b(?:fm_(?:consumer|outbox)|messaging|node)_[a-z_]+", text))
+    return found - {"fm_consumers"}
 
 
 @pytest.fixture
@@ -60,8 +84,15 @@ def test_prometheus_scrapes_a_running_instance(instance, port, queue_name, tmp_p
     status, page = get(port, "/metrics")
     assert status == 200
     assert promtool("check", "metrics", given=page) == (0, "")
-    with Prometheus(tmp_path / "prometheus", [f"127.0.0.1:{port}"]) as prometheus:
+    with Prometheus(tmp_path / "prometheus", [f"127.0.0.1:{port}"], [RULES]) as prometheus:
         until(lambda: prometheus.query("fm_consumer_up"), "it is scraped")
+        until(
+            lambda: all(rule["health"] == "ok" for rule in prometheus.rules()),
+            lambda: str([rule for rule in prometheus.rules() if rule["health"] != "ok"]),
+        )
+        used = {*metrics_in(RULES.read_text()), *metrics_in(DASHBOARD.read_text())}
+        absent = {name for name in used if not prometheus.query(name)}
+        assert absent == used & NOT_HERE
 
         def value(expression):
             ((_labels, found),) = prometheus.query(expression)
@@ -80,6 +111,8 @@ def test_prometheus_scrapes_a_running_instance(instance, port, queue_name, tmp_p
         assert value("fm_consumer_time_in_queue_seconds_count") == 4
         assert value("fm_consumer_connections_total") == 1
         assert value("fm_consumer_store_file_bytes") > 4096
+        alert = 'ALERTS{alertname="ConsumerQuarantines",fm_instance="instance"}'
+        until(lambda: prometheus.query(alert), "the alert is pending")
         assert value("process_resident_memory_bytes") > 1e6
     status, page = get(port, "/metrics", "application/openmetrics-text; version=1.0.0")
     assert page.endswith("# EOF\n")
@@ -142,3 +175,10 @@ handler = Slow
     instance.ready()
     assert get(port, "/ready")[0] == 200
     assert instance.stop() == 0
+
+
+def test_promtool_passes_the_rules_with_their_tests_and_the_example():
+    code, said = promtool("test", "rules", MONITORING / "fm-consumer-rules-test.yml")
+    assert code == 0, said
+    code, said = promtool("check", "config", "--syntax-only", MONITORING / "prometheus-example.yml")
+    assert code == 0, said

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pytest
     from click.testing import Result
 
+    from consumer_framework.runtime.control.routes import Pages
+
 TOML = """
 amqp_url = "amqp://localhost"
 callback = "sample:Sample"
@@ -133,9 +135,9 @@ class Host:
     def runs(self, instance: str, place: str = "lib", **more: Any) -> Iterator[None]:
         """Let something answer on the control socket of an instance.
 
-        The argument *reload* answers orders to reload.
+        The argument *reload* answers orders to reload; *pages* are the pages of the process.
         """
-        reload = more.pop("reload", None)
+        reload, pages = more.pop("reload", None), more.pop("pages", {})
         counts = schema.Counts(**{"acked": 7, "running": 1, **more.pop("counts", {})})
         status = "consuming 1 queue, 0/s, 7 handled, up 9 s"
         report = schema.StatusReport(
@@ -149,7 +151,7 @@ class Host:
         if reload is not None:
             by_type[schema.Reload] = _reloading(reload)
         try:
-            with _serving(state / "control", by_type):
+            with _serving(state / "control", by_type, pages):
                 yield
         finally:
             store.close()
@@ -166,7 +168,7 @@ def _reloading(reload: Any) -> Any:
 
 
 @contextmanager
-def _serving(path: Path, by_type: dict[Any, Any]) -> Iterator[None]:
+def _serving(path: Path, by_type: dict[Any, Any], pages: Pages) -> Iterator[None]:
     """Answer on *path* with coroutines, which run on a loop of their own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -187,7 +189,8 @@ def _serving(path: Path, by_type: dict[Any, Any]) -> Iterator[None]:
 
         return answers
 
-    control = ControlThread(path, {kind: answering(respond) for kind, respond in by_type.items()})
+    answers = {kind: answering(respond) for kind, respond in by_type.items()}
+    control = ControlThread(path, answers, pages)
     try:
         yield
     finally:

@@ -46,6 +46,7 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import ExitCode
+from consumer_framework.core.lag import Lag
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
 from consumer_framework.core.stats import Snapshot
@@ -79,6 +80,8 @@ TABLES: dict[str, type[BaseModel]] = {
 FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "`[consumer_config.framework]`": settings.Framework,
     "`[consumer_config.framework.batch]`": settings.Batch,
+    "`[consumer_config.framework.thresholds]`": settings.Thresholds,
+    "`[consumer_config.framework.queue_policy]`": settings.QueuePolicy,
 }
 PUBLISHING_TABLES: dict[str, type[BaseModel]] = {
     "`[consumer_config.framework.outbox]`": settings.OutboxSettings,
@@ -378,7 +381,18 @@ def test_the_recovery_reference_has_the_disposition_of_each_signal(raised):
 
 
 BROKER = "rabbitmq.example.org:5671"
-BUSY = StatusFacts(BROKER, 2, Snapshot(acked=41200), 118.2, 3, 0, 2, 40, 3 * 86400 + 60)
+BUSY = StatusFacts(
+    BROKER,
+    2,
+    Snapshot(acked=41200),
+    118.2,
+    3,
+    0,
+    2,
+    40,
+    Lag(2.5, "message"),
+    up=3 * 86400 + 60,
+)
 # In the order of the page.
 STATUS_LINES = [
     (State.BUILDING, StatusFacts(left=299)),
@@ -405,6 +419,16 @@ STATUS_LINES = [
         replace(
             BUSY,
             trouble="the database is gone; next probe in 30 s",
+            held=4,
+            quarantined=0,
+            lag=None,
+        ),
+    ),
+    (
+        State.PAUSED,
+        replace(
+            BUSY,
+            trouble="by an operator: the database moves",
             held=4,
             quarantined=0,
             lag=None,

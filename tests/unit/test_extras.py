@@ -44,6 +44,7 @@ from fedora_messaging.message import Message
 from consumer_framework.testing import messages
 messages(Message)
 """,
+    "top": "import consumer_framework.cli.top_screen",
     "watch": """
 import pathlib
 from consumer_framework.kit.development.changes import Changes

@@ -3,6 +3,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -347,3 +348,52 @@ def test_a_worker_has_its_number_by_the_link_of_its_file(tmp_path):
         for name in ("builds", "builds_3", "own_2", "other_2", "gone_4")
     }
     assert numbers == {"builds": 1, "builds_3": 3, "own_2": 1, "other_2": 1, "gone_4": 1}
+
+
+# The rules and the dashboard.
+
+MONITORING = Path(__file__).resolve().parents[2] / "packaging/monitoring"
+
+
+def test_the_rules_and_the_dashboard_use_metrics_that_there_are():
+    names = {
+        f"{each.name}{suffix}"
+        for each in (*INSTANCE, *OUTBOX)
+        for suffix in {
+            "counter": ("_total",),
+            "gauge": ("",),
+            "histogram": ("_bucket", "_sum", "_count"),
+        }[each.kind]
+    }
+    for file in MONITORING.iterdir():
+        text = file.read_text()
+        used = set(re.findall(r"\b(?:fm_consumer|fm_outbox|messaging)_[a-z_]+", text))
+        assert used - names - {"fm_consumers", "messaging_destination_name"} == set(), file
+
+
+def test_each_alert_has_a_test_and_none_fires_for_a_healthy_instance():
+    rules = (MONITORING / "fm-consumer-rules.yml").read_text()
+    tests = (MONITORING / "fm-consumer-rules-test.yml").read_text()
+    alerts = re.findall(r"- alert: (\w+)", rules)
+    assert len(set(alerts)) == len(alerts) >= 15
+    fires, quiet = tests.split("- name: A healthy instance")
+    for alert in alerts:
+        assert f"- name: {alert}\n" in fires
+        assert f"- {{alertname: {alert}, eval_time: 2h, exp_alerts: []}}" in quiet
+
+
+def test_the_dashboard_has_a_place_for_each_panel():
+    board = json.loads((MONITORING / "fm-consumer-dashboard.json").read_text())
+    places: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & places, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        places |= cells
+        assert panel["targets"][0]["expr"]
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

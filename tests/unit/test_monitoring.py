@@ -20,6 +20,7 @@ from consumer_framework.adapters.systemd.systemctl import Unit, unit_name
 from consumer_framework.cli import main
 from consumer_framework.core.errors import Problem
 from consumer_framework.core.lifecycle import State
+from consumer_framework.core.loss import Loss
 from consumer_framework.operate import status
 from consumer_framework.operate.monitoring import (
     MEASURES,
@@ -114,7 +115,7 @@ def test_a_value_in_seconds_takes_a_length_of_time():
 @pytest.mark.parametrize(
     ("item", "why"),
     [
-        ("lagg=1", "there is no value 'lagg'; there are lag, rate"),
+        ("lagg=1", "there is no value 'lagg'; there are lag, lag_time, time_to_loss, rate"),
         ("lag", "is no threshold: write quarantined=10"),
     ],
 )
@@ -398,8 +399,61 @@ def test_the_values_of_thresholds_are_completed():
     assert completed == ["outbox_waiting=", "outbox_dead=", "outbox_oldest="]
 
 
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("stuck", "CRITICAL"),
+        ("unhealthy", "CRITICAL"),
+        ("retrying", "WARNING"),
+        ("slow", "WARNING"),
+        ("lagging", "OK"),
+        ("idle", "OK"),
+        ("consuming", "OK"),
+        ("", "OK"),
+        ("of a later version", "OK"),
+    ],
+)
+def test_a_condition_that_no_value_shows_counts(condition, expected):
+    one = instance(replace(CONSUMING, condition=condition, reason="the index is old"))
+    assert severity(one) == expected
+    problem = judge(one, thresholds(), NOW).problem
+    assert problem == ("" if expected == "OK" else f"{condition}: the index is old")
+
+
+@pytest.mark.parametrize(("age", "expected"), [(299, "OK"), (301, "WARNING"), (3601, "CRITICAL")])
+def test_the_lag_in_time_has_thresholds(age, expected):
+    assert severity(instance(replace(CONSUMING, lag_seconds=age))) == expected
+
+
+def test_the_next_loss_is_named_in_the_last_day_and_critical_in_the_last_hour():
+    def found(seconds):
+        loss = Loss("the disk is full", seconds, "make room")
+        return judge(instance(replace(CONSUMING, loss=loss)), thresholds(), NOW)
+
+    assert found(90000.0).severity.name == "OK"
+    assert found(80000.0).problem == "loss in 22h: the disk is full"
+    assert found(80000.0).severity.name == "WARNING"
+    assert found(0.0).severity.name == "CRITICAL"
+
+
+def test_zabbix_gets_the_condition_and_the_values_of_health(host):
+    host.configures()
+    host.has_unit("sample")
+    loss = Loss("the disk is full", 60.0, "make room")
+    more: dict[str, Any] = {"condition": "slow", "reason": "r", "lag_seconds": 2.5, "loss": loss}
+    with host.runs("sample", state="consuming", **more):
+        found = zabbix(host)["sample"]
+    assert (found["condition"], found["lag_time"], found["time_to_loss"]) == ("slow", 2.5, 60.0)
+
+
 def test_every_value_that_a_full_report_has_is_shown():
     report = StatusReport(
-        state="consuming", lag=0, counts=Counts(), outbox=OutboxReport(waiting=0), up=1
+        state="consuming",
+        lag=0,
+        lag_seconds=0.0,
+        loss=Loss("the queue is full", 5.0),
+        counts=Counts(),
+        outbox=OutboxReport(waiting=0),
+        up=1,
     )
     assert [*judge(instance(report), thresholds(), time.time()).values] == [*MEASURES]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet import defer, error, task
 
 from consumer_framework.adapters.amqp.presence import (
+    AGREEING_SAMPLES,
     ANSWER_TIMEOUT,
     AbsenceDetector,
     PresenceCheck,
@@ -69,6 +70,7 @@ class Session:
         self.client = Client()
         self.subscriptions = (subscription("a"), subscription("b"))
         self.is_complete = True
+        self.is_paused = False
         self.room = True
         self.takes_turns = True
 
@@ -291,10 +293,22 @@ def test_the_lag_is_the_sum_of_ready_messages_of_all_queues(check, session):
     assert check.lag == 0
 
 
-@pytest.mark.parametrize("what", ["another connection", "a pause"])
+def test_during_a_pause_the_queues_are_counted_and_no_consumer_is_missed(check, session):
+    look(check, session, ready=0)
+    session.is_complete, session.is_paused = False, True
+    for one in session.subscriptions:
+        one.consumer_tag = ""
+    for _ in range(AGREEING_SAMPLES + 1):
+        look(check, session, consumers=0, ready=20)
+    assert check.lag == 40
+    assert check.samples["a"].ready == 20
+    assert check.absent == ""
+
+
+@pytest.mark.parametrize("what", ["another connection", "a lost consumer"])
 def test_the_lag_is_not_known_any_more_where_nothing_is_asked(check, session, what):
     look(check, session, ready=20)
-    if what == "a pause":
+    if what == "a lost consumer":
         session.is_complete = False
     else:
         session.client = Client()

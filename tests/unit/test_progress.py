@@ -3,7 +3,7 @@
 
 import pytest
 
-from consumer_framework.core.stats import Progress
+from consumer_framework.core.stats import Progress, RetryShare, Snapshot, Trend
 
 
 def progress_of(*looks):
@@ -60,3 +60,60 @@ def test_an_instance_is_proven_after_many_messages_or_after_one_and_a_minute(
     after, handled, is_proven
 ):
     assert progress_of((after, handled)).is_proven(1000.0 + after) is is_proven
+
+
+# The trend of a number, and the share of retries.
+
+
+def trend_of(values, step=10.0):
+    trend = Trend()
+    for number, value in enumerate(values):
+        trend.add(value, 1000.0 + number * step)
+    return trend
+
+
+def test_a_number_that_grows_steadily_has_that_growth():
+    assert trend_of([5.0 * n for n in range(20)]).growth == pytest.approx(0.5)
+    assert trend_of([900.0 - n for n in range(20)]).growth == pytest.approx(-0.1)
+    assert trend_of([7.0] * 20).growth == 0.0
+
+
+@pytest.mark.parametrize("values", [[], [1], [1, 2, 3, 4], [0, 10, 20, 30, 40]])
+def test_a_short_time_makes_no_trend(values):
+    assert trend_of(values).growth is None
+
+
+def test_one_high_value_makes_no_trend_as_its_ends_would():
+    growth = trend_of([0.0] * 59 + [1000.0]).growth
+    assert growth is not None
+    assert growth < 1000.0 / 590 / 5
+
+
+def test_a_trend_is_that_of_the_last_ten_minutes():
+    past = [1000.0 * n for n in range(100)]
+    assert trend_of([*past, *[0.0] * 61]).growth == 0.0
+
+
+def test_values_that_come_fast_are_left_out():
+    assert trend_of(range(100), step=0.1).growth is None
+
+
+def test_a_trend_may_begin_anew():
+    trend = trend_of([5.0 * n for n in range(20)])
+    trend.clear()
+    assert trend.growth is None
+
+
+def test_runs_of_the_last_minutes_are_counted():
+    share = RetryShare()
+    assert (share.runs, share.retried) == (0, 0)
+    share.look(Snapshot(received=100, held=10), 1000.0)
+    assert (share.runs, share.retried) == (100, 10)
+    share.look(Snapshot(received=104, held=11, deferred=1, requeued=1), 1301.0)
+    assert (share.runs, share.retried) == (4, 3)
+
+
+def test_no_more_runs_are_tried_again_than_there_were():
+    share = RetryShare()
+    share.look(Snapshot(received=1, held=1, deferred=1), 1000.0)
+    assert (share.runs, share.retried) == (1, 1)

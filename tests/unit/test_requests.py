@@ -96,7 +96,7 @@ def test_a_command_that_goes_away_while_a_row_is_claimed_leaves_no_claim(play):
         await asyncio.sleep(0)
         command.cancel()
         await asyncio.wait([command])
-        await bench.until(lambda: bench.running or not bench.responder._replays)
+        await bench.until(lambda: bench.running or bench.responder.is_idle)
         if bench.running:
             await bench.end(1, GiveBack())
         await bench.responder.finish()

@@ -231,6 +231,18 @@ NUMBERS = [
     "outbox.max_body",
     "recovery.crash_attempts",
     "recovery.breaker.consecutive",
+    "thresholds.lag",
+    "thresholds.lag_time",
+    "thresholds.slow",
+    "thresholds.retry_percent",
+    "thresholds.idle",
+    "thresholds.loss",
+    "queue_policy.max_messages",
+    "queue_policy.max_bytes",
+    "queue_policy.message_ttl",
+    "queue_policy.expires",
+    "health_interval",
+    "health_timeout",
 ]
 LISTS = ["recovery.delays", "recovery.breaker.probe", "recovery.rules", "brokers"]
 LISTS += ["outbox.endpoints", "outbox.rules"]

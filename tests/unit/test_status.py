@@ -7,12 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer_framework.core.health import Assessment, InstanceCondition
+from consumer_framework.core.lag import Lag
 from consumer_framework.core.lifecycle import State
+from consumer_framework.core.loss import Loss
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.core.text import rate_text
+from consumer_framework.runtime.health import Health
 from consumer_framework.runtime.observe.status import (
     StatusFacts,
     counts_text,
+    health_remarks,
     status_line,
 )
 
@@ -54,6 +59,47 @@ def test_counts_of_zero_are_left_out():
 def test_a_lag_of_nothing_is_news_and_an_unknown_one_is_not_there():
     assert "lag 0" in line(State.CONSUMING, lag=0)
     assert "lag" not in line(State.CONSUMING)
+
+
+@pytest.mark.parametrize(
+    ("lag", "text"),
+    [
+        (Lag(2.5, "message"), "lag 40 (oldest 2 s)"),
+        (Lag(3000.0, "estimate"), "lag 40 (oldest about 50 min)"),
+        (Lag(0.4, "message"), "lag 40,"),
+        (Lag(), "lag 40,"),
+    ],
+)
+def test_the_age_of_the_oldest_message_is_shown_from_a_second_on(lag, text):
+    assert text in line(State.CONSUMING, lag=40, lag_time=lag)
+
+
+def health(condition=InstanceCondition.CONSUMING, reason="", loss=None):
+    return Health(Assessment(condition, reason), Lag(), loss)
+
+
+@pytest.mark.parametrize("condition", InstanceCondition)
+def test_a_condition_that_the_state_does_not_show_is_a_part_of_the_line(condition):
+    found = health_remarks(health(condition, "a reason"), 0.0)
+    shown = {"stuck", "unhealthy", "retrying", "lagging", "slow"}
+    assert found == ([f"{condition.value}: a reason"] if condition.value in shown else [])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "remarks"),
+    [
+        (3 * 3600.0, ["loss in 3 h: the disk is full"]),
+        (0.0, ["loss now: the disk is full"]),
+        (86401.0, []),
+    ],
+)
+def test_a_loss_is_a_part_of_the_line_when_it_is_near(seconds, remarks):
+    loss = Loss("the disk is full", seconds, "make room")
+    assert health_remarks(health(loss=loss), 86400.0) == remarks
+
+
+def test_no_loss_is_shown_where_none_is_wanted():
+    assert health_remarks(health(loss=Loss("the disk is full", 0.0)), 0.0) == []
 
 
 @pytest.mark.parametrize(

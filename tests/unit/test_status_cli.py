@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
 
 from consumer_framework.cli import main
+from consumer_framework.core.loss import Loss
 from consumer_framework.operate import status
 from consumer_framework.runtime.control import client
 
@@ -58,6 +60,19 @@ def test_workers_are_shown_below_their_name_with_their_sum(host):
         "quarantined": 1,
     }
     assert [one["report"]["pid"] for one in group["instances"]] == [42, 42]
+
+
+def test_a_loss_that_is_near_is_shown_with_its_cure(host):
+    host.configures()
+    host.has_unit("sample")
+    loss = Loss("the disk is full", 3600.0, "make room on that disk")
+    with host.runs("sample", status="consuming; loss in 60 min: the disk is full", loss=loss):
+        assert "          against the loss: make room on that disk" in (
+            host.does("status", "sample").stdout.splitlines()
+        )
+        [group] = host.shows("sample")["groups"]
+    [instance] = group["instances"]
+    assert instance["report"]["loss"] == asdict(loss)
 
 
 def test_a_failed_instance_is_shown_with_the_next_step_and_the_exit_code_is_3(host):

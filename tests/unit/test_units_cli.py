@@ -36,7 +36,7 @@ DROP_IN = "fm-consumer@.service.d/10-consumer-framework.conf"
 FEDORAS = "[Service]\nExecStart=/usr/bin/fedora-messaging consume\n"
 ALL = sorted(
     [TEMPLATE, "fm-consumers.target", "fm-outbox@.service"]
-    + [f"fm-consumer-retention.{k}" for k in ("service", "timer")]
+    + [f"fm-consumer-{name}.{k}" for name in ("metrics", "retention") for k in ("service", "timer")]
 )
 
 

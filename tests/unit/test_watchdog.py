@@ -36,7 +36,9 @@ class Instance(SimpleNamespace):
         clock = SystemClock()
         super().__init__(
             notifier=FakeNotifier(watchdog_seconds=seconds),
-            session=SimpleNamespace(client=None, subscriptions=(), is_complete=False),
+            session=SimpleNamespace(
+                client=None, subscriptions=(), is_complete=False, is_paused=False
+            ),
             reactor=task.Clock(),
             clock=clock,
             state=State.CONSUMING,
@@ -44,6 +46,7 @@ class Instance(SimpleNamespace):
             executor=SimpleNamespace(overruns=lambda: self.runs),
             files=SimpleNamespace(flight=Flight()),
             publications=SimpleNamespace(is_stuck=False),
+            health=SimpleNamespace(stuck="", samples={}, look=lambda: None),
             runs=(),
         )
 
@@ -96,6 +99,22 @@ def test_it_is_fed_while_it_drains_or_a_last_word_would_let_the_service_manager_
 
 def test_a_service_manager_that_does_not_wait_is_not_fed():
     assert watched(Instance(seconds=0), lambda _: True).calls == []
+
+
+def test_without_a_service_manager_that_waits_an_operator_sees_that_the_instance_is_stuck(caplog):
+    instance = Instance(seconds=0)
+    instance.runs = (Overrun("message 1", (), instance.progress_at - 5, is_cancelled=False),)
+    notifier = watched(instance, lambda _: bool(instance.health.stuck))
+    assert notifier.calls == [], "nothing would restart it"
+    assert instance.health.stuck.startswith("the handler does not return: message 1")
+    (line,) = caplog.messages
+    assert line.startswith("stuck, and nothing restarts it: the handler does not return")
+
+
+def test_an_instance_that_moves_again_is_not_stuck_any_more():
+    instance = Instance(seconds=0)
+    instance.health.stuck = "the handler does not return"
+    watched(instance, lambda _: not instance.health.stuck)
 
 
 def test_a_stuck_instance_logs_the_reason_and_its_stacks_once_and_pings_no_watchdog(capfd, caplog):

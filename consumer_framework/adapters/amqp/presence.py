@@ -18,7 +18,7 @@ from . import faults
 from .session import cancel_when_silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pika.adapters.twisted_connection import TwistedChannel
 
@@ -67,7 +67,7 @@ class PresenceCheck:
         self._detectors: dict[str, AbsenceDetector] = {}
         # By queue.
         self._refused: set[str] = set()
-        self._ready: dict[str, int] = {}
+        self._samples: dict[str, QueueSample] = {}
 
     @property
     def absent(self) -> str:
@@ -79,9 +79,15 @@ class PresenceCheck:
         return ""
 
     @property
+    def samples(self) -> Mapping[str, QueueSample]:
+        """The latest counts by the name of the queue; none where they are not known now."""
+        return self._samples
+
+    @property
     def lag(self) -> int | None:
         """The number of messages that were ready in the queues lately; None where unknown."""
-        return sum(self._ready.values()) if self._ready else None
+        samples = self._samples.values()
+        return sum(sample.ready for sample in samples) if samples else None
 
     @property
     def confirm_by(self) -> float:
@@ -93,9 +99,10 @@ class PresenceCheck:
         client = self._session.client
         if client is not self._client:
             self._forget(client)
-        if client is None or client.is_blocked or not self._session.is_complete:
+        is_complete, is_paused = self._session.is_complete, self._session.is_paused
+        if client is None or client.is_blocked or not (is_complete or is_paused):
             self._confirmed_at = self._now()
-            self._ready.clear()
+            self._samples.clear()
         elif self._asking is None:
             self._asking = asking = defer.ensureDeferred(self._ask_all(client))
             cancel_when_silent(asking, client, self._reactor, ANSWER_TIMEOUT, self._data_came)
@@ -111,7 +118,7 @@ class PresenceCheck:
         asking, self._asking = self._asking, None
         self._client, self._channel = client, None
         self._detectors.clear()
-        self._ready.clear()
+        self._samples.clear()
         if asking is not None:
             asking.cancel()
 
@@ -127,17 +134,20 @@ class PresenceCheck:
     async def _look(self, client: Client, subscription: Subscription) -> None:
         tag = subscription.consumer_tag
         counts = await self._counts(client, subscription.queue)
-        # The consumer may be another one by now, or none on purpose.
-        if counts is None or not tag or subscription.consumer_tag != tag:
+        if counts is None:
             return
         ready, consumers = counts
-        self._ready[subscription.queue] = ready
+        has_room = self._session.has_room(subscription)
+        sample = QueueSample(consumers, ready, subscription.latest_tag, has_room)
+        self._samples[subscription.queue] = sample
+        # The consumer may be another one by now, or none on purpose.
+        if not tag or subscription.consumer_tag != tag:
+            return
         detector = self._detectors.get(tag)
         if detector is None:
             gets_share = not self._session.is_single_active(subscription)
             detector = self._detectors[tag] = AbsenceDetector(gets_share=gets_share)
-        has_room = self._session.has_room(subscription)
-        detector.add(QueueSample(consumers, ready, subscription.latest_tag, has_room))
+        detector.add(sample)
 
     async def _counts(self, client: Client, queue: str) -> tuple[int, int] | None:
         """Return the numbers of ready messages and of consumers; None where the broker refuses."""

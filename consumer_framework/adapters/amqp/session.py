@@ -129,6 +129,11 @@ class Session:
         return consumes and not self._consumers.missing
 
     @property
+    def is_paused(self) -> bool:
+        """True while there is a connection that nothing is consumed on, by :meth:`pause`."""
+        return self.state is SessionState.PAUSED and self.client is not None
+
+    @property
     def is_connected(self) -> bool:
         """True while there is a connection."""
         return self.client is not None

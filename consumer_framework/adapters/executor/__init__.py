@@ -32,7 +32,7 @@ its runs in the order in which the deliveries came.
 """
 
 from .executor import Executor
-from .run import signal_of
+from .run import Run, signal_of, threads_of_runs
 from .slots import Limits
 
-__all__ = ["Executor", "Limits", "signal_of"]
+__all__ = ["Executor", "Limits", "Run", "signal_of", "threads_of_runs"]

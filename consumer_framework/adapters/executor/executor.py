@@ -112,6 +112,11 @@ class Executor:
         return self._last_took <= QUICK
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        """Return the runs that have begun and not ended, the longest first."""
+        return tuple(self._runs.unfinished)
+
+    @property
     def running(self) -> tuple[Delivery, ...]:
         """Return the deliveries that are in the handler, the longest first."""
         return tuple(delivery for run in self._runs.unfinished for delivery in run.deliveries)
@@ -123,6 +128,21 @@ class Executor:
         In seconds of the event loop's clock, which is :func:`time.monotonic`.
         """
         return self._deadlines.latest()
+
+    @property
+    def health(self) -> Callable[[], Any] | None:
+        """Return the ``health`` of the present handler; None where the author wrote none."""
+        return self._handler.health
+
+    def longest(self) -> tuple[str, float]:
+        """Return the run that began first, in words, and its time since its last heartbeat.
+
+        Returns:
+            ``("", 0.0)`` while no run of the handler has begun.
+        """
+        runs = [run for run in self._runs.unfinished if run.function is None]
+        first = min(runs, key=lambda run: run.timed_from, default=None)
+        return (first.named, self._clock() - first.timed_from) if first else ("", 0.0)
 
     def overruns(self) -> tuple[Overrun, ...]:
         """Return the runs that take longer than they may, the longest first."""

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import inspect
 import logging
+import sys
 import threading
 import time
 import types
@@ -355,6 +356,23 @@ class HandlerRuns:
         return result
 
 
+# Every run has one frame of it, in the thread or the task that drives the run.
+_BODY = HandlerRuns._run.__code__  # noqa: SLF001 -- of this module
+
+
+def threads_of_runs() -> dict[Run, int]:
+    """Return the runs that threads drive at this moment, each with the number of its thread."""
+    found: dict[Run, int] = {}
+    for thread, innermost in sys._current_frames().items():  # noqa: SLF001 -- its only name
+        frame: types.FrameType | None = innermost
+        while frame is not None and frame.f_code is not _BODY:
+            frame = frame.f_back
+        run = frame.f_locals.get("run") if frame is not None else None
+        if run is not None:
+            found[run] = thread
+    return found
+
+
 def _with_messages(landed: Iterable[tuple[Delivery, _Landing]]) -> Iterator[Delivery]:
     return (delivery for delivery, landing in landed if isinstance(landing, int))
 
@@ -453,9 +471,14 @@ async def finish(returned: Any) -> None:
         BaseException: The exception that the author's code raised.
         TypeError: As :func:`refuse_never_run`.
     """
+    refuse_never_run(await awaited(returned))
+
+
+async def awaited(returned: Any) -> Any:
+    """Await the object that the author's code returned, as long as it can be awaited."""
     while _is_awaitable(returned):
         returned = await _as_awaitable(returned)
-    refuse_never_run(returned)
+    return returned
 
 
 # The most frequent ones, which need no closer look.

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The store of an instance: messages that the broker was told to forget, in one SQLite file.
 
-``store.sqlite3`` in the state directory has four tables (``schema.sql``, changed by the
-migrations ``lanes.sql``, ``sizes.sql``, ``steps.sql`` and ``routes.sql``): ``messages`` has one row
-for each message, ``attempts`` the failures of each row, ``totals`` the number and the size of the
-rows of each state, so that nothing ever counts rows, and ``steps`` the steps that handlers have
-done (:mod:`.steps`), of messages with a row and of those that the broker has.
+``store.sqlite3`` in the state directory has six tables (``schema.sql``, changed by the
+migrations ``lanes.sql``, ``sizes.sql``, ``steps.sql``, ``routes.sql`` and ``ramps.sql``):
+``messages`` has one row for each message, ``attempts`` the failures of each row, ``totals`` the
+number and the size of the rows of each state, so that nothing ever counts rows, ``steps`` the steps
+that handlers have done (:mod:`.steps`), of messages with a row and of those that the broker has,
+and ``ramp`` and ``ramp_rows`` a replay in stages (:mod:`.ramps`).
 
 The states of a row
 -------------------
@@ -64,17 +65,18 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from consumer_framework.adapters.store import retention, writer
+from consumer_framework.adapters.store import ramps, retention, writer
 from consumer_framework.core import ports
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.memory import EqualMessages
 
 from .files import DATABASE, Lock, described, open_readable, open_writable
 from .lanes import Lanes
+from .ramps import StoredRamp
 from .reader import Reader
 from .records import Entry, Expired, Group, Row, State, Stats, text
 from .retention import Limits, SizeLimit
@@ -83,15 +85,18 @@ from .writer import Writer
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
     from consumer_framework.core.attempt import Attempt
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.errors import DamagedRowError
+    from consumer_framework.core.ramp import Ramp
 
-__all__ = ["Expired", "Group", "Limits", "Reader", "Row", "State", "Stats", "Store"]
+T = TypeVar("T")
+
+__all__ = ["Expired", "Group", "Limits", "Reader", "Row", "State", "Stats", "Store", "StoredRamp"]
 
 _log = logging.getLogger(__name__)
 
@@ -319,6 +324,38 @@ class Store(Reader, ports.Store):
             them.
         """
         return await self._writer.submit(writer.remove, list(ids), ("deferred", "quarantined"))
+
+    async def read_aside(self, read: Callable[[Reader], T]) -> T:
+        """Return the result of *read*, which takes long; the event loop goes on meanwhile.
+
+        Args:
+            read: Called in a thread, with a reader of its own.
+        """
+
+        def in_thread() -> T:
+            with closing(Store.read(self._file.parent)) as reader:
+                return read(reader)
+
+        return await asyncio.to_thread(in_thread)
+
+    async def begin_ramp(self, ramp: Ramp, rows: Sequence[int]) -> None:
+        """Keep a replay in stages, in place of the former one, so that it can go on later."""
+        await self._writer.submit(ramps.begin, ramp, rows, self._now())
+
+    def record_ramp(self, position: int, result: str) -> None:
+        """Begin to write the result of the row at *position* of the ramp.
+
+        It is written together with the next claim, so that it costs no sync of its own.
+        """
+        self._writer.post(ramps.record, position, result)
+
+    async def ramp_recorded(self) -> None:
+        """Wait until all results of the ramp are written."""
+        await self._writer.submit(ramps.nothing)
+
+    async def end_ramp(self) -> None:
+        """Forget the ramp."""
+        await self._writer.submit(ramps.end)
 
     async def claim(self, row: int) -> bool:
         """Take a quarantined row for a replay.

@@ -61,6 +61,10 @@ class NoStore(Store):
         """Return False, without a read."""
         return False
 
+    async def read_aside(self, read: Callable[[Reader], T]) -> T:
+        """Return the result of *read* at once, since there is nothing to read."""
+        return read(self)
+
     def is_blocked(self, _lane: str, _row: int = 0) -> bool:
         """Return False, without a read."""
         return False

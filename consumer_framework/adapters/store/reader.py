@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.core.errors import DamagedRowError, StoreError
 from consumer_framework.core.ordering import Blocker
 
+from . import ramps
 from .export import damaged_line_of, line_of
 from .files import described
 from .matching import columns_for, fits
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
+
+    from .ramps import StoredRamp
 
 # A superseded row has another key: its child answers for both.
 IS_OPEN = "SELECT 1 FROM messages WHERE queue = ? AND key = ?"
@@ -295,6 +298,11 @@ class Reader:
                 others = max(self._select(_TEXTS, among, fingerprint)[0][0] - 1, 0)
                 groups.append(Group(fingerprint, count, first, last, sample, others))
         return groups
+
+    def ramp(self) -> StoredRamp | None:
+        """Return the replay in stages that is under way or was interrupted; None for none."""
+        found = self._select(ramps.PLAN)
+        return ramps.ramp_of(found[0], self._select(ramps.ROWS)) if found else None
 
     def stats(self) -> Stats:
         """Return the number of messages in each state; takes no longer for many messages."""

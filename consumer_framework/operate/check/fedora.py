@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from consumer_framework.core.errors import ExitCode, Problem
-from consumer_framework.settings import Profile, toml_path
+from consumer_framework.settings import (
+    PRIVATE,
+    PUBLIC,
+    is_fedoras_host,
+    toml_path,
+    virtual_host,
+)
 
 from .findings import error, info, warning
 
@@ -27,8 +33,6 @@ if TYPE_CHECKING:
 
     from .findings import Finding
 
-DOMAIN = "fedoraproject.org"
-PRIVATE, PUBLIC = "/pubsub", "/public_pubsub"
 # The exchange of all messages, and that of the ZeroMQ publishers before it.
 EXCHANGE, HISTORICAL = "amq.topic", "zmq.topic"
 # The environment suffix of Fedora's Ansible, in the names of accounts.
@@ -48,17 +52,9 @@ _CERTIFICATE = {
 }
 
 
-def is_fedoras(settings: Settings) -> bool:
-    """Tell if Fedora's rules apply: the file says so, or a broker has Fedora's host name."""
-    profile = settings.framework.profile
-    if profile is not None:
-        return profile is Profile.FEDORA
-    return any(_is_fedoras_host(address.name) for address in settings.brokers)
-
-
 def way_to_lasting_queues(settings: Settings) -> str:
     """Return the way to a queue that lasts, if the file's virtual host has none; "" if it has."""
-    if not is_fedoras(settings) or _Login.of(settings, None).vhost != PUBLIC:
+    if not settings.is_fedoras or _Login.of(settings, None).vhost != PUBLIC:
         return ""
     return f"ask Fedora Infrastructure for an account on {PRIVATE}, where queues last"
 
@@ -73,7 +69,7 @@ def fedora_findings(
         common_name: The common name in the client certificate; None if it is unknown.
         consumes: False for a relay, which has no queue.
     """
-    if not is_fedoras(settings):
+    if not settings.is_fedoras:
         return
     login = _Login.of(settings, common_name)
     yield from _vhost_findings(login)
@@ -107,8 +103,7 @@ class _Login:
     @classmethod
     def of(cls, settings: Settings, common_name: str | None) -> _Login:
         parts = urlsplit(settings.amqp_url)
-        # As pika reads it: the first part of the path.
-        vhost = unquote(parts.path.split("/")[1]) if len(parts.path) > 1 else "/"
+        vhost = virtual_host(settings.amqp_url)
         user = unquote(parts.username or "")
         return cls(settings.brokers[0].name.lower(), vhost, user, common_name or "")
 
@@ -120,10 +115,6 @@ class _Login:
     @property
     def path(self) -> str:
         return "tls.certfile" if self.common_name else "amqp_url"
-
-
-def _is_fedoras_host(name: str) -> bool:
-    return f".{name.lower()}".endswith(f".{DOMAIN}")
 
 
 def _vhost_findings(login: _Login) -> Iterator[Finding]:
@@ -163,7 +154,7 @@ def _user_findings(login: _Login) -> Iterator[Finding]:
             "certificate, which the broker takes for the user"
         )
         yield warning("amqp_url", what, f'write "{login.common_name}" as the user')
-    if login.vhost != PRIVATE or not login.user or not _is_fedoras_host(login.host):
+    if login.vhost != PRIVATE or not login.user or not is_fedoras_host(login.host):
         return
     is_staging = ".stg." in login.host
     if is_staging and not login.user.endswith(STAGING_SUFFIX):
@@ -171,7 +162,9 @@ def _user_findings(login: _Login) -> Iterator[Finding]:
         yield warning(login.path, what, f'use the account "{login.user}{STAGING_SUFFIX}"')
     elif not is_staging and login.user.endswith(STAGING_SUFFIX):
         what = f'the user "{login.user}" is one of the staging broker, not of this one'
-        yield warning(login.path, what, f"use the account of production, or rabbitmq.stg.{DOMAIN}")
+        yield warning(
+            login.path, what, "use the account of production, or rabbitmq.stg.fedoraproject.org"
+        )
 
 
 def _property_findings(settings: Settings) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from http.client import (
     BadStatusLine,
     HTTPConnection,
@@ -103,6 +104,27 @@ class Client:
         except ProtocolError as error:
             what = f"{self._who} may run another version; restart it"
             raise ControlError(f"{self._path}: {what}: {error}") from None
+
+    def page(self, path: str) -> str:
+        """Return the text of a page, such as ``/metrics``.
+
+        Raises:
+            ControlError: There is none, or the instance went away meanwhile.
+        """
+        connection = HTTPConnection("localhost")
+        try:
+            connection.sock = self._connection()
+            connection.request("GET", path)
+            response = connection.getresponse()
+            if response.status != HTTPStatus.OK:
+                raise self._refused(response)
+            return response.read().decode()
+        except TimeoutError:
+            raise _silent(self._path) from None
+        except (OSError, HTTPException):
+            raise self._gone("the page is not complete") from None
+        finally:
+            connection.close()
 
     def wait_long(self) -> None:
         """Wait for answers without a limit: handlers run meanwhile."""

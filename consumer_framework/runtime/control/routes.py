@@ -37,16 +37,27 @@ from consumer_framework.core.errors import FrameworkError, StoreError
 
 from .schema import (
     VERSION,
+    Causes,
+    ConflictError,
     Done,
     Drop,
     Edit,
+    Events,
+    InFlight,
+    ListSettings,
+    LogLevel,
+    Pause,
     Ping,
     Pong,
     ProtocolError,
+    Quarantine,
     RelayStatus,
     Reload,
     Replay,
     Request,
+    Resume,
+    Show,
+    Stacks,
     Status,
     answers_of,
     checked,
@@ -109,9 +120,19 @@ class Route:
 ROUTES: tuple[Route, ...] = (
     Route(Ping, "GET", PREFIX, Right.LOOK),
     Route(Status, "GET", f"{PREFIX}/status", Right.LOOK),
+    Route(InFlight, "GET", f"{PREFIX}/in-flight", Right.LOOK),
+    Route(Stacks, "GET", f"{PREFIX}/stacks", Right.LOOK),
+    Route(Events, "GET", f"{PREFIX}/events", Right.LOOK),
+    Route(ListSettings, "GET", f"{PREFIX}/settings", Right.LOOK),
     Route(RelayStatus, "GET", f"{PREFIX}/outbox", Right.LOOK),
+    Route(Pause, "POST", f"{PREFIX}/pause", Right.OPERATE),
+    Route(Resume, "POST", f"{PREFIX}/resume", Right.OPERATE),
     Route(Reload, "POST", f"{PREFIX}/reload", Right.OPERATE),
+    Route(Quarantine, "GET", f"{PREFIX}/quarantine", Right.LOOK),
+    Route(Causes, "GET", f"{PREFIX}/quarantine/causes", Right.LOOK),
+    Route(Show, "GET", f"{PREFIX}/quarantine/{{row}}", Right.LOOK),
     Route(Replay, "POST", f"{PREFIX}/quarantine/replay", Right.OPERATE),
+    Route(LogLevel, "POST", f"{PREFIX}/log-level", Right.ADMINISTER),
     Route(Drop, "POST", f"{PREFIX}/quarantine/drop", Right.ADMINISTER),
     Route(Edit, "POST", f"{PREFIX}/quarantine/edit", Right.ADMINISTER),
 )
@@ -194,6 +215,8 @@ def refusal_of(error: Exception) -> Refusal:
     """Return the refusal that tells of *error*; log it if it is unexpected."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, ConflictError):
+        return Refusal(HTTPStatus.CONFLICT, str(error))
     if isinstance(error, ProtocolError):
         return Refusal(HTTPStatus.BAD_REQUEST, str(error))
     if isinstance(error, StoreError):
@@ -240,8 +263,9 @@ def read_call(call: Call) -> tuple[Route, Request[Any]]:
     ]
     if not found:
         raise Refusal(HTTPStatus.NOT_FOUND, _why_unknown(call.path))
-    # A fixed path goes before one with a field.
-    found.sort(key=lambda one: len(one[1]))
+    # A fixed path hides those with a field.
+    fewest = min(len(given) for _, given in found)
+    found = [(route, given) for route, given in found if len(given) == fewest]
     for route, given in found:
         if route.method == call.method:
             return route, _request(route, {**_arguments(route, call), **given})

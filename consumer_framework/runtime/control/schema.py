@@ -12,19 +12,21 @@ command and an instance of neighboring releases understand each other.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from functools import cache
-from typing import Any, Generic, TypeVar, Union, cast, get_args
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, Union, cast, get_args
 
-from pydantic import SkipValidation, TypeAdapter, ValidationError
+from pydantic import Field, SkipValidation, TypeAdapter, ValidationError
 
+from consumer_framework.adapters.store import Group, Row  # noqa: TC001 -- pydantic reads it
+from consumer_framework.core.attempt import Attempt  # noqa: TC001 -- likewise
 from consumer_framework.core.errors import FrameworkError, Problem
 from consumer_framework.core.loss import Loss  # noqa: TC001 -- pydantic reads it
 from consumer_framework.core.secrets import redacted
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.publishing.report import RelayReport  # noqa: TC001 -- pydantic reads it
-from consumer_framework.settings import Change, Takes
+from consumer_framework.settings import Change, Setting, Takes
 
 VERSION = 1
 
@@ -36,6 +38,14 @@ class ProtocolError(FrameworkError):
 
     Args:
         message: One line that says why.
+    """
+
+
+class ConflictError(ProtocolError):
+    """The request does not fit the state of the instance; nothing was done.
+
+    Args:
+        message: One line that says why, and the cure.
     """
 
 
@@ -177,6 +187,46 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Selected:
+    """The number of rows that a replay is about: those of a condition, or those that are left."""
+
+    selected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a replay begins.
+
+    Attributes:
+        stage: Its number, from 1.
+        stages: The number of stages.
+        percent: The percentage of all rows that have run at its end.
+        rows: The number of its rows that have not run yet.
+    """
+
+    stage: int
+    stages: int
+    percent: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RampEnded:
+    """The end of a replay in stages.
+
+    Attributes:
+        ended: ``done``; ``stopped`` by its limit of failures; ``interrupted`` by the operator, or
+            by the instance, which stops or pauses. All but the first can go on later.
+        reason: The reason, for people; "" for none.
+        left: The number of rows that have not run.
+    """
+
+    ended: str
+    reason: str
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """The row that begins to run."""
 
@@ -234,7 +284,200 @@ class RelayStatusReport:
         return "; ".join([self.relay.line, *self.remarks])
 
 
+@dataclass(frozen=True, slots=True)
+class MessageInFlight:
+    """A message that the handler has.
+
+    Attributes:
+        message_id: Its id; "" for none.
+        topic: Its routing key.
+        queue: The queue that it came from.
+        route: The route of the consumer that has it; "" for none.
+        row: Its row in the store; 0 if it came from the broker.
+        attempt: The number of this run of the handler on it.
+        age: Seconds since the handler got it.
+        slot: The thread that has it; "" for a coroutine.
+        place: The function of the consumer that runs, with its file and line; "" if not known.
+    """
+
+    message_id: str
+    topic: str
+    queue: str
+    route: str
+    row: int
+    attempt: int
+    age: float
+    slot: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightReport:
+    """The messages that the handler has, the longest first."""
+
+    messages: tuple[MessageInFlight, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StackFrame:
+    """A function that runs, or that waits for the one after it."""
+
+    function: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The functions of a thread or a task, the outermost first."""
+
+    name: str
+    frames: tuple[StackFrame, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StacksReport:
+    """The stacks of the process at one moment.
+
+    Attributes:
+        threads: Those of all threads.
+        tasks: Those of the tasks of the event loop; none in a process without one.
+    """
+
+    threads: tuple[Stack, ...]
+    tasks: tuple[Stack, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """The stream of events has begun; its instance."""
+
+    watching: str
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event of the instance.
+
+    Attributes:
+        event: ``ran``, ``settled``, ``state`` or ``paused``.
+        at: Seconds since the epoch.
+        result: Of ``ran`` the outcome, of ``settled`` the disposition, of ``state`` the new state,
+            of ``paused`` ``paused`` or ``resumed``.
+        reason: The error or the reason, in words; "" for none.
+        message_id: The message's id; "" for none.
+        topic: Its routing key; "" for no message.
+        queue: The queue that it came from; "" for no message.
+        attempt: The number of the run; 0 for no message.
+    """
+
+    event: str
+    at: float
+    result: str
+    reason: str = ""
+    message_id: str = ""
+    topic: str = ""
+    queue: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """The number of events that the client read too slowly to get."""
+
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsReport:
+    """The settings in force, without secrets."""
+
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """What keeps the instance from taking messages.
+
+    Attributes:
+        state: The name of its state, in lower case.
+        is_paused: True if an operator has paused it.
+        reasons: The reasons for which it takes nothing, in words; none if it takes messages.
+        running: The number of messages that the handler still has.
+    """
+
+    state: str
+    is_paused: bool
+    reasons: tuple[str, ...]
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevelReport:
+    """The level of a logger.
+
+    Attributes:
+        logger: Its name; "" for the whole log.
+        level: The level that is in force now.
+        former: The level that comes back.
+        until: When it comes back, in seconds since the epoch.
+    """
+
+    logger: str
+    level: str
+    former: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineReport:
+    """Messages of the store, in the order in which they were first written.
+
+    Attributes:
+        rows: The messages, without their bodies.
+        next: Give it as ``after`` for the messages that follow; None if there are none.
+    """
+
+    rows: tuple[Row, ...]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CausesReport:
+    """The causes of the quarantined messages, the most frequent first."""
+
+    causes: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message of the store, with its failures.
+
+    Attributes:
+        row: The facts about it.
+        message: The message, as ``fedora-messaging publish`` reads it. One that is no valid message
+            has its bytes in ``body_base64``.
+        failures: Its failed attempts, with their tracebacks.
+        steps: The steps that are done, and that a replay skips, with their results.
+    """
+
+    row: Row
+    message: dict[str, Any]
+    failures: tuple[Attempt, ...]
+    steps: dict[str, Any]
+
+
 # The requests.
+
+# The number of a row, as SQLite has it.
+RowNumber: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
+# Few and short, since the instance takes its time to read them.
+Conditions: TypeAlias = Annotated[
+    tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=20)
+]
+_Reason: TypeAlias = Annotated[str, Field(max_length=500)]
+# Seconds, to a day.
+_Duration: TypeAlias = Annotated[float, Field(gt=0, le=86400)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,25 +496,66 @@ class RelayStatus(Request[RelayStatusReport]):
 
 
 @dataclass(frozen=True, slots=True)
-class Drop(Request[Dropped]):
-    """Lose these rows for ever."""
+class Selection:
+    """The rows that a request is about, in one of three ways.
 
-    rows: tuple[int, ...]
+    Attributes:
+        rows: Their numbers.
+        where: Conditions that all hold, such as ``error~timeout``; the rows are the quarantined
+            ones that fit.
+        everything: All quarantined rows.
+        expect: The number of rows that the operator has seen. The request is refused if there are
+            more or fewer now. None: any number will do.
+    """
+
+    rows: tuple[RowNumber, ...] = ()
+    where: Conditions = ()
+    everything: bool = False
+    expect: Annotated[int, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Request[Dropped], Selection):
+    """Lose these rows for ever."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit(Request[Edited]):
     """Let a copy with this JSON body stand for a quarantined row."""
 
-    row: int
+    row: RowNumber
     body: Any
 
 
 @dataclass(frozen=True, slots=True)
-class Replay(Request[Step | Begun | Replayed]):
-    """Run these rows again, one after the other."""
+class Replay(Request[Step | Selected | Stage | Begun | Replayed | RampEnded], Selection):
+    """Run these rows again, one after the other, oldest first.
 
-    rows: tuple[int, ...]
+    A replay in stages, or with a limit of any kind, is kept in the store until it is done.
+
+    Attributes:
+        first: Only so many of the rows, the oldest ones; None for all.
+        ramp: The stages, as rising percentages of all rows; none for one stage.
+        rate: Rows in a given time at most, such as ``10/s``; "" for no limit.
+        stop_at: The percentage of a stage's rows that may not fail; None for no limit.
+        resume: Go on with the replay in stages that was stopped or interrupted, as it was begun.
+    """
+
+    first: Annotated[int, Field(ge=1)] | None = None
+    ramp: Annotated[tuple[float, ...], Field(max_length=100)] = ()
+    rate: str = ""
+    stop_at: float | None = None
+    resume: bool = False
+
+    @property
+    def is_ramp(self) -> bool:
+        """Tell if it has stages, or a limit."""
+        return bool(self.ramp or self.rate or self.stop_at is not None)
+
+    @property
+    def is_kept(self) -> bool:
+        """Tell if the store keeps it until it is done."""
+        return self.is_ramp or self.resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +576,107 @@ class Reload(Request[Step | ReloadReport]):
     """Read the configuration again, or take the text of the file that comes with the request."""
 
     file: FileText | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight(Request[InFlightReport]):
+    """List the messages that the handler has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks(Request[StacksReport]):
+    """Show the functions that every thread and every task is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events(Request[Watching | Happened | Missed]):
+    """Tell of each event as it happens, until the client goes away.
+
+    Attributes:
+        kinds: The events to tell of: ``ran``, ``settled``, ``state``, ``paused``; none for all.
+    """
+
+    kinds: tuple[Literal["ran", "settled", "state", "paused"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListSettings(Request[SettingsReport]):
+    """List the settings in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Request[GateReport]):
+    """Take no more messages; those that the handler has are finished.
+
+    Messages that wait go back to their queue, and rows of the store stay in it. Only a replay of an
+    operator runs. A restart ends the pause; a reload does not.
+
+    Attributes:
+        reason: The reason, for the log and the status.
+    """
+
+    reason: _Reason = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Request[GateReport]):
+    """End the pause that an operator ordered."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevel(Request[LogLevelReport]):
+    """Log with another level for a while.
+
+    Attributes:
+        level: The level.
+        seconds: Its former level comes back after so many seconds.
+        logger: The logger; "" for the whole log.
+    """
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+    seconds: _Duration = 600.0
+    logger: Annotated[str, Field(max_length=200)] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine(Request[QuarantineReport]):
+    """List messages of the store.
+
+    Attributes:
+        state: Those in this state.
+        topic: Those of these topics; ``*`` stands for any text; "" for all.
+        fingerprint: Those of this cause; "" for all.
+        queue: Those of this queue; "" for all.
+        where: Those for which all these conditions hold, such as ``error~timeout``.
+        after: Those with a greater row.
+        limit: So many at most.
+    """
+
+    state: Literal["quarantined", "deferred", "replaying", "superseded"] = "quarantined"
+    topic: str = ""
+    fingerprint: str = ""
+    queue: str = ""
+    where: Conditions = ()
+    after: RowNumber = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Causes(Request[CausesReport]):
+    """List the causes of the quarantined messages.
+
+    Attributes:
+        where: Count only messages for which all these conditions hold.
+    """
+
+    where: Conditions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Show(Request[StoredMessage]):
+    """Show one message of the store."""
+
+    row: RowNumber
 
 
 def answers_of(kind: type[Request[Any]]) -> tuple[type, ...]:
@@ -329,10 +714,13 @@ def decode_answer(request: Request[AnswerT], text: bytes) -> AnswerT | Done:
 
 def document_of(value: Any) -> dict[str, Any]:
     """Return a request or an answer as a JSON object."""
-    # A part that is optional is left out; the null of another answer means something.
-    is_sparse = isinstance(value, Reload | Done)
     document = asdict(value, dict_factory=_object)
-    return {key: part for key, part in document.items() if part is not None or not is_sparse}
+    # A part that was not given is left out; the null of another answer means something.
+    if isinstance(value, Request | Done):
+        for part in fields(value):
+            if getattr(value, part.name) == part.default and part.name != "done":
+                del document[part.name]
+    return document
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:

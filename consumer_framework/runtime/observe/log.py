@@ -56,6 +56,7 @@ _RESUMED = {
     Reason.DEPENDENCY: "the dependency works again",
     Reason.STORE: "the store works again",
     Reason.ORDER: "nothing in the store is in the way any more",
+    Reason.OPERATOR: "resumed by an operator",
 }
 
 

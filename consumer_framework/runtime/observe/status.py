@@ -9,15 +9,29 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from consumer_framework.core.errors import StoreError
+from consumer_framework.core.health import InstanceCondition
+from consumer_framework.core.lag import UNKNOWN
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.stats import Progress, Snapshot
 from consumer_framework.core.text import about, rate_text
 from consumer_framework.runtime.control.schema import Counts, StatusReport
 
 if TYPE_CHECKING:
+    from consumer_framework.core.lag import Lag
+    from consumer_framework.runtime.health import Health
     from consumer_framework.runtime.instance import Instance
 
 _NOTHING = Snapshot()
+# The conditions that the state does not show.
+_SHOWN = frozenset(
+    {
+        InstanceCondition.STUCK,
+        InstanceCondition.UNHEALTHY,
+        InstanceCondition.RETRYING,
+        InstanceCondition.LAGGING,
+        InstanceCondition.SLOW,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,7 @@ class StatusFacts:
         quarantined: How many messages in the store wait for an operator now.
         lag: How many messages were ready in its queues when the broker was asked; None where it
             was not.
+        lag_time: The age of the oldest message that waits.
         up: Seconds since it started.
         trouble: Why it does not consume, or why it stopped; ``""`` for no reason.
         awaited: The things that it waits for before it can stop, in words.
@@ -51,6 +66,7 @@ class StatusFacts:
     deferred: int = 0
     quarantined: int = 0
     lag: int | None = None
+    lag_time: Lag = UNKNOWN
     up: float = 0.0
     trouble: str = ""
     awaited: str = ""
@@ -120,9 +136,33 @@ def _numbers(facts: StatusFacts) -> str:
     if facts.due:
         parts.append(f"retries share the slots ({facts.due} due)")
     if facts.lag is not None:
-        parts.append(f"lag {facts.lag}")
+        parts.append(f"lag {facts.lag}{_oldest(facts.lag_time)}")
     text = ", ".join([*parts, f"up {about(facts.up)}"])
     return f"{text}; {facts.memory_remark}" if facts.memory_remark else text
+
+
+def _oldest(lag: Lag) -> str:
+    if lag.seconds is None or lag.seconds < 1:
+        return ""
+    is_guess = "about " if lag.source == "estimate" else ""
+    return f" (oldest {is_guess}{about(lag.seconds)})"
+
+
+def health_remarks(health: Health, notice: float) -> list[str]:
+    """Return the parts of the line about a health that needs attention.
+
+    Args:
+        health: The health of an instance.
+        notice: The seconds before a loss from which on it is shown.
+    """
+    remarks = []
+    assessment, loss = health.assessment, health.loss
+    if assessment.condition in _SHOWN:
+        remarks.append(f"{assessment.condition.value}: {assessment.reason}")
+    if loss is not None and loss.seconds < notice:
+        when = f"in {about(loss.seconds)}" if loss.seconds else "now"
+        remarks.append(f"loss {when}: {loss.subject}")
+    return remarks
 
 
 def _give_up(facts: StatusFacts) -> str:
@@ -146,6 +186,14 @@ class StatusReporter:
 
     def line(self) -> str:
         """Return the line that ``systemctl status`` shows."""
+        return self._line(self._instance.health.now())
+
+    @property
+    def rate(self) -> float:
+        """The messages handled in a second, over the last minute."""
+        return self._progress.rate(self._now())
+
+    def _line(self, health: Health) -> str:
         instance, now = self._instance, self._now()
         counts = instance.counters.snapshot()
         deferred, quarantined = self._stored_counts()
@@ -160,14 +208,16 @@ class StatusReporter:
             due=self._due(),
             quarantined=quarantined,
             lag=instance.lag,
+            lag_time=health.lag,
             up=self._progress.up(now),
             trouble=instance.trouble,
             awaited=instance.drain.awaited if instance.drain is not None else "",
             left=instance.deadline.left,
             memory_remark=instance.memory_relief.remark,
         )
-        remarks = filter(None, [*instance.remarks.values(), instance.publications.remark])
-        return "; ".join([status_line(instance.state, facts), *remarks])
+        remarks = [*instance.remarks.values(), instance.publications.remark]
+        remarks += health_remarks(health, instance.plan.framework.thresholds.loss)
+        return "; ".join([status_line(instance.state, facts), *filter(None, remarks)])
 
     def announce(self) -> None:
         """Tell the service manager the status line."""
@@ -188,17 +238,23 @@ class StatusReporter:
     def report(self) -> StatusReport:
         """Return the state of the instance, without the numbers of its store."""
         instance, now = self._instance, self._now()
+        health = instance.health.now()
         counts = asdict(instance.counters.snapshot())
         return StatusReport(
             pid=os.getpid(),
             state=instance.state.name.lower(),
-            status=self.line(),
+            status=self._line(health),
             trouble=instance.trouble,
+            condition=health.assessment.condition.value,
+            reason=health.assessment.reason,
             remarks=tuple(filter(None, instance.remarks.values())),
             broker=instance.broker,
             queues=tuple(instance.session.queues),
             held=instance.dispatcher.held,
             lag=instance.lag,
+            lag_seconds=None if health.lag.seconds is None else round(health.lag.seconds, 3),
+            lag_source=health.lag.source,
+            loss=health.loss,
             rate=round(self._progress.rate(now), 3),
             up=round(self._progress.up(now)),
             counts=Counts(**counts, running=len(instance.running)),
