@@ -15,15 +15,18 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from consumer_framework.adapters.store import Store
 from consumer_framework.testing.broker import reserve_port
 
 from .instance import FM_CONSUMER, publish, until
 from .private_root import PATIENCE, PrivateRoot
 
 if TYPE_CHECKING:
+    from consumer_framework.adapters.store import Row
     from consumer_framework.testing.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +72,7 @@ delays = []
 
 # Starts and stops instances as systemd does, as far as the page sees.
 SYSTEMCTL = f"""#!{sys.executable} -IS
-import fnmatch, os, pathlib, signal, subprocess, sys, time
+import fnmatch, os, pathlib, signal, socket, subprocess, sys, time
 CONFIGURATION, RUN = pathlib.Path("{CONFIGURATION}"), pathlib.Path("/var/lib/page-units")
 RUN.mkdir(exist_ok=True)
 def pid_of(name):
@@ -87,23 +90,24 @@ def wait(condition, name):
 def start(name):
     if pid_of(name):
         return
+    address = RUN / f"{{name}}.notify"
+    address.unlink(missing_ok=True)
+    environment = dict(os.environ, PYTHONPATH=str(CONFIGURATION), NOTIFY_SOCKET=str(address))
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(address))
+    told.settimeout(60)
     log = open(RUN / f"{{name}}.log", "ab")
     unit = subprocess.Popen(["{FM_CONSUMER}", "run", name], start_new_session=True, stdin=-3,
-        stdout=log, stderr=log, env={{**os.environ, "PYTHONPATH": str(CONFIGURATION)}})
+        stdout=log, stderr=log, env=environment)
     (RUN / name).write_text(str(unit.pid))
-    wait(lambda: "consuming 1 queue" in state(name) or unit.poll() is not None, name)
-def state(name):
-    command = ["{FM_CONSUMER}", "status", name, "--json"]
-    environment = {{**os.environ, "PAGE_UNITS": "none"}}
-    return subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+    while b"READY=1" not in told.recv(65536):
+        pass
 def stop(name):
     if pid := pid_of(name):
         os.kill(pid, signal.SIGTERM)
         wait(lambda: not pid_of(name), name)
 options = [word for word in sys.argv[1:] if word.startswith("-")]
 verb, *units = [word for word in sys.argv[1:] if not word.startswith("-")]
-if os.environ.get("PAGE_UNITS") == "none":
-    sys.exit("no unit is asked for while one starts")
 names = sorted(path.stem for path in CONFIGURATION.glob("*.toml"))
 wanted = [n for n in names if any(fnmatch.fnmatch(f"fm-consumer@{{n}}.service", u) for u in units)]
 for name in wanted:
@@ -133,8 +137,8 @@ class World:
         self._names = names
         self._place = place
         directories = ("/etc", "/var/lib", "/usr/local", "/usr/share/cockpit")
-        hidden = (CONFIGURATION, "/var/lib/fedora-messaging", "/usr/share/cockpit/fm-consumers")
-        self.root = PrivateRoot(place, *directories, hidden=hidden)
+        replaced = (CONFIGURATION, "/var/lib/fedora-messaging", "/usr/share/cockpit/fm-consumers")
+        self.root = PrivateRoot(place, *directories, replaced=replaced)
         self.root.write(f"{CONFIGURATION}/page_handlers.py", HANDLERS)
         for name in (*names, "stopped"):
             text = TOML.format(url=broker.url, name=name)
@@ -162,7 +166,7 @@ class World:
     def __exit__(self, *_: object) -> None:
         for process in self._started:
             process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE)
+            process.communicate(timeout=PATIENCE)
         self.systemctl("stop", *map(_unit, self._names))
         self.root.__exit__()
 
@@ -180,30 +184,34 @@ class World:
         found: dict[str, Any] = group["instances"][0]
         return found
 
-    def rows(self, name: str, state: str = "quarantined") -> list[dict[str, Any]]:
-        """Return the rows of the store of an instance."""
-        said = self.command("quarantine", "list", name, "--rows", f"--state={state}", "--json")
-        found: list[dict[str, Any]] = json.loads(said)
-        return found
+    def rows(self, name: str) -> list[Row]:
+        """Return the quarantined messages of an instance."""
+        with closing(Store.read(self.root.path(f"/var/lib/fedora-messaging/{name}"))) as store:
+            return list(store.rows())
 
     def fail(self, name: str, *bodies: dict[str, Any]) -> list[str]:
         """Publish messages that fail; return the rows that they become."""
-        before = {row["id"] for row in self.rows(name)}
+        before = {row.id for row in self.rows(name)}
         publish(
             self.broker.url, f"org.example.{name}.done", [json.dumps(b).encode() for b in bodies]
         )
 
         def new() -> list[str]:
-            return [str(row["id"]) for row in self.rows(name) if row["id"] not in before]
+            return [str(row.id) for row in self.rows(name) if row.id not in before]
 
         until(
             lambda: len(new()) == len(bodies), f"{len(bodies)} messages of {name} are quarantined"
         )
         return new()
 
+    def file(self, name: str) -> Path:
+        """Return a file of the configuration."""
+        return self.root.path(f"{CONFIGURATION}/{name}")
+
     def mend(self, *, mended: bool = True) -> None:
         """Let the handlers succeed, or fail again."""
-        self.root.run(*(["touch"] if mended else ["rm", "-f"]), f"{CONFIGURATION}/mended")
+        mark = self.file("mended")
+        mark.touch() if mended else mark.unlink(missing_ok=True)
 
     def _cockpit(self) -> str:
         with reserve_port() as holder:

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 PATIENCE = 120
 _ENTER = ("nsenter", "--target")
 
-# $1 has the files, $2 directories whose own files are hidden; the others are the directories.
-# Changes go to memory, because an overlay cannot lie on another one.
+# $1 has the files, $2 the directories that are replaced; the others are the directories. Changes go
+# to memory, because an overlay cannot lie on another one.
 _SETUP = """
 set -eu
 files=$1
-hidden=$2
+replaced=$2
 shift 2
 mkdir "$files.layers"
 mount -t tmpfs layers "$files.layers"
@@ -36,9 +36,9 @@ for directory in "$@"; do
     mount -t overlay overlay \
         -o "lowerdir=$directory,upperdir=$layer/upper,workdir=$layer/work" "$directory"
 done
-for directory in $hidden; do
-    mkdir -p "$directory"
-    mount -t tmpfs hidden "$directory"
+for directory in $replaced; do
+    mkdir -p "$directory" "$files.own$directory"
+    mount --bind "$files.own$directory" "$directory"
 done
 cp -r "$files/." /
 echo ready
@@ -67,12 +67,12 @@ class PrivateRoot:
     Args:
         place: An empty directory.
         directories: The directories that may have more files; changes there are lost.
-        hidden: Directories below them whose own files are not seen.
+        replaced: Directories below them that are others: `path` has their files.
     """
 
-    def __init__(self, place: Path, *directories: str, hidden: Sequence[str] = ()) -> None:
+    def __init__(self, place: Path, *directories: str, replaced: Sequence[str] = ()) -> None:
         self._files = place / "files"
-        self._hidden = hidden
+        self._replaced = replaced
         self._directories = directories
         self._holder: subprocess.Popen[str] | None = None
 
@@ -88,11 +88,15 @@ class PrivateRoot:
         else:
             shutil.copy(content, target)
 
+    def path(self, path: str) -> Path:
+        """Return the place of a file that is below a directory that is replaced."""
+        return self._files.with_name("files.own") / path.lstrip("/")
+
     def __enter__(self) -> Self:
         self._files.mkdir(exist_ok=True)
         command = ["unshare", "--mount", "--propagation=private", "sh", "-c", _SETUP, "sh"]
         self._holder = subprocess.Popen(
-            [*command, str(self._files), " ".join(self._hidden), *self._directories],
+            [*command, str(self._files), " ".join(self._replaced), *self._directories],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

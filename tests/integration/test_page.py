@@ -126,7 +126,8 @@ def viewed(browser: Browser, address: str, **context: Any) -> Iterator[View]:
 def session(world, browser) -> Iterator[str]:
     """Keep a tab open in Cockpit: its local session ends with the last tab."""
     context = browser.new_context()
-    context.new_page().goto(world.cockpit)
+    # This view asks the host once only.
+    context.new_page().goto(f"{world.cockpit}#/builds/quarantine/1")
     yield world.cockpit
     context.close()
 
@@ -157,7 +158,8 @@ def broken(world) -> Iterator[None]:
     world.mend(mended=False)
     yield
     world.mend()
-    world.command("quarantine", "replay", "builds", "--all", "--yes")
+    if world.rows("builds"):
+        world.command("quarantine", "replay", "builds", "--all", "--yes")
     world.mend(mended=False)
 
 
@@ -175,20 +177,20 @@ def test_the_instances_of_the_host_are_shown_with_their_conditions(world, view):
 
 
 def test_a_reload_tells_what_it_changed_and_a_wrong_file_is_refused(world, cockpit):
-    file = "/etc/fedora-messaging/mails.toml"
-    before = world.root.run("cat", file).stdout
+    file = world.file("mails.toml")
+    before = file.read_text()
     view = cockpit.open("mails")
     expect(view.order("Reload")).to_have_attribute("data-result", "done")
     view.close()
-    world.root.run("tee", file, input=before.replace("immediate = 0", "immediate = 1"))
+    file.write_text(before.replace("immediate = 0", "immediate = 1"))
     expect(view.order("Reload")).to_contain_text("1 change read")
     view.close()
-    world.root.run("tee", file, input=before.replace("immediate = 0", "immediate = true"))
+    file.write_text(before.replace("immediate = 0", "immediate = true"))
     refused = view.order("Reload")
     expect(refused).to_have_attribute("data-result", "failed")
     expect(refused).to_contain_text("recovery.immediate")
     view.close()
-    world.root.run("tee", file, input=before)
+    file.write_text(before)
     expect(view.order("Reload")).to_have_attribute("data-result", "done")
 
 
@@ -255,7 +257,7 @@ def test_all_messages_of_a_cause_are_dropped_once_their_number_is_typed(world, c
     drop.click()
     expect(view.result()).to_contain_text("2 messages dropped")
     view.close()
-    assert [row["fingerprint"] for row in world.rows("builds")] == [VALUE_ERROR]
+    assert [row.fingerprint for row in world.rows("builds")] == [VALUE_ERROR]
 
 
 @pytest.mark.usefixtures("broken")
@@ -312,7 +314,7 @@ def test_a_message_is_replayed_and_dropped_from_its_own_view(world, cockpit):
     view = cockpit.open(f"builds/quarantine/{first}")
     expect(view.order("Drop")).to_have_attribute("data-result", "done")
     view.close()
-    assert [str(row["id"]) for row in world.rows("builds")] == [second]
+    assert [str(row.id) for row in world.rows("builds")] == [second]
     view.open(f"builds/quarantine/{second}")
     expect(view.order("Replay")).to_have_attribute("data-result", "failed")
     view.close()
@@ -322,7 +324,7 @@ def test_a_message_is_replayed_and_dropped_from_its_own_view(world, cockpit):
 
 def test_an_instance_that_does_not_exist_is_an_error_with_a_way_back(cockpit):
     view = cockpit.open("nobody")
-    expect(view.page.get_by_text("no instance nobody").first).to_be_visible()
+    expect(view.page.get_by_role("alert")).to_contain_text("There is no instance 'nobody'")
     view.open("nobody/quarantine")
     expect(view.page.get_by_role("alert")).to_contain_text("/etc/fedora-messaging/nobody.toml")
 
@@ -372,27 +374,28 @@ VIEWS = {
 
 
 @pytest.mark.usefixtures("broken")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_that_keeps_people_out(world, browser, session, scheme):
+def test_axe_finds_nothing_that_keeps_people_out(world, cockpit):
     [row, _] = world.fail("builds", NO_VERSION, UNKNOWN_TAG)
-    checker = axe.Axe()
-    for view in viewed(browser, session, color_scheme=scheme):
-        found = {}
-        for name, route in {**VIEWS, "message": f"builds/quarantine/{row}"}.items():
-            view.open(route)
-            assert view.name() == name
-            found[name] = violations(checker, view)
-        view.button("Edit").click()
-        found["editor"] = violations(checker, view)
-        view.button("Drop").click()
-        found["dialog"] = violations(checker, view)
-        assert {name: texts for name, texts in found.items() if texts} == {}
+    checker, view = axe.Axe(), cockpit
+    found = {}
+    for name, route in {**VIEWS, "message": f"builds/quarantine/{row}"}.items():
+        view.open(route)
+        assert view.name() == name
+        found[name] = violations(checker, view)
+    view.button("Edit").click()
+    found["editor"] = violations(checker, view)
+    view.button("Drop").click()
+    found["dialog"] = violations(checker, view)
+    assert {name: texts for name, texts in found.items() if texts} == {}
 
 
 def violations(checker: Any, view: View) -> list[str]:
-    response = checker.run(view.page).response
-    return [
-        f"{one['id']}: {node['target']}: {node['failureSummary']}"
-        for one in response["violations"]
-        for node in one["nodes"]
-    ]
+    found = []
+    for scheme in ("light", "dark"):
+        view.page.emulate_media(color_scheme=scheme)
+        found += [
+            f"{scheme}: {one['id']}: {node['target']}: {node['failureSummary']}"
+            for one in checker.run(view.page).response["violations"]
+            for node in one["nodes"]
+        ]
+    return found
