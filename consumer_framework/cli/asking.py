@@ -31,9 +31,12 @@ def running(at: Where) -> Iterator[Client]:
         click.exceptions.Exit: It does not; that was printed.
         ControlError: It runs, but this user may not send it requests, or it does not answer.
     """
-    from consumer_framework.runtime.control.client import connected  # noqa: PLC0415
+    from consumer_framework.runtime.control.client import (  # noqa: PLC0415
+        connected_to,
+        sockets_for_operators,
+    )
 
-    with connected(at.directory, at.instance) as client:
+    with connected_to(sockets_for_operators(at.directory, at.instance)) as client:
         if client is None:
             _complain_of_absence(at)
             raise click.exceptions.Exit(1)

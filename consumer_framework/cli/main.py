@@ -26,37 +26,50 @@ from .terminal import abandon_output, complain
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _NO_OUTPUT = 74
 
-# The commands that have a module of their name.
-_IN_MODULES = (
-    "bindings",
-    "check",
-    "dev",
-    "events",
-    "explain",
-    "in-flight",
-    "log-level",
-    "logs",
-    "metrics",
-    "new",
-    "outbox",
-    "pause",
-    "publish",
-    "quarantine",
-    "record",
-    "reload",
-    "replay",
-    "resume",
-    "scale",
-    "schemas",
-    "settings",
-    "stacks",
-    "status",
-    "tail",
-    "top",
-    "trigger",
-    "units",
-    "web",
-)
+# The commands by their purpose, each with its line in `fm-consumer --help`.
+_SECTIONS = {
+    "Run": {
+        "run": "Consume messages until told to stop.",
+        "check": "Find out if an instance will work, and name its risks.",
+        "settings": "Show the settings of an instance, with their defaults.",
+        "reload": "Let running instances read their configuration again.",
+        "scale": "Run several workers that share the queues of an instance.",
+        "units": "Install the systemd units, where fm-consumer came with pip.",
+    },
+    "Watch": {
+        "status": "Show the state of instances.",
+        "top": "Show instances live, the most urgent first.",
+        "web": "Serve a page that shows the instances of this host.",
+        "logs": "Show the log of instances.",
+        "metrics": "Print the metrics of instances for Prometheus.",
+        "events": "Print the events of a running instance as they happen.",
+        "in-flight": "List the messages that the handler has now.",
+        "stacks": "Show the function that each thread and task is in.",
+        "tail": "Show messages as they are published, and take none.",
+    },
+    "Repair": {
+        "quarantine": "Look at messages that were set aside; replay, edit, drop.",
+        "explain": "Predict the fate of a message whose handler raises an error.",
+        "pause": "Let running instances take no more messages.",
+        "resume": "End that pause.",
+        "log-level": "Let a running instance log more, or less, for a while.",
+    },
+    "Publish": {
+        "publish": "Publish messages of a file, or one message.",
+        "outbox": "Send messages from an outbox; look at those that wait.",
+    },
+    "Write a consumer": {
+        "new": "Make the project of a consumer.",
+        "dev": "Run the consumer of a project on a private broker.",
+        "replay": "Run a consumer on recorded messages, without a broker.",
+        "record": "Record messages of a queue or a topic in a file.",
+        "bindings": "Print the [[bindings]] that a consumer's routes need.",
+        "schemas": "Show installed message schemas, and find missing ones.",
+        "trigger": "Run a command for each message.",
+    },
+}
+# All but `run` have a module of their name.
+_IN_MODULES = frozenset(name for section in _SECTIONS.values() for name in section) - {"run"}
 
 
 class _Commands(click.Group):
@@ -72,6 +85,11 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"{__package__}.{module}"), module)
         return command
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
             return super().main(*args, **extra)
@@ -86,11 +104,25 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="consumer-framework")
 def main() -> None:
-    """Run fedora-messaging consumers as services."""
+    """Run fedora-messaging consumers as services, and publish messages.
+
+    `fm-consumer COMMAND --help` explains a command, with examples.
+    """
     log.hide_secrets()
 
 
-@main.command(epilog=epilog("run", "Any other code is one that the handler halted with."))
+_EXAMPLES_OF_RUN = """
+\b
+Examples:
+  fm-consumer run sample                              # as fm-consumer@sample does
+  fm-consumer run --conf sample.toml --state-dir ./state
+  fm-consumer run --callback-file sample.py:Sample    # with fedora-messaging's defaults
+"""
+
+
+@main.command(
+    epilog=_EXAMPLES_OF_RUN + epilog("run", "Any other code is one that the handler halted with.")
+)
 @click.argument("name", required=False, shell_complete=complete_instance)
 @click.option(
     "--conf",

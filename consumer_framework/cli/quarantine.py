@@ -330,7 +330,7 @@ def stats(
     disk = sum(file.stat().st_size for file in at.directory.glob("store.sqlite3*"))
     if as_json:
         causes = {group.fingerprint: group.count for group in groups}
-        replay = None if ramp is None else quarantine_views.ramp_document(ramp)
+        replay = None if ramp is None else ramp.facts
         document = {**asdict(found), "disk_bytes": disk, "fingerprints": causes, "replay": replay}
         terminal.print_json(document)
         return

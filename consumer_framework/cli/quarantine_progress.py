@@ -41,10 +41,12 @@ class ReplayProgress:
     Args:
         total: The number of rows that are to run.
         as_json: Print a JSON object on each line.
+        resume: The command that goes on with it; "" if none does.
     """
 
     total: int
     as_json: bool
+    resume: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     running: int | None = None
@@ -82,7 +84,8 @@ class ReplayProgress:
 
     def interrupted(self) -> None:
         """Say that the command ends now, and how many rows are left."""
-        click.echo(f"\nfm-consumer: interrupted: {self.left}", err=True)
+        goes_on = f"; go on: {self.resume}" if self.resume else ""
+        click.echo(f"\nfm-consumer: interrupted: {self.left}{goes_on}", err=True)
 
     def cut_short(self) -> None:
         """Say that the process exits in the middle of a row, which is quarantined again."""
@@ -153,14 +156,14 @@ class ReplayProgress:
         elif self.total != 1:
             click.echo(colour(f"{self.done:,} of {self.total:,} succeeded"))
         if self.ended is not None and self.ended.left:
-            self._sum_up_ramp(self.ended, at)
+            self._sum_up_ramp(self.ended)
         if not self.is_good:
             click.echo(f"See: {terminal.faint(at.command('list'))}")
 
-    def _sum_up_ramp(self, ended: RampEnded, at: Where) -> None:
+    def _sum_up_ramp(self, ended: RampEnded) -> None:
         left = f"not run: {plural(ended.left, 'message')}"
         if ended.ended == "done":
             click.echo(left)
             return
         click.echo(terminal.bad(f"{ended.ended}: {terminal.safe(ended.reason)}"))
-        click.echo(f"{left}; go on: {terminal.faint(at.command('replay', '--resume'))}")
+        click.echo(f"{left}; go on: {terminal.faint(self.resume)}")

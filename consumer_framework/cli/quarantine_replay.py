@@ -202,10 +202,6 @@ def _plan_of(ramp: str | None, rate: str | None, stop_at: str | None) -> dict[st
     return plan
 
 
-def _resuming(at: Where) -> str:
-    return at.command("replay", "--resume")
-
-
 def _resume(at: Where, callbacks: tuple[str, str], *, as_json: bool) -> None:
     from consumer_framework.runtime.control.schema import Replay  # noqa: PLC0415
 
@@ -226,7 +222,10 @@ def _replay(
 ) -> None:
     from consumer_framework.runtime.control import client  # noqa: PLC0415
 
-    otherwise = [_AGAIN] + [f"go on with {_resuming(at)}"] * request.is_kept
+    otherwise = [_AGAIN]
+    if request.is_kept:
+        progress.resume = at.command("replay", "--resume")
+        otherwise.append(f"go on with {progress.resume}")
     with progress:
         try:
             with client.reached(at.directory, at.instance, terminal.note) as running:
@@ -239,8 +238,6 @@ def _replay(
                             progress.tell(answer)
         except KeyboardInterrupt:
             progress.interrupted()
-            if request.is_kept:
-                click.echo(f"Go on: {terminal.faint(_resuming(at))}", err=True)
             raise click.exceptions.Exit(_INTERRUPTED) from None
     progress.sum_up(at)
     if not progress.is_good:

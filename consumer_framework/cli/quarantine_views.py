@@ -303,21 +303,6 @@ def ramp_line(ramp: StoredRamp, now: float) -> str:
     return f"a replay of {total} began {age(now - ramp.started)} ago, and {ran:,} of them have run"
 
 
-def ramp_document(ramp: StoredRamp) -> dict[str, Any]:
-    """Return the replay in stages as JSON has it."""
-    progress = ramp.progress
-    return {
-        "started": ramp.started,
-        "rows": progress.total,
-        "ran": progress.position,
-        "succeeded": progress.succeeded,
-        "failed": progress.failed,
-        "ramp": list(ramp.plan.stages),
-        "rate": ramp.plan.rate,
-        "stop_at": ramp.plan.stop_at,
-    }
-
-
 def _blocked(stats: Stats) -> Iterator[tuple[str, str]]:
     if stats.blocked_lanes:
         yield "keys", f"{stats.blocked_lanes:,} of which the first message is quarantined"

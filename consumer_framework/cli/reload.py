@@ -78,10 +78,14 @@ def _reload(at: Where, *, as_json: bool) -> ReloadReport:
 
 
 def _ask(at: Where, *, as_json: bool) -> ReloadReport:
-    from consumer_framework.runtime.control.client import ControlError, connected  # noqa: PLC0415
+    from consumer_framework.runtime.control.client import (  # noqa: PLC0415
+        ControlError,
+        connected_to,
+        sockets_for_operators,
+    )
     from consumer_framework.runtime.control.schema import Reload, ReloadReport  # noqa: PLC0415
 
-    with connected(at.directory, at.instance) as running:
+    with connected_to(sockets_for_operators(at.directory, at.instance)) as running:
         if running is None:
             return ReloadReport(NOT_RUNNING)
         running.wait_long()

@@ -417,6 +417,7 @@ def _state(instance: InstanceStatus, now: float) -> str:
         parts.append(f"PID {unit.pid}")
     if unit.restarts:
         parts.append(plural(unit.restarts, "restart"))
+    parts += _condition(instance)
     if not unit.is_enabled:
         parts.append(unit.file_state or "disabled")
     if not instance.is_configured:
@@ -424,9 +425,14 @@ def _state(instance: InstanceStatus, now: float) -> str:
     return ", ".join(parts)
 
 
+def _condition(instance: InstanceStatus) -> list[str]:
+    condition = instance.report.condition if instance.report else ""
+    return [condition] if condition not in {"", InstanceCondition.CONSUMING.value} else []
+
+
 def _by_hand(instance: InstanceStatus) -> str:
     if instance.report:
-        return f"runs by hand, PID {instance.report.pid}"
+        return ", ".join([f"runs by hand, PID {instance.report.pid}", *_condition(instance)])
     if instance.is_silent:
         return "runs by hand, and does not answer"
     return (

@@ -82,9 +82,9 @@ def top(  # noqa: PLR0913, PLR0917 -- one for each option
     oldest message that waits (AGE), the number of quarantined messages (QUAR), and the time to the
     next loss of messages (LOSS).
 
-    Keys: the arrows choose an instance, Enter shows its messages in flight, its longest runs and
-    its causes of failure, p pauses it, r resumes it, / filters, q quits. A question comes before
-    each order.
+    Keys: the arrows choose an instance, Enter shows its messages in flight, its slowest handlers
+    and its causes of failure, p pauses it, r resumes it, / filters, q quits. A question comes
+    before each order.
 
     The screen needs the package textual: pip install 'consumer-framework[top]'.
     """

@@ -20,6 +20,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import DataTable, Footer, Input, Static
 
 from consumer_framework.core.errors import FrameworkError
+from consumer_framework.core.text import plural
 from consumer_framework.operate.board import (
     Board,
     Urgency,
@@ -28,7 +29,6 @@ from consumer_framework.operate.board import (
     short,
     sparkline,
 )
-from consumer_framework.operate.details import Details, Slowest
 
 from .terminal import safe, safe_lines
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from consumer_framework.operate.board import Key, Line
+    from consumer_framework.operate.details import Details
     from consumer_framework.operate.rows import Row
 
     from .top_sources import Source
@@ -45,6 +46,8 @@ _BARS = 8
 _LONG_BARS = 60
 # Lines of each list of the details.
 _SHOWN = 5
+# Seconds between two looks at details, which take more work, at least.
+_DETAILS_INTERVAL = 2.0
 # The actions that need the table.
 _OF_TABLE = frozenset({"filter"})
 _COLUMNS = (
@@ -121,6 +124,7 @@ class TopApp(App[None]):
         Binding("p", "order('pause')", "pause"),
         Binding("r", "order('resume')", "resume"),
         Binding("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
     ]
 
     def __init__(self, source: Source, interval: float) -> None:
@@ -312,7 +316,6 @@ class DetailScreen(Screen[None]):
         super().__init__()
         self._top, self._key = top, key
         self._details: Details | None = None
-        self._slowest = Slowest()
         self._ended = threading.Event()
 
     def compose(self) -> ComposeResult:
@@ -341,17 +344,16 @@ class DetailScreen(Screen[None]):
             line = self._top.board.line(self._key)
             if line is not None:
                 self.post_message(Detailed(self._top.source.details(line.row)))
-            self._ended.wait(self._top.interval)
+            self._ended.wait(max(self._top.interval, _DETAILS_INTERVAL))
 
     def on_detailed(self, message: Detailed) -> None:
         """Show the details."""
         self._details = message.details
-        self._slowest.see(message.details.in_flight or ())
         self._show()
 
     def _show(self) -> None:
         line = self._top.board.line(self._key)
-        text = Text("\n").join(_detail_lines(line, self._details, self._slowest, time.time()))
+        text = Text("\n").join(_detail_lines(line, self._details, time.time()))
         self._text.update(text)
 
 
@@ -367,9 +369,7 @@ def _cells(line: Line) -> list[Text]:
     return [Text(safe(cell), style, no_wrap=True, overflow="ellipsis") for cell in cells]
 
 
-def _detail_lines(
-    line: Line | None, details: Details | None, slowest: Slowest, now: float
-) -> Iterator[Text]:
+def _detail_lines(line: Line | None, details: Details | None, now: float) -> Iterator[Text]:
     if line is None:
         yield Text("the instance is gone")
         return
@@ -379,7 +379,7 @@ def _detail_lines(
         return
     if details.problem:
         yield Text(f"\n{safe(details.problem)}", "red")
-    yield from _lists(details, slowest, now)
+    yield from _lists(details, now)
 
 
 def _state_lines(line: Line) -> Iterator[Text]:
@@ -403,7 +403,7 @@ def _state_lines(line: Line) -> Iterator[Text]:
     yield Text(f"lag  {short(row.lag):>8} {sparkline(line.lags, _LONG_BARS)}")
 
 
-def _lists(details: Details, slowest: Slowest, now: float) -> Iterator[Text]:
+def _lists(details: Details, now: float) -> Iterator[Text]:
     if details.in_flight is not None:
         yield from _list(
             "IN FLIGHT",
@@ -413,9 +413,13 @@ def _lists(details: Details, slowest: Slowest, now: float) -> Iterator[Text]:
                 for one in details.in_flight[:_SHOWN]
             ),
         )
+    if details.handlers is not None:
         yield from _list(
-            "LONGEST RUNS SEEN HERE",
-            (f"{age_cell(age):>5}  {topic}" for topic, age in slowest.top(_SHOWN)),
+            "SLOWEST HANDLERS, ON THE AVERAGE",
+            (
+                f"{_mean(one.mean):>6}  {plural(one.runs, 'run')}  {one.name}"
+                for one in details.handlers[:_SHOWN]
+            ),
         )
     if details.causes is not None:
         yield from _list(
@@ -426,6 +430,10 @@ def _lists(details: Details, slowest: Slowest, now: float) -> Iterator[Text]:
                 for one in details.causes[:_SHOWN]
             ),
         )
+
+
+def _mean(seconds: float) -> str:
+    return f"{seconds * 1000:.0f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
 def _list(title: str, lines: Iterator[str]) -> Iterator[Text]:

@@ -7,27 +7,43 @@ Both may be called from any thread, and take their time.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from prometheus_client.parser import text_string_to_metric_families
+
+from consumer_framework.adapters.store import Store
+from consumer_framework.adapters.store.files import DATABASE
 from consumer_framework.core.errors import FrameworkError
-from consumer_framework.operate.details import Details, causes_in, in_flight_in
-from consumer_framework.operate.hosts import Hosts, HostsError, last_line
+from consumer_framework.operate.details import Details, causes_in, handlers_in, in_flight_in
+from consumer_framework.operate.hosts import Hosts, last_line
 from consumer_framework.operate.rows import Row, rows_of
+from consumer_framework.operate.status import directories_of
+from consumer_framework.runtime.control.client import LOOK_TIMEOUT, ControlError, connected
+from consumer_framework.runtime.control.schema import (
+    Causes,
+    InFlight,
+    Pause,
+    Resume,
+    document_of,
+)
 
 from . import status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from consumer_framework.operate.details import Cause
     from consumer_framework.operate.hosts import Way
+    from consumer_framework.runtime.control.client import Client
+    from consumer_framework.runtime.control.schema import Request
 
-# Seconds for a command on this host.
-_PATIENCE = 30.0
-_PROGRAM = (sys.executable, "-c", "from consumer_framework.cli import main; main()")
+T = TypeVar("T")
+# The reason of a pause, for the log and the status.
+_REASON = "fm-consumer top"
 
 
 class Source(ABC):
@@ -42,41 +58,37 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def run(self, host: str, words: Sequence[str]) -> str:
-        """Run ``fm-consumer`` with *words* where the instance is, and return its output.
-
-        Raises:
-            FrameworkError: It failed; with its last line.
-        """
-
-    def close(self) -> None:  # noqa: B027 -- most have nothing that waits
-        """Let go of everything that waits."""
-
     def details(self, row: Row) -> Details:
         """Return the details of an instance."""
-        problems = []
-        in_flight = causes = None
-        try:
-            in_flight = in_flight_in(self._document(row, "in-flight", row.name))
-        except (FrameworkError, ValueError) as error:
-            problems.append(str(error))
-        try:
-            causes = causes_in(self._document(row, "quarantine", "list", row.name))
-        except (FrameworkError, ValueError) as error:
-            problems.append(str(error))
-        return Details(in_flight, causes, "; ".join(dict.fromkeys(problems)))
 
+    @abstractmethod
     def order(self, row: Row, verb: str) -> str:
         """Carry out ``pause`` or ``resume``, and return one line about it.
 
         Raises:
             FrameworkError: It was refused.
         """
-        reason = ("--reason", "fm-consumer top") if verb == "pause" else ()
-        return last_line(self.run(row.host, [verb, row.name, *reason]))
 
-    def _document(self, row: Row, *words: str) -> Any:
-        return json.loads(self.run(row.host, [*words, "--json"]))
+    def close(self) -> None:  # noqa: B027 -- most have nothing that waits
+        """Let go of everything that waits."""
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Collects the parts of details, and the reasons why some could not be asked."""
+
+    problems: list[str] = field(default_factory=list)
+
+    def part(self, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except (FrameworkError, ValueError) as error:
+            self.problems.append(str(error))
+            return None
+
+    @property
+    def problem(self) -> str:
+        return "; ".join(dict.fromkeys(self.problems))
 
 
 class ThisHost(Source):
@@ -93,29 +105,59 @@ class ThisHost(Source):
 
     def rows(self) -> list[Row]:
         """Ask the instances themselves, and systemd."""
-        from consumer_framework.runtime.control.client import LOOK_TIMEOUT  # noqa: PLC0415
-
         found = status.look(self._names, self._state_dir, LOOK_TIMEOUT)
         return rows_of(status.document(found))
 
-    def run(self, host: str, words: Sequence[str]) -> str:  # noqa: ARG002 -- there is one
-        """Run the command as another process."""
-        more = ["--state-dir", str(self._state_dir)] if self._state_dir else []
-        try:
-            done = subprocess.run(  # noqa: S603 -- this very program
-                [*_PROGRAM, *words, *more],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_PATIENCE,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise HostsError(f"no answer within {_PATIENCE:.0f} s") from None
-        if done.returncode:
-            raise HostsError(last_line(done.stderr) or f"exit code {done.returncode}")
-        return done.stdout
+    def details(self, row: Row) -> Details:
+        """Ask the instance itself; one that does not run has its store."""
+        found = _Collector()
+        answer = found.part(lambda: self._asked(row.name, lambda client: _details(client, found)))
+        if answer is None:
+            answer = Details(causes=found.part(lambda: self._stored_causes(row.name)))
+        return replace(answer, problem=found.problem)
+
+    def order(self, row: Row, verb: str) -> str:
+        """Send the order to the instance itself."""
+        request = Pause(_REASON) if verb == "pause" else Resume()
+        report = self._asked(row.name, lambda client: next(iter(client.ask(request))))
+        if report is None:
+            raise ControlError(f"{row.name} does not run")
+        return f"{row.name}: {'; '.join(report.reasons) or 'takes messages'}"
+
+    def _asked(self, name: str, ask: Callable[[Client], T]) -> T | None:
+        for directory in directories_of(name, self._state_dir):
+            with connected(directory, name, LOOK_TIMEOUT) as client:
+                if client is not None:
+                    return ask(client)
+        return None
+
+    def _stored_causes(self, name: str) -> tuple[Cause, ...]:
+        for directory in directories_of(name, self._state_dir):
+            if (directory / DATABASE).exists():
+                with closing(Store.read(directory)) as store:
+                    return causes_in([asdict(group) for group in store.groups()])
+        return ()
+
+
+def _details(client: Client, found: _Collector) -> Details:
+    """Ask a running instance for its details."""
+
+    def answer(request: Request[T]) -> dict[str, Any]:
+        return document_of(next(iter(client.ask(request))))
+
+    return Details(
+        found.part(lambda: in_flight_in(answer(InFlight()))),
+        found.part(lambda: handlers_in(_samples(client.page("/metrics")))),
+        found.part(lambda: causes_in(answer(Causes()).get("causes"))),
+    )
+
+
+def _samples(page: str) -> list[dict[str, Any]]:
+    return [
+        {"name": sample.name, "labels": sample.labels, "value": sample.value}
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    ]
 
 
 class OtherHosts(Source):
@@ -141,9 +183,24 @@ class OtherHosts(Source):
             for row in answer.rows or [_silent(answer.host, answer.problem)]
         ]
 
-    def run(self, host: str, words: Sequence[str]) -> str:
-        """Run the command there."""
-        return self._ssh.run(host, words)
+    def details(self, row: Row) -> Details:
+        """Ask the host, command by command."""
+        found = _Collector()
+
+        def document(*words: str) -> Any:
+            return json.loads(self._ssh.run(row.host, [*words, row.name, "--json"]))
+
+        return Details(
+            found.part(lambda: in_flight_in(document("in-flight"))),
+            found.part(lambda: handlers_in(document("metrics"))),
+            found.part(lambda: causes_in(document("quarantine", "list"))),
+            found.problem,
+        )
+
+    def order(self, row: Row, verb: str) -> str:
+        """Give the order there."""
+        reason = ("--reason", _REASON) if verb == "pause" else ()
+        return last_line(self._ssh.run(row.host, [verb, row.name, *reason]))
 
     def close(self) -> None:
         """End the connections."""

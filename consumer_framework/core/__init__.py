@@ -32,6 +32,9 @@ dispositions, and one table that says how each is settled. :mod:`.settler` follo
 A consumer may have several routes for one message: :mod:`.routed` runs them, and :mod:`.recovery`
 makes one disposition of the decisions about each. :mod:`.topics` matches topics with patterns.
 
+Besides, for operators: :mod:`.conditions` selects messages, and :mod:`.ramp` decides how far a
+replay of many messages goes.
+
 Nothing flows back. A handler cannot settle, a decision cannot act, and a settle cannot decide.
 
 The crash points

@@ -36,6 +36,10 @@ ATTEMPT = "FM_ATTEMPT"
 DISPOSITION = "FM_DISPOSITION"
 FINGERPRINT = "FM_FINGERPRINT"
 ROUTE = "FM_ROUTE"
+# Of a line about an operator's order.
+OPERATOR_UID = "FM_OPERATOR_UID"
+OPERATOR_PID = "FM_OPERATOR_PID"
+OPERATOR_LOGIN = "FM_OPERATOR_LOGIN"
 
 Fields: TypeAlias = "dict[str, str | list[str]]"
 

@@ -30,9 +30,8 @@ WINDOW = 60.0
 PROOF_HANDLED = 100
 PROOF_SECONDS = 60.0
 _RESOLUTION = 1.0
-# Seconds between two values of a trend, and the number of values that make one.
-_TREND_RESOLUTION = 5.0
-_LEAST_SAMPLES = 5
+# The numbers of values that make a trend.
+_LEAST_SAMPLES, _MOST_SAMPLES = 5, 120
 
 
 class Progress:
@@ -80,28 +79,27 @@ class Trend:
     Args:
         window: The seconds that values are remembered.
         least: The seconds that the values must span at least.
+
+    Attributes:
+        growth: The growth in a second; None while the values span too short a time.
     """
 
     def __init__(self, window: float = 600.0, least: float = 60.0) -> None:
+        self.growth: float | None = None
         self._window = window
         self._least = least
         self._samples: deque[tuple[float, float]] = deque()
 
     def add(self, value: float, now: float) -> None:
-        """Note *value* at the time *now*; more than one value in five seconds changes nothing."""
-        if self._samples and now - self._samples[-1][0] < _TREND_RESOLUTION:
+        """Note *value* at the time *now*; values that come too fast change nothing."""
+        if self._samples and now - self._samples[-1][0] < self._window / _MOST_SAMPLES:
             return
         self._samples.append((now, value))
         while self._samples[0][0] < now - self._window:
             self._samples.popleft()
+        self.growth = self._slope()
 
-    def clear(self) -> None:
-        """Forget the values."""
-        self._samples.clear()
-
-    @property
-    def growth(self) -> float | None:
-        """The growth in a second; None while the values span too short a time."""
+    def _slope(self) -> float | None:
         samples = self._samples
         if len(samples) < _LEAST_SAMPLES or samples[-1][0] - samples[0][0] < self._least:
             return None

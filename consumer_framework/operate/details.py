@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The details of one instance for ``fm-consumer top``: messages in flight, and causes.
+"""The details of one instance for ``fm-consumer top``.
 
-They are read from the documents of ``fm-consumer in-flight --json`` and ``fm-consumer quarantine
-list --json``, of this release or another one.
+They are read from the documents of ``fm-consumer in-flight``, ``metrics`` and ``quarantine list``
+with ``--json``, of this release or another one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .rows import dict_in, dicts_in, integer_in, number_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-# The slowest topics that are remembered.
-_REMEMBERED = 1000
+# The histogram of the handler's runs, by queue, route and exception.
+_RUNS = "messaging_process_duration_seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,21 @@ class InFlight:
     topic: str
     message_id: str
     place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """The runs of the handler for a queue, or of a route, since the start.
+
+    Attributes:
+        name: The queue, and the route if there is one.
+        mean: Seconds that a run took on the average.
+        runs: The number of runs.
+    """
+
+    name: str
+    mean: float
+    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +76,13 @@ class Details:
 
     Attributes:
         in_flight: The messages of its handlers, the longest first; None if it cannot be asked.
+        handlers: Its handlers, the slowest first; None likewise.
         causes: The causes in its quarantine, the most frequent first; None likewise.
         problem: The reason why something could not be asked; "" for none.
     """
 
     in_flight: tuple[InFlight, ...] | None = None
+    handlers: tuple[Handler, ...] | None = None
     causes: tuple[Cause, ...] | None = None
     problem: str = ""
 
@@ -76,8 +93,31 @@ def in_flight_in(document: Any) -> tuple[InFlight, ...]:
     return tuple(sorted(found, key=lambda one: -one.age))
 
 
+def handlers_in(document: Any) -> tuple[Handler, ...]:
+    """Read the document of ``fm-consumer metrics --json``."""
+    totals: dict[str, list[float]] = {}
+    for sample in dicts_in(document):
+        kind = str(sample.get("name")).removeprefix(_RUNS)
+        if kind in _PARTS:
+            name = _handler_name(dict_in(sample.get("labels")))
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[_PARTS[kind]] += number_in(sample.get("value")) or 0.0
+    found = [
+        Handler(name, seconds / runs, int(runs)) for name, (seconds, runs) in totals.items() if runs
+    ]
+    return tuple(sorted(found, key=lambda one: -one.mean))
+
+
+_PARTS = {"_sum": 0, "_count": 1}
+
+
+def _handler_name(labels: Mapping[str, Any]) -> str:
+    queue, route = labels.get("messaging_destination_name"), labels.get("fm_route")
+    return ", ".join(str(part) for part in (queue, route) if part)
+
+
 def causes_in(document: Any) -> tuple[Cause, ...]:
-    """Read the document of ``fm-consumer quarantine list --json``."""
+    """Read the list of ``fm-consumer quarantine list --json``."""
     found = [_cause(one) for one in dicts_in(document)]
     return tuple(sorted(found, key=lambda one: -one.count))
 
@@ -103,21 +143,3 @@ def _cause(one: Mapping[str, Any]) -> Cause:
         topic=str(sample.get("routing_key") or ""),
         error=": ".join(parts),
     )
-
-
-@dataclass(slots=True)
-class Slowest:
-    """The longest run of each topic that was seen in flight."""
-
-    _longest: dict[str, float] = field(default_factory=dict)
-
-    def see(self, messages: Iterable[InFlight]) -> None:
-        """Take note of messages in flight."""
-        for message in messages:
-            known = self._longest.get(message.topic, 0.0)
-            if message.topic in self._longest or len(self._longest) < _REMEMBERED:
-                self._longest[message.topic] = max(known, message.age)
-
-    def top(self, count: int) -> list[tuple[str, float]]:
-        """Return the topics with the longest runs, and their seconds."""
-        return sorted(self._longest.items(), key=lambda item: -item[1])[:count]

@@ -49,6 +49,7 @@ from consumer_framework.runtime.assembly.configuration import load
 from consumer_framework.runtime.assembly.plan import make_plan
 from consumer_framework.runtime.assembly.routes import routed
 from consumer_framework.runtime.control.client import reached
+from consumer_framework.runtime.control.operators import ORDERED_BY, this_user
 from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.runtime.control.schema import Replay, Step
 from consumer_framework.runtime.state_files import store_limits
@@ -92,6 +93,7 @@ def carry_out(directory: Path, instance: str, request: Request[AnswerT]) -> list
     """
 
     async def answers(responder: Responder) -> list[AnswerT]:
+        ORDERED_BY.set(this_user())
         return [answer async for answer in responder.respond(request)]
 
     # A person who drops a message means that one: nothing else expires to make room.
@@ -244,6 +246,7 @@ class _ReplayRun:
         executor = await _set_up(self.plan, self.store)
         runner = _RowRunner(self.plan, self.store, executor, self.publications)
         self._responder = Responder(self.store, runner.run)
+        ORDERED_BY.set(this_user())
         try:
             replay = self._responder.replay(self.request)
             async with contextlib.aclosing(replay) as answers:

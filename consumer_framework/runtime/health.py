@@ -8,6 +8,7 @@ are those of :mod:`consumer_framework.core`: :mod:`.core.health`, :mod:`.core.la
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from consumer_framework.adapters.certificates import ends_of
 from consumer_framework.adapters.executor.health_calls import HealthCalls
 from consumer_framework.core.errors import StoreError
-from consumer_framework.core.health import ConditionFacts, condition_of
+from consumer_framework.core.health import ConditionFacts, InstanceCondition, condition_of
 from consumer_framework.core.lag import UNKNOWN, Lag, lag_of, oldest_by_queue
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.loss import (
@@ -43,11 +44,18 @@ if TYPE_CHECKING:
 
     from .instance import Instance
 
+_log = logging.getLogger(__name__)
+
 _NO_LIMITS = QueueLimits()
 # Deliveries in memory whose time and size are looked at.
 _MOST_LOOKED_AT = 1000
 # The weight of the latest sizes in the mean.
 _FRESH = 0.2
+# The conditions that nobody else logs.
+_LOGGED = frozenset({InstanceCondition.RETRYING, InstanceCondition.LAGGING, InstanceCondition.SLOW})
+# Seconds without such a condition after which it is over: a number near its threshold must not
+# fill the log.
+_CALM = 60.0
 # Seconds between two readings of the certificates.
 _CERTIFICATES_INTERVAL = 600.0
 
@@ -72,6 +80,8 @@ class _QueueWatch:
     """The memory of one queue.
 
     Attributes:
+        configured_name: Its name in the configuration.
+        used_at: When it last had a consumer, or was renewed, in monotonic seconds.
         growth: The trend of the number of ready messages.
         aging: The trend of the age of its oldest message.
         body_size: The mean size of a message; None before the first one.
@@ -80,6 +90,8 @@ class _QueueWatch:
         is_shared: Whether others consume from it, so that *oldest* may be gone by now.
     """
 
+    configured_name: str
+    used_at: float
     growth: Trend = field(default_factory=Trend)
     aging: Trend = field(default_factory=Trend)
     body_size: float | None = None
@@ -108,11 +120,15 @@ class HealthMonitor:
         self._queues: dict[str, _QueueWatch] = {}
         self._retries = RetryShare()
         self._store_growth = Trend()
-        self._disk_growth = Trend()
+        # Other programs write much in a few minutes, and stop.
+        self._disk_growth = Trend(window=3600.0, least=900.0)
         self._disk_free: int | None = None
         self._received = -1
-        self._busy_at = self._consumed_at = self._now()
-        self._limits: tuple[Settings, dict[str, QueueLimits]] = (instance.settings, {})
+        self._busy_at = self._now()
+        self._limits: tuple[Settings, dict[str, QueueLimits]] | None = None
+        # The condition that was logged last, and is not over yet.
+        self._logged: InstanceCondition | None = None
+        self._calm_since: float | None = None
         self._ends: tuple[float, Tls | None, dict[str, float]] = (0.0, None, {})
 
     # The author's health().
@@ -143,13 +159,26 @@ class HealthMonitor:
         if counts.received != self._received or self._has_work():
             self._received = counts.received
             self._busy_at = now
-        if self._is_consuming:
-            self._consumed_at = now
         if instance.state in {State.CONSUMING, State.PAUSED}:
             self._look_at_queues(now)
         if stats := self._stats():
             self._store_growth.add(stats.bytes, now)
         self._look_at_disk(now)
+        self._log_condition(now)
+
+    def _log_condition(self, now: float) -> None:
+        """Log that the instance lags, is slow or retries, and that this is over for a while."""
+        found, logged = self._assess(self._lag(), self._stats()), self._logged
+        if found.condition in _LOGGED:
+            self._calm_since = None
+            if found.condition is not logged:
+                self._logged = found.condition
+                _log.warning("%s: %s", found.condition.value, found.reason)
+        elif logged is not None and not found.condition.needs_attention:
+            self._calm_since = now if self._calm_since is None else self._calm_since
+            if now - self._calm_since >= _CALM:
+                self._logged = None
+                _log.info("no longer %s", logged.value)
 
     @property
     def _is_consuming(self) -> bool:
@@ -160,8 +189,10 @@ class HealthMonitor:
         return bool(instance.running or instance.dispatcher.waiting or instance.lag)
 
     def _look_at_queues(self, now: float) -> None:
-        names = self._instance.session.queues
-        self._queues = {name: self._queues.get(name) or _QueueWatch() for name in names}
+        self._queues = {
+            one.queue: self._queues.get(one.queue) or _QueueWatch(one.configured_name, now)
+            for one in self._instance.session.subscriptions
+        }
         self._look_at_deliveries()
         time = self._instance.clock.time()
         for name, watch in self._queues.items():
@@ -263,37 +294,39 @@ class HealthMonitor:
     def _queue_facts(self) -> list[QueueFacts]:
         time, is_consuming = self._instance.clock.time(), self._is_consuming
         limits = self._queue_limits()
-        unused = None if is_consuming else self._now() - self._consumed_at
         found = []
         for name, watch in self._queues.items():
             sample = self.samples.get(name)
+            own = limits.get(watch.configured_name, _NO_LIMITS)
             facts = QueueFacts(
                 name=name,
-                limits=limits.get(name, _NO_LIMITS),
+                limits=own,
                 ready=sample.ready if sample is not None else None,
                 growth=watch.growth.growth,
                 body_size=watch.body_size,
                 age=self._age(watch, sample, time).seconds,
                 aging=watch.aging.growth if is_consuming else 1.0,
-                unused=unused,
+                unused=self._unused(watch, sample, own),
             )
             found.append(facts)
         return found
 
+    def _unused(
+        self, watch: _QueueWatch, sample: QueueSample | None, limits: QueueLimits
+    ) -> float | None:
+        is_renewed = sample is not None and limits.is_renewed
+        if self._is_consuming or watch.is_shared or is_renewed:
+            watch.used_at = self._now()
+            return None
+        return self._now() - watch.used_at
+
     def _queue_limits(self) -> dict[str, QueueLimits]:
-        """Return the limits of the queues by the broker's names of them."""
-        settings, limits = self._instance.settings, {}
-        former, known = self._limits
-        for subscription in self._instance.session.subscriptions:
-            name = subscription.queue
-            is_known = former is settings and name in known
+        """Return the limits of the queues by their names in the configuration."""
+        settings = self._instance.settings
+        if self._limits is None or self._limits[0] is not settings:
             # Not each time: it parses the settings.
-            limits[name] = (
-                known[name] if is_known else settings.limits_of(subscription.configured_name)
-            )
-        limits = limits or known
-        self._limits = settings, limits
-        return limits
+            self._limits = settings, settings.queue_limits()
+        return self._limits[1]
 
     def _store_facts(self, stats: Stats | None) -> StoreFacts:
         instance, framework = self._instance, self._instance.plan.framework

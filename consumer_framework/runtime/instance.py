@@ -107,7 +107,6 @@ class Instance:
         was_ready: Whether it ever consumed from every queue.
         is_built: Set once the handler is set up, or never will be.
         is_reloading: Whether the service manager waits for the end of a reload.
-        lag: How many messages the broker had ready in its queues, None where it was not asked.
     """
 
     def __init__(self, settings: Settings, plan: Plan, surroundings: Surroundings) -> None:
@@ -124,7 +123,6 @@ class Instance:
             self.remarks["store"] = "no store: nothing is deferred or quarantined"
         self.was_ready = self.is_reloading = False
         self.is_built = asyncio.Event()
-        self.lag: int | None = None
         self.executor: Executor | None = None
         self.drain: Drain | None = None
         self._make_parts(surroundings.observer)
@@ -191,6 +189,12 @@ class Instance:
     def broker(self) -> str:
         """``HOST:PORT``."""
         return self.session.service.host
+
+    @property
+    def lag(self) -> int | None:
+        """The number of messages that were ready in its queues lately; None if that is unknown."""
+        samples = self.health.samples.values()
+        return sum(sample.ready for sample in samples) if samples else None
 
     @property
     def running(self) -> tuple[Delivery, ...]:

@@ -50,7 +50,7 @@ from .process_exit import ProcessExit
 from .reload import CredentialSnapshot, file_given, log_report, refused, remarks_of
 from .signals import Signals
 from .stacks import stacks_of_process
-from .state_files import relay_socket, state_directory
+from .state_files import operators_socket, relay_socket, state_directory
 from .watchdog import FEEDS
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from consumer_framework.settings import Settings
 
     from .assembly.configuration import RunOptions
+    from .control.threaded import ByType
 
 _log = logging.getLogger(__name__)
 
@@ -230,8 +231,8 @@ class RelayProcess:
             return self._drain()
         finally:
             ended.set()
-            if control is not None:
-                control.close()
+            for listening in control:
+                listening.close()
             self._close()
 
     # Starting
@@ -359,25 +360,27 @@ class RelayProcess:
 
     # Orders
 
-    def _listen(self) -> ControlThread | None:
+    def _listen(self) -> list[ControlThread]:
+        """Listen on the control socket, and on that of operators if there is a place for it."""
         options = self._options
         path = relay_socket(state_directory(options.instance, options.state_directory))
+        by_type: ByType = {
+            schema.Ping: self._respond_ping,
+            schema.RelayStatus: self._respond_status,
+            schema.Stacks: lambda _request: [stacks_of_process()],
+            schema.LogLevel: lambda request: [self._log_levels.change(request)],
+            schema.Reload: self._respond_reload,
+        }
+        pages = RelayPages(options.instance, self._status.report, self._is_relay_stuck).by_path
+        listening: list[ControlThread] = []
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return ControlThread(
-                path,
-                {
-                    schema.Ping: self._respond_ping,
-                    schema.RelayStatus: self._respond_status,
-                    schema.Stacks: lambda _request: [stacks_of_process()],
-                    schema.LogLevel: lambda request: [self._log_levels.change(request)],
-                    schema.Reload: self._respond_reload,
-                },
-                RelayPages(options.instance, self._status.report, self._is_relay_stuck).by_path,
-            )
+            listening.append(ControlThread(path, by_type, pages))
+            if (operators := operators_socket(path)) is not None:
+                listening.append(ControlThread(operators, by_type, pages, mode=0o660))
         except OSError as error:
             _log.warning("no command reaches this relay: the control socket: %s", error)
-            return None
+        return listening
 
     def _is_relay_stuck(self) -> bool:
         sending = self._sending

@@ -37,12 +37,13 @@ from .process_exit import PATIENCE, ProcessExit
 from .reload import Reloader
 from .signals import Signals
 from .startup import Startup
-from .state_files import control_socket, runtime_directory
+from .state_files import control_socket, operators_socket, runtime_directory
 from .tasks import SupervisedTasks, reraise_own_cancellation
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from consumer_framework.runtime.assembly.configuration import RunOptions
 
@@ -175,8 +176,6 @@ class Runner(MultiService):
         if directory is None:
             _log.warning("no command reaches this instance: there is no $RUNTIME_DIRECTORY")
             return
-        path = control_socket(directory)
-        path.unlink(missing_ok=True)
         responder = Responder(
             files.store,
             dispatcher.replay,
@@ -193,7 +192,14 @@ class Runner(MultiService):
             },
             self._pages.by_path,
         )
-        server = UNIXServer(str(path), factory, mode=0o600)  # type: ignore[no-untyped-call]
+        path = control_socket(directory)
+        self._listen_at(path, factory, 0o600)
+        if (operators := operators_socket(path)) is not None:
+            self._listen_at(operators, factory, 0o660)
+
+    def _listen_at(self, path: Path, factory: ControlFactory, mode: int) -> None:
+        path.unlink(missing_ok=True)
+        server = UNIXServer(str(path), factory, mode=mode)  # type: ignore[no-untyped-call]
         server.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     # Running.

@@ -47,6 +47,9 @@ SYSTEM_STATE = Path("/var/lib/fedora-messaging")
 # The runtime directory of an instance, likewise.
 SYSTEM_RUNTIME = Path("/run/fedora-messaging")
 CONTROL = "control"
+# In the runtime directory, if the host has the group of operators: its members may connect to the
+# socket in it, by the mode and the group of the directory. The unit makes it.
+OPERATORS = "operators"
 # Likewise of a relay: `RuntimeDirectory=fm-outbox/NAME`.
 SYSTEM_RELAY_RUNTIME = Path("/run/fm-outbox")
 # The control socket of a relay without a runtime directory, in its state directory.
@@ -119,6 +122,16 @@ def control_socket(directory: Path) -> Path:
     return (runtime_directory() or directory) / CONTROL
 
 
+def operators_socket(control: Path) -> Path | None:
+    """Return the socket for members of the group of operators; None if the unit made no place.
+
+    Args:
+        control: The control socket of the same process.
+    """
+    directory = control.parent / OPERATORS
+    return directory / CONTROL if directory.is_dir() else None
+
+
 def relay_socket(directory: Path) -> Path:
     """Return the control socket of the relay that was started with the state *directory*."""
     runtime = runtime_directory()
@@ -127,13 +140,16 @@ def relay_socket(directory: Path) -> Path:
 
 def relay_sockets(directory: Path, name: str) -> list[Path]:
     """Return the sockets on which the relay *name* may listen, the likeliest first."""
-    found = [SYSTEM_RELAY_RUNTIME / name / CONTROL, directory / RELAY_CONTROL]
-    return found if directory == users_directory(name) else found[1:]
+    runtime = SYSTEM_RELAY_RUNTIME / name
+    own = directory / RELAY_CONTROL
+    if directory != users_directory(name):
+        return [own]
+    return [runtime / CONTROL, runtime / OPERATORS / CONTROL, own]
 
 
 def is_of_relay(socket: Path) -> bool:
     """Tell whether *socket* is one of :func:`relay_sockets`, and not that of an instance."""
-    return socket.name == RELAY_CONTROL or socket.parent.parent == SYSTEM_RELAY_RUNTIME
+    return socket.name == RELAY_CONTROL or SYSTEM_RELAY_RUNTIME in socket.parents
 
 
 def runtime_directory() -> Path | None:

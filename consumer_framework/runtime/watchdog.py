@@ -118,7 +118,6 @@ class Watchdog:
             self._instance.notifier.watchdog()
             self._silence.end(self._now())
         self._presence.ask()
-        self._instance.lag = self._presence.lag
         health.samples = self._presence.samples
         health.look()
 

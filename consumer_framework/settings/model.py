@@ -488,16 +488,15 @@ class Settings(Table):
             return self.framework.profile is Profile.FEDORA
         return any(is_fedoras_host(address.name) for address in self.brokers)
 
-    def limits_of(self, queue: str) -> QueueLimits:
-        """Return the limits of the queue with the name *queue* in the configuration.
+    def queue_limits(self) -> dict[str, QueueLimits]:
+        """Return the limits of the queues, by their names in the configuration.
 
-        They are those of its arguments, of ``queue_policy`` and, on Fedora's broker, of Fedora.
+        They are those of their arguments, of ``queue_policy`` and, on Fedora's broker, of Fedora.
         """
         policies = [self.framework.queue_policy]
         if self.is_fedoras:
             policies.append(fedoras_policy(self.amqp_url))
-        declared = self.queues.get(queue)
-        return limits_of(declared.arguments if declared else {}, policies)
+        return {name: limits_of(queue.arguments, policies) for name, queue in self.queues.items()}
 
     def is_passive(self, queue: Queue) -> bool:
         """Return true if the instance does not create *queue*, which must exist."""

@@ -6,7 +6,7 @@ import { useOrders } from "./dialogs.js";
 import { clock, duration, number, plural, rate } from "./format.js";
 import { historyOf, remember } from "./history.js";
 import { instanceOrders } from "./instance_orders.js";
-import { instancesOf, rankOf } from "./instance_state.js";
+import { instancesOf, isSoon, rankOf } from "./instance_state.js";
 import { Loss } from "./instances.js";
 import { Plot } from "./plot.js";
 import { usePolled } from "./polled.js";
@@ -70,8 +70,8 @@ export function Instance({ instance }) {
 function Overview({ one }) {
     const history = historyOf(one.name);
     return html`
-        ${one.reason && html`<${Notice} tone=${rankOf(one.condition) < 3 ? "warning" : "info"} title=${sentence(one.reason)} />`}
-        ${one.loss && html`<${Notice} tone="warning" title=${lossTitle(one.loss)}>
+        ${one.reason && html`<${Notice} tone=${rankOf(one.condition) < 3 ? "warning" : "info"} title=${sentence(`${one.condition}: ${one.reason}`)} />`}
+        ${isSoon(one.loss) && html`<${Notice} tone="warning" title=${lossTitle(one.loss)}>
             ${one.loss.cure && html`<p>${sentence(one.loss.cure)}</p>`}<//>`}
         <p class="fm-line">${one.status}</p>
         ${one.remarks.map((remark) => html`<p class="fm-line" key=${remark}>${remark}</p>`)}

@@ -11,7 +11,9 @@ const done = (title) => () => ({ tone: "success", title, text: "", result: "done
 export function instanceOrders(one) {
     if (!one.isActive)
         return [start(one)];
-    const gate = one.condition === "paused" ? [resume(one), pause(one)] : [pause(one)];
+    // The breaker pauses an instance, too, and then an operator may do so besides.
+    const gate = one.condition !== "paused" ? [pause(one)] :
+        one.reason.startsWith("by an operator") ? [resume(one)] : [resume(one), pause(one)];
     return [...gate, reload(one), ...one.hasUnit ? [restart(one), stop(one)] : []];
 }
 

@@ -89,8 +89,15 @@ function reasonOf(one, condition) {
     return one.report?.reason || one.report?.trouble || one.problem || (REASONS[condition]?.(one) ?? "");
 }
 
+const DAY = 86400;
+
+/** Tell whether messages will be lost so soon that somebody should act. */
+export const isSoon = (loss) => loss !== null && loss.seconds < DAY;
+
+const urgencyOf = ({ condition, loss }) => Math.min(rankOf(condition), isSoon(loss) ? 1 : Infinity);
+
 /** Order instances: trouble first, then by name. */
 export function byTrouble(one, other) {
-    return rankOf(one.condition) - rankOf(other.condition) ||
+    return urgencyOf(one) - urgencyOf(other) ||
         one.name.localeCompare(other.name, "en", { numeric: true });
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The view of all instances of the host.
 
-import { duration, number, plural, rate } from "./format.js";
+import { age, duration, number, plural, rate } from "./format.js";
 import { historyOf, remember } from "./history.js";
-import { byTrouble, instancesOf, rankOf } from "./instance_state.js";
+import { byTrouble, instancesOf, isSoon, rankOf } from "./instance_state.js";
 import { Sparkline } from "./plot.js";
 import { usePolled } from "./polled.js";
 import { linkTo } from "./router.js";
@@ -49,17 +49,18 @@ export function Instances() {
         <//>`;
 }
 
-const needsLook = (one) => rankOf(one.condition) < 4 || one.quarantined > 0 || one.loss;
+const needsLook = (one) => rankOf(one.condition) < 4 || one.quarantined > 0 || isSoon(one.loss);
 
 function Summary({ instances }) {
     const counts = new Map();
     for (const { condition } of instances)
         counts.set(condition, (counts.get(condition) ?? 0) + 1);
+    const worstFirst = [...counts].sort(([one], [other]) => rankOf(one) - rankOf(other));
     const quarantined = instances.reduce((sum, one) => sum + (one.quarantined ?? 0), 0);
     return html`
         <p class="fm-summary" role="status">
             <strong>${plural(instances.length, "instance")}</strong>
-            ${[...counts].map(([condition, count]) => html`
+            ${worstFirst.map(([condition, count]) => html`
                 <span key=${condition}>${count} <${Condition} condition=${condition} /></span>`)}
             ${quarantined > 0 && html`<span><strong>${number(quarantined)}</strong> quarantined</span>`}
         </p>`;
@@ -81,21 +82,19 @@ function rowOf(one) {
                     ${number(one.quarantined)}</a>`
                 : number(one.quarantined),
             one.loss ? html`<${Loss} loss=${one.loss} />` : "",
-            duration(one.up),
+            age(one.up),
         ],
     };
 }
 
 /** Return the lag in messages and in time. */
 export function lagOf({ lag, lagSeconds }) {
-    return [number(lag), duration(lagSeconds)].filter(Boolean).join(" · ");
+    return [number(lag), age(lagSeconds)].filter(Boolean).join(" · ");
 }
-
-const SOON = 3600;
 
 /** Show the time to the next loss of messages, and its subject. */
 export function Loss({ loss }) {
     const when = loss.seconds <= 0 ? "now" : duration(loss.seconds);
-    return html`<span class=${loss.seconds < SOON ? "fm-soon" : ""}>${when}</span>
+    return html`<span class=${isSoon(loss) ? "fm-soon" : ""}>${when}</span>
         <div class="fm-reason">${loss.subject}</div>`;
 }

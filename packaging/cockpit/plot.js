@@ -26,14 +26,16 @@ const TOKENS = {
 export function Plot({ label, times, values, format, whole }) {
     const place = useRef(null);
     const plot = useRef(null);
+    // uPlot draws no axis for a single time.
+    const data = times.length === 1 ? [[times[0] - LEAST_SPAN, times[0]], [null, values[0]]] : [times, values];
     useEffect(() => {
-        plot.current = new uPlot(optionsOf(place.current, { label, format, whole }), [times, values], place.current);
+        plot.current = new uPlot(optionsOf(place.current, { label, format, whole }), data, place.current);
         const observer = new ResizeObserver(() =>
             plot.current.setSize({ width: place.current.clientWidth, height: HEIGHT }));
         observer.observe(place.current);
         return () => { observer.disconnect(); plot.current.destroy(); };
     }, [label]);
-    useEffect(() => plot.current?.setData([times, values]), [times.at(-1)]);
+    useEffect(() => plot.current?.setData(data), [times.at(-1)]);
     const latest = values.at(-1);
     return html`
         <figure class="fm-plot">

@@ -6,7 +6,6 @@ import { usePolled } from "./polled.js";
 import { html, useState } from "./view.js";
 import { Empty, Notice, Table } from "./widgets.js";
 
-const FRAMEWORK = "consumer_config.framework";
 const COLUMNS = [
     { name: "Setting" },
     { name: "Value", wide: true },
@@ -32,11 +31,14 @@ export function Settings({ instance }) {
         <//>`;
 }
 
+// A narrow column breaks a path after its dots only.
+const breakable = (path) => path.split(".").map((part, place) => (place ? html`.<wbr />${part}` : part));
+
 function rowOf({ path, value, default: usual, takes, is_default: isDefault }) {
     return {
         key: path,
         data: { "data-setting": path },
-        cells: [html`<span class="fm-code">${path.replace(FRAMEWORK, "…")}</span>`,
+        cells: [html`<span class="fm-path">${breakable(path)}</span>`,
             html`<span class="fm-code">${isDefault ? value : html`<strong>${value}</strong>`}</span>`,
             isDefault ? "" : html`<span class="fm-code">${usual}</span>`, takes],
     };

@@ -41,7 +41,15 @@ ROOT_PACKAGES = (
     "iproute2",
     "rpm",
 )
-PRODUCT_SOURCES = ("consumer_framework", "units", "pyproject.toml", "README.md", "LICENSE")
+PRODUCT_SOURCES = (
+    "consumer_framework",
+    "units",
+    # The wheel has the page of the browser.
+    "packaging/cockpit",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
 UNUSED_VENV_SECONDS = 2 * 60 * 60
 BOOT_SECONDS = 60.0
 SHUTDOWN_SECONDS = 30.0

@@ -100,12 +100,13 @@ def test_the_journal_follows_a_message_through_quarantine_replay_and_drop(
     rows = {row["message_id"]: str(row["id"]) for row in listed}
     host.run("fm-consumer", "quarantine", "replay", "diary", rows[replayed])
     host.run("fm-consumer", "quarantine", "drop", "diary", rows[dropped], "--yes")
-    diary.until(lambda: "an operator" in life(diary, dropped)[-1]["MESSAGE"], "the drop")
+    diary.until(lambda: "dropped by" in life(diary, dropped)[-1]["MESSAGE"], "the drop")
     ends = [entry["MESSAGE"] for entry in life(diary, replayed) if "FM_DISPOSITION" in entry]
     assert "it is quarantined: KeyError: 'name' (3 attempts)" in ends[-2]
     assert ends[-1].endswith("succeeded at attempt 4, in a replay")
     last = life(diary, dropped)[-1]
-    assert last["MESSAGE"] == f"message {dropped} on {queue}.t is dropped by an operator"
+    assert last["MESSAGE"].startswith(f"message {dropped} on {queue}.t is dropped by root (uid 0, ")
+    assert (last["FM_OPERATOR_UID"], last["FM_OPERATOR_LOGIN"]) == ("0", "root")
     assert last["FM_DISPOSITION"] == "reject"
 
 

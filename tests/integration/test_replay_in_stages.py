@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .control import call
 from .instance import FM_CONSUMER, publish, queue_table, until
 from .reloading import config_of, reload
 
@@ -177,3 +178,16 @@ def test_a_broken_dependency_pauses_the_replay_until_it_works_again(operator, br
     assert operator.answers[-1]["ended"] == "done"
     everything = [*range(COUNT), 100]
     until(lambda: sorted(operator.numbers("done")) == everything, lambda: operator.instance.log)
+
+
+def test_a_replay_goes_on_during_a_pause_that_an_operator_ordered(operator, broker, queue_name):
+    replay = begun(operator)
+    control = operator.directory / "control"
+    assert call(control, "POST", "/v1/pause", {"reason": "a look"})[0] == 200
+    publish(broker.url, queue_name, [100])
+    operator.touch("released")
+    assert operator.ends(replay)[0] == 0
+    assert operator.answers[-1]["ended"] == "done"
+    assert operator.numbers("done") == list(range(COUNT)), "and no other message"
+    assert call(control, "POST", "/v1/resume")[0] == 200
+    until(lambda: 100 in operator.numbers("done"), lambda: operator.instance.log)

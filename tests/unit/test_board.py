@@ -18,9 +18,10 @@ from consumer_framework.operate.board import (
 )
 from consumer_framework.operate.details import (
     Cause,
+    Handler,
     InFlight,
-    Slowest,
     causes_in,
+    handlers_in,
     in_flight_in,
 )
 from consumer_framework.operate.rows import Row
@@ -143,7 +144,7 @@ def test_messages_in_flight_are_read_the_longest_first():
 
 @pytest.mark.parametrize("document", [None, [], "text", {"messages": 5}])
 def test_another_document_has_no_messages_and_no_causes(document):
-    assert in_flight_in(document) == causes_in(document) == ()
+    assert in_flight_in(document) == causes_in(document) == handlers_in(document) == ()
 
 
 def test_causes_are_read_the_most_frequent_first():
@@ -156,17 +157,20 @@ def test_causes_are_read_the_most_frequent_first():
     )
 
 
-def test_the_longest_run_of_each_topic_is_remembered():
-    slowest = Slowest()
-    slowest.see([InFlight(2.0, 1, "a", ""), InFlight(1.0, 1, "b", "")])
-    slowest.see([InFlight(1.0, 1, "a", ""), InFlight(3.0, 1, "b", "")])
-    assert slowest.top(1) == [("b", 3.0)]
-    assert slowest.top(5) == [("b", 3.0), ("a", 2.0)]
+def sample(name, value, **labels):
+    return {"name": f"messaging_process_duration_seconds{name}", "labels": labels, "value": value}
 
 
-def test_the_topics_that_are_remembered_are_bounded():
-    slowest = Slowest()
-    slowest.see([InFlight(1.0, 1, str(number), "") for number in range(3000)])
-    slowest.see([InFlight(9.0, 1, "0", "")])
-    assert len(slowest.top(5000)) == 1000
-    assert slowest.top(1) == [("0", 9.0)]
+def test_handlers_are_read_the_slowest_first_with_all_their_outcomes():
+    queue, route = {"messaging_destination_name": "q"}, {"fm_route": "on_build"}
+    document = [
+        *(sample("_sum", 3.0, **queue), sample("_count", 2, **queue)),
+        *(
+            sample("_sum", 5.0, **queue, error_type="E"),
+            sample("_count", 2, **queue, error_type="E"),
+        ),
+        *(sample("_sum", 9.0, **queue, **route), sample("_count", 1, **queue, **route)),
+        *(sample("_sum", 0.0, **route), sample("_count", 0, **route)),
+        *(sample("_bucket", 7, **queue, le="1"), {"name": "up", "value": 1}, "no object"),
+    ]
+    assert handlers_in(document) == (Handler("q, on_build", 9.0, 1), Handler("q", 2.0, 4))

@@ -214,10 +214,42 @@ def test_an_instance_is_looked_for_where_its_service_listens(tmp_path, monkeypat
     state = tmp_path / "lib" / "sample"
     assert client.sockets(state, "sample") == [
         tmp_path / "run" / "sample" / "control",
+        tmp_path / "run" / "sample" / "operators" / "control",
         state / "control",
     ]
     # Another directory is another instance, whatever it is called.
     assert client.sockets(tmp_path, "sample") == [tmp_path / "control"]
+
+
+def test_a_request_about_a_running_instance_reaches_the_one_of_the_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "SYSTEM_RUNTIME", tmp_path / "run")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    own = state_files.users_directory("sample")
+    found = client.sockets_for_operators(own, "sample")
+    assert found[0] == own / "control"
+    assert found[-1] == tmp_path / "run" / "sample" / "operators" / "control"
+    # Who names a directory means that instance, and no other.
+    assert client.sockets_for_operators(tmp_path, "sample") == [tmp_path / "control"]
+
+
+def test_a_closed_socket_is_passed_over_for_an_open_one(instance, tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    connect = socket.socket.connect
+
+    def refuse(own: socket.socket, address: str) -> None:
+        if address == str(closed):
+            raise PermissionError(13, "Permission denied")
+        connect(own, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    instance.says()
+    with connected_to([closed, tmp_path / "control"]) as running:
+        assert running is not None
+    with (
+        pytest.raises(ControlError, match=r"closed: the instance cannot be asked: permission den"),
+        connected_to([closed, tmp_path / "nothing"]),
+    ):
+        pass
 
 
 def test_the_runtime_directory_of_another_service_is_not_looked_at(tmp_path, monkeypatch):

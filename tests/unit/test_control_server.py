@@ -6,6 +6,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
+import os
+import pwd
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +21,14 @@ from twisted.internet.testing import StringTransport
 from consumer_framework.core import secrets
 from consumer_framework.core.errors import StoreError
 from consumer_framework.runtime.control import schema
+from consumer_framework.runtime.control.operators import (
+    ORDERED_BY,
+    Operator,
+    login_of_this_process,
+    operator_at,
+    order_fields,
+    who_orders,
+)
 from consumer_framework.runtime.control.routes import LONGEST_REQUEST, Page
 from consumer_framework.runtime.control.server import ControlFactory
 from consumer_framework.runtime.control.threaded import ControlThread
@@ -119,13 +130,21 @@ def _asynchronous(respond):
     return answers
 
 
-def through_twisted(_directory, *parts: bytes) -> bytes:
+OWN = Operator(os.geteuid(), os.getpid(), "hazel")
+
+
+def factory_of(by_type, pages=None, operator=OWN) -> Any:
+    """Return the server of an instance, whose clients are *operator*."""
+    return ControlFactory(by_type, pages, lambda _transport, _login: operator)
+
+
+def through_twisted(_directory, *parts: bytes, operator: Operator = OWN) -> bytes:
     """Feed *parts* to the server of an instance, and return its bytes."""
 
     async def run() -> bytes:
         transport = StringTransport()
         by_type = {kind: _asynchronous(respond) for kind, respond in BY_TYPE.items()}
-        client: Any = ControlFactory(by_type, PAGES).buildProtocol(None)
+        client = factory_of(by_type, PAGES, operator).buildProtocol(None)
         client.makeConnection(transport)
         for part in parts:
             if not transport.disconnecting:
@@ -314,7 +333,7 @@ def test_a_stream_waits_while_its_client_does_not_read():
                 await asyncio.sleep(0)
 
         transport = StringTransport()
-        client: Any = ControlFactory({schema.Replay: replay}).buildProtocol(None)
+        client = factory_of({schema.Replay: replay}).buildProtocol(None)
         client.makeConnection(transport)
         client.dataReceived(b"POST /v1/quarantine/replay?rows=1 HTTP/1.1\r\nHost: x\r\n\r\n")
         for _ in range(10):
@@ -347,7 +366,7 @@ def test_a_client_that_goes_away_ends_its_stream():
             finally:
                 is_over.set()
 
-        client: Any = ControlFactory({schema.Replay: replay}).buildProtocol(None)
+        client = factory_of({schema.Replay: replay}).buildProtocol(None)
         client.makeConnection(StringTransport())
         client.dataReceived(b"POST /v1/quarantine/replay?rows=1 HTTP/1.1\r\nHost: x\r\n\r\n")
         for _ in range(5):
@@ -357,3 +376,77 @@ def test_a_client_that_goes_away_ends_its_stream():
         await asyncio.wait_for(is_over.wait(), 10)
 
     asyncio.run(run())
+
+
+# Rights, and the trace of orders.
+
+SOMEBODY = Operator(4711, 99, "hazel")
+
+
+@pytest.mark.parametrize(
+    ("operator", "statuses"),
+    [
+        (Operator(0, 99), [200, 200, 200, 503]),
+        (OWN, [200, 200, 200, 503]),
+        (SOMEBODY, [200, 200, 403, 403]),
+    ],
+    ids=["root", "own user", "operator"],
+)
+def test_each_operator_may_make_the_requests_of_their_right(operator, statuses):
+    calls = [
+        (b"GET /v1", b""),
+        (b"POST /v1/reload", b"{}"),
+        (b"POST /v1/reload", b'{"file": {"path": "/x", "text": ""}}'),
+        (b"POST /v1/quarantine/drop", b'{"rows": [1]}'),
+    ]
+    head = b"%b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b"
+    text = b"".join(head % (call, len(body), body) for call, body in calls)
+    found = responses_in(through_twisted(None, text, operator=operator))
+    assert [response.status for response in found] == statuses
+
+
+def test_a_refusal_names_the_cure_and_leaves_a_trace(caplog):
+    text = b'POST /v1/quarantine/drop HTTP/1.1\r\nContent-Length: 13\r\n\r\n{"rows": [1]}'
+    (response,) = responses_in(through_twisted(None, text, operator=SOMEBODY))
+    assert response.json["detail"].endswith("; use sudo, or ask an administrator")
+    (record,) = caplog.records
+    assert record.message == "hazel (uid 4711, pid 99) is refused: POST /v1/quarantine/drop"
+    assert (record.FM_OPERATOR_UID, record.FM_OPERATOR_LOGIN) == ("4711", "hazel")
+
+
+def test_an_order_leaves_a_trace_and_a_look_does_not(send, caplog):
+    caplog.set_level(logging.INFO)
+    send(b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert not caplog.records
+    send(b"POST /v1/reload HTTP/1.1\r\nFM-Login: hazel\r\nContent-Length: 0\r\n\r\n")
+    (record,) = [r for r in caplog.records if r.levelno == logging.INFO]
+    who = f"hazel (uid {os.geteuid()}, pid {os.getpid()})"
+    assert record.message == f"{who} orders POST /v1/reload"
+    assert str(os.getpid()) == record.FM_OPERATOR_PID
+
+
+def test_the_kernel_names_the_peer_and_the_peer_its_login():
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        operator = operator_at(one, "ha\x1bzel" * 20)
+    assert (operator.uid, operator.pid) == (os.geteuid(), os.getpid())
+    assert "\x1b" not in operator.login
+    assert len(operator.login) < 100
+
+
+def test_without_an_order_nobody_is_named():
+    assert ORDERED_BY.get() is None
+    assert order_fields() == {}
+    assert who_orders() == "an operator"
+    assert str(Operator(1, 2)) == "somebody (uid 1, pid 2)"
+    assert "FM_OPERATOR_LOGIN" not in Operator(1, 2).fields
+
+
+def test_the_login_is_known_from_before_sudo(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _path, encoding: str(2**32 - 1))
+    monkeypatch.setenv("SUDO_USER", "hazel")
+    assert login_of_this_process() == "hazel"
+    monkeypatch.delenv("SUDO_USER")
+    assert login_of_this_process() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr("pwd.getpwuid", lambda _uid: (_ for _ in ()).throw(KeyError))
+    assert login_of_this_process() == ""

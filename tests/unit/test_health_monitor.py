@@ -78,7 +78,7 @@ class Instance(SimpleNamespace):
             lag=None,
             executor=SimpleNamespace(longest=lambda: self.longest, health=None),
             longest=("", 0.0),
-            session=SimpleNamespace(queues=["builds"], subscriptions=(subscription,)),
+            session=SimpleNamespace(subscriptions=(subscription,)),
             files=SimpleNamespace(store=Store(), directory=directory),
             status=SimpleNamespace(rate=0.0),
         )
@@ -263,6 +263,34 @@ def test_before_its_handler_is_made_and_after_its_end_an_instance_has_a_conditio
     assert instance.condition is InstanceCondition.DRAINING
 
 
+def test_a_lag_is_logged_once_while_it_lasts_and_its_end_when_it_is_over_for_a_minute(
+    instance, caplog
+):
+    caplog.set_level("INFO")
+    instance.counts_queue(5000)
+    instance.passes(5 * MINUTES)
+    for ready in (900, 1100, 900, 1100):
+        instance.counts_queue(ready)
+        instance.passes(3 * STEP)
+    assert caplog.messages == ["lagging: 5,000 messages wait on the broker"]
+    instance.counts_queue(10)
+    instance.passes(MINUTES)
+    assert len(caplog.messages) == 1
+    instance.passes(STEP)
+    assert caplog.messages[1:] == ["no longer lagging"]
+    instance.passes(20 * MINUTES)
+    assert len(caplog.messages) == 2
+
+
+def test_another_condition_is_logged_too(instance, caplog):
+    instance.counts_queue(5000)
+    instance.passes(STEP)
+    instance.counts_queue(0)
+    instance.longest = ("message 1", 400.0)
+    instance.passes(STEP)
+    assert [line.partition(":")[0] for line in caplog.messages] == ["lagging", "slow"]
+
+
 # The next loss.
 
 
@@ -303,8 +331,34 @@ def test_a_queue_that_is_deleted_without_a_consumer_is_a_loss_while_there_is_no_
     instance.passes(STEP)
     assert not instance.loss
     instance.state = State.CONNECTING
+    instance.session.subscriptions = ()
     instance.passes(10 * MINUTES)
     assert instance.loss.seconds == 50 * MINUTES
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("classic", None), ("quorum", 50 * MINUTES)])
+def test_during_a_pause_the_questions_about_a_classic_queue_keep_it(kind, seconds):
+    instance = Instance(configured=settings({"x-expires": 3_600_000, "x-queue-type": kind}))
+    instance.counts_queue(0)
+    instance.passes(STEP)
+    assert not instance.loss
+    instance.state = State.PAUSED
+    instance.counts_queue(0, consumers=0)
+    instance.passes(10 * MINUTES)
+    assert (instance.loss.seconds if instance.loss else None) == seconds
+    instance.state = State.CONNECTING
+    instance.monitor.samples = {}
+    instance.passes(10 * MINUTES)
+    assert instance.loss.seconds == (50 * MINUTES if kind == "classic" else 40 * MINUTES)
+
+
+def test_a_queue_that_others_consume_from_is_not_deleted():
+    instance = Instance(configured=settings({"x-expires": 3_600_000}))
+    instance.counts_queue(0, consumers=2)
+    instance.passes(STEP)
+    instance.state = State.CONNECTING
+    instance.passes(10 * MINUTES)
+    assert instance.loss is None
 
 
 def test_messages_get_too_old_during_a_pause():
@@ -403,7 +457,7 @@ def test_a_certificate_that_cannot_be_read_is_no_loss(instance):
 def test_a_queue_that_is_gone_after_a_restart_is_forgotten(instance):
     instance.counts_queue(5000)
     instance.passes(STEP)
-    instance.session.queues, instance.session.subscriptions = [], ()
+    instance.session.subscriptions = ()
     instance.monitor.samples = {}
     instance.lag = None
     instance.passes(STEP)

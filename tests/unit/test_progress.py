@@ -98,12 +98,6 @@ def test_values_that_come_fast_are_left_out():
     assert trend_of(range(100), step=0.1).growth is None
 
 
-def test_a_trend_may_begin_anew():
-    trend = trend_of([5.0 * n for n in range(20)])
-    trend.clear()
-    assert trend.growth is None
-
-
 def test_runs_of_the_last_minutes_are_counted():
     share = RetryShare()
     assert (share.runs, share.retried) == (0, 0)

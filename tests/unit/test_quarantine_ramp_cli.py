@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import threading
 
 import pytest
 
-from .quarantined import a_delivery, make_operator
+from .quarantined import FM_CONSUMER, a_delivery, make_operator
 
 
 @pytest.fixture
@@ -89,3 +94,67 @@ def test_a_replay_that_makes_no_sense_is_refused_with_the_cure(ten, words, told)
     assert result.exit_code == 2
     assert told in " ".join(result.stderr.split())
     assert len(ten.rows()) == 10
+
+
+INTERRUPTS = """
+import os, pathlib, signal, time
+once = pathlib.Path(__file__).with_name("interrupted")
+def handler(message):
+    if message.body["n"] != 4 or once.exists():
+        return
+    once.touch()
+    time.sleep(0.2)  # as an operator would, who sees that it runs
+    for _ in range({times}):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+    time.sleep({lasts})
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "lasts", "left"),
+    [(1, 0, [5, 6, 7, 8, 9, 10]), (2, 60, [4, 5, 6, 7, 8, 9, 10])],
+    ids=["once", "twice"],
+)
+def test_a_replay_that_was_interrupted_at_the_keyboard_goes_on(ten, times, lasts, left):
+    file = ten.directory / "interrupts.py"
+    file.write_text(INTERRUPTS.format(times=times, lasts=lasts))
+    callback = ["--callback-file", f"{file}:handler"]
+    result = ten.runs("replay", "--all", "--ramp", "100", *callback)
+    assert result.returncode == 130
+    assert f"interrupted: {len(left)} messages left in quarantine; go on: fm-consumer" in (
+        result.stderr
+    )
+    assert list(ten.rows()) == left
+    assert ten.runs("replay", "--resume", *callback).returncode == 0
+    assert ten.rows() == {}
+
+
+def test_a_terminal_shows_a_bar_with_the_stage_and_then_the_causes(operator):
+    bodies = [{"n": "poison" if number == 30 else number} for number in range(1, 31)]
+    operator.quarantines(*(a_delivery(n, body) for n, body in enumerate(bodies, 1)))
+    ours, theirs = pty.openpty()
+    command = [str(FM_CONSUMER), "quarantine", "replay", *operator.instance, "--all"]
+    environment = {**os.environ, "PYTHONPATH": str(operator.directory), "TERM": "xterm"}
+    with subprocess.Popen(
+        [*command, "--ramp", "10,100"],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        os.close(theirs)
+        too_late = threading.Timer(60, process.kill)
+        too_late.start()
+        shown = b""
+        # A pseudo-terminal ends with an error once its other side is closed (Linux).
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+        assert process.wait(60) == 1
+        too_late.cancel()
+    assert b"stage 2 of 2, up to 100%" in shown
+    assert b"30/30" in shown
+    assert b"1 failed again: RuntimeError: still broken" in shown
+    assert b"29 of 30 succeeded" in shown

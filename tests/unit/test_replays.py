@@ -6,14 +6,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.memory import NoStore
 from consumer_framework.core.disposition import Ack, GiveBack, Halt, Quarantine
 from consumer_framework.runtime.control import schema
 from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.routes import Refusal
 from consumer_framework.testing import make_delivery
 
 
@@ -95,6 +101,9 @@ def test_a_replay_in_stages_announces_each_and_forgets_itself_at_its_end(play):
         assert bench.begun == list(range(1, 21))
         assert bench.left == []
         assert bench.store.ramp() is None
+        with pytest.raises(Refusal, match="no replay in stages to go on with") as caught:
+            await bench.asks(schema.ShowReplay())
+        assert caught.value.status == 404
 
     play(scenario, 20)
 
@@ -106,6 +115,18 @@ def test_a_stage_with_too_many_failures_stops_the_replay_and_it_goes_on_when_tol
         reason = "2 of 4 in stage 2 of 3 failed; the limit is 50%"
         assert end == {"ended": "stopped", "reason": reason, "left": 16}
         assert bench.begun == [1, 2, 3, 4]
+        [report] = await bench.asks(schema.ShowReplay())
+        assert report.pop("started") > 0
+        assert report == {
+            "rows": 20,
+            "ran": 4,
+            "succeeded": 2,
+            "failed": 2,
+            "ramp": [5.0, 25.0, 100.0],
+            "rate": None,
+            "stop_at": 50.0,
+            "running": False,
+        }
         bench.broken = set()
         answers = await bench.asks(schema.Replay(resume=True))
         assert answers[:2] == [
@@ -174,6 +195,74 @@ def test_a_replay_goes_on_after_its_process_died_and_no_message_is_left_out(play
 
     play(dies, 20)
     play(goes_on)
+
+
+class DiedError(BaseException):
+    """The process ends here."""
+
+
+class Mortal(Bench):
+    """Has an event happen at the first run of each row; later runs succeed."""
+
+    def __init__(self, store, events, happened, ran):
+        super().__init__(store)
+        self.events = events
+        self.happened = happened
+        self.ran = ran
+        self.responder = Responder(store, self.live)
+        if any(event.startswith("dies") for event in events):
+            # What a process that is killed leaves: a claimed row, and no result of it.
+            store.release = self.forgets
+
+    async def forgets(self, _row):
+        return True
+
+    async def live(self, delivery):
+        row = delivery.row
+        event = "succeeds" if row in self.happened else self.events[row - 1]
+        self.happened.add(row)
+        if event == "dies before":
+            raise DiedError
+        if event == "is given back":
+            return GiveBack()
+        self.ran.append(row)
+        self.broken = {row} if event == "fails" else set()
+        disposition = await self.run(delivery)
+        if event == "dies after":
+            raise DiedError
+        return disposition
+
+
+EVENTS = st.sampled_from(["succeeds", "fails", "is given back", "dies before", "dies after"])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(EVENTS, min_size=1, max_size=12), st.sampled_from([None, 0.0, 50.0]))
+def test_whatever_interrupts_a_replay_each_message_runs_once_and_none_is_lost(events, limit):
+    happened: set[int] = set()
+    ran: list[int] = []
+
+    async def process(directory, request):
+        with contextlib.closing(Store.open(directory, limits=Limits())) as store:
+            try:
+                return await Mortal(store, events, happened, ran).ends(request)
+            except DiedError:
+                return {"ended": "died"}
+
+    async def scenario(directory):
+        with contextlib.closing(Store.open(directory, limits=Limits())) as store:
+            for number in range(len(events)):
+                await store.quarantine(message(number), "poison")
+        request = schema.Replay(everything=True, ramp=(30.0, 100.0), stop_at=limit)
+        while (await process(directory, request))["ended"] != "done":
+            request = schema.Replay(resume=True)
+        with contextlib.closing(Store.open(directory, limits=Limits())) as store:
+            left = [row.id for row in store.rows(state=None)]
+        assert left == [row for row, event in enumerate(events, 1) if event == "fails"]
+        assert ran == list(range(1, len(events) + 1))
+
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(asyncio.wait_for(scenario(Path(name)), 60))
 
 
 def test_a_message_whose_result_was_not_written_is_skipped_as_gone(play):
@@ -283,6 +372,22 @@ def test_the_rows_of_a_request_may_be_those_that_fit_conditions(play):
     play(scenario, 4)
 
 
+def test_lists_and_causes_may_be_of_the_messages_that_fit_conditions(play):
+    async def scenario(bench):
+        await bench.store.quarantine(message(50, "org.other"), "another cause")
+        [listed] = await bench.asks(schema.Quarantine(where=("body.n>=1",), limit=2))
+        assert [row["id"] for row in listed["rows"]] == [2, 3]
+        assert listed["next"] == 3
+        [causes] = await bench.asks(schema.Causes(where=("topic=org.build", "body.n<2")))
+        assert [(cause["fingerprint"], cause["count"]) for cause in causes["causes"]] == [
+            ("poison", 2)
+        ]
+        with pytest.raises(schema.ProtocolError, match="no regular expression"):
+            await bench.asks(schema.Causes(where=("topic~[",)))
+
+    play(scenario, 3)
+
+
 @pytest.mark.parametrize("kind", [schema.Drop, schema.Replay])
 def test_a_request_on_another_number_of_rows_than_expected_changes_nothing(play, kind):
     async def scenario(bench):
@@ -328,6 +433,14 @@ def test_many_rows_are_dropped_and_each_is_named_in_the_log(play, caplog):
 
     play(scenario, 120)
     assert sum("dropped by an operator" in text for text in caplog.messages) == 120
+
+
+def test_a_long_read_is_made_beside_the_event_loop(play):
+    async def scenario(bench):
+        thread = await bench.store.read_aside(lambda _reader: threading.get_ident())
+        assert thread != threading.get_ident()
+
+    play(scenario)
 
 
 def test_an_instance_without_a_store_has_nothing_to_select():

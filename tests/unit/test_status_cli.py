@@ -62,6 +62,19 @@ def test_workers_are_shown_below_their_name_with_their_sum(host):
     assert [one["report"]["pid"] for one in group["instances"]] == [42, 42]
 
 
+@pytest.mark.parametrize(
+    ("condition", "shown"), [("idle", ", idle"), ("lagging", ", lagging"), ("consuming", "")]
+)
+def test_the_condition_is_shown_where_an_instance_does_not_just_consume(host, condition, shown):
+    host.configures()
+    with host.runs("sample", condition=condition):
+        by_hand = host.does("status", "sample").stdout.splitlines()[0]
+        host.has_unit("sample", MainPID="42")
+        service = host.does("status", "sample").stdout.splitlines()[0]
+    assert by_hand == f"● sample  runs by hand, PID 42{shown}"
+    assert service == f"● sample  active (running), PID 42{shown}"
+
+
 def test_a_loss_that_is_near_is_shown_with_its_cure(host):
     host.configures()
     host.has_unit("sample")

@@ -13,6 +13,7 @@ from consumer_framework.cli import top as command
 from consumer_framework.cli.top_sources import OtherHosts, ThisHost
 from consumer_framework.operate.details import Cause
 from consumer_framework.operate.hosts import HostsError, Way
+from consumer_framework.runtime.control.client import ControlError
 
 from .machine import make_host
 
@@ -86,6 +87,7 @@ def script(directory, text):
 
 ANSWERS = {
     "in-flight": {"messages": [{"age": 2.0, "topic": "a.b", "message_id": "m"}]},
+    "metrics": [],
     "quarantine list": [{"count": 3, "sample": {"error": "KeyError", "message": "'x'"}}],
 }
 
@@ -105,6 +107,7 @@ print(json.dumps(next(answers[name] for name in answers if name in command)))
     assert details.problem == ""
     assert details.in_flight is not None
     assert [one.topic for one in details.in_flight] == ["a.b"]
+    assert details.handlers == ()
     assert details.causes == (Cause(3, None, "", "KeyError: 'x'"),)
 
 
@@ -153,14 +156,22 @@ def test_the_end_of_the_screen_ends_the_connections_that_wait(tmp_path):
     assert problems == ["exit code -9"]
 
 
-def test_the_details_of_an_instance_of_this_host_come_from_its_commands(host, monkeypatch):
+def test_an_instance_that_does_not_run_has_the_causes_of_its_store(host):
+    host.configures("builds")
+    host.keeps("builds", quarantined=2)
+    source = ThisHost(("builds",), None)
+    [found] = source.rows()
+    details = source.details(found)
+    assert details.problem == ""
+    assert details.in_flight is details.handlers is None
+    assert details.causes is not None
+    assert [(cause.count, cause.error) for cause in details.causes] == [(2, "poison")]
+    with pytest.raises(ControlError, match="builds does not run"):
+        source.order(found, "pause")
+
+
+def test_an_instance_without_a_store_has_no_causes(host):
     host.configures("builds")
     source = ThisHost((), None)
     [found] = source.rows()
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    details = source.details(found)
-    # Another process, which knows the places of the real host only.
-    assert details.in_flight is None
-    assert details.problem
-    with pytest.raises(HostsError):
-        source.order(found, "pause")
+    assert source.details(found).causes == ()

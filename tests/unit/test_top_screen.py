@@ -17,7 +17,7 @@ pytest.importorskip("textual")
 from consumer_framework.cli.top_screen import TopApp
 from consumer_framework.cli.top_sources import Source
 from consumer_framework.core.loss import Loss
-from consumer_framework.operate.details import Cause, Details, InFlight
+from consumer_framework.operate.details import Cause, Details, Handler, InFlight
 from consumer_framework.operate.hosts import HostsError
 from consumer_framework.operate.rows import Row
 
@@ -49,11 +49,11 @@ class Instances(Source):
     def details(self, row):
         return self._details
 
-    def run(self, host, words):
-        self.orders.append((host, *words))
-        if "stubborn" in words:
+    def order(self, row, verb):
+        self.orders.append((verb, row.name))
+        if row.name == "stubborn":
             raise HostsError("it cannot be paused")
-        return "paused it\n"
+        return "paused it"
 
     def close(self):
         self.is_closed = True
@@ -160,12 +160,13 @@ def test_a_filter_leaves_the_instances_that_fit_and_escape_takes_it_away():
     on_screen(source, play)
 
 
-def test_enter_shows_messages_in_flight_longest_runs_and_causes():
+def test_enter_shows_messages_in_flight_the_slowest_handlers_and_causes():
     in_flight = InFlight(75.0, 2, "org.example.build", "message-1", "handle (builds.py:12)")
+    slow, fast = Handler("builds, on_build", 2.5, 41_200), Handler("koji", 0.02, 1)
     cause = Cause(412, 0.0, "org.example.build", "KeyError: 'name'")
     source = Instances(
         [row("builds", "slow", reason="a handler takes long", handled=41_200, running=1)],
-        details=Details((in_flight,), (cause,)),
+        details=Details((in_flight,), (slow, fast), (cause,)),
     )
 
     async def play(terminal):
@@ -173,6 +174,7 @@ def test_enter_shows_messages_in_flight_longest_runs_and_causes():
         await terminal.press("enter")
         await terminal.shows("builds  slow: a handler takes long", "handled 41,200")
         await terminal.shows("1m  run 2  org.example.build", "message-1  in handle (builds.py:12)")
+        await terminal.shows("2.5s  41,200 runs  builds, on_build", "20ms  1 run  koji")
         await terminal.shows("412  KeyError: 'name'  org.example.build")
         await terminal.press("escape")
         await terminal.shows("1 instance")
@@ -219,7 +221,7 @@ def test_an_order_is_carried_out_after_a_yes_and_not_after_a_no(key, verb):
         await terminal.shows("paused it")
 
     on_screen(source, play)
-    assert [order[:3] for order in source.orders] == [("", verb, "builds")]
+    assert source.orders == [(verb, "builds")]
 
 
 def test_an_order_works_in_the_details_too_and_its_refusal_is_shown():

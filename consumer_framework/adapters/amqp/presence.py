@@ -84,12 +84,6 @@ class PresenceCheck:
         return self._samples
 
     @property
-    def lag(self) -> int | None:
-        """The number of messages that were ready in the queues lately; None where unknown."""
-        samples = self._samples.values()
-        return sum(sample.ready for sample in samples) if samples else None
-
-    @property
     def confirm_by(self) -> float:
         """The time by which the next answer should come, in seconds of *now*."""
         return self._confirmed_at + self._tolerance

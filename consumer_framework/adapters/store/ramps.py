@@ -42,6 +42,21 @@ class StoredRamp:
         """The point that it has come to."""
         return Progress.begin(self.plan, len(self.rows), self.results)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its plan and the point that it has come to, as JSON has them."""
+        progress = self.progress
+        return {
+            "started": self.started,
+            "rows": progress.total,
+            "ran": progress.position,
+            "succeeded": progress.succeeded,
+            "failed": progress.failed,
+            "ramp": list(self.plan.stages),
+            "rate": self.plan.rate,
+            "stop_at": self.plan.stop_at,
+        }
+
 
 def ramp_of(row: Sequence[Any], rows: Iterable[Sequence[Any]]) -> StoredRamp:
     """Return the ramp of the columns of :data:`PLAN` and the rows of :data:`ROWS`."""

@@ -22,12 +22,15 @@ from consumer_framework.adapters.store.files import is_locked_elsewhere
 from consumer_framework.core.errors import FrameworkError
 from consumer_framework.runtime.state_files import (
     CONTROL,
+    OPERATORS,
     SYSTEM_RUNTIME,
     SYSTEM_STATE,
     control_socket,
     is_of_relay,
+    users_directory,
 )
 
+from .operators import LOGIN_HEADER, login_of_this_process
 from .routes import PROBLEM, STREAM, product_version, write_call
 from .schema import Done, Ping, ProtocolError, decode_answer
 
@@ -46,7 +49,6 @@ PATIENCE = 30.0
 _POLL_INTERVAL = 0.1
 # Bytes of a socket's name, without the NUL at its end (unix(7)).
 _LONGEST_NAME = 107
-_HEADERS = {"Content-Type": "application/json"}
 # Bytes; far more than an answer has.
 _LONGEST_ANSWER = 1 << 20
 
@@ -59,6 +61,10 @@ class ControlError(FrameworkError):
     """
 
     exit_code = 1
+
+
+class _ClosedError(ControlError):
+    """This user may not connect to a socket."""
 
 
 class Client:
@@ -162,7 +168,7 @@ class Client:
         call = write_call(request)
         # One that refuses a long body does not read it to its end.
         with suppress(BrokenPipeError):
-            connection.request(call.method, call.target, call.body or None, _HEADERS)
+            connection.request(call.method, call.target, call.body or None, _headers())
         return connection.getresponse()
 
     def _stream(self, request: Request[AnswerT], response: HTTPResponse) -> Iterator[AnswerT]:
@@ -226,7 +232,7 @@ def connected_to(paths: Sequence[Path], timeout: float | None = None) -> Iterato
     Raises:
         ControlError: It runs, but this user may not send it requests, or it does not answer.
     """
-    client = next((c for path in paths if (c := _connect(path, timeout))), None)
+    client = _first_of(paths, timeout)
     try:
         if client is not None:
             list(client.ask(Ping()))
@@ -274,11 +280,41 @@ def sockets(directory: Path, instance: str) -> list[Path]:
     """
     found = [directory / CONTROL]
     if directory.resolve() == (SYSTEM_STATE / instance).resolve():
-        found.insert(0, SYSTEM_RUNTIME / instance / CONTROL)
+        runtime = SYSTEM_RUNTIME / instance
+        found[:0] = [runtime / CONTROL, runtime / OPERATORS / CONTROL]
     if os.environ.get("STATE_DIRECTORY", "").partition(":")[0] == str(directory):
         # This command runs with the environment of a service, and $RUNTIME_DIRECTORY is of it.
         found.insert(0, control_socket(directory))
     return list(dict.fromkeys(found))
+
+
+def sockets_for_operators(directory: Path, instance: str) -> list[Path]:
+    """Return :func:`sockets`, and that of the host's service *instance* for its operators.
+
+    For requests about a running instance, whatever its store. The last one counts for a user who
+    named no state directory, and runs no such instance.
+    """
+    found = sockets(directory, instance)
+    if directory == users_directory(instance):
+        found.append(SYSTEM_RUNTIME / instance / OPERATORS / CONTROL)
+    return list(dict.fromkeys(found))
+
+
+def _first_of(paths: Sequence[Path], timeout: float | None) -> Client | None:
+    """Connect to the first of *paths* that lets this user in."""
+    closed: ControlError | None = None
+    for path in paths:
+        try:
+            client = _connect(path, timeout)
+        except _ClosedError as error:
+            # Another socket of the same process may be open for its operators.
+            closed = closed or error
+        else:
+            if client is not None:
+                return client
+    if closed is not None:
+        raise closed
+    return None
 
 
 def _connect(path: Path, timeout: float | None) -> Client | None:
@@ -296,7 +332,8 @@ def _connect(path: Path, timeout: float | None) -> Client | None:
         who = _who(path)
         cure = f"use sudo, or run this as the user that {who} runs as"
         reason = (error.strerror or str(error)).lower()
-        raise ControlError(f"{path}: {who} cannot be asked: {reason}; {cure}") from error
+        kind = _ClosedError if isinstance(error, PermissionError) else ControlError
+        raise kind(f"{path}: {who} cannot be asked: {reason}; {cure}") from error
 
 
 def _open(path: Path, timeout: float | None = None) -> socket.socket:
@@ -308,6 +345,12 @@ def _open(path: Path, timeout: float | None = None) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _headers() -> dict[str, str]:
+    # A header is ASCII, and so are logins (useradd(8)).
+    login = login_of_this_process().encode("ascii", "replace").decode()
+    return {"Content-Type": "application/json", LOGIN_HEADER: login}
 
 
 def _who(path: Path) -> str:

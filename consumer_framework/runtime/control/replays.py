@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_NO_RAMP = "there is no replay in stages to go on with"
+NO_RAMP = "there is no replay in stages to go on with"
 
 
 async def conditions_of(texts: Sequence[str]) -> list[Condition]:
@@ -191,7 +191,7 @@ class Replays:
     async def _resume(self, replay: _Replay) -> None:
         stored = self._store.ramp()
         if stored is None:
-            raise ConflictError(_NO_RAMP)
+            raise ConflictError(NO_RAMP)
         progress = stored.progress
         replay.answer(Selected(progress.total - progress.position))
         await self._run_ramp(list(stored.rows), progress, replay)

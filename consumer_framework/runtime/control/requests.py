@@ -21,7 +21,8 @@ from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.log import describe
 
 from . import replays, schema
-from .replays import Replays, conditions_of, select
+from .operators import order_fields, who_orders
+from .replays import NO_RAMP, Replays, conditions_of, select
 from .routes import Refusal, this_process
 from .schema import (
     CausesReport,
@@ -86,6 +87,7 @@ class Responder:
             schema.Drop: self.drop,
             schema.Edit: self.edit,
             schema.Replay: self.replay,
+            schema.ShowReplay: self.show_replay,
         }
 
     def respond(self, request: Request[AnswerT]) -> AsyncIterator[AnswerT]:
@@ -172,7 +174,7 @@ class Responder:
         gone = set(dropped)
         for row in rows:
             if row is not None and row.id in gone:
-                _log_row(row, "dropped by an operator", Reject())
+                _log_row(row, "dropped", Reject())
         return dropped
 
     async def edit(self, request: schema.Edit) -> AsyncGenerator[Edited, None]:
@@ -184,7 +186,7 @@ class Responder:
         row = self._store.row(request.row)
         copy = await self._store.supersede(request.row, body)
         if row is not None and copy is not None:
-            _log_row(row, "edited by an operator")
+            _log_row(row, "edited")
         yield Edited(copy)
 
     async def replay(self, request: schema.Replay) -> AsyncGenerator[replays.Answer, None]:
@@ -192,6 +194,19 @@ class Responder:
         async with aclosing(self._replays.replay(request)) as answers:
             async for answer in answers:
                 yield answer
+
+    async def show_replay(
+        self, _request: schema.ShowReplay
+    ) -> AsyncGenerator[schema.RampReport, None]:
+        """Report the replay in stages.
+
+        Raises:
+            Refusal: There is none.
+        """
+        ramp = await self._store.read_aside(lambda reader: reader.ramp())
+        if ramp is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, NO_RAMP)
+        yield schema.RampReport(**ramp.facts, running=not self.is_idle)
 
     def stop_replays(self) -> None:
         """Begin with no other row; rows that run are run to their end, and reported."""
@@ -213,4 +228,5 @@ class Responder:
 
 def _log_row(row: Row, what: str, disposition: Disposition | None = None) -> None:
     about = fields(row.message_id, row.routing_key, row.queue, disposition=disposition)
-    _log.info("%s is %s", describe(row), what, extra=about)
+    text = f"{what} by {who_orders()}"
+    _log.info("%s is %s", describe(row), text, extra={**about, **order_fields()})

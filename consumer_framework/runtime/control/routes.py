@@ -57,6 +57,7 @@ from .schema import (
     Request,
     Resume,
     Show,
+    ShowReplay,
     Stacks,
     Status,
     answers_of,
@@ -130,6 +131,7 @@ ROUTES: tuple[Route, ...] = (
     Route(Reload, "POST", f"{PREFIX}/reload", Right.OPERATE),
     Route(Quarantine, "GET", f"{PREFIX}/quarantine", Right.LOOK),
     Route(Causes, "GET", f"{PREFIX}/quarantine/causes", Right.LOOK),
+    Route(ShowReplay, "GET", f"{PREFIX}/quarantine/replay", Right.LOOK),
     Route(Show, "GET", f"{PREFIX}/quarantine/{{row}}", Right.LOOK),
     Route(Replay, "POST", f"{PREFIX}/quarantine/replay", Right.OPERATE),
     Route(LogLevel, "POST", f"{PREFIX}/log-level", Right.ADMINISTER),
@@ -220,7 +222,10 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, ProtocolError):
         return Refusal(HTTPStatus.BAD_REQUEST, str(error))
     if isinstance(error, StoreError):
-        return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        # Such as a damaged row, and a disk that is full.
+        is_lasting = error.lasting
+        status = HTTPStatus.CONFLICT if is_lasting else HTTPStatus.SERVICE_UNAVAILABLE
+        return Refusal(status, str(error))
     _log.error("a request on the control socket failed", exc_info=error)
     return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
 
@@ -285,6 +290,15 @@ def write_call(request: Request[Any]) -> Call:
     given = {key: value for key, value in document.items() if value is not None}
     query = urlencode(given, doseq=True)
     return Call(route.method, f"{path}?{query}" if query else path)
+
+
+def right_of(route: Route, request: Request[Any]) -> Right:
+    """Return the right that *request* takes.
+
+    A configuration names code that the instance runs: handing one over is not for operators.
+    """
+    hands_over = isinstance(request, Reload) and request.file is not None
+    return Right.ADMINISTER if hands_over else route.right
 
 
 def unanswered(request: Request[Any]) -> Refusal:

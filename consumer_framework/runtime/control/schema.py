@@ -227,6 +227,33 @@ class RampEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RampReport:
+    """The replay in stages that is under way, or that can go on.
+
+    Attributes:
+        started: When it began, in seconds since the epoch.
+        rows: The number of its rows.
+        ran: Those that have run.
+        succeeded: Those of them that succeeded, or were dropped by the handler.
+        failed: Those of them that failed again.
+        ramp: Its stages, as percentages of its rows.
+        rate: Rows in a second at most; None for no limit.
+        stop_at: The percentage of a stage's rows that may not fail; None for no limit.
+        running: Whether any replay is under way.
+    """
+
+    started: float
+    rows: int
+    ran: int
+    succeeded: int
+    failed: int
+    ramp: tuple[float, ...]
+    rate: float | None
+    stop_at: float | None
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """The row that begins to run."""
 
@@ -670,6 +697,11 @@ class Causes(Request[CausesReport]):
     """
 
     where: Conditions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShowReplay(Request[RampReport]):
+    """Report the replay in stages that is under way, or that can go on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from twisted.internet.protocol import Factory
 from twisted.web import http
 
+from .operators import LOGIN_HEADER, admit, operator_at
 from .routes import (
     FORMER_PROTOCOL,
     JSON,
@@ -36,6 +37,7 @@ from .schema import encode_answer
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
+    from .operators import Operator
     from .routes import Pages, Refusal, Route
     from .schema import Request
 
@@ -55,17 +57,26 @@ class ControlFactory(Factory):
     Args:
         by_type: The function that answers each type of request.
         pages: The pages of the process.
+        operator_of: Returns the operator at the other end of a transport, who claims a login.
     """
 
     noisy = False
 
-    def __init__(self, by_type: ByType, pages: Pages | None = None) -> None:
+    def __init__(
+        self,
+        by_type: ByType,
+        pages: Pages | None = None,
+        operator_of: Callable[[Any, str], Operator] = lambda transport, login: operator_at(
+            transport.getHandle(), login
+        ),
+    ) -> None:
         self._by_type = by_type
         self._pages = pages if pages is not None else {}
+        self._operator_of = operator_of
 
     def buildProtocol(self, _addr: Any) -> _Channel:  # noqa: N802 -- Twisted's name
         """Make the protocol of a new client."""
-        return _Channel(self._by_type, self._pages)
+        return _Channel(self._by_type, self._pages, self._operator_of)
 
 
 class _Channel(_HTTPChannel):  # type: ignore[misc]
@@ -73,10 +84,13 @@ class _Channel(_HTTPChannel):  # type: ignore[misc]
 
     timeOut = PATIENCE  # noqa: N815 -- Twisted's name
 
-    def __init__(self, by_type: ByType, pages: Pages) -> None:
+    def __init__(
+        self, by_type: ByType, pages: Pages, operator_of: Callable[[Any, str], Operator]
+    ) -> None:
         super().__init__()
         self.by_type = by_type
         self.pages = pages
+        self.operator_of = operator_of
         self.requestFactory = _Exchange
         self.is_given_up = False
         self._is_begun = False
@@ -173,6 +187,8 @@ class _Exchange(_HTTPRequest):  # type: ignore[misc]
             respond = self.channel.by_type.get(type(request))
             if respond is None:
                 raise unanswered(request)  # noqa: TRY301 -- one way to tell of a failure
+            login = self.getHeader(LOGIN_HEADER) or ""
+            admit(self.channel.operator_of(self.channel.transport, login), route, request)
             answers = cast("AsyncGenerator[object, None]", respond(request))
             async with aclosing(answers):
                 await self._answer(route, answers)

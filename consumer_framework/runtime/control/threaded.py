@@ -11,6 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .operators import LOGIN_HEADER, admit, operator_at
 from .routes import (
     FORMER_PROTOCOL,
     JSON,
@@ -112,6 +113,8 @@ class _Exchanges(BaseHTTPRequestHandler):
         respond = self.server.by_type.get(type(request))
         if respond is None:
             raise unanswered(request)
+        login = self.headers.get(LOGIN_HEADER, "")
+        admit(operator_at(self.connection, login), route, request)
         self._answer(route, iter(respond(request)))
 
     def _answer(self, route: Route, answers: Iterator[object]) -> None:
@@ -166,14 +169,17 @@ class ControlThread:
         path: The socket's name. One that a dead process left behind is replaced.
         by_type: The function that answers each type of request. Each client has a thread.
         pages: The pages of the process.
+        mode: The mode of the socket: who may connect.
 
     Raises:
         OSError: It cannot listen there.
     """
 
-    def __init__(self, path: Path, by_type: ByType, pages: Pages | None = None) -> None:
+    def __init__(
+        self, path: Path, by_type: ByType, pages: Pages | None = None, mode: int = 0o600
+    ) -> None:
         path.unlink(missing_ok=True)
-        before = os.umask(0o177)
+        before = os.umask(0o777 & ~mode)
         try:
             self._server = _Server(str(path), _Exchanges)
         finally:

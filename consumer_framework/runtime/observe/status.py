@@ -216,7 +216,8 @@ class StatusReporter:
             memory_remark=instance.memory_relief.remark,
         )
         remarks = [*instance.remarks.values(), instance.publications.remark]
-        remarks += health_remarks(health, instance.plan.framework.thresholds.loss)
+        if not instance.gate.is_closed:
+            remarks += health_remarks(health, instance.plan.framework.thresholds.loss)
         return "; ".join([status_line(instance.state, facts), *filter(None, remarks)])
 
     def announce(self) -> None:
