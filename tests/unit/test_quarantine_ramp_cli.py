@@ -130,6 +130,19 @@ def test_a_replay_that_was_interrupted_at_the_keyboard_goes_on(ten, times, lasts
     assert ten.rows() == {}
 
 
+def test_a_file_gets_the_failures_of_a_long_replay_and_a_line_for_each_stage(operator):
+    bodies = [{"n": "poison" if number == 30 else number} for number in range(1, 31)]
+    operator.quarantines(*(a_delivery(n, body) for n, body in enumerate(bodies, 1)))
+    first = operator.runs("replay", "--all", "--ramp", "10,100", "--stop-at", "50%")
+    assert first.stdout.splitlines()[:-1] == [
+        "stage 1 of 2, up to 10%: 3 of 3 succeeded",
+        "row 30 failed again: RuntimeError: still broken",
+        "stage 2 of 2, up to 100%: 26 of 27 succeeded",
+        "29 of 30 succeeded",
+    ]
+    assert first.returncode == 1
+
+
 def test_a_terminal_shows_a_bar_with_the_stage_and_then_the_causes(operator):
     bodies = [{"n": "poison" if number == 30 else number} for number in range(1, 31)]
     operator.quarantines(*(a_delivery(n, body) for n, body in enumerate(bodies, 1)))
