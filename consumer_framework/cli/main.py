@@ -111,7 +111,18 @@ def main() -> None:
     log.hide_secrets()
 
 
-@main.command(epilog=epilog("run", "Any other code is one that the handler halted with."))
+_EXAMPLES_OF_RUN = """
+\b
+Examples:
+  fm-consumer run sample                              # as fm-consumer@sample does
+  fm-consumer run --conf sample.toml --state-dir ./state
+  fm-consumer run --callback-file sample.py:Sample    # with fedora-messaging's defaults
+"""
+
+
+@main.command(
+    epilog=_EXAMPLES_OF_RUN + epilog("run", "Any other code is one that the handler halted with.")
+)
 @click.argument("name", required=False, shell_complete=complete_instance)
 @click.option(
     "--conf",

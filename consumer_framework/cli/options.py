@@ -173,6 +173,22 @@ def _read_stored_conditions(
     return _conditions_of(given, STORED_ROOTS)
 
 
+def _complete_word(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem | str]:
+    from consumer_framework.core.conditions import ROOTS  # noqa: PLC0415
+
+    return [word for word in ROOTS if word.startswith(incomplete)]
+
+
+def _complete_stored_word(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem | str]:
+    from consumer_framework.core.conditions import STORED_ROOTS  # noqa: PLC0415
+
+    return [word for word in STORED_ROOTS if word.startswith(incomplete)]
+
+
 def _conditions_of(given: Sequence[str], roots: Sequence[str]) -> tuple[Condition, ...]:
     from consumer_framework.core.conditions import ConditionError, condition_of  # noqa: PLC0415
 
@@ -209,6 +225,7 @@ def conditions(what: str, *, stored: bool = False) -> Callable[[Any], Any]:
         multiple=True,
         metavar="CONDITION",
         callback=_read_stored_conditions if stored else _read_conditions,
+        shell_complete=_complete_stored_word if stored else _complete_word,
         help=f"{what}, such as {example}. May be given several times: all must fit.",
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from consumer_framework.core.text import plural
 
 from . import options, terminal
 from .exit_codes import epilog
-from .options import complete_instance, instance_file, no_such_instance
+from .options import JSON, complete_instance, instance_file, no_such_instance
 from .terminal import Command
 
 # Commands import these when they run: --help and shell completion must be quick.
@@ -35,6 +36,7 @@ _WIDEST_ACTION = len("disable")
 Examples:
   fm-consumer scale builds 3             # builds, builds_2 and builds_3
   fm-consumer scale builds 1 --dry-run   # what would be stopped and removed?
+  fm-consumer scale builds 3 --json | jq '.steps[].action'
   fm-consumer status builds              # all of them, and their sum
 """
     + epilog("scale"),
@@ -48,7 +50,8 @@ Examples:
     help="Remove a worker also while deferred messages, or published ones that are not sent, wait "
     "in its state directory, until it is back.",
 )
-def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None:
+@JSON
+def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool, as_json: bool) -> None:
     """Run N workers of NAME on this host, which share its queues.
 
     The first worker is NAME itself, the others are NAME_2, NAME_3 and so on: instances of their
@@ -74,9 +77,11 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
     steps = plan(found, count, leave_deferred=leave_deferred)
     _check_configuration(file, name, steps)
     if dry_run:
-        _print(name, steps)
+        _print(name, steps, as_json=as_json)
         return
-    runner = scaling.StepRunner(name, directory, services, partial(_tell, name), terminal.note)
+    done: list[ScaleStep] = []
+    tell = done.append if as_json else partial(_tell, name)
+    runner = scaling.StepRunner(name, directory, services, tell, terminal.note)
     again = f"'fm-consumer scale {name} {count}' goes on where it was"
     try:
         runner.run(steps)
@@ -85,7 +90,10 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool) -> None
         raise click.exceptions.Exit(_INTERRUPTED) from None
     except SystemctlError as error:
         raise ScalingError(f"{error} When that is mended, {again}") from error
-    click.echo(terminal.good(f"{name}: {plural(count, 'worker')}"))
+    if as_json:
+        terminal.print_json({"name": name, "workers": count, "steps": [*map(asdict, done)]})
+    else:
+        click.echo(terminal.good(f"{name}: {plural(count, 'worker')}"))
 
 
 def _check_configuration(file: Path, name: str, steps: Sequence[ScaleStep]) -> None:
@@ -118,7 +126,10 @@ def _check_configuration(file: Path, name: str, steps: Sequence[ScaleStep]) -> N
         )
 
 
-def _print(name: str, steps: Sequence[ScaleStep]) -> None:
+def _print(name: str, steps: Sequence[ScaleStep], *, as_json: bool) -> None:
+    if as_json:
+        terminal.print_json({"name": name, "steps": [*map(asdict, steps)]})
+        return
     for step in steps:
         _tell(name, step)
     if not steps:

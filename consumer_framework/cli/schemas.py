@@ -47,6 +47,19 @@ Examples:
   fm-consumer schemas for org.fedoraproject.prod.copr.build.end
   fm-consumer schemas diff bodhi.update.edit.v2 old.json
 """
+_MORE_LIST = """
+\b
+Examples:
+  fm-consumer schemas list
+  fm-consumer schemas list --json | jq '.[] | select(.is_deprecated).name'
+""" + epilog("schemas list")
+_MORE_SHOW = """
+\b
+Examples:
+  fm-consumer schemas show bodhi.update.edit.v2
+  fm-consumer schemas show mine.done.v1 > old.json
+  fm-consumer schemas show mine.done.v1 --json | jq .package
+""" + epilog("schemas show")
 _MORE_FOR = """
 \b
 Examples:
@@ -84,7 +97,7 @@ def schemas(context: click.Context) -> None:
         context.invoke(list_, as_json=False)
 
 
-@schemas.command("list", cls=Command, epilog=epilog("schemas list"))
+@schemas.command("list", cls=Command, epilog=_MORE_LIST)
 @JSON
 def list_(*, as_json: bool) -> None:
     """List the installed schemas with severity, topic, package and version.
@@ -125,7 +138,7 @@ def _document(schema: Schema) -> dict[str, Any]:
     return found
 
 
-@schemas.command(cls=Command, epilog=epilog("schemas show"))
+@schemas.command(cls=Command, epilog=_MORE_SHOW)
 @click.argument("name", shell_complete=_complete)
 @JSON
 def show(name: str, *, as_json: bool) -> None:

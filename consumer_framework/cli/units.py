@@ -103,6 +103,10 @@ def install(root: Path, directory: Path, *, dry_run: bool, force: bool, as_json:
 @units.command(
     cls=Command,
     epilog="""
+\b
+Examples:
+  fm-consumer units uninstall --dry-run
+  fm-consumer units uninstall
 """
     + epilog("units uninstall"),
 )
@@ -160,6 +164,10 @@ def _reload(root: Path) -> str:
 @units.command(
     cls=Command,
     epilog="""
+\b
+Examples:
+  fm-consumer units diff
+  fm-consumer units diff --json | jq '.[].path'
 """
     + epilog("units diff"),
 )

@@ -32,6 +32,9 @@ dispositions, and one table that says how each is settled. :mod:`.settler` follo
 A consumer may have several routes for one message: :mod:`.routed` runs them, and :mod:`.recovery`
 makes one disposition of the decisions about each. :mod:`.topics` matches topics with patterns.
 
+Besides, for operators: :mod:`.conditions` selects messages, and :mod:`.ramp` decides how far a
+replay of many messages goes.
+
 Nothing flows back. A handler cannot settle, a decision cannot act, and a settle cannot decide.
 
 The crash points
@@ -81,5 +84,6 @@ The life of an instance
                 └─── a fault ──▶ FAILING ────┘
 
 :mod:`.gate` says whether an instance takes work at all, and why it does not. :mod:`.health` judges
-whether it does its work, for the watchdog of the service manager.
+whether it does its work, for the watchdog of the service manager, and how well, for operators:
+with :mod:`.lag`, the age of the oldest message, and :mod:`.loss`, the forecast of the next loss.
 """

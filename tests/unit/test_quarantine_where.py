@@ -11,8 +11,10 @@ import subprocess
 import time
 
 import pytest
+from click.testing import CliRunner
 
 from consumer_framework.adapters.store import Limits, Store
+from consumer_framework.cli import main
 from consumer_framework.core.attempt import History
 
 from .quarantined import (
@@ -188,3 +190,18 @@ def test_on_a_terminal_the_number_of_messages_has_to_be_typed(four, typed, left)
 def test_a_condition_that_fits_nothing_is_no_error(four):
     result = four.does("drop", "--where", "id=none")
     assert (result.exit_code, result.stdout) == (0, "nothing is quarantined that fits\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "begun", "expected"),
+    [
+        ("fm-consumer quarantine list sample --where ", "a", ["attempts", "age"]),
+        ("fm-consumer tail --where ", "to", ["topic"]),
+    ],
+)
+def test_the_first_word_of_a_condition_is_completed(monkeypatch, command, begun, expected):
+    monkeypatch.setenv("_FM_CONSUMER_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", command + begun)
+    monkeypatch.setenv("COMP_CWORD", str(len(command.split())))
+    result = CliRunner().invoke(main, prog_name="fm-consumer")
+    assert result.stdout.splitlines() == [f"plain,{word}" for word in expected]

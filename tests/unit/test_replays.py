@@ -6,9 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.adapters.store.memory import NoStore
@@ -191,6 +195,74 @@ def test_a_replay_goes_on_after_its_process_died_and_no_message_is_left_out(play
 
     play(dies, 20)
     play(goes_on)
+
+
+class DiedError(BaseException):
+    """The process ends here."""
+
+
+class Mortal(Bench):
+    """Has an event happen at the first run of each row; later runs succeed."""
+
+    def __init__(self, store, events, happened, ran):
+        super().__init__(store)
+        self.events = events
+        self.happened = happened
+        self.ran = ran
+        self.responder = Responder(store, self.live)
+        if any(event.startswith("dies") for event in events):
+            # What a process that is killed leaves: a claimed row, and no result of it.
+            store.release = self.forgets
+
+    async def forgets(self, _row):
+        return True
+
+    async def live(self, delivery):
+        row = delivery.row
+        event = "succeeds" if row in self.happened else self.events[row - 1]
+        self.happened.add(row)
+        if event == "dies before":
+            raise DiedError
+        if event == "is given back":
+            return GiveBack()
+        self.ran.append(row)
+        self.broken = {row} if event == "fails" else set()
+        disposition = await self.run(delivery)
+        if event == "dies after":
+            raise DiedError
+        return disposition
+
+
+EVENTS = st.sampled_from(["succeeds", "fails", "is given back", "dies before", "dies after"])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(EVENTS, min_size=1, max_size=12), st.sampled_from([None, 0.0, 50.0]))
+def test_whatever_interrupts_a_replay_each_message_runs_once_and_none_is_lost(events, limit):
+    happened: set[int] = set()
+    ran: list[int] = []
+
+    async def process(directory, request):
+        with contextlib.closing(Store.open(directory, limits=Limits())) as store:
+            try:
+                return await Mortal(store, events, happened, ran).ends(request)
+            except DiedError:
+                return {"ended": "died"}
+
+    async def scenario(directory):
+        with contextlib.closing(Store.open(directory, limits=Limits())) as store:
+            for number in range(len(events)):
+                await store.quarantine(message(number), "poison")
+        request = schema.Replay(everything=True, ramp=(30.0, 100.0), stop_at=limit)
+        while (await process(directory, request))["ended"] != "done":
+            request = schema.Replay(resume=True)
+        with contextlib.closing(Store.open(directory, limits=Limits())) as store:
+            left = [row.id for row in store.rows(state=None)]
+        assert left == [row for row, event in enumerate(events, 1) if event == "fails"]
+        assert ran == list(range(1, len(events) + 1))
+
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(asyncio.wait_for(scenario(Path(name)), 60))
 
 
 def test_a_message_whose_result_was_not_written_is_skipped_as_gone(play):

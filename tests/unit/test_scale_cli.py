@@ -242,3 +242,18 @@ def test_a_consumer_that_keeps_files_is_scaled_with_a_warning(host):
     assert f"the consumer keeps files in {files}; each worker has a directory of its own" in (
         result.stderr
     )
+
+
+def test_the_steps_are_printed_as_json_for_programs(host):
+    host.configures()
+    host.has_unit("sample")
+    planned = json.loads(host.does("scale", "sample", "2", "--dry-run", "--json").stdout)
+    done = json.loads(host.does("scale", "sample", "2", "--json").stdout)
+    assert (done["name"], done["workers"]) == ("sample", 2)
+    steps = [(step["action"], step["instance"]) for step in done["steps"]]
+    assert [step for step in steps if step[0] != "warn"] == [
+        ("link", "sample_2"),
+        ("enable", "sample_2"),
+        ("start", "sample_2"),
+    ]
+    assert [(step["action"], step["instance"]) for step in planned["steps"]] == steps
