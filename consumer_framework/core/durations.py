@@ -113,7 +113,7 @@ class Durations:
         first = deliveries[0]
         key = (first.queue, first.route, error)
         runs, waits = self._by_key.get(key) or self._find(key)
-        # Histogram.add, without the call.
+        # Here and below, Histogram.add without the call.
         took = ended_at - started_at
         runs.counts[bisect_left(RUN_BOUNDS, took)] += 1
         runs.sum += took
@@ -128,8 +128,11 @@ class Durations:
             if self._last_time is not None:
                 on_the_way = delivery.received_at - self._last_time
                 waited = on_the_way + started_at - delivery.arrived_at
-                # The publisher's clock may be ahead of this one.
-                waits.add(waited if waited > 0.0 else 0.0)  # noqa: FURB136 -- max() takes longer
+                if waited < 0.0:  # noqa: PLR1730 -- in a third of the time of max()
+                    # The publisher's clock is ahead of this one.
+                    waited = 0.0
+                waits.counts[bisect_left(WAIT_BOUNDS, waited)] += 1
+                waits.sum += waited
 
     def _find(self, key: tuple[str, str, str]) -> tuple[Histogram, Histogram]:
         queue, route, error = key

@@ -47,6 +47,9 @@ class QueueLimits:
         expires: The time without a consumer after which the broker deletes the queue.
         refuses: Whether a full queue refuses new messages, in place of dropping its oldest ones.
         is_dead_lettered: Whether messages that are dropped or expire go to another exchange.
+        is_renewed: Whether a passive declaration counts as a use of the queue, after which the time
+            without a consumer begins anew. RabbitMQ has it so for classic queues, and not for
+            quorum queues.
     """
 
     messages: int | None = None
@@ -55,6 +58,7 @@ class QueueLimits:
     expires: float | None = None
     refuses: bool = False
     is_dead_lettered: bool = False
+    is_renewed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class QueueFacts:
         body_size: The mean size of a message's body; None if unknown.
         age: The age of its oldest message; None if unknown.
         aging: The growth of that age in a second: 1 while nothing is consumed; None if unknown.
-        unused: The time since this instance had a consumer on it; None while it has one.
+        unused: The time since this instance had a consumer on it; None while it has one, or while
+            it renews the queue.
     """
 
     name: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Mapping
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
     from concurrent.futures import Future as ThreadFuture
 
     from .delivery import Delivery, Outcome, Published
@@ -313,6 +313,19 @@ class FlightRecorder(Protocol):
 
     def landed(self, place: int) -> None:
         """Note that the handler with *place* is done."""
+
+
+class Traces(Protocol):
+    """Traces runs of the handler. A begun run is an object of its own."""
+
+    def begin(self, deliveries: Sequence[Delivery]) -> Any:
+        """Note that a slot begins with *deliveries*, in the context that the handler will have."""
+
+    def leave(self, begun: Any) -> None:
+        """Take the run out of the context that it began in; another context goes on with it."""
+
+    def end(self, begun: Any, error: BaseException | None) -> None:
+        """Note that the run has ended, with *error* or None; in any context."""
 
 
 class Notifier(Protocol):

@@ -19,6 +19,8 @@ from fedora_messaging.exceptions import ValidationError
 from consumer_framework import schemas
 from consumer_framework.core.errors import ConsumerFrameworkError
 
+from .trace_context import trace_headers
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -154,6 +156,8 @@ def outgoing(  # noqa: PLR0913 -- each is a value of its own
             f"the body of message {message.id} has {len(body)} bytes; {max_body} are allowed"
         )
     headers = dict(message._headers)  # noqa: SLF001 -- upstream has no public name for them
+    if "traceparent" not in headers:
+        headers.update(trace_headers(message.id, exchange, topic))
     _check_headers(message.id, headers)
     # Not `message.priority`, which is 0 for a message without one.
     priority = message._properties.priority  # noqa: SLF001

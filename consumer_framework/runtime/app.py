@@ -39,7 +39,9 @@ from .state_files import (
 )
 
 if TYPE_CHECKING:
+    from consumer_framework.adapters.tracing import Tracing
     from consumer_framework.core.ports import Observer
+    from consumer_framework.settings import Framework
 
     from .assembly.configuration import RunOptions
 
@@ -90,7 +92,8 @@ def run(options: RunOptions, observer: Observer | None = None) -> int:
     )
     patience = plan.framework.start_timeout
     files = wait_for_state_files(open_files, patience, notifier, clock)
-    surroundings = Surroundings(files, notifier, clock, reactor, observer)
+    traces = _traces_of(plan.framework, options.instance)
+    surroundings = Surroundings(files, notifier, clock, reactor, observer, traces)
     instance = Instance(settings, plan, surroundings)
     runner = Runner(instance, options)
     # Twisted declares its reactor as a module.
@@ -103,8 +106,19 @@ def run(options: RunOptions, observer: Observer | None = None) -> int:
     # objects have open are written when the objects go.
     for call in untyped.getDelayedCalls():
         call.cancel()
+    if traces is not None:
+        traces.close()
     runner.process_exit.begin()
     return instance.exit_code
+
+
+def _traces_of(framework: Framework, instance: str) -> Tracing | None:
+    """Begin to trace, if the settings ask for it."""
+    if not framework.traces:
+        return None
+    from consumer_framework.adapters import tracing  # noqa: PLC0415 -- of an extra
+
+    return tracing.start(instance)
 
 
 def _fail_before_start(error: Exception, notifier: SystemdNotifier) -> int:

@@ -81,6 +81,7 @@ class _QueueWatch:
 
     Attributes:
         configured_name: Its name in the configuration.
+        used_at: When it last had a consumer, or was renewed, in monotonic seconds.
         growth: The trend of the number of ready messages.
         aging: The trend of the age of its oldest message.
         body_size: The mean size of a message; None before the first one.
@@ -90,6 +91,7 @@ class _QueueWatch:
     """
 
     configured_name: str
+    used_at: float
     growth: Trend = field(default_factory=Trend)
     aging: Trend = field(default_factory=Trend)
     body_size: float | None = None
@@ -122,7 +124,7 @@ class HealthMonitor:
         self._disk_growth = Trend(window=3600.0, least=900.0)
         self._disk_free: int | None = None
         self._received = -1
-        self._busy_at = self._consumed_at = self._now()
+        self._busy_at = self._now()
         self._limits: tuple[Settings, dict[str, QueueLimits]] | None = None
         # The condition that was logged last, and is not over yet.
         self._logged: InstanceCondition | None = None
@@ -157,8 +159,6 @@ class HealthMonitor:
         if counts.received != self._received or self._has_work():
             self._received = counts.received
             self._busy_at = now
-        if self._is_consuming:
-            self._consumed_at = now
         if instance.state in {State.CONSUMING, State.PAUSED}:
             self._look_at_queues(now)
         if stats := self._stats():
@@ -190,7 +190,7 @@ class HealthMonitor:
 
     def _look_at_queues(self, now: float) -> None:
         self._queues = {
-            one.queue: self._queues.get(one.queue) or _QueueWatch(one.configured_name)
+            one.queue: self._queues.get(one.queue) or _QueueWatch(one.configured_name, now)
             for one in self._instance.session.subscriptions
         }
         self._look_at_deliveries()
@@ -294,22 +294,31 @@ class HealthMonitor:
     def _queue_facts(self) -> list[QueueFacts]:
         time, is_consuming = self._instance.clock.time(), self._is_consuming
         limits = self._queue_limits()
-        unused = None if is_consuming else self._now() - self._consumed_at
         found = []
         for name, watch in self._queues.items():
             sample = self.samples.get(name)
+            own = limits.get(watch.configured_name, _NO_LIMITS)
             facts = QueueFacts(
                 name=name,
-                limits=limits.get(watch.configured_name, _NO_LIMITS),
+                limits=own,
                 ready=sample.ready if sample is not None else None,
                 growth=watch.growth.growth,
                 body_size=watch.body_size,
                 age=self._age(watch, sample, time).seconds,
                 aging=watch.aging.growth if is_consuming else 1.0,
-                unused=unused,
+                unused=self._unused(watch, sample, own),
             )
             found.append(facts)
         return found
+
+    def _unused(
+        self, watch: _QueueWatch, sample: QueueSample | None, limits: QueueLimits
+    ) -> float | None:
+        is_renewed = sample is not None and limits.is_renewed
+        if self._is_consuming or watch.is_shared or is_renewed:
+            watch.used_at = self._now()
+            return None
+        return self._now() - watch.used_at
 
     def _queue_limits(self) -> dict[str, QueueLimits]:
         """Return the limits of the queues by their names in the configuration."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from consumer_framework.adapters.executor import Executor
+    from consumer_framework.adapters.tracing import Tracing
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.disposition import Halt
     from consumer_framework.core.gate import GateEvent, Reason
@@ -63,6 +64,7 @@ class Surroundings:
         clock: The time.
         reactor: Twisted's asyncio reactor.
         observer: A further observer; None for none.
+        traces: Traces runs and settles; None for no traces.
     """
 
     files: StateFiles
@@ -70,6 +72,7 @@ class Surroundings:
     clock: Clock
     reactor: Any
     observer: Observer | None = None
+    traces: Tracing | None = None
 
 
 class Instance:
@@ -100,6 +103,7 @@ class Instance:
         executor: Runs the handler; None until that is set up.
         drain: The drain that is under way; None before.
         state: Where the instance is in its life.
+        traces: Traces runs and settles; None for no traces.
         exit_code: The exit code of the process, once the instance is stopped.
         progress_at: When something last happened to it, in seconds of *clock*'s monotonic time.
         trouble: Why it does not consume, or why it stopped; "" for no reason.
@@ -125,6 +129,7 @@ class Instance:
         self.is_built = asyncio.Event()
         self.executor: Executor | None = None
         self.drain: Drain | None = None
+        self.traces = surroundings.traces
         self._make_parts(surroundings.observer)
         self._effects: dict[Effect, Callable[[], object]] = {
             Effect.ANNOUNCE_READY: self._announce_ready,
@@ -149,7 +154,7 @@ class Instance:
         )
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
-        others = () if observer is None else (observer,)
+        others = [one for one in (self.traces, observer) if one is not None]
         self.metrics = DeliveryMetrics()
         self.observer = Observers(self.counters, self.metrics, self.log, *others)
         self.publications = Publications(self.settings, self.files.directory, clock)

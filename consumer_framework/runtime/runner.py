@@ -84,6 +84,7 @@ class Runner(MultiService):
             self._waits_for_dependency,
             instance.gate,
             steps=instance.files.store,
+            traces=instance.traces,
         )
         self._reloader = Reloader(instance, options, self._tasks.spawn)
         self._signals = Signals(instance.reactor, instance.stop, self._reloader.begin)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.gate import Gate, Reason
-    from consumer_framework.core.ports import Chance, FlightRecorder, Notifier, Steps
+    from consumer_framework.core.ports import Chance, FlightRecorder, Notifier, Steps, Traces
     from consumer_framework.runtime.assembly.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class Startup:
         gate: Once it is closed, no further attempt is made; the one that is under way goes on.
         chance: Spreads the attempts.
         steps: Remembers the steps that the handler has done; None for no memory.
+        traces: Traces the runs of the handler; None for no traces.
     """
 
     def __init__(  # noqa: PLR0913 -- only the runner makes one
@@ -102,12 +103,14 @@ class Startup:
         chance: Chance = random.random,
         *,
         steps: Steps | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._plan = plan
         self._flight = flight
         self._waits = waits
         self._chance = chance
         self._steps = steps
+        self._traces = traces
         self._gate = gate
         self._closing = asyncio.Event()
         gate.listen(self._gate_changed)
@@ -145,7 +148,13 @@ class Startup:
         handler = self._plan.factory()
         plan, gate = self._plan, self._gate
         executor = Executor(
-            handler, codec.decode, self._flight, plan.limits, gate, steps=self._steps
+            handler,
+            codec.decode,
+            self._flight,
+            plan.limits,
+            gate,
+            steps=self._steps,
+            traces=self._traces,
         )
         try:
             await executor.setup()

@@ -110,6 +110,7 @@ def limits_of(arguments: Mapping[str, Any], policies: Sequence[QueuePolicy]) -> 
         expires=_lowest(arguments, "x-expires", [p.expires for p in policies], milliseconds),
         refuses=str(arguments.get("x-overflow", "")).startswith("reject-publish"),
         is_dead_lettered="x-dead-letter-exchange" in arguments,
+        is_renewed=arguments.get("x-queue-type", "classic") == "classic",
     )
 
 

@@ -272,6 +272,10 @@ class Framework(Table):
     """The time between two calls of the consumer's own `health()`, at least 1 second."""
     health_timeout: Annotated[Duration, Field(gt=0), Takes.RELOAD] = 10.0
     """The time that `health()` may take. After that the instance is `unhealthy`."""
+    traces: Annotated[StrictBool, Takes.RESTART] = False
+    """Trace each run of the handler, its settle and the messages that it publishes, with
+    OpenTelemetry: see [Trace messages](../howto/trace-messages.md). It takes the extra `otel`.
+    """
     recovery: Annotated[Recovery, Takes.RELOAD] = Recovery()
     """The reaction to failing handlers: [Recovery](recovery.md) lists the keys."""
     publishing: Annotated[PublishingKind | None, Takes.RESTART] = None

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The calls of calls.json: arguments from values, and JSON from the output.
 
-import { isCockpit, Lines, run, TransportError } from "./transport.js";
+import { Lines } from "./lines.js";
+import { isCockpit, run } from "./transport.js";
+import { TransportError } from "./transport_error.js";
 
 /** A problem as the operator sees it: a title, a cure, and the text of the program. */
 export class Problem extends Error {
@@ -24,15 +26,23 @@ async function load() {
  *
  * @param {object} known The document of calls.json.
  * @param {string} name The call.
- * @param {object} values Strings, arrays of strings for {rows}, true for an option without a value.
+ * @param {object} values Strings, arrays of strings for {rows}, true for an option without a value; none is empty.
  * @throws {Problem} A value does not match its pattern.
  */
 export function argvOf(known, name, values) {
     const { argv, options = {} } = known.calls[name];
     const filled = argv.flatMap((word) => fill(known, word, (key) => values[key]));
-    const given = Object.entries(options).filter(([key]) => isGiven(values[key]));
+    const given = Object.entries(options).filter(([key]) => key in values);
     return [...filled, ...given.flatMap(([key, words]) =>
         words.flatMap((word) => fill(known, word, () => values[key])))];
+}
+
+/** Return { sockets, path } of a call that a running instance answers itself; null for others. */
+function liveOf(known, name, values) {
+    const { path } = known.calls[name];
+    if (!path)
+        return null;
+    return { path, sockets: known.sockets.flatMap((word) => fill(known, word, (key) => values[key])) };
 }
 
 function isGiven(value) {
@@ -77,9 +87,10 @@ export async function follow(name, values, { onLine, ...options }) {
     return start(name, values, { ...options, onText: (part) => lines.add(part) });
 }
 
-async function start(name, values, options) {
+async function start(name, choices, options) {
     const known = await load();
-    const call = { name, argv: argvOf(known, name, values), values };
+    const values = Object.fromEntries(Object.entries(choices).filter(([, value]) => isGiven(value)));
+    const call = { name, argv: argvOf(known, name, values), values, live: liveOf(known, name, values) };
     try {
         const end = await run(call, options);
         const fine = known.calls[name].fine ?? [0];
@@ -124,7 +135,9 @@ export function problemOf({ argv }, { exit, err }) {
         return new Problem("The fm-consumer of this host is older than this page.", UPDATE, text);
     const [title, ...cures] = (text.split("\n").at(-1) || `${argv[0]} ended with ${exit}`).split("; ");
     const cure = cures.join("; ") || (DENIED.test(text) ? ADMINISTRATOR : "");
-    return new Problem(sentence(title), sentence(cure), text.includes("\n") ? text : "");
+    // A name keeps its small letter: "builds does not run."
+    const isName = argv.includes(title.split(" ")[0]);
+    return new Problem(isName ? `${title}.` : sentence(title), sentence(cure), text.includes("\n") ? text : "");
 }
 
 /** Return *text* as a sentence: with a capital and a full stop. */

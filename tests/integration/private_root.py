@@ -14,27 +14,33 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Seconds that a program of a test may take.
 PATIENCE = 120
 _ENTER = ("nsenter", "--target")
 
-# $1 has the files. Changes go to memory, because an overlay cannot lie on another one.
+# $1 has the files, $2 the directories that are replaced; the others are the directories. Changes go
+# to memory, because an overlay cannot lie on another one.
 _SETUP = """
 set -eu
 files=$1
-shift
+replaced=$2
+shift 2
 mkdir "$files.layers"
 mount -t tmpfs layers "$files.layers"
 for directory in "$@"; do
     layer=$files.layers$directory
     mkdir -p "$layer/upper" "$layer/work"
-    [ ! -d "$files$directory" ] || cp -a "$files$directory/." "$layer/upper/"
     mount -t overlay overlay \
         -o "lowerdir=$directory,upperdir=$layer/upper,workdir=$layer/work" "$directory"
 done
+for directory in $replaced; do
+    mkdir -p "$directory" "$files.own$directory"
+    mount --bind "$files.own$directory" "$directory"
+done
+cp -r "$files/." /
 echo ready
 exec cat
 """
@@ -61,10 +67,12 @@ class PrivateRoot:
     Args:
         place: An empty directory.
         directories: The directories that may have more files; changes there are lost.
+        replaced: Directories below them that are others: `path` has their files.
     """
 
-    def __init__(self, place: Path, *directories: str) -> None:
+    def __init__(self, place: Path, *directories: str, replaced: Sequence[str] = ()) -> None:
         self._files = place / "files"
+        self._replaced = replaced
         self._directories = directories
         self._holder: subprocess.Popen[str] | None = None
 
@@ -80,11 +88,15 @@ class PrivateRoot:
         else:
             shutil.copy(content, target)
 
+    def path(self, path: str) -> Path:
+        """Return the place of a file that is below a directory that is replaced."""
+        return self._files.with_name("files.own") / path.lstrip("/")
+
     def __enter__(self) -> Self:
         self._files.mkdir(exist_ok=True)
         command = ["unshare", "--mount", "--propagation=private", "sh", "-c", _SETUP, "sh"]
         self._holder = subprocess.Popen(
-            [*command, str(self._files), *self._directories],
+            [*command, str(self._files), " ".join(self._replaced), *self._directories],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

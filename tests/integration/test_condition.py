@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.runtime.control.client import connected_to
-from consumer_framework.runtime.control.schema import Status
+from consumer_framework.runtime.control.schema import Reload, Status
 
 from .instance import HEADERS, publish, queue_table, until
 
@@ -33,7 +33,15 @@ class handler(Consumer):
 
     def health(self):
         with open(os.environ["NOTES"] + ".health") as file:
-            return file.read()
+            text = file.read()
+        if text == "hang":
+            note_of_thread()
+            time.sleep(3600)
+        return text
+
+def note_of_thread():
+    with open(os.environ["NOTES"] + ".hangs", "a") as file:
+        file.write("hangs")
 """
 
 NEEDS_A_DATABASE = """
@@ -47,11 +55,16 @@ class handler(Consumer):
 """
 
 
-def report_of(instance) -> StatusReport:
+def ask(instance, request) -> Any:
+    """Return the last answer to a request."""
     control = instance.configuration.with_name("control")
     with connected_to([control]) as running:
         assert running is not None
-        [report] = running.ask(Status())
+        return [*running.ask(request)][-1]
+
+
+def report_of(instance) -> StatusReport:
+    report: StatusReport = ask(instance, Status())
     return report
 
 
@@ -95,6 +108,10 @@ def test_messages_that_wait_for_long_make_an_instance_that_lags_and_the_queue_re
     assert full is not None
     assert full.seconds == 0
     assert full.subject == f'queue "{queue_name}" reaches 3 messages and drops its oldest messages'
+    file = instance.configuration
+    file.write_text(file.read_text().replace("lag_time = '10m'", "lag_time = '2h'"))
+    assert ask(instance, Reload()).result == "reloaded"
+    assert report_of(instance).condition == "consuming", "the threshold is another one"
     beside(instance, "go").touch()
     well = reports(instance, "consuming")
     until(lambda: report_of(instance).lag_seconds == 0, lambda: str(report_of(instance)))
@@ -103,7 +120,7 @@ def test_messages_that_wait_for_long_make_an_instance_that_lags_and_the_queue_re
 
 
 def test_the_health_of_the_consumer_is_a_part_of_its_status(broker, queue_name, start):
-    extra = "[consumer_config.framework]\nhealth_interval = 1\n"
+    extra = "[consumer_config.framework]\nhealth_interval = 1\nhealth_timeout = 1\n"
     instance = start(broker.url, queue_table(queue_name), WELL_OR_NOT, extra=extra).ready()
     first = reports(instance, "unhealthy")
     assert first.reason.startswith("FileNotFoundError: ")
@@ -114,6 +131,12 @@ def test_the_health_of_the_consumer_is_a_part_of_its_status(broker, queue_name, 
     beside(instance, "health").write_text("")
     reports(instance, "consuming")
     assert instance.log.count("the consumer is not well: FileNotFoundError") == 1
+    beside(instance, "health").write_text("hang")
+    until(beside(instance, "hangs").exists, "health() is called")
+    assert reports(instance, "unhealthy").reason == "health() takes longer than 1s"
+    publish(broker.url, queue_name, [2])
+    instance.noted("handled", 2)
+    assert beside(instance, "hangs").read_text() == "hangs", "one call at a time"
     assert instance.stop() == 0
 
 

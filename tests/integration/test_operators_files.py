@@ -181,7 +181,8 @@ def bundle(tmp_path_factory) -> Path:
         ["/usr/bin/python3", "-c", module], capture_output=True, text=True, check=True
     )
     plugins = done.stdout.strip()
-    root = PrivateRoot(place, "/etc", "/usr/local", "/var/lib", plugins)
+    replaced = ("/etc/fedora-messaging", "/var/lib/fedora-messaging")
+    root = PrivateRoot(place, "/etc", "/usr/local", "/var/lib", plugins, replaced=replaced)
     root.write(f"{plugins}/fm_consumer.py", PLUGIN)
     root.write("/etc/fedora-messaging/sample.toml", CONFIGURATION)
     root.write("/etc/fedora-messaging/broken.toml", 'amqp_url = "amqp://a:scheduled@b"\n]')

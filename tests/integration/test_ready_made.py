@@ -240,7 +240,7 @@ def publish_once_bound(broker, topic: str, bodies: list[int], log: Path) -> None
 
 def test_a_trigger_on_a_named_queue_stops_after_a_count_and_leaves_the_rest(broker, tmp_path):
     log, name = tmp_path / "log", f"q{uuid.uuid4().hex[:8]}"
-    options = ("--topic", name, "--queue", name, "--count", "2")
+    options = ("--topic", name, "--queue", name, "--count", "2", "--state-dir", str(tmp_path))
     with trigger(broker, *options, "--", "sh", "-c", "cat; echo", log=log) as process:
         publish_once_bound(broker, name, [1, 2, 3], log)
         assert process.wait(60) == 0, log.read_text()

@@ -36,6 +36,11 @@ USES = {
     "kombu": MESSENGER.format(name="kombu", url="amqp://host", options=""),
     "mariadb": DATABASE.format(url="mariadb://host/name"),
     "new": "import consumer_framework.kit.project_template",
+    "otel": """
+from consumer_framework.runtime.assembly.plan import check_traces
+from consumer_framework.settings import Framework
+check_traces(Framework(traces=True))
+""",
     "postgresql": DATABASE.format(url="postgresql://host/name"),
     "proton": MESSENGER.format(name="proton", url="amqp://host", options=""),
     "stomp": MESSENGER.format(name="stomp", url="stomp://host", options=""),
@@ -126,6 +131,14 @@ def test_a_messenger_without_its_packages_names_the_commands_that_install_them(n
     assert f"No module named '{MESSENGERS[name]}" in done.stderr
     assert f"pip install 'consumer-framework[{name}]'" in done.stderr
     assert f"dnf install python3-consumer-framework+{name}" in done.stderr
+
+
+def test_traces_without_their_packages_name_the_commands_that_install_them():
+    done = run(closure(PROJECT["dependencies"]), USES["otel"])
+    assert "ConfigurationError" in done.stderr
+    assert "No module named 'opentelemetry" in done.stderr
+    assert "pip install 'consumer-framework[otel]'" in done.stderr
+    assert "dnf install python3-consumer-framework+otel" in done.stderr
 
 
 def test_a_strategy_for_messages_without_hypothesis_names_the_command_that_installs_it():

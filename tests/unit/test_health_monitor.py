@@ -336,6 +336,31 @@ def test_a_queue_that_is_deleted_without_a_consumer_is_a_loss_while_there_is_no_
     assert instance.loss.seconds == 50 * MINUTES
 
 
+@pytest.mark.parametrize(("kind", "seconds"), [("classic", None), ("quorum", 50 * MINUTES)])
+def test_during_a_pause_the_questions_about_a_classic_queue_keep_it(kind, seconds):
+    instance = Instance(configured=settings({"x-expires": 3_600_000, "x-queue-type": kind}))
+    instance.counts_queue(0)
+    instance.passes(STEP)
+    assert not instance.loss
+    instance.state = State.PAUSED
+    instance.counts_queue(0, consumers=0)
+    instance.passes(10 * MINUTES)
+    assert (instance.loss.seconds if instance.loss else None) == seconds
+    instance.state = State.CONNECTING
+    instance.monitor.samples = {}
+    instance.passes(10 * MINUTES)
+    assert instance.loss.seconds == (50 * MINUTES if kind == "classic" else 40 * MINUTES)
+
+
+def test_a_queue_that_others_consume_from_is_not_deleted():
+    instance = Instance(configured=settings({"x-expires": 3_600_000}))
+    instance.counts_queue(0, consumers=2)
+    instance.passes(STEP)
+    instance.state = State.CONNECTING
+    instance.passes(10 * MINUTES)
+    assert instance.loss is None
+
+
 def test_messages_get_too_old_during_a_pause():
     instance = Instance(configured=settings({"x-message-ttl": 3_600_000}))
     instance.counts_queue(1)

@@ -66,6 +66,12 @@ def test_the_value_of_an_option_fills_its_argument():
     assert follow[-1] == "--follow"
 
 
+@pytest.mark.parametrize("nothing", [None, "", False])
+def test_an_option_without_a_value_is_left_out(nothing):
+    given_values = {"instance": "builds", "number": "9", "follow": nothing, "grep": nothing}
+    assert CALLS.arguments("log", given_values)[-1] == "--lines=9"
+
+
 @pytest.mark.parametrize(
     ("name", "values", "wrong"),
     [
@@ -80,7 +86,7 @@ def test_the_value_of_an_option_fills_its_argument():
         ("instance", {"instance": "--conf=/etc/shadow"}, "'--conf=/etc/shadow'"),
         ("instance", {"instance": "a\n"}, r"'a\n'"),
         ("log", {"instance": "a", "number": "1", "follow": "yes"}, "it takes true"),
-        ("log", {"instance": "a", "number": "1", "follow": False}, "it takes true"),
+        ("log", {"instance": "a", "number": "1", "follow": 1}, "it takes true"),
         ("log", {"instance": "a", "number": "1", "priority": "loud"}, "'loud'"),
     ],
 )

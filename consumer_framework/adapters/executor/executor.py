@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.core.delivery import Delivery, Outcome
     from consumer_framework.core.health import Overrun
-    from consumer_framework.core.ports import Decoder, FlightRecorder, Steps
+    from consumer_framework.core.ports import Decoder, FlightRecorder, Steps, Traces
 
     from .run import Body, Result
 
@@ -57,6 +57,7 @@ class Executor:
         limits: The number of runs at once, and their sizes and times.
         gate: Once it is closed, no run begins; None for a gate that stays open.
         steps: Remembers the steps that the handler has done; None for no memory.
+        traces: Traces the runs; None for no traces.
 
     Attributes:
         durations: Counts how long runs take, and how long messages wait before them.
@@ -71,13 +72,14 @@ class Executor:
         gate: Gate | None = None,
         *,
         steps: Steps | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._handler = handler
         self._gate = gate = gate or Gate()
         self._limits = limits
         self._loop = loop = asyncio.get_running_loop()
         self._clock = loop.time
-        self._runs = runs = HandlerRuns(handler, decode, flight, loop)
+        self._runs = runs = HandlerRuns(handler, decode, flight, loop, traces)
         self._threads = ThreadSlots(limits.slots, runs.run_in_thread, self._ended)
         self._tasks = TaskSlots(limits.slots, runs.run_in_task, self._ended)
         is_coroutine = is_coroutine_callable(handler.call_batch or handler.call)

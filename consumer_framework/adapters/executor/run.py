@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from consumer_framework.author.handler import Handler
     from consumer_framework.core.delivery import Delivery, Publication
-    from consumer_framework.core.ports import Decoder, FlightRecorder, Steps
+    from consumer_framework.core.ports import Decoder, FlightRecorder, Steps, Traces
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Run:
         memory: Remembers the steps of messages; None for no memory.
         batch: The messages of a batch, each with its delivery.
         published: The messages that the handler published; None until it publishes one.
+        trace: Its trace; None for none.
         is_over: Whether the handler is done, so that a message that is published late by a thread
             or a task of its own does not belong to the run any more.
     """
@@ -97,6 +98,7 @@ class Run:
     memory: Steps | None = None
     batch: Sequence[tuple[Any, Delivery]] = ()
     published: list[Publication] | None = None
+    trace: object = None
     is_over: bool = False
 
     @property
@@ -188,6 +190,7 @@ class HandlerRuns:
         decode: Makes a message of a delivery.
         flight: Told which deliveries are in the handler, from before they are decoded.
         loop: The event loop.
+        traces: Traces the runs; None for no traces.
     """
 
     def __init__(
@@ -196,11 +199,13 @@ class HandlerRuns:
         decode: Decoder,
         flight: FlightRecorder,
         loop: asyncio.AbstractEventLoop,
+        traces: Traces | None = None,
     ) -> None:
         self._callee = _Callee(handler)
         self._decode = decode
         self._flight = flight
         self._now = loop.time
+        self._traces = traces
         # The threads of slots write it too; each operation on it is atomic.
         self._unfinished: dict[Run, None] = {}
 
@@ -275,7 +280,7 @@ class HandlerRuns:
         landings: list[_Landing] = []
         error: BaseException | None = None
         result: Result = SUCCEEDED
-        CURRENT_RUN.set(run)
+        self._enter(run)
         try:
             if run.function is not None:
                 return [returned_or_raised(run.function)]
@@ -294,7 +299,7 @@ class HandlerRuns:
                         if in_thread:
                             in_thread = False
                             run.context = contextvars.copy_context()
-                            CURRENT_RUN.set(None)
+                            self._leave(run)
                             await _hand_over()
                         returned = await _as_awaitable(returned)
                     if returned is not None:
@@ -308,10 +313,37 @@ class HandlerRuns:
         finally:
             # No cycles for the garbage collector: the run keeps its task, a task its context, and
             # the traceback of an error this frame.
-            CURRENT_RUN.set(None)
+            self._exit(run, error, landings, in_thread=in_thread)
             run.is_over = True
             del self._unfinished[run], run, error, result
             landings.clear()
+
+    def _enter(self, run: Run) -> None:
+        """Let the author's code in this context belong to *run*."""
+        CURRENT_RUN.set(run)
+        if self._traces is not None and run.deliveries:
+            run.trace = self._traces.begin(run.deliveries)
+
+    def _leave(self, run: Run) -> None:
+        """End that in this context; another one may go on with *run*."""
+        CURRENT_RUN.set(None)
+        if self._traces is not None and run.trace is not None:
+            self._traces.leave(run.trace)
+
+    def _exit(
+        self,
+        run: Run,
+        error: BaseException | None,
+        landings: Sequence[_Landing],
+        *,
+        in_thread: bool,
+    ) -> None:
+        CURRENT_RUN.set(None)
+        if self._traces is not None and run.trace is not None:
+            if in_thread:
+                # The context of a task ends with it, and it is not the one of the begin.
+                self._traces.leave(run.trace)
+            self._traces.end(run.trace, error or _first_undecodable(landings))
 
     def _take_off(self, deliveries: Sequence[Delivery], landings: list[_Landing]) -> list[Any]:
         """Tell the flight recorder of *deliveries*, and decode them.
@@ -371,6 +403,10 @@ def threads_of_runs() -> dict[Run, int]:
         if run is not None:
             found[run] = thread
     return found
+
+
+def _first_undecodable(landings: Iterable[_Landing]) -> Exception | None:
+    return next((one.error for one in landings if isinstance(one, Undecodable)), None)
 
 
 def _with_messages(landed: Iterable[tuple[Delivery, _Landing]]) -> Iterator[Delivery]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # The part of a command that stands for several arguments, and the number of them.
 _SEVERAL = "rows"
 _MOST_VALUES = 1000
+# Values of an option that the page leaves out.
+_NOT_GIVEN = (None, "", False)
 # The part of an argument that a value fills.
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -64,7 +66,8 @@ class Calls:
 
         Args:
             name: The call.
-            values: The value of each part that the call leaves open, and of the options wanted.
+            values: The value of each part that the call leaves open, and of options; None, "" and
+                False stand for an option that is not wanted.
 
         Raises:
             CallError: There is no such call, or a value is missing, too much, or has another form.
@@ -76,7 +79,7 @@ class Calls:
                 raise CallError(f"{name}: there is no value {given!r}")
         words = [part for word in call.argv for part in self._filled(word, values)]
         for option, parts in call.options.items():
-            if option in values:
+            if values.get(option) not in _NOT_GIVEN:
                 words += self._option(option, parts, values[option])
         return words
 

@@ -56,6 +56,7 @@ DEFAULT_RULES = (Rule((PublishTimeout, ConnectionException), Then.DEPENDENCY, "t
 
 RULES = "consumer_config.framework.recovery.rules"
 _BATCH_PATH = "consumer_config.framework.batch"
+_TRACES_PATH = "consumer_config.framework.traces"
 _ORDERING_PATH = "consumer_config.framework.ordering_key"
 # Threads besides those of the slots: the event loop's, the store's, those that resolve names; and
 # five of publishing: the writer, the relay, its messenger's, the count of rows, a direct sender.
@@ -197,6 +198,7 @@ def plan_of(
     policy = _checked_policy(found, settings.framework, own, source, target.name)
     found.call(check_batch, settings.framework, target.value)
     found.call(check_publishing, settings.framework)
+    found.call(check_traces, settings.framework)
     source_of = found.call(source_for, settings.framework, target.value)
     if factory is None or policy is None or found.problems:
         raise found.error()
@@ -205,6 +207,25 @@ def plan_of(
     routes = table_of(target.value, settings.topic_prefix)
     plan = Plan(target.name, factory, policy, framework, source_of, routes, 0, target, usual)
     return fitted(plan, settings)
+
+
+def check_traces(framework: Framework) -> None:
+    """Check that traces can be made and sent, if the settings ask for them.
+
+    Raises:
+        ConfigurationError: A package is missing.
+    """
+    if not framework.traces:
+        return
+    try:
+        importlib.import_module("consumer_framework.adapters.tracing").exporter()
+    except ImportError as error:
+        what = f"needs a package that is missing: {error}"
+        cure = (
+            "install it with `pip install 'consumer-framework[otel]'`"
+            " or `dnf install python3-consumer-framework+otel`"
+        )
+        raise ConfigurationError(Problem(_TRACES_PATH, what, cure)) from error
 
 
 def check_publishing(framework: Framework) -> None:

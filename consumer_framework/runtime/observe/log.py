@@ -75,11 +75,12 @@ class DeliveryLog(Observer):
 
     def notify(self, event: Observation) -> None:
         """Log *event*, where an operator may have to know of it."""
+        if type(event) is Ran:
+            # One for each message, so the quickest way out.
+            return
         match event:
             case Settled():
                 self._settled(event)
-            case Ran():
-                pass
             case Paused(reason, text):
                 if text:
                     _log.warning("paused: %s", text)
