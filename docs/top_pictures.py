@@ -135,7 +135,7 @@ def _publish(url: str, ended: threading.Event) -> None:
             for name, (_handler, topic, rate) in _INSTANCES.items():
                 while sent[name] < passed * rate:
                     sent[name] += 1
-                    properties = pika.BasicProperties(
+                    properties = pika.BasicProperties(  # type: ignore[no-untyped-call]
                         message_id=str(uuid.uuid4()),
                         content_type="application/json",
                         content_encoding="utf-8",
