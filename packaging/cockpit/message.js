@@ -50,7 +50,7 @@ function factsOf(instance, data) {
         ["Ordering key", data.lane],
         ["Behind", data.behind && html`<a href=${linkTo([instance, "quarantine", String(data.behind)])}>row ${data.behind}</a>`],
         ["Edited from", data.parent && html`<a href=${linkTo([instance, "quarantine", String(data.parent)])}>row ${data.parent}</a>`],
-        ["Ordered by", data.ordered_by ?? data.operator],
+        ["Last order", data.ordered_by],
         ["Steps that are done", Object.keys(data.steps ?? {}).join(", ")],
     ];
 }
