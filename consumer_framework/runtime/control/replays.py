@@ -21,6 +21,7 @@ from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.limits import TokenBucket, per_second
 from consumer_framework.core.ramp import Progress, Ramp, checked
 
+from .operators import trace_of
 from .schema import (
     Begun,
     ConflictError,
@@ -250,7 +251,7 @@ class Replays:
             delivery = self._store.delivery(number)
         except DamagedRowError as error:
             return replay.report(number, "skipped", str(error))
-        if delivery is None or not await self._store.claim(number):
+        if delivery is None or not await self._store.claim(number, trace_of("replay")):
             return replay.report(number, "skipped", self._why_unclaimed(number))
         replay.answer(Begun(number))
         try:
