@@ -149,7 +149,7 @@ def test_a_pause_lets_messages_wait_in_the_queue_until_it_is_over(host, broker):
     host.instance.noted("run", 1)
     paused = host.does("pause", "--reason", "the database \x1b[31mmoves")
     assert paused.returncode == 0, paused.stderr
-    assert re.search(r"paused: by \w+ \(uid \d+, pid \d+\): the database", paused.stdout)
+    assert re.search(r"paused: ordered by \w+ \(the database", paused.stdout)
     assert "; 1 message to finish" in paused.stdout
     assert "\x1b" not in paused.stdout
     host.publishes(1, 2)
@@ -157,7 +157,7 @@ def test_a_pause_lets_messages_wait_in_the_queue_until_it_is_over(host, broker):
     until(lambda: host.done() == [100], "the handler finishes the message that it had")
     status = host.asks("GET", "/v1/status")[1]
     assert status["state"] == "paused"
-    assert status["status"].startswith("Paused: by ")
+    assert status["status"].startswith("Paused: ordered by ")
     until(lambda: broker.depth(host.queue)[0] == 2, "both wait in the queue")
     # A reload is no end of the pause.
     assert host.does("reload").returncode == 0
@@ -168,7 +168,7 @@ def test_a_pause_lets_messages_wait_in_the_queue_until_it_is_over(host, broker):
     assert (answer["is_paused"], answer["reasons"]) == (False, [])
     until(lambda: host.done() == [100, 1, 2], lambda: f"in their order\n{host.instance.log}")
     assert host.does("resume").stdout == "instance: takes messages\n"
-    assert re.search(r"paused: by \w+ \(uid", host.instance.log)
+    assert re.search(r"paused: ordered by \w+ \(the database", host.instance.log)
     assert "resumed by an operator" in host.instance.log
 
 
@@ -202,7 +202,7 @@ def test_events_are_told_as_they_happen(host):
         paused = json.loads(process.stdout.readline())
         assert paused["result"] == "paused"
         # It names no login: the call had none.
-        assert re.fullmatch(r"by somebody \(uid \d+, pid \d+\): why", paused["reason"])
+        assert re.fullmatch(r"ordered by user \d+ \(why\)", paused["reason"])
         process.terminate()
         process.wait(60)
     host.asks("POST", "/v1/resume")
