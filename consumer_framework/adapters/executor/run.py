@@ -206,6 +206,11 @@ class HandlerRuns:
         self._flight = flight
         self._now = loop.time
         self._traces = traces
+        # The author's code in this context belongs to a run, and no longer.
+        self._enter: Callable[[Run], object] = CURRENT_RUN.set
+        self._exit: Callable[[Run, BaseException | None, Sequence[_Landing], bool], None] = _exit
+        if traces is not None:
+            self._enter, self._exit = self._enter_traced, self._exit_traced
         # The threads of slots write it too; each operation on it is atomic.
         self._unfinished: dict[Run, None] = {}
 
@@ -313,13 +318,12 @@ class HandlerRuns:
         finally:
             # No cycles for the garbage collector: the run keeps its task, a task its context, and
             # the traceback of an error this frame.
-            self._exit(run, error, landings, in_thread=in_thread)
+            self._exit(run, error, landings, in_thread)
             run.is_over = True
             del self._unfinished[run], run, error, result
             landings.clear()
 
-    def _enter(self, run: Run) -> None:
-        """Let the author's code in this context belong to *run*."""
+    def _enter_traced(self, run: Run) -> None:
         CURRENT_RUN.set(run)
         if self._traces is not None and run.deliveries:
             run.trace = self._traces.begin(run.deliveries)
@@ -330,13 +334,12 @@ class HandlerRuns:
         if self._traces is not None and run.trace is not None:
             self._traces.leave(run.trace)
 
-    def _exit(
+    def _exit_traced(
         self,
         run: Run,
         error: BaseException | None,
         landings: Sequence[_Landing],
-        *,
-        in_thread: bool,
+        in_thread: bool,  # noqa: FBT001 -- of this class
     ) -> None:
         CURRENT_RUN.set(None)
         if self._traces is not None and run.trace is not None:
@@ -403,6 +406,10 @@ def threads_of_runs() -> dict[Run, int]:
         if run is not None:
             found[run] = thread
     return found
+
+
+def _exit(_run: Run, _error: object, _landings: object, _in_thread: bool) -> None:  # noqa: FBT001
+    CURRENT_RUN.set(None)
 
 
 def _first_undecodable(landings: Iterable[_Landing]) -> Exception | None:
