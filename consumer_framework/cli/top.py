@@ -121,7 +121,13 @@ def _source(
 
     if state_dir and (hosts or len(names) != 1):
         raise click.UsageError("--state-dir needs the NAME of one instance, and no --host")
-    return OtherHosts(hosts, names, way_of(*way)) if hosts else ThisHost(names, state_dir)
+    if hosts:
+        return OtherHosts(hosts, names, way_of(*way))
+    from .status import look, refuse_unknown  # noqa: PLC0415
+
+    if names:
+        refuse_unknown(look(names, state_dir), names)
+    return ThisHost(names, state_dir)
 
 
 def _print(source: Source) -> None:

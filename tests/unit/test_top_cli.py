@@ -66,11 +66,12 @@ def test_without_textual_the_screen_is_refused_with_the_command_that_installs_it
         (("--interval", "soon"), "Invalid value for '--interval'"),
         (("--host", "-oProxyCommand=x"), "is no name of a host"),
         (("a.b",), "is no instance name"),
+        (("nobody",), "there is no instance 'nobody'"),
     ],
 )
 def test_a_wrong_command_line_is_refused(host, words, complaint):
     refused = host.does("top", "--once", *words)
-    assert refused.exit_code in {2, 78}
+    assert refused.exit_code in {2, 4, 78}
     assert complaint in refused.stderr
 
 
@@ -131,7 +132,7 @@ def test_an_order_names_its_origin(tmp_path):
     way = script(tmp_path, "print(command)")
     source = OtherHosts(["web"], (), way)
     [found] = [r for r in source.rows() if r.host == "web"]
-    assert source.order(found, "pause") == "fm-consumer pause '' --reason 'fm-consumer top'"
+    assert source.order(found, "pause") == "fm-consumer pause '' --reason 'with fm-consumer top'"
     assert source.order(found, "resume") == "fm-consumer resume ''"
 
 

@@ -36,10 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from consumer_framework.adapters.store.records import Stats
+    from consumer_framework.core.stats import Counters
     from consumer_framework.publishing.report import RelayReport
     from consumer_framework.runtime.control.schema import StatusReport
-
-    from .metrics import DeliveryMetrics
 
     # The values of the labels, and the value; a None has no sample.
     Sample: TypeAlias = tuple[tuple[str, ...], Any]
@@ -67,7 +66,7 @@ class InstanceFacts:
         version: The version of consumer_framework.
         report: Its report, without the numbers of its store.
         is_ready: Whether it consumes from every queue.
-        deliveries: The counts by topic.
+        counters: Counts settles by topic, and pauses.
         durations: The histograms; None until its handler is set up.
         reasons: The reasons for which it is suspended now.
         slots: Runs of the handler at once.
@@ -88,7 +87,7 @@ class InstanceFacts:
     version: str
     report: StatusReport
     is_ready: bool
-    deliveries: DeliveryMetrics
+    counters: Counters
     durations: Durations | None = None
     reasons: Collection[Reason] = ()
     slots: int = 0
@@ -176,7 +175,7 @@ def _outcomes(facts: InstanceFacts) -> Iterator[Sample]:
 
 
 def _dispositions(facts: InstanceFacts) -> Iterator[Sample]:
-    for topic, word, number in facts.deliveries.by_topic():
+    for topic, word, number in facts.counters.by_topic():
         yield (topic, word), number
 
 
@@ -208,7 +207,7 @@ def _paused(facts: InstanceFacts) -> Iterator[Sample]:
 
 
 def _pauses(facts: InstanceFacts) -> Iterator[Sample]:
-    for reason, number in facts.deliveries.pauses.items():
+    for reason, number in facts.counters.pauses.items():
         yield (reason.name.lower(),), number
 
 

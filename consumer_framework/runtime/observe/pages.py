@@ -92,7 +92,7 @@ class InstancePages:
             product_version(),
             instance.status.report(),
             self.is_ready,
-            instance.metrics,
+            instance.counters,
             durations=instance.executor.durations if instance.executor is not None else None,
             reasons=tuple(instance.gate.reasons),
             slots=framework.slots,
