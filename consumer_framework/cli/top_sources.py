@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # The reason of a pause, for the log and the status.
-_REASON = "fm-consumer top"
+_REASON = "with fm-consumer top"
 
 
 class Source(ABC):

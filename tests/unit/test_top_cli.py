@@ -132,7 +132,7 @@ def test_an_order_names_its_origin(tmp_path):
     way = script(tmp_path, "print(command)")
     source = OtherHosts(["web"], (), way)
     [found] = [r for r in source.rows() if r.host == "web"]
-    assert source.order(found, "pause") == "fm-consumer pause '' --reason 'fm-consumer top'"
+    assert source.order(found, "pause") == "fm-consumer pause '' --reason 'with fm-consumer top'"
     assert source.order(found, "resume") == "fm-consumer resume ''"
 
 

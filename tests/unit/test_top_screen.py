@@ -104,9 +104,9 @@ def test_the_table_shows_each_instance_with_the_reason_of_the_one_below_the_curs
 
     async def play(terminal):
         await terminal.shows("3 instances: 1 lagging, 2 consuming", "118/s", "12.3k", "2h")
-        await terminal.shows("builds: 9 wait")
+        await terminal.shows("builds: lagging: 9 wait")
         await terminal.press("down")
-        await terminal.is_without("builds: 9 wait")
+        await terminal.is_without("builds: lagging: 9 wait")
         await terminal.press("q")
 
     on_screen(source, play)
@@ -139,9 +139,9 @@ def test_the_cursor_stays_on_its_instance_when_another_one_becomes_urgent():
     async def play(terminal):
         await terminal.shows("3 instances")
         await terminal.press("down")
-        await terminal.shows("b: mine")
+        await terminal.shows("b: consuming: mine")
         await terminal.shows("1 failed")
-        await terminal.shows("b: mine")
+        await terminal.shows("b: consuming: mine")
 
     on_screen(source, play)
 
@@ -172,7 +172,7 @@ def test_enter_shows_messages_in_flight_the_slowest_handlers_and_causes():
     async def play(terminal):
         await terminal.shows("builds")
         await terminal.press("enter")
-        await terminal.shows("builds  slow: a handler takes long", "handled 41,200")
+        await terminal.shows("builds: slow: a handler takes long", "handled 41,200")
         await terminal.shows(
             "1m  run 2  org.example.build", "message-1", "in handle (builds.py:12)"
         )
