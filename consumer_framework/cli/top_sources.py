@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # The reason of a pause, for the log and the status.
-_REASON = "fm-consumer top"
+_REASON = "with fm-consumer top"
 
 
 class Source(ABC):
@@ -82,7 +82,7 @@ class _Collector:
     def part(self, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (FrameworkError, ValueError) as error:
+        except (FrameworkError, OSError, ValueError) as error:
             self.problems.append(str(error))
             return None
 

@@ -84,7 +84,8 @@ function conditionOf(one) {
 }
 
 const REASONS = {
-    restarting: ({ unit }) => `the last process ended with ${unit.exit_status}; systemd starts it again, and the log has the reason`,
+    restarting: ({ unit }) =>
+        `the last process ended with ${unit.exit_status}; systemd starts it again, and the log has the reason`,
     "not running": () => "it is enabled, or was started, and does not run; the log has the reason",
     stopped: ({ unit }) => (unit?.result && unit.result !== "success" ? `systemd: ${unit.result}` : ""),
     failed: ({ unit }) => `the last process ended with ${unit?.exit_status ?? "an error"}; the log has the reason`,
