@@ -84,5 +84,6 @@ The life of an instance
                 └─── a fault ──▶ FAILING ────┘
 
 :mod:`.gate` says whether an instance takes work at all, and why it does not. :mod:`.health` judges
-whether it does its work, for the watchdog of the service manager.
+whether it does its work, for the watchdog of the service manager, and how well, for operators:
+with :mod:`.lag`, the age of the oldest message, and :mod:`.loss`, the forecast of the next loss.
 """

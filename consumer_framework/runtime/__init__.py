@@ -27,7 +27,8 @@ exit    process_exit     End the process, whatever the author's code has left ru
 ======= ================ =====================================================================
 
 One :class:`consumer_framework.core.gate.Gate` says whether work is taken, and every part that takes
-work reads it. ``watchdog`` watches that the instance is not stuck; ``memory_relief`` and
+work reads it. ``watchdog`` watches that the instance is not stuck; ``health`` collects the facts
+from which its condition, its lag and its next loss follow; ``memory_relief`` and
 ``read_ahead`` bound its memory, ``deadline`` its start and its drain; ``signals`` and ``control``
 bring orders; ``observe`` counts, logs and describes.
 

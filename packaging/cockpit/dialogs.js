@@ -10,8 +10,13 @@ export function Dialog({ title, onClose, footer, children }) {
     const element = useRef(null);
     useEffect(() => {
         const before = document.activeElement;
-        element.current.showModal();
-        return () => before?.focus?.();
+        const dialog = element.current;
+        dialog.showModal();
+        return () => {
+            // Nothing outside a modal dialog takes the focus.
+            dialog.close();
+            before?.focus?.();
+        };
     }, []);
     const cancelled = (event) => { event.preventDefault(); onClose(); };
     return html`

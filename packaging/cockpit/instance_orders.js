@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The orders to one instance: pause, resume, reload, restart, start and stop.
 
-import { plural } from "./format.js";
+import { clock, plural } from "./format.js";
 import { html } from "./view.js";
 import { Field } from "./widgets.js";
 
@@ -63,6 +63,21 @@ function reloaded({ instances: [report] }) {
 
 const problemText = ({ path, message, cure }) =>
     `${path ? `${path}: ` : ""}${message}${cure ? `; ${cure}` : ""}`;
+
+/** Log more, or less, for a while. */
+export function logLevel(name) {
+    return {
+        title: `Set the log level of ${name}?`, verb: "Set",
+        text: html`<p>The level of its file comes back by itself.</p>`,
+        defaults: { level: "DEBUG", age: "10m" },
+        fields: ({ level, age }, set) => html`
+            <${Field} id="fm-level" label="Level" value=${level} onValue=${(text) => set("level", text)}
+                choices=${["DEBUG", "INFO", "WARNING", "ERROR"].map((one) => [one, one])} />
+            <${Field} id="fm-age" label="For" value=${age} onValue=${(text) => set("age", text)} help="Such as 30s, 10m or 1h." />`,
+        call: ({ level, age }) => ({ name: "log-level", values: { instance: name, level, age } }),
+        resultOf: ({ level, until }) => ({ tone: "success", title: `${name} logs with the level ${level} until ${clock(until)}.`, result: "done" }),
+    };
+}
 
 function byUnit(verb, name, text, result, danger = false) {
     return { title: `${verb} ${name}?`, verb, danger, text: html`<p>${text}</p>`,

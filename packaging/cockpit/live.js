@@ -2,8 +2,10 @@
 // The views of a running instance: messages in flight, events, and lines of the journal.
 
 import { follow } from "./calls.js";
+import { useOrders } from "./dialogs.js";
 import { clock, duration, moment, plural } from "./format.js";
 import { InstanceView } from "./instance.js";
+import { logLevel } from "./instance_orders.js";
 import { usePolled } from "./polled.js";
 import { linkTo } from "./router.js";
 import { html, useEffect, useState } from "./view.js";
@@ -141,10 +143,13 @@ export function Log({ instance }) {
     const [typed, setTyped] = useState("");
     const [grep, setGrep] = useState("");
     const { lines, problem, isOpen } = useLines("log", { instance, number: String(LINES), priority, grep, follow: true }, isOn);
+    const [dialog, order] = useOrders(() => null);
     const search = (event) => { event.preventDefault(); setGrep(typed); };
     return html`
         <${InstanceView} instance=${instance} name="log" title="Log" problem=${problem}
-            busy=${isOpen && !lines.length && !grep && !priority} actions=${html`<${Follow} isOn=${isOn} onChange=${setIsOn} />`}>
+            busy=${isOpen && !lines.length && !grep && !priority} actions=${html`
+                <${Button} onClick=${() => order(logLevel(instance))}>Log level<//>
+                <${Follow} isOn=${isOn} onChange=${setIsOn} />`}>
             <form class="fm-filters" role="search" onSubmit=${search}>
                 <label>Level <select class="fm-input" value=${priority} onChange=${(event) => setPriority(event.target.value)}>
                     <option value="">all</option><option value="warning">warning and worse</option><option value="err">error and worse</option>
@@ -155,6 +160,7 @@ export function Log({ instance }) {
             ${lines.length
                 ? html`<${Table} label="Lines of the log, the latest first" columns=${LOG_COLUMNS} rows=${lines.map(logRow).reverse()} />`
                 : !problem && html`<${Empty} title=${isOpen ? "No line yet." : "No line fits."}><//>`}
+            ${dialog}
         <//>`;
 }
 

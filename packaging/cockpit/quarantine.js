@@ -2,13 +2,13 @@
 // The views of quarantined messages: by cause, and the messages of a cause.
 
 import { useOrders } from "./dialogs.js";
-import { number, plural } from "./format.js";
+import { bytes, number, plural } from "./format.js";
 import { InstanceView } from "./instance.js";
 import { usePolled } from "./polled.js";
-import { dropAll, dropRows, matching, ofCause, replayAll, replayOne, replayRows } from "./replay_orders.js";
+import { dropAll, dropRows, matching, ofCause, replayAll, replayOne, replayRest, replayRows } from "./replay_orders.js";
 import { go, linkTo } from "./router.js";
 import { html, useState } from "./view.js";
-import { Age, Button, Empty, LinkButton, Table } from "./widgets.js";
+import { Age, Button, Empty, LinkButton, Notice, Table } from "./widgets.js";
 
 const SECONDS = 10;
 const CAUSE_COLUMNS = [
@@ -22,16 +22,30 @@ const CAUSE_COLUMNS = [
 /** The causes of quarantined messages, the most frequent first. */
 export function Causes({ instance }) {
     const { data, problem, at, refresh } = usePolled("causes", { instance }, SECONDS);
-    const [dialog, order] = useOrders(refresh);
+    const stats = usePolled("stats", { instance }, SECONDS);
+    const [dialog, order] = useOrders(() => { refresh(); stats.refresh(); });
     const total = (data ?? []).reduce((sum, cause) => sum + cause.count, 0);
     return html`
         <${InstanceView} instance=${instance} name="causes" title="Quarantine" problem=${problem} at=${at} busy=${!data && !problem}
             actions=${html`<${LinkButton} href=${linkTo([instance, "quarantine", "rows"])}>All messages<//>`}>
+            ${stats.data?.replay && html`<${Interrupted} instance=${instance} replay=${stats.data.replay} order=${order} />`}
             ${data && (data.length ? html`
-                <p class="fm-summary"><strong>${plural(total, "message")}</strong> <span>of ${plural(data.length, "cause")}</span></p>
+                <p class="fm-summary"><strong>${plural(total, "message")}</strong><span>of ${plural(data.length, "cause")}</span>
+                    ${stats.data && html`<span>${bytes(stats.data.bytes)} in the store</span>`}
+                    ${stats.data?.blocked_lanes > 0 && html`<span>${plural(stats.data.blocked_lanes, "ordering key")} blocked by them</span>`}</p>
                 <${Table} label="Causes" columns=${CAUSE_COLUMNS} rows=${data.map((cause) => causeRow(instance, cause, order))} />`
                 : html`<${Empty} title="Nothing is quarantined.">Messages whose handler fails for good are set aside here.<//>`)}
             ${dialog}
+        <//>`;
+}
+
+/** A replay in stages that has messages left: it was stopped, or it is under way. */
+function Interrupted({ instance, replay, order }) {
+    const { rows, ran, succeeded, failed } = replay;
+    return html`
+        <${Notice} tone="info" title=${`A replay has run ${number(ran)} of ${plural(rows, "message")}.`}>
+            <p>${number(succeeded)} succeeded, ${number(failed)} failed.</p>
+            <${Button} small onClick=${() => order(replayRest(instance, rows - ran))}>Go on<//>
         <//>`;
 }
 

@@ -69,7 +69,7 @@ function reasonsOf(failed) {
         counts.set(text, (counts.get(text) ?? 0) + 1);
     }
     const sorted = [...counts].sort(([, one], [, other]) => other - one);
-    return sorted.slice(0, MOST_REASONS).map(([text, count]) => (failed.length > 1 ? `${count} × ${text}` : text)).join("\n");
+    return sorted.slice(0, MOST_REASONS).map(([text, count]) => (count > 1 ? `${count} × ${text}` : text)).join("\n");
 }
 
 const EFFECT = html`<p>The handler runs them again, oldest first. Nothing is published: no other consumer sees them.
@@ -108,8 +108,8 @@ export function replayAll(instance, { name, text, count }) {
             instance, text, ...way === "stages" ? { ramp, rate, stop_at: stop } : {} } }) };
 }
 
-/** Go on with a replay that was stopped. */
-function replayRest(instance, left) {
+/** Go on with a replay that was stopped, for the messages that are left of it. */
+export function replayRest(instance, left) {
     return { ...replay(instance), verb: "Go on", title: `Replay the other ${plural(left, "message")} of ${instance}?`,
         text: EFFECT, total: () => left, call: () => ({ name: "replay-rest", values: { instance } }) };
 }

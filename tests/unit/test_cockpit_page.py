@@ -12,7 +12,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+
+from consumer_framework.cli import main
+from consumer_framework.runtime.control.routes import ROUTES
 
 PAGE = Path(__file__).resolve().parents[2] / "packaging" / "cockpit"
 KNOWN: dict[str, Any] = json.loads((PAGE / "calls.json").read_text())
@@ -104,3 +108,42 @@ def test_every_argument_with_free_text_belongs_to_an_option():
     for call in KNOWN["calls"].values():
         for word in call["argv"]:
             assert word != "{text}", f"{call}: --option={{text}}"
+
+
+VALUES = {
+    "instance": "sample",
+    "row": "41",
+    "rows": "41",
+    "number": "50",
+    "text": "error~timeout",
+    "ramp": "1,5.5,100",
+    "rate": "10/s",
+    "share": "5%",
+    "age": "10m",
+    "priority": "warning",
+    "row_state": "quarantined",
+    "outbox_state": "dead",
+    "level": "DEBUG",
+}
+
+
+@pytest.mark.parametrize("name", [*KNOWN["calls"]])
+def test_every_call_is_a_command_with_these_arguments_and_options(name):
+    call = KNOWN["calls"][name]
+    options = [word for words in call.get("options", {}).values() for word in words]
+    program, *words = [HOLE.sub(lambda m: VALUES[m[1]], word) for word in [*call["argv"], *options]]
+    if program == "systemctl":
+        assert words[0] in {"start", "stop", "restart"}
+        return
+    assert program == "fm-consumer"
+    command: click.Command | None = main
+    while isinstance(command, click.Group):
+        command = command.get_command(click.Context(command), words.pop(0))
+    assert command is not None
+    assert command.make_context(name, words) is not None
+
+
+@pytest.mark.parametrize("name", [name for name, call in KNOWN["calls"].items() if "path" in call])
+def test_a_call_that_an_instance_answers_itself_is_a_route_that_changes_nothing(name):
+    path = KNOWN["calls"][name]["path"]
+    assert [route.method for route in ROUTES if route.path == path] == ["GET"]

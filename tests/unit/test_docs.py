@@ -46,8 +46,10 @@ from consumer_framework.core.disposition import (
     Requeue,
 )
 from consumer_framework.core.errors import ExitCode
+from consumer_framework.core.health import InstanceCondition
 from consumer_framework.core.lag import Lag
 from consumer_framework.core.lifecycle import State
+from consumer_framework.core.loss import FORECASTS
 from consumer_framework.core.recovery import OnExhausted, Policy, Rule, Situation, Then, decide
 from consumer_framework.core.stats import Snapshot
 from consumer_framework.operate.check.queues import queue_findings
@@ -461,6 +463,22 @@ def test_the_status_reference_explains_every_part():
         part.strip("`") for part, _ in table(DOCS / "reference/status.md", "The parts of the line")
     ]
     assert parts == shown.split(", ")
+
+
+def test_the_status_reference_lists_the_conditions_in_their_order():
+    cells = table(DOCS / "reference/status.md", "The condition")
+    assert [row[0].strip("`") for row in cells] == [one.value for one in InstanceCondition]
+    names = {name for name in settings.Thresholds.model_fields if f"`{name}`" in str(cells)}
+    assert names == {*settings.Thresholds.model_fields} - {"loss"}
+
+
+def test_the_status_reference_lists_the_origins_of_the_lag_in_time():
+    cells = table(DOCS / "reference/status.md", "The lag in time")
+    assert [row[0].strip("`") for row in cells] == ["message", "estimate", '""']
+
+
+def test_the_status_reference_lists_the_forecasts():
+    assert len(table(DOCS / "reference/status.md", "The next loss")) == len(FORECASTS)
 
 
 def test_every_signal_is_in_the_recovery_reference_and_in_that_of_handlers():

@@ -24,6 +24,7 @@ slots           the number of runs at once, as threads or as tasks
 run             one run, and the runs that have begun
 deadlines       ``handler_timeout``
 replacement     another handler takes over while messages are handled (a reload)
+health_calls    the author's ``health()``, called now and then
 =============== ==========================================================================
 
 Two promises hold everything together. An outcome other than a plain success frees its slot only

@@ -126,13 +126,12 @@ class HealthCalls:
         return ended
 
     def _note(self, fault: str, error: BaseException | None = None) -> None:
-        if fault == self.fault:
-            return
-        if fault:
+        former, self.fault = self.fault, fault
+        # Not each time that the words change: they may have a number that grows.
+        if fault and not former:
             _log.warning("the consumer is not well: %s", fault, exc_info=error)
-        else:
+        elif former and not fault:
             _log.info("the consumer is well again: health() reports no fault")
-        self.fault = fault
 
 
 def _fault_of(returned: Any, error: BaseException | None) -> str:
