@@ -24,7 +24,7 @@ help:
 	@echo 'make rpm       build the source and binary RPMs into dist/rpm, and check them'
 	@echo 'make licences  check the licence of every package that is needed at run time'
 	@echo 'make reference  write the parts of docs/reference that come from docstrings and --help'
-	@echo 'make picture   make the picture of the front page anew, from a real session'
+	@echo 'make picture   make the pictures of the documentation anew, from real sessions'
 	@echo 'make vendor    get the libraries of the page from npm again, and check them'
 	@echo 'make docs      build the documentation into docs/_build/html'
 	@echo 'make venv      make $(VENV), with the product and all tools'
@@ -100,6 +100,7 @@ reference: venv
 picture: venv
 	packaging/system-packages broker
 	$(BIN)/python docs/front_page.py
+	$(BIN)/python docs/top_pictures.py
 
 docs: venv reference
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -13,6 +13,7 @@ are. A test fails where they are not current.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -33,6 +34,9 @@ from consumer_framework.kit.insert_row import InsertRowConfig
 from consumer_framework.kit.json_lines import JsonLinesConfig
 from consumer_framework.kit.webhook import WebhookConfig
 from consumer_framework.publishing.direct import Sender
+from consumer_framework.runtime.control import openapi
+from consumer_framework.runtime.control.routes import ROUTES
+from consumer_framework.runtime.control.schema import answers_of
 from consumer_framework.runtime.observe import exposition
 from consumer_framework.settings.changes import takes_of
 from consumer_framework.settings.schema import rows
@@ -434,8 +438,80 @@ def _table(head: str, lines: Iterable[str]) -> str:
     return "\n".join(("", head, *lines, "", ""))
 
 
+_API_BEGIN = "<!-- generated: the control API -->"
+_API_END = "<!-- end of the control API -->"
+# SQLite's numbers end there, which no reader meets.
+_NO_LIMIT = 2**63 - 1
+
+
+def with_control_api(page: str) -> str:
+    """Return *page* with the requests of the control API between the markers."""
+    head, _, rest = page.partition(_API_BEGIN)
+    tail = rest.partition(_API_END)[2]
+    return f"{head}{_API_BEGIN}\n\n{_joined([*control_api()])}\n\n{_API_END}{tail}"
+
+
+def control_api() -> Iterator[str]:
+    """Yield the requests of the control API, and the fields of their answers."""
+    schemas = openapi.document()["components"]["schemas"]
+    yield from ("## All requests", "")
+    for route in ROUTES:
+        schema = schemas[route.request.__name__]
+        yield from (f"### `{route.method} {route.path}`", "", schema["description"], "")
+        yield from (openapi.RIGHTS[route.right], "", *_fields_of(schema))
+        answers = ", ".join(_link(kind.__name__) for kind in answers_of(route.request))
+        yield from (f"{'A stream' if route.is_stream else 'Answer'}: {answers}.", "")
+    for path, text in openapi.PAGES.items():
+        yield from (f"### `GET {path}`", "", f"{text} It is no JSON.", "")
+    yield from ("## All objects", "")
+    requests = {route.request.__name__ for route in ROUTES}
+    for name in sorted(schemas.keys() - requests):
+        schema = schemas[name]
+        yield from (f"### {name}", "", schema["description"], "", *_fields_of(schema))
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _fields_of(schema: dict[str, Any]) -> Iterator[str]:
+    properties = schema.get("properties", {})
+    if not properties:
+        return
+    yield from ("| field | type | default | meaning |", "|---|---|---|---|")
+    for name, field in properties.items():
+        default = "required" if name in schema.get("required", []) else _default_of(field)
+        meaning = field.get("description", "").replace("|", r"\|")
+        yield f"| `{name}` | {_type_of(field)} | {default} | {meaning} |"
+    yield ""
+
+
+def _default_of(field: dict[str, Any]) -> str:
+    return f"`{json.dumps(field['default'])}`" if "default" in field else "its own defaults"
+
+
+def _type_of(field: dict[str, Any]) -> str:
+    """Return a JSON schema of one field in words."""
+    if "$ref" in field:
+        return _link(field["$ref"].rpartition("/")[2])
+    if "anyOf" in field:
+        return " or ".join(map(_type_of, field["anyOf"]))
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if field.get("type") == "array":
+        return f"list of {_type_of(field['items'])}"
+    limits = {"maximum": "at most", "exclusiveMinimum": "more than", "maxLength": "length at most"}
+    named = [
+        f"{word} {field[key]:g}"
+        for key, word in limits.items()
+        if key in field and field[key] < _NO_LIMIT
+    ]
+    return ", ".join([field.get("type", "any JSON"), *named])
+
+
 def generated() -> dict[Path, str]:
     """Return the text of each page that has a generated part."""
+    api = REFERENCE / "control-api.md"
     cli, exits = REFERENCE / "cli.md", REFERENCE / "exit-codes.md"
     metrics = REFERENCE / "metrics.md"
     return {
@@ -447,6 +523,8 @@ def generated() -> dict[Path, str]:
             REFERENCE / name: with_settings((REFERENCE / name).read_text(encoding="utf-8"))
             for name in SETTINGS
         },
+        api: with_control_api(api.read_text(encoding="utf-8")),
+        REFERENCE / "openapi.json": json.dumps(openapi.document(), indent=2) + "\n",
         **pictures(),
     }
 

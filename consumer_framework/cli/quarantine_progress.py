@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .options import Where
 
-# From so many rows on, a terminal shows a bar and not a line for each.
+# With more rows there is no line for each: a terminal shows a bar, a file gets the failures.
 _MANY = 20
 
 _RESULTS = {
@@ -52,9 +52,12 @@ class ReplayProgress:
     running: int | None = None
     ended: RampEnded | None = None
     _bar: Any = None
+    # The stage that runs, and the counts at its beginning.
+    _stage: Stage | None = None
+    _before: tuple[int, int] = 0, 0
 
     def __enter__(self) -> Self:
-        if sys.stdout.isatty() and self.total > _MANY and not self.as_json:
+        if sys.stdout.isatty() and self._is_long:
             self._bar = click.progressbar(length=self.total, show_pos=True).__enter__()
         return self
 
@@ -72,11 +75,13 @@ class ReplayProgress:
             case schema.Selected(selected):
                 self.total = selected
             case schema.Stage():
-                self._stage(answer)
+                self._stage_ends()
+                self._stage_begins(answer)
             case schema.Begun(row):
                 self.running = row
             case schema.RampEnded():
                 self.running = None
+                self._stage_ends()
                 self.ended = answer
             case _:
                 self.running = None
@@ -92,16 +97,25 @@ class ReplayProgress:
         self.running = None
         self.interrupted()
 
-    def _stage(self, stage: Stage) -> None:
+    @property
+    def _is_long(self) -> bool:
+        return self.total > _MANY and not self.as_json
+
+    def _stage_begins(self, stage: Stage) -> None:
+        self._stage, self._before = stage, (self.done, self.counts.total())
         if self.as_json:
             terminal.print_json(asdict(stage), indent=None)
-            return
-        which = f"stage {stage.stage} of {stage.stages}, up to {stage.percent:g}%"
-        if self._bar is not None:
-            self._bar.label = which
+        elif self._bar is not None:
+            self._bar.label = _named(stage)
             self._bar.render_progress()
-        else:
-            click.echo(terminal.title(f"{which}: {plural(stage.rows, 'message')}"))
+        elif not self._is_long:
+            click.echo(terminal.title(f"{_named(stage)}: {plural(stage.rows, 'message')}"))
+
+    def _stage_ends(self) -> None:
+        if self._stage is not None and self._is_long and self._bar is None:
+            done, ran = self._before
+            result = f"{self.done - done:,} of {self.counts.total() - ran:,} succeeded"
+            click.echo(f"{_named(self._stage)}: {result}")
 
     def _count(self, answer: Replayed) -> None:
         result, reason = answer.result, answer.reason
@@ -112,7 +126,7 @@ class ReplayProgress:
             terminal.print_json(asdict(answer), indent=None)
         elif self._bar is not None:
             self._bar.update(1)
-        else:
+        elif not self._is_long or result not in SUCCEEDED:
             click.echo(self._line(answer.row, result, reason))
 
     def _line(self, row: int, result: str, reason: str) -> str:
@@ -167,3 +181,7 @@ class ReplayProgress:
             return
         click.echo(terminal.bad(f"{ended.ended}: {terminal.safe(ended.reason)}"))
         click.echo(f"{left}; go on: {terminal.faint(self.resume)}")
+
+
+def _named(stage: Stage) -> str:
+    return f"stage {stage.stage} of {stage.stages}, up to {stage.percent:g}%"

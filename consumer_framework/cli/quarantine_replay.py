@@ -36,7 +36,7 @@ from .selection import (
 from .terminal import Command, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
@@ -141,7 +141,7 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     --edit and --body keep the original until the edited copy has succeeded.
     """
     at = where(words, conf, state_dir)
-    plan = _plan_of(**limits)
+    plan = _plan_of(limits)
     callbacks = callback, callback_file
     is_chosen = bool(at.rest or conditions) or fingerprint is not None
     if resume:
@@ -183,23 +183,31 @@ def _replay_rows(
     _replay(at, Replay(rows=numbers, **plan), callbacks, progress)
 
 
-def _plan_of(ramp: str | None, rate: str | None, stop_at: str | None) -> dict[str, Any]:
-    """Return the fields of the request for a replay in stages; none for a plain one."""
+def _plan_of(limits: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the fields of the request for a replay in stages; none for a plain one.
+
+    Args:
+        limits: The texts of --ramp, --rate and --stop-at; None where one is not given.
+
+    Raises:
+        click.BadParameter: A text is none of its kind.
+    """
     from consumer_framework.core.limits import per_second  # noqa: PLC0415
     from consumer_framework.core.ramp import DEFAULT_LIMIT, percentage_of, stages_of  # noqa: PLC0415
 
+    readers: dict[str, Callable[[str], Any]] = {
+        "ramp": stages_of,
+        "stop_at": percentage_of,
+        "rate": lambda text: per_second(text) and text,
+    }
     plan: dict[str, Any] = {}
-    try:
-        if ramp is not None:
-            plan |= {"ramp": stages_of(ramp), "stop_at": DEFAULT_LIMIT}
-        if stop_at is not None:
-            plan["stop_at"] = percentage_of(stop_at)
-        if rate is not None:
-            per_second(rate)
-            plan["rate"] = rate
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    return plan
+    for name, text in limits.items():
+        try:
+            plan |= {} if text is None else {name: readers[name](text)}
+        except ValueError as error:
+            hint = f"'--{name.replace('_', '-')}'"
+            raise click.BadParameter(str(error), param_hint=hint) from None
+    return {"stop_at": DEFAULT_LIMIT, **plan} if "ramp" in plan else plan
 
 
 def _resume(at: Where, callbacks: tuple[str, str], *, as_json: bool) -> None:

@@ -154,6 +154,8 @@ def _facts(row: Row, delivery: Delivery, now: float) -> Iterator[tuple[str, str]
         yield f"route {state.route}", _route_text(state)
     if row.parent is not None:
         yield "edited from", f"row {row.parent}"
+    if row.ordered_by:
+        yield "last order", row.ordered_by
     for name in PROPERTIES:
         value = getattr(delivery.properties, name, None)
         if name not in ("headers", "message_id") and value is not None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _BARS = 8
 # Columns of the detailed past.
 _LONG_BARS = 60
+_HOUR, _DAY = 3600.0, 86400.0
 # Lines of each list of the details.
 _SHOWN = 5
 # Seconds between two looks at details, which take more work, at least.
@@ -359,14 +360,25 @@ class DetailScreen(Screen[None]):
 
 def _cells(line: Line) -> list[Text]:
     row, style = line.row, _STYLES[line.urgency]
-    cells = [
+    left = row.loss.seconds if row.loss else None
+    plain = (
         *(str(line.key), row.condition),
         *(rate_cell(row.rate).rjust(7), sparkline(line.rates, _BARS)),
         *(short(row.lag).rjust(5), sparkline(line.lags, _BARS)),
-        *(age_cell(row.lag_seconds).rjust(4), short(row.quarantined).rjust(4)),
-        age_cell(row.loss.seconds if row.loss else None).rjust(4),
+        age_cell(row.lag_seconds).rjust(4),
+    )
+    cells = [
+        *((text, style) for text in plain),
+        (short(row.quarantined).rjust(4), "yellow" if row.quarantined else style),
+        (age_cell(left).rjust(4), _loss_style(left) or style),
     ]
-    return [Text(safe(cell), style, no_wrap=True, overflow="ellipsis") for cell in cells]
+    return [Text(safe(text), how, no_wrap=True, overflow="ellipsis") for text, how in cells]
+
+
+def _loss_style(seconds: float | None) -> str:
+    if seconds is None or seconds >= _DAY:
+        return ""
+    return "bold red" if seconds < _HOUR else "yellow"
 
 
 def _detail_lines(line: Line | None, details: Details | None, now: float) -> Iterator[Text]:
@@ -388,7 +400,7 @@ def _state_lines(line: Line) -> Iterator[Text]:
     yield Text(safe(f"{line.key}  {row.condition}{reason}"), _STYLES[line.urgency] or "bold")
     if row.loss is not None:
         text = f"loss in {age_cell(row.loss.seconds)}: {row.loss.subject}; {row.loss.cure}"
-        yield Text(safe(text), "yellow")
+        yield Text(safe(text), _loss_style(row.loss.seconds))
     counts = {
         "running": row.running,
         "held": row.held,
@@ -409,7 +421,7 @@ def _lists(details: Details, now: float) -> Iterator[Text]:
             "IN FLIGHT",
             (
                 f"{age_cell(one.age):>5}  run {one.attempt}  {one.topic}\n       {one.message_id}"
-                + (f"  in {one.place}" if one.place else "")
+                + (f"\n       in {one.place}" if one.place else "")
                 for one in details.in_flight[:_SHOWN]
             ),
         )
@@ -425,7 +437,7 @@ def _lists(details: Details, now: float) -> Iterator[Text]:
         yield from _list(
             "IN QUARANTINE",
             (
-                f"{one.count:>5,}  {one.error}  {one.topic}"
+                f"{one.count:>5,}  {one.error}\n       {one.topic}"
                 + ("" if one.last is None else f"  {age_cell(now - one.last)} ago")
                 for one in details.causes[:_SHOWN]
             ),

@@ -8,6 +8,7 @@ line, and tries again until it has the port. fedora-messaging's own command ends
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -46,6 +47,21 @@ class _Leaf(resource.Resource):
         return page.body
 
 
+class _Root(resource.Resource):
+    """Stands for every path that is no page, and names the pages."""
+
+    isLeaf = False  # noqa: N815 -- Twisted's name
+
+    def getChild(self, _path: bytes, _request: server.Request) -> _Root:  # noqa: N802 -- likewise
+        return self
+
+    def render_GET(self, request: server.Request) -> bytes:  # noqa: N802 -- likewise
+        request.setResponseCode(HTTPStatus.NOT_FOUND)
+        request.setHeader("Content-Type", "text/plain")  # type: ignore[no-untyped-call]
+        names = b", ".join(b"/" + name for name in sorted(self.children))
+        return b"The pages are " + names + b".\n"
+
+
 class _Site(server.Site):
     """Twisted's server without its log line for each request."""
 
@@ -75,7 +91,7 @@ class MonitoringPort(Service):
         self._place = place
         self._reactor = reactor
         self._tell = tell
-        root = resource.Resource()  # type: ignore[no-untyped-call]
+        root = _Root()  # type: ignore[no-untyped-call]
         for path, page in pages.items():
             leaf: Any = _Leaf(page)
             root.putChild(path.strip("/").encode(), leaf)

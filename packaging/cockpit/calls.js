@@ -134,10 +134,10 @@ export function problemOf({ argv }, { exit, err }) {
     if (/No such (command|option)/u.test(text))
         return new Problem("The fm-consumer of this host is older than this page.", UPDATE, text);
     const [title, ...cures] = (text.split("\n").at(-1) || `${argv[0]} ended with ${exit}`).split("; ");
-    const cure = cures.join("; ") || (DENIED.test(text) ? ADMINISTRATOR : "");
+    const cure = [DENIED.test(text) ? ADMINISTRATOR : "", sentence(cures.join("; "))].filter(Boolean).join(" ");
     // A name keeps its small letter: "builds does not run."
     const isName = argv.includes(title.split(" ")[0]);
-    return new Problem(isName ? `${title}.` : sentence(title), sentence(cure), text.includes("\n") ? text : "");
+    return new Problem(isName ? `${title}.` : sentence(title), cure, text.includes("\n") ? text : "");
 }
 
 /** Return *text* as a sentence: with a capital and a full stop. */

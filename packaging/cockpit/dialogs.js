@@ -43,7 +43,7 @@ export function Dialog({ title, onClose, footer, children }) {
  *     doneOf(lines), noteOf(lines): the number of steps that are done, and a note on them.
  *     resultOf(answer): { tone, title, text, detail, result, next }; the answer is a document, or the list of
  *         lines. `next` is an order that the result offers; null for none.
- * @param {function} onClose Called at its end: true if something may have changed, and the next order or nothing.
+ * @param {function} onClose Called at its end, with its result (none if it was not given) and the next order, if any.
  */
 export function Order({ order, onClose }) {
     const [values, setValues] = useState(order.defaults ?? {});
@@ -57,11 +57,11 @@ export function Order({ order, onClose }) {
         stopper.current = new AbortController();
         runOrder(order, values, stopper.current.signal, setState);
     };
-    const close = () => state.phase !== "running" && onClose(state.phase !== "asking");
+    const close = () => state.phase !== "running" && onClose(state.result);
     return html`
         <${Dialog} title=${state.phase === "asking" ? order.title : order.title.replace("?", "")} onClose=${close}
             footer=${html`<${Footer} order=${order} phase=${state.phase} isReady=${isReady} onYes=${carryOut}
-                next=${state.result?.next} onNext=${() => onClose(true, state.result.next)}
+                next=${state.result?.next} onNext=${() => onClose(state.result, state.result.next)}
                 onStop=${() => stopper.current.abort()} onClose=${close} />`}>
             ${state.phase === "asking" && html`
                 ${order.text && html`<div class="pf-v6-c-content">${order.text}</div>`}
@@ -147,13 +147,17 @@ function Progress({ lines, total, order }) {
             : html`<progress class="fm-progress" aria-label=${order.title}></progress>`}`;
 }
 
-/** A hook for views with orders: [dialog or null, function that opens an order]. */
-export function useOrders(onChange) {
+/**
+ * A hook for views with orders: [dialog or null, function that opens an order].
+ *
+ * @param {function(object)} onEnd Called with the result of each order that was given.
+ */
+export function useOrders(onEnd) {
     const [order, setOrder] = useState(null);
-    const close = (changed, next = null) => {
+    const close = (result, next = null) => {
         setOrder(next);
-        if (changed)
-            onChange();
+        if (result)
+            onEnd(result);
     };
     // The key makes a fresh dialog for an order that follows another.
     return [order && html`<${Order} key=${order.title} order=${order} onClose=${close} />`, setOrder];

@@ -7,13 +7,15 @@ import { Field } from "./widgets.js";
 
 const done = (title) => () => ({ tone: "success", title, text: "", result: "done" });
 
+const BY_OPERATOR = /^by .+ \(uid \d+/u;
+
 /** Return the orders that make sense for an instance as it is now. */
 export function instanceOrders(one) {
     if (!one.isActive)
         return [start(one)];
     // The breaker pauses an instance, too, and then an operator may do so besides.
     const gate = one.condition !== "paused" ? [pause(one)] :
-        one.reason.startsWith("by an operator") ? [resume(one)] : [resume(one), pause(one)];
+        BY_OPERATOR.test(one.reason) ? [resume(one)] : [resume(one), pause(one)];
     return [...gate, reload(one), ...one.hasUnit ? [restart(one), stop(one)] : []];
 }
 

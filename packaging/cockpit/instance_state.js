@@ -9,6 +9,8 @@ const CONDITIONS = {
     stuck: [0, "danger"],
     "not answering": [0, "danger"],
     failing: [0, "danger"],
+    restarting: [0, "danger"],
+    "not running": [0, "danger"],
     paused: [1, "warning"],
     retrying: [1, "warning"],
     lagging: [1, "warning"],
@@ -74,12 +76,16 @@ function conditionOf(one) {
         return report.condition || report.state || "unknown";
     if (unit?.active === "failed")
         return "failed";
+    if (unit?.sub === "auto-restart")
+        return "restarting";
     if (!one.active)
-        return "stopped";
+        return one.should_run ? "not running" : "stopped";
     return one.problem ? "unknown" : "not answering";
 }
 
 const REASONS = {
+    restarting: ({ unit }) => `the last process ended with ${unit.exit_status}; systemd starts it again, and the log has the reason`,
+    "not running": () => "it is enabled, or was started, and does not run; the log has the reason",
     stopped: ({ unit }) => (unit?.result && unit.result !== "success" ? `systemd: ${unit.result}` : ""),
     failed: ({ unit }) => `the last process ended with ${unit?.exit_status ?? "an error"}; the log has the reason`,
     "not answering": () => "its event loop is blocked, or it is only starting; its log may tell more",

@@ -147,7 +147,7 @@ export function Log({ instance }) {
     const search = (event) => { event.preventDefault(); setGrep(typed); };
     return html`
         <${InstanceView} instance=${instance} name="log" title="Log" problem=${problem}
-            busy=${isOpen && !lines.length && !grep && !priority} actions=${html`
+            busy=${false} actions=${html`
                 <${Button} onClick=${() => order(logLevel(instance))}>Log level<//>
                 <${Follow} isOn=${isOn} onChange=${setIsOn} />`}>
             <form class="fm-filters" role="search" onSubmit=${search}>
@@ -159,7 +159,7 @@ export function Log({ instance }) {
             </form>
             ${lines.length
                 ? html`<${Table} label="Lines of the log, the latest first" columns=${LOG_COLUMNS} rows=${lines.map(logRow).reverse()} />`
-                : !problem && html`<${Empty} title=${isOpen ? "No line yet." : "No line fits."}><//>`}
+                : !problem && html`<${Empty} title=${isOpen ? "Waiting for a line…" : "No line fits."}><//>`}
             ${dialog}
         <//>`;
 }

@@ -7,14 +7,15 @@ import { bytes, duration, moment, plural } from "./format.js";
 import { InstanceView } from "./instance.js";
 import { usePolled } from "./polled.js";
 import { dropRows, replayEdited, replayRows } from "./replay_orders.js";
-import { linkTo } from "./router.js";
+import { go, linkTo } from "./router.js";
 import { html, useState } from "./view.js";
 import { Button, Facts } from "./widgets.js";
 
 export function Message({ instance, row }) {
     const { data, problem, at, refresh } = usePolled("message", { instance, row }, 0);
     const [isEditing, setIsEditing] = useState(false);
-    const [dialog, order] = useOrders(refresh);
+    // A message that succeeded, or was dropped, is here no more.
+    const [dialog, order] = useOrders(({ result }) => (result === "done" ? go([instance, "quarantine"]) : refresh()));
     const isQuarantined = data?.state === "quarantined";
     const actions = data && isQuarantined && html`
         <${Button} onClick=${() => order(replayRows(instance, [row]))}>Replay<//>
@@ -50,7 +51,7 @@ function factsOf(instance, data) {
         ["Ordering key", data.lane],
         ["Behind", data.behind && html`<a href=${linkTo([instance, "quarantine", String(data.behind)])}>row ${data.behind}</a>`],
         ["Edited from", data.parent && html`<a href=${linkTo([instance, "quarantine", String(data.parent)])}>row ${data.parent}</a>`],
-        ["Ordered by", data.ordered_by ?? data.operator],
+        ["Last order", data.ordered_by],
         ["Steps that are done", Object.keys(data.steps ?? {}).join(", ")],
     ];
 }

@@ -11,6 +11,7 @@ import { Age, Button, Empty, Facts, Notice, Table } from "./widgets.js";
 
 const SECONDS = 5;
 const SHOWN = 100;
+const NONE = /there is no outbox yet/u;
 const COLUMNS = [
     { name: "Row", right: true },
     { name: "State" },
@@ -26,6 +27,11 @@ export function Outbox({ instance, query }) {
     const status = usePolled("outbox", { instance }, SECONDS);
     const rows = usePolled("outbox-rows", { instance, outbox_state: state, number: String(SHOWN) }, SECONDS);
     const problem = status.problem ?? rows.problem;
+    // Most instances publish nothing, which is no trouble.
+    if (NONE.test(status.problem?.message))
+        return html`
+            <${InstanceView} instance=${instance} name="outbox" title="Outbox" busy=${false}>
+                <${Empty} title="There is no outbox yet.">The first message that a handler publishes makes it.<//><//>`;
     return html`
         <${InstanceView} instance=${instance} name="outbox" title="Outbox" problem=${problem} at=${status.at}
             busy=${!status.data && !problem}>
@@ -74,7 +80,8 @@ function rowOf(instance, row) {
 
 export function OutboxMessage({ instance, row }) {
     const { data, problem, at, refresh } = usePolled("outbox-message", { instance, row }, 0);
-    const [dialog, order] = useOrders(refresh);
+    // A message that was sent, or discarded, is here no more.
+    const [dialog, order] = useOrders(({ result }) => (result === "done" ? go([instance, "outbox"]) : refresh()));
     const actions = data && html`
         <${Button} onClick=${() => order(sendAgain(instance, row))}>Send again<//>
         <${Button} kind="secondary danger" onClick=${() => order(discard(instance, row))}>Discard<//>`;

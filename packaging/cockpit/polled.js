@@ -4,6 +4,8 @@
 import { ask } from "./calls.js";
 import { useCallback, useEffect, useState } from "./view.js";
 
+// A call rests for so many times its own duration: the host has other work than this page.
+const REST = 4;
 const NOTHING = { data: null, problem: null, at: null };
 
 /**
@@ -27,10 +29,12 @@ function poll(name, values, seconds, setState) {
     const { signal } = ended;
     (async () => {
         do {
+            const begin = performance.now();
             const change = await answerOf(name, values, signal);
+            const took = (performance.now() - begin) / 1000;
             if (!signal.aborted)
                 setState((before) => ({ ...before, ...change }));
-            await rest(seconds, signal);
+            await rest(seconds && Math.max(seconds, took * REST), signal);
         } while (seconds && !signal.aborted);
     })();
     return () => ended.abort();

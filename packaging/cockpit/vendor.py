@@ -67,18 +67,31 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(name: str, package: dict[str, Any]) -> None:
-    file = f"{name.rpartition('/')[2]}-{package['version']}.tgz"
+    """Get the files of a package; a file may name another package that it is of."""
+    own = f"{name}@{package['version']}"
+    for source in dict.fromkeys(file.get("of", own) for file in package["files"].values()):
+        wanted = {
+            path: file["from"]
+            for path, file in package["files"].items()
+            if file.get("of", own) == source
+        }
+        _unpack(source, wanted)
+
+
+def _unpack(source: str, wanted: dict[str, str]) -> None:
+    name, _, version = source.rpartition("@")
+    file = f"{name.rpartition('/')[2]}-{version}.tgz"
     address = f"https://registry.npmjs.org/{name}/-/{file}"
     with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer:
         data = io.BytesIO(answer.read())
     with tarfile.open(fileobj=data) as archive:
-        for path, one in package["files"].items():
-            member = archive.extractfile(f"package/{one['from']}")
-            if member is None:
-                raise SystemExit(f"vendor.py: {name} {package['version']} has no {one['from']}")
+        for path, member in wanted.items():
+            content = archive.extractfile(f"package/{member}")
+            if content is None:
+                raise SystemExit(f"vendor.py: {source} has no {member}")
             target = HERE / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(member.read())
+            target.write_bytes(content.read())
 
 
 def _accept(packages: dict[str, Any]) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -191,3 +193,30 @@ def test_a_replay_goes_on_during_a_pause_that_an_operator_ordered(operator, brok
     assert operator.numbers("done") == list(range(COUNT)), "and no other message"
     assert call(control, "POST", "/v1/resume")[0] == 200
     until(lambda: 100 in operator.numbers("done"), lambda: operator.instance.log)
+
+
+def test_a_program_replays_in_stages_over_the_socket_and_may_go_away(operator):
+    control = operator.directory / "control"
+    order = {"where": ["error~number"], "expect": COUNT + 1, "ramp": [25, 100]}
+    status, [problem] = call(control, "POST", "/v1/quarantine/replay", order)
+    assert status == 409
+    assert f"the rows are {COUNT} now, not {COUNT + 1}" in problem["detail"]
+    assert call(control, "GET", "/v1/quarantine/replay")[0] == 404
+    body = json.dumps(order | {"expect": COUNT}).encode()
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as program:
+        program.connect(str(control))
+        head = f"POST /v1/quarantine/replay HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+        program.sendall(head.encode() + b"\r\n\r\n" + body)
+        until(lambda: 5 in operator.numbers("run"), lambda: operator.instance.log)
+    operator.touch("released")
+
+    def stopped():
+        [report] = call(control, "GET", "/v1/quarantine/replay")[1]
+        return not report["running"] and report
+
+    report = until(stopped, lambda: operator.instance.log)
+    assert (report["rows"], report["ran"], report["succeeded"]) == (COUNT, 6, 6)
+    answers = call(control, "POST", "/v1/quarantine/replay", {"resume": True})[1]
+    assert answers[0] == {"selected": COUNT - 6}
+    assert answers[-2:] == [{"ended": "done", "reason": "", "left": 0}, {"done": True}]
+    assert operator.numbers("done") == list(range(COUNT))

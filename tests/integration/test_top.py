@@ -96,7 +96,7 @@ def test_the_screen_shows_the_work_of_an_instance_and_pauses_it(
     with Terminal("top", "instance", "--state-dir", state, "--interval", "500ms") as terminal:
         terminal.shows("1 instance: 1", "INSTANCE", "instance", "details")
         terminal.press("\r")
-        terminal.shows("IN FLIGHT", queue_name, "1  in handler")
+        terminal.shows("IN FLIGHT", queue_name, "in handler")
         terminal.shows("SLOWEST HANDLERS", "1 run", "IN QUARANTINE", "ValueError: no name")
         terminal.press("p")
         terminal.shows("pause instance? y/n")

@@ -3,6 +3,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +144,8 @@ def test_the_page_has_every_metric_of_the_table_that_has_a_value():
     assert value_of(text, "fm_consumer_paused", reason="dependency") == 1
     assert value_of(text, "fm_consumer_paused", reason="store") == 0
     assert value_of(text, "fm_consumer_state", state="consuming") == 1
+    assert value_of(text, "fm_consumer_condition", condition="consuming") == 1
+    assert value_of(text, "fm_consumer_condition", condition="lagging") == 0
     assert value_of(text, "fm_consumer_store_messages", state="quarantined") == 3
     assert value_of(text, "messaging_process_duration_seconds_count", error_type="ValueError") == 1
     assert value_of(text, "messaging_process_duration_seconds_bucket", le="0.25") == 1
@@ -397,3 +401,16 @@ def test_the_dashboard_has_a_place_for_each_panel():
         places |= cells
         assert panel["targets"][0]["expr"]
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_an_instance_imports_no_library_of_metrics_before_somebody_reads_them():
+    program = (
+        "import sys\n"
+        "from consumer_framework.runtime import reactor\n"
+        "reactor.install()\n"
+        "from consumer_framework.runtime import app, outbox\n"
+        "import consumer_framework.cli.metrics\n"
+        "found = {'prometheus_client', 'opentelemetry'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

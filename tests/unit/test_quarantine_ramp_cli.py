@@ -79,8 +79,8 @@ def test_a_replay_may_end_before_the_last_message(ten):
     [
         (["--all", "--ramp", "5,1"], "each stage is greater than the one before"),
         (["--all", "--ramp", "many"], "no list of percentages such as 1,5,20,100"),
-        (["--all", "--stop-at", "5"], "'5' is no percentage such as 5%"),
-        (["--all", "--rate", "10"], 'must be a rate such as "100/s"'),
+        (["--all", "--stop-at", "5"], "'--stop-at': '5' is no percentage such as 5%"),
+        (["--all", "--rate", "10"], "'--rate': must be a rate such as \"100/s\""),
         (["--resume", "--all"], "--resume goes on with a replay as it was begun"),
         (["--resume", "1"], "--resume goes on with a replay as it was begun"),
         (["--resume", "--rate", "1/s"], "--resume goes on with a replay as it was begun"),
@@ -128,6 +128,19 @@ def test_a_replay_that_was_interrupted_at_the_keyboard_goes_on(ten, times, lasts
     assert list(ten.rows()) == left
     assert ten.runs("replay", "--resume", *callback).returncode == 0
     assert ten.rows() == {}
+
+
+def test_a_file_gets_the_failures_of_a_long_replay_and_a_line_for_each_stage(operator):
+    bodies = [{"n": "poison" if number == 30 else number} for number in range(1, 31)]
+    operator.quarantines(*(a_delivery(n, body) for n, body in enumerate(bodies, 1)))
+    first = operator.runs("replay", "--all", "--ramp", "10,100", "--stop-at", "50%")
+    assert first.stdout.splitlines()[:-1] == [
+        "stage 1 of 2, up to 10%: 3 of 3 succeeded",
+        "row 30 failed again: RuntimeError: still broken",
+        "stage 2 of 2, up to 100%: 26 of 27 succeeded",
+        "29 of 30 succeeded",
+    ]
+    assert first.returncode == 1
 
 
 def test_a_terminal_shows_a_bar_with_the_stage_and_then_the_causes(operator):

@@ -173,6 +173,25 @@ def test_a_messenger_that_does_not_return_has_the_service_manager_restart_the_pr
     assert setup.stop() == 0
 
 
+def test_its_socket_has_its_metrics_and_tells_if_it_is_live_and_ready(setup):
+    setup.start()
+    with connected_to([setup.state / "relay-control"]) as running:
+        assert running is not None
+        assert running.page("/live") == '{"status": "OK"}\n'
+        assert '"sending": true' in running.page("/ready")
+        assert 'fm_outbox_up{fm_relay="web"} 1.0' in running.page("/metrics")
+        setup.hang()
+        setup.clock.ahead = 301
+        with pytest.raises(ControlError, match="HTTP status 503"):
+            running.page("/live")
+        with pytest.raises(ControlError, match="there is no /elsewhere"):
+            running.page("/elsewhere")
+    setup.may_return.set()
+    assert setup.stop() == 0
+    with pytest.raises(ControlError, match="stopped before it was done"):
+        running.page("/metrics")
+
+
 def test_a_batch_that_does_not_end_is_not_waited_for_without_limit(setup, caplog):
     setup.start()
     setup.hang()

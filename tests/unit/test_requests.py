@@ -10,6 +10,7 @@ import pytest
 from consumer_framework.adapters.store import Limits, Store
 from consumer_framework.core.disposition import Ack, GiveBack, Halt
 from consumer_framework.runtime.control import schema
+from consumer_framework.runtime.control.operators import ORDERED_BY, Operator
 from consumer_framework.runtime.control.requests import Responder
 from consumer_framework.testing import make_delivery
 
@@ -210,3 +211,20 @@ def test_a_row_in_a_replay_is_not_dropped(play):
         await command
 
     play(scenario)
+
+
+def test_a_row_names_the_operator_of_its_last_order(play):
+    async def script(bench):
+        ORDERED_BY.set(Operator(0, 42, "hazel"))
+        task, _ = bench.replay(1)
+        await bench.end(1, GiveBack())
+        await task
+        row = bench.store.row(1)
+        assert row.ordered_by.startswith("replay by hazel (uid 0, pid 42) at 2")
+        assert row.ordered_by.endswith(" UTC")
+        assert bench.store.row(2).ordered_by == ""
+        (edited,) = [answer async for answer in bench.responder.edit(schema.Edit(2, {"n": 1}))]
+        for number in (2, edited.row):
+            assert bench.store.row(number).ordered_by.startswith("edit by hazel")
+
+    play(script)

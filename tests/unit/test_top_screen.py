@@ -173,9 +173,11 @@ def test_enter_shows_messages_in_flight_the_slowest_handlers_and_causes():
         await terminal.shows("builds")
         await terminal.press("enter")
         await terminal.shows("builds  slow: a handler takes long", "handled 41,200")
-        await terminal.shows("1m  run 2  org.example.build", "message-1  in handle (builds.py:12)")
+        await terminal.shows(
+            "1m  run 2  org.example.build", "message-1", "in handle (builds.py:12)"
+        )
         await terminal.shows("2.5s  41,200 runs  builds, on_build", "20ms  1 run  koji")
-        await terminal.shows("412  KeyError: 'name'  org.example.build")
+        await terminal.shows("412  KeyError: 'name'")
         await terminal.press("escape")
         await terminal.shows("1 instance")
 

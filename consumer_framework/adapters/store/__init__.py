@@ -357,14 +357,18 @@ class Store(Reader, ports.Store):
         """Forget the ramp."""
         await self._writer.submit(ramps.end)
 
-    async def claim(self, row: int) -> bool:
+    async def claim(self, row: int, by: str = "") -> bool:
         """Take a quarantined row for a replay.
+
+        Args:
+            row: Its number.
+            by: The order, with its operator, for people.
 
         Returns:
             False where the row is not quarantined, and where an open row of its lane stands before
             it: see :meth:`blocked_by`.
         """
-        return await self._writer.submit(writer.claim, row, self._now())
+        return await self._writer.submit(writer.claim, row, self._now(), by)
 
     async def release(self, row: int, attempt: Attempt | None = None) -> bool:
         """Quarantine a claimed row again, with one more *attempt*; False where not claimed."""
@@ -374,8 +378,10 @@ class Store(Reader, ports.Store):
         """Delete a claimed row that was replayed, and its originals; False where not claimed."""
         return bool(await self._writer.submit(writer.remove, [row], _CLAIMED))
 
-    async def supersede(self, row: int, body: bytes) -> int | None:
+    async def supersede(self, row: int, body: bytes, by: str = "") -> int | None:
         """Insert a copy of a quarantined row, with another *body*, that stands for the original.
+
+        *by* is the order, with its operator, for people.
 
         The copy has everything of the original except its history. The original becomes superseded
         until the copy is resolved, dropped or expired.
@@ -383,7 +389,9 @@ class Store(Reader, ports.Store):
         Returns:
             The number of the copy's row; None where *row* is not quarantined.
         """
-        return await self._writer.submit(writer.supersede, row, body, self._now(), self._size_limit)
+        return await self._writer.submit(
+            writer.supersede, row, body, self._now(), self._size_limit, by
+        )
 
 
 def _settle_past(connection: sqlite3.Connection, now: float) -> None:

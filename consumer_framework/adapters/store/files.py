@@ -36,7 +36,15 @@ APPLICATION_ID = 0x464D4A4C  # "FMJL"
 # Applied in order; the version of a store is the number of migrations that it has had.
 MIGRATIONS = tuple(
     files(__package__).joinpath(name).read_text(encoding="utf-8")
-    for name in ("schema.sql", "lanes.sql", "sizes.sql", "steps.sql", "routes.sql", "ramps.sql")
+    for name in (
+        "schema.sql",
+        "lanes.sql",
+        "sizes.sql",
+        "steps.sql",
+        "routes.sql",
+        "ramps.sql",
+        "orders.sql",
+    )
 )
 
 # One process at a time writes, so only a `sqlite3` shell can hold a lock.

@@ -60,7 +60,7 @@ _ROW = f"""SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_i
     m.crashes, m.created, m.updated, m.parent, m.lane,
     CASE WHEN m.waits = 1 AND m.state <> 'superseded' THEN
         (SELECT f.id FROM messages AS f WHERE f.lane = m.lane AND f.lane <> ''
-        AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind
+        AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind, m.ordered_by
     {_LATEST}"""  # noqa: S608 -- of constants
 _GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
     WHERE state = 'quarantined' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))

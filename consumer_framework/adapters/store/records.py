@@ -52,6 +52,8 @@ class Row:
         lane: Its ordering key, "" for none.
         behind: The first open row of its lane, which has to leave before this row runs; None where
             this row is the first, is superseded, or has no lane.
+        ordered_by: The last order about it, a replay or an edit, with the operator and the time;
+            "" for none.
     """
 
     id: int
@@ -73,6 +75,7 @@ class Row:
     parent: int | None
     lane: str
     behind: int | None
+    ordered_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

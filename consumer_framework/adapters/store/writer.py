@@ -369,29 +369,29 @@ def _state(connection: sqlite3.Connection, number: int) -> State | None:
 
 # Operations: replays and edits of quarantined rows.
 
-_CLAIM = """UPDATE messages SET state = 'replaying', updated = ?
+_CLAIM = """UPDATE messages SET state = 'replaying', updated = ?, ordered_by = ?
     WHERE id = ? AND state = 'quarantined' AND waits = 0"""
 _MOVE = "UPDATE messages SET state = ?, updated = ? WHERE id = ? AND state = ?"
 _ADD_CAUSE = "UPDATE messages SET fingerprint = ?, kept = kept + ? WHERE id = ?"
 _CLAIMED_LANES = "SELECT DISTINCT lane FROM messages WHERE state = 'replaying'"
 _RELEASE_ALL = "UPDATE messages SET state = 'quarantined', updated = ? WHERE state = 'replaying'"
 _ORIGINAL = "SELECT * FROM messages WHERE id = ?"
-_RENAME = "UPDATE messages SET key = ? WHERE id = ?"
+_RENAME = "UPDATE messages SET key = ?, ordered_by = ? WHERE id = ?"
 _INSERT_COPY = """INSERT INTO messages (queue, key, state, message_id, exchange, routing_key,
     redelivered, received_at, properties, body, due, reason, fingerprint, crashes, created, updated,
-    lane, parent, origin, checksum, kept, routes)
+    lane, parent, origin, checksum, kept, routes, ordered_by)
     SELECT queue, ?, 'quarantined', message_id, exchange, routing_key, redelivered, received_at,
     properties, ?, NULL, reason, fingerprint, 0, ?, ?, lane, id, position,
-    ?, ?, routes
+    ?, ?, routes, ?
     FROM messages WHERE id = ?"""
 
 
-def claim(connection: sqlite3.Connection, number: int, now: float) -> bool:
+def claim(connection: sqlite3.Connection, number: int, now: float, by: str) -> bool:
     """Take a quarantined row for a replay; return False for any other row.
 
     A row that waits behind another one of its lane is not claimed either.
     """
-    return connection.execute(_CLAIM, (now, number)).rowcount == 1
+    return connection.execute(_CLAIM, (now, by, number)).rowcount == 1
 
 
 def release(
@@ -417,8 +417,13 @@ def release_all(connection: sqlite3.Connection, now: float) -> None:
         quarantine_followers(connection, lane, now)
 
 
-def supersede(
-    connection: sqlite3.Connection, number: int, body: bytes, now: float, size_limit: SizeLimit
+def supersede(  # noqa: PLR0913, PLR0917 -- each is one fact
+    connection: sqlite3.Connection,
+    number: int,
+    body: bytes,
+    now: float,
+    size_limit: SizeLimit,
+    by: str,
 ) -> int | None:
     """Insert a copy of a quarantined row, with *body*; return its number, None for other rows.
 
@@ -435,8 +440,8 @@ def supersede(
     row = dict(zip(names, cursor.fetchone(), strict=True)) | {"body": body}
     size = size_of(body, row["properties"], row["reason"])
     size_limit.make_room(connection, size)
-    connection.execute(_RENAME, (row["key"] + b"/%d" % number, number))
-    values = (row["key"], body, now, now, checksum_of(row), size, number)
+    connection.execute(_RENAME, (row["key"] + b"/%d" % number, by, number))
+    values = (row["key"], body, now, now, checksum_of(row), size, by, number)
     return connection.execute(_INSERT_COPY, values).lastrowid
 
 

@@ -20,6 +20,7 @@ import socket
 import struct
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,11 @@ def who_orders() -> str:
     """Return the words for the operator of the present order."""
     operator = ORDERED_BY.get()
     return str(operator) if operator is not None else "an operator"
+
+
+def trace_of(order: str) -> str:
+    """Return one line for people about the present *order*, such as ``"replay"``."""
+    return f"{order} by {who_orders()} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def operator_at(connection: socket.socket, login: str = "") -> Operator:

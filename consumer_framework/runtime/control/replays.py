@@ -21,6 +21,7 @@ from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.limits import TokenBucket, per_second
 from consumer_framework.core.ramp import Progress, Ramp, checked
 
+from .operators import trace_of
 from .schema import (
     Begun,
     ConflictError,
@@ -75,13 +76,10 @@ async def select(store: Store, selection: Selection) -> list[int]:
     ways = bool(selection.rows) + bool(selection.where) + selection.everything
     if ways != 1:
         raise ProtocolError("say which rows: rows, where, or everything")
-    if selection.rows:
-        found = store.in_lane_order(selection.rows)
-    else:
-        where = await conditions_of(selection.where)
-        now = time.time()
-        found = await store.read_aside(lambda reader: reader.matching(where, now))
-        found = store.in_lane_order(found)
+    where, now = await conditions_of(selection.where), time.time()
+    found = await store.read_aside(
+        lambda reader: reader.in_lane_order(selection.rows or reader.matching(where, now))
+    )
     if selection.expect not in {None, len(found)}:
         raise ConflictError(
             f"the rows are {len(found)} now, not {selection.expect}; look again, nothing was done"
@@ -189,7 +187,7 @@ class Replays:
         await self._run_ramp(rows, Progress.begin(plan, len(rows)), replay)
 
     async def _resume(self, replay: _Replay) -> None:
-        stored = self._store.ramp()
+        stored = await self._store.read_aside(lambda reader: reader.ramp())
         if stored is None:
             raise ConflictError(NO_RAMP)
         progress = stored.progress
@@ -250,7 +248,7 @@ class Replays:
             delivery = self._store.delivery(number)
         except DamagedRowError as error:
             return replay.report(number, "skipped", str(error))
-        if delivery is None or not await self._store.claim(number):
+        if delivery is None or not await self._store.claim(number, trace_of("replay")):
             return replay.report(number, "skipped", self._why_unclaimed(number))
         replay.answer(Begun(number))
         try:

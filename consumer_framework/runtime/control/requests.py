@@ -15,13 +15,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from consumer_framework.adapters.store.export import line_of, raw_line_of
+from consumer_framework.core.delivery import codec_of
 from consumer_framework.core.disposition import Reject
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.log_fields import fields
 from consumer_framework.runtime.observe.log import describe
 
 from . import replays, schema
-from .operators import order_fields, who_orders
+from .operators import order_fields, trace_of, who_orders
 from .replays import NO_RAMP, Replays, conditions_of, select
 from .routes import Refusal, this_process
 from .schema import (
@@ -181,10 +182,13 @@ class Responder:
         """Let a copy with another body stand for a row."""
         original = self._store.delivery(request.row)
         encoding = getattr(original and original.properties, "content_encoding", None) or "utf-8"
-        # The copy keeps the properties, and they name the encoding of its body.
-        body = json.dumps(request.body).encode(encoding)
+        try:
+            # The copy keeps the properties, and they name the encoding of its body.
+            body = json.dumps(request.body).encode(codec_of(encoding))
+        except LookupError as error:
+            raise Refusal(HTTPStatus.CONFLICT, str(error)) from error
         row = self._store.row(request.row)
-        copy = await self._store.supersede(request.row, body)
+        copy = await self._store.supersede(request.row, body, trace_of("edit"))
         if row is not None and copy is not None:
             _log_row(row, "edited")
         yield Edited(copy)

@@ -202,11 +202,20 @@ class Refusal(FrameworkError):  # noqa: N818 -- a response, and not always an er
         """The problem document of :rfc:`9457`."""
         title = self.status.phrase
         problem = {"type": "about:blank", "title": title, "status": self.status.value}
-        return encode_answer(_Problem(**problem, detail=str(self)))  # type: ignore[arg-type]
+        return encode_answer(ProblemDetails(**problem, detail=str(self)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
-class _Problem:
+class ProblemDetails:
+    """The reason why a request was not carried out (:rfc:`9457`).
+
+    Attributes:
+        type: Always ``about:blank``: the status says all.
+        title: The status in words.
+        status: The status of the response.
+        detail: The reason, with the cure.
+    """
+
     type: str
     title: str
     status: int

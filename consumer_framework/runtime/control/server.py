@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from twisted.internet.protocol import Factory
 from twisted.web import http
 
+from .openapi import OWN_PAGES
 from .operators import LOGIN_HEADER, admit, operator_at
 from .routes import (
     FORMER_PROTOCOL,
@@ -71,7 +72,7 @@ class ControlFactory(Factory):
         ),
     ) -> None:
         self._by_type = by_type
-        self._pages = pages if pages is not None else {}
+        self._pages = {**OWN_PAGES, **(pages or {})}
         self._operator_of = operator_of
 
     def buildProtocol(self, _addr: Any) -> _Channel:  # noqa: N802 -- Twisted's name

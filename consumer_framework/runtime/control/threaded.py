@@ -11,6 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .openapi import OWN_PAGES
 from .operators import LOGIN_HEADER, admit, operator_at
 from .routes import (
     FORMER_PROTOCOL,
@@ -185,7 +186,7 @@ class ControlThread:
         finally:
             os.umask(before)
         self._server.by_type = by_type
-        self._server.pages = pages if pages is not None else {}
+        self._server.pages = {**OWN_PAGES, **(pages or {})}
         self._path = path
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="control", daemon=True

@@ -28,6 +28,7 @@ from prometheus_client.metrics_core import (
 
 from consumer_framework.core.durations import Durations, Histogram
 from consumer_framework.core.gate import Reason
+from consumer_framework.core.health import InstanceCondition
 from consumer_framework.core.lifecycle import State
 from consumer_framework.runtime.control.routes import Page
 
@@ -165,8 +166,7 @@ def _one_of(names: Iterable[str], current: str) -> Iterator[Sample]:
 
 
 def _conditions(facts: InstanceFacts) -> Iterator[Sample]:
-    if facts.report.condition:
-        yield (facts.report.condition,), 1
+    return _one_of((each.value for each in InstanceCondition), facts.report.condition)
 
 
 def _outcomes(facts: InstanceFacts) -> Iterator[Sample]:
@@ -246,7 +246,7 @@ INSTANCE: tuple[Family, ...] = (
     Family(
         "fm_consumer_condition",
         "gauge",
-        "1 for its condition, as `fm-consumer status` shows it.",
+        "1 for the condition that `fm-consumer status` shows, 0 for the others.",
         ("condition",),
         _conditions,
     ),
