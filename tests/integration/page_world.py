@@ -133,7 +133,9 @@ for name in wanted:
         start(name)
     if verb == "show":
         pid = pid_of(name)
-        print(f"Id=fm-consumer@{{name}}.service", "LoadState=loaded", "UnitFileState=enabled",
+        is_used = (RUN / name).exists()
+        print(f"Id=fm-consumer@{{name}}.service", "LoadState=loaded",
+              f"UnitFileState={{'enabled' if is_used else 'disabled'}}",
               f"ActiveState={{'active' if pid else 'inactive'}}", f"MainPID={{pid}}",
               f"SubState={{'running' if pid else 'dead'}}", sep="\\n", end="\\n\\n")
 """
@@ -252,6 +254,15 @@ class World:
             if not (states / name).exists():
                 (states / name).symlink_to("many_1")
         return made
+
+    def forget(self, names: list[str]) -> None:
+        """Remove what `multiply` made."""
+        states = self.root.path("/var/lib/fedora-messaging")
+        for name in names:
+            self.file(f"{name}.toml").unlink()
+            if (states / name).is_symlink():
+                (states / name).unlink()
+        shutil.rmtree(states / "many_1")
 
     def _cockpit(self) -> str:
         with reserve_port() as holder:

@@ -206,7 +206,7 @@ def test_an_instance_is_restarted_stopped_and_started(world, cockpit):
     expect(view.order("Stop")).to_have_attribute("data-result", "done")
     view.close()
     assert not world.status("mails")["active"]
-    expect(view.page.locator("h1 + [data-condition]")).to_have_text("stopped")
+    expect(view.page.locator("h1 + [data-condition]")).to_have_text("not running")
     expect(view.button("Stop")).to_have_count(0)
     expect(view.order("Start")).to_have_attribute("data-result", "done")
     assert world.status("mails")["active"]
@@ -383,7 +383,7 @@ def test_events_and_messages_in_flight_are_shown_as_they_happen(world, view):
         # Events before the command has begun are not shown.
         world.fail("builds", NO_VERSION)
         view.page.wait_for_timeout(200)
-        return settled.count() > 0
+        return bool(settled.count())
 
     until(is_told, "an event is shown")
     expect(settled.first).to_contain_text("quarantine")
@@ -450,8 +450,7 @@ def test_eighty_instances_with_ten_thousand_messages_each_are_shown_in_portions(
         view.row("row", str(int(str(first)) + 50)).get_by_role("link").click()
         expect(view.page.get_by_label("Traceback of attempt 1")).to_contain_text("KeyError")
     finally:
-        for name in made:
-            world.file(f"{name}.toml").unlink()
+        world.forget(made)
 
 
 @pytest.mark.parametrize(
