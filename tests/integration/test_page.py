@@ -225,9 +225,9 @@ def test_a_cancelled_order_changes_nothing(world, cockpit):
 
 
 @pytest.mark.usefixtures("broken")
-def test_one_message_of_a_cause_is_tried_before_the_others_are(world, view):
+def test_one_message_of_a_cause_is_tried_before_the_others_are(world, cockpit):
     world.fail("builds", *[NO_VERSION] * 3, UNKNOWN_TAG)
-    view.open("builds/quarantine")
+    view = cockpit.open("builds/quarantine")
     cause = view.row("cause", KEY_ERROR)
     expect(cause).to_contain_text("KeyError: 'version'")
     expect(cause.locator("td").first).to_have_text("3")
