@@ -82,7 +82,7 @@ class _Collector:
     def part(self, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (FrameworkError, ValueError) as error:
+        except (FrameworkError, OSError, ValueError) as error:
             self.problems.append(str(error))
             return None
 
