@@ -312,10 +312,14 @@ def test_a_body_in_chunks_is_read():
 
 @pytest.mark.parametrize(
     ("header", "status"),
-    [("Transfer-Encoding: chunked", 411), ("Content-Length: many", 400)],
+    [
+        ("Transfer-Encoding: chunked", 411),
+        ("Content-Length: many", 400),
+        ("Content-Length: \N{SUPERSCRIPT TWO}", 400),
+    ],
 )
 def test_a_process_with_threads_asks_for_the_length(short_tmp_path, header, status):
-    text = f"POST /v1/reload HTTP/1.1\r\n{header}\r\n\r\n".encode()
+    text = f"POST /v1/reload HTTP/1.1\r\n{header}\r\n\r\n".encode("latin-1")
     (response,) = responses_in(through_threads(short_tmp_path, text))
     assert response.status == status
     assert response.headers["Content-Type"] == "application/problem+json"

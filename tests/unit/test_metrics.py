@@ -195,18 +195,35 @@ def test_metrics_of_the_authors_are_on_the_page_and_broken_ones_leave_them_out(c
     own = Counter("sample_builds", "Builds.")
     own.inc(3)
     try:
-        found = exposition.rendered(exposition.of_process()).body.decode()
-        assert value_of(found, "sample_builds_total") == 3
+        found = exposition.rendered(exposition.of_process("fm_instance", "sample")).body.decode()
+        assert value_of(found, "sample_builds_total", fm_instance="sample") == 3
         assert "process_resident_memory_bytes" in found
         broken = Broken()
         REGISTRY._collector_to_names[broken] = ["broken"]
         try:
-            assert list(exposition.of_process()) == []
+            names = {metric.name for metric in exposition.of_process("fm_instance", "sample")}
+            assert names == {each.name for each in exposition.usage_of_process()}
         finally:
             del REGISTRY._collector_to_names[broken]
         assert "not today" in caplog.text
     finally:
         REGISTRY.unregister(own)
+
+
+def test_the_usage_of_the_process_is_known_without_the_time_of_the_boot():
+    found = {
+        sample.name: sample.value
+        for metric in exposition.usage_of_process()
+        for sample in metric.samples
+    }
+    assert found.keys() == {
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    }
+    assert found["process_resident_memory_bytes"] > 1_000_000
+    assert found["process_open_fds"] > 2
+    assert found["process_cpu_seconds_total"] > 0
 
 
 # /live and /ready.

@@ -97,7 +97,7 @@ class _Exchanges(BaseHTTPRequestHandler):
             self.close_connection = True
             raise Refusal(HTTPStatus.LENGTH_REQUIRED, "name the Content-Length", Connection="close")
         length = self.headers.get("Content-Length", "0")
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             self.close_connection = True
             what = f"Content-Length: {length!r} is no number"
             raise Refusal(HTTPStatus.BAD_REQUEST, what, Connection="close")
