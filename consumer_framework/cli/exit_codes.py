@@ -410,6 +410,7 @@ EXIT_CODES: dict[str, tuple[Meaning, ...]] = {
             "the command line is wrong, standard output is no terminal, textual is not installed, "
             "or ssh cannot be run",
         ),
+        Meaning("4", "there is no such instance"),
     ),
     "trigger": (
         Meaning("0", "told to stop (Ctrl-C, SIGTERM), or --count messages are done"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,8 @@ def top(  # noqa: PLR0913, PLR0917 -- one for each option
 
 
 def _refuse_without_terminal() -> None:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    can_draw = os.environ.get("TERM", "dumb") != "dumb"
+    if not (can_draw and sys.stdin.isatty() and sys.stdout.isatty()):
         cure = "use 'fm-consumer top --once', or 'fm-consumer status --json' for a program"
         raise Refusal(f"top draws in a terminal, and there is none; {cure}")
     if find_spec("textual") is None:
@@ -121,7 +123,13 @@ def _source(
 
     if state_dir and (hosts or len(names) != 1):
         raise click.UsageError("--state-dir needs the NAME of one instance, and no --host")
-    return OtherHosts(hosts, names, way_of(*way)) if hosts else ThisHost(names, state_dir)
+    if hosts:
+        return OtherHosts(hosts, names, way_of(*way))
+    from .status import look, refuse_unknown  # noqa: PLC0415
+
+    if names:
+        refuse_unknown(look(names, state_dir), names)
+    return ThisHost(names, state_dir)
 
 
 def _print(source: Source) -> None:

@@ -67,8 +67,15 @@ class Condition:
     text: str
 
     def holds(self, message: Mapping[str, Any]) -> bool:
-        """Tell if *message*, a table with the word that the path begins with, fits."""
-        return self.test(list(_values(message, self.path)))
+        """Tell if *message*, a table with the word that the path begins with, fits.
+
+        Lists that are nested without sense have no values.
+        """
+        try:
+            values = list(_values(message, self.path))
+        except RecursionError:
+            values = []
+        return self.test(values)
 
 
 def condition_of(text: str, roots: Sequence[str] = ROOTS) -> Condition:

@@ -2,7 +2,7 @@
 """Counts how long runs of the handler take, and how long messages wait before them.
 
 A histogram is a list of counts, and no object of a metrics library: every run is counted, so a
-count must cost well below a microsecond. :mod:`consumer_framework.runtime.observe.metrics` shows
+count must cost well below a microsecond. :mod:`consumer_framework.runtime.observe.exposition` shows
 the histograms to Prometheus.
 """
 

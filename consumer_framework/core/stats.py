@@ -16,12 +16,17 @@ from .delivery import (
     Undecodable,
     Unrouted,
     Withdrawn,
+    readable,
 )
 from .disposition import rule_for
+from .durations import MOST_NAMES, OTHER
 from .errors import Signal
-from .ports import Observer, Ran, Settled
+from .gate import Reason
+from .ports import Observer, Paused, Ran, Settled
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .ports import Observation
 
 # Seconds that a rate is an average of.
@@ -30,6 +35,8 @@ WINDOW = 60.0
 PROOF_HANDLED = 100
 PROOF_SECONDS = 60.0
 _RESOLUTION = 1.0
+# The word for a settle that the broker was not told of; others have those of their disposition.
+VOID = "void"
 # The numbers of values that make a trend.
 _LEAST_SAMPLES, _MOST_SAMPLES = 5, 120
 
@@ -194,23 +201,68 @@ _NAMES = tuple(field.name for field in fields(Snapshot))
 
 
 class Counters(Observer):
-    """An observer that counts."""
+    """An observer that counts.
+
+    Publishers choose topics, so their number has no bound. The first :data:`.MOST_NAMES` topics are
+    told apart; the others count as :data:`.OTHER`.
+
+    Attributes:
+        pauses: How often the instance paused, by reason.
+    """
 
     def __init__(self) -> None:
         self._counts = dict.fromkeys(_NAMES, 0)
+        self._topics: dict[str, dict[str, int]] = {}
+        self._other: dict[str, int] = {}
+        self.pauses = dict.fromkeys(Reason, 0)
+        self._standing: set[Reason] = set()
 
     def notify(self, event: Observation) -> None:
-        """Count a run by its outcome, and a settle by the broker's answer."""
+        """Count a run by its outcome, a settle by the broker's answer and its topic, a pause."""
         if isinstance(event, Settled):
-            name = "void" if event.is_void else rule_for(event.decision.disposition).words.counter
-            self._counts[name] += 1
+            self._count_settle(event)
         elif isinstance(event, Ran):
             self._counts["received"] += 1
-            outcome = _outcome_name(event.outcome)
-            if outcome:
-                self._counts[outcome] += 1
-            elif isinstance(event.outcome, Routed):
-                self._count_routes(event.outcome)
+            outcome = event.outcome
+            name = _OUTCOMES.get(type(outcome)) or _outcome_name(outcome)
+            if name:
+                self._counts[name] += 1
+            elif isinstance(outcome, Routed):
+                self._count_routes(outcome)
+        elif isinstance(event, Paused):
+            self._count_pause(event)
+
+    def _count_settle(self, event: Settled) -> None:
+        delivery, _outcome, decision, is_void = event
+        if is_void:
+            counter = word = VOID
+        else:
+            words = rule_for(decision.disposition).words
+            counter, word = words.counter, words.field
+        self._counts[counter] += 1
+        counts = self._topics.get(delivery.routing_key)
+        if counts is None:
+            counts = self._counts_of(delivery.routing_key)
+        counts[word] = counts.get(word, 0) + 1
+
+    def _counts_of(self, topic: str) -> dict[str, int]:
+        if len(self._topics) >= MOST_NAMES:
+            return self._other
+        return self._topics.setdefault(topic, {})
+
+    def _count_pause(self, event: Paused) -> None:
+        # A pause that stands is told again with other words.
+        if event.text and event.reason not in self._standing:
+            self._standing.add(event.reason)
+            self.pauses[event.reason] += 1
+        elif not event.text:
+            self._standing.discard(event.reason)
+
+    def by_topic(self) -> Iterator[tuple[str, str, int]]:
+        """Yield topics, dispositions in words, and the number of settles since the start."""
+        for topic, counts in [*self._topics.items(), (OTHER, self._other)]:
+            for word, number in counts.items():
+                yield readable(topic), word, number
 
     def _count_routes(self, routed: Routed) -> None:
         outcomes = [result.outcome for result in routed.results if result.outcome is not None]

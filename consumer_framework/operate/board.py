@@ -26,7 +26,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class Urgency(IntEnum):
-    """How soon somebody should look; the most urgent comes first."""
+    """The urgency of a look at an instance; the most urgent comes first."""
 
     BROKEN = 0
     HALTED = 1

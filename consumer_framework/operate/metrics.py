@@ -129,7 +129,7 @@ def gather(
             if isinstance(page, ControlError):
                 found.problems.append(str(page))
             elif page is not None:
-                found.add(text_string_to_metric_families(page), process.label, process.name)
+                found.add(page, process.label, process.name)
     for one in host.instances:
         if one.report is None and (every or one.should_run):
             found.add(_of_silent(one), INSTANCE_LABEL, one.name)
@@ -143,12 +143,17 @@ def _sockets_of(name: str, state: Path | None) -> list[Path]:
     return [path for directory in directories for path in instance_sockets(directory, name)]
 
 
-def _page_of(process: Process) -> str | ControlError | None:
+def _page_of(process: Process) -> list[Metric] | ControlError | None:
     try:
         with connected_to(process.sockets, LOOK_TIMEOUT) as client:
-            return client.page("/metrics") if client is not None else None
+            page = client.page("/metrics") if client is not None else None
     except ControlError as error:
         return error
+    try:
+        return None if page is None else list(text_string_to_metric_families(page))
+    except Exception as error:  # noqa: BLE001 -- the parser has no exception of its own
+        # One process must not take the metrics of all others away.
+        return ControlError(f"{process.name}: its metrics are not understood: {error}")
 
 
 def _of_silent(one: InstanceStatus) -> Iterator[Metric]:

@@ -308,7 +308,7 @@ _CONDITIONS = {
     InstanceCondition.SLOW.value: Severity.WARNING,
 }
 # The beginnings of remarks that an operator has to act on.
-_REMARKS = ("blocked by the broker", "reload refused")
+_REMARKS = ("blocked by the broker", "reload refused", "monitoring port")
 
 
 def judge_all(

@@ -30,7 +30,7 @@ One :class:`consumer_framework.core.gate.Gate` says whether work is taken, and e
 work reads it. ``watchdog`` watches that the instance is not stuck; ``health`` collects the facts
 from which its condition, its lag and its next loss follow; ``memory_relief`` and
 ``read_ahead`` bound its memory, ``deadline`` its start and its drain; ``signals`` and ``control``
-bring orders; ``observe`` counts, logs and describes.
+bring orders; ``observe`` counts, logs and describes, and ``monitoring_port`` serves its pages.
 
 Code that acts while an instance runs belongs here. Decisions about a message belong to ``core``,
 each outside thing to an adapter, and commands of another process to ``operate``, which imports

@@ -26,7 +26,6 @@ from consumer_framework.core.ports import Observers, StateChanged
 from consumer_framework.core.stats import Counters
 from consumer_framework.core.text import duration_text
 from consumer_framework.runtime.observe.log import DeliveryLog
-from consumer_framework.runtime.observe.metrics import DeliveryMetrics
 from consumer_framework.runtime.observe.status import StatusReporter, counts_text
 
 from .deadline import Deadline
@@ -88,10 +87,9 @@ class Instance:
 
     Attributes:
         gate: Says whether work is taken.
-        counters: Counts runs and settles.
+        counters: Counts runs, settles and pauses.
         log: Logs settles, pauses and states.
-        metrics: Counts settles by topic, and pauses.
-        observer: All of these.
+        observer: Both of these.
         session: The connection and its subscriptions.
         dispatcher: Has the deliveries from their arrival to their settle.
         memory_relief: Lowers slots and prefetch while memory is short.
@@ -155,8 +153,7 @@ class Instance:
         self.memory_relief = MemoryRelief(self)
         self.read_ahead = ReadAhead(self, channels)
         others = [one for one in (self.traces, observer) if one is not None]
-        self.metrics = DeliveryMetrics()
-        self.observer = Observers(self.counters, self.metrics, self.log, *others)
+        self.observer = Observers(self.counters, self.log, *others)
         self.publications = Publications(self.settings, self.files.directory, clock)
         self.dispatcher = Dispatcher(
             self.plan,

@@ -81,7 +81,8 @@ def test_the_instances_of_all_hosts_are_in_one_table_and_a_host_that_fails_is_a_
     head, one, two, *silent, closed, stranger = shown.stdout.splitlines()
     assert head.split() == ["HOST", "INSTANCE", "STATE", "RATE", "LAG", "WAIT", "QUAR", "REASON"]
     for line, host in ((one, "one"), (two, "two")):
-        assert line.split()[:3] == [host, "instance", "consuming"]
+        assert line.split()[:2] == [host, "instance"]
+        assert line.split()[2] in {"consuming", "idle"}
     assert [line.split()[0] for line in silent] == ["closed", "stranger"]
     assert closed.startswith("closed: no connection: ssh: connect to host")
     assert closed.endswith("Connection refused")
@@ -96,6 +97,14 @@ def test_the_instances_of_all_hosts_are_in_one_table_and_a_host_that_fails_is_a_
     assert group["instances"][0]["report"]["counts"]["acked"] == 3
     assert (closed["answers"], closed["groups"]) == (False, [])
     assert "Connection refused" in closed["problem"]
+
+    words = ["top", "--once", "--host", "one", "--ssh", server.command, "--remote", str(program)]
+    top = subprocess.run(
+        [str(FM_CONSUMER), *words], capture_output=True, text=True, timeout=60, check=True
+    )
+    summary, _head, line = top.stdout.splitlines()
+    assert summary.startswith("1 instance: 1 ")
+    assert line.startswith("one:instance")
 
     assert instance.stop() == 0
     stopped = status(server, program, "one", "instance")

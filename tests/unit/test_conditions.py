@@ -124,3 +124,22 @@ def test_each_value_is_found_by_its_path(body):
             text = value if isinstance(value, str) else str(value).lower()
             text = "null" if value is None else text
             assert condition_of(f"body.{outer}.{key}={text}").holds({"body": body})
+
+
+def test_a_list_that_is_nested_very_deeply_has_no_values():
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert not condition_of("body.list=1").holds({"body": {"list": nested}})
+    assert condition_of("body.list!=1").holds({"body": {"list": nested}})
+    while nested:
+        # Else its destruction recurses.
+        nested = nested.pop()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|aa)+$", "(a*)*b", "a{0,100}a{0,100}a{0,100}b"], ids=str
+)
+def test_no_regular_expression_takes_long_for_any_text(pattern):
+    """With an engine that tries all ways, these would not end (CWE-1333)."""
+    assert not condition_of(f"topic~{pattern}c").holds({"topic": "a" * 100_000})

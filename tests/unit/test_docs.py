@@ -430,7 +430,7 @@ STATUS_LINES = [
         State.PAUSED,
         replace(
             BUSY,
-            trouble="by hazel (uid 0, pid 4711): the database moves",
+            trouble="ordered by hazel (the database moves)",
             held=4,
             quarantined=0,
             lag=None,
@@ -607,7 +607,7 @@ def test_every_command_on_a_page_exists_with_its_options(page):
         if found is None:
             continue
         [name] = [name for name in known if f"{found[1]} ".startswith(f"{name} ")]
-        arguments = shlex.split(found[1].removeprefix(name))
+        arguments = shlex.split(found[1].removeprefix(name), comments=True)
         click_command(name).make_context(name, arguments, resilient_parsing=False)
 
 

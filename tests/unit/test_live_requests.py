@@ -51,6 +51,16 @@ def test_each_event_is_told_without_the_body_of_its_message(event, kind, result,
     assert told.attempt == is_about_message
 
 
+class MuteError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def test_an_exception_that_has_no_text_is_told_by_its_name():
+    # The event comes in the middle of the settle of a message.
+    assert happened_of(Ran(DELIVERY, Failed(MuteError())), 5.0).reason == "MuteError"
+
+
 def test_a_long_reason_is_cut():
     told = happened_of(settled(Quarantine("x" * 10_000)), 5.0)
     assert len(told.reason) < 1000

@@ -23,12 +23,12 @@ from consumer_framework.core.health import HEALTHY, Unhealthy
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.ports import Paused, Ran, Settled, StateChanged
 from consumer_framework.core.recovery import Decision
+from consumer_framework.core.stats import Counters
 from consumer_framework.publishing.report import PausedTopic, RelayReport
 from consumer_framework.runtime.control.schema import Counts, StatusReport
 from consumer_framework.runtime.monitoring_port import RETRY, MonitoringPort
 from consumer_framework.runtime.observe import exposition
 from consumer_framework.runtime.observe.exposition import INSTANCE, OUTBOX, InstanceFacts
-from consumer_framework.runtime.observe.metrics import DeliveryMetrics
 from consumer_framework.runtime.observe.pages import RelayPages, live
 from consumer_framework.runtime.watchdog import SILENCE_WINDOW, Silence
 from consumer_framework.settings import Monitoring
@@ -46,7 +46,7 @@ def settled(topic, disposition, *, is_void=False):
 
 
 def test_settles_are_counted_by_topic_and_disposition():
-    metrics = DeliveryMetrics()
+    metrics = Counters()
     metrics.notify(Ran(make_delivery(), Succeeded()))
     for event in (
         settled("a", to.Ack()),
@@ -68,7 +68,7 @@ def test_settles_are_counted_by_topic_and_disposition():
 
 
 def test_topics_have_a_bound_and_no_settle_is_lost_to_it():
-    metrics = DeliveryMetrics()
+    metrics = Counters()
     for number in range(3 * MOST_NAMES):
         metrics.notify(settled(f"topic.{number}", to.Ack()))
     found = list(metrics.by_topic())
@@ -77,7 +77,7 @@ def test_topics_have_a_bound_and_no_settle_is_lost_to_it():
 
 
 def test_a_pause_is_counted_once_however_often_its_words_change():
-    metrics = DeliveryMetrics()
+    metrics = Counters()
     for reason, text in (
         (Reason.DEPENDENCY, "gone; next probe in 5 s"),
         (Reason.DEPENDENCY, "gone; next probe in 30 s"),
@@ -94,8 +94,8 @@ def test_a_pause_is_counted_once_however_often_its_words_change():
 
 
 def facts(**changes):
-    deliveries = DeliveryMetrics()
-    deliveries.notify(settled('topic "with"\\marks\nand lines', to.Ack()))
+    counters = Counters()
+    counters.notify(settled('topic "with"\\marks\nand lines', to.Ack()))
     durations = Durations()
     durations.ran([make_delivery()], 1.0, 1.2, "ValueError")
     stored = SimpleNamespace(
@@ -106,7 +106,7 @@ def facts(**changes):
             state="consuming", lag=40, condition="consuming", counts=Counts(received=1, failed=1)
         ),
         "is_ready": True,
-        "deliveries": deliveries,
+        "counters": counters,
         "durations": durations,
         "reasons": (Reason.DEPENDENCY,),
         "stored": stored,
@@ -195,18 +195,35 @@ def test_metrics_of_the_authors_are_on_the_page_and_broken_ones_leave_them_out(c
     own = Counter("sample_builds", "Builds.")
     own.inc(3)
     try:
-        found = exposition.rendered(exposition.of_process()).body.decode()
-        assert value_of(found, "sample_builds_total") == 3
+        found = exposition.rendered(exposition.of_process("fm_instance", "sample")).body.decode()
+        assert value_of(found, "sample_builds_total", fm_instance="sample") == 3
         assert "process_resident_memory_bytes" in found
         broken = Broken()
         REGISTRY._collector_to_names[broken] = ["broken"]
         try:
-            assert list(exposition.of_process()) == []
+            names = {metric.name for metric in exposition.of_process("fm_instance", "sample")}
+            assert names == {each.name for each in exposition.usage_of_process()}
         finally:
             del REGISTRY._collector_to_names[broken]
         assert "not today" in caplog.text
     finally:
         REGISTRY.unregister(own)
+
+
+def test_the_usage_of_the_process_is_known_without_the_time_of_the_boot():
+    found = {
+        sample.name: sample.value
+        for metric in exposition.usage_of_process()
+        for sample in metric.samples
+    }
+    assert found.keys() == {
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    }
+    assert found["process_resident_memory_bytes"] > 1_000_000
+    assert found["process_open_fds"] > 2
+    assert found["process_cpu_seconds_total"] > 0
 
 
 # /live and /ready.

@@ -186,6 +186,8 @@ def test_a_refused_reload_is_a_warning():
     remarks = tuple(remarks_of(ReloadReport("refused", problems=(problem,))).values())
     assert severity(instance(replace(CONSUMING, remarks=remarks))) == "WARNING"
     assert severity(instance(replace(CONSUMING, remarks=("no store: nothing",)))) == "OK"
+    remarks = ("monitoring port 127.0.0.1:8000: cannot listen: Address already in use",)
+    assert severity(instance(replace(CONSUMING, remarks=remarks))) == "WARNING"
 
 
 def test_a_value_beyond_a_threshold_is_named_worst_first():

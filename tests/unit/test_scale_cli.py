@@ -12,6 +12,7 @@ import pytest
 from consumer_framework.adapters.systemd.credentials import UnitCredentials
 from consumer_framework.adapters.systemd.systemctl import Systemctl, SystemctlError
 from consumer_framework.runtime.assembly import access
+from consumer_framework.settings.workers import number_on_host
 
 from .machine import TOML, make_host
 
@@ -61,6 +62,13 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(host):
     units["fm-consumers.target"] = {"UnitFileState": "enabled"}
     (host.directory / "bin/units.json").write_text(json.dumps(units))
     assert host.does("scale", "sample", "2", "--dry-run").output == "nothing to do\n"
+
+
+def test_workers_may_share_a_file_with_a_monitoring_port_for_each_has_its_own(host):
+    host.configures(text=f"{TOML}\n[monitoring]\nport = 8000\n")
+    assert host.does("scale", "sample", "3").exit_code == 0
+    numbers = [number_on_host(name, host.etc) for name in ("sample", "sample_2", "sample_3")]
+    assert numbers == [1, 2, 3]
 
 
 def test_a_worker_with_deferred_messages_stays_and_nothing_is_changed(host):

@@ -8,12 +8,13 @@ import faulthandler
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from twisted.internet import task
 
 from consumer_framework.adapters.clock import SystemClock
-from consumer_framework.core.health import Overrun
+from consumer_framework.core.health import Healthy, Overrun, Unhealthy
 from consumer_framework.core.lifecycle import State
 from consumer_framework.runtime.watchdog import FEEDS, BlockedLoop, Watchdog
 from consumer_framework.testing import FakeNotifier, make_delivery
@@ -95,6 +96,37 @@ def test_it_is_fed_while_it_drains_or_a_last_word_would_let_the_service_manager_
     instance.executor = None
     instance.state = state
     assert not watched(instance, lambda told: told.feeds >= 2).is_triggered
+
+
+def test_its_margin_is_the_time_that_the_longest_silence_left():
+    async def scenario(seconds: float) -> float | None:
+        instance: Any = Instance(seconds=seconds)
+        watchdog = Watchdog(instance)
+        assert watchdog.margin is None
+        watchdog.start()
+        async with asyncio.timeout(20):
+            while seconds and instance.notifier.feeds < 3:  # noqa: ASYNC110 -- it knows of no loop
+                await asyncio.sleep(SECONDS / FEEDS)
+        watchdog.stop()
+        return watchdog.margin
+
+    assert asyncio.run(scenario(0)) is None
+    margin = asyncio.run(scenario(SECONDS))
+    assert margin is not None
+    assert margin < SECONDS
+
+
+def test_its_verdict_can_be_asked_at_any_time():
+    async def scenario(runs):
+        instance: Any = Instance()
+        instance.runs = runs
+        return Watchdog(instance).verdict()
+
+    late = Overrun("message 1", (make_delivery(),), 0.0, is_cancelled=False)
+    assert isinstance(asyncio.run(scenario(())), Healthy)
+    verdict = asyncio.run(scenario((late,)))
+    assert isinstance(verdict, Unhealthy)
+    assert "the handler does not return: message 1" in verdict.reason
 
 
 def test_a_service_manager_that_does_not_wait_is_not_fed():

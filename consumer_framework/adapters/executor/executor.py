@@ -291,13 +291,14 @@ class Executor:
             return
         self._outstanding -= 1
         self._last_took = self._clock() - run.started_at
-        if run.ended_at and run.deliveries:
-            error = "" if isinstance(result, Succeeded) else _error_of(result)
-            self.durations.ran(run.deliveries, run.started_at, run.ended_at, error)
         if isinstance(result, Succeeded):
+            self.durations.ran(run.deliveries, run.started_at, run.ended_at, "")
             run.succeed(result)
             release()
             return
+        if run.deliveries and run.ended_at:
+            error = _error_of(result)
+            self.durations.ran(run.deliveries, run.started_at, run.ended_at, error)
         if isinstance(result, BaseException):
             run.fail(result)
         elif run.is_overdue and run.task is not None:

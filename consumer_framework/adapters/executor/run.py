@@ -206,6 +206,9 @@ class HandlerRuns:
         self._flight = flight
         self._now = loop.time
         self._traces = traces
+        # The author's code in this context belongs to a run, and no longer.
+        self._enter: Callable[[Run], object] = self._enter_traced if traces else CURRENT_RUN.set
+        self._exit = self._exit_traced if traces else _exit
         # The threads of slots write it too; each operation on it is atomic.
         self._unfinished: dict[Run, None] = {}
 
@@ -313,15 +316,14 @@ class HandlerRuns:
         finally:
             # No cycles for the garbage collector: the run keeps its task, a task its context, and
             # the traceback of an error this frame.
-            self._exit(run, error, landings, in_thread=in_thread)
+            self._exit(run, error, landings, in_thread)
             run.is_over = True
             del self._unfinished[run], run, error, result
             landings.clear()
 
-    def _enter(self, run: Run) -> None:
-        """Let the author's code in this context belong to *run*."""
+    def _enter_traced(self, run: Run) -> None:
         CURRENT_RUN.set(run)
-        if self._traces is not None and run.deliveries:
+        if self._traces and run.deliveries:
             run.trace = self._traces.begin(run.deliveries)
 
     def _leave(self, run: Run) -> None:
@@ -330,20 +332,20 @@ class HandlerRuns:
         if self._traces is not None and run.trace is not None:
             self._traces.leave(run.trace)
 
-    def _exit(
+    def _exit_traced(
         self,
         run: Run,
         error: BaseException | None,
         landings: Sequence[_Landing],
-        *,
-        in_thread: bool,
+        in_thread: bool,  # noqa: FBT001 -- of this class
     ) -> None:
         CURRENT_RUN.set(None)
         if self._traces is not None and run.trace is not None:
             if in_thread:
                 # The context of a task ends with it, and it is not the one of the begin.
                 self._traces.leave(run.trace)
-            self._traces.end(run.trace, error or _first_undecodable(landings))
+            undecodable = (one.error for one in landings if isinstance(one, Undecodable))
+            self._traces.end(run.trace, error or next(undecodable, None))
 
     def _take_off(self, deliveries: Sequence[Delivery], landings: list[_Landing]) -> list[Any]:
         """Tell the flight recorder of *deliveries*, and decode them.
@@ -405,8 +407,8 @@ def threads_of_runs() -> dict[Run, int]:
     return found
 
 
-def _first_undecodable(landings: Iterable[_Landing]) -> Exception | None:
-    return next((one.error for one in landings if isinstance(one, Undecodable)), None)
+def _exit(_run: Run, _error: object, _landings: object, _in_thread: bool) -> None:  # noqa: FBT001
+    CURRENT_RUN.set(None)
 
 
 def _with_messages(landed: Iterable[tuple[Delivery, _Landing]]) -> Iterator[Delivery]:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Observers of an instance: its log and its status."""
+"""Observers of an instance: its log, its status, and its pages for monitoring systems."""

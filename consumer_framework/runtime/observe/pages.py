@@ -72,7 +72,10 @@ class InstancePages:
         """Show the metrics of the instance, and those that the author's code registered."""
         from . import exposition  # noqa: PLC0415 -- for the first reader
 
-        metrics = [*exposition.of_instance(self._facts()), *exposition.of_process()]
+        metrics = [
+            *exposition.of_instance(self._facts()),
+            *exposition.of_process(exposition.INSTANCE_LABEL, self._name),
+        ]
         return exposition.rendered(metrics, accept)
 
     def _facts(self) -> InstanceFacts:
@@ -92,7 +95,7 @@ class InstancePages:
             product_version(),
             instance.status.report(),
             self.is_ready,
-            instance.metrics,
+            instance.counters,
             durations=instance.executor.durations if instance.executor is not None else None,
             reasons=tuple(instance.gate.reasons),
             slots=framework.slots,
@@ -145,7 +148,10 @@ class RelayPages:
         """Show the metrics of the relay."""
         from . import exposition  # noqa: PLC0415 -- for the first reader
 
-        metrics = [*exposition.of_relay(self._report(), self._name), *exposition.of_process()]
+        metrics = [
+            *exposition.of_relay(self._report(), self._name),
+            *exposition.of_process(exposition.RELAY_LABEL, self._name),
+        ]
         return exposition.rendered(metrics, accept)
 
     def live(self) -> Page:
