@@ -23,6 +23,7 @@ from consumer_framework.core.health import HEALTHY, Unhealthy
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.ports import Paused, Ran, Settled, StateChanged
 from consumer_framework.core.recovery import Decision
+from consumer_framework.core.secrets import hide
 from consumer_framework.core.stats import Counters
 from consumer_framework.publishing.report import PausedTopic, RelayReport
 from consumer_framework.runtime.control.schema import Counts, StatusReport
@@ -195,18 +196,35 @@ def test_metrics_of_the_authors_are_on_the_page_and_broken_ones_leave_them_out(c
     own = Counter("sample_builds", "Builds.")
     own.inc(3)
     try:
-        found = exposition.rendered(exposition.of_process()).body.decode()
-        assert value_of(found, "sample_builds_total") == 3
+        found = exposition.rendered(exposition.of_process("fm_instance", "sample")).body.decode()
+        assert value_of(found, "sample_builds_total", fm_instance="sample") == 3
         assert "process_resident_memory_bytes" in found
         broken = Broken()
         REGISTRY._collector_to_names[broken] = ["broken"]
         try:
-            assert list(exposition.of_process()) == []
+            names = {metric.name for metric in exposition.of_process("fm_instance", "sample")}
+            assert names == {each.name for each in exposition.usage_of_process()}
         finally:
             del REGISTRY._collector_to_names[broken]
         assert "not today" in caplog.text
     finally:
         REGISTRY.unregister(own)
+
+
+def test_the_usage_of_the_process_is_known_without_the_time_of_the_boot():
+    found = {
+        sample.name: sample.value
+        for metric in exposition.usage_of_process()
+        for sample in metric.samples
+    }
+    assert found.keys() == {
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    }
+    assert found["process_resident_memory_bytes"] > 1_000_000
+    assert found["process_open_fds"] > 2
+    assert found["process_cpu_seconds_total"] > 0
 
 
 # /live and /ready.
@@ -234,6 +252,14 @@ def test_a_relay_is_ready_while_it_sends_or_stands_by(report, status, reason):
     assert page.status == status
     assert json.loads(page.body).get("reason") == reason
     assert pages["/live"]("").status == 200
+
+
+def test_a_reason_tells_no_secret():
+    hide("hunter2-of-the-database", "the password of the database")
+    report = RelayReport("failing", trouble="postgresql://web:hunter2-of-the-database@db: refused")
+    page = RelayPages("web", lambda: report, lambda: False).by_path["/ready"]("")
+    assert b"refused" in page.body
+    assert b"hunter2" not in page.body
 
 
 def test_a_relay_whose_thread_does_not_move_is_not_live():
