@@ -23,6 +23,7 @@ from consumer_framework.core.health import HEALTHY, Unhealthy
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.ports import Paused, Ran, Settled, StateChanged
 from consumer_framework.core.recovery import Decision
+from consumer_framework.core.secrets import hide
 from consumer_framework.core.stats import Counters
 from consumer_framework.publishing.report import PausedTopic, RelayReport
 from consumer_framework.runtime.control.schema import Counts, StatusReport
@@ -251,6 +252,14 @@ def test_a_relay_is_ready_while_it_sends_or_stands_by(report, status, reason):
     assert page.status == status
     assert json.loads(page.body).get("reason") == reason
     assert pages["/live"]("").status == 200
+
+
+def test_a_reason_tells_no_secret():
+    hide("hunter2-of-the-database", "the password of the database")
+    report = RelayReport("failing", trouble="postgresql://web:hunter2-of-the-database@db: refused")
+    page = RelayPages("web", lambda: report, lambda: False).by_path["/ready"]("")
+    assert b"refused" in page.body
+    assert b"hunter2" not in page.body
 
 
 def test_a_relay_whose_thread_does_not_move_is_not_live():
