@@ -26,6 +26,7 @@ from .selection import (
     choose,
     choose_one,
     find_fingerprint,
+    look_into,
     nothing,
     open_store,
 )
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from consumer_framework.adapters.store import Reader
     from consumer_framework.core.conditions import Condition
 
     from .options import Where
+    from .selection import AnyReader
 
 # The options of `list` that select messages by one of their columns.
 _FILTERS = ("topic", "fingerprint", "queue", "limit", "after")
@@ -50,7 +51,8 @@ def quarantine() -> None:
     """Look at messages that were set aside, and replay or drop them.
 
     INSTANCE is a name as in `systemctl start fm-consumer@INSTANCE`. Everything works while the
-    instance runs and while it is stopped.
+    instance runs and while it is stopped. Members of the group fm-operators need no root for list,
+    show and replay while it runs.
 
     \b
     fm-consumer quarantine list sample               the causes, with counts
@@ -130,7 +132,7 @@ def list_(  # noqa: PLR0913 -- one for each option
     if causes and chosen:
         raise click.UsageError(f"--causes goes with --where alone, not with {chosen[0]}")
     by_row = chosen or (filters["conditions"] and not causes)
-    with closing(open_store(at)) as store:
+    with closing(look_into(at)) as store:
         if by_row:
             _list_rows(store, at, filters, as_json=as_json)
         else:
@@ -138,7 +140,7 @@ def list_(  # noqa: PLR0913 -- one for each option
 
 
 def _list_groups(
-    store: Reader, at: Where, conditions: Sequence[Condition], *, as_json: bool
+    store: AnyReader, at: Where, conditions: Sequence[Condition], *, as_json: bool
 ) -> None:
     from . import quarantine_views  # noqa: PLC0415
 
@@ -156,7 +158,7 @@ def _list_groups(
     click.echo(terminal.faint(f"  {at.command('show', groups[0].sample.id)}"))
 
 
-def _list_rows(store: Reader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
+def _list_rows(store: AnyReader, at: Where, filters: dict[str, Any], *, as_json: bool) -> None:
     from . import quarantine_views  # noqa: PLC0415
 
     limit, state, conditions = (filters.pop(name) for name in ("limit", "state", "conditions"))
@@ -219,7 +221,7 @@ def show(
     from . import quarantine_views  # noqa: PLC0415
 
     at = where(words, conf, state_dir)
-    with closing(open_store(at)) as store:
+    with closing(look_into(at)) as store:
         row = choose_one(store, at, conditions)
         delivery, steps = store.delivery(row.id), store.steps(row.id)
         first = None if row.behind is None else store.row(row.behind)
@@ -337,5 +339,5 @@ def stats(
     for line in quarantine_views.stats_lines(found, groups, disk, time.time()):
         click.echo(line)
     if ramp is not None:
-        click.echo(f"\n{quarantine_views.ramp_line(ramp, time.time())}; go on:")
+        click.echo(f"\n{quarantine_views.ramp_line(ramp.facts, time.time())}; go on:")
         click.echo(terminal.faint(f"  {at.command('replay', '--resume')}"))

@@ -12,13 +12,14 @@ import os
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from . import terminal
+from .asking import running
 from .exit_codes import epilog
 from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
 from .quarantine_orders import ask, check_states, portions
@@ -31,18 +32,22 @@ from .selection import (
     YES,
     agree,
     choose,
+    look_into,
     open_store,
 )
 from .terminal import Command, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from consumer_framework.core.conditions import Condition
     from consumer_framework.core.delivery import Delivery
+    from consumer_framework.runtime.control.client import Client
     from consumer_framework.runtime.control.schema import Replay
 
     from .options import Where
+    from .selection import AnyReader
 
 _AGAIN = "what was not told of is quarantined again when it starts"
 _UNCHANGED = "the message is what it was; nothing was replayed"
@@ -142,16 +147,18 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
     """
     at = where(words, conf, state_dir)
     plan = _plan_of(limits)
-    callbacks = callback, callback_file
+    runner = _Runner(at, callback, callback_file)
     is_chosen = bool(at.rest or conditions) or fingerprint is not None
     if resume:
         if is_chosen or everything or plan or do_edit or {first, expect, body} != {None}:
             raise click.UsageError("--resume goes on with a replay as it was begun: give no more")
-        _resume(at, callbacks, as_json=as_json)
+        _resume(runner, as_json=as_json)
         return
     everything = everything or (first is not None and not is_chosen)
     edits = do_edit or body is not None
-    with closing(open_store(at)) as store:
+    # An edit is not for operators: they are told before they begin.
+    with closing(open_store(at) if edits else look_into(at)) as store:
+        runner = runner.for_reader(store)
         rows = choose(store, at, fingerprint, conditions, everything=everything)[:first]
         delivery = store.delivery(rows[0].id) if edits and len(rows) == 1 else None
     check_states(rows, ("quarantined",))
@@ -162,25 +169,52 @@ def replay(  # noqa: PLR0913, PLR0917 -- one for each option
         if delivery is None:
             raise Refusal(f"{'--edit' if do_edit else '--body'} takes one ROW")
         numbers = (_edited(at, delivery, body, as_json=as_json),)
-    _replay_rows(at, numbers, plan, callbacks, ReplayProgress(len(numbers), as_json))
+    _replay_rows(runner, numbers, plan, ReplayProgress(len(numbers), as_json))
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """The process that runs the messages.
+
+    Attributes:
+        at: The instance.
+        callback: The option of this name.
+        callback_file: Likewise.
+        must_run: This user may not read the store, so the instance itself has to run them.
+    """
+
+    at: Where
+    callback: str
+    callback_file: str
+    must_run: bool = False
+
+    def for_reader(self, store: AnyReader) -> _Runner:
+        """Return the same for an operator who has this reader of its store."""
+        from consumer_framework.operate.api_store import ApiStore  # noqa: PLC0415
+
+        return replace(self, must_run=isinstance(store, ApiStore))
+
+    def reached(self) -> AbstractContextManager[Client | None]:
+        """Connect to the instance; None if it is stopped, and this process may run them."""
+        from consumer_framework.runtime.control import client  # noqa: PLC0415
+
+        if self.must_run:
+            return running(self.at)
+        return client.reached(self.at.directory, self.at.instance, terminal.note)
 
 
 def _replay_rows(
-    at: Where,
-    numbers: tuple[int, ...],
-    plan: dict[str, Any],
-    callbacks: tuple[str, str],
-    progress: ReplayProgress,
+    runner: _Runner, numbers: tuple[int, ...], plan: dict[str, Any], progress: ReplayProgress
 ) -> None:
     from consumer_framework.runtime.control.schema import Replay  # noqa: PLC0415
 
     if not numbers:
-        progress.sum_up(at)
+        progress.sum_up(runner.at)
         return
     if plan and len(numbers) > _MOST_IN_RAMP:
         cure = f"add --first {_MOST_IN_RAMP}"
         raise Refusal(f"a replay in stages takes {_MOST_IN_RAMP:,} messages: {cure}")
-    _replay(at, Replay(rows=numbers, **plan), callbacks, progress)
+    _replay(runner, Replay(rows=numbers, **plan), progress)
 
 
 def _plan_of(limits: Mapping[str, str | None]) -> dict[str, Any]:
@@ -210,39 +244,37 @@ def _plan_of(limits: Mapping[str, str | None]) -> dict[str, Any]:
     return {"stop_at": DEFAULT_LIMIT, **plan} if "ramp" in plan else plan
 
 
-def _resume(at: Where, callbacks: tuple[str, str], *, as_json: bool) -> None:
+def _resume(runner: _Runner, *, as_json: bool) -> None:
     from consumer_framework.runtime.control.schema import Replay  # noqa: PLC0415
 
     from .quarantine_views import ramp_line  # noqa: PLC0415
 
-    with closing(open_store(at)) as store:
-        ramp = store.ramp()
+    with closing(look_into(runner.at)) as store:
+        runner, ramp = runner.for_reader(store), store.ramp()
     if ramp is None:
         cure = "begin one with --ramp, --rate or --stop-at"
         raise Refusal(f"there is no replay to go on with; {cure}")
-    terminal.note(ramp_line(ramp, time.time()))
-    left = len(ramp.rows) - ramp.progress.position
-    _replay(at, Replay(resume=True), callbacks, ReplayProgress(left, as_json))
+    facts = ramp.facts
+    terminal.note(ramp_line(facts, time.time()))
+    left = facts["rows"] - facts["ran"]
+    _replay(runner, Replay(resume=True), ReplayProgress(left, as_json))
 
 
-def _replay(
-    at: Where, request: Replay, callbacks: tuple[str, str], progress: ReplayProgress
-) -> None:
-    from consumer_framework.runtime.control import client  # noqa: PLC0415
-
+def _replay(runner: _Runner, request: Replay, progress: ReplayProgress) -> None:
+    at = runner.at
     otherwise = [_AGAIN]
     if request.is_kept:
         progress.resume = at.command("replay", "--resume")
         otherwise.append(f"go on with {progress.resume}")
     with progress:
         try:
-            with client.reached(at.directory, at.instance, terminal.note) as running:
-                if running is None:
-                    _replay_here(at, request, callbacks, progress)
+            with runner.reached() as instance:
+                if instance is None:
+                    _replay_here(runner, request, progress)
                 else:
-                    running.wait_long()
+                    instance.wait_long()
                     for part in _parts_of(request):
-                        for answer in running.ask(part, "; ".join(otherwise)):
+                        for answer in instance.ask(part, "; ".join(otherwise)):
                             progress.tell(answer)
         except KeyboardInterrupt:
             progress.interrupted()
@@ -261,14 +293,13 @@ def _parts_of(request: Replay) -> Iterator[Replay]:
         yield replace(request, rows=portion)
 
 
-def _replay_here(
-    at: Where, request: Replay, callbacks: tuple[str, str], progress: ReplayProgress
-) -> None:
+def _replay_here(runner: _Runner, request: Replay, progress: ReplayProgress) -> None:
     """Run the handler in this process."""
     from consumer_framework.adapters import log  # noqa: PLC0415
     from consumer_framework.adapters.systemd.notify import is_journal  # noqa: PLC0415
     from consumer_framework.runtime import reactor  # noqa: PLC0415
 
+    at = runner.at
     if not at.file.exists():
         raise no_such_instance(at.instance, at.file)
     # An author's module may import it.
@@ -278,8 +309,7 @@ def _replay_here(
 
     log.set_up(None, is_journal, level=logging.WARNING)
     _warn_of_root(at)
-    callback, callback_file = callbacks
-    options = RunOptions(at.file, callback, callback_file, instance=at.instance)
+    options = RunOptions(at.file, runner.callback, runner.callback_file, instance=at.instance)
     offline.replay(options, at.directory, request, progress.tell, progress.cut_short)
 
 

@@ -17,7 +17,7 @@ from .terminal import Column, faint, safe, safe_lines, title
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from consumer_framework.adapters.store import Group, Row, Stats, StoredRamp
+    from consumer_framework.adapters.store import Group, Row, Stats
     from consumer_framework.core.attempt import Attempt, RouteState
     from consumer_framework.core.delivery import Delivery
 
@@ -299,10 +299,15 @@ def stats_lines(stats: Stats, groups: Sequence[Group], disk: int, now: float) ->
         yield from lines
 
 
-def ramp_line(ramp: StoredRamp, now: float) -> str:
-    """Return a line about the replay in stages that did not come to its end."""
-    ran, total = ramp.progress.position, plural(len(ramp.rows), "message")
-    return f"a replay of {total} began {age(now - ramp.started)} ago, and {ran:,} of them have run"
+def ramp_line(facts: Mapping[str, Any], now: float) -> str:
+    """Return a line about the replay in stages that did not come to its end.
+
+    Args:
+        facts: See :attr:`.StoredRamp.facts`.
+        now: Seconds since the epoch.
+    """
+    ran, total, since = facts["ran"], plural(facts["rows"], "message"), now - facts["started"]
+    return f"a replay of {total} began {age(since)} ago, and {ran:,} of them have run"
 
 
 def _blocked(stats: Stats) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -20,11 +21,15 @@ from .terminal import Refusal, note
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+    from typing import TypeAlias
 
     from consumer_framework.adapters.store import Reader, Row
     from consumer_framework.core.conditions import Condition
+    from consumer_framework.operate.api_store import ApiStore
 
     from .options import Where
+
+    AnyReader: TypeAlias = Reader | ApiStore
 
 FINGERPRINT = click.option(
     "--fingerprint",
@@ -52,11 +57,41 @@ text), cause (the fingerprint), reason, attempts, age (since it is here) or key 
 """
 
 
+class NotPermittedError(ConfigurationError):
+    """This user may not read a store."""
+
+
+def look_into(at: Where) -> AnyReader:
+    """Open the store of an instance as :func:`open_store` does.
+
+    If this user may not read it, the instance is asked in its place, if it runs and answers them.
+    """
+    try:
+        return open_store(at)
+    except NotPermittedError:
+        store = _store_of_running(at)
+        if store is None:
+            raise
+        return store
+
+
+def _store_of_running(at: Where) -> ApiStore | None:
+    from consumer_framework.operate.api_store import ApiStore  # noqa: PLC0415
+    from consumer_framework.runtime.control import client  # noqa: PLC0415
+
+    paths = client.sockets_for_operators(at.directory, at.instance)
+    with suppress(client.ClosedError), client.connected_to(paths) as running:
+        # It has a new connection for each request after the first one.
+        return ApiStore(running) if running is not None else None
+    return None
+
+
 def open_store(at: Where) -> Reader:
     """Open the store of an instance for reading.
 
     Raises:
-        ConfigurationError: There is none, or this user may not read it.
+        NotPermittedError: This user may not read it.
+        ConfigurationError: There is none.
         StoreError: It cannot be read.
     """
     from consumer_framework.adapters.store import Store  # noqa: PLC0415
@@ -66,7 +101,7 @@ def open_store(at: Where) -> Reader:
     try:
         file.open("rb").close()
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_store(at) from None
+        raise _not_permitted(service) if (service := _of_service(at)) else _no_store(at) from None
     except PermissionError:
         raise _not_permitted(file) from None
     try:
@@ -78,9 +113,19 @@ def open_store(at: Where) -> Reader:
         raise
 
 
-def _not_permitted(file: Path) -> ConfigurationError:
+def _not_permitted(file: Path) -> NotPermittedError:
     cure = "use sudo, or run this as the user that the instance runs as"
-    return ConfigurationError(Problem("", "may not be read by this user", cure), source=str(file))
+    return NotPermittedError(Problem("", "may not be read by this user", cure), source=str(file))
+
+
+def _of_service(at: Where) -> Path | None:
+    """Return the store of the host's service, if this user named no directory and is not root."""
+    from consumer_framework.adapters.store.files import DATABASE  # noqa: PLC0415
+    from consumer_framework.runtime import state_files  # noqa: PLC0415
+
+    directory = state_files.SYSTEM_STATE / at.instance
+    is_own = at.directory == state_files.users_directory(at.instance) != directory
+    return directory / DATABASE if is_own and os.access(directory, os.F_OK) else None
 
 
 def _no_store(at: Where) -> ConfigurationError:
@@ -107,7 +152,7 @@ def row_numbers(given: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(int(word) for word in given))
 
 
-def find_rows(store: Reader, numbers: Sequence[int], at: Where) -> list[Row]:
+def find_rows(store: AnyReader, numbers: Sequence[int], at: Where) -> list[Row]:
     """Find all these rows.
 
     Raises:
@@ -122,7 +167,7 @@ def find_rows(store: Reader, numbers: Sequence[int], at: Where) -> list[Row]:
     return [cast("Row", row) for _, row in found]
 
 
-def find_fingerprint(store: Reader, wanted: str) -> str:
+def find_fingerprint(store: AnyReader, wanted: str) -> str:
     """Find the one fingerprint that is, or else contains, *wanted*.
 
     Raises:
@@ -141,7 +186,7 @@ def find_fingerprint(store: Reader, wanted: str) -> str:
 
 
 def choose(
-    store: Reader,
+    store: AnyReader,
     at: Where,
     fingerprint: str | None,
     where: Sequence[Condition] = (),
@@ -173,7 +218,7 @@ def nothing(conditions: Sequence[Condition]) -> str:
     return f"nothing is quarantined{' that fits' if conditions else ''}"
 
 
-def choose_one(store: Reader, at: Where, where: Sequence[Condition]) -> Row:
+def choose_one(store: AnyReader, at: Where, where: Sequence[Condition]) -> Row:
     """Find the one row that a command names: by its number, or the oldest that fits *where*.
 
     Raises:

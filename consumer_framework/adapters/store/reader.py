@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import deque
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -18,7 +17,7 @@ from . import ramps
 from .export import damaged_line_of, line_of
 from .files import described
 from .matching import columns_for, fits
-from .records import Group, Row, State, Stats, delivery_of, key_of, text
+from .records import Group, Row, State, Stats, delivery_of, in_lane_order, key_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -60,7 +59,8 @@ _ROW = f"""SELECT m.id, m.state, m.queue, m.exchange, m.routing_key, m.message_i
     m.crashes, m.created, m.updated, m.parent, m.lane,
     CASE WHEN m.waits = 1 AND m.state <> 'superseded' THEN
         (SELECT f.id FROM messages AS f WHERE f.lane = m.lane AND f.lane <> ''
-        AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind, m.ordered_by
+        AND f.state <> 'superseded' ORDER BY f.position LIMIT 1) END AS behind, m.ordered_by,
+    m.position
     {_LATEST}"""  # noqa: S608 -- of constants
 _GROUPS = """SELECT fingerprint, count(*), min(created), max(updated), min(id) FROM messages
     WHERE state = 'quarantined' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))
@@ -275,12 +275,7 @@ class Reader:
     def in_lane_order(self, numbers: Iterable[int]) -> list[int]:
         """Sort the rows of each lane, in the places that the lane has among *numbers*."""
         given = list(numbers)
-        found = self._select(_IN_ORDER, json.dumps(given))
-        lanes = dict(found)
-        members: dict[str, deque[int]] = {}
-        for number, lane in found:
-            members.setdefault(lane, deque()).append(number)
-        return [members[lanes[n]].popleft() if n in lanes else n for n in given]
+        return in_lane_order(given, self._select(_IN_ORDER, json.dumps(given)))
 
     def groups(self, where: Sequence[Condition] = (), now: float = 0.0) -> list[Group]:
         """Return the causes of quarantined messages, the most frequent first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from zlib import crc32
@@ -17,7 +18,7 @@ from consumer_framework.core.secrets import redact
 from . import properties
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 # The columns of the message as it was received. They never change.
@@ -54,6 +55,8 @@ class Row:
             this row is the first, is superseded, or has no lane.
         ordered_by: The last order about it, a replay or an edit, with the operator and the time;
             "" for none.
+        position: Its place among the rows of its lane: the number of the row that it was edited
+            from first, or its own. 0 from an instance that is older than this field.
     """
 
     id: int
@@ -76,6 +79,7 @@ class Row:
     lane: str
     behind: int | None
     ordered_by: str = ""
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,21 @@ def key_of(delivery: Delivery) -> bytes:
         digest.update(len(octets).to_bytes(8, "big"))
         digest.update(octets)
     return digest.digest()
+
+
+def in_lane_order(numbers: Sequence[int], members: Iterable[tuple[int, str]]) -> list[int]:
+    """Sort the rows of each lane, in the places that the lane has among *numbers*.
+
+    Args:
+        numbers: Rows, with or without a lane.
+        members: Those that have a lane, with it, in the order of their positions.
+    """
+    lanes: dict[int, str] = {}
+    queues: dict[str, deque[int]] = {}
+    for number, lane in members:
+        lanes[number] = lane
+        queues.setdefault(lane, deque()).append(number)
+    return [queues[lanes[n]].popleft() if n in lanes else n for n in numbers]
 
 
 def text(value: str | bytes) -> str:

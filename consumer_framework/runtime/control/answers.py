@@ -6,11 +6,11 @@ Import them from :mod:`.schema`, which has everything of a request and its answe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from consumer_framework.adapters.store import Group, Row  # noqa: TC001 -- pydantic reads it
-from consumer_framework.core.attempt import Attempt  # noqa: TC001 -- likewise
+from consumer_framework.core.attempt import Attempt, RouteEnding  # noqa: TC001 -- likewise
 from consumer_framework.core.errors import Problem  # noqa: TC001 -- likewise
 from consumer_framework.core.loss import Loss  # noqa: TC001 -- pydantic reads it
 from consumer_framework.core.stats import Snapshot
@@ -215,6 +215,11 @@ class RampReport:
     rate: float | None
     stop_at: float | None
     running: bool
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same, but for *running*, as :attr:`.StoredRamp.facts` has it."""
+        return {name: value for name, value in asdict(self).items() if name != "running"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,18 +446,39 @@ class CausesReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteReport:
+    """The state of one route of a message.
+
+    Attributes:
+        route: The name of the route.
+        ending: ``done``; ``dropped`` by the route; it runs again ``later``; ``failed`` for good.
+        until: When it runs again, in seconds since the epoch; 0 unless it is ``later``.
+        reason: The reason; "" for none.
+    """
+
+    route: str
+    ending: RouteEnding
+    until: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredMessage:
     """A message of the store, with its failures.
 
     Attributes:
         row: The facts about it.
         message: The message, as ``fedora-messaging publish`` reads it. One that is no valid message
-            has its bytes in ``body_base64``.
+            has its bytes in ``body_base64``, and so has each one with ``raw``.
         failures: Its failed attempts, with their tracebacks.
         steps: The steps that are done, and that a replay skips, with their results.
+        received: The time when it came from the broker, in seconds since the epoch.
+        routes: The states of the routes of its consumer that have had it.
     """
 
     row: Row
     message: dict[str, Any]
     failures: tuple[Attempt, ...]
     steps: dict[str, Any]
+    received: float = 0.0
+    routes: tuple[RouteReport, ...] = ()

@@ -63,7 +63,20 @@ class ControlError(FrameworkError):
     exit_code = 1
 
 
-class _ClosedError(ControlError):
+class RefusedError(ControlError):
+    """The running instance refused a request, or failed before its first answer.
+
+    Args:
+        message: One line that says why.
+        status: The code of its response.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ClosedError(ControlError):
     """This user may not connect to a socket."""
 
 
@@ -191,12 +204,13 @@ class Client:
             raise EOFError
         return line
 
-    def _refused(self, response: HTTPResponse) -> ControlError:
+    def _refused(self, response: HTTPResponse) -> RefusedError:
         try:
             detail = str(json.loads(response.read(_LONGEST_ANSWER))["detail"])
         except (ValueError, KeyError, TypeError):
             detail = f"HTTP status {response.status}"
-        return ControlError(f"{self._path}: {self._who} says: {' '.join(detail.split())}")
+        what = f"{self._path}: {self._who} says: {' '.join(detail.split())}"
+        return RefusedError(what, response.status)
 
     def _gone(self, otherwise: str) -> ControlError:
         return ControlError(f"{self._path}: {self._who} stopped before it was done; {otherwise}")
@@ -306,7 +320,7 @@ def _first_of(paths: Sequence[Path], timeout: float | None) -> Client | None:
     for path in paths:
         try:
             client = _connect(path, timeout)
-        except _ClosedError as error:
+        except ClosedError as error:
             # Another socket of the same process may be open for its operators.
             closed = closed or error
         else:
@@ -332,7 +346,7 @@ def _connect(path: Path, timeout: float | None) -> Client | None:
         who = _who(path)
         cure = f"use sudo, or run this as the user that {who} runs as"
         reason = (error.strerror or str(error)).lower()
-        kind = _ClosedError if isinstance(error, PermissionError) else ControlError
+        kind = ClosedError if isinstance(error, PermissionError) else ControlError
         raise kind(f"{path}: {who} cannot be asked: {reason}; {cure}") from error
 
 

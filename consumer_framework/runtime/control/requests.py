@@ -19,6 +19,7 @@ from consumer_framework.core.delivery import codec_of
 from consumer_framework.core.disposition import Reject
 from consumer_framework.core.errors import DamagedRowError
 from consumer_framework.core.log_fields import fields
+from consumer_framework.core.secrets import redact
 from consumer_framework.runtime.observe.log import describe
 
 from . import replays, schema
@@ -31,6 +32,7 @@ from .schema import (
     Edited,
     Pong,
     QuarantineReport,
+    RouteReport,
     StatusReport,
     StoredMessage,
     encode_answer,
@@ -116,7 +118,7 @@ class Responder:
         where, now = await conditions_of(request.where), time.time()
         rows = await self._store.read_aside(
             lambda reader: reader.rows(
-                state=request.state,
+                state=None if request.state == "any" else request.state,
                 fingerprint=request.fingerprint or None,
                 queue=request.queue or None,
                 topic=request.topic or None,
@@ -150,13 +152,21 @@ class Responder:
         if row is None or delivery is None:
             raise Refusal(HTTPStatus.NOT_FOUND, f"row {request.row} is not, or no longer, there")
         steps = self._store.steps(request.row)
-        failures = delivery.history.attempts
-        shown = StoredMessage(row, json.loads(line_of(delivery)), failures, steps)
+        failures, states = delivery.history.attempts, delivery.history.routes
+        raw = json.loads(raw_line_of(_without_secrets(delivery)))
+        shown = StoredMessage(
+            row,
+            raw if request.raw else json.loads(line_of(delivery)),
+            failures,
+            steps,
+            delivery.received_at,
+            tuple(RouteReport(*state) for state in states),
+        )
         try:
             encode_answer(shown)
         except RecursionError:
             # Its body is nested too deeply for JSON.
-            shown = replace(shown, message=json.loads(raw_line_of(delivery)))
+            shown = replace(shown, message=raw)
         yield shown
 
     async def drop(self, request: schema.Drop) -> AsyncGenerator[Dropped, None]:
@@ -228,6 +238,12 @@ class Responder:
     def is_idle(self) -> bool:
         """Tell if no row is replayed, and none waits for that."""
         return self._replays.is_idle
+
+
+def _without_secrets(delivery: Delivery) -> Delivery:
+    # In base64 nobody would find them again.
+    text = delivery.body.decode("utf-8", "surrogateescape")
+    return delivery._replace(body=redact(text).encode("utf-8", "surrogateescape"))
 
 
 def _log_row(row: Row, what: str, disposition: Disposition | None = None) -> None:

@@ -43,6 +43,7 @@ from .answers import (
     RelayStatusReport,
     ReloadReport,
     Replayed,
+    RouteReport,
     Selected,
     SettingsReport,
     Stack,
@@ -97,6 +98,7 @@ __all__ = [
     "Replayed",
     "Request",
     "Resume",
+    "RouteReport",
     "RowNumber",
     "Selected",
     "Selection",
@@ -321,7 +323,7 @@ class Quarantine(Request[QuarantineReport]):
     """List messages of the store.
 
     Attributes:
-        state: Those in this state.
+        state: Those in this state, or in any.
         topic: Those of these topics; ``*`` stands for any text; "" for all.
         fingerprint: Those of this cause; "" for all.
         queue: Those of this queue; "" for all.
@@ -330,7 +332,7 @@ class Quarantine(Request[QuarantineReport]):
         limit: So many at most.
     """
 
-    state: Literal["quarantined", "deferred", "replaying", "superseded"] = "quarantined"
+    state: Literal["quarantined", "deferred", "replaying", "superseded", "any"] = "quarantined"
     topic: str = ""
     fingerprint: str = ""
     queue: str = ""
@@ -357,9 +359,15 @@ class ShowReplay(Request[RampReport]):
 
 @dataclass(frozen=True, slots=True)
 class Show(Request[StoredMessage]):
-    """Show one message of the store."""
+    """Show one message of the store.
+
+    Attributes:
+        row: Its row.
+        raw: Show the bytes and the AMQP properties of the message, and not its JSON.
+    """
 
     row: RowNumber
+    raw: bool = False
 
 
 def answers_of(kind: type[Request[Any]]) -> tuple[type, ...]:
