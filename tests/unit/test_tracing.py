@@ -10,7 +10,7 @@ import pika
 import pytest
 from fedora_messaging.message import Message
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
@@ -336,3 +336,23 @@ def test_a_provider_of_the_authors_gets_the_spans_and_is_not_ended(world, monkey
         tracing.end(begun, None)
         tracing.close()
     assert [span.name for span in world.spans] == ["process builds"] * 2
+
+
+class Broken(SpanProcessor):
+    """A span processor of somebody else's."""
+
+    def __init__(self, method):
+        setattr(self, method, self.fail)
+
+    def fail(self, *_args, **_kwargs):
+        raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_end"])
+def test_a_span_processor_with_a_defect_costs_traces_and_no_messages(world, method, caplog):
+    world.provider.add_span_processor(Broken(method))
+    first, second = delivered(1), delivered(2)
+    handler = Handler("handler", call=lambda _message: None)
+    assert world.run(handler, first, second) == [Succeeded(), Succeeded()]
+    world.tracing.notify(settled(first))
+    assert [each.getMessage() for each in caplog.records] == ["a message cannot be traced"]
