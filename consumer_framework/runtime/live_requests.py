@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Answers the requests about a running instance: what it does, and orders that change that."""
+"""Answers the requests about a running instance, and the orders to pause it or to log more."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from consumer_framework.core import secrets
@@ -481,3 +482,20 @@ def test_operators_cannot_keep_root_out_by_many_connections():
         again.connectionLost(None)
 
     asyncio.run(run())
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_hung_up_on():
+    clock = Clock()
+    client = factory_of({}).buildProtocol(None)
+    client.callLater = clock.callLater
+    transport = StringTransport()
+    client.makeConnection(transport)
+    for byte in b"GET /v1":
+        client.dataReceived(bytes([byte]))
+        clock.advance(8)
+    assert not transport.disconnecting
+    client.dataReceived(b" HTTP")
+    clock.advance(8)
+    assert transport.disconnecting
+    client.connectionLost(None)
+    assert clock.getDelayedCalls() == []
