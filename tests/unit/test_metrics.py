@@ -368,6 +368,12 @@ def test_it_listens_on_loopback_unless_told_otherwise_and_each_worker_has_a_port
     assert Monitoring(address=address, port=8000).place(worker) == place
 
 
+def test_a_worker_that_may_not_look_at_its_file_has_the_number_of_its_name(tmp_path):
+    # Root may look at everything, so the directory cannot be looked at for another reason.
+    closed = tmp_path / ("x" * 300)
+    assert [number_on_host(name, closed) for name in ("builds", "builds_3")] == [1, 3]
+
+
 def test_a_worker_has_its_number_by_the_link_of_its_file(tmp_path):
     (tmp_path / "builds.toml").write_text("")
     (tmp_path / "builds_3.toml").symlink_to("builds.toml")
