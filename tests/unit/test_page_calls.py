@@ -192,6 +192,10 @@ class TestAccess:
         assert self.refused(cookies=entered(Access())) == 401
         assert self.refused(cookies=f"a=b; {self.cookie}; c=d") is None
 
+    @pytest.mark.parametrize("other", ['{"a": [1]}=b', 'a={"b": "c, d"}', 'a="b', "a b", "ü=ü"])
+    def test_a_strange_cookie_of_another_server_keeps_nobody_out(self, other):
+        assert self.refused(cookies=f"{other}; {self.cookie}") is None
+
     def test_a_page_of_another_site_cannot_read_the_cookie_or_use_it(self):
         access = Access()
         assert "; HttpOnly; SameSite=Strict" in (access.enter(access.token) or "")
