@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import subprocess
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 PICTURES = Path(__file__).parent / "howto"
 _SIZE = (80, 24)
 # Seconds.
-_INTERVAL = 0.5
-_WORK, _LOOK = 25.0, 5.0
+_INTERVAL = 4.0
+_WORK, _LOOK = 55.0, 9.0
 _PATIENCE = 90.0
 _CONSUMERS = """\
 import time
@@ -77,13 +78,14 @@ routing_keys = ["org.fedoraproject.prod.{name}.#"]
 immediate = 0
 delays = []
 """
-# The instances, their handlers, their topics, and the messages in a second that they get.
-_INSTANCES = {
-    "bodhi": ("picky", "update.request.testing", 80),
-    "builds": ("quick", "build.state.change", 120),
-    "copr": ("slow", "build.end", 12),
-    "koji": ("quick", "task.state.change", 30),
-    "wiki": ("quick", "article.edit", 2),
+# The instances, their handlers, their topics, and the messages that they have got after so many
+# seconds: all at first, more and more, or the same.
+_INSTANCES: dict[str, tuple[str, str, Callable[[float], float]]] = {
+    "bodhi": ("picky", "update.request.testing", lambda t: 150 * min(t, 9) + 3 * t),
+    "builds": ("quick", "build.state.change", lambda t: 2 * t**2),
+    "copr": ("slow", "build.end", lambda t: 12 * t),
+    "koji": ("quick", "task.state.change", lambda t: t**1.8),
+    "wiki": ("quick", "article.edit", lambda t: 2 * t + 16 * math.sin(t / 8) ** 2),
 }
 _PAUSED = "koji"
 _SHOWN = "copr"
@@ -98,11 +100,13 @@ def _running(directory: Path, url: str) -> Iterator[None]:
     state_files.SYSTEM_STATE = lib
     options.CONFIGURATION_DIRECTORY = etc
     with ExitStack() as stack:
-        for name, (handler, _topic, _rate) in _INSTANCES.items():
+        for name, (handler, _topic, _count) in _INSTANCES.items():
             file = etc / f"{name}.toml"
             file.write_text(_CONFIGURATION.format(url=url, name=name, handler=handler))
             state = str(lib / name)
             environment = {"STATE_DIRECTORY": state, "RUNTIME_DIRECTORY": state}
+            # It looks at its queue three times in that time.
+            environment["WATCHDOG_USEC"] = "9000000"
             process = subprocess.Popen(  # noqa: S603 -- a command of this file
                 [str(Path(sys.executable).with_name("fm-consumer")), "run", "--conf", str(file)],
                 env={**os.environ, "PYTHONPATH": str(directory), **environment},
@@ -132,8 +136,8 @@ def _publish(url: str, ended: threading.Event) -> None:
         channel = connection.channel()
         while not ended.wait(0.1):
             passed = time.monotonic() - begun
-            for name, (_handler, topic, rate) in _INSTANCES.items():
-                while sent[name] < passed * rate:
+            for name, (_handler, topic, count) in _INSTANCES.items():
+                while sent[name] < count(passed):
                     sent[name] += 1
                     properties = pika.BasicProperties(  # type: ignore[no-untyped-call]
                         message_id=str(uuid.uuid4()),
@@ -173,7 +177,7 @@ async def _until(pilot: Pilot[None], app: TopApp, holds: Callable[[list[Row]], b
     while not holds([line.row for line in app.board.lines()]) or not app.board.lines():
         if time.monotonic() > end:
             raise RuntimeError(app.board.summary)
-        await pilot.pause(_INTERVAL)
+        await pilot.pause(0.2)
 
 
 def _without_fonts(picture: str) -> str:

@@ -15,12 +15,14 @@ conventions for messaging. Import this module only if traces are on.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from opentelemetry import context, trace
 from opentelemetry.sdk.resources import Resource
@@ -36,12 +38,16 @@ from consumer_framework.core.ports import Observer, Settled
 from consumer_framework.core.secrets import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from consumer_framework.core.delivery import Delivery
     from consumer_framework.core.ports import Observation
+
+P = ParamSpec("P")
+
+_log = logging.getLogger(__name__)
 
 # Seconds that the end of the process waits for the last spans.
 LAST_SPANS = 3.0
@@ -67,15 +73,40 @@ class _Begun:
     deliveries: Sequence[Delivery]
 
 
+def _harmless(
+    method: Callable[Concatenate[Tracing, P], object],
+) -> Callable[Concatenate[Tracing, P], Any]:
+    """Let *method* return None where it would raise: a message is more important than its trace.
+
+    The provider's samplers and span processors may be anybody's. The first failure is logged.
+    """
+
+    @wraps(method)
+    def guarded(self: Tracing, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception:  # noqa: BLE001 -- anybody's
+            level = logging.DEBUG if self.has_failed else logging.WARNING
+            self.has_failed = True
+            _log.log(level, "a message cannot be traced", exc_info=True)
+            return None
+
+    return guarded
+
+
 class Tracing(Observer):
-    """Traces the runs of one instance.
+    """Traces the runs of one instance. No failure of it reaches a message.
 
     Args:
         provider: Makes the tracer.
         owned: Whether this object ends the provider.
+
+    Attributes:
+        has_failed: Whether a message could not be traced.
     """
 
     def __init__(self, provider: trace.TracerProvider, *, owned: bool = False) -> None:
+        self.has_failed = False
         self._provider = provider
         self._owned = owned
         self._tracer = provider.get_tracer("consumer_framework")
@@ -83,7 +114,8 @@ class Tracing(Observer):
         self._ended: OrderedDict[tuple[int, int, int], tuple[SpanContext, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, deliveries: Sequence[Delivery]) -> _Begun:
+    @_harmless
+    def begin(self, deliveries: Sequence[Delivery]) -> Any:
         """Begin the span of a run, and let it be the current one in this context."""
         first = deliveries[0]
         attributes = _attributes(first, "process")
@@ -104,10 +136,12 @@ class Tracing(Observer):
         )
         return _Begun(span, context.attach(trace.set_span_in_context(span)), deliveries)
 
+    @_harmless
     def leave(self, begun: _Begun) -> None:
         """Let the span not be the current one any more; call it in the context of its begin."""
         context.detach(begun.token)
 
+    @_harmless
     def end(self, begun: _Begun, error: BaseException | None) -> None:
         """End the span of a run, with the exception that ended the run; in any context."""
         span = begun.span
@@ -124,6 +158,7 @@ class Tracing(Observer):
             while len(self._ended) > _MOST_RUNS:
                 self._ended.popitem(last=False)
 
+    @_harmless
     def notify(self, event: Observation) -> None:
         """Trace a settle, below the run of its delivery."""
         if not isinstance(event, Settled):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,8 @@ def top(  # noqa: PLR0913, PLR0917 -- one for each option
 
 
 def _refuse_without_terminal() -> None:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    can_draw = os.environ.get("TERM", "dumb") != "dumb"
+    if not (can_draw and sys.stdin.isatty() and sys.stdout.isatty()):
         cure = "use 'fm-consumer top --once', or 'fm-consumer status --json' for a program"
         raise Refusal(f"top draws in a terminal, and there is none; {cure}")
     if find_spec("textual") is None:

@@ -199,7 +199,7 @@ class TopApp(App[None]):
 
     def _show_reason(self) -> None:
         line = self.board.line(self.chosen) if self.chosen else None
-        reason = f"{line.key}: {line.row.reason}" if line and line.row.reason else ""
+        reason = _reason(line.row, str(line.key)) if line and line.row.reason else ""
         self._reason.update(safe(self._problem or reason))
         self._reason.set_class(bool(self._problem), "problem")
 
@@ -375,6 +375,12 @@ def _cells(line: Line) -> list[Text]:
     return [Text(safe(text), how, no_wrap=True, overflow="ellipsis") for text, how in cells]
 
 
+def _reason(row: Row, name: str) -> str:
+    """Return the condition with its reason; that of a pause begins with ``by SOMEBODY``."""
+    between = " " if row.reason.startswith("by ") else ": "
+    return f"{name}: {row.condition}{between if row.reason else ''}{row.reason}"
+
+
 def _loss_style(seconds: float | None) -> str:
     if seconds is None or seconds >= _DAY:
         return ""
@@ -396,8 +402,7 @@ def _detail_lines(line: Line | None, details: Details | None, now: float) -> Ite
 
 def _state_lines(line: Line) -> Iterator[Text]:
     row = line.row
-    reason = f": {row.reason}" if row.reason else ""
-    yield Text(safe(f"{line.key}  {row.condition}{reason}"), _STYLES[line.urgency] or "bold")
+    yield Text(safe(_reason(row, str(line.key))), _STYLES[line.urgency] or "bold")
     if row.loss is not None:
         text = f"loss in {age_cell(row.loss.seconds)}: {row.loss.subject}; {row.loss.cure}"
         yield Text(safe(text), _loss_style(row.loss.seconds))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # The reason of a pause, for the log and the status.
-_REASON = "fm-consumer top"
+_REASON = "with fm-consumer top"
 
 
 class Source(ABC):
@@ -82,7 +82,7 @@ class _Collector:
     def part(self, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (FrameworkError, ValueError) as error:
+        except (FrameworkError, OSError, ValueError) as error:
             self.problems.append(str(error))
             return None
 
@@ -119,14 +119,17 @@ class ThisHost(Source):
     def order(self, row: Row, verb: str) -> str:
         """Send the order to the instance itself."""
         request = Pause(_REASON) if verb == "pause" else Resume()
-        report = self._asked(row.name, lambda client: next(iter(client.ask(request))))
+        # It has the time of any order.
+        report = self._asked(row.name, lambda client: next(iter(client.ask(request))), None)
         if report is None:
             raise ControlError(f"{row.name} does not run")
         return f"{row.name}: {'; '.join(report.reasons) or 'takes messages'}"
 
-    def _asked(self, name: str, ask: Callable[[Client], T]) -> T | None:
+    def _asked(
+        self, name: str, ask: Callable[[Client], T], timeout: float | None = LOOK_TIMEOUT
+    ) -> T | None:
         for directory in directories_of(name, self._state_dir):
-            with connected(directory, name, LOOK_TIMEOUT) as client:
+            with connected(directory, name, timeout) as client:
                 if client is not None:
                     return ask(client)
         return None

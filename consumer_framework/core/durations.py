@@ -9,10 +9,10 @@ the histograms to Prometheus.
 from __future__ import annotations
 
 from bisect import bisect_left
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from .attempt import NO_HISTORY
+from .lag import moment_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -124,7 +124,7 @@ class Durations:
             if not headers or (sent := headers.get("sent-at")) is None:
                 continue
             if sent != self._last_sent:
-                self._last_sent, self._last_time = sent, published_at(sent)
+                self._last_sent, self._last_time = sent, sent_at(sent)
             if self._last_time is not None:
                 on_the_way = delivery.received_at - self._last_time
                 waited = on_the_way + started_at - delivery.arrived_at
@@ -149,25 +149,11 @@ class Durations:
         return found
 
 
-def published_at(sent: object) -> float | None:
-    """Read a ``sent-at`` header, as fedora-messaging writes it.
-
-    Args:
-        sent: The value of the header, which a publisher may have made up.
-
-    Returns:
-        Seconds since the epoch; None if it is no time, or before the epoch. A time without a zone
-        is UTC.
-    """
-    if not isinstance(sent, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(sent)
-    except ValueError:
-        return None
-    seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def sent_at(header: object) -> float | None:
+    """Read a ``sent-at`` header as :func:`.moment_of` does; None also before the epoch."""
+    moment = moment_of(header)
     # A single made-up date must not decide about the average.
-    return seconds if seconds > 0 else None
+    return moment if moment is not None and moment > 0 else None
 
 
 def _bounded(name: str, known: set[str]) -> str:

@@ -49,7 +49,7 @@ def published_at(properties: Properties) -> float | None:
     times = (
         _number(headers.get(RECEIVED_AT), 0.001),
         _number(getattr(properties, "timestamp", None)),
-        _moment(headers.get(SENT_AT)),
+        moment_of(headers.get(SENT_AT)),
     )
     return next((moment for moment in times if moment is not None), None)
 
@@ -61,7 +61,15 @@ def _number(value: Any, unit: float = 1.0) -> float | None:
     return value * unit if is_number and value > 0 else None
 
 
-def _moment(text: Any) -> float | None:
+def moment_of(text: object) -> float | None:
+    """Read a ``sent-at`` header, as fedora-messaging writes it.
+
+    Args:
+        text: The value of the header, which a publisher may have made up.
+
+    Returns:
+        Seconds since the epoch; None if it is no time. A time without a zone is UTC.
+    """
     if not isinstance(text, str):
         return None
     try:

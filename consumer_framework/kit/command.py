@@ -26,6 +26,7 @@ from consumer_framework.core.errors import (
     DependencyFault,
     Drop,
     Halt,
+    Problem,
     Quarantine,
     Retry,
     Skip,
@@ -34,9 +35,10 @@ from consumer_framework.core.text import Duration, about, plural, printable, pri
 
 from . import process
 from .message_json import as_object, line_of
+from .places import is_directory, is_there
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from fedora_messaging.message import Message
 
@@ -250,6 +252,23 @@ class RunCommand(Consumer):
         weakref.finalize(self, os.close, self._stop)
         self._done = 0
         self._lock = threading.Lock()
+
+    @classmethod
+    def check_config(cls, config: CommandConfig, *, connect: bool) -> Iterator[Problem]:  # noqa: ARG003 -- it asks nobody
+        """Look for the program and the directory. The rights of the service are not known here."""
+        program = config.command[0] if config.command else _SHELL
+        path = config.environment.get("PATH", _PATH)
+        is_path_known = "PATH" in config.environment or "PATH" not in config.pass_environment
+        if "/" in program:
+            is_missing = is_there(Path(program)) is False
+        else:
+            is_missing = is_path_known and shutil.which(program, os.F_OK, path) is None
+        if is_missing:
+            where = "" if "/" in program else f" in PATH={path}"
+            cure = "correct it, or set PATH in consumer_config.environment"
+            yield Problem("command", f"there is no program {program!r}{where}", cure)
+        if config.directory is not None and is_directory(config.directory) is False:
+            yield Problem("directory", f"there is no directory {config.directory}", "create it")
 
     def setup(self) -> None:
         """Find the program and the directory.

@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import stat
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from consumer_framework.author.consumer import BatchConsumer
 from consumer_framework.core.errors import DependencyFault, Problem, Quarantine
 
 from .message_json import as_object, line_of
+from .places import is_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,16 +37,6 @@ if TYPE_CHECKING:
 
 # Bytes that are read at once to find the last newline.
 _BLOCK = 65536
-
-
-def _is_directory(path: Path) -> bool | None:
-    """Tell if there is such a directory; None where this user may not look."""
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return None
 
 
 def _absolute(path: Path) -> Path:
@@ -80,9 +70,9 @@ class AppendJsonLines(BatchConsumer):
     def check_config(cls, config: JsonLinesConfig, *, connect: bool) -> Iterator[Problem]:  # noqa: ARG003 -- it asks nobody
         """Look for the directory of the file. The rights of the service are not known here."""
         path = config.path
-        if _is_directory(path):
+        if is_directory(path):
             yield Problem("path", f"{path} is a directory", "name a file in it")
-        elif _is_directory(path.parent) is False:
+        elif is_directory(path.parent) is False:
             yield Problem("path", f"there is no directory {path.parent}", "create it")
 
     def setup(self) -> None:

@@ -8,6 +8,7 @@ rule can find it.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ def gather(
             if isinstance(page, ControlError):
                 found.problems.append(str(page))
             elif page is not None:
-                found.add(text_string_to_metric_families(page), process.label, process.name)
+                found.add(page, process.label, process.name)
     for one in host.instances:
         if one.report is None and (every or one.should_run):
             found.add(_of_silent(one), INSTANCE_LABEL, one.name)
@@ -143,12 +144,17 @@ def _sockets_of(name: str, state: Path | None) -> list[Path]:
     return [path for directory in directories for path in instance_sockets(directory, name)]
 
 
-def _page_of(process: Process) -> str | ControlError | None:
+def _page_of(process: Process) -> list[Metric] | ControlError | None:
     try:
         with connected_to(process.sockets, LOOK_TIMEOUT) as client:
-            return client.page("/metrics") if client is not None else None
+            page = client.page("/metrics") if client is not None else None
     except ControlError as error:
         return error
+    try:
+        return None if page is None else list(text_string_to_metric_families(page))
+    except Exception as error:  # noqa: BLE001 -- the parser has no exception of its own
+        # One process must not take the metrics of all others away.
+        return ControlError(f"{process.name}: its metrics are not understood: {error}")
 
 
 def _of_silent(one: InstanceStatus) -> Iterator[Metric]:
@@ -187,9 +193,10 @@ def write(directory: Path, text: bytes) -> Path:
             file = Path(new.name)
             try:
                 new.write(text)
+                # node-exporter has a user of its own. Not by name: the directory may be that
+                # user's, and this process root's.
+                os.fchmod(new.fileno(), 0o644)
                 new.close()
-                # node-exporter has a user of its own.
-                file.chmod(0o644)
                 file.replace(target)
             except BaseException:
                 file.unlink(missing_ok=True)

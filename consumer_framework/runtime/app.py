@@ -96,6 +96,14 @@ def run(options: RunOptions, observer: Observer | None = None) -> int:
     surroundings = Surroundings(files, notifier, clock, reactor, observer, traces)
     instance = Instance(settings, plan, surroundings)
     runner = Runner(instance, options)
+    _run_reactor(instance, runner)
+    if traces is not None:
+        traces.close()
+    runner.process_exit.begin()
+    return instance.exit_code
+
+
+def _run_reactor(instance: Instance, runner: Runner) -> None:
     # Twisted declares its reactor as a module.
     untyped: Any = reactor
     close_sockets_in_forks(untyped)
@@ -106,10 +114,6 @@ def run(options: RunOptions, observer: Observer | None = None) -> int:
     # objects have open are written when the objects go.
     for call in untyped.getDelayedCalls():
         call.cancel()
-    if traces is not None:
-        traces.close()
-    runner.process_exit.begin()
-    return instance.exit_code
 
 
 def _traces_of(framework: Framework, instance: str) -> Tracing | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Answers the requests about a running instance: what it does, and orders that change that."""
+"""Answers the requests about a running instance, and the orders to pause it or to log more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consumer_framework.runtime.observe.events import EventFeed
 from consumer_framework.settings import settings_of
 
 from .control import schema
-from .control.operators import who_orders
+from .control.operators import short_name
 from .control.routes import Refusal, this_process
 from .control.schema import GateReport, InFlightReport, Watching
 from .log_levels import LogLevels
@@ -98,7 +98,7 @@ class LiveRequests:
         """
         self._require_work("paused")
         why = printable(request.reason)
-        text = f"by {who_orders()}{f': {why}' if why else ''}"
+        text = f"ordered by {short_name()}{f' ({why})' if why else ''}"
         self._instance.dispatcher.pause(text)
         yield self._report()
 

@@ -97,8 +97,11 @@ class Watchdog:
         return self._instance.notifier.watchdog_seconds - longest
 
     def _feed(self) -> None:
-        self._check()
-        self._timer = asyncio.get_running_loop().call_later(self._interval, self._feed)
+        try:
+            self._check()
+        finally:
+            # A defect in a look at the instance must not let the service manager abort it.
+            self._timer = asyncio.get_running_loop().call_later(self._interval, self._feed)
 
     def _check(self) -> None:
         if self._instance.state is State.BUILDING:

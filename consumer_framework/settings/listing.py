@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from .table import Takes
 
 HIDDEN = "<hidden>"
-_PASSWORD = re.compile(r"(://[^\s/@:]*:)[^\s/@]+@")
+# The password of a URL ends at the last "@" before the path (RFC 3986, as urllib reads it).
+_PASSWORD = re.compile(r"(://[^\s/@:]*:)[^\s/]+@")
+# A part of a URL's query, or of a connection string such as PostgreSQL's.
+_NAMED_PART = re.compile(r"""\b([\w-]+)(\s?=\s?)('[^']*'|"[^"]*"|[^\s&;,]+)""")
 _LENGTHS = (seconds, seconds_or_endless)
 
 
@@ -130,6 +133,10 @@ def _without_secrets(value: Any, name: str) -> Any:
         return [_without_secrets(one, name) for one in value]
     if value not in (None, "") and may_be_secret(name):
         return HIDDEN
-    return (
-        _PASSWORD.sub(rf"\1{HIDDEN}@", redacted(value, name)) if isinstance(value, str) else value
-    )
+    if not isinstance(value, str):
+        return value
+    return _NAMED_PART.sub(_without_secret, _PASSWORD.sub(rf"\1{HIDDEN}@", redacted(value, name)))
+
+
+def _without_secret(part: re.Match[str]) -> str:
+    return f"{part[1]}{part[2]}{HIDDEN}" if may_be_secret(part[1]) else part[0]

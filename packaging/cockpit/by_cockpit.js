@@ -45,6 +45,9 @@ async function stoppable(running, signal) {
 function endOfProcess(error, signal) {
     if (signal?.aborted)
         return { exit: 130, err: "" };
+    // A program that could not be started has a status, too, which means nothing.
+    if (error.problem in KINDS)
+        throw new TransportError(KINDS[error.problem], error.message ?? error.problem);
     if (error.exit_status !== null && error.exit_status !== undefined)
         return { exit: error.exit_status, err: error.message ?? "" };
     if (error.exit_signal)

@@ -2,8 +2,9 @@
 // Orders: a dialog that asks first, shows the progress, and then the result.
 
 import { ask, follow, Problem } from "./calls.js";
+import { number } from "./format.js";
 import { html, useEffect, useRef, useState } from "./view.js";
-import { Button, Notice } from "./widgets.js";
+import { Button, Field, Notice } from "./widgets.js";
 
 /** A modal dialog: the browser keeps the focus in it, and Escape closes it. */
 export function Dialog({ title, onClose, footer, children }) {
@@ -20,7 +21,8 @@ export function Dialog({ title, onClose, footer, children }) {
     }, []);
     const cancelled = (event) => { event.preventDefault(); onClose(); };
     return html`
-        <dialog class="pf-v6-c-modal-box pf-m-sm fm-dialog" aria-labelledby="fm-dialog-title" ref=${element} onCancel=${cancelled}>
+        <dialog class="pf-v6-c-modal-box pf-m-sm fm-dialog" aria-labelledby="fm-dialog-title"
+            ref=${element} onCancel=${cancelled}>
             <header class="pf-v6-c-modal-box__header">
                 <h2 class="pf-v6-c-modal-box__title" id="fm-dialog-title">${title}</h2>
             </header>
@@ -39,11 +41,11 @@ export function Dialog({ title, onClose, footer, children }) {
  *     fields: function(values, set) that shows the choices; `defaults` are their first values.
  *     call(values): { name, values, input } of calls.json.
  *     lines: true if the call prints a line for each step.
- *     total: the number of steps, for the bar; null where it is not known.
+ *     total(values): the number of those steps, for the bar.
  *     doneOf(lines), noteOf(lines): the number of steps that are done, and a note on them.
  *     resultOf(answer): { tone, title, text, detail, result, next }; the answer is a document, or the list of
  *         lines. `next` is an order that the result offers; null for none.
- * @param {function} onClose Called at its end, with its result (none if it was not given) and the next order, if any.
+ * @param {function} onClose Called at its end with its result, none if it was not given, and the next order, if any.
  */
 export function Order({ order, onClose }) {
     const [values, setValues] = useState(order.defaults ?? {});
@@ -57,6 +59,11 @@ export function Order({ order, onClose }) {
         stopper.current = new AbortController();
         runOrder(order, values, stopper.current.signal, setState);
     };
+    const submitted = (event) => {
+        event.preventDefault();
+        if (isReady)
+            carryOut();
+    };
     const close = () => state.phase !== "running" && onClose(state.result);
     return html`
         <${Dialog} title=${state.phase === "asking" ? order.title : order.title.replace("?", "")} onClose=${close}
@@ -65,23 +72,20 @@ export function Order({ order, onClose }) {
                 onStop=${() => stopper.current.abort()} onClose=${close} />`}>
             ${state.phase === "asking" && html`
                 ${order.text && html`<div class="pf-v6-c-content">${order.text}</div>`}
-                <form class="pf-v6-c-form fm-form" id="fm-order" onSubmit=${(event) => { event.preventDefault(); isReady && carryOut(); }}>
+                <form class="pf-v6-c-form fm-form" onSubmit=${submitted}>
                     ${order.fields?.(values, set)}
-                    ${order.expects && html`<${Expected} number=${order.expects} verb=${order.verb} typed=${typed} onTyped=${setTyped} />`}
+                    ${order.expects && html`<${Expected} order=${order} typed=${typed} onTyped=${setTyped} />`}
                 </form>`}
-            ${state.phase === "running" && html`<${Progress} lines=${state.lines} total=${order.total?.(values)} order=${order} />`}
+            ${state.phase === "running" && html`
+                <${Progress} lines=${state.lines} total=${order.total?.(values)} order=${order} />`}
             ${state.phase === "ended" && html`<${Result} result=${state.result} />`}
         <//>`;
 }
 
-function Expected({ number, verb, typed, onTyped }) {
+function Expected({ order: { expects, verb }, typed, onTyped }) {
     return html`
-        <div class="pf-v6-c-form__group">
-            <label class="pf-v6-c-form__label" for="fm-expected">
-                <span class="pf-v6-c-form__label-text">Type ${number} to ${verb.toLowerCase()}</span></label>
-            <span class="pf-v6-c-form-control"><input id="fm-expected" type="text" inputmode="numeric" autocomplete="off"
-                value=${typed} onInput=${(event) => onTyped(event.target.value)} /></span>
-        </div>`;
+        <${Field} id="fm-expected"
+            label=${`Type ${expects} to ${verb.toLowerCase()}`} value=${typed} onValue=${onTyped} />`;
 }
 
 function Footer({ order, phase, isReady, next, onYes, onNext, onStop, onClose }) {
@@ -136,15 +140,13 @@ function Result({ result: { tone, title, text, detail, result } }) {
         <//>`;
 }
 
-function Progress({ lines, total, order }) {
-    const done = order.doneOf ? order.doneOf(lines) : 0;
-    if (!order.lines)
-        return html`<progress class="fm-progress" aria-label=${order.title}></progress>`;
+function Progress({ lines, total, order: { title, lines: hasSteps, doneOf, noteOf } }) {
+    if (!hasSteps)
+        return html`<progress class="fm-progress" aria-label=${title}></progress>`;
+    const done = doneOf(lines);
     return html`
-        <p role="status">${done}${total ? ` of ${total}` : ""} done${order.noteOf ? order.noteOf(lines) : ""}</p>
-        ${total
-            ? html`<progress class="fm-progress" max=${total} value=${done} aria-label=${order.title}></progress>`
-            : html`<progress class="fm-progress" aria-label=${order.title}></progress>`}`;
+        <p role="status">${number(done)} of ${number(total)} done${noteOf(lines)}</p>
+        <progress class="fm-progress" max=${total} value=${done} aria-label=${title}></progress>`;
 }
 
 /**

@@ -15,6 +15,8 @@ import { html } from "./view.js";
 import { Button, Condition, Empty, Facts, Notice, View } from "./widgets.js";
 
 const SECONDS = 2;
+// The rank of conditions that need nobody.
+const CALM = 3;
 const HOME = ["Message consumers", []];
 const TABS = [
     ["instance", "Overview", []],
@@ -50,16 +52,17 @@ function Tabs({ instance, current }) {
 }
 
 export function Instance({ instance }) {
-    const { data, problem, at, refresh } = usePolled("instance", { instance }, SECONDS);
+    const { data, at, view, refresh } = usePolled("instance", { instance }, SECONDS);
     const [dialog, order] = useOrders(refresh);
     const one = instancesOf(data).find((each) => each.name === instance);
     if (one && at)
         remember([one], at);
     return html`
-        <${InstanceView} instance=${instance} name="instance" problem=${problem} at=${at} busy=${!data && !problem}
+        <${InstanceView} instance=${instance} name="instance" ...${view}
             badge=${one && html`<${Condition} condition=${one.condition} />`}
             actions=${one && instanceOrders(one).map((each) => html`
-                <${Button} key=${each.verb} kind=${each.danger ? "secondary danger" : "secondary"} onClick=${() => order(each)}>${each.verb}<//>`)}>
+                <${Button} key=${each.verb} kind=${each.danger ? "secondary danger" : "secondary"}
+                    onClick=${() => order(each)}>${each.verb}<//>`)}>
             ${data && !one && html`<${Empty} title=${`There is no instance ${instance} on this host.`}>
                 <a href="#/">All instances</a><//>`}
             ${one && html`<${Overview} one=${one} />`}
@@ -70,7 +73,8 @@ export function Instance({ instance }) {
 function Overview({ one }) {
     const history = historyOf(one.name);
     return html`
-        ${one.reason && html`<${Notice} tone=${rankOf(one.condition) < 3 ? "warning" : "info"} title=${sentence(`${one.condition}: ${one.reason}`)} />`}
+        ${one.reason && html`<${Notice} tone=${rankOf(one.condition) < CALM ? "warning" : "info"}
+            title=${sentence(`${one.condition}: ${one.reason}`)} />`}
         ${isSoon(one.loss) && html`<${Notice} tone="warning" title=${lossTitle(one.loss)}>
             ${one.loss.cure && html`<p>${sentence(one.loss.cure)}</p>`}<//>`}
         <p class="fm-line">${one.status}</p>
@@ -83,13 +87,17 @@ function Overview({ one }) {
             <${Facts} label="State" facts=${factsOf(one)} />
             <${Facts} label="Counts since the start" facts=${countsOf(one)} />
         </div>
-        ${one.workers.length > 1 && html`<p>Workers of ${one.group}: ${one.workers.map((name) => html`
-            <a class="fm-worker" key=${name} href=${linkTo([name])} aria-current=${name === one.name ? "page" : undefined}>${name}</a>`)}</p>`}`;
+        ${one.workers.length > 1 && html`<${Workers} one=${one} />`}`;
 }
 
-function lossTitle({ subject, seconds }) {
-    return seconds <= 0 ? `Messages are lost now: ${subject}.` : `Messages are lost in ${duration(seconds)}: ${subject}.`;
+function Workers({ one }) {
+    return html`<p>Workers of ${one.group}: ${one.workers.map((name) => html`
+        <a class="fm-worker" key=${name} href=${linkTo([name])}
+            aria-current=${name === one.name ? "page" : undefined}>${name}</a>`)}</p>`;
 }
+
+const lossTitle = ({ subject, seconds }) =>
+    `Messages are lost ${seconds <= 0 ? "now" : `in ${duration(seconds)}`}: ${subject}.`;
 
 function factsOf(one) {
     return [
@@ -100,7 +108,8 @@ function factsOf(one) {
         ["Deferred", number(one.deferred)],
         ["Next one due at", one.nextDue === null ? "" : clock(one.nextDue)],
         ["Quarantined", one.quarantined
-            ? html`<a href=${linkTo([one.name, "quarantine"])}>${number(one.quarantined)}</a>` : number(one.quarantined)],
+            ? html`<a href=${linkTo([one.name, "quarantine"])}>${number(one.quarantined)}</a>`
+            : number(one.quarantined)],
         ["Outbox", one.outbox && html`<a href=${linkTo([one.name, "outbox"])}>${outboxText(one.outbox)}</a>`],
         ["Broker", one.broker],
         ["Queues", one.queues.join(", ")],

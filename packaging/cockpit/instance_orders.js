@@ -5,7 +5,7 @@ import { clock, plural } from "./format.js";
 import { html } from "./view.js";
 import { Field } from "./widgets.js";
 
-const done = (title) => () => ({ tone: "success", title, text: "", result: "done" });
+const done = (title) => () => ({ tone: "success", title, result: "done" });
 
 const BY_OPERATOR = /^by .+ \(uid \d+/u;
 
@@ -22,8 +22,8 @@ export function instanceOrders(one) {
 function pause({ name }) {
     return {
         title: `Pause ${name}?`, verb: "Pause",
-        text: html`<p>It takes no more messages until you resume or restart it. They wait in its queues, which may have a
-            limit. Running handlers finish. A replay that you order runs all the same.</p>`,
+        text: html`<p>It takes no more messages until you resume or restart it. They wait in its queues, which may
+            have a limit. Running handlers finish. A replay that you order runs all the same.</p>`,
         defaults: { reason: "" },
         fields: ({ reason }, set) => html`<${Field} id="fm-reason" label="Reason" value=${reason}
             onValue=${(text) => set("reason", text)} help="Others see it in the status." />`,
@@ -33,14 +33,19 @@ function pause({ name }) {
 }
 
 // A pause of an operator is one reason of several: the breaker, or a lost connection, may remain.
-const gateResult = (title) => ({ instances: [{ is_paused: isPaused, reasons }] }) => (
-    isPaused || !reasons.length
-        ? { tone: "success", title, text: "", result: "done" }
-        : { tone: "warning", title: "The pause has ended, but it takes no messages yet.", text: reasons.join("; "), result: "done" });
+const gateResult = (title) => ({ instances: [{ is_paused: isPaused, reasons }] }) => {
+    if (isPaused || !reasons.length)
+        return { tone: "success", title, result: "done" };
+    const still = "The pause has ended, but it takes no messages yet.";
+    return { tone: "warning", title: still, text: reasons.join("; "), result: "done" };
+};
 
 function resume({ name }) {
-    return { title: `Resume ${name}?`, verb: "Resume", text: html`<p>It takes messages again.</p>`,
-        call: () => ({ name: "resume", values: { instance: name } }), resultOf: gateResult(`${name} takes messages again.`) };
+    return {
+        title: `Resume ${name}?`, verb: "Resume", text: html`<p>It takes messages again.</p>`,
+        call: () => ({ name: "resume", values: { instance: name } }),
+        resultOf: gateResult(`${name} takes messages again.`),
+    };
 }
 
 function reload({ name }) {
@@ -52,13 +57,18 @@ function reload({ name }) {
 }
 
 function reloaded({ instances: [report] }) {
-    if (report.result === "refused" || !["unchanged", "reloaded"].includes(report.result))
-        return { tone: "danger", title: report.result === "refused" ? "The file is refused; the old settings stay." : `${report.instance} does not run.`,
-            detail: (report.problems ?? []).map(problemText).join("\n"), result: "failed" };
+    const problems = (report.problems ?? []).map(problemText).join("\n");
+    const failed = (title) => ({ tone: "danger", title, detail: problems, result: "failed" });
+    if (report.result === "refused")
+        return failed("The file is refused; the old settings stay.");
+    if (!["unchanged", "reloaded"].includes(report.result))
+        return failed(`${report.instance} does not run.`);
     const waiting = (report.changes ?? []).filter((change) => change.takes === "restart").map(({ path }) => path);
     return {
         tone: waiting.length ? "warning" : "success", result: "done",
-        title: report.result === "unchanged" ? "The file has not changed." : `${plural(report.changes.length, "change")} read.`,
+        title: report.result === "unchanged"
+            ? "The file has not changed."
+            : `${plural(report.changes.length, "change")} read.`,
         text: waiting.length ? `These wait for a restart: ${waiting.join(", ")}.` : "",
     };
 }
@@ -75,9 +85,11 @@ export function logLevel(name) {
         fields: ({ level, age }, set) => html`
             <${Field} id="fm-level" label="Level" value=${level} onValue=${(text) => set("level", text)}
                 choices=${["DEBUG", "INFO", "WARNING", "ERROR"].map((one) => [one, one])} />
-            <${Field} id="fm-age" label="For" value=${age} onValue=${(text) => set("age", text)} help="Such as 30s, 10m or 1h." />`,
+            <${Field} id="fm-age" label="For" value=${age} onValue=${(text) => set("age", text)}
+                help="Such as 30s, 10m or 1h." />`,
         call: ({ level, age }) => ({ name: "log-level", values: { instance: name, level, age } }),
-        resultOf: ({ level, until }) => ({ tone: "success", title: `${name} logs with the level ${level} until ${clock(until)}.`, result: "done" }),
+        resultOf: ({ level, until }) =>
+            done(`${name} logs with the level ${level} until ${clock(until)}.`)(),
     };
 }
 

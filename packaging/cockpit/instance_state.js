@@ -10,7 +10,6 @@ const CONDITIONS = {
     "not answering": [0, "danger"],
     failing: [0, "danger"],
     restarting: [0, "danger"],
-    "not running": [0, "danger"],
     paused: [1, "warning"],
     retrying: [1, "warning"],
     lagging: [1, "warning"],
@@ -79,14 +78,14 @@ function conditionOf(one) {
     if (unit?.sub === "auto-restart")
         return "restarting";
     if (!one.active)
-        return one.should_run ? "not running" : "stopped";
+        return "stopped";
     return one.problem ? "unknown" : "not answering";
 }
 
 const REASONS = {
-    restarting: ({ unit }) => `the last process ended with ${unit.exit_status}; systemd starts it again, and the log has the reason`,
-    "not running": () => "it is enabled, or was started, and does not run; the log has the reason",
-    stopped: ({ unit }) => (unit?.result && unit.result !== "success" ? `systemd: ${unit.result}` : ""),
+    restarting: ({ unit }) =>
+        `the last process ended with ${unit.exit_status}; systemd starts it again, and the log has the reason`,
+    stopped: ({ should_run: shouldRun }) => (shouldRun ? "it is enabled, and starts again with the host" : ""),
     failed: ({ unit }) => `the last process ended with ${unit?.exit_status ?? "an error"}; the log has the reason`,
     "not answering": () => "its event loop is blocked, or it is only starting; its log may tell more",
 };

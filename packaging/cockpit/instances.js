@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The view of all instances of the host.
 
+import { CheckFilter, Filters, TextFilter } from "./filters.js";
 import { age, duration, number, plural, rate } from "./format.js";
 import { historyOf, remember } from "./history.js";
 import { byTrouble, instancesOf, isSoon, rankOf } from "./instance_state.js";
@@ -23,7 +24,7 @@ const COLUMNS = [
 ];
 
 export function Instances() {
-    const { data, problem, at } = usePolled("status", {}, SECONDS);
+    const { data, at, view } = usePolled("status", {}, SECONDS);
     const [filter, setFilter] = useState("");
     const [onlyTrouble, setOnlyTrouble] = useState(false);
     const all = instancesOf(data).sort(byTrouble);
@@ -31,21 +32,21 @@ export function Instances() {
         remember(all, at);
     const shown = all.filter((one) => one.name.includes(filter.trim()) && (!onlyTrouble || needsLook(one)));
     return html`
-        <${View} name="instances" title="Message consumers" problem=${problem} at=${at} busy=${!data && !problem}>
+        <${View} name="instances" title="Message consumers" ...${view}>
             ${data && !data.systemd && html`<${Notice} tone="warning" title="systemd does not answer.">
                 <p>${data.problem}. Only instances that were started by hand, or have messages, are shown.</p><//>`}
             ${data && (all.length ? html`
                 <${Summary} instances=${all} />
-                <div class="fm-filters">
-                    <label>Name <input class="fm-input" type="search" value=${filter} onInput=${(event) => setFilter(event.target.value)} /></label>
-                    <label class="fm-check"><input type="checkbox" checked=${onlyTrouble}
-                        onChange=${(event) => setOnlyTrouble(event.target.checked)} /> Only those with trouble</label>
-                </div>
+                <${Filters}>
+                    <${TextFilter} label="Name" value=${filter} onValue=${setFilter} />
+                    <${CheckFilter} label="Only those with trouble" value=${onlyTrouble} onValue=${setOnlyTrouble} />
+                <//>
                 ${shown.length
                     ? html`<${Table} label="Instances" columns=${COLUMNS} rows=${shown.map(rowOf)} />`
                     : html`<${Empty} title="No instance fits."><//>`}`
                 : html`<${Empty} title="This host has no instances.">
-                    Write /etc/fedora-messaging/NAME.toml, and start one: <code>systemctl start fm-consumer@NAME</code><//>`)}
+                    Write /etc/fedora-messaging/NAME.toml, and start one:${" "}
+                    <code>systemctl start fm-consumer@NAME</code><//>`)}
         <//>`;
 }
 
@@ -77,14 +78,16 @@ function rowOf(one) {
             rate(one.rate),
             html`<${Sparkline} values=${historyOf(one.name).rates} />`,
             lagOf(one),
-            one.quarantined
-                ? html`<a href=${linkTo([one.name, "quarantine"])} aria-label=${`${one.quarantined} quarantined messages of ${one.name}`}>
-                    ${number(one.quarantined)}</a>`
-                : number(one.quarantined),
+            one.quarantined ? html`<${Quarantined} one=${one} />` : number(one.quarantined),
             one.loss ? html`<${Loss} loss=${one.loss} />` : "",
             age(one.up),
         ],
     };
+}
+
+function Quarantined({ one: { name, quarantined } }) {
+    return html`<a href=${linkTo([name, "quarantine"])} aria-label=${`${quarantined} quarantined messages of ${name}`}>
+        ${number(quarantined)}</a>`;
 }
 
 /** Return the lag in messages and in time. */

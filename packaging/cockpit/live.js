@@ -3,13 +3,14 @@
 
 import { follow } from "./calls.js";
 import { useOrders } from "./dialogs.js";
+import { ChoiceFilter, Filters, TextFilter } from "./filters.js";
 import { clock, duration, moment, plural } from "./format.js";
 import { InstanceView } from "./instance.js";
 import { logLevel } from "./instance_orders.js";
 import { usePolled } from "./polled.js";
 import { linkTo } from "./router.js";
 import { html, useEffect, useState } from "./view.js";
-import { Button, Empty, Table } from "./widgets.js";
+import { Button, Code, Empty, Table, Wrapped } from "./widgets.js";
 
 const SECONDS = 2;
 const MOST_LINES = 500;
@@ -25,23 +26,25 @@ const FLIGHT_COLUMNS = [
 
 /** The messages that the handlers of an instance have now, the longest first. */
 export function InFlight({ instance }) {
-    const { data, problem, at } = usePolled("in-flight", { instance }, SECONDS);
+    const { data, view } = usePolled("in-flight", { instance }, SECONDS);
     const found = data?.messages ?? [];
     return html`
-        <${InstanceView} instance=${instance} name="in-flight" title="In flight" problem=${problem} at=${at} busy=${!data && !problem}>
+        <${InstanceView} instance=${instance} name="in-flight" title="In flight" ...${view}>
             ${data && (found.length
-                ? html`<${Table} label="Messages in flight" columns=${FLIGHT_COLUMNS} rows=${found.map((one) => flightRow(instance, one))} />`
-                : html`<${Empty} title="No handler runs.">The messages that handlers have are shown here, with their ages.<//>`)}
+                ? html`<${Table} label="Messages in flight" columns=${FLIGHT_COLUMNS}
+                    rows=${found.map((one) => flightRow(instance, one))} />`
+                : html`<${Empty} title="No handler runs.">
+                    The messages that handlers have are shown here, with their ages.<//>`)}
         <//>`;
 }
 
 function flightRow(instance, { message_id: id, row, topic, age, slot, attempt, place }) {
-    const name = html`<span class="fm-code">${id || `row ${row}`}</span>`;
+    const name = html`<${Code}>${id || `row ${row}`}<//>`;
     return {
         key: `${id} ${row} ${slot}`,
-        cells: [duration(age), html`<span class="fm-code">${topic}</span>`,
+        cells: [duration(age), html`<${Code}>${topic}<//>`,
             row ? html`<a href=${linkTo([instance, "quarantine", String(row)])}>${name}</a>` : name,
-            html`<span class="fm-code">${place}</span>`, slot, attempt],
+            html`<${Code}>${place}<//>`, slot, attempt],
     };
 }
 
@@ -112,7 +115,8 @@ export function Events({ instance }) {
 }
 
 function Follow({ isOn, onChange }) {
-    return html`<${Button} aria-pressed=${String(isOn)} onClick=${() => onChange(!isOn)}>${isOn ? "Hold" : "Follow"}<//>`;
+    return html`
+        <${Button} aria-pressed=${String(isOn)} onClick=${() => onChange(!isOn)}>${isOn ? "Hold" : "Follow"}<//>`;
 }
 
 const BAD = new Set(["failed", "quarantine", "reject", "failing", "undecodable"]);
@@ -126,13 +130,14 @@ function eventRow(line) {
         cells: line.missed
             ? ["", html`<span class="fm-doubtful">${plural(line.missed, "event")} came too quickly</span>`, "", "", ""]
             : [clock(at), html`${event}: <span class=${BAD.has(result) ? "fm-bad" : ""}>${result}</span>${run}`,
-                html`<span class="fm-code">${topic}</span>`, html`<span class="fm-code">${id}</span>`,
-                html`<span class="fm-error">${reason}</span>`],
+                html`<${Code}>${topic}<//>`, html`<${Code}>${id}<//>`,
+                html`<${Wrapped}>${reason}<//>`],
     };
 }
 
 const LINES = 200;
 const LOG_COLUMNS = [{ name: "Time" }, { name: "Level" }, { name: "Text", wide: true }];
+const PRIORITIES = [["", "all"], ["warning", "warning and worse"], ["err", "error and worse"]];
 const LEVELS = ["emergency", "alert", "critical", "error", "warning", "notice", "info", "debug"];
 const TONES = { error: "fm-bad", critical: "fm-bad", alert: "fm-bad", emergency: "fm-bad", warning: "fm-doubtful" };
 
@@ -142,23 +147,21 @@ export function Log({ instance }) {
     const [priority, setPriority] = useState("");
     const [typed, setTyped] = useState("");
     const [grep, setGrep] = useState("");
-    const { lines, problem, isOpen } = useLines("log", { instance, number: String(LINES), priority, grep, follow: true }, isOn);
+    const asked = { instance, number: String(LINES), priority, grep, follow: true };
+    const { lines, problem, isOpen } = useLines("log", asked, isOn);
     const [dialog, order] = useOrders(() => null);
-    const search = (event) => { event.preventDefault(); setGrep(typed); };
     return html`
         <${InstanceView} instance=${instance} name="log" title="Log" problem=${problem}
             busy=${false} actions=${html`
                 <${Button} onClick=${() => order(logLevel(instance))}>Log level<//>
                 <${Follow} isOn=${isOn} onChange=${setIsOn} />`}>
-            <form class="fm-filters" role="search" onSubmit=${search}>
-                <label>Level <select class="fm-input" value=${priority} onChange=${(event) => setPriority(event.target.value)}>
-                    <option value="">all</option><option value="warning">warning and worse</option><option value="err">error and worse</option>
-                </select></label>
-                <label>Text <input class="fm-input" type="search" value=${typed} onInput=${(event) => setTyped(event.target.value)} /></label>
-                <button class="pf-v6-c-button pf-m-secondary pf-m-small" type="submit"><span class="pf-v6-c-button__text">Search</span></button>
-            </form>
+            <${Filters} onSearch=${() => setGrep(typed)}>
+                <${ChoiceFilter} label="Level" value=${priority} choices=${PRIORITIES} onValue=${setPriority} />
+                <${TextFilter} label="Text" value=${typed} onValue=${setTyped} />
+            <//>
             ${lines.length
-                ? html`<${Table} label="Lines of the log, the latest first" columns=${LOG_COLUMNS} rows=${lines.map(logRow).reverse()} />`
+                ? html`<${Table} label="Lines of the log, the latest first" columns=${LOG_COLUMNS}
+                    rows=${lines.map(logRow).reverse()} />`
                 : !problem && html`<${Empty} title=${isOpen ? "Waiting for a line…" : "No line fits."}><//>`}
             ${dialog}
         <//>`;
@@ -167,10 +170,17 @@ export function Log({ instance }) {
 function logRow(line) {
     const level = LEVELS[Number(line.PRIORITY ?? 6)] ?? "info";
     const at = Number(line.__REALTIME_TIMESTAMP) / 1e6;
-    const text = typeof line.MESSAGE === "string" ? line.MESSAGE : new TextDecoder().decode(Uint8Array.from(line.MESSAGE ?? []));
     return {
         key: line.number,
-        cells: [html`<span class="fm-nowrap">${moment(at)}</span>`, html`<span class=${TONES[level] ?? ""}>${level}</span>`,
-            html`<span class="fm-text">${text}</span>`],
+        cells: [
+            html`<span class="fm-nowrap">${moment(at)}</span>`,
+            html`<span class=${TONES[level] ?? ""}>${level}</span>`,
+            html`<span class="fm-text">${textOf(line.MESSAGE)}</span>`,
+        ],
     };
+}
+
+// A text that is not valid in the journal's eyes is a list of its bytes: systemd.journal-fields(7).
+function textOf(message) {
+    return typeof message === "string" ? message : new TextDecoder().decode(Uint8Array.from(message ?? []));
 }

@@ -62,7 +62,7 @@ class Guard extends Component {
             return children;
         return html`<${View} name="defect" title="The page has a defect">
             <${Notice} tone="danger" role="alert" title=${error.message}>
-                <p>Load it again. If that does not help, use <code>fm-consumer</code> on the command line, and report this text.</p>
+                <p>Load it again. If that does not help, use the command line, and report this text.</p>
                 <pre class="fm-text">${error.stack}</pre><//><//>`;
     }
 }

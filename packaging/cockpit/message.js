@@ -9,10 +9,10 @@ import { usePolled } from "./polled.js";
 import { dropRows, replayEdited, replayRows } from "./replay_orders.js";
 import { go, linkTo } from "./router.js";
 import { html, useState } from "./view.js";
-import { Button, Facts } from "./widgets.js";
+import { Button, Code, Facts, Text, Wrapped } from "./widgets.js";
 
 export function Message({ instance, row }) {
-    const { data, problem, at, refresh } = usePolled("message", { instance, row }, 0);
+    const { data, view, refresh } = usePolled("message", { instance, row }, 0);
     const [isEditing, setIsEditing] = useState(false);
     // A message that succeeded, or was dropped, is here no more.
     const [dialog, order] = useOrders(({ result }) => (result === "done" ? go([instance, "quarantine"]) : refresh()));
@@ -22,26 +22,29 @@ export function Message({ instance, row }) {
         <${Button} aria-pressed=${String(isEditing)} onClick=${() => setIsEditing(!isEditing)}>Edit<//>
         <${Button} kind="secondary danger" onClick=${() => order(dropRows(instance, [row]))}>Drop<//>`;
     return html`
-        <${InstanceView} instance=${instance} name="message" parent="causes" title=${`Row ${row}`} problem=${problem} at=${at}
-            busy=${!data && !problem} actions=${actions}>
-            ${problem && html`<p><a href=${linkTo([instance, "quarantine"])}>All quarantined messages</a></p>`}
+        <${InstanceView} instance=${instance} name="message" parent="causes" title=${`Row ${row}`}
+            actions=${actions} ...${view}>
+            ${view.problem && html`<p><a href=${linkTo([instance, "quarantine"])}>All quarantined messages</a></p>`}
             ${data && html`
-                ${isEditing && html`<${Editor} message=${data} onReplay=${(body) => order(replayEdited(instance, row, body))} />`}
+                ${isEditing && html`<${Editor} message=${data}
+                    onReplay=${(body) => order(replayEdited(instance, row, body))} />`}
                 <${Facts} label="Message" facts=${factsOf(instance, data)} />
                 <${Attempts} failures=${data.failures ?? []} />
-                <${Text} title=${bodyTitle(data)} text=${bodyOf(data) ?? data.message?.body_base64 ?? ""} />
-                <${Text} title="Headers" text=${pretty(data.message?.headers ?? data.properties?.headers ?? {})} />`}
+                <${Text} title=${bodyTitle(data)}>${bodyOf(data) ?? data.message?.body_base64 ?? ""}<//>
+                <${Text} title="Headers">${pretty(data.message?.headers ?? data.properties?.headers ?? {})}<//>`}
             ${dialog}
         <//>`;
 }
 
 function factsOf(instance, data) {
+    const rowLink = (row) => row && html`<a href=${linkTo([instance, "quarantine", String(row)])}>row ${row}</a>`;
+    const cause = linkTo([instance, "quarantine", "rows"], { cause: data.fingerprint });
     return [
         ["State", data.state],
         ["Why", data.reason],
-        ["Cause", data.fingerprint && html`<a href=${linkTo([instance, "quarantine", "rows"], { cause: data.fingerprint })}>${data.fingerprint}</a>`],
-        ["Topic", html`<span class="fm-code">${data.routing_key}</span>`],
-        ["Message id", html`<span class="fm-code">${data.message_id || "none"}</span>`],
+        ["Cause", data.fingerprint && html`<a href=${cause}>${data.fingerprint}</a>`],
+        ["Topic", html`<${Code}>${data.routing_key}<//>`],
+        ["Message id", html`<${Code}>${data.message_id || "none"}<//>`],
         ["Queue", data.queue],
         ["Exchange", data.exchange],
         ["Received", when(data.received)],
@@ -49,8 +52,8 @@ function factsOf(instance, data) {
         ["Attempts", String(data.attempts)],
         ["Crashes", data.crashes ? `the process died ${plural(data.crashes, "time")} while it was handled` : ""],
         ["Ordering key", data.lane],
-        ["Behind", data.behind && html`<a href=${linkTo([instance, "quarantine", String(data.behind)])}>row ${data.behind}</a>`],
-        ["Edited from", data.parent && html`<a href=${linkTo([instance, "quarantine", String(data.parent)])}>row ${data.parent}</a>`],
+        ["Behind", rowLink(data.behind)],
+        ["Edited from", rowLink(data.parent)],
         ["Last order", data.ordered_by],
         ["Steps that are done", Object.keys(data.steps ?? {}).join(", ")],
     ];
@@ -62,21 +65,23 @@ const pretty = (value) => JSON.stringify(value, null, 2);
 const bodyOf = ({ text, message }) => text ?? (message && "body" in message ? pretty(message.body) : null);
 const bodyTitle = (data) => `Body, ${bytes(data.size)}${bodyOf(data) === null ? ", not JSON, as base64" : ""}`;
 
-function Text({ title, text }) {
-    return html`<section class="fm-part"><h2>${title}</h2>
-        <pre class="fm-pre" tabindex="0" aria-label=${title}>${text}</pre></section>`;
-}
-
 /** The failed attempts, the latest first and open. */
 function Attempts({ failures }) {
     return html`<section class="fm-part">
         <h2>${plural(failures.length, "failed attempt")}</h2>
-        ${[...failures].reverse().map((failure, place) => html`
-            <details key=${failures.length - place} open=${place === 0}>
-                <summary>Attempt ${failures.length - place}, ${when(failure.at)}: <span class="fm-error">${failure.message || failure.error}</span></summary>
-                <pre class="fm-pre" tabindex="0" aria-label=${`Traceback of attempt ${failures.length - place}`}>${failure.traceback || `${failure.error}: ${failure.message}`}</pre>
-            </details>`)}
+        ${failures.map((failure, place) => html`
+            <${Attempt} key=${place} failure=${failure} number=${place + 1}
+                isOpen=${place === failures.length - 1} />`).reverse()}
     </section>`;
+}
+
+function Attempt({ failure: { at, error, message, traceback }, number, isOpen }) {
+    return html`
+        <details open=${isOpen}>
+            <summary>Attempt ${number}, ${when(at)}: <${Wrapped}>${message || error}<//></summary>
+            <pre class="fm-pre" tabindex="0" aria-label=${`Traceback of attempt ${number}`}>
+                ${traceback || `${error}: ${message}`}</pre>
+        </details>`;
 }
 
 function Editor({ message, onReplay }) {
@@ -98,10 +103,15 @@ function Editor({ message, onReplay }) {
                 <h2>Changes</h2>
                 ${text === before
                     ? html`<p>None yet.</p>`
-                    : html`<pre class="fm-pre" tabindex="0" aria-label="Changed lines">${shortened(diff(before, text)).map(([sign, line], place) => html`
-                        <span key=${place} class=${SHADES[sign] ?? ""}>${sign} ${line}${"\n"}</span>`)}</pre>`}
+                    : html`<${Difference} lines=${shortened(diff(before, text))} />`}
             </div>
         </section>`;
+}
+
+function Difference({ lines }) {
+    return html`
+        <pre class="fm-pre" tabindex="0" aria-label="Changed lines">${lines.map(([sign, line], place) => html`
+            <span key=${place} class=${SHADES[sign] ?? ""}>${sign} ${line}${"\n"}</span>`)}</pre>`;
 }
 
 const SHADES = { "-": "fm-removed", "+": "fm-added" };

@@ -2,12 +2,13 @@
 // The views of an outbox: its relay, its messages, and one of them.
 
 import { useOrders } from "./dialogs.js";
-import { bytes, duration, moment, number, plural } from "./format.js";
+import { ChoiceFilter, Filters } from "./filters.js";
+import { bytes, duration, moment, number } from "./format.js";
 import { InstanceView } from "./instance.js";
 import { usePolled } from "./polled.js";
 import { go, linkTo } from "./router.js";
 import { html } from "./view.js";
-import { Age, Button, Empty, Facts, Notice, Table } from "./widgets.js";
+import { Age, Button, Code, Empty, Facts, Notice, Table, Text, Wrapped } from "./widgets.js";
 
 const SECONDS = 5;
 const SHOWN = 100;
@@ -26,25 +27,26 @@ export function Outbox({ instance, query }) {
     const state = query.state ?? "any";
     const status = usePolled("outbox", { instance }, SECONDS);
     const rows = usePolled("outbox-rows", { instance, outbox_state: state, number: String(SHOWN) }, SECONDS);
-    const problem = status.problem ?? rows.problem;
+    const { problem } = status.view;
     // Most instances publish nothing, which is no trouble.
-    if (NONE.test(status.problem?.message))
+    if (NONE.test(problem?.message))
         return html`
             <${InstanceView} instance=${instance} name="outbox" title="Outbox" busy=${false}>
                 <${Empty} title="There is no outbox yet.">The first message that a handler publishes makes it.<//><//>`;
     return html`
-        <${InstanceView} instance=${instance} name="outbox" title="Outbox" problem=${problem} at=${status.at}
-            busy=${!status.data && !problem}>
+        <${InstanceView} instance=${instance} name="outbox" title="Outbox" ...${problem ? status.view : rows.view}>
             ${status.data && html`<${Relay} status=${status.data} />`}
             ${rows.data && html`
-                <div class="fm-filters"><label>State <select class="fm-input" value=${state}
-                    onChange=${(event) => go([instance, "outbox"], { state: event.target.value })}>
-                    ${STATES.map(([value, text]) => html`<option key=${value} value=${value} selected=${value === state}>${text}</option>`)}
-                </select></label></div>
+                <${Filters}>
+                    <${ChoiceFilter} label="State" value=${state} choices=${STATES}
+                        onValue=${(one) => go([instance, "outbox"], { state: one })} />
+                <//>
                 ${rows.data.length
-                    ? html`<${Table} label="Messages of the outbox" columns=${COLUMNS} rows=${rows.data.map((row) => rowOf(instance, row))} />
-                        ${rows.data.length === SHOWN && html`<p>These are the oldest ${SHOWN}.</p>`}`
-                    : html`<${Empty} title="No message is here.">The outbox keeps messages until the broker has them.<//>`}`}
+                    ? html`<${Table} label="Messages of the outbox" columns=${COLUMNS}
+                        rows=${rows.data.map((row) => rowOf(instance, row))} />`
+                    : html`<${Empty} title="No message is here.">
+                        The outbox keeps messages until the broker has them.<//>`}
+                ${rows.data.length === SHOWN && html`<p>These are the oldest ${SHOWN}.</p>`}`}
         <//>`;
 }
 
@@ -52,11 +54,12 @@ function Relay({ status }) {
     const { relay, lease_until: lease, problem } = status;
     const hasLease = lease !== null && lease > Date.now() / 1000;
     return html`
-        ${!relay && !hasLease && html`<${Notice} tone="danger" title="No relay runs: nothing is sent.">${problem && html`<p>${problem}</p>`}<//>`}
+        ${!relay && !hasLease && html`
+            <${Notice} tone="danger" title="No relay runs: nothing is sent.">${problem && html`<p>${problem}</p>`}<//>`}
         ${relay?.trouble && html`<${Notice} tone="warning" title=${relay.trouble} />`}
         ${status.remarks.map((remark) => html`<p class="fm-line" key=${remark}>${remark}</p>`)}
         <${Facts} label="Outbox" facts=${[
-            ["Relay", relay ? `${relay.state}, process ${relay.pid}` : hasLease ? "one on another host holds the lease" : "none"],
+            ["Relay", relay ? `${relay.state}, process ${relay.pid}` : hasLease ? "another holds the lease" : "none"],
             ["Sends to", relay?.endpoint],
             ["Waiting", number(status.waiting)],
             ["Tried again later", number(status.retrying || null)],
@@ -73,28 +76,26 @@ function rowOf(instance, row) {
         key: id,
         data: { "data-row": id },
         cells: [html`<a href=${linkTo([instance, "outbox", id])} aria-label=${`Row ${id}`}>${id}</a>`,
-            row.state, html`<span class="fm-code">${row.topic}</span>`, html`<span class="fm-error">${row.reason}</span>`,
+            row.state, html`<${Code}>${row.topic}<//>`, html`<${Wrapped}>${row.reason}<//>`,
             number(row.attempts), html`<${Age} at=${row.created} />`],
     };
 }
 
 export function OutboxMessage({ instance, row }) {
-    const { data, problem, at, refresh } = usePolled("outbox-message", { instance, row }, 0);
+    const { data, view, refresh } = usePolled("outbox-message", { instance, row }, 0);
     // A message that was sent, or discarded, is here no more.
     const [dialog, order] = useOrders(({ result }) => (result === "done" ? go([instance, "outbox"]) : refresh()));
     const actions = data && html`
         <${Button} onClick=${() => order(sendAgain(instance, row))}>Send again<//>
         <${Button} kind="secondary danger" onClick=${() => order(discard(instance, row))}>Discard<//>`;
     return html`
-        <${InstanceView} instance=${instance} name="outbox-message" parent="outbox" title=${`Outbox row ${row}`} problem=${problem} at=${at}
-            busy=${!data && !problem} actions=${actions}>
-            ${problem && html`<p><a href=${linkTo([instance, "outbox"])}>All messages of the outbox</a></p>`}
+        <${InstanceView} instance=${instance} name="outbox-message" parent="outbox" title=${`Outbox row ${row}`}
+            actions=${actions} ...${view}>
+            ${view.problem && html`<p><a href=${linkTo([instance, "outbox"])}>All messages of the outbox</a></p>`}
             ${data && html`
                 <${Facts} label="Message" facts=${factsOf(data)} />
-                <section class="fm-part"><h2>Body, ${bytes(data.bytes)}</h2>
-                    <pre class="fm-pre" tabindex="0" aria-label="Body">${JSON.stringify(data.body, null, 2)}</pre></section>
-                <section class="fm-part"><h2>Headers</h2>
-                    <pre class="fm-pre" tabindex="0" aria-label="Headers">${JSON.stringify(data.headers, null, 2)}</pre></section>`}
+                <${Text} title=${`Body, ${bytes(data.bytes)}`}>${JSON.stringify(data.body, null, 2)}<//>
+                <${Text} title="Headers">${JSON.stringify(data.headers, null, 2)}<//>`}
             ${dialog}
         <//>`;
 }
@@ -103,8 +104,8 @@ function factsOf(data) {
     return [
         ["State", data.state],
         ["Reason", data.reason],
-        ["Topic", html`<span class="fm-code">${data.topic}</span>`],
-        ["Message id", html`<span class="fm-code">${data.id}</span>`],
+        ["Topic", html`<${Code}>${data.topic}<//>`],
+        ["Message id", html`<${Code}>${data.id}<//>`],
         ["Exchange", data.exchange],
         ["Ordering key", data.ordering_key],
         ["Published", moment(data.created)],
@@ -113,17 +114,24 @@ function factsOf(data) {
     ];
 }
 
-const result = (title) => ({ changed, kept }) => (changed
+const result = (title) => ({ changed }) => (changed
     ? { tone: "success", title, result: "done" }
-    : { tone: "warning", title: `${plural(kept, "message")} left alone: a relay sends it now, or it is gone.`, result: "failed" });
+    : { tone: "warning", title: "It was left alone: a relay sends it now, or it is gone.", result: "failed" });
 
 function sendAgain(instance, row) {
-    return { title: `Send row ${row} again?`, verb: "Send again", text: html`<p>The relay sends it at once, in its turn.</p>`,
-        call: () => ({ name: "outbox-retry", values: { instance, rows: [row] } }), resultOf: result("The relay sends it now.") };
+    return {
+        title: `Send row ${row} again?`, verb: "Send again",
+        text: html`<p>The relay sends it at once, in its turn.</p>`,
+        call: () => ({ name: "outbox-retry", values: { instance, rows: [row] } }),
+        resultOf: result("The relay sends it now."),
+    };
 }
 
 function discard(instance, row) {
-    return { title: `Discard row ${row}?`, verb: "Discard", danger: true,
+    return {
+        title: `Discard row ${row}?`, verb: "Discard", danger: true,
         text: html`<p>The message is never sent. <code>fm-consumer outbox export</code> keeps a copy.</p>`,
-        call: () => ({ name: "outbox-discard", values: { instance, rows: [row] } }), resultOf: result("The message is discarded.") };
+        call: () => ({ name: "outbox-discard", values: { instance, rows: [row] } }),
+        resultOf: result("The message is discarded."),
+    };
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Plots: uPlot for one instance, and lines of some pixels for a table.
 
+import { clock } from "./format.js";
 import { html, useEffect, useRef } from "./view.js";
 import uPlot from "./vendor/uplot/uPlot.esm.js";
 
@@ -8,7 +9,7 @@ const HEIGHT = 160;
 // Seconds: a plot of less would be empty at first.
 const LEAST_SPAN = 60;
 // Numbers of messages are whole, so their axis is, too.
-const WHOLE = [1, 2, 5].flatMap((first) => Array.from({ length: 9 }, (_, power) => first * 10 ** power)).sort((a, b) => a - b);
+const WHOLE = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((first) => first * 10 ** power)).flat();
 const TOKENS = {
     line: "--pf-t--global--color--brand--default",
     text: "--pf-t--global--text--color--regular",
@@ -39,7 +40,7 @@ export function Plot({ label, times, values, format, whole }) {
     const latest = values.at(-1);
     return html`
         <figure class="fm-plot">
-            <figcaption>${label}: <strong>${latest === null || latest === undefined ? "not known" : format(latest)}</strong></figcaption>
+            <figcaption>${label}: <strong>${format(latest) || "not known"}</strong></figcaption>
             <div ref=${place} role="img" aria-label=${`${label} since the page was opened`}></div>
         </figure>`;
 }
@@ -54,10 +55,13 @@ function optionsOf(place, { label, format, whole }) {
         height: HEIGHT,
         legend: { show: false },
         cursor: { y: false },
-        scales: { x: { range: (_plot, first, last) => [Math.min(first, last - LEAST_SPAN), last] }, y: { range: (_plot, _least, most) => [0, Math.max(1, (most ?? 0) * 1.1)] } },
+        scales: {
+            x: { range: (_plot, first, last) => [Math.min(first, last - LEAST_SPAN), last] },
+            y: { range: (_plot, _least, most) => [0, Math.max(1, (most ?? 0) * 1.1)] },
+        },
         series: [{}, { label, stroke: colour("line"), width: 2, points: { show: false } }],
         axes: [
-            { ...axis, values: (_plot, ticks) => ticks.map((at) => new Date(at * 1000).toTimeString().slice(0, 8)), space: 90 },
+            { ...axis, values: (_plot, ticks) => ticks.map(clock), space: 90 },
             { ...axis, values: (_plot, ticks) => ticks.map(format), size: 70, ...whole && { incrs: WHOLE } },
         ],
     };

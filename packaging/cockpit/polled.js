@@ -9,8 +9,9 @@ const REST = 4;
 const NOTHING = { data: null, problem: null, at: null };
 
 /**
- * Return { data, problem, at, refresh }: the latest document of a call, and the latest problem.
+ * Return { data, at, view, refresh }: the latest document of a call with its time, and the latest problem.
  *
+ * `view` has the attributes of a View that tell of the call: its problem, its time, and if it has no answer yet.
  * A problem keeps the document before it: old facts with their time are better than none.
  *
  * @param {number} seconds Between an answer and the next question; 0 asks once.
@@ -21,7 +22,8 @@ export function usePolled(name, values, seconds) {
     const key = JSON.stringify(values);
     useEffect(() => poll(name, JSON.parse(key), seconds, setState), [name, key, seconds, turn]);
     const refresh = useCallback(() => setTurn((before) => before + 1), []);
-    return { ...state, refresh };
+    const { data, problem, at } = state;
+    return { data, at, refresh, view: { problem, at, busy: !data && !problem } };
 }
 
 function poll(name, values, seconds, setState) {

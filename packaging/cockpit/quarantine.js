@@ -2,13 +2,14 @@
 // The views of quarantined messages: by cause, and the messages of a cause.
 
 import { useOrders } from "./dialogs.js";
+import { ChoiceFilter, Filters, TextFilter } from "./filters.js";
 import { bytes, number, plural } from "./format.js";
 import { InstanceView } from "./instance.js";
 import { usePolled } from "./polled.js";
 import { dropAll, dropRows, matching, ofCause, replayAll, replayOne, replayRest, replayRows } from "./replay_orders.js";
 import { go, linkTo } from "./router.js";
 import { html, useState } from "./view.js";
-import { Age, Button, Empty, LinkButton, Notice, Table } from "./widgets.js";
+import { Age, Button, Code, Empty, LinkButton, Notice, Table, Wrapped } from "./widgets.js";
 
 const SECONDS = 10;
 const CAUSE_COLUMNS = [
@@ -21,22 +22,33 @@ const CAUSE_COLUMNS = [
 
 /** The causes of quarantined messages, the most frequent first. */
 export function Causes({ instance }) {
-    const { data, problem, at, refresh } = usePolled("causes", { instance }, SECONDS);
+    const { data, view, refresh } = usePolled("causes", { instance }, SECONDS);
     const stats = usePolled("stats", { instance }, SECONDS);
     const [dialog, order] = useOrders(() => { refresh(); stats.refresh(); });
-    const total = (data ?? []).reduce((sum, cause) => sum + cause.count, 0);
+    const replay = stats.data?.replay;
     return html`
-        <${InstanceView} instance=${instance} name="causes" title="Quarantine" problem=${problem} at=${at} busy=${!data && !problem}
+        <${InstanceView} instance=${instance} name="causes" title="Quarantine" ...${view}
             actions=${html`<${LinkButton} href=${linkTo([instance, "quarantine", "rows"])}>All messages<//>`}>
-            ${stats.data?.replay && html`<${Interrupted} instance=${instance} replay=${stats.data.replay} order=${order} />`}
+            ${replay && html`<${Interrupted} instance=${instance} replay=${replay} order=${order} />`}
             ${data && (data.length ? html`
-                <p class="fm-summary"><strong>${plural(total, "message")}</strong><span>of ${plural(data.length, "cause")}</span>
-                    ${stats.data && html`<span>${bytes(stats.data.bytes)} in the store</span>`}
-                    ${stats.data?.blocked_lanes > 0 && html`<span>${plural(stats.data.blocked_lanes, "ordering key")} blocked by them</span>`}</p>
-                <${Table} label="Causes" columns=${CAUSE_COLUMNS} rows=${data.map((cause) => causeRow(instance, cause, order))} />`
-                : html`<${Empty} title="Nothing is quarantined.">Messages whose handler fails for good are set aside here.<//>`)}
+                <${Summary} causes=${data} stats=${stats.data} />
+                <${Table} label="Causes" columns=${CAUSE_COLUMNS}
+                    rows=${data.map((cause) => causeRow(instance, cause, order))} />`
+                : html`<${Empty} title="Nothing is quarantined.">
+                    Messages whose handler fails for good are set aside here.<//>`)}
             ${dialog}
         <//>`;
+}
+
+function Summary({ causes, stats }) {
+    const total = causes.reduce((sum, cause) => sum + cause.count, 0);
+    const blocked = stats?.blocked_lanes ?? 0;
+    return html`
+        <p class="fm-summary">
+            <strong>${plural(total, "message")}</strong><span>of ${plural(causes.length, "cause")}</span>
+            ${stats && html`<span>${bytes(stats.bytes)} in the store</span>`}
+            ${blocked > 0 && html`<span>${plural(blocked, "ordering key")} blocked by them</span>`}
+        </p>`;
 }
 
 /** A replay in stages that has messages left: it was stopped, or it is under way. */
@@ -60,7 +72,8 @@ function causeRow(instance, cause, order) {
         cells: [
             number(cause.count),
             html`
-                <a href=${linkTo([instance, "quarantine", "rows"], { cause: cause.fingerprint })}><strong>${cause.fingerprint || "without a cause"}</strong></a>
+                <a href=${linkTo([instance, "quarantine", "rows"], { cause: cause.fingerprint })}>
+                    <strong>${cause.fingerprint}</strong></a>
                 <div class="fm-error">${errorOf(sample)}<span class="fm-quiet">${others}</span></div>
                 <div class="fm-quiet fm-code">${sample.routing_key}</div>`,
             html`<${Age} at=${cause.first} />`,
@@ -101,57 +114,73 @@ export function Rows({ instance, query }) {
     const { cause, after, state = "quarantined", topic, where } = query;
     // One more than is shown tells whether there is another page.
     const asked = { instance, number: String(PAGE + 1), fingerprint: cause, after, state, topic, where };
-    const { data, problem, at, refresh } = usePolled("rows", asked, SECONDS);
+    const { data, view, refresh } = usePolled("rows", asked, SECONDS);
     const [chosen, setChosen] = useState(new Set());
     const [dialog, order] = useOrders(() => { setChosen(new Set()); refresh(); });
+    const choose = (id, isChosen) => setChosen((before) => changed(before, id, isChosen));
     // The orders on all that fit take one condition, and would reach further than a narrower list.
     const isOnlyWhere = where && !cause && !topic && state === "quarantined";
     const shown = (data ?? []).slice(0, PAGE);
-    const rows = shown.map(({ id }) => String(id)).filter((id) => chosen.has(id));
-    const choose = (id, isChosen) => setChosen((before) => {
-        const next = new Set(before);
-        isChosen ? next.add(id) : next.delete(id);
-        return next;
-    });
-    const to = (more) => linkTo([instance, "quarantine", "rows"], { ...query, ...more });
     return html`
-        <${InstanceView} instance=${instance} name="rows" parent="causes" title=${cause || "Messages"} problem=${problem} at=${at} busy=${!data && !problem}>
-            <${Filters} instance=${instance} query=${query} />
+        <${InstanceView} instance=${instance} name="rows" parent="causes" title=${cause || "Messages"} ...${view}>
+            <${RowFilters} instance=${instance} query=${query} />
             ${isOnlyWhere && html`<${Matching} instance=${instance} where=${where} order=${order} />`}
-            ${data && (shown.length ? html`
-                <div class="fm-filters">
-                    <${Button} small disabled=${!rows.length} onClick=${() => order(replayRows(instance, rows))}>Replay chosen<//>
-                    <${Button} small kind="secondary danger" disabled=${!rows.length} onClick=${() => order(dropRows(instance, rows))}>Drop chosen<//>
-                    <span role="status">${rows.length ? `${rows.length} chosen` : ""}</span>
-                </div>
-                <${Table} label="Messages" columns=${ROW_COLUMNS} rows=${shown.map((row) => messageRow(instance, row, chosen, choose))} />
-                <nav class="fm-pages" aria-label="Pages">
-                    ${after && html`<a href=${to({ after: "" })}>First page</a>`}
-                    <span>Rows ${number(shown[0].id)} to ${number(shown.at(-1).id)}</span>
-                    ${data.length > PAGE && html`<a href=${to({ after: String(shown.at(-1).id) })}>Next page</a>`}
-                </nav>`
-                : html`<${Empty} title=${after ? "There are no more messages." : "No message fits."}>
-                    ${after && html`<a href=${to({ after: "" })}>First page</a>`}<//>`)}
+            ${shown.length > 0 && html`
+                <${Chosen} instance=${instance} rows=${shown} chosen=${chosen} order=${order} />
+                <${Table} label="Messages" columns=${ROW_COLUMNS}
+                    rows=${shown.map((row) => messageRow(instance, row, chosen, choose))} />`}
+            ${data && !shown.length && html`
+                <${Empty} title=${after ? "There are no more messages." : "No message fits."}><//>`}
+            ${data && html`
+                <${Pages} instance=${instance} query=${query} shown=${shown} hasMore=${data.length > PAGE} />`}
             ${dialog}
         <//>`;
 }
 
-function Filters({ instance, query }) {
+function changed(set, value, isIn) {
+    const next = new Set(set);
+    if (isIn)
+        next.add(value);
+    else
+        next.delete(value);
+    return next;
+}
+
+/** The orders on the messages that are chosen on this page. */
+function Chosen({ instance, rows, chosen, order }) {
+    const numbers = rows.map(({ id }) => String(id)).filter((id) => chosen.has(id));
+    const button = (text, kind, made) => html`
+        <${Button} small kind=${kind} disabled=${!numbers.length}
+            onClick=${() => order(made(instance, numbers))}>${text}<//>`;
+    return html`
+        <div class="fm-filters">
+            ${button("Replay chosen", "secondary", replayRows)}
+            ${button("Drop chosen", "secondary danger", dropRows)}
+            <span role="status">${numbers.length ? `${numbers.length} chosen` : ""}</span>
+        </div>`;
+}
+
+function Pages({ instance, query, shown, hasMore }) {
+    const to = (after) => linkTo([instance, "quarantine", "rows"], { ...query, after });
+    return html`
+        <nav class="fm-pages" aria-label="Pages">
+            ${query.after && html`<a href=${to("")}>First page</a>`}
+            ${shown.length > 0 && html`<span>Rows ${number(shown[0].id)} to ${number(shown.at(-1).id)}</span>`}
+            ${hasMore && html`<a href=${to(String(shown.at(-1).id))}>Next page</a>`}
+        </nav>`;
+}
+
+function RowFilters({ instance, query }) {
     const [topic, setTopic] = useState(query.topic ?? "");
     const [where, setWhere] = useState(query.where ?? "");
     const change = (more) => go([instance, "quarantine", "rows"], { ...query, after: "", ...more });
     return html`
-        <form class="fm-filters" role="search" onSubmit=${(event) => { event.preventDefault(); change({ topic, where }); }}>
-            <label>State <select class="fm-input" value=${query.state ?? "quarantined"}
-                onChange=${(event) => change({ state: event.target.value })}>
-                ${STATES.map(([value, text]) => html`<option key=${value} value=${value} selected=${value === (query.state ?? "quarantined")}>${text}</option>`)}
-            </select></label>
-            <label>Topic <input class="fm-input fm-long" type="search" placeholder="*.bodhi.*" value=${topic}
-                onInput=${(event) => setTopic(event.target.value)} /></label>
-            <label>Condition <input class="fm-input fm-long" type="search" placeholder="error~timeout" value=${where}
-                onInput=${(event) => setWhere(event.target.value)} /></label>
-            <button class="pf-v6-c-button pf-m-secondary pf-m-small" type="submit"><span class="pf-v6-c-button__text">Search</span></button>
-        </form>`;
+        <${Filters} onSearch=${() => change({ topic, where })}>
+            <${ChoiceFilter} label="State" value=${query.state ?? "quarantined"} choices=${STATES}
+                onValue=${(state) => change({ state })} />
+            <${TextFilter} label="Topic" example="*.bodhi.*" long value=${topic} onValue=${setTopic} />
+            <${TextFilter} label="Condition" example="error~timeout" long value=${where} onValue=${setWhere} />
+        <//>`;
 }
 
 /** The orders on all messages that fit a condition, on this page and the others. */
@@ -175,11 +204,11 @@ function messageRow(instance, row, chosen, choose) {
         key: id,
         data: { "data-row": id },
         cells: [
-            html`<input type="checkbox" aria-label=${`Choose row ${id}`} checked=${chosen.has(id)} disabled=${row.state !== "quarantined"}
-                onChange=${(event) => choose(id, event.target.checked)} />`,
+            html`<input type="checkbox" aria-label=${`Choose row ${id}`} checked=${chosen.has(id)}
+                disabled=${row.state !== "quarantined"} onChange=${(event) => choose(id, event.target.checked)} />`,
             html`<a href=${linkTo([instance, "quarantine", id])} aria-label=${`Row ${id}`}>${id}</a>`,
-            html`<span class="fm-code">${row.routing_key}</span>`,
-            html`<span class="fm-error">${errorOf(row)}</span>`,
+            html`<${Code}>${row.routing_key}<//>`,
+            html`<${Wrapped}>${errorOf(row)}<//>`,
             number(row.attempts),
             html`<${Age} at=${row.created} />`,
         ],

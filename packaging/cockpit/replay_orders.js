@@ -30,8 +30,11 @@ const doneOf = (lines) => lines.filter(isRow).length;
 function noteOf(lines) {
     const stage = lines.findLast((line) => "stage" in line);
     const failed = lines.filter((line) => isRow(line) && !FINE.has(line.result)).length;
-    return [stage && `stage ${stage.stage} of ${stage.stages}, up to ${stage.percent} %`, failed && `${failed} without success`]
-        .filter(Boolean).map((part) => `; ${part}`).join("");
+    const notes = [
+        stage && `stage ${stage.stage} of ${stage.stages}, up to ${stage.percent} %`,
+        failed && `${failed} without success`,
+    ];
+    return notes.filter(Boolean).map((note) => `; ${note}`).join("");
 }
 
 function resultFor(instance) {
@@ -40,11 +43,12 @@ function resultFor(instance) {
         const failed = rows.filter(({ result }) => !FINE.has(result));
         const end = lines.findLast((line) => "done" in line) ?? {};
         const isStopped = isAborted || ["stopped", "interrupted"].includes(end.ended);
+        const why = end.reason ? `: ${end.reason}` : "";
         const isGood = rows.length > 0 && !failed.length;
         return {
             tone: isGood ? "success" : rows.length ? "danger" : "warning",
             title: titleOf(rows.length, rows.length - failed.length),
-            text: isStopped ? `The replay was stopped${end.reason ? `: ${end.reason}` : ""}. The other messages are still quarantined.` : "",
+            text: isStopped ? `The replay was stopped${why}. The other messages are still quarantined.` : "",
             detail: reasonsOf(failed),
             result: isStopped ? "stopped" : isGood ? "done" : "failed",
             next: end.left && isStopped ? replayRest(instance, end.left) : null,
@@ -87,7 +91,7 @@ export function replayRows(instance, rows) {
 /** Replay a message with another body. */
 export function replayEdited(instance, row, body) {
     return { ...replay(instance), title: `Replay row ${row} of ${instance} as edited?`, total: () => 1,
-        text: html`<p>The edited copy runs in the place of the original, which is kept until the copy has succeeded.</p>`,
+        text: html`<p>The edited copy runs in the place of the original, which is kept until the copy succeeds.</p>`,
         call: () => ({ name: "replay-edited", values: { instance, row }, input: body }) };
 }
 
@@ -133,7 +137,8 @@ const drop = { verb: "Drop", danger: true, text: LOST, resultOf: dropped };
 
 function dropped({ dropped: rows, kept = [] }) {
     const text = kept.length ? `${plural(kept.length, "message")} kept: gone, or in a replay meanwhile.` : "";
-    return { tone: kept.length ? "warning" : "success", title: `${plural(rows.length, "message")} dropped.`, text, result: "done" };
+    const title = `${plural(rows.length, "message")} dropped.`;
+    return { tone: kept.length ? "warning" : "success", title, text, result: "done" };
 }
 
 /** Drop these rows. */

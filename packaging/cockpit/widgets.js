@@ -92,9 +92,14 @@ export function Condition({ condition }) {
 /** A button. `kind`: primary, secondary, danger, link; or two of them, as "secondary danger". */
 export function Button({ kind = "secondary", small, children, ...more }) {
     return html`
-        <button type="button" class=${`pf-v6-c-button pf-m-${kind.replace(" ", " pf-m-")} ${small ? "pf-m-small" : ""}`} ...${more}>
+        <button type="button" class=${classesOf(kind, small)} ...${more}>
             <span class="pf-v6-c-button__text">${children}</span>
         </button>`;
+}
+
+function classesOf(kind, small) {
+    const modifiers = [...kind.split(" "), ...small ? ["small"] : []].map((one) => `pf-m-${one}`);
+    return ["pf-v6-c-button", ...modifiers].join(" ");
 }
 
 /** A link that looks like a button. */
@@ -162,6 +167,18 @@ export function Empty({ title, children }) {
         </div>`;
 }
 
+/** A word of machines: a topic, an id, a path. */
+export const Code = ({ children }) => html`<span class="fm-code">${children}</span>`;
+
+/** A text that may be long, such as that of an error; it wraps anywhere. */
+export const Wrapped = ({ children }) => html`<span class="fm-error">${children}</span>`;
+
+/** A text of several lines, as it is. */
+export function Text({ title, children }) {
+    return html`<section class="fm-part"><h2>${title}</h2>
+        <pre class="fm-pre" tabindex="0" aria-label=${title}>${children}</pre></section>`;
+}
+
 /** Show the age of a moment, with the moment as its title. */
 export function Age({ at }) {
     if (at === null || at === undefined)
@@ -170,25 +187,30 @@ export function Age({ at }) {
     return html`<time datetime=${date} title=${moment(at)}>${age(Date.now() / 1000 - at)}</time>`;
 }
 
-/** A labelled field: a text, or a list of choices [value, text]. */
-export function Field({ id, label, help, choices, onValue, value, ...more }) {
-    const changed = (event) => onValue(event.target.value);
+/** A labelled field of a form: a text, or a list of choices [value, text]. */
+export function Field({ id, label, help, choices, onValue, value }) {
     const described = help ? `${id}-help` : undefined;
+    const given = { id, value, "aria-describedby": described };
     return html`
         <div class="pf-v6-c-form__group">
-            <div class="pf-v6-c-form__group-label">
-                <label class="pf-v6-c-form__label" for=${id}><span class="pf-v6-c-form__label-text">${label}</span></label>
-            </div>
+            <label class="pf-v6-c-form__label" for=${id}>
+                <span class="pf-v6-c-form__label-text">${label}</span></label>
             <div class="pf-v6-c-form__group-control">
                 <span class="pf-v6-c-form-control">
                     ${choices
-                        ? html`<select id=${id} value=${value} onChange=${changed} aria-describedby=${described} ...${more}>
-                            ${choices.map(([one, text]) => html`<option key=${one} value=${one} selected=${one === value}>${text}</option>`)}
-                          </select>`
-                        : html`<input type="text" id=${id} value=${value} onInput=${changed} autocomplete="off"
-                            aria-describedby=${described} ...${more} />`}
+                        ? html`<${Select} choices=${choices} onValue=${onValue} ...${given} />`
+                        : html`<input type="text" autocomplete="off" ...${given}
+                            onInput=${(event) => onValue(event.target.value)} />`}
                 </span>
                 ${help && html`<p class="fm-help" id=${described}>${help}</p>`}
             </div>
         </div>`;
+}
+
+function Select({ choices, value, onValue, ...more }) {
+    return html`
+        <select value=${value} onChange=${(event) => onValue(event.target.value)} ...${more}>
+            ${choices.map(([one, text]) => html`
+                <option key=${one} value=${one} selected=${one === value}>${text}</option>`)}
+        </select>`;
 }

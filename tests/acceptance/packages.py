@@ -44,8 +44,9 @@ class Packages:
 
     @staticmethod
     def for_hosts(directory: Path) -> list[str]:
-        """Return the packages of a directory for a host that builds no packages."""
-        return [path for path in _binary(directory) if "rpm-macros" not in path]
+        """Return the packages of a directory for a host without Cockpit that builds no packages."""
+        names = ("rpm-macros", "cockpit-fm-consumers")
+        return [path for path in _binary(directory) if not any(name in path for name in names)]
 
     def files(self, version: int) -> list[str]:
         """Return the packages of the framework and of the consumer in version 0 or 1."""

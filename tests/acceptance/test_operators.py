@@ -119,7 +119,7 @@ def test_the_command_works_for_an_operator_and_the_journal_names_them(watched):
     assert "consuming 1 queue" in looked.stdout
     paused = watched.as_user("hazel", "fm-consumer", "pause", name, "--reason", "a move")
     assert paused.returncode == 0, paused.stderr
-    assert "paused: by hazel (uid " in paused.stdout
+    assert "paused: ordered by hazel (a move)" in paused.stdout
     assert "a move" in watched.service.show("StatusText")
     assert watched.host.run("fm-consumer", "resume", name).returncode == 0
     refused = watched.as_user("hazel", "fm-consumer", "log-level", name, "DEBUG")

@@ -188,6 +188,36 @@ def test_the_timer_expires_old_messages_of_a_stopped_instance(make, host, broker
     assert [json.loads(line)["body"]["n"] for line in lines] == [0, 1, 0]
 
 
+def test_the_metrics_of_all_instances_are_written_for_node_exporter(make, host, broker, queue):
+    running, failed = make("measured"), make("broken", extra="callback = 1")
+    running.systemctl("start")
+    failed.systemctl("start", check=False)
+    publish(broker, queue, bodies(2, poison=True))
+    running.until(lambda: "2 quarantined" in running.show("StatusText"), "they are quarantined")
+    start = ("systemctl", "start", "fm-consumer-metrics.service")
+    directory = "/var/lib/prometheus/node-exporter"
+    host.run(*start)
+    assert host.run("ls", directory, check=False).returncode != 0, "nobody reads it"
+    host.run("mkdir", "-p", directory)
+    try:
+        host.run(*start)
+        text = host.run("cat", f"{directory}/fm_consumers.prom").stdout
+        assert 'fm_consumer_ready{fm_instance="measured"} 1.0\n' in text
+        quarantined = 'fm_consumer_store_messages{fm_instance="measured",state="quarantined"} 2.0\n'
+        assert quarantined in text
+        assert 'fm_consumer_watchdog_seconds{fm_instance="measured"} 30.0\n' in text
+        assert 'process_resident_memory_bytes{fm_instance="measured"} ' in text
+        assert 'fm_consumer_up{fm_instance="broken"} 0.0\n' in text
+        mode = host.run("stat", "-c", "%a", f"{directory}/fm_consumers.prom").stdout
+        assert mode == "644\n"
+        running.systemctl("stop")
+        host.run(*start)
+        text = host.run("cat", f"{directory}/fm_consumers.prom").stdout
+        assert 'fm_instance="measured"' not in text, "it is stopped and disabled"
+    finally:
+        host.run("rm", "-rf", "/var/lib/prometheus")
+
+
 def test_the_timer_can_be_enabled(host):
     host.run("systemctl", "enable", "--now", "fm-consumer-retention.timer")
     listed = host.run("systemctl", "list-timers", "--no-legend").stdout

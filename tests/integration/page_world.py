@@ -13,13 +13,16 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from consumer_framework.adapters.store import Store
+from consumer_framework.adapters.store.files import DATABASE
 from consumer_framework.testing.broker import reserve_port
 
 from .instance import FM_CONSUMER, publish, until
@@ -35,18 +38,24 @@ CONFIGURATION = "/etc/fedora-messaging"
 COCKPIT_WS = next(
     filter(os.path.exists, ("/usr/lib/cockpit/cockpit-ws", "/usr/libexec/cockpit-ws")), None
 )
+WRITER = Path("/lib/systemd/systemd-journal-remote")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-# One message in three has no version, and one in three a tag that is unknown, until somebody
-# makes the file `mended`.
+# A message without a version fails, and one with an unknown tag, until somebody makes the file
+# `mended`. From then on a slow message runs until there is a file `released`.
 HANDLERS = """
-import pathlib
-from consumer_framework import publishing
+import pathlib, time
+
+def wait(message):
+    end = time.monotonic() + 60
+    while message.body.get("slow") and time.monotonic() < end:
+        if pathlib.Path("/etc/fedora-messaging/released").exists():
+            break
+        time.sleep(0.05)
 
 def handle(message):
-    if message.body.get("publish"):
-        publishing.publish(message)
     if pathlib.Path("/etc/fedora-messaging/mended").exists():
+        wait(message)
         return
     version = message.body["version"]
     if message.body.get("tag") == "unknown":
@@ -68,6 +77,13 @@ routing_keys = ["org.example.{name}.#"]
 [consumer_config.framework.recovery]
 immediate = 0
 delays = []
+"""
+
+# An outbox whose relay does not run.
+OUTBOX = """
+amqp_url = "{url}"
+[consumer_config.framework.outbox]
+database = "sqlite:////var/lib/fedora-messaging/outbox.sqlite3"
 """
 
 # Starts and stops instances as systemd does, as far as the page sees.
@@ -117,7 +133,9 @@ for name in wanted:
         start(name)
     if verb == "show":
         pid = pid_of(name)
-        print(f"Id=fm-consumer@{{name}}.service", "LoadState=loaded", "UnitFileState=enabled",
+        is_used = (RUN / name).exists()
+        print(f"Id=fm-consumer@{{name}}.service", "LoadState=loaded",
+              f"UnitFileState={{'enabled' if is_used else 'disabled'}}",
               f"ActiveState={{'active' if pid else 'inactive'}}", f"MainPID={{pid}}",
               f"SubState={{'running' if pid else 'dead'}}", sep="\\n", end="\\n\\n")
 """
@@ -136,18 +154,24 @@ class World:
         self.broker = broker
         self._names = names
         self._place = place
-        directories = ("/etc", "/var/lib", "/usr/local", "/usr/share/cockpit")
+        directories = ("/etc", "/var/lib", "/var/log", "/usr/local", "/usr/share/cockpit")
         replaced = (CONFIGURATION, "/var/lib/fedora-messaging", "/usr/share/cockpit/fm-consumers")
         self.root = PrivateRoot(place, *directories, replaced=replaced)
         self.root.write(f"{CONFIGURATION}/page_handlers.py", HANDLERS)
         for name in (*names, "stopped"):
             text = TOML.format(url=broker.url, name=name)
             self.root.write(f"{CONFIGURATION}/{name}.toml", text)
+        self.root.write(f"{CONFIGURATION}/web.toml", OUTBOX.format(url=broker.url))
         self.root.write("/usr/local/bin/systemctl", SYSTEMCTL, 0o755)
         self.root.write(
             "/usr/local/bin/fm-consumer", f'#!/bin/sh\nexec {FM_CONSUMER} "$@"\n', 0o755
         )
         self.root.write("/usr/share/cockpit/fm-consumers", PAGE)
+        journal = place / "page.journal"
+        self.has_journal = write_journal(journal, "the first line", "the second line")
+        if self.has_journal:
+            machine = Path("/etc/machine-id").read_text().strip()
+            self.root.write(f"/var/log/journal/{machine}/page.journal", journal)
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -189,6 +213,12 @@ class World:
         with closing(Store.read(self.root.path(f"/var/lib/fedora-messaging/{name}"))) as store:
             return list(store.rows())
 
+    def publish(self, name: str, *bodies: dict[str, Any]) -> None:
+        """Publish messages for an instance."""
+        publish(
+            self.broker.url, f"org.example.{name}.done", [json.dumps(b).encode() for b in bodies]
+        )
+
     def fail(self, name: str, *bodies: dict[str, Any]) -> list[str]:
         """Publish messages that fail; return the rows that they become."""
         before = {row.id for row in self.rows(name)}
@@ -208,10 +238,37 @@ class World:
         """Return a file of the configuration."""
         return self.root.path(f"{CONFIGURATION}/{name}")
 
-    def mend(self, *, mended: bool = True) -> None:
-        """Let the handlers succeed, or fail again."""
-        mark = self.file("mended")
-        mark.touch() if mended else mark.unlink(missing_ok=True)
+    def mark(self, name: str, *, there: bool = True) -> None:
+        """Make the file ``mended`` or ``released`` of the handlers, or remove it."""
+        file = self.file(name)
+        file.touch() if there else file.unlink(missing_ok=True)
+
+    def multiply(self, rows: int, instances: int) -> list[str]:
+        """Make stopped instances, each with so many copies of the only message of ``builds``."""
+        states = self.root.path("/var/lib/fedora-messaging")
+        (states / "many_1").mkdir()
+        with (
+            closing(sqlite3.connect(states / "builds" / DATABASE)) as source,
+            closing(sqlite3.connect(states / "many_1" / DATABASE)) as copies,
+        ):
+            source.backup(copies)
+            _multiply(copies, rows)
+        made = [f"many_{number}" for number in range(1, instances + 1)]
+        text = TOML.format(url=self.broker.url, name="many")
+        for name in made:
+            self.file(f"{name}.toml").write_text(text)
+            if not (states / name).exists():
+                (states / name).symlink_to("many_1")
+        return made
+
+    def forget(self, names: list[str]) -> None:
+        """Remove what `multiply` made."""
+        states = self.root.path("/var/lib/fedora-messaging")
+        for name in names:
+            self.file(f"{name}.toml").unlink()
+            if (states / name).is_symlink():
+                (states / name).unlink()
+        shutil.rmtree(states / "many_1")
 
     def _cockpit(self) -> str:
         with reserve_port() as holder:
@@ -236,6 +293,53 @@ class World:
             process = self.root.start(*command, stderr=log, **{"stdout": log, **more})
         self._started.append(process)
         return process
+
+
+def _multiply(store: sqlite3.Connection, rows: int) -> None:
+    columns = [column[1] for column in store.execute("PRAGMA table_info(messages)")]
+    names = ", ".join(name for name in columns if name not in {"id", "key"})
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+    with store:
+        [(original,)] = store.execute("SELECT id FROM messages WHERE state = 'quarantined'")
+        store.execute(
+            f"INSERT INTO messages (key, {names}) {numbers} "  # noqa: S608
+            f"SELECT randomblob(16), {names} FROM messages, n WHERE id = ?",
+            (rows, original),
+        )
+        store.execute(
+            "INSERT INTO attempts (row_id, at, error, message, traceback, fingerprint) "
+            "SELECT m.id, a.at, a.error, a.message, a.traceback, a.fingerprint "
+            "FROM messages m, attempts a WHERE a.row_id = ? AND m.id > ?",
+            (original, original),
+        )
+
+
+def write_journal(file: Path, *texts: str) -> bool:
+    """Write lines of ``builds`` to a file of a journal; return False where no program can."""
+    if not WRITER.exists():
+        return False
+    lines = []
+    # `journalctl --follow` begins with the lines of this boot.
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    for number, text in enumerate(texts, 1):
+        lines += [
+            f"__REALTIME_TIMESTAMP={time.time_ns() // 1000 + number}",
+            f"__MONOTONIC_TIMESTAMP={time.monotonic_ns() // 1000 + number}",
+            f"_BOOT_ID={boot}",
+            f"_SYSTEMD_UNIT={_unit('builds')}",
+            "PRIORITY=4",
+            f"MESSAGE={text}",
+            "",
+        ]
+    entries = "\n".join([*lines, ""]).encode()
+    subprocess.run(
+        [WRITER, "--output", file, "-"],
+        input=entries,
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    return True
 
 
 def _unit(name: str) -> str:

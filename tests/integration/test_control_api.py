@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
 import socket
 import subprocess
 import time
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +149,7 @@ def test_a_pause_lets_messages_wait_in_the_queue_until_it_is_over(host, broker):
     host.instance.noted("run", 1)
     paused = host.does("pause", "--reason", "the database \x1b[31mmoves")
     assert paused.returncode == 0, paused.stderr
-    assert re.search(r"paused: by \w+ \(uid \d+, pid \d+\): the database", paused.stdout)
+    assert re.search(r"paused: ordered by \w+ \(the database", paused.stdout)
     assert "; 1 message to finish" in paused.stdout
     assert "\x1b" not in paused.stdout
     host.publishes(1, 2)
@@ -154,7 +157,7 @@ def test_a_pause_lets_messages_wait_in_the_queue_until_it_is_over(host, broker):
     until(lambda: host.done() == [100], "the handler finishes the message that it had")
     status = host.asks("GET", "/v1/status")[1]
     assert status["state"] == "paused"
-    assert status["status"].startswith("Paused: by ")
+    assert status["status"].startswith("Paused: ordered by ")
     until(lambda: broker.depth(host.queue)[0] == 2, "both wait in the queue")
     # A reload is no end of the pause.
     assert host.does("reload").returncode == 0
@@ -165,7 +168,7 @@ def test_a_pause_lets_messages_wait_in_the_queue_until_it_is_over(host, broker):
     assert (answer["is_paused"], answer["reasons"]) == (False, [])
     until(lambda: host.done() == [100, 1, 2], lambda: f"in their order\n{host.instance.log}")
     assert host.does("resume").stdout == "instance: takes messages\n"
-    assert re.search(r"paused: by \w+ \(uid", host.instance.log)
+    assert re.search(r"paused: ordered by \w+ \(the database", host.instance.log)
     assert "resumed by an operator" in host.instance.log
 
 
@@ -199,7 +202,7 @@ def test_events_are_told_as_they_happen(host):
         paused = json.loads(process.stdout.readline())
         assert paused["result"] == "paused"
         # It names no login: the call had none.
-        assert re.fullmatch(r"by somebody \(uid \d+, pid \d+\): why", paused["reason"])
+        assert re.fullmatch(r"ordered by user \d+ \(why\)", paused["reason"])
         process.terminate()
         process.wait(60)
     host.asks("POST", "/v1/resume")
@@ -301,3 +304,49 @@ def test_the_examples_of_the_reference_work_with_curl(host):
         assert done.returncode == (28 if is_endless else 0), f"{example}\n{done.stdout}"
         assert done.stdout.endswith("200"), f"{example}\n{done.stdout}"
     assert "hazel (uid " in host.instance.log
+
+
+def garbage(chance: random.Random) -> bytes:
+    """Return a call that no instance can carry out."""
+    path = chance.choice(["/v1/quarantine/drop", "/v1/pause", "/v1/status", "/v1/../etc", "*"])
+    body = chance.choice([b"{", b'{"rows": [{}], "reason": 7}', b"\xff", b"[" * 2000])
+    head = chance.choice(["POST {} HTTP/1.1", "PUT {} HTTP/1.1", "POST {} HTTP/1.0", "{}"])
+    length = chance.choice(["Content-Length: {}", "Content-Length: {}0", "Content-Length: -{}"])
+    lines = [head.format(path), "Host: x", length.format(len(body))]
+    whole = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    return chance.choice([whole, whole * 3, chance.randbytes(200), whole[: len(whole) // 2]])
+
+
+def connects(client: socket.socket, path: Path) -> bool:
+    """Connect; return False while the queue of the socket is full."""
+    with suppress(BlockingIOError):
+        client.connect(str(path))
+        return True
+    return False
+
+
+def test_an_instance_consumes_while_its_socket_gets_garbage(host):
+    chance = random.Random(7)  # noqa: S311 -- it chooses garbage
+    host.publishes(-1)
+    until(lambda: len(host.instance.store()) == 1, "one is quarantined")
+    with ExitStack() as stack:
+        for _ in range(20):
+            # These send a byte, and then no more.
+            slow = stack.enter_context(socket.socket(socket.AF_UNIX))
+            slow.connect(str(host.socket))
+            slow.sendall(b"G")
+        host.publishes(*range(50))
+        for number in range(1000):
+            with socket.socket(socket.AF_UNIX) as client, suppress(BrokenPipeError):
+                client.settimeout(20)
+                until(partial(connects, client, host.socket), "the instance takes clients")
+                client.sendall(garbage(chance))
+                if number % 100 == 0:
+                    host.publishes(50 + number // 100)
+                    client.sendall(b"x" * (2 << 20))
+        until(lambda: len(host.done()) == 60, lambda: host.instance.log)
+        assert host.asks("GET", "/v1")[0] == 200
+    assert [row.state for row in host.instance.store()] == ["quarantined"]
+    assert host.asks("GET", "/v1/status")[1]["state"] == "consuming"
+    assert "a request on the control socket failed" not in host.instance.log
+    assert host.instance.log.count("Traceback") == 1, "that of the quarantined message"

@@ -220,3 +220,19 @@ def test_no_secret_is_anywhere_in_the_bundle_of_sos(bundle):
     assert texts
     leaks = [(s, p) for s in (*SECRETS, "1234567") for p, t in texts.items() if s.encode() in t]
     assert leaks == []
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, 0), (1, 0), (78, 1)])
+def test_performance_co_pilot_gets_metrics_though_an_instance_does_not_answer(tmp_path, code, told):
+    program = tmp_path / "fm-consumer"
+    program.write_text(f'#!/bin/sh\necho "$1 are here"\nexit {code}\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "packaging/monitoring/pcp-fm-consumer.sh"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (told, "metrics are here\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .instance import publish, until
 from .page_world import CHROMIUM, COCKPIT_WS, World
 from .private_root import missing, skip_unless_in_ci
 
@@ -155,12 +156,14 @@ def view(request) -> View:
 @pytest.fixture
 def broken(world) -> Iterator[None]:
     """Let the handlers fail; leave an empty quarantine behind."""
-    world.mend(mended=False)
+    world.mark("mended", there=False)
+    world.mark("released", there=False)
     yield
-    world.mend()
+    world.mark("released")
+    world.mark("mended")
     if world.rows("builds"):
         world.command("quarantine", "replay", "builds", "--all", "--yes")
-    world.mend(mended=False)
+    world.mark("mended", there=False)
 
 
 def test_the_instances_of_the_host_are_shown_with_their_conditions(world, view):
@@ -169,7 +172,7 @@ def test_the_instances_of_the_host_are_shown_with_their_conditions(world, view):
         condition = view.row("instance", name).locator("[data-condition]")
         expect(condition).to_have_text(re.compile("consuming|idle"))
     expect(view.row("instance", "stopped").locator("[data-condition]")).to_have_text("stopped")
-    expect(view.page.locator("tr[data-instance]")).to_have_count(3)
+    expect(view.page.locator("tr[data-instance]")).to_have_count(4)
     view.page.get_by_label("Name").fill("mai")
     expect(view.page.locator("tr[data-instance]")).to_have_count(1)
     view.row("instance", "mails").get_by_role("link", name="mails").click()
@@ -203,7 +206,7 @@ def test_an_instance_is_restarted_stopped_and_started(world, cockpit):
     expect(view.order("Stop")).to_have_attribute("data-result", "done")
     view.close()
     assert not world.status("mails")["active"]
-    expect(view.page.locator("h1 + [data-condition]")).to_have_text("stopped")
+    expect(view.page.locator("h1 + [data-condition]")).to_have_text("not running")
     expect(view.button("Stop")).to_have_count(0)
     expect(view.order("Start")).to_have_attribute("data-result", "done")
     assert world.status("mails")["active"]
@@ -222,9 +225,9 @@ def test_a_cancelled_order_changes_nothing(world, cockpit):
 
 
 @pytest.mark.usefixtures("broken")
-def test_one_message_of_a_cause_is_tried_before_the_others_are(world, view):
+def test_one_message_of_a_cause_is_tried_before_the_others_are(world, cockpit):
     world.fail("builds", *[NO_VERSION] * 3, UNKNOWN_TAG)
-    view.open("builds/quarantine")
+    view = cockpit.open("builds/quarantine")
     cause = view.row("cause", KEY_ERROR)
     expect(cause).to_contain_text("KeyError: 'version'")
     expect(cause.locator("td").first).to_have_text("3")
@@ -233,7 +236,7 @@ def test_one_message_of_a_cause_is_tried_before_the_others_are(world, view):
     expect(failed).to_have_attribute("data-result", "failed")
     expect(failed).to_contain_text("version")
     view.close()
-    world.mend()
+    world.mark("mended")
     expect(view.order("Replay one", cause)).to_have_attribute("data-result", "done")
     view.close()
     expect(cause.locator("td").first).to_have_text("2")
@@ -266,7 +269,7 @@ def test_chosen_messages_are_replayed_and_dropped(world, cockpit):
     view = cockpit.open("builds/quarantine/rows")
     view.page.get_by_label(f"Choose row {second}").check()
     view.page.get_by_label(f"Choose row {third}").check()
-    world.mend()
+    world.mark("mended")
     view.button("Replay chosen").click()
     view.button("Replay", view.page.get_by_role("dialog")).click()
     expect(view.result()).to_contain_text("2 of 2")
@@ -318,8 +321,158 @@ def test_a_message_is_replayed_and_dropped_from_its_own_view(world, cockpit):
     view.open(f"builds/quarantine/{second}")
     expect(view.order("Replay")).to_have_attribute("data-result", "failed")
     view.close()
-    world.mend()
+    world.mark("mended")
     expect(view.order("Replay")).to_have_attribute("data-result", "done")
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_cause_is_replayed_in_stages(world, cockpit):
+    world.fail("builds", *[NO_VERSION] * 10)
+    world.mark("mended")
+    view = cockpit.open("builds/quarantine")
+    cause = view.row("cause", KEY_ERROR)
+    done = view.order("Replay all", cause, How="stages", Stages="10,50,100", At_most="100/s")
+    expect(done).to_contain_text("10 of 10")
+    view.close()
+    assert world.rows("builds") == []
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_replay_is_stopped_after_its_message(world, view):
+    world.fail("builds", *[{"slow": True}] * 3)
+    world.mark("mended")
+    view.open("builds/quarantine")
+    view.button("Replay all", view.row("cause", KEY_ERROR)).click()
+    dialog = view.page.get_by_role("dialog")
+    dialog.get_by_label("How").select_option("all")
+    view.button("Replay all", dialog).click()
+    expect(dialog.get_by_role("progressbar")).to_be_visible()
+    until(lambda: in_flight(world, "builds"), "a message runs")
+    view.button("Stop after this message", dialog).click()
+    expect(view.result()).to_have_attribute("data-result", "stopped")
+    view.close()
+    world.mark("released")
+    until(lambda: len(world.rows("builds")) == 2, "the message that ran has succeeded")
+
+
+def in_flight(world: World, name: str) -> list[Any]:
+    messages: list[Any] = json.loads(world.command("in-flight", name, "--json"))["messages"]
+    return messages
+
+
+def test_an_instance_is_paused_with_a_reason_and_resumed(world, cockpit):
+    view = cockpit.open("mails")
+    expect(view.order("Pause", Reason="the database moves")).to_have_attribute(
+        "data-result", "done"
+    )
+    view.close()
+    expect(view.page.locator("h1 + [data-condition]")).to_have_text("paused")
+    expect(view.page.get_by_text("the database moves").first).to_be_visible()
+    assert "the database moves" in json.dumps(world.status("mails"))
+    expect(view.order("Resume")).to_have_attribute("data-result", "done")
+    view.close()
+    expect(view.button("Resume")).to_have_count(0)
+
+
+@pytest.mark.usefixtures("broken")
+def test_events_and_messages_in_flight_are_shown_as_they_happen(world, view):
+    view.open("builds/events")
+    settled = view.page.locator('tr[data-event="settled"]')
+
+    def is_told() -> bool:
+        # Events before the command has begun are not shown.
+        world.fail("builds", NO_VERSION)
+        view.page.wait_for_timeout(200)
+        return bool(settled.count())
+
+    until(is_told, "an event is shown")
+    expect(settled.first).to_contain_text("quarantine")
+    world.mark("mended")
+    publish(world.broker.url, "org.example.builds.slow", [b'{"slow": true}'])
+    view.open("builds/in-flight")
+    expect(view.page.get_by_role("table")).to_contain_text("org.example.builds.slow")
+
+
+def test_the_settings_in_force_are_shown(cockpit):
+    view = cockpit.open("builds/settings")
+    name = "consumer_config.framework.recovery"
+    expect(view.row("setting", name)).to_contain_text('"immediate": 0')
+    view.page.get_by_label("Only those that differ").check()
+    expect(view.row("setting", name)).to_have_count(1)
+
+
+def test_the_lines_of_the_journal_are_shown(world, view):
+    if not world.has_journal:
+        skip_unless_in_ci("systemd-journal-remote is missing: packaging/system-packages journal")
+    view.open("builds/log")
+    lines = view.page.get_by_role("table").locator("tbody tr")
+    expect(lines).to_have_count(2)
+    expect(lines.first).to_contain_text("the second line")
+    view.page.get_by_label("Text").fill("first")
+    view.button("Search").click()
+    expect(lines).to_have_count(1)
+
+
+def test_messages_of_an_outbox_are_sent_again_and_discarded(world, cockpit):
+    for number in ("1", "2"):
+        world.command("publish", "--instance", "web", "--topic", f"org.example.{number}")
+    view = cockpit.open("web/outbox")
+    expect(view.page.get_by_text("No relay runs")).to_be_visible()
+    rows = view.page.locator("tr[data-row]")
+    expect(rows).to_have_count(2)
+    for verb, left in (("Send again", 2), ("Discard", 1)):
+        rows.first.get_by_role("link").click()
+        expect(view.page.get_by_role("heading", level=1)).to_contain_text("Outbox row")
+        expect(view.order(verb)).to_have_attribute("data-result", "done")
+        view.close()
+        expect(rows).to_have_count(left)
+
+
+@pytest.mark.usefixtures("broken")
+def test_eighty_instances_with_ten_thousand_messages_each_are_shown_in_portions(world, cockpit):
+    world.fail("builds", NO_VERSION)
+    made = world.multiply(10_000, 80)
+    try:
+        view = cockpit.open()
+        expect(view.page.locator("tr[data-instance]")).to_have_count(84)
+        last = view.row("instance", made[-1])
+        expect(last).to_contain_text("10,000")
+        last.get_by_role("link", name="quarantined messages").click()
+        cause = view.row("cause", KEY_ERROR)
+        expect(cause.locator("td").first).to_have_text("10,000")
+        cause.get_by_role("link").click()
+        rows = view.page.locator("tr[data-row]")
+        expect(rows).to_have_count(50)
+        first = rows.first.get_attribute("data-row")
+        view.page.get_by_role("link", name="Next page").click()
+        expect(view.row("row", str(first))).to_have_count(0)
+        expect(rows).to_have_count(50)
+        view.row("row", str(int(str(first)) + 50)).get_by_role("link").click()
+        expect(view.page.get_by_label("Traceback of attempt 1")).to_contain_text("KeyError")
+    finally:
+        world.forget(made)
+
+
+@pytest.mark.parametrize(
+    ("program", "problem", "cure"),
+    [
+        (None, "fm-consumer is not installed on this host", "Install the package"),
+        ('echo "Error: No such option: --json" >&2; exit 2', "is older than this page", "Update"),
+        ("echo '{'", "The answer is not understood", "Update"),
+    ],
+)
+def test_a_problem_of_the_command_is_shown_with_its_cure(world, cockpit, program, problem, cure):
+    file = "/usr/local/bin/fm-consumer"
+    world.root.run("mv", file, f"{file}.good")
+    try:
+        if program:
+            world.root.run("tee", file, input=f"#!/bin/sh\n{program}\n")
+            world.root.run("chmod", "+x", file)
+        alert = cockpit.open().page.get_by_role("alert")
+        expect(alert).to_contain_text(problem)
+        expect(alert).to_contain_text(cure)
+    finally:
+        world.root.run("mv", f"{file}.good", file)
 
 
 def test_an_instance_that_does_not_exist_is_an_error_with_a_way_back(cockpit):

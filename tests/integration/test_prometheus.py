@@ -2,7 +2,9 @@
 """A real Prometheus reads a real instance, and the rules and the dashboard find their series."""
 
 import json
+import os
 import re
+import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from consumer_framework.testing.broker.place import reserve_port
 
-from .instance import publish, queue_table, until
+from .instance import FM_CONSUMER, publish, queue_table, until
 from .prometheus import Prometheus, promtool
 
 MONITORING = Path(__file__).resolve().parents[2] / "packaging/monitoring"
@@ -116,6 +118,20 @@ def test_prometheus_scrapes_a_running_instance(instance, port, queue_name, tmp_p
         assert value("process_resident_memory_bytes") > 1e6
     status, page = get(port, "/metrics", "application/openmetrics-text; version=1.0.0")
     assert page.endswith("# EOF\n")
+    merged = subprocess.run(
+        [FM_CONSUMER, "metrics", "instance", "--state-dir", str(instance.state)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            **os.environ,
+            "STATE_DIRECTORY": str(instance.state),
+            "RUNTIME_DIRECTORY": str(instance.state.parent),
+        },
+    ).stdout
+    assert promtool("check", "metrics", given=merged) == (0, "")
+    assert 'process_resident_memory_bytes{fm_instance="instance"}' in merged
     pages = "The pages are /live, /metrics, /ready.\n"
     assert get(port, "/elsewhere") == get(port, "/") == get(port, "/a/b?c") == (404, pages)
     assert instance.stop() == 0

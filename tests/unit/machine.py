@@ -135,9 +135,11 @@ class Host:
     def runs(self, instance: str, place: str = "lib", **more: Any) -> Iterator[None]:
         """Let something answer on the control socket of an instance.
 
-        The argument *reload* answers orders to reload; *pages* are the pages of the process.
+        The argument *reload* answers orders to reload, and *answers* other types of request;
+        *pages* are the pages of the process.
         """
         reload, pages = more.pop("reload", None), more.pop("pages", {})
+        answers = more.pop("answers", {})
         counts = schema.Counts(**{"acked": 7, "running": 1, **more.pop("counts", {})})
         status = "consuming 1 queue, 0/s, 7 handled, up 9 s"
         report = schema.StatusReport(
@@ -147,7 +149,7 @@ class Host:
         state.mkdir(parents=True, exist_ok=True)
         store = Store.open(state, limits=Limits())
         responder = Responder(store, None, report=lambda: report)  # type: ignore[arg-type]
-        by_type = dict(responder.by_type)
+        by_type = {**responder.by_type, **answers}
         if reload is not None:
             by_type[schema.Reload] = _reloading(reload)
         try:

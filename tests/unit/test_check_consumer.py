@@ -8,6 +8,7 @@ from fedora_messaging import config as upstream
 
 from consumer_framework import Consumer, Problem
 from consumer_framework.core.errors import ExitCode, TemporaryProblem
+from consumer_framework.kit.command import CommandConfig, RunCommand
 from consumer_framework.kit.insert_row import InsertRow, InsertRowConfig
 from consumer_framework.kit.json_lines import AppendJsonLines, JsonLinesConfig
 from consumer_framework.operate.check.consumer import consumer_findings
@@ -109,3 +110,16 @@ def test_a_place_that_cannot_be_looked_at_is_no_problem(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     config = JsonLinesConfig.model_validate({"path": str(tmp_path / "loop" / "lines.json")})
     assert list(AppendJsonLines.check_config(config, connect=False)) == []
+
+
+def test_a_program_is_looked_for_in_the_path_of_the_configuration(tmp_path):
+    (tmp_path / "build").touch()
+
+    def problems(**config):
+        parsed = CommandConfig.model_validate({"command": ["build"], **config})
+        return [problem.path for problem in RunCommand.check_config(parsed, connect=False)]
+
+    assert problems() == ["command"]
+    assert problems(environment={"PATH": str(tmp_path)}) == []
+    assert problems(pass_environment=["PATH"]) == [], "the PATH of the service is not known"
+    assert problems(command=[str(tmp_path / "build")], directory=str(tmp_path)) == []

@@ -16,6 +16,7 @@ from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from consumer_framework.core import secrets
@@ -29,7 +30,7 @@ from consumer_framework.runtime.control.operators import (
     order_fields,
     who_orders,
 )
-from consumer_framework.runtime.control.routes import LONGEST_REQUEST, Page
+from consumer_framework.runtime.control.routes import LONGEST_REQUEST, MOST_CLIENTS, Page
 from consumer_framework.runtime.control.server import ControlFactory
 from consumer_framework.runtime.control.threaded import ControlThread
 
@@ -312,10 +313,14 @@ def test_a_body_in_chunks_is_read():
 
 @pytest.mark.parametrize(
     ("header", "status"),
-    [("Transfer-Encoding: chunked", 411), ("Content-Length: many", 400)],
+    [
+        ("Transfer-Encoding: chunked", 411),
+        ("Content-Length: many", 400),
+        ("Content-Length: \N{SUPERSCRIPT TWO}", 400),
+    ],
 )
 def test_a_process_with_threads_asks_for_the_length(short_tmp_path, header, status):
-    text = f"POST /v1/reload HTTP/1.1\r\n{header}\r\n\r\n".encode()
+    text = f"POST /v1/reload HTTP/1.1\r\n{header}\r\n\r\n".encode("latin-1")
     (response,) = responses_in(through_threads(short_tmp_path, text))
     assert response.status == status
     assert response.headers["Content-Type"] == "application/problem+json"
@@ -450,3 +455,47 @@ def test_the_login_is_known_from_before_sudo(monkeypatch):
     assert login_of_this_process() == pwd.getpwuid(os.getuid()).pw_name
     monkeypatch.setattr("pwd.getpwuid", lambda _uid: (_ for _ in ()).throw(KeyError))
     assert login_of_this_process() == ""
+
+
+def test_operators_cannot_keep_root_out_by_many_connections():
+    async def run() -> None:
+        operators: list[Operator] = [SOMEBODY] * (MOST_CLIENTS + 1) + [Operator(0, 1)]
+        factory = ControlFactory({}, {}, lambda transport, _login: transport.operator)
+        transports: list[Any] = []
+        for operator in operators:
+            transport: Any = StringTransport()
+            transport.operator = operator
+            client: Any = factory.buildProtocol(None)
+            client.makeConnection(transport)
+            transports.append((client, transport))
+        refused = [transport.value() for _, transport in transports if transport.value()]
+        assert len(refused) == 1
+        assert refused[0] == transports[MOST_CLIENTS][1].value()
+        assert b"503 Service Unavailable" in refused[0]
+        for client, _ in transports:
+            client.connectionLost(None)
+        again: Any = factory.buildProtocol(None)
+        transport = StringTransport()
+        transport.operator = SOMEBODY
+        again.makeConnection(transport)
+        assert transport.value() == b""
+        again.connectionLost(None)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_hung_up_on():
+    clock = Clock()
+    client = factory_of({}).buildProtocol(None)
+    client.callLater = clock.callLater
+    transport = StringTransport()
+    client.makeConnection(transport)
+    for byte in b"GET /v1":
+        client.dataReceived(bytes([byte]))
+        clock.advance(8)
+    assert not transport.disconnecting
+    client.dataReceived(b" HTTP")
+    clock.advance(8)
+    assert transport.disconnecting
+    client.connectionLost(None)
+    assert clock.getDelayedCalls() == []

@@ -430,7 +430,7 @@ STATUS_LINES = [
         State.PAUSED,
         replace(
             BUSY,
-            trouble="by hazel (uid 0, pid 4711): the database moves",
+            trouble="ordered by hazel (the database moves)",
             held=4,
             quarantined=0,
             lag=None,

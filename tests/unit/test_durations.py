@@ -21,7 +21,7 @@ from consumer_framework.core.durations import (
     Durations,
     Histogram,
     RunKind,
-    published_at,
+    sent_at,
 )
 from consumer_framework.testing import make_delivery
 from consumer_framework.testing.fakes import FakeFlightRecorder
@@ -121,7 +121,7 @@ def test_a_publisher_whose_clock_is_ahead_lets_nothing_wait_for_less_than_no_tim
     ],
 )
 def test_times_are_read_as_fedora_messaging_and_others_write_them(text, seconds):
-    assert published_at(text) == seconds
+    assert sent_at(text) == seconds
 
 
 def test_queues_that_the_broker_names_share_a_name_and_errors_have_a_bound():

@@ -71,7 +71,10 @@ def raises(error):
         (returns("two\nlines\x1b[2J"), r"two lines\x1b[2J"),
         (raises(OSError("no database")), "OSError: no database"),
         (raises(SystemExit(3)), "SystemExit: 3"),
-        (returns(False), "health() returned False: return None, or the fault as text"),
+        (
+            returns(False),
+            "health() returned an object of type bool: return None, or the fault as text",
+        ),
     ],
 )
 @played

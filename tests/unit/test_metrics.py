@@ -23,6 +23,7 @@ from consumer_framework.core.health import HEALTHY, Unhealthy
 from consumer_framework.core.lifecycle import State
 from consumer_framework.core.ports import Paused, Ran, Settled, StateChanged
 from consumer_framework.core.recovery import Decision
+from consumer_framework.core.secrets import hide
 from consumer_framework.core.stats import Counters
 from consumer_framework.publishing.report import PausedTopic, RelayReport
 from consumer_framework.runtime.control.schema import Counts, StatusReport
@@ -195,18 +196,35 @@ def test_metrics_of_the_authors_are_on_the_page_and_broken_ones_leave_them_out(c
     own = Counter("sample_builds", "Builds.")
     own.inc(3)
     try:
-        found = exposition.rendered(exposition.of_process()).body.decode()
-        assert value_of(found, "sample_builds_total") == 3
+        found = exposition.rendered(exposition.of_process("fm_instance", "sample")).body.decode()
+        assert value_of(found, "sample_builds_total", fm_instance="sample") == 3
         assert "process_resident_memory_bytes" in found
         broken = Broken()
         REGISTRY._collector_to_names[broken] = ["broken"]
         try:
-            assert list(exposition.of_process()) == []
+            names = {metric.name for metric in exposition.of_process("fm_instance", "sample")}
+            assert names == {each.name for each in exposition.usage_of_process()}
         finally:
             del REGISTRY._collector_to_names[broken]
         assert "not today" in caplog.text
     finally:
         REGISTRY.unregister(own)
+
+
+def test_the_usage_of_the_process_is_known_without_the_time_of_the_boot():
+    found = {
+        sample.name: sample.value
+        for metric in exposition.usage_of_process()
+        for sample in metric.samples
+    }
+    assert found.keys() == {
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    }
+    assert found["process_resident_memory_bytes"] > 1_000_000
+    assert found["process_open_fds"] > 2
+    assert found["process_cpu_seconds_total"] > 0
 
 
 # /live and /ready.
@@ -234,6 +252,14 @@ def test_a_relay_is_ready_while_it_sends_or_stands_by(report, status, reason):
     assert page.status == status
     assert json.loads(page.body).get("reason") == reason
     assert pages["/live"]("").status == 200
+
+
+def test_a_reason_tells_no_secret():
+    hide("hunter2-of-the-database", "the password of the database")
+    report = RelayReport("failing", trouble="postgresql://web:hunter2-of-the-database@db: refused")
+    page = RelayPages("web", lambda: report, lambda: False).by_path["/ready"]("")
+    assert b"refused" in page.body
+    assert b"hunter2" not in page.body
 
 
 def test_a_relay_whose_thread_does_not_move_is_not_live():
@@ -340,6 +366,12 @@ def test_it_listens_on_loopback_unless_told_otherwise_and_each_worker_has_a_port
     address, worker, place
 ):
     assert Monitoring(address=address, port=8000).place(worker) == place
+
+
+def test_a_worker_that_may_not_look_at_its_file_has_the_number_of_its_name(tmp_path):
+    # Root may look at everything, so the directory cannot be looked at for another reason.
+    closed = tmp_path / ("x" * 300)
+    assert [number_on_host(name, closed) for name in ("builds", "builds_3")] == [1, 3]
 
 
 def test_a_worker_has_its_number_by_the_link_of_its_file(tmp_path):

@@ -66,6 +66,19 @@ def test_the_pages_of_all_instances_become_one_text(host):
         assert found[labelled("process_open_fds", fm_instance=name)] == 9
 
 
+def test_an_instance_with_garbage_for_metrics_takes_none_from_the_others(host):
+    for name in ("builds", "sample"):
+        host.configures(name)
+        host.has_unit(name)
+    garbage = {"/metrics": lambda _accept: Page(b"a 1\nfm_consumer_up{ \xff")}
+    with host.runs("builds", pages=page("builds")), host.runs("sample", pages=garbage):
+        result = host.does("metrics")
+    assert result.exit_code == 1
+    assert "sample: its metrics are not understood" in result.stderr
+    assert samples(result.stdout)[labelled("fm_consumer_up", fm_instance="builds")] == 1
+    assert labelled("a", fm_instance="sample") not in samples(result.stdout)
+
+
 def test_an_instance_that_should_run_and_does_not_has_metrics(host):
     host.configures("builds")
     host.has_unit("builds", active="failed")

@@ -432,7 +432,7 @@ def test_many_rows_are_dropped_and_each_is_named_in_the_log(play, caplog):
         assert bench.left == []
 
     play(scenario, 120)
-    assert sum("dropped by an operator" in text for text in caplog.messages) == 120
+    assert sum("dropped by " in text for text in caplog.messages) == 120
 
 
 def test_a_long_read_is_made_beside_the_event_loop(play):
@@ -448,3 +448,23 @@ def test_an_instance_without_a_store_has_nothing_to_select():
         return await NoStore().read_aside(lambda reader: reader.matching((), 0))
 
     assert asyncio.run(selected()) == []
+
+
+def test_an_instance_without_a_store_answers_a_replay_in_stages():
+    async def scenario():
+        return await Bench(NoStore()).asks(ramp(1, 2))
+
+    answers = asyncio.run(scenario())
+    assert [each["result"] for each in answers if "row" in each] == ["skipped", "skipped"]
+    assert answers[-1]["ended"] == "done"
+
+
+def test_a_replay_whose_client_is_told_of_its_failure_is_no_error_in_the_log(play, caplog):
+    async def scenario(bench):
+        with pytest.raises(schema.ConflictError, match="look again"):
+            await bench.asks(schema.Replay(everything=True, expect=7))
+        await bench.responder.finish()
+        await asyncio.sleep(0)
+
+    play(scenario, 2)
+    assert caplog.records == []

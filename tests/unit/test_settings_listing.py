@@ -31,6 +31,10 @@ api_token = "author-token"
 password = "author-pass"
 url = "postgresql://web:url-pass@db/web"
 
+[consumer_config.other]
+url = "postgresql://web:odd@pass@db/web?user=web&sslpassword=query-pass"
+dsn = "host=db password = 'dsn pass' user=web"
+
 [consumer_config.framework]
 handler_timeout = "3m"
 slots = 1
@@ -42,7 +46,17 @@ delays = ["1s", "2m"]
 [consumer_config.framework.outbox]
 database = "postgresql://web:outbox-pass@db/web"
 """
-SECRETS = ("broker-pass", "author-token", "author-pass", "url-pass", "outbox-pass")
+SECRETS = (
+    "broker-pass",
+    "author-token",
+    "author-pass",
+    "url-pass",
+    "outbox-pass",
+    "odd",
+    "pass@",
+    "query-pass",
+    "dsn pass",
+)
 
 
 @pytest.fixture
@@ -59,7 +73,7 @@ def listed(file) -> dict[str, Setting]:
 
 def test_every_declared_setting_is_listed_once(listed):
     framework = {f"consumer_config.framework.{key}" for key in FRAMEWORK_TAKES}
-    authors = {f"consumer_config.{key}" for key in ("label", "api_token", "database")}
+    authors = {f"consumer_config.{key}" for key in ("label", "api_token", "database", "other")}
     assert {*listed} == (TAKES.keys() - {"consumer_config"}) | framework | authors
 
 
@@ -83,6 +97,8 @@ def test_no_secret_is_listed(listed):
     assert listed["consumer_config.label"].value == "builds"
     database = json.loads(listed["consumer_config.database"].value)
     assert database == {"password": "<hidden>", "url": "postgresql://web:<hidden>@db/web"}
+    other = json.loads(listed["consumer_config.other"].value)
+    assert other["dsn"] == "host=db password = <hidden> user=web"
 
 
 def shows(file: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -53,9 +53,12 @@ def test_without_textual_the_screen_is_refused_with_the_command_that_installs_it
         command, "sys", type("Sys", (), {"stdin": Terminal(), "stdout": Terminal()})
     )
     monkeypatch.setattr(command, "find_spec", lambda _name: None)
+    monkeypatch.setenv("TERM", "xterm")
     refused = host.does("top")
     assert refused.exit_code == 2
     assert "pip install 'consumer-framework[top]'" in refused.stderr
+    monkeypatch.setenv("TERM", "dumb")
+    assert "top draws in a terminal, and there is none" in host.does("top").stderr
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_an_order_names_its_origin(tmp_path):
     way = script(tmp_path, "print(command)")
     source = OtherHosts(["web"], (), way)
     [found] = [r for r in source.rows() if r.host == "web"]
-    assert source.order(found, "pause") == "fm-consumer pause '' --reason 'fm-consumer top'"
+    assert source.order(found, "pause") == "fm-consumer pause '' --reason 'with fm-consumer top'"
     assert source.order(found, "resume") == "fm-consumer resume ''"
 
 

@@ -10,13 +10,13 @@ import pika
 import pytest
 from fedora_messaging.message import Message
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
-from consumer_framework.adapters.executor import Executor
-from consumer_framework.adapters.tracing import Tracing
+from consumer_framework.adapters.executor import Executor, Limits
+from consumer_framework.adapters.tracing import Tracing, start
 from consumer_framework.author.handler import Handler
 from consumer_framework.core import disposition as to
 from consumer_framework.core.attempt import NO_HISTORY
@@ -267,3 +267,92 @@ def test_traces_without_their_packages_are_refused_with_the_command_that_install
     assert problem.path == "consumer_config.framework.traces"
     assert "pip install 'consumer-framework[otel]'" in problem.cure
     check_traces(Framework())
+
+
+def test_a_batch_is_one_span_with_a_link_for_each_message_and_a_settle_for_each(world):
+    deliveries = [delivered(1, traceparent=PUBLISHER), delivered(2), delivered(3)]
+
+    async def scenario():
+        handler = Handler(name="handler", call=lambda _: None, call_batch=lambda _batch: None)
+        executor = Executor(
+            handler,
+            lambda delivery: SimpleNamespace(id=delivery.message_id),
+            FakeFlightRecorder(8),
+            Limits(batch_size=3),
+            traces=world.tracing,
+        )
+        await asyncio.gather(*map(executor.run, deliveries))
+        executor.close()
+
+    asyncio.run(scenario())
+    for delivery in deliveries:
+        world.tracing.notify(settled(delivery))
+    run = world.span("process builds")
+    assert run.attributes["messaging.batch.message_count"] == 3
+    assert "messaging.message.id" not in run.attributes
+    assert len(run.links) == 1
+    settles = [span for span in world.spans if span.name == "settle builds"]
+    assert [span.attributes["messaging.message.id"] for span in settles] == ["id-1", "id-2", "id-3"]
+
+
+def test_runs_whose_settles_never_come_do_not_fill_the_memory(world, monkeypatch):
+    monkeypatch.setattr("consumer_framework.adapters.tracing._MOST_RUNS", 2)
+    deliveries = [delivered(number) for number in range(5)]
+    world.run(Handler(name="handler", call=lambda _: None), *deliveries)
+    for delivery in deliveries:
+        world.tracing.notify(settled(delivery))
+    settles = [span for span in world.spans if span.name == "settle builds"]
+    assert [span.attributes["messaging.message.id"] for span in settles] == ["id-3", "id-4"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "service"),
+    [({}, "fm-consumer@sample"), ({"OTEL_SERVICE_NAME": "builds"}, "builds")],
+)
+def test_the_service_is_the_instance_unless_the_environment_names_it(
+    monkeypatch, environment, service
+):
+    provided: list[TracerProvider] = []
+    monkeypatch.setattr(trace, "set_tracer_provider", provided.append)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    exporter = InMemorySpanExporter()
+    tracing = start("sample", exporter)
+    (provider,) = provided
+    assert provider.resource.attributes["service.name"] == service
+    begun = tracing.begin([delivered()])
+    tracing.leave(begun)
+    tracing.end(begun, None)
+    tracing.close()
+    assert [span.name for span in exporter.get_finished_spans()] == ["process builds"]
+
+
+def test_a_provider_of_the_authors_gets_the_spans_and_is_not_ended(world, monkeypatch):
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: world.provider)
+    for _ in range(2):
+        tracing = start("sample")
+        begun = tracing.begin([delivered()])
+        tracing.leave(begun)
+        tracing.end(begun, None)
+        tracing.close()
+    assert [span.name for span in world.spans] == ["process builds"] * 2
+
+
+class Broken(SpanProcessor):
+    """A span processor of somebody else's."""
+
+    def __init__(self, method):
+        setattr(self, method, self.fail)
+
+    def fail(self, *_args, **_kwargs):
+        raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_end"])
+def test_a_span_processor_with_a_defect_costs_traces_and_no_messages(world, method, caplog):
+    world.provider.add_span_processor(Broken(method))
+    first, second = delivered(1), delivered(2)
+    handler = Handler("handler", call=lambda _message: None)
+    assert world.run(handler, first, second) == [Succeeded(), Succeeded()]
+    world.tracing.notify(settled(first))
+    assert [each.getMessage() for each in caplog.records] == ["a message cannot be traced"]

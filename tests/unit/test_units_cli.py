@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.util
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import zipfile
@@ -26,6 +28,8 @@ from consumer_framework.operate import units
 from .machine import make_host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from click.testing import Result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -391,3 +395,39 @@ def test_the_reference_lists_every_unit_file():
     page = (ROOT / "docs/reference/units.md").read_text()
     listed = re.findall(r"^\| `((?:examples/)?fm-(?:consumer|outbox)[^`]+)` \|", page, re.MULTILINE)
     assert sorted(listed) == sorted(unit_files.shipped())
+
+
+# The place for the socket of operators, which root makes in a directory of the instance's user.
+
+
+@pytest.fixture(
+    params=[("fm-consumer@.service", "fedora-messaging"), ("fm-outbox@.service", "fm-outbox")]
+)
+def makes_place(request, tmp_path) -> Callable[[], int]:
+    """Run the command of a unit below *tmp_path*, with the group of this user."""
+    unit, directory = request.param
+    (tmp_path / directory / "sample").mkdir(parents=True)
+    text = (ROOT / "units" / unit).read_text()
+    (script,) = re.findall(r"^ExecStartPre=-\+/bin/sh -c '(.+)'$", text, re.MULTILINE)
+    script = script.replace("$$", "$").replace("%%", "%").replace("%i", "sample")
+    script = script.replace("/run/", f"{tmp_path}/")
+    script = re.sub("fm-operators", grp.getgrgid(os.getgid()).gr_name, script)
+    command = ["/bin/sh", "-c", script]
+    return lambda: subprocess.run(command, check=False, timeout=60, capture_output=True).returncode
+
+
+def test_the_unit_makes_a_place_for_the_socket_of_operators(makes_place, tmp_path):
+    assert makes_place() == 0
+    (place,) = tmp_path.glob("*/sample/operators")
+    assert stat.filemode(place.lstat().st_mode) == "drwx--s---"
+    assert list(tmp_path.glob("*/.*")) == []
+
+
+def test_root_follows_no_link_that_the_user_of_an_instance_has_put_there(makes_place, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o755)
+    (runtime,) = tmp_path.glob("*/sample")
+    (runtime / "operators").symlink_to(victim)
+    assert makes_place() != 0
+    assert stat.filemode(victim.stat().st_mode) == "drwxr-xr-x"
+    assert list(victim.iterdir()) == []

@@ -83,6 +83,21 @@ def test_it_is_fed_for_as_long_as_the_loop_turns_and_nothing_is_wrong():
     assert not notifier.is_triggered
 
 
+def test_a_defect_in_the_look_at_the_health_does_not_let_the_service_manager_abort(caplog):
+    instance = Instance()
+    looked = []
+
+    def look():
+        looked.append(True)
+        if len(looked) > 1:
+            raise RuntimeError("a defect")
+
+    instance.health.look = look
+    notifier = watched(instance, lambda told: told.feeds >= 5)
+    assert not notifier.is_triggered
+    assert "a defect" in caplog.text
+
+
 def test_it_is_not_fed_while_the_handler_is_made_which_may_block_the_loop():
     instance = Instance()
     instance.executor = None

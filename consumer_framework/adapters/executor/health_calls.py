@@ -140,5 +140,7 @@ def _fault_of(returned: Any, error: BaseException | None) -> str:
     elif returned is None or isinstance(returned, str):
         text = returned or ""
     else:
-        text = f"health() returned {returned!r}: return None, or the fault as text"
+        # Its repr may raise.
+        kind = type(returned).__name__
+        text = f"health() returned an object of type {kind}: return None, or the fault as text"
     return printable(clipped(" ".join(text.split()), LONGEST))

@@ -207,10 +207,8 @@ class HandlerRuns:
         self._now = loop.time
         self._traces = traces
         # The author's code in this context belongs to a run, and no longer.
-        self._enter: Callable[[Run], object] = CURRENT_RUN.set
-        self._exit: Callable[[Run, BaseException | None, Sequence[_Landing], bool], None] = _exit
-        if traces is not None:
-            self._enter, self._exit = self._enter_traced, self._exit_traced
+        self._enter: Callable[[Run], object] = self._enter_traced if traces else CURRENT_RUN.set
+        self._exit = self._exit_traced if traces else _exit
         # The threads of slots write it too; each operation on it is atomic.
         self._unfinished: dict[Run, None] = {}
 
@@ -325,7 +323,7 @@ class HandlerRuns:
 
     def _enter_traced(self, run: Run) -> None:
         CURRENT_RUN.set(run)
-        if self._traces is not None and run.deliveries:
+        if self._traces and run.deliveries:
             run.trace = self._traces.begin(run.deliveries)
 
     def _leave(self, run: Run) -> None:
@@ -346,7 +344,8 @@ class HandlerRuns:
             if in_thread:
                 # The context of a task ends with it, and it is not the one of the begin.
                 self._traces.leave(run.trace)
-            self._traces.end(run.trace, error or _first_undecodable(landings))
+            undecodable = (one.error for one in landings if isinstance(one, Undecodable))
+            self._traces.end(run.trace, error or next(undecodable, None))
 
     def _take_off(self, deliveries: Sequence[Delivery], landings: list[_Landing]) -> list[Any]:
         """Tell the flight recorder of *deliveries*, and decode them.
@@ -410,10 +409,6 @@ def threads_of_runs() -> dict[Run, int]:
 
 def _exit(_run: Run, _error: object, _landings: object, _in_thread: bool) -> None:  # noqa: FBT001
     CURRENT_RUN.set(None)
-
-
-def _first_undecodable(landings: Iterable[_Landing]) -> Exception | None:
-    return next((one.error for one in landings if isinstance(one, Undecodable)), None)
 
 
 def _with_messages(landed: Iterable[tuple[Delivery, _Landing]]) -> Iterator[Delivery]:

@@ -388,7 +388,7 @@ class SettingsReport:
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """What keeps the instance from taking messages.
+    """The reasons for which the instance takes no messages, if there are any.
 
     Attributes:
         state: The name of its state, in lower case.

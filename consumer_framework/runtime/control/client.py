@@ -49,8 +49,8 @@ PATIENCE = 30.0
 _POLL_INTERVAL = 0.1
 # Bytes of a socket's name, without the NUL at its end (unix(7)).
 _LONGEST_NAME = 107
-# Bytes; far more than an answer has.
-_LONGEST_ANSWER = 1 << 20
+# Bytes; far more than an answer or a page has.
+_LONGEST_ANSWER = 16 << 20
 
 
 class ControlError(FrameworkError):
@@ -124,7 +124,7 @@ class Client:
             response = connection.getresponse()
             if response.status != HTTPStatus.OK:
                 raise self._refused(response)
-            return response.read().decode()
+            return response.read(_LONGEST_ANSWER).decode(errors="replace")
         except TimeoutError:
             raise _silent(self._path) from None
         except (OSError, HTTPException):

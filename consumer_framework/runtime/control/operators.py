@@ -93,6 +93,14 @@ def who_orders() -> str:
     return str(operator) if operator is not None else "an operator"
 
 
+def short_name() -> str:
+    """Return the login of the operator of the present order, or else the number of the user."""
+    operator = ORDERED_BY.get()
+    if operator is None:
+        return "an operator"
+    return operator.login or f"user {operator.uid}"
+
+
 def trace_of(order: str) -> str:
     """Return one line for people about the present *order*, such as ``"replay"``."""
     return f"{order} by {who_orders()} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"

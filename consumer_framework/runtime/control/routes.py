@@ -78,6 +78,9 @@ STREAM = "application/x-ndjson"
 PROBLEM = "application/problem+json"
 # Bytes of a body. The longest request has the text of a configuration file.
 LONGEST_REQUEST = 1 << 20
+# Connections at a time. Root and the user of the process may have more, so that operators do not
+# keep them out, and the process keeps file descriptors for its work.
+MOST_CLIENTS = 100
 # The answer to a program that speaks the former protocol, in its own terms.
 FORMER_PROTOCOL = Done(
     error="a newer consumer_framework runs here, and its socket speaks HTTP; update this command"
@@ -248,6 +251,12 @@ def too_long() -> Refusal:
     """Return the refusal of a body that is longer than :data:`LONGEST_REQUEST`."""
     what = f"the body has more than {LONGEST_REQUEST} bytes"
     return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, what, Connection="close")
+
+
+def too_many() -> Refusal:
+    """Return the refusal of a connection beyond :data:`MOST_CLIENTS`."""
+    what = f"there are {MOST_CLIENTS} connections already; close some"
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, Connection="close")
 
 
 # From a call to a request, and back.

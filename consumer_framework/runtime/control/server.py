@@ -22,15 +22,18 @@ from .routes import (
     FORMER_PROTOCOL,
     JSON,
     LONGEST_REQUEST,
+    MOST_CLIENTS,
     PROBLEM,
     STREAM,
     Call,
+    Right,
     end_of,
     page_for,
     product_version,
     read_call,
     refusal_of,
     too_long,
+    too_many,
     unanswered,
 )
 from .schema import encode_answer
@@ -74,10 +77,11 @@ class ControlFactory(Factory):
         self._by_type = by_type
         self._pages = {**OWN_PAGES, **(pages or {})}
         self._operator_of = operator_of
+        self._clients: set[Any] = set()
 
     def buildProtocol(self, _addr: Any) -> _Channel:  # noqa: N802 -- Twisted's name
         """Make the protocol of a new client."""
-        return _Channel(self._by_type, self._pages, self._operator_of)
+        return _Channel(self._by_type, self._pages, self._operator_of, self._clients)
 
 
 class _Channel(_HTTPChannel):  # type: ignore[misc]
@@ -86,15 +90,33 @@ class _Channel(_HTTPChannel):  # type: ignore[misc]
     timeOut = PATIENCE  # noqa: N815 -- Twisted's name
 
     def __init__(
-        self, by_type: ByType, pages: Pages, operator_of: Callable[[Any, str], Operator]
+        self,
+        by_type: ByType,
+        pages: Pages,
+        operator_of: Callable[[Any, str], Operator],
+        clients: set[Any],
     ) -> None:
         super().__init__()
+        self._clients = clients
         self.by_type = by_type
         self.pages = pages
         self.operator_of = operator_of
         self.requestFactory = _Exchange
         self.is_given_up = False
         self._is_begun = False
+
+    def connectionMade(self) -> None:  # noqa: N802 -- Twisted's name
+        """Take the client, if there are not too many."""
+        super().connectionMade()
+        self._clients.add(self)
+        is_limited = not self.operator_of(self.transport, "").may(Right.ADMINISTER)
+        if is_limited and len(self._clients) > MOST_CLIENTS:
+            self.give_up(_text_of(too_many()))
+
+    def connectionLost(self, reason: Any) -> None:  # noqa: N802 -- Twisted's name
+        """Forget the client."""
+        self._clients.discard(self)
+        super().connectionLost(reason)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 -- Twisted's name
         """Read a part of a call."""

@@ -17,10 +17,12 @@ from .routes import (
     FORMER_PROTOCOL,
     JSON,
     LONGEST_REQUEST,
+    MOST_CLIENTS,
     PROBLEM,
     STREAM,
     Call,
     Refusal,
+    Right,
     end_of,
     page_for,
     product_version,
@@ -95,7 +97,7 @@ class _Exchanges(BaseHTTPRequestHandler):
             self.close_connection = True
             raise Refusal(HTTPStatus.LENGTH_REQUIRED, "name the Content-Length", Connection="close")
         length = self.headers.get("Content-Length", "0")
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             self.close_connection = True
             what = f"Content-Length: {length!r} is no number"
             raise Refusal(HTTPStatus.BAD_REQUEST, what, Connection="close")
@@ -162,6 +164,21 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     by_type: ByType
     pages: Pages
 
+    def __init__(self, path: str) -> None:
+        super().__init__(path, _Exchanges)
+        self._clients: set[Any] = set()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 -- as its base
+        """Take a client, if there are not too many."""
+        self._clients.add(request)
+        is_limited = not operator_at(request).may(Right.ADMINISTER)
+        return not is_limited or len(self._clients) <= MOST_CLIENTS
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a client."""
+        self._clients.discard(request)
+        super().shutdown_request(request)
+
 
 class ControlThread:
     """Listens on a control socket until it is closed.
@@ -182,7 +199,7 @@ class ControlThread:
         path.unlink(missing_ok=True)
         before = os.umask(0o777 & ~mode)
         try:
-            self._server = _Server(str(path), _Exchanges)
+            self._server = _Server(str(path))
         finally:
             os.umask(before)
         self._server.by_type = by_type

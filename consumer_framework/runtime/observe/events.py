@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from consumer_framework.core.attempt import one_line
 from consumer_framework.core.delivery import Failed, Skipped
 from consumer_framework.core.disposition import rule_for
 from consumer_framework.core.log_fields import run_number
@@ -110,7 +111,7 @@ def _about(delivery: Delivery, event: str, now: float, result: str, reason: str)
 def _why(outcome: Outcome) -> str:
     match outcome:
         case Failed(error):
-            return f"{type(error).__name__}: {error}"
+            return one_line(error)
         case Skipped(reason):
             return reason
     return ""

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prometheus_client import REGISTRY
@@ -470,13 +473,45 @@ def of_relay(report: RelayReport, name: str) -> Iterator[Metric]:
         yield family.of(report, RELAY_LABEL, name)
 
 
-def of_process() -> Iterator[Metric]:
-    """Yield the metrics of the process, of Python, and those that the author's code registered."""
+def of_process(label: str, name: str) -> Iterator[Metric]:
+    """Yield the metrics of the process, of Python, and those that the author's code registered.
+
+    Args:
+        label: The label that every sample gets.
+        name: Its value, unless a sample has that label.
+    """
+    found: list[Metric] = []
     try:
         # All of them first: a broken one must not cut the page.
-        yield from list(REGISTRY.collect())
+        found = list(REGISTRY.collect())
     except Exception as error:  # noqa: BLE001 -- the author's code
         _log.warning("the metrics of prometheus_client.REGISTRY cannot be read: %r", error)
+    if "process_cpu_seconds" not in {metric.name for metric in found}:
+        found += usage_of_process()
+    for metric in found:
+        copy = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+        copy.samples = [
+            sample._replace(labels={label: name, **sample.labels}) for sample in metric.samples
+        ]
+        yield copy
+
+
+def usage_of_process() -> Iterator[Metric]:
+    """Yield processor time, memory and open files, under the names of prometheus-client.
+
+    Its own collector reads the time of the boot first, and gives up where ``/proc`` has processes
+    alone, as in the unit (``ProcSubset=pid``).
+    """
+    times = os.times()
+    spent = "Total user and system CPU time spent in seconds."
+    yield CounterMetricFamily("process_cpu_seconds", spent, times.user + times.system)
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        size = pages * os.sysconf("SC_PAGE_SIZE")
+        text = "Resident memory size in bytes."
+        yield GaugeMetricFamily("process_resident_memory_bytes", text, size)
+        files = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        yield GaugeMetricFamily("process_open_fds", "Number of open file descriptors.", files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from consumer_framework.adapters.store.files import DATABASE
 from consumer_framework.core.errors import StoreError
 from consumer_framework.core.health import Unhealthy
 from consumer_framework.core.lifecycle import State
+from consumer_framework.core.secrets import redacted
 from consumer_framework.runtime.control.routes import JSON, Page, product_version
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ class InstancePages:
         """Show the metrics of the instance, and those that the author's code registered."""
         from . import exposition  # noqa: PLC0415 -- for the first reader
 
-        metrics = [*exposition.of_instance(self._facts()), *exposition.of_process()]
+        metrics = [
+            *exposition.of_instance(self._facts()),
+            *exposition.of_process(exposition.INSTANCE_LABEL, self._name),
+        ]
         return exposition.rendered(metrics, accept)
 
     def _facts(self) -> InstanceFacts:
@@ -145,7 +149,10 @@ class RelayPages:
         """Show the metrics of the relay."""
         from . import exposition  # noqa: PLC0415 -- for the first reader
 
-        metrics = [*exposition.of_relay(self._report(), self._name), *exposition.of_process()]
+        metrics = [
+            *exposition.of_relay(self._report(), self._name),
+            *exposition.of_process(exposition.RELAY_LABEL, self._name),
+        ]
         return exposition.rendered(metrics, accept)
 
     def live(self) -> Page:
@@ -166,7 +173,8 @@ class RelayPages:
 
 
 def _json(is_good: bool, found: dict[str, Any]) -> Page:  # noqa: FBT001 -- of this module
-    body = json.dumps(found).encode() + b"\n"
+    # A reason may quote an error of a library, with the URL of a broker or database.
+    body = json.dumps(redacted(found)).encode() + b"\n"
     return Page(body, JSON, HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
