@@ -368,6 +368,8 @@ def _parsed(data: bytes, file: Path) -> dict[str, Any]:
 def _object(data: bytes, effect: str, refusal: type[Refusal]) -> dict[str, Any]:
     try:
         body = json.loads(data)
+        # Python reads and writes NaN and Infinity, which are no JSON (RFC 8259, section 6).
+        json.dumps(body, allow_nan=False)
     except (ValueError, RecursionError) as error:
         raise refusal(f"that is no JSON ({error}); {effect}") from None
     if not isinstance(body, dict):
