@@ -184,6 +184,9 @@ class Replays:
     # In stages.
 
     async def _begin(self, rows: list[int], plan: Ramp, replay: _Replay) -> None:
+        if not replay.is_wanted:
+            # It would take the place of one that can go on.
+            return
         await self._store.begin_ramp(plan, rows)
         await self._run_ramp(rows, Progress.begin(plan, len(rows)), replay)
 
