@@ -343,3 +343,4 @@ def test_a_place_where_it_cannot_listen_is_named_with_a_cure(tmp_path, short_tmp
     assert "unix(7)" in refused("--socket", str(tmp_path / ("x" * 120)))
     assert "either --port or --socket" in refused("--socket", str(file), "--port", "8080")
     assert "idle" in refused("--idle", "soon")
+    assert "--idle must be longer than 0s" in refused("--idle", "0s")
