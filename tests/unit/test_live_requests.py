@@ -187,6 +187,14 @@ def test_a_log_that_was_configured_anew_meanwhile_stays(levels, timers):
     assert logging.getLogger("authors").level == logging.CRITICAL
 
 
+def test_an_order_after_a_new_configuration_ends_with_the_level_of_that(levels, timers):
+    levels.change(LogLevel("DEBUG", 60, "authors"))
+    logging.getLogger("authors").setLevel(logging.CRITICAL)
+    assert levels.change(LogLevel("INFO", 30, "authors")).former == "CRITICAL"
+    timers.ring(30)
+    assert logging.getLogger("authors").level == logging.CRITICAL
+
+
 # Stacks.
 
 
