@@ -134,6 +134,12 @@ def page_of(found, accept="text/plain"):
     return page.content_type, page.body.decode()
 
 
+@pytest.mark.parametrize("version", ["abc", "\xff", "", "9.9.9"])
+def test_a_reader_that_asks_for_a_form_that_nobody_knows_gets_the_page(version):
+    _, text = page_of(facts(), f"application/openmetrics-text;version={version}")
+    assert "fm_consumer_up" in text
+
+
 def test_the_page_has_every_metric_of_the_table_that_has_a_value():
     content_type, text = page_of(facts())
     assert content_type.startswith("text/plain; version=0.0.4")

@@ -88,6 +88,7 @@ def test_an_option_without_a_value_is_left_out(nothing):
         ("log", {"instance": "a", "number": "1", "follow": "yes"}, "it takes true"),
         ("log", {"instance": "a", "number": "1", "follow": 1}, "it takes true"),
         ("log", {"instance": "a", "number": "1", "priority": "loud"}, "'loud'"),
+        ("pause", {"instance": "a", "reason": "\ud800"}, "text: it is no valid text"),
     ],
 )
 def test_a_value_of_another_form_is_refused(name, values, wrong):
