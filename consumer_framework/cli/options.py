@@ -68,7 +68,15 @@ def configuration_file(name: str | None, conf: Path | None) -> Path | None:
         return conf
     if from_environment := os.environ.get("FEDORA_MESSAGING_CONF"):
         return Path(from_environment)
-    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    return DEFAULT_FILE if may_exist(DEFAULT_FILE) else None
+
+
+def may_exist(file: Path) -> bool:
+    """Return True if *file* is there, or if this user may not look: its reader names the cause."""
+    try:
+        return file.exists()
+    except PermissionError:
+        return True
 
 
 CONF = click.option(

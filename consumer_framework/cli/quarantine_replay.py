@@ -20,7 +20,7 @@ import click
 
 from . import terminal
 from .exit_codes import epilog
-from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
+from .options import CONF, JSON, STATE_DIR, may_exist, no_such_instance, where, words
 from .quarantine_orders import ask, check_states, portions
 from .quarantine_progress import ReplayProgress
 from .selection import (
@@ -269,7 +269,7 @@ def _replay_here(
     from consumer_framework.adapters.systemd.notify import is_journal  # noqa: PLC0415
     from consumer_framework.runtime import reactor  # noqa: PLC0415
 
-    if not at.file.exists():
+    if not may_exist(at.file):
         raise no_such_instance(at.instance, at.file)
     # An author's module may import it.
     reactor.install()
