@@ -98,9 +98,10 @@ reference: venv
 
 # Runs a consumer on a private broker, and draws its terminal as docs/front-page.svg.
 picture: venv
-	packaging/system-packages broker
+	packaging/system-packages broker page
 	$(BIN)/python docs/front_page.py
 	$(BIN)/python docs/top_pictures.py
+	$(BIN)/python docs/page_pictures.py
 
 docs: venv reference
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

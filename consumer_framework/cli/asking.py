@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from . import terminal
-from .options import no_such_instance
+from .options import may_exist, no_such_instance
 
 # Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def ask(at: Where, request: Request[T], otherwise: str) -> T:
 
 
 def _complain_of_absence(at: Where) -> None:
-    if at.file.exists():
+    if may_exist(at.file):
         click.echo(f"fm-consumer: {at.instance} does not run", err=True)
     else:
         terminal.complain(no_such_instance(at.instance, at.file))

@@ -11,7 +11,7 @@ from consumer_framework.core.text import duration_text
 
 from . import terminal
 from .exit_codes import epilog
-from .options import CONF, JSON, complete_instance, instance_file, no_such_instance
+from .options import CONF, JSON, complete_instance, instance_file, may_exist, no_such_instance
 from .terminal import Command, Refusal
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -57,7 +57,7 @@ def explain(  # noqa: PLR0913 -- one for each option
     if instance and conf:
         raise click.UsageError("give either INSTANCE or --conf, not both")
     file = instance_file(instance) if instance else conf
-    if instance and file is not None and not file.exists():
+    if instance and file is not None and not may_exist(file):
         raise no_such_instance(instance, file)
     from consumer_framework.operate import explain as host  # noqa: PLC0415
 

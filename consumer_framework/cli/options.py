@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from consumer_framework import settings
 from consumer_framework.core import text
@@ -67,7 +68,15 @@ def configuration_file(name: str | None, conf: Path | None) -> Path | None:
         return conf
     if from_environment := os.environ.get("FEDORA_MESSAGING_CONF"):
         return Path(from_environment)
-    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    return DEFAULT_FILE if may_exist(DEFAULT_FILE) else None
+
+
+def may_exist(file: Path) -> bool:
+    """Return True if *file* is there, or if this user may not look: its reader names the cause."""
+    try:
+        return file.exists()
+    except PermissionError:
+        return True
 
 
 CONF = click.option(
@@ -146,6 +155,18 @@ HOST_TIMEOUT = click.option(
     callback=duration,
     help="With --host: a host must answer within this time. Default: 15s.",
 )
+
+
+def refuse_without_hosts(hosts: tuple[str, ...]) -> None:
+    """Refuse the options that say how to reach hosts, if no host is named.
+
+    Raises:
+        click.UsageError: One of them is given, and *hosts* is empty.
+    """
+    source = click.get_current_context().get_parameter_source
+    for name in ("ssh", "remote", "timeout"):
+        if not hosts and source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} needs --host")
 
 
 def _complete_topic(

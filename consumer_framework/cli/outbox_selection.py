@@ -16,7 +16,7 @@ from consumer_framework.core.errors import ConfigurationError, ExitCode, Fault, 
 from consumer_framework.core.text import seconds
 from consumer_framework.publishing import FILE
 
-from .options import no_such_instance
+from .options import may_exist, no_such_instance
 from .selection import row_numbers
 from .terminal import Refusal
 
@@ -153,7 +153,7 @@ def settings_of(at: Where) -> OutboxSettings:
     from consumer_framework.settings import OutboxSettings  # noqa: PLC0415
     from consumer_framework.settings.problems import from_pydantic  # noqa: PLC0415
 
-    if not at.file.exists() and not at.file.is_symlink():
+    if not may_exist(at.file) and not at.file.is_symlink():
         raise no_such_instance(at.instance, at.file)
     access = from_outside(at.file, at.instance, of_relay=is_relays_file(at.file))
     found = config.substituted(at.file, access)

@@ -23,6 +23,7 @@ from .options import (
     JSON,
     complete_instance,
     configuration_file,
+    may_exist,
     no_such_instance,
 )
 from .publish_progress import Progress
@@ -291,7 +292,7 @@ class _Setup:
         from fedora_messaging import config as upstream_config  # noqa: PLC0415
 
         path = configuration_file(options.instance, options.conf)
-        if options.instance and path is not None and not path.exists():
+        if options.instance and path is not None and not may_exist(path):
             raise no_such_instance(options.instance, path)
         settings, is_direct = _settings(options, path)
         document = upstream_config.conf

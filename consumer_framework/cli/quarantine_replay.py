@@ -21,7 +21,7 @@ import click
 from . import terminal
 from .asking import running
 from .exit_codes import epilog
-from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
+from .options import CONF, JSON, STATE_DIR, may_exist, no_such_instance, where, words
 from .quarantine_orders import ask, check_states, portions
 from .quarantine_progress import ReplayProgress
 from .selection import (
@@ -300,7 +300,7 @@ def _replay_here(runner: _Runner, request: Replay, progress: ReplayProgress) -> 
     from consumer_framework.runtime import reactor  # noqa: PLC0415
 
     at = runner.at
-    if not at.file.exists():
+    if not may_exist(at.file):
         raise no_such_instance(at.instance, at.file)
     # An author's module may import it.
     reactor.install()
@@ -398,6 +398,8 @@ def _parsed(data: bytes, file: Path) -> dict[str, Any]:
 def _object(data: bytes, effect: str, refusal: type[Refusal]) -> dict[str, Any]:
     try:
         body = json.loads(data)
+        # Python reads and writes NaN and Infinity, which are no JSON (RFC 8259, section 6).
+        json.dumps(body, allow_nan=False)
     except (ValueError, RecursionError) as error:
         raise refusal(f"that is no JSON ({error}); {effect}") from None
     if not isinstance(body, dict):

@@ -13,7 +13,7 @@ import click
 from consumer_framework.core.text import plural
 
 from .exit_codes import epilog
-from .options import CONF, STATE_DIR, no_such_instance, where, words
+from .options import CONF, STATE_DIR, may_exist, no_such_instance, where, words
 from .selection import WHERE, choose_one, open_store
 from .terminal import Command, Refusal, bad, faint, good, note, safe
 
@@ -124,7 +124,7 @@ def _message(at: Where, conditions: Sequence[Condition], callback: str) -> Faile
         delivery = store.delivery(row.id)
     if delivery is None:
         raise Refusal(f"row {row.id} is gone now")
-    if not at.file.exists():
+    if not may_exist(at.file):
         raise no_such_instance(at.instance, at.file)
     document = config.read(at.file, from_outside(at.file, at.instance))
     callback = callback or str(document.get("callback") or "")

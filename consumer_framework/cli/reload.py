@@ -10,7 +10,7 @@ import click
 
 from . import terminal
 from .exit_codes import epilog
-from .options import CONF, JSON, STATE_DIR, no_such_instance, where, words
+from .options import CONF, JSON, STATE_DIR, may_exist, no_such_instance, where, words
 from .terminal import Command, safe
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -129,7 +129,7 @@ def show(at: Where, report: ReloadReport) -> None:
 
 
 def _show_absence(at: Where) -> None:
-    if at.file.exists():
+    if may_exist(at.file):
         _complain(f"{at.instance} does not run; it reads {at.file} when it is started")
     else:
         terminal.complain(no_such_instance(at.instance, at.file))

@@ -27,6 +27,7 @@ from .options import (
     complete_instance,
     conditions,
     duration,
+    may_exist,
     no_such_instance,
     topics,
     where,
@@ -279,7 +280,7 @@ class _Run:
     def run(self) -> int:
         """Run the messages; return the exit code."""
         self.options.check(self.at)
-        if not self.at.file.exists():
+        if not may_exist(self.at.file):
             raise no_such_instance(self.at.instance, self.at.file)
         with _output(as_json=self.options.as_json) as self.out, _directory() as self.directory:
             return self._run_in(self.directory)

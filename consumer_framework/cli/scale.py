@@ -13,7 +13,7 @@ from consumer_framework.core.text import plural
 
 from . import options, terminal
 from .exit_codes import epilog
-from .options import JSON, complete_instance, instance_file, no_such_instance
+from .options import JSON, complete_instance, instance_file, may_exist, no_such_instance
 from .terminal import Command
 
 # Commands import these when they run: --help and shell completion must be quick.
@@ -66,7 +66,7 @@ def scale(name: str, count: int, *, dry_run: bool, leave_deferred: bool, as_json
     nobody else would run or send them.
     """
     file = instance_file(name)
-    if not file.exists():
+    if not may_exist(file):
         raise no_such_instance(name, file, otherwise="write that file first")
     from consumer_framework.adapters.systemd.systemctl import Systemctl, SystemctlError  # noqa: PLC0415
     from consumer_framework.operate import scaling  # noqa: PLC0415

@@ -14,7 +14,7 @@ import click
 from consumer_framework.core.errors import ConfigurationError, Problem, StoreError
 from consumer_framework.core.text import plural
 
-from .options import conditions, no_such_instance
+from .options import conditions, may_exist, no_such_instance
 from .terminal import Refusal, note
 
 # The store is imported late: --help and shell completion must be quick.
@@ -129,7 +129,7 @@ def _of_service(at: Where) -> Path | None:
 
 
 def _no_store(at: Where) -> ConfigurationError:
-    if not at.file.exists():
+    if not may_exist(at.file):
         return no_such_instance(at.instance, at.file)
     sudo = "" if os.geteuid() == 0 else "use sudo if it runs as a system service; "
     cure = (

@@ -10,7 +10,7 @@ import click
 
 from . import terminal
 from .exit_codes import epilog
-from .options import CONF, JSON, STATE_DIR, no_more, no_such_instance, where, words
+from .options import CONF, JSON, STATE_DIR, may_exist, no_more, no_such_instance, where, words
 from .terminal import Command, safe
 
 # Imported late where they are used: --help and shell completion must be quick.
@@ -86,7 +86,7 @@ def _of_file(at: Where) -> Sequence[Setting]:
     from consumer_framework.runtime.assembly.access import from_outside  # noqa: PLC0415
     from consumer_framework.settings import settings_of  # noqa: PLC0415
 
-    if not at.file.exists():
+    if not may_exist(at.file):
         raise no_such_instance(at.instance, at.file)
     return settings_of(config.load(at.file, access=from_outside(at.file, at.instance)))
 

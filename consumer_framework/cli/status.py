@@ -27,6 +27,7 @@ from .options import (
     SSH,
     complete_instance,
     instance_file,
+    refuse_without_hosts,
 )
 from .terminal import Command, Refusal, bad, faint, good, safe, title
 
@@ -186,6 +187,7 @@ def status(  # noqa: PLR0913, PLR0917 -- one for each option
             raise click.UsageError(f"give either --json or --{form}, not both")
         if (warn or crit) and not form:
             raise click.UsageError("--warn and --crit need --nagios or --zabbix")
+        refuse_without_hosts(hosts)
         if hosts:
             if form or state_dir:
                 raise click.UsageError("--host goes with NAME and --json alone")

@@ -13,7 +13,16 @@ import click
 
 from . import terminal
 from .exit_codes import epilog
-from .options import HOST, HOST_TIMEOUT, REMOTE, SSH, complete_instance, duration, instance_file
+from .options import (
+    HOST,
+    HOST_TIMEOUT,
+    REMOTE,
+    SSH,
+    complete_instance,
+    duration,
+    instance_file,
+    refuse_without_hosts,
+)
 from .terminal import Column, Command, Refusal
 
 # Commands import these when they run: --help and shell completion must be quick.
@@ -89,6 +98,7 @@ def top(  # noqa: PLR0913, PLR0917 -- one for each option
 
     The screen needs the package textual: pip install 'consumer-framework[top]'.
     """
+    refuse_without_hosts(hosts)
     if not once:
         _refuse_without_terminal()
     source = _source(names, state_dir, hosts, (ssh, remote, timeout))

@@ -292,7 +292,7 @@ class Question(ModalScreen[bool]):
 
     def compose(self) -> ComposeResult:
         """Show the question."""
-        yield Static(self._text, markup=False)
+        yield Static(safe(self._text), markup=False)
 
     def action_answer(self, answer: bool) -> None:  # noqa: FBT001 -- textual's
         """Give the answer."""

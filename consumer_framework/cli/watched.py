@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from .options import complete_instance, configuration_file, no_such_instance
+from .options import complete_instance, configuration_file, may_exist, no_such_instance
 
 # Imported late where they are used: --help and shell completion must be quick.
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Source:
             values = {"amqp_url": self.url, "client_properties": client}
             return config.load_values(values, "--url", overrides)
         path = configuration_file(self.instance, self.conf)
-        if self.instance and path is not None and not path.exists():
+        if self.instance and path is not None and not may_exist(path):
             raise no_such_instance(self.instance, path)
         instance = path.stem if path else ""
         return config.load(path, overrides, from_outside(path, instance, lenient=False))

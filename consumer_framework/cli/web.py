@@ -57,6 +57,8 @@ def web(port: int | None, socket: Path | None, idle: float, *, as_json: bool) ->
     """
     if port is not None and socket is not None:
         raise click.UsageError("give either --port or --socket, not both")
+    if not idle:
+        raise click.UsageError("--idle must be longer than 0s")
     # Late: the reactor must be installed before anything imports it, and --help must be quick.
     from consumer_framework.runtime import reactor  # noqa: PLC0415
 

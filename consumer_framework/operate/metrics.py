@@ -8,6 +8,7 @@ rule can find it.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -192,9 +193,10 @@ def write(directory: Path, text: bytes) -> Path:
             file = Path(new.name)
             try:
                 new.write(text)
+                # node-exporter has a user of its own. Not by name: the directory may be that
+                # user's, and this process root's.
+                os.fchmod(new.fileno(), 0o644)
                 new.close()
-                # node-exporter has a user of its own.
-                file.chmod(0o644)
                 file.replace(target)
             except BaseException:
                 file.unlink(missing_ok=True)

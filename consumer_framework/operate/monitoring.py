@@ -358,7 +358,7 @@ def _state(one: InstanceStatus, no_systemd: str) -> Finding:
     if one.is_silent and one.problem:
         return Finding(Severity.CRITICAL, one.problem)
     if no_systemd and not one.is_active:
-        return Finding(Severity.UNKNOWN, f"systemd was not asked: {no_systemd}")
+        return Finding(Severity.UNKNOWN, one.problem or f"systemd was not asked: {no_systemd}")
     return _silent_state(one) if one.is_active else _unit_state(one)
 
 

@@ -64,7 +64,9 @@ class LogLevels:
         before = self._changed.get(name)
         if before is not None:
             before.prevent()
-        former = logger.level if before is None else before.former
+        # A reload may have configured the log anew.
+        is_ours = before is not None and logger.level == before.ordered
+        former = before.former if before is not None and is_ours else logger.level
         logger.setLevel(level)
         prevent = self._call_later(seconds, lambda: self._restore(name))
         self._changed[name] = _Changed(former, level, prevent)

@@ -40,8 +40,9 @@ class _Leaf(resource.Resource):
         self._page = page
 
     def render_GET(self, request: server.Request) -> bytes:  # noqa: N802 -- Twisted's name
-        accept = request.getHeader("accept") or ""
-        page = self._page(accept)
+        # Twisted reads UTF-8, and a client may send any bytes.
+        accept: bytes = request.getHeader(b"accept") or b""
+        page = self._page(accept.decode("latin-1"))
         request.setResponseCode(page.status)
         request.setHeader("Content-Type", page.content_type)  # type: ignore[no-untyped-call]
         return page.body

@@ -39,14 +39,24 @@ def number_of(name: str, instance: str) -> int | None:
 def number_on_host(instance: str, directory: Path = CONFIGURATION_DIRECTORY) -> int:
     """Return the number of the worker *instance*, by the link of its file; 1 for no worker.
 
+    The name alone counts where the user of the instance may not look at the file.
+
     Args:
         instance: The name of the instance.
         directory: Where the files of instances are.
     """
     found = _WORKER.fullmatch(instance)
-    if found is None or _target(directory / f"{instance}{_SUFFIX}") != found["base"]:
+    if found is None:
         return 1
-    return int(found["number"])
+    file = directory / f"{instance}{_SUFFIX}"
+    try:
+        file.lstat()
+        is_worker = _target(file) == found["base"]
+    except FileNotFoundError:
+        is_worker = False
+    except OSError:
+        is_worker = True
+    return int(found["number"]) if is_worker else 1
 
 
 def files_in(directory: Path) -> Files:

@@ -213,6 +213,12 @@ class World:
         with closing(Store.read(self.root.path(f"/var/lib/fedora-messaging/{name}"))) as store:
             return list(store.rows())
 
+    def publish(self, name: str, *bodies: dict[str, Any]) -> None:
+        """Publish messages for an instance."""
+        publish(
+            self.broker.url, f"org.example.{name}.done", [json.dumps(b).encode() for b in bodies]
+        )
+
     def fail(self, name: str, *bodies: dict[str, Any]) -> list[str]:
         """Publish messages that fail; return the rows that they become."""
         before = {row.id for row in self.rows(name)}

@@ -166,6 +166,12 @@ def broken(world) -> Iterator[None]:
     world.mark("mended", there=False)
 
 
+@pytest.fixture
+def running(world) -> None:
+    """Start the instance that a test before may have left stopped."""
+    world.systemctl("start", "fm-consumer@mails.service")
+
+
 def test_the_instances_of_the_host_are_shown_with_their_conditions(world, view):
     view.open()
     for name in ("builds", "mails"):
@@ -179,6 +185,7 @@ def test_the_instances_of_the_host_are_shown_with_their_conditions(world, view):
     expect(view.page.get_by_role("heading", level=1)).to_have_text("mails")
 
 
+@pytest.mark.usefixtures("running")
 def test_a_reload_tells_what_it_changed_and_a_wrong_file_is_refused(world, cockpit):
     file = world.file("mails.toml")
     before = file.read_text()
@@ -197,6 +204,7 @@ def test_a_reload_tells_what_it_changed_and_a_wrong_file_is_refused(world, cockp
     expect(view.order("Reload")).to_have_attribute("data-result", "done")
 
 
+@pytest.mark.usefixtures("running")
 def test_an_instance_is_restarted_stopped_and_started(world, cockpit):
     view = cockpit.open("mails")
     pid = world.status("mails")["report"]["pid"]
@@ -206,12 +214,13 @@ def test_an_instance_is_restarted_stopped_and_started(world, cockpit):
     expect(view.order("Stop")).to_have_attribute("data-result", "done")
     view.close()
     assert not world.status("mails")["active"]
-    expect(view.page.locator("h1 + [data-condition]")).to_have_text("not running")
+    expect(view.page.locator("h1 + [data-condition]")).to_have_text("stopped")
     expect(view.button("Stop")).to_have_count(0)
     expect(view.order("Start")).to_have_attribute("data-result", "done")
     assert world.status("mails")["active"]
 
 
+@pytest.mark.usefixtures("running")
 def test_a_cancelled_order_changes_nothing(world, cockpit):
     view = cockpit.open("mails")
     pid = world.status("mails")["report"]["pid"]
@@ -360,6 +369,7 @@ def in_flight(world: World, name: str) -> list[Any]:
     return messages
 
 
+@pytest.mark.usefixtures("running")
 def test_an_instance_is_paused_with_a_reason_and_resumed(world, cockpit):
     view = cockpit.open("mails")
     expect(view.order("Pause", Reason="the database moves")).to_have_attribute(

@@ -210,6 +210,11 @@ def test_a_browser_without_the_cookie_gets_nothing(server):
     assert server.ask("POST", RUN, '{"call": "status", "values": {}}', Cookie=None)[0].status == 401
 
 
+def test_a_cookie_of_another_server_may_have_any_bytes(server):
+    cookie = f"name=\xff; {server.cookie}"
+    assert server.ask("GET", "/fm-consumers/", Cookie=cookie)[0].status == 200
+
+
 def test_other_methods_are_refused(server):
     assert server.ask("PUT", "/", Origin=f"http://{server.host}")[0].status == 405
     assert server.ask("POST", "/", "{}")[0].status == 405
@@ -343,3 +348,4 @@ def test_a_place_where_it_cannot_listen_is_named_with_a_cure(tmp_path, short_tmp
     assert "unix(7)" in refused("--socket", str(tmp_path / ("x" * 120)))
     assert "either --port or --socket" in refused("--socket", str(file), "--port", "8080")
     assert "idle" in refused("--idle", "soon")
+    assert "--idle must be longer than 0s" in refused("--idle", "0s")

@@ -105,7 +105,11 @@ def test_a_collector_that_is_away_keeps_no_message_and_no_stop(broker, queue_nam
             queue_table(queue_name),
             'def handler(message):\n    note("done", message)\n',
             extra=TRACES,
-            environment={"OTEL_EXPORTER_OTLP_ENDPOINT": place, **SOON},
+            environment={
+                "OTEL_EXPORTER_OTLP_ENDPOINT": place,
+                "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+                **SOON,
+            },
         ).ready()
         publish(broker.url, queue_name, range(3))
         instance.noted("done", 3)

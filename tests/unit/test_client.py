@@ -227,7 +227,8 @@ def test_a_request_about_a_running_instance_reaches_the_one_of_the_host(tmp_path
     own = state_files.users_directory("sample")
     found = client.sockets_for_operators(own, "sample")
     assert found[0] == own / "control"
-    assert found[-1] == tmp_path / "run" / "sample" / "operators" / "control"
+    runtime = tmp_path / "run" / "sample"
+    assert found[-2:] == [runtime / "operators" / "control", runtime / "control"]
     # Who names a directory means that instance, and no other.
     assert client.sockets_for_operators(tmp_path, "sample") == [tmp_path / "control"]
 

@@ -279,6 +279,12 @@ def test_a_page_is_sent_as_it_is(call):
     assert response.headers["Content-Type"] == "text/x"
 
 
+def test_a_header_may_have_any_bytes(send):
+    text = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: \xff\r\n\r\n"
+    (response,) = responses_in(send(text))
+    assert (response.status, response.body.decode()) == (503, "up 1 \xff\n")
+
+
 def test_a_body_that_is_too_long_is_refused_without_being_read(send):
     head = b"POST /v1/quarantine/drop HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
     (response,) = responses_in(send(head % (LONGEST_REQUEST + 1), b"[" * 70_000))

@@ -115,3 +115,11 @@ def test_a_wrong_command_line_is_refused(host, words, complaint):
     refused = host.does("status", "--host", "web", *words)
     assert refused.exit_code != 0
     assert complaint in refused.output
+
+
+@pytest.mark.parametrize("command", [("status",), ("top", "--once")], ids=["status", "top"])
+@pytest.mark.parametrize("option", ["--ssh", "--remote", "--timeout"])
+def test_an_option_of_other_hosts_is_refused_without_one(host, command, option):
+    refused = host.does(*command, option, "5s")
+    assert refused.exit_code == 2
+    assert f"{option} needs --host" in refused.stderr

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 
 import pytest
 
+from consumer_framework.adapters.executor import Executor, Limits
+from consumer_framework.author.handler import Handler
 from consumer_framework.core.delivery import Failed, Skipped, Succeeded
 from consumer_framework.core.disposition import Ack, Quarantine
 from consumer_framework.core.gate import Reason
@@ -18,9 +21,9 @@ from consumer_framework.core.recovery import Decision
 from consumer_framework.runtime.control.schema import Happened, LogLevel, Missed
 from consumer_framework.runtime.log_levels import LogLevels
 from consumer_framework.runtime.observe.events import MOST_WAITING, EventFeed, happened_of
-from consumer_framework.runtime.stacks import stacks_of_process
+from consumer_framework.runtime.stacks import messages_in_flight, stacks_of_process
 from consumer_framework.testing import make_delivery
-from consumer_framework.testing.fakes import FakeClock
+from consumer_framework.testing.fakes import FakeClock, FakeFlightRecorder
 
 DELIVERY = make_delivery(queue="q", message_id="m")
 
@@ -184,6 +187,14 @@ def test_a_log_that_was_configured_anew_meanwhile_stays(levels, timers):
     assert logging.getLogger("authors").level == logging.CRITICAL
 
 
+def test_an_order_after_a_new_configuration_ends_with_the_level_of_that(levels, timers):
+    levels.change(LogLevel("DEBUG", 60, "authors"))
+    logging.getLogger("authors").setLevel(logging.CRITICAL)
+    assert levels.change(LogLevel("INFO", 30, "authors")).former == "CRITICAL"
+    timers.ring(30)
+    assert logging.getLogger("authors").level == logging.CRITICAL
+
+
 # Stacks.
 
 
@@ -231,3 +242,61 @@ def test_a_recursion_is_cut():
     (own,) = [stack for stack in found[0].threads if stack.name == "MainThread"]
     assert len(own.frames) == 200
     assert found[0].tasks == ()
+
+
+# Messages in flight.
+
+
+def in_flight_while(handle, is_begun, is_over):
+    """Run *handle* on a message, and return what is in flight before and after it."""
+
+    async def scenario():
+        flight = FakeFlightRecorder(places=1)
+        executor = Executor(Handler("test", handle), lambda _: "message", flight, Limits(1))
+        loop = asyncio.get_running_loop()
+        try:
+            running = asyncio.ensure_future(executor.run(DELIVERY))
+            async with asyncio.timeout(20):
+                while not is_begun.is_set():  # noqa: ASYNC110 -- a thread sets it
+                    await asyncio.sleep(0.001)
+            found = messages_in_flight(executor, loop.time() + 60)
+            is_over.set()
+            await running
+            return found, messages_in_flight(executor, loop.time())
+        finally:
+            is_over.set()
+            executor.close()
+
+    return asyncio.run(scenario())
+
+
+def test_a_message_in_a_thread_names_its_slot_and_its_place():
+    is_begun, is_over = threading.Event(), threading.Event()
+
+    def waits():
+        is_begun.set()
+        is_over.wait(20)
+
+    (message,), after = in_flight_while(lambda _message: waits(), is_begun, is_over)
+    assert (message.message_id, message.queue, message.attempt) == ("m", "q", 1)
+    assert message.slot == "slot-0"
+    assert re.search(r"waits \(.*test_live_requests\.py, line \d+\)$", message.place)
+    assert 59 < message.age < 100
+    assert after == ()
+
+
+def test_a_message_in_a_coroutine_names_its_place_and_no_slot():
+    is_begun, is_over = threading.Event(), threading.Event()
+
+    async def waits():
+        is_begun.set()
+        while not is_over.is_set():  # noqa: ASYNC110 -- it is all that the handler does
+            await asyncio.sleep(0.001)
+
+    async def handle(_message):
+        await waits()
+
+    (message,), after = in_flight_while(handle, is_begun, is_over)
+    assert message.slot == ""
+    assert re.search(r"waits \(.*test_live_requests\.py, line \d+\)$", message.place)
+    assert after == ()

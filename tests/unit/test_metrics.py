@@ -134,6 +134,12 @@ def page_of(found, accept="text/plain"):
     return page.content_type, page.body.decode()
 
 
+@pytest.mark.parametrize("version", ["abc", "\xff", "", "9.9.9"])
+def test_a_reader_that_asks_for_a_form_that_nobody_knows_gets_the_page(version):
+    _, text = page_of(facts(), f"application/openmetrics-text;version={version}")
+    assert "fm_consumer_up" in text
+
+
 def test_the_page_has_every_metric_of_the_table_that_has_a_value():
     content_type, text = page_of(facts())
     assert content_type.startswith("text/plain; version=0.0.4")
@@ -366,6 +372,12 @@ def test_it_listens_on_loopback_unless_told_otherwise_and_each_worker_has_a_port
     address, worker, place
 ):
     assert Monitoring(address=address, port=8000).place(worker) == place
+
+
+def test_a_worker_that_may_not_look_at_its_file_has_the_number_of_its_name(tmp_path):
+    # Root may look at everything, so the directory cannot be looked at for another reason.
+    closed = tmp_path / ("x" * 300)
+    assert [number_on_host(name, closed) for name in ("builds", "builds_3")] == [1, 3]
 
 
 def test_a_worker_has_its_number_by_the_link_of_its_file(tmp_path):

@@ -166,7 +166,13 @@ def test_a_unit_that_does_not_run_has_the_severity_of_its_state(unit, expected):
 
 def test_without_systemd_an_instance_that_does_not_run_is_unknown():
     one = instance(None, unit=None)
-    assert judge(one, thresholds(), NOW, "no systemctl").severity is Severity.UNKNOWN
+    verdict = judge(one, thresholds(), NOW, "no systemctl")
+    assert (verdict.severity, verdict.problem) == (
+        Severity.UNKNOWN,
+        "systemd was not asked: no systemctl",
+    )
+    closed = replace(one, problem="permission denied; use sudo")
+    assert judge(closed, thresholds(), NOW, "no systemctl").problem == closed.problem
     assert severity(one) == "CRITICAL"
 
 

@@ -88,6 +88,7 @@ def test_an_option_without_a_value_is_left_out(nothing):
         ("log", {"instance": "a", "number": "1", "follow": "yes"}, "it takes true"),
         ("log", {"instance": "a", "number": "1", "follow": 1}, "it takes true"),
         ("log", {"instance": "a", "number": "1", "priority": "loud"}, "'loud'"),
+        ("pause", {"instance": "a", "reason": "\ud800"}, "text: it is no valid text"),
     ],
 )
 def test_a_value_of_another_form_is_refused(name, values, wrong):
@@ -191,6 +192,10 @@ class TestAccess:
     def test_the_cookie_of_another_server_lets_nobody_in(self):
         assert self.refused(cookies=entered(Access())) == 401
         assert self.refused(cookies=f"a=b; {self.cookie}; c=d") is None
+
+    @pytest.mark.parametrize("other", ['{"a": [1]}=b', 'a={"b": "c, d"}', 'a="b', "a b", "ü=ü"])
+    def test_a_strange_cookie_of_another_server_keeps_nobody_out(self, other):
+        assert self.refused(cookies=f"{other}; {self.cookie}") is None
 
     def test_a_page_of_another_site_cannot_read_the_cookie_or_use_it(self):
         access = Access()

@@ -699,8 +699,9 @@ def test_a_program_gives_the_edited_body_on_standard_input(operator):
         ('{"n": 1}', "the message is what it was; nothing was replayed"),
         ("{", "that is no JSON"),
         ("[1]", "that is no JSON object; nothing was replayed"),
+        ('{"n": NaN}', "that is no JSON (Out of range float values"),
     ],
-    ids=["same", "invalid", "array"],
+    ids=["same", "invalid", "array", "not a number"],
 )
 def test_a_body_without_a_change_or_that_is_no_object_changes_nothing(operator, text, line):
     operator.quarantines(a_delivery(1))

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The process of a relay, seen from its main thread: watchdog, defects, batches without end."""
 
+import logging
+import os
 import signal
+import stat
 import threading
+import time
 
 import pytest
 
@@ -308,3 +312,38 @@ def test_a_request_that_fails_is_told_and_the_next_one_works(client, caplog):
         list(client.ask(schema.Status()))
     assert "a request on the control socket failed" in caplog.text
     assert list(client.ask(schema.Ping())) == [schema.Pong()]
+
+
+def test_a_relay_answers_looks_and_changes_its_log_level(setup):
+    setup.start()
+    with connected_to([setup.state / "relay-control"]) as client:
+        assert client is not None
+        (pong,) = client.ask(schema.Ping())
+        assert (pong.instance, pong.pid) == ("web", os.getpid())
+        (stacks,) = client.ask(schema.Stacks())
+        assert "outbox-relay" in {stack.name for stack in stacks.threads}
+        level = logging.getLogger("somebody").level
+        (report,) = client.ask(schema.LogLevel("DEBUG", 0.05, "somebody"))
+        assert report.level == "DEBUG"
+        end = time.monotonic() + 20
+        while logging.getLogger("somebody").level != level:
+            assert time.monotonic() < end, "the level did not come back"
+            time.sleep(0.01)
+        with pytest.raises(ControlError, match="/v1/pause: this process does not answer that"):
+            list(client.ask(schema.Pause()))
+    assert setup.stop() == 0
+
+
+def test_a_relay_listens_for_operators_where_the_unit_made_a_place(short_tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(short_tmp_path / "run"))
+    (short_tmp_path / "run/operators").mkdir(parents=True)
+    setup = Setup(short_tmp_path, monkeypatch)
+    setup.start()
+    own, operators = (short_tmp_path / "run" / name for name in ("control", "operators/control"))
+    assert stat.S_IMODE(own.stat().st_mode) == 0o600
+    assert stat.S_IMODE(operators.stat().st_mode) == 0o660
+    with connected_to([operators]) as client:
+        assert client is not None
+    assert setup.stop() == 0
+    assert not own.exists()
+    assert not operators.exists()

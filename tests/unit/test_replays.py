@@ -448,3 +448,46 @@ def test_an_instance_without_a_store_has_nothing_to_select():
         return await NoStore().read_aside(lambda reader: reader.matching((), 0))
 
     assert asyncio.run(selected()) == []
+
+
+def test_an_instance_without_a_store_answers_a_replay_in_stages():
+    async def scenario():
+        return await Bench(NoStore()).asks(ramp(1, 2))
+
+    answers = asyncio.run(scenario())
+    assert [each["result"] for each in answers if "row" in each] == ["skipped", "skipped"]
+    assert answers[-1]["ended"] == "done"
+
+
+def test_a_replay_whose_client_is_told_of_its_failure_is_no_error_in_the_log(play, caplog):
+    async def scenario(bench):
+        with pytest.raises(schema.ConflictError, match="look again"):
+            await bench.asks(schema.Replay(everything=True, expect=7))
+        await bench.responder.finish()
+        await asyncio.sleep(0)
+
+    play(scenario, 2)
+    assert caplog.records == []
+
+
+def test_a_replay_that_nobody_waits_for_any_more_does_not_replace_the_one_that_can_go_on(play):
+    async def scenario(bench):
+        begun, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(delivery):
+            begun.set()
+            await goes_on.wait()
+            return await bench.run(delivery)
+
+        bench.responder = Responder(bench.store, slow)
+        first = asyncio.create_task(bench.asks(ramp(1, 2, 3)))
+        await begun.wait()
+        async with contextlib.aclosing(bench.responder.respond(ramp(5, 6))) as second:
+            assert "waiting" in (await anext(second)).step
+        bench.responder.stop_replays()
+        goes_on.set()
+        assert (await first)[-1]["ended"] == "interrupted"
+        await bench.responder.finish()
+        assert bench.store.ramp().rows == (1, 2, 3)
+
+    play(scenario, 20)

@@ -12,6 +12,7 @@ from consumer_framework.core.disposition import Ack, GiveBack, Halt
 from consumer_framework.runtime.control import schema
 from consumer_framework.runtime.control.operators import ORDERED_BY, Operator
 from consumer_framework.runtime.control.requests import Responder
+from consumer_framework.runtime.control.routes import Refusal
 from consumer_framework.testing import make_delivery
 
 
@@ -211,6 +212,17 @@ def test_a_row_in_a_replay_is_not_dropped(play):
         await command
 
     play(scenario)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_edited_body_takes_only_the_numbers_of_json(play, number):
+    async def script(bench):
+        with pytest.raises(Refusal, match="body: ") as refused:
+            _ = [answer async for answer in bench.responder.edit(schema.Edit(2, {"n": number}))]
+        assert refused.value.status == 400
+        assert set(bench.states.values()) == {"quarantined"}
+
+    play(script)
 
 
 def test_a_row_names_the_operator_of_its_last_order(play):

@@ -221,6 +221,15 @@ def test_an_order_is_carried_out_after_a_yes_and_not_after_a_no(key, verb):
     assert source.orders == [(verb, "builds")]
 
 
+def test_the_name_of_an_instance_of_another_host_does_nothing_to_the_terminal():
+    async def play(terminal):
+        await terminal.shows("builds")
+        await terminal.press("p")
+        await terminal.shows(r"pause builds\x1b]0;x\x07? y/n")
+
+    on_screen(Instances([row("builds\x1b]0;x\x07")]), play)
+
+
 def test_an_order_works_in_the_details_too_and_its_refusal_is_shown():
     source = Instances([row("stubborn")])
 

@@ -92,6 +92,9 @@ class _InPlace:
     async def submit(self, operation: Callable[..., T], *args: Any) -> T:
         return operation(self.connection, *args)
 
+    def post(self, operation: Callable[..., object], *args: Any) -> None:
+        operation(self.connection, *args)
+
     def begin(self, operation: Callable[..., T], *args: Any) -> Future[T]:
         future: Future[T] = Future()
         with self._lock:

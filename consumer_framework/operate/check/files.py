@@ -140,7 +140,8 @@ def state_findings(directory: Path, *, made: bool) -> Iterator[Finding]:
 def _obstacles_in(directory: Path) -> Iterator[Finding]:
     # Only problems that will not pass by themselves.
     flight = directory / flight_file.NAME
-    if flight.is_dir():
+    # Path.is_dir raises where this user may not look; os.path.isdir does not.
+    if os.path.isdir(flight):  # noqa: PTH112
         yield error(Problem("", "is a directory, and must be a file", "move it away")).at(
             str(flight)
         )

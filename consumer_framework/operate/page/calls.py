@@ -117,7 +117,20 @@ class Calls:
     def _checked(self, name: str, value: Any) -> str:
         if not isinstance(value, str) or self._patterns[name].fullmatch(value) is None:
             raise CallError(f"{name}: {value!r} is no such value")
+        check_text(name, value)
         return value
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse a text that no command can get.
+
+    Raises:
+        CallError: It has half a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CallError(f"{name}: it is no valid text: {error.reason}") from None
 
 
 def directory_of_page() -> Path:

@@ -16,7 +16,7 @@ from twisted.web.server import Request as TwistedRequest
 from zope.interface import implementer  # type: ignore[import-untyped]
 
 from .access import Access, Refusal
-from .calls import CallError
+from .calls import CallError, check_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -140,9 +140,9 @@ class _Root(Resource):
         if path == LOGIN and method == "GET":
             return self._login(request)
         access = self._site.access
-        origin = request.getHeader("Origin")
-        host = request.getHeader("Host") or ""
-        refused = access.refusal(method, host, origin, request.getHeader("Cookie"))
+        origin = _header(request, "Origin")
+        host = _header(request, "Host") or ""
+        refused = access.refusal(method, host, origin, _header(request, "Cookie"))
         if refused:
             return _refuse(request, refused)
         self._site.touch()
@@ -153,14 +153,14 @@ class _Root(Resource):
         return _refuse(request, Refusal(405, "No such method", f"{method} is not for {path}."))
 
     def _login(self, request: Request) -> bytes:
-        host, origin = request.getHeader("Host") or "", request.getHeader("Origin")
+        host, origin = _header(request, "Host") or "", _header(request, "Origin")
         if refused := Access.foreign("GET", host, origin):
             return _refuse(request, refused)
         token = request.args.get(b"token", [b""])[0].decode("latin-1")
         if cookie := self._site.access.enter(token):
             request.setHeader("Set-Cookie", cookie)
         # A browser that is in already opened the address again.
-        elif refused := self._site.access.refusal("GET", host, None, request.getHeader("Cookie")):
+        elif refused := self._site.access.refusal("GET", host, None, _header(request, "Cookie")):
             return _refuse(request, refused)
         self._site.touch()
         return _redirect(request, PAGE)
@@ -197,7 +197,7 @@ class _Root(Resource):
         return NOT_DONE_YET
 
     def _asked(self, request: Request) -> tuple[list[str], str | None]:
-        if (request.getHeader("Content-Type") or "").partition(";")[0] != "application/json":
+        if (_header(request, "Content-Type") or "").partition(";")[0] != "application/json":
             raise CallError("the body must be application/json")
         try:
             asked = json.loads(request.content.read())
@@ -213,6 +213,7 @@ class _Root(Resource):
             return arguments, None
         if not isinstance(text, str):
             raise CallError(f"{name}: it needs an input")
+        check_text("input", text)
         return arguments, text
 
     async def _answer(
@@ -259,6 +260,12 @@ class _Answer:
         """Do nothing: the task is cancelled."""
 
 
+def _header(request: Request, name: str) -> str | None:
+    # Twisted reads UTF-8, and cookies of other servers may be any bytes.
+    value = request.getHeader(name.encode())
+    return None if value is None else str(value, "latin-1")
+
+
 def _redirect(request: Request, path: str) -> bytes:
     request.setResponseCode(303)
     request.setHeader("Location", path)
@@ -267,7 +274,7 @@ def _redirect(request: Request, path: str) -> bytes:
 
 def _refuse(request: Request, refusal: Refusal) -> bytes:
     request.setResponseCode(refusal.status)
-    is_page = "text/html" in (request.getHeader("Accept") or "")
+    is_page = "text/html" in (_header(request, "Accept") or "")
     if is_page:
         request.setHeader("Content-Type", "text/plain; charset=utf-8")
         return f"{refusal.title}.\n\n{refusal.detail}\n".encode()

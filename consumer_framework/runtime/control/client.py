@@ -303,14 +303,16 @@ def sockets(directory: Path, instance: str) -> list[Path]:
 
 
 def sockets_for_operators(directory: Path, instance: str) -> list[Path]:
-    """Return :func:`sockets`, and that of the host's service *instance* for its operators.
+    """Return :func:`sockets`, and those of the host's service *instance*.
 
-    For requests about a running instance, whatever its store. The last one counts for a user who
+    For requests about a running instance, whatever its store. The last ones count for a user who
     named no state directory, and runs no such instance.
     """
     found = sockets(directory, instance)
     if directory == users_directory(instance):
-        found.append(SYSTEM_RUNTIME / instance / OPERATORS / CONTROL)
+        runtime = SYSTEM_RUNTIME / instance
+        # Without the group of operators there is only the second one, and it refuses this user.
+        found += [runtime / OPERATORS / CONTROL, runtime / CONTROL]
     return list(dict.fromkeys(found))
 
 

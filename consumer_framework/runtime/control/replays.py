@@ -130,6 +130,7 @@ class Replays:
                 yield Step("waiting for the replay that is under way")
             while (answer := await replay.answers.get()) is not None:
                 yield answer
+            replay.is_told = True
             await asyncio.shield(task)
         finally:
             replay.unwanted.set()
@@ -170,7 +171,7 @@ class Replays:
     def _ended(self, task: asyncio.Task[None]) -> None:
         replay = self._running.pop(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not replay.is_wanted:
+        if error is not None and not (replay.is_wanted or replay.is_told):
             _log.error("a replay that nobody waits for has failed", exc_info=error)
 
     # All at once.
@@ -183,6 +184,9 @@ class Replays:
     # In stages.
 
     async def _begin(self, rows: list[int], plan: Ramp, replay: _Replay) -> None:
+        if not replay.is_wanted:
+            # It would take the place of one that can go on.
+            return
         await self._store.begin_ramp(plan, rows)
         await self._run_ramp(rows, Progress.begin(plan, len(rows)), replay)
 
@@ -297,10 +301,12 @@ class _Replay:
     Attributes:
         answers: The answers that the client gets; None is the last one.
         unwanted: Set once no other row shall begin.
+        is_told: Whether the client has all answers, and gets the error of the task.
     """
 
     answers: asyncio.Queue[Answer | None] = field(default_factory=asyncio.Queue)
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
+    is_told: bool = False
 
     @property
     def is_wanted(self) -> bool:

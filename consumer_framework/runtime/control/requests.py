@@ -194,9 +194,11 @@ class Responder:
         encoding = getattr(original and original.properties, "content_encoding", None) or "utf-8"
         try:
             # The copy keeps the properties, and they name the encoding of its body.
-            body = json.dumps(request.body).encode(codec_of(encoding))
+            body = json.dumps(request.body, allow_nan=False).encode(codec_of(encoding))
         except LookupError as error:
             raise Refusal(HTTPStatus.CONFLICT, str(error)) from error
+        except ValueError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"body: {error}") from error
         row = self._store.row(request.row)
         copy = await self._store.supersede(request.row, body, trace_of("edit"))
         if row is not None and copy is not None:

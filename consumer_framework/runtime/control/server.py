@@ -203,14 +203,14 @@ class _Exchange(_HTTPRequest):  # type: ignore[misc]
         try:
             make = page_for(call, self.channel.pages)
             if make is not None:
-                page = make(self.getHeader("Accept") or "")
+                page = make(self._header("Accept"))
                 self._send(page.status, page.content_type, page.body)
                 return
             route, request = read_call(call)
             respond = self.channel.by_type.get(type(request))
             if respond is None:
                 raise unanswered(request)  # noqa: TRY301 -- one way to tell of a failure
-            login = self.getHeader(LOGIN_HEADER) or ""
+            login = self._header(LOGIN_HEADER)
             admit(self.channel.operator_of(self.channel.transport, login), route, request)
             answers = cast("AsyncGenerator[object, None]", respond(request))
             async with aclosing(answers):
@@ -239,6 +239,10 @@ class _Exchange(_HTTPRequest):  # type: ignore[misc]
         self.write(end_of(error))
         self.unregisterProducer()
         self.finish()
+
+    def _header(self, name: str) -> str:
+        # Twisted reads UTF-8, and a client may send any bytes.
+        return str(self.getHeader(name.encode()) or b"", "latin-1")
 
     def _write_line(self, answer: object) -> None:
         self.write(encode_answer(answer) + b"\n")

@@ -531,7 +531,11 @@ def rendered(metrics: Iterable[Metric], accept: str = TEXT_PLAIN) -> Page:
         metrics: The metrics; those without samples are left out.
         accept: The ``Accept`` header: OpenMetrics where it names that, otherwise Prometheus' text.
     """
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):
+        # It compares versions, and a client may ask for one that is no number.
+        encode, content_type = choose_encoder(TEXT_PLAIN)
     collected = _Collected(tuple(metric for metric in metrics if metric.samples))
     # It only asks the registry to collect.
     registry: Any = collected
