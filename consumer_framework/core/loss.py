@@ -164,12 +164,13 @@ _HANDLE_FASTER = (
 def _full_queues(facts: LossFacts) -> Iterator[Loss]:
     for queue in facts.queues:
         limits, at = queue.limits, []
-        by_count = _until(limits.messages, queue.ready, queue.growth)
+        # A queue with a limit of 0 keeps nothing by intent.
+        by_count = _until(limits.messages or None, queue.ready, queue.growth)
         if by_count is not None and limits.messages is not None:
             at.append((by_count, plural(limits.messages, "message")))
         if queue.body_size and queue.ready is not None and limits.bytes is not None:
             growth = None if queue.growth is None else queue.growth * queue.body_size
-            by_size = _until(limits.bytes, queue.ready * queue.body_size, growth)
+            by_size = _until(limits.bytes or None, queue.ready * queue.body_size, growth)
             if by_size is not None:
                 at.append((by_size, size(limits.bytes)))
         for seconds, limit in at:
@@ -187,7 +188,7 @@ def _overflow(limits: QueueLimits) -> str:
 def _old_messages(facts: LossFacts) -> Iterator[Loss]:
     for queue in facts.queues:
         ttl = queue.limits.message_ttl
-        seconds = _until(ttl, queue.age, queue.aging)
+        seconds = _until(ttl or None, queue.age, queue.aging)
         if ttl is not None and seconds is not None:
             fate = "are dead-lettered" if queue.limits.is_dead_lettered else "expire"
             subject = f'messages of queue "{queue.name}" {fate} at an age of {duration_text(ttl)}'

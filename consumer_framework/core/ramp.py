@@ -7,7 +7,8 @@ that would have none is left out.
 
 A limit of failures holds for each stage by itself. The replay stops at the failure that reaches it,
 and not only at the end of the stage: of 400 messages with a limit of 5 %, at the twentieth. A stage
-of few messages stops at its first failure.
+of few messages stops at its first failure. When a replay goes on in the middle of a stage, the rest
+of that stage counts as a stage of its own.
 """
 
 from __future__ import annotations
@@ -118,11 +119,11 @@ class Ramp:
                 first = end
         return tuple(stages)
 
-    def most_failures(self, stage: Stage) -> float:
-        """Return the number of failures that stops *stage*."""
+    def most_failures(self, size: int) -> float:
+        """Return the number of failures that stops a stage of *size* messages."""
         if self.stop_at is None:
             return math.inf
-        return max(math.ceil(stage.size * self.stop_at / _ALL - 1e-9), 1)
+        return max(math.ceil(size * self.stop_at / _ALL - 1e-9), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +147,12 @@ class Progress:
     succeeded: int = 0
     failed: int = 0
     stop: str = ""
+    _began: int = field(default=0, repr=False)
     _failed_in_stage: int = field(default=0, repr=False)
 
     @classmethod
     def begin(cls, ramp: Ramp, total: int, results: Iterable[str] = ()) -> Progress:
-        """Return the point after *results*, at which a limit counts failures from 0."""
+        """Return the point after *results*, from which on a limit counts messages and failures."""
         known = list(results)
         return cls(
             ramp,
@@ -159,6 +161,7 @@ class Progress:
             position=len(known),
             succeeded=sum(result in SUCCEEDED for result in known),
             failed=sum(result in FAILED for result in known),
+            _began=len(known),
         )
 
     @property
@@ -178,19 +181,20 @@ class Progress:
         failed = result in FAILED
         in_stage = self._failed_in_stage + failed
         is_end = self.position + 1 == stage.end
-        stops = failed and in_stage >= self.ramp.most_failures(stage)
+        size = stage.end - max(stage.first, self._began)
+        stops = failed and in_stage >= self.ramp.most_failures(size)
         return replace(
             self,
             position=self.position + 1,
             succeeded=self.succeeded + (result in SUCCEEDED),
             failed=self.failed + failed,
-            stop=self._reason(stage, in_stage) if stops else "",
+            stop=self._reason(stage, in_stage, size) if stops else "",
             _failed_in_stage=0 if is_end else in_stage,
         )
 
-    def _reason(self, stage: Stage, failures: int) -> str:
+    def _reason(self, stage: Stage, failures: int, size: int) -> str:
         which = f"stage {stage.number} of {len(self.stages)}"
-        return f"{failures:,} of {stage.size:,} in {which} failed; the limit is {self.limit}"
+        return f"{failures:,} of {size:,} in {which} failed; the limit is {self.limit}"
 
     @property
     def limit(self) -> str:

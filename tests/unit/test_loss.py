@@ -58,6 +58,11 @@ def test_a_queue_that_is_full_loses_messages_now():
     assert of_queue(QueueLimits(messages=1000), ready=1000).seconds == 0
 
 
+def test_a_queue_that_keeps_nothing_by_intent_loses_nothing():
+    limits = QueueLimits(messages=0, bytes=0, message_ttl=0.0)
+    assert of_queue(limits, ready=0, growth=0.0, body_size=9.0, age=0.0, aging=0.0) is None
+
+
 @pytest.mark.parametrize("growth", [None, 0.0, -5.0, 1e-9])
 def test_a_queue_that_does_not_grow_loses_nothing(growth):
     assert of_queue(QueueLimits(messages=1000, bytes=GIB), ready=999, growth=growth) is None

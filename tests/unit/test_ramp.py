@@ -112,12 +112,15 @@ def test_a_replay_without_a_limit_goes_on_whatever_fails():
     assert (end.position, end.stop) == (30, "")
 
 
-def test_a_replay_that_goes_on_counts_failures_anew():
+def test_a_replay_that_goes_on_takes_the_rest_of_a_stage_as_a_stage():
     begun = ["succeeded"] * 9 + ["failed"]
     end = run(Ramp((100.0,), stop_at=10.0), 20, lambda _position: "succeeded", begun)
     assert (end.position, end.failed, end.stop) == (20, 1, "")
     end = run(Ramp((100.0,), stop_at=10.0), 20, lambda _position: "failed", begun)
-    assert (end.position, end.failed) == (12, 3)
+    assert (end.position, end.failed) == (11, 2)
+    assert end.stop == "1 of 10 in stage 1 of 1 failed; the limit is 10%"
+    end = run(Ramp((50.0, 100.0), stop_at=100.0), 40, lambda _position: "failed", begun)
+    assert (end.position, end.stop) == (20, "10 of 10 in stage 1 of 2 failed; the limit is 100%")
 
 
 @given(STAGES, st.floats(0, 100), st.lists(RESULTS, max_size=200))
@@ -128,8 +131,8 @@ def test_a_replay_never_has_more_failures_in_a_stage_than_its_limit(percentages,
         failed = [
             r in {"failed", "halt"} for r in results[stage.first : min(stage.end, end.position)]
         ]
-        assert sum(failed) <= ramp.most_failures(stage)
-        if sum(failed) == ramp.most_failures(stage):
+        assert sum(failed) <= ramp.most_failures(stage.size)
+        if sum(failed) == ramp.most_failures(stage.size):
             assert end.stop
             assert failed[-1]
             assert end.position == stage.first + len(failed)
