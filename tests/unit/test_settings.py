@@ -275,7 +275,13 @@ def test_every_number_of_the_framework_is_tried_for_bounds():
                 yield f"{prefix}{name}"
 
     others = {"store", "ordering", "ordering_key", "recovery.on_exhausted", "recovery.on_invalid"}
-    others |= {"publishing", "profile", "recovery.rules.exceptions", "recovery.rules.then"}
+    others |= {
+        "publishing",
+        "profile",
+        "traces",
+        "recovery.rules.exceptions",
+        "recovery.rules.then",
+    }
     words = ("database", "messenger", "lossy", "on_failure", "unroutable", "options")
     rule = ("topics", "on_failure", "unroutable")
     others |= {f"outbox.{word}" for word in words} | {f"outbox.rules.{word}" for word in rule}
