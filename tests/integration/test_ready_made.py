@@ -159,6 +159,8 @@ def test_each_message_has_a_line_although_the_instance_is_killed(
         return {json.loads(line)["body"]["n"] for line in written if line.endswith("}")}
 
     until(lambda: found() == set(range(100)), lambda: instance.log)
+    # Some were written before the kill, come again, and go back to the queue at a stop.
+    until(lambda: broker.depth(queue_name) == (0, 0), lambda: instance.log)
     assert instance.stop() == 0
     assert all(line.endswith("}") for line in lines(file))
     assert broker.depth(queue_name) == (0, 0)
@@ -190,6 +192,7 @@ def test_each_message_has_a_copy_with_its_id_although_the_instance_is_killed(
             return len(found) == 60
 
         until(take, lambda: instance.log)
+        until(lambda: broker.depth(queue_name) == (0, 0), lambda: instance.log)
         assert instance.stop() == 0
     assert {(one, str(n)) for one, (n, _) in found.items()} == {(str(n),) * 2 for n in range(60)}
     assert all(headers["fm-forwarded-by"] for _, headers in found.values())
