@@ -7,7 +7,6 @@ the instance's store.
 
 from __future__ import annotations
 
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from consumer_framework.adapters.systemd.systemctl import Systemctl
     from consumer_framework.runtime.control.schema import StatusReport
 
-# Keys of a configuration that only a consumer needs.
-_OF_CONSUMERS = frozenset({"callback", "queues", "bindings"})
 # Instances that are asked at a time, so that one that hangs does not delay the others.
 _ASKED_AT_ONCE = 16
 
@@ -136,12 +133,7 @@ def instances_on_host(
         lambda name: _ask(name, name in files, units.get(unit_name(name)), state, timeout),
     )
     # State directories of removed instances stay behind; they count only if they have messages.
-    # Files of relays are in the same directory.
-    found = {
-        name: one
-        for name, one in found.items()
-        if name in names or (one.is_known and not _is_of_relay(one, directory))
-    }
+    found = {name: one for name, one in found.items() if name in names or one.is_known}
     groups = in_groups(found, files)
     shown = {name: [found[one] for one in group] for name, group in groups.items()}
     return HostStatus(shown, problem)
@@ -154,18 +146,6 @@ def _units(services: Systemctl, instances: Iterable[str]) -> tuple[dict[str, Uni
     except SystemctlError as error:
         return {}, str(error)
     return {name: unit for name, unit in units.items() if unit.load != "not-found"}, ""
-
-
-def _is_of_relay(one: InstanceStatus, directory: Path) -> bool:
-    """Return True if there is no trace of an instance, and its file is that of a relay alone."""
-    if one.should_run or one.stored != NOTHING_STORED or one.problem:
-        return False
-    try:
-        document = tomllib.loads((directory / f"{one.name}.toml").read_text("utf-8"))
-        outbox = document["consumer_config"]["framework"]["outbox"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    return bool(outbox) and document.keys().isdisjoint(_OF_CONSUMERS)
 
 
 def _run_by_hand() -> list[str]:

@@ -193,22 +193,6 @@ def test_without_a_name_an_instance_that_is_not_enabled_does_not_count(host):
     assert host.does("status").exit_code == 3, "it is enabled"
 
 
-def test_the_file_of_a_relay_alone_is_no_instance_unless_it_is_named(host):
-    outbox = '[consumer_config.framework.outbox]\ndatabase = "sqlite:////tmp/web.sqlite3"\n'
-    host.configures()
-    (host.etc / "web.toml").write_text(f'amqp_url = "amqp://localhost/"\n{outbox}')
-    (host.etc / "both.toml").write_text(f'callback = "app:handle"\n{outbox}')
-    (host.etc / "torn.toml").write_text("[")
-
-    def names(*given: str) -> list[str]:
-        return [group["name"] for group in host.shows(*given)["groups"]]
-
-    assert names() == ["both", "sample", "torn"]
-    assert names("web") == ["web"]
-    host.has_unit("web", "failed", SubState="failed")
-    assert names() == ["both", "sample", "torn", "web"]
-
-
 def test_a_name_shows_its_workers_and_a_worker_itself_alone(host):
     host.configures()
     host.configures("other")
