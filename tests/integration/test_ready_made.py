@@ -139,6 +139,11 @@ def test_a_webhook_gets_each_message_and_the_credential_stays_secret(
 # Files.
 
 
+def is_done(broker, queue_name) -> bool:
+    """Return True if the queue has no message, also none that is not acknowledged."""
+    return f"{queue_name}\t0" in broker.ctl("list_queues", "name", "messages").splitlines()
+
+
 def test_each_message_has_a_line_although_the_instance_is_killed(
     start_kit, broker, queue_name, tmp_path
 ):
@@ -160,7 +165,7 @@ def test_each_message_has_a_line_although_the_instance_is_killed(
 
     until(lambda: found() == set(range(100)), lambda: instance.log)
     # Some were written before the kill, come again, and go back to the queue at a stop.
-    until(lambda: broker.depth(queue_name) == (0, 0), lambda: instance.log)
+    until(lambda: is_done(broker, queue_name), lambda: instance.log)
     assert instance.stop() == 0
     assert all(line.endswith("}") for line in lines(file))
     assert broker.depth(queue_name) == (0, 0)
@@ -192,7 +197,7 @@ def test_each_message_has_a_copy_with_its_id_although_the_instance_is_killed(
             return len(found) == 60
 
         until(take, lambda: instance.log)
-        until(lambda: broker.depth(queue_name) == (0, 0), lambda: instance.log)
+        until(lambda: is_done(broker, queue_name), lambda: instance.log)
         assert instance.stop() == 0
     assert {(one, str(n)) for one, (n, _) in found.items()} == {(str(n),) * 2 for n in range(60)}
     assert all(headers["fm-forwarded-by"] for _, headers in found.values())
