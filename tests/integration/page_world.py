@@ -273,10 +273,13 @@ class World:
     def _cockpit(self) -> str:
         with reserve_port() as holder:
             port = holder.getsockname()[1]
-        # Without D-Bus and without a login: the session is that of this user.
+        # Without D-Bus and without a login: the session is that of this user. It has a bus and an
+        # agent by name, because it would start some that outlive it.
+        others = {"DBUS_SESSION_BUS_ADDRESS": "disabled:", "SSH_AUTH_SOCK": "/nonexistent"}
         self._start(
             *(COCKPIT_WS, "--no-tls", "--address=127.0.0.1", f"--port={port}"),
             "--local-session=/usr/bin/cockpit-bridge",
+            environment=others,
         )
         until(lambda: _listens(port), "Cockpit listens")
         return f"http://127.0.0.1:{port}/cockpit/@localhost/fm-consumers/index.html"
