@@ -487,7 +487,7 @@ class Settings(Table):
 
     @property
     def is_fedoras(self) -> bool:
-        """Whether Fedora's rules apply: the file says so, or a broker has Fedora's host name."""
+        """True if Fedora's rules apply: the file says so, or a broker has Fedora's host name."""
         if self.framework.profile is not None:
             return self.framework.profile is Profile.FEDORA
         return any(is_fedoras_host(address.name) for address in self.brokers)
